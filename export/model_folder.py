@@ -1,0 +1,181 @@
+"""A transformers model folder: its weights, and the small files that go with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.tensor_file import TensorEntry, TensorFile, read_tensor_file
+from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.progress import logger
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json",
+)  # fmt: skip
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+
+# The class that transformers 5 writes for any tokenizer; transformers 4 and the servers built on
+# it do not know the name.
+GENERIC_TOKENIZER_CLASS = "TokenizersBackend"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The base's configuration and the headers of its weights; no weight has been read."""
+
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[TensorFile, ...]
+    index: dict[str, Any] | None
+    """The index JSON of a model in several files."""
+    tensors: dict[str, TensorEntry]
+
+
+def read_base(path: Path) -> BaseModel:
+    """Read a model folder's configuration and the headers of its weights.
+
+    Raises:
+        MissingError: There is no such folder.
+        ArtifactError: The configuration or a header cannot be read, the index and the files
+            disagree, or the weights are quantized.
+    """
+    if not path.is_dir():
+        raise MissingError(f"{path}: no such folder; expected a model folder")
+    config = read_json(path / CONFIG)
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
+        raise ArtifactError(
+            f"{path / CONFIG}: the base is quantized ({method}); a merge into quantized weights "
+            "would round the adapter away",
+            hint="Merge into the model that it was quantized from.",
+        )
+    index = None
+    if (path / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    elif (path / INDEX).is_file():
+        index = read_json(path / INDEX)
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ArtifactError(f"{path / INDEX}: has no weight_map")
+        names = sorted(set(weight_map.values()))
+        if any(Path(name).name != name for name in names):
+            raise ArtifactError(f"{path / INDEX}: a shard lies outside the folder")
+    else:
+        raise ArtifactError(f"{path}: neither {WEIGHTS} nor {INDEX}; expected safetensors weights")
+    shards = tuple(read_tensor_file(path / name) for name in names)
+    tensors: dict[str, TensorEntry] = {}
+    for shard in shards:
+        for entry in shard.entries:
+            if entry.name in tensors:
+                raise ArtifactError(f"{shard.path}: {entry.name} stands in another shard too")
+            if index is not None and index["weight_map"].get(entry.name) != shard.path.name:
+                raise ArtifactError(f"{shard.path}: {entry.name} is not what {INDEX} says is here")
+            tensors[entry.name] = entry
+    missing = sorted(index["weight_map"].keys() - tensors.keys()) if index else []
+    if missing:
+        raise ArtifactError(f"{path / INDEX}: no file holds {', '.join(missing[:5])}")
+    return BaseModel(path, config, shards, index, tensors)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ArtifactError: The file is missing or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: expected a JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_companions(base: Path, adapter: Path, out: Path) -> None:
+    """Copy what a model needs beside its weights and config.json.
+
+    The tokenizer comes whole from the adapter's folder if that has one, else from the base: the two
+    are never mixed. Chat template and generation_config each come from the adapter's folder,
+    else from the base. A tokenizer that the base names by a class of its own keeps that name.
+
+    Raises:
+        ArtifactError: A tokenizer_config.json cannot be read.
+    """
+    for name in PROCESSOR_FILES:
+        _copy(base / name, out)
+    trained = any((adapter / name).is_file() for name in TOKENIZER_FILES)
+    for name in TOKENIZER_FILES:
+        _copy((adapter if trained else base) / name, out)
+    _copy(_first(adapter, base, GENERATION_CONFIG), out)
+    if not _copy(adapter / CHAT_TEMPLATE, out):
+        inline = (out / TOKENIZER_CONFIG).is_file() and read_json(out / TOKENIZER_CONFIG).get(
+            "chat_template"
+        )
+        if not inline:
+            _copy_base_template(base, out)
+    if trained:
+        _keep_tokenizer_class(base, out)
+
+
+def max_token_id(folder: Path) -> int | None:
+    """The highest token id of the tokenizer in `folder`; None where tokenizer.json does not say."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = read_json(folder / "tokenizer.json")
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    # A unigram model lists its pieces in order of their ids; the others map pieces to ids.
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    ids += [token["id"] for token in tokenizer.get("added_tokens", [])]
+    return max(ids, default=None)
+
+
+def _copy(source: Path, out: Path) -> bool:
+    if not source.is_file():
+        return False
+    shutil.copyfile(source, out / source.name)
+    return True
+
+
+def _first(adapter: Path, base: Path, name: str) -> Path:
+    return adapter / name if (adapter / name).is_file() else base / name
+
+
+def _copy_base_template(base: Path, out: Path) -> None:
+    if _copy(base / CHAT_TEMPLATE, out) or not (base / TOKENIZER_CONFIG).is_file():
+        return
+    template = read_json(base / TOKENIZER_CONFIG).get("chat_template")
+    if isinstance(template, str):
+        (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def _keep_tokenizer_class(base: Path, out: Path) -> None:
+    if not (out / TOKENIZER_CONFIG).is_file() or not (base / TOKENIZER_CONFIG).is_file():
+        return
+    tokenizer_config = read_json(out / TOKENIZER_CONFIG)
+    named = read_json(base / TOKENIZER_CONFIG).get("tokenizer_class")
+    if tokenizer_config.get("tokenizer_class") != GENERIC_TOKENIZER_CLASS or not named:
+        return
+    if named != GENERIC_TOKENIZER_CLASS:
+        logger.debug("tokenizer_class: %s, as the base names it", named)
+        write_json(out / TOKENIZER_CONFIG, {**tokenizer_config, "tokenizer_class": named})

@@ -1,0 +1,215 @@
+"""The safetensors file format, read and written in pieces so that no file is ever held in memory.
+
+A file is an 8-byte little-endian header length, a JSON header that gives each tensor its dtype,
+shape and byte range, and the tensors' raw little-endian bytes, without holes. Specification:
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneline.core.errors import ArtifactError
+
+MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+"""The formats that arithmetic is done on."""
+
+SAFETENSORS_DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies in its file."""
+
+    name: str
+    dtype: str
+    """As safetensors names it, e.g. `BF16`."""
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the end of the header."""
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file whose header has been read and checked."""
+
+    path: Path
+    header: bytes
+    """The length field and the JSON, as they stand in the file."""
+    metadata: dict[str, str]
+    entries: tuple[TensorEntry, ...]
+    """In the order of their bytes."""
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + (self.entries[-1].end if self.entries else 0)
+
+
+def read_tensor_file(path: Path) -> TensorFile:
+    """Read and check a file's header, and the file's size against it.
+
+    Raises:
+        ArtifactError: The file is missing, truncated, corrupt or no safetensors file at all.
+    """
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            if prefix == b"version ":
+                raise ArtifactError(
+                    f"{path}: is a Git LFS pointer, not the weights",
+                    hint="Fetch the weights: git lfs pull",
+                )
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= MAX_HEADER_BYTES:
+                raise ArtifactError(f"{path}: not a safetensors file (its header length is wrong)")
+            header = file.read(length)
+            size_bytes = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    if len(header) < length:
+        raise ArtifactError(
+            f"{path}: truncated: the header takes {length} bytes, {len(header)} are there"
+        )
+    metadata, entries = _parse_header(path, header)
+    parsed = TensorFile(path, prefix + header, metadata, entries)
+    if size_bytes != parsed.size_bytes:
+        what = "truncated" if size_bytes < parsed.size_bytes else "corrupt"
+        raise ArtifactError(
+            f"{path}: {what}: its header describes {parsed.size_bytes} bytes, the file has "
+            f"{size_bytes}"
+        )
+    return parsed
+
+
+def make_header(entries: Sequence[TensorEntry], metadata: dict[str, str]) -> bytes:
+    """The length field and JSON for `entries`, padded so that the data starts aligned to 8."""
+    values: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    for entry in entries:
+        values[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [entry.begin, entry.end],
+        }
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def read_elements(
+    descriptor: int, file: TensorFile, entry: TensorEntry, start: int, into: torch.Tensor
+) -> None:
+    """Fill the flat tensor `into` from element `start` of `entry`, stored in the same dtype.
+
+    Raises:
+        ArtifactError: The file ends early.
+    """
+    view = memoryview(into.view(torch.uint8).numpy())
+    offset = len(file.header) + entry.begin + start * into.element_size()
+    read_bytes(descriptor, file.path, entry.name, offset, view)
+
+
+def read_bytes(descriptor: int, path: Path, name: str, offset: int, into: memoryview) -> None:
+    """Fill `into` from byte `offset` of the open file.
+
+    Raises:
+        ArtifactError: The file ends early.
+    """
+    done = 0
+    while done < len(into):
+        count = os.preadv(descriptor, [into[done:]], offset + done)
+        if count == 0:
+            raise ArtifactError(
+                f"{path}: {name}: the file ends early; it changed while it was read"
+            )
+        done += count
+
+
+def read_tensor(file: TensorFile, entry: TensorEntry) -> torch.Tensor:
+    """A whole (small) tensor in float32.
+
+    Raises:
+        ArtifactError: Its dtype is no float that arithmetic is done on, or the file ends early.
+    """
+    if entry.dtype not in TORCH_DTYPES:
+        raise ArtifactError(
+            f"{file.path}: {entry.name}: is stored as {entry.dtype}; expected one of "
+            f"{', '.join(TORCH_DTYPES)}"
+        )
+    flat = torch.empty(entry.num_elements, dtype=TORCH_DTYPES[entry.dtype])
+    with file.path.open("rb") as opened:
+        read_elements(opened.fileno(), file, entry, 0, flat)
+    return flat.float().reshape(entry.shape)
+
+
+def _parse_header(path: Path, header: bytes) -> tuple[dict[str, str], tuple[TensorEntry, ...]]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise ArtifactError(f"{path}: corrupt header: a name stands twice")
+        return values
+
+    try:
+        values = json.loads(header, object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise ArtifactError(f"{path}: corrupt header: not JSON") from None
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path}: corrupt header: expected a JSON object")
+    metadata = values.pop("__metadata__", {}) or {}
+    entries = sorted(
+        (_entry(path, name, value) for name, value in values.items()),
+        key=lambda entry: (entry.begin, entry.end),
+    )
+    position = 0
+    for entry in entries:
+        if entry.begin != position:
+            raise ArtifactError(
+                f"{path}: corrupt header: {entry.name} starts at byte {entry.begin} of the data; "
+                f"expected {position}"
+            )
+        position = entry.end
+    return metadata, tuple(entries)
+
+
+def _entry(path: Path, name: str, value: Any) -> TensorEntry:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        bits = DTYPE_BITS[dtype]
+        counts = [*shape, begin, end]
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(f"{path}: corrupt header: cannot read the entry of {name}") from None
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ArtifactError(f"{path}: corrupt header: {name}: a shape or an offset is no count")
+    if (end - begin) * 8 != math.prod(shape) * bits:
+        raise ArtifactError(
+            f"{path}: corrupt header: {name}: {end - begin} bytes do not hold {dtype} of shape "
+            f"{list(shape)}"
+        )
+    return TensorEntry(name, dtype, shape, begin, end)

@@ -1,0 +1,113 @@
+"""Reading rendered Kubernetes objects: pods wherever they are templated, selectors, arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Object = Mapping[str, Any]
+
+DIGEST_LABEL = "tuneline/model-digest"
+
+_UNITS = {
+    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pod:
+    """The pod that a Deployment, a Job or a bare Pod brings."""
+
+    where: str
+    owner: Object
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+
+    @property
+    def containers(self) -> list[Mapping[str, Any]]:
+        return [*self.spec.get("initContainers", []), *self.spec.get("containers", [])]
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {
+            port["name"]: port["containerPort"]
+            for container in self.containers
+            for port in container.get("ports", [])
+            if "name" in port
+        }
+
+
+def pods(objects: Sequence[Object]) -> list[Pod]:
+    found = []
+    for item in objects:
+        if item["kind"] in ("Deployment", "Job"):
+            template = item["spec"]["template"]
+            labels = template.get("metadata", {}).get("labels", {})
+            found.append(Pod(where(item), item, labels, template["spec"]))
+        elif item["kind"] == "Pod":
+            labels = item["metadata"].get("labels", {})
+            found.append(Pod(where(item), item, labels, item["spec"]))
+    return found
+
+
+def servers(objects: Sequence[Object]) -> list[tuple[Pod, Mapping[str, Any]]]:
+    """The pods that run vLLM, each with its vLLM container."""
+    return [
+        (pod, container)
+        for pod in pods(objects)
+        for container in pod.containers
+        if container.get("command", [])[:2] == ["vllm", "serve"]
+    ]
+
+
+def flags(args: Sequence[str]) -> dict[str, list[str]]:
+    """vLLM's arguments by flag: `--a b c --d=e` is `{"--a": ["b", "c"], "--d": ["e"]}`. What stands
+    before the first flag is under the empty name."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for arg in args:
+        if arg.startswith("--"):
+            name, equals, value = arg.partition("=")
+            name = name.replace("_", "-")
+            found.setdefault(name, []).extend([value] if equals else [])
+        else:
+            found[name].append(arg)
+    return found
+
+
+def where(item: Object) -> str:
+    return f"{item['kind']}/{item['metadata']['name']}"
+
+
+def namespace(item: Object) -> str:
+    return str(item["metadata"].get("namespace", ""))
+
+
+def of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
+    return [item for item in objects if item["kind"] == kind]
+
+
+def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def selected(objects: Sequence[Object], item: Object, selector: Mapping[str, str]) -> list[Pod]:
+    return [
+        pod
+        for pod in pods(objects)
+        if namespace(pod.owner) == namespace(item) and matches(selector, pod.labels)
+    ]
+
+
+def env(container: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {entry["name"]: entry for entry in container.get("env", [])}
+
+
+def quantity(text: str | int | float) -> float:
+    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text))
+    if match is None or match[2] not in _UNITS:
+        return float("nan")
+    return float(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,394 @@
+"""The client: sends at given times, and keeps every read with its time. Nothing else in the window.
+
+Built for small bias. Requests are bytes before the start; connections are open before the start;
+arrivals are timed by a kernel timer on the monotonic clock; a read is stamped by the kernel where
+the socket allows it (`SO_TIMESTAMPNS`), so that a busy event loop does not make the server look
+slow; the only parsing is the search for the response's end. Garbage collection is off meanwhile.
+Everything else waits until the window is over (`sse.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import resource
+import socket
+import ssl
+from collections import deque
+from collections.abc import Coroutine, MutableSequence
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.connection import (
+    Connection,
+    PlainConnection,
+    Request,
+    TlsConnection,
+    monotonic_ns,
+    realtime_offset_ns,
+)
+from loadtest.host import host_times, steal_share, throttled_s
+from loadtest.http1 import Framer
+from loadtest.plan import Plan
+from loadtest.timer import KernelTimer
+
+TICK_NS = 10_000_000
+"""How often the loop's own lag is measured, and timeouts looked for."""
+CLOCK_INTERVAL_NS = 1_000_000_000
+"""How often the two clocks are compared."""
+STALE_AFTER_NS = 1_000_000_000
+"""A connection idle for longer may have been closed by the server while we send."""
+PAUSE_AFTER_FAILURE_S = 0.1
+"""A closed loop does not hammer a server that refuses."""
+
+
+@dataclass
+class SelfCheck:
+    """What the client knows of itself. Times in nanoseconds."""
+
+    loop_lags_ns: list[int]
+    """How late each tick of the event loop was."""
+    cpu_s: float
+    """User and system CPU time of this process between start and last end."""
+    num_connects_in_window: int
+    num_resent: int
+    """Sent again because the server had closed the idle connection."""
+    kernel_clock: bool
+    """Whether the kernel's receive times could be had."""
+    wall_s: float = 0.0
+    steal_share: float | None = None
+    throttled_s: float | None = None
+
+
+class Client:
+    """Runs the part of a plan that falls to this process.
+
+    Args:
+        plan: What to send.
+        key: The API key; joined to the headers here and nowhere kept.
+        counters: Four numbers that the parent watches: begun, answered, failed, in flight.
+    """
+
+    def __init__(self, plan: Plan, key: str | None, counters: MutableSequence[int]) -> None:
+        self.plan = plan
+        self.counters = counters
+        self.loop = asyncio.get_running_loop()
+        self.head = plan.head.encode()
+        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+        bodies = [body.encode() for body in plan.bodies]
+        self.tails = [
+            f"\r\n{authorization}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            for body in bodies
+        ]
+        self.tls = ssl.create_default_context(cafile=plan.ca_file) if plan.tls else None
+        self.address: tuple[int, tuple[str, int]] | None = None
+        self.kernel_clock = not plan.tls
+        self.clock_offsets = [(monotonic_ns(), realtime_offset_ns())]
+        self.pool: deque[Connection] = deque()
+        self.connections: set[Connection] = set()
+        self.running: dict[int, Request] = {}
+        """In the order in which they began, so the first times out first."""
+        self.requests: list[Request] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.done = self.loop.create_future()
+        self.failures_in_a_row = 0
+        self.pauses = 0
+        """Slots of a closed loop that wait after a failure."""
+        self.next_index = plan.worker
+        self.stop_ns: int | None = None
+        self.stopping = False
+        self.check = SelfCheck([], 0.0, 0, 0, self.kernel_clock)
+        self.arrivals_ns: list[int] = []
+        self.cursor = 0
+
+    # --- before and after the window ---
+
+    async def open_pool(self) -> None:
+        """Open the connections that the start needs; a server that refuses is met again later."""
+        plan = self.plan
+        infos = await self.loop.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)
+        self.address = (infos[0][0], infos[0][4][:2])  # type: ignore[assignment]
+        gate = asyncio.Semaphore(64)
+
+        async def one() -> None:
+            async with gate:
+                with contextlib.suppress(OSError, TimeoutError):
+                    self.pool.append(await self.connect())
+
+        await asyncio.gather(*(one() for _ in range(plan.num_connections)))
+
+    async def run(self, start_ns: int) -> list[Request]:
+        """Send everything at its time from `start_ns` on; returns when all has ended."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        cpu_before_s, host_before = cpu_s(), host_times()
+        self.next_tick_ns = start_ns
+        self.ticker = KernelTimer(self.loop, self.tick)
+        self.ticker.at(start_ns)
+        if self.plan.arrivals_s is None:
+            self.timer = KernelTimer(self.loop, self.begin_slots)
+        else:
+            self.timer = KernelTimer(self.loop, self.begin_schedule)
+            offsets = self.plan.arrivals_s[self.plan.worker :: self.plan.num_workers]
+            self.arrivals_ns = [start_ns + round(offset * 1e9) for offset in offsets]
+        self.timer.at(start_ns)
+        try:
+            await self.done
+        finally:
+            host_after = host_times()
+            self.check.cpu_s = cpu_s() - cpu_before_s
+            self.check.wall_s = (monotonic_ns() - start_ns) / 1e9
+            self.check.steal_share = steal_share(host_before, host_after)
+            self.check.throttled_s = throttled_s(host_before, host_after)
+            self.check.kernel_clock = self.kernel_clock
+            self.timer.close()
+            self.ticker.close()
+            self.stopping = True
+            for task in self.tasks:
+                task.cancel()
+            for connection in list(self.connections):
+                connection.close()
+            gc.enable()
+            gc.unfreeze()
+        return self.requests
+
+    def stop(self) -> None:
+        """End now: what is in flight stays unfinished."""
+        self.stopping = True
+        if not self.done.done():
+            self.done.set_result(None)
+
+    # --- sending ---
+
+    def begin_schedule(self) -> None:
+        """Send every arrival that is due; then sleep until the next. Nothing is skipped."""
+        arrivals = self.arrivals_ns
+        while self.cursor < len(arrivals):
+            due_ns = arrivals[self.cursor]
+            if due_ns > monotonic_ns():
+                self.timer.at(due_ns)
+                return
+            index = self.plan.worker + self.cursor * self.plan.num_workers
+            self.cursor += 1
+            self.begin(index, due_ns)
+        self.settle()
+
+    def begin_slots(self) -> None:
+        assert self.plan.concurrency is not None  # noqa: S101 (a closed loop has it)
+        worker, num_workers = self.plan.worker, self.plan.num_workers
+        for _ in range(worker, self.plan.concurrency, num_workers):
+            self.begin_next()
+        self.settle()
+
+    def begin_next(self) -> None:
+        """Closed loop: a slot is free."""
+        if self.stopping or not self.has_next():
+            return
+        index = self.next_index
+        self.next_index += self.plan.num_workers
+        now_ns = monotonic_ns()
+        is_measured = index >= self.plan.num_warmup_requests
+        if is_measured and self.stop_ns is None and self.plan.duration_s is not None:
+            self.stop_ns = now_ns + round(self.plan.duration_s * 1e9)
+        self.begin(index, now_ns)
+
+    def has_next(self) -> bool:
+        if self.plan.arrivals_s is not None:
+            return self.cursor < len(self.arrivals_ns)
+        if self.plan.num_requests is not None:
+            return self.next_index < self.plan.num_requests
+        return self.stop_ns is None or monotonic_ns() < self.stop_ns
+
+    def begin(self, index: int, intended_ns: int) -> None:
+        request = Request(index, intended_ns)
+        self.requests.append(request)
+        self.running[index] = request
+        self.counters[0] += 1
+        if self.pool:
+            self.send(request, self.pool.pop())
+        else:
+            self.spawn(self.connect_and_send(request))
+
+    def send(self, request: Request, connection: Connection) -> None:
+        connection.request = request
+        connection.framer = Framer()
+        request.connection = connection
+        body_of = self.plan.body_of
+        tail = self.tails[body_of[request.index % len(body_of)]]
+        connection.send(b"%b%d%b" % (self.head, request.index, tail))
+
+    async def connect_and_send(self, request: Request) -> None:
+        self.check.num_connects_in_window += 1
+        try:
+            connection = await self.connect()
+        except TimeoutError:
+            self.fail(request, "connect_timeout", "no connection in time")
+        except ConnectionRefusedError as error:
+            self.fail(request, "connection_refused", str(error))
+        except OSError as error:
+            self.fail(request, "connection_failed", str(error))
+        else:
+            if request.end_ns is None:
+                self.send(request, connection)
+            else:
+                self.pool.append(connection)
+
+    async def connect(self) -> Connection:
+        assert self.address is not None  # noqa: S101 (open_pool resolves it)
+        family, address = self.address
+        connection: Connection
+        async with asyncio.timeout(min(self.plan.timeout_s, 10.0)):
+            if self.tls is None:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+                sock.setblocking(False)
+                try:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    await self.loop.sock_connect(sock, address)
+                except BaseException:
+                    sock.close()
+                    raise
+                connection = PlainConnection(self, sock)
+            else:
+                _, connection = await self.loop.create_connection(
+                    lambda: TlsConnection(self),
+                    address[0], address[1], ssl=self.tls, server_hostname=self.plan.host,
+                )  # fmt: skip
+        self.connections.add(connection)
+        return connection
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    # --- ends ---
+
+    def finish(self, connection: Connection, request: Request, now_ns: int) -> None:
+        """The response is whole; whether it is good is found out after the window."""
+        self.release(connection, now_ns)
+        status = connection.framer.status
+        if status == 200:
+            self.failures_in_a_row = 0
+            self.counters[1] += 1
+        else:
+            self.failures_in_a_row += 1
+            self.counters[2] += 1
+        request.end_ns = now_ns
+        del self.running[request.index]
+        self.follow(pause=status != 200)
+
+    def release(self, connection: Connection, now_ns: int) -> None:
+        connection.request = None
+        framer = connection.framer
+        if framer.keep_alive and not framer.surplus and not connection.unsent:
+            connection.idle_since_ns = now_ns
+            self.pool.append(connection)
+        else:
+            connection.close()
+            self.connections.discard(connection)
+
+    def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None:
+        """The connection ended under a request."""
+        idle_ns = connection.idle_since_ns
+        stale = idle_ns is not None and request.intended_ns - idle_ns > STALE_AFTER_NS
+        if stale and not request.reads and not request.resent and not self.stopping:
+            # RFC 9112, 9.3.1: the server closed an idle connection while we wrote to it.
+            self.drop(connection)
+            request.resent, request.sent_ns = True, None
+            self.check.num_resent += 1
+            self.spawn(self.connect_and_send(request))
+            return
+        request.closed = True
+        if reason == "closed":
+            if connection.framer.close():
+                self.drop(connection)
+                request.end_ns = monotonic_ns()
+                self.running.pop(request.index, None)
+                self.counters[1] += 1
+                self.failures_in_a_row = 0
+                self.follow(pause=False)
+                return
+            reason = "truncated_stream" if connection.framer.begun else "connection_reset"
+        self.fail(request, reason, message)
+
+    def fail(self, request: Request, reason: str, message: str) -> None:
+        if request.end_ns is not None:
+            return
+        request.end_ns = monotonic_ns()
+        request.error, request.message = reason, message
+        self.running.pop(request.index, None)
+        self.counters[2] += 1
+        self.failures_in_a_row += 1
+        if request.connection is not None:
+            self.drop(request.connection)
+        self.follow(pause=True)
+
+    def drop(self, connection: Connection) -> None:
+        connection.request = None
+        connection.close()
+        self.connections.discard(connection)
+        with contextlib.suppress(ValueError):
+            self.pool.remove(connection)
+            # One that never carried a request would only be closed again.
+            if connection.idle_since_ns is not None and not self.stopping:
+                self.spawn(self.reopen())
+
+    async def reopen(self) -> None:
+        """An idle connection was closed by the server: have another ready."""
+        with contextlib.suppress(OSError, TimeoutError):
+            self.pool.appendleft(await self.connect())
+
+    def follow(self, *, pause: bool) -> None:
+        """A request has ended: a closed loop begins the next."""
+        if self.plan.arrivals_s is None and not self.stopping:
+            if self.failures_in_a_row >= self.abort_after:
+                self.stop()
+                return
+            if pause and self.has_next():
+                self.pauses += 1
+                self.loop.call_later(PAUSE_AFTER_FAILURE_S, self.after_pause)
+                return
+            self.begin_next()
+        self.settle()
+
+    def after_pause(self) -> None:
+        self.pauses -= 1
+        self.begin_next()
+        self.settle()
+
+    @property
+    def abort_after(self) -> int:
+        """A closed loop that only fails ends early; what it did not send stays unfinished."""
+        return max(30, 3 * (self.plan.concurrency or 1))
+
+    def settle(self) -> None:
+        if not self.running and not self.pauses and not self.has_next() and not self.done.done():
+            self.done.set_result(None)
+
+    # --- the loop's own clock ---
+
+    def tick(self) -> None:
+        now_ns = monotonic_ns()
+        # Absolute, and each tick that a late one covers counts: a loop that stood still for 50 ms
+        # was late five times, not once.
+        while self.next_tick_ns <= now_ns:
+            self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
+            self.next_tick_ns += TICK_NS
+        self.counters[3] = len(self.running)
+        limit_ns = now_ns - round(self.plan.timeout_s * 1e9)
+        while self.running:
+            request = next(iter(self.running.values()))
+            if request.intended_ns > limit_ns:
+                break
+            reason = "stalled" if request.reads else "timeout"
+            self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
+        if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
+            self.clock_offsets.append((now_ns, realtime_offset_ns()))
+        self.ticker.at(self.next_tick_ns)
+
+
+def cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,269 @@
+"""The `loadtest` section of run.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tuneline.core.config import StrictModel
+
+Arrival = Literal["poisson", "constant", "gamma", "ramp", "burst", "trace"]
+
+
+class SLO(StrictModel):
+    """Service level objectives. Latencies count from the time a request was meant to be sent, a
+    failed request counts as infinitely slow, and only what is given is judged."""
+
+    ttft_p50_s: float | None = Field(default=None, gt=0)
+    """Time to first token, seconds."""
+    ttft_p90_s: float | None = Field(default=None, gt=0)
+    ttft_p99_s: float | None = Field(default=None, gt=0)
+    tpot_p50_s: float | None = Field(default=None, gt=0)
+    """Time per output token after the first, seconds."""
+    tpot_p90_s: float | None = Field(default=None, gt=0)
+    tpot_p99_s: float | None = Field(default=None, gt=0)
+    e2e_p50_s: float | None = Field(default=None, gt=0)
+    """End-to-end latency, seconds."""
+    e2e_p90_s: float | None = Field(default=None, gt=0)
+    e2e_p99_s: float | None = Field(default=None, gt=0)
+    max_error_rate: float | None = Field(default=0.0, ge=0, lt=1)
+    """Most failed or unfinished requests as a share of those offered."""
+    min_request_throughput_rps: float | None = Field(default=None, gt=0)
+    min_output_throughput_tps: float | None = Field(default=None, gt=0)
+    """Output tokens per second."""
+    goodput_ttft_s: float | None = Field(default=None, gt=0)
+    """A request is good when it meets each of the three limits that is given."""
+    goodput_tpot_s: float | None = Field(default=None, gt=0)
+    goodput_e2e_s: float | None = Field(default=None, gt=0)
+    min_goodput_rps: float | None = Field(default=None, gt=0)
+    """Least good requests per second."""
+    min_goodput_share: float | None = Field(default=None, gt=0, le=1)
+    """Least good requests as a share of those offered."""
+
+    @model_validator(mode="after")
+    def _goodput_has_limits(self) -> Self:
+        wanted = self.min_goodput_rps is not None or self.min_goodput_share is not None
+        if wanted and not self.has_goodput:
+            raise ValueError(
+                "min_goodput_rps and min_goodput_share need goodput_ttft_s, goodput_tpot_s or "
+                "goodput_e2e_s"
+            )
+        return self
+
+    @property
+    def has_goodput(self) -> bool:
+        limits = (self.goodput_ttft_s, self.goodput_tpot_s, self.goodput_e2e_s)
+        return any(limit is not None for limit in limits)
+
+
+class Scenario(StrictModel):
+    """One run: open loop with `rate_rps` (or `arrival: burst`), or closed loop with
+    `concurrency`; for `num_requests` or for `duration_s`."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$")
+    rate_rps: float | None = Field(default=None, gt=0)
+    """Open loop: mean arrivals per second, whatever the server does."""
+    arrival: Arrival | None = None
+    """Open loop: `poisson` (the default), `constant`, `gamma` with `burstiness`, `ramp` from
+    `rate_rps` to `rate_end_rps` (Poisson), `burst`: all at once, or `trace`: the times that a
+    `mooncake` workload holds."""
+    burstiness: float | None = Field(default=None, gt=0)
+    """Shape of gamma-distributed gaps: 1 is Poisson, less comes in bursts, more is more even. The
+    gaps' coefficient of variation is 1/sqrt(burstiness)."""
+    rate_end_rps: float | None = Field(default=None, gt=0)
+    """Of a ramp: the rate at its end."""
+    trace_speed: float | None = Field(default=None, gt=0)
+    """Of a trace: 2 replays it in half the time; 1 by default."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Closed loop: streams kept in flight; the next is sent when one ends."""
+    num_requests: int | None = Field(default=None, ge=1)
+    """Measured requests; warm-up comes before them."""
+    duration_s: float | None = Field(default=None, gt=0)
+    """Measured seconds in which requests are sent; those in flight then are waited for."""
+    slo: SLO | None = None
+    """In place of the common one."""
+
+    @model_validator(mode="after")
+    def _exclusive(self) -> Self:
+        problems = []
+        without_rate = self.arrival in ("burst", "trace")
+        if (self.rate_rps is not None or without_rate) == (self.concurrency is not None):
+            problems.append("give either rate_rps (open loop) or concurrency (closed loop)")
+        if self.concurrency is not None and self.arrival is not None:
+            problems.append("arrival is for open loops; concurrency makes a closed one")
+        if without_rate and self.rate_rps is not None:
+            problems.append(f"arrival: {self.arrival} has its own times and no rate_rps")
+        if (self.arrival == "gamma") != (self.burstiness is not None):
+            problems.append("arrival: gamma and burstiness go together")
+        if (self.arrival == "ramp") != (self.rate_end_rps is not None):
+            problems.append("arrival: ramp and rate_end_rps go together")
+        if self.arrival != "trace" and self.trace_speed is not None:
+            problems.append("trace_speed is for arrival: trace")
+        if (self.num_requests is None) == (self.duration_s is None):
+            problems.append("give either num_requests or duration_s")
+        if self.arrival == "burst" and self.num_requests is None:
+            problems.append("arrival: burst needs num_requests")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def loop(self) -> Literal["open", "closed"]:
+        return "open" if self.concurrency is None else "closed"
+
+
+class Length(StrictModel):
+    """A distribution of token counts."""
+
+    distribution: Literal["fixed", "normal", "lognormal"] = "fixed"
+    mean: float = Field(gt=0)
+    """Of the counts themselves, for a lognormal distribution too."""
+    stddev: float | None = Field(default=None, gt=0)
+    min: int = Field(default=1, ge=1)
+    """Draws below it, and above `max`, are drawn again."""
+    max: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.distribution == "fixed") == (self.stddev is not None):
+            raise ValueError("normal and lognormal need stddev; fixed has none")
+        if self.mean < self.min or (self.max is not None and self.mean > self.max):
+            raise ValueError("the mean lies outside min and max")
+        return self
+
+
+class WorkloadConfig(StrictModel):
+    """What the requests hold."""
+
+    source: Literal["prompts", "synthetic", "sharegpt", "mooncake"] = "prompts"
+    """`prompts`: those given to the load test, such as the evaluation set. `synthetic`: random
+    token ids of exact lengths through `/v1/completions`. `sharegpt`: a JSON file of conversations.
+    `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks."""
+    path: Path | None = None
+    """Of the `sharegpt` or `mooncake` file; from the current directory."""
+    input_tokens: Length | None = None
+    """`synthetic`: prompt lengths, shared prefix included."""
+    output_tokens: Length | None = None
+    """Answer lengths, in place of the common `max_tokens`; exact with `ignore_eos`."""
+    max_token_id: int = Field(default=1000, ge=256)
+    """`synthetic` and `mooncake`: token ids are drawn from 100 up to here; below the vocabulary's
+    size."""
+    shared_prefix_tokens: int | None = Field(default=None, ge=1)
+    """`synthetic`: first tokens that the requests of a group have in common."""
+    num_prefix_groups: int | None = Field(default=None, ge=1)
+    unique_prompts: bool = False
+    """Begin each prompt with a nonce, so that no prefix cache can answer it."""
+    prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
+    """The share of prompt tokens that the server is expected to find in its cache; a run that
+    differs by more than 0.05 is INVALID."""
+    multi_turn: bool = False
+    """Send every user turn of a conversation as a request of its own, with the recorded answers
+    as history; without it, conversations are sent whole (or, `sharegpt`, their first turn)."""
+    models: dict[str, float] | None = None
+    """Served names (adapters) and their weights in the traffic, in place of the one model."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        problems = []
+        if (self.source in ("sharegpt", "mooncake")) != (self.path is not None):
+            problems.append("path goes with source: sharegpt and source: mooncake")
+        if (self.source == "synthetic") != (self.input_tokens is not None):
+            problems.append("input_tokens goes with source: synthetic")
+        if (self.shared_prefix_tokens is None) != (self.num_prefix_groups is None):
+            problems.append("shared_prefix_tokens and num_prefix_groups go together")
+        if self.shared_prefix_tokens is not None and self.source != "synthetic":
+            problems.append("shared_prefix_tokens is for source: synthetic")
+        if self.multi_turn and self.source not in ("prompts", "sharegpt"):
+            problems.append("multi_turn is for source: prompts and source: sharegpt")
+        if self.models is not None and not (
+            self.models and all(weight > 0 for weight in self.models.values())
+        ):
+            problems.append("models needs at least one name, each with a weight above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class LoadTestConfig(StrictModel):
+    """What is sent, how fast, and what the endpoint must hold."""
+
+    scenarios: list[Scenario] = Field(
+        default=[
+            Scenario(name="open-4rps", rate_rps=4.0, num_requests=60),
+            Scenario(name="closed-4", concurrency=4, num_requests=60),
+        ],
+        min_length=1,
+    )
+    """Run one after the other."""
+    slo: SLO = SLO()
+    workload: WorkloadConfig = WorkloadConfig()
+    max_tokens: int = Field(default=64, ge=1)
+    """Most tokens per answer."""
+    ignore_eos: bool = False
+    """Ask for exactly `max_tokens` tokens (`ignore_eos` and `min_tokens`, vLLM's own parameters);
+    that they came is checked."""
+    num_warmup_requests: int = Field(default=8, ge=0)
+    """Sent before the measured ones, at the same pace and without a pause between the two."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """A request that has not ended this long after it was meant to be sent has failed."""
+    seed: int = 0
+    """Of the arrival times and of the order of prompts."""
+    num_workers: int = Field(default=1, ge=1)
+    """Client processes; they share one schedule."""
+    max_client_lag_s: float | None = Field(default=None, gt=0)
+    """The client's own p99 delay in sending, and of its event loop, above which a run is INVALID.
+    By default 2 ms, or 2 % of the tightest TTFT or end-to-end objective where that is more."""
+    calibrate: bool = True
+    """Before each scenario, measure the client's own bias against the bundled server of known
+    delays at the same load, for about three seconds."""
+    extra_body: dict[str, Any] = Field(default={"temperature": 0.0})
+    """Further keys of the request's JSON body, as the openai client's `extra_body`."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        names = [scenario.name for scenario in self.scenarios]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"scenario names stand twice: {', '.join(twice)}")
+        traced = any(scenario.arrival == "trace" for scenario in self.scenarios)
+        if traced and self.workload.source != "mooncake":
+            raise ValueError("arrival: trace needs workload.source: mooncake")
+        ours = {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"}
+        taken = sorted(ours & self.extra_body.keys())
+        if taken:
+            raise ValueError(f"extra_body may not set {', '.join(taken)}: the load test sets them")
+        return self
+
+
+def quick_config(
+    *,
+    rate_rps: float | None = None,
+    concurrency: int | None = None,
+    num_requests: int | None = None,
+    duration_s: float | None = None,
+    max_tokens: int | None = None,
+) -> LoadTestConfig:
+    """One scenario from command-line options: 1 stream and 100 requests where none are given.
+
+    Raises:
+        ConfigError: The options exclude one another or are out of range.
+    """
+    from tuneline.core.config import validate_config
+
+    if rate_rps is None and concurrency is None:
+        concurrency = 1
+    if num_requests is None and duration_s is None:
+        num_requests = 100
+    scenario = {
+        "name": "closed" if rate_rps is None else "open",
+        "rate_rps": rate_rps,
+        "concurrency": concurrency,
+        "num_requests": num_requests,
+        "duration_s": duration_s,
+    }
+    values: dict[str, Any] = {"scenarios": [scenario]}
+    if max_tokens is not None:
+        values["max_tokens"] = max_tokens
+    return validate_config(LoadTestConfig, values, "options")

@@ -1,0 +1,235 @@
+"""Connections that keep every read with its time: a bare TCP socket, or TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import numpy as np
+
+from loadtest.http1 import Framer, ProtocolError
+
+READ_BYTES = 65536
+SO_TIMESTAMPNS = 35
+ANCILLARY_BYTES = socket.CMSG_SPACE(16)
+TIMESPEC = struct.Struct("@qq")
+
+monotonic_ns = time.monotonic_ns
+
+
+Read = tuple[int, bytes | None, bytes]
+"""When the user's clock saw it, the kernel's own stamp (a timespec of CLOCK_REALTIME), the bytes.
+The stamp is decoded after the window."""
+
+
+class Request:
+    """One request while it runs. Times are monotonic nanoseconds."""
+
+    __slots__ = (
+        "closed", "connection", "end_ns", "error", "index", "intended_ns", "message", "reads",
+        "resent", "sent_ns",
+    )  # fmt: skip
+
+    def __init__(self, index: int, intended_ns: int) -> None:
+        self.index = index
+        self.intended_ns = intended_ns
+        self.sent_ns: int | None = None
+        self.end_ns: int | None = None
+        self.reads: list[Read] = []
+        self.error: str | None = None
+        self.message = ""
+        self.closed = False
+        self.resent = False
+        self.connection: Connection | None = None
+
+
+class Owner(Protocol):
+    """What a connection tells the client that holds it."""
+
+    loop: asyncio.AbstractEventLoop
+    kernel_clock: bool
+
+    def finish(self, connection: Connection, request: Request, now_ns: int) -> None: ...
+
+    def fail(self, request: Request, reason: str, message: str) -> None: ...
+
+    def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None: ...
+
+    def drop(self, connection: Connection) -> None: ...
+
+
+class Connection:
+    """One connection, idle in the pool or carrying one request."""
+
+    def __init__(self, client: Owner) -> None:
+        self.client = client
+        self.framer = Framer()
+        self.request: Request | None = None
+        self.idle_since_ns: int | None = None
+        """None until it has carried a request."""
+        self.is_open = True
+        self.unsent = b""
+
+    def send(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def deliver(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
+        request = self.request
+        if request is None:
+            self.client.drop(self)  # bytes that nobody asked for
+            return
+        request.reads.append((now_ns, stamp, data))
+        try:
+            if self.framer.feed(data):
+                self.client.finish(self, request, now_ns)
+        except ProtocolError as error:
+            self.client.fail(request, "protocol_error", str(error))
+
+    def ended(self, reason: str, message: str) -> None:
+        """The peer is gone."""
+        request = self.request
+        if request is None:
+            self.client.drop(self)
+        else:
+            self.client.lost(self, request, reason, message)
+
+
+class PlainConnection(Connection):
+    """A TCP socket read with `recvmsg`, for the kernel's receive time."""
+
+    def __init__(self, client: Owner, sock: socket.socket) -> None:
+        super().__init__(client)
+        self.sock = sock
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        except OSError:
+            client.kernel_clock = False
+        client.loop.add_reader(sock, self.readable)
+
+    def readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.ended("connection_reset", str(error))
+            return
+        now_ns = monotonic_ns()
+        if not data:
+            self.ended("closed", "the server closed the connection")
+            return
+        self.deliver(data, ancillary[0][2] if ancillary else None, now_ns)
+
+    def send(self, data: bytes) -> None:
+        # Before the call: the kernel may let the server run before it lets us look at the clock.
+        now_ns = monotonic_ns()
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.ended("connection_reset", str(error))
+            return
+        if sent < len(data):
+            self.unsent = data[sent:]
+            self.client.loop.add_writer(self.sock, self.writable)
+        elif self.request is not None:
+            self.request.sent_ns = now_ns
+
+    def writable(self) -> None:
+        now_ns = monotonic_ns()
+        try:
+            sent = self.sock.send(self.unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.ended("connection_reset", str(error))
+            return
+        self.unsent = self.unsent[sent:]
+        if not self.unsent:
+            self.client.loop.remove_writer(self.sock)
+            if self.request is not None:
+                self.request.sent_ns = now_ns
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self.client.loop.remove_reader(self.sock)
+            self.client.loop.remove_writer(self.sock)
+            self.sock.close()
+
+
+class TlsConnection(Connection, asyncio.Protocol):
+    """A TLS connection. The library reads the socket, so times are the user's clock."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
+
+    def data_received(self, data: bytes) -> None:
+        now_ns = monotonic_ns()
+        self.deliver(bytes(data), None, now_ns)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.is_open:
+            if exc is None:
+                self.ended("closed", "the server closed the connection")
+            else:
+                self.ended("connection_reset", str(exc))
+
+    def send(self, data: bytes) -> None:
+        if self.request is not None:
+            self.request.sent_ns = monotonic_ns()
+        self.transport.write(data)
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self.transport.abort()
+
+
+def realtime_offset_ns() -> int:
+    """CLOCK_REALTIME minus CLOCK_MONOTONIC: the kernel stamps with one, we count in the other.
+
+    The tightest of a few readings, since the process may be interrupted between the two clocks.
+    """
+    best: tuple[int, int] | None = None
+    for _ in range(5):
+        before_ns = monotonic_ns()
+        real_ns = time.time_ns()
+        after_ns = monotonic_ns()
+        reading = (after_ns - before_ns, real_ns - (before_ns + after_ns) // 2)
+        best = reading if best is None or reading < best else best
+    assert best is not None  # noqa: S101 (five readings were taken)
+    return best[1]
+
+
+def receive_times(reads: Sequence[Read], clock_offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Monotonic nanoseconds at which each read's bytes had arrived.
+
+    Args:
+        reads: In their order.
+        clock_offsets: Pairs of a monotonic time and what CLOCK_REALTIME was ahead by then, in
+            ascending order; between two of them it is interpolated.
+    """
+    seen = np.array([now_ns for now_ns, _, _ in reads], np.int64)
+    at_ns, ahead_ns = zip(*clock_offsets, strict=True)
+    base = ahead_ns[0]
+    ahead = np.interp(seen - at_ns[0], np.array(at_ns) - at_ns[0], np.array(ahead_ns) - base)
+    times = []
+    for (now_ns, stamp, _), more_ns in zip(reads, ahead, strict=True):
+        if stamp is None:
+            times.append(now_ns)
+            continue
+        seconds, nanoseconds = TIMESPEC.unpack(stamp)
+        arrived_ns = seconds * 1_000_000_000 + nanoseconds - base - round(more_ns)
+        times.append(min(arrived_ns, now_ns))
+    return times

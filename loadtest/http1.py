@@ -1,0 +1,194 @@
+"""Where an HTTP/1.1 response ends, byte by byte and without looking into it. Pure.
+
+The client needs no more than the end of a response while it measures. The same state machine runs
+again afterwards, with a sink, to take the body apart.
+"""
+
+from __future__ import annotations
+
+MAX_HEAD_BYTES = 65536
+
+_SIZE, _DATA, _DATA_END, _TRAILER, _HEAD, _LENGTH, _UNTIL_CLOSE, _DONE = range(8)
+_CHUNKED = _TRAILER  # the largest of the states inside a chunked body
+
+
+class ProtocolError(Exception):
+    """The peer does not speak HTTP/1.1. Stays inside this package: it becomes an error class."""
+
+
+class Framer:
+    """Reads one response (RFC 9112): status, headers, and a chunked, measured or closed body."""
+
+    __slots__ = ("_buffer", "_left", "_state", "headers", "keep_alive", "status", "surplus")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.keep_alive = True
+        self.surplus = False
+        """Bytes came after the end of the response: the connection cannot be trusted."""
+        self._state = _HEAD
+        self._buffer = b""
+        self._left = 0
+
+    @property
+    def complete(self) -> bool:
+        return self._state == _DONE
+
+    @property
+    def begun(self) -> bool:
+        return self._state != _HEAD or bool(self._buffer)
+
+    def close(self) -> bool:
+        """The peer closed the connection; returns whether the response is whole."""
+        if self._state == _UNTIL_CLOSE:
+            self._state = _DONE
+        return self._state == _DONE
+
+    def feed(self, data: bytes, sink: list[bytes] | None = None) -> bool:
+        """Take what one read returned; body pieces go to `sink`. Returns whether it is the end.
+
+        Raises:
+            ProtocolError: These bytes cannot be part of a response.
+        """
+        state = self._state
+        if state <= _CHUNKED:
+            # The common case: a read brings one whole chunk.
+            if state == _SIZE and not self._buffer:
+                end = data.find(b"\r\n", 0, 10)
+                if end > 0 and data.endswith(b"\r\n"):
+                    try:
+                        left = int(data[:end], 16)
+                    except ValueError:
+                        left = 0
+                    if left > 0 and end + left + 4 == len(data):
+                        if sink is not None:
+                            sink.append(data[end + 2 : -2])
+                        return False
+            self._feed_chunked(data, sink)
+            return self._state == _DONE
+        if state == _HEAD:
+            rest = self._feed_head(data)
+            if rest is None:
+                return False
+            data = rest
+            state = self._state
+        if state == _LENGTH:
+            if sink is not None and data:
+                sink.append(data[: self._left])
+            self.surplus = self.surplus or len(data) > self._left
+            self._left -= min(self._left, len(data))
+            if self._left == 0:
+                self._state = _DONE
+        elif state == _UNTIL_CLOSE:
+            if sink is not None and data:
+                sink.append(data)
+        elif state == _DONE:
+            self.surplus = self.surplus or bool(data)
+        else:
+            self._feed_chunked(data, sink)
+        return self._state == _DONE
+
+    def _feed_head(self, data: bytes) -> bytes | None:
+        """Returns what follows the head, or None while it is not complete."""
+        buffer = self._buffer + data
+        while True:
+            if buffer[:7] != b"HTTP/1."[: len(buffer)]:
+                raise ProtocolError(f"expected HTTP/1.1, found {buffer[:40]!r}")
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0:
+                if len(buffer) > MAX_HEAD_BYTES:
+                    raise ProtocolError(f"no end of the headers in {len(buffer)} bytes")
+                self._buffer = buffer
+                return None
+            self._parse_head(buffer[:end])
+            buffer = buffer[end + 4 :]
+            if self.status >= 200:  # an interim response (1xx) is followed by the real one
+                self._buffer = b""
+                return buffer
+            if not buffer:
+                self._buffer = b""
+                return None
+
+    def _parse_head(self, head: bytes) -> None:
+        lines = head.split(b"\r\n")
+        parts = lines[0].split(b" ", 2)
+        if len(parts) < 2 or not parts[1].isdigit():
+            raise ProtocolError(f"expected a status line, found {lines[0][:60]!r}")
+        self.status = int(parts[1])
+        self.headers = {}
+        for line in lines[1:]:
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise ProtocolError(f"expected a header, found {line[:60]!r}")
+            self.headers[name.strip().lower()] = value.strip()
+        connection = self.headers.get(b"connection", b"").lower()
+        self.keep_alive = connection != b"close" and parts[0] != b"HTTP/1.0"
+        if self.status < 200:
+            return
+        if self.status in (204, 304):
+            self._state = _DONE
+        elif b"chunked" in self.headers.get(b"transfer-encoding", b"").lower():
+            self._state = _SIZE
+        elif b"content-length" in self.headers:
+            length = self.headers[b"content-length"]
+            if not length.isdigit():
+                raise ProtocolError(f"content-length is {length[:20]!r}")
+            self._left = int(length)
+            self._state = _LENGTH if self._left else _DONE
+        else:
+            self.keep_alive = False
+            self._state = _UNTIL_CLOSE
+
+    def _feed_chunked(self, data: bytes, sink: list[bytes] | None) -> None:
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        position, size = 0, len(data)
+        while position < size:
+            state = self._state
+            if state == _SIZE:
+                end = data.find(b"\r\n", position)
+                if end < 0:
+                    if size - position > 1024:
+                        raise ProtocolError(f"chunk size {data[position : position + 20]!r}")
+                    self._buffer = data[position:]
+                    return
+                try:
+                    left = int(data[position:end].partition(b";")[0], 16)
+                except ValueError:
+                    left = -1
+                if left < 0:
+                    raise ProtocolError(f"chunk size {data[position:end][:20]!r}")
+                position = end + 2
+                self._left = left
+                self._state = _DATA if left else _TRAILER
+            elif state == _DATA:
+                piece_end = position + self._left
+                if piece_end > size:
+                    piece_end = size
+                if sink is not None:
+                    sink.append(data[position:piece_end])
+                self._left -= piece_end - position
+                position = piece_end
+                if self._left == 0:
+                    self._state = _DATA_END
+            elif state == _DATA_END:
+                if size - position < 2:
+                    self._buffer = data[position:]
+                    return
+                if data[position : position + 2] != b"\r\n":
+                    raise ProtocolError(f"chunk ends in {data[position : position + 2]!r}")
+                position += 2
+                self._state = _SIZE
+            elif state == _TRAILER:
+                end = data.find(b"\r\n", position)
+                if end < 0:
+                    self._buffer = data[position:]
+                    return
+                if end == position:
+                    self._state = _DONE
+                position = end + 2
+            else:  # _DONE
+                self.surplus = True
+                return

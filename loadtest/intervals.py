@@ -1,0 +1,153 @@
+"""How sure a figure is, and from when on a run is steady. Pure.
+
+Requests that share a batch slow each other down, so their latencies are not independent, and an
+interval that treats them so is too narrow. The moving-block bootstrap (Künsch, Annals of
+Statistics 17, 1989) draws runs of neighbouring requests instead of single ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+NUM_RESAMPLES = 400
+CONFIDENCE = 0.95
+MIN_BLOCKS = 5
+"""Fewer blocks than this say nothing of the spread between them."""
+MSER_BATCH = 5
+
+
+def block_length(num_overlapping: float, num_values: int) -> int:
+    """Two mean requests long, in requests: twice as many as run at once, by Little's law.
+
+    Args:
+        num_overlapping: Requests in flight on average.
+        num_values: Length of the series; at least MIN_BLOCKS blocks have to fit where they can.
+    """
+    wanted = max(1, math.ceil(2 * num_overlapping))
+    return max(1, min(wanted, num_values // MIN_BLOCKS))
+
+
+def bootstrap(
+    values: Values, percentiles: tuple[int, ...], block: int, *, seed: int = 0
+) -> dict[int, tuple[float, float]]:
+    """95 % intervals of percentiles, of a series in the order of its requests.
+
+    Infinite values are allowed and make a bound infinite where they reach it. An empty result
+    means that there are fewer than MIN_BLOCKS blocks.
+    """
+    count = len(values)
+    if count < MIN_BLOCKS * block:
+        return {}
+    rng = np.random.default_rng(seed)
+    num_blocks = -(-count // block)
+    offsets = np.arange(block)
+    drawn = np.empty((NUM_RESAMPLES, len(percentiles)))
+    # Order statistics at the places of numpy's linear percentile; the upper one where it falls
+    # between two, so that infinities do not turn into NaN.
+    places = [min(math.ceil((count - 1) * q / 100), count - 1) for q in percentiles]
+    for number in range(NUM_RESAMPLES):
+        starts = rng.integers(0, count - block + 1, num_blocks)
+        resampled = values[(starts[:, None] + offsets).ravel()[:count]]
+        drawn[number] = np.partition(resampled, places)[places]
+    tail = (1 - CONFIDENCE) / 2
+    drawn.sort(axis=0)
+    low, high = math.floor(tail * NUM_RESAMPLES), math.ceil((1 - tail) * NUM_RESAMPLES) - 1
+    return {
+        q: (float(drawn[low, column]), float(drawn[high, column]))
+        for column, q in enumerate(percentiles)
+    }
+
+
+def paired_difference(
+    differences: Values, block: int, *, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of paired differences with its 95 % moving-block interval."""
+    rng = np.random.default_rng(seed)
+    count = len(differences)
+    block = max(1, min(block, count))
+    num_blocks = -(-count // block)
+    starts = rng.integers(0, count - block + 1, (2000, num_blocks))
+    # Block means are enough for a mean: no resample is written out.
+    sums = np.concatenate(([0.0], np.cumsum(differences)))
+    means = ((sums[starts + block] - sums[starts]) / block).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean(differences)), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class SteadyState:
+    """From where on a run is steady, and whether it grows without end."""
+
+    num_discarded: int
+    """Requests before the steady part; MSER-5 (White, Simulation 69, 1997)."""
+    from_s: float | None
+    """Intended time of the first steady request."""
+    found: bool
+    """False where MSER wants to discard more than half: there is no steady part."""
+    growth: float | None
+    """What the latency grows by over the steady part, as a share of its median (least squares)."""
+    growing: bool
+    """The growth's 95 % lower bound is above MAX_GROWTH: the queue does not settle."""
+
+
+MAX_GROWTH = 0.5
+
+
+def steady_state(times_s: Values, latencies_s: Values, block: int) -> SteadyState:
+    """Find the steady part of a series of latencies, in the order of their intended times.
+
+    Failed requests (infinite) count as the largest finite latency, so that a failing end shows.
+    """
+    count = len(latencies_s)
+    finite = latencies_s[np.isfinite(latencies_s)]
+    if count < 4 * MSER_BATCH or not len(finite):
+        return SteadyState(0, float(times_s[0]) if count else None, bool(count), None, False)
+    values = np.where(np.isfinite(latencies_s), latencies_s, np.max(finite))
+    cut = mser(values)
+    found = cut <= count // 2
+    start = cut if found else 0
+    growth, lower = _growth(times_s[start:], values[start:], block)
+    return SteadyState(
+        num_discarded=start,
+        from_s=float(times_s[start]),
+        found=found,
+        growth=growth,
+        growing=lower is not None and lower > MAX_GROWTH,
+    )
+
+
+def mser(values: Values) -> int:
+    """How many values at the front to discard so that the mean of the rest is surest."""
+    num_batches = len(values) // MSER_BATCH
+    batches = values[: num_batches * MSER_BATCH].reshape(num_batches, MSER_BATCH).mean(axis=1)
+    # Marginal standard error of the mean of what is left, for every cut.
+    left = num_batches - np.arange(num_batches)
+    sums = np.cumsum(batches[::-1])[::-1]
+    squares = np.cumsum(batches[::-1] ** 2)[::-1]
+    errors = (squares - sums**2 / left) / left**2
+    # The last few cuts leave too little to have an error.
+    usable = max(num_batches - 5, 1)
+    return int(np.argmin(errors[:usable])) * MSER_BATCH
+
+
+def _growth(times_s: Values, values: Values, block: int) -> tuple[float | None, float | None]:
+    span_s = float(times_s[-1] - times_s[0])
+    median = float(np.median(values))
+    count = len(values)
+    if span_s <= 0 or median <= 0 or count < 4 * block or count < 20:
+        return None, None
+    scaled = (times_s - times_s.mean()) / span_s
+    slope = float(scaled @ (values - values.mean()) / (scaled @ scaled))
+    residuals = values - values.mean() - slope * scaled
+    # Blocks of residuals around the fitted line.
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, count - block + 1, (NUM_RESAMPLES, -(-count // block)))
+    places = (starts[:, :, None] + np.arange(block)).reshape(NUM_RESAMPLES, -1)[:, :count]
+    slopes = slope + residuals[places] @ scaled / (scaled @ scaled)
+    return slope / median, float(np.quantile(slopes, 0.025)) / median

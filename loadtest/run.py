@@ -1,0 +1,242 @@
+"""One load test: every scenario of the configuration against one endpoint, and its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtest import report as report_files
+from loadtest.calibrate import Calibration, calibrate
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.document import Result, report_document, summary_metrics
+from loadtest.plan import SUCCEEDED, Plan, Records
+from loadtest.planning import make_plan, plan_digest, with_unsent
+from loadtest.probe import Served, probe
+from loadtest.server_metrics import (
+    Scrape,
+    deltas,
+    reconcile,
+    scrape,
+    settled_scrape,
+)
+from loadtest.statistics import client_figures, statistics
+from loadtest.verdict import judge
+from loadtest.workers import Counters, Measured, run_workers
+from loadtest.workload import Messages, Workload, read_prompts
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ConfigError, ServerError
+from tuneline.core.progress import logger, progress
+
+__all__ = ["read_prompts", "run_loadtest"]
+
+GiveUp = Callable[[Counters], bool]
+
+
+def run_loadtest(
+    config: LoadTestConfig,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    prompts: Sequence[Messages],
+    inputs: Sequence[Input] = (),
+) -> Artifact:
+    """Measure `endpoint` and write an artifact of kind `load-report`.
+
+    The verdict stands in the report and in the manifest's metrics; it raises nothing.
+
+    Args:
+        config: What to send and what must hold.
+        endpoint: Where to.
+        out: Where the artifact goes.
+        prompts: Chat messages of each prompt; requests take them in an order drawn from the seed.
+        inputs: The artifacts that the endpoint is known to serve.
+
+    Raises:
+        ServerError: The endpoint does not answer as an OpenAI-compatible server that serves the
+            model, or serves another artifact than `inputs` say.
+        ConfigError: There are no prompts.
+        DataError: A workload file cannot be used.
+    """
+    served = probe_artifact(config, endpoint, inputs)
+    if not prompts and config.workload.source == "prompts":
+        raise ConfigError("the load test has no prompts; expected at least one")
+    resolved = config.model_dump(mode="json")
+    with new_artifact(out, "load-report", config=resolved, inputs=inputs) as draft:
+        results = [
+            measure_scenario(config, scenario, endpoint, prompts, seed=config.seed + number)
+            for number, scenario in enumerate(config.scenarios)
+        ]
+        document = report_document(config, endpoint, served, inputs, results)
+        write_report(document, results, draft.dir)
+        draft.metrics.update(summary_metrics(document))
+    for line in report_files.lines(document):
+        logger.info("%s", line)
+    return open_artifact(out)
+
+
+def probe_artifact(config: LoadTestConfig, endpoint: Endpoint, inputs: Sequence[Input]) -> Served:
+    """Ask the endpoint what it serves, and hold it against what it should.
+
+    Raises:
+        ServerError: See `run_loadtest`.
+    """
+    served = probe(endpoint)
+    absent = sorted(set(config.workload.models or ()) - set(served.names))
+    if absent:
+        raise ServerError(
+            f"{endpoint.url}: does not serve {', '.join(absent)} of workload.models; it serves "
+            f"{', '.join(served.names)}"
+        )
+    digests = {
+        entry.digest.removeprefix("sha256:")[:12]: entry
+        for entry in inputs
+        if entry.kind in ("model", "adapter")
+    }
+    if served.short_digest and digests and served.short_digest not in digests:
+        raise ServerError(
+            f"{endpoint.url}: serves {served.artifact_name}; expected the artifact "
+            f"{' or '.join(digests)}",
+            hint="Another run's server may hold that port.",
+        )
+    return served
+
+
+def write_report(document: dict[str, Any], results: Sequence[Result], directory: Path) -> None:
+    """`report.json`, the raw records, and the plots."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    (directory / "report.json").write_text(text + "\n", encoding="utf-8")
+    for result in results:
+        result.records.save(directory / f"records-{result.scenario.name}.npz")
+    report_files.plot(results, directory)
+
+
+def measure_scenario(
+    config: LoadTestConfig,
+    scenario: Scenario,
+    endpoint: Endpoint,
+    prompts: Sequence[Messages],
+    *,
+    seed: int,
+    give_up: GiveUp = lambda _: False,
+    calibration: Calibration | None = None,
+) -> Result:
+    """Calibrate, run one scenario, read the server's own figures, and judge.
+
+    Args:
+        config: Common options.
+        scenario: What to run.
+        endpoint: Where to.
+        prompts: For `workload.source: prompts`.
+        seed: Of arrivals and order.
+        give_up: Asked each second; True ends the run, and what is in flight stays unfinished.
+        calibration: An earlier one that holds for this load.
+    """
+    plan, workload = make_plan(config, scenario, endpoint, prompts, seed=seed)
+    if calibration is None and config.calibrate:
+        calibration = calibrate(config, scenario)
+    before = scrape(endpoint)
+    measured = run_plan(scenario.name, plan, endpoint.api_key, give_up)
+    server = None
+    if before is not None:
+        server = _server_figures(endpoint, before, measured.records)
+    return judged(config, scenario, plan, workload, measured, calibration, server)
+
+
+def run_plan(
+    label: str,
+    plan: Plan,
+    key: str | None,
+    give_up: GiveUp = lambda _: False,
+    *,
+    workers: range | None = None,
+    start_unix_s: float | None = None,
+) -> Measured:
+    """Run a plan, or the part of it that falls to `workers`, behind a progress display."""
+    total = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)
+    with progress(f"load test {label}", total, "requests") as advance:
+
+        def watch(counters: Counters) -> bool:
+            advance(
+                counters.num_answered + counters.num_failed,
+                f"{counters.num_in_flight} in flight, {counters.num_answered} ok, "
+                f"{counters.num_failed} failed",
+            )
+            return give_up(counters)
+
+        return run_workers(plan, key, watch, workers=workers, start_unix_s=start_unix_s)
+
+
+def _server_figures(endpoint: Endpoint, before: Scrape, records: Records) -> dict[str, Any] | None:
+    ok = records.select(records.state == SUCCEEDED)
+    num_tokens = float(np.nansum(ok.tokens))
+    after = settled_scrape(endpoint, before, num_tokens)
+    if after is None:
+        return None
+    figures = deltas(before, after)
+    client: dict[str, float | None] = {"generation_tokens": num_tokens}
+    if len(ok):
+        client["mean_ttft_s"] = float(np.mean(ok.first_token_s - ok.sent_s))
+        client["mean_e2e_s"] = float(np.mean(ok.last_token_s - ok.sent_s))
+    rows, warnings = reconcile(figures, client)
+    return {"figures": figures, "reconciliation": rows, "warnings": warnings}
+
+
+def judged(
+    config: LoadTestConfig,
+    scenario: Scenario,
+    plan: Plan,
+    workload: Workload,
+    measured: Measured,
+    calibration: Calibration | None = None,
+    server: dict[str, Any] | None = None,
+) -> Result:
+    """Figures and verdict of what was measured."""
+    records = with_unsent(plan, measured.records)
+    slo = scenario.slo or config.slo
+    bodies = [plan.body_of[int(index) % len(plan.body_of)] for index in records.index]
+    asked = np.array([workload.output_tokens[body] for body in bodies], np.float64)
+    stats = statistics(
+        records,
+        slo,
+        exact_tokens=asked if config.ignore_eos else None,
+        duration_s=scenario.duration_s,
+    )
+    client = client_figures(measured.workers)
+    examples: dict[str, list[str]] = {}
+    for worker in measured.workers:
+        for name, messages in worker["examples"].items():
+            examples[name] = (examples.get(name, []) + messages)[:3]
+    hit_rate = server["figures"]["prefix_hit_rate"] if server else None
+    if hit_rate is None and stats.tokens.num_cached_prompt_tokens is not None:
+        hit_rate = stats.tokens.num_cached_prompt_tokens / max(stats.tokens.num_prompt_tokens, 1)
+    judgement = judge(
+        config,
+        slo,
+        stats,
+        client,
+        open_loop=scenario.loop == "open",
+        calibration=calibration,
+        prefix_hit_rate=hit_rate,
+    )
+    if server is not None:
+        judgement = replace(judgement, warnings=judgement.warnings + server["warnings"])
+    return Result(
+        scenario=scenario,
+        records=records,
+        stats=stats,
+        client=client,
+        judgement=judgement,
+        plan_digest=plan_digest(plan, workload),
+        models=[workload.models[body] for body in bodies],
+        calibration=calibration,
+        server=server,
+        examples=examples,
+        text_sample=[text for worker in measured.workers for text in worker["text_sample"]][:3],
+        start_unix_s=measured.start_unix_s,
+    )

@@ -1,0 +1,313 @@
+"""The highest rate that an endpoint holds, and latency against rate."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest.calibrate import calibrate
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.document import SCHEMA_VERSION, Result, endpoint_document, scenario_document
+from loadtest.report import plot_rates
+from loadtest.run import measure_scenario, probe_artifact
+from loadtest.verdict import Verdict, worst
+from loadtest.workers import Counters
+from loadtest.workload import Messages
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.config import validate_config
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.environment import environment_facts
+from tuneline.core.errors import ConfigError
+from tuneline.core.progress import logger
+
+MAX_PROBES = 20
+REPLICA_LOAD = 0.7
+"""Share of the highest rate that a replica is planned for."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One rate tried."""
+
+    rate_rps: float
+    verdict: Verdict
+    stopped_early: bool
+    num_requests: int
+    ttft_p90_s: float | None
+    tpot_p90_s: float | None
+    e2e_p90_s: float | None
+    output_tokens_per_s: float | None
+    error_rate: float
+    problems: list[str]
+
+
+def search(
+    config: LoadTestConfig,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    prompts: Sequence[Messages],
+    inputs: Sequence[Input] = (),
+    start_rps: float = 1.0,
+    max_rps: float = 1000.0,
+    num_requests: int = 300,
+    precision: float = 0.1,
+) -> Artifact:
+    """Find the highest open-loop rate at which every objective of `config.slo` holds.
+
+    Doubles from `start_rps` until a rate fails, bisects between the last that passes and the first
+    that fails until they are `precision` apart, and runs the winner again, twice as long and with
+    another schedule: the best of several tries is otherwise too good. A rate passes only where the
+    95 % intervals of its percentiles lie below the objectives; INCONCLUSIVE counts as failed. Steps
+    down where the second run fails. Writes an artifact of kind `load-search`.
+
+    Args:
+        config: Objectives, workload and client options; its scenarios are not used.
+        endpoint: Where to.
+        out: Where the artifact goes.
+        prompts: As of `run_loadtest`.
+        inputs: As of `run_loadtest`.
+        start_rps: The first rate tried.
+        max_rps: No higher rate is tried.
+        num_requests: Measured requests of each probe.
+        precision: Distance of the two final rates, as a share of the lower.
+
+    Raises:
+        ConfigError: No latency, throughput or goodput objective is set, or a rate makes no sense.
+        ServerError: As of `run_loadtest`.
+    """
+    _require_objective(config)
+    if not 0 < start_rps <= max_rps or precision <= 0:
+        raise ConfigError(
+            f"start {start_rps:g}, max {max_rps:g} requests/s, precision {precision:g}: expected "
+            "0 < start <= max and a precision above 0"
+        )
+    served = probe_artifact(config, endpoint, inputs)
+    resolved = {
+        **config.model_dump(mode="json"),
+        "search": {"start_rps": start_rps, "max_rps": max_rps, "num_requests": num_requests,
+                   "precision": precision},
+    }  # fmt: skip
+    with new_artifact(out, "load-search", config=resolved, inputs=inputs) as draft:
+        probes: list[Probe] = []
+
+        def holds(rate_rps: float, *, num: int, seed: int) -> bool:
+            result, stopped = _probe(config, endpoint, prompts, rate_rps, num, seed)
+            probe = _summary(rate_rps, result, stopped)
+            probes.append(probe)
+            logger.info(
+                "  %.4g requests/s: %s%s", rate_rps, probe.verdict,
+                f" ({probe.problems[0]})" if probe.problems else "",
+            )  # fmt: skip
+            return probe.verdict == "PASS"
+
+        best, failing = _bracket(holds, config, num_requests, start_rps, max_rps, precision)
+        confirmed = False
+        while best is not None and len(probes) < MAX_PROBES:
+            seed = config.seed + 1000 + len(probes)
+            if holds(best, num=2 * num_requests, seed=seed):
+                confirmed = True
+                break
+            failing = best
+            lower = best / (1 + precision)
+            best = lower if lower >= start_rps / 8 else None
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": "PASS" if confirmed else "INCONCLUSIVE",
+            "problems": [] if confirmed else [_why_not(best, probes)],
+            "endpoint": endpoint_document(endpoint, served),
+            "inputs": [entry.model_dump() for entry in inputs],
+            "slo": config.slo.model_dump(mode="json", exclude_none=True),
+            "max_rate_rps": best if confirmed else None,
+            "lowest_failing_rate_rps": failing,
+            "confirmed": confirmed,
+            "confidence": 0.95,
+            "capacity": {
+                "rate_per_replica_rps": REPLICA_LOAD * best if confirmed and best else None,
+                "share_of_max": REPLICA_LOAD,
+            },
+            "probes": [asdict(probe) for probe in probes],
+            "environment": environment_facts(),
+        }
+        _write(document, draft.dir)
+        plot_rates([asdict(probe) for probe in probes], draft.dir)
+        draft.metrics.update(
+            {name: document[name] for name in ("verdict", "problems", "max_rate_rps")}
+        )
+    return open_artifact(out)
+
+
+def replicas(peak_rps: float, max_rate_rps: float) -> int:
+    """Replicas for a peak rate, each loaded to REPLICA_LOAD of what it was found to hold."""
+    return max(1, math.ceil(peak_rps / (REPLICA_LOAD * max_rate_rps)))
+
+
+def sweep(
+    config: LoadTestConfig,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    prompts: Sequence[Messages],
+    rates_rps: Sequence[float],
+    inputs: Sequence[Input] = (),
+    num_requests: int = 300,
+) -> Artifact:
+    """Measure each rate and draw latency and throughput against it; artifact `load-sweep`.
+
+    Raises:
+        ConfigError: No rates, or one that is not above 0.
+        ServerError: As of `run_loadtest`.
+    """
+    if not rates_rps or min(rates_rps) <= 0:
+        raise ConfigError("a sweep needs at least one rate above 0", hint="Try: --rates 1,2,4,8")
+    served = probe_artifact(config, endpoint, inputs)
+    rates = sorted(set(rates_rps))
+    resolved = {
+        **config.model_dump(mode="json"),
+        "sweep": {"rates_rps": rates, "num_requests": num_requests},
+    }
+    with new_artifact(out, "load-sweep", config=resolved, inputs=inputs) as draft:
+        scenarios, probes = [], []
+        for number, rate_rps in enumerate(rates):
+            seed = config.seed + number
+            result, _ = _probe(config, endpoint, prompts, rate_rps, num_requests, seed, early=False)
+            probe = _summary(rate_rps, result, False)
+            probes.append(probe)
+            scenarios.append(scenario_document(config, result))
+            result.records.save(draft.dir / f"records-{result.scenario.name}.npz")
+            logger.info("  %.4g requests/s: %s", rate_rps, probe.verdict)
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": worst([probe.verdict for probe in probes]),
+            "problems": [
+                f"{probe.rate_rps:g} requests/s: {problem}"
+                for probe in probes
+                for problem in probe.problems
+            ],
+            "endpoint": endpoint_document(endpoint, served),
+            "inputs": [entry.model_dump() for entry in inputs],
+            "scenarios": scenarios,
+            "probes": [asdict(probe) for probe in probes],
+            "environment": environment_facts(),
+        }
+        _write(document, draft.dir)
+        plot_rates([asdict(probe) for probe in probes], draft.dir)
+        draft.metrics.update(
+            verdict="PASS", problems=[], rates={str(p.rate_rps): p.verdict for p in probes}
+        )
+    return open_artifact(out)
+
+
+def _bracket(
+    holds: Any,
+    config: LoadTestConfig,
+    num_requests: int,
+    start_rps: float,
+    max_rps: float,
+    precision: float,
+) -> tuple[float | None, float | None]:
+    """The highest rate seen to hold and the lowest above it seen to fail."""
+    best: float | None = None
+    failing: float | None = None
+    rate = start_rps
+    for number in range(MAX_PROBES - 4):
+        seed = config.seed + number
+        if holds(rate, num=num_requests, seed=seed):
+            best = rate
+        else:
+            failing = rate
+        if best is None:
+            if rate < start_rps / 8:
+                return None, failing  # not even an eighth of the first rate
+            rate = rate / 2
+        elif failing is None:
+            if best >= max_rps:
+                return best, None
+            rate = min(2 * best, max_rps)
+        elif failing / best - 1 <= precision:
+            return best, failing
+        else:
+            rate = math.sqrt(best * failing)
+    return best, failing
+
+
+def _probe(
+    config: LoadTestConfig,
+    endpoint: Endpoint,
+    prompts: Sequence[Messages],
+    rate_rps: float,
+    num_requests: int,
+    seed: int,
+    *,
+    early: bool = True,
+) -> tuple[Result, bool]:
+    name = f"rate-{rate_rps:.4g}".replace(".", "-").replace("+", "")
+    values = {"name": name, "rate_rps": rate_rps, "num_requests": num_requests}
+    scenario = validate_config(Scenario, values, "options")
+    stopped = False
+    limit = _most_in_flight(config, rate_rps)
+
+    def give_up(counters: Counters) -> bool:
+        nonlocal stopped
+        too_many_failed = counters.num_failed > max(
+            0.5 * num_requests, 2 * (config.slo.max_error_rate or 0.0) * num_requests
+        )
+        if early and (counters.num_in_flight > limit or too_many_failed):
+            stopped = True
+        return stopped
+
+    calibration = calibrate(config, scenario) if config.calibrate else None
+    result = measure_scenario(
+        config, scenario, endpoint, prompts, seed=seed, give_up=give_up, calibration=calibration
+    )
+    return result, stopped
+
+
+def _most_in_flight(config: LoadTestConfig, rate_rps: float) -> float:
+    """More requests than this at once cannot meet the objectives any more: by Little's law they
+    would have to take four times the slowest allowed."""
+    slo = config.slo
+    slowest = slo.e2e_p99_s or slo.e2e_p90_s or slo.e2e_p50_s or slo.goodput_e2e_s
+    if slowest is None:
+        slowest = config.timeout_s / 4
+    return max(4 * slowest * rate_rps, 50.0)
+
+
+def _summary(rate_rps: float, result: Result, stopped: bool) -> Probe:
+    stats = result.stats
+    return Probe(
+        rate_rps=rate_rps,
+        verdict="FAIL" if stopped else result.judgement.verdict,
+        stopped_early=stopped,
+        num_requests=stats.num_offered,
+        ttft_p90_s=stats.latencies["ttft_s"].p90,
+        tpot_p90_s=stats.latencies["tpot_s"].p90,
+        e2e_p90_s=stats.latencies["e2e_s"].p90,
+        output_tokens_per_s=stats.throughput.output_tokens_per_s,
+        error_rate=stats.error_rate,
+        problems=result.judgement.problems,
+    )
+
+
+def _why_not(best: float | None, probes: Sequence[Probe]) -> str:
+    if best is None:
+        return f"no rate down to {min(probe.rate_rps for probe in probes):.3g} requests/s holds"
+    return f"no rate held twice within {MAX_PROBES} probes"
+
+
+def _require_objective(config: LoadTestConfig) -> None:
+    given = config.slo.model_dump(exclude_none=True).keys() - {"max_error_rate"}
+    if not given:
+        raise ConfigError(
+            "the search needs an objective besides max_error_rate",
+            hint="Try: --set loadtest.slo.ttft_p90_s=0.5",
+        )
+
+
+def _write(document: dict[str, Any], directory: Path) -> None:
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    (directory / "report.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,303 @@
+"""PASS, FAIL, INCONCLUSIVE or INVALID, and why. Pure.
+
+INVALID: the client was the bottleneck or the numbers contradict themselves; they say nothing of the
+server, good or bad. FAIL: an objective is not met. INCONCLUSIVE: too few requests to say. In this
+order; PASS is what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from loadtest.calibrate import Calibration
+from loadtest.config import SLO, LoadTestConfig
+from loadtest.statistics import PERCENTILES, Figure, Statistics
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
+
+EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "FAIL": 6, "INCONCLUSIVE": 7, "INVALID": 8}
+SEVERITY: tuple[Verdict, ...] = ("INVALID", "FAIL", "INCONCLUSIVE", "PASS")
+
+MIN_LAG_BUDGET_S = 0.002
+LAG_SHARE_OF_OBJECTIVE = 0.02
+MAX_RATE_DIFFERENCE = 0.01
+MAX_CV_DIFFERENCE = 0.05
+MAX_DISPERSION_DIFFERENCE = 0.25
+MAX_MERGED_SHARE = 0.05
+MAX_HIT_RATE_DIFFERENCE = 0.05
+MAX_STEAL_SHARE = 0.1
+MAX_THROTTLED_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One SLO and what was found."""
+
+    name: str
+    limit: float
+    measured: float | None
+    """Null where it is infinite or withheld."""
+    unit: str
+    n: int
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    verdict: Verdict
+    problems: list[str]
+    """Why it is not PASS."""
+    warnings: list[str]
+    objectives: list[Objective]
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    return min(verdicts, key=SEVERITY.index)
+
+
+def judge(
+    config: LoadTestConfig,
+    slo: SLO,
+    stats: Statistics,
+    client: dict[str, Any],
+    *,
+    open_loop: bool,
+    calibration: Calibration | None = None,
+    prefix_hit_rate: float | None = None,
+) -> Judgement:
+    """Hold a scenario's figures against its objectives and against the client's own limits."""
+    invalid, warnings = _validity(config, slo, stats, client, open_loop)
+    if calibration is not None:
+        invalid += _calibration(calibration, lag_budget_s(config, slo, stats))
+    declared = config.workload.prefix_hit_rate
+    if declared is not None:
+        invalid += _hit_rate(declared, prefix_hit_rate)
+    objectives = _objectives(slo, stats)
+    missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != "PASS"]
+    verdict = worst(["PASS", *(objective.verdict for objective in objectives)])
+    if open_loop and stats.steady_state.growing:
+        missed.append(
+            f"latency grew by {stats.steady_state.growth or 0:.0%} over the run and had not "
+            "settled: the endpoint does not keep up with this rate"
+        )
+        verdict = worst([verdict, "INCONCLUSIVE"])
+    if not stats.steady_state.found:
+        warnings.append("no steady part was found: the run may be too short")
+    return Judgement(
+        verdict="INVALID" if invalid else verdict,
+        problems=invalid + missed,
+        warnings=warnings,
+        objectives=objectives,
+    )
+
+
+def lag_budget_s(config: LoadTestConfig, slo: SLO, stats: Statistics) -> float:
+    """What the client may add before its lag could decide an objective."""
+    if config.max_client_lag_s is not None:
+        return config.max_client_lag_s
+    limits = [
+        limit
+        for name in ("ttft", "e2e")
+        for q in PERCENTILES
+        if (limit := getattr(slo, f"{name}_p{q}_s")) is not None
+    ]
+    limits += [limit for limit in (slo.goodput_ttft_s, slo.goodput_e2e_s) if limit is not None]
+    scale = min(limits, default=stats.latencies["e2e_s"].p50 or 0.0)
+    return max(MIN_LAG_BUDGET_S, LAG_SHARE_OF_OBJECTIVE * scale)
+
+
+def _validity(
+    config: LoadTestConfig, slo: SLO, stats: Statistics, client: dict[str, Any], open_loop: bool
+) -> tuple[list[str], list[str]]:
+    problems: list[str] = []
+    warnings: list[str] = []
+    total = stats.num_succeeded + stats.num_failed + stats.num_unfinished
+    if total != stats.num_offered:
+        problems.append(f"{stats.num_offered} requests offered, {total} accounted for")
+    budget_s = lag_budget_s(config, slo, stats)
+    send_lag_s = stats.send_lag.p99 or 0.0
+    if send_lag_s > budget_s:
+        problems.append(
+            f"the client sent late: p99 of its send lag is {send_lag_s * 1e3:.1f} ms, at most "
+            f"{budget_s * 1e3:.1f} ms is allowed"
+        )
+    # The kernel stamps reads by itself; then a late loop does harm only where it lets events run
+    # together, that is where it is later than they are apart.
+    loop_lag_s = client["loop_lag_s"].p99 or 0.0
+    kernel_clock = client["num_reads_kernel_clock"] == client["num_reads"] > 0
+    gap_s = stats.latencies["inter_chunk_gap_s"].p50
+    loop_budget_s = max(budget_s, gap_s or 0.0) if kernel_clock else budget_s
+    if loop_lag_s > loop_budget_s:
+        problems.append(
+            f"the client was busy: p99 of its loop lag is {loop_lag_s * 1e3:.1f} ms, at most "
+            f"{loop_budget_s * 1e3:.1f} ms is allowed"
+        )
+    merged = stats.tokens.num_merged_events
+    if merged > MAX_MERGED_SHARE * max(stats.tokens.num_events, 1):
+        warnings.append(
+            f"{merged} of {stats.tokens.num_events} events came together with the one before: "
+            "their own times are lost (tpot_s is not touched, inter_chunk_gap_s is)"
+        )
+    if open_loop and stats.num_offered > 10:
+        problems += _arrivals(stats, config.max_client_lag_s or 0.0)
+    problems += _host(client)
+    tokens = stats.tokens
+    needs_tokens = any(
+        getattr(slo, name) is not None
+        for name in ("tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "min_output_throughput_tps",
+                     "goodput_tpot_s")
+    )  # fmt: skip
+    if tokens.num_without_usage:
+        text = f"{tokens.num_without_usage} answers carry no usage: their tokens are not known"
+        (problems if needs_tokens else warnings).append(text)
+    if tokens.num_more_events_than_tokens:
+        problems.append(
+            f"{tokens.num_more_events_than_tokens} answers have more text events than tokens by "
+            "the server's usage"
+        )
+    if tokens.num_wrong_length:
+        problems.append(
+            f"{tokens.num_wrong_length} answers have not exactly {config.max_tokens} tokens, as "
+            "ignore_eos asks"
+        )
+    if tokens.num_first_tokens_estimated:
+        warnings.append(
+            f"{tokens.num_first_tokens_estimated} answers hold several tokens per event without a "
+            "count in each: their tpot_s takes the mean for the first"
+        )
+    return problems, warnings
+
+
+def _calibration(calibration: Calibration, budget_s: float) -> list[str]:
+    """Does the client add too much at this load, by the server of known delays?"""
+    problems = [f"calibration: {problem}" for problem in calibration.problems]
+    for name in ("ttft_bias_p50_s", "ttft_bias_p90_s"):
+        bias_s = getattr(calibration, name)
+        if abs(bias_s) > budget_s:
+            problems.append(
+                f"calibration: {name} is {bias_s * 1e3:.1f} ms, at most {budget_s * 1e3:.1f} ms "
+                "is allowed"
+            )
+    return problems
+
+
+def _hit_rate(declared: float, found: float | None) -> list[str]:
+    if found is None:
+        return ["prefix_hit_rate is declared, and the server does not report one"]
+    if abs(found - declared) <= MAX_HIT_RATE_DIFFERENCE:
+        return []
+    return [
+        f"the prefix cache answered {found:.0%} of the prompt tokens, {declared:.0%} was declared"
+    ]
+
+
+def _arrivals(stats: Statistics, granted_lag_s: float) -> list[str]:
+    """Was the load that arrived the load that was scheduled?
+
+    A lag that the user grants the client moves arrivals by that much: its share of a gap is granted
+    too, and its share of the run for the rate.
+    """
+    problems = []
+    scheduled, delivered = stats.arrivals_scheduled, stats.arrivals_delivered
+    in_gaps = 2 * granted_lag_s * (scheduled.rate_rps or 0.0)
+    in_run = in_gaps / max(scheduled.num_arrivals, 1)
+    for what, name, allowed, floor in (
+        ("requests/s", "rate_rps", MAX_RATE_DIFFERENCE + in_run, 0.0),
+        ("as the gaps' coefficient of variation", "gap_cv", MAX_CV_DIFFERENCE + in_gaps, 1.0),
+        (
+            "as index of dispersion",
+            "index_of_dispersion",
+            MAX_DISPERSION_DIFFERENCE + in_gaps,
+            1.0,
+        ),
+    ):
+        wanted, found = getattr(scheduled, name), getattr(delivered, name)
+        if wanted is None or found is None:
+            continue
+        if abs(found - wanted) > allowed * max(wanted, floor):
+            problems.append(f"delivered {found:.3g} {what}, scheduled {wanted:.3g}")
+    return problems
+
+
+def _host(client: dict[str, Any]) -> list[str]:
+    problems = []
+    for name, allowed, what in (
+        ("steal_share", MAX_STEAL_SHARE, "the hypervisor took {:.0%} of the client's CPU time"),
+        (
+            "throttled_share",
+            MAX_THROTTLED_SHARE,
+            "a CPU quota stopped the client {:.0%} of the time",
+        ),
+    ):
+        share = client.get(name)
+        if share is not None and share > allowed:
+            problems.append(what.format(share) + f", at most {allowed:.0%} is allowed")
+    return problems
+
+
+def _objectives(slo: SLO, stats: Statistics) -> list[Objective]:
+    found = []
+    for metric in ("ttft", "tpot", "e2e"):
+        for q in PERCENTILES:
+            limit = getattr(slo, f"{metric}_p{q}_s")
+            if limit is not None:
+                found.append(_latency(f"{metric}_p{q}_s", limit, stats.latencies[f"{metric}_s"], q))
+    if slo.max_error_rate is not None:
+        found.append(_error_rate(slo.max_error_rate, stats))
+    throughput = stats.throughput
+    for name, measured, unit in (
+        ("min_request_throughput_rps", throughput.succeeded_rps, "1/s"),
+        ("min_output_throughput_tps", throughput.output_tokens_per_s, "tokens/s"),
+        ("min_goodput_rps", throughput.goodput_rps, "1/s"),
+        ("min_goodput_share", throughput.goodput_share, "1"),
+    ):
+        limit = getattr(slo, name)
+        if limit is not None:
+            found.append(_least(name, limit, measured, unit, stats.num_offered))
+    return found
+
+
+def _latency(name: str, limit: float, figure: Figure, q: int) -> Objective:
+    value = figure.percentile(q)
+    withheld = figure.withheld.get(f"p{q}", "")
+    verdict: Verdict
+    if value is None:
+        verdict = "FAIL" if withheld.startswith("infinite") else "INCONCLUSIVE"
+        reason = f"{withheld} (N = {figure.n})"
+    else:
+        low, high = figure.ci95.get(f"p{q}", (value, value))
+        if high is not None and high <= limit:
+            verdict = "PASS"
+        elif low is not None and low <= limit:
+            verdict = "INCONCLUSIVE"
+        else:
+            verdict = "FAIL"
+        spread = f", 95 % interval {low or 0:.4g} to {'inf' if high is None else f'{high:.4g}'}"
+        shown = spread if f"p{q}" in figure.ci95 else ""
+        reason = f"{value:.4g} s{shown}, at most {limit:g} s is allowed (N = {figure.n})"
+    return Objective(name, limit, value, "s", figure.n, verdict, reason)
+
+
+def _error_rate(limit: float, stats: Statistics) -> Objective:
+    rate = stats.error_rate
+    kinds = [f"{count} {name}" for name, count in sorted(stats.errors.items())]
+    if stats.num_unfinished:
+        kinds.append(f"{stats.num_unfinished} unfinished")
+    reason = (
+        f"{stats.num_failed + stats.num_unfinished} of {stats.num_offered} requests failed "
+        f"({', '.join(kinds) or 'none'}), at most {limit:.2%} is allowed"
+    )
+    verdict: Verdict = "PASS" if rate <= limit else "FAIL"
+    return Objective("max_error_rate", limit, rate, "1", stats.num_offered, verdict, reason)
+
+
+def _least(name: str, limit: float, measured: float | None, unit: str, n: int) -> Objective:
+    if measured is None:
+        reason = f"no window to measure it over (N = {n})"
+        return Objective(name, limit, None, unit, n, "INCONCLUSIVE", reason)
+    verdict: Verdict = "PASS" if measured >= limit else "FAIL"
+    reason = f"{measured:.4g} {unit}, at least {limit:g} is required (N = {n})"
+    return Objective(name, limit, measured, unit, n, verdict, reason)

@@ -1,0 +1,247 @@
+"""One client process: `python -m loadtest.worker`, told by its parent on standard input.
+
+First a JSON line with the plan, the key (which so never lies on disk) and where the results go;
+it answers `ready` when its connections are open; then the line `start NANOSECONDS`, a time on the
+monotonic clock, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import ctypes
+import itertools
+import json
+import mmap
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import MutableSequence, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import uvloop
+
+from loadtest.client import Client, SelfCheck
+from loadtest.connection import Request, receive_times
+from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Plan, Records
+from loadtest.sse import Answer, parse_response
+
+NUM_COUNTERS = 4
+MAX_EXAMPLES = 3
+PR_SET_PDEATHSIG = 1
+NICE = -10
+
+
+def main() -> None:
+    # A parent that is killed takes its clients along: no load without someone watching it.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # What measures must not wait for what is measured; without the right to it, nothing changes.
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    order = json.loads(sys.stdin.readline())
+    plan = Plan.from_json(order["plan"])
+    out = Path(order["out"])
+    with Path(order["counters"]).open("r+b") as file:
+        counters = cast(
+            "MutableSequence[int]", memoryview(mmap.mmap(file.fileno(), 0)).cast("B").cast("q")
+        )
+    requests, client, start_ns = uvloop.run(_run(plan, order["key"], counters))
+    parse_started_s = time.process_time()
+    lags = Lags([], 0, 0)
+    records, examples, text_sample = to_records(
+        plan, requests, start_ns, client.clock_offsets, lags
+    )
+    records.save(out / f"records-{plan.worker}.npz")
+    report = {
+        "self_check": self_check_document(client.check, lags),
+        "parse_cpu_s": time.process_time() - parse_started_s,
+        "examples": examples,
+        "text_sample": text_sample,
+    }
+    (out / f"worker-{plan.worker}.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+async def _run(
+    plan: Plan, key: str | None, counters: MutableSequence[int]
+) -> tuple[list[Request], Client, int]:
+    client = Client(plan, key, counters)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, client.stop)
+    await client.open_pool()
+    print("ready", flush=True)  # to the parent
+    line = sys.stdin.readline()
+    if not line.startswith("start "):
+        os._exit(0)  # the parent has given up
+    start_ns = int(line.split()[1])
+    return await client.run(start_ns), client, start_ns
+
+
+@dataclass
+class Lags:
+    """How long what had arrived lay in the kernel before it was read."""
+
+    seconds: list[float]
+    num_reads: int
+    num_reads_kernel_clock: int
+
+
+def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
+    return {
+        "loop_lags_s": [round(lag / 1e9, 9) for lag in check.loop_lags_ns],
+        "cpu_s": check.cpu_s,
+        "wall_s": check.wall_s,
+        "steal_share": check.steal_share,
+        "throttled_s": check.throttled_s,
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "num_connects_in_window": check.num_connects_in_window,
+        "num_resent": check.num_resent,
+        "num_reads": lags.num_reads,
+        "num_reads_kernel_clock": lags.num_reads_kernel_clock,
+        "read_lags_s": _thinned(np.array(lags.seconds)),
+    }
+
+
+def _thinned(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    """At most 2,000 order statistics, the largest among them: enough for percentiles."""
+    if len(values) > 2000:
+        values = np.quantile(values, np.linspace(0, 1, 2000))
+    return [float(value) for value in values]
+
+
+@dataclass(frozen=True)
+class _Row:
+    request: Request
+    answer: Answer
+    first_byte_ns: int | None
+
+
+def to_records(
+    plan: Plan,
+    requests: list[Request],
+    start_ns: int,
+    clock_offsets: Sequence[tuple[int, int]],
+    lags: Lags,
+) -> tuple[Records, dict[str, list[str]], list[str]]:
+    """Parse what was read, and note in `lags` how late it was read.
+
+    Also returns up to three messages per class of failure, and the first texts.
+    """
+    rows = []
+    examples: dict[str, list[str]] = {}
+    texts: list[str] = []
+    for request in requests:
+        times = receive_times(request.reads, clock_offsets)
+        lags.num_reads += len(times)
+        lags.num_reads_kernel_clock += sum(stamp is not None for _, stamp, _ in request.reads)
+        lags.seconds += [
+            (read[0] - time) / 1e9 for read, time in zip(request.reads, times, strict=True)
+        ]
+        answer = parse_response(
+            times,
+            [data for _, _, data in request.reads],
+            closed=request.closed,
+            keep_text=len(texts) < 3,
+        )
+        request.reads = []
+        # What the connection reported counts before what the bytes look like, unless the server
+        # had already said more exactly what went wrong.
+        if request.error is not None and not _says_more(answer):
+            answer.error, answer.message = request.error, request.message
+        if answer.error is None and request.end_ns is not None and len(texts) < 3:
+            texts.append(answer.text[:400])
+        if answer.error is not None and request.end_ns is not None:
+            seen = examples.setdefault(answer.error, [])
+            if len(seen) < MAX_EXAMPLES and answer.message not in seen:
+                seen.append(answer.message)
+        rows.append(_Row(request, answer, times[0] if times else None))
+    return _columns(plan, rows, start_ns), examples, texts
+
+
+def _says_more(answer: Answer) -> bool:
+    error = answer.error or ""
+    return error in ("error_event", "invalid_sse") or error.startswith("http_")
+
+
+def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
+    def seconds(times_ns: list[int | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array(
+            [np.nan if time is None else (time - start_ns) / 1e9 for time in times_ns], np.float64
+        )
+
+    def counts(values: list[int | float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+
+    answers = [row.answer for row in rows]
+    requests = [row.request for row in rows]
+    states = []
+    for row in rows:
+        if row.request.end_ns is None:
+            states.append(UNFINISHED)
+        else:
+            states.append(SUCCEEDED if row.answer.error is None else FAILED)
+    event_times = array.array("q", [time for answer in answers for time in answer.token_times])
+    return Records(
+        index=np.array([request.index for request in requests], np.int64),
+        warmup=np.array([r.index < plan.num_warmup_requests for r in requests], np.bool_),
+        state=np.array(states, np.uint8),
+        error=np.array(
+            [a.error or "" if s == FAILED else "" for a, s in zip(answers, states, strict=True)],
+            np.dtype("U32"),
+        ),
+        intended_s=seconds([request.intended_ns for request in requests]),
+        sent_s=seconds([request.sent_ns for request in requests]),
+        first_byte_s=seconds([row.first_byte_ns for row in rows]),
+        first_token_s=seconds([a.token_times[0] if a.token_times else None for a in answers]),
+        last_token_s=seconds([_last_token(answer) for answer in answers]),
+        end_s=seconds([request.end_ns for request in requests]),
+        tokens=counts([answer.completion_tokens for answer in answers]),
+        first_tokens=counts([_first_tokens(answer) for answer in answers]),
+        prompt_tokens=counts([answer.prompt_tokens for answer in answers]),
+        cached_tokens=counts([answer.cached_tokens for answer in answers]),
+        retry_after_s=counts([answer.retry_after_s for answer in answers]),
+        merged_events=np.array([answer.num_merged_events for answer in answers], np.int64),
+        num_events=np.array([len(answer.token_times) for answer in answers], np.int64),
+        event_s=(np.frombuffer(event_times, np.int64) - start_ns) / 1e9
+        if event_times
+        else np.zeros(0),
+        event_tokens=np.array([n for a in answers for n in _event_tokens(a)], np.float64),
+    )
+
+
+def _last_token(answer: Answer) -> int | None:
+    """The stop token is a token without text: it comes as the event with the finish reason."""
+    times = answer.token_times[-1:]
+    if answer.finish_time is not None:
+        times = [*times, answer.finish_time]
+    return max(times, default=None)
+
+
+def _first_tokens(answer: Answer) -> int | None:
+    if answer.token_counts:
+        return answer.token_counts[0]
+    if answer.completion_tokens is None or not answer.token_times:
+        return None
+    extra = answer.completion_tokens - len(answer.token_times)
+    return 1 if extra in (0, 1) else None
+
+
+def _event_tokens(answer: Answer) -> list[float]:
+    num_events = len(answer.token_times)
+    if len(answer.token_counts) == num_events and num_events:
+        counts = [0, *answer.token_counts]
+        return [float(after - before) for before, after in itertools.pairwise(counts)]
+    if answer.completion_tokens is None:
+        return [float("nan")] * num_events
+    return [answer.completion_tokens / num_events] * num_events if num_events else []
+
+
+if __name__ == "__main__":
+    main()

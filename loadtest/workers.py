@@ -1,0 +1,179 @@
+"""The client processes of one scenario: started, watched at 1 Hz, ended, their records joined."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loadtest.plan import Plan, Records, merge_records
+from tuneline.core.errors import ConfigError, ServerError
+
+START_DELAY_S = 0.2
+WATCH_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the clients have done so far."""
+
+    num_begun: int
+    num_answered: int
+    num_failed: int
+    num_in_flight: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one scenario gave."""
+
+    records: Records
+    workers: list[dict[str, Any]]
+    """Each process's account of itself."""
+    start_unix_s: float
+    """Wall-clock time of second zero of the records."""
+
+
+Watch = Callable[[Counters], bool]
+"""Called each second; True ends the run, and what is in flight stays unfinished."""
+
+
+def run_workers(
+    plan: Plan,
+    key: str | None,
+    watch: Watch = lambda _: False,
+    *,
+    workers: range | None = None,
+    start_unix_s: float | None = None,
+) -> Measured:
+    """Run a plan in `plan.num_workers` processes and return all its records.
+
+    Args:
+        plan: What to send.
+        key: The API key.
+        watch: Called each second.
+        workers: Only these of the plan's processes; others run elsewhere.
+        start_unix_s: When to begin; as soon as all are ready by default.
+
+    Raises:
+        ConfigError: `start_unix_s` has passed before all were ready.
+        ServerError: A client process could not reach the server at all, or died.
+    """
+    with tempfile.TemporaryDirectory(prefix="tuneline-loadtest-") as directory:
+        out = Path(directory)
+        numbers = range(plan.num_workers) if workers is None else workers
+        processes = []
+        views = []
+        try:
+            for worker in numbers:
+                counters_path = out / f"counters-{worker}"
+                counters_path.write_bytes(bytes(32))
+                with counters_path.open("r+b") as file:
+                    views.append(memoryview(mmap.mmap(file.fileno(), 0)).cast("B").cast("q"))
+                order = {
+                    "plan": replace(plan, worker=worker).to_json(),
+                    "key": key,
+                    "out": str(out),
+                    "counters": str(counters_path),
+                }
+                process = _start()
+                processes.append(process)
+                _tell(process, json.dumps(order))
+            for process in processes:
+                _expect_ready(process)
+            if start_unix_s is None:
+                start_unix_s = time.time() + START_DELAY_S
+            delay_s = start_unix_s - time.time()
+            if delay_s < 0:
+                raise ConfigError(
+                    f"the common start lies {-delay_s:.1f} s in the past",
+                    hint="Give a start that leaves all pods time to come up.",
+                )
+            start_ns = time.monotonic_ns() + round(delay_s * 1e9)
+            for process in processes:
+                _tell(process, f"start {start_ns}")
+            while any(process.poll() is None for process in processes):
+                _wait(processes)
+                totals = [sum(int(view[place]) for view in views) for place in range(4)]
+                if watch(Counters(*totals)):
+                    for process in processes:
+                        process.terminate()
+            for process in processes:
+                if process.returncode:
+                    raise _died(process)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+                for pipe in (process.stdin, process.stdout, process.stderr):
+                    if pipe is not None:
+                        pipe.close()
+        return Measured(
+            merge_records([Records.load(out / f"records-{number}.npz") for number in numbers]),
+            [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers],
+            start_unix_s,
+        )
+
+
+def _start() -> subprocess.Popen[str]:
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process's other pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadtest.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        env=subprocess_environment(),
+    )  # fmt: skip
+    process.stderr = log
+    return process
+
+
+def subprocess_environment() -> dict[str, str]:
+    """Ours, with the packages findable however they were found here, and one thread for numpy."""
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None  # noqa: S101 (started with a pipe)
+    try:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        process.wait()
+        raise _died(process) from None
+
+
+def _expect_ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None  # noqa: S101 (started with a pipe)
+    if process.stdout.readline().strip() != "ready":
+        process.wait()
+        raise _died(process)
+
+
+def _wait(processes: list[subprocess.Popen[str]]) -> None:
+    """Until the next second, or until a process has ended."""
+    deadline_s = time.monotonic() + WATCH_INTERVAL_S
+    for process in processes:
+        try:
+            process.wait(timeout=max(deadline_s - time.monotonic(), 0.001))
+        except subprocess.TimeoutExpired:
+            return
+
+
+def _died(process: subprocess.Popen[str]) -> ServerError:
+    log = process.stderr
+    text = ""
+    if log is not None:
+        log.seek(0)
+        text = log.read().strip()
+    last = text.splitlines()[-1] if text else "no message"
+    return ServerError(f"a load-test client ended with code {process.returncode}: {last}")

@@ -1,0 +1,106 @@
+"""Write docs/configuration.md from the configuration: `python scripts/config_reference.py`."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from tuneline.config import RunConfig
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+HEAD = """# Configuration: run.yaml
+
+One file describes a whole line. Unknown keys are errors, and all problems are shown at once.
+`--set training.learning_rate=1e-4` overrides a key; paths start from the file's own directory;
+secrets come from environment variables alone. `scripts/config_reference.py` writes this page.
+
+Only `name` and `data.path` are required.
+"""
+
+
+def page() -> str:
+    """The whole page, one table per section."""
+    return HEAD + "".join(_section("", RunConfig))
+
+
+def _section(prefix: str, model: type[BaseModel]) -> list[str]:
+    title = f"`{prefix.removesuffix('.')}`" if prefix else "The file"
+    summary = (model.__doc__ or "").strip()
+    lines = [f"\n## {title}\n\n{_one_line(summary)}\n\n| key | type | default | meaning |\n"]
+    lines.append("| --- | --- | --- | --- |\n")
+    inner: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        nested, listed = _nested(field.annotation)
+        if nested is not None:
+            inner.append((f"{prefix}{name}{'[]' if listed else ''}.", nested))
+        default = "required" if field.is_required() else _default(field.get_default())
+        meaning = field.description or (
+            f"see [{prefix}{name}](#{_anchor(inner[-1][0])})" if nested else ""
+        )
+        kind = _type(field.annotation)
+        cells = (f"`{name}`", f"{kind}", default, _one_line(meaning).replace("|", "\\|"))
+        lines.append("| " + " | ".join(cells) + " |\n")
+    for inner_prefix, nested in inner:
+        lines += _section(inner_prefix, nested)
+    return lines
+
+
+def _nested(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return (annotation, False) if issubclass(annotation, BaseModel) else (None, False)
+    for argument in typing.get_args(annotation):
+        found, _ = _nested(argument)
+        if found is not None:
+            return found, typing.get_origin(annotation) in (list, tuple)
+    return None, False
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(a) for a in arguments if a is not type(None))
+    if origin in (list, tuple):
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}
+    name = getattr(annotation, "__name__", str(annotation))
+    return names.get(name, name)
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, BaseModel) or value is PydanticUndefined:
+        return ""
+    if isinstance(value, list | tuple) and any(isinstance(item, BaseModel) for item in value):
+        return "two short scenarios"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value}`"
+
+
+def _anchor(prefix: str) -> str:
+    kept = prefix.removesuffix(".").lower()
+    return "".join(c for c in kept if c.isalnum() or c in "-_")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"written: {PAGE}", file=sys.stderr)

@@ -1,0 +1,95 @@
+"""Talking to an endpoint: one answer, or a conversation on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from serving.client import openai_client
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+
+TIMEOUT_S = 120.0
+
+
+def ask(endpoint: Endpoint, messages: Sequence[dict[str, str]], **options: Any) -> str:
+    """One whole answer.
+
+    Args:
+        options: Passed on to `chat.completions.create`, e.g. `temperature=0`.
+
+    Raises:
+        ServerError: The server cannot be reached, refuses or answers wrongly.
+    """
+    return "".join(_stream(endpoint, messages, options))
+
+
+def chat(
+    endpoint: Endpoint,
+    system: str | None = None,
+    *,
+    read: Callable[[str], str] = input,
+    write: Callable[[str], object] = sys.stdout.write,
+) -> int:
+    """A conversation: each line read is a question, and its answer is written as it comes.
+
+    `/new` forgets what was said; end of input or `/exit` ends it. An answer that fails is said and
+    its question forgotten, so that the next one can be asked.
+
+    Returns:
+        How many questions were answered.
+
+    Raises:
+        ServerError: The first question already cannot be answered.
+    """
+    beginning = [{"role": "system", "content": system}] if system else []
+    messages = list(beginning)
+    num_answered = 0
+    while True:
+        try:
+            question = read("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return num_answered
+        if question == "/exit":
+            return num_answered
+        if question == "/new":
+            messages = list(beginning)
+            continue
+        if not question:
+            continue
+        messages.append({"role": "user", "content": question})
+        answer = ""
+        try:
+            for piece in _stream(endpoint, messages, {}):
+                answer += piece
+                write(piece)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            pass  # Ctrl-C ends this answer; what has come of it stays in the conversation
+        except ServerError as error:
+            if num_answered == 0:
+                raise
+            write(f"{error}\n")
+            messages.pop()
+            continue
+        write("\n")
+        messages.append({"role": "assistant", "content": answer})
+        num_answered += 1
+
+
+def _stream(
+    endpoint: Endpoint, messages: Sequence[dict[str, str]], options: dict[str, Any]
+) -> Iterator[str]:
+    with openai_client(endpoint, TIMEOUT_S) as client:
+        # The client's types name each role apart; a message here is any role and its content.
+        chunks: Any = client.chat.completions.create(
+            model=endpoint.model,
+            messages=list(messages),  # type: ignore[arg-type]
+            stream=True,
+            **options,
+        )
+        for chunk in chunks:
+            if chunk.choices and chunk.choices[0].delta.content:
+                yield chunk.choices[0].delta.content

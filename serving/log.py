@@ -1,0 +1,51 @@
+"""Reading the end of vLLM's log: which line says why the server died."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+TAIL_BYTES = 64 * 1024
+NUM_SHOWN = 15
+
+# "(EngineCore pid=12) ERROR 11-21 09:15:02 [core.py:1234] " in front of a line of a traceback.
+PREFIX = re.compile(
+    r"^(\(\S+ pid=\d+\) ?)?((ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] ?)?"
+)
+ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*(?:Error|Exception|Exit))(: .*)?$")
+USAGE = re.compile(r"^vllm serve: error: (.*)$")
+
+# The front end's own error, which only says that the engine had one.
+SECOND_HAND = ("Engine core initialization failed", "WorkerProc initialization failed")
+
+
+def last_lines(path: Path, start: int = 0) -> list[str]:
+    """The lines of the last 64 KiB behind byte `start`, without empty ones."""
+    with path.open("rb") as log:
+        log.seek(0, 2)
+        log.seek(max(start, log.tell() - TAIL_BYTES))
+        text = log.read().decode(errors="replace")
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def cause(lines: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The error that the process ended with, as `ValueError: ...`, and the lines that lead to it.
+
+    Without a line that tells it, None and the last lines.
+    """
+    found, end = None, len(lines)
+    for position, line in enumerate(lines):
+        text = PREFIX.sub("", line)
+        usage, error = USAGE.match(text), ERROR.match(text)
+        if usage:
+            found, end = usage[1], position + 1
+        elif error and not any(words in text for words in SECOND_HAND):
+            found, end = error[1] + (error[2] or ""), position + 1
+            # pydantic says only "1 validation error for X" there, and which one on the next lines.
+            if re.search(r"\d+ validation errors? for \w+$", text):
+                end = min(position + 3, len(lines))
+                found += "".join(
+                    f" {PREFIX.sub('', line).strip()}" for line in lines[position + 1 : end]
+                )
+    return found, list(lines[max(end - NUM_SHOWN, 0) : end])

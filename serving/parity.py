@@ -1,0 +1,148 @@
+"""Does the server answer as the trained model does? Through the network, with the openai client.
+
+vLLM is asked for what it computed, not only for text: the token ids that it rendered the prompt to,
+the ids of its greedy answer, and the log-probabilities of each and of its most likely rivals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.client import openai_client
+from serving.config import ServedParityConfig
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+from tuneline.core.parity import compare
+from tuneline.core.progress import progress
+from tuneline.core.reference import Continuation, comparable_settings, read_reference
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+PARITY_FILE = "parity.json"
+TOKEN_ID = "token_id:"  # noqa: S105 (how vLLM writes an id in place of a text)
+
+
+def prove_served(
+    config: ServedParityConfig,
+    reference: Artifact,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    inputs: Sequence[Input] = (),
+) -> Artifact:
+    """Ask every prompt of the reference over the network and compare prompt ids, greedy answers and
+    log-probabilities.
+
+    Args:
+        inputs: What is served, recorded in the manifest beside the reference.
+
+    Returns:
+        An artifact of kind `parity` with `parity.json`; a failed verdict raises nothing.
+
+    Raises:
+        MissingError: The openai package is not installed.
+        ServerError: The server cannot be reached, or does not report token ids as vLLM does.
+    """
+    expected = read_reference(reference)
+    settings = comparable_settings(reference)
+    found: list[Continuation] = []
+    with openai_client(endpoint, config.request_timeout_s) as client:
+
+        def answer(continuation: Continuation) -> Continuation:
+            return _answer(client, endpoint, continuation, **settings)
+
+        pool = ThreadPoolExecutor(config.concurrency)
+        try:
+            with progress("served parity", len(expected), "prompts") as advance:
+                for continuation in pool.map(answer, expected):
+                    found.append(continuation)
+                    advance(len(found))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, ask no further prompts
+    parity = compare("served", expected, found, config.tolerances)
+    with new_artifact(
+        out,
+        "parity",
+        config={**config.model_dump(mode="json"), "form": "served", "model": endpoint.model},
+        inputs=[reference.as_input("reference"), *inputs],
+    ) as draft:
+        (draft.dir / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", "utf-8")
+        draft.metrics.update(parity.model_dump(mode="json"))
+    return open_artifact(out)
+
+
+def _answer(
+    client: OpenAI,
+    endpoint: Endpoint,
+    expected: Continuation,
+    *,
+    max_new_tokens: int,
+    top_logprobs: int,
+) -> Continuation:
+    response: Any = client.chat.completions.create(
+        model=endpoint.model,
+        messages=expected.messages,  # type: ignore[arg-type]
+        temperature=0,
+        max_tokens=max_new_tokens,
+        logprobs=True,
+        top_logprobs=top_logprobs,
+        extra_body={
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            # The folder's generation_config may set one; the reference is plain greedy.
+            "repetition_penalty": 1.0,
+        },
+    )
+    return served_continuation(response.model_dump(), expected.messages, endpoint.url)
+
+
+def served_continuation(
+    response: dict[str, Any], messages: list[dict[str, str]], url: str
+) -> Continuation:
+    """A chat completion of vLLM's, with token ids, as a Continuation.
+
+    vLLM counts the stop token among an answer's tokens, as the reference does: with finish_reason
+    `stop` and no `stop_reason` it was the tokenizer's own end token, else `stop_reason` is its id.
+
+    Raises:
+        ServerError: The server left something out that the comparison stands on.
+    """
+    choice = response["choices"][0]
+    prompt_token_ids, token_ids = response.get("prompt_token_ids"), choice.get("token_ids")
+    steps = (choice.get("logprobs") or {}).get("content")
+    if prompt_token_ids is None or token_ids is None or steps is None:
+        raise ServerError(
+            f"{url}: the answer holds no token ids or no log-probabilities; expected those that "
+            "vLLM gives for return_token_ids and logprobs",
+            hint="Served parity needs vLLM behind the endpoint, with nothing in between that drops "
+            "fields.",
+        )
+    if [step["token"] for step in steps] != [f"{TOKEN_ID}{token}" for token in token_ids]:
+        raise ServerError(
+            f"{url}: the log-probabilities are not those of the answer's tokens "
+            f"({len(steps)} log-probabilities, {len(token_ids)} tokens)"
+        )
+    if choice["finish_reason"] not in ("stop", "length"):
+        raise ServerError(
+            f"{url}: an answer ended with {choice['finish_reason']!r}; expected stop or length"
+        )
+    return Continuation(
+        messages=messages,
+        prompt_token_ids=prompt_token_ids,
+        token_ids=token_ids,
+        logprobs=[step["logprob"] for step in steps],
+        top_logprobs=[
+            {
+                int(entry["token"].removeprefix(TOKEN_ID)): entry["logprob"]
+                for entry in step["top_logprobs"]
+            }
+            for step in steps
+        ],
+        text=choice["message"]["content"] or "",
+        finish_reason=choice["finish_reason"],
+    )

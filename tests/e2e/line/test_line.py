@@ -1,0 +1,196 @@
+"""The shipped example from its data file to a load-tested endpoint: everything in it is real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import openai
+import pytest
+
+from tuneline.core.artifact import open_artifact, verify_artifact
+from tuneline.core.parity import Parity
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+RUN = EXAMPLES / "support-tickets" / "run.yaml"
+# Fewer requests than the demo sends; training and the held-out rows are the demo's own.
+QUICK = (
+    "--set", "loadtest.scenarios.0.num_requests=60",
+    "--set", "loadtest.scenarios.1.num_requests=60",
+)  # fmt: skip
+
+
+def command(runs: Path, verb: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "tuneline", verb, str(RUN), "--runs-dir", str(runs), *options]
+
+
+def tuneline(runs: Path, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(runs, verb, *options), capture_output=True, text=True, check=False, timeout=900
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def stages(runs: Path) -> dict[str, dict[str, Any]]:
+    start_s = time.monotonic()
+    done = tuneline(runs, "up", "--json", *QUICK)
+    print(done.stderr)
+    print(f"the whole line: {time.monotonic() - start_s:.0f} s")
+    assert done.returncode == 0, done.stderr
+    return {entry["stage"]: entry for entry in json.loads(done.stdout)["stages"]}
+
+
+def metrics(stages: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = stages[name]["metrics"]
+    return found
+
+
+def test_the_base_cannot_do_the_task_and_the_tuned_and_served_model_can(
+    stages: dict[str, dict[str, Any]],
+) -> None:
+    base, tuned, served = (
+        metrics(stages, f"evaluation-{name}") for name in ("base", "tuned", "served")
+    )
+    assert base["num_rows"] == tuned["num_rows"] == served["num_rows"] >= 200
+    assert base["exact_match"] <= 0.05
+    assert tuned["exact_match"] >= 0.90
+    assert served["exact_match"] >= 0.90
+    assert tuned["stopped"] == 1.0
+
+
+def test_merged_and_served_answers_equal_the_trained_models(
+    stages: dict[str, dict[str, Any]],
+) -> None:
+    for name in ("parity-merged", "parity-served"):
+        parity = Parity.model_validate_json(
+            (Path(stages[name]["path"]) / "parity.json").read_text()
+        )
+        assert parity.num_prompts == 64
+        assert parity.num_prompts_with_equal_ids == 64
+        assert parity.num_equal_answers == 64, parity.first_divergences
+        assert parity.verdict == "pass"
+
+
+def test_the_load_report_is_bound_to_the_artifact(stages: dict[str, dict[str, Any]]) -> None:
+    report = open_artifact(Path(stages["load"]["path"]), kind="load-report")
+    digests = {entry.role: entry.digest for entry in report.manifest.inputs}
+    assert digests["model"] == stages["model"]["digest"]
+    document = json.loads((report.path / "report.json").read_text())
+    assert len(document["scenarios"]) == 2
+    assert report.manifest.metrics["verdict"].upper() == "PASS"
+
+
+def test_every_artifact_is_whole_and_names_no_path_of_this_machine(
+    stages: dict[str, dict[str, Any]], runs: Path
+) -> None:
+    assert len(stages) == 10
+    for entry in stages.values():
+        artifact = open_artifact(Path(entry["path"]))
+        verify_artifact(artifact)
+        for file in artifact.path.rglob("*.json*"):
+            text = file.read_text()
+            assert str(runs) not in text, file
+            assert str(EXAMPLES.parent) not in text, file
+        pickles = {".bin", ".pt", ".pth", ".pkl", ".pickle"}
+        assert [f for f in artifact.path.rglob("*") if f.suffix in pickles] == []
+
+
+def test_a_second_up_does_nothing_quickly(stages: dict[str, dict[str, Any]], runs: Path) -> None:
+    start_s = time.monotonic()
+    done = tuneline(runs, "up", "--json", *QUICK)
+    wall_s = time.monotonic() - start_s
+    assert [e["stage"] for e in json.loads(done.stdout)["stages"] if e["ran"]] == []
+    print(f"a second up: {wall_s:.2f} s")
+    assert wall_s < 2
+
+
+def test_an_slo_that_is_not_met_exits_with_6(stages: dict[str, dict[str, Any]], runs: Path) -> None:
+    done = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_p50_s=0.0001")
+    assert done.returncode == 6, done.stderr
+    assert "FAIL" in done.stderr
+    again = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_p50_s=0.0001")
+    assert again.returncode == 6, "a verdict on disk still counts"
+
+
+def test_deploy_render_names_the_model(
+    stages: dict[str, dict[str, Any]], runs: Path, tmp_path: Path
+) -> None:
+    rendered = subprocess.run(
+        [
+            sys.executable, "-m", "tuneline", "deploy", "render", str(RUN),
+            "--runs-dir", str(runs), "--out", str(tmp_path / "manifests"),
+        ],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert rendered.returncode == 0, rendered.stderr
+    digest = stages["model"]["digest"].removeprefix("sha256:")[:12]
+    manifests = [p for p in (tmp_path / "manifests").rglob("*.yaml") if digest in p.read_text()]
+    assert manifests
+
+
+def test_serve_and_call_with_the_openai_client(
+    stages: dict[str, dict[str, Any]], runs: Path
+) -> None:
+    process = subprocess.Popen(
+        command(runs, "serve", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        ready = json.loads(_document(process.stdout))
+        client = openai.OpenAI(base_url=ready["url"], api_key="none")
+        model = client.models.list().data[0].id
+        assert model == ready["model"] == "support-tickets"
+        row = json.loads((RUN.parent / "heldout.jsonl").read_text().splitlines()[0])
+        answer = client.chat.completions.create(
+            model=model,
+            temperature=0,
+            messages=[{"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}],
+        )
+        assert (answer.choices[0].message.content or "").startswith("Category: ")
+        asked = subprocess.run(
+            [
+                sys.executable, "-m", "tuneline", "chat", "--url", ready["url"], "--model", model,
+                "--message", f"{row['instruction']}\n\n{row['input']}", "--json",
+            ],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert json.loads(asked.stdout)["answer"] == answer.choices[0].message.content
+        scored = tuneline(
+            runs, "evaluate", "--url", ready["url"], "--model", model, "--json",
+            "--set", "evaluation.num_rows=8", "--out", str(runs / "scored"),
+        )  # fmt: skip
+        assert json.loads(scored.stdout)["metrics"]["num_rows"] == 8
+        reference = stages["reference"]["path"]
+        proved = subprocess.run(
+            [
+                sys.executable, "-m", "tuneline", "prove", "--reference", reference,
+                "--candidate", ready["url"], "--model", model, "--out", str(runs / "proved"),
+            ],
+            capture_output=True, text=True, check=False, timeout=200,
+        )  # fmt: skip
+        assert proved.returncode == 0, proved.stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def _document(stream: IO[str]) -> str:
+    """The first JSON document of a stream that stays open."""
+    text = ""
+    for line in stream:
+        text += line
+        if line.rstrip() == "}":
+            return text
+    raise AssertionError(f"no document: {text!r}")

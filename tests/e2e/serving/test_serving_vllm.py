@@ -1,0 +1,188 @@
+"""A model, and a base with its adapter, behind real vLLM, asked with the real openai client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.chat import ask, chat
+from serving.config import ServedParityConfig
+from serving.parity import prove_served
+from serving.server import RunningServer, group_members
+from serving.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
+from tuneline.core.artifact import Artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+from tuneline.core.model_source import ModelSource
+
+CLOSED = [
+    ("POST", "/invocations"), ("POST", "/adapters"), ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/tokenize"), ("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/v1/embeddings"),
+    ("GET", "/load"), ("POST", "/inference/v1/generate"), ("GET", "/ping"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def client(merged_server: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=merged_server.endpoint.url, api_key="none") as client:
+        yield client
+
+
+def test_both_names_are_served(
+    client: openai.OpenAI, merged_server: RunningServer, base: ModelSource
+) -> None:
+    digest = base.digest.removeprefix("sha256:")
+    names = ["tickets", f"tickets@{digest[:12]}"]
+    assert [model.id for model in client.models.list()] == merged_server.served_names == names
+
+
+def test_it_streams_what_it_answers_whole(
+    client: openai.OpenAI, merged_server: RunningServer, questions: dict[str, str]
+) -> None:
+    question, answer = next(iter(questions.items()))
+    messages = [{"role": "user", "content": question}]
+    whole = client.chat.completions.create(
+        model=merged_server.served_names[1], messages=messages, temperature=0  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert whole.choices[0].message.content == answer
+    assert whole.choices[0].finish_reason == "stop"
+    assert ask(merged_server.endpoint, messages, temperature=0) == answer
+
+
+def test_a_conversation(merged_server: RunningServer, questions: dict[str, str]) -> None:
+    first, second = list(questions)[:2]
+    lines = iter([first, "", "/new", second, "/exit", "never read"])
+    written: list[str] = []
+    assert chat(merged_server.endpoint, read=lambda _: next(lines), write=written.append) == 2
+    # Sampled at the model's own temperature; what was learnt by heart still comes out.
+    assert "".join(written) == f"{questions[first]}\n{questions[second]}\n"
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+def test_other_routes_are_closed(merged_server: RunningServer, method: str, path: str) -> None:
+    body = {"model": "tickets", "messages": [{"role": "user", "content": "x"}], "prompt": "x"}
+    status, answer = call(merged_server, method, path, body)
+    assert status == 404
+    assert answer["error"]["type"] == "NotFoundError"
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/v1/models"])
+def test_listed_routes_are_open(merged_server: RunningServer, path: str) -> None:
+    assert call(merged_server, "GET", path)[0] == 200
+
+
+def test_a_name_that_is_not_served_is_said(merged_server: RunningServer) -> None:
+    endpoint = Endpoint(merged_server.endpoint.url, "other")
+    with pytest.raises(ServerError, match=r"'other'.*does not exist"):
+        ask(endpoint, [{"role": "user", "content": "Hello"}])
+
+
+def test_every_metric_that_is_relied_on_is_there(
+    merged_server: RunningServer, base: ModelSource, client: openai.OpenAI
+) -> None:
+    client.completions.create(model="tickets", prompt="Category", max_tokens=4)
+    with urlopen(merged_server.metrics_url) as page:  # noqa: S310 (http, our own server)
+        families = list(text_string_to_metric_families(page.read().decode()))
+    # The parser takes `_total` off a counter's name.
+    types = {
+        family.name + ("_total" if family.type == "counter" else ""): family.type
+        for family in families
+    }
+    expected = {**VLLM_METRICS, **TUNELINE_METRICS}
+    assert len(expected) > 20
+    assert {name: types.get(name) for name in expected} == expected
+
+    samples = {family.name: family.samples for family in families}
+    info = samples["tuneline_artifact_info"]
+    assert [(sample.labels, sample.value) for sample in info] == [
+        ({"name": "tickets", "kind": "base-model", "digest": base.digest}, 1.0)
+    ]
+    ready_s = samples["tuneline_ready_seconds"][0].value
+    assert 0 < ready_s <= merged_server.ready_s + 0.1
+    assert samples["tuneline_restarts"][0].value == 0
+
+
+def test_the_served_model_is_the_trained_one(
+    merged_server: RunningServer, base: ModelSource, reference: Artifact, tmp_path: Path
+) -> None:
+    parity = prove_served(
+        ServedParityConfig(), reference, merged_server.endpoint, tmp_path / "parity",
+        inputs=[base.as_input("model")],
+    )  # fmt: skip
+    metrics = parity.manifest.metrics
+    assert metrics["num_prompts"] == 8
+    assert metrics["problems"] == []
+    assert metrics["verdict"] == "pass"
+    assert metrics["num_equal_answers"] == metrics["num_prompts_with_equal_ids"] == 8
+    assert metrics["num_agreeing_tokens"] == metrics["num_tokens"] > 80
+    # float32 on both sides: what is left is the order of summation.
+    assert 0 < metrics["max_logprob_difference"] < 1e-3
+    assert metrics["mean_kl"] < 1e-6
+    assert [entry.role for entry in parity.manifest.inputs] == ["reference", "model"]
+    assert json.loads((parity.path / "parity.json").read_text()) == metrics
+
+
+def test_another_model_fails_with_its_first_divergences(
+    merged_server: RunningServer, adapter_reference: Artifact, tmp_path: Path
+) -> None:
+    parity = prove_served(
+        ServedParityConfig(concurrency=4), adapter_reference, merged_server.endpoint,
+        tmp_path / "parity",
+    )  # fmt: skip
+    metrics = parity.manifest.metrics
+    assert metrics["verdict"] == "fail"
+    assert metrics["num_prompts_with_equal_ids"] == 8
+    assert metrics["num_equal_answers"] == 0
+    assert len(metrics["first_divergences"]) == 8
+    assert any("greedy_agreement is 0.0000" in problem for problem in metrics["problems"])
+
+
+def test_base_and_adapter_side_by_side(
+    adapter_server: RunningServer, adapter_reference: Artifact, reference: Artifact, tmp_path: Path
+) -> None:
+    with openai.OpenAI(base_url=adapter_server.endpoint.url, api_key="none") as client:
+        served = [model.id for model in client.models.list()]
+    assert served == ["tickets-base", *adapter_server.served_names]
+    for name, golden in [
+        *((name, adapter_reference) for name in adapter_server.served_names),
+        ("tickets-base", reference),
+    ]:
+        endpoint = Endpoint(adapter_server.endpoint.url, name)
+        parity = prove_served(ServedParityConfig(), golden, endpoint, tmp_path / name)
+        assert parity.manifest.metrics["problems"] == []
+        assert parity.manifest.metrics["num_equal_answers"] == 8
+    with urlopen(adapter_server.metrics_url) as page:  # noqa: S310 (http, our own server)
+        assert 'kind="adapter",name="tickets"' in page.read().decode()
+
+
+def test_both_servers_are_groups_of_their_own(
+    merged_server: RunningServer, adapter_server: RunningServer
+) -> None:
+    for server in (merged_server, adapter_server):
+        assert server.pid in group_members(server.pid)
+        assert len(group_members(server.pid)) >= 2  # the HTTP server and its engine
+
+
+def call(
+    server: RunningServer, method: str, path: str, body: dict[str, Any] | None = None
+) -> tuple[int, Any]:
+    address = urlsplit(server.metrics_url)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+    try:
+        connection.request(
+            method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        text = response.read()
+    finally:
+        connection.close()
+    return response.status, json.loads(text) if text else None

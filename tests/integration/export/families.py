@@ -1,0 +1,169 @@
+"""Tiny random-weight models of several families, adapters on them, and PEFT's own merges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import tokenizers
+import torch
+import transformers
+
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
+
+torch.set_num_threads(1)  # threads on so little work only wait for one another
+
+VOCABULARY = 320
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128,
+    "bos_token_id": None, "eos_token_id": 2,
+}  # fmt: skip
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=False),
+    "llama-tied": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "llama-wide": lambda: transformers.LlamaConfig(**{**SMALL, "hidden_size": 80}),
+    "qwen2": lambda: transformers.Qwen2Config(**SMALL),
+    "qwen3": lambda: transformers.Qwen3Config(**SMALL, head_dim=16, tie_word_embeddings=True),
+    "mistral": lambda: transformers.MistralConfig(**SMALL, sliding_window=32),
+    "gemma": lambda: transformers.GemmaConfig(**SMALL, head_dim=16),
+    "gemma2": lambda: transformers.Gemma2Config(**SMALL, head_dim=16),
+    "phi": lambda: transformers.PhiConfig(**SMALL),
+    "phi3": lambda: transformers.Phi3Config(**SMALL),
+    "gpt2": lambda: transformers.GPT2Config(**GPT2),
+}
+
+
+def make_base(
+    folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **save: Any
+) -> Path:
+    """A random-weight model with a tokenizer and a chat template, saved by transformers."""
+    torch.manual_seed(0)
+    config = FAMILIES[family]()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model = model.to(dtype)
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(folder, **save)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE of a few merges with a ChatML template; `<|im_end|>` is token 2."""
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )  # fmt: skip
+    text = ["the printer on the second floor does not print", "what is the weather like today"] * 9
+    backend.train_from_iterator(text, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|pad|>", eos_token="<|im_end|>",
+        chat_template=TEMPLATE, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def make_adapter(
+    folder: Path, base: Path, dtype: torch.dtype | None = None, **options: Any
+) -> Path:
+    """A LoRA adapter with random values (as if trained), saved by PEFT beside its tokenizer."""
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    values = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    tuned = peft.get_peft_model(model, peft.LoraConfig(**{**values, **options}))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if parameter.requires_grad:
+                # A magnitude is a length: it stays near where it starts.
+                scale = 0.01 if "magnitude" in name else 0.1
+                parameter.add_(torch.randn_like(parameter) * scale)
+    if dtype is not None:
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(dtype)
+    tuned.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def peft_merge(base: Path, adapter: Path, dtype: torch.dtype | str = "auto") -> dict[str, Any]:
+    """What PEFT makes of it: the state dictionary after `merge_and_unload`."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return dict(merged.state_dict())
+
+
+PROMPTS = (
+    "the printer on the second floor",
+    "what is the weather",
+    "floor",
+    "the second printer does not print like today",
+    "is the floor of the printer like the weather",
+    "print",
+)
+
+
+def make_reference(
+    out: Path,
+    base: Path,
+    adapter: Path,
+    *,
+    stop_ids: tuple[int, ...] = (2,),
+    max_new_tokens: int = 12,
+) -> Artifact:
+    """The answers of base + adapter, by transformers' own `generate` on the live PEFT model."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tuned = peft.PeftModel.from_pretrained(model, adapter).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
+    continuations = []
+    for prompt in PROMPTS:
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        result = tuned.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids),
+            pad_token_id=0, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        token_ids = result.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        rows = [torch.log_softmax(logits[0].float(), dim=-1) for logits in result.logits]
+        tops = [torch.topk(row, 5) for row in rows]
+        continuations.append(
+            Continuation(
+                messages=messages,
+                prompt_token_ids=inputs["input_ids"][0].tolist(),
+                token_ids=token_ids,
+                logprobs=[float(row[token]) for row, token in zip(rows, token_ids, strict=True)],
+                top_logprobs=[
+                    dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+                    for top in tops
+                ],
+                text=tokenizer.decode(token_ids, skip_special_tokens=True),
+                finish_reason="stop" if token_ids[-1] in stop_ids else "length",
+            )
+        )
+    config = {"max_new_tokens": max_new_tokens, "top_logprobs": 5}
+    with new_artifact(out, "reference", config=config) as draft:
+        write_continuations(draft.dir / REFERENCE_FILE, continuations)
+    return open_artifact(out)

@@ -1,0 +1,416 @@
+"""What the merge refuses: each by name, before anything is written, with nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from export.config import MergeConfig
+from export.merge import merge
+from tests.integration.export import families
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact, verify_artifact
+from tuneline.core.errors import ArtifactError, DiskFullError, MissingError, NotAnArtifactError
+from tuneline.core.model_source import ModelSource, resolve_model
+
+WEIGHTS = "adapter_model.safetensors"
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    base = families.make_base(folder / "base", "llama", torch.bfloat16)
+    return base, families.make_adapter(folder / "adapter", base)
+
+
+@pytest.fixture
+def base(made: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made[0], tmp_path / "base"))
+
+
+@pytest.fixture
+def adapter(made: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made[1], tmp_path / "adapter"))
+
+
+def refusal(base: Path, adapter: Path | Artifact, out: Path) -> str:
+    """The message of the refusal; it must leave nothing behind."""
+    source = ModelSource(str(base), base, "sha256:0", "base-model")
+    with pytest.raises((ArtifactError, MissingError)) as caught:
+        merge(MergeConfig(), source, adapter, out)
+    assert not out.exists()
+    assert not [path for path in out.parent.glob("*") if out.name in path.name]
+    return str(caught.value)
+
+
+def edit_tensors(file: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    values = {name: value.clone() for name, value in load_file(file).items()}
+    edit(values)
+    save_file(values, file, metadata={"format": "pt"})
+
+
+def edit_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+ADAPTER_DAMAGE: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "nan": (
+        lambda t: t[f"{Q_PROJ}.lora_A.weight"].view(-1)[3:4].fill_(float("nan")),
+        rf"{Q_PROJ}.lora_A.weight: holds NaN or infinity",
+    ),
+    "infinity": (
+        lambda t: t[f"{Q_PROJ}.lora_B.weight"].view(-1)[7:8].fill_(float("-inf")),
+        rf"{Q_PROJ}.lora_B.weight: holds NaN or infinity",
+    ),
+    "shape": (
+        lambda t: t.update({f"{Q_PROJ}.lora_A.weight": torch.ones(8, 32)}),
+        rf"{Q_PROJ}.lora_A.weight: has shape [8, 32]; expected [8, 64]",
+    ),
+    "rank": (
+        lambda t: t.update({f"{Q_PROJ}.lora_B.weight": torch.ones(64, 4)}),
+        rf"{Q_PROJ}.lora_B.weight: has shape [64, 4]; expected [64, 8]",
+    ),
+    "no-such-layer": (
+        lambda t: t.update({Q_PROJ.replace("0", "7") + ".lora_A.weight": torch.ones(8, 64)}),
+        "model.layers.7.self_attn.q_proj: has only lora_A; expected lora_A and lora_B",
+    ),
+    "no-such-module": (
+        lambda t: t.update(
+            {
+                "base_model.model.model.layers.9.x_proj.lora_A.weight": torch.ones(8, 64),
+                "base_model.model.model.layers.9.x_proj.lora_B.weight": torch.ones(64, 8),
+            }
+        ),
+        "model.layers.9.x_proj.lora_A.weight: the base",
+    ),
+    "half-a-pair": (
+        lambda t: t.pop(f"{Q_PROJ}.lora_B.weight"),
+        "model.layers.0.self_attn.q_proj: has only lora_A; expected lora_A and lora_B",
+    ),
+    "a-lost-layer": (
+        lambda t: (t.pop(f"{Q_PROJ}.lora_A.weight"), t.pop(f"{Q_PROJ}.lora_B.weight")),
+        "has nothing for model.layers.0.self_attn.q_proj",
+    ),
+    "unknown-kind": (
+        lambda t: t.update({f"{Q_PROJ}.lora_C.weight": torch.ones(8, 8)}),
+        f"{Q_PROJ}.lora_C.weight",
+    ),
+    "not-peft-names": (
+        lambda t: t.update({"model.layers.0.q_proj.lora_A.weight": torch.ones(8, 8)}),
+        "model.layers.0.q_proj.lora_A.weight: a tensor of an unknown kind",
+    ),
+    "bias-not-asked-for": (
+        lambda t: t.update({f"{Q_PROJ}.bias": torch.ones(64)}),
+        f"{Q_PROJ}.bias: a bias, though the option bias is 'none'",
+    ),
+    "magnitude-not-asked-for": (
+        lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(64)}),
+        "has a magnitude vector but use_dora is off",
+    ),
+    "integers": (
+        lambda t: t.update({f"{Q_PROJ}.lora_A.weight": torch.ones(8, 64, dtype=torch.int8)}),
+        f"{Q_PROJ}.lora_A.weight: is stored as I8",
+    ),
+    "empty": (lambda t: t.clear(), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTER_DAMAGE)
+def test_a_damaged_adapter_is_refused(case: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+    damage, message = ADAPTER_DAMAGE[case]
+    edit_tensors(adapter / WEIGHTS, damage)
+    assert message in refusal(base, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("alora_invocation_tokens", [1, 2]),
+        ("use_qalora", True),
+        ("arrow_config", {"top_k": 3}),
+        ("kasa_config", {"beta": 1}),
+        ("megatron_config", {"x": 1}),
+        ("init_lora_weights", "pissa"),
+        ("an_option_of_tomorrow", True),
+    ],
+)
+def test_an_option_that_changes_the_meaning_is_refused_by_name(
+    option: str, value: Any, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    edit_json(adapter / "adapter_config.json", **{option: value})
+    assert f"{option}={value!r}" in refusal(base, adapter, tmp_path / "out")
+
+
+def test_another_peft_method_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    edit_json(adapter / "adapter_config.json", peft_type="LOHA")
+    assert "peft_type is 'LOHA'; expected LORA" in refusal(base, adapter, tmp_path / "out")
+
+
+def test_a_pickled_adapter_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
+    message = refusal(base, adapter, tmp_path / "out")
+    assert "holds only pickled weights (adapter_model.bin)" in message
+
+
+def test_a_folder_that_is_no_adapter_is_refused(base: Path, tmp_path: Path) -> None:
+    assert "no such folder" in refusal(base, tmp_path / "nowhere", tmp_path / "out")
+    assert "adapter_config.json: no such file" in refusal(base, base, tmp_path / "out")
+
+
+def test_an_adapter_without_its_weights_is_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (adapter / WEIGHTS).unlink()
+    assert f"{WEIGHTS}: no such file" in refusal(base, adapter, tmp_path / "out")
+
+
+def header_of(content: bytes) -> tuple[int, dict[str, Any]]:
+    length = int.from_bytes(content[:8], "little")
+    return 8 + length, json.loads(content[8 : 8 + length])
+
+
+def with_header(content: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    end, header = header_of(content)
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+FILE_DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "truncated-data": (lambda c: c[:-10], "truncated: its header describes"),
+    "truncated-header": (lambda c: c[:40], "truncated: the header takes"),
+    "empty": (lambda _: b"", "not a safetensors file"),
+    "longer": (lambda c: c + b"x", "corrupt: its header describes"),
+    "pickle": (lambda c: b"\x80\x02}q\x00." + c[6:], "not a safetensors file"),
+    "lfs-pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    "not-json": (lambda c: c[:8] + b"\xff" + c[9:], "corrupt header: not JSON"),
+    "a-list": (lambda _: (2).to_bytes(8, "little") + b"[]", "expected a JSON object"),
+    "unknown-dtype": (
+        lambda c: with_header(c, lambda h: h["model.norm.weight"].update(dtype="BF17")),
+        "cannot read the entry of model.norm.weight",
+    ),
+    "wrong-shape": (
+        lambda c: with_header(c, lambda h: h["model.norm.weight"].update(shape=[65])),
+        "model.norm.weight: 128 bytes do not hold BF16 of shape [65]",
+    ),
+    "negative": (
+        lambda c: with_header(c, lambda h: h["model.norm.weight"].update(shape=[-1, -64])),
+        "model.norm.weight: a shape or an offset is no count",
+    ),
+    "overlap": (
+        lambda c: with_header(
+            c,
+            lambda h: h["model.norm.weight"].update(
+                data_offsets=[x - 2 for x in h["model.norm.weight"]["data_offsets"]]
+            ),
+        ),
+        "corrupt header",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILE_DAMAGE)
+def test_a_damaged_base_is_refused(case: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+    damage, message = FILE_DAMAGE[case]
+    file = base / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    found = refusal(base, adapter, tmp_path / "out")
+    assert message in found
+    assert str(file) in found
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.self_attn.q_proj.weight"])
+def test_a_base_with_nan_is_refused(name: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+    edit_tensors(base / "model.safetensors", lambda t: t[name].view(-1)[5:6].fill_(float("nan")))
+    assert f"{name}: " in refusal(base, adapter, tmp_path / "out")
+
+
+def test_a_merge_that_overflows_its_dtype_is_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    edit_tensors(adapter / WEIGHTS, lambda t: t[f"{Q_PROJ}.lora_B.weight"].fill_(1e5))
+    source = resolve_model(str(base))
+    with pytest.raises(ArtifactError, match=r"q_proj.weight: is merged to NaN or infinity \(F16\)"):
+        merge(MergeConfig(dtype="float16"), source, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    edit_json(base / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    assert "the base is quantized (bitsandbytes)" in refusal(base, adapter, tmp_path / "out")
+
+
+def test_a_weight_stored_in_eight_bits_is_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    edit_tensors(
+        base / "model.safetensors", lambda t: t.update({name: t[name].to(torch.float8_e4m3fn)})
+    )
+    assert f"{name} is stored as F8_E4M3" in refusal(base, adapter, tmp_path / "out")
+
+
+def test_an_index_that_disagrees_with_its_shards_is_refused(adapter: Path, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "llama", torch.bfloat16, max_shard_size="60KB")
+    index = base / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    names = sorted(good["weight_map"])
+    assert len(set(good["weight_map"].values())) > 2
+    cases = {
+        "is not what": {
+            **good["weight_map"], "model.norm.weight": good["weight_map"][names[0]],
+        },
+        "no file holds model.ghost": {
+            **good["weight_map"], "model.ghost": good["weight_map"][names[0]],
+        },
+        "no such file": {**good["weight_map"], names[0]: "model-00099.safetensors"},
+        "outside the folder": {**good["weight_map"], names[0]: "../model.safetensors"},
+    }  # fmt: skip
+    for message, weight_map in cases.items():
+        index.write_text(json.dumps({**good, "weight_map": weight_map}))
+        assert message in refusal(base, adapter, tmp_path / "out")
+
+
+def test_an_adapter_of_another_base_is_refused_by_shape(adapter: Path, tmp_path: Path) -> None:
+    other = families.make_base(tmp_path / "other", "llama-wide")
+    message = refusal(other, adapter, tmp_path / "out")
+    assert "to fit model.layers.0." in message
+    assert "adapter of another base" in message
+
+
+def as_artifact(folder: Path, out: Path, base_digest: str, kind: str = "adapter") -> Artifact:
+    inputs = [Input(role="base", kind="base-model", digest=base_digest)]
+    with new_artifact(out, kind, config={}, inputs=inputs) as draft:
+        shutil.copytree(folder, draft.dir, dirs_exist_ok=True)
+    return open_artifact(out)
+
+
+def test_an_adapter_of_another_base_is_refused_by_digest(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    source = resolve_model(str(base))
+    right = as_artifact(adapter, tmp_path / "right", source.digest)
+    wrong = as_artifact(adapter, tmp_path / "wrong", "sha256:" + "1" * 64)
+    merged = merge(MergeConfig(), source, right, tmp_path / "merged")
+    assert merged.manifest.inputs[1].digest == right.digest
+    for form in (wrong, wrong.path):  # a folder with a manifest is that artifact
+        with pytest.raises(ArtifactError, match="was trained on a base with digest sha256:1111"):
+            merge(MergeConfig(), source, form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_of_another_kind_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    wrong = as_artifact(adapter, tmp_path / "wrong", "sha256:0", kind="dataset")
+    assert "expected" in refusal(base, wrong, tmp_path / "out")
+    assert "expected" in refusal(base, wrong.path, tmp_path / "out")
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
+    tokenizer.add_tokens([f"<|new-{index}|>" for index in range(40)])
+    tokenizer.save_pretrained(adapter)
+    assert "the vocabulary was resized" in refusal(base, adapter, tmp_path / "out")
+
+
+def test_an_existing_directory_is_not_overwritten(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ArtifactError, match="exists already"):
+        merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / "out")
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.disk_usage
+
+    def nearly_full(path: Any) -> Any:
+        return real(path)._replace(free=1_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+    assert "MiB are needed, 1 MiB are free" in refusal(base, adapter, tmp_path / "runs" / "out")
+    assert not (tmp_path / "runs").exists()
+
+
+MERGE_IN_A_CHILD = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+import export.merge
+from export.config import MergeConfig
+from tuneline.core.model_source import resolve_model
+
+base, adapter, out, at = sys.argv[1:]
+write, calls = export.merge._write, 0
+
+def killing_write(*arguments):
+    global calls
+    calls += 1
+    write(*arguments)
+    if calls == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+export.merge._write = killing_write
+export.merge.merge(MergeConfig(), resolve_model(base), Path(adapter), Path(out))
+"""
+
+
+def in_a_child(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[3]
+    return subprocess.run(
+        [sys.executable, "-c", MERGE_IN_A_CHILD, *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [1, 12])
+def test_a_merge_that_is_killed_is_no_model_and_runs_again(
+    at: int, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / "model"
+    killed = in_a_child(base, adapter, out, str(at))
+    assert killed.returncode == -9, killed.stderr
+    assert not out.exists()
+    (left,) = (path for path in out.parent.iterdir() if path.is_dir())
+    assert (left / "model.safetensors").stat().st_size > 0
+    for path in (out, left):
+        with pytest.raises(NotAnArtifactError):
+            open_artifact(path)
+    merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
+    verify_artifact(merged)
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """A real file system of 128 KiB, filled by a real merge; it needs the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(options, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        plenty = shutil.disk_usage(tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda _: plenty)
+            with pytest.raises(DiskFullError, match="the disk is full"):
+                merge(MergeConfig(), resolve_model(str(base)), adapter, disk / "out")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

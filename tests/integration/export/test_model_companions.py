@@ -1,0 +1,90 @@
+"""The small files beside the weights: which folder each comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from export.config import MergeConfig
+from export.merge import merge
+from tests.integration.export import families
+from tuneline.core.model_source import resolve_model
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return families.make_base(tmp_path / "base")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    return families.make_adapter(tmp_path / "adapter", base)
+
+
+def merged(base: Path, adapter: Path, tmp_path: Path) -> Path:
+    return merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / "out").path
+
+
+def test_the_trained_files_go_with_the_model(base: Path, adapter: Path, tmp_path: Path) -> None:
+    (adapter / "chat_template.jinja").write_text("trained {{ messages }}")
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    (base / "merges.txt").write_text("of the base's tokenizer")
+    out = merged(base, adapter, tmp_path)
+    for name in (*TOKENIZER, "generation_config.json"):
+        assert (out / name).read_bytes() == (adapter / name).read_bytes(), name
+    assert not (out / "merges.txt").exists()  # two tokenizers are never mixed
+    assert not (out / "adapter_config.json").exists()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert loaded.generation_config.eos_token_id == [2, 7]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == "trained {{ messages }}"
+
+
+def test_what_the_adapter_lacks_comes_from_the_base(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    for name in TOKENIZER:
+        (adapter / name).unlink()
+    out = merged(base, adapter, tmp_path)
+    for name in (*TOKENIZER, "generation_config.json", "config.json"):
+        assert (out / name).read_bytes() == (base / name).read_bytes(), name
+
+
+def test_a_template_inside_the_tokenizer_config_is_found(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Folders written before transformers 5 keep the template there."""
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.jinja").unlink()
+    (adapter / "chat_template.jinja").unlink()
+    options = json.loads((base / "tokenizer_config.json").read_text())
+    text = json.dumps({**options, "chat_template": template})
+    (base / "tokenizer_config.json").write_text(text)
+    out = merged(base, adapter, tmp_path)
+    assert transformers.AutoTokenizer.from_pretrained(out).chat_template == template
+
+
+@pytest.mark.parametrize(
+    ("in_base", "in_adapter", "expected"),
+    [
+        ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizerFast"),
+        ("Qwen2Tokenizer", "TokenizersBackend", "Qwen2Tokenizer"),
+        ("TokenizersBackend", "TokenizersBackend", "TokenizersBackend"),
+        ("Qwen2Tokenizer", "GPT2Tokenizer", "GPT2Tokenizer"),
+    ],
+)
+def test_the_tokenizer_keeps_the_class_that_the_base_names(
+    in_base: str, in_adapter: str, expected: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    for folder, name in ((base, in_base), (adapter, in_adapter)):
+        options = json.loads((folder / "tokenizer_config.json").read_text())
+        text = json.dumps({**options, "tokenizer_class": name})
+        (folder / "tokenizer_config.json").write_text(text)
+    out = merged(base, adapter, tmp_path)
+    options = json.loads((out / "tokenizer_config.json").read_text())
+    assert options["tokenizer_class"] == expected

@@ -1,0 +1,145 @@
+"""The container's arguments and variables against vLLM itself, and the image's own files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+import k8s
+from k8s.config import DeployConfig
+from k8s.kustomize import build
+from k8s.objects import servers
+from k8s.render import HOST, MODEL_DIR, PORT, render
+from serving.command import MIDDLEWARE, artifact_facts, served_names, server_args, server_env
+from serving.config import ServingConfig
+from tuneline.core.model_source import ModelSource
+
+Container: TypeAlias = dict[str, Any]
+Parse: TypeAlias = Callable[[list[str]], Any]
+
+ROOM = Path(k8s.__file__).parent
+ROOT = ROOM.parent
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+SERVING = ServingConfig(
+    max_model_len=1024, enforce_eager=True, extra_args={"max-num-queued-reqs": 64}
+)
+
+
+@pytest.fixture(scope="module")
+def parse() -> Parse:
+    """vLLM's own parser of `vllm serve`; exits with 2 on what it does not know."""
+    pytest.importorskip("vllm", reason="vLLM is not installed; its parser is what is asked")
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    return lambda args: parser.parse_args(args)
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Container]:
+    """The vLLM container of both overlays, as they stand and as a run fills them in."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not on PATH; it renders the manifests under test")
+    directories = {name: ROOM / "overlays" / name for name in ("cpu", "gpu")}
+    for overlay in ("cpu", "gpu"):
+        source = ModelSource("tickets", Path(MODEL_DIR), DIGEST, "model")
+        directories[f"a run on {overlay}"] = render(
+            DeployConfig.model_validate(
+                {"overlay": overlay, "image": "server:1", "model_claim": "models"}
+            ),
+            name="tickets",
+            model_digest=DIGEST,
+            served_args=server_args(
+                SERVING,
+                model=MODEL_DIR,
+                adapter=None,
+                served_names=served_names("tickets", DIGEST),
+                host=HOST,
+                port=PORT,
+            ),
+            served_env=server_env(SERVING, artifact_facts(source, None, "tickets")),
+            out=tmp_path_factory.mktemp("deploy") / overlay,
+        )
+    found = {}
+    for name, directory in directories.items():
+        ((_, container),) = servers(build(directory) or [])
+        found[name] = dict(container)
+    assert len(found) == 4
+    return found
+
+
+def test_vllm_takes_the_arguments(parse: Parse, containers: dict[str, Container]) -> None:
+    for name, container in containers.items():
+        assert container["command"] == ["vllm", "serve"]
+        args = parse(container["args"])
+        assert args.model_tag == "/model", name
+        assert (args.host, args.port) == ("0.0.0.0", 8000)  # noqa: S104
+        assert args.middleware == [MIDDLEWARE]
+        assert args.shutdown_timeout > 0
+        assert args.api_key is None
+        assert args.trust_remote_code is False
+    rendered = parse(containers["a run on gpu"]["args"])
+    assert rendered.served_model_name == ["tickets", "tickets@0123456789ab"]
+    assert rendered.max_model_len == 1024
+    assert rendered.enforce_eager is True
+    assert rendered.max_num_queued_reqs == 64
+    assert parse(containers["cpu"]["args"]).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "arg",
+    # The last three were flags of earlier releases: a pod given one of them never starts.
+    ["--max-modellen=1024", "--port=http", "--swap-space=4", "--task=generate", "--device=cpu"],
+)
+def test_vllm_refuses_what_it_does_not_know(
+    parse: Parse,
+    containers: dict[str, Container],
+    arg: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([*containers["a run on cpu"]["args"], arg])
+    assert caught.value.code == 2
+    assert arg.partition("=")[0] in capsys.readouterr().err
+
+
+def test_vllm_knows_the_variables(parse: Parse, containers: dict[str, Container]) -> None:
+    from vllm import envs
+
+    for name, container in containers.items():
+        ours = {entry["name"] for entry in container["env"] if entry["name"].startswith("VLLM_")}
+        assert len(ours) >= 4, name
+        assert ours <= set(envs.environment_variables), name
+    assert "VLLM_ENGINE_READY_TIMEOUT" not in envs.environment_variables
+
+
+def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
+    """The files that the Dockerfiles copy, alone on the path, are enough to import it."""
+    pytest.importorskip("prometheus_client", reason="a part of the extra `serve`")
+    for build_name in ("cpu", "gpu"):
+        text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()
+        copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/serving/$", text, re.MULTILINE)
+        assert copied == ["serving/__init__.py serving/middleware.py"]
+        target = tmp_path / build_name / "serving"
+        target.mkdir(parents=True)
+        for source in copied[0].split():
+            shutil.copy(ROOT / source, target)
+        module, _, name = MIDDLEWARE.rpartition(".")
+        code = f"import sys, {module} as m; m.{name}; print(m.__file__, 'tuneline' in sys.modules)"
+        done = subprocess.run(
+            # -P: the current directory, which holds the whole repository, stays off the path.
+            [sys.executable, "-P", "-c", code],
+            env={"PYTHONPATH": str(target.parent), "PATH": os.environ["PATH"]},
+            capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [str(target / "middleware.py"), "False"]

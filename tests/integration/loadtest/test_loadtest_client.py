@@ -1,0 +1,269 @@
+"""The client against the server of known delays: times, tokens, and every way to fail."""
+
+import json
+import subprocess
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.document import Result
+from loadtest.known_stream import FAULTS
+from loadtest.plan import FAILED, SUCCEEDED
+from loadtest.planning import make_plan, with_unsent
+from loadtest.run import judged
+from loadtest.workers import Counters, run_workers
+from tuneline.core.endpoint import Endpoint
+
+# What each fault must be called; None where the answer is whole.
+CLASSES = {
+    None: None,
+    "401": "http_401",
+    "404": "http_404",
+    "429": "http_429",
+    "500": "http_500",
+    "503": "http_503",
+    "stall": "stalled",
+    "silent": "timeout",
+    "reset": "connection_reset",
+    "reset-early": "connection_reset",
+    "cut": "truncated_stream",
+    "no-done": "truncated_stream",
+    "invalid-sse": "invalid_sse",
+    "error-event": "error_event",
+    "not-stream": "not_a_stream",
+    "empty": "empty_answer",
+    "not-http": "protocol_error",
+    "role-early": None,
+    "multi": None,
+    "split": None,
+    "length": None,
+    "close": None,
+    "crlf": None,
+}
+
+
+def prompts(faults: list[str | None]) -> list[list[dict[str, str]]]:
+    texts = ["hello" if fault is None else f"please fault:{fault} now" for fault in faults]
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def measure(
+    endpoint: Endpoint, scenario: dict[str, Any], faults: list[str | None] | None = None,
+    **options: Any,
+) -> Result:  # fmt: skip
+    values = {"num_warmup_requests": 0, "max_tokens": 8, "timeout_s": 10.0, **options}
+    config = LoadTestConfig.model_validate({"scenarios": [{"name": "x", **scenario}], **values})
+    plan, workload = make_plan(
+        config, config.scenarios[0], endpoint, prompts(faults or [None]), seed=config.seed
+    )
+    return judged(config, config.scenarios[0], plan, workload, run_workers(plan, endpoint.api_key))
+
+
+def test_every_fault_is_known_here() -> None:
+    assert CLASSES.keys() - {None} == FAULTS.keys()
+
+
+@pytest.mark.parametrize("scenario", [{"concurrency": 12}, {"rate_rps": 150.0}])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_fault_is_classified_and_every_request_accounted_for(
+    known: Any, scenario: dict[str, Any], num_workers: int
+) -> None:
+    faults = list(CLASSES)
+    result = measure(
+        known.endpoint,
+        {**scenario, "num_requests": 4 * len(faults)},
+        faults,
+        timeout_s=3.0,
+        num_workers=num_workers,
+    )
+    stats = result.stats
+    expected = Counter({name: 4 for name in CLASSES.values() if name is not None})
+    for name in ("connection_reset", "truncated_stream"):
+        expected[name] = 8
+    assert Counter(stats.errors) == expected
+    assert stats.num_offered == 4 * len(faults)
+    assert stats.num_succeeded == 4 * sum(name is None for name in CLASSES.values())
+    assert stats.num_unfinished == 0
+    assert stats.retry_after_s == [2.0]
+    assert "slow down" in result.examples["http_429"]
+    assert result.judgement.verdict in ("FAIL", "INVALID")
+    # Whole answers have exactly the tokens asked for, however their bytes were cut.
+    ok = result.records.select(result.records.state == SUCCEEDED)
+    assert ok.tokens.tolist() == [8.0] * stats.num_succeeded
+
+
+def test_times_are_the_servers_own(known: Any) -> None:
+    before = len(known.truths())
+    result = measure(known.endpoint, {"concurrency": 32, "num_requests": 320})
+    truths = {int(truth["request_id"]): truth for truth in known.truths()[before:]}
+    records = result.records
+    assert len(records) == len(truths) == 320
+    assert result.stats.num_succeeded == 320
+    assert result.stats.tokens.num_output_tokens == 320 * 8
+    true_s = np.array(
+        [
+            (truths[index]["token_write_ns"][0] - truths[index]["received_ns"]) / 1e9
+            for index in records.index
+        ]
+    )
+    found_s = records.first_token_s - records.sent_s
+    bias_ms = 1e3 * (np.median(found_s) - np.median(true_s))
+    paired_ms = 1e3 * float(np.median(found_s - true_s))
+    print(f"TTFT bias p50 at 32 streams: {bias_ms:.3f} ms; of the same request {paired_ms:.3f} ms")
+    # A quiet machine stays below 1 ms; other work on this one may add to it.
+    assert abs(paired_ms) < 5
+    assert (found_s - true_s).min() > -0.001
+    # Every token, of every request, not before it was written.
+    written = np.concatenate([truths[index]["token_write_ns"] for index in records.index]) / 1e9
+    start_s = np.median(written - records.event_s)
+    assert len(written) == 320 * 8
+    assert np.median(np.abs(records.event_s + start_s - written)) < 0.005
+
+
+def test_kernel_times_are_used_and_said_so(known: Any) -> None:
+    result = measure(known.endpoint, {"concurrency": 2, "num_requests": 10})
+    assert result.client["num_reads"] >= 80
+    assert result.client["num_reads_kernel_clock"] == result.client["num_reads"]
+
+
+def test_a_role_delta_is_not_a_first_token(known: Any) -> None:
+    result = measure(known.endpoint, {"concurrency": 4, "num_requests": 20}, ["role-early"])
+    records = result.records
+    assert result.stats.num_succeeded == 20
+    first_byte_s = np.median(records.first_byte_s - records.sent_s)
+    ttft_s = np.median(records.first_token_s - records.sent_s)
+    assert ttft_s >= 0.028 > first_byte_s
+
+
+def test_several_tokens_in_an_event_do_not_change_the_time_per_token(
+    start_known_server: Any,
+) -> None:
+    with start_known_server("--ttft-s", "0.02", "--itl-s", "0.01") as server:
+        scenario = {"concurrency": 4, "num_requests": 20}
+        result = measure(server.endpoint, scenario, ["multi"], max_tokens=16)
+    assert result.stats.tokens.num_output_tokens == 20 * 16
+    assert result.stats.tokens.num_events == 20 * 4
+    assert result.stats.latencies["tpot_s"].p50 == pytest.approx(0.01, rel=0.2)
+    assert result.stats.latencies["inter_chunk_gap_s"].p50 == pytest.approx(0.04, rel=0.2)
+
+
+def test_an_open_loop_keeps_its_schedule_when_the_server_is_slow(start_known_server: Any) -> None:
+    with start_known_server("--ttft-s", "1.0", "--itl-s", "0") as server:
+        result = measure(server.endpoint, {"rate_rps": 100.0, "num_requests": 100})
+    assert result.stats.num_succeeded == 100
+    assert result.stats.arrivals_scheduled.rate_rps == pytest.approx(
+        result.stats.arrivals_delivered.rate_rps, rel=0.05
+    )
+    # All were sent before half of them had been answered.
+    assert np.sum(result.records.first_token_s < result.records.sent_s.max()) < 60
+
+
+def test_a_server_killed_mid_run_leaves_every_request_accounted_for(
+    start_known_server: Any,
+) -> None:
+    with start_known_server("--ttft-s", "0.05", "--itl-s", "0.01") as server:
+        for scenario in ({"rate_rps": 100.0}, {"concurrency": 8}):
+            options = {"scenarios": [{"name": "x", **scenario, "num_requests": 400}]}
+            config = LoadTestConfig.model_validate(
+                {**options, "num_warmup_requests": 0, "timeout_s": 5.0}
+            )
+            plan, workload = make_plan(
+                config, config.scenarios[0], server.endpoint, prompts([None]), seed=0
+            )
+            killed = threading.Event()
+
+            def kill(counters: Counters, killed: threading.Event = killed) -> bool:
+                if counters.num_answered > 20 and not killed.is_set():
+                    server.process.kill()
+                    killed.set()
+                return False
+
+            started_s = time.monotonic()
+            if server.process.poll() is None:
+                result = judged(
+                    config, config.scenarios[0], plan, workload, run_workers(plan, None, kill)
+                )
+                assert killed.is_set()
+                assert result.stats.num_succeeded > 20
+            else:
+                result = judged(
+                    config, config.scenarios[0], plan, workload, run_workers(plan, None)
+                )
+            assert time.monotonic() - started_s < 30
+            stats = result.stats
+            assert stats.num_offered == 400
+            assert stats.num_succeeded + stats.num_failed + stats.num_unfinished == 400
+            assert stats.num_failed > 20
+            assert set(stats.errors) <= {
+                "connection_refused", "connection_reset", "truncated_stream",
+            }  # fmt: skip
+
+
+def test_a_closed_loop_that_only_fails_ends_early(known: Any) -> None:
+    result = measure(known.endpoint, {"concurrency": 2, "num_requests": 500}, ["500"])
+    assert result.stats.errors["http_500"] < 50
+    assert result.stats.num_unfinished == 500 - result.stats.errors["http_500"]
+    assert result.stats.num_offered == 500
+
+
+def test_a_duration_ends_a_closed_loop(known: Any) -> None:
+    result = measure(known.endpoint, {"concurrency": 4, "duration_s": 1.0}, num_warmup_requests=4)
+    begun = result.records.intended_s[~result.records.warmup]
+    assert result.stats.num_unfinished == 0
+    assert result.stats.num_succeeded > 20
+    assert begun.max() - begun.min() <= 1.05
+    assert result.stats.throughput.window_s == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_connection_that_idled_is_replaced_without_a_failure(start_known_server: Any) -> None:
+    with start_known_server("--ttft-s", "0.001", "--itl-s", "0") as server:
+        # Each answer ends its connection, so every next request meets a closed one.
+        result = measure(server.endpoint, {"rate_rps": 20.0, "num_requests": 40}, ["close"])
+    assert result.stats.num_succeeded == 40
+    assert result.stats.errors == {}
+
+
+def test_the_key_reaches_the_server_and_no_file_or_argument(
+    start_known_server: Any, tmp_path: Any
+) -> None:
+    key = "sk-very-secret-0123"
+    with start_known_server("--api-key", key, "--ttft-s", "0.2", "--itl-s", "0.01") as server:
+        endpoint = Endpoint(server.endpoint.url, "known", key)
+        config = LoadTestConfig(
+            scenarios=[Scenario(name="x", concurrency=1, num_requests=2)], num_warmup_requests=0
+        )
+        plan, workload = make_plan(config, config.scenarios[0], endpoint, prompts([None]), seed=0)
+        assert key not in json.dumps(plan.to_json())
+        seen = []
+
+        def look(_: Counters) -> bool:
+            listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True)
+            seen.append("loadtest.worker" in listing.stdout)
+            assert not any(
+                key in line for line in listing.stdout.splitlines() if "loadtest.worker" in line
+            )
+            return False
+
+        result = judged(config, config.scenarios[0], plan, workload, run_workers(plan, key, look))
+        assert result.stats.num_succeeded == 2
+        assert any(seen)
+        refused = judged(config, config.scenarios[0], plan, workload, run_workers(plan, "sk-other"))
+    assert refused.stats.errors == {"http_401": 2}
+    assert key not in repr(endpoint)
+
+
+def test_rows_that_were_never_sent_are_unfinished(known: Any) -> None:
+    result = measure(known.endpoint, {"concurrency": 1, "num_requests": 3})
+    config = LoadTestConfig(
+        scenarios=[Scenario(name="x", rate_rps=1.0, num_requests=5)], num_warmup_requests=1
+    )
+    plan, _ = make_plan(config, config.scenarios[0], known.endpoint, prompts([None]), seed=0)
+    records = with_unsent(plan, result.records)
+    assert records.index.tolist() == [0, 1, 2, 3, 4, 5]
+    assert not np.isin(FAILED, records.state)
+    assert np.isnan(records.sent_s[3:]).all()

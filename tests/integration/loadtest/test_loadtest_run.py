@@ -1,0 +1,186 @@
+"""A whole load test against the server of known delays, and every endpoint that is none."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.config import SLO, LoadTestConfig, Scenario
+from loadtest.run import read_prompts, run_loadtest
+from tuneline.core.artifact import Input, open_artifact, verify_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ConfigError, DataError, ServerError
+
+CONFIG = LoadTestConfig(
+    scenarios=[
+        Scenario(name="open", rate_rps=40.0, num_requests=40),
+        Scenario(name="closed", concurrency=4, num_requests=40),
+    ],
+    slo=SLO(ttft_p90_s=2.0, tpot_p90_s=0.5),
+    max_tokens=8,
+    max_client_lag_s=1.0,
+)
+DIGEST = "sha256:0123456789ab" + "0" * 52
+
+
+def test_a_load_report_is_written_and_bound_to_the_artifact(known: Any, tmp_path: Path) -> None:
+    inputs = [Input(role="model", kind="model", digest=DIGEST)]
+    artifact = run_loadtest(
+        CONFIG, known.endpoint, tmp_path / "load", prompts=read_prompts(None), inputs=inputs
+    )
+    verify_artifact(artifact)
+    assert artifact.kind == "load-report"
+    assert artifact.manifest.inputs == inputs
+    assert artifact.manifest.metrics["verdict"] == "PASS"
+    assert {entry.path for entry in artifact.manifest.files} == {
+        "report.json", "latency_cdf.png", "ttft_over_time.png", "records-open.npz",
+        "records-closed.npz",
+    }  # fmt: skip
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert report["endpoint"]["artifact_short_digest"] == "0123456789ab"
+    assert report["endpoint"]["artifact_name"] == "known@0123456789ab"
+    assert [scenario["name"] for scenario in report["scenarios"]] == ["open", "closed"]
+    for scenario in report["scenarios"]:
+        assert scenario["requests"] == {
+            "offered": 40, "succeeded": 40, "failed": 0, "unfinished": 0, "warmup": 8,
+            "error_rate": 0.0,
+        }  # fmt: skip
+        assert scenario["tokens"]["num_output_tokens"] == 320
+        ttft = scenario["latency"]["ttft_s"]
+        assert (ttft["unit"], ttft["n"], ttft["p99"]) == ("s", 40, None)
+        assert "300" in ttft["withheld"]["p99"]
+        assert 0.03 <= ttft["p50"] < 0.2
+    assert str(tmp_path) not in (artifact.path / "report.json").read_text()
+    assert open_artifact(tmp_path / "load").digest == artifact.digest
+
+
+def test_a_missed_objective_is_a_verdict_and_no_exception(known: Any, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"slo": SLO(ttft_p50_s=0.001)})
+    artifact = run_loadtest(config, known.endpoint, tmp_path / "load", prompts=read_prompts(None))
+    assert artifact.manifest.metrics["verdict"] == "FAIL"
+    problems = artifact.manifest.metrics["problems"]
+    assert len(problems) == 2
+    assert problems[0].startswith("open: ttft_p50_s: ")
+
+
+def test_another_artifact_behind_the_endpoint_is_an_error(known: Any, tmp_path: Path) -> None:
+    inputs = [Input(role="model", kind="model", digest="sha256:" + "f" * 64)]
+    with pytest.raises(ServerError, match="serves known@0123456789ab; expected the artifact ffff"):
+        run_loadtest(
+            CONFIG, known.endpoint, tmp_path / "load", prompts=read_prompts(None), inputs=inputs
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_not_served_names_those_that_are(known: Any, tmp_path: Path) -> None:
+    endpoint = Endpoint(known.endpoint.url, "knwon")
+    with pytest.raises(ServerError, match="does not serve the model 'knwon'; it serves known") as e:
+        run_loadtest(CONFIG, endpoint, tmp_path / "load", prompts=read_prompts(None))
+    assert e.value.hint == "Try: --model known"
+
+
+def test_a_missing_key_is_asked_for(start_known_server: Any, tmp_path: Path) -> None:
+    with start_known_server("--api-key", "right") as server:
+        with pytest.raises(ServerError, match="asks for an API key"):
+            run_loadtest(CONFIG, server.endpoint, tmp_path / "a", prompts=read_prompts(None))
+        endpoint = Endpoint(server.endpoint.url, "known", "wrong-key")
+        with pytest.raises(ServerError, match="refuses the API key") as error:
+            run_loadtest(CONFIG, endpoint, tmp_path / "a", prompts=read_prompts(None))
+        assert "wrong-key" not in str(error.value)
+
+
+def test_a_port_where_nobody_listens(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = Endpoint(f"http://127.0.0.1:{unused.getsockname()[1]}/v1", "m")
+        with pytest.raises(ServerError, match="connection refused"):
+            run_loadtest(CONFIG, endpoint, tmp_path / "a", prompts=read_prompts(None))
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (200, b"<html>hello</html>", "holds no list of models"),
+        (200, b'{"data": []}', "holds no list of models"),
+        (404, b"not found", "expected an OpenAI-compatible server"),
+        (500, b"", "with status 500"),
+    ],
+)
+def test_something_else_answers(status: int, body: bytes, message: str, tmp_path: Path) -> None:
+    with answering(status, body) as url, pytest.raises(ServerError, match=message):
+        run_loadtest(CONFIG, Endpoint(url, "m"), tmp_path / "a", prompts=read_prompts(None))
+
+
+def test_something_that_is_not_http_answers(tmp_path: Path) -> None:
+    code = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); "
+        "print(s.getsockname()[1], flush=True); c, _ = s.accept(); c.recv(9999); "
+        "c.sendall(b'220 mail ready\\r\\n'); c.close()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        with pytest.raises(ServerError, match="does not speak HTTP"):
+            run_loadtest(CONFIG, Endpoint(url, "m"), tmp_path / "a", prompts=read_prompts(None))
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.mark.parametrize("url", ["ftp://x/v1", "127.0.0.1:8000/v1", "http://", "http://x:99999/v1"])
+def test_a_url_that_is_none(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected http://HOST:PORT/v1"):
+        run_loadtest(CONFIG, Endpoint(url, "m"), tmp_path / "a", prompts=read_prompts(None))
+
+
+def test_prompts_are_read_in_each_form_and_every_bad_line_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    message = {"role": "user", "content": "hi"}
+    lines = [[message], {"messages": [message]}, {"prompt": [message], "x": 1}, {"prompt": "hi"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert read_prompts(path) == [[message]] * 4
+    path.write_text('[{"role": "user"}]\n{half\n\n3\n', encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_prompts(path)
+    assert [line.split(": ")[1] for line in error.value.problems] == ["line 1", "line 2", "line 4"]
+    path.write_text("\n")
+    with pytest.raises(DataError, match="holds no prompt"):
+        read_prompts(path)
+    with pytest.raises(DataError, match="No such file"):
+        read_prompts(tmp_path / "none.jsonl")
+    with pytest.raises(ConfigError, match="no prompts"):
+        run_loadtest(CONFIG, Endpoint("http://x/v1", "m"), tmp_path / "a", prompts=[])

@@ -1,0 +1,370 @@
+"""Calibration, search, sweep, comparison, shards and the other clients, on the known server."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest.calibrate import calibrate, compare_with_truth
+from loadtest.compare import compare, compare_reports
+from loadtest.config import SLO, LoadTestConfig, Scenario
+from loadtest.formats import csv_text, prometheus_text, vllm_documents
+from loadtest.openai_check import openai_check
+from loadtest.plan import Records
+from loadtest.planning import make_plan
+from loadtest.probe import Served
+from loadtest.run import judged, run_loadtest
+from loadtest.search import replicas, search, sweep
+from loadtest.shards import merge_shards, run_shard, write_shard
+from loadtest.workers import Measured, run_workers
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.errors import ArtifactError, ConfigError
+
+PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(10)]
+
+
+def config(**options: Any) -> LoadTestConfig:
+    values = {
+        "scenarios": [{"name": "open", "rate_rps": 60.0, "num_requests": 60}],
+        "num_warmup_requests": 5,
+        "max_tokens": 8,
+        "max_client_lag_s": 1.0,
+        "calibrate": False,
+        **options,
+    }
+    return LoadTestConfig.model_validate(values)
+
+
+def report_of(artifact: Artifact) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artifact.path / "report.json").read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        Scenario(name="x", concurrency=32, num_requests=9),
+        Scenario(name="x", rate_rps=50.0, num_requests=9),
+        Scenario(name="x", arrival="burst", num_requests=30),
+    ],
+)
+def test_calibration_measures_its_own_bias_at_the_planned_load(scenario: Scenario) -> None:
+    found = calibrate(config(), scenario)
+    assert found.problems in ([], [p for p in found.problems if "headroom" in p])
+    assert found.num_requests >= 30
+    assert found.true_ttft_p50_s >= 0.1
+    print(f"TTFT bias p50 {found.ttft_bias_p50_s * 1e3:.3f} ms at {scenario.loop} loop")
+    assert abs(found.ttft_bias_p50_s) < 0.05
+    assert found.cpu_s_per_1000_tokens > 0
+
+
+def test_a_client_that_is_late_or_loses_requests_does_not_pass_calibration(known: Any) -> None:
+    before = len(known.truths())
+    settings = config(scenarios=[{"name": "x", "concurrency": 4, "num_requests": 20}])
+    plan, _ = make_plan(settings, settings.scenarios[0], known.endpoint, PROMPTS, seed=0)
+    records = run_workers(plan, None).records
+    truths = known.truths()[before:]
+    scenario = settings.scenarios[0]
+
+    def problems(records: Records, truths: list[dict[str, Any]], busy: float = 0.1) -> list[str]:
+        return compare_with_truth(
+            records, truths, scenario=scenario, cpu_s=1.0, busy_share=busy
+        ).problems
+
+    assert problems(records, truths) == []
+    assert "the server saw 24" in problems(records, truths[:-1])[0]
+    miscounted = [{**truths[0], "num_tokens": 7}, *truths[1:]]
+    assert "the server sent 199 tokens" in problems(records, miscounted)[0]
+    assert "headroom" in problems(records, truths, busy=0.8)[0]
+    late = [{**t, "token_write_ns": [w - 20_000_000 for w in t["token_write_ns"]]} for t in truths]
+    found = compare_with_truth(records, late, scenario=scenario, cpu_s=1.0, busy_share=0.1)
+    honest = compare_with_truth(records, truths, scenario=scenario, cpu_s=1.0, busy_share=0.1)
+    assert found.ttft_bias_p50_s - honest.ttft_bias_p50_s == pytest.approx(0.02, abs=1e-6)
+
+
+def test_the_server_s_own_figures_are_reconciled(known: Any, tmp_path: Path) -> None:
+    artifact = run_loadtest(config(), known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    (scenario,) = report_of(artifact)["scenarios"]
+    rows = {row["name"]: row for row in scenario["server"]["reconciliation"]}
+    assert rows["generation_tokens"]["client"] == rows["generation_tokens"]["server"] == 65 * 8
+    assert rows["mean_ttft_s"]["client"] == pytest.approx(rows["mean_ttft_s"]["server"], abs=0.02)
+    assert scenario["server"]["figures"]["prefix_hit_rate"] == 0.0
+
+
+def test_a_declared_hit_rate_that_is_not_met_voids_the_run(known: Any, tmp_path: Path) -> None:
+    artifact = run_loadtest(
+        config(workload={"prefix_hit_rate": 0.9}), known.endpoint, tmp_path / "a", prompts=PROMPTS
+    )
+    assert artifact.manifest.metrics["verdict"] == "INVALID"
+    assert "0% of the prompt tokens, 90% was declared" in artifact.manifest.metrics["problems"][0]
+
+
+def test_token_ids_go_to_completions_with_exact_lengths(known: Any, tmp_path: Path) -> None:
+    settings = config(
+        workload={
+            "source": "synthetic",
+            "input_tokens": {"mean": 30},
+            "output_tokens": {"distribution": "normal", "mean": 8, "stddev": 2, "min": 3},
+        },
+        ignore_eos=True,
+    )
+    artifact = run_loadtest(settings, known.endpoint, tmp_path / "a", prompts=[])
+    (scenario,) = report_of(artifact)["scenarios"]
+    assert scenario["requests"]["succeeded"] == 60
+    assert scenario["tokens"]["num_wrong_length"] == 0
+    assert scenario["tokens"]["num_output_tokens"] == scenario["tokens"]["num_events"]
+
+
+def test_a_mix_of_adapters_has_figures_for_each(known: Any, tmp_path: Path) -> None:
+    settings = config(workload={"models": {"known": 1, "known@0123456789ab": 1}})
+    artifact = run_loadtest(settings, known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    models = report_of(artifact)["scenarios"][0]["models"]
+    assert sum(model["offered"] for model in models.values()) == 60
+    assert all(model["succeeded"] == model["ttft_s"]["n"] > 10 for model in models.values())
+
+
+def test_search_finds_the_rate_that_a_server_of_known_capacity_holds(
+    start_known_server: Any, tmp_path: Path
+) -> None:
+    # It serves one request at a time, 20 ms each: 50 a second and no more.
+    options = ("--ttft-s", "0.02", "--itl-s", "0", "--num-tokens", "1", "--one-at-a-time")
+    with start_known_server(*options) as server:
+        artifact = search(
+            config(slo=SLO(e2e_p90_s=0.4), timeout_s=10.0, max_tokens=1),
+            server.endpoint,
+            tmp_path / "search",
+            prompts=PROMPTS,
+            start_rps=10.0,
+            max_rps=500.0,
+            num_requests=120,
+            precision=0.3,
+        )
+    assert artifact.kind == "load-search"
+    report = report_of(artifact)
+    assert report["verdict"] == "PASS"
+    assert report["confirmed"]
+    # An M/D/1 queue of 20 ms holds less than 50/s; a busy machine makes the server slower.
+    assert 10 <= report["max_rate_rps"] < 50
+    assert report["lowest_failing_rate_rps"] > report["max_rate_rps"]
+    assert report["capacity"]["rate_per_replica_rps"] == pytest.approx(0.7 * report["max_rate_rps"])
+    rates = [probe["rate_rps"] for probe in report["probes"]]
+    assert rates[:2] == [10.0, 20.0]
+    assert len(rates) < 15
+    assert replicas(100, 20) == 8
+
+
+def test_search_needs_an_objective_and_says_when_no_rate_holds(known: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs an objective"):
+        search(config(), known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    with pytest.raises(ConfigError, match="expected 0 < start"):
+        search(
+            config(slo=SLO(ttft_p90_s=1.0)), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+            start_rps=9, max_rps=3,
+        )  # fmt: skip
+    artifact = search(
+        config(slo=SLO(ttft_p50_s=0.001)), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+        start_rps=100, num_requests=30,
+    )  # fmt: skip
+    assert artifact.manifest.metrics["verdict"] == "INCONCLUSIVE"
+    assert report_of(artifact)["max_rate_rps"] is None
+
+
+def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
+    artifact = sweep(
+        config(), known.endpoint, tmp_path / "s", prompts=PROMPTS, rates_rps=[100, 50],
+        num_requests=60,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert [probe["rate_rps"] for probe in report["probes"]] == [50, 100]
+    assert all(scenario["requests"]["offered"] == 60 for scenario in report["scenarios"])
+    assert (artifact.path / "rates.png").stat().st_size > 1000
+    with pytest.raises(ConfigError, match="at least one rate"):
+        sweep(config(), known.endpoint, tmp_path / "t", prompts=PROMPTS, rates_rps=[])
+
+
+def test_a_comparison_finds_the_slower_server_and_only_that(
+    known: Any, start_known_server: Any, tmp_path: Path
+) -> None:
+    settings = config(scenarios=[{"name": "open", "rate_rps": 60.0, "num_requests": 80}])
+    with start_known_server("--ttft-s", "0.06", "--itl-s", "0.004") as slower:
+        artifact = compare(
+            settings, known.endpoint, slower.endpoint, tmp_path / "c", prompts=PROMPTS,
+            num_rounds=2,
+        )  # fmt: skip
+    report = report_of(artifact)
+    assert report["verdict"] == "FAIL"
+    found = {one["metric"]: one for one in report["scenarios"][0]["differences"]}
+    assert found["ttft_s"]["num_pairs"] == 160
+    assert found["ttft_s"]["verdict"] == "slower"
+    assert found["ttft_s"]["ci95_low"] <= 0.03 + 0.02
+    assert found["ttft_s"]["difference"] == pytest.approx(0.03, abs=0.02)
+    digests = [
+        run["plan_digest"] for runs in report["scenarios"][0]["runs"].values() for run in runs
+    ]
+    assert len(digests) == 4
+    assert digests[:2] == digests[2:]
+    same = compare(
+        settings, known.endpoint, known.endpoint, tmp_path / "d", prompts=PROMPTS, num_rounds=2,
+        margin=0.5,
+    )  # fmt: skip
+    assert report_of(same)["verdict"] in ("PASS", "INCONCLUSIVE")
+
+
+def test_reports_of_other_requests_are_not_compared(known: Any, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_loadtest(config(seed=seed), known.endpoint, tmp_path / name, prompts=PROMPTS)
+    artifact = compare_reports(tmp_path / "a", tmp_path / "b", tmp_path / "ab", margin=1.0)
+    report = report_of(artifact)
+    assert report["interleaved"] is False
+    assert {one["num_pairs"] for one in report["scenarios"][0]["differences"]} == {60}
+    with pytest.raises(ArtifactError, match="other requests or other times") as error:
+        compare_reports(tmp_path / "a", tmp_path / "c", tmp_path / "ac")
+    assert "seed differs" in str(error.value)
+    assert not (tmp_path / "ac").exists()
+
+
+def test_merged_shards_equal_the_single_run(known: Any, tmp_path: Path) -> None:
+    settings = config(num_workers=3)
+    (scenario,) = settings.scenarios
+    plan, workload = make_plan(settings, scenario, known.endpoint, PROMPTS, seed=settings.seed)
+    whole = run_workers(plan, None)
+    single = judged(settings, scenario, plan, workload, whole)
+    paths = []
+    for shard in range(3):
+        rows = whole.records.index % 3 == shard
+        part = Measured(whole.records.select(rows), [whole.workers[shard]], whole.start_unix_s)
+        path = tmp_path / f"shard{shard}"
+        resolved = config(num_workers=1).model_dump(mode="json")
+        with new_artifact(path, "load-shard", config=resolved) as draft:
+            write_shard(
+                draft.dir, plan, workload, known.endpoint, Served(["known"], None, None, None),
+                part, shard, 3,
+            )  # fmt: skip
+        paths.append(path)
+    merged = merge_shards(list(reversed(paths)), tmp_path / "merged")
+    stored = Records.load(merged.path / "records-open.npz")
+    for name in vars(stored):
+        np.testing.assert_array_equal(
+            getattr(stored, name), getattr(single.records, name), err_msg=name
+        )
+    (found,) = report_of(merged)["scenarios"]
+    assert found["plan_digest"] == single.plan_digest
+    assert found["requests"]["offered"] == 60
+    for name, figure in single.stats.latencies.items():
+        assert found["latency"][name]["p90"] == figure.p90
+        assert found["latency"][name]["n"] == figure.n
+    with pytest.raises(ArtifactError, match="shard 1 of 3 is missing"):
+        merge_shards([paths[0], paths[2]], tmp_path / "broken")
+    with pytest.raises(ArtifactError, match="shard 0 is there twice"):
+        merge_shards([paths[0], paths[0], paths[1], paths[2]], tmp_path / "broken")
+
+
+def test_pods_share_one_schedule(known: Any, tmp_path: Path) -> None:
+    # Long enough for two pods to come up, by this machine's own pace.
+    began_s = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import loadtest.worker"], check=True)
+    start_unix_s = time.time() + 5 + 6 * (time.monotonic() - began_s)
+    threads = [
+        threading.Thread(
+            target=run_shard,
+            args=(config(), known.endpoint, tmp_path / f"s{shard}"),
+            kwargs={
+                "prompts": PROMPTS,
+                "shard": shard,
+                "num_shards": 2,
+                "start_unix_s": start_unix_s,
+            },
+        )
+        for shard in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    merged = merge_shards([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")
+    records = Records.load(merged.path / "records-open.npz")
+    assert records.index.tolist() == list(range(65))
+    plan, _ = make_plan(config(), config().scenarios[0], known.endpoint, PROMPTS, seed=0)
+    assert plan.arrivals_s is not None
+    np.testing.assert_allclose(records.intended_s, plan.arrivals_s, atol=1e-6)
+    with pytest.raises(ConfigError, match="in the past"):
+        run_shard(
+            config(), known.endpoint, tmp_path / "late", prompts=PROMPTS, shard=0, num_shards=1,
+            start_unix_s=time.time() - 1,
+        )  # fmt: skip
+
+
+def test_reports_in_the_forms_of_other_tools(known: Any, tmp_path: Path) -> None:
+    artifact = run_loadtest(config(), known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    rows = list(csv.DictReader(io.StringIO(csv_text(artifact))))
+    assert len(rows) == 65
+    assert {row["state"] for row in rows} == {"succeeded"}
+    assert all(float(row["first_token_s"]) > float(row["sent_s"]) for row in rows)
+    (document,) = vllm_documents(artifact)
+    assert document["completed"] == 60
+    assert document["total_output_tokens"] == 480
+    measured = [row for row in rows if row["warmup"] == "false"]
+    ttft_ms = [1e3 * (float(r["first_token_s"]) - float(r["sent_s"])) for r in measured]
+    assert document["median_ttft_ms"] == pytest.approx(np.median(ttft_ms), rel=1e-6)
+    text = prometheus_text(artifact)
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(samples) > 20
+    assert 'tuneline_loadtest_requests{scenario="open",model="known"' in text
+    parser = pytest.importorskip("prometheus_client.parser")
+    families = list(parser.text_string_to_metric_families(text))
+    assert sum(len(family.samples) for family in families) == len(samples)
+
+
+def test_the_openai_client_sees_the_same_tokens(known: Any) -> None:
+    pytest.importorskip("openai")
+    settings = config(scenarios=[{"name": "x", "rate_rps": 20.0, "num_requests": 20}])
+    found = openai_check(settings, settings.scenarios[0], known.endpoint, prompts=PROMPTS)
+    assert found.num_requests == found.num_succeeded == found.num_equal_tokens == 25
+    assert found.ttft_p50_s >= 0.03 and found.our_ttft_p50_s >= 0.03
+    with pytest.raises(ValueError, match="open loop"):
+        openai_check(
+            settings, Scenario(name="c", concurrency=1, num_requests=1), known.endpoint,
+            prompts=PROMPTS,
+        )  # fmt: skip
+
+
+def test_tls_is_spoken_and_marked_as_user_clock(start_known_server: Any, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out",
+         certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    options = ("--certificate", str(certificate), "--private-key", str(key), "--ttft-s", "0.02",
+               "--itl-s", "0.002")  # fmt: skip
+    with start_known_server(*options, scheme="https") as server:
+        settings = config()
+        plan, workload = make_plan(
+            settings, settings.scenarios[0], server.endpoint, PROMPTS, seed=0
+        )
+        trusted = replace(plan, ca_file=str(certificate))
+        result = judged(
+            settings, settings.scenarios[0], trusted, workload, run_workers(trusted, None)
+        )
+        assert result.stats.num_succeeded == 60
+        assert result.client["num_reads_kernel_clock"] == 0 < result.client["num_reads"]
+        # A certificate that nobody vouches for is a failure of every request, and no hang.
+        refused = judged(settings, settings.scenarios[0], plan, workload, run_workers(plan, None))
+    assert refused.stats.errors == {"connection_failed": 60}
+
+
+def test_a_second_run_into_the_same_directory_is_refused(known: Any, tmp_path: Path) -> None:
+    run_loadtest(config(), known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    with pytest.raises(ArtifactError, match="exists already"):
+        run_loadtest(config(), known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    assert open_artifact(tmp_path / "a").kind == "load-report"

@@ -1,0 +1,115 @@
+"""The arguments that we write are read by vLLM's own parser as they are meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.command import FLAGS_WITHOUT_NEGATION, LORA_RANKS, MIDDLEWARE, server_args
+from serving.config import OWN_FLAGS, ServingConfig
+
+NAMES = ["tickets", "tickets@0123456789ab"]
+
+
+@pytest.fixture(scope="module")
+def parser() -> Any:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return make_arg_parser(FlexibleArgumentParser())
+
+
+def parse(parser: Any, adapter: Path | None = None, **settings: Any) -> Any:
+    args = server_args(
+        ServingConfig(**settings), model="/models/tickets", adapter=adapter, served_names=NAMES,
+        host="127.0.0.1", port=8123,
+    )  # fmt: skip
+    return parser.parse_args(args)
+
+
+def test_merged(parser: Any) -> None:
+    args = parse(
+        parser, dtype="float32", max_model_len=512, max_num_seqs=4, max_num_batched_tokens=1024,
+        enforce_eager=True, shutdown_timeout_s=7,
+    )  # fmt: skip
+    assert (args.model_tag, args.host, args.port) == ("/models/tickets", "127.0.0.1", 8123)
+    assert args.served_model_name == NAMES
+    assert (args.dtype, args.max_model_len, args.max_num_seqs) == ("float32", 512, 4)
+    assert args.max_num_batched_tokens == 1024
+    assert (args.enforce_eager, args.shutdown_timeout) == (True, 7)
+    assert args.middleware == [MIDDLEWARE]
+    assert args.disable_fastapi_docs is True
+    assert args.disable_access_log_for_endpoints == "/health,/ready,/metrics"
+    assert args.generation_config == "auto"
+    assert not args.trust_remote_code
+    assert not args.enable_lora
+
+
+def test_a_gpu_host(parser: Any) -> None:
+    args = parse(parser, gpu_memory_utilization=0.85, tensor_parallel_size=2, dtype="bfloat16")
+    assert (args.gpu_memory_utilization, args.tensor_parallel_size) == (0.85, 2)
+
+
+def test_adapter(parser: Any, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 48}))
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_text("{}")
+    args = parse(parser, adapter=tmp_path, mode="adapter")
+    assert args.served_model_name == ["tickets-base"]
+    assert [(lora.name, lora.path) for lora in args.lora_modules] == [
+        (name, str(tmp_path)) for name in NAMES
+    ]
+    assert (args.enable_lora, args.max_lora_rank, args.max_loras) == (True, 64, 2)
+    assert args.tokenizer == args.generation_config == str(tmp_path)
+
+
+def test_extra_args_reach_flags_of_every_kind(parser: Any) -> None:
+    args = parse(
+        parser,
+        extra_args={
+            "enable_prefix_caching": False,
+            "max-num-queued-reqs": 64,
+            "kv_cache_memory_bytes": "512M",
+            "hf_overrides": {"rope_scaling": None},
+            "disable_log_stats": False,
+            "aggregate_engine_logging": True,
+            "allowed_origins": '["https://a.example"]',
+            "seed": -1,
+            "quantization": None,
+        },
+    )
+    assert args.enable_prefix_caching is False
+    assert args.max_num_queued_reqs == 64
+    assert args.kv_cache_memory_bytes == 512 * 2**20
+    assert args.hf_overrides == {"rope_scaling": None}
+    assert (args.disable_log_stats, args.aggregate_engine_logging) == (False, True)
+    assert args.allowed_origins == ["https://a.example"]
+    assert args.seed == -1
+    assert args.quantization is None
+
+
+def test_every_boolean_flag_can_be_given_as_true_and_false(parser: Any) -> None:
+    names = [
+        action.option_strings[0].removeprefix("--")
+        for action in parser._actions
+        if action.nargs == 0 and action.dest != "help"
+    ]
+    assert len(names) > 80
+    for name in names:
+        key = name.replace("-", "_")
+        if key in OWN_FLAGS or key in ServingConfig.model_fields:
+            continue
+        parse(parser, extra_args={name: True})
+        assert getattr(parse(parser, extra_args={name: False}), key) is False
+    without = {name for name in names if f"--no-{name}" not in parser._option_string_actions}
+    assert without - {"log-config-file"} == FLAGS_WITHOUT_NEGATION
+
+
+def test_the_flags_and_ranks_we_name_exist(parser: Any) -> None:
+    flags = parser._option_string_actions
+    assert tuple(flags["--max-lora-rank"].choices) == LORA_RANKS
+    missing = [key for key in OWN_FLAGS if "--" + key.replace("_", "-") not in flags]
+    assert missing == ["model_tag"]  # the positional argument

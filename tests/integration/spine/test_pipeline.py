@@ -1,0 +1,177 @@
+"""The line as far as it goes without a server, on the shipped model and a part of its data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+NUM_ROWS = 160
+
+CONFIG = """
+name: small
+base_model: tiny-base
+data: {path: train.jsonl, heldout_path: heldout.jsonl}
+training:
+  learning_rate: 2.0e-3
+  num_train_epochs: 1
+  per_device_train_batch_size: 16
+  gradient_accumulation_steps: 1
+  max_length: 256
+  gradient_checkpointing: false
+  save_steps: 2
+evaluation: {max_new_tokens: 48, num_rows: 8, fields: lines}
+reference: {num_prompts: 4, max_new_tokens: 48}
+export: {merge: {dtype: float32}}
+"""
+
+
+def write_run(folder: Path) -> Path:
+    for name, count in (("train.jsonl", NUM_ROWS), ("heldout.jsonl", 12)):
+        lines = (EXAMPLES / "support-tickets" / name).read_text().splitlines()
+        (folder / name).write_text("\n".join(lines[:count]) + "\n")
+    (folder / "run.yaml").write_text(CONFIG)
+    return folder / "run.yaml"
+
+
+def command(run: Path, *args: str) -> list[str]:
+    verb, *options = args
+    return [
+        sys.executable, "-m", "tuneline", verb, str(run), *options, "--json",
+        "--runs-dir", str(run.parent / "runs"),
+    ]  # fmt: skip
+
+
+def tuneline(run: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(run, *args), capture_output=True, text=True, check=False, timeout=400
+    )
+
+
+def stages(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["stages"]
+    return {entry["stage"]: entry for entry in found}
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [name for name, entry in stages(done).items() if entry["ran"]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose stages up to the merged model's proof are made."""
+    path = write_run(tmp_path_factory.mktemp("line"))
+    done = tuneline(path, "export")
+    assert ran(done) == ["dataset", "adapter", "reference", "model", "parity-merged"]
+    assert stages(done)["parity-merged"]["metrics"]["verdict"] == "pass"
+    return path
+
+
+def test_a_second_run_does_nothing_in_under_two_seconds(run: Path) -> None:
+    assert ran(tuneline(run, "export")) == []
+    times_s = []
+    for _ in range(3):
+        start_s = time.monotonic()
+        assert ran(tuneline(run, "export")) == []
+        times_s.append(time.monotonic() - start_s)
+    print(f"a run with nothing to do: {min(times_s):.2f} s")
+    assert min(times_s) < 2
+
+
+def test_a_changed_section_runs_its_stage_and_those_after_it_alone(run: Path) -> None:
+    assert ran(tuneline(run, "export", "--set", "export.merge.dtype=bfloat16")) == [
+        "model", "parity-merged",
+    ]  # fmt: skip
+    assert ran(tuneline(run, "export", "--set", "reference.num_prompts=3")) == [
+        "reference", "parity-merged",
+    ]  # fmt: skip
+    # Going back costs nothing: the earlier artifacts are still there.
+    assert ran(tuneline(run, "export")) == []
+    planned = json.loads(tuneline(run, "plan", "--set", "training.r=8").stdout)
+    states = {entry["stage"]: entry["state"] for entry in planned}
+    assert states["dataset"] == "current"
+    assert states["adapter"] == "stale"
+    assert states["model"] == "waiting"
+    assert states["evaluation-base"] == "stale"  # it was never asked for
+
+
+def test_the_same_rows_in_a_touched_file_are_the_same_data(run: Path) -> None:
+    data = run.parent / "train.jsonl"
+    os.utime(data, (0, 0))
+    assert ran(tuneline(run, "export")) == []
+    text = data.read_text()
+    data.write_text(text + text.splitlines()[0] + "\n")  # a duplicate, which is dropped
+    try:
+        # The file has changed and is read again; the rows are the same, so nothing else runs.
+        assert ran(tuneline(run, "export")) == ["dataset"]
+    finally:
+        data.write_text(text)
+
+
+def test_inspect_and_verify_the_run(run: Path) -> None:
+    shown = json.loads(tuneline(run, "inspect").stdout)
+    assert set(shown) == {"dataset", "adapter", "reference", "model", "parity-merged"}
+    roles = {entry["role"]: entry["digest"] for entry in shown["model"]["inputs"]}
+    assert roles["adapter"] == shown["adapter"]["digest"]
+    assert tuneline(run, "verify").returncode == 0
+    text = json.dumps(shown)
+    assert str(run.parent) not in text
+    assert str(Path.home()) not in text
+
+
+def test_a_tampered_artifact_is_found(run: Path) -> None:
+    path = Path(stages(tuneline(run, "export"))["model"]["path"]) / "config.json"
+    original = path.read_bytes()
+    path.write_bytes(original.replace(b"{", b"[", 1))
+    try:
+        done = tuneline(run, "verify")
+        assert done.returncode == 3
+        assert "config.json: sha256" in done.stderr
+        path.write_bytes(original + b" ")
+        done = tuneline(run, "export")
+        assert done.returncode == 3
+        assert "expected" in done.stderr
+    finally:
+        path.write_bytes(original)
+    assert tuneline(run, "verify").returncode == 0
+
+
+def test_check_reads_everything_and_trains_nothing(run: Path) -> None:
+    found = json.loads(tuneline(run, "check").stdout)
+    assert found["data train.jsonl"] == f"{NUM_ROWS} rows"
+    assert "<|im_end|>" in found["stop tokens"]
+    bad = tuneline(run, "check", "--set", "training.max_length=20")
+    assert bad.returncode == 2
+    assert "max_length" in bad.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_while_training_it_continues(tmp_path: Path, number: signal.Signals) -> None:
+    run = write_run(tmp_path)
+    process = subprocess.Popen(
+        command(run, "train"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    work = tmp_path / "runs" / "small"
+    try:
+        deadline_s = time.monotonic() + 200
+        while not list(work.glob(".adapter-*.work/checkpoint-4")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+    finally:
+        process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert [p.name for p in work.glob("adapter-*")] == []
+    done = stages(tuneline(run, "train"))
+    assert not done["dataset"]["ran"]
+    assert done["adapter"]["metrics"]["num_steps_resumed"] >= 2
+    assert done["adapter"]["metrics"]["num_steps"] == NUM_ROWS // 16
+    assert list(work.glob(".*.work")) == []

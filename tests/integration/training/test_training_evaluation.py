@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.training.conftest import ANSWER, Line
+from training.config import EvaluationConfig, ReferenceConfig
+from training.data import HELDOUT_FILE, dataset_rows
+from training.evaluate import evaluate_endpoint, evaluate_model
+from training.reference import build_reference
+from training.scoring import Prediction
+from tuneline.core.artifact import Artifact, Input, verify_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+from tuneline.core.reference import comparable_settings, read_reference
+
+CONFIG = EvaluationConfig(fields="lines", max_new_tokens=24, batch_size=4)
+
+
+def _predictions(evaluation: Artifact) -> list[Prediction]:
+    lines = (evaluation.path / "predictions.jsonl").read_text().removesuffix("\n").split("\n")
+    return [Prediction.model_validate_json(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def reference(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    config = ReferenceConfig(num_prompts=6, max_new_tokens=24, top_logprobs=5)
+    out = tmp_path_factory.mktemp("reference") / "reference"
+    return build_reference(config, line.dataset, line.base, line.adapter, out)
+
+
+def test_the_reference_equals_transformers_own_generation(line: Line, reference: Artifact) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    verify_artifact(reference)
+    base = AutoModelForCausalLM.from_pretrained(line.base.path, dtype=torch.float32)
+    base.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
+    model = PeftModel.from_pretrained(base, str(line.adapter.path)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(line.adapter.path)
+    continuations = read_reference(reference)
+    rows = dataset_rows(line.dataset, HELDOUT_FILE)
+    assert len(continuations) == 6
+    for row, continuation in zip(rows, continuations, strict=False):
+        text = f"<|im_start|>user\n{row.prompt[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+        prompt = tokenizer.encode(text, add_special_tokens=False)
+        assert continuation.prompt_token_ids == prompt
+        assert continuation.messages == list(row.prompt)
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24,
+                do_sample=False, output_logits=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        tokens = output.sequences[0, len(prompt) :].tolist()
+        assert continuation.token_ids == tokens
+        scores = torch.stack(output.logits)[:, 0].log_softmax(-1)
+        expected = scores.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+        assert continuation.logprobs == pytest.approx(expected, abs=1e-5)
+        for position, top in enumerate(continuation.top_logprobs):
+            values, indices = scores[position].topk(5)
+            assert list(top) == indices.tolist()
+            assert list(top.values()) == pytest.approx(values.tolist(), abs=1e-5)
+            assert top[tokens[position]] == continuation.logprobs[position]
+        assert continuation.text == ANSWER and continuation.finish_reason == "stop"
+        assert continuation.token_ids[-1] == 2
+
+
+def test_the_reference_records_its_settings_and_its_own_noise(reference: Artifact) -> None:
+    assert comparable_settings(reference) == {"max_new_tokens": 24, "top_logprobs": 5}
+    assert 0 <= reference.manifest.metrics["repeat_max_logprob_difference"] < 1e-4
+    assert [entry.role for entry in reference.manifest.inputs] == ["dataset", "base", "adapter"]
+
+
+def test_a_reference_cut_short_says_so(line: Line, tmp_path: Path) -> None:
+    config = ReferenceConfig(num_prompts=1, max_new_tokens=3)
+    short = build_reference(config, line.dataset, line.base, line.adapter, tmp_path / "r")
+    [continuation] = read_reference(short)
+    assert len(continuation.token_ids) == 3 and continuation.finish_reason == "length"
+
+
+def test_training_takes_the_model_from_none_right_to_all_right(
+    line: Line, reference: Artifact, tmp_path: Path
+) -> None:
+    before = evaluate_model(CONFIG, line.dataset, line.base, None, tmp_path / "before")
+    after = evaluate_model(CONFIG, line.dataset, line.base, line.adapter, tmp_path / "after")
+    verify_artifact(after)
+    assert before.manifest.metrics["num_rows"] == after.manifest.metrics["num_rows"] == 10
+    assert before.manifest.metrics["exact_match"] == 0.0
+    assert after.manifest.metrics["exact_match"] == 1.0
+    assert after.manifest.metrics["field_accuracy"] == {"Color": 1.0, "Size": 1.0}
+    assert after.manifest.metrics["stopped"] == 1.0
+    scores = json.loads((after.path / "evaluation.json").read_text())
+    assert scores["exact_match_interval"] == pytest.approx([0.7225, 1.0], abs=1e-4)
+    # Batched with padding, the answers are those of the reference; the sampling defaults of the
+    # base's generation_config play no part.
+    answers = [prediction.answer for prediction in _predictions(after)]
+    assert answers[:6] == [continuation.text for continuation in read_reference(reference)]
+    assert [p.prompt for p in _predictions(after)] == [
+        list(row.prompt) for row in dataset_rows(line.dataset, HELDOUT_FILE)
+    ]
+
+
+def test_padding_and_order_do_not_change_the_answers_of_the_base(
+    line: Line, tmp_path: Path
+) -> None:
+    found = []
+    for batch_size in (1, 7):
+        config = CONFIG.model_copy(update={"batch_size": batch_size, "num_rows": 7})
+        out = tmp_path / str(batch_size)
+        evaluation = evaluate_model(config, line.dataset, line.base, None, out)
+        found.append([prediction.answer for prediction in _predictions(evaluation)])
+    assert len(found[0]) == 7
+    assert found[0] == found[1]
+
+
+Reply = Callable[[dict[str, Any]], tuple[int, str]]
+
+
+@contextmanager
+def _server(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server whose answers are known by construction, and the requests that it got."""
+    requests: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append({**body, "path": self.path, "key": self.headers["Authorization"]})
+            status, text = reply(body)
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _completion(content: str, finish_reason: str = "stop") -> str:
+    message = {"role": "assistant", "content": content}
+    return json.dumps(
+        {
+            "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+            "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        }
+    )  # fmt: skip
+
+
+def test_answers_through_an_endpoint_are_scored_in_order(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "meant-for-someone-else")
+    rows = dataset_rows(line.dataset, HELDOUT_FILE)
+    number = {row.prompt[0]["content"]: index for index, row in enumerate(rows)}
+
+    def reply(body: dict[str, Any]) -> tuple[int, str]:
+        # Every second answer is right; the third is cut; the others have a wrong color.
+        index = number[body["messages"][0]["content"]]
+        if index == 3:
+            return 200, _completion("Color:", "length")
+        return 200, _completion(ANSWER if index % 2 == 0 else "Color: blue\nSize: small")
+
+    given = Input(role="model", kind="model", digest="sha256:1")
+    with _server(reply) as (url, requests):
+        evaluation = evaluate_endpoint(
+            CONFIG, line.dataset, Endpoint(url, "tickets@1"), tmp_path / "e", inputs=[given]
+        )
+    metrics = evaluation.manifest.metrics
+    assert (metrics["num_rows"], metrics["num_correct"]) == (10, 5)
+    assert metrics["field_accuracy"] == {"Color": 0.5, "Size": 0.9}
+    assert metrics["stopped"] == 0.9
+    assert metrics["served_model"] == "tickets@1"
+    assert [p.correct for p in _predictions(evaluation)] == [True, False] * 5
+    assert [entry.role for entry in evaluation.manifest.inputs] == ["dataset", "model"]
+    assert len(requests) == 10
+    for request in requests:
+        assert request["path"] == "/v1/chat/completions"
+        assert (request["model"], request["temperature"]) == ("tickets@1", 0)
+        assert request["max_tokens"] == 24
+        assert "meant-for-someone-else" not in request["key"]
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "message"),
+    [
+        (404, '{"error": {"message": "The model does not exist."}}', "The model does not exist"),
+        (401, '{"error": {"message": "no such key"}}', "AuthenticationError"),
+        (200, '{"choices": []}', "failed"),
+        (200, '{"unexpected": 1}', "failed"),
+        (200, "not json", "failed"),
+    ],
+)
+def test_a_server_that_answers_wrongly_is_an_error_with_a_count(
+    line: Line, tmp_path: Path, status: int, text: str, message: str
+) -> None:
+    config = CONFIG.model_copy(update={"batch_size": 1})
+    with (
+        _server(lambda _: (status, text)) as (url, requests),
+        pytest.raises(ServerError, match=message) as caught,
+    ):
+        evaluate_endpoint(config, line.dataset, Endpoint(url, "m"), tmp_path / "e")
+    assert "1 requests to model 'm' failed, 0 of 10 prompts were answered" in caught.value.message
+    assert len(requests) == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_server_that_is_not_there_is_an_error(line: Line, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    server.server_close()
+    with pytest.raises(ServerError, match="APIConnectionError"):
+        evaluate_endpoint(CONFIG, line.dataset, Endpoint(url, "m"), tmp_path / "e")

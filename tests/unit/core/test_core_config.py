@@ -1,0 +1,107 @@
+"""Configuration problems are shown all at once, each with its key and a suggestion."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from tuneline.core.config import StrictModel, load_config, validate_config
+from tuneline.core.errors import ConfigError
+
+
+class Inner(StrictModel):
+    learning_rate: float = Field(default=1e-3, gt=0)
+    steps: int = 1
+
+
+class Scenario(StrictModel):
+    rate_rps: float | None = None
+
+
+class Outer(StrictModel):
+    name: str
+    training: Inner = Inner()
+    optional: Inner | None = None
+    scenarios: tuple[Scenario, ...] = ()
+
+
+def load(tmp_path: Path, text: str, overrides: tuple[str, ...] = ()) -> Outer:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_config(path, Outer, overrides)
+
+
+def problems(tmp_path: Path, text: str, overrides: tuple[str, ...] = ()) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, overrides)
+    assert caught.value.exit_code == 2
+    return caught.value.problems
+
+
+def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
+    config = load(tmp_path, "name: a", ("training.learning_rate=1e-4", "optional.steps=7"))
+    assert config.training.learning_rate == 1e-4
+    assert config.optional is not None
+    assert config.optional.steps == 7
+    text = "name: a\nscenarios: [{rate_rps: 1}, {rate_rps: 2}]"
+    changed = load(tmp_path, text, ("scenarios.1.rate_rps=5",))
+    assert [scenario.rate_rps for scenario in changed.scenarios] == [1, 5]
+
+
+def test_all_problems_at_once_with_suggestions(tmp_path: Path) -> None:
+    text = "training: {lerning_rate: 1, steps: many}\noptional: {step: 1}\nscenarios: [{rate: 2}]"
+    found = problems(tmp_path, text)
+    path = tmp_path / "run.yaml"
+    assert f"{path}: name: missing; it is required" in found
+    assert f"{path}: training.lerning_rate: unknown key (did you mean learning_rate?)" in found
+    assert f"{path}: optional.step: unknown key (did you mean steps?)" in found
+    assert f"{path}: scenarios.0.rate: unknown key (did you mean rate_rps?)" in found
+    assert any("training.steps" in problem and "'many'" in problem for problem in found)
+    assert len(found) == 5
+
+
+def test_an_unlike_key_lists_the_known_ones(tmp_path: Path) -> None:
+    assert "known: name, training" in problems(tmp_path, "name: a\nzzz: 1")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [", "line 1: not valid YAML"),
+        ("name: a\nname: b", "line 2: not valid YAML: key 'name' stands twice"),
+        ("- a", "expected a mapping of sections, found list"),
+        ("", "found NoneType"),
+        ("name: a\ntraining: {learning_rate: -1}", "training.learning_rate: input should be gr"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems(tmp_path, text)[0]
+
+
+def test_missing_directory_and_not_utf8(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.yaml", Outer)
+    with pytest.raises(ConfigError, match="is a directory"):
+        load_config(tmp_path, Outer)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(ConfigError, match="byte 9: not UTF-8"):
+        load_config(tmp_path / "latin.yaml", Outer)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name", "=1", "training..steps=1", "name.x=1", "name=[", "scenarios.1.x=1", "scenarios.a=1"],
+)
+def test_malformed_overrides(tmp_path: Path, override: str) -> None:
+    text = "name: a\nscenarios: [{rate_rps: 1}]"
+    assert override in problems(tmp_path, text, (override,))[0]
+
+
+def test_options_are_validated_alike() -> None:
+    with pytest.raises(ConfigError, match=r"tuneline x: steps: .*'no'"):
+        validate_config(Inner, {"steps": "no"}, "tuneline x")
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Inner().steps = 3

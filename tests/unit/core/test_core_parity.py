@@ -1,0 +1,92 @@
+"""The comparison of a form with the reference, against values computed by hand."""
+
+import math
+
+import pytest
+
+from tuneline.core.parity import Tolerances, compare, describe
+from tuneline.core.reference import Continuation
+
+
+def answer(
+    token_ids: list[int],
+    logprobs: list[float] | None = None,
+    top: list[dict[int, float]] | None = None,
+    prompt: tuple[int, ...] = (1, 2),
+    text: str = "",
+) -> Continuation:
+    return Continuation(
+        messages=[{"role": "user", "content": "q"}],
+        prompt_token_ids=list(prompt),
+        token_ids=token_ids,
+        logprobs=logprobs or [-0.1] * len(token_ids),
+        top_logprobs=top or [{} for _ in token_ids],
+        text=text,
+        finish_reason="stop",
+    )
+
+
+def test_equal_answers_pass() -> None:
+    reference = [answer([5, 6, 7]), answer([8])]
+    parity = compare("merged", reference, reference, Tolerances())
+    assert parity.verdict == "pass"
+    assert (parity.greedy_agreement, parity.token_agreement) == (1.0, 1.0)
+    assert (parity.num_tokens, parity.num_agreeing_tokens) == (4, 4)
+    assert parity.max_logprob_difference == 0.0
+    assert parity.mean_kl == 0.0
+
+
+def test_differences_are_taken_before_the_first_divergence() -> None:
+    top: list[dict[int, float]] = [{5: -0.1}, {6: -0.5, 9: -1.2}, {7: -0.1}]
+    reference = [answer([5, 6, 7], [-0.1, -0.5, -0.1], top, text="say yes")]
+    candidate = [answer([5, 9, 7], [-0.12, -0.5, -3.0], text="say no")]
+    parity = compare("served", reference, candidate, Tolerances())
+    assert parity.num_agreeing_tokens == 1
+    assert parity.max_logprob_difference == pytest.approx(0.02)
+    assert parity.verdict == "fail"
+    (divergence,) = parity.first_divergences
+    assert (divergence.position, divergence.expected_text, divergence.found_text) == (
+        1,
+        "yes",
+        "no",
+    )
+    assert divergence.expected_margin == pytest.approx(0.7)
+    assert "greedy_agreement is 0.0000; at least 1 is required" in parity.problems
+    assert "'yes'" in describe(parity)
+    assert "FAIL" in describe(parity)
+
+
+def test_an_answer_that_goes_on_or_stops_early_diverges() -> None:
+    reference = [answer([5, 6]), answer([5, 6])]
+    candidate = [answer([5, 6, 7]), answer([5])]
+    parity = compare("merged", reference, candidate, Tolerances(min_greedy_agreement=0.0))
+    assert parity.num_equal_answers == 0
+    assert [d.position for d in parity.first_divergences] == [2, 1]
+
+
+def test_other_prompt_ids_fail_even_with_equal_answers() -> None:
+    parity = compare("served", [answer([5])], [answer([5], prompt=(1, 3))], Tolerances())
+    assert parity.num_prompts_with_equal_ids == 0
+    assert "chat template or the tokenizer differs" in parity.problems[0]
+
+
+def test_kl_uses_one_bucket_for_the_rest() -> None:
+    p = {5: math.log(0.6), 6: math.log(0.3)}
+    q = {5: math.log(0.5), 6: math.log(0.3), 7: math.log(0.1)}
+    parity = compare("q", [answer([5], top=[p])], [answer([5], top=[q])], Tolerances())
+    expected = 0.6 * math.log(0.6 / 0.5) + 0.1 * math.log(0.1 / 0.2)
+    assert parity.mean_kl == pytest.approx(expected)
+
+
+def test_nan_never_passes() -> None:
+    parity = compare("merged", [answer([5])], [answer([5], [math.nan])], Tolerances())
+    assert parity.verdict == "fail"
+
+
+def test_nothing_to_compare_is_an_error_and_no_common_token_fails() -> None:
+    with pytest.raises(ValueError, match="0 candidates for 0"):
+        compare("merged", [], [], Tolerances())
+    with pytest.raises(ValueError, match="1 candidates for 2"):
+        compare("merged", [answer([1]), answer([2])], [answer([1])], Tolerances())
+    parity = compare("m", [answer([1])], [answer([2])], Tolerances(min_greedy_agreement=0.0))
+    assert parity.verdict == "fail"

@@ -1,0 +1,77 @@
+"""The section `k8s`: what is refused, and with which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from k8s.config import DeployConfig, image_problem
+from tuneline.core.config import validate_config
+from tuneline.core.errors import ConfigError
+
+DIGEST = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "vllm/vllm-openai:v0.32.0",
+        "registry.example.com:5000/team/server:1.0",
+        f"server@{DIGEST}",
+        # A digest fixes the content, whatever the tag beside it says.
+        f"registry.example.com/server:latest@{DIGEST}",
+    ],
+)
+def test_a_pinned_image_is_taken(reference: str) -> None:
+    assert image_problem(reference) is None
+    assert DeployConfig(image=reference).image == reference
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("server", "can change at any time"),
+        ("registry.example.com:5000/server", "can change at any time"),
+        ("vllm/vllm-openai:latest", "can change at any time"),
+        ("server@sha256:abc", "is no image reference"),
+        ("https://registry.example.com/server:1", "is no image reference"),
+        ("Server:1", "is no image reference"),
+        ("server:1 --privileged", "is no image reference"),
+        ("", "is no image reference"),
+    ],
+)
+def test_any_other_image_is_refused(reference: str, expected: str) -> None:
+    for key in ("image", "loadtest_image", "model_image"):
+        with pytest.raises(ConfigError, match=expected) as caught:
+            validate_config(DeployConfig, {key: reference}, "run.yaml: k8s")
+        assert f"k8s: {key}: " in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"overlay": "tpu"}, "overlay: "),
+        ({"replicas": 0}, "replicas: "),
+        ({"namespace": "Team A"}, "namespace: "),
+        ({"namespace": "a" * 64}, "namespace: "),
+        ({"secret_name": "a_b"}, "secret_name: "),
+        ({"model_claim": "c", "model_image": "m:1"}, "exclude one another"),
+        ({"model_path": "x"}, "give model_claim too"),
+        ({"model_claim": "c", "model_path": "../other"}, "leaves the volume"),
+        ({"model_claim": "c", "model_path": "/abs"}, "model_path: "),
+        ({"overlay": "cpu", "resources": {"gpus": 1}}, "needs overlay: gpu"),
+        ({"resources": {"memory": "24 GB"}}, "resources.memory: "),
+        ({"resources": {"gpus": 0}}, "resources.gpus: "),
+        ({"replica": 2}, "did you mean replicas?"),
+    ],
+)
+def test_bad_values_are_refused_by_name(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_config(DeployConfig, values, "run.yaml")
+    assert expected in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_the_section_may_be_left_out() -> None:
+    assert DeployConfig().image is None

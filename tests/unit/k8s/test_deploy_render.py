@@ -1,0 +1,278 @@
+"""`render`: what it fills in, what it refuses, and what it never overwrites."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import yaml
+
+from k8s.loadtest_job import PROMPTS_SIZE_BYTES
+from k8s.objects import flags
+from serving.config import ServingConfig
+from tuneline.core.errors import ArtifactError, ConfigError
+
+Objects: TypeAlias = list[dict[str, Any]]
+Render: TypeAlias = Callable[..., Path]
+ObjectsOf: TypeAlias = Callable[..., Objects]
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+IMAGE = "registry.example.com/tuneline-server:0.1.0"
+LOADTEST_IMAGE = "registry.example.com/tuneline-loadtest:0.1.0"
+
+
+def one(objects: Objects, kind: str) -> dict[str, Any]:
+    (found,) = (item for item in objects if item["kind"] == kind)
+    return found
+
+
+def server_pod(objects: Objects) -> Any:
+    return one(objects, "Deployment")["spec"]["template"]["spec"]
+
+
+def files(tree: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(tree)): file.read_bytes() for file in tree.rglob("*") if file.is_file()
+    }
+
+
+def test_image_model_names_and_digest_are_filled_in(deployed: Objects) -> None:
+    deployment = one(deployed, "Deployment")
+    pod = server_pod(deployed)
+    (container,) = pod["containers"]
+    assert container["image"] == IMAGE
+    assert flags(container["args"])["--served-model-name"] == [
+        "support-tickets", "support-tickets@0123456789ab",
+    ]  # fmt: skip
+    template = deployment["spec"]["template"]["metadata"]
+    assert template["labels"]["tuneline/model-digest"] == "0123456789ab"
+    assert template["annotations"]["tuneline/model-digest"] == DIGEST
+    model = container["volumeMounts"][0]
+    assert model == {
+        "name": "model", "mountPath": "/model", "subPath": "support-tickets-0123456789ab",
+        "readOnly": True,
+    }  # fmt: skip
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+
+
+def test_everything_lies_in_the_namespace_under_the_runs_name(deployed: Objects) -> None:
+    assert len(deployed) == 8
+    for item in deployed:
+        assert item["metadata"]["namespace"] == "tuneline"
+        assert item["metadata"]["name"].startswith("support-tickets-")
+        assert all(len(value) <= 63 for value in item["metadata"]["labels"].values())
+
+
+def test_the_monitoring_namespace_may_scrape(deployed: Objects) -> None:
+    peers = [
+        peer for rule in one(deployed, "NetworkPolicy")["spec"]["ingress"] for peer in rule["from"]
+    ]
+    scraper = {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}
+    assert peers == [{"podSelector": {}}, {"namespaceSelector": scraper}]
+
+
+def test_no_monitor_without_a_monitoring_namespace(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    objects = objects_of(render_run(tmp_path / "out"))
+    assert "ServiceMonitor" not in {item["kind"] for item in objects}
+    assert len(one(objects, "NetworkPolicy")["spec"]["ingress"]) == 1
+    assert not (tmp_path / "out" / "load-test").exists()  # no image for it was given
+
+
+def test_the_grace_period_and_the_start_up_budget_follow_the_run(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    serving = ServingConfig(shutdown_timeout_s=120, ready_timeout_s=1801)
+    objects = objects_of(render_run(tmp_path / "out", serving=serving, overlay="cpu", replicas=3))
+    pod = server_pod(objects)
+    (container,) = pod["containers"]
+    assert pod["terminationGracePeriodSeconds"] == 15 + 120 + 15
+    probe = container["startupProbe"]
+    # vLLM's patience and a minute, rounded up to whole periods.
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1865
+    spec = one(objects, "Deployment")["spec"]
+    assert spec["progressDeadlineSeconds"] == 1861 + 150 + 300
+    assert spec["replicas"] == 3
+
+
+def test_resources_replace_the_overlays(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    serving = ServingConfig(tensor_parallel_size=2)
+    resources = {"cpu": "16", "memory": "96Gi", "gpus": 2}
+    objects = objects_of(render_run(tmp_path / "gpu", serving=serving, resources=resources))
+    asked = server_pod(objects)["containers"][0]["resources"]
+    assert asked == {
+        "requests": {"cpu": "16", "memory": "96Gi", "nvidia.com/gpu": "2"},
+        "limits": {"memory": "96Gi", "nvidia.com/gpu": "2"},
+    }
+    objects = objects_of(render_run(tmp_path / "cpu", overlay="cpu", resources={"cpu": "2"}))
+    asked = server_pod(objects)["containers"][0]["resources"]
+    assert asked["limits"] == {"cpu": "2", "memory": "12Gi"}
+
+
+def test_the_job_tests_this_server_with_this_runs_prompts(deployed: Objects) -> None:
+    job = one(deployed, "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    service = one(deployed, "Service")
+    port = service["spec"]["ports"][0]["port"]
+    args = flags(container["args"])
+    assert args["--url"] == [f"http://{service['metadata']['name']}:{port}/v1"]
+    assert args["--model"] == ["support-tickets@0123456789ab"]
+    keys = [server_pod(deployed)["containers"][0]["env"], container["env"]]
+    references = [
+        entry["valueFrom"] for env in keys for entry in env if entry["name"] == "VLLM_API_KEY"
+    ]
+    assert references == [
+        {"secretKeyRef": {"name": "tuneline-api-key", "key": "api-key"}}
+    ] * 2  # fmt: skip
+    config = one(deployed, "ConfigMap")
+    volumes = job["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "config", "configMap": {"name": config["metadata"]["name"]}} in volumes
+    prompts = [json.loads(line) for line in config["data"]["prompts.jsonl"].splitlines()]
+    assert [prompt[0]["content"] for prompt in prompts] == [
+        f"Ticket {number}: die Rechnung, 청구서" for number in range(5)
+    ]
+    assert yaml.safe_load(config["data"]["run.yaml"])["name"] == "support-tickets"
+
+
+def test_prompts_that_do_not_fit_a_config_map_are_left_out_and_counted(
+    tmp_path: Path, render_run: Render, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [[{"role": "user", "content": f"{number:05} " + "x" * 1000}] for number in range(500)]
+    with caplog.at_level(logging.INFO):
+        out = render_run(tmp_path / "out", loadtest_image=LOADTEST_IMAGE, prompts=prompts)
+    text = (out / "load-test" / "prompts.jsonl").read_text()
+    kept = [json.loads(line) for line in text.splitlines()]
+    assert 100 < len(kept) < 500
+    assert kept == prompts[: len(kept)]
+    assert PROMPTS_SIZE_BYTES - 1100 < len(text) <= PROMPTS_SIZE_BYTES
+    assert f"{len(kept)} of 500 prompts" in caplog.text
+
+
+def test_one_prompt_larger_than_a_config_map_is_an_error(
+    tmp_path: Path, render_run: Render
+) -> None:
+    prompts = [[{"role": "user", "content": "x" * PROMPTS_SIZE_BYTES}]]
+    with pytest.raises(ConfigError, match="a ConfigMap takes 131,072"):
+        render_run(tmp_path / "out", loadtest_image=LOADTEST_IMAGE, prompts=prompts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path, render_run: Render) -> None:
+    options = {"loadtest_image": LOADTEST_IMAGE, "monitoring_namespace": "monitoring"}
+    first = files(render_run(tmp_path / "a", **options))
+    second = files(render_run(tmp_path / "b", **options))
+    assert len(first) > 15
+    assert first == second
+    assert not any(str(tmp_path).encode() in content for content in first.values())
+
+
+def test_an_earlier_output_is_replaced(tmp_path: Path, render_run: Render) -> None:
+    out = render_run(tmp_path / "out", loadtest_image=LOADTEST_IMAGE)
+    assert (out / "load-test").is_dir()
+    render_run(out, replicas=2)
+    assert not (out / "load-test").exists()
+    assert yaml.safe_load((out / "server.yaml").read_text())["spec"]["replicas"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def _edit(out: Path) -> None:
+    (out / "server.yaml").write_text("# by hand\n")
+
+
+def _add(out: Path) -> None:
+    (out / "ingress.yaml").write_text("kind: Ingress\n")
+
+
+def _remove(out: Path) -> None:
+    (out / "k8s" / "base" / "service.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(_edit, "server.yaml"), (_add, "ingress.yaml"), (_remove, "k8s/base/service.yaml")],
+)
+def test_an_output_changed_by_hand_is_kept(
+    tmp_path: Path, render_run: Render, change: Callable[[Path], None], named: str
+) -> None:
+    out = render_run(tmp_path / "out")
+    change(out)
+    before = files(out)
+    with pytest.raises(ArtifactError, match=rf"{named}: was changed") as caught:
+        render_run(out)
+    assert caught.value.exit_code == 3
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("marker", [None, "", "[]", '{"files": 3}'])
+def test_any_other_directory_is_kept(
+    tmp_path: Path, render_run: Render, marker: str | None
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    if marker is not None:
+        (out / "render.json").write_text(marker)
+    before = files(out)
+    with pytest.raises(ArtifactError, match="was not written by"):
+        render_run(out)
+    assert files(out) == before
+
+
+def test_a_file_is_not_taken_for_a_directory(tmp_path: Path, render_run: Render) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ArtifactError, match="was not written by"):
+        render_run(tmp_path / "out")
+
+
+def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, render_run: Render) -> None:
+    with pytest.raises(ConfigError) as caught:
+        render_run(tmp_path / "out", name="3-tickets", image=None, model_claim=None)
+    problems = caught.value.problems
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "k8s.image", "k8s.model_claim, k8s.model_image", "name",
+    ]  # fmt: skip
+    assert "Dockerfile.gpu" in problems[0]
+    assert "--set k8s.image=" in (caught.value.hint or "")
+
+
+def test_a_secret_among_the_variables_is_refused(tmp_path: Path, render_run: Render) -> None:
+    with pytest.raises(ConfigError, match="HF_TOKEN is a secret") as caught:
+        render_run(tmp_path / "out", served_env={"HF_TOKEN": "hf_never_shown"})
+    assert "hf_never_shown" not in str(caught.value)
+
+
+def test_an_adapter_beside_its_base_is_refused(tmp_path: Path, render_run: Render) -> None:
+    args = ["/model", "--served-model-name", "x", "--enable-lora", "--lora-modules", "{}"]
+    with pytest.raises(ConfigError, match="the manifests run the merged model"):
+        render_run(tmp_path / "out", served_args=args)
+
+
+def test_manifests_that_break_a_rule_are_not_kept(
+    tmp_path: Path, render_run: Render, kubectl: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"use 2 GPU\(s\) and the pod has 1"):
+        render_run(tmp_path / "out", serving=ServingConfig(tensor_parallel_size=2))
+    with pytest.raises(ConfigError, match="VLLM_CPU_KVCACHE_SPACE 64 GiB leaves nothing"):
+        render_run(tmp_path / "out", overlay="cpu", serving=ServingConfig(cpu_kvcache_space_gib=64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_kubectl_the_manifests_are_written_and_said_to_be_unchecked(
+    tmp_path: Path,
+    render_run: Render,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checked = files(render_run(tmp_path / "a"))
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with caplog.at_level(logging.WARNING):
+        unchecked = files(render_run(tmp_path / "b"))
+    assert "were not checked" in caplog.text
+    assert unchecked == checked

@@ -1,0 +1,94 @@
+"""The Dockerfiles, read as text: no container engine is needed, and none is used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from k8s.config import image_problem
+
+ROOT = Path(__file__).parents[3]
+IMAGES = sorted((ROOT / "k8s" / "images").glob("Dockerfile.*"))
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """`(INSTRUCTION, arguments)` with continued lines joined and comments left out."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [
+        (line.split(maxsplit=1)[0], line.split(maxsplit=1)[1])
+        for line in joined.splitlines()
+        if line.strip()
+    ]
+
+
+def stages(path: Path) -> list[list[tuple[str, str]]]:
+    found: list[list[tuple[str, str]]] = []
+    for entry in instructions(path):
+        if entry[0] == "FROM":
+            found.append([])
+        found[-1].append(entry)
+    return found
+
+
+def sources(path: Path) -> list[str]:
+    """What COPY takes from the build context."""
+    found = []
+    for instruction, arguments in instructions(path):
+        if instruction == "COPY" and "--from=" not in arguments:
+            *taken, _ = [word for word in arguments.split() if not word.startswith("--")]
+            found += taken
+    return found
+
+
+def test_there_is_a_file_for_each_image() -> None:
+    assert [path.name for path in IMAGES] == [
+        "Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.loadtest",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_an_image_is_pinned_unprivileged_and_takes_nothing_from_urls(path: Path) -> None:
+    built = stages(path)
+    assert built
+    for stage in built:
+        assert image_problem(stage[0][1].split(" AS ")[0]) is None
+    users = [arguments for instruction, arguments in built[-1] if instruction == "USER"]
+    # By number, so that the kubelet can tell that it is not root; the same as in the manifests.
+    assert users == ["10001:10001"]
+    last = [instruction for instruction, _ in built[-1]]
+    assert not {"RUN", "COPY"} & set(last[last.index("USER") :])
+    assert not [entry for entry in instructions(path) if entry[0] == "ADD"]
+    assert "http://" not in path.read_text()
+    assert "https://" not in path.read_text()
+    for instruction, arguments in instructions(path):
+        if instruction in ("ENV", "ARG"):
+            assert not re.search(r"KEY|TOKEN|SECRET|PASSWORD", arguments)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_what_is_copied_exists_and_is_let_into_the_build(path: Path) -> None:
+    allowed = {
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    taken = sources(path)
+    assert taken
+    for source in taken:
+        assert (ROOT / source).exists(), source
+        assert any(source == name or source.startswith(f"{name}/") for name in allowed), source
+
+
+def test_servers_run_the_vllm_release_that_the_package_pins() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    (version,) = set(re.findall(r'"vllm(?:-cpu)?==([0-9.]+)"', project))
+    for path in IMAGES[:2]:
+        assert stages(path)[0][0][1].endswith(f":v{version}")
+
+
+def test_the_build_context_is_closed_by_default() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert next(line for line in lines if line and not line.startswith("#")) == "*"

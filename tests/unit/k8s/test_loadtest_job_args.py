@@ -1,0 +1,52 @@
+"""The Job's command against the command line that it calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.testing import CliRunner
+
+from tuneline.cli import app
+
+
+def _parse(command: list[str], args: list[str]) -> dict[str, Any]:
+    found: Any = typer.main.get_command(app)
+    assert command[0] == "tuneline"
+    for name in command[1:]:
+        found = found.commands[name]
+    with found.make_context(command[-1], list(args)) as context:
+        return dict(context.params)
+
+
+def _container(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (job,) = (item for item in objects if item["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def test_the_command_line_takes_the_jobs_arguments(deployed: list[dict[str, Any]]) -> None:
+    container = _container(deployed)
+    params = _parse(container["command"], container["args"])
+    assert params["run_file"] == Path("/config/run.yaml")
+    assert params["url"] == "http://support-tickets-model-server:8000/v1"
+    assert params["model"] == "support-tickets@0123456789ab"
+    assert params["prompts"] == Path("/config/prompts.jsonl")
+    assert params["as_json"] is True
+    # Unless told otherwise, the key is read from the variable that the Job sets.
+    assert params["api_key_env"] in {entry["name"] for entry in container["env"]}
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert [str(path.parent) in mounts for path in (params["run_file"], params["out"])] == [
+        True
+    ] * 2
+
+
+def test_an_option_that_the_command_line_has_not_is_an_error(
+    deployed: list[dict[str, Any]],
+) -> None:
+    container = _container(deployed)
+    command = [*container["command"][1:], *container["args"], "--request-rate=1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "--request-rate" in result.output

@@ -1,0 +1,425 @@
+"""The rules of `validate.py`: met by every tree, and each of them broken once."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeAlias
+
+import pytest
+
+from k8s import server_rules, validate
+from k8s.objects import flags
+from k8s.render import HOST
+from k8s.validate import problems
+
+Objects: TypeAlias = list[dict[str, Any]]
+Mutation: TypeAlias = Callable[[Objects], Any]
+
+
+def test_every_tree_meets_every_rule(manifests: Objects) -> None:
+    assert manifests
+    assert problems(manifests) == []
+
+
+def one(objects: Objects, kind: str) -> dict[str, Any]:
+    (found,) = (item for item in objects if item["kind"] == kind)
+    return found
+
+
+def spec(objects: Objects, kind: str = "Deployment") -> Any:
+    return one(objects, kind)["spec"]
+
+
+def pod(objects: Objects, kind: str = "Deployment") -> Any:
+    return spec(objects, kind)["template"]["spec"]
+
+
+def container(objects: Objects, kind: str = "Deployment") -> Any:
+    return pod(objects, kind)["containers"][0]
+
+
+def env(objects: Objects, name: str) -> Any:
+    (entry,) = (entry for entry in container(objects)["env"] if entry["name"] == name)
+    return entry
+
+
+def without_arg(flag: str) -> Mutation:
+    """Leave out a flag and what follows it up to the next flag."""
+
+    def mutation(objects: Objects) -> None:
+        kept, dropping = [], False
+        for arg in container(objects)["args"]:
+            if arg.startswith("--"):
+                dropping = arg.partition("=")[0] == flag
+            if not dropping:
+                kept.append(arg)
+        assert kept != container(objects)["args"]
+        container(objects)["args"] = kept
+
+    return mutation
+
+
+def with_args(*args: str) -> Mutation:
+    return lambda objects: container(objects)["args"].extend(args)
+
+
+def on_a_cpu(space: str | None) -> Mutation:
+    def mutation(objects: Objects) -> None:
+        for part in ("limits", "requests"):
+            del container(objects)["resources"][part]["nvidia.com/gpu"]
+        if space is None:
+            container(objects)["env"].remove(env(objects, "VLLM_CPU_KVCACHE_SPACE"))
+        else:
+            env(objects, "VLLM_CPU_KVCACHE_SPACE")["value"] = space
+
+    return mutation
+
+
+def replaced(old: str, new: str, kind: str = "Deployment") -> Mutation:
+    def mutation(objects: Objects) -> None:
+        args = container(objects, kind)["args"]
+        assert old in args
+        args[args.index(old)] = new
+
+    return mutation
+
+
+NAME = "app.kubernetes.io/name"
+SECURITY = "securityContext"
+
+# What is done to a sound deployment, and a part of the problem that must be reported.
+BROKEN: list[tuple[str, Mutation, str]] = [
+    ("twice", lambda o: o.append(copy.deepcopy(one(o, "Service"))), "stands twice"),
+    (
+        "selector and labels differ",
+        lambda o: spec(o)["template"]["metadata"]["labels"].update({NAME: "other"}),
+        "does not match its pods' labels",
+    ),
+    (
+        "digest in a selector",
+        lambda o: spec(o)["selector"]["matchLabels"].update(
+            {"tuneline/model-digest": "0123456789ab"}
+        ),
+        "a selector cannot change",
+    ),
+    (
+        "service meets no pod",
+        lambda o: spec(o, "Service")["selector"].update({NAME: "other"}),
+        "Service/support-tickets-model-server: selector",
+    ),
+    (
+        "service in another namespace",
+        lambda o: one(o, "Service")["metadata"].update(namespace="other"),
+        "meets no pod",
+    ),
+    (
+        "service's target port",
+        lambda o: spec(o, "Service")["ports"][0].update(targetPort="grpc"),
+        "target port 'grpc' is no port of",
+    ),
+    (
+        "budget meets no pod",
+        lambda o: spec(o, "PodDisruptionBudget")["selector"]["matchLabels"].update({NAME: "x"}),
+        "PodDisruptionBudget/support-tickets-model-server: selector meets no pod",
+    ),
+    (
+        "budget that blocks (minAvailable)",
+        lambda o: spec(o, "PodDisruptionBudget").update(minAvailable=1),
+        "no node could be drained",
+    ),
+    (
+        "budget that blocks (maxUnavailable)",
+        lambda o: spec(o, "PodDisruptionBudget").update(maxUnavailable=0),
+        "no node could be drained",
+    ),
+    (
+        "policy meets no pod",
+        lambda o: spec(o, "NetworkPolicy")["podSelector"]["matchLabels"].update({NAME: "x"}),
+        "no NetworkPolicy covers it",
+    ),
+    (
+        "policy without egress",
+        lambda o: spec(o, "NetworkPolicy").update(policyTypes=["Ingress"]),
+        "policyTypes must name Ingress and Egress",
+    ),
+    (
+        "policy open to all",
+        lambda o: spec(o, "NetworkPolicy")["ingress"].append({"from": []}),
+        "lets all in",
+    ),
+    (
+        "policy's port",
+        lambda o: spec(o, "NetworkPolicy")["ingress"][0]["ports"][0].update(port="grpc"),
+        "port 'grpc' is no port of",
+    ),
+    (
+        "policy closed to its namespace",
+        lambda o: spec(o, "NetworkPolicy")["ingress"].pop(0),
+        "lets pods of its own namespace in",
+    ),
+    (
+        "policy selector",
+        lambda o: spec(o, "NetworkPolicy")["podSelector"]["matchLabels"].update({NAME: "x"}),
+        "NetworkPolicy/support-tickets-model-server: selector meets no pod",
+    ),
+    (
+        "monitor meets no service",
+        lambda o: spec(o, "ServiceMonitor")["selector"]["matchLabels"].update({NAME: "x"}),
+        "meets no Service",
+    ),
+    (
+        "monitor's port",
+        lambda o: spec(o, "ServiceMonitor")["endpoints"][0].update(port="metrics"),
+        "port 'metrics' is none of Service",
+    ),
+    (
+        "service account missing",
+        lambda o: o.remove(one(o, "ServiceAccount")),
+        "ServiceAccount/support-tickets-model-server is not among the manifests",
+    ),
+    (
+        "config map missing",
+        lambda o: o.remove(one(o, "ConfigMap")),
+        "is not among the manifests",
+    ),
+    ("latest", lambda o: container(o).update(image="vllm/vllm-openai:latest"), "can change"),
+    ("no tag", lambda o: container(o).update(image="vllm/vllm-openai"), "can change"),
+    (
+        "model image without a tag",
+        lambda o: pod(o)["volumes"].append({"name": "m2", "image": {"reference": "model"}}),
+        "can change",
+    ),
+    (
+        "a Secret in the manifests",
+        lambda o: o.append({"kind": "Secret", "metadata": {"name": "key"}}),
+        "created by hand",
+    ),
+    (
+        "a key in the open",
+        lambda o: container(o)["env"].append({"name": "HF_TOKEN", "value": "hf_x"}),
+        "HF_TOKEN must come from a Secret",
+    ),
+    (
+        "value and valueFrom",
+        lambda o: env(o, "VLLM_API_KEY").update(value="x"),
+        "exactly one of value and valueFrom",
+    ),
+    ("a key as an argument", with_args("--api-key", "x"), "--api-key shows a key"),
+    (
+        "no key",
+        lambda o: container(o)["env"].remove(env(o, "VLLM_API_KEY")),
+        "VLLM_API_KEY is not set",
+    ),
+    ("host network", lambda o: pod(o).update(hostNetwork=True), "hostNetwork is not allowed"),
+    (
+        "token mounted",
+        lambda o: pod(o, "Job").pop("automountServiceAccountToken"),
+        "Job/support-tickets-load-test: automountServiceAccountToken",
+    ),
+    ("service links", lambda o: pod(o).pop("enableServiceLinks"), "enableServiceLinks"),
+    ("no seccomp", lambda o: pod(o)[SECURITY].pop("seccompProfile"), "seccompProfile"),
+    ("root", lambda o: pod(o)[SECURITY].update(runAsUser=0), "other than root"),
+    (
+        "seccomp off in the container",
+        lambda o: container(o)[SECURITY].update(seccompProfile={"type": "Unconfined"}),
+        "container vllm: seccompProfile",
+    ),
+    ("root in the container", lambda o: container(o)[SECURITY].update(runAsUser=0), "not run as"),
+    (
+        "escalation",
+        lambda o: container(o)[SECURITY].pop("allowPrivilegeEscalation"),
+        "allowPrivilegeEscalation must be false",
+    ),
+    ("privileged", lambda o: container(o)[SECURITY].update(privileged=True), "privileged"),
+    (
+        "capabilities kept",
+        lambda o: container(o)[SECURITY].pop("capabilities"),
+        "must drop ALL capabilities",
+    ),
+    (
+        "capability added",
+        lambda o: container(o)[SECURITY]["capabilities"].update(add=["SYS_NICE"]),
+        "must add no capability",
+    ),
+    (
+        "writable root",
+        lambda o: container(o, "Job")[SECURITY].update(readOnlyRootFilesystem=False),
+        "container load-test: readOnlyRootFilesystem",
+    ),
+    (
+        "host path",
+        lambda o: pod(o)["volumes"].append({"name": "disk", "hostPath": {"path": "/"}}),
+        "is not one allowed type",
+    ),
+    (
+        "two volume types",
+        lambda o: pod(o)["volumes"][0].update(image={"reference": "m:1"}),
+        "is not one allowed type",
+    ),
+    (
+        "mount without a volume",
+        lambda o: pod(o)["volumes"].pop(),
+        "is mounted but not declared",
+    ),
+    (
+        "no /dev/shm",
+        lambda o: container(o)["volumeMounts"].pop(),
+        "vLLM writes to /dev/shm",
+    ),
+    ("another model folder", replaced("/model", "/models/x"), "must be one read-only mount"),
+    (
+        "writable model",
+        lambda o: container(o)["volumeMounts"][0].update(readOnly=False),
+        "must be one read-only mount",
+    ),
+    ("no requests", lambda o: container(o)["resources"].pop("requests"), "requests no cpu"),
+    ("no limit", lambda o: container(o)["resources"].pop("limits"), "has no memory limit"),
+    ("fewer GPUs than ranks", with_args("--tensor-parallel-size=2"), "told to use 2 GPU(s)"),
+    ("no KV space", on_a_cpu(None), "VLLM_CPU_KVCACHE_SPACE (GiB) must be set"),
+    ("too much KV space", on_a_cpu("24"), "leaves nothing of the memory limit"),
+    (
+        "surge",
+        lambda o: spec(o)["strategy"]["rollingUpdate"].update(maxSurge=1),
+        "must free an accelerator",
+    ),
+    ("default strategy", lambda o: spec(o).pop("strategy"), "must free an accelerator"),
+    (
+        "short grace",
+        lambda o: pod(o).update(terminationGracePeriodSeconds=59),
+        "terminationGracePeriodSeconds 59 is below 60",
+    ),
+    (
+        "longer drain",
+        with_args("--shutdown-timeout", "31"),
+        "terminationGracePeriodSeconds 60 is below 61",
+    ),
+    ("no drain", without_arg("--shutdown-timeout"), "stalls its streams"),
+    ("no preStop", lambda o: container(o).pop("lifecycle"), "without a preStop sleep"),
+    (
+        "start-up budget below vLLM's patience",
+        lambda o: container(o)["startupProbe"].update(failureThreshold=119),
+        "the startup probe allows 595 s",
+    ),
+    (
+        "start-up budget beyond vLLM's patience",
+        lambda o: container(o)["startupProbe"].update(failureThreshold=200),
+        "the startup probe allows 1000 s",
+    ),
+    ("no startup probe", lambda o: container(o).pop("startupProbe"), "startupProbe asks None"),
+    (
+        "rollout called failed too early",
+        lambda o: spec(o).update(progressDeadlineSeconds=600),
+        "calls a rollout failed",
+    ),
+    (
+        "a probe that needs the key",
+        lambda o: container(o)["readinessProbe"]["httpGet"].update(path="/v1/models"),
+        "readinessProbe asks /v1/models; expected /ready",
+    ),
+    (
+        "liveness that fails in a drain",
+        lambda o: container(o)["livenessProbe"]["httpGet"].update(path="/ready"),
+        "livenessProbe asks /ready; expected /health",
+    ),
+    (
+        "a probe's port",
+        lambda o: container(o)["livenessProbe"]["httpGet"].update(port="admin"),
+        "asks port 'admin'",
+    ),
+    (
+        "liveness as strict as readiness",
+        lambda o: container(o)["livenessProbe"].update(failureThreshold=1),
+        "liveness must be laxer",
+    ),
+    (
+        "liveness less patient than readiness",
+        lambda o: container(o)["livenessProbe"].update(timeoutSeconds=1),
+        "liveness must be laxer",
+    ),
+    (
+        "not vLLM",
+        lambda o: container(o).update(command=["python", "app.py"]),
+        "no container's command begins with `vllm serve`",
+    ),
+    ("loopback", replaced(HOST, "127.0.0.1"), "--host must be"),
+    ("another port", replaced("8000", "9000"), "is not among its ports"),
+    ("no middleware", without_arg("--middleware"), "/ready does not exist"),
+    ("no name", without_arg("--served-model-name"), "--served-model-name is not set"),
+    (
+        "another digest",
+        lambda o: spec(o)["template"]["metadata"]["labels"].update(
+            {"tuneline/model-digest": "ffffffffffff"}
+        ),
+        "none ends in @ffffffffffff",
+    ),
+    ("tried again", lambda o: spec(o, "Job").update(backoffLimit=3), "not tried again"),
+    ("never ends", lambda o: spec(o, "Job").pop("activeDeadlineSeconds"), "is not set"),
+    (
+        "another server",
+        replaced(
+            "--url=http://support-tickets-model-server:8000/v1", "--url=http://other/v1", "Job"
+        ),
+        "http://other/v1 is no Service here",
+    ),
+    (
+        "another model",
+        replaced("--model=support-tickets@0123456789ab", "--model=base", "Job"),
+        "model 'base' is not served",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mutation", "expected"), [entry[1:] for entry in BROKEN], ids=[entry[0] for entry in BROKEN]
+)
+def test_a_broken_manifest_is_found(deployed: Objects, mutation: Mutation, expected: str) -> None:
+    assert problems(deployed) == []
+    mutation(deployed)
+    found = problems(deployed)
+    assert any(expected in problem for problem in found), found
+
+
+def test_every_problem_that_can_be_reported_is_reported_above(deployed: Objects) -> None:
+    """No check without a test that breaks it: each `yield` of a rule runs for one of BROKEN."""
+    files = {inspect.getfile(module) for module in (validate, server_rules)}
+    wanted = {
+        (file, node.lineno)
+        for file in files
+        for node in ast.walk(ast.parse(Path(file).read_text()))
+        if isinstance(node, ast.Yield)
+    }
+    assert len(wanted) > 40
+    seen = set()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            seen.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    before = sys.gettrace()
+    for _, mutation, _ in BROKEN:
+        objects = copy.deepcopy(deployed)
+        mutation(objects)
+        sys.settrace(trace)
+        try:
+            problems(objects)
+        finally:
+            sys.settrace(before)
+    assert sorted(wanted - seen) == []
+
+
+def test_flags_are_read_as_vllm_reads_them() -> None:
+    assert flags(["/model", "--served-model-name", "a", "b", "--port=8000", "--enforce_eager"]) == {
+        "": ["/model"],
+        "--served-model-name": ["a", "b"],
+        "--port": ["8000"],
+        "--enforce-eager": [],
+    }

@@ -1,0 +1,195 @@
+"""Figures against numpy's own percentiles and against cases worked out by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest.config import SLO
+from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Records, merge_records
+from loadtest.statistics import MIN_VALUES, figure, percentile, statistics
+
+NAN = float("nan")
+
+
+def row(
+    index: int,
+    intended_s: float,
+    events_s: list[float],
+    *,
+    tokens: float | None = None,
+    first_tokens: float = 1.0,
+    last_token_s: float | None = None,
+    state: int = SUCCEEDED,
+    error: str = "",
+    sent_s: float | None = None,
+    warmup: bool = False,
+) -> Records:
+    count = len(events_s) if tokens is None else tokens
+    last_s = (events_s[-1] if events_s else NAN) if last_token_s is None else last_token_s
+    one: dict[str, Any] = {
+        "index": np.array([index]),
+        "warmup": np.array([warmup]),
+        "state": np.array([state], np.uint8),
+        "error": np.array([error], "U32"),
+        "intended_s": np.array([intended_s]),
+        "sent_s": np.array([intended_s if sent_s is None else sent_s]),
+        "first_byte_s": np.array([events_s[0] if events_s else NAN]),
+        "first_token_s": np.array([events_s[0] if events_s else NAN]),
+        "last_token_s": np.array([last_s]),
+        "end_s": np.array([last_s if events_s else intended_s]),
+        "tokens": np.array([count], float),
+        "first_tokens": np.array([first_tokens]),
+        "prompt_tokens": np.array([10.0]),
+        "cached_tokens": np.array([NAN]),
+        "retry_after_s": np.array([NAN]),
+        "merged_events": np.array([0]),
+        "num_events": np.array([len(events_s)]),
+        "event_s": np.array(events_s, float),
+        "event_tokens": np.full(len(events_s), count / max(len(events_s), 1)),
+    }
+    return Records(**one)
+
+
+def stats(rows: list[Records], slo: SLO | None = None, **options: Any) -> Any:
+    options = {"exact_tokens": None, "duration_s": None, **options}
+    return statistics(merge_records(rows), slo or SLO(), **options)
+
+
+def test_percentiles_are_numpys() -> None:
+    rng = np.random.default_rng(1)
+    num_checked = 0
+    for size in (1, 2, 3, 10, 299, 300, 1001):
+        values = rng.lognormal(size=size)
+        for q in (0, 1, 50, 90, 99, 100):
+            assert percentile(values, q) == pytest.approx(np.percentile(values, q), rel=1e-12)
+            num_checked += 1
+    assert num_checked == 42
+
+
+def test_percentiles_are_withheld_below_their_number_of_values() -> None:
+    for q, needed in MIN_VALUES.items():
+        # One-sided 95 %: the largest of n values lies above the q-quantile with 1 - q^n.
+        assert (q / 100) ** needed <= 0.05
+        enough, few = figure(np.ones(needed)), figure(np.ones(needed - 1))
+        assert enough.percentile(q) == 1.0
+        assert few.percentile(q) is None
+        assert f"at least {needed}" in few.withheld[f"p{q}"]
+        assert few.n == needed - 1
+
+
+def test_failures_are_infinitely_slow() -> None:
+    rows = [row(i, i * 1.0, [i + 0.1, i + 0.2]) for i in range(90)]
+    rows += [row(i, i * 1.0, [], state=FAILED, error="timeout") for i in range(90, 97)]
+    rows += [row(i, i * 1.0, [], state=UNFINISHED) for i in range(97, 100)]
+    found = stats(rows)
+    ttft = found.latencies["ttft_s"]
+    assert (ttft.n, found.num_offered) == (100, 100)
+    assert ttft.p50 == pytest.approx(0.1)
+    assert ttft.p90 is None  # the 90th of 100 has an infinite neighbour
+    assert ttft.withheld["p90"].startswith("infinite")
+    assert found.error_rate == pytest.approx(0.1)
+    assert found.errors == {"timeout": 7}
+    assert found.num_succeeded + found.num_failed + found.num_unfinished == found.num_offered
+
+
+def test_tpot_leaves_out_the_first_tokens() -> None:
+    # 80 ms per event of four tokens: 20 ms per token.
+    events = [0.1 + 0.08 * k for k in range(8)]
+    found = stats([row(i, 0.0, events, tokens=32, first_tokens=4) for i in range(5)])
+    assert found.latencies["tpot_s"].p50 == pytest.approx(0.02)
+    # Without a count in each event, the mean stands for the first, and that is said.
+    found = stats([row(i, 0.0, events, tokens=32, first_tokens=NAN) for i in range(5)])
+    assert found.latencies["tpot_s"].p50 == pytest.approx(0.02)
+    assert found.tokens.num_first_tokens_estimated == 5
+
+
+def test_the_stop_token_comes_with_the_finish_reason() -> None:
+    # Three events with text, then the stop token: four tokens, 10 ms each.
+    rows = [row(i, 0.0, [0.1, 0.11, 0.12], tokens=4, last_token_s=0.13) for i in range(5)]
+    found = stats(rows)
+    assert found.latencies["tpot_s"].p50 == pytest.approx(0.01)
+    assert found.latencies["e2e_s"].p50 == pytest.approx(0.13)
+
+
+def test_an_answer_of_one_token_has_no_tpot_and_no_gap() -> None:
+    found = stats([row(i, 0.0, [0.1]) for i in range(6)])
+    assert found.latencies["tpot_s"].n == 0
+    assert found.latencies["inter_chunk_gap_s"].n == 0
+    assert found.latencies["ttft_s"].n == 6
+
+
+def test_gaps_are_pooled_and_the_worst_is_per_request() -> None:
+    rows = [row(i, 0.0, [0.1, 0.12, 0.15]) for i in range(5)]
+    found = stats(rows)
+    gaps = found.latencies["inter_chunk_gap_s"]
+    assert gaps.n == 10
+    assert gaps.mean_of_succeeded == pytest.approx(0.025)
+    assert found.latencies["worst_gap_s"].p50 == pytest.approx(0.03)
+
+
+def test_latency_counts_from_the_intended_and_from_the_sent_time() -> None:
+    found = stats([row(i, 1.0, [1.5, 1.6], sent_s=1.2) for i in range(5)])
+    assert found.latencies["ttft_s"].p50 == pytest.approx(0.5)
+    assert found.latencies["ttft_from_sent_s"].p50 == pytest.approx(0.3)
+    assert found.send_lag.p99 == pytest.approx(0.2)
+
+
+def test_throughput_is_over_the_window_of_arrivals() -> None:
+    # One request a second with ten tokens each, for 11 seconds: nothing of ramp or drain inside.
+    rows = [row(i, float(i), [i + 0.05 * k for k in range(1, 11)]) for i in range(11)]
+    rates = stats(rows).throughput
+    assert (rates.window, rates.window_s) == ("arrivals", 10.0)
+    assert rates.succeeded_rps == pytest.approx(1.0)
+    assert rates.output_tokens_per_s == pytest.approx(10.0)
+    assert rates.prompt_tokens_per_s == pytest.approx(10.0)
+    assert rates.offered_rps == pytest.approx(1.1)
+
+
+def test_a_burst_has_no_window_of_arrivals() -> None:
+    rates = stats([row(i, 0.0, [0.5, 1.0]) for i in range(4)]).throughput
+    assert (rates.window, rates.window_s) == ("whole run", 1.0)
+    assert rates.output_tokens_per_s == pytest.approx(8.0)
+
+
+def test_warmup_is_no_part_of_the_figures_but_of_the_load() -> None:
+    rows = [row(0, 0.0, [5.5, 5.6], warmup=True)]
+    rows += [row(i, float(i), [i + 0.1, i + 0.2]) for i in range(1, 12)]
+    found = stats(rows)
+    assert (found.num_offered, found.num_warmup) == (11, 1)
+    assert found.latencies["ttft_s"].p50 == pytest.approx(0.1)
+    # Ten measured ends in the window of ten seconds, and the warm-up request that ends in it.
+    assert found.throughput.succeeded_rps == pytest.approx(1.1)
+
+
+def test_goodput_counts_requests_that_meet_every_limit() -> None:
+    rows = [row(i, float(i), [i + 0.1, i + 0.2]) for i in range(8)]
+    rows += [row(8, 8.0, [8.9, 9.0]), row(9, 9.0, [9.1, 10.5]), row(10, 10.0, [], state=FAILED)]
+    slo = SLO(goodput_ttft_s=0.5, goodput_e2e_s=1.0, min_goodput_share=0.5)
+    rates = stats(rows, slo).throughput
+    assert rates.goodput_share == pytest.approx(8 / 11)
+    assert rates.goodput_rps == pytest.approx(8 / 10)
+    assert stats(rows).throughput.goodput_rps is None
+
+
+def test_token_counts_that_contradict_are_counted() -> None:
+    rows = [
+        row(0, 0.0, [0.1, 0.2], tokens=2),
+        row(1, 0.0, [0.1, 0.2], tokens=1),
+        row(2, 0.0, [0.1, 0.2], tokens=NAN),
+        row(3, 0.0, [0.1], tokens=1),
+    ]
+    tokens = stats(rows, exact_tokens=np.full(4, 2.0)).tokens
+    assert tokens.num_more_events_than_tokens == 1
+    assert tokens.num_without_usage == 1
+    assert tokens.num_wrong_length == 2
+    assert tokens.num_output_tokens == 4
+
+
+def test_merging_keeps_every_row_and_its_events_in_order() -> None:
+    rows = [row(i, float(i), [i + 0.1 * k for k in range(1, i + 2)]) for i in range(6)]
+    together = merge_records(rows)
+    apart = merge_records([merge_records(rows[1::2]), merge_records(rows[::2])])
+    for name in vars(together):
+        np.testing.assert_array_equal(getattr(together, name), getattr(apart, name), err_msg=name)
+    assert len(together) == 6

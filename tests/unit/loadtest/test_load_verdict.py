@@ -1,0 +1,202 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest.calibrate import Calibration
+from loadtest.config import SLO, LoadTestConfig, WorkloadConfig
+from loadtest.intervals import SteadyState
+from loadtest.schedule import Dispersion
+from loadtest.statistics import Statistics, Throughput, Tokens, figure
+from loadtest.verdict import EXIT_CODES, Judgement, judge, worst
+
+CONFIG = LoadTestConfig()
+
+
+def lags(seconds: float) -> Any:
+    return figure(np.full(50, seconds), withhold=False)
+
+
+def measured(num: int = 400, **changes: Any) -> Statistics:
+    values = figure(np.full(num, 0.1))
+    names = (
+        "ttft_s", "ttft_from_sent_s", "tpot_s", "inter_chunk_gap_s", "worst_gap_s", "e2e_s",
+        "e2e_from_sent_s",
+    )  # fmt: skip
+    stats = Statistics(
+        num_offered=num, num_succeeded=num, num_failed=0, num_unfinished=0, num_warmup=0,
+        errors={}, retry_after_s=[], latencies=dict.fromkeys(names, values),
+        throughput=Throughput("arrivals", 10.0, 40.0, 40.0, 400.0, 100.0, None, None),
+        tokens=Tokens(num * 10, num * 5, None, num * 10, 0, 0, 0, 0, 0),
+        send_lag=lags(0.0001),
+        arrivals_scheduled=Dispersion(num, 40.0, 1.0, 1.0),
+        arrivals_delivered=Dispersion(num, 40.0, 1.0, 1.0),
+        mean_in_flight=4.0,
+        steady_state=SteadyState(0, 0.0, True, 0.0, False),
+    )  # fmt: skip
+    return replace(stats, **changes)
+
+
+def verdict(
+    stats: Statistics, *, config: LoadTestConfig = CONFIG, loop_lag_s: float = 0.0001,
+    kernel_clock: bool = True, open_loop: bool = True, evidence: dict[str, Any] | None = None,
+    host: dict[str, float] | None = None, **slo: float | None,
+) -> Judgement:  # fmt: skip
+    client = {
+        **(host or {}),
+        "loop_lag_s": lags(loop_lag_s),
+        "num_reads": 100,
+        "num_reads_kernel_clock": 100 if kernel_clock else 0,
+    }
+    return judge(
+        config, SLO.model_validate(slo), stats, client, open_loop=open_loop, **(evidence or {})
+    )
+
+
+@pytest.mark.parametrize("metric", ["ttft", "tpot", "e2e"])
+@pytest.mark.parametrize("q", [50, 90, 99])
+def test_a_latency_objective_is_met_up_to_its_limit(metric: str, q: int) -> None:
+    name = f"{metric}_p{q}_s"
+    limit: dict[str, Any] = {name: 0.1}
+    assert verdict(measured(), **limit).verdict == "PASS"
+    limit = {name: 0.099}
+    failed = verdict(measured(), **limit)
+    assert failed.verdict == "FAIL"
+    assert f"{name}: 0.1 s, at most 0.099 s is allowed (N = 400)" in failed.problems
+
+
+def test_too_few_requests_are_inconclusive_not_a_pass() -> None:
+    found = verdict(measured(100), ttft_p99_s=1.0)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "at least 300 are needed" in found.problems[0]
+
+
+def test_infinite_latency_fails_whatever_the_number() -> None:
+    values = figure(np.concatenate([np.full(70, 0.1), np.full(30, np.inf)]))
+    stats = measured(100, num_succeeded=70, num_failed=30, errors={"http_500": 30})
+    stats = replace(stats, latencies={**stats.latencies, "ttft_s": values})
+    found = verdict(stats, ttft_p90_s=1.0, max_error_rate=0.5)
+    assert found.verdict == "FAIL"
+
+
+def test_the_error_rate_counts_failed_and_unfinished() -> None:
+    stats = measured(100, num_succeeded=97, num_failed=2, num_unfinished=1, errors={"http_500": 2})
+    assert verdict(stats, max_error_rate=0.03).verdict == "PASS"
+    found = verdict(stats, max_error_rate=0.02)
+    assert found.verdict == "FAIL"
+    assert "3 of 100 requests failed (2 http_500, 1 unfinished)" in found.problems[0]
+
+
+def test_throughput_objectives() -> None:
+    assert verdict(measured(), min_output_throughput_tps=400).verdict == "PASS"
+    assert verdict(measured(), min_output_throughput_tps=401).verdict == "FAIL"
+    assert verdict(measured(), min_request_throughput_rps=41).verdict == "FAIL"
+    no_window = replace(measured().throughput, succeeded_rps=None)
+    found = verdict(measured(throughput=no_window), min_request_throughput_rps=41)
+    assert found.verdict == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"send_lag": lags(0.003)}, "sent late"),
+        ({"num_unfinished": 1}, "accounted for"),
+        ({"arrivals_delivered": Dispersion(400, 39.0, 1.0, 1.0)}, "delivered 39"),
+        ({"arrivals_delivered": Dispersion(400, 40.0, 1.2, 1.0)}, "coefficient of variation"),
+        ({"arrivals_delivered": Dispersion(400, 40.0, 1.0, 4.0)}, "index of dispersion"),
+        ({"tokens": Tokens(10, 10, None, 10, 0, 3, 0, 0, 0)}, "more text events"),
+        ({"tokens": Tokens(10, 10, None, 10, 0, 0, 4, 0, 0)}, "ignore_eos"),
+    ],
+)
+def test_a_run_that_says_nothing_of_the_server_is_invalid(
+    changes: dict[str, Any], reason: str
+) -> None:
+    # Even with an objective that is missed: the numbers are void either way.
+    found = verdict(measured(**changes), ttft_p90_s=0.01)
+    assert found.verdict == "INVALID"
+    assert any(reason in problem for problem in found.problems)
+
+
+def test_a_busy_loop_harms_less_where_the_kernel_stamps_the_reads() -> None:
+    assert verdict(measured(), loop_lag_s=0.01, kernel_clock=True).verdict == "PASS"
+    assert verdict(measured(), loop_lag_s=0.01, kernel_clock=False).verdict == "INVALID"
+    # Later than the events are apart: they run together.
+    assert verdict(measured(), loop_lag_s=0.2, kernel_clock=True).verdict == "INVALID"
+
+
+def test_the_budget_follows_the_tightest_objective_or_the_option() -> None:
+    late = measured(send_lag=lags(0.015))
+    assert verdict(late, ttft_p90_s=1.0).verdict == "PASS"  # 2 % of 1 s
+    assert verdict(late, ttft_p90_s=0.5).verdict == "INVALID"
+    config = LoadTestConfig(max_client_lag_s=0.02)
+    assert verdict(late, config=config, ttft_p90_s=0.5).verdict == "PASS"
+
+
+def test_missing_usage_voids_only_what_needs_it() -> None:
+    stats = measured(tokens=Tokens(0, 0, None, 10, 5, 0, 0, 0, 0))
+    found = verdict(stats, ttft_p90_s=1.0)
+    assert found.verdict == "PASS"
+    assert "no usage" in found.warnings[0]
+    assert verdict(stats, tpot_p90_s=1.0).verdict == "INVALID"
+
+
+def test_the_worst_verdict_stands_for_all_and_each_has_its_exit_code() -> None:
+    assert worst(["PASS", "FAIL", "INCONCLUSIVE"]) == "FAIL"
+    assert worst(["PASS", "INVALID", "FAIL"]) == "INVALID"
+    assert worst(["PASS", "INCONCLUSIVE"]) == "INCONCLUSIVE"
+    assert len(set(EXIT_CODES.values())) == 4
+
+
+def test_an_interval_across_the_limit_is_inconclusive() -> None:
+    values = figure(np.random.default_rng(1).normal(0.1, 0.02, 400), block=2)
+    low, high = values.ci95["p90"]
+    assert low is not None and high is not None and values.p90 is not None
+    stats = replace(measured(), latencies={**measured().latencies, "ttft_s": values})
+    assert verdict(stats, ttft_p90_s=high + 1e-6).verdict == "PASS"
+    assert verdict(stats, ttft_p90_s=(low + high) / 2).verdict == "INCONCLUSIVE"
+    found = verdict(stats, ttft_p90_s=low - 1e-6)
+    assert found.verdict == "FAIL"
+    assert f"95 % interval {low:.4g} to {high:.4g}" in found.problems[0]
+
+
+def test_a_queue_that_grows_is_no_pass() -> None:
+    stats = measured(steady_state=SteadyState(0, 0.0, True, 2.0, True))
+    found = verdict(stats, ttft_p90_s=1.0)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "does not keep up" in found.problems[0]
+    assert verdict(stats, open_loop=False, ttft_p90_s=1.0).verdict == "PASS"
+
+
+def calibration(**changes: Any) -> Calibration:
+    well = Calibration(100, 8, None, 0.0002, 0.0003, 0.0004, 0.0, 0.1, 0.02, 0.1, [])
+    return replace(well, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ttft_bias_p50_s": 0.004}, "ttft_bias_p50_s is 4.0 ms"),
+        ({"ttft_bias_p90_s": -0.004}, "ttft_bias_p90_s is -4.0 ms"),
+        ({"problems": ["2 requests: 1 succeeded"]}, "calibration: 2 requests"),
+    ],
+)
+def test_a_calibration_that_fails_voids_the_run(changes: dict[str, Any], reason: str) -> None:
+    assert verdict(measured(), evidence={"calibration": calibration()}).verdict == "PASS"
+    found = verdict(measured(), evidence={"calibration": calibration(**changes)})
+    assert found.verdict == "INVALID"
+    assert reason in found.problems[0]
+
+
+def test_a_hit_rate_other_than_the_declared_one_voids_the_run() -> None:
+    config = LoadTestConfig(workload=WorkloadConfig(prefix_hit_rate=0.5))
+    for rate, expected in ((0.5, "PASS"), (0.54, "PASS"), (0.6, "INVALID"), (None, "INVALID")):
+        evidence = {"prefix_hit_rate": rate}
+        assert verdict(measured(), config=config, evidence=evidence).verdict == expected
+    assert verdict(measured(), evidence={"prefix_hit_rate": 0.9}).verdict == "PASS"
+
+
+def test_a_machine_that_took_the_cpu_away_voids_the_run() -> None:
+    assert verdict(measured(), host={"steal_share": 0.05}).verdict == "PASS"
+    assert verdict(measured(), host={"steal_share": 0.2}).verdict == "INVALID"
+    assert verdict(measured(), host={"throttled_share": 0.05}).verdict == "INVALID"

@@ -1,0 +1,143 @@
+"""One recorded stream, cut in every possible way, holds the same answer."""
+
+import itertools
+import json
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from loadtest.sse import Answer, SseDecoder, parse_response
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def event(document: object) -> bytes:
+    return b"data: " + json.dumps(document, ensure_ascii=False).encode() + b"\n\n"
+
+
+def delta(text: str, **more: object) -> dict[str, object]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None} | more
+    return {"choices": [choice]}
+
+
+ROLE = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+USAGE = event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 4}})
+DONE = b"data: [DONE]\n\n"
+TEXTS = ["안녕", " 🙂🙂", 'a"\\n']
+EVENTS = [ROLE, *(event(delta(text)) for text in TEXTS), FINISH, USAGE, DONE]
+STREAM = HEAD + b"".join(chunk(piece) for piece in EVENTS) + b"0\r\n\r\n"
+
+
+def parse(pieces: Iterable[bytes], *, closed: bool = False) -> Answer:
+    pieces = list(pieces)
+    return parse_response(range(len(pieces)), pieces, closed=closed, keep_text=True)
+
+
+def test_a_stream_cut_at_every_position_holds_the_same_answer() -> None:
+    whole = parse([STREAM])
+    assert whole.error is None and whole.done
+    assert whole.text == "".join(TEXTS)
+    assert (whole.completion_tokens, whole.prompt_tokens, whole.finish_reason) == (4, 5, "stop")
+    assert whole.num_merged_events == 2
+    for cut in range(1, len(STREAM)):
+        answer = parse([STREAM[:cut], STREAM[cut:]])
+        assert answer.error is None
+        assert (answer.text, len(answer.token_times)) == (whole.text, 3)
+        assert answer.completion_tokens == 4
+    assert len(STREAM) > 500
+
+
+def test_each_event_takes_the_time_of_the_read_that_ends_it() -> None:
+    ends = []
+    position = len(HEAD)
+    for piece in EVENTS:
+        position += len(chunk(piece)) - 2  # the event is whole before the chunk's own line end
+        ends.append(position)
+        position += 2
+    answer = parse(STREAM[place : place + 1] for place in range(len(STREAM)))
+    assert answer.token_times == [end - 1 for end in ends[1:4]]
+    assert answer.finish_time == ends[4] - 1
+    assert answer.num_merged_events == 0
+
+
+def test_random_cuts_into_many_pieces() -> None:
+    rng = random.Random(4)
+    for _ in range(200):
+        cuts = sorted(rng.sample(range(1, len(STREAM)), rng.randint(1, 40)))
+        bounds = [0, *cuts, len(STREAM)]
+        answer = parse(STREAM[a:b] for a, b in itertools.pairwise(bounds))
+        assert answer.error is None
+        assert answer.text == "".join(TEXTS)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_line_ends_comments_and_data_of_several_lines(end: bytes) -> None:
+    lines = [b": comment", b"event: x", b'data: {"a":', b"data:1}", b"", b"", b"data: [DONE]", b""]
+    stream = b"".join(line + end for line in lines) + b": more" + end
+    whole = SseDecoder()
+    expected = [b'{"a":\n1}', b"[DONE]"]
+    assert whole.feed(stream) == expected
+    for cut in range(1, len(stream)):
+        decoder = SseDecoder()
+        assert decoder.feed(stream[:cut]) + decoder.feed(stream[cut:]) == expected
+
+
+def body(*pieces: bytes) -> bytes:
+    return HEAD + b"".join(chunk(piece) for piece in pieces)
+
+
+END = b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "closed", "error"),
+    [
+        (body(*EVENTS[:3]), True, "truncated_stream"),
+        (body(*EVENTS[:-1]) + END, False, "truncated_stream"),
+        (body(ROLE, b"data: {half\n\n", DONE) + END, False, "invalid_sse"),
+        (body(ROLE, b"data: [1]\n\n", DONE) + END, False, "invalid_sse"),
+        (body(ROLE, b"data: \xff\n\n", DONE) + END, False, "invalid_sse"),
+        (body(ROLE, event({"error": {"message": "dead"}}), DONE) + END, False, "error_event"),
+        (body(ROLE, FINISH, DONE) + END, False, "empty_answer"),
+        (body(b'{"choices": []}') + END, False, "not_a_stream"),
+        (b"HTTP/1.1 500 X\r\nContent-Length: 2\r\n\r\n{}", False, "http_500"),
+        (b"", True, "connection_reset"),
+        (b"SMTP ready\r\n", True, "protocol_error"),
+    ],
+)
+def test_each_failure_has_its_class(response: bytes, closed: bool, error: str) -> None:
+    for cut in range(1, max(len(response), 2)):
+        pieces = [piece for piece in (response[:cut], response[cut:]) if piece]
+        assert parse(pieces, closed=closed).error == error
+
+
+def test_an_error_keeps_the_servers_words_and_its_retry_after() -> None:
+    body = b'{"error": {"message": "slow down"}}'
+    head = b"HTTP/1.1 429 X\r\nRetry-After: 2\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = parse([head + body])
+    assert (answer.error, answer.message, answer.retry_after_s) == ("http_429", "slow down", 2.0)
+    assert parse([b"HTTP/1.1 503 X\r\nRetry-After: Wed, 21 Oct\r\nContent-Length: 0\r\n\r\n"])
+
+
+def test_reasoning_tool_calls_and_completions_are_tokens() -> None:
+    documents = [
+        {"choices": [{"delta": {"reasoning_content": "hm"}}]},
+        {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "{"}}]}}]},
+        {"choices": [{"text": "plain"}]},
+        {"choices": [{"delta": {"content": None}}]},
+    ]
+    answer = parse([body(*map(event, documents), DONE) + END])
+    assert answer.error is None
+    assert len(answer.token_times) == 3
+
+
+def test_usage_in_every_event_gives_the_tokens_of_each() -> None:
+    documents = [{**delta("ab"), "usage": {"completion_tokens": n}} for n in (3, 5, 9)]
+    answer = parse([body(*map(event, documents), DONE) + END])
+    assert answer.token_counts == [3, 5, 9]

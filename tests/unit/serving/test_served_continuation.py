@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import copy
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.config import ServedParityConfig
+from serving.parity import prove_served, served_continuation
+from tuneline.core.artifact import new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
+
+MESSAGES = [{"role": "user", "content": "I cannot log in."}]
+
+
+def step(token: int, logprob: float, rival: int) -> dict[str, Any]:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": f"token_id:{token}", "logprob": logprob, "bytes": None}
+
+    return entry(token, logprob) | {"top_logprobs": [entry(token, logprob), entry(rival, -7.5)]}
+
+
+# The fields of a chat completion of vLLM 0.32 that count here, with return_token_ids and
+# return_tokens_as_token_ids; 0 is the stop token.
+RESPONSE: dict[str, Any] = {
+    "prompt_token_ids": [1, 5, 6],
+    "choices": [
+        {
+            "finish_reason": "stop",
+            "stop_reason": None,
+            "token_ids": [9, 8, 0],
+            "message": {"role": "assistant", "content": "Reset it."},
+            "logprobs": {"content": [step(9, -0.5, 3), step(8, -0.25, 4), step(0, -0.125, 2)]},
+        }
+    ],
+}
+
+
+def test_a_completion_becomes_a_continuation_with_its_stop_token() -> None:
+    assert served_continuation(RESPONSE, MESSAGES, "http://x/v1") == Continuation(
+        messages=MESSAGES,
+        prompt_token_ids=[1, 5, 6],
+        token_ids=[9, 8, 0],
+        logprobs=[-0.5, -0.25, -0.125],
+        top_logprobs=[{9: -0.5, 3: -7.5}, {8: -0.25, 4: -7.5}, {0: -0.125, 2: -7.5}],
+        text="Reset it.",
+        finish_reason="stop",
+    )
+
+
+@pytest.mark.parametrize("field", ["prompt_token_ids", "token_ids", "logprobs"])
+def test_a_server_that_reports_no_ids_is_refused(field: str) -> None:
+    response = copy.deepcopy(RESPONSE)
+    holder = response if field == "prompt_token_ids" else response["choices"][0]
+    del holder[field]
+    with pytest.raises(ServerError, match="no token ids or no log-probabilities"):
+        served_continuation(response, MESSAGES, "http://x/v1")
+
+
+def test_logprobs_that_lack_the_stop_token_are_refused_rather_than_padded() -> None:
+    response = copy.deepcopy(RESPONSE)
+    response["choices"][0]["logprobs"]["content"].pop()
+    with pytest.raises(ServerError, match="2 log-probabilities, 3 tokens"):
+        served_continuation(response, MESSAGES, "http://x/v1")
+
+
+def test_an_answer_cut_off_by_an_error_is_refused() -> None:
+    response = copy.deepcopy(RESPONSE)
+    response["choices"][0]["finish_reason"] = "abort"
+    with pytest.raises(ServerError, match="'abort'"):
+        served_continuation(response, MESSAGES, "http://x/v1")
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with new_artifact(
+        tmp_path / "reference", "reference", config={"max_new_tokens": 4, "top_logprobs": 2}
+    ) as draft:
+        continuation = served_continuation(RESPONSE, MESSAGES, "")
+        write_continuations(draft.dir / REFERENCE_FILE, [continuation])
+    with socket.socket() as holder:  # bound, so nobody else listens there
+        holder.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{holder.getsockname()[1]}/v1"
+        with pytest.raises(ServerError, match="cannot be reached") as caught:
+            prove_served(
+                ServedParityConfig(), open_artifact(tmp_path / "reference"),
+                Endpoint(url, "tickets"), tmp_path / "out",
+            )  # fmt: skip
+    assert url in str(caught.value)
+    assert not (tmp_path / "out").exists()

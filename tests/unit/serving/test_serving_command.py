@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.command import artifact_facts, lora_rank, served_names, server_args, vllm_command
+from serving.config import ServingConfig
+from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.model_source import ModelSource
+
+DIGEST = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+NAMES = ["tickets", "tickets@0123456789ab"]
+
+
+def model(tmp_path: Path) -> ModelSource:
+    return ModelSource("tiny", tmp_path / "model", DIGEST, "model")
+
+
+def adapter_folder(tmp_path: Path, **settings: Any) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 12, **settings}))
+    return folder
+
+
+def args_of(tmp_path: Path, **settings: Any) -> list[str]:
+    return server_args(
+        ServingConfig(**settings), model="/m", adapter=None, served_names=NAMES, host="127.0.0.1",
+        port=8000,
+    )  # fmt: skip
+
+
+def test_names_are_the_run_and_the_run_at_its_digest() -> None:
+    assert served_names("tickets", DIGEST) == NAMES
+
+
+def test_merged_arguments(tmp_path: Path) -> None:
+    args = args_of(tmp_path, dtype="float32", enforce_eager=True, max_model_len=512)
+    assert args == [
+        "/m", "--host", "127.0.0.1", "--port", "8000", "--served-model-name", *NAMES,
+        "--dtype=float32", "--max-model-len=512", "--enforce-eager", "--shutdown-timeout", "30",
+        "--disable-fastapi-docs", "--middleware", "serving.middleware.TunelineMiddleware",
+        "--disable-access-log-for-endpoints", "/health,/ready,/metrics",
+    ]  # fmt: skip
+
+
+def test_gpu_options_are_flags_only_where_set(tmp_path: Path) -> None:
+    assert not any("gpu" in arg or "tensor" in arg for arg in args_of(tmp_path))
+    args = args_of(tmp_path, gpu_memory_utilization=0.8, tensor_parallel_size=2)
+    assert {"--gpu-memory-utilization=0.8", "--tensor-parallel-size=2"} <= set(args)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("enable_prefix_caching", True, ["--enable-prefix-caching"]),
+        ("enable-prefix-caching", False, ["--no-enable-prefix-caching"]),
+        ("disable_log_stats", False, []),
+        ("disable_log_stats", True, ["--disable-log-stats"]),
+        ("max_num_queued_reqs", 64, ["--max-num-queued-reqs=64"]),
+        ("swap", None, []),
+        ("seed", -1, ["--seed=-1"]),
+        ("cudagraph_capture_sizes", [1, 2, 4], ["--cudagraph-capture-sizes", "1", "2", "4"]),
+        ("hf_overrides", {"a": [1]}, ["--hf-overrides", '{"a": [1]}']),
+        ("--quantization", "fp8", ["--quantization=fp8"]),
+    ],
+)
+def test_extra_args(tmp_path: Path, name: str, value: Any, expected: list[str]) -> None:
+    plain = args_of(tmp_path)
+    assert args_of(tmp_path, extra_args={name: value}) == plain + expected
+
+
+def test_adapter_arguments(tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path, rank_pattern={"v_proj": 20})
+    (folder / "tokenizer_config.json").write_text("{}")
+    args = server_args(
+        ServingConfig(mode="adapter"), model="/m", adapter=folder, served_names=NAMES,
+        host="10.0.0.7", port=8000, adapter_at="/adapter",
+    )  # fmt: skip
+    assert args[5:] == [
+        "--served-model-name", "tickets-base", "--enable-lora", "--max-lora-rank", "32",
+        "--max-loras", "2", "--lora-modules",
+        '{"name": "tickets", "path": "/adapter"}',
+        '{"name": "tickets@0123456789ab", "path": "/adapter"}',
+        "--tokenizer", "/adapter", "--dtype=auto", "--shutdown-timeout", "30",
+        "--disable-fastapi-docs", "--middleware", "serving.middleware.TunelineMiddleware",
+        "--disable-access-log-for-endpoints", "/health,/ready,/metrics",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (48, 64), (300, 320), (512, 512)]
+)
+def test_a_rank_is_rounded_up_to_what_vllm_takes(rank: int, allowed: int) -> None:
+    assert lora_rank({"r": rank}) == allowed
+
+
+def test_a_rank_beyond_vllms_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="rank 513"):
+        lora_rank({"r": 513})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"lora_bias": True}],
+)
+def test_an_adapter_that_vllm_cannot_serve_is_refused(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    folder = adapter_folder(tmp_path, **settings)
+    with pytest.raises(ArtifactError, match=next(iter(settings))) as caught:
+        server_args(
+            ServingConfig(mode="adapter"), model="/m", adapter=folder, served_names=NAMES,
+            host="127.0.0.1", port=8000,
+        )  # fmt: skip
+    assert "serving.mode=merged" in str(caught.value)
+
+
+def test_mode_and_adapter_must_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no adapter is given"):
+        args_of(tmp_path, mode="adapter")
+    with pytest.raises(ConfigError, match="mode is merged"):
+        server_args(
+            ServingConfig(), model="/m", adapter=adapter_folder(tmp_path), served_names=NAMES,
+            host="127.0.0.1", port=8000,
+        )  # fmt: skip
+
+
+def command_env(tmp_path: Path, environ: dict[str, str], host: str = "127.0.0.1") -> dict[str, str]:
+    command = vllm_command(
+        ServingConfig(api_key_env="MY_KEY"), model=model(tmp_path), adapter=None,
+        served_names=NAMES, host=host, port=8000, environ=environ,
+    )  # fmt: skip
+    assert not any("s3cret" in arg for arg in command.argv)
+    assert "s3cret" not in repr(command)
+    return command.env
+
+
+def test_the_key_travels_in_the_environment_alone(tmp_path: Path) -> None:
+    assert command_env(tmp_path, {"MY_KEY": "s3cret"})["VLLM_API_KEY"] == "s3cret"
+    # A key meant for another server is not taken over.
+    assert "VLLM_API_KEY" not in command_env(tmp_path, {"VLLM_API_KEY": "s3cret"})
+
+
+@pytest.mark.parametrize("host", ["::", "10.0.0.7", "a.example.org"])
+def test_beyond_loopback_a_key_is_required(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="a key is required") as caught:
+        command_env(tmp_path, {"MY_KEY": ""}, host)
+    assert "export MY_KEY=" in str(caught.value)
+    assert command_env(tmp_path, {"MY_KEY": "s3cret"}, host)["VLLM_API_KEY"] == "s3cret"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_on_loopback_no_key_is_required(tmp_path: Path, host: str) -> None:
+    assert "VLLM_API_KEY" not in command_env(tmp_path, {}, host)
+
+
+def test_the_environment_is_scrubbed(tmp_path: Path) -> None:
+    kept = {
+        "PATH": "/bin", "HOME": "/home/a", "CUDA_VISIBLE_DEVICES": "0", "KEYBOARD": "us",
+        "TOKENIZERS_PARALLELISM": "false", "VLLM_CACHE_ROOT": "/cache",
+    }  # fmt: skip
+    dropped = {
+        "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_ACCESS_KEY_ID": "s3cret", "HF_TOKEN": "s3cret",
+        "OPENAI_API_KEY": "s3cret", "DB_PASSWORD": "s3cret", "VLLM_PORT": "tcp://10.0.0.1:80",
+        "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    }  # fmt: skip
+    env = command_env(tmp_path, kept | dropped)
+    assert kept.items() <= env.items()
+    assert not dropped.keys() & env.keys()
+    assert env["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert env["VLLM_ENGINE_READY_TIMEOUT_S"] == "600"
+    assert env["VLLM_NO_USAGE_STATS"] == env["HF_HUB_OFFLINE"] == "1"
+    assert (Path(env["PYTHONPATH"].split(":")[0]) / "serving" / "launch.py").is_file()
+
+
+def test_the_facts_are_those_of_what_was_trained(tmp_path: Path) -> None:
+    assert artifact_facts(model(tmp_path), None, "tickets") == {
+        "TUNELINE_ARTIFACT_NAME": "tickets",
+        "TUNELINE_ARTIFACT_KIND": "model",
+        "TUNELINE_ARTIFACT_DIGEST": DIGEST,
+    }
+    assert artifact_facts(model(tmp_path), tmp_path, "tickets")["TUNELINE_ARTIFACT_KIND"] == (
+        "adapter"
+    )

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from serving.config import ServingConfig
+from tuneline.core.config import validate_config
+from tuneline.core.errors import ConfigError
+
+
+def test_the_section_loads_no_heavy_library() -> None:
+    program = (
+        "import sys; import serving.config, serving.command, serving.server, serving.parity\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'openai'} & set(sys.modules)\n"
+        "print('loaded:', sorted(heavy))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.strip() == "loaded: []", result.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["api_key", "--api-key", "served-model-name", "max_model_len", "shutdown-timeout", "middleware",
+     "trust_remote_code", "port"],
+)  # fmt: skip
+def test_a_flag_that_has_another_source_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be set here"):
+        validate_config(ServingConfig, {"extra_args": {name: "x"}}, "serving")
+
+
+def test_every_refused_flag_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_config(ServingConfig, {"extra_args": {"api_key": "s", "dtype": "half"}}, "serving")
+    assert "api_key" in str(caught.value)
+    assert "serving.dtype" in str(caught.value)
+
+
+def test_an_unknown_key_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean max_model_len\?"):
+        validate_config(ServingConfig, {"max_model_length": 10}, "serving")

@@ -1,0 +1,139 @@
+"""The middleware around a plain ASGI app. Its metrics are global: tests look at differences."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from serving.middleware import Message, Receive, Scope, Send, TunelineMiddleware
+
+
+class Inner:
+    """Answers 200 to everything and remembers what reached it."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        self.paths.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"inner"})
+
+
+@pytest.fixture
+def inner() -> Iterator[Inner]:
+    yield Inner()
+
+
+def request(
+    middleware: TunelineMiddleware, path: str, method: str = "GET"
+) -> tuple[int, dict[str, str], bytes]:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "path": path, "method": method, "headers": []}
+    asyncio.run(middleware(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, sent[1]["body"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/version"],
+)
+def test_listed_routes_reach_vllm(inner: Inner, path: str) -> None:
+    assert request(TunelineMiddleware(inner), path)[0] == 200
+    assert inner.paths == [path]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/invocations", "/adapters", "/docs", "/openapi.json", "/tokenize", "/load", "/v1/embeddings",
+     "/v1/load_lora_adapter", "/v1/chat/completions/", "/v1/../invocations", "//invocations", "/"],
+)  # fmt: skip
+def test_other_routes_do_not_exist(inner: Inner, path: str) -> None:
+    status, headers, body = request(TunelineMiddleware(inner), path, "POST")
+    assert status == 404
+    assert headers["content-type"] == "application/json"
+    assert int(headers["content-length"]) == len(body)
+    error = json.loads(body)["error"]
+    assert error == {
+        "message": f"Unknown route: POST {path}",
+        "type": "NotFoundError",
+        "param": None,
+        "code": 404,
+    }
+    assert inner.paths == []
+
+
+def test_ready_until_the_drain(inner: Inner) -> None:
+    middleware = TunelineMiddleware(inner)
+    assert request(middleware, "/ready")[0] == 200
+    middleware.drain()
+    status, headers, _ = request(middleware, "/ready")
+    assert (status, headers["retry-after"]) == (503, "5")
+    assert inner.paths == []
+
+
+def test_new_work_is_refused_during_the_drain_and_the_rest_goes_on(inner: Inner) -> None:
+    middleware = TunelineMiddleware(inner)
+    middleware.drain()
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        status, headers, body = request(middleware, path, "POST")
+        assert (status, headers["retry-after"]) == (503, "5")
+        assert json.loads(body)["error"]["type"] == "ServiceUnavailableError"
+    assert inner.paths == []
+    assert request(middleware, "/health")[0] == request(middleware, "/metrics")[0] == 200
+    assert inner.paths == ["/health", "/metrics"]
+
+
+def test_a_websocket_is_closed(inner: Inner) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "websocket", "path": "/v1/realtime", "headers": []}
+    asyncio.run(TunelineMiddleware(inner)(scope, receive, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+    assert inner.paths == []
+
+
+def test_requests_are_counted_by_listed_route_and_status(inner: Inner) -> None:
+    def count(route: str, status: str) -> float:
+        labels = {"route": route, "status": status}
+        return REGISTRY.get_sample_value("tuneline_http_requests_total", labels) or 0.0
+
+    before = count("/v1/models", "200"), count("other", "404")
+    middleware = TunelineMiddleware(inner)
+    request(middleware, "/v1/models")
+    request(middleware, "/a")
+    request(middleware, "/b")
+    assert (count("/v1/models", "200"), count("other", "404")) == (before[0] + 1, before[1] + 2)
+
+
+def test_the_artifact_comes_from_the_environment(
+    inner: Inner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"name": "tickets", "kind": "model", "digest": "sha256:00"}
+    for name, value in facts.items():
+        monkeypatch.setenv(f"TUNELINE_ARTIFACT_{name.upper()}", value)
+    monkeypatch.setenv("TUNELINE_RESTARTS", "2")
+    before = REGISTRY.get_sample_value("tuneline_restarts_total") or 0.0
+    TunelineMiddleware(inner)
+    assert REGISTRY.get_sample_value("tuneline_artifact_info", facts) == 1
+    assert REGISTRY.get_sample_value("tuneline_restarts_total") == before + 2

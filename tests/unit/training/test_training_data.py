@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.config import DataConfig
+from training.data import HELDOUT_FILE, TRAIN_FILE, dataset_rows, prepare
+from tuneline.core.artifact import Artifact, verify_artifact
+from tuneline.core.errors import DataError, NotAnArtifactError
+
+
+def _write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    lines = [json.dumps({"instruction": a, "output": b}) + "\n" for a, b in rows]
+    path.write_text("".join(lines))
+    return path
+
+
+def _prepare(tmp_path: Path, rows: list[tuple[str, str]], *, out: str = "ds", seed: int = 0,
+             fraction: float | None = None, heldout: list[tuple[str, str]] | None = None
+             ) -> Artifact:  # fmt: skip
+    heldout_path = _write(tmp_path / "heldout.jsonl", heldout) if heldout else None
+    config = DataConfig(
+        path="rows.jsonl",
+        heldout_path="heldout.jsonl" if heldout else None,
+        heldout_fraction=fraction,
+        seed=seed,
+    )
+    path = _write(tmp_path / "rows.jsonl", rows)
+    return prepare(config, path=path, heldout_path=heldout_path, out=tmp_path / out)
+
+
+def _prompts(dataset: Artifact, file: str) -> list[str]:
+    return [row.prompt[-1]["content"] for row in dataset_rows(dataset, file)]
+
+
+MANY = [(f"question {n}", f"answer {n}") for n in range(50)]
+
+
+def test_the_artifact_holds_exactly_its_files_in_conversational_form(tmp_path: Path) -> None:
+    dataset = _prepare(tmp_path, MANY)
+    verify_artifact(dataset)
+    assert [entry.path for entry in dataset.manifest.files] == [
+        "heldout.jsonl", "report.json", "train.jsonl",
+    ]  # fmt: skip
+    first = json.loads((dataset.path / TRAIN_FILE).read_text().split("\n")[0])
+    assert first == {
+        "prompt": [{"role": "user", "content": "question 0"}],
+        "completion": [{"role": "assistant", "content": "answer 0"}],
+    }
+    assert [(entry.role, entry.kind) for entry in dataset.manifest.inputs] == [("data", "file")]
+    assert str(tmp_path) not in (dataset.path / "manifest.json").read_text()
+
+
+def test_the_split_is_whole_disjoint_and_the_same_each_time(tmp_path: Path) -> None:
+    first, again = _prepare(tmp_path, MANY, out="a"), _prepare(tmp_path, MANY, out="b")
+    other = _prepare(tmp_path, MANY, out="c", seed=1)
+    train, heldout = _prompts(first, TRAIN_FILE), _prompts(first, HELDOUT_FILE)
+    assert len(heldout) == 5
+    assert sorted(train + heldout) == sorted(prompt for prompt, _ in MANY)
+    assert first.digest == again.digest
+    assert _prompts(other, HELDOUT_FILE) != heldout
+
+
+def test_one_prompt_never_stands_on_both_sides_of_a_split(tmp_path: Path) -> None:
+    rows = [(f"Question  {n % 10}" if n < 10 else f"question {n % 10}", f"{n}") for n in range(30)]
+    dataset = _prepare(tmp_path, rows, fraction=0.5)
+    train = {" ".join(p.casefold().split()) for p in _prompts(dataset, TRAIN_FILE)}
+    heldout = {" ".join(p.casefold().split()) for p in _prompts(dataset, HELDOUT_FILE)}
+    assert (len(train), len(heldout)) == (5, 5)
+    assert not train & heldout
+
+
+def test_duplicates_are_dropped_and_order_is_kept(tmp_path: Path) -> None:
+    rows = [("b", "1"), ("a", "2"), ("b", "1"), ("c", "3"), ("a", "2")]
+    dataset = _prepare(tmp_path, rows, heldout=[("z", "9"), ("z", "9")])
+    assert _prompts(dataset, TRAIN_FILE) == ["b", "a", "c"]
+    metrics = dataset.manifest.metrics
+    assert metrics["num_duplicates_dropped"] == 2
+    assert metrics["num_heldout_duplicates_dropped"] == 1
+    assert (metrics["num_train"], metrics["num_heldout"]) == (3, 1)
+
+
+def test_training_rows_whose_prompt_is_held_out_are_dropped(tmp_path: Path) -> None:
+    dataset = _prepare(
+        tmp_path, [("What IS it?", "x"), ("b", "2")], heldout=[("what is  it?", "y")]
+    )
+    assert _prompts(dataset, TRAIN_FILE) == ["b"]
+    assert dataset.manifest.metrics["num_leaked_dropped"] == 1
+
+
+def test_one_prompt_with_different_answers_is_counted(tmp_path: Path) -> None:
+    dataset = _prepare(tmp_path, [("a", "1"), ("a", "2"), ("b", "1")], heldout=[("z", "9")])
+    assert dataset.manifest.metrics["num_prompts_with_different_answers"] == 1
+    assert dataset.manifest.metrics["num_train"] == 3
+
+
+def test_the_report_gives_lengths(tmp_path: Path) -> None:
+    rows = [(f"q{n:03}", "x" * n) for n in range(1, 101)]
+    dataset = _prepare(tmp_path, rows, heldout=[("z", "9")])
+    # Nearest-rank: the 95th of 100 values; the median of 1..100 is 50.5.
+    assert dataset.manifest.metrics["answer_characters"] == {
+        "min": 1, "median": 50.5, "p95": 95, "max": 100,
+    }  # fmt: skip
+    report = json.loads((dataset.path / "report.json").read_text())
+    assert report["answer_characters"] == dataset.manifest.metrics["answer_characters"]
+
+
+def test_other_line_ends_inside_text_survive(tmp_path: Path) -> None:
+    text = "one\u2028two\u0085three\rfour"
+    dataset = _prepare(tmp_path, [(text, text), ("b", "c")], heldout=[("z", "9")])
+    row = dataset_rows(dataset, TRAIN_FILE)[0]
+    assert (row.prompt[0]["content"], row.answer) == (text, text)
+
+
+def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none is left"):
+        _prepare(tmp_path, [("a", "1")], heldout=[("a", "1")])
+    with pytest.raises(DataError, match="one distinct prompt"):
+        _prepare(tmp_path, [("a", "1"), ("a", "2")])
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_problem_in_the_heldout_file_names_that_file(tmp_path: Path) -> None:
+    rows = _write(tmp_path / "rows.jsonl", MANY)
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text('{"instruction": "a"}\n')
+    config = DataConfig(path="rows.jsonl", heldout_path="heldout.jsonl")
+    with pytest.raises(DataError, match=r"heldout\.jsonl: line 1: missing field 'output'"):
+        prepare(config, path=rows, heldout_path=heldout, out=tmp_path / "ds")
+
+
+def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
+    dataset = _prepare(tmp_path, MANY)
+    (dataset.path / TRAIN_FILE).write_text('{"text": "a"}\n')
+    with pytest.raises(NotAnArtifactError, match=r"train\.jsonl: line 1"):
+        dataset_rows(dataset, TRAIN_FILE)

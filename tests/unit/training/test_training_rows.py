@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.rows import NUM_PROBLEMS_SHOWN, read_rows
+from tuneline.core.errors import DataError
+
+GOOD = {"instruction": "Sort.", "input": "b a", "output": "a b"}
+
+
+def _file(tmp_path: Path, *lines: object) -> Path:
+    path = tmp_path / "rows.jsonl"
+    texts = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    path.write_bytes(b"\n".join(texts) + b"\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        (GOOD, [("user", "Sort.\n\nb a")], "a b"),
+        ({"instruction": "Hi", "output": "Ho"}, [("user", "Hi")], "Ho"),
+        ({"instruction": "Hi", "input": "", "output": "Ho"}, [("user", "Hi")], "Ho"),
+        ({"prompt": "Hi", "completion": "Ho"}, [("user", "Hi")], "Ho"),
+        (
+            {
+                "prompt": [{"role": "user", "content": "Hi"}],
+                "completion": [{"role": "assistant", "content": "Ho"}],
+            },
+            [("user", "Hi")],
+            "Ho",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": "1"},
+                    {"role": "assistant", "content": "2"},
+                    {"role": "user", "content": "3"},
+                    {"role": "assistant", "content": "4"},
+                ]
+            },
+            [("system", "Be brief."), ("user", "1"), ("assistant", "2"), ("user", "3")],
+            "4",
+        ),
+    ],
+)
+def test_each_shape_is_read(
+    tmp_path: Path, row: object, prompt: list[tuple[str, str]], answer: str
+) -> None:
+    [read] = read_rows(_file(tmp_path, row))
+    assert [(m["role"], m["content"]) for m in read.prompt] == prompt
+    assert read.answer == answer
+
+
+def test_the_system_prompt_goes_before_rows_without_their_own(tmp_path: Path) -> None:
+    own = {
+        "messages": [
+            {"role": "system", "content": "own"},
+            {"role": "user", "content": "1"},
+            {"role": "assistant", "content": "2"},
+        ]
+    }
+    first, second = read_rows(_file(tmp_path, GOOD, own), system_prompt="given")
+    assert first.prompt[0] == {"role": "system", "content": "given"}
+    assert second.prompt[0] == {"role": "system", "content": "own"}
+
+
+def test_a_byte_order_mark_blank_lines_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps(GOOD).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n")
+    assert [row.line for row in read_rows(path)] == [1, 3]
+
+
+def test_line_separators_inside_text_do_not_end_a_line(tmp_path: Path) -> None:
+    row = {"instruction": "a\u2028b\u0085c", "output": "d"}
+    [read] = read_rows(_file(tmp_path, json.dumps(row, ensure_ascii=False).encode()))
+    assert read.prompt[0]["content"] == "a\u2028b\u0085c"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"instruction": "a", }', "line 2: column 22: not valid JSON"),
+        (b'{"instruction": "a"', "line 2: column 20: not valid JSON"),
+        (b"[" * 100_000, "line 2: not valid JSON"),
+        (b'{"instruction": ' + b"9" * 5000 + b"}", "line 2: not valid JSON"),
+        (b"[1, 2]", "line 2: expected a JSON object, found a list"),
+        (b"null", "line 2: expected a JSON object, found null"),
+        (b'"text"', "line 2: expected a JSON object, found text"),
+        (b'{"instruction": "caf\xe9", "output": "b"}', "line 2: byte 21: not UTF-8 text"),
+        (b'{"output": "a", "output": "b"}', "line 2: field 'output' stands twice"),
+        ({"instruction": "a"}, "line 2: missing field 'output'"),
+        ({}, "line 2: missing field 'instruction'; missing field 'output'"),
+        (
+            {"instruction": "a", "ouput": "b"},
+            "line 2: unknown field 'ouput' (did you mean output?); missing field 'output'",
+        ),
+        ({"promt": "a", "completion": "b"}, "unknown field 'promt' (did you mean prompt?)"),
+        ({**GOOD, "note": "b"}, "unknown field 'note' (known: instruction, output, input)"),
+        ({"instruction": "a", "output": " \n"}, "line 2: field 'output': is empty"),
+        ({"instruction": "", "output": "b"}, "line 2: field 'instruction': is empty"),
+        ({"instruction": "a", "output": 5}, "field 'output': expected text, found a number"),
+        ({"instruction": "a", "output": None}, "field 'output': expected text, found null"),
+        ({"instruction": ["a"], "output": "b"}, "'instruction': expected text, found a list"),
+        (b'{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair"),
+        ({"messages": "hi"}, "field 'messages': expected a list of messages, found text"),
+        ({"messages": []}, "field 'messages': expected a list"),
+        ({"messages": [5]}, "messages[0]: expected an object, found a number"),
+        ({"messages": [{"role": "user"}]}, "messages[0]: expected role and content"),
+        (
+            {"messages": [{"role": "human", "content": "a"}]},
+            "messages[0]: role 'human'; expected system, user or assistant",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "roles are user; expected an optional system message",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": ""},
+                ]
+            },
+            "messages[1].content: is empty",
+        ),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: object, problem: str) -> None:
+    path = _file(tmp_path, GOOD, line)
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    assert caught.value.problems[0].startswith(f"{path}: line 2: ")
+    assert problem in caught.value.problems[0]
+    assert len(caught.value.problems) == 1
+
+
+def test_all_problems_are_shown_then_counted(tmp_path: Path) -> None:
+    path = _file(tmp_path, GOOD, *[{"instruction": "a"}] * (NUM_PROBLEMS_SHOWN + 5))
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    problems = caught.value.problems
+    assert len(problems) == NUM_PROBLEMS_SHOWN + 1
+    assert [f"line {n}:" in p for n, p in enumerate(problems[:-1], start=2)] == [True] * 20
+    assert problems[-1] == "… and 5 more lines with problems"
+
+
+def test_a_missing_file_an_empty_one_and_a_directory(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n \n")
+    for path, message in (
+        (tmp_path / "none.jsonl", "no such file"),
+        (empty, "is empty"),
+        (tmp_path, "is a directory"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_rows(path)
+
+
+def test_one_json_array_gets_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([GOOD, GOOD], indent=1))
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    assert caught.value.hint is not None and "jq -c" in caught.value.hint

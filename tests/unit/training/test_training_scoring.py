@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from training.scoring import Prediction, predict, score, split_fields, wilson_interval
+from tuneline.core.errors import ConfigError, DataError
+
+PROMPT = [{"role": "user", "content": "?"}]
+
+
+def _predict(expected: str, answer: str, finish: Literal["stop", "length"] = "stop") -> Prediction:
+    return predict(PROMPT, expected, answer, finish)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine
+        # 17 (1998), table I, method 3 (score without continuity correction).
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_equals_published_values(
+    successes: int, trials: int, low: float, high: float
+) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_of_all_right_ends_at_one() -> None:
+    assert wilson_interval(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    assert wilson_interval(20, 20)[1] == 1.0
+
+
+def test_scores_equal_hand_counted_ones() -> None:
+    predictions = [
+        _predict("Category: A\nPriority: low", "Category: A\nPriority: low"),
+        _predict("Category: A\nPriority: low", " Category: A\nPriority: low\n"),
+        _predict("Category: B\nPriority: low", "Category: B\nPriority: high"),
+        _predict("Category: B", "Priority: low", "length"),
+        _predict("Category: C", "nonsense", "length"),
+    ]
+    scores = score(predictions, "lines")
+    assert (scores.num_rows, scores.num_correct, scores.exact_match) == (5, 2, 0.4)
+    assert scores.field_accuracy == {"Category": 3 / 5, "Priority": 2 / 3}
+    assert scores.stopped == 0.6
+
+
+def test_whole_answers_alone_where_no_fields_are_asked_for() -> None:
+    assert score([_predict("yes", "yes")], None).field_accuracy == {}
+
+
+def test_json_fields_compare_values() -> None:
+    predictions = [
+        _predict('{"a": 1, "b": [1]}', '{"b": [1], "a": 2}'),
+        _predict('{"a": 1}', "{broken"),
+        _predict('{"a": 1}', "[1]"),
+        _predict('{"a": null}', "{}"),
+    ]
+    assert score(predictions, "json").field_accuracy == {"a": 0.0, "b": 1.0}
+
+
+def test_reasoning_before_an_answer_is_not_part_of_it() -> None:
+    assert _predict("A: b", "<think>\nhm: x\n</think>\n\nA: b").correct
+    assert split_fields("<think>\n\n</think>\n\nA: b", "lines") == {"A": "b"}
+    assert not _predict("A: b", "A: b <think>x</think>").correct
+
+
+def test_line_fields_keep_colons_and_the_first_of_a_name() -> None:
+    answer = "Time: 10:30\n\nno field\nTime: 11:00\n: x"
+    assert split_fields(answer, "lines") == {"Time": "10:30"}
+
+
+def test_fields_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="no expected answer has such fields"):
+        score([_predict("yes", "yes")], "lines")
+    with pytest.raises(DataError, match="row 1: the expected answer is not a JSON object"):
+        score([_predict("yes", "yes")], "json")
+
+
+def test_no_predictions_are_no_score() -> None:
+    with pytest.raises(ValueError, match="no predictions"):
+        score([], None)

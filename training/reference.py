@@ -1,0 +1,127 @@
+"""The reference: golden answers of base and adapter, in float32 and not merged.
+
+One prompt at a time and greedy, with a loop of our own: no padding, no sampling defaults of the
+model, and log-probabilities from the raw logits in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from training.config import ReferenceConfig
+from training.data import HELDOUT_FILE, dataset_rows
+from training.model import load_tokenizer, load_tuned, quiet_libraries
+from training.rendering import prompt_token_ids, require_chat_template, stop_token_ids
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import progress
+from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
+
+NUM_REPEATED = 4
+"""Prompts whose answers are scored a second time, for the reference's own noise."""
+
+
+def build_reference(
+    config: ReferenceConfig, dataset: Artifact, base: ModelSource, adapter: Artifact, out: Path
+) -> Artifact:
+    """Write the greedy continuations of the first held-out prompts.
+
+    The metric `repeat_max_logprob_difference` is the reference's own noise: the largest difference,
+    in nats, between a token's log-probability from the loop with a key-value cache and from one
+    pass over prompt and answer together.
+
+    Raises:
+        ArtifactError: `out` exists, or base and adapter cannot be loaded or do not fit.
+    """
+    quiet_libraries()
+    inputs = [
+        dataset.as_input("dataset"),
+        base.as_input("base"),
+        adapter.as_input("adapter"),
+    ]
+    with new_artifact(
+        out, "reference", config=config.model_dump(mode="json"), inputs=inputs
+    ) as draft:
+        rows = dataset_rows(dataset, HELDOUT_FILE, config.num_prompts)
+        tokenizer = load_tokenizer(adapter.path)
+        require_chat_template(tokenizer, base.name)
+        stop_ids = frozenset(stop_token_ids(adapter.path, tokenizer))
+        model = load_tuned(base, adapter, torch.float32)
+        continuations: list[Continuation] = []
+        with progress("reference", len(rows), "prompts") as advance:
+            for row in rows:
+                prompt = prompt_token_ids(tokenizer, row.prompt)
+                token_ids, logprobs, top = _greedy(model, prompt, stop_ids, config)
+                finish: Literal["stop", "length"] = (
+                    "stop" if token_ids[-1] in stop_ids else "length"
+                )
+                continuations.append(
+                    Continuation(
+                        messages=list(row.prompt),
+                        prompt_token_ids=prompt,
+                        token_ids=token_ids,
+                        logprobs=logprobs,
+                        top_logprobs=top,
+                        text=tokenizer.decode(token_ids, skip_special_tokens=True),
+                        finish_reason=finish,
+                    )
+                )
+                advance(len(continuations))
+        write_continuations(draft.dir / REFERENCE_FILE, continuations)
+        draft.metrics.update(
+            {
+                "num_prompts": len(continuations),
+                "num_tokens": sum(len(c.token_ids) for c in continuations),
+                "num_stopped": sum(c.finish_reason == "stop" for c in continuations),
+                "repeat_max_logprob_difference": _repeat_difference(
+                    model, continuations[:NUM_REPEATED]
+                ),
+            }
+        )
+    return open_artifact(out, kind="reference")
+
+
+def _greedy(
+    model: Any, prompt: list[int], stop_ids: frozenset[int], config: ReferenceConfig
+) -> tuple[list[int], list[float], list[dict[int, float]]]:
+    """Token ids up to and with the stop token, their log-probabilities, and the most likely ones
+    at each position (the chosen token is the first of them)."""
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+    top: list[dict[int, float]] = []
+    cache = None
+    step = torch.tensor([prompt], device=model.device)
+    for _ in range(config.max_new_tokens):
+        with torch.inference_mode():
+            output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        scores = output.logits[0, -1].float().log_softmax(dim=-1)
+        chosen = int(scores.argmax())
+        values, indices = scores.topk(min(config.top_logprobs, scores.numel()))
+        likely = dict(zip(indices.tolist(), values.tolist(), strict=True))
+        token_ids.append(chosen)
+        logprobs.append(float(scores[chosen]))
+        # Among equally likely tokens topk may leave out the one that argmax takes.
+        top.append({chosen: logprobs[-1]} | likely)
+        if chosen in stop_ids:
+            break
+        step = torch.tensor([[chosen]], device=model.device)
+    return token_ids, logprobs, top
+
+
+def _repeat_difference(model: Any, continuations: Sequence[Continuation]) -> float:
+    largest = 0.0
+    for continuation in continuations:
+        start = len(continuation.prompt_token_ids)
+        ids = continuation.prompt_token_ids + continuation.token_ids
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+        scores = logits[start - 1 : -1].float().log_softmax(dim=-1)
+        again = scores.gather(1, torch.tensor(continuation.token_ids, device=model.device)[:, None])
+        first = torch.tensor(continuation.logprobs, device=model.device)
+        largest = max(largest, float((again[:, 0] - first).abs().max()))
+    return largest

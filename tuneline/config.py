@@ -1,0 +1,66 @@
+"""`run.yaml`: one file for a whole line, one section per room. No machine-learning imports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from export.config import MergeConfig, ParityConfig
+from k8s.config import DeployConfig
+from loadtest.config import LoadTestConfig
+from serving.config import ServingConfig
+from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
+from tuneline.core.config import StrictModel, load_config
+from tuneline.core.model_source import EMBEDDED
+
+
+class ExportConfig(StrictModel):
+    merge: MergeConfig = MergeConfig()
+    parity: ParityConfig = ParityConfig()
+
+
+class RunConfig(StrictModel):
+    """A whole line, from a data file to a load-tested endpoint."""
+
+    name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$")
+    """Names the run's directory, the served model and the Kubernetes objects: a lower-case letter,
+    then lower-case letters, digits and hyphens, at most 42 characters."""
+    base_model: str = EMBEDDED
+    """`tiny-base`, a model folder (relative to this file), or a Hugging Face id."""
+    base_revision: str | None = None
+    """Branch, tag or commit, for a Hugging Face id."""
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    export: ExportConfig = ExportConfig()
+    serving: ServingConfig = ServingConfig()
+    loadtest: LoadTestConfig = LoadTestConfig()
+    k8s: DeployConfig = DeployConfig()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A validated run.yaml and where its artifacts lie."""
+
+    path: Path
+    config: RunConfig
+    dir: Path
+    """`runs/<name>` below the current directory, unless told otherwise."""
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path of run.yaml starts from the directory of that file."""
+        return self.path.parent / path
+
+
+def load_run(path: Path, overrides: Sequence[str] = (), runs_dir: Path = Path("runs")) -> Run:
+    """Read and validate a run.yaml.
+
+    Raises:
+        ConfigError: Every problem in it, each with its key.
+    """
+    config = load_config(path, RunConfig, overrides)
+    return Run(path, config, runs_dir / config.name)

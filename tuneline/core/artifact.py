@@ -1,0 +1,298 @@
+"""Artifacts: directories with payload files and one `manifest.json`, written whole or not at all.
+
+A directory is written beside its final name, synced, given its manifest last, then renamed. So a
+directory with a valid manifest is complete, and anything else is not an artifact. The digest covers
+kind and files alone: equal content has equal identity, wherever and whenever it was made.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from tuneline.core.config import StrictModel
+from tuneline.core.environment import environment_facts
+from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactError, TamperedError
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
+
+
+class Input(StrictModel):
+    """One thing an artifact was made from."""
+
+    role: str
+    """What it was used as, e.g. `base` or `dataset`."""
+    kind: str
+    digest: str
+
+
+class FileEntry(StrictModel):
+    path: str
+    """Relative, with forward slashes."""
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(StrictModel):
+    schema_version: Literal[1]
+    kind: str
+    digest: str
+    config: dict[str, Any]
+    """The fully resolved configuration of the step that wrote it."""
+    inputs: list[Input]
+    files: list[FileEntry]
+    environment: dict[str, Any]
+    metrics: dict[str, Any]
+    created_at: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def short_digest(self) -> str:
+        """The first twelve hexadecimal digits, as used in names."""
+        return self.manifest.digest.removeprefix("sha256:")[:12]
+
+    def as_input(self, role: str) -> Input:
+        return Input(role=role, kind=self.kind, digest=self.digest)
+
+
+@dataclass
+class Draft:
+    """An artifact being written: put files under `dir` and figures into `metrics`."""
+
+    dir: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def new_artifact(
+    out: Path, kind: str, *, config: dict[str, Any], inputs: Sequence[Input] = ()
+) -> Iterator[Draft]:
+    """Write an artifact to `out`: `with new_artifact(...) as draft:` and fill `draft.dir`.
+
+    When the block ends, the files are hashed and synced, the manifest is written and the directory
+    takes its name. When it raises, nothing remains. Open the result with `open_artifact(out)`.
+
+    Raises:
+        ArtifactError: `out` exists already, or another process is writing it.
+        DiskFullError: The file system ran out of space.
+    """
+    if out.exists():
+        raise ArtifactError(
+            f"{out}: exists already; an artifact is written once",
+            hint=f"Choose another --out, or remove it first: rm -r {out}",
+        )
+    partial = out.parent / f".{out.name}.partial"
+    lock_path = out.parent / f".{out.name}.lock"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with lock_path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    f"{out}: another process is writing it", hint="Wait for it, or end it."
+                ) from None
+            # Whatever lies here was left by a writer that was killed: the lock says it is gone.
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                draft = Draft(partial)
+                yield draft
+                _finish(draft, kind, config, inputs)
+                partial.rename(out)
+                _sync(out.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                lock_path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(out) from error
+        raise
+
+
+def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Artifact:
+    """Open a complete artifact; sizes are checked here, contents by `verify_artifact`.
+
+    Raises:
+        NotAnArtifactError: No readable manifest: missing, foreign or half-written.
+        TamperedError: A file is missing or has another size.
+        ArtifactError: Its kind is not the one asked for.
+    """
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        what = "has no manifest.json" if path.is_dir() else "no such directory"
+        raise NotAnArtifactError(
+            f"{path}: {what}; expected a complete artifact",
+            hint="Run the step that makes it again: tuneline up RUN.yaml",
+        ) from None
+    except (NotADirectoryError, UnicodeDecodeError):
+        raise NotAnArtifactError(f"{path}: expected a directory with a manifest.json") from None
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise NotAnArtifactError(
+            f"{path / MANIFEST}: {where}: {first['msg']}; expected a manifest of schema version "
+            f"{SCHEMA_VERSION}"
+        ) from None
+    artifact = Artifact(path, manifest)
+    for entry in manifest.files:
+        file = path / entry.path
+        if not file.is_file() or file.stat().st_size != entry.size_bytes:
+            found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
+            raise TamperedError(
+                f"{file}: expected {entry.size_bytes} bytes, found {found}",
+                hint=f"Remove {path} and run the step that makes it again.",
+            )
+    kinds = [kind] if isinstance(kind, str) else kind
+    if kinds is not None and manifest.kind not in kinds:
+        raise ArtifactError(
+            f"{path}: is an artifact of kind {manifest.kind!r}; expected {' or '.join(kinds)}"
+        )
+    return artifact
+
+
+def verify_artifact(artifact: Artifact) -> None:
+    """Read every byte of an artifact and compare it with the manifest.
+
+    Raises:
+        TamperedError: A file differs, an unlisted file is there, or the digest does not match;
+            every difference is named.
+    """
+    problems = []
+    listed = {entry.path: entry for entry in artifact.manifest.files}
+    found = {_relative(file, artifact.path): file for file in _files(artifact.path)}
+    problems += [f"{path}: missing" for path in sorted(listed.keys() - found.keys())]
+    problems += [f"{path}: not in the manifest" for path in sorted(found.keys() - listed.keys())]
+    for path in sorted(listed.keys() & found.keys()):
+        sha256 = file_sha256(found[path])
+        if sha256 != listed[path].sha256:
+            problems.append(f"{path}: sha256 {sha256[:12]}…, expected {listed[path].sha256[:12]}…")
+    if not problems and _digest(artifact.kind, artifact.manifest.files) != artifact.digest:
+        problems.append("manifest.json: its digest does not match its files and kind")
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise TamperedError(
+            f"{artifact.path}: differs from its manifest:\n{lines}",
+            hint=f"Remove {artifact.path} and run the step that makes it again.",
+        )
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_digest(value: Any) -> str:
+    """`sha256:...` of a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_disk_space(directory: Path, size_bytes: int) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Raises:
+        DiskFullError: Less than `size_bytes` is free where `directory` is or will be.
+    """
+    existing = next(
+        parent for parent in [directory, *directory.absolute().parents] if parent.exists()
+    )
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < size_bytes:
+        raise DiskFullError(
+            f"{directory}: {size_bytes / 2**20:,.0f} MiB are needed, {free_bytes / 2**20:,.0f} MiB "
+            "are free",
+            hint="Free some space, or choose a directory on another disk.",
+        )
+
+
+def disk_full(path: Path) -> DiskFullError:
+    return DiskFullError(
+        f"{path}: the disk is full; nothing was kept of what was being written",
+        hint="Free some space and run the same command again; finished stages are kept.",
+    )
+
+
+def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[Input]) -> None:
+    files = []
+    for file in _files(draft.dir):
+        _sync(file)
+        files.append(
+            FileEntry(
+                path=_relative(file, draft.dir),
+                size_bytes=file.stat().st_size,
+                sha256=file_sha256(file),
+            )
+        )
+    files.sort(key=lambda entry: entry.path)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        kind=kind,
+        digest=_digest(kind, files),
+        config=config,
+        inputs=list(inputs),
+        files=files,
+        environment=environment_facts(),
+        metrics=draft.metrics,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    (draft.dir / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _sync(draft.dir / MANIFEST)
+    _sync(draft.dir)
+
+
+def _digest(kind: str, files: Sequence[FileEntry]) -> str:
+    entries = sorted([entry.path, entry.size_bytes, entry.sha256] for entry in files)
+    return canonical_digest({"kind": kind, "files": entries})
+
+
+def _files(directory: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file != directory / MANIFEST
+    ]
+
+
+def _relative(file: Path, directory: Path) -> str:
+    return file.relative_to(directory).as_posix()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

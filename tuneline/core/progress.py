@@ -1,0 +1,84 @@
+"""Logs and progress, on stderr: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("tuneline")
+
+PLAIN_INTERVAL_S = 10.0
+
+Advance = Callable[..., None]
+"""`advance(done, note="")`: `done` units are done in all."""
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@contextmanager
+def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
+    """Show how far a long step is.
+
+    On a terminal a bar with the time left; elsewhere a line every ten seconds, so that a log of an
+    unattended run says where it was.
+    """
+    if sys.stderr.isatty():
+        with _live(label, total, unit) as advance:
+            yield advance
+    else:
+        yield _plain(label, total, unit)
+
+
+@contextmanager
+def _live(label: str, total: float | None, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, count="", note="")
+
+        def advance(done: float, note: str = "") -> None:
+            bar.update(task, completed=done, count=_count(done, total, unit), note=note)
+
+        yield advance
+
+
+def _plain(label: str, total: float | None, unit: str) -> Advance:
+    last_s = time.monotonic()
+
+    def advance(done: float, note: str = "") -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= PLAIN_INTERVAL_S:
+            last_s = now_s
+            logger.info("  %s: %s %s", label, _count(done, total, unit), note)
+
+    return advance
+
+
+def _count(done: float, total: float | None, unit: str) -> str:
+    count = f"{done:g}" if total is None else f"{done:g}/{total:g}"
+    return f"{count} {unit}".rstrip()

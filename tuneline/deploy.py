@@ -1,0 +1,43 @@
+"""`deploy render`: the manifests of a run, from artifacts whose proof holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from k8s.render import HOST, MODEL_DIR, PORT, render
+from serving.command import artifact_facts, served_names, server_args, server_env
+from tuneline.config import Run
+from tuneline.core.model_source import ModelSource
+from tuneline.pipeline import current, heldout_prompts, require_verdict
+
+
+def render_run(run: Run, out: Path) -> Path:
+    """Write the kustomize tree that serves the run's merged model.
+
+    Raises:
+        NotAnArtifactError: The model, its parity or the dataset is stale.
+        VerdictError: The merged model is not the trained one.
+        ConfigError: The section `k8s` lacks something, or the manifests break a rule.
+        ArtifactError: `out` exists and was not rendered, or was changed since.
+    """
+    dataset, model, parity = current(run, "dataset", "model", "parity-merged")
+    require_verdict(parity)
+    serving = run.config.serving
+    source = ModelSource(run.config.name, model.path, model.digest, model.kind)
+    return render(
+        run.config.k8s,
+        name=run.config.name,
+        model_digest=model.digest,
+        served_args=server_args(
+            serving,
+            model=MODEL_DIR,
+            adapter=None,
+            served_names=served_names(run.config.name, model.digest),
+            host=HOST,
+            port=PORT,
+        ),
+        served_env=server_env(serving, artifact_facts(source, None, run.config.name)),
+        out=out,
+        run_config=run.config.model_dump(mode="json"),
+        prompts=heldout_prompts(dataset),
+    )
