@@ -10,19 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic_core
 import torch
 
 from export.config import ParityConfig
 from export.tensor_file import read_tensor_file
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
-from tuneline.core.parity import Tolerances, compare, describe
-from tuneline.core.progress import logger, progress
+from tuneline.core.parity import Tolerances, compare, write_parity
+from tuneline.core.progress import progress
 from tuneline.core.reference import Continuation, comparable_settings, read_reference
-
-PARITY_FILE = "parity.json"
 
 DEFAULT_TOLERANCES = {
     "float32": Tolerances(
@@ -91,14 +88,8 @@ def prove_model(
             advance(index + 1)
     tolerances = config.tolerances or DEFAULT_TOLERANCES[stored_dtype(model.path)]
     parity = compare(form, expected, found, tolerances)
-    logger.info("%s", describe(parity))
     inputs = [reference.as_input("reference"), model.as_input("model")]
-    with new_artifact(out, "parity", config=config.model_dump(), inputs=inputs) as draft:
-        # A difference over no token at all is infinite, which plain JSON cannot say.
-        text = pydantic_core.to_json(parity.model_dump(), indent=2, inf_nan_mode="strings")
-        (draft.dir / PARITY_FILE).write_bytes(text + b"\n")
-        draft.metrics.update(parity.model_dump(), tolerances=tolerances.model_dump())
-    return open_artifact(out, kind="parity")
+    return write_parity(out, parity, tolerances, config={"form": form}, inputs=inputs)
 
 
 Score = Callable[[list[int], int], torch.Tensor]

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import resource
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Coroutine, MutableSequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from loadtest.connection import (
     monotonic_ns,
     realtime_offset_ns,
 )
-from loadtest.host import host_times, steal_share, throttled_s
+from loadtest.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.http1 import Framer
 from loadtest.plan import Plan
 from loadtest.timer import KernelTimer
@@ -37,6 +37,8 @@ TICK_NS = 10_000_000
 """How often the loop's own lag is measured, and timeouts looked for."""
 CLOCK_INTERVAL_NS = 1_000_000_000
 """How often the two clocks are compared."""
+NAP_NS = 500_000
+"""How long reads may gather before the loop looks again, where the kernel keeps their time."""
 STALE_AFTER_NS = 1_000_000_000
 """A connection idle for longer may have been closed by the server while we send."""
 PAUSE_AFTER_FAILURE_S = 0.1
@@ -98,6 +100,7 @@ class Client:
         self.next_index = plan.worker
         self.stop_ns: int | None = None
         self.stopping = False
+        self.napping = False
         self.check = SelfCheck([], 0.0, 0, 0, self.kernel_clock)
         self.arrivals_ns: list[int] = []
         self.cursor = 0
@@ -263,6 +266,20 @@ class Client:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def reads_came(self) -> None:
+        """Let a few more arrive before the next look: fewer wake-ups, and the kernel keeps time."""
+        if not self.napping:
+            self.napping = True
+            self.loop.call_soon(self.nap)
+
+    def nap(self) -> None:
+        self.napping = False
+        if self.cursor < len(self.arrivals_ns):
+            left_ns = self.arrivals_ns[self.cursor] - monotonic_ns()
+            if left_ns < NAP_NS:
+                return  # a request is due before
+        time.sleep(NAP_NS / 1e9)
+
     # --- ends ---
 
     def finish(self, connection: Connection, request: Request, now_ns: int) -> None:
@@ -387,8 +404,3 @@ class Client:
         if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
             self.clock_offsets.append((now_ns, realtime_offset_ns()))
         self.ticker.at(self.next_tick_ns)
-
-
-def cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -53,6 +53,8 @@ class Owner(Protocol):
     loop: asyncio.AbstractEventLoop
     kernel_clock: bool
 
+    def reads_came(self) -> None: ...
+
     def finish(self, connection: Connection, request: Request, now_ns: int) -> None: ...
 
     def fail(self, request: Request, reason: str, message: str) -> None: ...
@@ -125,6 +127,8 @@ class PlainConnection(Connection):
         if not data:
             self.ended("closed", "the server closed the connection")
             return
+        if ancillary:
+            self.client.reads_came()
         self.deliver(data, ancillary[0][2] if ancillary else None, now_ns)
 
     def send(self, data: bytes) -> None:

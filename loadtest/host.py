@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,3 +58,9 @@ def throttled_s(before: HostTimes, after: HostTimes) -> float | None:
     if before.throttled_s is None or after.throttled_s is None:
         return None
     return after.throttled_s - before.throttled_s
+
+
+def cpu_s() -> float:
+    """User and system time of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
@@ -25,12 +24,11 @@ def openai_client(endpoint: Endpoint, timeout_s: float) -> Iterator[OpenAI]:
     """
     openai = require("openai", "serve")
     # A proxy cannot reach this machine's own loopback address.
-    local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "::1", "localhost")
     client = openai.OpenAI(
         base_url=endpoint.url,
         api_key=endpoint.api_key or "none",
         timeout=timeout_s,
-        http_client=openai.DefaultHttpxClient(trust_env=not local),
+        http_client=openai.DefaultHttpxClient(trust_env=not endpoint.is_local),
     )
     try:
         with client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -11,6 +12,9 @@ from tuneline.core.parity import Tolerances
 
 # Flags that this room works out itself; two sources for one flag would let one win in silence.
 OWN_FLAGS = {
+    "config": "write its keys under serving and serving.extra_args",
+    "disable_access_log_for_endpoints": "probes are always left out",
+    "disable_fastapi_docs": "only the routes of the API are open",
     "api_key": "keys travel in the environment; set serving.api_key_env",
     "enable_lora": "set serving.mode to adapter",
     "generation_config": "it comes from the model's folder",
@@ -31,11 +35,14 @@ OWN_FLAGS = {
     "uds": "the server listens on TCP",
 }
 
+SECRET_FLAG = re.compile(r"(^|_)(key|token|password|secret)$")
+
 
 class ServedParityConfig(StrictModel):
     """How the server's answers are held against the reference."""
 
-    tolerances: Tolerances = Tolerances()
+    tolerances: Tolerances | None = None
+    """None takes the default of the number format that the server computes in: docs/parity.md."""
     concurrency: int = Field(default=1, ge=1)
     """Requests in flight. With more than one, vLLM computes them in batches, and float results
     depend on the batch."""
@@ -86,11 +93,13 @@ class ServingConfig(StrictModel):
     def _no_flag_twice(cls, extra_args: dict[str, Any]) -> dict[str, Any]:
         problems = []
         for name in extra_args:
-            key = name.removeprefix("--").replace("-", "_")
+            key = name.removeprefix("--").replace("-", "_").removeprefix("no_")
             if key in OWN_FLAGS:
                 problems.append(f"{name} cannot be set here: {OWN_FLAGS[key]}")
             elif key in cls.model_fields:
                 problems.append(f"{name} cannot be set here: set serving.{key}")
+            elif SECRET_FLAG.search(key):
+                problems.append(f"{name} cannot be set here: secrets come from the environment")
             elif key == "shutdown_timeout":
                 problems.append(f"{name} cannot be set here: set serving.shutdown_timeout_s")
         if problems:

@@ -13,18 +13,30 @@ from typing import TYPE_CHECKING, Any
 
 from serving.client import openai_client
 from serving.config import ServedParityConfig
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
-from tuneline.core.parity import compare
+from tuneline.core.parity import Tolerances, compare, write_parity
 from tuneline.core.progress import progress
 from tuneline.core.reference import Continuation, comparable_settings, read_reference
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-PARITY_FILE = "parity.json"
 TOKEN_ID = "token_id:"  # noqa: S105 (how vLLM writes an id in place of a text)
+
+COMPUTED_TOLERANCES = {
+    "float32": Tolerances(
+        min_greedy_agreement=1.0, max_logprob_difference=1e-3, mean_logprob_difference=1e-4
+    ),
+    "float16": Tolerances(
+        min_greedy_agreement=0.95, max_logprob_difference=0.1, mean_logprob_difference=0.01
+    ),
+    "bfloat16": Tolerances(
+        min_greedy_agreement=0.90, max_logprob_difference=0.5, mean_logprob_difference=0.05
+    ),
+}
+"""By the number format that the server computes in; docs/parity.md says why."""
 
 
 def prove_served(
@@ -34,12 +46,15 @@ def prove_served(
     out: Path,
     *,
     inputs: Sequence[Input] = (),
+    dtype: str = "float32",
 ) -> Artifact:
     """Ask every prompt of the reference over the network and compare prompt ids, greedy answers and
     log-probabilities.
 
     Args:
         inputs: What is served, recorded in the manifest beside the reference.
+        dtype: The number format that the server computes in: float32, float16 or bfloat16. It
+            sets the tolerances where `config` has none.
 
     Returns:
         An artifact of kind `parity` with `parity.json`; a failed verdict raises nothing.
@@ -64,16 +79,14 @@ def prove_served(
                     advance(len(found))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, ask no further prompts
-    parity = compare("served", expected, found, config.tolerances)
-    with new_artifact(
+    tolerances = config.tolerances or COMPUTED_TOLERANCES[dtype]
+    return write_parity(
         out,
-        "parity",
-        config={**config.model_dump(mode="json"), "form": "served", "model": endpoint.model},
+        compare("served", expected, found, tolerances),
+        tolerances,
+        config={"form": "served", "model": endpoint.model, "concurrency": config.concurrency},
         inputs=[reference.as_input("reference"), *inputs],
-    ) as draft:
-        (draft.dir / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", "utf-8")
-        draft.metrics.update(parity.model_dump(mode="json"))
-    return open_artifact(out)
+    )
 
 
 def _answer(

@@ -29,7 +29,7 @@ from serving.config import ServingConfig
 from serving.log import cause, last_lines
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import MissingError, ServerError
+from tuneline.core.errors import MissingError, ServerError, TunelineError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger, progress
 
@@ -81,7 +81,13 @@ def running(
         server.start()
         try:
             server.wait_until_ready()
-            yield server.running()
+            try:
+                yield server.running()
+            except TunelineError as error:
+                # What a client saw of it is less than what the server said last.
+                if server.exit_code() is not None:
+                    raise server.death("while it was in use") from error
+                raise
             if server.exit_code() is not None:
                 logger.warning("%s", server.death("while it was in use").message)
         finally:

@@ -155,6 +155,8 @@ def _ask_all(config: EvaluationConfig, rows: Sequence[Row], endpoint: Endpoint) 
         api_key=endpoint.api_key or "none",
         timeout=REQUEST_TIMEOUT_S,
         max_retries=2,
+        # A proxy cannot reach this machine's own loopback address.
+        http_client=openai.DefaultHttpxClient(trust_env=not endpoint.is_local),
     )
     failed = threading.Event()
     errors: list[str] = []

@@ -87,7 +87,7 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     for room, modules in ROOMS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         have = ", ".join(f"{m} {versions[m]}" for m in modules if m in versions)
-        lack = f"missing {', '.join(missing)}: pip install 'tuneline[{room}]'"
+        lack = f"missing {', '.join(missing)}; try, in the checkout: make setup"
         note(f"room {room}", lack if missing else have or "installed", not missing, room)
     for tool, purpose in {"kubectl": "renders and applies k8s manifests"}.items():
         path = shutil.which(tool)

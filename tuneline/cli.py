@@ -34,7 +34,7 @@ class DefaultCommand(TyperGroup):
     default: str
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
@@ -87,6 +87,7 @@ KeyEnv = Annotated[
     typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable with the key."),
 ]
 T = TypeVar("T")
+_emitted = False
 DEFAULT_RUNS = Path("runs")
 DEFAULT_KEY_ENV = "VLLM_API_KEY"
 
@@ -186,6 +187,7 @@ def evaluate(
     """
     run = _run(run_file, overrides, runs_dir)
     if url is None:
+        _refuse("without --url", {"--model": model, "--out": out})
         wanted = ("evaluation-base", "evaluation-tuned", "evaluation-served")
         _run_stages(run, wanted, as_json)
         return
@@ -203,7 +205,9 @@ def export_merge(
     run_file: OptionalRun = None,
     base: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Any PEFT adapter folder.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="auto (the default), float32, bfloat16 or float16.")
+    ] = None,
     out: Out = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -211,6 +215,8 @@ def export_merge(
 ) -> None:
     """Merge an adapter into its base: a run's own, or any with --base and --adapter."""
     if run_file is not None:
+        options = {"--base": base, "--adapter": adapter, "--dtype": dtype, "--out": out}
+        _refuse("beside RUN.yaml", options)
         _run_stages(_run(run_file, overrides, runs_dir), ("model", "parity-merged"), as_json)
         return
     from export.config import MergeConfig
@@ -218,7 +224,7 @@ def export_merge(
     from tuneline.core.config import validate_config
     from tuneline.core.model_source import resolve_model
 
-    config = validate_config(MergeConfig, {"dtype": dtype}, "tuneline export merge")
+    config = validate_config(MergeConfig, {"dtype": dtype or "auto"}, "--dtype")
     source = resolve_model(_required(base, "--base"))
     model = merge(config, source, _required(adapter, "--adapter"), _required(out, "--out"))
     _emit_artifact(model, as_json)
@@ -230,6 +236,9 @@ def prove(
     reference: Annotated[Path | None, typer.Option(help="A reference artifact.")] = None,
     candidate: Annotated[str | None, typer.Option(help="A model folder, or a URL.")] = None,
     model: ModelName = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What a server computes in: float32, float16, bfloat16.")
+    ] = None,
     api_key_env: KeyEnv = DEFAULT_KEY_ENV,
     out: Out = None,
     overrides: Overrides = None,
@@ -244,6 +253,14 @@ def prove(
     from tuneline.pipeline import require_verdict
 
     if run_file is not None:
+        options = {
+            "--reference": reference,
+            "--candidate": candidate,
+            "--model": model,
+            "--dtype": dtype,
+            "--out": out,
+        }
+        _refuse("beside RUN.yaml", options)
         run = _run(run_file, overrides, runs_dir)
         _run_stages(run, ("parity-merged", "parity-served"), as_json)
         return
@@ -254,15 +271,19 @@ def prove(
     out_dir = _required(out, "--out")
     if form.startswith(("http://", "https://")):
         from serving.config import ServedParityConfig
-        from serving.parity import prove_served
+        from serving.parity import COMPUTED_TOLERANCES, prove_served
 
         endpoint = _endpoint(form, model, api_key_env)
-        result = prove_served(ServedParityConfig(), golden, endpoint, out_dir)
+        computed = dtype or "float32"
+        if computed not in COMPUTED_TOLERANCES:
+            raise ConfigError(f"--dtype {computed}: expected {' or '.join(COMPUTED_TOLERANCES)}")
+        result = prove_served(ServedParityConfig(), golden, endpoint, out_dir, dtype=computed)
     else:
         from export.config import ParityConfig
         from export.parity import prove_model
         from tuneline.core.model_source import resolve_model
 
+        _refuse("with a model folder", {"--model": model, "--dtype": dtype})
         result = prove_model(ParityConfig(), golden, resolve_model(form), out_dir, form="candidate")
     _emit_artifact(result, as_json)
     require_verdict(result)
@@ -313,6 +334,7 @@ def chat(
     if as_json and message is None:
         raise ConfigError("--json needs --message", hint='Try: --message "Hello" --json')
     if url is not None:
+        _refuse("with --url", {"RUN.yaml": target, "--set": overrides})
         _chat(_endpoint(url, model, api_key_env), system, message, as_json)
         return
     from serving.server import running
@@ -344,7 +366,17 @@ def loadtest_run(
     as_json: AsJson = False,
 ) -> None:
     """Load-test a run's endpoint, or any OpenAI-compatible server with --url."""
+    quick = {
+        "--rate": rate,
+        "--concurrency": concurrency,
+        "--requests": requests,
+        "--duration": duration,
+        "--max-tokens": max_tokens,
+    }
+    if run_file is not None:
+        _refuse("beside RUN.yaml; use --set loadtest...", quick)
     if run_file is not None and url is None:
+        _refuse("without --url", {"--model": model, "--prompts": prompts, "--out": out})
         _run_stages(_run(run_file, overrides, runs_dir), ("load",), as_json)
         return
     from loadtest.config import LoadTestConfig, quick_config
@@ -466,7 +498,8 @@ def main() -> NoReturn:
     try:
         app()
     except TunelineError as error:
-        if "--json" in sys.argv:
+        # One document on stdout: where a command has printed its result, that is it.
+        if "--json" in sys.argv and not _emitted:
             fault = {
                 "type": type(error).__name__,
                 "message": error.message,
@@ -507,6 +540,7 @@ def _run_stages(run: Run, until: tuple[str, ...], as_json: bool) -> None:
     def on_stage(entry: Planned, artifact: Artifact, wall_s: float) -> None:
         ran = "up to date" if entry.state == "current" else f"{wall_s:.1f} s"
         logger.info("  %-18s %-10s  %s", entry.stage.name, ran, summarize(artifact))
+        made[entry.stage.name] = artifact
         stages.append(
             {
                 "stage": entry.stage.name,
@@ -518,8 +552,13 @@ def _run_stages(run: Run, until: tuple[str, ...], as_json: bool) -> None:
             }
         )
 
-    made = up_run(run, until, on_stage)
-    _emit({"name": run.config.name, "stages": stages}, results(made), as_json)
+    made: dict[str, Artifact] = {}
+    try:
+        up_run(run, until, on_stage)
+    finally:
+        # What has been measured is shown, also where a verdict ends the line.
+        if stages:
+            _emit({"name": run.config.name, "stages": stages}, results(made), as_json)
 
 
 def _artifacts(run: Run) -> dict[str, Artifact]:
@@ -553,6 +592,8 @@ def _to_serve(
     from tuneline.core.model_source import resolve_model
     from tuneline.pipeline import served_model
 
+    if target.is_dir():
+        _refuse("with a model folder", {"--set": overrides})
     chosen = {
         key: value for key, value in {"host": host, "port": port}.items() if value is not None
     }
@@ -572,6 +613,8 @@ def _chat(endpoint: Endpoint, system: str | None, message: str | None, as_json: 
     from serving.chat import chat as chat_loop
 
     if message is None:
+        # Here Ctrl-C ends an answer, not the program.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         chat_loop(endpoint, system)
         return
     messages = [{"role": "system", "content": system}] if system else []
@@ -585,6 +628,13 @@ def _endpoint(url: str, model: str | None, api_key_env: str) -> Endpoint:
     return Endpoint(url.rstrip("/"), _required(model, "--model"), os.environ.get(api_key_env))
 
 
+def _refuse(where: str, options: dict[str, Any]) -> None:
+    """An option that would do nothing is an error, not a surprise."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: has no meaning {where}")
+
+
 def _required(value: T | None, option: str) -> T:
     if value is None:
         raise ConfigError(f"{option} is required here")
@@ -595,8 +645,13 @@ def _emit_artifact(artifact: Artifact, as_json: bool) -> None:
     from tuneline.summary import describe_artifact
 
     document = {"path": str(artifact.path), **artifact.manifest.model_dump()}
+    if artifact.kind == "load-report":
+        # A pod's log is all that outlives it: the whole report goes there.
+        document["report"] = json.loads((artifact.path / "report.json").read_text("utf-8"))
     _emit(document, describe_artifact(artifact), as_json)
 
 
 def _emit(document: Any, lines: list[str], as_json: bool) -> None:
+    global _emitted
+    _emitted = True
     print(json.dumps(document, indent=2) if as_json else "\n".join(lines), flush=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 from k8s.render import HOST, MODEL_DIR, PORT, render
 from serving.command import artifact_facts, served_names, server_args, server_env
 from tuneline.config import Run
+from tuneline.core.artifact import verify_artifact
+from tuneline.core.errors import ConfigError
 from tuneline.core.model_source import ModelSource
 from tuneline.pipeline import current, heldout_prompts, require_verdict
 
@@ -17,12 +19,20 @@ def render_run(run: Run, out: Path) -> Path:
     Raises:
         NotAnArtifactError: The model, its parity or the dataset is stale.
         VerdictError: The merged model is not the trained one.
+        TamperedError: The model or its parity differs from its manifest.
         ConfigError: The section `k8s` lacks something, or the manifests break a rule.
         ArtifactError: `out` exists and was not rendered, or was changed since.
     """
-    dataset, model, parity = current(run, "dataset", "model", "parity-merged")
-    require_verdict(parity)
     serving = run.config.serving
+    if serving.mode == "adapter":
+        raise ConfigError(
+            f"{run.path}: serving.mode: adapter; the manifests run the merged model",
+            hint="Try: --set serving.mode=merged",
+        )
+    dataset, model, parity = current(run, "dataset", "model", "parity-merged")
+    for artifact in (model, parity):
+        verify_artifact(artifact)
+    require_verdict(parity)
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
     return render(
         run.config.k8s,

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from loadtest.config import LoadTestConfig
 from tuneline.config import Run
 from tuneline.core.artifact import (
     Artifact,
@@ -27,6 +29,7 @@ from tuneline.core.artifact import (
     disk_full,
     file_sha256,
     open_artifact,
+    verify_artifact,
 )
 from tuneline.core.config import StrictModel
 from tuneline.core.endpoint import Endpoint
@@ -34,10 +37,13 @@ from tuneline.core.errors import (
     ArtifactError,
     ConfigError,
     DataError,
+    InconclusiveError,
+    InvalidError,
+    MissingError,
     NotAnArtifactError,
     VerdictError,
 )
-from tuneline.core.model_source import ModelSource, resolve_model
+from tuneline.core.model_source import ModelSource, computed_dtype, resolve_model
 from tuneline.core.progress import logger
 
 Made = dict[str, Artifact]
@@ -141,9 +147,16 @@ def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
 def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
     from serving.parity import prove_served
 
-    config = line.run.config.serving.parity
-    endpoint = line.endpoint(made)
-    return prove_served(config, made["reference"], endpoint, out, inputs=_served(line, made))
+    serving = line.run.config.serving
+    weights = line.base if serving.mode == "adapter" else _source(made["model"])
+    return prove_served(
+        serving.parity,
+        made["reference"],
+        line.endpoint(made),
+        out,
+        inputs=_served(line, made),
+        dtype=computed_dtype(serving.dtype, weights),
+    )
 
 
 def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
@@ -158,12 +171,22 @@ def _load(line: Line, made: Made, out: Path) -> Artifact:
     from loadtest.run import run_loadtest
 
     return run_loadtest(
-        line.run.config.loadtest,
+        _loadtest_config(line.run),
         line.endpoint(made),
         out,
         prompts=heldout_prompts(made["dataset"]),
         inputs=_served(line, made),
     )
+
+
+def _loadtest_config(run: Run) -> LoadTestConfig:
+    """The section `loadtest`, with its workload file as this process sees it."""
+    config = run.config.loadtest
+    if config.workload.path is None:
+        return config
+    path = str(run.resolve(config.workload.path))
+    workload = config.workload.model_copy(update={"path": path})
+    return config.model_copy(update={"workload": workload})
 
 
 def stages(run: Run) -> list[Stage]:
@@ -246,7 +269,6 @@ def up(
         TunelineError: Whatever a stage raises.
     """
     selected = _selected(run, until)
-    # Without a download first: a second `up` asks the network nothing.
     base = _base(run, download=True)
     made: Made = {}
     with ExitStack() as stack:
@@ -262,7 +284,8 @@ def up(
                 wall_s = 0.0
             else:
                 logger.info("[%d/%d] %s (%s)", number, len(selected), stage.title, entry.reason)
-                _remove_unfinished(entry.path)
+                # A measurement that says nothing is not kept from being made again.
+                shutil.rmtree(entry.path, ignore_errors=True)
                 artifact = stage.step(line, made, entry.path)
                 wall_s = time.monotonic() - started_s
             made[stage.name] = artifact
@@ -277,15 +300,25 @@ def require_verdict(artifact: Artifact) -> None:
     Raises:
         VerdictError: The verdict, its reasons, and where the whole report is.
     """
-    verdict = str(artifact.manifest.metrics.get("verdict", "pass"))
-    if verdict.lower() == "pass":
+    verdict = _verdict(artifact)
+    if verdict == "pass":
         return
     reasons = artifact.manifest.metrics.get("problems", [])
     lines = "\n".join(f"  {reason}" for reason in reasons)
-    raise VerdictError(
+    kinds = {"inconclusive": InconclusiveError, "invalid": InvalidError}
+    raise kinds.get(verdict, VerdictError)(
         f"{artifact.path.name}: {verdict.upper()}" + (f"\n{lines}" if lines else ""),
-        hint=f"The whole report: tuneline inspect {artifact.path}",
+        hint=f"The whole report: tuneline inspect {artifact.path}\n"
+        f"  To measure again under the same configuration, remove it: rm -r {artifact.path}",
     )
+
+
+def _verdict(artifact: Artifact) -> str:
+    """`pass`, `fail`, `inconclusive` or `invalid`, from the payload: the digest covers it."""
+    report = {"parity": "parity.json", "load-report": "report.json"}.get(artifact.kind)
+    if report is None:
+        return "pass"
+    return str(json.loads((artifact.path / report).read_text("utf-8"))["verdict"]).lower()
 
 
 def current(run: Run, *names: str) -> list[Artifact]:
@@ -311,15 +344,17 @@ def served_model(run: Run) -> tuple[ModelSource, Artifact | None]:
     """What `serving` puts on the network: the merged model, or the base and its adapter."""
     if run.config.serving.mode == "adapter":
         (adapter,) = current(run, "adapter")
+        verify_artifact(adapter)
         return _base(run, download=True), adapter
     (model,) = current(run, "model")
+    verify_artifact(model)
     return _source(model), None
 
 
 def heldout_prompts(dataset: Artifact) -> list[list[dict[str, str]]]:
     """The chat messages of a dataset's held-out rows, without their answers."""
-    lines = (dataset.path / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["prompt"] for line in lines]
+    text = (dataset.path / "heldout.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line)["prompt"] for line in text.split("\n") if line]
 
 
 def _plan_stage(run: Run, stage: Stage, base: ModelSource, made: Made) -> Planned:
@@ -331,6 +366,8 @@ def _plan_stage(run: Run, stage: Stage, base: ModelSource, made: Made) -> Planne
         inputs = _data_files(run)
     else:
         inputs.append(base.as_input("base"))
+    if stage.name == "load" and run.config.loadtest.workload.path is not None:
+        inputs.append(_file_input(run, "loadtest.workload.path", run.config.loadtest.workload.path))
     sections = stage.config if isinstance(stage.config, tuple) else (stage.config,)
     key = canonical_digest(
         {
@@ -341,9 +378,11 @@ def _plan_stage(run: Run, stage: Stage, base: ModelSource, made: Made) -> Planne
         }
     ).removeprefix("sha256:")[:10]
     path = run.dir / f"{stage.name}-{key}"
-    try:
-        open_artifact(path)
-    except NotAnArtifactError:
+    if path.exists():
+        verdict = _verdict(open_artifact(path))
+        if verdict in ("inconclusive", "invalid"):
+            return Planned(stage, "stale", f"the last measurement was {verdict}", path)
+    else:
         earlier = any(run.dir.glob(f"{stage.name}-*/manifest.json"))
         reason = "its configuration or an input changed" if earlier else "not made yet"
         return Planned(stage, "stale", reason, path)
@@ -364,13 +403,23 @@ def _selected(run: Run, until: Sequence[str]) -> list[Stage]:
 
 
 def _base(run: Run, *, download: bool) -> ModelSource:
+    """The base model, as it is cached: a second `up` asks the network nothing."""
     config = run.config
-    return resolve_model(
-        config.base_model,
-        relative_to=run.path.parent,
-        revision=config.base_revision,
-        download=download,
-    )
+
+    def resolve(download: bool) -> ModelSource:
+        return resolve_model(
+            config.base_model,
+            relative_to=run.path.parent,
+            revision=config.base_revision,
+            download=download,
+        )
+
+    try:
+        return resolve(False)
+    except MissingError:
+        if not download:
+            raise
+    return resolve(True)
 
 
 def _source(model: Artifact) -> ModelSource:
@@ -390,22 +439,18 @@ def _data_files(run: Run) -> list[Input]:
         name = getattr(run.config.data, key)
         if name is None:
             continue
-        path = run.resolve(name)
-        if not path.is_file():
-            raise DataError(
-                f"{run.path}: data.{key}: no such file: {path}",
-                hint="Check the path; it starts from the directory of run.yaml.",
-            )
-        inputs.append(Input(role=key, kind="file", digest=f"sha256:{file_sha256(path)}"))
+        inputs.append(_file_input(run, f"data.{key}", name))
     return inputs
 
 
-def _remove_unfinished(path: Path) -> None:
-    """A directory without a manifest under an artifact's name is nobody's: refuse it by name."""
-    if path.exists():
-        raise ArtifactError(
-            f"{path}: exists but is no complete artifact", hint=f"Remove it: rm -r {path}"
+def _file_input(run: Run, key: str, name: str) -> Input:
+    path = run.resolve(name)
+    if not path.is_file():
+        raise DataError(
+            f"{run.path}: {key}: no such file: {path}",
+            hint="Check the path; it starts from the directory of run.yaml.",
         )
+    return Input(role=key, kind="file", digest=f"sha256:{file_sha256(path)}")
 
 
 @contextlib.contextmanager
@@ -449,6 +494,8 @@ class _LazyServer:
 
         config = self.run.config
         adapter = made["adapter"] if config.serving.mode == "adapter" else None
+        # The served name carries the digest: it must be that of the bytes.
+        verify_artifact(made["model"] if adapter is None else adapter)
         model = self.base if adapter is not None else _source(made["model"])
         return running(
             config.serving,

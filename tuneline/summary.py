@@ -38,8 +38,7 @@ def summarize(artifact: Artifact) -> str:
     if artifact.kind == "parity":
         return (
             f"{metrics['verdict'].upper()}, {metrics['num_equal_answers']} of "
-            f"{metrics['num_prompts']} answers equal, log-probabilities within "
-            f"{metrics['max_logprob_difference']:.1g} nats"
+            f"{metrics['num_prompts']} answers equal" + _within(metrics["max_logprob_difference"])
         )
     if artifact.kind == "load-report":
         return f"{metrics['verdict'].upper()}"
@@ -81,6 +80,10 @@ def results(made: Made) -> list[str]:
         lines += ["\nUnder load", *(f"  {line}" for line in load_lines(report))]
     lines += [f"\n{name}: {artifact.path}" for name, artifact in list(made.items())[-1:]]
     return lines
+
+
+def _within(nats: float | None) -> str:
+    return "" if nats is None else f", log-probabilities within {nats:.1g} nats"
 
 
 def _accuracies(metrics: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactErro
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
+LIBRARY_DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
 
 
 class Input(StrictModel):
@@ -137,6 +138,11 @@ def new_artifact(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(out) from error
         raise
+    except Exception as error:
+        # The writers of torch and safetensors have errors of their own for a disk that is full.
+        if any(words in str(error) for words in LIBRARY_DISK_FULL):
+            raise disk_full(out) from error
+        raise
 
 
 def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Artifact:
@@ -155,7 +161,7 @@ def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Art
             f"{path}: {what}; expected a complete artifact",
             hint="Run the step that makes it again: tuneline up RUN.yaml",
         ) from None
-    except (NotADirectoryError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         raise NotAnArtifactError(f"{path}: expected a directory with a manifest.json") from None
     try:
         manifest = Manifest.model_validate_json(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
@@ -12,3 +13,8 @@ class Endpoint:
     url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a server of this machine."""
+        return urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")

@@ -68,24 +68,33 @@ def gpu_names() -> list[str]:
     """The NVIDIA devices that the driver lists; none where there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return []
-    listing = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False, timeout=20,
-    )  # fmt: skip
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True, text=True, check=False, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return []
     return listing.stdout.split("\n")[:-1] if listing.returncode == 0 else []
 
 
 @functools.cache
 def git_commit() -> str | None:
     """The commit of the checkout that this code runs from, if it is one."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
     if shutil.which("git") is None:
         return None
+    git = ["git", "-C", str(here.parent)]
+    # An installed copy may lie below a repository that is not Tuneline's.
+    tracked = subprocess.run(
+        [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=False
+    )
+    if tracked.returncode != 0:
+        return None
     commit = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return commit.stdout.strip() or None if commit.returncode == 0 else None
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return commit.stdout.strip() or None
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -101,5 +110,5 @@ def require(module: str, extra: str) -> ModuleType:
             raise
         raise MissingError(
             f"the Python package {module!r} is not installed in {sys.prefix}",
-            hint=f"Try: pip install 'tuneline[{extra}]'",
+            hint=f"Try, in the checkout: make setup   (or: pip install -e '.[{extra}]')",
         ) from None

@@ -10,6 +10,8 @@ TunelineError
 │   └── DiskFullError      4
 ├── ServerError            5  a server that does not start, dies or answers wrongly
 └── VerdictError           6  a measured verdict that is not met
+    ├── InconclusiveError  7  a measurement too small to judge by
+    └── InvalidError       8  a measurement that says nothing of what it measured
 
 Exit code 1 is left to faults of our own: an exception outside this tree is a bug.
 A message says what is wrong, where, and what was expected; the hint says what to type next.
@@ -87,3 +89,15 @@ class VerdictError(TunelineError):
     """A measured verdict that is not met."""
 
     exit_code = 6
+
+
+class InconclusiveError(VerdictError):
+    """A measurement too small to judge by."""
+
+    exit_code = 7
+
+
+class InvalidError(VerdictError):
+    """A measurement that says nothing of what it measured."""
+
+    exit_code = 8

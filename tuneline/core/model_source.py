@@ -63,6 +63,14 @@ def resolve_model(
     return _from_hub(name, revision, download)
 
 
+def computed_dtype(dtype: str, model: ModelSource) -> str:
+    """What `auto` means for a model: the number format that its config.json names."""
+    if dtype != "auto":
+        return dtype
+    config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
 def embedded_base() -> Path:
     """The tiny base model that ships with Tuneline."""
     packaged = Path(__file__).parents[1] / "tiny_base"

@@ -1,4 +1,4 @@
-"""Is a later form of the model still the model that was trained? Pure calculation.
+"""Is a later form of the model still the model that was trained?
 
 Every form (merged, quantized, ONNX, served ...) answers the prompts of the reference; this module
 compares the answers and gives a verdict. Log-probabilities are natural logarithms, in nats.
@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.config import StrictModel
+from tuneline.core.progress import logger
 from tuneline.core.reference import Continuation
+
+PARITY_FILE = "parity.json"
 
 
 class Tolerances(StrictModel):
@@ -52,8 +57,9 @@ class Parity(StrictModel):
     """Of these, tokens before each answer's first divergence; the differences are over these."""
     greedy_agreement: float
     token_agreement: float
-    max_logprob_difference: float
-    mean_logprob_difference: float
+    max_logprob_difference: float | None
+    mean_logprob_difference: float | None
+    """In nats; None where no token could be compared, which fails."""
     mean_kl: float | None
     """Mean Kullback-Leibler divergence from the reference to the form, over the most likely tokens
     that both report and one bucket for all others: a lower bound of the full one. In nats."""
@@ -111,8 +117,10 @@ def compare(
         num_agreeing_tokens=agreeing,
         greedy_agreement=equal_answers / len(reference),
         token_agreement=agreeing / num_tokens,
-        max_logprob_difference=max(differences, default=math.inf),
-        mean_logprob_difference=sum(differences) / len(differences) if differences else math.inf,
+        max_logprob_difference=_finite(max(differences, default=math.inf)),
+        mean_logprob_difference=_finite(
+            sum(differences) / len(differences) if differences else math.inf
+        ),
         mean_kl=sum(divergences_kl) / len(divergences_kl) if divergences_kl else None,
         first_divergences=first_divergences,
         problems=[],
@@ -124,13 +132,30 @@ def compare(
     )
 
 
+def write_parity(
+    out: Path,
+    parity: Parity,
+    tolerances: Tolerances,
+    *,
+    config: dict[str, Any],
+    inputs: Sequence[Input],
+) -> Artifact:
+    """Keep a comparison as an artifact of kind `parity`; the verdict is recorded, not raised."""
+    logger.info("%s", describe(parity))
+    recorded = {**config, "tolerances": tolerances.model_dump()}
+    with new_artifact(out, "parity", config=recorded, inputs=inputs) as draft:
+        (draft.dir / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", "utf-8")
+        draft.metrics.update(parity.model_dump(mode="json"))
+    return open_artifact(out, kind="parity")
+
+
 def describe(parity: Parity) -> str:
     """A few lines for people: the figures, the first divergences in words, the verdict."""
     lines = [
         f"{parity.form}: {parity.verdict.upper()}: {parity.num_equal_answers} of "
         f"{parity.num_prompts} answers equal, prompt ids equal on "
         f"{parity.num_prompts_with_equal_ids}, log-probability difference at most "
-        f"{parity.max_logprob_difference:.2g} nats (mean {parity.mean_logprob_difference:.2g}) "
+        f"{_nats(parity.max_logprob_difference)} (mean {_nats(parity.mean_logprob_difference)}) "
         f"over {parity.num_agreeing_tokens} tokens"
     ]
     for divergence in parity.first_divergences[:3]:
@@ -156,14 +181,23 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
         )
     for name in ("max_logprob_difference", "mean_logprob_difference"):
         found, allowed = getattr(parity, name), getattr(tolerances, name)
-        if not found <= allowed:  # also catches NaN
-            problems.append(f"{name} is {found:.3g} nats; at most {allowed:g} is allowed")
+        if found is None or found > allowed:
+            problems.append(f"{name} is {_nats(found)}; at most {allowed:g} nats is allowed")
     if parity.greedy_agreement < tolerances.min_greedy_agreement:
         problems.append(
             f"greedy_agreement is {parity.greedy_agreement:.4f}; at least "
             f"{tolerances.min_greedy_agreement:g} is required"
         )
     return problems
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no number for what is infinite or not a number."""
+    return value if math.isfinite(value) else None
+
+
+def _nats(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2g} nats"
 
 
 def _divergence(

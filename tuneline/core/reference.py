@@ -41,7 +41,8 @@ def write_continuations(path: Path, continuations: Sequence[Continuation]) -> No
 def read_reference(reference: Artifact) -> list[Continuation]:
     """The prompts and golden answers of a reference artifact, in order."""
     text = (reference.path / REFERENCE_FILE).read_text(encoding="utf-8")
-    return [Continuation.model_validate_json(line) for line in text.splitlines()]
+    # Not splitlines(), which also splits at line separators inside a JSON string.
+    return [Continuation.model_validate_json(line) for line in text.split("\n") if line]
 
 
 def comparable_settings(reference: Artifact) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_times_are_the_servers_own(known: Any) -> None:
 
 def test_kernel_times_are_used_and_said_so(known: Any) -> None:
     result = measure(known.endpoint, {"concurrency": 2, "num_requests": 10})
-    assert result.client["num_reads"] >= 80
+    assert result.client["num_reads"] >= 10
     assert result.client["num_reads_kernel_clock"] == result.client["num_reads"]
 
 

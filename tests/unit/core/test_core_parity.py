@@ -1,11 +1,15 @@
 """The comparison of a form with the reference, against values computed by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from tuneline.core.parity import Tolerances, compare, describe
+from tuneline.core.errors import VerdictError
+from tuneline.core.parity import Parity, Tolerances, compare, describe, write_parity
 from tuneline.core.reference import Continuation
+from tuneline.pipeline import require_verdict
+from tuneline.summary import summarize
 
 
 def answer(
@@ -90,3 +94,14 @@ def test_nothing_to_compare_is_an_error_and_no_common_token_fails() -> None:
         compare("merged", [answer([1]), answer([2])], [answer([1])], Tolerances())
     parity = compare("m", [answer([1])], [answer([2])], Tolerances(min_greedy_agreement=0.0))
     assert parity.verdict == "fail"
+    assert parity.max_logprob_difference is None
+    assert "unknown" in describe(parity)
+
+
+def test_a_comparison_survives_its_artifact(tmp_path: Path) -> None:
+    parity = compare("m", [answer([1])], [answer([2])], Tolerances())
+    artifact = write_parity(tmp_path / "p", parity, Tolerances(), config={}, inputs=[])
+    assert Parity.model_validate_json((artifact.path / "parity.json").read_text()) == parity
+    assert "FAIL" in summarize(artifact)
+    with pytest.raises(VerdictError, match="greedy_agreement"):
+        require_verdict(artifact)

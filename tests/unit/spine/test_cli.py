@@ -154,3 +154,29 @@ def test_doctor_names_what_is_here() -> None:
     findings = {entry["what"]: entry for entry in json.loads(done.stdout)}
     assert findings["python"]["ok"]
     assert findings["room train"]["ok"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", EXAMPLE, "--dtype", "bfloat16"),
+        ("prove", EXAMPLE, "--out", "x"),
+        ("evaluate", EXAMPLE, "--model", "x"),
+        ("loadtest", EXAMPLE, "--rate", "3"),
+        ("chat", EXAMPLE, "--url", "http://127.0.0.1:1/v1", "--model", "x"),
+        ("serve", EXAMPLE.parents[1] / "tiny-base", "--set", "serving.port=1"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    arguments: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    done = tuneline(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "has no meaning" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_file_that_is_no_file() -> None:
+    done = tuneline("plan", EXAMPLE / "run.yaml")
+    assert done.returncode == 2
+    assert "cannot be read" in done.stderr
