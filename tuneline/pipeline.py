@@ -443,7 +443,7 @@ def _data_files(run: Run) -> list[Input]:
     return inputs
 
 
-def _file_input(run: Run, key: str, name: str) -> Input:
+def _file_input(run: Run, key: str, name: str | Path) -> Input:
     path = run.resolve(name)
     if not path.is_file():
         raise DataError(
