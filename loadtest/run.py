@@ -63,9 +63,9 @@ def run_loadtest(
         ConfigError: There are no prompts.
         DataError: A workload file cannot be used.
     """
-    served = probe_artifact(config, endpoint, inputs)
     if not prompts and config.workload.source == "prompts":
         raise ConfigError("the load test has no prompts; expected at least one")
+    served = probe_artifact(config, endpoint, inputs)
     resolved = config.model_dump(mode="json")
     with new_artifact(out, "load-report", config=resolved, inputs=inputs) as draft:
         results = [
