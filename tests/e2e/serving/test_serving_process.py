@@ -157,7 +157,7 @@ def test_a_supervisor_that_is_killed_leaves_no_server(
 def test_a_crash_restarts_it_and_sigterm_drains_it(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    supervisor = start(max_restarts=1, max_model_len=4000)
+    supervisor = start(max_restarts=1, max_model_len=1024, shutdown_timeout_s=180)
     first = ready_line(supervisor)
     crashed = server_group(supervisor.pid)
     assert crashed is not None
@@ -182,7 +182,7 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
 
     client = openai.OpenAI(base_url=url, api_key="k-123", max_retries=0)
     stream: Any = client.completions.create(
-        model="t", prompt="Category", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+        model="t", prompt="Category", max_tokens=700, stream=True, extra_body={"ignore_eos": True}
     )
     finish_reasons = [next(stream).choices[0].finish_reason]
     assert finish_reasons == [None]
@@ -197,7 +197,7 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
         client.completions.create(model="t", prompt="Category")
     assert refused.value.status_code == 503
     assert refused.value.response.headers["retry-after"] == "5"
-    reader.join(timeout=60)
+    reader.join(timeout=180)
     assert finish_reasons[-1] == "length", "the answer in progress is finished"
     assert supervisor.wait(timeout=30) == 0
     assert group_members(group) == []
