@@ -39,6 +39,8 @@ CLOCK_INTERVAL_NS = 1_000_000_000
 """How often the two clocks are compared."""
 NAP_NS = 500_000
 """How long reads may gather before the loop looks again, where the kernel keeps their time."""
+SILENCE_NS = 250_000_000
+"""A stream that is silent for longer is asked whether its socket has failed."""
 STALE_AFTER_NS = 1_000_000_000
 """A connection idle for longer may have been closed by the server while we send."""
 PAUSE_AFTER_FAILURE_S = 0.1
@@ -101,6 +103,7 @@ class Client:
         self.stop_ns: int | None = None
         self.stopping = False
         self.napping = False
+        self.next_look_ns = 0
         self.check = SelfCheck([], 0.0, 0, 0, self.kernel_clock)
         self.arrivals_ns: list[int] = []
         self.cursor = 0
@@ -401,6 +404,13 @@ class Client:
                 break
             reason = "stalled" if request.reads else "timeout"
             self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
+        if now_ns >= self.next_look_ns:
+            self.next_look_ns = now_ns + SILENCE_NS
+            for request in list(self.running.values()):
+                if request.connection is not None and request.end_ns is None:
+                    last_ns = request.reads[-1][0] if request.reads else request.intended_ns
+                    if now_ns - last_ns > SILENCE_NS:
+                        request.connection.look_for_error()
         if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
             self.clock_offsets.append((now_ns, realtime_offset_ns()))
         self.ticker.at(self.next_tick_ns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 import time
@@ -94,6 +95,9 @@ class Connection:
         except ProtocolError as error:
             self.client.fail(request, "protocol_error", str(error))
 
+    def look_for_error(self) -> None:
+        """End the request if its connection has failed unheard."""
+
     def ended(self, reason: str, message: str) -> None:
         """The peer is gone."""
         request = self.request
@@ -130,6 +134,13 @@ class PlainConnection(Connection):
         if ancillary:
             self.client.reads_came()
         self.deliver(data, ancillary[0][2] if ancillary else None, now_ns)
+
+    def look_for_error(self) -> None:
+        # On a reset, the loop calls the reader once and then never again; if data lay before the
+        # reset, that one call was for the data.
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if self.is_open else 0
+        if error:
+            self.ended("connection_reset", os.strerror(error))
 
     def send(self, data: bytes) -> None:
         # Before the call: the kernel may let the server run before it lets us look at the clock.
