@@ -28,5 +28,6 @@ if [ "$build" = cpu ]; then
     options+=(--torch-backend cpu)
   fi
 fi
-.venv/bin/uv pip install --python .venv/bin/python "${options[@]}" \
+# Compiled once here: a server imports some thousands of modules in each of its processes.
+.venv/bin/uv pip install --compile-bytecode --python .venv/bin/python "${options[@]}" \
   --constraint "constraints/$build.txt" --editable ".[dev,$build]"
