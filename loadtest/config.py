@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuneline.core.config import StrictModel
+from tuneline.core.config import StrictModel, apply_override, validate_config
+from tuneline.core.errors import ConfigError
 
 Arrival = Literal["poisson", "constant", "gamma", "ramp", "burst", "trace"]
 
@@ -244,14 +246,16 @@ def quick_config(
     num_requests: int | None = None,
     duration_s: float | None = None,
     max_tokens: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> LoadTestConfig:
     """One scenario from command-line options: 1 stream and 100 requests where none are given.
+
+    Args:
+        overrides: As of `--set`; every key begins with `loadtest.`.
 
     Raises:
         ConfigError: The options exclude one another or are out of range.
     """
-    from tuneline.core.config import validate_config
-
     if rate_rps is None and concurrency is None:
         concurrency = 1
     if num_requests is None and duration_s is None:
@@ -266,4 +270,12 @@ def quick_config(
     values: dict[str, Any] = {"scenarios": [scenario]}
     if max_tokens is not None:
         values["max_tokens"] = max_tokens
+    whole = {"loadtest": values}
+    for override in overrides:
+        apply_override(whole, override)
+    if others := sorted(whole.keys() - {"loadtest"}):
+        raise ConfigError(
+            f"--set {', '.join(others)}: without RUN.yaml only loadtest.* can be set",
+            hint="Try: --set loadtest.slo.ttft_p90_s=0.5",
+        )
     return validate_config(LoadTestConfig, values, "options")

@@ -49,20 +49,23 @@ def lines(document: dict[str, Any]) -> list[str]:
             f"  client: send lag p50 {_ms(lag['p50'])} ms, largest "
             f"{_ms(lag['max_of_succeeded'])} ms; {client['cpu_s']:.2f} s CPU"
         )
-        calibration = scenario["calibration"]
-        if calibration is not None:
-            found.append(
-                f"  calibration at this load: TTFT bias p50 "
-                f"{_ms(calibration['ttft_bias_p50_s'])} ms, p99 "
-                f"{_ms(calibration['ttft_bias_p99_s'])} ms (N = {calibration['num_requests']}), "
-                f"{calibration['cpu_s_per_1000_tokens']:.3f} s CPU per 1,000 tokens"
-            )
+        if scenario["calibration"] is not None:
+            found += calibration_lines(scenario["calibration"])
         for name, error in scenario["errors"].items():
             example = f": {error['examples'][0]}" if error["examples"] else ""
             found.append(f"  {error['count']} x {name}{example}")
         found += [f"  ! {problem}" for problem in scenario["problems"]]
         found += [f"  note: {warning}" for warning in scenario["warnings"]]
     return found
+
+
+def calibration_lines(calibration: dict[str, Any]) -> list[str]:
+    """What the client itself was found to add at a load."""
+    return [
+        f"  calibration at this load: TTFT bias p50 {_ms(calibration['ttft_bias_p50_s'])} ms, p99 "
+        f"{_ms(calibration['ttft_bias_p99_s'])} ms (N = {calibration['num_requests']}), "
+        f"{calibration['cpu_s_per_1000_tokens']:.3f} s CPU per 1,000 tokens"
+    ]
 
 
 def _ms(seconds: float | None) -> str:

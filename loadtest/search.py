@@ -56,6 +56,7 @@ def search(
     max_rps: float = 1000.0,
     num_requests: int = 300,
     precision: float = 0.1,
+    peak_rps: float | None = None,
 ) -> Artifact:
     """Find the highest open-loop rate at which every objective of `config.slo` holds.
 
@@ -75,6 +76,7 @@ def search(
         max_rps: No higher rate is tried.
         num_requests: Measured requests of each probe.
         precision: Distance of the two final rates, as a share of the lower.
+        peak_rps: A rate to say the replicas for.
 
     Raises:
         ConfigError: No latency, throughput or goodput objective is set, or a rate makes no sense.
@@ -129,6 +131,8 @@ def search(
             "capacity": {
                 "rate_per_replica_rps": REPLICA_LOAD * best if confirmed and best else None,
                 "share_of_max": REPLICA_LOAD,
+                "peak_rps": peak_rps,
+                "replicas": replicas(peak_rps, best) if confirmed and best and peak_rps else None,
             },
             "probes": [asdict(probe) for probe in probes],
             "environment": environment_facts(),
@@ -136,7 +140,7 @@ def search(
         _write(document, draft.dir)
         plot_rates([asdict(probe) for probe in probes], draft.dir)
         draft.metrics.update(
-            {name: document[name] for name in ("verdict", "problems", "max_rate_rps")}
+            {name: document[name] for name in ("verdict", "problems", "max_rate_rps", "capacity")}
         )
     return open_artifact(out)
 

@@ -17,7 +17,6 @@ from loadtest.statistics import PERCENTILES, Figure, Statistics
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
 
-EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "FAIL": 6, "INCONCLUSIVE": 7, "INVALID": 8}
 SEVERITY: tuple[Verdict, ...] = ("INVALID", "FAIL", "INCONCLUSIVE", "PASS")
 
 MIN_LAG_BUDGET_S = 0.002

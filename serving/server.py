@@ -192,7 +192,8 @@ class _Server:
         if importlib.util.find_spec("vllm") is None:
             raise MissingError(
                 "vLLM is not installed",
-                hint="Try: pip install 'tuneline[serve,gpu]'   (without a GPU: serve,cpu)",
+                hint="Try, in the checkout: make setup   (or: pip install -e '.[serve,cpu]'; "
+                "with a GPU: serve,gpu)",
             )
         digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
         self.names = served_names(name, digest)

@@ -12,12 +12,34 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
-from tuneline import __version__
+from tuneline import __version__, cli_options
+from tuneline.cli_loadtest import loadtest_app
+from tuneline.cli_options import (
+    DEFAULT_KEY_ENV,
+    DEFAULT_RUNS,
+    AsJson,
+    DefaultCommand,
+    KeyEnv,
+    ModelName,
+    OptionalRun,
+    Out,
+    Overrides,
+    RunFile,
+    RunOrDir,
+    RunsDir,
+    Url,
+    emit,
+    emit_artifact,
+    endpoint_of,
+    open_run,
+    refuse,
+    required,
+    run_stages,
+)
 from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.progress import logger, set_up_logging
 
@@ -27,24 +49,8 @@ if TYPE_CHECKING:
     from tuneline.core.endpoint import Endpoint
 
 
-class DefaultCommand(TyperGroup):
-    """A group that can be used without naming a command: `loadtest RUN.yaml` is
-    `loadtest run RUN.yaml`, and `export RUN.yaml` is `export merge RUN.yaml`."""
-
-    default: str
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = [self.default, *args]
-        return super().parse_args(ctx, args)
-
-
 class _ExportGroup(DefaultCommand):
     default = "merge"
-
-
-class _LoadTestGroup(DefaultCommand):
-    default = "run"
 
 
 app = typer.Typer(
@@ -57,39 +63,7 @@ app = typer.Typer(
 export_app = typer.Typer(
     cls=_ExportGroup, help="Merge the adapter into the base.", no_args_is_help=True
 )
-loadtest_app = typer.Typer(
-    cls=_LoadTestGroup, help="Measure an endpoint under load.", no_args_is_help=True
-)
 deploy_app = typer.Typer(help="Write Kubernetes manifests from a run.", no_args_is_help=True)
-
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")]
-RunOrDir = Annotated[
-    Path, typer.Argument(metavar="RUN.yaml|DIR", help="A run, or the directory of one artifact.")
-]
-OptionalRun = Annotated[
-    Path | None, typer.Argument(metavar="[RUN.yaml]", help="The run's configuration.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: training.learning_rate=1e-4"),
-]
-RunsDir = Annotated[
-    Path, typer.Option("--runs-dir", help="Where runs keep their artifacts.", metavar="DIR")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
-Url = Annotated[
-    str | None, typer.Option("--url", help="An OpenAI-compatible server, up to and with /v1.")
-]
-ModelName = Annotated[str | None, typer.Option("--model", help="The model's name on that server.")]
-KeyEnv = Annotated[
-    str,
-    typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable with the key."),
-]
-T = TypeVar("T")
-_emitted = False
-DEFAULT_RUNS = Path("runs")
-DEFAULT_KEY_ENV = "VLLM_API_KEY"
 
 
 @app.callback(invoke_without_command=True)
@@ -116,9 +90,9 @@ def check(
     """
     from tuneline.checks import check_run
 
-    run = _run(run_file, overrides, runs_dir)
+    run = open_run(run_file, overrides, runs_dir)
     found = check_run(run)
-    _emit(found, [f"ok  {name}: {what}" for name, what in found.items()], as_json)
+    emit(found, [f"ok  {name}: {what}" for name, what in found.items()], as_json)
 
 
 @app.command()
@@ -131,7 +105,7 @@ def plan(
     """Show what `up` would run, and why."""
     from tuneline.pipeline import plan as plan_run
 
-    planned = plan_run(_run(run_file, overrides, runs_dir))
+    planned = plan_run(open_run(run_file, overrides, runs_dir))
     document = [
         {
             "stage": entry.stage.name,
@@ -142,7 +116,7 @@ def plan(
         for entry in planned
     ]
     lines = [f"{e.state:8} {e.stage.name:18} {e.stage.title} ({e.reason})" for e in planned]
-    _emit(document, lines, as_json)
+    emit(document, lines, as_json)
 
 
 @app.command()
@@ -156,7 +130,7 @@ def up(
 
     What is stale runs, what is current is skipped, and an interrupted run goes on.
     """
-    _run_stages(_run(run_file, overrides, runs_dir), (), as_json)
+    run_stages(open_run(run_file, overrides, runs_dir), (), as_json)
 
 
 @app.command()
@@ -167,7 +141,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a LoRA adapter and record its answers."""
-    _run_stages(_run(run_file, overrides, runs_dir), ("adapter", "reference"), as_json)
+    run_stages(open_run(run_file, overrides, runs_dir), ("adapter", "reference"), as_json)
 
 
 @app.command()
@@ -185,19 +159,19 @@ def evaluate(
 
     With --url, score any OpenAI-compatible endpoint.
     """
-    run = _run(run_file, overrides, runs_dir)
+    run = open_run(run_file, overrides, runs_dir)
     if url is None:
-        _refuse("without --url", {"--model": model, "--out": out})
+        refuse("without --url", {"--model": model, "--out": out})
         wanted = ("evaluation-base", "evaluation-tuned", "evaluation-served")
-        _run_stages(run, wanted, as_json)
+        run_stages(run, wanted, as_json)
         return
     from training.evaluate import evaluate_endpoint
     from tuneline.pipeline import up as up_run
 
     dataset = up_run(run, ("dataset",))["dataset"]
-    endpoint = _endpoint(url, model, api_key_env)
-    result = evaluate_endpoint(run.config.evaluation, dataset, endpoint, _required(out, "--out"))
-    _emit_artifact(result, as_json)
+    endpoint = endpoint_of(url, model, api_key_env)
+    result = evaluate_endpoint(run.config.evaluation, dataset, endpoint, required(out, "--out"))
+    emit_artifact(result, as_json)
 
 
 @export_app.command("merge")
@@ -216,8 +190,8 @@ def export_merge(
     """Merge an adapter into its base: a run's own, or any with --base and --adapter."""
     if run_file is not None:
         options = {"--base": base, "--adapter": adapter, "--dtype": dtype, "--out": out}
-        _refuse("beside RUN.yaml", options)
-        _run_stages(_run(run_file, overrides, runs_dir), ("model", "parity-merged"), as_json)
+        refuse("beside RUN.yaml", options)
+        run_stages(open_run(run_file, overrides, runs_dir), ("model", "parity-merged"), as_json)
         return
     from export.config import MergeConfig
     from export.merge import merge
@@ -225,9 +199,9 @@ def export_merge(
     from tuneline.core.model_source import resolve_model
 
     config = validate_config(MergeConfig, {"dtype": dtype or "auto"}, "--dtype")
-    source = resolve_model(_required(base, "--base"))
-    model = merge(config, source, _required(adapter, "--adapter"), _required(out, "--out"))
-    _emit_artifact(model, as_json)
+    source = resolve_model(required(base, "--base"))
+    model = merge(config, source, required(adapter, "--adapter"), required(out, "--out"))
+    emit_artifact(model, as_json)
 
 
 @app.command()
@@ -260,20 +234,20 @@ def prove(
             "--dtype": dtype,
             "--out": out,
         }
-        _refuse("beside RUN.yaml", options)
-        run = _run(run_file, overrides, runs_dir)
-        _run_stages(run, ("parity-merged", "parity-served"), as_json)
+        refuse("beside RUN.yaml", options)
+        run = open_run(run_file, overrides, runs_dir)
+        run_stages(run, ("parity-merged", "parity-served"), as_json)
         return
     from tuneline.core.artifact import open_artifact
 
-    golden = open_artifact(_required(reference, "--reference"), kind="reference")
-    form = _required(candidate, "--candidate")
-    out_dir = _required(out, "--out")
+    golden = open_artifact(required(reference, "--reference"), kind="reference")
+    form = required(candidate, "--candidate")
+    out_dir = required(out, "--out")
     if form.startswith(("http://", "https://")):
         from serving.config import ServedParityConfig
         from serving.parity import COMPUTED_TOLERANCES, prove_served
 
-        endpoint = _endpoint(form, model, api_key_env)
+        endpoint = endpoint_of(form, model, api_key_env)
         computed = dtype or "float32"
         if computed not in COMPUTED_TOLERANCES:
             raise ConfigError(f"--dtype {computed}: expected {' or '.join(COMPUTED_TOLERANCES)}")
@@ -283,9 +257,9 @@ def prove(
         from export.parity import prove_model
         from tuneline.core.model_source import resolve_model
 
-        _refuse("with a model folder", {"--model": model, "--dtype": dtype})
+        refuse("with a model folder", {"--model": model, "--dtype": dtype})
         result = prove_model(ParityConfig(), golden, resolve_model(form), out_dir, form="candidate")
-    _emit_artifact(result, as_json)
+    emit_artifact(result, as_json)
     require_verdict(result)
 
 
@@ -301,7 +275,7 @@ def serve(
     """Serve a run's model, or any folder, with vLLM."""
     from serving.server import serve as serve_model
 
-    config, model, adapter, name = _to_serve(target, overrides, runs_dir, host, port)
+    config, model, adapter, name = to_serve(target, overrides, runs_dir, host, port)
     log_path = runs_dir / name / "serve.log"
 
     def on_ready(endpoint: Endpoint) -> None:
@@ -310,7 +284,7 @@ def serve(
             f"ready: {endpoint.url}  model {endpoint.model}",
             f"  tuneline chat --url {endpoint.url} --model {endpoint.model}",
         ]
-        _emit(document, lines, as_json)
+        emit(document, lines, as_json)
 
     code = serve_model(
         config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready
@@ -334,70 +308,16 @@ def chat(
     if as_json and message is None:
         raise ConfigError("--json needs --message", hint='Try: --message "Hello" --json')
     if url is not None:
-        _refuse("with --url", {"RUN.yaml": target, "--set": overrides})
-        _chat(_endpoint(url, model, api_key_env), system, message, as_json)
+        refuse("with --url", {"RUN.yaml": target, "--set": overrides})
+        _chat(endpoint_of(url, model, api_key_env), system, message, as_json)
         return
     from serving.server import running
 
-    where = _required(target, "RUN.yaml, a model folder, or --url")
-    config, source, adapter, name = _to_serve(where, overrides, runs_dir, None, None)
+    where = required(target, "RUN.yaml, a model folder, or --url")
+    config, source, adapter, name = to_serve(where, overrides, runs_dir, None, None)
     log_path = runs_dir / name / "chat.log"
     with running(config, source, name=name, adapter=adapter, log_path=log_path) as server:
         _chat(server.endpoint, system, message, as_json)
-
-
-@loadtest_app.command("run")
-def loadtest_run(
-    run_file: OptionalRun = None,
-    url: Url = None,
-    model: ModelName = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
-    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Closed loop: streams at once.")] = None,
-    requests: Annotated[int | None, typer.Option(help="How many requests to send.")] = None,
-    duration: Annotated[float | None, typer.Option(help="For how many seconds to send.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens per answer.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="JSON Lines, a list of chat messages per line.")
-    ] = None,
-    out: Out = None,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Load-test a run's endpoint, or any OpenAI-compatible server with --url."""
-    quick = {
-        "--rate": rate,
-        "--concurrency": concurrency,
-        "--requests": requests,
-        "--duration": duration,
-        "--max-tokens": max_tokens,
-    }
-    if run_file is not None:
-        _refuse("beside RUN.yaml; use --set loadtest...", quick)
-    if run_file is not None and url is None:
-        _refuse("without --url", {"--model": model, "--prompts": prompts, "--out": out})
-        _run_stages(_run(run_file, overrides, runs_dir), ("load",), as_json)
-        return
-    from loadtest.config import LoadTestConfig, quick_config
-    from loadtest.run import read_prompts, run_loadtest
-    from tuneline.pipeline import require_verdict
-
-    config: LoadTestConfig
-    if run_file is not None:
-        config = _run(run_file, overrides, runs_dir).config.loadtest
-    else:
-        config = quick_config(
-            rate_rps=rate,
-            concurrency=concurrency,
-            num_requests=requests,
-            duration_s=duration,
-            max_tokens=max_tokens,
-        )
-    endpoint = _endpoint(_required(url, "--url"), model, api_key_env)
-    report = run_loadtest(config, endpoint, _required(out, "--out"), prompts=read_prompts(prompts))
-    _emit_artifact(report, as_json)
-    require_verdict(report)
 
 
 @deploy_app.command("render")
@@ -411,9 +331,9 @@ def deploy_render(
     """Write the Kubernetes manifests of a run, with its image, model and digest filled in."""
     from tuneline.deploy import render_run
 
-    written = render_run(_run(run_file, overrides, runs_dir), _required(out, "--out"))
+    written = render_run(open_run(run_file, overrides, runs_dir), required(out, "--out"))
     targets = [path for path in (written, written / "load-test") if path.is_dir()]
-    _emit(
+    emit(
         {"path": str(written)},
         [f"written: {written}", *(f"  kubectl apply -k {target}" for target in targets)],
         as_json,
@@ -433,15 +353,15 @@ def inspect(
 
     if target.is_dir():
         artifact = open_artifact(target)
-        _emit(artifact.manifest.model_dump(), describe_artifact(artifact), as_json)
+        emit(artifact.manifest.model_dump(), describe_artifact(artifact), as_json)
         return
-    artifacts = _artifacts(_run(target, overrides, runs_dir))
+    artifacts = _artifacts(open_run(target, overrides, runs_dir))
     document = {name: artifact.manifest.model_dump() for name, artifact in artifacts.items()}
     lines = [
         f"{name:18} {artifact.short_digest}  {summarize(artifact)}"
         for name, artifact in artifacts.items()
     ]
-    _emit(document, lines, as_json)
+    emit(document, lines, as_json)
 
 
 @app.command()
@@ -457,7 +377,7 @@ def verify(
     if target.is_dir():
         artifacts = {target.name: open_artifact(target)}
     else:
-        artifacts = _artifacts(_run(target, overrides, runs_dir))
+        artifacts = _artifacts(open_run(target, overrides, runs_dir))
     for artifact in artifacts.values():
         verify_artifact(artifact)
     document = {name: artifact.digest for name, artifact in artifacts.items()}
@@ -465,7 +385,7 @@ def verify(
         f"ok  {name}: {len(artifact.manifest.files)} files, {artifact.digest}"
         for name, artifact in artifacts.items()
     ]
-    _emit(document, lines, as_json)
+    emit(document, lines, as_json)
 
 
 @app.command()
@@ -478,10 +398,10 @@ def doctor(
     """Say what this machine has and lacks."""
     from tuneline.checks import examine_machine, require_rooms
 
-    run = None if run_file is None else _run(run_file, overrides, runs_dir)
+    run = None if run_file is None else open_run(run_file, overrides, runs_dir)
     findings = examine_machine(runs_dir)
     lines = [f"{'ok' if f['ok'] else '--':3} {f['what']:22} {f['found']}" for f in findings]
-    _emit(findings, lines, as_json)
+    emit(findings, lines, as_json)
     if run is not None:
         require_rooms(findings)
 
@@ -499,7 +419,7 @@ def main() -> NoReturn:
         app()
     except TunelineError as error:
         # One document on stdout: where a command has printed its result, that is it.
-        if "--json" in sys.argv and not _emitted:
+        if "--json" in sys.argv and not cli_options.emitted:
             fault = {
                 "type": type(error).__name__,
                 "message": error.message,
@@ -523,44 +443,6 @@ def _interrupt(signum: int, _frame: Any) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
-def _run(run_file: Path, overrides: list[str] | None, runs_dir: Path) -> Run:
-    from tuneline.config import load_run
-
-    return load_run(run_file, overrides or (), runs_dir)
-
-
-def _run_stages(run: Run, until: tuple[str, ...], as_json: bool) -> None:
-    """Run stages of a line with a summary line each, then print the line's results."""
-    from tuneline.pipeline import Planned
-    from tuneline.pipeline import up as up_run
-    from tuneline.summary import results, summarize
-
-    stages: list[dict[str, Any]] = []
-
-    def on_stage(entry: Planned, artifact: Artifact, wall_s: float) -> None:
-        ran = "up to date" if entry.state == "current" else f"{wall_s:.1f} s"
-        logger.info("  %-18s %-10s  %s", entry.stage.name, ran, summarize(artifact))
-        made[entry.stage.name] = artifact
-        stages.append(
-            {
-                "stage": entry.stage.name,
-                "ran": entry.state != "current",
-                "wall_s": round(wall_s, 3),
-                "path": str(artifact.path),
-                "digest": artifact.digest,
-                "metrics": artifact.manifest.metrics,
-            }
-        )
-
-    made: dict[str, Artifact] = {}
-    try:
-        up_run(run, until, on_stage)
-    finally:
-        # What has been measured is shown, also where a verdict ends the line.
-        if stages:
-            _emit({"name": run.config.name, "stages": stages}, results(made), as_json)
-
-
 def _artifacts(run: Run) -> dict[str, Artifact]:
     from tuneline.core.artifact import open_artifact
     from tuneline.pipeline import plan as plan_run
@@ -579,7 +461,7 @@ def _artifacts(run: Run) -> dict[str, Artifact]:
     return found
 
 
-def _to_serve(
+def to_serve(
     target: Path,
     overrides: list[str] | None,
     runs_dir: Path,
@@ -593,7 +475,7 @@ def _to_serve(
     from tuneline.pipeline import served_model
 
     if target.is_dir():
-        _refuse("with a model folder", {"--set": overrides})
+        refuse("with a model folder", {"--set": overrides})
     chosen = {
         key: value for key, value in {"host": host, "port": port}.items() if value is not None
     }
@@ -601,7 +483,7 @@ def _to_serve(
         model = resolve_model(str(target))
         config = validate_config(ServingConfig, chosen, "tuneline serve")
         return config, model, None, target.resolve().name
-    run = _run(target, overrides, runs_dir)
+    run = open_run(target, overrides, runs_dir)
     model, adapter = served_model(run)
     values = {**run.config.serving.model_dump(), **chosen}
     config = validate_config(ServingConfig, values, "tuneline serve")
@@ -619,39 +501,4 @@ def _chat(endpoint: Endpoint, system: str | None, message: str | None, as_json: 
         return
     messages = [{"role": "system", "content": system}] if system else []
     answer = ask(endpoint, [*messages, {"role": "user", "content": message}])
-    _emit({"model": endpoint.model, "answer": answer}, [answer], as_json)
-
-
-def _endpoint(url: str, model: str | None, api_key_env: str) -> Endpoint:
-    from tuneline.core.endpoint import Endpoint
-
-    return Endpoint(url.rstrip("/"), _required(model, "--model"), os.environ.get(api_key_env))
-
-
-def _refuse(where: str, options: dict[str, Any]) -> None:
-    """An option that would do nothing is an error, not a surprise."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ConfigError(f"{', '.join(given)}: has no meaning {where}")
-
-
-def _required(value: T | None, option: str) -> T:
-    if value is None:
-        raise ConfigError(f"{option} is required here")
-    return value
-
-
-def _emit_artifact(artifact: Artifact, as_json: bool) -> None:
-    from tuneline.summary import describe_artifact
-
-    document = {"path": str(artifact.path), **artifact.manifest.model_dump()}
-    if artifact.kind == "load-report":
-        # A pod's log is all that outlives it: the whole report goes there.
-        document["report"] = json.loads((artifact.path / "report.json").read_text("utf-8"))
-    _emit(document, describe_artifact(artifact), as_json)
-
-
-def _emit(document: Any, lines: list[str], as_json: bool) -> None:
-    global _emitted
-    _emitted = True
-    print(json.dumps(document, indent=2) if as_json else "\n".join(lines), flush=True)
+    emit({"model": endpoint.model, "answer": answer}, [answer], as_json)

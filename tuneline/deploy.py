@@ -29,6 +29,13 @@ def render_run(run: Run, out: Path) -> Path:
             f"{run.path}: serving.mode: adapter; the manifests run the merged model",
             hint="Try: --set serving.mode=merged",
         )
+    workload = run.config.loadtest.workload
+    if workload.path is not None:
+        raise ConfigError(
+            f"{run.path}: loadtest.workload.path: {workload.path}; the Job's ConfigMap holds the "
+            "run's own prompts and no such file",
+            hint="Try: --set loadtest.workload.source=prompts --set loadtest.workload.path=null",
+        )
     dataset, model, parity = current(run, "dataset", "model", "parity-merged")
     for artifact in (model, parity):
         verify_artifact(artifact)

@@ -171,7 +171,7 @@ def _load(line: Line, made: Made, out: Path) -> Artifact:
     from loadtest.run import run_loadtest
 
     return run_loadtest(
-        _loadtest_config(line.run),
+        loadtest_config(line.run),
         line.endpoint(made),
         out,
         prompts=heldout_prompts(made["dataset"]),
@@ -179,7 +179,7 @@ def _load(line: Line, made: Made, out: Path) -> Artifact:
     )
 
 
-def _loadtest_config(run: Run) -> LoadTestConfig:
+def loadtest_config(run: Run) -> LoadTestConfig:
     """The section `loadtest`, with its workload file as this process sees it."""
     config = run.config.loadtest
     if config.workload.path is None:
@@ -315,7 +315,12 @@ def require_verdict(artifact: Artifact) -> None:
 
 def _verdict(artifact: Artifact) -> str:
     """`pass`, `fail`, `inconclusive` or `invalid`, from the payload: the digest covers it."""
-    report = {"parity": "parity.json", "load-report": "report.json"}.get(artifact.kind)
+    report = {
+        "parity": "parity.json",
+        "load-report": "report.json",
+        "load-search": "report.json",
+        "load-comparison": "report.json",
+    }.get(artifact.kind)
     if report is None:
         return "pass"
     return str(json.loads((artifact.path / report).read_text("utf-8"))["verdict"]).lower()
@@ -338,6 +343,41 @@ def current(run: Run, *names: str) -> list[Artifact]:
             )
         artifacts.append(open_artifact(entry.path))
     return artifacts
+
+
+@dataclass(frozen=True)
+class LoadTarget:
+    """What a load test is run against, and with."""
+
+    config: LoadTestConfig
+    endpoint: Endpoint
+    prompts: list[list[dict[str, str]]]
+    inputs: list[Input]
+
+
+@contextlib.contextmanager
+def load_target(run: Run) -> Iterator[LoadTarget]:
+    """Serve a finished run's model, for load tests beyond the line's own.
+
+    Raises:
+        NotAnArtifactError: The dataset or the served artifact is stale.
+        TamperedError: The served artifact differs from its manifest.
+        ServerError: As of `serving.server.running`.
+    """
+    served = "adapter" if run.config.serving.mode == "adapter" else "model"
+    names = ("dataset", served)
+    made = dict(zip(names, current(run, *names), strict=True))
+    base = _base(run, download=True)
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(run))
+        server = _LazyServer(run, base, stack)
+        line = Line(run, base, server.endpoint)
+        yield LoadTarget(
+            loadtest_config(run),
+            server.endpoint(made),
+            heldout_prompts(made["dataset"]),
+            _served(line, made),
+        )
 
 
 def served_model(run: Run) -> tuple[ModelSource, Artifact | None]:

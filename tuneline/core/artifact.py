@@ -28,7 +28,12 @@ from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactErro
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
-LIBRARY_DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+LIBRARY_DISK_FULL = (
+    "No space left on device",
+    "os error 28",
+    "PytorchStreamWriter failed writing",
+    "inline_container.cc",
+)
 
 
 class Input(StrictModel):

@@ -36,7 +36,7 @@ def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -
     """
     values = _read_yaml(path)
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -98,7 +98,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `key.sub=value` in nested mappings and lists; the value is YAML.
+
+    Raises:
+        ConfigError: It has no such form, or leads through a value.
+    """
     key, equals, text = override.partition("=")
     names = key.split(".")
     if not equals or not all(names):

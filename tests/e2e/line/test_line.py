@@ -21,6 +21,8 @@ RUN = EXAMPLES / "support-tickets" / "run.yaml"
 QUICK = (
     "--set", "loadtest.scenarios.0.num_requests=60",
     "--set", "loadtest.scenarios.1.num_requests=60",
+    # What else this machine does meanwhile is not under test.
+    "--set", "loadtest.max_client_lag_s=5",
 )  # fmt: skip
 
 
@@ -161,13 +163,15 @@ def test_serve_and_call_with_the_openai_client(
                 sys.executable, "-m", "tuneline", "chat", "--url", ready["url"], "--model", model,
                 "--message", f"{row['instruction']}\n\n{row['input']}", "--json",
             ],
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
+        assert asked.returncode == 0, asked.stderr
         assert json.loads(asked.stdout)["answer"] == answer.choices[0].message.content
         scored = tuneline(
             runs, "evaluate", "--url", ready["url"], "--model", model, "--json",
             "--set", "evaluation.num_rows=8", "--out", str(runs / "scored"),
         )  # fmt: skip
+        assert scored.returncode == 0, scored.stderr
         assert json.loads(scored.stdout)["metrics"]["num_rows"] == 8
         reference = stages["reference"]["path"]
         proved = subprocess.run(
@@ -175,13 +179,13 @@ def test_serve_and_call_with_the_openai_client(
                 sys.executable, "-m", "tuneline", "prove", "--reference", reference,
                 "--candidate", ready["url"], "--model", model, "--out", str(runs / "proved"),
             ],
-            capture_output=True, text=True, check=False, timeout=200,
+            capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert proved.returncode == 0, proved.stderr
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert process.returncode == 0
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
 

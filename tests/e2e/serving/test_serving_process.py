@@ -21,8 +21,10 @@ from urllib.request import urlopen
 import openai
 import pytest
 
-from serving.config import ServingConfig
+from serving.config import ServedParityConfig, ServingConfig
+from serving.parity import prove_served
 from serving.server import group_members, running
+from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ServerError
 from tuneline.core.model_source import ModelSource, resolve_model
 
@@ -32,7 +34,8 @@ T = TypeVar("T")
 SUPERVISOR = """
 import json, sys
 from pathlib import Path
-from serving.config import ServingConfig
+from serving.config import ServedParityConfig, ServingConfig
+from serving.parity import prove_served
 from serving.server import serve
 from tuneline.core.model_source import resolve_model
 from tuneline.core.progress import set_up_logging
@@ -151,6 +154,21 @@ def test_a_supervisor_that_is_killed_leaves_no_server(
     supervisor.kill()
     supervisor.wait()
     wait_for(lambda: not group_members(group), 15)
+
+
+def test_a_server_that_is_killed_while_it_is_used_is_the_reason(
+    base: ModelSource, reference: Artifact, tmp_path: Path, serving_settings: dict[str, Any]
+) -> None:
+    config = ServingConfig(**serving_settings)
+    out = tmp_path / "parity"
+    with pytest.raises(ServerError, match="vLLM died while it was in use") as caught:  # noqa: SIM117
+        with running(config, base, name="t", log_path=tmp_path / "vllm.log") as server:
+            os.kill(server.pid, signal.SIGKILL)
+            prove_served(ServedParityConfig(), reference, server.endpoint, out, dtype="float32")
+    assert "SIGKILL" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ServerError), "what the client saw is kept"
+    assert group_members(server.pid) == []
+    assert not out.exists()
 
 
 @pytest.mark.timeout(1200)  # two starts

@@ -201,7 +201,7 @@ def test_a_comparison_finds_the_slower_server_and_only_that(
             num_rounds=2,
         )  # fmt: skip
     report = report_of(artifact)
-    assert report["verdict"] == "FAIL"
+    assert report["verdict"] == "FAIL", report["problems"]
     found = {one["metric"]: one for one in report["scenarios"][0]["differences"]}
     assert found["ttft_s"]["num_pairs"] == 160
     assert found["ttft_s"]["verdict"] == "slower"

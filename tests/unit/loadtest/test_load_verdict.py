@@ -9,7 +9,7 @@ from loadtest.config import SLO, LoadTestConfig, WorkloadConfig
 from loadtest.intervals import SteadyState
 from loadtest.schedule import Dispersion
 from loadtest.statistics import Statistics, Throughput, Tokens, figure
-from loadtest.verdict import EXIT_CODES, Judgement, judge, worst
+from loadtest.verdict import Judgement, judge, worst
 
 CONFIG = LoadTestConfig()
 
@@ -141,11 +141,10 @@ def test_missing_usage_voids_only_what_needs_it() -> None:
     assert verdict(stats, tpot_p90_s=1.0).verdict == "INVALID"
 
 
-def test_the_worst_verdict_stands_for_all_and_each_has_its_exit_code() -> None:
+def test_the_worst_verdict_stands_for_all() -> None:
     assert worst(["PASS", "FAIL", "INCONCLUSIVE"]) == "FAIL"
     assert worst(["PASS", "INVALID", "FAIL"]) == "INVALID"
     assert worst(["PASS", "INCONCLUSIVE"]) == "INCONCLUSIVE"
-    assert len(set(EXIT_CODES.values())) == 4
 
 
 def test_an_interval_across_the_limit_is_inconclusive() -> None:

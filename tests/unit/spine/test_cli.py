@@ -140,6 +140,16 @@ def test_serving_beyond_loopback_needs_a_key(tmp_path: Path) -> None:
     assert "a key is required beyond loopback" in done.stderr
 
 
+def test_a_workload_file_does_not_reach_a_cluster(tmp_path: Path) -> None:
+    workload = ("loadtest.workload.source=sharegpt", "loadtest.workload.path=chats.json")
+    options = [part for one in workload for part in ("--set", one)]
+    done = tuneline("deploy", "render", EXAMPLE, "--out", tmp_path / "m", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "chats.json" in done.stderr
+    assert "loadtest.workload.source=prompts" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_that_are_needed_together() -> None:
     done = tuneline("chat", "--json", EXAMPLE)
     assert done.returncode == 2

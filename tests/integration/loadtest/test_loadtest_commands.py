@@ -1,0 +1,165 @@
+"""`tuneline loadtest ...` as it is typed, against the bundled server of known delays."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+FAST = ("--set", "loadtest.calibrate=false", "--set", "loadtest.max_client_lag_s=2")
+
+
+def tuneline(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tuneline", "loadtest", *map(str, arguments)],
+        cwd=cwd, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd)},
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+
+
+def at(known: Any) -> tuple[str, ...]:
+    return ("--url", known.endpoint.url, "--model", "known")
+
+
+@pytest.fixture(scope="module")
+def measured(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A load report by the plain command."""
+    folder = tmp_path_factory.mktemp("measured")
+    options = ("--rate", "50", "--requests", "40", "--out", "report", *FAST)
+    done = tuneline(*at(known), *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "report"
+
+
+def test_search_says_the_rate_and_the_replicas(known: Any, tmp_path: Path) -> None:
+    done = tuneline(
+        "search", *at(known), "--set", "loadtest.slo.ttft_p50_s=0.5", *FAST,
+        "--start-rate", "20", "--max-rate", "40", "--requests", "30", "--peak-rate", "100",
+        "--out", "found", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["max_rate_rps"] == 40
+    # A replica is planned for 70 % of what it holds: 100 / 28 = 3.57.
+    assert metrics["capacity"]["replicas"] == 4
+    assert (tmp_path / "found" / "rates.png").is_file()
+
+
+def test_search_needs_an_objective(known: Any, tmp_path: Path) -> None:
+    done = tuneline("search", *at(known), "--out", "found", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--set loadtest.slo.ttft_p90_s=0.5" in done.stderr
+
+
+def test_sweep_measures_each_rate(known: Any, tmp_path: Path) -> None:
+    options = ("--rates", "50,20", "--requests", "20", *FAST, "--out", "swept", "--json")
+    done = tuneline("sweep", *at(known), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "swept" / "report.json").read_text())
+    assert [probe["rate_rps"] for probe in report["probes"]] == [20, 50]
+    assert tuneline("sweep", *at(known), "--rates", "a", cwd=tmp_path).returncode == 2
+
+
+def test_compare_two_urls_and_two_reports(
+    known: Any, start_known_server: Any, measured: Path, tmp_path: Path
+) -> None:
+    load = ("--rate", "50", "--requests", "40", *FAST)
+    with start_known_server("--ttft-s", "0.09", "--itl-s", "0.004", "--num-tokens", "8") as slow:
+        done = tuneline(
+            "compare", known.endpoint.url, slow.endpoint.url, "--model", "known", "--rounds", "1",
+            *load, "--out", "compared", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 6, done.stderr
+        assert "ttft_s: B - A is" in done.stderr
+        again = tuneline(*at(slow), *load, "--out", "slow", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+    done = tuneline("compare", measured, "slow", "--out", "c", "--json", cwd=tmp_path)
+    assert done.returncode == 6, done.stderr
+    assert json.loads(done.stdout)["metrics"]["verdict"] == "FAIL"
+    mixed = tuneline("compare", measured, known.endpoint.url, "--out", "m", cwd=tmp_path)
+    assert mixed.returncode == 2
+    assert "expected two URLs or two directories" in mixed.stderr
+    refused = tuneline("compare", measured, "slow", "--rate", "3", "--out", "r", cwd=tmp_path)
+    assert "--rate: has no meaning between two reports" in refused.stderr
+
+
+def test_calibrate_prints_the_client_s_own_bias(tmp_path: Path) -> None:
+    done = tuneline("calibrate", "--concurrency", "4", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["closed"]
+    assert found["num_streams"] == 4
+    assert found["num_requests"] >= 20
+    # The bundled server's delay is 0.1 s; what the client adds to it is far less.
+    assert 0.09 < found["true_ttft_p50_s"] < 0.2
+    assert abs(found["ttft_bias_p50_s"]) < 0.05
+
+
+def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
+    start = str(time.time() + 6)
+    load = ("--rate", "40", "--requests", "40", *FAST, "--start-at", start)
+    commands = [
+        [
+            sys.executable, "-m", "tuneline", "loadtest", *at(known), *load,
+            "--shard", f"{number}/2", "--out", f"shard{number}",
+        ]
+        for number in range(2)
+    ]  # fmt: skip
+    running = [subprocess.Popen(c, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) for c in commands]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    done = tuneline("merge", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (scenario,) = json.loads(done.stdout)["report"]["scenarios"]
+    assert scenario["requests"]["offered"] == 40
+    assert scenario["requests"]["succeeded"] == 40
+    short = tuneline("merge", "shard0", "--out", "half", cwd=tmp_path)
+    assert short.returncode == 3
+    assert "shard 1 of 2 is missing" in short.stderr
+    assert not (tmp_path / "half").exists()
+
+
+@pytest.mark.parametrize("shard", ["2/2", "x", "1"])
+def test_a_shard_that_makes_no_sense(known: Any, shard: str, tmp_path: Path) -> None:
+    done = tuneline(*at(known), "--shard", shard, "--start-at", "1", "--out", "s", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{shard.split('/')[0]}" in done.stderr
+
+
+def test_a_report_in_every_form(measured: Path, tmp_path: Path) -> None:
+    def written(form: str) -> str:
+        done = tuneline("report", measured, "--format", form, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "inter-chunk gap" in written("table")
+    assert json.loads(written("json"))["schema_version"] == 1
+    rows = list(csv.DictReader(written("csv").splitlines()))
+    assert sum(row["warmup"] == "false" for row in rows) == 40
+    assert json.loads(written("vllm"))[0]["completed"] == 40
+    done = tuneline(
+        "report", measured, "--format", "prometheus", "--out", "load.prom", cwd=tmp_path
+    )
+    assert done.returncode == 0
+    assert 'tuneline_loadtest_requests{scenario="open"' in (tmp_path / "load.prom").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["load.prom"]
+
+
+def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> None:
+    options = ("--rate", "20", "--requests", "20", *FAST, "--json")
+    done = tuneline("cross-check", *at(known), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["num_requests"] == found["num_succeeded"] == found["num_equal_tokens"] >= 20
+    closed = tuneline("cross-check", *at(known), "--set", "loadtest.calibrate=false", cwd=tmp_path)
+    assert closed.returncode == 2
+
+
+def test_only_the_load_test_can_be_set_without_a_run(known: Any, tmp_path: Path) -> None:
+    options = ("--set", "training.learning_rate=1", "--out", "x")
+    done = tuneline(*at(known), *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "only loadtest.* can be set" in done.stderr

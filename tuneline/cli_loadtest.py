@@ -1,0 +1,460 @@
+"""`tuneline loadtest`: measure an endpoint, search what it holds, compare two, and merge shards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneline.cli_options import (
+    DEFAULT_KEY_ENV,
+    DEFAULT_RUNS,
+    AsJson,
+    DefaultCommand,
+    KeyEnv,
+    ModelName,
+    OptionalRun,
+    Out,
+    Overrides,
+    RunsDir,
+    Url,
+    emit,
+    emit_artifact,
+    endpoint_of,
+    open_run,
+    refuse,
+    required,
+    run_stages,
+)
+from tuneline.core.errors import ConfigError, InvalidError
+
+if TYPE_CHECKING:
+    from tuneline.core.artifact import Artifact
+    from tuneline.pipeline import LoadTarget
+
+
+class _LoadTestGroup(DefaultCommand):
+    default = "run"
+
+
+loadtest_app = typer.Typer(
+    cls=_LoadTestGroup, help="Measure an endpoint under load.", no_args_is_help=True
+)
+
+Rate = Annotated[float | None, typer.Option(help="Open loop: requests per second.")]
+Concurrency = Annotated[int | None, typer.Option(help="Closed loop: streams at once.")]
+Requests = Annotated[int | None, typer.Option(help="How many requests to send.")]
+Duration = Annotated[float | None, typer.Option(help="For how many seconds to send.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens per answer.")]
+Prompts = Annotated[Path | None, typer.Option(help="JSON Lines, a list of chat messages per line.")]
+
+
+class Form(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    vllm = "vllm"
+    prometheus = "prometheus"
+
+
+@loadtest_app.command("run")
+def loadtest_run(
+    run_file: OptionalRun = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    requests: Requests = None,
+    duration: Duration = None,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Send one share of N of the schedule; K counts from 0."),
+    ] = None,
+    start_at: Annotated[
+        float | None, typer.Option(metavar="UNIX_S", help="When all shards begin.")
+    ] = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Load-test a run's endpoint, or any OpenAI-compatible server with --url."""
+    quick = _quick(rate, concurrency, requests, duration, max_tokens)
+    if run_file is not None and url is None:
+        refuse("beside RUN.yaml; use --set loadtest...", _flags(quick))
+        refuse(
+            "without --url",
+            {"--model": model, "--prompts": prompts, "--out": out, "--shard": shard},
+        )
+        run_stages(open_run(run_file, overrides, runs_dir), ("load",), as_json)
+        return
+    from loadtest.run import run_loadtest
+    from loadtest.shards import run_shard
+    from tuneline.pipeline import require_verdict
+
+    if (shard is None) != (start_at is None):
+        raise ConfigError(
+            "--shard and --start-at go together", hint="Try: --start-at $(date -d 1min +%s)"
+        )
+    with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
+        out_dir = required(out, "--out")
+        if shard is not None:
+            number, total = _shard(shard)
+            part = run_shard(
+                target.config,
+                target.endpoint,
+                out_dir,
+                prompts=target.prompts,
+                shard=number,
+                num_shards=total,
+                start_unix_s=required(start_at, "--start-at"),
+            )
+            emit_artifact(part, as_json)
+            return
+        report = run_loadtest(target.config, target.endpoint, out_dir, prompts=target.prompts)
+    emit_artifact(report, as_json)
+    require_verdict(report)
+
+
+@loadtest_app.command()
+def search(
+    run_file: OptionalRun = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    start_rate: Annotated[float, typer.Option(help="The first rate tried, requests/s.")] = 1.0,
+    max_rate: Annotated[float, typer.Option(help="No higher rate is tried.")] = 1000.0,
+    requests: Annotated[int, typer.Option(help="Measured requests of each probe.")] = 300,
+    precision: Annotated[float, typer.Option(help="Share by which the result is known.")] = 0.1,
+    peak_rate: Annotated[
+        float | None, typer.Option(help="Say how many replicas hold this rate.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Find the highest rate at which every objective holds.
+
+    Objectives stand in RUN.yaml, or: --set loadtest.slo.ttft_p90_s=0.5
+    """
+    from loadtest.search import search as search_rate
+    from tuneline.pipeline import require_verdict
+
+    quick = _quick(None, None, None, None, max_tokens)
+    with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
+        found = search_rate(
+            target.config,
+            target.endpoint,
+            required(out, "--out"),
+            prompts=target.prompts,
+            inputs=target.inputs,
+            start_rps=start_rate,
+            max_rps=max_rate,
+            num_requests=requests,
+            precision=precision,
+            peak_rps=peak_rate,
+        )
+    emit_artifact(found, as_json)
+    require_verdict(found)
+
+
+@loadtest_app.command()
+def sweep(
+    run_file: OptionalRun = None,
+    rates: Annotated[
+        str | None, typer.Option(metavar="R,R,...", help="Rates to measure, requests/s.")
+    ] = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    requests: Annotated[int, typer.Option(help="Measured requests of each rate.")] = 300,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Measure several rates and draw latency and throughput against them."""
+    from loadtest.search import sweep as sweep_rates
+
+    text = required(rates, "--rates")
+    try:
+        rates_rps = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--rates {text}: expected numbers", hint="Try: --rates 1,2,4,8"
+        ) from None
+    quick = _quick(None, None, None, None, max_tokens)
+    with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
+        measured = sweep_rates(
+            target.config,
+            target.endpoint,
+            required(out, "--out"),
+            prompts=target.prompts,
+            inputs=target.inputs,
+            rates_rps=rates_rps,
+            num_requests=requests,
+        )
+    emit_artifact(measured, as_json)
+
+
+@loadtest_app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The baseline: a load report or a URL.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What is held against it.")],
+    run_file: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN.yaml", help="Take its load test.")
+    ] = None,
+    model: ModelName = None,
+    model_b: Annotated[
+        str | None, typer.Option("--model-b", help="The name on B, where it differs.")
+    ] = None,
+    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    requests: Requests = None,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    rounds: Annotated[int | None, typer.Option(help="Runs of each, in turns (3).")] = None,
+    margin: Annotated[
+        float, typer.Option(help="Share by which B may be slower and count as equal.")
+    ] = 0.05,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether B is slower than A.
+
+    Two URLs are measured in turns on one schedule; two reports of equal plans are compared request
+    by request.
+    """
+    from loadtest.compare import compare as compare_endpoints
+    from loadtest.compare import compare_reports
+    from tuneline.pipeline import require_verdict
+
+    found: Artifact
+    quick = _quick(rate, concurrency, requests, None, max_tokens)
+    if not _is_url(a) and not _is_url(b):
+        options: dict[str, Any] = {
+            "--run": run_file,
+            "--model": model,
+            "--model-b": model_b,
+            "--prompts": prompts,
+        }
+        options |= {"--rounds": rounds, "--set": overrides, **_flags(quick)}
+        refuse("between two reports", options)
+        found = compare_reports(Path(a), Path(b), required(out, "--out"), margin=margin)
+    elif _is_url(a) and _is_url(b):
+        with _target(
+            run_file, overrides, runs_dir, a, model, api_key_env, prompts, quick
+        ) as target:
+            found = compare_endpoints(
+                target.config,
+                target.endpoint,
+                endpoint_of(b, model_b or model, api_key_env),
+                required(out, "--out"),
+                prompts=target.prompts,
+                num_rounds=3 if rounds is None else rounds,
+                margin=margin,
+            )
+    else:
+        raise ConfigError(f"{a} and {b}: expected two URLs or two directories of load reports")
+    emit_artifact(found, as_json)
+    require_verdict(found)
+
+
+@loadtest_app.command()
+def calibrate(
+    run_file: OptionalRun = None,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the client itself adds, against a bundled server of known delays."""
+    from loadtest.calibrate import calibrate as calibrate_load
+    from loadtest.report import calibration_lines
+
+    config = _config(run_file, overrides, runs_dir, _quick(rate, concurrency, None, None, None))
+    found = {scenario.name: calibrate_load(config, scenario) for scenario in config.scenarios}
+    document = {name: dataclasses.asdict(one) for name, one in found.items()}
+    lines = [line for name, one in document.items() for line in (name, *calibration_lines(one))]
+    emit(document, lines, as_json)
+    problems = [f"  {name}: {problem}" for name, one in found.items() for problem in one.problems]
+    if problems:
+        raise InvalidError("the client is not fit for this load\n" + "\n".join(problems))
+
+
+@loadtest_app.command()
+def merge(
+    shards: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="The shards of one load test.")
+    ],
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join the shards of several load pods into the report that one would have written."""
+    from loadtest.shards import merge_shards
+    from tuneline.pipeline import require_verdict
+
+    report = merge_shards(shards, required(out, "--out"))
+    emit_artifact(report, as_json)
+    require_verdict(report)
+
+
+@loadtest_app.command("cross-check")
+def cross_check(
+    run_file: OptionalRun = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    rate: Rate = None,
+    requests: Requests = None,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Send one open-loop schedule with the openai client too, and compare what both saw."""
+    from loadtest.openai_check import openai_check
+
+    quick = _quick(rate, None, requests, None, max_tokens)
+    with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
+        scenario = next((s for s in target.config.scenarios if s.loop == "open"), None)
+        if scenario is None:
+            raise ConfigError("the cross-check needs an open-loop scenario", hint="Try: --rate 2")
+        found = openai_check(target.config, scenario, target.endpoint, prompts=target.prompts)
+    document = {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(found)
+        if field.name != "result"
+    }
+    lines = [
+        f"{found.num_succeeded} of {found.num_requests} requests succeeded through the openai "
+        f"client, {found.num_equal_tokens} with the token count that the load client read",
+        f"TTFT p50: {found.ttft_p50_s * 1e3:.2f} ms by the openai client, "
+        f"{found.our_ttft_p50_s * 1e3:.2f} ms by the load client",
+    ]
+    emit(document, lines, as_json)
+
+
+@loadtest_app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report.")],
+    form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.table,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A file, in place of stdout.")
+    ] = None,
+) -> None:
+    """Print a load report as a table, JSON, CSV, `vllm bench serve` JSON or Prometheus text."""
+    import json
+
+    from loadtest.formats import csv_text, prometheus_text, vllm_documents
+    from loadtest.report import lines
+    from tuneline.core.artifact import open_artifact
+
+    artifact = open_artifact(directory, kind="load-report")
+    if form is Form.csv:
+        text = csv_text(artifact)
+    elif form is Form.prometheus:
+        text = prometheus_text(artifact)
+    elif form is Form.vllm:
+        text = json.dumps(vllm_documents(artifact), indent=2) + "\n"
+    else:
+        text = (artifact.path / "report.json").read_text(encoding="utf-8")
+        if form is Form.table:
+            text = "".join(f"{line}\n" for line in lines(json.loads(text)))
+    if out is None:
+        print(text, end="")
+        return
+    # Renamed into place: a collector of text files never reads half of one.
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(out)
+    emit({"path": str(out)}, [f"written: {out}"], False)
+
+
+@contextmanager
+def _target(
+    run_file: Path | None,
+    overrides: list[str] | None,
+    runs_dir: Path,
+    url: str | None,
+    model: str | None,
+    api_key_env: str,
+    prompts: Path | None,
+    quick: dict[str, Any],
+) -> Iterator[LoadTarget]:
+    """A run's own endpoint, served for as long as the block lasts, or the one at `url`."""
+    from loadtest.run import read_prompts
+    from tuneline.pipeline import LoadTarget, load_target
+
+    if url is None and run_file is not None:
+        refuse("beside RUN.yaml; use --set loadtest...", _flags(quick))
+        refuse("without --url", {"--model": model, "--prompts": prompts})
+        with load_target(open_run(run_file, overrides, runs_dir)) as target:
+            yield target
+        return
+    endpoint = endpoint_of(required(url, "RUN.yaml or --url"), model, api_key_env)
+    config = _config(run_file, overrides, runs_dir, quick)
+    yield LoadTarget(config, endpoint, read_prompts(prompts), [])
+
+
+def _config(
+    run_file: Path | None, overrides: list[str] | None, runs_dir: Path, quick: dict[str, Any]
+) -> Any:
+    """The section `loadtest` of a run, or one scenario from options."""
+    from loadtest.config import quick_config
+    from tuneline.pipeline import loadtest_config
+
+    if run_file is None:
+        return quick_config(**quick, overrides=overrides or ())
+    refuse("beside RUN.yaml; use --set loadtest...", _flags(quick))
+    return loadtest_config(open_run(run_file, overrides, runs_dir))
+
+
+def _quick(
+    rate: float | None,
+    concurrency: int | None,
+    requests: int | None,
+    duration: float | None,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    return {
+        "rate_rps": rate,
+        "concurrency": concurrency,
+        "num_requests": requests,
+        "duration_s": duration,
+        "max_tokens": max_tokens,
+    }
+
+
+def _flags(quick: dict[str, Any]) -> dict[str, Any]:
+    names = {"rate_rps": "--rate", "num_requests": "--requests", "duration_s": "--duration"}
+    return {names.get(key, f"--{key.replace('_', '-')}"): value for key, value in quick.items()}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, total = text.partition("/")
+    if not (slash and number.isdecimal() and total.isdecimal()):
+        raise ConfigError(f"--shard {text}: expected K/N, such as 0/4")
+    return int(number), int(total)
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
