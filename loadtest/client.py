@@ -3,8 +3,9 @@
 Built for small bias. Requests are bytes before the start; connections are open before the start;
 arrivals are timed by a kernel timer on the monotonic clock; a read is stamped by the kernel where
 the socket allows it (`SO_TIMESTAMPNS`), so that a busy event loop does not make the server look
-slow; the only parsing is the search for the response's end. Garbage collection is off meanwhile.
-Everything else waits until the window is over (`sse.py`).
+slow; the only parsing is the search for the response's end. Garbage collection is off from then on:
+the process ends when it has written what it found. Everything else waits until the window is over
+(`sse.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import select
 import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Coroutine, MutableSequence
+from collections.abc import Callable, Coroutine, MutableSequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +39,8 @@ TICK_NS = 10_000_000
 """How often the loop's own lag is measured, and timeouts looked for."""
 CLOCK_INTERVAL_NS = 1_000_000_000
 """How often the two clocks are compared."""
-NAP_NS = 500_000
+NAP_NS = 1_000_000
 """How long reads may gather before the loop looks again, where the kernel keeps their time."""
-SILENCE_NS = 250_000_000
-"""A stream that is silent for longer is asked whether its socket has failed."""
 STALE_AFTER_NS = 1_000_000_000
 """A connection idle for longer may have been closed by the server while we send."""
 PAUSE_AFTER_FAILURE_S = 0.1
@@ -102,8 +102,10 @@ class Client:
         self.next_index = plan.worker
         self.stop_ns: int | None = None
         self.stopping = False
-        self.napping = False
-        self.next_look_ns = 0
+        # One of our own: the loop's costs more per read than the read.
+        self.epoll = select.epoll()
+        self.readers: dict[int, Callable[[], None]] = {}
+        self.loop.add_reader(self.epoll.fileno(), self.read_all)
         self.check = SelfCheck([], 0.0, 0, 0, self.kernel_clock)
         self.arrivals_ns: list[int] = []
         self.cursor = 0
@@ -156,8 +158,8 @@ class Client:
                 task.cancel()
             for connection in list(self.connections):
                 connection.close()
-            gc.enable()
-            gc.unfreeze()
+            self.loop.remove_reader(self.epoll.fileno())
+            self.epoll.close()
         return self.requests
 
     def stop(self) -> None:
@@ -269,19 +271,28 @@ class Client:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def reads_came(self) -> None:
-        """Let a few more arrive before the next look: fewer wake-ups, and the kernel keeps time."""
-        if not self.napping:
-            self.napping = True
-            self.loop.call_soon(self.nap)
+    def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None:
+        self.readers[sock.fileno()] = reader
+        self.epoll.register(sock, select.EPOLLIN)
 
-    def nap(self) -> None:
-        self.napping = False
-        if self.cursor < len(self.arrivals_ns):
-            left_ns = self.arrivals_ns[self.cursor] - monotonic_ns()
-            if left_ns < NAP_NS:
-                return  # a request is due before
-        time.sleep(NAP_NS / 1e9)
+    def unwatch(self, sock: socket.socket) -> None:
+        self.epoll.unregister(sock)
+        del self.readers[sock.fileno()]
+
+    def read_all(self) -> None:
+        """Read what has come, then let a little more arrive before the next look: fewer wake-ups,
+        and the kernel keeps the time."""
+        readers = self.readers
+        for fd, _ in self.epoll.poll(0):
+            reader = readers.get(fd)  # one read may have closed the next one's connection
+            if reader is not None:
+                reader()
+        if self.kernel_clock:
+            if self.cursor < len(self.arrivals_ns):
+                left_ns = self.arrivals_ns[self.cursor] - monotonic_ns()
+                if left_ns < NAP_NS:
+                    return  # a request is due before
+            time.sleep(NAP_NS / 1e9)
 
     # --- ends ---
 
@@ -404,13 +415,6 @@ class Client:
                 break
             reason = "stalled" if request.reads else "timeout"
             self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
-        if now_ns >= self.next_look_ns:
-            self.next_look_ns = now_ns + SILENCE_NS
-            for request in list(self.running.values()):
-                if request.connection is not None and request.end_ns is None:
-                    last_ns = request.reads[-1][0] if request.reads else request.intended_ns
-                    if now_ns - last_ns > SILENCE_NS:
-                        request.connection.look_for_error()
         if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
             self.clock_offsets.append((now_ns, realtime_offset_ns()))
         self.ticker.at(self.next_tick_ns)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from loadtest.http1 import Framer, ProtocolError
 
-READ_BYTES = 65536
+READ_BYTES = 16384
 SO_TIMESTAMPNS = 35
 ANCILLARY_BYTES = socket.CMSG_SPACE(16)
 TIMESPEC = struct.Struct("@qq")
@@ -54,7 +53,9 @@ class Owner(Protocol):
     loop: asyncio.AbstractEventLoop
     kernel_clock: bool
 
-    def reads_came(self) -> None: ...
+    def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None: ...
+
+    def unwatch(self, sock: socket.socket) -> None: ...
 
     def finish(self, connection: Connection, request: Request, now_ns: int) -> None: ...
 
@@ -95,9 +96,6 @@ class Connection:
         except ProtocolError as error:
             self.client.fail(request, "protocol_error", str(error))
 
-    def look_for_error(self) -> None:
-        """End the request if its connection has failed unheard."""
-
     def ended(self, reason: str, message: str) -> None:
         """The peer is gone."""
         request = self.request
@@ -117,7 +115,7 @@ class PlainConnection(Connection):
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         except OSError:
             client.kernel_clock = False
-        client.loop.add_reader(sock, self.readable)
+        client.watch(sock, self.readable)
 
     def readable(self) -> None:
         try:
@@ -131,16 +129,7 @@ class PlainConnection(Connection):
         if not data:
             self.ended("closed", "the server closed the connection")
             return
-        if ancillary:
-            self.client.reads_came()
         self.deliver(data, ancillary[0][2] if ancillary else None, now_ns)
-
-    def look_for_error(self) -> None:
-        # On a reset, the loop calls the reader once and then never again; if data lay before the
-        # reset, that one call was for the data.
-        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if self.is_open else 0
-        if error:
-            self.ended("connection_reset", os.strerror(error))
 
     def send(self, data: bytes) -> None:
         # Before the call: the kernel may let the server run before it lets us look at the clock.
@@ -176,7 +165,7 @@ class PlainConnection(Connection):
     def close(self) -> None:
         if self.is_open:
             self.is_open = False
-            self.client.loop.remove_reader(self.sock)
+            self.client.unwatch(self.sock)
             self.client.loop.remove_writer(self.sock)
             self.sock.close()
 
@@ -227,11 +216,13 @@ def realtime_offset_ns() -> int:
     return best[1]
 
 
-def receive_times(reads: Sequence[Read], clock_offsets: Sequence[tuple[int, int]]) -> list[int]:
+def receive_times(
+    reads: Sequence[Read], clock_offsets: Sequence[tuple[int, int]]
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Monotonic nanoseconds at which each read's bytes had arrived.
 
     Args:
-        reads: In their order.
+        reads: Of any number of connections.
         clock_offsets: Pairs of a monotonic time and what CLOCK_REALTIME was ahead by then, in
             ascending order; between two of them it is interpolated.
     """
@@ -239,12 +230,10 @@ def receive_times(reads: Sequence[Read], clock_offsets: Sequence[tuple[int, int]
     at_ns, ahead_ns = zip(*clock_offsets, strict=True)
     base = ahead_ns[0]
     ahead = np.interp(seen - at_ns[0], np.array(at_ns) - at_ns[0], np.array(ahead_ns) - base)
-    times = []
-    for (now_ns, stamp, _), more_ns in zip(reads, ahead, strict=True):
-        if stamp is None:
-            times.append(now_ns)
-            continue
-        seconds, nanoseconds = TIMESPEC.unpack(stamp)
-        arrived_ns = seconds * 1_000_000_000 + nanoseconds - base - round(more_ns)
-        times.append(min(arrived_ns, now_ns))
+    unstamped = bytes(TIMESPEC.size)
+    stamps = b"".join(stamp or unstamped for _, stamp, _ in reads)
+    timespecs = np.frombuffer(stamps, np.int64).reshape(-1, 2)
+    arrived = timespecs[:, 0] * 1_000_000_000 + timespecs[:, 1] - base - np.rint(ahead).astype("i8")
+    arrived[timespecs[:, 0] == 0] = np.iinfo(np.int64).max
+    times: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(arrived, seen)
     return times

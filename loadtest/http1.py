@@ -36,6 +36,11 @@ class Framer:
         return self._state == _DONE
 
     @property
+    def between_chunks(self) -> bool:
+        """Inside a chunked body, with the next chunk's size to come."""
+        return self._state == _SIZE and not self._buffer
+
+    @property
     def begun(self) -> bool:
         return self._state != _HEAD or bool(self._buffer)
 

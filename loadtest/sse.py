@@ -11,10 +11,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from loadtest.http1 import Framer, ProtocolError
 
 DONE = b"[DONE]"
-decode_json = json.JSONDecoder().decode
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int | None = None
+    prompt_tokens: int | None = None
+    prompt_tokens_details: Any = None
+
+
+class _Event(msgspec.Struct):
+    """What is read of an event; a decoder that knows it passes over the rest."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    object: Any = None
+
+
+decode_event = msgspec.json.Decoder(_Event).decode
 
 
 class SseDecoder:
@@ -23,6 +55,10 @@ class SseDecoder:
     def __init__(self) -> None:
         self._pending = b""
         self._data: list[bytes] = []
+
+    @property
+    def between_events(self) -> bool:
+        return not self._pending and not self._data
 
     def feed(self, data: bytes) -> list[bytes]:
         """Data of each event that these bytes complete; comments and empty events give none."""
@@ -112,7 +148,13 @@ def parse_response(
     kept = texts if keep_text else None
     token_times = answer.token_times
     try:
+        at_boundary = False  # between two chunks and between two events
         for time, read in zip(times, reads, strict=True):
+            if at_boundary and (payload := _event_of_chunk(read)) is not None:
+                num_events += 1
+                if answer.error is None:
+                    _take_event(answer, time, payload, kept)
+                continue
             pieces: list[bytes] = []
             framer.feed(read, pieces)
             if framer.status != 200:
@@ -128,6 +170,7 @@ def parse_response(
                         _take_event(answer, time, payload, kept)
             if len(token_times) - num_before > 1:
                 answer.num_merged_events += len(token_times) - num_before - 1
+            at_boundary = num_events > 0 and framer.between_chunks and decoder.between_events
     except ProtocolError as error:
         answer.error, answer.message = "protocol_error", str(error)
     answer.http_status = framer.status
@@ -157,62 +200,67 @@ def parse_response(
     return answer
 
 
+def _event_of_chunk(read: bytes) -> bytes | None:
+    """The payload, where a read is what most are: one chunk that is one event of one line."""
+    head, line_break, data = read.partition(b"\r\n")
+    if not (line_break and data.startswith(b"data: ") and data.endswith(b"\n\n\r\n")):
+        return None
+    payload = data[6:-4]
+    if b"\n" in payload or b"\r" in payload:
+        return None
+    return payload if head.lower() == b"%x" % (len(data) - 2) else None
+
+
 def _take_event(answer: Answer, time: int, payload: bytes, texts: list[str] | None) -> None:
     if payload == DONE:
         answer.done = True
         return
     try:
-        event = decode_json(payload.decode())
-    except ValueError:  # also UnicodeDecodeError
-        answer.error, answer.message = "invalid_sse", f"not JSON: {payload[:120]!r}"
+        event = decode_event(payload)
+    except msgspec.DecodeError as error:  # a ValidationError is one
+        answer.error, answer.message = "invalid_sse", f"{error}: {payload[:120]!r}"
         return
-    if not isinstance(event, dict):
-        answer.error, answer.message = "invalid_sse", f"not an object: {payload[:120]!r}"
-        return
-    choices = event.get("choices")
-    if event.get("error") or event.get("object") == "error":
+    if event.error or event.object == "error":
         answer.error, answer.message = "error_event", error_message(payload)
         return
-    usage = event.get("usage")
-    if usage is not None and isinstance(usage, dict):
+    usage = event.usage
+    if usage is not None:
         _take_usage(answer, usage)
-    if not isinstance(choices, list) or not choices:
+    if not event.choices:
         return
-    choice = choices[0]
-    if not isinstance(choice, dict):
-        answer.error, answer.message = "invalid_sse", f"not a choice: {payload[:120]!r}"
-        return
+    choice = event.choices[0]
     text = _text(choice)
     if text:
         answer.token_times.append(time)
-        if isinstance(usage, dict) and answer.completion_tokens is not None:
-            answer.token_counts.append(answer.completion_tokens)
+        if usage is not None and usage.completion_tokens is not None:
+            answer.token_counts.append(usage.completion_tokens)
         if texts is not None:
             texts.append(text)
-    if choice.get("finish_reason") is not None:
+    if choice.finish_reason is not None:
         answer.finish_time = time
-        answer.finish_reason = str(choice["finish_reason"])
+        answer.finish_reason = str(choice.finish_reason)
 
 
-def _text(choice: dict[str, Any]) -> str:
+def _text(choice: _Choice) -> str:
     """What an event adds to the answer; empty for a role or an empty delta."""
-    delta = choice.get("delta")
-    if not isinstance(delta, dict):
-        return str(choice.get("text") or "")
-    text = delta.get("content")
+    delta = choice.delta
+    if delta is None:
+        return str(choice.text or "")
+    text = delta.content
     if isinstance(text, str) and text:
         return text
-    text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
-    if not text and delta.get("tool_calls"):
-        text = json.dumps(delta["tool_calls"])
+    text = text or delta.reasoning_content or delta.reasoning
+    if not text and delta.tool_calls:
+        text = json.dumps(delta.tool_calls)
     return str(text or "")
 
 
-def _take_usage(answer: Answer, usage: dict[str, Any]) -> None:
-    for name in ("completion_tokens", "prompt_tokens"):
-        if isinstance(usage.get(name), int):
-            setattr(answer, name, usage[name])
-    details = usage.get("prompt_tokens_details")
+def _take_usage(answer: Answer, usage: _Usage) -> None:
+    if usage.completion_tokens is not None:
+        answer.completion_tokens = usage.completion_tokens
+    if usage.prompt_tokens is not None:
+        answer.prompt_tokens = usage.prompt_tokens
+    details = usage.prompt_tokens_details
     if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
         answer.cached_tokens = details["cached_tokens"]
 

@@ -19,7 +19,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import MutableSequence, Sequence
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -55,10 +55,13 @@ def main() -> None:
         )
     requests, client, start_ns = uvloop.run(_run(plan, order["key"], counters))
     parse_started_s = time.process_time()
-    lags = Lags([], 0, 0)
-    records, examples, text_sample = to_records(
-        plan, requests, start_ns, client.clock_offsets, lags
+    reads = [read for request in requests for read in request.reads]
+    times = receive_times(reads, client.clock_offsets)
+    lags = Lags(
+        (np.array([read[0] for read in reads], np.int64) - times) / 1e9,
+        sum(stamp is not None for _, stamp, _ in reads),
     )
+    records, examples, text_sample = to_records(plan, requests, times.tolist(), start_ns)
     records.save(out / f"records-{plan.worker}.npz")
     report = {
         "self_check": self_check_document(client.check, lags),
@@ -88,8 +91,7 @@ async def _run(
 class Lags:
     """How long what had arrived lay in the kernel before it was read."""
 
-    seconds: list[float]
-    num_reads: int
+    seconds: np.ndarray[Any, np.dtype[np.float64]]
     num_reads_kernel_clock: int
 
 
@@ -103,9 +105,9 @@ def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "num_connects_in_window": check.num_connects_in_window,
         "num_resent": check.num_resent,
-        "num_reads": lags.num_reads,
+        "num_reads": len(lags.seconds),
         "num_reads_kernel_clock": lags.num_reads_kernel_clock,
-        "read_lags_s": _thinned(np.array(lags.seconds)),
+        "read_lags_s": _thinned(lags.seconds),
     }
 
 
@@ -124,33 +126,32 @@ class _Row:
 
 
 def to_records(
-    plan: Plan,
-    requests: list[Request],
-    start_ns: int,
-    clock_offsets: Sequence[tuple[int, int]],
-    lags: Lags,
+    plan: Plan, requests: list[Request], read_times: list[int], start_ns: int
 ) -> tuple[Records, dict[str, list[str]], list[str]]:
-    """Parse what was read, and note in `lags` how late it was read.
+    """Parse what was read.
 
-    Also returns up to three messages per class of failure, and the first texts.
+    Args:
+        plan: What was to be sent.
+        requests: With their reads.
+        read_times: When each read's bytes had arrived, over all requests; monotonic nanoseconds.
+        start_ns: The start of the schedule.
+
+    Returns:
+        The records, up to three messages per class of failure, and the first texts.
     """
     rows = []
     examples: dict[str, list[str]] = {}
     texts: list[str] = []
+    end = 0
     for request in requests:
-        times = receive_times(request.reads, clock_offsets)
-        lags.num_reads += len(times)
-        lags.num_reads_kernel_clock += sum(stamp is not None for _, stamp, _ in request.reads)
-        lags.seconds += [
-            (read[0] - time) / 1e9 for read, time in zip(request.reads, times, strict=True)
-        ]
+        begin, end = end, end + len(request.reads)
+        times = read_times[begin:end]
         answer = parse_response(
             times,
             [data for _, _, data in request.reads],
             closed=request.closed,
             keep_text=len(texts) < 3,
         )
-        request.reads = []
         # What the connection reported counts before what the bytes look like, unless the server
         # had already said more exactly what went wrong.
         if request.error is not None and not _says_more(answer):

@@ -267,3 +267,10 @@ def test_rows_that_were_never_sent_are_unfinished(known: Any) -> None:
     assert records.index.tolist() == [0, 1, 2, 3, 4, 5]
     assert not np.isin(FAILED, records.state)
     assert np.isnan(records.sent_s[3:]).all()
+
+
+def test_a_reset_that_came_with_the_last_bytes_is_noticed_at_once(known: Any) -> None:
+    # The event loop reports a reset once; a read that still finds bytes then hears no more of it.
+    result = measure(known.endpoint, {"rate_rps": 100.0, "num_requests": 100}, ["reset"])
+    assert result.stats.errors == {"connection_reset": 100}
+    assert float(np.max(result.records.end_s - result.records.intended_s)) < 5.0  # of 10 s
