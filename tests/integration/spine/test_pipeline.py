@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tuneline.core.artifact import new_artifact
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 NUM_ROWS = 160
@@ -144,6 +147,62 @@ def test_a_tampered_artifact_is_found(run: Path) -> None:
     finally:
         path.write_bytes(original)
     assert tuneline(run, "verify").returncode == 0
+
+
+def test_a_tampered_model_is_neither_served_nor_deployed(run: Path, tmp_path: Path) -> None:
+    model = Path(stages(tuneline(run, "export"))["model"]["path"])
+    weights = model / "model.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    try:
+        for verb in (["serve"], ["deploy", "render", "--out", str(tmp_path / "manifests")]):
+            done = subprocess.run(
+                [
+                    sys.executable, "-m", "tuneline", *verb, str(run),
+                    "--runs-dir", str(run.parent / "runs"),
+                ],
+                capture_output=True, text=True, check=False, timeout=200,
+            )  # fmt: skip
+            assert done.returncode == 3, done.stderr
+            assert "model.safetensors: sha256" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        weights.write_bytes(original)
+
+
+def test_a_tampered_manifest_is_reported(run: Path) -> None:
+    manifest = Path(stages(tuneline(run, "export"))["model"]["path"]) / "manifest.json"
+    original = manifest.read_text()
+    document = json.loads(original)
+    document["files"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(document))
+    try:
+        done = tuneline(run, "verify")
+        assert done.returncode == 3
+        assert "differs from its manifest" in done.stderr
+    finally:
+        manifest.write_text(original)
+    assert tuneline(run, "verify").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [("PASS", "current"), ("FAIL", "current"), ("INCONCLUSIVE", "stale"), ("INVALID", "stale")],
+)
+def test_a_measurement_that_says_nothing_is_made_again(run: Path, verdict: str, state: str) -> None:
+    def planned() -> dict[str, str]:
+        entries = json.loads(tuneline(run, "plan").stdout)
+        (load,) = [entry for entry in entries if entry["stage"] == "load"]
+        found: dict[str, str] = load
+        return found
+
+    path = Path(planned()["path"])
+    with new_artifact(path, "load-report", config={}, inputs=[]) as draft:
+        (draft.dir / "report.json").write_text(json.dumps({"verdict": verdict}))
+    try:
+        assert planned()["state"] == state
+    finally:
+        shutil.rmtree(path)
 
 
 def test_check_reads_everything_and_trains_nothing(run: Path) -> None:
