@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from serving.client import openai_client
@@ -29,6 +30,7 @@ def chat(
     endpoint: Endpoint,
     system: str | None = None,
     *,
+    options: Mapping[str, Any] = MappingProxyType({}),
     read: Callable[[str], str] = input,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> int:
@@ -36,6 +38,9 @@ def chat(
 
     `/new` forgets what was said; end of input or `/exit` ends it. An answer that fails is said and
     its question forgotten, so that the next one can be asked.
+
+    Args:
+        options: As of `ask`.
 
     Returns:
         How many questions were answered.
@@ -62,7 +67,7 @@ def chat(
         messages.append({"role": "user", "content": question})
         answer = ""
         try:
-            for piece in _stream(endpoint, messages, {}):
+            for piece in _stream(endpoint, messages, options):
                 answer += piece
                 write(piece)
                 sys.stdout.flush()
@@ -80,7 +85,7 @@ def chat(
 
 
 def _stream(
-    endpoint: Endpoint, messages: Sequence[dict[str, str]], options: dict[str, Any]
+    endpoint: Endpoint, messages: Sequence[dict[str, str]], options: Mapping[str, Any]
 ) -> Iterator[str]:
     with openai_client(endpoint, TIMEOUT_S) as client:
         # The client's types name each role apart; a message here is any role and its content.

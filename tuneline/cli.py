@@ -300,6 +300,9 @@ def chat(
     api_key_env: KeyEnv = DEFAULT_KEY_ENV,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Ask once and exit.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy; by default the server's own.")
+    ] = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
@@ -309,7 +312,7 @@ def chat(
         raise ConfigError("--json needs --message", hint='Try: --message "Hello" --json')
     if url is not None:
         refuse("with --url", {"RUN.yaml": target, "--set": overrides})
-        _chat(endpoint_of(url, model, api_key_env), system, message, as_json)
+        _chat(endpoint_of(url, model, api_key_env), system, message, temperature, as_json)
         return
     from serving.server import running
 
@@ -317,7 +320,7 @@ def chat(
     config, source, adapter, name = to_serve(where, overrides, runs_dir, None, None)
     log_path = runs_dir / name / "chat.log"
     with running(config, source, name=name, adapter=adapter, log_path=log_path) as server:
-        _chat(server.endpoint, system, message, as_json)
+        _chat(server.endpoint, system, message, temperature, as_json)
 
 
 @deploy_app.command("render")
@@ -490,15 +493,22 @@ def to_serve(
     return config, model, adapter, run.config.name
 
 
-def _chat(endpoint: Endpoint, system: str | None, message: str | None, as_json: bool) -> None:
+def _chat(
+    endpoint: Endpoint,
+    system: str | None,
+    message: str | None,
+    temperature: float | None,
+    as_json: bool,
+) -> None:
     from serving.chat import ask
     from serving.chat import chat as chat_loop
 
+    options = {} if temperature is None else {"temperature": temperature}
     if message is None:
         # Here Ctrl-C ends an answer, not the program.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        chat_loop(endpoint, system)
+        chat_loop(endpoint, system, options=options)
         return
     messages = [{"role": "system", "content": system}] if system else []
-    answer = ask(endpoint, [*messages, {"role": "user", "content": message}])
+    answer = ask(endpoint, [*messages, {"role": "user", "content": message}], **options)
     emit({"model": endpoint.model, "answer": answer}, [answer], as_json)

@@ -161,7 +161,8 @@ def test_serve_and_call_with_the_openai_client(
         asked = subprocess.run(
             [
                 sys.executable, "-m", "tuneline", "chat", "--url", ready["url"], "--model", model,
-                "--message", f"{row['instruction']}\n\n{row['input']}", "--json",
+                "--message", f"{row['instruction']}\n\n{row['input']}", "--temperature", "0",
+                "--json",
             ],
             capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
