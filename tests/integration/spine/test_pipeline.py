@@ -214,7 +214,7 @@ def test_check_reads_everything_and_trains_nothing(run: Path) -> None:
     assert "max_length" in bad.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_while_training_it_continues(tmp_path: Path, number: signal.Signals) -> None:
     run = write_run(tmp_path)
     process = subprocess.Popen(
