@@ -16,7 +16,6 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.model_source import ModelSource, resolve_model
 from tuneline.core.reference import read_reference
 
-
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
 
 
