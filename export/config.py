@@ -1,4 +1,4 @@
-"""The `merge` and `parity` sections of a run."""
+"""The `merge` and `parity` sections of a run, and the options of `tuneline export`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from tuneline.core.config import StrictModel
 from tuneline.core.parity import Tolerances
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+SchemeName = Literal["fp8", "int8", "w4a16"]
+GroupSize = Literal[32, 64, 128]
 
 
 class MergeConfig(StrictModel):
@@ -15,6 +17,19 @@ class MergeConfig(StrictModel):
 
     dtype: Dtype = "auto"
     """Number format of the merged weights; `auto` keeps each tensor in its base's format."""
+    quantize: SchemeName | None = None
+    """Quantize the linear layers as they are merged: `fp8` and `int8` (weights and activations) or
+    `w4a16` (weights in four bits)."""
+    group_size: GroupSize = 128
+    """Under `w4a16`, how many values of a row share a scale."""
+
+
+class QuantizeConfig(StrictModel):
+    """How a model is quantized."""
+
+    scheme: SchemeName
+    group_size: GroupSize = 128
+    """Under `w4a16`, how many values of a row share a scale."""
 
 
 class ParityConfig(StrictModel):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.tensor_file import TensorEntry, TensorFile, read_tensor_file
+from export.stream import OutputFile
+from export.tensor_file import Stored, TensorEntry, TensorFile, read_tensor_file
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.progress import logger
 
@@ -18,6 +20,11 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+"""What the families call their input embedding."""
+HEAD = "lm_head"
+"""The output layer."""
 
 TOKENIZER_FILES = (
     "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
@@ -42,6 +49,27 @@ class BaseModel:
     index: dict[str, Any] | None
     """The index JSON of a model in several files."""
     tensors: dict[str, TensorEntry]
+    files: dict[str, TensorFile]
+    """The file that each tensor lies in."""
+
+    @property
+    def embedding(self) -> str | None:
+        """Name of the input embedding's tensor; None where that is not plain."""
+        names = [
+            name
+            for name in self.tensors
+            if name.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS
+        ]
+        return names[0] if len(names) == 1 else None
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output layer is the embedding: it is not stored of its own."""
+        return f"{HEAD}.weight" not in self.tensors
+
+    def stored(self, name: str) -> Stored:
+        """Where a tensor lies."""
+        return Stored(self.files[name], self.tensors[name])
 
 
 def read_base(path: Path) -> BaseModel:
@@ -88,7 +116,8 @@ def read_base(path: Path) -> BaseModel:
     missing = sorted(index["weight_map"].keys() - tensors.keys()) if index else []
     if missing:
         raise ArtifactError(f"{path / INDEX}: no file holds {', '.join(missing[:5])}")
-    return BaseModel(path, config, shards, index, tensors)
+    files = {entry.name: shard for shard in shards for entry in shard.entries}
+    return BaseModel(path, config, shards, index, tensors, files)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,6 +139,58 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_config(
+    base: BaseModel, files: Sequence[OutputFile], out: Path, changed: dict[str, Any]
+) -> None:
+    """config.json and the index of a model in several files; the base's own, byte for byte, where
+    nothing in them changes."""
+    if changed:
+        values = {name: value for name, value in base.config.items() if name not in changed}
+        if "dtype" in changed:
+            values.pop("torch_dtype", None)
+        write_json(out / CONFIG, {**values, **changed})
+    else:
+        shutil.copyfile(base.path / CONFIG, out / CONFIG)
+    if base.index is None:
+        return
+    entries = {
+        entry.name: (file.name, entry)
+        for file in files
+        for output in file.outputs
+        for entry in output.written
+    }
+    total_size = sum(entry.num_bytes for _, entry in entries.values())
+    weight_map = {name: file for name, (file, _) in entries.items()}
+    metadata = base.index.get("metadata") or {}
+    if weight_map == base.index["weight_map"] and metadata.get("total_size") == total_size:
+        shutil.copyfile(base.path / INDEX, out / INDEX)
+        return
+    metadata = {**metadata, "total_size": total_size}
+    if "total_parameters" in metadata:
+        sources = [output.source for file in files for output in file.outputs]
+        metadata["total_parameters"] = sum(source.entry.num_elements for source in sources)
+    weight_map = {name: weight_map[name] for name in sorted(weight_map)}
+    write_json(out / INDEX, {"metadata": metadata, "weight_map": weight_map})
+
+
+def check_tensors(files: Sequence[OutputFile], out: Path) -> None:
+    """The written files are read again: their tensors must be those that were planned.
+
+    Raises:
+        ArtifactError: A tensor is missing, or one too many, or another.
+    """
+    for file in files:
+        written = {entry.name: entry for entry in read_tensor_file(out / file.name).entries}
+        planned = {entry.name: entry for output in file.outputs for entry in output.written}
+        if written != planned:
+            names = sorted(
+                name
+                for name in written.keys() | planned.keys()
+                if written.get(name) != planned.get(name)
+            )
+            raise ArtifactError(f"{out / file.name}: not the tensors planned: {names[:5]}")
 
 
 def copy_companions(base: Path, adapter: Path, out: Path) -> None:

@@ -73,6 +73,26 @@ class TensorFile:
         return len(self.header) + (self.entries[-1].end if self.entries else 0)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A tensor where it lies; nothing of it is held in memory."""
+
+    file: TensorFile
+    entry: TensorEntry
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    def read(self) -> torch.Tensor:
+        """The whole (small) tensor in float32."""
+        return read_tensor(self.file, self.entry)
+
+
 def read_tensor_file(path: Path) -> TensorFile:
     """Read and check a file's header, and the file's size against it.
 

@@ -8,6 +8,7 @@ machine-learning library, and the rooms are imported by the command that needs t
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -61,7 +62,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 export_app = typer.Typer(
-    cls=_ExportGroup, help="Merge the adapter into the base.", no_args_is_help=True
+    cls=_ExportGroup,
+    help="Merge the adapter into the base; quantize a model.",
+    no_args_is_help=True,
 )
 deploy_app = typer.Typer(help="Write Kubernetes manifests from a run.", no_args_is_help=True)
 
@@ -178,18 +181,40 @@ def evaluate(
 def export_merge(
     run_file: OptionalRun = None,
     base: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Any PEFT adapter folder.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR[=WEIGHT]",
+            help="Any PEFT adapter folder; given several times, their weighted sum.",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto (the default), float32, bfloat16 or float16.")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Quantize in the same pass: fp8, int8 or w4a16.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
     ] = None,
     out: Out = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its base: a run's own, or any with --base and --adapter."""
+    """Merge an adapter into its base: a run's own, or any with --base and --adapter.
+
+    A merge that was killed goes on where it stopped when the same command is given again.
+    """
     if run_file is not None:
-        options = {"--base": base, "--adapter": adapter, "--dtype": dtype, "--out": out}
+        options = {
+            "--base": base,
+            "--adapter": adapter,
+            "--dtype": dtype,
+            "--quantize": quantize,
+            "--group-size": group_size,
+            "--out": out,
+        }
         refuse("beside RUN.yaml", options)
         run_stages(open_run(run_file, overrides, runs_dir), ("model", "parity-merged"), as_json)
         return
@@ -198,10 +223,36 @@ def export_merge(
     from tuneline.core.config import validate_config
     from tuneline.core.model_source import resolve_model
 
-    config = validate_config(MergeConfig, {"dtype": dtype or "auto"}, "--dtype")
+    chosen = {"dtype": dtype, "quantize": quantize, "group_size": group_size}
+    values = {key: value for key, value in chosen.items() if value is not None}
+    config = validate_config(MergeConfig, values, "tuneline export merge")
     source = resolve_model(required(base, "--base"))
-    model = merge(config, source, required(adapter, "--adapter"), required(out, "--out"))
+    adapters = _weighted(required(adapter, "--adapter"))
+    model = merge(config, source, adapters, required(out, "--out"))
     emit_artifact(model, as_json)
+
+
+@export_app.command("quantize")
+def export_quantize(
+    model: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="fp8, int8 or w4a16.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model's linear layers to compressed-tensors, from the weights alone."""
+    from export.config import QuantizeConfig
+    from export.quantize import quantize
+    from tuneline.core.config import validate_config
+    from tuneline.core.model_source import resolve_model
+
+    chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size}
+    values = {key: value for key, value in chosen.items() if value is not None}
+    config = validate_config(QuantizeConfig, values, "tuneline export quantize")
+    source = resolve_model(required(model, "--model"))
+    emit_artifact(quantize(config, source, required(out, "--out")), as_json)
 
 
 @app.command()
@@ -512,3 +563,26 @@ def _chat(
     messages = [{"role": "system", "content": system}] if system else []
     answer = ask(endpoint, [*messages, {"role": "user", "content": message}], **options)
     emit({"model": endpoint.model, "answer": answer}, [answer], as_json)
+
+
+def _weighted(given: list[str]) -> Path | list[tuple[Path | Artifact, float]]:
+    """`DIR` alone is that adapter as it is; `DIR=WEIGHT`, or several, is a weighted sum."""
+    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).is_dir()):
+        return Path(given[0])
+    adapters: list[tuple[Path | Artifact, float]] = []
+    for text in given:
+        folder, equals, weight = text.rpartition("=")
+        if not equals or Path(text).is_dir():
+            adapters.append((Path(text), 1.0))
+            continue
+        try:
+            value = float(weight)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value == 0:
+            raise ConfigError(
+                f"--adapter {text}: {weight!r} is no weight; expected a number other than 0",
+                hint=f"Try: --adapter {folder}=0.5",
+            )
+        adapters.append((Path(folder), value))
+    return adapters

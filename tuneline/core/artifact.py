@@ -28,6 +28,7 @@ from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactErro
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
+JOURNAL = ".journal.jsonl"
 LIBRARY_DISK_FULL = (
     "No space left on device",
     "os error 28",
@@ -96,16 +97,32 @@ class Draft:
 
     dir: Path
     metrics: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    """By relative path, of files that were hashed as they were written; the others are read."""
+
+    @property
+    def journal(self) -> Path:
+        """Where a resumable step notes, a JSON line at a time, what it has finished."""
+        return self.dir / JOURNAL
 
 
 @contextmanager
 def new_artifact(
-    out: Path, kind: str, *, config: dict[str, Any], inputs: Sequence[Input] = ()
+    out: Path,
+    kind: str,
+    *,
+    config: dict[str, Any],
+    inputs: Sequence[Input] = (),
+    resumable: bool = False,
 ) -> Iterator[Draft]:
     """Write an artifact to `out`: `with new_artifact(...) as draft:` and fill `draft.dir`.
 
     When the block ends, the files are hashed and synced, the manifest is written and the directory
     takes its name. When it raises, nothing remains. Open the result with `open_artifact(out)`.
+
+    A resumable step finds in `draft.dir` what it had written when it was last killed or
+    interrupted, if that was with the same kind, configuration and inputs, and in `draft.journal`
+    what it had noted. It has to check what it finds before it builds on it.
 
     Raises:
         ArtifactError: `out` exists already, or another process is writing it.
@@ -116,7 +133,10 @@ def new_artifact(
             f"{out}: exists already; an artifact is written once",
             hint=f"Choose another --out, or remove it first: rm -r {out}",
         )
-    partial = out.parent / f".{out.name}.partial"
+    partial = partial_dir(out)
+    key = canonical_digest(
+        {"kind": kind, "config": config, "inputs": [[i.role, i.digest] for i in inputs]}
+    )
     lock_path = out.parent / f".{out.name}.lock"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -128,16 +148,25 @@ def new_artifact(
                     f"{out}: another process is writing it", hint="Wait for it, or end it."
                 ) from None
             # Whatever lies here was left by a writer that was killed: the lock says it is gone.
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
+            draft = Draft(partial)
+            if not (resumable and _journal_key(draft) == key):
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+            if resumable and not draft.journal.exists():
+                draft.journal.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+            keep = False
             try:
-                draft = Draft(partial)
                 yield draft
+                draft.journal.unlink(missing_ok=True)
                 _finish(draft, kind, config, inputs)
                 partial.rename(out)
                 _sync(out.parent)
+            except (KeyboardInterrupt, SystemExit):
+                keep = resumable
+                raise
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                if not keep:
+                    shutil.rmtree(partial, ignore_errors=True)
                 lock_path.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -148,6 +177,11 @@ def new_artifact(
         if any(words in str(error) for words in LIBRARY_DISK_FULL):
             raise disk_full(out) from error
         raise
+
+
+def partial_dir(out: Path) -> Path:
+    """Where an artifact lies while it is written."""
+    return out.parent / f".{out.name}.partial"
 
 
 def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Artifact:
@@ -256,6 +290,15 @@ def disk_full(path: Path) -> DiskFullError:
     )
 
 
+def _journal_key(draft: Draft) -> str | None:
+    """What the step that left this directory was doing."""
+    try:
+        first, _, _ = draft.journal.read_text(encoding="utf-8").partition("\n")
+        return str(json.loads(first)["key"])
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
 def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[Input]) -> None:
     files = []
     for file in _files(draft.dir):
@@ -264,7 +307,7 @@ def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[In
             FileEntry(
                 path=_relative(file, draft.dir),
                 size_bytes=file.stat().st_size,
-                sha256=file_sha256(file),
+                sha256=draft.sha256.get(_relative(file, draft.dir)) or file_sha256(file),
             )
         )
     files.sort(key=lambda entry: entry.path)

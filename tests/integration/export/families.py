@@ -45,7 +45,20 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "phi": lambda: transformers.PhiConfig(**SMALL),
     "phi3": lambda: transformers.Phi3Config(**SMALL),
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **SMALL, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "qwen3-moe": lambda: transformers.Qwen3MoeConfig(
+        **SMALL,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        mlp_only_layers=[],
+    ),
 }
+
+EXPERTS = ("mixtral", "qwen3-moe")
 
 
 def make_base(
@@ -85,11 +98,20 @@ def make_tokenizer() -> Any:
 
 
 def make_adapter(
-    folder: Path, base: Path, dtype: torch.dtype | None = None, **options: Any
+    folder: Path,
+    base: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    seed: int = 1,
+    num_tokens: int | None = None,
+    **options: Any,
 ) -> Path:
-    """A LoRA adapter with random values (as if trained), saved by PEFT beside its tokenizer."""
-    torch.manual_seed(1)
+    """A LoRA adapter with random values (as if trained), saved by PEFT beside its tokenizer;
+    with `num_tokens` on a base whose vocabulary was resized first."""
+    torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    if num_tokens is not None:
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
     values = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     tuned = peft.get_peft_model(model, peft.LoraConfig(**{**values, **options}))
     with torch.no_grad():
@@ -112,6 +134,32 @@ def peft_merge(base: Path, adapter: Path, dtype: torch.dtype | str = "auto") -> 
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return dict(merged.state_dict())
+
+
+def live_logits(base: Path, adapter: Path, num_tokens: int | None = None) -> Any:
+    """What the model computes with the adapter beside it, nothing merged, in float32."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if num_tokens is not None:
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    return _logits(peft.PeftModel.from_pretrained(model, adapter), num_tokens or VOCABULARY)
+
+
+def merged_logits(folder: Path, num_tokens: int | None = None) -> Any:
+    """What a model folder computes by itself, in float32; every tensor must be there and used."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    assert not info["mismatched_keys"], info
+    return _logits(model, num_tokens or VOCABULARY)
+
+
+def _logits(model: Any, num_tokens: int) -> Any:
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, num_tokens, (4, 24), generator=generator)
+    ids[0, :4] = torch.tensor([3, 7, num_tokens - 1, 11])
+    with torch.inference_mode():
+        return model.eval()(input_ids=ids).logits
 
 
 PROMPTS = (

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from export.config import MergeConfig
 from export.merge import merge
 from tests.integration.export import families
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact, verify_artifact
-from tuneline.core.errors import ArtifactError, DiskFullError, MissingError, NotAnArtifactError
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.errors import ArtifactError, DiskFullError, MissingError
 from tuneline.core.model_source import ModelSource, resolve_model
 
 WEIGHTS = "adapter_model.safetensors"
@@ -136,7 +135,6 @@ def test_a_damaged_adapter_is_refused(case: str, base: Path, adapter: Path, tmp_
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
         ("layer_replication", [[0, 2], [1, 2]]),
         ("alora_invocation_tokens", [1, 2]),
         ("use_qalora", True),
@@ -346,56 +344,6 @@ def test_too_little_space_is_said_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", nearly_full)
     assert "MiB are needed, 1 MiB are free" in refusal(base, adapter, tmp_path / "runs" / "out")
     assert not (tmp_path / "runs").exists()
-
-
-MERGE_IN_A_CHILD = """
-import os, signal, sys
-from contextlib import contextmanager
-from pathlib import Path
-import export.merge
-from export.config import MergeConfig
-from tuneline.core.model_source import resolve_model
-
-base, adapter, out, at = sys.argv[1:]
-write, calls = export.merge._write, 0
-
-def killing_write(*arguments):
-    global calls
-    calls += 1
-    write(*arguments)
-    if calls == int(at):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-export.merge._write = killing_write
-export.merge.merge(MergeConfig(), resolve_model(base), Path(adapter), Path(out))
-"""
-
-
-def in_a_child(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[3]
-    return subprocess.run(
-        [sys.executable, "-c", MERGE_IN_A_CHILD, *map(str, arguments)],
-        capture_output=True, text=True, check=False, cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("at", [1, 12])
-def test_a_merge_that_is_killed_is_no_model_and_runs_again(
-    at: int, base: Path, adapter: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "runs" / "model"
-    killed = in_a_child(base, adapter, out, str(at))
-    assert killed.returncode == -9, killed.stderr
-    assert not out.exists()
-    (left,) = (path for path in out.parent.iterdir() if path.is_dir())
-    assert (left / "model.safetensors").stat().st_size > 0
-    for path in (out, left):
-        with pytest.raises(NotAnArtifactError):
-            open_artifact(path)
-    merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
-    verify_artifact(merged)
-    assert [path.name for path in out.parent.iterdir()] == ["model"]
 
 
 def test_a_disk_that_fills_up_leaves_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:

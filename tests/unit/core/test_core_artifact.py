@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,3 +185,53 @@ def test_canonical_digest_ignores_key_order() -> None:
     expected = hashlib.sha256(b'{"a":1}').hexdigest()
     assert canonical_digest({"a": 1}) == f"sha256:{expected}"
     assert artifact_module.SCHEMA_VERSION == 1
+
+
+def resumable(out: Path, seed: int = 1) -> Any:
+    return new_artifact(out, "model", config={"seed": seed}, resumable=True)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_resumable_step_finds_what_it_left(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(error), resumable(out) as draft:
+        (draft.dir / "a.txt").write_text("half")
+        with draft.journal.open("a") as journal:
+            journal.write("noted\n")
+        raise error
+    assert not out.exists()
+    with resumable(out) as draft:
+        assert (draft.dir / "a.txt").read_text() == "half"
+        assert draft.journal.read_text().splitlines()[1:] == ["noted"]
+    assert [entry.path for entry in open_artifact(out).manifest.files] == ["a.txt"]
+    verify_artifact(open_artifact(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_another_step_left_is_thrown_away(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for seed in (1, 2):
+        with pytest.raises(KeyboardInterrupt), resumable(out, seed) as draft:
+            assert not (draft.dir / "a.txt").exists()
+            (draft.dir / "a.txt").write_text("half")
+            raise KeyboardInterrupt
+    write(out)
+    assert (out / "b.txt").exists()
+    assert not (out / "a.txt").exists()
+
+
+def test_a_resumable_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError), resumable(tmp_path / "out") as draft:
+        (draft.dir / "a.txt").write_text("half")
+        raise ArtifactError("a wrong value")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hash_made_while_writing_stands_in_the_manifest(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with new_artifact(out, "model", config={}) as draft:
+        (draft.dir / "a.txt").write_text("hello")
+        draft.sha256["a.txt"] = hashlib.sha256(b"hello").hexdigest()
+    verify_artifact(open_artifact(out))

@@ -1,0 +1,184 @@
+"""What an adapter does to one base tensor, computed row by row.
+
+For a weight W of shape (out, in), B of shape (out, r) and A of shape (r, in), LoRA is
+W + s·BA with s = alpha/r (Hu et al., arXiv:2106.09685), or alpha/√r when rank-stabilized
+(Kalajdzievski, arXiv:2312.03732). DoRA scales each row of that to a learnt length m:
+m·(W + s·BA)/‖W + s·BA‖ (Liu et al., arXiv:2402.09353). An embedding of shape (vocabulary, out)
+takes the transpose of the product. All of these need one row of W at a time, which is what lets
+the merge stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from export.tensor_file import TORCH_DTYPES, Stored, read_elements
+
+CHECK_ELEMENTS = 2**21
+
+# A matrix product of few rows goes through other kernels, which sum in another order. From this
+# many rows on, a block has the bits that the whole product has.
+MIN_PRODUCT_ROWS = 64
+
+RowFunction = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""`change(block, start, stop)`: rows start to stop of a tensor, in float32, changed."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One adapter's A and B, its scale s, and its weight where several adapters are summed."""
+
+    a: Stored
+    b: Stored
+    scale: float
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class LowRankChange:
+    """W + s·BA, or DoRA's rescaling of it where there is a magnitude."""
+
+    factors: tuple[Factors, ...]
+    magnitude: Stored | None = None
+    transposed: bool = False
+    """Whether W is stored as (in, out): GPT-2's Conv1D, and embeddings."""
+    rounded: bool = False
+    """Whether the product is rounded to W's number format before it is added, as PEFT does to
+    embeddings and to `target_parameters`."""
+
+    def load(self, dtype: torch.dtype) -> RowFunction:
+        """The change of a block of rows, for a W kept in `dtype`."""
+        a, b, scale = joined_factors(self.factors)
+        magnitude = self.magnitude.read() if self.magnitude else None
+
+        def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            low = max(0, min(start, stop - MIN_PRODUCT_ROWS))
+            product = (b @ a[:, low:stop]).T if self.transposed else b[low:stop] @ a
+            delta = product[start - low :]
+            if scale != 1:
+                delta = delta.mul_(scale)
+            total = block.add_(delta.to(dtype) if self.rounded else delta)
+            if magnitude is None:
+                return total
+            norm = torch.linalg.norm(total, dim=1)
+            return total.mul_((magnitude[start:stop] / norm).unsqueeze(1))
+
+        return change
+
+
+def joined_factors(factors: tuple[Factors, ...]) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A, B and s of the sum of several products: A stacked over its rank with the scales and
+    weights in it, B beside one another, as PEFT's `add_weighted_adapter` with `cat` does."""
+    first = factors[0]
+    if len(factors) == 1 and first.weight is None:
+        a, b = first.a.read(), first.b.read()
+        if math.frexp(first.scale)[0] == 0.5:  # a power of two: exact wherever it is applied
+            return a, b.mul_(first.scale), 1.0
+        return a, b, first.scale
+    a = torch.cat([term.a.read() * (term.weight or 0.0) * term.scale for term in factors])
+    b = torch.cat([term.b.read() for term in factors], dim=1)
+    return a, b, 1.0
+
+
+@dataclass(frozen=True)
+class ExpertChange:
+    """W + s·BA of one expert, whose A and B lie among those of all experts of its layer.
+
+    A has shape (experts · r, in), expert by expert; B has shape (out, r · experts), with the
+    experts innermost. `first_row` says where this tensor's rows begin in a B that serves two
+    tensors (gate and up).
+    """
+
+    factors: Factors
+    expert: int
+    num_experts: int
+    first_row: int
+    recent: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(repr=False, compare=False)
+    """The matrices of the last two modules: each is read once, though its experts take turns."""
+
+    def load(self, dtype: torch.dtype) -> RowFunction:
+        name = self.factors.a.name
+        if name not in self.recent:
+            while len(self.recent) > 1:
+                self.recent.pop(next(iter(self.recent)))
+            a, b = self.factors.a.read(), self.factors.b.read()
+            self.recent[name] = (
+                a.reshape(self.num_experts, -1, a.shape[1]),
+                b.reshape(b.shape[0], -1, self.num_experts).permute(2, 0, 1).contiguous(),
+            )
+        a, b = (matrices[self.expert] for matrices in self.recent[name])
+
+        def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            low = max(0, min(start, stop - MIN_PRODUCT_ROWS))
+            product = b[self.first_row + low : self.first_row + stop] @ a
+            delta = product[start - low :].mul_(self.factors.scale)
+            return block.add_(delta.to(dtype))
+
+        return change
+
+
+@dataclass(frozen=True)
+class BiasChange:
+    """The bias that `lora_bias` adds, scaled as the product is."""
+
+    bias: Stored
+    scale: float
+
+    def load(self, dtype: torch.dtype) -> RowFunction:  # noqa: ARG002
+        delta = self.bias.read() * self.scale
+
+        def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            return block.add_(delta[start:stop].unsqueeze(1))
+
+        return change
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of an embedding or an output layer that were trained in place of the base's."""
+
+    rows: Stored
+    indices: tuple[int, ...]
+
+    def load(self, dtype: torch.dtype) -> RowFunction:  # noqa: ARG002
+        rows = self.rows.read()
+
+        def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            for row, index in enumerate(self.indices):
+                if start <= index < stop:
+                    block[index - start] = rows[row]
+            return block
+
+        return change
+
+
+Change = LowRankChange | ExpertChange | BiasChange | TokenRows
+
+
+def same_values(one: Stored, other: Stored) -> bool:
+    """Whether two stored tensors are equal, whatever formats they are stored in; read in pieces."""
+    if one.shape != other.shape:
+        return False
+    for start in range(0, one.entry.num_elements, CHECK_ELEMENTS):
+        count = min(CHECK_ELEMENTS, one.entry.num_elements - start)
+        pieces = []
+        for stored in (one, other):
+            piece = torch.empty(count, dtype=TORCH_DTYPES[stored.entry.dtype])
+            with stored.file.path.open("rb") as opened:
+                read_elements(opened.fileno(), stored.file, stored.entry, start, piece)
+            pieces.append(piece.float())
+        if not torch.equal(*pieces):
+            return False
+    return True
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; far faster than `isfinite().all()` on a CPU."""
+    if values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values)
+    return math.isfinite(low) and math.isfinite(high)

@@ -1,0 +1,158 @@
+"""Quantizing a model's linear layers from their weights alone, tensor by tensor.
+
+What is read, computed and written streams, as in the merge; `tuneline export merge --quantize`
+gives the same bytes in one pass, without the merged model ever being on the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.config import GroupSize, QuantizeConfig, SchemeName
+from export.model_folder import (
+    HEAD,
+    check_tensors,
+    copy_companions,
+    read_base,
+    write_config,
+)
+from export.schemes import Scheme, quantization_config
+from export.stream import SaidBytes, Tensor, lay_out, write_files
+from export.tensor_file import TORCH_DTYPES
+from tuneline.core.artifact import (
+    Artifact,
+    new_artifact,
+    open_artifact,
+    partial_dir,
+    require_disk_space,
+)
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import Advance, progress
+
+COMPANION_BYTES = 64 * 2**20
+"""Left free on the disk for tokenizer and configuration files."""
+
+IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
+ROUTERS = ("gate", "router", "shared_expert_gate")
+"""What chooses the experts stays as it is: it is small, and its rounding changes who answers."""
+
+
+def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
+    """Quantize a model folder to compressed-tensors and write another.
+
+    The linear layers inside the decoder layers are quantized; embeddings, the output layer, norms,
+    biases and routers keep their number format.
+
+    Returns:
+        An artifact of kind `model` that vLLM and transformers load.
+
+    Raises:
+        ArtifactError: The model is corrupt, is quantized already, has no layer that can be
+            quantized, or holds values that are not finite.
+        MissingError: There is no such model.
+        DiskFullError: Too little space for the result; checked before anything is written.
+    """
+    if model.kind == "adapter":
+        raise ArtifactError(f"{model.path}: is an adapter; expected a model")
+    opened = read_base(model.path)
+    tensors = {
+        shard.path.name: [
+            Tensor(entry.name, opened.stored(entry.name), (), entry.dtype)
+            for entry in shard.entries
+        ]
+        for shard in opened.shards
+    }
+    schemes, ignore = choose_layers(
+        [tensor for group in tensors.values() for tensor in group],
+        config.scheme,
+        config.group_size,
+        model.path,
+    )
+    files = [
+        lay_out(shard.path.name, tensors[shard.path.name], shard, schemes)
+        for shard in opened.shards
+    ]
+    total_bytes = sum(file.size_bytes for file in files)
+    require_free(out, total_bytes)
+    inputs = [model.as_input("model")]
+    with new_artifact(
+        out, "model", config=config.model_dump(), inputs=inputs, resumable=True
+    ) as draft:
+        with progress("quantize", total_bytes / 2**20, "MiB") as advance:
+            hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, say(advance))
+        draft.sha256.update(hashes)
+        said = quantization_config(next(iter(schemes.values())), ignore)
+        write_config(opened, files, draft.dir, {"quantization_config": said})
+        copy_companions(model.path, model.path, draft.dir)
+        check_tensors(files, draft.dir)
+        draft.metrics.update(
+            num_tensors=len(opened.tensors), num_quantized_tensors=len(schemes),
+            size_bytes=total_bytes, resumed_bytes=resumed_bytes,
+        )  # fmt: skip
+    return open_artifact(out, kind="model")
+
+
+def choose_layers(
+    tensors: Sequence[Tensor], name: SchemeName, group_size: GroupSize, where: Path
+) -> tuple[dict[str, Scheme], list[str]]:
+    """The weights to quantize, and the names of the linear layers that stay as they are.
+
+    Raises:
+        ArtifactError: There is none, or its rows cannot be cut into groups.
+    """
+    scheme = Scheme(name, group_size if name == "w4a16" else None)
+    schemes: dict[str, Scheme] = {}
+    ignore = [HEAD]
+    for tensor in tensors:
+        shape = tensor.source.shape
+        if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2:
+            continue
+        module = tensor.name.removesuffix(".weight")
+        if module.rpartition(".")[2] in ROUTERS:
+            ignore.append(module)
+            continue
+        if tensor.dtype not in TORCH_DTYPES or tensor.dtype == "F64":
+            raise ArtifactError(
+                f"{where}: {tensor.name} is stored as {tensor.dtype}; expected a float of at most "
+                "32 bits"
+            )
+        if scheme.group_size and shape[1] % scheme.group_size:
+            fits = [size for size in (64, 32) if shape[1] % size == 0]
+            raise ArtifactError(
+                f"{where}: {tensor.name}: rows of {shape[1]} cannot be cut into groups of "
+                f"{scheme.group_size}",
+                hint=f"Try --group-size {fits[0]}." if fits else "Try --quantize int8.",
+            )
+        schemes[tensor.name] = scheme
+    if not schemes:
+        raise ArtifactError(
+            f"{where}: has no linear layer that can be quantized; expected weights with names such "
+            "as model.layers.0.self_attn.q_proj.weight"
+        )
+    return schemes, ignore
+
+
+def require_free(out: Path, size_bytes: int) -> None:
+    """Refuse what does not fit on the disk, counting what an earlier run has left there.
+
+    Raises:
+        DiskFullError: Too little space.
+    """
+    partial = partial_dir(out)
+    left = sum(file.stat().st_size for file in partial.rglob("*")) if partial.is_dir() else 0
+    require_disk_space(out, size_bytes + COMPANION_BYTES - left)
+
+
+def say(advance: Advance) -> SaidBytes:
+    """Progress in MiB from counts of bytes."""
+    done_bytes = 0
+
+    def said(count: int, tensor: str) -> None:
+        nonlocal done_bytes
+        done_bytes += count
+        advance(round(done_bytes / 2**20), tensor)
+
+    return said

@@ -1,0 +1,178 @@
+"""A merge that is killed goes on where it stopped, and trusts nothing that it has not hashed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.merge import Shape, write_adapter, write_model
+from export.config import MergeConfig
+from export.merge import merge
+from tests.integration.export import families
+from tests.integration.export.test_merge_refusals import edit_tensors
+from tuneline.core.artifact import open_artifact, partial_dir, verify_artifact
+from tuneline.core.errors import NotAnArtifactError
+from tuneline.core.model_source import ModelSource, resolve_model
+
+ROOT = Path(__file__).parents[3]
+
+KILLED_CHILD = """
+import os, signal, sys
+from pathlib import Path
+import export.stream
+from export.config import MergeConfig
+from export.merge import merge
+from tuneline.core.model_source import resolve_model
+
+base, adapter, out, name, at = sys.argv[1:]
+export.stream.CHECKPOINT_BYTES = 1  # every tensor is noted
+function, calls = getattr(export.stream, name), 0
+
+def killing(*arguments):
+    global calls
+    calls += 1
+    result = function(*arguments)
+    if calls == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(export.stream, name, killing)
+merge(MergeConfig(), resolve_model(base), Path(adapter), Path(out))
+"""
+
+
+def killed(base: Path, adapter: Path, out: Path, name: str, at: int) -> None:
+    """A merge in another process, which is killed in the middle of its own work."""
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_CHILD, str(base), str(adapter), str(out), name, str(at)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    for path in (out, partial_dir(out)):
+        with pytest.raises(NotAnArtifactError):
+            open_artifact(path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A base in several shards, an adapter, and the digest of a merge that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("made")
+    base = families.make_base(folder / "base", "llama", torch.bfloat16, max_shard_size="100KB")
+    assert len(list(base.glob("*.safetensors"))) >= 2
+    adapter = families.make_adapter(folder / "adapter", base)
+    whole = merge(MergeConfig(), resolve_model(str(base)), adapter, folder / "whole")
+    assert whole.manifest.metrics["resumed_bytes"] == 0
+    return base, adapter, whole.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "resumes"), [("_compute", 1, False), ("_note", 1, True), ("_compute", 14, True)]
+)
+def test_a_killed_merge_goes_on(
+    name: str, at: int, resumes: bool, made: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    base, adapter, digest = made
+    out = tmp_path / "runs" / "model"
+    killed(base, adapter, out, name, at)
+    merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
+    assert (merged.manifest.metrics["resumed_bytes"] > 0) is resumes
+    assert merged.digest == digest
+    verify_artifact(merged)
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+def damage_data(partial: Path) -> None:
+    file = min(partial.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def damage_header(partial: Path) -> None:
+    file = min(partial.glob("*.safetensors"))
+    file.write_bytes(b"\x00" * 16 + file.read_bytes()[16:])
+
+
+def truncate(partial: Path) -> None:
+    for file in partial.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-3])
+
+
+def forget(partial: Path) -> None:
+    for file in partial.glob("*.safetensors"):
+        file.unlink()
+
+
+def garble(partial: Path) -> None:
+    with (partial / ".journal.jsonl").open("a") as journal:
+        journal.write('{"file": "model-00001-of-00003.safetensors", "outputs": 99, "sha')
+
+
+@pytest.mark.parametrize("damage", [damage_data, damage_header, truncate, forget, garble])
+def test_what_is_left_is_not_trusted(
+    damage: Any, made: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    base, adapter, digest = made
+    out = tmp_path / "model"
+    killed(base, adapter, out, "_note", 12)
+    damage(partial_dir(out))
+    merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
+    assert merged.digest == digest
+    verify_artifact(merged)
+
+
+def test_what_was_left_by_another_merge_is_not_used(
+    made: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    base, adapter, digest = made
+    other = families.make_adapter(tmp_path / "other", base)
+    edit_tensors(other / "adapter_model.safetensors", lambda t: next(iter(t.values())).mul_(2))
+    out = tmp_path / "model"
+    killed(base, other, out, "_note", 12)
+    merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
+    assert merged.manifest.metrics["resumed_bytes"] == 0
+    assert merged.digest == digest
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_goes_on_after_a_signal(sent: signal.Signals, tmp_path: Path) -> None:
+    """The real command with its real checkpoints, ended from outside in the middle of a file."""
+    shape = Shape(16000, 2048, 5632, 3, 16, 16, False)
+    base, adapter = write_model(tmp_path / "base", shape), write_adapter(tmp_path / "a", shape)
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "tuneline", "export", "merge", "--base", str(base), "--adapter",
+        str(adapter), "--out", str(out), "--json",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    journal = partial_dir(out) / ".journal.jsonl"
+    while process.poll() is None and not (
+        journal.exists() and len(journal.read_text().splitlines()) > 1
+    ):
+        time.sleep(0.002)
+    assert process.poll() is None, process.stderr and process.stderr.read()
+    process.send_signal(sent)
+    process.communicate()
+    assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
+    assert not out.exists()
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["metrics"]["resumed_bytes"] > 64 * 2**20
+    whole = merge(
+        MergeConfig(), ModelSource("base", base, "sha256:0", "base-model"), adapter, tmp_path / "w"
+    )
+    assert found["digest"] == whole.digest

@@ -1,0 +1,228 @@
+"""Quantization against compressed-tensors' own arithmetic, packing, configuration and loading."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+from compressed_tensors.quantization.utils.helpers import calculate_qparams
+
+from export.config import MergeConfig, QuantizeConfig
+from export.merge import merge
+from export.quantize import quantize
+from export.schemes import FORMATS, Scheme, quantization_config, quantize_rows
+from tests.integration.export import families
+from tests.integration.export.test_merge_bits import tensors
+from tests.integration.export.test_merge_refusals import edit_tensors
+from tests.integration.export.test_merge_resume import killed
+from tuneline.core.artifact import Artifact, verify_artifact
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import resolve_model
+
+ROOT = Path(__file__).parents[3]
+SCHEMES: dict[str, Any] = {
+    "fp8": Scheme("fp8"), "int8": Scheme("int8"), "w4a16": Scheme("w4a16", 128),
+}  # fmt: skip
+PRESETS = {"fp8": "FP8_DYNAMIC", "int8": "W8A8", "w4a16": "W4A16"}
+
+
+def run_quantize(model: Path, name: str, out: Path, group_size: int = 32) -> Artifact:
+    config = QuantizeConfig.model_validate({"scheme": name, "group_size": group_size})
+    return quantize(config, resolve_model(str(model)), out)
+
+
+def library_scheme(name: str) -> QuantizationScheme:
+    return preset_name_to_scheme(PRESETS[name], ["Linear"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_codes_and_scales_are_the_library_s(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(96, 512) * torch.logspace(-3, 1, 96).unsqueeze(1)).to(dtype)
+    weight[3] = 0
+    weight[4, :128] = 0
+    weight[5] = weight[5].abs()
+    codes, scales = quantize_rows(weight.clone(), SCHEMES[name])
+
+    scheme = library_scheme(name)
+    assert isinstance(scheme.weights, QuantizationArgs)
+    groups = weight.float().reshape(96, -1, scheme.weights.group_size or 512)
+    exact, _ = calculate_qparams(groups.amin(2), groups.amax(2), scheme.weights)
+    filled = groups.abs().amax(2) > 0
+    assert filled.sum() > 90
+    assert scales.dtype == dtype
+    assert torch.equal(scales[filled], exact.to(dtype)[filled])
+
+    compressor = BaseCompressor.get_value_from_registry(FORMATS[name])
+    state = {"weight": weight.float(), "weight_scale": scales.float()}
+    compressed = compressor.compress(state, scheme)
+    theirs = compressed["weight_packed" if name == "w4a16" else "weight"]
+    assert codes.dtype == theirs.dtype
+    assert torch.equal(codes.view(torch.uint8), theirs.view(torch.uint8))
+    decompressed = compressor.decompress(compressed, scheme)["weight"].reshape(groups.shape)
+    # Half a step to either side, and at the ends of the range what rounding the scale clips;
+    # float8 keeps three bits after the leading one.
+    step = scales.float().unsqueeze(2)
+    clipped = {"fp8": 0.0, "int8": 127.5, "w4a16": 7.5}[name] / 256
+    bound = groups.abs() / 16 + step / 512 if name == "fp8" else step * (0.5 + clipped)
+    assert ((decompressed - groups).abs() <= bound + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_configuration_is_the_library_s_preset(name: str) -> None:
+    values = quantization_config(SCHEMES[name], ["lm_head"])
+    parsed = QuantizationConfig.model_validate(values)
+    group = parsed.config_groups["group_0"]
+    assert isinstance(group, QuantizationScheme)
+    preset = library_scheme(name)
+    for field in ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"):
+        assert getattr(group.weights, field) == getattr(preset.weights, field), field
+        if preset.input_activations is not None:
+            ours, theirs = group.input_activations, preset.input_activations
+            assert getattr(ours, field) == getattr(theirs, field), field
+    assert (group.input_activations is None) is (preset.input_activations is None)
+    assert parsed.ignore == ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "options"),
+    [
+        ("llama", "int8", {}),
+        ("qwen3", "w4a16", {}),
+        ("mistral", "fp8", {}),
+        ("llama-tied", "int8", {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}),
+        ("phi", "w4a16", {}),
+        ("qwen3-moe", "int8", {"target_modules": "all-linear"}),
+    ],
+)
+def test_one_pass_gives_the_bytes_of_two(
+    family: str, name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    base = families.make_base(tmp_path / "base", family, torch.bfloat16, max_shard_size="100KB")
+    adapter = families.make_adapter(tmp_path / "adapter", base, **options)
+    source = resolve_model(str(base))
+    config = MergeConfig.model_validate({"quantize": name, "group_size": 32})
+    at_once = merge(config, source, adapter, tmp_path / "at-once")
+    merged = merge(MergeConfig(), source, adapter, tmp_path / "merged")
+    in_two = run_quantize(merged.path, name, tmp_path / "in-two")
+    assert at_once.digest == in_two.digest
+    for artifact in (at_once, in_two):
+        verify_artifact(artifact)
+
+    before, after = tensors(merged.path), tensors(at_once.path)
+    quantized = {
+        key for key, value in before.items()
+        if ".layers." in key and value.ndim == 2 and not key.endswith("mlp.gate.weight")
+    }  # fmt: skip
+    assert at_once.manifest.metrics["num_quantized_tensors"] == len(quantized) > 10
+    for key in before.keys() - quantized:
+        assert torch.equal(after[key], before[key]), key
+    extra = {
+        part for key in quantized for part in (
+            [f"{key}_packed", f"{key}_scale", f"{key}_shape"]
+            if name == "w4a16" else [key, f"{key}_scale"]
+        )
+    }  # fmt: skip
+    assert after.keys() == (before.keys() - quantized) | extra
+    ignore = json.loads((at_once.path / "config.json").read_text())["quantization_config"]["ignore"]
+    routers = {key.removesuffix(".weight") for key in before if key.endswith("mlp.gate.weight")}
+    assert set(ignore) == {"lm_head"} | routers
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_transformers_loads_it_and_computes_nearly_the_same(name: str, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "llama", torch.bfloat16)
+    quantized = run_quantize(base, name, tmp_path / "out")
+    exact = families.merged_logits(base)
+    model = transformers.AutoModelForCausalLM.from_pretrained(quantized.path, dtype=torch.float32)
+    found = families._logits(model, families.VOCABULARY)
+    divergence = torch.nn.functional.kl_div(
+        found.log_softmax(-1), exact.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    assert divergence.shape == (4, 24)
+    assert 1e-9 < divergence.mean() < {"fp8": 0.01, "int8": 0.005, "w4a16": 0.1}[name]
+    size = (quantized.path / "model.safetensors").stat().st_size
+    assert size < (base / "model.safetensors").stat().st_size
+
+
+def test_a_model_that_has_nothing_to_quantize_is_refused(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "gpt2")
+    with pytest.raises(ArtifactError, match="has no linear layer that can be quantized"):
+        run_quantize(base, "int8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_cannot_be_cut_into_groups_are_refused(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "llama")
+    with pytest.raises(ArtifactError, match=r"(?s)rows of 96 cannot be cut .*--group-size 32"):
+        run_quantize(base, "w4a16", tmp_path / "out", 128)
+
+
+def test_a_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "llama")
+    once = run_quantize(base, "fp8", tmp_path / "once")
+    with pytest.raises(ArtifactError, match=r"is quantized \(compressed-tensors\)"):
+        run_quantize(once.path, "fp8", tmp_path / "twice")
+
+
+def test_a_model_with_nan_is_not_quantized(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit_tensors(base / "model.safetensors", lambda t: t[name][5, 5:6].fill_(float("nan")))
+    with pytest.raises(ArtifactError, match=r"up_proj.weight: holds NaN or infinity"):
+        run_quantize(base, "int8", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "llama", torch.bfloat16)
+    families.make_adapter(tmp_path / "adapter", base)
+
+    def tuneline(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tuneline", "export", *arguments, "--json"],
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        )  # fmt: skip
+
+    given = ["--base", "base", "--adapter", "adapter=0.5", "--adapter", "adapter=0.5"]
+    merged = tuneline("merge", *given, "--quantize", "w4a16", "--group-size", "32", "--out", "a")
+    assert merged.returncode == 0, merged.stderr
+    document = json.loads(merged.stdout)
+    assert document["config"]["adapter_weights"] == [0.5, 0.5]
+    assert document["config"]["quantize"] == "w4a16"
+    quantized = tuneline("quantize", "--model", "base", "--scheme", "fp8", "--out", "b")
+    assert quantized.returncode == 0, quantized.stderr
+    assert json.loads(quantized.stdout)["metrics"]["num_quantized_tensors"] == 14
+    for arguments, message in (
+        (["merge", "--base", "base", "--adapter", "adapter=half", "--out", "c"], "is no weight"),
+        (["merge", "--base", "base", "--adapter", "adapter=0", "--out", "c"], "is no weight"),
+        (["quantize", "--model", "base", "--scheme", "int3", "--out", "c"], "int3"),
+        (["quantize", "--model", "base", "--out", "c"], "--scheme is required"),
+    ):
+        refused = tuneline(*arguments)
+        assert refused.returncode == 2, refused.stderr
+        assert message in json.loads(refused.stdout)["error"]["message"]
+
+
+def test_a_killed_one_pass_merge_is_no_model(tmp_path: Path) -> None:
+    """What is left of a merge is not taken up by one that quantizes."""
+    base = families.make_base(tmp_path / "base", "llama", torch.bfloat16)
+    adapter = families.make_adapter(tmp_path / "adapter", base)
+    killed(base, adapter, tmp_path / "out", "_note", 5)
+    config = MergeConfig(quantize="int8")
+    source = resolve_model(str(base))
+    merged = merge(config, source, adapter, tmp_path / "out")
+    assert merged.manifest.metrics["resumed_bytes"] == 0
+    assert merged.digest == merge(config, source, adapter, tmp_path / "again").digest
