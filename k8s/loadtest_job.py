@@ -30,12 +30,14 @@ def write_loadtest(
     model: str,
     run_config: Mapping[str, Any],
     prompts: Sequence[Sequence[Mapping[str, str]]],
+    deadline_s: int,
 ) -> None:
     """Add `load-test/` to a rendered tree.
 
     Args:
         url: The server's Service, up to and with `/v1`.
         model: The name to ask for; the one with the digest binds the report to the artifact.
+        deadline_s: Seconds after which the Job is ended: more than the load test can take.
 
     Raises:
         ConfigError: Not even one prompt fits a ConfigMap.
@@ -74,7 +76,10 @@ def write_loadtest(
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
         "metadata": {"name": job["metadata"]["name"]},
-        "spec": {"template": {"spec": {"containers": [container]}}},
+        "spec": {
+            "activeDeadlineSeconds": deadline_s,
+            "template": {"spec": {"containers": [container]}},
+        },
     }
     write_yaml(directory / "job.yaml", patch)
     write_yaml(directory / "run.yaml", run_config)

@@ -64,6 +64,7 @@ def render(
     out: Path,
     run_config: Mapping[str, Any] | None = None,
     prompts: Sequence[Sequence[Mapping[str, str]]] = (),
+    loadtest_deadline_s: int = 3600,
 ) -> Path:
     """Write the manifests of one run to `out` and return it.
 
@@ -77,6 +78,7 @@ def render(
         out: A directory that does not exist, or an earlier output of this function.
         run_config: The whole resolved run.yaml, for the load test.
         prompts: Chat messages that the load test sends. As many as fit a ConfigMap are taken.
+        loadtest_deadline_s: After so many seconds the load test's Job is ended.
 
     Raises:
         ConfigError: Values are missing or do not fit together, or the manifests break a rule.
@@ -102,6 +104,7 @@ def render(
                     model=flags(served_args)["--served-model-name"][-1],
                     run_config=run_config,
                     prompts=prompts,
+                    deadline_s=loadtest_deadline_s,
                 )
                 targets.append(tree / "load-test")
             _check_rendered(targets)

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +39,12 @@ class Calibration:
     """Of a closed loop."""
     rate_rps: float | None
     """Of an open loop."""
-    ttft_bias_p50_s: float
-    """Median by the client minus median by the server."""
-    ttft_bias_p90_s: float
-    ttft_bias_p99_s: float
-    tpot_bias_p50_s: float
-    true_ttft_p50_s: float
+    ttft_bias_p50_s: float | None
+    """Median by the client minus median by the server; null where no request came back whole."""
+    ttft_bias_p90_s: float | None
+    ttft_bias_p99_s: float | None
+    tpot_bias_p50_s: float | None
+    true_ttft_p50_s: float | None
     cpu_s_per_1000_tokens: float
     """With the parsing after the window."""
     busy_share: float
@@ -61,7 +61,7 @@ def known_server(*options: str) -> Iterator[Endpoint]:
         ServerError: It does not start.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadtest.known_server", *options],
+        [sys.executable, "-m", "loadtest.known_server", "--ends-with-parent", *options],
         stdout=subprocess.PIPE, text=True, env=subprocess_environment(),
     )  # fmt: skip
     try:
@@ -86,13 +86,20 @@ def truths_of(endpoint: Endpoint) -> list[dict[str, Any]]:
     return found
 
 
-def calibrate(config: LoadTestConfig, scenario: Scenario) -> Calibration:
+def calibrate(
+    config: LoadTestConfig, scenario: Scenario, *, trace_s: Sequence[float] = ()
+) -> Calibration:
     """Run about two seconds of a scenario's load against the bundled server.
+
+    Args:
+        config: For the number of client processes and the seed.
+        scenario: Its arrivals or streams; a ramp at its highest rate.
+        trace_s: With `arrival: trace`, its arrival times; the busiest second is taken.
 
     Raises:
         ServerError: The bundled server or a client process died.
     """
-    load = _load(scenario)
+    load = _load(scenario, trace_s)
     trial = config.model_copy(
         update={
             "scenarios": [load],
@@ -120,23 +127,34 @@ def calibrate(config: LoadTestConfig, scenario: Scenario) -> Calibration:
     )
 
 
-def _load(scenario: Scenario) -> Scenario:
+def _load(scenario: Scenario, trace_s: Sequence[float]) -> Scenario:
     """The same load, briefly: about LOAD_S of it, warm-up not needed."""
     if scenario.concurrency is not None:
         request_s = TTFT_S + ITL_S * (NUM_TOKENS - 1)
         rounds = math.ceil(LOAD_S / request_s)
         num = min(max(rounds * scenario.concurrency, 20), MAX_REQUESTS)
         return Scenario(name="calibration", concurrency=scenario.concurrency, num_requests=num)
+    if scenario.arrival == "burst":
+        num = min(scenario.num_requests or 100, MAX_REQUESTS)
+        return Scenario(name="calibration", arrival="burst", num_requests=num)
     if scenario.rate_rps is None:
+        times = np.sort(np.asarray(trace_s, np.float64))
+        ends = np.searchsorted(times, times + 1.0)
+        top = float(np.max(ends - np.arange(len(times)), initial=1))
+    else:
+        top = max(scenario.rate_rps, scenario.rate_end_rps or 0.0)
+    # A slow schedule is not worth waiting for: at least ten requests a second.
+    rate_rps = max(top, 10.0)
+    num = min(max(math.ceil(rate_rps * LOAD_S), 10), MAX_REQUESTS)
+    if scenario.arrival in ("constant", "gamma"):
         return Scenario(
             name="calibration",
-            arrival="burst",
-            num_requests=min(scenario.num_requests or 100, 1000),
+            arrival=scenario.arrival,
+            burstiness=scenario.burstiness,
+            rate_rps=rate_rps,
+            num_requests=num,
         )
-    top = max(scenario.rate_rps, scenario.rate_end_rps or 0.0)
-    num = min(max(math.ceil(top * LOAD_S), 10), MAX_REQUESTS)
-    # A slow schedule is not worth waiting for: at least ten requests a second.
-    return Scenario(name="calibration", rate_rps=max(top, 10.0), num_requests=num)
+    return Scenario(name="calibration", rate_rps=rate_rps, num_requests=num)
 
 
 def compare_with_truth(
@@ -173,8 +191,8 @@ def compare_with_truth(
     ]
     if not whole:
         return Calibration(
-            len(records), scenario.concurrency, scenario.rate_rps, math.inf, math.inf, math.inf,
-            math.inf, math.inf, 0.0, busy_share, [*problems, "no request came back whole"],
+            len(records), scenario.concurrency, scenario.rate_rps, None, None, None, None, None,
+            0.0, busy_share, [*problems, "no request came back whole"],
         )  # fmt: skip
     true_ttft = np.array([(t["token_write_ns"][0] - t["received_ns"]) / 1e9 for t in whole])
     true_tpot = np.array(

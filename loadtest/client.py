@@ -78,6 +78,7 @@ class Client:
         self.plan = plan
         self.counters = counters
         self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(self.broken)
         self.head = plan.head.encode()
         authorization = f"Authorization: Bearer {key}\r\n" if key else ""
         bodies = [body.encode() for body in plan.bodies]
@@ -116,7 +117,12 @@ class Client:
         """Open the connections that the start needs; a server that refuses is met again later."""
         plan = self.plan
         infos = await self.loop.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)
-        self.address = (infos[0][0], infos[0][4][:2])  # type: ignore[assignment]
+        # A name may stand for ::1 first where the server listens on 127.0.0.1 alone.
+        for family, _, _, _, address in infos:
+            self.address = (family, address[:2])  # type: ignore[assignment]
+            with contextlib.suppress(OSError, TimeoutError):
+                self.pool.append(await self.connect())
+                break
         gate = asyncio.Semaphore(64)
 
         async def one() -> None:
@@ -124,7 +130,7 @@ class Client:
                 with contextlib.suppress(OSError, TimeoutError):
                     self.pool.append(await self.connect())
 
-        await asyncio.gather(*(one() for _ in range(plan.num_connections)))
+        await asyncio.gather(*(one() for _ in range(plan.num_connections - len(self.pool))))
 
     async def run(self, start_ns: int) -> list[Request]:
         """Send everything at its time from `start_ns` on; returns when all has ended."""
@@ -161,6 +167,12 @@ class Client:
             self.loop.remove_reader(self.epoll.fileno())
             self.epoll.close()
         return self.requests
+
+    def broken(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback raised: end with its error, rather than wait for what it left undone."""
+        if not self.done.done():
+            error = context.get("exception")
+            self.done.set_exception(error or RuntimeError(context["message"]))
 
     def stop(self) -> None:
         """End now: what is in flight stays unfinished."""
@@ -299,7 +311,9 @@ class Client:
     def finish(self, connection: Connection, request: Request, now_ns: int) -> None:
         """The response is whole; whether it is good is found out after the window."""
         self.release(connection, now_ns)
-        status = connection.framer.status
+        self.count_end(request, connection.framer.status, now_ns)
+
+    def count_end(self, request: Request, status: int, now_ns: int) -> None:
         if status == 200:
             self.failures_in_a_row = 0
             self.counters[1] += 1
@@ -307,7 +321,7 @@ class Client:
             self.failures_in_a_row += 1
             self.counters[2] += 1
         request.end_ns = now_ns
-        del self.running[request.index]
+        self.running.pop(request.index, None)
         self.follow(pause=status != 200)
 
     def release(self, connection: Connection, now_ns: int) -> None:
@@ -335,11 +349,7 @@ class Client:
         if reason == "closed":
             if connection.framer.close():
                 self.drop(connection)
-                request.end_ns = monotonic_ns()
-                self.running.pop(request.index, None)
-                self.counters[1] += 1
-                self.failures_in_a_row = 0
-                self.follow(pause=False)
+                self.count_end(request, connection.framer.status, monotonic_ns())
                 return
             reason = "truncated_stream" if connection.framer.begun else "connection_reset"
         self.fail(request, reason, message)
@@ -413,7 +423,8 @@ class Client:
             request = next(iter(self.running.values()))
             if request.intended_ns > limit_ns:
                 break
-            reason = "stalled" if request.reads else "timeout"
+            silent_ns = now_ns - request.reads[-1][0] if request.reads else 0
+            reason = "stalled" if 2 * silent_ns > self.plan.timeout_s * 1e9 else "timeout"
             self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
         if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
             self.clock_offsets.append((now_ns, realtime_offset_ns()))

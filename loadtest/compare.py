@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from loadtest.config import LoadTestConfig
 from loadtest.document import SCHEMA_VERSION, Result, endpoint_document, scenario_document
-from loadtest.intervals import block_length, paired_difference
+from loadtest.intervals import MIN_BLOCKS, block_length, paired_difference
 from loadtest.plan import SUCCEEDED, Records
 from loadtest.run import measure_scenario, probe_artifact
 from loadtest.statistics import mean_in_flight, tpot_s
@@ -76,7 +77,7 @@ def compare(
         ConfigError: Less than one round.
         ServerError: As of `run_loadtest`, for either endpoint.
     """
-    if num_rounds < 1 or margin < 0:
+    if num_rounds < 1 or not 0 <= margin < math.inf:
         raise ConfigError(f"{num_rounds} rounds, margin {margin:g}: expected at least 1 and 0")
     served = [probe_artifact(config, one, ()) for one in (endpoint_a, endpoint_b)]
     resolved = {
@@ -193,8 +194,9 @@ def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list
         values_a, values_b = np.concatenate(left), np.concatenate(right)
         if not len(values_a):
             continue
-        block = block_length(overlap, len(values_a))
+        block = block_length(overlap)
         mean, low, high = paired_difference(values_b - values_a, block)
+        enough = len(values_a) >= MIN_BLOCKS * block
         mean_a = float(np.mean(values_a))
         found.append(
             Difference(
@@ -206,7 +208,7 @@ def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list
                 difference=mean,
                 ci95_low=low,
                 ci95_high=high,
-                verdict=_judge(low, high, margin * mean_a),
+                verdict=_judge(low, high, margin * mean_a) if enough else "unclear",
             )
         )
     return found
@@ -246,12 +248,21 @@ def comparison_document(scenarios: list[dict[str, Any]], margin: float) -> dict[
             elif difference["verdict"] == "unclear":
                 problems.append(f"{text}: unclear")
                 verdict = "INCONCLUSIVE" if verdict == "PASS" else verdict
-        failed = [
-            sum(run["requests"]["failed"] for run in runs) for runs in scenario["runs"].values()
+        lost = [
+            sum(run["requests"]["failed"] + run["requests"]["unfinished"] for run in of_side)
+            for of_side in scenario["runs"].values()
         ]
-        if failed[1] > failed[0]:
-            problems.append(f"{scenario['name']}: B failed {failed[1]} requests, A {failed[0]}")
+        if lost[1] > lost[0]:
+            problems.append(
+                f"{scenario['name']}: {lost[1]} requests of B failed or did not end, {lost[0]} of A"
+            )
             verdict = "FAIL"
+        if not scenario["differences"]:
+            problems.append(
+                f"{scenario['name']}: no request succeeded on both sides: nothing to compare"
+            )
+            verdict = "INVALID"
+            break
         if invalid:
             problems += [f"{scenario['name']}: {p}" for run in invalid for p in run["problems"]]
             verdict = "INVALID"

@@ -239,6 +239,21 @@ class LoadTestConfig(StrictModel):
         return self
 
 
+def longest_s(config: LoadTestConfig) -> float:
+    """Seconds that a whole load test takes at the very most, every request timing out."""
+    total_s = 0.0
+    for scenario in config.scenarios:
+        count = (scenario.num_requests or 0) + config.num_warmup_requests
+        send_s = scenario.duration_s or 0.0
+        if scenario.concurrency is not None:
+            send_s += -(-count // scenario.concurrency) * config.timeout_s
+        elif scenario.rate_rps is not None and scenario.num_requests is not None:
+            slowest = min(scenario.rate_rps, scenario.rate_end_rps or scenario.rate_rps)
+            send_s += 2 * count / slowest
+        total_s += send_s + config.timeout_s + 60
+    return total_s
+
+
 def quick_config(
     *,
     rate_rps: float | None = None,

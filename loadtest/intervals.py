@@ -22,15 +22,14 @@ MIN_BLOCKS = 5
 MSER_BATCH = 5
 
 
-def block_length(num_overlapping: float, num_values: int) -> int:
-    """Two mean requests long, in requests: twice as many as run at once, by Little's law.
+def block_length(num_overlapping: float) -> int:
+    """Two mean requests long, in requests: twice as many as run at once, by Little's law. Never
+    shorter where the series is: shorter blocks give intervals that are too narrow.
 
     Args:
         num_overlapping: Requests in flight on average.
-        num_values: Length of the series; at least MIN_BLOCKS blocks have to fit where they can.
     """
-    wanted = max(1, math.ceil(2 * num_overlapping))
-    return max(1, min(wanted, num_values // MIN_BLOCKS))
+    return max(1, math.ceil(2 * num_overlapping))
 
 
 def bootstrap(
@@ -112,7 +111,9 @@ def steady_state(times_s: Values, latencies_s: Values, block: int) -> SteadyStat
     cut = mser(values)
     found = cut <= count // 2
     start = cut if found else 0
-    growth, lower = _growth(times_s[start:], values[start:], block)
+    # A queue that grows without end has more in flight than any block can span.
+    fitting = max(1, min(block, (count - start) // MIN_BLOCKS))
+    growth, lower = _growth(times_s[start:], values[start:], fitting)
     return SteadyState(
         num_discarded=start,
         from_s=float(times_s[start]),

@@ -26,6 +26,7 @@ from typing import Any, cast
 import uvloop
 
 from loadtest.connection import ANCILLARY_BYTES, SO_TIMESTAMPNS, TIMESPEC, realtime_offset_ns
+from loadtest.host import end_with_parent
 from loadtest.known_stream import FAULTS, Delays, Stream, Truth
 
 
@@ -321,8 +322,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--api-key")
     parser.add_argument("--certificate")
     parser.add_argument("--private-key")
+    parser.add_argument(
+        "--ends-with-parent", action="store_true", help="Leave no server behind a killed parent."
+    )
     try:
-        uvloop.run(_serve(parser.parse_args(argv)))
+        arguments = parser.parse_args(argv)
+        if arguments.ends_with_parent:
+            end_with_parent()
+        uvloop.run(_serve(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -34,9 +34,9 @@ class OpenAICheck:
     """By the openai client."""
     num_equal_tokens: int
     """Requests whose usage both clients read alike; `extra_body` must make answers repeatable."""
-    ttft_p50_s: float
-    """By the openai client."""
-    our_ttft_p50_s: float
+    ttft_p50_s: float | None
+    """By the openai client; null where no request succeeded."""
+    our_ttft_p50_s: float | None
     result: Result
     """Ours."""
 
@@ -108,7 +108,7 @@ def openai_check(
         num_requests=len(answers),
         num_succeeded=len(seen),
         num_equal_tokens=equal,
-        ttft_p50_s=float(np.median([ttft for ttft, _ in seen])) if seen else float("nan"),
-        our_ttft_p50_s=float(np.median(ok.first_token_s - ok.sent_s)) if len(ok) else float("nan"),
+        ttft_p50_s=float(np.median([ttft for ttft, _ in seen])) if seen else None,
+        our_ttft_p50_s=float(np.median(ok.first_token_s - ok.sent_s)) if len(ok) else None,
         result=result,
     )

@@ -9,11 +9,10 @@ import numpy as np
 
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.plan import UNFINISHED, Plan, Records, merge_records
-from loadtest.probe import split_url
 from loadtest.schedule import arrival_times
 from loadtest.workload import Messages, Workload, build_workload
 from tuneline.core.artifact import canonical_digest
-from tuneline.core.endpoint import Endpoint
+from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ConfigError
 
 MAX_CONNECTIONS = 4096
@@ -57,13 +56,14 @@ def make_plan(
             num_requests = num_warmup + scenario.num_requests
     url = split_url(endpoint.url)
     port = url.port or (443 if url.scheme == "https" else 80)
+    host = f"[{url.hostname}]" if ":" in str(url.hostname) else url.hostname
     plan = Plan(
         host=str(url.hostname),
         port=port,
         tls=url.scheme == "https",
         head=(
             f"POST {url.path.rstrip('/')}/{workload.path} HTTP/1.1\r\n"
-            f"Host: {url.hostname}:{port}\r\n"
+            f"Host: {host}:{port}\r\n"
             "User-Agent: tuneline\r\nAccept: text/event-stream\r\nAccept-Encoding: identity\r\n"
             "Content-Type: application/json\r\nX-Request-Id: "
         ),

@@ -9,10 +9,9 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
 
-from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ConfigError, ServerError
+from tuneline.core.endpoint import Endpoint, split_url
+from tuneline.core.errors import ServerError
 
 TIMEOUT_S = 10.0
 ARTIFACT_NAME = re.compile(r"^(?P<name>.+)@(?P<digest>[0-9a-f]{12})$")
@@ -28,23 +27,6 @@ class Served:
     short_digest: str | None
     server: str | None
     """The `Server` header."""
-
-
-def split_url(url: str) -> SplitResult:
-    """Raises:
-    ConfigError: Not an http or https URL.
-    """
-    try:
-        parts = urlsplit(url)
-        port_is_sound = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_sound = False
-    if not port_is_sound or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            f"--url {url}: expected http://HOST:PORT/v1 or https://…",
-            hint="Try: --url http://127.0.0.1:8000/v1",
-        )
-    return parts
 
 
 def connection_to(url: str, ca_file: str | None, timeout_s: float) -> http.client.HTTPConnection:

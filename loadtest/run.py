@@ -139,12 +139,14 @@ def measure_scenario(
     """
     plan, workload = make_plan(config, scenario, endpoint, prompts, seed=seed)
     if calibration is None and config.calibrate:
-        calibration = calibrate(config, scenario)
+        calibration = calibrate(config, scenario, trace_s=plan.arrivals_s or ())
     before = scrape(endpoint)
     measured = run_plan(scenario.name, plan, endpoint.api_key, give_up)
     server = None
     if before is not None:
-        server = _server_figures(endpoint, before, measured.records)
+        ok = measured.records.select(measured.records.state == SUCCEEDED)
+        after = settled_scrape(endpoint, before, float(np.nansum(ok.tokens)))
+        server = None if after is None else server_figures(before, after, measured.records)
     return judged(config, scenario, plan, workload, measured, calibration, server)
 
 
@@ -172,14 +174,11 @@ def run_plan(
         return run_workers(plan, key, watch, workers=workers, start_unix_s=start_unix_s)
 
 
-def _server_figures(endpoint: Endpoint, before: Scrape, records: Records) -> dict[str, Any] | None:
+def server_figures(before: Scrape, after: Scrape, records: Records) -> dict[str, Any]:
+    """The server's own figures between two scrapes, reconciled with all requests' records."""
     ok = records.select(records.state == SUCCEEDED)
-    num_tokens = float(np.nansum(ok.tokens))
-    after = settled_scrape(endpoint, before, num_tokens)
-    if after is None:
-        return None
     figures = deltas(before, after)
-    client: dict[str, float | None] = {"generation_tokens": num_tokens}
+    client: dict[str, float | None] = {"generation_tokens": float(np.nansum(ok.tokens))}
     if len(ok):
         client["mean_ttft_s"] = float(np.mean(ok.first_token_s - ok.sent_s))
         client["mean_e2e_s"] = float(np.mean(ok.last_token_s - ok.sent_s))

@@ -12,8 +12,10 @@ from typing import Any
 from loadtest.calibrate import calibrate
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.document import SCHEMA_VERSION, Result, endpoint_document, scenario_document
+from loadtest.intervals import CONFIDENCE
 from loadtest.report import plot_rates
 from loadtest.run import measure_scenario, probe_artifact
+from loadtest.statistics import MIN_VALUES
 from loadtest.verdict import Verdict, worst
 from loadtest.workers import Counters
 from loadtest.workload import Messages
@@ -25,6 +27,8 @@ from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
 MAX_PROBES = 20
+NUM_HOPELESS = 30
+"""So many failures without one answer, and the endpoint is not there."""
 REPLICA_LOAD = 0.7
 """Share of the highest rate that a replica is planned for."""
 
@@ -82,7 +86,7 @@ def search(
         ConfigError: No latency, throughput or goodput objective is set, or a rate makes no sense.
         ServerError: As of `run_loadtest`.
     """
-    _require_objective(config)
+    require_objective(config, num_requests)
     if not 0 < start_rps <= max_rps or precision <= 0:
         raise ConfigError(
             f"start {start_rps:g}, max {max_rps:g} requests/s, precision {precision:g}: expected "
@@ -98,36 +102,62 @@ def search(
         probes: list[Probe] = []
 
         def holds(rate_rps: float, *, num: int, seed: int) -> bool:
-            result, stopped = _probe(config, endpoint, prompts, rate_rps, num, seed)
-            probe = _summary(rate_rps, result, stopped)
-            probes.append(probe)
-            logger.info(
-                "  %.4g requests/s: %s%s", rate_rps, probe.verdict,
-                f" ({probe.problems[0]})" if probe.problems else "",
-            )  # fmt: skip
-            return probe.verdict == "PASS"
+            """Raises _CannotTell where a probe says nothing of the endpoint, twice."""
+            for attempt in range(2):
+                result, stopped = _probe(
+                    config, endpoint, prompts, rate_rps, num, seed + 10_000 * attempt
+                )
+                probe = _summary(rate_rps, result, stopped)
+                probes.append(probe)
+                logger.info(
+                    "  %.4g requests/s: %s%s", rate_rps, probe.verdict,
+                    f" ({probe.problems[0]})" if probe.problems else "",
+                )  # fmt: skip
+                if probe.error_rate == 1.0:
+                    kinds = ", ".join(result.stats.errors) or "unfinished"
+                    raise _CannotTell(f"no request succeeded at {rate_rps:.3g} requests/s: {kinds}")
+                if probe.verdict != "INVALID":
+                    return probe.verdict == "PASS"
+            raise _CannotTell(
+                f"at {rate_rps:.3g} requests/s the measurement is invalid: {probe.problems[0]}"
+            )
 
-        best, failing = _bracket(holds, config, num_requests, start_rps, max_rps, precision)
+        best: float | None = None
+        failing: float | None = None
         confirmed = False
-        while best is not None and len(probes) < MAX_PROBES:
-            seed = config.seed + 1000 + len(probes)
-            if holds(best, num=2 * num_requests, seed=seed):
-                confirmed = True
-                break
-            failing = best
-            lower = best / (1 + precision)
-            best = lower if lower >= start_rps / 8 else None
+        num_confirmations = 0
+        verdict: Verdict = "INCONCLUSIVE"
+        try:
+            best, failing = _bracket(holds, config, num_requests, start_rps, max_rps, precision)
+            while best is not None and len(probes) < MAX_PROBES:
+                num_confirmations += 1
+                seed = config.seed + 1000 + len(probes)
+                if holds(best, num=2 * num_requests, seed=seed):
+                    confirmed = True
+                    break
+                failing = best
+                lower = best / (1 + precision)
+                best = lower if lower >= start_rps / 8 else None
+            problems = [] if confirmed else [_why_not(best, probes)]
+            verdict = "PASS" if confirmed else "INCONCLUSIVE"
+        except _CannotTell as cannot:
+            verdict, problems, best = "INVALID", [str(cannot)], None
+        held = [probe.rate_rps for probe in probes if probe.verdict == "PASS"]
         document = {
             "schema_version": SCHEMA_VERSION,
-            "verdict": "PASS" if confirmed else "INCONCLUSIVE",
-            "problems": [] if confirmed else [_why_not(best, probes)],
+            "verdict": verdict,
+            "problems": problems,
             "endpoint": endpoint_document(endpoint, served),
             "inputs": [entry.model_dump() for entry in inputs],
             "slo": config.slo.model_dump(mode="json", exclude_none=True),
             "max_rate_rps": best if confirmed else None,
             "lowest_failing_rate_rps": failing,
+            "highest_passed_rps": max(held, default=None),
             "confirmed": confirmed,
-            "confidence": 0.95,
+            "num_confirmations": num_confirmations,
+            "interval_confidence": CONFIDENCE,
+            "precision": failing / best - 1 if confirmed and best and failing else None,
+            "limited_by": _limited_by(confirmed, failing),
             "capacity": {
                 "rate_per_replica_rps": REPLICA_LOAD * best if confirmed and best else None,
                 "share_of_max": REPLICA_LOAD,
@@ -143,6 +173,17 @@ def search(
             {name: document[name] for name in ("verdict", "problems", "max_rate_rps", "capacity")}
         )
     return open_artifact(out)
+
+
+class _CannotTell(Exception):
+    """The search stops: what it would bisect on is not the endpoint's doing."""
+
+
+def _limited_by(confirmed: bool, failing: float | None) -> str | None:
+    """`objectives`, or `max_rate` where no rate failed and the endpoint may hold more."""
+    if not confirmed:
+        return None
+    return "max_rate" if failing is None else "objectives"
 
 
 def replicas(peak_rps: float, max_rate_rps: float) -> int:
@@ -260,6 +301,8 @@ def _probe(
         too_many_failed = counters.num_failed > max(
             0.5 * num_requests, 2 * (config.slo.max_error_rate or 0.0) * num_requests
         )
+        if counters.num_failed >= NUM_HOPELESS and not counters.num_answered:
+            stopped = True
         if early and (counters.num_in_flight > limit or too_many_failed):
             stopped = True
         return stopped
@@ -303,13 +346,27 @@ def _why_not(best: float | None, probes: Sequence[Probe]) -> str:
     return f"no rate held twice within {MAX_PROBES} probes"
 
 
-def _require_objective(config: LoadTestConfig) -> None:
+def require_objective(config: LoadTestConfig, num_requests: int) -> None:
+    """Refuse a search that could not end in a rate.
+
+    Raises:
+        ConfigError: No latency, throughput or goodput objective is set, or a percentile's is that
+            `num_requests` cannot judge.
+    """
     given = config.slo.model_dump(exclude_none=True).keys() - {"max_error_rate"}
     if not given:
         raise ConfigError(
             "the search needs an objective besides max_error_rate",
             hint="Try: --set loadtest.slo.ttft_p90_s=0.5",
         )
+    for q, needed in MIN_VALUES.items():
+        names = [name for name in given if name.endswith(f"_p{q}_s")]
+        if names and num_requests < needed:
+            raise ConfigError(
+                f"{num_requests} requests a probe cannot judge {names[0]}: at least {needed} are "
+                "needed",
+                hint=f"Try: --requests {needed}",
+            )
 
 
 def _write(document: dict[str, Any], directory: Path) -> None:

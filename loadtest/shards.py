@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loadtest import report as report_files
-from loadtest.config import LoadTestConfig
-from loadtest.document import report_document, summary_metrics
+from loadtest.calibrate import Calibration, calibrate
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.document import plain, report_document, summary_metrics
 from loadtest.plan import Plan, Records, merge_records
 from loadtest.planning import make_plan, plan_digest
 from loadtest.probe import Served
-from loadtest.run import judged, probe_artifact, run_plan, write_report
+from loadtest.run import judged, probe_artifact, run_plan, server_figures, write_report
+from loadtest.server_metrics import COUNTERS, Scrape, scrape, settled_scrape
 from loadtest.workers import Measured
 from loadtest.workload import Messages, Workload
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
@@ -71,10 +76,19 @@ def run_shard(
     plan, workload = make_plan(whole, scenario, endpoint, prompts, seed=config.seed)
     own = range(shard * config.num_workers, (shard + 1) * config.num_workers)
     resolved = config.model_dump(mode="json")
+    calibration = None
+    if config.calibrate:
+        trace_s = (plan.arrivals_s or [])[shard::num_shards]
+        calibration = calibrate(config, _share(scenario, num_shards), trace_s=trace_s)
     with new_artifact(out, "load-shard", config=resolved, inputs=inputs) as draft:
+        before = scrape(endpoint)
         label = f"{scenario.name} {shard + 1}/{num_shards}"
         measured = run_plan(label, plan, endpoint.api_key, workers=own, start_unix_s=start_unix_s)
-        write_shard(draft.dir, plan, workload, endpoint, served, measured, shard, num_shards)
+        after = settled_scrape(endpoint, before, np.inf) if before is not None else None
+        write_shard(
+            draft.dir, plan, workload, endpoint, served, measured, shard, num_shards,
+            calibration=calibration, scrapes=(before, after),
+        )  # fmt: skip
     return open_artifact(out)
 
 
@@ -87,8 +101,15 @@ def write_shard(
     measured: Measured,
     shard: int,
     num_shards: int,
+    *,
+    calibration: Calibration | None = None,
+    scrapes: tuple[Scrape | None, Scrape | None] = (None, None),
 ) -> None:
-    """The raw results of one pod."""
+    """The raw results of one pod.
+
+    Args:
+        scrapes: The server's metrics before and after, which are of all pods' requests.
+    """
     measured.records.save(directory / RECORDS_FILE)
     document = {
         "shard": shard,
@@ -110,6 +131,8 @@ def write_shard(
         },
         "workers": measured.workers,
         "start_unix_s": measured.start_unix_s,
+        "calibration": plain(calibration),
+        "scrapes": [None if one is None else one.values for one in scrapes],
     }
     text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     (directory / SHARD_FILE).write_text(text + "\n", encoding="utf-8")
@@ -139,7 +162,13 @@ def merge_shards(paths: Sequence[Path], out: Path) -> Artifact:
         min(float(document["start_unix_s"]) for document in documents),
     )
     (scenario,) = config.scenarios
-    result = judged(config, scenario, plan, workload, measured)
+    calibration = _worst_calibration(documents)
+    if config.calibrate and calibration is None:
+        raise ArtifactError("these shards cannot be merged: one of them was not calibrated")
+    result = judged(
+        config, scenario, plan, workload, measured, calibration,
+        _server_figures(documents, records),
+    )  # fmt: skip
     endpoint = Endpoint(first["endpoint"]["url"], first["endpoint"]["model"])
     inputs = [one.as_input("shard") for one in artifacts]
     with new_artifact(
@@ -151,6 +180,49 @@ def merge_shards(paths: Sequence[Path], out: Path) -> Artifact:
     for line in report_files.lines(document):
         logger.info("%s", line)
     return open_artifact(out)
+
+
+def _share(scenario: Scenario, num_shards: int) -> Scenario:
+    """What one pod sends of a scenario."""
+    share: dict[str, Any] = {}
+    for name in ("rate_rps", "rate_end_rps"):
+        if getattr(scenario, name) is not None:
+            share[name] = getattr(scenario, name) / num_shards
+    if scenario.concurrency is not None:
+        share["concurrency"] = -(-scenario.concurrency // num_shards)
+    return scenario.model_copy(update=share)
+
+
+def _worst_calibration(documents: Sequence[dict[str, Any]]) -> Calibration | None:
+    """Of the pod that adds the most, with every pod's problems."""
+    found = [Calibration(**d["calibration"]) for d in documents if d["calibration"] is not None]
+    if len(found) < len(documents):
+        return None
+
+    def bias_s(one: Calibration) -> float:
+        return max(abs(one.ttft_bias_p50_s or 0.0), abs(one.ttft_bias_p90_s or 0.0))
+
+    problems = [
+        f"shard {document['shard']}: {problem}"
+        for document, one in zip(documents, found, strict=True)
+        for problem in one.problems
+    ]
+    return replace(max(found, key=bias_s), problems=problems)
+
+
+def _server_figures(documents: Sequence[dict[str, Any]], records: Records) -> dict[str, Any] | None:
+    """From the earliest scrape to the last: counters only rise."""
+    before, after = (
+        [Scrape(document["scrapes"][place]) for document in documents if document["scrapes"][place]]
+        for place in (0, 1)
+    )
+    if not before or not after:
+        return None
+
+    def total(one: Scrape) -> float:
+        return one.values[COUNTERS["generation_tokens"]]
+
+    return server_figures(min(before, key=total), max(after, key=total), records)
 
 
 def _require_one_run(
@@ -165,6 +237,13 @@ def _require_one_run(
             problems.append(f"{path}: of another configuration than {paths[0]}")
         if document["served"]["artifact_name"] != first["served"]["artifact_name"]:
             problems.append(f"{path}: measured another artifact than {paths[0]}")
+        for key, what in (
+            ("endpoint", "asked another endpoint"),
+            ("num_shards", "is of another number of shards"),
+            ("start_unix_s", "began at another time"),
+        ):
+            if document[key] != first[key]:
+                problems.append(f"{path}: {what} ({document[key]}) than {paths[0]} ({first[key]})")
     numbers = sorted(int(document["shard"]) for document in documents)
     missing = sorted(set(range(int(first["num_shards"]))) - set(numbers))
     twice = sorted({number for number in numbers if numbers.count(number) > 1})

@@ -7,6 +7,7 @@ An event takes the time of the read that brought its last byte. Format: the WHAT
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -282,6 +283,7 @@ def error_message(body: bytes) -> str:
 
 def _seconds(value: bytes | None) -> float | None:
     try:
-        return None if value is None else float(value)
+        seconds = float(value or b"nan")
     except ValueError:
         return None  # Retry-After may also be a date
+    return seconds if math.isfinite(seconds) else None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.config import SLO
-from loadtest.intervals import SteadyState, block_length, bootstrap, steady_state
+from loadtest.intervals import MIN_BLOCKS, SteadyState, block_length, bootstrap, steady_state
 from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Records
 from loadtest.schedule import Dispersion, dispersion
 
@@ -151,6 +151,12 @@ def figure(
         for q, bounds in bootstrap(values, shown, block).items() if shown else ():
             low, high = (bound if np.isfinite(bound) else None for bound in bounds)
             ci95[f"p{q}"] = (low, high)
+        for q in shown:
+            if f"p{q}" not in ci95:
+                withheld[f"p{q}_ci95"] = (
+                    f"no interval from {len(values)} values at this many requests in flight; at "
+                    f"least {MIN_BLOCKS * block} are needed"
+                )
     return Figure(
         unit=unit,
         n=len(values),
@@ -249,7 +255,7 @@ def statistics(
     names, counts = np.unique(measured.error[measured.state == FAILED], return_counts=True)
     latencies = latency_values(measured)
     in_flight = mean_in_flight(measured)
-    block = block_length(in_flight or 1.0, len(measured))
+    block = block_length(in_flight or 1.0)
     began = ~np.isnan(measured.intended_s)
     sent = ~np.isnan(measured.sent_s)
     return Statistics(
@@ -324,16 +330,18 @@ def _throughput(
     of_ok = np.repeat(ok, records.num_events)
     prompts = np.nansum(records.prompt_tokens[ok & inside(records.first_token_s)])
     num_good = int(np.sum(good(measured, slo)))
+    arrived = len(measured) if name == "whole run" else np.sum(inside(measured.intended_s))
+    num_good_inside = float(np.sum(good(records, slo) & inside(records.last_token_s)))
     return Throughput(
         window=name,
         window_s=span_s,
-        offered_rps=per_second(len(measured)),
+        offered_rps=per_second(float(arrived)),
         succeeded_rps=per_second(np.sum(ok & inside(records.last_token_s))),
         output_tokens_per_s=per_second(
             np.nansum(records.event_tokens[of_ok & inside(records.event_s)])
         ),
         prompt_tokens_per_s=per_second(prompts),
-        goodput_rps=per_second(num_good) if slo.has_goodput else None,
+        goodput_rps=per_second(num_good_inside) if slo.has_goodput else None,
         goodput_share=num_good / len(measured) if slo.has_goodput and len(measured) else None,
     )
 

@@ -25,6 +25,7 @@ MAX_RATE_DIFFERENCE = 0.01
 MAX_CV_DIFFERENCE = 0.05
 MAX_DISPERSION_DIFFERENCE = 0.25
 MAX_MERGED_SHARE = 0.05
+MAX_USUAL_LAG_S = 0.05
 MAX_HIT_RATE_DIFFERENCE = 0.05
 MAX_STEAL_SHARE = 0.1
 MAX_THROTTLED_SHARE = 0.01
@@ -70,7 +71,9 @@ def judge(
     """Hold a scenario's figures against its objectives and against the client's own limits."""
     invalid, warnings = _validity(config, slo, stats, client, open_loop)
     if calibration is not None:
-        invalid += _calibration(calibration, lag_budget_s(config, slo, stats))
+        invalid += calibration_problems(
+            calibration, lag_budget_s(config, slo, stats.latencies["e2e_s"].p50)
+        )
     declared = config.workload.prefix_hit_rate
     if declared is not None:
         invalid += _hit_rate(declared, prefix_hit_rate)
@@ -93,8 +96,9 @@ def judge(
     )
 
 
-def lag_budget_s(config: LoadTestConfig, slo: SLO, stats: Statistics) -> float:
-    """What the client may add before its lag could decide an objective."""
+def lag_budget_s(config: LoadTestConfig, slo: SLO, e2e_p50_s: float | None = None) -> float:
+    """What the client may add before its lag could decide an objective; without objectives, before
+    it shows in the median end-to-end latency."""
     if config.max_client_lag_s is not None:
         return config.max_client_lag_s
     limits = [
@@ -104,7 +108,7 @@ def lag_budget_s(config: LoadTestConfig, slo: SLO, stats: Statistics) -> float:
         if (limit := getattr(slo, f"{name}_p{q}_s")) is not None
     ]
     limits += [limit for limit in (slo.goodput_ttft_s, slo.goodput_e2e_s) if limit is not None]
-    scale = min(limits, default=stats.latencies["e2e_s"].p50 or 0.0)
+    scale = min(limits, default=e2e_p50_s or 0.0)
     return max(MIN_LAG_BUDGET_S, LAG_SHARE_OF_OBJECTIVE * scale)
 
 
@@ -116,7 +120,7 @@ def _validity(
     total = stats.num_succeeded + stats.num_failed + stats.num_unfinished
     if total != stats.num_offered:
         problems.append(f"{stats.num_offered} requests offered, {total} accounted for")
-    budget_s = lag_budget_s(config, slo, stats)
+    budget_s = lag_budget_s(config, slo, stats.latencies["e2e_s"].p50)
     send_lag_s = stats.send_lag.p99 or 0.0
     if send_lag_s > budget_s:
         problems.append(
@@ -136,9 +140,19 @@ def _validity(
         )
     merged = stats.tokens.num_merged_events
     if merged > MAX_MERGED_SHARE * max(stats.tokens.num_events, 1):
-        warnings.append(
+        # A server may write several at once; the client let them run together where it read later
+        # than they are apart.
+        read_lag_s = client["read_lag_s"].p99 or 0.0
+        is_ours = read_lag_s > max(budget_s, stats.latencies["inter_chunk_gap_s"].p90 or 0.0)
+        (problems if is_ours else warnings).append(
             f"{merged} of {stats.tokens.num_events} events came together with the one before: "
             "their own times are lost (tpot_s is not touched, inter_chunk_gap_s is)"
+            + (f"; the client read up to {read_lag_s * 1e3:.1f} ms late" if is_ours else "")
+        )
+    if config.max_client_lag_s is not None and config.max_client_lag_s > MAX_USUAL_LAG_S:
+        warnings.append(
+            f"max_client_lag_s grants the client {config.max_client_lag_s * 1e3:g} ms of lag and "
+            "widens what arrivals may differ by: not for a release decision"
         )
     if open_loop and stats.num_offered > 10:
         problems += _arrivals(stats, config.max_client_lag_s or 0.0)
@@ -170,12 +184,12 @@ def _validity(
     return problems, warnings
 
 
-def _calibration(calibration: Calibration, budget_s: float) -> list[str]:
+def calibration_problems(calibration: Calibration, budget_s: float) -> list[str]:
     """Does the client add too much at this load, by the server of known delays?"""
     problems = [f"calibration: {problem}" for problem in calibration.problems]
     for name in ("ttft_bias_p50_s", "ttft_bias_p90_s"):
         bias_s = getattr(calibration, name)
-        if abs(bias_s) > budget_s:
+        if bias_s is not None and abs(bias_s) > budget_s:
             problems.append(
                 f"calibration: {name} is {bias_s * 1e3:.1f} ms, at most {budget_s * 1e3:.1f} ms "
                 "is allowed"
@@ -268,14 +282,17 @@ def _latency(name: str, limit: float, figure: Figure, q: int) -> Objective:
         reason = f"{withheld} (N = {figure.n})"
     else:
         low, high = figure.ci95.get(f"p{q}", (value, value))
-        if high is not None and high <= limit:
+        no_interval = figure.withheld.get(f"p{q}_ci95")
+        if no_interval is not None:
+            verdict = "FAIL" if value > limit else "INCONCLUSIVE"
+        elif high is not None and high <= limit:
             verdict = "PASS"
         elif low is not None and low <= limit:
             verdict = "INCONCLUSIVE"
         else:
             verdict = "FAIL"
         spread = f", 95 % interval {low or 0:.4g} to {'inf' if high is None else f'{high:.4g}'}"
-        shown = spread if f"p{q}" in figure.ci95 else ""
+        shown = spread if f"p{q}" in figure.ci95 else f", {no_interval}" if no_interval else ""
         reason = f"{value:.4g} s{shown}, at most {limit:g} s is allowed (N = {figure.n})"
     return Objective(name, limit, value, "s", figure.n, verdict, reason)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import ctypes
 import itertools
 import json
 import mmap
@@ -29,18 +28,17 @@ import uvloop
 
 from loadtest.client import Client, SelfCheck
 from loadtest.connection import Request, receive_times
+from loadtest.host import end_with_parent
 from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Plan, Records
 from loadtest.sse import Answer, parse_response
 
 NUM_COUNTERS = 4
 MAX_EXAMPLES = 3
-PR_SET_PDEATHSIG = 1
 NICE = -10
 
 
 def main() -> None:
-    # A parent that is killed takes its clients along: no load without someone watching it.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     # What measures must not wait for what is measured; without the right to it, nothing changes.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)

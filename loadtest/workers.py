@@ -19,6 +19,8 @@ from tuneline.core.errors import ConfigError, ServerError
 
 START_DELAY_S = 0.2
 WATCH_INTERVAL_S = 1.0
+END_MARGIN_S = 60.0
+"""For connecting, closing and parsing."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,11 @@ def run_workers(
             start_ns = time.monotonic_ns() + round(delay_s * 1e9)
             for process in processes:
                 _tell(process, f"start {start_ns}")
+            deadline_s = time.monotonic() + delay_s + longest_s(plan) + END_MARGIN_S
             while any(process.poll() is None for process in processes):
                 _wait(processes)
+                if time.monotonic() > deadline_s:
+                    raise ServerError("a load-test client did not end in time")
                 totals = [sum(int(view[place]) for view in views) for place in range(4)]
                 if watch(Counters(*totals)):
                     for process in processes:
@@ -122,6 +127,17 @@ def run_workers(
             [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers],
             start_unix_s,
         )
+
+
+def longest_s(plan: Plan) -> float:
+    """Seconds after which every request has ended or timed out, whatever the server does."""
+    if plan.arrivals_s is not None:
+        return plan.arrivals_s[-1] + plan.timeout_s
+    streams = plan.concurrency or 1
+    if plan.num_requests is not None:
+        return -(-plan.num_requests // streams) * plan.timeout_s
+    rounds_of_warmup = -(-plan.num_warmup_requests // streams)
+    return (rounds_of_warmup + 1) * plan.timeout_s + (plan.duration_s or 0.0)
 
 
 def _start() -> subprocess.Popen[str]:

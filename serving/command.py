@@ -18,6 +18,7 @@ from typing import Any
 
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
+from tuneline.core.endpoint import read_key
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.model_source import ModelSource
 
@@ -187,7 +188,7 @@ def api_key(config: ServingConfig, host: str, environ: Mapping[str, str]) -> str
     Raises:
         ConfigError: `host` is reachable from other machines and there is no key.
     """
-    key = environ.get(config.api_key_env) or None
+    key = read_key(environ, config.api_key_env)
     if key is None and not _is_loopback(host):
         raise ConfigError(
             f"serving.host {host} is reachable from other machines and {config.api_key_env} is not "

@@ -20,7 +20,6 @@ import typer
 from tuneline import __version__, cli_options
 from tuneline.cli_loadtest import loadtest_app
 from tuneline.cli_options import (
-    DEFAULT_KEY_ENV,
     DEFAULT_RUNS,
     AsJson,
     DefaultCommand,
@@ -152,7 +151,7 @@ def evaluate(
     run_file: RunFile,
     url: Url = None,
     model: ModelName = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     out: Out = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -164,7 +163,7 @@ def evaluate(
     """
     run = open_run(run_file, overrides, runs_dir)
     if url is None:
-        refuse("without --url", {"--model": model, "--out": out})
+        refuse("without --url", {"--model": model, "--out": out, "--api-key-env": api_key_env})
         wanted = ("evaluation-base", "evaluation-tuned", "evaluation-served")
         run_stages(run, wanted, as_json)
         return
@@ -264,7 +263,7 @@ def prove(
     dtype: Annotated[
         str | None, typer.Option(help="What a server computes in: float32, float16, bfloat16.")
     ] = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     out: Out = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -308,7 +307,10 @@ def prove(
         from export.parity import prove_model
         from tuneline.core.model_source import resolve_model
 
-        refuse("with a model folder", {"--model": model, "--dtype": dtype})
+        refuse(
+            "with a model folder",
+            {"--model": model, "--dtype": dtype, "--api-key-env": api_key_env},
+        )
         result = prove_model(ParityConfig(), golden, resolve_model(form), out_dir, form="candidate")
     emit_artifact(result, as_json)
     require_verdict(result)
@@ -348,7 +350,7 @@ def chat(
     target: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml|DIR]")] = None,
     url: Url = None,
     model: ModelName = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Ask once and exit.")] = None,
     temperature: Annotated[

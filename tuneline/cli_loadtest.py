@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneline.cli_options import (
-    DEFAULT_KEY_ENV,
     DEFAULT_RUNS,
     AsJson,
     DefaultCommand,
@@ -31,7 +31,8 @@ from tuneline.cli_options import (
     required,
     run_stages,
 )
-from tuneline.core.errors import ConfigError, InvalidError
+from tuneline.core.errors import ConfigError, InvalidError, VerdictError
+from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
@@ -67,7 +68,7 @@ def loadtest_run(
     run_file: OptionalRun = None,
     url: Url = None,
     model: ModelName = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     rate: Rate = None,
     concurrency: Concurrency = None,
     requests: Requests = None,
@@ -92,7 +93,14 @@ def loadtest_run(
         refuse("beside RUN.yaml; use --set loadtest...", _flags(quick))
         refuse(
             "without --url",
-            {"--model": model, "--prompts": prompts, "--out": out, "--shard": shard},
+            {
+                "--model": model,
+                "--api-key-env": api_key_env,
+                "--prompts": prompts,
+                "--out": out,
+                "--shard": shard,
+                "--start-at": start_at,
+            },
         )
         run_stages(open_run(run_file, overrides, runs_dir), ("load",), as_json)
         return
@@ -102,10 +110,13 @@ def loadtest_run(
 
     if (shard is None) != (start_at is None):
         raise ConfigError(
-            "--shard and --start-at go together", hint="Try: --start-at $(date -d 1min +%s)"
+            "--shard and --start-at go together",
+            hint="Give every pod the one start, some half a minute ahead: date -d 1min +%s",
         )
+    if start_at is not None and not math.isfinite(start_at):
+        raise ConfigError(f"--start-at {start_at}: expected seconds since 1970")
+    out_dir = required(out, "--out")
     with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
-        out_dir = required(out, "--out")
         if shard is not None:
             number, total = _shard(shard)
             part = run_shard(
@@ -129,7 +140,7 @@ def search(
     run_file: OptionalRun = None,
     url: Url = None,
     model: ModelName = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     start_rate: Annotated[float, typer.Option(help="The first rate tried, requests/s.")] = 1.0,
     max_rate: Annotated[float, typer.Option(help="No higher rate is tried.")] = 1000.0,
     requests: Annotated[int, typer.Option(help="Measured requests of each probe.")] = 300,
@@ -148,15 +159,18 @@ def search(
 
     Objectives stand in RUN.yaml, or: --set loadtest.slo.ttft_p90_s=0.5
     """
+    from loadtest.search import require_objective
     from loadtest.search import search as search_rate
     from tuneline.pipeline import require_verdict
 
     quick = _quick(None, None, None, None, max_tokens)
+    out_dir = required(out, "--out")
+    require_objective(_config(run_file, overrides, runs_dir, quick), requests)
     with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
         found = search_rate(
             target.config,
             target.endpoint,
-            required(out, "--out"),
+            out_dir,
             prompts=target.prompts,
             inputs=target.inputs,
             start_rps=start_rate,
@@ -177,7 +191,7 @@ def sweep(
     ] = None,
     url: Url = None,
     model: ModelName = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     requests: Annotated[int, typer.Option(help="Measured requests of each rate.")] = 300,
     max_tokens: MaxTokens = None,
     prompts: Prompts = None,
@@ -197,11 +211,12 @@ def sweep(
             f"--rates {text}: expected numbers", hint="Try: --rates 1,2,4,8"
         ) from None
     quick = _quick(None, None, None, None, max_tokens)
+    out_dir = required(out, "--out")
     with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
         measured = sweep_rates(
             target.config,
             target.endpoint,
-            required(out, "--out"),
+            out_dir,
             prompts=target.prompts,
             inputs=target.inputs,
             rates_rps=rates_rps,
@@ -221,13 +236,13 @@ def compare(
     model_b: Annotated[
         str | None, typer.Option("--model-b", help="The name on B, where it differs.")
     ] = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     rate: Rate = None,
     concurrency: Concurrency = None,
     requests: Requests = None,
     max_tokens: MaxTokens = None,
     prompts: Prompts = None,
-    rounds: Annotated[int | None, typer.Option(help="Runs of each, in turns (3).")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Runs of each, in turns (4).")] = None,
     margin: Annotated[
         float, typer.Option(help="Share by which B may be slower and count as equal.")
     ] = 0.05,
@@ -246,6 +261,7 @@ def compare(
     from tuneline.pipeline import require_verdict
 
     found: Artifact
+    out_dir = required(out, "--out")
     quick = _quick(rate, concurrency, requests, None, max_tokens)
     if not _is_url(a) and not _is_url(b):
         options: dict[str, Any] = {
@@ -256,7 +272,7 @@ def compare(
         }
         options |= {"--rounds": rounds, "--set": overrides, **_flags(quick)}
         refuse("between two reports", options)
-        found = compare_reports(Path(a), Path(b), required(out, "--out"), margin=margin)
+        found = compare_reports(Path(a), Path(b), out_dir, margin=margin)
     elif _is_url(a) and _is_url(b):
         with _target(
             run_file, overrides, runs_dir, a, model, api_key_env, prompts, quick
@@ -265,9 +281,9 @@ def compare(
                 target.config,
                 target.endpoint,
                 endpoint_of(b, model_b or model, api_key_env),
-                required(out, "--out"),
+                out_dir,
                 prompts=target.prompts,
-                num_rounds=3 if rounds is None else rounds,
+                num_rounds=4 if rounds is None else rounds,
                 margin=margin,
             )
     else:
@@ -288,13 +304,19 @@ def calibrate(
     """Measure what the client itself adds, against a bundled server of known delays."""
     from loadtest.calibrate import calibrate as calibrate_load
     from loadtest.report import calibration_lines
+    from loadtest.verdict import calibration_problems, lag_budget_s
 
     config = _config(run_file, overrides, runs_dir, _quick(rate, concurrency, None, None, None))
     found = {scenario.name: calibrate_load(config, scenario) for scenario in config.scenarios}
     document = {name: dataclasses.asdict(one) for name, one in found.items()}
     lines = [line for name, one in document.items() for line in (name, *calibration_lines(one))]
     emit(document, lines, as_json)
-    problems = [f"  {name}: {problem}" for name, one in found.items() for problem in one.problems]
+    budget_s = {s.name: lag_budget_s(config, s.slo or config.slo) for s in config.scenarios}
+    problems = [
+        f"  {name}: {problem}"
+        for name, one in found.items()
+        for problem in calibration_problems(one, budget_s[name])
+    ]
     if problems:
         raise InvalidError("the client is not fit for this load\n" + "\n".join(problems))
 
@@ -321,7 +343,7 @@ def cross_check(
     run_file: OptionalRun = None,
     url: Url = None,
     model: ModelName = None,
-    api_key_env: KeyEnv = DEFAULT_KEY_ENV,
+    api_key_env: KeyEnv = None,
     rate: Rate = None,
     requests: Requests = None,
     max_tokens: MaxTokens = None,
@@ -334,10 +356,17 @@ def cross_check(
     from loadtest.openai_check import openai_check
 
     quick = _quick(rate, None, requests, None, max_tokens)
+    config = _config(run_file, overrides, runs_dir, quick)
+    scenario = next((s for s in config.scenarios if s.loop == "open"), None)
+    if scenario is None:
+        raise ConfigError("the cross-check needs an open-loop scenario", hint="Try: --rate 2")
+    if config.workload.source in ("synthetic", "mooncake"):
+        raise ConfigError(
+            f"the cross-check sends chat messages; workload.source: {config.workload.source} has "
+            "token ids",
+            hint="Try: --set loadtest.workload.source=prompts",
+        )
     with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
-        scenario = next((s for s in target.config.scenarios if s.loop == "open"), None)
-        if scenario is None:
-            raise ConfigError("the cross-check needs an open-loop scenario", hint="Try: --rate 2")
         found = openai_check(target.config, scenario, target.endpoint, prompts=target.prompts)
     document = {
         field.name: getattr(found, field.name)
@@ -347,10 +376,16 @@ def cross_check(
     lines = [
         f"{found.num_succeeded} of {found.num_requests} requests succeeded through the openai "
         f"client, {found.num_equal_tokens} with the token count that the load client read",
-        f"TTFT p50: {found.ttft_p50_s * 1e3:.2f} ms by the openai client, "
-        f"{found.our_ttft_p50_s * 1e3:.2f} ms by the load client",
+        f"TTFT p50: {_ms(found.ttft_p50_s)} by the openai client, "
+        f"{_ms(found.our_ttft_p50_s)} by the load client",
     ]
     emit(document, lines, as_json)
+    if found.num_equal_tokens < found.num_requests:
+        raise VerdictError(
+            f"{found.num_requests - found.num_equal_tokens} of {found.num_requests} requests were "
+            "not read alike by both clients",
+            hint="Answers must be repeatable: temperature 0, and a server that is not overloaded.",
+        )
 
 
 @loadtest_app.command()
@@ -360,6 +395,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="A file, in place of stdout.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print a load report as a table, JSON, CSV, `vllm bench serve` JSON or Prometheus text."""
     import json
@@ -368,6 +404,10 @@ def report(
     from loadtest.report import lines
     from tuneline.core.artifact import open_artifact
 
+    if as_json:
+        form = Form.json
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: no directory {out.absolute().parent}")
     artifact = open_artifact(directory, kind="load-report")
     if form is Form.csv:
         text = csv_text(artifact)
@@ -396,23 +436,31 @@ def _target(
     runs_dir: Path,
     url: str | None,
     model: str | None,
-    api_key_env: str,
+    api_key_env: str | None,
     prompts: Path | None,
     quick: dict[str, Any],
 ) -> Iterator[LoadTarget]:
     """A run's own endpoint, served for as long as the block lasts, or the one at `url`."""
     from loadtest.run import read_prompts
-    from tuneline.pipeline import LoadTarget, load_target
+    from tuneline.pipeline import LoadTarget, current, heldout_prompts, load_target
 
     if url is None and run_file is not None:
         refuse("beside RUN.yaml; use --set loadtest...", _flags(quick))
-        refuse("without --url", {"--model": model, "--prompts": prompts})
+        options = {"--model": model, "--api-key-env": api_key_env, "--prompts": prompts}
+        refuse("without --url", options)
         with load_target(open_run(run_file, overrides, runs_dir)) as target:
             yield target
         return
     endpoint = endpoint_of(required(url, "RUN.yaml or --url"), model, api_key_env)
     config = _config(run_file, overrides, runs_dir, quick)
-    yield LoadTarget(config, endpoint, read_prompts(prompts), [])
+    if run_file is not None and prompts is None and config.workload.source == "prompts":
+        (dataset,) = current(open_run(run_file, overrides, runs_dir), "dataset")
+        chosen = heldout_prompts(dataset)
+    else:
+        chosen = read_prompts(prompts)
+        if prompts is None and config.workload.source == "prompts":
+            logger.info("  %d built-in questions; give your own with --prompts", len(chosen))
+    yield LoadTarget(config, endpoint, chosen, [])
 
 
 def _config(
@@ -451,9 +499,13 @@ def _flags(quick: dict[str, Any]) -> dict[str, Any]:
 
 def _shard(text: str) -> tuple[int, int]:
     number, slash, total = text.partition("/")
-    if not (slash and number.isdecimal() and total.isdecimal()):
+    if not (slash and number.isdecimal() and total.isdecimal() and int(total) > 0):
         raise ConfigError(f"--shard {text}: expected K/N, such as 0/4")
     return int(number), int(total)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f} ms"
 
 
 def _is_url(text: str) -> bool:

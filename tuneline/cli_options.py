@@ -39,12 +39,17 @@ Url = Annotated[
 ]
 ModelName = Annotated[str | None, typer.Option("--model", help="The model's name on that server.")]
 KeyEnv = Annotated[
-    str,
-    typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable with the key."),
+    str | None,
+    typer.Option(
+        "--api-key-env",
+        metavar="VARIABLE",
+        help="Environment variable with the key (VLLM_API_KEY).",
+    ),
 ]
 T = TypeVar("T")
 DEFAULT_RUNS = Path("runs")
 DEFAULT_KEY_ENV = "VLLM_API_KEY"
+HELP = ("-h", "--help")
 emitted = False
 """Whether this command has printed its result."""
 
@@ -56,7 +61,9 @@ class DefaultCommand(TyperGroup):
     default: str
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+        # A word that is no command and no file is a misspelt command: the group says so.
+        is_word = bool(args) and args[0].isalpha() and not Path(args[0]).exists()
+        if args and args[0] not in self.commands and not is_word and args[0] not in HELP:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
@@ -99,10 +106,12 @@ def run_stages(run: Run, until: tuple[str, ...], as_json: bool) -> None:
             emit({"name": run.config.name, "stages": stages}, results(made), as_json)
 
 
-def endpoint_of(url: str, model: str | None, api_key_env: str) -> Endpoint:
-    from tuneline.core.endpoint import Endpoint
+def endpoint_of(url: str, model: str | None, api_key_env: str | None) -> Endpoint:
+    from tuneline.core.endpoint import Endpoint, read_key, split_url
 
-    return Endpoint(url.rstrip("/"), required(model, "--model"), os.environ.get(api_key_env))
+    split_url(url)
+    key = read_key(os.environ, api_key_env or DEFAULT_KEY_ENV)
+    return Endpoint(url.rstrip("/"), required(model, "--model"), key)
 
 
 def refuse(where: str, options: dict[str, Any]) -> None:
@@ -114,7 +123,8 @@ def refuse(where: str, options: dict[str, Any]) -> None:
 
 def required(value: T | None, option: str) -> T:
     if value is None:
-        raise ConfigError(f"{option} is required here")
+        example = {"--out": "--out DIR", "--model": "--model NAME"}.get(option)
+        raise ConfigError(f"{option} is required here", hint=f"Try: {example}" if example else None)
     return value
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from k8s.render import HOST, MODEL_DIR, PORT, render
+from loadtest.config import longest_s
 from serving.command import artifact_facts, served_names, server_args, server_env
 from tuneline.config import Run
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ConfigError
 from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import logger
 from tuneline.pipeline import current, heldout_prompts, require_verdict
 
 
@@ -55,6 +59,19 @@ def render_run(run: Run, out: Path) -> Path:
         ),
         served_env=server_env(serving, artifact_facts(source, None, run.config.name)),
         out=out,
-        run_config=run.config.model_dump(mode="json"),
+        run_config=_job_config(run),
         prompts=heldout_prompts(dataset),
+        loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
     )
+
+
+def _job_config(run: Run) -> dict[str, Any]:
+    """The run's configuration as the load test's Job takes it.
+
+    The Job has a host and whole cores of its own: a lag that was granted to a client beside the
+    server would hide there that the client is the bottleneck.
+    """
+    config = run.config.model_dump(mode="json")
+    if config["loadtest"].pop("max_client_lag_s", None) is not None:
+        logger.info("load test: the Job has a host of its own; max_client_lag_s is left out")
+    return config

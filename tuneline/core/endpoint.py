@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from tuneline.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,46 @@ class Endpoint:
     def is_local(self) -> bool:
         """Whether it is a server of this machine."""
         return urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def read_key(environ: Mapping[str, str], name: str) -> str | None:
+    """The key in an environment variable; blanks around it, such as a file's last newline, are no
+    part of it.
+
+    Raises:
+        ConfigError: It holds what no header can; the message names the variable and not the key.
+    """
+    key = environ.get(name, "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(
+            f"{name}: the key holds blanks or characters that an HTTP header cannot carry",
+            hint=f"Try: export {name}=$(openssl rand -hex 24)",
+        )
+    return key or None
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of a server's URL.
+
+    Raises:
+        ConfigError: Not an http or https URL, or one with a user and a password.
+    """
+    try:
+        parts = urlsplit(url)
+        is_sound = parts.port is None or parts.port > 0
+    except ValueError:
+        raise ConfigError(
+            f"--url {url}: not a URL", hint="Try: --url http://127.0.0.1:8000/v1"
+        ) from None
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"--url {parts.scheme}://…@{parts.hostname}: a user or password in the URL is not sent",
+            hint="Put the key into the environment variable that --api-key-env names.",
+        )
+    has_blank = any(character.isspace() for character in url)
+    if not is_sound or has_blank or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"--url {url}: expected http://HOST:PORT/v1 or https://…",
+            hint="Try: --url http://127.0.0.1:8000/v1",
+        )
+    return parts

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from tuneline.core.artifact import Artifact
 from tuneline.core.config import StrictModel
 
@@ -17,6 +19,9 @@ REFERENCE_FILE = "reference.jsonl"
 
 class Continuation(StrictModel):
     """One prompt and the greedy answer that a form of the model gives to it."""
+
+    # A broken form may give NaN: that is a finding, not a fault of the file.
+    model_config = ConfigDict(allow_inf_nan=True)
 
     messages: list[dict[str, str]]
     """Chat messages, `role` and `content` each; the last is the user's."""

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[3]
 FAST = ("--set", "loadtest.calibrate=false", "--set", "loadtest.max_client_lag_s=2")
 
 
-def tuneline(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def tuneline(*arguments: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tuneline", "loadtest", *map(str, arguments)],
-        cwd=cwd, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd)},
+        cwd=cwd, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environ},
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
 
@@ -30,7 +30,7 @@ def at(known: Any) -> tuple[str, ...]:
 def measured(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A load report by the plain command."""
     folder = tmp_path_factory.mktemp("measured")
-    options = ("--rate", "50", "--requests", "40", "--out", "report", *FAST)
+    options = ("--rate", "50", "--requests", "100", "--max-tokens", "8", "--out", "report", *FAST)
     done = tuneline(*at(known), *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "report"
@@ -39,7 +39,8 @@ def measured(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_search_says_the_rate_and_the_replicas(known: Any, tmp_path: Path) -> None:
     done = tuneline(
         "search", *at(known), "--set", "loadtest.slo.ttft_p50_s=0.5", *FAST,
-        "--start-rate", "20", "--max-rate", "40", "--requests", "30", "--peak-rate", "100",
+        "--start-rate", "20", "--max-rate", "40", "--requests", "60", "--max-tokens", "8",
+        "--peak-rate", "100",
         "--out", "found", "--json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -68,7 +69,7 @@ def test_sweep_measures_each_rate(known: Any, tmp_path: Path) -> None:
 def test_compare_two_urls_and_two_reports(
     known: Any, start_known_server: Any, measured: Path, tmp_path: Path
 ) -> None:
-    load = ("--rate", "50", "--requests", "40", *FAST)
+    load = ("--rate", "50", "--requests", "100", "--max-tokens", "8", *FAST)
     with start_known_server("--ttft-s", "0.09", "--itl-s", "0.004", "--num-tokens", "8") as slow:
         done = tuneline(
             "compare", known.endpoint.url, slow.endpoint.url, "--model", "known", "--rounds", "1",
@@ -138,8 +139,11 @@ def test_a_report_in_every_form(measured: Path, tmp_path: Path) -> None:
     assert "inter-chunk gap" in written("table")
     assert json.loads(written("json"))["schema_version"] == 1
     rows = list(csv.DictReader(written("csv").splitlines()))
-    assert sum(row["warmup"] == "false" for row in rows) == 40
-    assert json.loads(written("vllm"))[0]["completed"] == 40
+    assert sum(row["warmup"] == "false" for row in rows) == 100
+    assert json.loads(written("vllm"))[0]["completed"] == 100
+    assert written("json") == tuneline("report", measured, "--json", cwd=tmp_path).stdout
+    nowhere = tuneline("report", measured, "--out", "no/where", cwd=tmp_path)
+    assert nowhere.returncode == 2
     done = tuneline(
         "report", measured, "--format", "prometheus", "--out", "load.prom", cwd=tmp_path
     )
@@ -154,8 +158,64 @@ def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["num_requests"] == found["num_succeeded"] == found["num_equal_tokens"] >= 20
+    (tmp_path / "failing.jsonl").write_text(json.dumps({"prompt": "fault:500"}) + "\n")
+    failing = tuneline(
+        "cross-check", *at(known), *options, "--prompts", "failing.jsonl", cwd=tmp_path
+    )
+    assert failing.returncode == 6
+    assert json.loads(failing.stdout)["ttft_p50_s"] is None
     closed = tuneline("cross-check", *at(known), "--set", "loadtest.calibrate=false", cwd=tmp_path)
     assert closed.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--duration", "inf", "--out", "x"),
+        ("--rate", "inf", "--out", "x"),
+        ("--shard", "0/2", "--start-at", "nan", "--out", "x"),
+        ("--api-key-env", "BAD_KEY", "--out", "x"),
+        ("--rate", "1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    known: Any, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = tuneline(*at(known), *options, cwd=tmp_path, BAD_KEY="two words")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "two words" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_with_a_line_break_works_and_a_password_in_the_url_does_not(
+    known: Any, tmp_path: Path
+) -> None:
+    load = ("--rate", "50", "--requests", "20", *FAST)
+    done = tuneline(*at(known), *load, "--out", "x", cwd=tmp_path, VLLM_API_KEY="s3cret-key\n")
+    assert done.returncode == 0, done.stderr
+    url = known.endpoint.url.replace("//", "//user:topsecret@")
+    refused = tuneline("--url", url, "--model", "known", *load, "--out", "y", cwd=tmp_path)
+    assert refused.returncode == 2
+    texts = [path.read_text() for path in tmp_path.rglob("*.json")]
+    assert len(texts) == 2
+    for text in [done.stdout, done.stderr, refused.stderr, *texts]:
+        assert "s3cret" not in text and "topsecret" not in text
+
+
+def test_commands_that_are_misspelt_or_given_too_much(tmp_path: Path) -> None:
+    done = tuneline("serch", "x.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such command 'serch'" in done.stderr
+    run = ROOT / "examples" / "support-tickets" / "run.yaml"
+    for options in (("--start-at", "5"), ("--api-key-env", "X")):
+        refused = tuneline("run", run, *options, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert f"{options[0]}: has no meaning without --url" in refused.stderr
+    early = tuneline("search", run, cwd=tmp_path)
+    assert early.returncode == 2
+    assert "--out is required" in early.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_load_test_can_be_set_without_a_run(known: Any, tmp_path: Path) -> None:

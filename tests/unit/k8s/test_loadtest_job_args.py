@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from tuneline.cli import app
+from tuneline.cli_options import DEFAULT_KEY_ENV
 
 
 def _parse(command: list[str], args: list[str]) -> dict[str, Any]:
@@ -35,7 +36,9 @@ def test_the_command_line_takes_the_jobs_arguments(deployed: list[dict[str, Any]
     assert params["prompts"] == Path("/config/prompts.jsonl")
     assert params["as_json"] is True
     # Unless told otherwise, the key is read from the variable that the Job sets.
-    assert params["api_key_env"] in {entry["name"] for entry in container["env"]}
+    assert (params["api_key_env"] or DEFAULT_KEY_ENV) in {
+        entry["name"] for entry in container["env"]
+    }
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     assert [str(path.parent) in mounts for path in (params["run_file"], params["out"])] == [
         True

@@ -52,9 +52,9 @@ def test_failures_make_a_bound_infinite_and_never_nan() -> None:
 
 def test_too_few_blocks_give_no_interval() -> None:
     assert bootstrap(np.ones(19), (50,), 4) == {}
-    assert block_length(3.0, 1000) == 6
-    assert block_length(0.01, 1000) == 1
-    assert block_length(500.0, 100) == 20  # five blocks have to fit
+    assert block_length(3.0) == 6
+    assert block_length(0.01) == 1
+    assert block_length(500.0) == 1000
 
 
 def test_a_paired_difference_is_found_below_the_noise_of_either_side() -> None:

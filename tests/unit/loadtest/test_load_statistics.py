@@ -143,13 +143,25 @@ def test_throughput_is_over_the_window_of_arrivals() -> None:
     assert rates.succeeded_rps == pytest.approx(1.0)
     assert rates.output_tokens_per_s == pytest.approx(10.0)
     assert rates.prompt_tokens_per_s == pytest.approx(10.0)
-    assert rates.offered_rps == pytest.approx(1.1)
+    assert rates.offered_rps == pytest.approx(1.0)
 
 
 def test_a_burst_has_no_window_of_arrivals() -> None:
     rates = stats([row(i, 0.0, [0.5, 1.0]) for i in range(4)]).throughput
     assert (rates.window, rates.window_s) == ("whole run", 1.0)
     assert rates.output_tokens_per_s == pytest.approx(8.0)
+    assert rates.offered_rps == pytest.approx(4.0)
+
+
+def test_goodput_is_never_more_than_what_succeeded_in_the_window() -> None:
+    # A closed loop of two slots: 40 requests of one second each, in two rows of twenty.
+    rows = [row(i, float(i // 2), [i // 2 + 0.5, i // 2 + 1.0]) for i in range(40)]
+    rates = stats(rows, SLO(goodput_e2e_s=2.0, min_goodput_rps=1.0)).throughput
+    assert rates.window_s == 19.0
+    assert rates.succeeded_rps == pytest.approx(2.0)
+    assert rates.goodput_rps == pytest.approx(2.0)
+    assert rates.offered_rps == pytest.approx(2.0)
+    assert rates.goodput_share == 1.0
 
 
 def test_warmup_is_no_part_of_the_figures_but_of_the_load() -> None:

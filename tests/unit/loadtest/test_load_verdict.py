@@ -41,11 +41,12 @@ def measured(num: int = 400, **changes: Any) -> Statistics:
 def verdict(
     stats: Statistics, *, config: LoadTestConfig = CONFIG, loop_lag_s: float = 0.0001,
     kernel_clock: bool = True, open_loop: bool = True, evidence: dict[str, Any] | None = None,
-    host: dict[str, float] | None = None, **slo: float | None,
+    host: dict[str, float] | None = None, read_lag_s: float = 0.0001, **slo: float | None,
 ) -> Judgement:  # fmt: skip
     client = {
         **(host or {}),
         "loop_lag_s": lags(loop_lag_s),
+        "read_lag_s": lags(read_lag_s),
         "num_reads": 100,
         "num_reads_kernel_clock": 100 if kernel_clock else 0,
     }
@@ -139,6 +140,28 @@ def test_missing_usage_voids_only_what_needs_it() -> None:
     assert found.verdict == "PASS"
     assert "no usage" in found.warnings[0]
     assert verdict(stats, tpot_p90_s=1.0).verdict == "INVALID"
+
+
+def test_too_few_requests_for_the_load_in_flight_are_no_pass() -> None:
+    # 100 in flight need blocks of 200, and five of them: 300 requests say nothing of the spread.
+    few = figure(np.full(300, 0.1), block=200)
+    stats = measured()
+    stats = replace(stats, latencies=dict.fromkeys(stats.latencies, few))
+    found = verdict(stats, ttft_p90_s=1.0)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "at least 1000 are needed" in found.problems[0]
+    assert verdict(stats, ttft_p90_s=0.05).verdict == "FAIL"
+    enough = figure(np.full(1000, 0.1), block=200)
+    stats = replace(stats, latencies=dict.fromkeys(stats.latencies, enough))
+    assert verdict(stats, ttft_p90_s=1.0).verdict == "PASS"
+
+
+def test_events_that_the_client_let_run_together_void_a_run() -> None:
+    stats = measured(tokens=Tokens(4000, 2000, None, 4000, 0, 0, 0, 0, 2000))
+    assert verdict(stats).verdict == "PASS", "a server may write several at once"
+    found = verdict(stats, evidence=None, read_lag_s=0.5)
+    assert found.verdict == "INVALID"
+    assert "the client read up to 500.0 ms late" in found.problems[0]
 
 
 def test_the_worst_verdict_stands_for_all() -> None:

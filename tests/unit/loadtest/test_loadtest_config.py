@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from loadtest.config import LoadTestConfig, quick_config
+from loadtest.config import LoadTestConfig, longest_s, quick_config
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ConfigError
 
@@ -66,3 +66,20 @@ def test_the_section_is_read_without_numpy_or_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_longest_time_holds_every_request_timing_out() -> None:
+    config = LoadTestConfig.model_validate(
+        {
+            "scenarios": [
+                {"name": "open", "rate_rps": 2.0, "num_requests": 90},
+                {"name": "closed", "concurrency": 4, "num_requests": 90},
+                {"name": "timed", "concurrency": 4, "duration_s": 600.0},
+            ],
+            "num_warmup_requests": 10,
+            "timeout_s": 30.0,
+        }
+    )
+    # 100 arrivals at 2 a second, twice; 25 rounds of 30 s; 600 s and 3 rounds of warm-up; and for
+    # each one time-out and a minute more.
+    assert longest_s(config) == 2 * 50 + 25 * 30 + (600 + 3 * 30) + 3 * (30 + 60)
