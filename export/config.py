@@ -15,8 +15,9 @@ GroupSize = Literal[32, 64, 128]
 OnnxPrecision = Literal["fp32", "fp16", "int8", "int4"]
 Graph = Literal["decoder", "logits"]
 FormName = Literal[
-    "onnx-fp32", "onnx-int8", "onnx-int4", "onnx-logits", "torchscript", "torch-export", "pruned"
-]
+    "quantized-fp8", "quantized-int8", "quantized-w4a16", "onnx-fp32", "onnx-int8", "onnx-int4",
+    "onnx-logits", "torchscript", "torch-export", "pruned",
+]  # fmt: skip
 
 
 class MergeConfig(StrictModel):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from export.loaded_model import load_model
-from export.model_folder import CONFIG, copy_companions
+from export.model_folder import CONFIG, copy_companions, read_json
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
@@ -51,6 +51,7 @@ def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
     Raises:
         ArtifactError: The model cannot be loaded, or the tracer cannot take its family.
     """
+    require_unquantized(model)
     # Experts as plain matrix products: the default is an operator of transformers' own, which no
     # runtime has. A model without experts takes no notice.
     network, _ = load_model(model.path, experts_implementation="batched_mm")
@@ -64,6 +65,19 @@ def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
     except Exception as error:
         logger.debug("%s", error, exc_info=True)
         raise refusal(model, network, what, _first_line(error)) from error
+
+
+def require_unquantized(model: ModelSource) -> None:
+    """Graphs are made of whole numbers; a quantized folder's would be rounded a second time.
+
+    Raises:
+        ArtifactError: The folder is quantized.
+    """
+    if read_json(model.path / CONFIG).get("quantization_config"):
+        raise ArtifactError(
+            f"{model.name}: is quantized; a graph is made of the model that it was quantized from",
+            hint="Export that one; for ONNX choose --precision int8 or int4.",
+        )
 
 
 def check_shapes(

@@ -25,6 +25,7 @@ from export.logits_graph import (
     copy_small_files,
     exportable,
     max_length,
+    require_unquantized,
 )
 from export.model_folder import CONFIG, read_json, write_json
 from export.onnx_model import GENAI_CONFIG, ONNX_FILE, check_decoder, logits_runner
@@ -76,6 +77,7 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
             "--precision fp16: ONNX Runtime has no fp16 decoder for a CPU",
             hint="Try --precision fp32, int8 or int4; or --graph logits, which takes fp16.",
         )
+    require_unquantized(model)
     stop_ids = sorted(stop_ids_of_folder(model.path))
     if not stop_ids:
         raise ArtifactError(
@@ -83,7 +85,7 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
             hint='Add "eos_token_id" to its generation_config.json.',
         )
     run_builder(model, folder, precision)
-    _mend_decoder(folder / ONNX_FILE, read_json(model.path / CONFIG))
+    _mend_decoder(folder / ONNX_FILE, model)
     # The builder rewrites stop tokens from several sources; the proven model's own are kept.
     genai = read_json(folder / GENAI_CONFIG)
     genai["model"]["eos_token_id"] = stop_ids
@@ -104,20 +106,31 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
     }
 
 
-def _mend_decoder(path: Path, config: dict[str, Any]) -> None:
+def _mend_decoder(path: Path, model: ModelSource) -> None:
     """Put right what the builder leaves out of some families' graphs: Mistral's attention window,
-    and the epsilon of a layer norm that is called `layer_norm_eps`, as Phi's is."""
+    and the epsilon of a layer norm that is called `layer_norm_eps`, as Phi's is.
+
+    Raises:
+        ArtifactError: The family attends to a window that its graph knows nothing of.
+    """
     import onnx
 
-    window = config.get("sliding_window") if config.get("model_type") == "mistral" else None
+    config = read_json(model.path / CONFIG)
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     epsilon = None if "rms_norm_eps" in config else config.get("layer_norm_eps")
     graph = onnx.load(str(path), load_external_data=False)
+    windows = set()
     for node in graph.graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
-        if window is not None and node.op_type == "GroupQueryAttention":
-            attributes["local_window_size"].i = int(window)
+        if node.op_type == "GroupQueryAttention":
+            if window is not None and config["model_type"] == "mistral":
+                attributes["local_window_size"].i = int(window)
+            windows.add(attributes["local_window_size"].i)
         if epsilon is not None and node.op_type.endswith("LayerNormalization"):
             attributes["epsilon"].f = float(epsilon)
+    if window is not None and windows <= {-1}:
+        reason = f"its attention window of {window} is missing from the builder's graph"
+        raise _no_decoder(model, str(config["model_type"]), reason)
     path.write_bytes(graph.SerializeToString())
 
 

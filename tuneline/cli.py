@@ -216,7 +216,10 @@ def export_merge(
             "--out": out,
         }
         refuse("beside RUN.yaml", options)
-        run_stages(open_run(run_file, overrides, runs_dir), ("model", "parity-merged"), as_json)
+        from tuneline.pipeline import export_stages
+
+        run = open_run(run_file, overrides, runs_dir)
+        run_stages(run, export_stages(run), as_json)
         return
     from export.config import MergeConfig
     from export.merge import merge

@@ -24,7 +24,8 @@ class ExportConfig(StrictModel):
     merge: MergeConfig = MergeConfig()
     parity: ParityConfig = ParityConfig()
     forms: tuple[FormName, ...] = ()
-    """Made of the merged model beside the one that is served, and proven: `onnx-fp32`, `onnx-int8`,
+    """Made of the merged model beside the one that is served, and proven: `quantized-fp8`,
+    `quantized-int8`, `quantized-w4a16` (in groups of `merge.group_size`), `onnx-fp32`, `onnx-int8`,
     `onnx-int4` (decoders), `onnx-logits`, `torchscript`, `torch-export`, `pruned`."""
     prune: PruneConfig | None = None
     """How, for the form `pruned`."""
@@ -35,6 +36,11 @@ class ExportConfig(StrictModel):
             raise ValueError("a form stands twice in forms")
         if ("pruned" in self.forms) != (self.prune is not None):
             raise ValueError("the form pruned and the section prune go together")
+        if self.forms and self.merge.quantize is not None:
+            raise ValueError(
+                "forms are made of the unquantized merge: leave out merge.quantize, and name "
+                f"quantized-{self.merge.quantize} among the forms"
+            )
         return self
 
 

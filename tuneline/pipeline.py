@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from export.config import FormName, OnnxConfig
+from export.config import FormName, OnnxConfig, QuantizeConfig
 from loadtest.config import LoadTestConfig
 from tuneline.config import Run
 from tuneline.core.artifact import (
@@ -154,6 +154,8 @@ def _form_stages(run: Run) -> list[Stage]:
         section: StrictModel = StrictModel()
         if form == "pruned" and export.prune is not None:
             section = export.prune
+        if form.startswith("quantized-"):
+            section = _quantize_config(form, run)
         found += [
             Stage(form, f"Export {form}", section, ("model",), functools.partial(_form, form)),
             Stage(
@@ -172,6 +174,10 @@ def _form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
         section = line.run.config.export.prune
         assert section is not None  # noqa: S101 (the configuration was checked)
         return prune(section, model, out)
+    if form.startswith("quantized-"):
+        from export.quantize import quantize
+
+        return quantize(_quantize_config(form, line.run), model, out)
     if form == "torchscript":
         from export.to_torchscript import export_torchscript
 
@@ -189,6 +195,14 @@ def _form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
         "onnx-logits": OnnxConfig(graph="logits"),
     }
     return export_onnx(graphs[form], model, out)
+
+
+def _quantize_config(form: FormName, run: Run) -> QuantizeConfig:
+    values = {
+        "scheme": form.removeprefix("quantized-"),
+        "group_size": run.config.export.merge.group_size,
+    }
+    return QuantizeConfig.model_validate(values)
 
 
 def _parity_form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
@@ -359,6 +373,11 @@ def up(
     if failed:
         raise failed[0]
     return made
+
+
+def export_stages(run: Run) -> tuple[str, ...]:
+    """The merged model and every other form that the run asks for, with their proofs."""
+    return ("model", *(name for name in proof_stages(run) if name != "parity-served"))
 
 
 def proof_stages(run: Run) -> tuple[str, ...]:

@@ -30,6 +30,11 @@ def summarize(artifact: Artifact) -> str:
         return f"exact match {_exact_match(metrics)}"
     if artifact.kind == "reference":
         return f"{metrics['num_prompts']} prompts, {metrics['num_tokens']:,} tokens"
+    if artifact.kind == "model" and "num_changed_tensors" not in metrics:
+        return (
+            f"{metrics['num_quantized_tensors']} of {metrics['num_tensors']} tensors quantized, "
+            f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
+        )
     if artifact.kind in ("onnx", "torchscript", "torch-export"):
         return f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
     if artifact.kind == "model":

@@ -5,8 +5,8 @@ decoder in each precision, and lets every runtime write the same number of token
 prompt, in turn, round by round. Prints a table with the ratio to PyTorch eager in float32, and one
 JSON document as the last line.
 
-    python benchmarks/onnx.py                       # 160 M parameters
-    python benchmarks/onnx.py --model runs/x/model-...
+    python benchmarks/onnx_decoder.py               # 160 M parameters
+    python benchmarks/onnx_decoder.py --model runs/x/model-...
 """
 
 from __future__ import annotations
