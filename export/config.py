@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field, model_validator
+
 from tuneline.core.config import StrictModel
 from tuneline.core.parity import Tolerances
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SchemeName = Literal["fp8", "int8", "w4a16"]
 GroupSize = Literal[32, 64, 128]
+OnnxPrecision = Literal["fp32", "fp16", "int8", "int4"]
+Graph = Literal["decoder", "logits"]
+FormName = Literal[
+    "quantized-fp8", "quantized-int8", "quantized-w4a16", "onnx-fp32", "onnx-int8", "onnx-int4",
+    "onnx-logits", "torchscript", "torch-export", "pruned",
+]  # fmt: skip
 
 
 class MergeConfig(StrictModel):
@@ -36,5 +44,31 @@ class ParityConfig(StrictModel):
     """What a form of the model may differ by from the reference."""
 
     tolerances: Tolerances | None = None
-    """None takes the default of the number format that the weights are stored in; see
-    docs/parity.md."""
+    """For the merged model. None takes the default of the number format that the weights are stored
+    in; see docs/parity.md."""
+    forms: dict[FormName, Tolerances] = Field(default={})
+    """For other forms, by name; those left out take the default of their own number format."""
+
+
+class OnnxConfig(StrictModel):
+    """What an ONNX graph holds."""
+
+    precision: OnnxPrecision = "fp32"
+    """Numbers of the weights: `int8` and `int4` share a scale per 32 weights."""
+    graph: Graph = "decoder"
+    """`decoder` takes and gives a key-value cache and generates; `logits` scores in one pass."""
+
+
+class PruneConfig(StrictModel):
+    """How weights are set to zero by their magnitude; one of the two."""
+
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    """The share of each matrix's weights that become zero, smallest first."""
+    pattern: Literal["2:4"] | None = None
+    """`2:4`: of each four consecutive inputs of an output, the two smallest become zero."""
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> PruneConfig:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give sparsity or pattern, one of the two")
+        return self

@@ -9,7 +9,7 @@ from typing import Any
 
 from serving.client import openai_client
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ServerError
+from tuneline.core.errors import TunelineError
 
 TIMEOUT_S = 120.0
 
@@ -26,6 +26,10 @@ def ask(endpoint: Endpoint, messages: Sequence[dict[str, str]], **options: Any) 
     return "".join(_stream(endpoint, messages, options))
 
 
+Answer = Callable[[Sequence[dict[str, str]]], Iterator[str]]
+"""`answer(messages)`: the text of an answer, in pieces as it comes."""
+
+
 def chat(
     endpoint: Endpoint,
     system: str | None = None,
@@ -34,19 +38,34 @@ def chat(
     read: Callable[[str], str] = input,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> int:
+    """A conversation with the model behind an endpoint; see `converse`.
+
+    Args:
+        options: As of `ask`.
+
+    Raises:
+        ServerError: The first question already cannot be answered.
+    """
+    return converse(lambda said: _stream(endpoint, said, options), system, read=read, write=write)
+
+
+def converse(
+    answer_to: Answer,
+    system: str | None = None,
+    *,
+    read: Callable[[str], str] = input,
+    write: Callable[[str], object] = sys.stdout.write,
+) -> int:
     """A conversation: each line read is a question, and its answer is written as it comes.
 
     `/new` forgets what was said; end of input or `/exit` ends it. An answer that fails is said and
     its question forgotten, so that the next one can be asked.
 
-    Args:
-        options: As of `ask`.
-
     Returns:
         How many questions were answered.
 
     Raises:
-        ServerError: The first question already cannot be answered.
+        TunelineError: The first question already cannot be answered.
     """
     beginning = [{"role": "system", "content": system}] if system else []
     messages = list(beginning)
@@ -67,13 +86,13 @@ def chat(
         messages.append({"role": "user", "content": question})
         answer = ""
         try:
-            for piece in _stream(endpoint, messages, options):
+            for piece in answer_to(messages):
                 answer += piece
                 write(piece)
                 sys.stdout.flush()
         except KeyboardInterrupt:
             pass  # Ctrl-C ends this answer; what has come of it stays in the conversation
-        except ServerError as error:
+        except TunelineError as error:
             if num_answered == 0:
                 raise
             write(f"{error}\n")

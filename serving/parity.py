@@ -18,7 +18,12 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.parity import Tolerances, compare, write_parity
 from tuneline.core.progress import progress
-from tuneline.core.reference import Continuation, comparable_settings, read_reference
+from tuneline.core.reference import (
+    Continuation,
+    comparable_settings,
+    read_reference,
+    reference_noise,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -82,7 +87,7 @@ def prove_served(
     tolerances = config.tolerances or COMPUTED_TOLERANCES[dtype]
     return write_parity(
         out,
-        compare("served", expected, found, tolerances),
+        compare("served", expected, found, tolerances, reference_noise=reference_noise(reference)),
         tolerances,
         config={"form": "served", "model": endpoint.model, "concurrency": config.concurrency},
         inputs=[reference.as_input("reference"), *inputs],

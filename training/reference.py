@@ -68,6 +68,7 @@ def build_reference(
                         top_logprobs=top,
                         text=tokenizer.decode(token_ids, skip_special_tokens=True),
                         finish_reason=finish,
+                        expected=row.answer,
                     )
                 )
                 advance(len(continuations))

@@ -15,7 +15,7 @@ from tuneline.core.errors import MissingError
 
 ROOMS = {
     "train": ("torch", "transformers", "trl", "peft", "datasets"),
-    "export": ("torch", "transformers", "peft", "safetensors"),
+    "export": ("torch", "transformers", "peft", "safetensors", "onnx", "onnxruntime"),
     "serve": ("vllm", "openai", "prometheus_client"),
     "loadtest": ("uvloop", "numpy", "matplotlib"),
 }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tuneline import __version__, cli_options
+from tuneline import __version__, cli_forms, cli_options
 from tuneline.cli_loadtest import loadtest_app
 from tuneline.cli_options import (
     DEFAULT_RUNS,
@@ -62,7 +62,7 @@ app = typer.Typer(
 )
 export_app = typer.Typer(
     cls=_ExportGroup,
-    help="Merge the adapter into the base; quantize a model.",
+    help="Merge the adapter into the base; write the model in other forms.",
     no_args_is_help=True,
 )
 deploy_app = typer.Typer(help="Write Kubernetes manifests from a run.", no_args_is_help=True)
@@ -215,7 +215,10 @@ def export_merge(
             "--out": out,
         }
         refuse("beside RUN.yaml", options)
-        run_stages(open_run(run_file, overrides, runs_dir), ("model", "parity-merged"), as_json)
+        from tuneline.pipeline import export_stages
+
+        run = open_run(run_file, overrides, runs_dir)
+        run_stages(run, export_stages(run), as_json)
         return
     from export.config import MergeConfig
     from export.merge import merge
@@ -258,7 +261,9 @@ def export_quantize(
 def prove(
     run_file: OptionalRun = None,
     reference: Annotated[Path | None, typer.Option(help="A reference artifact.")] = None,
-    candidate: Annotated[str | None, typer.Option(help="A model folder, or a URL.")] = None,
+    candidate: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="A model in any form, or a URL.")
+    ] = None,
     model: ModelName = None,
     dtype: Annotated[
         str | None, typer.Option(help="What a server computes in: float32, float16, bfloat16.")
@@ -271,10 +276,10 @@ def prove(
 ) -> None:
     """Prove that later forms are the trained model.
 
-    Holds the merged and the served model, or any --candidate, against the reference, and exits
-    with 6 where one differs by more than its tolerances.
+    Holds every form that the run makes, from the merged to the served model, or any --candidate,
+    against the reference, and exits with 6 where one differs by more than its tolerances.
     """
-    from tuneline.pipeline import require_verdict
+    from tuneline.pipeline import proof_stages, require_verdict
 
     if run_file is not None:
         options = {
@@ -286,7 +291,7 @@ def prove(
         }
         refuse("beside RUN.yaml", options)
         run = open_run(run_file, overrides, runs_dir)
-        run_stages(run, ("parity-merged", "parity-served"), as_json)
+        run_stages(run, proof_stages(run), as_json, ladder=True)
         return
     from tuneline.core.artifact import open_artifact
 
@@ -304,14 +309,13 @@ def prove(
         result = prove_served(ServedParityConfig(), golden, endpoint, out_dir, dtype=computed)
     else:
         from export.config import ParityConfig
+        from export.forms import form_name, resolve_form
         from export.parity import prove_model
-        from tuneline.core.model_source import resolve_model
 
-        refuse(
-            "with a model folder",
-            {"--model": model, "--dtype": dtype, "--api-key-env": api_key_env},
-        )
-        result = prove_model(ParityConfig(), golden, resolve_model(form), out_dir, form="candidate")
+        options = {"--model": model, "--dtype": dtype, "--api-key-env": api_key_env}
+        refuse("with a model on disk", options)
+        source = resolve_form(form)
+        result = prove_model(ParityConfig(), golden, source, out_dir, form=form_name(source))
     emit_artifact(result, as_json)
     require_verdict(result)
 
@@ -356,13 +360,27 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy; by default the server's own.")
     ] = None,
+    artifact: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An ONNX artifact, run here and greedily.")
+    ] = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Talk to a run's model, or to any endpoint."""
+    """Talk to a run's model, to any endpoint, or to an ONNX artifact."""
     if as_json and message is None:
         raise ConfigError("--json needs --message", hint='Try: --message "Hello" --json')
+    if artifact is not None:
+        given = {
+            "RUN.yaml": target,
+            "--url": url,
+            "--model": model,
+            "--temperature": temperature,
+            "--set": overrides,
+        }
+        refuse("with --artifact", given)
+        cli_forms.chat_here(artifact, system, message, as_json)
+        return
     if url is not None:
         refuse("with --url", {"RUN.yaml": target, "--set": overrides})
         _chat(endpoint_of(url, model, api_key_env), system, message, temperature, as_json)
@@ -462,6 +480,12 @@ def doctor(
         require_rooms(findings)
 
 
+export_app.command("onnx")(cli_forms.export_onnx)
+export_app.command("torchscript")(cli_forms.export_torchscript)
+export_app.command("torch-export")(cli_forms.export_torch_export)
+export_app.command("prune")(cli_forms.export_prune)
+app.command("card")(cli_forms.card)
+app.command("push")(cli_forms.push)
 app.add_typer(export_app, name="export")
 app.add_typer(loadtest_app, name="loadtest")
 app.add_typer(deploy_app, name="deploy")

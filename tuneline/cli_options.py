@@ -74,8 +74,11 @@ def open_run(run_file: Path, overrides: list[str] | None, runs_dir: Path) -> Run
     return load_run(run_file, overrides or (), runs_dir)
 
 
-def run_stages(run: Run, until: tuple[str, ...], as_json: bool) -> None:
-    """Run stages of a line with a summary line each, then print the line's results."""
+def run_stages(run: Run, until: tuple[str, ...], as_json: bool, *, ladder: bool = False) -> None:
+    """Run stages of a line with a summary line each, then print the line's results.
+
+    With `ladder` every rung is proven, also those after one that fails, and the ladder is kept.
+    """
     from tuneline.pipeline import Planned
     from tuneline.pipeline import up as up_run
     from tuneline.summary import results, summarize
@@ -99,11 +102,19 @@ def run_stages(run: Run, until: tuple[str, ...], as_json: bool) -> None:
 
     made: dict[str, Artifact] = {}
     try:
-        up_run(run, until, on_stage)
+        up_run(run, until, on_stage, keep_going=ladder)
     finally:
         # What has been measured is shown, also where a verdict ends the line.
         if stages:
-            emit({"name": run.config.name, "stages": stages}, results(made), as_json)
+            document: dict[str, Any] = {"name": run.config.name, "stages": stages}
+            lines = results(made)
+            proofs = [made[name] for name in made if name.startswith("parity-")]
+            if ladder and proofs:
+                from tuneline.ladder import write_ladder
+
+                document["ladder"] = str(write_ladder(run.dir, proofs).path)
+                lines.append(f"ladder: {document['ladder']}")
+            emit(document, lines, as_json)
 
 
 def endpoint_of(url: str, model: str | None, api_key_env: str | None) -> Endpoint:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import shutil
 import time
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from export.config import FormName, OnnxConfig, QuantizeConfig
 from loadtest.config import LoadTestConfig
 from tuneline.config import Run
 from tuneline.core.artifact import (
@@ -144,6 +146,72 @@ def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
     return prove_model(line.run.config.export.parity, made["reference"], model, out, form="merged")
 
 
+def _form_stages(run: Run) -> list[Stage]:
+    """Each form that the run asks for, and its proof."""
+    export = run.config.export
+    found = []
+    for form in export.forms:
+        section: StrictModel = StrictModel()
+        if form == "pruned" and export.prune is not None:
+            section = export.prune
+        if form.startswith("quantized-"):
+            section = _quantize_config(form, run)
+        found += [
+            Stage(form, f"Export {form}", section, ("model",), functools.partial(_form, form)),
+            Stage(
+                f"parity-{form}", f"Prove {form}", export.parity, ("reference", form),
+                functools.partial(_parity_form, form),
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def _form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
+    model = _source(made["model"])
+    if form == "pruned":
+        from export.prune import prune
+
+        section = line.run.config.export.prune
+        assert section is not None  # noqa: S101 (the configuration was checked)
+        return prune(section, model, out)
+    if form.startswith("quantized-"):
+        from export.quantize import quantize
+
+        return quantize(_quantize_config(form, line.run), model, out)
+    if form == "torchscript":
+        from export.to_torchscript import export_torchscript
+
+        return export_torchscript(model, out)
+    if form == "torch-export":
+        from export.to_torch_export import export_torch_export
+
+        return export_torch_export(model, out)
+    from export.to_onnx import export_onnx
+
+    graphs = {
+        "onnx-fp32": OnnxConfig(precision="fp32"),
+        "onnx-int8": OnnxConfig(precision="int8"),
+        "onnx-int4": OnnxConfig(precision="int4"),
+        "onnx-logits": OnnxConfig(graph="logits"),
+    }
+    return export_onnx(graphs[form], model, out)
+
+
+def _quantize_config(form: FormName, run: Run) -> QuantizeConfig:
+    values = {
+        "scheme": form.removeprefix("quantized-"),
+        "group_size": run.config.export.merge.group_size,
+    }
+    return QuantizeConfig.model_validate(values)
+
+
+def _parity_form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
+    from export.parity import prove_model
+
+    config = line.run.config.export.parity
+    return prove_model(config, made["reference"], _source(made[form]), out, form=form)
+
+
 def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
     from serving.parity import prove_served
 
@@ -213,6 +281,7 @@ def stages(run: Run) -> list[Stage]:
             "parity-merged", "Prove the merged model", config.export.parity,
             ("reference", "model"), _parity_merged,
         ),
+        *_form_stages(run),
         Stage(
             "parity-served", "Prove the served model", config.serving, ("reference", served),
             _parity_served,
@@ -254,6 +323,8 @@ def up(
     run: Run,
     until: Sequence[str] = (),
     on_stage: Callable[[Planned, Artifact, float], None] = lambda *_: None,
+    *,
+    keep_going: bool = False,
 ) -> Made:
     """Run what is stale, in order, and return every artifact of the line.
 
@@ -262,15 +333,18 @@ def up(
         until: Names of the stages wanted, with those they need; all of them by default.
         on_stage: Told of each stage when it is done: its plan, its artifact, its wall time in
             seconds (0 where it was current).
+        keep_going: Whether the stages after a verdict that is not met run all the same; it is
+            raised at the end.
 
     Raises:
         VerdictError: A proof or the load test's verdict is not met; the artifact that says so is
-            kept, and the stages after it do not run.
+            kept, and the stages after it do not run unless told to.
         TunelineError: Whatever a stage raises.
     """
     selected = _selected(run, until)
     base = _base(run, download=True)
     made: Made = {}
+    failed: list[VerdictError] = []
     with ExitStack() as stack:
         stack.enter_context(_only_one(run))
         server = _LazyServer(run, base, stack)
@@ -290,8 +364,25 @@ def up(
                 wall_s = time.monotonic() - started_s
             made[stage.name] = artifact
             on_stage(entry, artifact, wall_s)
-            require_verdict(artifact)
+            try:
+                require_verdict(artifact)
+            except VerdictError as error:
+                if not keep_going:
+                    raise
+                failed.append(error)
+    if failed:
+        raise failed[0]
     return made
+
+
+def export_stages(run: Run) -> tuple[str, ...]:
+    """The merged model and every other form that the run asks for, with their proofs."""
+    return ("model", *(name for name in proof_stages(run) if name != "parity-served"))
+
+
+def proof_stages(run: Run) -> tuple[str, ...]:
+    """The rungs of the ladder, from the merged model to the served one."""
+    return tuple(stage.name for stage in stages(run) if stage.name.startswith("parity-"))
 
 
 def require_verdict(artifact: Artifact) -> None:

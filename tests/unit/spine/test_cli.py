@@ -13,7 +13,7 @@ from tuneline.core.artifact import new_artifact
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets" / "run.yaml"
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "loadtest",
-    "inspect", "verify", "doctor", "deploy",
+    "inspect", "verify", "doctor", "deploy", "card", "push",
 )  # fmt: skip
 
 

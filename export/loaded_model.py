@@ -1,0 +1,144 @@
+"""A transformers model folder, loaded as anybody would load it, and asked for logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.model_folder import CONFIG, GENERATION_CONFIG, read_json
+from export.tensor_file import read_tensor_file
+from tuneline.core.errors import ArtifactError
+
+Score = Callable[[list[int], int], torch.Tensor]
+"""`score(token_ids, last)`: the next-token logits at the `last` last positions, in float32, shape
+(last, vocabulary)."""
+
+
+def cached_scores(network: Any) -> Score:
+    """Scores by a transformers causal LM, batch size 1, reusing the cache where a call continues
+    the one before."""
+    seen: list[int] = []
+    cache: Any = None
+
+    def score(token_ids: list[int], last: int) -> torch.Tensor:
+        nonlocal seen, cache
+        fresh = token_ids[len(seen) :]
+        if cache is None or token_ids[: len(seen)] != seen or len(fresh) < last:
+            fresh, cache = token_ids, None
+        with torch.inference_mode():
+            output = network(
+                input_ids=torch.tensor([fresh]),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=last,
+            )
+        seen, cache = list(token_ids), output.past_key_values
+        return output.logits[0].float()
+
+    return score
+
+
+def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
+    """The causal LM of a folder in float32, and its tokenizer.
+
+    Args:
+        options: Passed on to `from_pretrained`.
+
+    Raises:
+        ArtifactError: It cannot be loaded, or its weights lack a tensor or have one too many.
+    """
+    import safetensors
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # a bar of our own is shown
+    try:
+        network, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"{path}: transformers cannot load it: {reason}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(what):
+            names = ", ".join(sorted(str(name) for name in info[what])[:5])
+            raise ArtifactError(f"{path}: its weights have {what.replace('_', ' ')}: {names}")
+    return network.eval(), tokenizer
+
+
+def render_prompt(tokenizer: Any, messages: list[dict[str, str]], path: Path) -> list[int]:
+    """The token ids of a conversation, rendered by the model's own chat template.
+
+    Raises:
+        ArtifactError: The tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ArtifactError(f"{path}: its tokenizer has no chat template")
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return [int(token) for token in ids]
+
+
+def stop_token_ids(network: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the model's generation_config.json."""
+    stop = network.generation_config.eos_token_id
+    if stop is None:
+        return frozenset()
+    return frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def stop_ids_of_folder(path: Path) -> frozenset[int]:
+    """The same from the folder's files alone: generation_config.json where there is one, else
+    config.json, as transformers reads them.
+
+    Raises:
+        ArtifactError: A file cannot be read.
+    """
+    generation = path / GENERATION_CONFIG
+    stop = read_json(generation if generation.is_file() else path / CONFIG).get("eos_token_id")
+    if stop is None:
+        return frozenset()
+    return frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        ArtifactError: It cannot be loaded.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ArtifactError(f"{path}: transformers cannot load its tokenizer: {error}") from error
+
+
+def whole_scores(run: Callable[[torch.Tensor], torch.Tensor]) -> Score:
+    """Scores by a graph without a cache: `input_ids` (batch, length) → logits."""
+
+    def score(token_ids: list[int], last: int) -> torch.Tensor:
+        return run(torch.tensor([token_ids]))[0, -last:].float()
+
+    return score
+
+
+def stored_dtype(path: Path) -> str:
+    """The narrowest float format among a model's weights: float32, bfloat16 or float16."""
+    stored = {
+        entry.dtype
+        for file in sorted(path.glob("*.safetensors"))
+        for entry in read_tensor_file(file).entries
+    }
+    if "BF16" in stored:
+        return "bfloat16"
+    return "float16" if "F16" in stored else "float32"

@@ -1,0 +1,157 @@
+"""A causal language model as one function of token ids, the form in which graphs are exported.
+
+`input_ids` (batch, length) → `logits` (batch, length, vocabulary), without a key-value cache. A
+causal model looks at earlier positions alone, so rows of unequal length are padded at the right
+with any token, and the logits at the padding are ignored: no attention mask is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.loaded_model import load_model
+from export.model_folder import CONFIG, copy_companions, read_json
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import logger
+
+EXAMPLE_SHAPE = (2, 5)
+"""What a graph is traced with: no size of 1, which tracers take for a constant."""
+
+CHECKED_SHAPES = ((1, 1), (1, 2), (1, 9), (2, 5), (3, 7), (5, 3))
+"""What every exported graph is run with before it is kept, against the model it came from."""
+
+MAX_LOGIT_DIFFERENCE = 1e-3
+"""In float32: measured differences are 100 times smaller, a constant taken for a size 100 times
+larger; relative to the largest logit where that is above 1."""
+
+
+class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """The model with one tensor in and one tensor out."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+
+@contextmanager
+def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
+    """The float32 model of a folder, ready to be traced; a tracer's failure names the family.
+
+    Raises:
+        ArtifactError: The model cannot be loaded, or the tracer cannot take its family.
+    """
+    require_unquantized(model)
+    # Experts as plain matrix products: the default is an operator of transformers' own, which no
+    # runtime has. A model without experts takes no notice.
+    network, _ = load_model(model.path, experts_implementation="batched_mm")
+    network.config.use_cache = False
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    try:
+        yield Logits(network).eval()
+    except ArtifactError:
+        raise
+    except Exception as error:
+        logger.debug("%s", error, exc_info=True)
+        raise refusal(model, network, what, _first_line(error)) from error
+
+
+def require_unquantized(model: ModelSource) -> None:
+    """Graphs are made of whole numbers; a quantized folder's would be rounded a second time.
+
+    Raises:
+        ArtifactError: The folder is quantized.
+    """
+    if read_json(model.path / CONFIG).get("quantization_config"):
+        raise ArtifactError(
+            f"{model.name}: is quantized; a graph is made of the model that it was quantized from",
+            hint="Export that one; for ONNX choose --precision int8 or int4.",
+        )
+
+
+def check_shapes(
+    run: Callable[[torch.Tensor], torch.Tensor],
+    logits: Logits,
+    model: ModelSource,
+    what: str,
+    tolerance: float | None = MAX_LOGIT_DIFFERENCE,
+) -> dict[str, Any]:
+    """Run an exported graph at several batches and lengths, beside the model that it came from.
+
+    Args:
+        run: `input_ids` (batch, length), int64 → logits, float32.
+        tolerance: The largest difference allowed; None for weights that were rounded.
+
+    Returns:
+        The shape contract, as the manifest states it.
+
+    Raises:
+        ArtifactError: The graph fails at a shape, or computes something else there.
+    """
+    vocabulary = logits.network.config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for batch, length in CHECKED_SHAPES:
+        input_ids = torch.randint(vocabulary, (batch, length), generator=generator)
+        with torch.inference_mode():
+            expected = logits(input_ids).float()
+        try:
+            found = run(input_ids)
+        except Exception as error:
+            reason = f"its graph fails at batch {batch}, length {length}: {_first_line(error)}"
+            raise refusal(model, logits.network, what, reason) from error
+        same = found.shape == expected.shape
+        difference = float((found - expected).abs().max()) if same else float("nan")
+        largest = max(largest, difference)
+        allowed = None if tolerance is None else tolerance * max(1.0, float(expected.abs().max()))
+        if not same or not bool(found.isfinite().all()) or (allowed and difference > allowed):
+            reason = (
+                f"its graph computes something else at batch {batch}, length {length} (logits "
+                f"differ by {difference:.2g}, shape {tuple(found.shape)})"
+            )
+            raise refusal(model, logits.network, what, reason)
+    return {
+        "inputs": {"input_ids": {"dtype": "int64", "shape": ["batch", "length"]}},
+        "outputs": {"logits": {"dtype": "float32", "shape": ["batch", "length", vocabulary]}},
+        "batch": {"min": 1},
+        "length": {"min": 1, "max": max_length(logits.network.config)},
+        "padding": "right",
+        "checked_shapes": [list(shape) for shape in CHECKED_SHAPES],
+        "max_logit_difference": largest,
+    }
+
+
+def copy_small_files(model: Path, out: Path) -> None:
+    """Configuration, tokenizer, chat template and stop tokens, byte for byte."""
+    shutil.copyfile(model / CONFIG, out / CONFIG)
+    copy_companions(model, model, out)
+
+
+def max_length(config: Any) -> int | None:
+    """The longest sequence that the model's positions are defined for."""
+    length = getattr(config, "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
+def refusal(model: ModelSource, network: Any, what: str, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{model.name}: a model of the family {network.config.model_type!r} cannot be exported to "
+        f"{what}: {reason}",
+        hint="Nothing was written. Other forms: tuneline export --help",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0].strip()[:300] if lines else type(error).__name__

@@ -1,0 +1,180 @@
+"""Pruning by magnitude: the smallest weights of each matrix become zero, tensor by tensor.
+
+Per matrix the given share of smallest magnitudes (unstructured), or two of each four consecutive
+inputs of every output (2:4, the pattern of sparse tensor cores). Embeddings, the output layer,
+routers, norms and biases stay as they are. The files keep their size: a zero takes as much room as
+any number. The result is a model folder like the one it came from, and it is not the trained model
+any more: prove says what it costs.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from export.adapter import CONV1D_MODULES
+from export.config import PruneConfig
+from export.model_folder import CONFIG, INDEX, BaseModel, copy_companions, read_base
+from export.tensor_file import (
+    TORCH_DTYPES,
+    TensorEntry,
+    TensorFile,
+    read_bytes,
+    read_elements,
+)
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact, require_disk_space
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import progress
+
+KEPT_MODULES = frozenset(
+    {"embed_tokens", "embed_in", "embed_out", "embed_positions", "wte", "wpe", "word_embeddings",
+     "lm_head", "output", "gate", "router", "shared_expert_gate", "score"}
+)  # fmt: skip
+"""Last names of modules whose weights are two-dimensional and stay: embeddings, output, routers."""
+
+COMPANION_BYTES = 64 * 2**20
+BLOCK_BYTES = 8 * 2**20
+
+
+def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
+    """Set the smallest weights of a model folder to zero.
+
+    Memory is bounded by a few copies of the largest matrix. Where magnitudes are equal, the weight
+    that is stored first becomes zero first, so the result is always the same.
+
+    Args:
+        config: `sparsity`, or `pattern` `2:4`.
+        model: A model folder, not quantized.
+
+    Returns:
+        An artifact of kind `model`; `sparsity` in its metrics is the share of zeros that was made,
+        over the pruned matrices.
+
+    Raises:
+        ArtifactError: The folder is corrupt or quantized, has no matrix to prune, a matrix does not
+            divide into fours, or holds NaN.
+        DiskFullError: Too little space for the result.
+    """
+    opened = read_base(model.path)
+    targets = {name: entry for name, entry in opened.tensors.items() if is_pruned(entry)}
+    if not targets:
+        raise ArtifactError(
+            f"{model.path}: has no matrix to prune: its tensors are embeddings, norms and biases, "
+            "or of another form than (out, in)"
+        )
+    num_bytes = sum(shard.size_bytes for shard in opened.shards)
+    require_disk_space(out, num_bytes + COMPANION_BYTES)
+    num_zeros = 0
+    inputs = [model.as_input("model")]
+    with new_artifact(out, "model", config=config.model_dump(), inputs=inputs) as draft:
+        with progress("prune", len(opened.tensors), "tensors") as advance:
+            done = 0
+            for shard in opened.shards:
+                with (
+                    shard.path.open("rb") as source,
+                    (draft.dir / shard.path.name).open("wb") as written,
+                ):
+                    written.write(shard.header)
+                    for entry in shard.entries:
+                        if entry.name in targets:
+                            pruned = _pruned(config, opened, shard, entry, source.fileno())
+                            num_zeros += int((pruned == 0).sum())
+                            written.write(memoryview(pruned.view(torch.uint8).numpy()))
+                        else:
+                            for start in range(0, entry.num_bytes, BLOCK_BYTES):
+                                chunk = bytearray(min(BLOCK_BYTES, entry.num_bytes - start))
+                                offset = len(shard.header) + entry.begin + start
+                                read_bytes(
+                                    source.fileno(), shard.path, entry.name, offset,
+                                    memoryview(chunk),
+                                )  # fmt: skip
+                                written.write(chunk)
+                        done += 1
+                        advance(done, entry.name)
+        shutil.copyfile(model.path / CONFIG, draft.dir / CONFIG)
+        if opened.index is not None:
+            shutil.copyfile(model.path / INDEX, draft.dir / INDEX)
+        copy_companions(model.path, model.path, draft.dir)
+        draft.metrics.update(
+            num_tensors=len(opened.tensors),
+            num_changed_tensors=len(targets),
+            size_bytes=num_bytes,
+            sparsity=num_zeros / sum(entry.num_elements for entry in targets.values()),
+        )
+    return open_artifact(out, kind="model")
+
+
+def is_pruned(entry: TensorEntry) -> bool:
+    """Whether a tensor is the weight of a linear layer, alone or of several experts (3-D)."""
+    module = entry.name.removesuffix(".weight").rpartition(".")[2]
+    experts = len(entry.shape) == 3 and "experts" in entry.name
+    return (
+        (len(entry.shape) == 2 or experts)
+        and entry.dtype in TORCH_DTYPES
+        and not entry.name.endswith("bias")
+        and module not in KEPT_MODULES
+        and 0 not in entry.shape
+    )
+
+
+def zero_smallest(weights: torch.Tensor, share: float) -> None:
+    """Set the `floor(share · n)` smallest magnitudes to zero, in place; the first of equal ones."""
+    flat = weights.view(-1)
+    count = math.floor(share * flat.numel())
+    if count == 0:
+        return
+    magnitudes = flat.abs()
+    threshold = torch.kthvalue(magnitudes, count).values
+    below = magnitudes < threshold
+    equal = (magnitudes == threshold).nonzero().view(-1)
+    flat[below] = 0
+    flat[equal[: count - int(below.sum())]] = 0
+
+
+def zero_two_of_four(weights: torch.Tensor) -> None:
+    """Set the two smallest magnitudes of each four consecutive values of the last dimension to
+    zero, in place; the first of equal ones."""
+    groups = weights.view(-1, 4)
+    order = groups.abs().sort(dim=1, stable=True).indices[:, :2]
+    groups.scatter_(1, order, 0)
+
+
+def _pruned(
+    config: PruneConfig, model: BaseModel, shard: TensorFile, entry: TensorEntry, descriptor: int
+) -> torch.Tensor:
+    """The tensor's new values, flat, in its own number format."""
+    dtype = TORCH_DTYPES[entry.dtype]
+    stored = torch.empty(entry.num_elements, dtype=dtype)
+    read_elements(descriptor, shard, entry, 0, stored)
+    # bfloat16 and float16 hold in float32, so the order of magnitudes is exactly that of the file.
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = stored.reshape(entry.shape).to(exact, copy=True)
+    if bool(weights.isnan().any()):
+        raise ArtifactError(f"{shard.path}: {entry.name}: holds NaN")
+    if config.sparsity is not None:
+        zero_smallest(weights, config.sparsity)
+        return weights.reshape(-1).to(dtype)
+    if len(entry.shape) == 3:
+        raise ArtifactError(
+            f"{shard.path}: {entry.name}: holds several experts, whose inputs may be either "
+            "dimension; the pattern 2:4 is not supported for it",
+            hint="Prune it with --sparsity 0.5 instead.",
+        )
+    module = entry.name.removesuffix(".weight").rpartition(".")[2]
+    transposed = module in CONV1D_MODULES.get(str(model.config.get("model_type")), ())
+    if transposed:
+        weights = weights.transpose(-1, -2).contiguous()
+    if weights.shape[-1] % 4:
+        raise ArtifactError(
+            f"{shard.path}: {entry.name}: has {weights.shape[-1]} inputs, which do not divide into "
+            "fours",
+            hint="Prune it with --sparsity 0.5 instead.",
+        )
+    zero_two_of_four(weights)
+    if transposed:
+        weights = weights.transpose(-1, -2).contiguous()
+    return weights.reshape(-1).to(dtype)

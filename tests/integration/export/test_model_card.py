@@ -1,0 +1,68 @@
+"""The card says what the manifests say, and finds them by digest alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.model_card import connected, model_card
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.errors import ArtifactError
+from tuneline.core.parity import Tolerances, compare, write_parity
+from tuneline.core.reference import Continuation
+
+
+def write(folder: Path, name: str, kind: str, inputs: list[Input], **metrics: object) -> Artifact:
+    with new_artifact(folder / name, kind, config={"r": 8}, inputs=inputs) as draft:
+        (draft.dir / "payload.txt").write_text(name)
+        draft.metrics.update(metrics)
+    return open_artifact(folder / name)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> dict[str, Artifact]:
+    """A run's directory, with artifacts of another run beside them."""
+    dataset = write(tmp_path, "d", "dataset", [], num_train=1794, num_heldout=273)
+    adapter = write(tmp_path, "a", "adapter", [dataset.as_input("dataset")], eval_loss=0.138)
+    model = write(tmp_path, "m", "model", [adapter.as_input("adapter")], size_bytes=123456)
+    evaluation = write(
+        tmp_path, "e", "evaluation", [dataset.as_input("dataset"), adapter.as_input("adapter")],
+        exact_match=0.934, num_rows=273,
+    )  # fmt: skip
+    of_base = write(
+        tmp_path, "b", "evaluation", [dataset.as_input("dataset")], exact_match=0.5, num_rows=273
+    )
+    other = write(tmp_path, "o", "adapter", [], eval_loss=9.0)
+    write(tmp_path, "p", "evaluation", [other.as_input("adapter")], exact_match=0.1, num_rows=7)
+    answer = Continuation(
+        messages=[], prompt_token_ids=[1], token_ids=[5], logprobs=[-0.1], top_logprobs=[{}],
+        text="yes", finish_reason="stop", expected="yes",
+    )  # fmt: skip
+    parity = compare("merged", [answer], [answer], Tolerances())
+    inputs = [model.as_input("model")]
+    proof = write_parity(tmp_path / "q", parity, Tolerances(), config={}, inputs=inputs)
+    return {"dataset": dataset, "adapter": adapter, "model": model, "evaluation": evaluation,
+            "proof": proof, "of_base": of_base}  # fmt: skip
+
+
+def test_manifests_are_found_by_digest(run: dict[str, Artifact]) -> None:
+    made_from, measured = connected(run["model"])
+    assert [a.digest for a in made_from] == [run["adapter"].digest, run["dataset"].digest]
+    assert {a.digest for a in measured} == {run["evaluation"].digest, run["proof"].digest}
+
+
+def test_the_card_gives_the_manifests_figures(run: dict[str, Artifact]) -> None:
+    card = model_card(run["model"])
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for expected in (
+        run["model"].digest, run["adapter"].digest, run["dataset"].digest, "1,794", "0.138",
+        "93.4% | 273", "| merged | PASS | 1/1 | 1/1 |", "- r: 8",
+    ):  # fmt: skip
+        assert expected in card, expected
+    assert "10.0%" not in card  # the other run's
+
+
+def test_only_models_have_a_card(run: dict[str, Artifact]) -> None:
+    with pytest.raises(ArtifactError, match="kind 'dataset'"):
+        model_card(run["dataset"])

@@ -1,0 +1,192 @@
+"""Publishing: exact files, equal bytes each time, nothing over what is there, no secret told."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.push import push
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact, verify_artifact
+from tuneline.core.errors import (
+    ArtifactError,
+    ConfigError,
+    MissingError,
+    ServerError,
+    TamperedError,
+)
+
+TOKEN = "hf_not_a_real_token_0123456789"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Artifact:
+    with new_artifact(tmp_path / "model", "model", config={}) as draft:
+        (draft.dir / "config.json").write_text('{"vocab_size": 3}')
+        (draft.dir / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+        (draft.dir / "tokenizer.json").write_text("{}")
+    return open_artifact(tmp_path / "model")
+
+
+def test_a_folder_is_an_artifact_again(model: Artifact, tmp_path: Path) -> None:
+    where = push(model.path, str(tmp_path / "copy"), "# Card\n")
+    assert where == str(tmp_path / "copy")
+    names = sorted(file.name for file in (tmp_path / "copy").iterdir())
+    assert names == ["README.md", "config.json", "manifest.json", "model.safetensors",
+                     "tokenizer.json"]  # fmt: skip
+    for name in names[1:]:
+        assert (tmp_path / "copy" / name).read_bytes() == (model.path / name).read_bytes()
+    assert open_artifact(tmp_path / "copy").digest == model.digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "model"]
+
+
+def test_a_tar_is_the_same_bytes_each_time(model: Artifact, tmp_path: Path) -> None:
+    push(model.path, str(tmp_path / "one.tar"), "# Card\n")
+    (model.path / "config.json").touch()  # a new time of modification
+    push(model.path, str(tmp_path / "two.tar"), "# Card\n")
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.tar", "two.tar"))
+    assert hashlib.sha256(one).digest() == hashlib.sha256(two).digest()
+    with tarfile.open(tmp_path / "one.tar") as archive:
+        members = archive.getmembers()
+        assert [member.name for member in members] == sorted(member.name for member in members)
+        assert {(m.uid, m.gid, m.mtime, m.mode, m.uname) for m in members} == {(0, 0, 0, 0o644, "")}
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "unpacked" / "README.md").unlink()
+    verify_artifact(open_artifact(tmp_path / "unpacked"))
+
+
+@pytest.mark.parametrize("target", ["there", "there.tar"])
+def test_nothing_is_published_over_what_is_there(
+    model: Artifact, target: str, tmp_path: Path
+) -> None:
+    (tmp_path / target).write_text("mine")
+    with pytest.raises(ArtifactError, match="exists already"):
+        push(model.path, str(tmp_path / target), None)
+    assert (tmp_path / target).read_text() == "mine"
+
+
+def test_a_model_that_was_altered_is_not_published(model: Artifact, tmp_path: Path) -> None:
+    (model.path / "config.json").write_text('{"vocab_size": 4}')
+    with pytest.raises(TamperedError, match=r"config\.json"):
+        push(model.path, str(tmp_path / "out.tar"), None)
+    assert not (tmp_path / "out.tar").exists()
+
+
+def test_a_plain_folder_goes_without_pickles_and_code(tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin", "modeling.py", "x.pt"):
+        (folder / name).write_text("{}")
+    push(folder, str(tmp_path / "out"), None)
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["config.json", "model.safetensors"]
+    with pytest.raises(ArtifactError, match="expected a model folder"):
+        push(tmp_path, str(tmp_path / "other"), None)
+
+
+def test_the_hub_needs_a_name_and_a_token(model: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="expected hf:ORG/NAME"):
+        push(model.path, "hf:name", None)
+    with pytest.raises(MissingError, match="HF_TOKEN is not set"):
+        push(model.path, "hf:org/name", None)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """What the Hub answers to an upload of small files: all of them go with the commit itself."""
+
+    seen: list[tuple[str, str | None, Any]]
+    status: int
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        type(self).seen.append((self.path, self.headers["Authorization"], body))
+        answer: dict[str, Any] = {}
+        if self.path == "/api/repos/create":
+            answer = {"url": f"http://{self.headers['Host']}/org/name", "id": "org/name"}
+        elif self.path.startswith("/api/models/org/name/preupload/"):
+            files = json.loads(body)["files"]
+            answer = {"files": [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
+            ]}  # fmt: skip
+        elif self.path.startswith("/api/models/org/name/commit/"):
+            answer = {
+                "success": True, "commitOid": "0" * 40,
+                "commitUrl": f"http://{self.headers['Host']}/org/name/commit/{'0' * 40}",
+            }  # fmt: skip
+        self._send(type(self).status, answer)
+
+    def do_GET(self) -> None:
+        self._send(200, {"id": "org/name", "sha": "0" * 40, "private": True, "tags": [],
+                         "siblings": [], "downloads": 0, "likes": 0})  # fmt: skip
+
+    def _send(self, status: int, answer: dict[str, Any]) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
+    """A stand-in for the Hub's HTTP, for small files; large ones go another way there."""
+    import huggingface_hub
+
+    class Hub(_Hub):
+        status = 200
+
+    Hub.seen = []
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    real = huggingface_hub.HfApi
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **options: real(endpoint=url, **options))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_upload_holds_exactly_the_files(
+    model: Artifact, hub: type[_Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    push(model.path, "hf:org/name", "# Card\n")
+    created = next(json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create")
+    assert (created["name"], created["organization"]) == ("name", "org")
+    assert created["visibility"] == "private"
+    commit = next(body for path, _, body in hub.seen if "/commit/" in path)
+    lines = [json.loads(line) for line in commit.decode().splitlines()]
+    sent = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"])
+        for line in lines
+        if line["key"] == "file"
+    }
+    expected = {file.name: file.read_bytes() for file in model.path.iterdir()}
+    assert sent == {**expected, "README.md": b"# Card\n"}
+    assert {token for _, token, _ in hub.seen} == {f"Bearer {TOKEN}"}
+    assert TOKEN not in caplog.text
+
+
+def test_a_hub_that_refuses(model: Artifact, hub: type[_Hub]) -> None:
+    hub.status = 403
+    with pytest.raises(ServerError, match="took no upload") as raised:
+        push(model.path, "hf:org/name", None)
+    assert TOKEN not in str(raised.value)

@@ -1,0 +1,117 @@
+"""Proofs as a table and as a picture: the ladder from the trained model to each later form."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuneline.core.parity import Parity, Tolerances
+
+TRAINED = "trained"
+"""The first rung: what two runs of the reference itself differ by."""
+
+COLUMNS = ("form", "verdict", "answers equal", "ids equal", "max", "mean", "KL", "accuracy")
+FLOOR_NATS = 1e-8
+"""Where a difference of nothing stands on a logarithmic axis."""
+
+
+def table(proofs: Sequence[Parity]) -> list[str]:
+    """One line per form, the trained model's own noise first; differences are in nats."""
+    rows = [COLUMNS, *([_noise(proofs[0])] if proofs else []), *map(_row, proofs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def markdown(proofs: Sequence[Parity]) -> str:
+    """The table, then each form's first divergences and problems."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *([_noise(proofs[0])] if proofs else [])]
+    lines = ["| " + " | ".join(row) + " |" for row in [*rows, *map(_row, proofs)]]
+    lines += ["", "Differences are in nats; `max`, `mean` and `KL` are over the tokens before a"]
+    lines += ["divergence. The trained model's row is the reference computed twice."]
+    for proof in proofs:
+        if proof.problems or proof.first_divergences:
+            lines += ["", f"## {proof.form}", ""]
+        lines += [f"- {problem}" for problem in proof.problems]
+        lines += [
+            f"- prompt {d.prompt_index}, token {d.position}: expected `{d.expected_text!r}`, found "
+            f"`{d.found_text!r}`"
+            for d in proof.first_divergences[:5]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, proofs: Sequence[tuple[Parity, Tolerances]]) -> bool:
+    """The differences of each form beside their limits, as a PNG.
+
+    Returns:
+        Whether it was drawn: not where matplotlib is not installed, as on a serving host.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(proofs)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = list(range(len(proofs)))
+    for figure_name, marker in (("max_logprob_difference", "o"), ("mean_logprob_difference", "s")):
+        found = [max(getattr(p, figure_name) or 0.0, FLOOR_NATS) for p, _ in proofs]
+        word = figure_name.partition("_")[0]
+        (line,) = left.plot(found, places, marker, label=f"{word} |difference|")
+        limits = [(getattr(t, figure_name), place) for place, (_, t) in enumerate(proofs)]
+        drawn = [(limit, place) for limit, place in limits if limit is not None]
+        label = f"{word} allowed"
+        left.plot(
+            [x for x, _ in drawn], [y for _, y in drawn],
+            "|", color=line.get_color(), markersize=16, label=label,
+        )  # fmt: skip
+    noise = proofs[0][0].reference_noise if proofs else None
+    if noise is not None:
+        left.axvline(max(noise, FLOOR_NATS), color="0.6", linestyle=":", label="reference's noise")
+    left.set_xscale("log")
+    left.set_xlabel("log-probability difference (nats)")
+    left.set_yticks(places, [f"{p.form}: {p.verdict}" for p, _ in proofs])
+    left.invert_yaxis()
+    left.legend(fontsize="x-small")
+    right.plot([p.greedy_agreement for p, _ in proofs], places, "o", label="answers equal")
+    scored = [(p.accuracy, place) for place, (p, _) in enumerate(proofs) if p.accuracy is not None]
+    if scored:
+        right.plot([x for x, _ in scored], [y for _, y in scored], "d", label="right answers")
+    right.set_xlim(-0.05, 1.05)
+    right.set_xlabel("share of prompts")
+    right.legend(fontsize="x-small")
+    # Without the metadata the bytes of the picture depend on the figures alone.
+    figure.savefig(path, metadata={"Software": None})
+    return True
+
+
+def _row(proof: Parity) -> tuple[str, ...]:
+    return (
+        proof.form,
+        proof.verdict.upper(),
+        f"{proof.num_equal_answers}/{proof.num_prompts}",
+        f"{proof.num_prompts_with_equal_ids}/{proof.num_prompts}",
+        _figure(proof.max_logprob_difference),
+        _figure(proof.mean_logprob_difference),
+        _figure(proof.mean_kl),
+        _accuracy(proof.accuracy),
+    )
+
+
+def _noise(proof: Parity) -> tuple[str, ...]:
+    whole = f"{proof.num_prompts}/{proof.num_prompts}"
+    noise, accuracy = _figure(proof.reference_noise), _accuracy(proof.reference_accuracy)
+    return (TRAINED, "-", whole, whole, noise, "-", "-", accuracy)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
