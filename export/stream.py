@@ -1,9 +1,9 @@
 """Writing safetensors files tensor by tensor, in memory that no model's size enters.
 
 One thread reads ahead, this one computes in blocks of rows, one writes behind and hashes as it
-writes, so that disk and processor work at the same time. What a killed run has finished is noted
-in a journal; the next run hashes what it finds on the disk and goes on after the last tensor that
-is what the journal says.
+writes, one waits for the disk, so that disk and processor work at the same time. What a killed run
+has finished is noted in a journal; the next run hashes what it finds on the disk and goes on after
+the last tensor that is what the journal says.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tuneline.core.progress import logger
 BLOCK_BYTES = 4 * 2**20
 """Of one block in float32; a few of these are held at a time. Larger gains no speed."""
 
-BLOCKS_AHEAD = 2
+BLOCKS_AHEAD = 4
 """How many blocks are read ahead, and how many may wait to be written."""
 
 CHECKPOINT_BYTES = 64 * 2**20
@@ -179,6 +179,7 @@ def _write_file(
         sources = stack.enter_context(ExitStack())
         out = stack.enter_context(path.open("ab", buffering=0))
         reader = stack.enter_context(ThreadPoolExecutor(1))
+        syncer = stack.enter_context(ThreadPoolExecutor(1))
         writer = stack.enter_context(ThreadPoolExecutor(1))
         descriptors: dict[Path, int] = {}
 
@@ -189,9 +190,15 @@ def _write_file(
             return _read(descriptors[source], block)
 
         noted_bytes = file.end_of(first)
+        note: Future[None] | None = None
+
+        def checkpoint(finished: int, sha256: str) -> None:
+            # The bytes have to reach the disk in any case; begun here, that overlaps.
+            os.fdatasync(out.fileno())
+            _note(journal, file, finished, sha256)
 
         def write(pieces: list[torch.Tensor], finished: int | None, name: str) -> None:
-            nonlocal noted_bytes
+            nonlocal noted_bytes, note
             for piece in pieces:
                 view = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
                 hasher.update(view)
@@ -200,10 +207,10 @@ def _write_file(
                 said(piece.nbytes, name)
             if finished is None or file.end_of(finished) - noted_bytes < CHECKPOINT_BYTES:
                 return
-            # The bytes have to reach the disk in any case; begun here, that overlaps.
-            os.fdatasync(out.fileno())
+            if note is not None:
+                note.result()
             noted_bytes = file.end_of(finished)
-            _note(journal, file, finished, hasher.hexdigest())
+            note = syncer.submit(checkpoint, finished, hasher.hexdigest())
 
         if first == 0:
             writer.submit(out.write, file.header).result()
@@ -223,6 +230,8 @@ def _write_file(
                 waiting.popleft().result()
         for future in waiting:
             future.result()
+        if note is not None:
+            note.result()
     return str(hasher.hexdigest())
 
 
