@@ -58,10 +58,20 @@ class LowRankChange:
         """The change of a block of rows, for a W kept in `dtype`."""
         a, b, scale = joined_factors(self.factors)
         magnitude = self.magnitude.read() if self.magnitude else None
+        space = torch.empty(0)
 
         def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            nonlocal space
             low = max(0, min(start, stop - MIN_PRODUCT_ROWS))
-            product = (b @ a[:, low:stop]).T if self.transposed else b[low:stop] @ a
+            size = (stop - low) * block.shape[1]
+            if space.numel() < size:
+                space = torch.empty(size)
+            if self.transposed:
+                product = space[:size].view(block.shape[1], stop - low)
+                product = torch.mm(b, a[:, low:stop], out=product).T
+            else:
+                product = space[:size].view(stop - low, block.shape[1])
+                torch.mm(b[low:stop], a, out=product)
             delta = product[start - low :]
             if scale != 1:
                 delta = delta.mul_(scale)
