@@ -1,6 +1,7 @@
 """Merging a LoRA adapter: Tuneline's streaming merge, PEFT's, and a plain copy as the floor.
 
-`int8` is Tuneline's merge that quantizes in the same pass.
+`import` starts Python and imports torch, which is part of the others; `int8` is Tuneline's merge
+that quantizes in the same pass.
 
 Builds a random-weight bfloat16 Llama of a real model's shape and a rank-16 adapter on all its
 linear layers, then runs them in turn, each in a process of its own, every file written synced
@@ -61,6 +62,10 @@ SHAPES = {
 }
 
 RUNS = {
+    "import": """
+import torch
+out.mkdir()
+""",
     "copy": """
 import os, shutil
 out.mkdir()

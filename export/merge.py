@@ -29,7 +29,7 @@ from export.model_folder import (
 )
 from export.quantize import choose_layers, require_free, say
 from export.schemes import Scheme, quantization_config
-from export.stream import OutputFile, Tensor, lay_out, write_files
+from export.stream import OutputFile, PlannedTensor, lay_out, write_files
 from export.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
 from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
@@ -187,16 +187,16 @@ def _plan_files(
     config: MergeConfig, base: BaseModel, plan: MergePlan
 ) -> tuple[list[OutputFile], dict[str, Scheme], dict[str, Any]]:
     """The files to write, the weights that are quantized, and what changes in config.json."""
-    tensors: dict[str, list[Tensor]] = {}
+    tensors: dict[str, list[PlannedTensor]] = {}
     for shard in base.shards:
         group = tensors.setdefault(shard.path.name, [])
         for entry in shard.entries:
             dtype = _output_dtype(entry.dtype, config)
             planned = plan.tensors.get(entry.name) or Planned(base.stored(entry.name), ())
-            group.append(Tensor(entry.name, planned.source, planned.changes, dtype))
+            group.append(PlannedTensor(entry.name, planned.source, planned.changes, dtype))
             if plan.untied and entry.name == base.embedding:
                 head = plan.tensors[plan.untied]
-                group.append(Tensor(plan.untied, head.source, head.changes, dtype))
+                group.append(PlannedTensor(plan.untied, head.source, head.changes, dtype))
     schemes: dict[str, Scheme] = {}
     changed: dict[str, Any] = {}
     if config.dtype != "auto":

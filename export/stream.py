@@ -91,7 +91,7 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class PlannedTensor:
     """One tensor of the result, before its place in a file is known."""
 
     name: str
@@ -117,7 +117,7 @@ class Block:
 
 
 def lay_out(
-    name: str, tensors: Sequence[Tensor], source: TensorFile, schemes: Mapping[str, Scheme]
+    name: str, tensors: Sequence[PlannedTensor], source: TensorFile, schemes: Mapping[str, Scheme]
 ) -> OutputFile:
     """Give each tensor its place: in the order of `tensors`, wide formats before narrow ones so
     that each is aligned to its own width, and quantized ones last. A file whose tensors are those
