@@ -1,7 +1,10 @@
 """Merging a LoRA adapter: Tuneline's streaming merge, PEFT's, and a plain copy as the floor.
 
+`import` starts Python and imports torch, which is part of the others; `int8` is Tuneline's merge
+that quantizes in the same pass.
+
 Builds a random-weight bfloat16 Llama of a real model's shape and a rank-16 adapter on all its
-linear layers, then runs the three in turn, each in a process of its own, every file written synced
+linear layers, then runs them in turn, each in a process of its own, every file written synced
 to disk and the base's pages evicted before each run. Prints a table, and one JSON document as the
 last line.
 
@@ -59,6 +62,10 @@ SHAPES = {
 }
 
 RUNS = {
+    "import": """
+import torch
+out.mkdir()
+""",
     "copy": """
 import os, shutil
 out.mkdir()
@@ -70,6 +77,13 @@ from export.config import MergeConfig
 from export.merge import merge
 from tuneline.core.model_source import ModelSource
 merge(MergeConfig(), ModelSource("base", base, "sha256:0", "base-model"), adapter, out)
+""",
+    "int8": """
+from export.config import MergeConfig
+from export.merge import merge
+from tuneline.core.model_source import ModelSource
+config = MergeConfig(quantize="int8")
+merge(config, ModelSource("base", base, "sha256:0", "base-model"), adapter, out)
 """,
     "peft": """
 import peft, torch, transformers

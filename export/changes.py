@@ -13,16 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from export.tensor_file import TORCH_DTYPES, Stored, read_elements
+from tuneline.core.environment import require
 
 CHECK_ELEMENTS = 2**21
 
 # A matrix product of few rows goes through other kernels, which sum in another order. From this
 # many rows on, a block has the bits that the whole product has.
 MIN_PRODUCT_ROWS = 64
+
+NF4_BLOCK = 64
 
 RowFunction = Callable[[torch.Tensor, int, int], torch.Tensor]
 """`change(block, start, stop)`: rows start to stop of a tensor, in float32, changed."""
@@ -54,10 +58,20 @@ class LowRankChange:
         """The change of a block of rows, for a W kept in `dtype`."""
         a, b, scale = joined_factors(self.factors)
         magnitude = self.magnitude.read() if self.magnitude else None
+        space = torch.empty(0)
 
         def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            nonlocal space
             low = max(0, min(start, stop - MIN_PRODUCT_ROWS))
-            product = (b @ a[:, low:stop]).T if self.transposed else b[low:stop] @ a
+            size = (stop - low) * block.shape[1]
+            if space.numel() < size:
+                space = torch.empty(size)
+            if self.transposed:
+                product = space[:size].view(block.shape[1], stop - low)
+                product = torch.mm(b, a[:, low:stop], out=product).T
+            else:
+                product = space[:size].view(stop - low, block.shape[1])
+                torch.mm(b[low:stop], a, out=product)
             delta = product[start - low :]
             if scale != 1:
                 delta = delta.mul_(scale)
@@ -156,7 +170,45 @@ class TokenRows:
         return change
 
 
-Change = LowRankChange | ExpertChange | BiasChange | TokenRows
+@dataclass(frozen=True)
+class FourBitBase:
+    """W as a QLoRA training saw it: through NF4 with double quantization and back
+    (Dettmers et al., arXiv:2305.14314). Each 64 values share a scale; the scales of a whole tensor
+    are themselves quantized, which takes a first pass over it."""
+
+    source: Stored
+
+    def load(self, dtype: torch.dtype) -> RowFunction:  # noqa: ARG002
+        bitsandbytes = require("bitsandbytes", "train").functional
+        scales = self._scales(bitsandbytes)
+
+        def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            codes, state = bitsandbytes.quantize_4bit(
+                block.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
+            )
+            per_row = block.shape[1] // NF4_BLOCK
+            state.absmax = scales[start * per_row : stop * per_row].contiguous()
+            return bitsandbytes.dequantize_4bit(codes, state)
+
+        return change
+
+    def _scales(self, bitsandbytes: Any) -> torch.Tensor:
+        """The largest magnitude of each 64 values, through its own quantization and back."""
+        found = []
+        step = CHECK_ELEMENTS
+        with self.source.file.path.open("rb") as opened:
+            for start in range(0, self.source.entry.num_elements, step):
+                count = min(step, self.source.entry.num_elements - start)
+                piece = torch.empty(count, dtype=TORCH_DTYPES[self.source.entry.dtype])
+                read_elements(opened.fileno(), self.source.file, self.source.entry, start, piece)
+                found.append(piece.float().reshape(-1, NF4_BLOCK).abs().amax(dim=1))
+        exact = torch.cat(found)
+        offset = exact.mean()
+        codes, state = bitsandbytes.quantize_blockwise(exact - offset, blocksize=256)
+        return bitsandbytes.dequantize_blockwise(codes, state) + offset
+
+
+Change = LowRankChange | ExpertChange | BiasChange | TokenRows | FourBitBase
 
 
 def same_values(one: Stored, other: Stored) -> bool:

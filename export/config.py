@@ -25,6 +25,11 @@ class MergeConfig(StrictModel):
 
     dtype: Dtype = "auto"
     """Number format of the merged weights; `auto` keeps each tensor in its base's format."""
+    merge_base: Literal["auto", "original", "dequantized"] = "auto"
+    """Which weights an adapter that was trained on a 4-bit base (QLoRA) goes onto: the `original`
+    ones, or those that training computed with, `dequantized` from NF4. `auto` measures both
+    against the live model and keeps the closer, where the adapter's manifest says
+    `load_in_4bit`; any other adapter goes onto the original."""
     quantize: SchemeName | None = None
     """Quantize the linear layers as they are merged: `fp8` and `int8` (weights and activations) or
     `w4a16` (weights in four bits)."""

@@ -8,6 +8,7 @@ its shards. Shards, tensor names and their order are the base's own.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from export.adapter import Adapter, MergePlan, Planned, plan_merge, read_adapter
 from export.config import MergeConfig
+from export.four_bit import MergeBase, choose_base, through_four_bits
 from export.model_folder import (
     CHAT_TEMPLATE,
     BaseModel,
@@ -27,7 +29,7 @@ from export.model_folder import (
 )
 from export.quantize import choose_layers, require_free, say
 from export.schemes import Scheme, quantization_config
-from export.stream import OutputFile, Tensor, lay_out, write_files
+from export.stream import OutputFile, PlannedTensor, lay_out, write_files
 from export.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
 from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
@@ -77,6 +79,9 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
     model = read_base(base.path)
     plan = plan_merge(opened, model)
     _check_vocabulary(opened[0].path, model, plan)
+    onto, figures = _merge_base(config, base, adapter, opened, out)
+    if onto == "dequantized":
+        plan = through_four_bits(plan, model)
     files, schemes, changed = _plan_files(config, model, plan)
     total_bytes = sum(file.size_bytes for file in files)
     require_free(out, total_bytes)
@@ -96,6 +101,7 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
             num_changed_tensors=len(plan.tensors), size_bytes=total_bytes,
             resumed_bytes=resumed_bytes, untied=plan.untied is not None,
         )  # fmt: skip
+        draft.metrics.update(figures)
         if schemes:
             draft.metrics["num_quantized_tensors"] = len(schemes)
     logger.debug("merged %d of %d tensors into %s", len(plan.tensors), len(model.tensors), out)
@@ -120,6 +126,31 @@ def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, In
                 hint="Merge into the base that the adapter was trained on.",
             )
     return adapter.path, adapter.as_input("adapter")
+
+
+def _merge_base(
+    config: MergeConfig, base: ModelSource, adapter: Adapters, opened: Sequence[Adapter], out: Path
+) -> tuple[MergeBase, dict[str, Any]]:
+    """Which weights the adapter goes onto, and what was measured to decide it."""
+    if config.merge_base != "auto":
+        return config.merge_base, {"merge_base": config.merge_base}
+    if len(opened) > 1 or not _trained_in_four_bits(opened[0].path):
+        return "original", {}
+
+    def merge_onto(side: MergeBase, folder: Path) -> Artifact:
+        plain = config.model_copy(update={"merge_base": side, "quantize": None})
+        return merge(plain, base, adapter, folder)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.choose-") as work:
+        closer, figures = choose_base(base.path, opened[0].path, merge_onto, Path(work))
+    return closer, {"merge_base": closer, **figures}
+
+
+def _trained_in_four_bits(adapter: Path) -> bool:
+    if not (adapter / MANIFEST).is_file():
+        return False
+    return bool(open_artifact(adapter).manifest.config.get("load_in_4bit"))
 
 
 def _check_one_tokenizer(adapters: Sequence[Adapter]) -> None:
@@ -156,16 +187,16 @@ def _plan_files(
     config: MergeConfig, base: BaseModel, plan: MergePlan
 ) -> tuple[list[OutputFile], dict[str, Scheme], dict[str, Any]]:
     """The files to write, the weights that are quantized, and what changes in config.json."""
-    tensors: dict[str, list[Tensor]] = {}
+    tensors: dict[str, list[PlannedTensor]] = {}
     for shard in base.shards:
         group = tensors.setdefault(shard.path.name, [])
         for entry in shard.entries:
             dtype = _output_dtype(entry.dtype, config)
             planned = plan.tensors.get(entry.name) or Planned(base.stored(entry.name), ())
-            group.append(Tensor(entry.name, planned.source, planned.changes, dtype))
+            group.append(PlannedTensor(entry.name, planned.source, planned.changes, dtype))
             if plan.untied and entry.name == base.embedding:
                 head = plan.tensors[plan.untied]
-                group.append(Tensor(plan.untied, head.source, head.changes, dtype))
+                group.append(PlannedTensor(plan.untied, head.source, head.changes, dtype))
     schemes: dict[str, Scheme] = {}
     changed: dict[str, Any] = {}
     if config.dtype != "auto":

@@ -19,7 +19,7 @@ from export.model_folder import (
     write_config,
 )
 from export.schemes import Scheme, quantization_config
-from export.stream import SaidBytes, Tensor, lay_out, write_files
+from export.stream import PlannedTensor, SaidBytes, lay_out, write_files
 from export.tensor_file import TORCH_DTYPES
 from tuneline.core.artifact import (
     Artifact,
@@ -60,7 +60,7 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
     opened = read_base(model.path)
     tensors = {
         shard.path.name: [
-            Tensor(entry.name, opened.stored(entry.name), (), entry.dtype)
+            PlannedTensor(entry.name, opened.stored(entry.name), (), entry.dtype)
             for entry in shard.entries
         ]
         for shard in opened.shards
@@ -96,7 +96,7 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
 
 
 def choose_layers(
-    tensors: Sequence[Tensor], name: SchemeName, group_size: GroupSize, where: Path
+    tensors: Sequence[PlannedTensor], name: SchemeName, group_size: GroupSize, where: Path
 ) -> tuple[dict[str, Scheme], list[str]]:
     """The weights to quantize, and the names of the linear layers that stay as they are.
 

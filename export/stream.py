@@ -1,9 +1,9 @@
 """Writing safetensors files tensor by tensor, in memory that no model's size enters.
 
 One thread reads ahead, this one computes in blocks of rows, one writes behind and hashes as it
-writes, so that disk and processor work at the same time. What a killed run has finished is noted
-in a journal; the next run hashes what it finds on the disk and goes on after the last tensor that
-is what the journal says.
+writes, one waits for the disk, so that disk and processor work at the same time. What a killed run
+has finished is noted in a journal; the next run hashes what it finds on the disk and goes on after
+the last tensor that is what the journal says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,11 +37,14 @@ from export.tensor_file import (
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2 * 2**20
 """Of one block in float32; a few of these are held at a time. Larger gains no speed."""
 
-BLOCKS_AHEAD = 2
+BLOCKS_AHEAD = 4
 """How many blocks are read ahead, and how many may wait to be written."""
+
+DROP_BYTES = 16 * 2**20
+"""How much is read between two times that what was read is dropped from the page cache."""
 
 CHECKPOINT_BYTES = 64 * 2**20
 """How much is written at least between two notes in the journal."""
@@ -88,7 +91,7 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class PlannedTensor:
     """One tensor of the result, before its place in a file is known."""
 
     name: str
@@ -108,9 +111,13 @@ class Block:
     num_columns: int
     is_last: bool
 
+    @property
+    def num_elements(self) -> int:
+        return (self.stop - self.start) * self.num_columns
+
 
 def lay_out(
-    name: str, tensors: Sequence[Tensor], source: TensorFile, schemes: Mapping[str, Scheme]
+    name: str, tensors: Sequence[PlannedTensor], source: TensorFile, schemes: Mapping[str, Scheme]
 ) -> OutputFile:
     """Give each tensor its place: in the order of `tensors`, wide formats before narrow ones so
     that each is aligned to its own width, and quantized ones last. A file whose tensors are those
@@ -179,19 +186,34 @@ def _write_file(
         sources = stack.enter_context(ExitStack())
         out = stack.enter_context(path.open("ab", buffering=0))
         reader = stack.enter_context(ThreadPoolExecutor(1))
+        syncer = stack.enter_context(ThreadPoolExecutor(1))
         writer = stack.enter_context(ThreadPoolExecutor(1))
         descriptors: dict[Path, int] = {}
+        dropped: dict[Path, int] = {}
+        noted_bytes = file.end_of(first)
+        note: Future[None] | None = None
 
-        def read(block: Block) -> torch.Tensor:
+        def read(block: Block, buffer: torch.Tensor) -> torch.Tensor:
             source = block.output.source.file.path
             if source not in descriptors:
                 descriptors[source] = sources.enter_context(source.open("rb")).fileno()
-            return _read(descriptors[source], block)
+            values, end = _read(descriptors[source], block, buffer)
+            # What has been read is not read again. Left in the page cache, it would have to be
+            # reclaimed for what is written, which costs several times what the reading does.
+            start = dropped.setdefault(source, 0)
+            if end - start >= DROP_BYTES:
+                os.posix_fadvise(descriptors[source], start, end - start, os.POSIX_FADV_DONTNEED)
+            if not 0 <= end - start < DROP_BYTES:
+                dropped[source] = end
+            return values
 
-        noted_bytes = file.end_of(first)
+        def checkpoint(finished: int, sha256: str) -> None:
+            # The bytes have to reach the disk in any case; begun here, that overlaps.
+            os.fdatasync(out.fileno())
+            _note(journal, file, finished, sha256)
 
         def write(pieces: list[torch.Tensor], finished: int | None, name: str) -> None:
-            nonlocal noted_bytes
+            nonlocal noted_bytes, note
             for piece in pieces:
                 view = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
                 hasher.update(view)
@@ -200,29 +222,51 @@ def _write_file(
                 said(piece.nbytes, name)
             if finished is None or file.end_of(finished) - noted_bytes < CHECKPOINT_BYTES:
                 return
-            # The bytes have to reach the disk in any case; begun here, that overlaps.
-            os.fdatasync(out.fileno())
+            if note is not None:
+                note.result()
             noted_bytes = file.end_of(finished)
-            _note(journal, file, finished, hasher.hexdigest())
+            note = syncer.submit(checkpoint, finished, hasher.hexdigest())
 
         if first == 0:
             writer.submit(out.write, file.header).result()
             hasher.update(file.header)
-        waiting: deque[Future[None]] = deque()
+        # Memory is used again and again: fresh pages cost more than what is done in them. A buffer
+        # is read into, computed in and written from; the oldest one written is the next one read.
+        largest = max((block.num_elements for block in _blocks_of(file, first)), default=0)
+        free = [torch.empty(8 * largest, dtype=torch.uint8) for _ in range(2 * BLOCKS_AHEAD + 1)]
+        scratch = torch.empty(largest)
+        reads: deque[tuple[Block, torch.Tensor, Future[torch.Tensor]]] = deque()
+        writes: deque[tuple[torch.Tensor, Future[None]]] = deque()
         rows: list[RowFunction] = []
         scales: list[torch.Tensor] = []
-        for block, stored in _ahead(reader, read, _blocks_of(file, first)):
+
+        def compute() -> None:
+            nonlocal rows, scales
+            block, buffer, stored = reads.popleft()
             output = block.output
             if block.start == 0:
                 rows = [change.load(_rounding(output)) for change in output.changes]
                 scales = []
-            pieces = _compute(block, stored, rows, scales)
+            pieces = _compute(block, stored.result(), scratch, rows, scales)
             finished = block.index + 1 if block.is_last else None
-            waiting.append(writer.submit(write, pieces, finished, output.written[0].name))
-            if len(waiting) > BLOCKS_AHEAD:
-                waiting.popleft().result()
-        for future in waiting:
-            future.result()
+            name = output.written[0].name
+            writes.append((buffer, writer.submit(write, pieces, finished, name)))
+
+        for block in _blocks_of(file, first):
+            if free:
+                buffer = free.pop()
+            else:
+                buffer, written = writes.popleft()
+                written.result()
+            reads.append((block, buffer, reader.submit(read, block, buffer)))
+            if len(reads) > BLOCKS_AHEAD:
+                compute()
+        while reads:
+            compute()
+        for _, written in writes:
+            written.result()
+        if note is not None:
+            note.result()
     return str(hasher.hexdigest())
 
 
@@ -235,19 +279,28 @@ def _rounding(output: Output) -> torch.dtype:
 
 
 def _compute(
-    block: Block, stored: torch.Tensor, rows: list[RowFunction], scales: list[torch.Tensor]
+    block: Block,
+    stored: torch.Tensor,
+    scratch: torch.Tensor,
+    rows: list[RowFunction],
+    scales: list[torch.Tensor],
 ) -> list[torch.Tensor]:
     """What is written for one block; the scales of a quantized tensor follow its last block."""
     output = block.output
     if output.is_raw:
         return [stored]
+    dtype = TORCH_DTYPES[output.dtype]
     result = stored
     if rows:
-        values = stored.float().reshape(block.stop - block.start, block.num_columns)
+        values = scratch[: block.num_elements].copy_(stored)
+        values = values.view(block.stop - block.start, block.num_columns)
         for change in rows:
             values = change(values, block.start, block.stop)
         result = values.reshape(-1)
-    result = result.to(TORCH_DTYPES[output.dtype])
+    if dtype != stored.dtype:
+        result = result.to(dtype, copy=True)  # the scratch is used again before this is written
+    elif rows:
+        result = stored.copy_(result)
     if not is_finite(result):
         raise ArtifactError(
             f"{output.source.file.path}: {output.written[0].name}: "
@@ -285,29 +338,16 @@ def block_rows(num_rows: int, num_columns: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def _read(descriptor: int, block: Block) -> torch.Tensor:
+def _read(descriptor: int, block: Block, buffer: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """A block's values, in the buffer, and where in the file they end."""
     stored = block.output.source
     dtype = torch.uint8 if block.output.is_raw else TORCH_DTYPES[stored.entry.dtype]
-    values = torch.empty((block.stop - block.start) * block.num_columns, dtype=dtype)
+    values = buffer.view(dtype)[: block.num_elements]
     offset = len(stored.file.header) + stored.entry.begin
     offset += block.start * block.num_columns * values.element_size()
     view = memoryview(values.view(torch.uint8).numpy())
     read_bytes(descriptor, stored.file.path, stored.name, offset, view)
-    return values
-
-
-def _ahead(
-    reader: ThreadPoolExecutor, read: Callable[[Block], torch.Tensor], blocks: Iterable[Block]
-) -> Iterator[tuple[Block, torch.Tensor]]:
-    """Each block with what was read of it, the next ones being read meanwhile."""
-    waiting: deque[tuple[Block, Future[torch.Tensor]]] = deque()
-    for block in blocks:
-        waiting.append((block, reader.submit(read, block)))
-        if len(waiting) > BLOCKS_AHEAD:
-            ready, future = waiting.popleft()
-            yield ready, future.result()
-    for ready, future in waiting:
-        yield ready, future.result()
+    return values, offset + len(view)
 
 
 @contextmanager

@@ -190,6 +190,10 @@ def export_merge(
     dtype: Annotated[
         str | None, typer.Option(help="auto (the default), float32, bfloat16 or float16.")
     ] = None,
+    merge_base: Annotated[
+        str | None,
+        typer.Option(help="For an adapter trained in 4 bits: auto, original or dequantized."),
+    ] = None,
     quantize: Annotated[
         str | None, typer.Option(help="Quantize in the same pass: fp8, int8 or w4a16.")
     ] = None,
@@ -210,6 +214,7 @@ def export_merge(
             "--base": base,
             "--adapter": adapter,
             "--dtype": dtype,
+            "--merge-base": merge_base,
             "--quantize": quantize,
             "--group-size": group_size,
             "--out": out,
@@ -225,7 +230,12 @@ def export_merge(
     from tuneline.core.config import validate_config
     from tuneline.core.model_source import resolve_model
 
-    chosen = {"dtype": dtype, "quantize": quantize, "group_size": group_size}
+    chosen = {
+        "dtype": dtype,
+        "merge_base": merge_base,
+        "quantize": quantize,
+        "group_size": group_size,
+    }
     values = {key: value for key, value in chosen.items() if value is not None}
     config = validate_config(MergeConfig, values, "tuneline export merge")
     source = resolve_model(required(base, "--base"))

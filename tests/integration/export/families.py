@@ -37,6 +37,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=False),
     "llama-tied": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=True),
     "llama-wide": lambda: transformers.LlamaConfig(**{**SMALL, "hidden_size": 80}),
+    "llama-even": lambda: transformers.LlamaConfig(**{**SMALL, "intermediate_size": 128}),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL),
     "qwen3": lambda: transformers.Qwen3Config(**SMALL, head_dim=16, tie_word_embeddings=True),
     "mistral": lambda: transformers.MistralConfig(**SMALL, sliding_window=32),

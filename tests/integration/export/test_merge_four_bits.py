@@ -1,0 +1,119 @@
+"""QLoRA adapters: merged onto the original weights and onto NF4's, and the closer kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional
+import peft
+import pytest
+import torch
+import transformers
+
+from export.config import MergeConfig
+from export.merge import merge
+from tests.integration.export import families
+from tests.integration.export.test_merge_bits import run_merge, tensors
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import resolve_model
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def made(tmp_path: Path, dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:
+    base = families.make_base(tmp_path / "base", "llama-even", dtype)
+    return base, families.make_adapter(tmp_path / "adapter", base)
+
+
+def as_qlora(folder: Path, base: Path, out: Path) -> Artifact:
+    """The adapter as a training in four bits records it."""
+    inputs = [Input(role="base", kind="base-model", digest=resolve_model(str(base)).digest)]
+    with new_artifact(out, "adapter", config={"load_in_4bit": True}, inputs=inputs) as draft:
+        shutil.copytree(folder, draft.dir, dirs_exist_ok=True)
+    return open_artifact(out)
+
+
+def live_qlora(base: Path, adapter: Path) -> Any:
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, quantization_config=config
+    )
+    return peft.PeftModel.from_pretrained(model, adapter)
+
+
+def test_the_dequantized_base_is_that_of_bitsandbytes(tmp_path: Path) -> None:
+    """Bit by bit: the library's own round trip of each whole weight, and PEFT's own merge."""
+    base, adapter = made(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    count = 0
+    for name, module in model.named_modules():
+        if name.endswith(LINEAR):
+            codes, state = bitsandbytes.functional.quantize_4bit(
+                module.weight.data, compress_statistics=True, quant_type="nf4"
+            )
+            module.weight.data = bitsandbytes.functional.dequantize_4bit(codes, state)
+            count += 1
+    assert count == 14
+    expected = dict(peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict())
+    source = resolve_model(str(base))
+    merged = merge(MergeConfig(merge_base="dequantized"), source, adapter, tmp_path / "out")
+    found = tensors(merged.path)
+    assert found.keys() == expected.keys() & found.keys()
+    assert len(found) > 14
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+    assert merged.manifest.metrics["merge_base"] == "dequantized"
+
+
+def test_the_dequantized_merge_is_the_live_model(tmp_path: Path) -> None:
+    base, adapter = made(tmp_path)
+    live = families._logits(live_qlora(base, adapter), families.VOCABULARY)
+    source = resolve_model(str(base))
+    differences = {}
+    for side in ("original", "dequantized"):
+        config = MergeConfig.model_validate({"merge_base": side})
+        merged = merge(config, source, adapter, tmp_path / side)
+        found = families.merged_logits(merged.path)
+        differences[side] = float((found - live).abs().max())
+    assert differences["dequantized"] < 1e-3 < 0.05 < differences["original"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_auto_measures_both_and_keeps_the_closer(dtype: torch.dtype, tmp_path: Path) -> None:
+    base, adapter = made(tmp_path, dtype)
+    trained = as_qlora(adapter, base, tmp_path / "trained")
+    (tmp_path / "runs").mkdir()
+    merged = merge(MergeConfig(), resolve_model(str(base)), trained, tmp_path / "runs" / "out")
+    metrics = merged.manifest.metrics
+    assert metrics["num_compared_tokens"] > 100
+    assert 0 <= metrics["kl_dequantized"] < metrics["kl_original"]
+    assert metrics["merge_base"] == "dequantized"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["out"]
+    source = resolve_model(str(base))
+    said = merge(MergeConfig(merge_base="dequantized"), source, adapter, tmp_path / "said")
+    assert said.digest == merged.digest
+
+
+def test_an_adapter_that_does_not_say_so_goes_onto_the_original(tmp_path: Path) -> None:
+    base, adapter = made(tmp_path)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    assert "merge_base" not in merged.manifest.metrics
+    config = MergeConfig(merge_base="original")
+    said = merge(config, resolve_model(str(base)), adapter, tmp_path / "said")
+    assert said.digest == merged.digest
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3-moe"])
+def test_layers_that_nf4_keeps_otherwise_are_refused(family: str, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", family)
+    adapter = families.make_adapter(tmp_path / "adapter", base, target_modules="all-linear")
+    config = MergeConfig(merge_base="dequantized")
+    with pytest.raises(ArtifactError, match=r"(?s)NF4.*--merge-base original"):
+        merge(config, resolve_model(str(base)), adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
