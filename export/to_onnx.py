@@ -200,7 +200,7 @@ def _write_logits(model: ModelSource, folder: Path, precision: str) -> dict[str,
         program.save(str(path), external_data=True)
         _forget_sources(path)
         if precision != "fp32":
-            _reduce(path, precision)
+            reduce_weights(path, precision)
         tolerance = MAX_LOGIT_DIFFERENCE if precision == "fp32" else None
         return check_shapes(logits_runner(path), logits, model, "ONNX", tolerance)
 
@@ -216,8 +216,12 @@ def _forget_sources(path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def _reduce(path: Path, precision: str) -> None:
-    """Rewrite the graph with weights in fp16, int8 or int4; inputs and outputs stay as they are."""
+def reduce_weights(path: Path, precision: str) -> None:
+    """Rewrite a logits graph with weights in fp16, int8 or int4; inputs and outputs stay as they are.
+
+    Raises:
+        ValueError: It has no matrix product that can be computed so.
+    """
     import onnx
 
     graph = onnx.load(str(path))

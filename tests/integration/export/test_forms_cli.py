@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.integration.export.test_export_parity import Line, make_line
+from tuneline.cli import app
 from tuneline.core.artifact import open_artifact, verify_artifact
+from tuneline.core.errors import TunelineError
 
 
-def tuneline(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tuneline", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def tuneline(*args: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and the error's text, of a command run in this process: its imports are
+    most of what a command costs."""
+    done = CliRunner().invoke(app, [str(arg) for arg in args])
+    if isinstance(done.exception, TunelineError):
+        return done.exception.exit_code, done.stdout, str(done.exception)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, ""
 
 
 @pytest.fixture(scope="module")
@@ -25,34 +31,35 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 def test_export_prove_and_publish(line: Line, tmp_path: Path) -> None:
     graph, proof, tar = tmp_path / "graph", tmp_path / "proof", tmp_path / "model.tar"
-    done = tuneline("export", "torchscript", "--model", line.merged, "--out", graph, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kind"] == "torchscript"
+    code, shown, error = tuneline(
+        "export", "torchscript", "--model", line.merged, "--out", graph, "--json"
+    )
+    assert code == 0, error
+    assert json.loads(shown)["kind"] == "torchscript"
     verify_artifact(open_artifact(graph, kind="torchscript"))
 
     reference = ("prove", "--reference", line.reference.path)
-    done = tuneline(*reference, "--candidate", graph, "--out", proof, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["metrics"]["form"] == "torchscript"
+    code, shown, error = tuneline(*reference, "--candidate", graph, "--out", proof, "--json")
+    assert code == 0, error
+    assert json.loads(shown)["metrics"]["form"] == "torchscript"
 
-    done = tuneline("push", "--model", graph, "--to", tar)
-    assert done.returncode == 0, done.stderr
+    assert tuneline("push", "--model", graph, "--to", tar)[0] == 0
     assert tar.stat().st_size > (graph / "model.pt").stat().st_size
     card = tmp_path / "README.md"
-    assert tuneline("card", graph, "--out", card).returncode == 0
+    assert tuneline("card", graph, "--out", card)[0] == 0
     text = card.read_text()
     assert open_artifact(graph).digest in text
     assert "| torchscript | PASS |" in text
-    assert tuneline("card", graph, "--out", card).returncode == 3  # nothing is written over
+    assert tuneline("card", graph, "--out", card)[0] == 3  # nothing is written over
 
 
 def test_a_candidate_that_is_not_the_model_exits_with_6(line: Line, tmp_path: Path) -> None:
-    done = tuneline(
+    code, shown, error = tuneline(
         "prove", "--reference", line.reference.path, "--candidate", line.base,
         "--out", tmp_path / "proof",
     )  # fmt: skip
-    assert done.returncode == 6
-    assert "FAIL" in done.stderr
+    assert code == 6
+    assert "FAIL" in error and "greedy_agreement" in shown
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,7 @@ def test_bad_options_are_named(
         given += ["--model", str(line.merged)]
     if given[0] == "export":
         given += ["--out", str(tmp_path / "out")]
-    done = tuneline(*given)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr
+    found, _, error = tuneline(*given)
+    assert found == code, error
+    assert message in error
     assert list(tmp_path.iterdir()) == []
