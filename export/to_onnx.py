@@ -217,7 +217,7 @@ def _forget_sources(path: Path) -> None:
 
 
 def reduce_weights(path: Path, precision: str) -> None:
-    """Rewrite a logits graph with weights in fp16, int8 or int4; inputs and outputs stay as they are.
+    """Rewrite a logits graph with its weights in fp16, int8 or int4; its inputs and outputs stay.
 
     Raises:
         ValueError: It has no matrix product that can be computed so.

@@ -133,10 +133,15 @@ def test_inspect_and_verify_the_run(run: Path) -> None:
 
 
 def test_forms_are_exported_and_each_is_proven(run: Path) -> None:
-    forms = ("--set", "export.forms=[torchscript, quantized-int8]")
+    # Hardly trained, this model wavers between two first words, and 8 bits decide otherwise.
+    forms = (
+        "--set", "export.forms=[torchscript, quantized-int8]",
+        "--set", "export.parity.forms={quantized-int8: {min_greedy_agreement: 0.5}}",
+    )  # fmt: skip
     done = tuneline(run, "export", *forms)
     assert ran(done) == [
-        "torchscript", "parity-torchscript", "quantized-int8", "parity-quantized-int8",
+        "parity-merged", "torchscript", "parity-torchscript", "quantized-int8",
+        "parity-quantized-int8",
     ]  # fmt: skip
     proofs = {name: entry["metrics"] for name, entry in stages(done).items() if "parity" in name}
     assert {name: proof["verdict"] for name, proof in proofs.items()} == {
