@@ -48,4 +48,6 @@ def test_a_quantized_model_answers_as_the_trained_one(
     assert "compressed-tensors" in log_path.read_text()
     equal = sum(answer == entry.text for answer, entry in zip(answers, expected, strict=True))
     # Four bits without calibration cost this tiny model some of what it learnt by heart.
-    assert equal >= (2 if scheme == "w4a16" else 7), list(zip(answers, [entry.text for entry in expected], strict=True))
+    assert equal >= (2 if scheme == "w4a16" else 7), list(
+        zip(answers, [entry.text for entry in expected], strict=True)
+    )
