@@ -234,3 +234,11 @@ def is_finite(values: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(values)
     return math.isfinite(low) and math.isfinite(high)
+
+
+@dataclass
+class Edit:
+    """What becomes of one tensor: taken whole from elsewhere, changed, or both in this order."""
+
+    whole: Stored | None = None
+    changes: list[Change] = field(default_factory=list)

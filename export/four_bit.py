@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import torch
 
-from export.adapter import MergePlan, Planned
 from export.changes import NF4_BLOCK, FourBitBase
+from export.merge_plan import MergePlan, Planned
 from export.model_folder import BaseModel
 from export.quantize import IN_DECODER_LAYER
 from tuneline.core.artifact import Artifact

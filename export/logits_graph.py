@@ -17,6 +17,7 @@ import torch
 
 from export.loaded_model import load_model
 from export.model_folder import CONFIG, copy_companions, read_json
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
@@ -60,11 +61,47 @@ def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
         parameter.requires_grad_(False)
     try:
         yield Logits(network).eval()
-    except ArtifactError:
-        raise
-    except Exception as error:
+    except (ArtifactError, MemoryError, OSError):
+        raise  # of the folder or the machine, and not of the family
+    except Exception as error:  # tracers have no common error
         logger.debug("%s", error, exc_info=True)
         raise refusal(model, network, what, _first_line(error)) from error
+
+
+def write_graph(
+    kind: str,
+    file: str,
+    what: str,
+    model: ModelSource,
+    out: Path,
+    *,
+    trace: Callable[[Logits], Any],
+    save: Callable[[Any, Path], None],
+    load: Callable[[Path], Callable[[torch.Tensor], torch.Tensor]],
+) -> Artifact:
+    """Write a model's graph as `file` of an artifact, with all that serving needs beside it, once
+    it has given the model's logits at every one of CHECKED_SHAPES.
+
+    Args:
+        trace: Makes the graph of a model, in whatever form `save` takes.
+        load: Reads it back as `input_ids` → logits.
+
+    Raises:
+        ArtifactError: The model cannot be loaded, or its family cannot be traced so that every
+            batch and length works.
+        DiskFullError: The file system ran out of space.
+    """
+    with new_artifact(out, kind, config={}, inputs=[model.as_input("model")]) as draft:
+        path = draft.dir / file
+        with exportable(model, what) as logits:
+            graph = trace(logits)
+        save(graph, path)
+        contract = check_shapes(load(path), logits, model, what)
+        copy_small_files(model.path, draft.dir)
+        draft.metrics["shape_contract"] = contract
+        draft.metrics["size_bytes"] = path.stat().st_size
+    logger.info("  %s: any batch, lengths up to %s", file, contract["length"]["max"])
+    return open_artifact(out, kind=kind)
 
 
 def require_unquantized(model: ModelSource) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from export.adapter import Adapter, MergePlan, Planned, plan_merge, read_adapter
+from export.adapter import Adapter, read_adapter
 from export.config import MergeConfig
 from export.four_bit import MergeBase, choose_base, through_four_bits
+from export.merge_plan import MergePlan, Planned, plan_merge
 from export.model_folder import (
     CHAT_TEMPLATE,
     BaseModel,

@@ -21,6 +21,12 @@ GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
+# GPT-2 stores these as (in, out); their shapes alone cannot tell where both are equal.
+CONV1D_MODULES = {
+    model_type: frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
+    for model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+}
+
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 """What the families call their input embedding."""
 HEAD = "lm_head"

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from export.adapter import CONV1D_MODULES
 from export.config import PruneConfig
-from export.model_folder import CONFIG, INDEX, BaseModel, copy_companions, read_base
+from export.model_folder import CONFIG, CONV1D_MODULES, INDEX, BaseModel, copy_companions, read_base
 from export.tensor_file import (
     TORCH_DTYPES,
     TensorEntry,

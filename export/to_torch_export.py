@@ -7,6 +7,7 @@ pickle anywhere is refused before anything in it is read.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -15,17 +16,10 @@ from typing import Any
 
 import torch
 
-from export.logits_graph import (
-    EXAMPLE_SHAPE,
-    check_shapes,
-    copy_small_files,
-    exportable,
-    max_length,
-)
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from export.logits_graph import EXAMPLE_SHAPE, max_length, write_graph
+from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
-from tuneline.core.progress import logger
 
 PT2_FILE = "model.pt2"
 WHAT = "torch.export"
@@ -48,17 +42,10 @@ def export_torch_export(model: ModelSource, out: Path) -> Artifact:
         ArtifactError: The model cannot be loaded, or its family cannot be exported so that every
             batch and length works.
     """
-    with new_artifact(out, "torch-export", config={}, inputs=[model.as_input("model")]) as draft:
-        with exportable(model, WHAT) as logits:
-            program = export_program(logits)
-            torch.export.save(program, draft.dir / PT2_FILE)
-            run = load_torch_export(draft.dir / PT2_FILE)
-            contract = check_shapes(run, logits, model, WHAT)
-        copy_small_files(model.path, draft.dir)
-        draft.metrics["shape_contract"] = contract
-        draft.metrics["size_bytes"] = (draft.dir / PT2_FILE).stat().st_size
-    logger.info("  %s: any batch, lengths up to %s", PT2_FILE, contract["length"]["max"])
-    return open_artifact(out, kind="torch-export")
+    return write_graph(
+        "torch-export", PT2_FILE, WHAT, model, out,
+        trace=export_program, save=_save, load=load_torch_export,
+    )  # fmt: skip
 
 
 def export_program(logits: torch.nn.Module) -> Any:
@@ -78,6 +65,12 @@ def export_program(logits: torch.nn.Module) -> Any:
     # They would be written as a pickle.
     program.example_inputs = None
     return program
+
+
+def _save(program: Any, path: Path) -> None:
+    whole = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())
 
 
 def load_torch_export(path: Path) -> Any:

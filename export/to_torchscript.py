@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from export.logits_graph import EXAMPLE_SHAPE, check_shapes, copy_small_files, exportable
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from export.logits_graph import EXAMPLE_SHAPE, write_graph
+from tuneline.core.artifact import Artifact
 from tuneline.core.model_source import ModelSource
-from tuneline.core.progress import logger
 
 TORCHSCRIPT_FILE = "model.pt"
 WHAT = "TorchScript"
@@ -38,40 +37,29 @@ def export_torchscript(model: ModelSource, out: Path) -> Artifact:
         ArtifactError: The model cannot be loaded, or its family cannot be traced so that every
             batch and length works.
     """
-    with new_artifact(out, "torchscript", config={}, inputs=[model.as_input("model")]) as draft:
-        with exportable(model, WHAT) as logits:
-            example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of the deprecation, and of sizes being traced
-                traced = torch.jit.trace(logits, example, check_trace=False)
-            _save(traced, draft.dir / TORCHSCRIPT_FILE)
-            run = load_torchscript(draft.dir / TORCHSCRIPT_FILE)
-            contract = check_shapes(run, logits, model, WHAT)
-        copy_small_files(model.path, draft.dir)
-        draft.metrics["shape_contract"] = contract
-        draft.metrics["size_bytes"] = (draft.dir / TORCHSCRIPT_FILE).stat().st_size
-    logger.info("  %s: any batch, lengths up to %s", TORCHSCRIPT_FILE, contract["length"]["max"])
-    return open_artifact(out, kind="torchscript")
+    return write_graph(
+        "torchscript", TORCHSCRIPT_FILE, WHAT, model, out,
+        trace=_trace, save=_save, load=load_torchscript,
+    )  # fmt: skip
+
+
+def _trace(logits: torch.nn.Module) -> Any:
+    example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the deprecation, and of sizes being traced
+        return torch.jit.trace(logits, example, check_trace=False)
 
 
 def _save(traced: Any, path: Path) -> None:
     """The archive without its debugging records, which name the source files of this machine, and
     without the example inputs."""
-    whole = io.BytesIO()
+    whole = io.BytesIO()  # torch's own writer ends the process where a disk is full
     torch.jit.save(traced, whole)
-    writer = torch._C.PyTorchFileWriter(str(path))
-    # Of the operators: a reader takes an older version for other signatures.
-    with zipfile.ZipFile(whole) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith("/version"))
-        writer.set_min_version(int(archive.read(name)))
-    whole.seek(0)
-    reader = torch._C.PyTorchFileReader(whole)
-    for name in reader.get_all_records():
-        if not name.endswith(".debug_pkl") and not name.startswith(("traced_inputs", ".data/")):
-            record = reader.get_record(name)
-            if name not in ("version", "byteorder"):  # the writer adds these itself
-                writer.write_record(name, record, len(record))
-    writer.write_end_of_file()
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as kept:
+        for entry in archive.infolist():
+            record = entry.filename.partition("/")[2]
+            if not record.endswith(".debug_pkl") and not record.startswith("traced_inputs"):
+                kept.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
 
 
 def load_torchscript(path: Path) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -66,7 +67,7 @@ class Owner(Protocol):
     def drop(self, connection: Connection) -> None: ...
 
 
-class Connection:
+class Connection(ABC):
     """One connection, idle in the pool or carrying one request."""
 
     def __init__(self, client: Owner) -> None:
@@ -78,11 +79,13 @@ class Connection:
         self.is_open = True
         self.unsent = b""
 
+    @abstractmethod
     def send(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Write a whole request, and note when."""
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Let go of it; called again it does nothing."""
 
     def deliver(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
         request = self.request

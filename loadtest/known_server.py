@@ -20,6 +20,7 @@ import ssl
 import struct
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -53,7 +54,7 @@ class KnownServer:
         return self.epoch_s + steps * step_s
 
 
-class ServerConnection:
+class ServerConnection(ABC):
     """Requests and answers of one connection, over a bare socket or a TLS transport."""
 
     def __init__(self, server: KnownServer) -> None:
@@ -63,14 +64,17 @@ class ServerConnection:
         self.busy = False
         self.is_open = True
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Send these bytes."""
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """End it in good order."""
 
+    @abstractmethod
     def reset(self) -> None:
-        raise NotImplementedError
+        """End it with a TCP reset."""
 
     def received(self, data: bytes, time_ns: int) -> None:
         self.buffer += data

@@ -14,39 +14,35 @@ from tuneline.core.errors import TunelineError
 TIMEOUT_S = 120.0
 
 
-def ask(endpoint: Endpoint, messages: Sequence[dict[str, str]], **options: Any) -> str:
-    """One whole answer.
-
-    Args:
-        options: Passed on to `chat.completions.create`, e.g. `temperature=0`.
-
-    Raises:
-        ServerError: The server cannot be reached, refuses or answers wrongly.
-    """
-    return "".join(_stream(endpoint, messages, options))
-
-
 Answer = Callable[[Sequence[dict[str, str]]], Iterator[str]]
 """`answer(messages)`: the text of an answer, in pieces as it comes."""
 
 
-def chat(
-    endpoint: Endpoint,
-    system: str | None = None,
-    *,
-    options: Mapping[str, Any] = MappingProxyType({}),
-    read: Callable[[str], str] = input,
-    write: Callable[[str], object] = sys.stdout.write,
-) -> int:
-    """A conversation with the model behind an endpoint; see `converse`.
+def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({})) -> Answer:
+    """What answers messages by an endpoint's model.
 
     Args:
-        options: As of `ask`.
+        options: Passed on to `chat.completions.create`, e.g. `{"temperature": 0}`.
 
-    Raises:
-        ServerError: The first question already cannot be answered.
+    Returns:
+        An `Answer`; its pieces raise ServerError where the server cannot be reached, refuses or
+        answers wrongly.
     """
-    return converse(lambda said: _stream(endpoint, said, options), system, read=read, write=write)
+
+    def answer(messages: Sequence[dict[str, str]]) -> Iterator[str]:
+        with openai_client(endpoint, TIMEOUT_S) as client:
+            # The client's types name each role apart; a message here is any role and its content.
+            chunks: Any = client.chat.completions.create(
+                model=endpoint.model,
+                messages=list(messages),  # type: ignore[arg-type]
+                stream=True,
+                **options,
+            )
+            for chunk in chunks:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    yield chunk.choices[0].delta.content
+
+    return answer
 
 
 def converse(
@@ -101,19 +97,3 @@ def converse(
         write("\n")
         messages.append({"role": "assistant", "content": answer})
         num_answered += 1
-
-
-def _stream(
-    endpoint: Endpoint, messages: Sequence[dict[str, str]], options: Mapping[str, Any]
-) -> Iterator[str]:
-    with openai_client(endpoint, TIMEOUT_S) as client:
-        # The client's types name each role apart; a message here is any role and its content.
-        chunks: Any = client.chat.completions.create(
-            model=endpoint.model,
-            messages=list(messages),  # type: ignore[arg-type]
-            stream=True,
-            **options,
-        )
-        for chunk in chunks:
-            if chunk.choices and chunk.choices[0].delta.content:
-                yield chunk.choices[0].delta.content

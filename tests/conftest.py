@@ -1,6 +1,10 @@
 """For all tests."""
 
-from collections.abc import Iterator
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,3 +17,26 @@ def _no_handler_of_another_test() -> Iterator[None]:
     yield
     logger.handlers = []
     logger.propagate = True
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """A real file system of a few KiB, which is said to have room: what is filled is filled by the
+    writing itself. It needs the right to mount one."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(options, check=False).returncode:
+            pytest.skip("may not mount a file system")
+        mounted.append(disk)
+        plenty = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: plenty)
+        return disk
+
+    yield mount
+    for disk in mounted:
+        # A writer that failed may still hold a file open.
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tuneline import __version__, cli_forms, cli_options
+from tuneline import __version__, cli_forms, cli_options, cli_serving
 from tuneline.cli_loadtest import loadtest_app
 from tuneline.cli_options import (
     DEFAULT_RUNS,
@@ -46,7 +46,6 @@ from tuneline.core.progress import logger, set_up_logging
 if TYPE_CHECKING:
     from tuneline.config import Run
     from tuneline.core.artifact import Artifact
-    from tuneline.core.endpoint import Endpoint
 
 
 class _ExportGroup(DefaultCommand):
@@ -330,80 +329,6 @@ def prove(
     require_verdict(result)
 
 
-@app.command()
-def serve(
-    target: RunOrDir,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Serve a run's model, or any folder, with vLLM."""
-    from serving.server import serve as serve_model
-
-    config, model, adapter, name = to_serve(target, overrides, runs_dir, host, port)
-    log_path = runs_dir / name / "serve.log"
-
-    def on_ready(endpoint: Endpoint) -> None:
-        document = {"url": endpoint.url, "model": endpoint.model, "log": str(log_path)}
-        lines = [
-            f"ready: {endpoint.url}  model {endpoint.model}",
-            f"  tuneline chat --url {endpoint.url} --model {endpoint.model}",
-        ]
-        emit(document, lines, as_json)
-
-    code = serve_model(
-        config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready
-    )
-    raise typer.Exit(code)
-
-
-@app.command()
-def chat(
-    target: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml|DIR]")] = None,
-    url: Url = None,
-    model: ModelName = None,
-    api_key_env: KeyEnv = None,
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    message: Annotated[str | None, typer.Option("--message", help="Ask once and exit.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy; by default the server's own.")
-    ] = None,
-    artifact: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="An ONNX artifact, run here and greedily.")
-    ] = None,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Talk to a run's model, to any endpoint, or to an ONNX artifact."""
-    if as_json and message is None:
-        raise ConfigError("--json needs --message", hint='Try: --message "Hello" --json')
-    if artifact is not None:
-        given = {
-            "RUN.yaml": target,
-            "--url": url,
-            "--model": model,
-            "--temperature": temperature,
-            "--set": overrides,
-        }
-        refuse("with --artifact", given)
-        cli_forms.chat_here(artifact, system, message, as_json)
-        return
-    if url is not None:
-        refuse("with --url", {"RUN.yaml": target, "--set": overrides})
-        _chat(endpoint_of(url, model, api_key_env), system, message, temperature, as_json)
-        return
-    from serving.server import running
-
-    where = required(target, "RUN.yaml, a model folder, or --url")
-    config, source, adapter, name = to_serve(where, overrides, runs_dir, None, None)
-    log_path = runs_dir / name / "chat.log"
-    with running(config, source, name=name, adapter=adapter, log_path=log_path) as server:
-        _chat(server.endpoint, system, message, temperature, as_json)
-
-
 @deploy_app.command("render")
 def deploy_render(
     run_file: RunFile,
@@ -490,6 +415,8 @@ def doctor(
         require_rooms(findings)
 
 
+app.command("serve")(cli_serving.serve)
+app.command("chat")(cli_serving.chat)
 export_app.command("onnx")(cli_forms.export_onnx)
 export_app.command("torchscript")(cli_forms.export_torchscript)
 export_app.command("torch-export")(cli_forms.export_torch_export)
@@ -549,56 +476,6 @@ def _artifacts(run: Run) -> dict[str, Artifact]:
             f"{run.dir}: holds no artifact of {run.path}", hint=f"Try: tuneline up {run.path}"
         )
     return found
-
-
-def to_serve(
-    target: Path,
-    overrides: list[str] | None,
-    runs_dir: Path,
-    host: str | None,
-    port: int | None,
-) -> tuple[Any, Any, Artifact | None, str]:
-    """Serving configuration, model, adapter and name, from a run or from a model folder."""
-    from serving.config import ServingConfig
-    from tuneline.core.config import validate_config
-    from tuneline.core.model_source import resolve_model
-    from tuneline.pipeline import served_model
-
-    if target.is_dir():
-        refuse("with a model folder", {"--set": overrides})
-    chosen = {
-        key: value for key, value in {"host": host, "port": port}.items() if value is not None
-    }
-    if target.is_dir():
-        model = resolve_model(str(target))
-        config = validate_config(ServingConfig, chosen, "tuneline serve")
-        return config, model, None, target.resolve().name
-    run = open_run(target, overrides, runs_dir)
-    model, adapter = served_model(run)
-    values = {**run.config.serving.model_dump(), **chosen}
-    config = validate_config(ServingConfig, values, "tuneline serve")
-    return config, model, adapter, run.config.name
-
-
-def _chat(
-    endpoint: Endpoint,
-    system: str | None,
-    message: str | None,
-    temperature: float | None,
-    as_json: bool,
-) -> None:
-    from serving.chat import ask
-    from serving.chat import chat as chat_loop
-
-    options = {} if temperature is None else {"temperature": temperature}
-    if message is None:
-        # Here Ctrl-C ends an answer, not the program.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        chat_loop(endpoint, system, options=options)
-        return
-    messages = [{"role": "system", "content": system}] if system else []
-    answer = ask(endpoint, [*messages, {"role": "user", "content": message}], **options)
-    emit({"model": endpoint.model, "answer": answer}, [answer], as_json)
 
 
 def _weighted(given: list[str]) -> Path | list[tuple[Path | Artifact, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -125,19 +124,3 @@ def push(
     text = model_card(open_artifact(model)) if (model / MANIFEST).is_file() else None
     where = push_model(model, to, text)
     emit({"path": where}, [f"published: {where}"], as_json)
-
-
-def chat_here(artifact: Path, system: str | None, message: str | None, as_json: bool) -> None:
-    """A conversation with an ONNX artifact, in this process."""
-    from export.onnx_model import answers
-    from serving.chat import converse
-
-    answer_to = answers(artifact)
-    if message is None:
-        # Here Ctrl-C ends an answer, not the program.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        converse(answer_to, system)
-        return
-    messages = [{"role": "system", "content": system}] if system else []
-    answer = "".join(answer_to([*messages, {"role": "user", "content": message}]))
-    emit({"artifact": str(artifact), "answer": answer}, [answer], as_json)

@@ -442,7 +442,8 @@ def _target(
 ) -> Iterator[LoadTarget]:
     """A run's own endpoint, served for as long as the block lasts, or the one at `url`."""
     from loadtest.run import read_prompts
-    from tuneline.pipeline import LoadTarget, current, heldout_prompts, load_target
+    from tuneline.pipeline import LoadTarget, current, load_target
+    from tuneline.stages import heldout_prompts
 
     if url is None and run_file is not None:
         refuse("beside RUN.yaml; use --set loadtest...", _flags(quick))
@@ -468,7 +469,7 @@ def _config(
 ) -> Any:
     """The section `loadtest` of a run, or one scenario from options."""
     from loadtest.config import quick_config
-    from tuneline.pipeline import loadtest_config
+    from tuneline.stages import loadtest_config
 
     if run_file is None:
         return quick_config(**quick, overrides=overrides or ())

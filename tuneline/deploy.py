@@ -14,7 +14,8 @@ from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ConfigError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
-from tuneline.pipeline import current, heldout_prompts, require_verdict
+from tuneline.pipeline import current, require_verdict
+from tuneline.stages import heldout_prompts
 
 
 def render_run(run: Run, out: Path) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from export.config import MergeConfig
 from export.merge import merge
-from serving.chat import ask
+from serving.chat import answers
 from serving.config import ServingConfig
 from serving.server import running
 from tuneline.core.artifact import Artifact
@@ -41,13 +41,17 @@ def test_a_quantized_model_answers_as_the_trained_one(
             # Loaded and ready; the kernel that multiplies is built for AVX-512 alone.
             assert "Using CPUWNA16LinearKernel" in log_path.read_text()
             return
-        answers = [
-            ask(server.endpoint, entry.messages, temperature=0, max_tokens=len(entry.token_ids))
+        given = [
+            "".join(
+                answers(server.endpoint, {"temperature": 0, "max_tokens": len(entry.token_ids)})(
+                    entry.messages
+                )
+            )
             for entry in expected
         ]
     assert "compressed-tensors" in log_path.read_text()
-    equal = sum(answer == entry.text for answer, entry in zip(answers, expected, strict=True))
+    equal = sum(answer == entry.text for answer, entry in zip(given, expected, strict=True))
     # Four bits without calibration cost this tiny model some of what it learnt by heart.
     assert equal >= (2 if scheme == "w4a16" else 7), list(
-        zip(answers, [entry.text for entry in expected], strict=True)
+        zip(given, [entry.text for entry in expected], strict=True)
     )

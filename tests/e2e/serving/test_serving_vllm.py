@@ -14,7 +14,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.chat import ask, chat
+from serving.chat import answers, converse
 from serving.config import ServedParityConfig
 from serving.parity import prove_served
 from serving.server import RunningServer, group_members
@@ -55,14 +55,16 @@ def test_it_streams_what_it_answers_whole(
     )  # fmt: skip
     assert whole.choices[0].message.content == answer
     assert whole.choices[0].finish_reason == "stop"
-    assert ask(merged_server.endpoint, messages, temperature=0) == answer
+    greedily = answers(merged_server.endpoint, {"temperature": 0})
+    assert "".join(greedily(messages)) == answer
 
 
 def test_a_conversation(merged_server: RunningServer, questions: dict[str, str]) -> None:
     first, second = list(questions)[:2]
     lines = iter([first, "", "/new", second, "/exit", "never read"])
     written: list[str] = []
-    assert chat(merged_server.endpoint, read=lambda _: next(lines), write=written.append) == 2
+    talk = answers(merged_server.endpoint)
+    assert converse(talk, read=lambda _: next(lines), write=written.append) == 2
     # Sampled at the model's own temperature; what was learnt by heart still comes out.
     assert "".join(written) == f"{questions[first]}\n{questions[second]}\n"
 
@@ -83,7 +85,7 @@ def test_listed_routes_are_open(merged_server: RunningServer, path: str) -> None
 def test_a_name_that_is_not_served_is_said(merged_server: RunningServer) -> None:
     endpoint = Endpoint(merged_server.endpoint.url, "other")
     with pytest.raises(ServerError, match=r"'other'.*does not exist"):
-        ask(endpoint, [{"role": "user", "content": "Hello"}])
+        next(answers(endpoint)([{"role": "user", "content": "Hello"}]))
 
 
 def test_every_metric_that_is_relied_on_is_there(

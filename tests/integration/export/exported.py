@@ -31,17 +31,8 @@ def make_model(
     **save: Any,
 ) -> Path:
     """A random-weight model with a tokenizer and a chat template, saved by transformers."""
-    torch.manual_seed(0)
     config = CONFIGS[family]()
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    model = model.to(dtype)
-    model.generation_config.eos_token_id = 2
-    model.save_pretrained(folder, **save)
-    families.make_tokenizer().save_pretrained(folder)
-    return folder
+    return families.save_random(folder, config, dtype, **save)

@@ -66,8 +66,11 @@ def make_base(
     folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **save: Any
 ) -> Path:
     """A random-weight model with a tokenizer and a chat template, saved by transformers."""
+    return save_random(folder, FAMILIES[family](), dtype, **save)
+
+
+def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> Path:
     torch.manual_seed(0)
-    config = FAMILIES[family]()
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -34,7 +34,13 @@ from export.to_torchscript import export_torchscript
 from tests.integration.export import families
 from tests.integration.export.exported import make_model
 from tuneline.core.artifact import Artifact, verify_artifact
-from tuneline.core.errors import ArtifactError, ConfigError, MissingError, TamperedError
+from tuneline.core.errors import (
+    ArtifactError,
+    ConfigError,
+    DiskFullError,
+    MissingError,
+    TamperedError,
+)
 from tuneline.core.model_source import ModelSource
 
 SHAPES = ((1, 1), (1, 13), (2, 2), (4, 3), (7, 11))
@@ -389,6 +395,16 @@ def test_a_truncated_model_writes_nothing(bases: dict[str, Path], tmp_path: Path
         with pytest.raises(ArtifactError, match="cannot load it"):
             export(form, base, tmp_path / form)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize("form", ["torchscript", "torch-export", "onnx-logits"])
+def test_a_disk_that_fills_up_is_no_fault_of_the_family(
+    form: str, bases: dict[str, Path], small_disk: Callable[[str], Path]
+) -> None:
+    disk = small_disk("64k")
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        export(form, bases["llama"], disk / "out")
+    assert list(disk.iterdir()) == []
 
 
 def test_an_altered_graph_is_not_run(

@@ -69,6 +69,7 @@ def test_a_candidate_that_is_not_the_model_exits_with_6(line: Line, tmp_path: Pa
         (("export", "prune"), 2, "sparsity or pattern"),
         (("export", "torchscript", "--model", "/none"), 4, "no such folder"),
         (("chat", "--artifact", ".", "--url", "http://x/v1"), 2, "no meaning with --artifact"),
+        (("chat", "--artifact", ".", "--api-key-env", "KEY"), 2, "no meaning with --artifact"),
         (("push", "--to", "hf:name"), 2, "expected hf:ORG/NAME"),
     ],
 )

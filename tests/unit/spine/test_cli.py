@@ -174,6 +174,7 @@ def test_doctor_names_what_is_here() -> None:
         ("evaluate", EXAMPLE, "--model", "x"),
         ("loadtest", EXAMPLE, "--rate", "3"),
         ("chat", EXAMPLE, "--url", "http://127.0.0.1:1/v1", "--model", "x"),
+        ("chat", EXAMPLE, "--model", "x"),
         ("serve", EXAMPLE.parents[1] / "tiny-base", "--set", "serving.port=1"),
     ],
 )

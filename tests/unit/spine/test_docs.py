@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CON
 def test_no_page_is_unfinished() -> None:
     assert len(PAGES) > 8
     for page in PAGES:
-        assert not re.search(r"@@|^MEASURED$|TODO", page.read_text(), re.MULTILINE), page
+        assert not re.search(r"@@|MEASURED|TODO", page.read_text()), page
 
 
 def test_the_configuration_page_is_the_code_s() -> None:

@@ -1,0 +1,240 @@
+"""What rounding does to a trained model, and what the smallest faults do.
+
+Trains the shipped example twice, early (0.3 epochs: an undecided model, with close calls in its
+answers) and in full, and holds against its own reference each one's merged model and reduced forms,
+and models that are broken on purpose: the delta of one module left out, all deltas too small or too
+large. The default tolerances stand between the two.
+
+Prints the tables of docs/parity.md, then one JSON document on the last line.
+
+    python benchmarks/parity.py                     # a quarter of an hour on two cores
+    python benchmarks/parity.py --runs-dir DIR      # keeps and takes up what was trained
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from export.adapter import ADAPTER_WEIGHTS
+from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig
+from export.forms import resolve_folder, resolve_form
+from export.merge import merge
+from export.parity import prove_model
+from export.prune import prune
+from export.to_onnx import export_onnx
+from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
+from tuneline.core.environment import hardware_facts, library_versions
+from tuneline.core.model_source import ModelSource
+from tuneline.core.parity import PARITY_FILE, Parity
+from tuneline.core.progress import set_up_logging
+
+RUN = Path(__file__).parents[1] / "examples" / "support-tickets" / "run.yaml"
+LEFT_OUT = "one delta left out, trained early"
+EARLY = ("name=parity-early", "training.num_train_epochs=0.3")
+FULL = ("name=parity-full",)
+SCALES = {
+    "all deltas 10 % too small": 0.9,
+    "all deltas 10 % too large": 1.1,
+    "all deltas 1 % too small": 0.99,
+    "all deltas 1 % too large": 1.01,
+}
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "int8": {"quantize": "int8"},
+    "fp8": {"quantize": "fp8"},
+    "w4a16, groups of 64": {"quantize": "w4a16", "group_size": 64},
+    "w4a16, groups of 32": {"quantize": "w4a16", "group_size": 32},
+}
+PRUNED: dict[str, dict[str, Any]] = {
+    "pruned, 30 %": {"sparsity": 0.3},
+    "pruned, 50 %": {"sparsity": 0.5},
+    "pruned, 2:4": {"pattern": "2:4"},
+    "pruned, 70 %": {"sparsity": 0.7},
+}
+
+Table = dict[str, Parity]
+"""By the name of what was proven."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that was trained: its adapter folder, and the reference of its answers."""
+
+    base: ModelSource
+    adapter: Path
+    reference: Artifact
+    work: Path
+
+    @property
+    def modules(self) -> list[str]:
+        """The names of what each adapted module's delta is a multiple of."""
+        tensors = load_file(self.adapter / ADAPTER_WEIGHTS)
+        return sorted(name for name in tensors if name.endswith(".lora_B.weight"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--runs-dir", type=Path, help="where the two trained runs are kept")
+    options = parser.parse_args()
+    set_up_logging(verbose=False)
+    with tempfile.TemporaryDirectory(prefix="tuneline-parity-") as folder:
+        runs_dir = options.runs_dir or Path(folder) / "runs"
+        early = train(runs_dir, EARLY, Path(folder))
+        full = train(runs_dir, FULL, Path(folder))
+        tables = {
+            "rounding, trained early": rounding(early),
+            LEFT_OUT: left_out(early),
+            "all deltas scaled, trained early": scaled(early),
+            "reduced weights, trained in full": reduced(full),
+            "faults, then rounded, trained in full": faults_then_rounded(full),
+        }
+        noise = early.reference.manifest.metrics["repeat_max_logprob_difference"]
+    for title, table in tables.items():
+        show(title, table)
+    kept = {"first_divergences", "problems", "verdict"}
+    document = {
+        "hardware": hardware_facts(),
+        "libraries": library_versions(),
+        "reference_noise_nats": noise,
+        "tables": {
+            title: {name: parity.model_dump(exclude=kept) for name, parity in table.items()}
+            for title, table in tables.items()
+        },
+    }
+    print(f"\nnoise of the early reference: {noise:.1e} nats")
+    print(json.dumps(document))
+
+
+def train(runs_dir: Path, overrides: Sequence[str], work: Path) -> Trained:
+    options = [word for override in overrides for word in ("--set", override)]
+    given = [sys.executable, "-m", "tuneline", "train", str(RUN), "--runs-dir", str(runs_dir)]
+    done = subprocess.run([*given, *options, "--json"], stdout=subprocess.PIPE, check=True)
+    made = {stage["stage"]: Path(stage["path"]) for stage in json.loads(done.stdout)["stages"]}
+    base = resolve_folder(str(RUN.parents[1] / "tiny-base"))
+    return Trained(base, made["adapter"], open_artifact(made["reference"]), work)
+
+
+def rounding(run: Trained) -> Table:
+    """Nothing but another number format of the merged weights."""
+    return {
+        f"merged, {dtype}": prove(run, merged(run, dtype=dtype))
+        for dtype in ("float32", "float16", "bfloat16")
+    }
+
+
+def left_out(run: Trained) -> Table:
+    """The delta of one module left out, each in turn; in float32."""
+    return {module_name(module): prove(run, merged(run, {module: 0.0})) for module in run.modules}
+
+
+def scaled(run: Trained) -> Table:
+    """All deltas multiplied by a factor; in float32."""
+    return {
+        name: prove(run, merged(run, dict.fromkeys(run.modules, factor)))
+        for name, factor in SCALES.items()
+    }
+
+
+def reduced(run: Trained) -> Table:
+    """Weights in fewer bits, or fewer of them."""
+    model = merged(run)
+    table = {name: prove(run, merged(run, **config)) for name, config in QUANTIZED.items()}
+    for precision in ("int8", "int4"):
+        config = OnnxConfig.model_validate({"precision": precision})
+        graph = export_onnx(config, model, place(run))
+        table[f"{precision}, ONNX"] = prove(run, resolve_form(str(graph.path)))
+    for name, values in PRUNED.items():
+        pruned = prune(PruneConfig.model_validate(values), model, place(run))
+        table[name] = prove(run, resolve_form(str(pruned.path)))
+    return table
+
+
+def faults_then_rounded(run: Trained) -> Table:
+    """The mild faults in the forms that round the most."""
+    given = {
+        **{
+            f"{module_name(module)} left out": {module: 0.0}
+            for module in (first(run, "q_proj"), first(run, "down_proj"))
+        },
+        **{name: dict.fromkeys(run.modules, SCALES[name]) for name in list(SCALES)[:2]},
+    }
+    return {
+        f"{fault}; {form}": prove(run, merged(run, factors, **config))
+        for fault, factors in given.items()
+        for form, config in QUANTIZED.items()
+        if form != "w4a16, groups of 32"
+    }
+
+
+def merged(run: Trained, factors: Mapping[str, float] | None = None, **config: Any) -> ModelSource:
+    """The merged model, with the deltas of some modules multiplied by a factor."""
+    adapter = Path(shutil.copytree(run.adapter, place(run), ignore=lambda *_: {MANIFEST}))
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    for name, factor in (factors or {}).items():
+        tensors[name] = tensors[name] * factor
+    save_file(tensors, adapter / ADAPTER_WEIGHTS)
+    values = {"dtype": "float32", **config}
+    model = merge(MergeConfig.model_validate(values), run.base, adapter, place(run))
+    return resolve_form(str(model.path))
+
+
+def prove(run: Trained, model: ModelSource) -> Parity:
+    proof = prove_model(ParityConfig(), run.reference, model, place(run))
+    return Parity.model_validate_json((proof.path / PARITY_FILE).read_bytes())
+
+
+def place(run: Trained) -> Path:
+    return Path(tempfile.mkdtemp(dir=run.work)) / "out"
+
+
+def first(run: Trained, kind: str) -> str:
+    return next(module for module in run.modules if f".{kind}." in module)
+
+
+def module_name(tensor: str) -> str:
+    """`base_model.model.model.layers.0.mlp.up_proj.lora_B.weight` → `0.mlp.up_proj`."""
+    return tensor.partition(".layers.")[2].removesuffix(".lora_B.weight")
+
+
+def show(title: str, table: Table) -> None:
+    print(f"\n{title}\n")
+    print("| form | equal answers | maximum | mean | KL | accuracy |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, parity in table.items():
+        print(row(name, [parity]))
+    if title == LEFT_OUT:
+        print(row("median", list(table.values())))
+
+
+def row(name: str, found: Sequence[Parity]) -> str:
+    """One line of a table: the medians of several proofs, or one's own figures."""
+
+    def median(figures: Sequence[float | None]) -> float:
+        return statistics.median(math.nan if figure is None else figure for figure in figures)
+
+    equal = median([parity.num_equal_answers for parity in found])
+    cells = [
+        name,
+        f"{equal:.0f} of {found[0].num_prompts}",
+        f"{median([parity.max_logprob_difference for parity in found]):.2g}",
+        f"{median([parity.mean_logprob_difference for parity in found]):.2g}",
+        f"{median([parity.mean_kl for parity in found]):.2g}",
+        f"{median([parity.accuracy for parity in found]):.1%}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

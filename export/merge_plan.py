@@ -1,0 +1,464 @@
+"""What an adapter makes of each tensor of its base.
+
+Names first: every tensor of the adapter is mapped to the base tensor that it changes or replaces,
+every shape is checked, and every tensor is used once; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from export.adapter import ADAPTER_CONFIG, Adapter, matches, parse_key, rank_and_scale
+from export.changes import (
+    BiasChange,
+    Change,
+    Edit,
+    ExpertChange,
+    Factors,
+    LowRankChange,
+    TokenRows,
+    same_values,
+)
+from export.model_folder import CONV1D_MODULES, EMBEDDINGS, HEAD, BaseModel
+from export.tensor_file import TORCH_DTYPES, Stored, TensorEntry
+from export.tied import settle_tied
+from tuneline.core.errors import ArtifactError
+
+EXPERT_LAYOUTS = (
+    (r"(.+)\.mlp\.experts", "{}.mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+    (r"(.+)\.mlp\.experts", "{}.block_sparse_moe.experts", ("w1", "w3", "w2")),
+)
+"""How transformers 5 names a layer's experts in memory, how they are named on disk, and what the
+halves of its `gate_up_proj` and its `down_proj` are called there."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A changed tensor of the result: where its bytes come from and what is done to its rows."""
+
+    source: Stored
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """The tensors that differ from the base's, by name; all others pass as they are."""
+
+    tensors: dict[str, Planned]
+    untied: str | None
+    """Name of the output layer that the base ties to its embedding and the result does not."""
+    num_tokens: int | None
+    """Rows of a resized embedding."""
+
+
+def plan_merge(adapters: Sequence[Adapter], base: BaseModel) -> MergePlan:
+    """Which base tensor each adapter tensor changes, and how.
+
+    Every adapter tensor is used exactly once and every shape fits, or nothing is returned. Where
+    the base ties its output layer to its embedding, the result is what the live adapter model
+    computes: as long as both come out equal they stay tied, else the output layer is written too.
+
+    Raises:
+        ArtifactError: A tensor is of no known kind, has no counterpart, or does not fit; or
+            several adapters cannot be summed. What is wrong is named.
+    """
+    edits: dict[str, Edit] = {}
+    for adapter in adapters:
+        for name, edit in _edits(adapter, base).items():
+            if len(adapters) > 1 or adapter.weight is not None:
+                _check_summable(adapter, base, name, edit)
+            edits[name] = _sum(edits[name], edit) if name in edits else edit
+    embedding, head = base.embedding, f"{HEAD}.weight"
+    untied = None
+    if base.is_tied and embedding is not None and {embedding, head} & edits.keys():
+        untied = settle_tied(adapters, base, edits, embedding)
+    tensors = {}
+    for name, edit in edits.items():
+        tied_name = embedding if name == untied and embedding else name
+        stored = edit.whole or base.stored(tied_name)
+        tensors[name] = Planned(stored, tuple(edit.changes))
+    return MergePlan(tensors, untied, _num_tokens(base, tensors))
+
+
+def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
+    """One adapter's edits by the name of the tensor, as the base names it."""
+    parts: dict[str, dict[str, Stored]] = {}
+    edits: dict[str, Edit] = {}
+    names = {entry.name for entry in adapter.weights.entries}
+    for entry in adapter.weights.entries:
+        stored = Stored(adapter.weights, entry)
+        if _is_wrapped_copy(adapter, stored, names):
+            continue
+        module, part = parse_key(adapter, entry.name)
+        if part == "whole":
+            target = _target(base, module, adapter, stored)
+            _check_whole(adapter, stored, target)
+            edits.setdefault(target.name, Edit()).whole = stored
+            continue
+        if part in parts.setdefault(module, {}):
+            raise ArtifactError(f"{adapter.weights.path}: {entry.name} stands twice")
+        parts[module][part] = stored
+    recent: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for module, found in parts.items():
+        if "base_layer" in found:
+            whole = found.pop("base_layer")
+            target = _target(base, f"{module}.weight", adapter, whole)
+            _check_whole(adapter, whole, target)
+            edits.setdefault(target.name, Edit()).whole = whole
+        if "bias" in found:
+            whole = found.pop("bias")
+            target = _target(base, f"{module}.bias", adapter, whole)
+            _check_shape(adapter, whole, target.shape, target)
+            edits.setdefault(target.name, Edit()).whole = whole
+        if not found:
+            continue
+        changes = (
+            _token_rows(adapter, base, module, found, edits)
+            if "tokens" in found
+            else _expert_changes(adapter, base, module, found, recent)
+            or _low_rank_changes(adapter, base, module, found, edits)
+        )
+        for name, change in changes:
+            edits.setdefault(name, Edit()).changes.append(change)
+    _check_complete(adapter, base, parts.keys(), edits)
+    return edits
+
+
+def _is_wrapped_copy(adapter: Adapter, stored: Stored, names: set[str]) -> bool:
+    """Whether a tensor is one of the two that PEFT saves beside a module of `modules_to_save` where
+    the vocabulary was resized: the trained tensor again, which is checked to be the same, and the
+    one it was trained from, which the live model does not use."""
+    for wrapper in (".modules_to_save.", ".original_module."):
+        before, found, after = stored.name.partition(wrapper)
+        if not found or f"{before}.{after}" not in names:
+            continue
+        if wrapper == ".modules_to_save.":
+            (trained,) = (e for e in adapter.weights.entries if e.name == f"{before}.{after}")
+            if not same_values(stored, Stored(adapter.weights, trained)):
+                raise ArtifactError(
+                    f"{adapter.weights.path}: {stored.name} differs from {trained.name}; expected "
+                    "the same tensor twice"
+                )
+        return True
+    return False
+
+
+def _check_whole(adapter: Adapter, whole: Stored, target: TensorEntry) -> None:
+    """A whole tensor has the shape of the base's, but for the rows of a resized vocabulary."""
+    module, _, _ = target.name.rpartition(".")
+    resizable = module.rpartition(".")[2] in (*EMBEDDINGS, HEAD)
+    rows = whole.shape[0] if resizable and whole.shape else None
+    expected = target.shape if rows is None else (rows, *target.shape[1:])
+    _check_shape(adapter, whole, expected, target)
+
+
+def _low_rank_changes(
+    adapter: Adapter,
+    base: BaseModel,
+    module: str,
+    parts: dict[str, Stored],
+    edits: dict[str, Edit],
+) -> list[tuple[str, Change]]:
+    where = adapter.weights.path
+    on_embedding = bool({"embedding_A", "embedding_B"} & parts.keys())
+    name_a, name_b = ("embedding_A", "embedding_B") if on_embedding else ("lora_A", "lora_B")
+    unknown = parts.keys() - {name_a, name_b, "magnitude", "lora_B.bias"}
+    if not {name_a, name_b} <= parts.keys() or unknown:
+        kinds = {"embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B"}
+        names = ", ".join(sorted(kinds.get(part, part) for part in parts))
+        raise ArtifactError(
+            f"{where}: {module}: has only {names}; expected lora_A and lora_B"
+            if not unknown
+            else f"{where}: {module}: has {names}, which do not go together"
+        )
+    a, b, magnitude = parts[name_a], parts[name_b], parts.get("magnitude")
+    if bool(adapter.config.get("use_dora")) != (magnitude is not None):
+        raise ArtifactError(
+            f"{where}: {module}: "
+            + ("has a magnitude vector but use_dora is off" if magnitude else "use_dora is on but "
+               "there is no magnitude vector")
+        )  # fmt: skip
+    rank, scale = rank_and_scale(adapter, module)
+    target = _target(base, f"{module}.weight", adapter, a)
+    shape = _edited_shape(edits, target)
+    conv1d = module.rpartition(".")[2] in CONV1D_MODULES.get(base.config["model_type"], ())
+    if len(shape) != 2:
+        raise ArtifactError(
+            f"{where}: {a.name}: changes {target.name} of shape {list(shape)}; only "
+            "two-dimensional weights are supported"
+        )
+    transposed = conv1d or on_embedding
+    num_in, num_out = shape if transposed else shape[::-1]
+    _check_shape(adapter, a, (rank, num_in), target)
+    _check_shape(adapter, b, (num_out, rank), target)
+    if magnitude is not None:
+        _check_shape(adapter, magnitude, (num_out,), target)
+        if transposed:
+            what = "an embedding" if on_embedding else "a Conv1D weight"
+            raise ArtifactError(f"{where}: {magnitude.name}: DoRA on {what} is not supported")
+    as_parameter = matches(adapter.config.get("target_parameters"), f"{module}.weight")
+    found: list[tuple[str, Change]] = [
+        (
+            target.name,
+            LowRankChange(
+                (Factors(a, b, scale, adapter.weight),),
+                magnitude,
+                transposed,
+                rounded=(on_embedding or as_parameter) and adapter.weight is None,
+            ),
+        )
+    ]
+    if "lora_B.bias" in parts:
+        delta = parts["lora_B.bias"]
+        bias = _target(base, f"{module}.bias", adapter, delta)
+        _check_shape(adapter, delta, bias.shape, bias)
+        found.append((bias.name, BiasChange(delta, scale)))
+    return found
+
+
+def _expert_changes(
+    adapter: Adapter,
+    base: BaseModel,
+    module: str,
+    parts: dict[str, Stored],
+    recent: dict[str, tuple[torch.Tensor, torch.Tensor]],
+) -> list[tuple[str, Change]]:
+    """LoRA on a layer's fused experts (`target_parameters`): one change for each tensor on disk.
+
+    PEFT nests the wrappers of `gate_up_proj` and `down_proj`, so that names such as
+    `experts.base_layer.lora_A` do not say which is which; their shapes do.
+    """
+    name = module
+    while name.endswith(".base_layer"):
+        name = name.removesuffix(".base_layer")
+    experts = _experts_on_disk(base, name)
+    if experts is None:
+        return []
+    stem, (gate, up, down), num_experts = experts
+    where = adapter.weights.path
+    if parts.keys() != {"lora_A", "lora_B"}:
+        raise ArtifactError(
+            f"{where}: {module}: has {', '.join(sorted(parts))}; expected lora_A and lora_B"
+        )
+    a, b = parts["lora_A"], parts["lora_B"]
+    first = base.tensors[f"{stem}.0.{gate}.weight"]
+    last = base.tensors[f"{stem}.0.{down}.weight"]
+    shapes = {
+        "gate_up_proj": (2 * first.shape[0], first.shape[1]),
+        "down_proj": (last.shape[0], last.shape[1]),
+    }
+    fits = [key for key, shape in shapes.items() if (*b.shape[:1], *a.shape[1:]) == shape]
+    rank, scale = rank_and_scale(adapter, f"{name}.{fits[0]}" if fits else name)
+    if not fits or a.shape[0] != rank * num_experts or b.shape[1] != rank * num_experts:
+        raise ArtifactError(
+            f"{where}: {a.name} of shape {list(a.shape)} and {b.name} of shape {list(b.shape)} do "
+            f"not fit {num_experts} experts of {stem} at rank {rank}",
+            hint=adapter.named_base,
+        )
+    tensors = ((gate, 0), (up, first.shape[0])) if fits[0] == "gate_up_proj" else ((down, 0),)
+    factors = Factors(a, b, scale, adapter.weight)
+    return [
+        (
+            _target(base, f"{stem}.{expert}.{part}.weight", adapter, a).name,
+            ExpertChange(factors, expert, num_experts, first_row, recent),
+        )
+        for expert in range(num_experts)
+        for part, first_row in tensors
+    ]
+
+
+def _experts_on_disk(base: BaseModel, module: str) -> tuple[str, tuple[str, str, str], int] | None:
+    """Where a module of fused experts lies in the base's files, and how many experts it has."""
+    for in_memory, on_disk, parts in EXPERT_LAYOUTS:
+        match = re.fullmatch(in_memory, module)
+        stem = on_disk.format(match[1]) if match else ""
+        if f"{stem}.0.{parts[0]}.weight" in base.tensors:
+            count = 0
+            while f"{stem}.{count}.{parts[0]}.weight" in base.tensors:
+                count += 1
+            return stem, parts, count
+    return None
+
+
+def _token_rows(
+    adapter: Adapter,
+    base: BaseModel,
+    module: str,
+    parts: dict[str, Stored],
+    edits: dict[str, Edit],
+) -> list[tuple[str, Change]]:
+    """Rows trained by `trainable_token_indices`."""
+    rows = parts["tokens"]
+    if len(parts) > 1:
+        raise ArtifactError(
+            f"{adapter.weights.path}: {module}: has trained tokens and a low-rank change; they do "
+            "not go together"
+        )
+    indices = adapter.config.get("trainable_token_indices")
+    if isinstance(indices, dict):
+        indices = next((value for key, value in indices.items() if module.endswith(key)), None)
+    target = _target(base, f"{module}.weight", adapter, rows)
+    shape = _edited_shape(edits, target)
+    if (
+        not isinstance(indices, list)
+        or not all(type(index) is int and 0 <= index < shape[0] for index in indices)
+        or len(set(indices)) != len(indices)
+    ):
+        raise ArtifactError(
+            f"{adapter.path / ADAPTER_CONFIG}: trainable_token_indices: {indices!r} for {module}; "
+            f"expected different row numbers below {shape[0]}"
+        )
+    _check_shape(adapter, rows, (len(indices), *shape[1:]), target)
+    return [(target.name, TokenRows(rows, tuple(indices)))]
+
+
+def _check_summable(adapter: Adapter, base: BaseModel, name: str, edit: Edit) -> None:
+    """A weighted sum is of low-rank products alone; nothing else has a share that can be taken."""
+    where = adapter.weights.path
+    if edit.whole is not None:
+        shared = base.embedding if name == f"{HEAD}.weight" and base.is_tied else name
+        if not same_values(edit.whole, base.stored(shared or name)):
+            raise ArtifactError(
+                f"{where}: {edit.whole.name}: a tensor saved whole has no weighted share; an "
+                "adapter that has one merges alone and without a weight"
+            )
+        edit.whole = None
+    for change in edit.changes:
+        if not isinstance(change, LowRankChange) or change.magnitude is not None:
+            what = {
+                LowRankChange: "DoRA",
+                ExpertChange: "LoRA on fused experts",
+                BiasChange: "a LoRA bias",
+                TokenRows: "trained tokens",
+            }[type(change)]
+            raise ArtifactError(
+                f"{where}: {name}: {what} has no weighted share; an adapter that has it merges "
+                "alone and without a weight"
+            )
+
+
+def _sum(one: Edit, other: Edit) -> Edit:
+    if not one.changes or not other.changes:
+        return one if one.changes else other
+    (mine,), (its,) = one.changes, other.changes
+    assert isinstance(mine, LowRankChange) and isinstance(its, LowRankChange)  # noqa: S101
+    return Edit(None, [replace(mine, factors=(*mine.factors, *its.factors))])
+
+
+def _num_tokens(base: BaseModel, tensors: dict[str, Planned]) -> int | None:
+    """The rows of a resized vocabulary, on which embedding and output layer must agree."""
+    embedding, head = base.embedding, f"{HEAD}.weight"
+    rows = {}
+    for name in (embedding, head, f"{HEAD}.bias"):
+        if name in tensors:
+            rows[name] = tensors[name].source.shape[0]
+        elif name in base.tensors:
+            rows[name] = base.tensors[name].shape[0]
+    if len(set(rows.values())) > 1:
+        found = ", ".join(f"{name} has {count}" for name, count in rows.items())
+        raise ArtifactError(
+            f"{base.path}: the vocabulary is resized in part: {found} rows",
+            hint="Save the adapter with save_embedding_layers=True.",
+        )
+    resized = embedding in tensors and tensors[embedding].source.shape[0]
+    if not resized or embedding is None or resized == base.tensors[embedding].shape[0]:
+        return None
+    return resized
+
+
+def _target(base: BaseModel, name: str, adapter: Adapter, source: Stored) -> TensorEntry:
+    """The base tensor called `name`.
+
+    A base saved without its head drops the first component; Mixtral's files name its block
+    otherwise than its memory does; and a tied output layer stands for its embedding.
+    """
+    for candidate in (
+        name,
+        name.partition(".")[2],
+        name.replace(".mlp.", ".block_sparse_moe."),
+    ):
+        if candidate in base.tensors:
+            target = base.tensors[candidate]
+            if target.dtype not in TORCH_DTYPES:
+                raise ArtifactError(
+                    f"{base.path}: {candidate} is stored as {target.dtype}; an adapter merges into "
+                    f"{', '.join(TORCH_DTYPES)} alone"
+                )
+            return target
+    if name == f"{HEAD}.weight" and base.is_tied and base.embedding is not None:
+        return replace(base.tensors[base.embedding], name=name)
+    raise ArtifactError(
+        f"{adapter.weights.path}: {source.name}: the base {base.path} has no tensor {name}",
+        hint=adapter.named_base,
+    )
+
+
+def _edited_shape(edits: dict[str, Edit], target: TensorEntry) -> tuple[int, ...]:
+    edit = edits.get(target.name)
+    return edit.whole.shape if edit and edit.whole else target.shape
+
+
+def _check_shape(
+    adapter: Adapter, stored: Stored, expected: Sequence[int], target: TensorEntry
+) -> None:
+    if tuple(stored.shape) != tuple(expected):
+        raise ArtifactError(
+            f"{adapter.weights.path}: {stored.name}: has shape {list(stored.shape)}; expected "
+            f"{list(expected)} to fit {target.name} of shape {list(target.shape)}: an adapter of "
+            "another base, or options that are not its own",
+            hint=adapter.named_base,
+        )
+
+
+def _check_complete(
+    adapter: Adapter, base: BaseModel, modules: Sequence[str] | Any, edits: dict[str, Edit]
+) -> None:
+    """An adapter file that lost some of its tensors would merge without a word."""
+    config = adapter.config
+    where = adapter.weights.path
+    limited = any(config.get(option) for option in ("layers_to_transform", "exclude_modules"))
+    saved = config.get("modules_to_save") or []
+    if not limited:
+        for name in base.tensors:
+            module = name.removesuffix(".weight")
+            if module == name or any(module.endswith(target) for target in saved):
+                continue
+            have = module in modules or any(known.partition(".")[2] == module for known in modules)
+            if matches(config.get("target_modules"), module) and not have:
+                raise ArtifactError(
+                    f"{where}: has nothing for {module}, which target_modules in "
+                    f"{ADAPTER_CONFIG} names: the adapter is incomplete"
+                )
+    for name in base.tensors:
+        if matches(config.get("target_parameters"), _in_memory(name)) and name not in edits:
+            raise ArtifactError(
+                f"{where}: has nothing for {name}, which target_parameters in {ADAPTER_CONFIG} "
+                "names: the adapter is incomplete"
+            )
+    for target in saved:
+        stands_in = config.get("ensure_weight_tying") and target.endswith(HEAD)
+        found = any(
+            edit.whole is not None and f"{target}." in f"{edit.whole.name}"
+            for edit in edits.values()
+        )
+        if not found and not stands_in:
+            raise ArtifactError(
+                f"{where}: has nothing for {target}, which modules_to_save in {ADAPTER_CONFIG} "
+                "names: the adapter is incomplete"
+            )
+
+
+def _in_memory(name: str) -> str:
+    """What transformers 5 calls a tensor on disk once it is loaded, for the experts' tensors."""
+    for _, on_disk, parts in EXPERT_LAYOUTS:
+        pattern = re.escape(on_disk.format("@")).replace("@", r"(.+)") + r"\.\d+\.(\w+)\.weight"
+        match = re.fullmatch(pattern, name)
+        if match and match[2] in parts:
+            fused = "down_proj" if match[2] == parts[2] else "gate_up_proj"
+            return f"{match[1]}.mlp.experts.{fused}"
+    return name

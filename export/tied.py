@@ -1,0 +1,87 @@
+"""What becomes of an output layer that the base ties to its embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from export.adapter import Adapter
+from export.changes import Edit, LowRankChange, TokenRows, same_values
+from export.model_folder import HEAD, BaseModel
+from export.tensor_file import Stored
+from tuneline.core.errors import ArtifactError
+
+
+def settle_tied(
+    adapters: Sequence[Adapter], base: BaseModel, edits: dict[str, Edit], embedding: str
+) -> str | None:
+    """Decide what a tied output layer becomes; its name is returned where it comes untied.
+
+    In the live adapter model the output layer multiplies by the base's own weight, unless it is
+    itself adapted, or PEFT ties the adapters: `ensure_weight_tying`, and trained tokens always.
+    """
+    head = f"{HEAD}.weight"
+    of_input = edits.setdefault(embedding, Edit())
+    of_output = edits.setdefault(head, Edit())
+    ensured = all(adapter.config.get("ensure_weight_tying") for adapter in adapters)
+    # A copy of the base layer is loaded into the one tensor that both share.
+    for one, other in ((of_input, of_output), (of_output, of_input)):
+        if one.whole is not None and other.whole is None and "base_layer" in one.whole.name:
+            other.whole = one.whole
+    tokens = [change for change in of_input.changes if isinstance(change, TokenRows)]
+    if tokens and not of_output.changes:
+        of_output.changes.extend(tokens)
+    if ensured and of_output.whole is None and not of_output.changes:
+        of_output.whole, of_output.changes = of_input.whole, list(of_input.changes)
+    if _same_edit(of_input, of_output, base.stored(embedding)):
+        del edits[head]
+        if not of_input.changes and of_input.whole is None:
+            del edits[embedding]
+        return None
+    if not of_input.changes and of_input.whole is None:
+        del edits[embedding]
+    if embedding.count(".") < 2:
+        raise ArtifactError(
+            f"{base.path}: {embedding}: the output layer comes to differ from the embedding, and "
+            "this base is stored without its head, so that there is no place for one",
+            hint="Save the base whole: AutoModelForCausalLM.from_pretrained(BASE)"
+            ".save_pretrained(OUT)",
+        )
+    return head
+
+
+def _same_edit(one: Edit, other: Edit, base: Stored) -> bool:
+    """Whether two edits of a shared tensor come to the same values."""
+    sources = [edit.whole or base for edit in (one, other)]
+    if sources[0] is not sources[1] and not same_values(*sources):
+        return False
+    if len(one.changes) != len(other.changes):
+        return False
+    for change, counterpart in zip(one.changes, other.changes, strict=True):
+        if change is counterpart:
+            continue
+        if isinstance(change, LowRankChange) and isinstance(counterpart, LowRankChange):
+            if not _transposes(change, counterpart):
+                return False
+        elif not (
+            isinstance(change, TokenRows)
+            and isinstance(counterpart, TokenRows)
+            and change.indices == counterpart.indices
+            and same_values(change.rows, counterpart.rows)
+        ):
+            return False
+    return True
+
+
+def _transposes(one: LowRankChange, other: LowRankChange) -> bool:
+    """Whether a change of an embedding and one of an output layer have the same product."""
+    if one.magnitude or other.magnitude or len(one.factors) != len(other.factors):
+        return False
+    return all(
+        mine.scale == its.scale
+        and mine.weight == its.weight
+        and torch.equal(mine.a.read(), its.b.read().T)
+        and torch.equal(mine.b.read(), its.a.read().T)
+        for mine, its in zip(one.factors, other.factors, strict=True)
+    )
