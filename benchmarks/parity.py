@@ -29,12 +29,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from export.adapter import ADAPTER_WEIGHTS
-from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig
+from export.calibrated import quantize_calibrated
+from export.calibration_env import install_calibration
+from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfig, PruneConfig
 from export.forms import resolve_folder, resolve_form
 from export.merge import merge
 from export.parity import prove_model
 from export.prune import prune
 from export.to_onnx import export_onnx
+from training.data import TRAIN_FILE, dataset_rows
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.model_source import ModelSource
@@ -42,9 +45,9 @@ from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging
 
 RUN = Path(__file__).parents[1] / "examples" / "support-tickets" / "run.yaml"
-LEFT_OUT = "one delta left out, trained early"
 EARLY = ("name=parity-early", "training.num_train_epochs=0.3")
 FULL = ("name=parity-full",)
+NUM_SAMPLES = 128
 SCALES = {
     "all deltas 10 % too small": 0.9,
     "all deltas 10 % too large": 1.1,
@@ -74,6 +77,7 @@ class Trained:
 
     base: ModelSource
     adapter: Path
+    dataset: Artifact
     reference: Artifact
     work: Path
 
@@ -89,16 +93,20 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, help="where the two trained runs are kept")
     options = parser.parse_args()
     set_up_logging(verbose=False)
+    install_calibration()
     with tempfile.TemporaryDirectory(prefix="tuneline-parity-") as folder:
         runs_dir = options.runs_dir or Path(folder) / "runs"
         early = train(runs_dir, EARLY, Path(folder))
         full = train(runs_dir, FULL, Path(folder))
+        full_left_out = left_out(full)
         tables = {
             "rounding, trained early": rounding(early),
-            LEFT_OUT: left_out(early),
+            "one delta left out, trained early": left_out(early),
             "all deltas scaled, trained early": scaled(early),
             "reduced weights, trained in full": reduced(full),
-            "faults, then rounded, trained in full": faults_then_rounded(full),
+            f"reduced weights, calibrated on {NUM_SAMPLES} rows, trained in full": calibrated(full),
+            "one delta left out, trained in full": full_left_out,
+            "faults, then rounded, trained in full": faults_then_rounded(full, full_left_out),
         }
         noise = early.reference.manifest.metrics["repeat_max_logprob_difference"]
     for title, table in tables.items():
@@ -123,7 +131,8 @@ def train(runs_dir: Path, overrides: Sequence[str], work: Path) -> Trained:
     done = subprocess.run([*given, *options, "--json"], stdout=subprocess.PIPE, check=True)
     made = {stage["stage"]: Path(stage["path"]) for stage in json.loads(done.stdout)["stages"]}
     base = resolve_folder(str(RUN.parents[1] / "tiny-base"))
-    return Trained(base, made["adapter"], open_artifact(made["reference"]), work)
+    dataset, reference = open_artifact(made["dataset"]), open_artifact(made["reference"])
+    return Trained(base, made["adapter"], dataset, reference, work)
 
 
 def rounding(run: Trained) -> Table:
@@ -161,13 +170,13 @@ def reduced(run: Trained) -> Table:
     return table
 
 
-def faults_then_rounded(run: Trained) -> Table:
-    """The mild faults in the forms that round the most."""
+def faults_then_rounded(run: Trained, whole: Table) -> Table:
+    """The mild faults in the forms that round the most: of the deltas left out, the one that in
+    float32 (`whole`) changes least."""
+    mildest = min(whole, key=lambda name: whole[name].mean_kl or 0.0)
+    (module,) = (module for module in run.modules if module_name(module) == mildest)
     given = {
-        **{
-            f"{module_name(module)} left out": {module: 0.0}
-            for module in (first(run, "q_proj"), first(run, "down_proj"))
-        },
+        f"{mildest} left out": {module: 0.0},
         **{name: dict.fromkeys(run.modules, SCALES[name]) for name in list(SCALES)[:2]},
     }
     return {
@@ -176,6 +185,22 @@ def faults_then_rounded(run: Trained) -> Table:
         for form, config in QUANTIZED.items()
         if form != "w4a16, groups of 32"
     }
+
+
+def calibrated(run: Trained) -> Table:
+    """The same number formats, calibrated by llm-compressor on the training rows."""
+    model = merged(run)
+    rows = dataset_rows(run.dataset, TRAIN_FILE)
+    table = {}
+    for method, scheme in (("gptq", "int8"), ("gptq", "w4a16"), ("awq", "w4a16")):
+        values = {"method": method, "scheme": scheme, "group_size": 64}
+        values["num_samples"] = NUM_SAMPLES
+        config = CalibratedConfig.model_validate(values)
+        data = run.dataset.as_input("data")
+        conversations = [row.messages for row in rows]
+        quantized = quantize_calibrated(config, model, conversations, data, place(run))
+        table[f"{scheme}, {method}"] = prove(run, resolve_form(str(quantized.path)))
+    return table
 
 
 def merged(run: Trained, factors: Mapping[str, float] | None = None, **config: Any) -> ModelSource:
@@ -199,10 +224,6 @@ def place(run: Trained) -> Path:
     return Path(tempfile.mkdtemp(dir=run.work)) / "out"
 
 
-def first(run: Trained, kind: str) -> str:
-    return next(module for module in run.modules if f".{kind}." in module)
-
-
 def module_name(tensor: str) -> str:
     """`base_model.model.model.layers.0.mlp.up_proj.lora_B.weight` → `0.mlp.up_proj`."""
     return tensor.partition(".layers.")[2].removesuffix(".lora_B.weight")
@@ -214,7 +235,7 @@ def show(title: str, table: Table) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for name, parity in table.items():
         print(row(name, [parity]))
-    if title == LEFT_OUT:
+    if title.startswith("one delta left out"):
         print(row("median", list(table.values())))
 
 

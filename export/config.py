@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from tuneline.core.config import StrictModel
 from tuneline.core.parity import Tolerances
@@ -16,7 +16,7 @@ OnnxPrecision = Literal["fp32", "fp16", "int8", "int4"]
 Graph = Literal["decoder", "logits"]
 FormName = Literal[
     "quantized-fp8", "quantized-int8", "quantized-w4a16", "onnx-fp32", "onnx-int8", "onnx-int4",
-    "onnx-logits", "torchscript", "torch-export", "pruned",
+    "gptq-int8", "gptq-w4a16", "awq-w4a16", "onnx-logits", "torchscript", "torch-export", "pruned",
 ]  # fmt: skip
 
 
@@ -43,6 +43,30 @@ class QuantizeConfig(StrictModel):
     scheme: SchemeName
     group_size: GroupSize = 128
     """Under `w4a16`, how many values of a row share a scale."""
+
+
+class CalibrationConfig(StrictModel):
+    """What a calibrated quantization looks at."""
+
+    num_samples: PositiveInt = 256
+    """Conversations drawn from the training rows."""
+    max_length: PositiveInt = 2048
+    """Tokens of each, at most."""
+
+
+class CalibratedConfig(CalibrationConfig):
+    """How a model is quantized with calibration, by llm-compressor."""
+
+    method: Literal["gptq", "awq"]
+    scheme: Literal["int8", "w4a16"]
+    group_size: GroupSize = 128
+    """Under `w4a16`, how many values of a row share a scale."""
+
+    @model_validator(mode="after")
+    def _awq_is_of_weights(self) -> CalibratedConfig:
+        if self.method == "awq" and self.scheme != "w4a16":
+            raise ValueError("awq takes the scheme w4a16 alone; gptq takes int8 too")
+        return self
 
 
 class ParityConfig(StrictModel):

@@ -79,16 +79,22 @@ def resolve_folder(name: str) -> ModelSource:
 
 
 def form_name(model: ModelSource) -> str:
-    """What a form is called in a proof: `onnx-int4`, `torchscript`, `pruned`, `quantized`, ..."""
+    """What a form is called in a proof: `onnx-int4`, `torchscript`, `pruned`, `gptq-int8`, ..."""
     if model.kind == "onnx":
         config = open_artifact(model.path).manifest.config
         return "onnx-logits" if config["graph"] == "logits" else f"onnx-{config['precision']}"
     if model.kind in GRAPH_KINDS:
         return model.kind
     numbers = _numbers_of_folder(model.path)
+    if numbers in ("float32", "float16", "bfloat16"):
+        return "candidate"
     if numbers == "pruned":
         return numbers
-    return "candidate" if numbers in ("float32", "float16", "bfloat16") else f"quantized-{numbers}"
+    scheme = {"int4": "w4a16", "float8": "fp8"}.get(numbers, numbers)
+    if (model.path / MANIFEST).is_file():
+        method = open_artifact(model.path).manifest.config.get("method")
+        return f"{method or 'quantized'}-{scheme}"
+    return f"quantized-{scheme}"
 
 
 def open_form(model: ModelSource) -> Form:

@@ -40,3 +40,15 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     for disk in mounted:
         # A writer that failed may still hold a file open.
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def calibration() -> Path:
+    """llm-compressor's own environment, made on first use."""
+    from export.calibration_env import install_calibration
+    from tuneline.core.errors import MissingError
+
+    try:
+        return install_calibration()
+    except MissingError as error:
+        pytest.skip(f"llm-compressor cannot be installed here: {error.message}")

@@ -33,7 +33,7 @@ def prepare(config: DataConfig, *, path: Path, heldout_path: Path | None, out: P
         DataError: A file is missing, or rows cannot be used; all are named.
     """
     rows = read_rows(path, system_prompt=config.system_prompt)
-    inputs = [_as_input("data", path)]
+    inputs = [file_input("data", path)]
     report: dict[str, Any] = {"num_rows_read": len(rows)}
     rows, report["num_duplicates_dropped"] = _without_duplicates(rows)
     if heldout_path is None:
@@ -41,7 +41,7 @@ def prepare(config: DataConfig, *, path: Path, heldout_path: Path | None, out: P
     else:
         train = rows
         heldout = read_rows(heldout_path, system_prompt=config.system_prompt)
-        inputs.append(_as_input("heldout", heldout_path))
+        inputs.append(file_input("heldout", heldout_path))
         report["num_heldout_rows_read"] = len(heldout)
         heldout, report["num_heldout_duplicates_dropped"] = _without_duplicates(heldout)
     train, report["num_leaked_dropped"] = _without_leaks(train, heldout)
@@ -82,7 +82,8 @@ def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> l
     return rows
 
 
-def _as_input(role: str, path: Path) -> Input:
+def file_input(role: str, path: Path) -> Input:
+    """A file by its digest, for a manifest."""
     return Input(role=role, kind="file", digest=f"sha256:{file_sha256(path)}")
 
 

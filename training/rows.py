@@ -32,6 +32,11 @@ class Row:
     line: int
     """Where it stands in its file, from 1."""
 
+    @property
+    def messages(self) -> list[Message]:
+        """The whole conversation, the answer last."""
+        return [*self.prompt, {"role": "assistant", "content": self.answer}]
+
     def as_json(self) -> dict[str, Any]:
         """TRL's conversational prompt-completion form."""
         completion = [{"role": "assistant", "content": self.answer}]

@@ -92,6 +92,12 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     for tool, purpose in {"kubectl": "renders and applies k8s manifests"}.items():
         path = shutil.which(tool)
         note(tool, path or f"not found; it {purpose}", path is not None, "k8s")
+    from export.calibration_env import INSTALL, READY, calibration_dir
+
+    folder = calibration_dir()
+    has = (folder / READY).is_file()
+    lacks = f"not installed; gptq and awq alone need it: {INSTALL}"
+    note("llm-compressor", str(folder) if has else lacks, True)
     key = "set" if os.environ.get("VLLM_API_KEY") else "not set; needed beyond loopback only"
     note("VLLM_API_KEY", key, True)
     return findings

@@ -243,29 +243,6 @@ def export_merge(
     emit_artifact(model, as_json)
 
 
-@export_app.command("quantize")
-def export_quantize(
-    model: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
-    scheme: Annotated[str | None, typer.Option(help="fp8, int8 or w4a16.")] = None,
-    group_size: Annotated[
-        int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
-    ] = None,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
-    """Quantize a model's linear layers to compressed-tensors, from the weights alone."""
-    from export.config import QuantizeConfig
-    from export.quantize import quantize
-    from tuneline.core.config import validate_config
-    from tuneline.core.model_source import resolve_model
-
-    chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size}
-    values = {key: value for key, value in chosen.items() if value is not None}
-    config = validate_config(QuantizeConfig, values, "tuneline export quantize")
-    source = resolve_model(required(model, "--model"))
-    emit_artifact(quantize(config, source, required(out, "--out")), as_json)
-
-
 @app.command()
 def prove(
     run_file: OptionalRun = None,
@@ -417,6 +394,8 @@ def doctor(
 
 app.command("serve")(cli_serving.serve)
 app.command("chat")(cli_serving.chat)
+export_app.command("quantize")(cli_forms.export_quantize)
+export_app.command("install-calibration")(cli_forms.install_calibration)
 export_app.command("onnx")(cli_forms.export_onnx)
 export_app.command("torchscript")(cli_forms.export_torchscript)
 export_app.command("torch-export")(cli_forms.export_torch_export)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,12 +16,73 @@ from tuneline.cli_options import (
     emit,
     emit_artifact,
     open_run,
+    refuse,
+    required,
 )
+
+if TYPE_CHECKING:
+    from tuneline.core.artifact import Input
 
 ModelDir = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="A model artifact or any model folder.")
 ]
+ModelName = Annotated[str, typer.Option("--model", help="Model folder or Hugging Face id.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
+
+
+def export_quantize(
+    model: ModelName,
+    out: OutDir,
+    scheme: Annotated[str, typer.Option(help="fp8, int8 or w4a16.")],
+    group_size: Annotated[
+        int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="gptq or awq: calibrate on --data, by llm-compressor.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Training rows, or a dataset artifact."),
+    ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(help="Conversations to calibrate on; 256 by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model's linear layers to compressed-tensors.
+
+    From the weights alone, or with --method calibrated on conversations.
+    """
+    from export.config import CalibratedConfig, QuantizeConfig
+    from tuneline.core.config import validate_config
+    from tuneline.core.model_source import resolve_model
+
+    chosen = {"scheme": scheme, "group_size": group_size, "method": method}
+    chosen["num_samples"] = num_samples
+    values = {key: value for key, value in chosen.items() if value is not None}
+    where = "tuneline export quantize"
+    if method is None:
+        from export.quantize import quantize
+
+        refuse("without --method", {"--data": data, "--num-samples": num_samples})
+        config = validate_config(QuantizeConfig, values, where)
+        emit_artifact(quantize(config, resolve_model(model), out), as_json)
+        return
+    from export.calibrated import quantize_calibrated
+
+    calibrated = validate_config(CalibratedConfig, values, where)
+    conversations, read_from = _conversations(required(data, "--data"))
+    source = resolve_model(model)
+    made = quantize_calibrated(calibrated, source, conversations, read_from, out)
+    emit_artifact(made, as_json)
+
+
+def install_calibration(as_json: AsJson = False) -> None:
+    """Make the environment that --method gptq and awq run in: llm-compressor, about 1.2 GB."""
+    from export.calibration_env import install_calibration as install
+
+    folder = install()
+    emit({"path": str(folder)}, [f"installed: {folder}"], as_json)
 
 
 def export_onnx(
@@ -124,3 +185,19 @@ def push(
     text = model_card(open_artifact(model)) if (model / MANIFEST).is_file() else None
     where = push_model(model, to, text)
     emit({"path": where}, [f"published: {where}"], as_json)
+
+
+def _conversations(data: Path) -> tuple[list[list[dict[str, str]]], Input]:
+    """The conversations of a data file, or of a dataset artifact's training rows."""
+    from tuneline.core.artifact import open_artifact
+
+    if data.is_dir():
+        from training.data import TRAIN_FILE, dataset_rows
+
+        dataset = open_artifact(data, kind="dataset")
+        rows = dataset_rows(dataset, TRAIN_FILE)
+        return [row.messages for row in rows], dataset.as_input("data")
+    from training.data import file_input
+    from training.rows import read_rows
+
+    return [row.messages for row in read_rows(data)], file_input("data", data)

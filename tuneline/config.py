@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from export.config import FormName, MergeConfig, ParityConfig, PruneConfig
+from export.config import CalibrationConfig, FormName, MergeConfig, ParityConfig, PruneConfig
 from k8s.config import DeployConfig
 from loadtest.config import LoadTestConfig
 from serving.config import ServingConfig
@@ -25,8 +25,11 @@ class ExportConfig(StrictModel):
     parity: ParityConfig = ParityConfig()
     forms: tuple[FormName, ...] = ()
     """Made of the merged model beside the one that is served, and proven: `quantized-fp8`,
-    `quantized-int8`, `quantized-w4a16` (in groups of `merge.group_size`), `onnx-fp32`, `onnx-int8`,
+    `quantized-int8`, `quantized-w4a16` (in groups of `merge.group_size`), the same calibrated by
+    llm-compressor: `gptq-int8`, `gptq-w4a16`, `awq-w4a16`, then `onnx-fp32`, `onnx-int8`,
     `onnx-int4` (decoders), `onnx-logits`, `torchscript`, `torch-export`, `pruned`."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """For the forms of `gptq` and `awq`."""
     prune: PruneConfig | None = None
     """How, for the form `pruned`."""
 

@@ -45,6 +45,7 @@ from tuneline.core.errors import (
 from tuneline.core.model_source import ModelSource, resolve_model
 from tuneline.core.progress import logger
 from tuneline.stages import (
+    CALIBRATED,
     Line,
     Made,
     Stage,
@@ -114,6 +115,7 @@ def up(
         TunelineError: Whatever a stage raises.
     """
     selected = _selected(run, until)
+    _require_calibration(run, selected)
     base = _base(run, download=True)
     made: Made = {}
     failed: list[VerdictError] = []
@@ -297,6 +299,15 @@ def _selected(run: Run, until: Sequence[str]) -> list[Stage]:
         if stage.name in wanted:
             wanted |= set(stage.needs)
     return [stage for stage in all_stages if stage.name in wanted]
+
+
+def _require_calibration(run: Run, selected: Sequence[Stage]) -> None:
+    """What llm-compressor is needed for fails before training, not after it."""
+    forms = [stage.name for stage in selected if stage.name.startswith(CALIBRATED)]
+    if any(not list(run.dir.glob(f"{form}-*")) for form in forms):
+        from export.calibration_env import calibration_python
+
+        calibration_python()
 
 
 def _base(run: Run, *, download: bool) -> ModelSource:

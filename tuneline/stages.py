@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.config import FormName, OnnxConfig, QuantizeConfig
+from export.config import CalibratedConfig, FormName, OnnxConfig, QuantizeConfig
 from loadtest.config import LoadTestConfig
 from tuneline.config import Run
 from tuneline.core.artifact import Artifact, Input
@@ -100,6 +100,9 @@ def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
     return prove_model(line.run.config.export.parity, made["reference"], model, out, form="merged")
 
 
+CALIBRATED = ("gptq-", "awq-")
+
+
 def _form_stages(run: Run) -> list[Stage]:
     """Each form that the run asks for, and its proof."""
     export = run.config.export
@@ -108,10 +111,14 @@ def _form_stages(run: Run) -> list[Stage]:
         section: StrictModel = StrictModel()
         if form == "pruned" and export.prune is not None:
             section = export.prune
+        needs: tuple[str, ...] = ("model",)
         if form.startswith("quantized-"):
             section = _quantize_config(form, run)
+        if form.startswith(CALIBRATED):
+            section = _calibrated_config(form, run)
+            needs = ("dataset", "model")
         found += [
-            Stage(form, f"Export {form}", section, ("model",), functools.partial(_form, form)),
+            Stage(form, f"Export {form}", section, needs, functools.partial(_form, form)),
             Stage(
                 f"parity-{form}", f"Prove {form}", export.parity, ("reference", form),
                 functools.partial(_parity_form, form),
@@ -132,6 +139,14 @@ def _form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
         from export.quantize import quantize
 
         return quantize(_quantize_config(form, line.run), model, out)
+    if form.startswith(CALIBRATED):
+        from export.calibrated import quantize_calibrated
+        from training.data import TRAIN_FILE, dataset_rows
+
+        conversations = [row.messages for row in dataset_rows(made["dataset"], TRAIN_FILE)]
+        data = made["dataset"].as_input("data")
+        config = _calibrated_config(form, line.run)
+        return quantize_calibrated(config, model, conversations, data, out)
     if form == "torchscript":
         from export.to_torchscript import export_torchscript
 
@@ -157,6 +172,17 @@ def _quantize_config(form: FormName, run: Run) -> QuantizeConfig:
         "group_size": run.config.export.merge.group_size,
     }
     return QuantizeConfig.model_validate(values)
+
+
+def _calibrated_config(form: FormName, run: Run) -> CalibratedConfig:
+    method, scheme = form.split("-")
+    values = {
+        "method": method,
+        "scheme": scheme,
+        "group_size": run.config.export.merge.group_size,
+        **run.config.export.calibration.model_dump(),
+    }
+    return CalibratedConfig.model_validate(values)
 
 
 def _parity_form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:

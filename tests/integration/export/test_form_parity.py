@@ -257,7 +257,7 @@ def test_a_compressed_tensors_folder_is_dequantized(line: Line, tmp_path: Path) 
     save_file(dequantized, plain / "model.safetensors", metadata={"format": "pt"})
     found = prove(line, tmp_path / "quantized", tmp_path / "parity")
     expected = prove(line, plain, tmp_path / "parity-plain")
-    assert found.form == "quantized-int4"
+    assert found.form == "quantized-w4a16"
     assert found.max_logprob_difference == pytest.approx(expected.max_logprob_difference, rel=1e-3)
     assert found.mean_kl == pytest.approx(expected.mean_kl, rel=1e-2)
     assert found.greedy_agreement == expected.greedy_agreement

@@ -67,6 +67,9 @@ def test_a_candidate_that_is_not_the_model_exits_with_6(line: Line, tmp_path: Pa
     [
         (("export", "onnx", "--precision", "int3"), 2, "precision"),
         (("export", "prune"), 2, "sparsity or pattern"),
+        (("export", "quantize", "--scheme", "int8", "--method", "awq", "--data", "x"), 2, "w4a16"),
+        (("export", "quantize", "--scheme", "int8", "--method", "gptq"), 2, "--data is required"),
+        (("export", "quantize", "--scheme", "int8", "--data", "x"), 2, "without --method"),
         (("export", "torchscript", "--model", "/none"), 4, "no such folder"),
         (("chat", "--artifact", ".", "--url", "http://x/v1"), 2, "no meaning with --artifact"),
         (("chat", "--artifact", ".", "--api-key-env", "KEY"), 2, "no meaning with --artifact"),

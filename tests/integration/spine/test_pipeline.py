@@ -155,6 +155,31 @@ def test_forms_are_exported_and_each_is_proven(run: Path) -> None:
     assert ran(tuneline(run, "export", *forms)) == []
 
 
+def test_a_calibrated_form_sees_the_training_rows(run: Path, calibration: Path) -> None:
+    forms = (
+        "--set", "export.forms=[gptq-int8]", "--set", "export.calibration.num_samples=8",
+        "--set", "export.parity.forms={gptq-int8: {min_greedy_agreement: 0.5}}",
+    )  # fmt: skip
+    done = tuneline(run, "export", *forms)
+    assert done.returncode == 0, done.stderr
+    made = stages(done)
+    assert made["gptq-int8"]["metrics"]["num_samples"] == 8
+    manifest = json.loads((Path(made["gptq-int8"]["path"]) / "manifest.json").read_text())
+    roles = {entry["role"]: entry["digest"] for entry in manifest["inputs"]}
+    assert roles == {"model": made["model"]["digest"], "data": made["dataset"]["digest"]}
+    assert made["parity-gptq-int8"]["metrics"]["verdict"] == "pass"
+
+
+def test_a_tool_that_is_missing_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    done = tuneline(write_run(tmp_path), "up", "--set", "export.forms=[awq-w4a16]")
+    assert done.returncode == 4
+    assert "tuneline export install-calibration" in done.stderr
+    assert list(tmp_path.glob("runs/small/adapter-*")) == []
+
+
 def test_a_form_that_is_not_the_trained_model_exits_with_6(run: Path) -> None:
     forms = ("--set", "export.forms=[pruned]", "--set", "export.prune={sparsity: 0.95}")
     done = tuneline(run, "export", *forms)

@@ -1,0 +1,121 @@
+"""llm-compressor's own environment: its pins conflict with those of training and of vLLM.
+
+It lies in the user's cache folder, named by its pins, and is made on request alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tuneline.core.environment import gpu_names
+from tuneline.core.errors import MissingError
+from tuneline.core.progress import logger
+
+PINS = Path(__file__).with_name("llm_compressor.txt")
+PACKAGE = "llmcompressor"
+READY = ".ready"
+"""Written last: an installation that was interrupted has none, and begins anew."""
+
+INSTALL = "tuneline export install-calibration"
+
+
+def calibration_dir() -> Path:
+    """Where the environment for these pins lies, or would."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    pins = hashlib.sha256(PINS.read_bytes()).hexdigest()
+    return cache / "tuneline" / f"llm-compressor-{pins[:12]}"
+
+
+def calibration_python() -> Path:
+    """The environment's interpreter.
+
+    Raises:
+        MissingError: The environment was not made on this machine.
+    """
+    folder = calibration_dir()
+    if not (folder / READY).is_file():
+        raise MissingError(
+            "gptq and awq run llm-compressor in an environment of its own, since its pins conflict "
+            f"with vLLM's; it is not installed (no {folder})",
+            hint=f"Try: {INSTALL} (1.2 GB without a GPU, about 6 GB with its libraries)\n"
+            "  Or quantize without calibration: tuneline export quantize --scheme ...",
+        )
+    return folder / "bin" / "python"
+
+
+def install_calibration() -> Path:
+    """Make the environment, unless it is there; nothing of this one changes.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        MissingError: A package cannot be had; the installer's own words are given.
+    """
+    folder = calibration_dir()
+    if (folder / READY).is_file():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    python = str(folder / "bin" / "python")
+    logger.info("making %s", folder)
+    _run([sys.executable, "-m", "venv", str(folder)])
+    _run([python, "-m", "pip", "install", "--quiet", "uv>=0.9,<1"])
+    options, environment = _uv_sources(os.environ)
+    logger.info("installing llm-compressor; this may take minutes")
+    _run(
+        [
+            python, "-m", "uv", "pip", "install", "--python", python, *options,
+            "--constraint", str(PINS), "--overrides", str(_overrides(folder)), PACKAGE,
+        ],
+        environment,
+    )  # fmt: skip
+    _run([python, "-I", "-c", "import llmcompressor"])
+    (folder / READY).touch()
+    return folder
+
+
+def _overrides(folder: Path) -> Path:
+    """Text models need none of these, and a registry's builds break beside a CPU torch."""
+    path = folder / "overrides.txt"
+    unused = ("torchvision", "torchaudio", "torchcodec")
+    path.write_text("".join(f"{name}; sys_platform == 'never'\n" for name in unused), "utf-8")
+    return path
+
+
+def _uv_sources(environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """uv's options and environment: it does not read pip's configuration, and a machine that has
+    one expects it to count. The CPU build of torch comes from its own index, or from a folder."""
+    links = environ.get("PIP_FIND_LINKS") or _pip_config("global.find-links")
+    index = environ.get("PIP_INDEX_URL") or _pip_config("global.index-url")
+    environment = dict(environ)
+    if index:
+        environment.setdefault("UV_DEFAULT_INDEX", index)
+    if links and not gpu_names() and any(Path(links).glob("torch-*+cpu-*.whl")):
+        return ["--find-links", links], environment
+    return ["--torch-backend", "auto" if gpu_names() else "cpu"], environment
+
+
+def _pip_config(name: str) -> str:
+    given = [sys.executable, "-m", "pip", "config", "get", name]
+    done = subprocess.run(given, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    logger.debug("%s%s", done.stdout, done.stderr)
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = " ".join(lines[-3:]) or f"exit code {done.returncode}"
+        raise MissingError(
+            f"llm-compressor's environment cannot be had: {reason}",
+            hint="It needs a package index, or a folder of wheels in PIP_FIND_LINKS. Without it: "
+            "tuneline export quantize --scheme ... rounds without calibration.",
+        )

@@ -1,0 +1,188 @@
+"""GPTQ and AWQ by the real llm-compressor, in its own environment, which is made on first use."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from export import calibrated, calibration_env
+from export.calibrated import quantize_calibrated
+from export.calibration_env import install_calibration
+from export.config import CalibratedConfig, QuantizeConfig
+from export.loaded_model import load_model, load_tokenizer
+from export.quantize import quantize
+from tests.integration.export import families
+from tests.integration.export.test_merge_bits import tensors
+from tuneline.core.artifact import Artifact, Input, verify_artifact
+from tuneline.core.errors import ArtifactError, DataError, MissingError
+from tuneline.core.model_source import resolve_model
+
+ROOT = Path(__file__).parents[3]
+DATA = Input(role="data", kind="file", digest="sha256:" + "0" * 64)
+CONVERSATIONS = [
+    [
+        {"role": "user", "content": f"the printer on floor {number} does not print"},
+        {"role": "assistant", "content": f"what is the weather like on day {number % 7}"},
+    ]
+    for number in range(24)
+]
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine on which the environment was not made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run(base: Path, method: str, scheme: str, out: Path, num_samples: int = 24) -> Artifact:
+    values = {"method": method, "scheme": scheme, "group_size": 32, "num_samples": num_samples}
+    config = CalibratedConfig.model_validate(values)
+    return quantize_calibrated(config, resolve_model(str(base)), CONVERSATIONS, DATA, out)
+
+
+def logits(folder: Path, base: Path) -> torch.Tensor:
+    """Of the conversations; quantized weights are as transformers reads them."""
+    network, _ = load_model(folder)
+    tokenizer = load_tokenizer(base)
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                network(
+                    tokenizer.apply_chat_template(
+                        messages, tokenize=True, return_dict=False, return_tensors="pt"
+                    )
+                ).logits[0]
+                for messages in CONVERSATIONS
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "family", "dtype"),
+    [
+        ("gptq", "w4a16", "llama", torch.float32),
+        ("gptq", "int8", "qwen2", torch.bfloat16),
+        ("awq", "w4a16", "qwen3", torch.bfloat16),
+    ],
+)
+def test_it_stores_what_the_scheme_stores_and_answers_nearer(
+    method: str, scheme: str, family: str, dtype: torch.dtype, calibration: Path, tmp_path: Path
+) -> None:
+    base = families.make_base(tmp_path / "base", family, dtype)
+    made = run(base, method, scheme, tmp_path / "made")
+    verify_artifact(made)
+    rounded = quantize(
+        QuantizeConfig.model_validate({"scheme": scheme, "group_size": 32}),
+        resolve_model(str(base)),
+        tmp_path / "rounded",
+    )
+    # The same files, the same tensors, the same config: a server sees no difference in kind.
+    assert {file.name for file in made.path.iterdir()} == {
+        file.name for file in rounded.path.iterdir()
+    }
+    assert (made.path / "config.json").read_bytes() == (rounded.path / "config.json").read_bytes()
+    found, nearest = tensors(made.path), tensors(rounded.path)
+    assert {name: (value.dtype, value.shape) for name, value in found.items()} == {
+        name: (value.dtype, value.shape) for name, value in nearest.items()
+    }
+    codes = [name for name in found if name.endswith("weight_packed") or "_proj.weight" in name]
+    assert any(not torch.equal(found[name], nearest[name]) for name in codes)
+    if method == "gptq":
+        for name in set(found) & set(tensors(base)) - set(codes):
+            assert torch.equal(found[name], tensors(base)[name]), name
+    exact = logits(base, base)
+    errors = {
+        name: float((logits(artifact.path, base) - exact).square().mean())
+        for name, artifact in (("calibrated", made), ("nearest", rounded))
+    }
+    print(method, scheme, family, errors)
+    assert errors["calibrated"] < errors["nearest"]
+    inputs = {entry.role: entry.digest for entry in made.manifest.inputs}
+    assert inputs["data"] == DATA.digest
+    assert made.manifest.config["method"] == method
+
+
+def test_experts_one_tensor_each(calibration: Path, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "qwen3-moe")
+    made = tensors(run(base, "gptq", "int8", tmp_path / "made", num_samples=8).path)
+    assert made["model.layers.1.mlp.experts.3.down_proj.weight"].dtype == torch.int8
+    router = "model.layers.1.mlp.gate.weight"
+    assert torch.equal(made[router], tensors(base)[router])
+
+
+def test_a_kill_leaves_neither_artifact_nor_worker(calibration: Path, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base")
+    rows = [json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    command = [
+        sys.executable, "-m", "tuneline", "--verbose", "export", "quantize", "--model", str(base),
+        "--scheme", "w4a16", "--group-size", "32", "--method", "gptq",
+        "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if "Calibrating" in line:
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143, "".join(seen[-20:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "rows.jsonl"]
+    assert [line for line in command_lines() if str(tmp_path) in line] == []
+
+
+def command_lines() -> Iterator[str]:
+    """Of all processes."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            yield (process / "cmdline").read_text(errors="replace")
+
+
+def test_without_the_environment_the_command_to_type_is_named(
+    nowhere: Path, tmp_path: Path
+) -> None:
+    base = families.make_base(tmp_path / "base")
+    with pytest.raises(MissingError, match="not installed") as caught:
+        run(base, "gptq", "int8", tmp_path / "out")
+    assert "tuneline export install-calibration" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_installation_that_fails_says_why_and_is_not_taken_for_one(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(MissingError, match="cannot be had"):
+        install_calibration()
+    with pytest.raises(MissingError, match="not installed"):
+        calibration_env.calibration_python()
+
+
+def test_what_the_worker_says_when_it_fails_is_shown(
+    calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = families.make_base(tmp_path / "base")
+    broken = tmp_path / "worker.py"
+    broken.write_text("raise ValueError('no such layer')\n")
+    monkeypatch.setattr(calibrated, "WORKER", broken)
+    with pytest.raises(ArtifactError, match="exit code 1: ValueError: no such layer"):
+        run(base, "gptq", "int8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_conversations(calibration: Path, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base")
+    config = CalibratedConfig.model_validate({"method": "gptq", "scheme": "int8"})
+    with pytest.raises(DataError, match="no conversation"):
+        quantize_calibrated(config, resolve_model(str(base)), [], DATA, tmp_path / "out")
