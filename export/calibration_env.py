@@ -65,7 +65,7 @@ def install_calibration() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     python = str(folder / "bin" / "python")
     logger.info("making %s", folder)
-    _run([sys.executable, "-m", "venv", str(folder)])
+    _run([sys.executable, "-P", "-m", "venv", str(folder)])
     _run([python, "-m", "pip", "install", "--quiet", "uv>=0.9,<1"])
     options, environment = _uv_sources(os.environ)
     logger.info("installing llm-compressor; this may take minutes")
@@ -103,7 +103,7 @@ def _uv_sources(environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _pip_config(name: str) -> str:
-    given = [sys.executable, "-m", "pip", "config", "get", name]
+    given = [sys.executable, "-P", "-m", "pip", "config", "get", name]
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 

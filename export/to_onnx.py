@@ -148,7 +148,7 @@ def run_builder(model: ModelSource, folder: Path, precision: str) -> None:
         raise _no_decoder(model, family, unknown)  # without the half minute that it takes to start
     with tempfile.TemporaryDirectory(prefix="tuneline-onnx-") as cache:
         command = [
-            sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model.path),
+            sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(model.path),
             "-o", str(folder), "-p", precision, "-e", "cpu", "-c", cache,
             "--extra_options", "hf_token=false",
         ]  # fmt: skip

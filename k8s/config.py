@@ -52,6 +52,12 @@ class DeployConfig(StrictModel):
     render. Pin it by digest for production."""
     loadtest_image: str | None = None
     """The image of `k8s/images/Dockerfile.loadtest`; without it no load-test Job is rendered."""
+    load_pods: int = Field(default=1, ge=1, le=256)
+    """How many pods share the load test's schedule; more than one where one client's cores do not
+    carry the rate. The load test then runs one scenario."""
+    results_claim: DnsLabel | None = None
+    """The PersistentVolumeClaim that keeps the load test's reports; with several load pods it is
+    needed, and all of them mount it (ReadWriteMany)."""
     replicas: int = Field(default=1, ge=1)
     model_claim: DnsLabel | None = None
     """The PersistentVolumeClaim that holds the model folder. Exclusive with `model_image`."""
@@ -87,6 +93,11 @@ class DeployConfig(StrictModel):
             raise ValueError("model_claim and model_image exclude one another; give one of them")
         if self.model_path is not None and self.model_claim is None:
             raise ValueError("model_path is a folder inside model_claim; give model_claim too")
+        if self.load_pods > 1 and self.results_claim is None:
+            raise ValueError(
+                "load_pods above 1 needs results_claim: the volume claim (ReadWriteMany) through "
+                "which the load pods begin together and join their results"
+            )
         if self.resources.gpus is not None and self.overlay == "cpu":
             raise ValueError("resources.gpus needs overlay: gpu")
         return self

@@ -18,6 +18,8 @@ from tuneline.core.progress import logger
 
 # `kubectl apply` keeps a copy of an object in one annotation of at most 256 KiB.
 PROMPTS_SIZE_BYTES = 128 * 1024
+# For load pods to be scheduled beside one another, and for the first to join their results.
+GATHER_S = 1200
 
 
 def write_loadtest(
@@ -63,23 +65,40 @@ def write_loadtest(
     job = yaml.safe_load((ROOM / "loadtest" / "job.yaml").read_text(encoding="utf-8"))
     (base,) = job["spec"]["template"]["spec"]["containers"]
     told = {"--url": url, "--model": model}
+    if config.results_claim is not None:
+        # Each run of the Job has a folder of its own on the volume.
+        told["--out"] = f"/results/{name}-$(JOB_UID)"
+    args = [
+        f"{flag}={told[flag]}" if (flag := arg.partition("=")[0]) in told else arg
+        for arg in base["args"]
+    ]
+    if config.load_pods > 1:
+        args = [arg.replace("--out=", "--gather=") for arg in args]
+        args.append(f"--shard=$(SHARD)/{config.load_pods}")
     container = {
         "name": base["name"],
         "image": config.loadtest_image,
-        "args": [
-            f"{flag}={told[flag]}" if (flag := arg.partition("=")[0]) in told else arg
-            for arg in base["args"]
-        ],
-        "env": [key_from_secret(config)],
+        "args": args,
+        "env": [key_from_secret(config), *_job_facts(config)],
     }
+    pod: dict[str, Any] = {"containers": [container]}
+    spec: dict[str, Any] = {"activeDeadlineSeconds": deadline_s, "template": {"spec": pod}}
+    if config.results_claim is not None:
+        claim = {"claimName": config.results_claim}
+        results = {"name": "results", "emptyDir": None, "persistentVolumeClaim": claim}
+        pod["volumes"] = [results]
+    if config.load_pods > 1:
+        spec |= {
+            "completionMode": "Indexed",
+            "completions": config.load_pods,
+            "parallelism": config.load_pods,
+            "activeDeadlineSeconds": deadline_s + GATHER_S,
+        }
     patch = {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
         "metadata": {"name": job["metadata"]["name"]},
-        "spec": {
-            "activeDeadlineSeconds": deadline_s,
-            "template": {"spec": {"containers": [container]}},
-        },
+        "spec": spec,
     }
     write_yaml(directory / "job.yaml", patch)
     write_yaml(directory / "run.yaml", run_config)
@@ -89,6 +108,19 @@ def write_loadtest(
             "load test: %d of %d prompts fit a ConfigMap and are taken", len(lines), len(prompts)
         )
     (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _job_facts(config: DeployConfig) -> list[dict[str, Any]]:
+    """What a pod learns of its Job, for its arguments."""
+    paths = {}
+    if config.results_claim is not None:
+        paths["JOB_UID"] = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    if config.load_pods > 1:
+        paths["SHARD"] = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    return [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for name, path in paths.items()
+    ]
 
 
 def _fitting(lines: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ def known_server(*options: str) -> Iterator[Endpoint]:
         ServerError: It does not start.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadtest.known_server", "--ends-with-parent", *options],
+        [sys.executable, "-P", "-m", "loadtest.known_server", "--ends-with-parent", *options],
         stdout=subprocess.PIPE, text=True, env=subprocess_environment(),
     )  # fmt: skip
     try:

@@ -8,7 +8,7 @@ once, from all requests, never from figures.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def run_shard(
     prompts: Sequence[Messages],
     shard: int,
     num_shards: int,
-    start_unix_s: float,
+    start: Callable[[], float],
     inputs: Sequence[Input] = (),
 ) -> Artifact:
     """Run one pod's share of the configuration's only scenario; artifact `load-shard`.
@@ -56,8 +56,9 @@ def run_shard(
         prompts: The same on every pod.
         shard: This pod's number, from 0.
         num_shards: How many pods there are.
-        start_unix_s: When all pods begin; a few seconds ahead. Their clocks must agree: what they
-            differ by shows as a shift between the pods' requests.
+        start: Called when this pod is ready; says when all pods begin, in seconds since 1970, a
+            few seconds ahead. Their clocks must agree: what they differ by shows as a shift between
+            the pods' requests.
         inputs: As of `run_loadtest`.
 
     Raises:
@@ -83,7 +84,7 @@ def run_shard(
     with new_artifact(out, "load-shard", config=resolved, inputs=inputs) as draft:
         before = scrape(endpoint)
         label = f"{scenario.name} {shard + 1}/{num_shards}"
-        measured = run_plan(label, plan, endpoint.api_key, workers=own, start_unix_s=start_unix_s)
+        measured = run_plan(label, plan, endpoint.api_key, workers=own, start_unix_s=start())
         after = settled_scrape(endpoint, before, np.inf) if before is not None else None
         write_shard(
             draft.dir, plan, workload, endpoint, served, measured, shard, num_shards,

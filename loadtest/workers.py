@@ -17,6 +17,7 @@ from typing import Any
 from loadtest.plan import Plan, Records, merge_records
 from tuneline.core.errors import ConfigError, ServerError
 
+COUNTERS_BYTES = 4 * 8
 START_DELAY_S = 0.2
 WATCH_INTERVAL_S = 1.0
 END_MARGIN_S = 60.0
@@ -74,19 +75,22 @@ def run_workers(
         numbers = range(plan.num_workers) if workers is None else workers
         processes = []
         views = []
+        descriptors: list[int] = []
         try:
             for worker in numbers:
-                counters_path = out / f"counters-{worker}"
-                counters_path.write_bytes(bytes(32))
-                with counters_path.open("r+b") as file:
-                    views.append(memoryview(mmap.mmap(file.fileno(), 0)).cast("B").cast("q"))
+                # In memory alone: a write to a page of a file waits while the disk takes the page.
+                counters = os.memfd_create("counters")
+                descriptors.append(counters)
+                os.ftruncate(counters, COUNTERS_BYTES)
+                mapped = mmap.mmap(counters, COUNTERS_BYTES)
+                views.append(memoryview(mapped).cast("B").cast("q"))
                 order = {
                     "plan": replace(plan, worker=worker).to_json(),
                     "key": key,
                     "out": str(out),
-                    "counters": str(counters_path),
+                    "counters": counters,
                 }
-                process = _start()
+                process = _start(counters)
                 processes.append(process)
                 _tell(process, json.dumps(order))
             for process in processes:
@@ -122,6 +126,8 @@ def run_workers(
                 for pipe in (process.stdin, process.stdout, process.stderr):
                     if pipe is not None:
                         pipe.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
         return Measured(
             merge_records([Records.load(out / f"records-{number}.npz") for number in numbers]),
             [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers],
@@ -140,11 +146,11 @@ def longest_s(plan: Plan) -> float:
     return (rounds_of_warmup + 1) * plan.timeout_s + (plan.duration_s or 0.0)
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(counters: int) -> subprocess.Popen[str]:
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process's other pipes)
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadtest.worker"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        [sys.executable, "-P", "-m", "loadtest.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, pass_fds=(counters,),
         env=subprocess_environment(),
     )  # fmt: skip
     process.stderr = log

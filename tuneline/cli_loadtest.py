@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,10 @@ def loadtest_run(
     start_at: Annotated[
         float | None, typer.Option(metavar="UNIX_S", help="When all shards begin.")
     ] = None,
+    gather: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Or: a folder that all shards share; 0 merges."),
+    ] = None,
     out: Out = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
@@ -100,35 +105,54 @@ def loadtest_run(
                 "--out": out,
                 "--shard": shard,
                 "--start-at": start_at,
+                "--gather": gather,
             },
         )
         run_stages(open_run(run_file, overrides, runs_dir), ("load",), as_json)
         return
+    from loadtest.gather import run_together
     from loadtest.run import run_loadtest
     from loadtest.shards import run_shard
     from tuneline.pipeline import require_verdict
 
-    if (shard is None) != (start_at is None):
+    if shard is None:
+        refuse("without --shard", {"--start-at": start_at, "--gather": gather})
+    elif (start_at is None) == (gather is None):
         raise ConfigError(
-            "--shard and --start-at go together",
-            hint="Give every pod the one start, some half a minute ahead: date -d 1min +%s",
+            "--shard goes with --start-at or with --gather",
+            hint="Give every pod the one start, some half a minute ahead: date -d 1min +%s\n"
+            "  Or one folder that all of them share: --gather DIR",
         )
     if start_at is not None and not math.isfinite(start_at):
         raise ConfigError(f"--start-at {start_at}: expected seconds since 1970")
-    out_dir = required(out, "--out")
+    if gather is not None:
+        refuse("with --gather", {"--out": out})
+    out_dir = gather or required(out, "--out")
     with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
         if shard is not None:
             number, total = _shard(shard)
-            part = run_shard(
-                target.config,
-                target.endpoint,
-                out_dir,
-                prompts=target.prompts,
-                shard=number,
-                num_shards=total,
-                start_unix_s=required(start_at, "--start-at"),
-            )
-            emit_artifact(part, as_json)
+            if start_at is None:
+                report = run_together(
+                    target.config,
+                    target.endpoint,
+                    out_dir,
+                    prompts=target.prompts,
+                    shard=number,
+                    num_shards=total,
+                )
+            else:
+                report = run_shard(
+                    target.config,
+                    target.endpoint,
+                    out_dir,
+                    prompts=target.prompts,
+                    shard=number,
+                    num_shards=total,
+                    start=functools.partial(float, start_at),
+                )
+            emit_artifact(report, as_json)
+            if report.kind == "load-report":
+                require_verdict(report)
             return
         report = run_loadtest(target.config, target.endpoint, out_dir, prompts=target.prompts)
     emit_artifact(report, as_json)

@@ -41,6 +41,13 @@ def render_run(run: Run, out: Path) -> Path:
             "run's own prompts and no such file",
             hint="Try: --set loadtest.workload.source=prompts --set loadtest.workload.path=null",
         )
+    num_scenarios = len(run.config.loadtest.scenarios)
+    if run.config.k8s.load_pods > 1 and num_scenarios != 1:
+        raise ConfigError(
+            f"{run.path}: k8s.load_pods: {run.config.k8s.load_pods}: several load pods run one "
+            f"scenario; loadtest.scenarios holds {num_scenarios}",
+            hint="Leave one of them, or set k8s.load_pods to 1.",
+        )
     dataset, model, parity = current(run, "dataset", "model", "parity-merged")
     for artifact in (model, parity):
         verify_artifact(artifact)

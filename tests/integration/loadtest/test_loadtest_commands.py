@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from loadtest.config import LoadTestConfig
+from loadtest.gather import run_together
+from tuneline.core.errors import MissingError
+
 ROOT = Path(__file__).parents[3]
 FAST = ("--set", "loadtest.calibrate=false", "--set", "loadtest.max_client_lag_s=2")
 
@@ -100,6 +104,18 @@ def test_calibrate_prints_the_client_s_own_bias(tmp_path: Path) -> None:
     assert abs(found["ttft_bias_p50_s"]) < 0.05
 
 
+def test_a_folder_of_the_same_name_is_not_taken_for_the_client(tmp_path: Path) -> None:
+    """As where benchmarks or load tests of one's own lie in `loadtest/`."""
+    (tmp_path / "loadtest").mkdir()
+    (tmp_path / "loadtest" / "__init__.py").write_text("raise SystemExit('the wrong one')\n")
+    command = Path(sys.executable).with_name("tuneline")
+    done = subprocess.run(
+        [command, "loadtest", "calibrate", "--concurrency", "2"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert "TTFT bias" in done.stdout, done.stderr
+
+
 def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
     start = str(time.time() + 6)
     load = ("--rate", "40", "--requests", "40", *FAST, "--start-at", start)
@@ -121,6 +137,58 @@ def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
     assert short.returncode == 3
     assert "shard 1 of 2 is missing" in short.stderr
     assert not (tmp_path / "half").exists()
+
+
+def test_pods_that_share_a_folder_begin_together_and_leave_one_report(
+    known: Any, tmp_path: Path
+) -> None:
+    load = ("--rate", "40", "--requests", "40", *FAST, "--gather", "pods", "--json")
+    commands = [
+        [
+            sys.executable, "-m", "tuneline", "loadtest", *at(known), *load,
+            "--shard", f"{number}/2",
+        ]
+        for number in range(2)
+    ]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        )
+        for command in commands
+    ]
+    (report, _), (part, _) = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert json.loads(part)["kind"] == "load-shard"
+    (scenario,) = json.loads(report)["report"]["scenarios"]
+    assert scenario["requests"]["offered"] == scenario["requests"]["succeeded"] == 40
+    assert {path.name for path in (tmp_path / "pods").iterdir()} == {
+        "ready-0", "ready-1", "start", "shard-0", "shard-1", "report",
+    }  # fmt: skip
+    again = tuneline(*at(known), *load, "--shard", "0/2", cwd=tmp_path)
+    assert again.returncode == 3
+    assert "was used by an earlier load test" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arrived", "problem"),
+    [((), "did not come within 1 s: ready-1"), (("ready-1",), "did not end within 1 s: shard-1")],
+)
+def test_a_pod_that_is_missing_ends_the_wait(
+    known: Any, arrived: tuple[str, ...], problem: str, tmp_path: Path
+) -> None:
+    pods = tmp_path / "pods"
+    pods.mkdir()
+    for name in arrived:
+        (pods / name).touch()
+    config = LoadTestConfig.model_validate(
+        {"calibrate": False, "scenarios": [{"name": "s", "rate_rps": 20, "num_requests": 4}]}
+    )
+    prompts = [[{"role": "user", "content": "Hello"}]]
+    with pytest.raises(MissingError, match=problem):
+        run_together(
+            config, known.endpoint, pods, prompts=prompts, shard=0, num_shards=2, patience_s=1
+        )
+    assert not (pods / "report").exists()
 
 
 @pytest.mark.parametrize("shard", ["2/2", "x", "1"])
@@ -174,6 +242,10 @@ def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> 
         ("--duration", "inf", "--out", "x"),
         ("--rate", "inf", "--out", "x"),
         ("--shard", "0/2", "--start-at", "nan", "--out", "x"),
+        ("--shard", "0/2", "--out", "x"),
+        ("--shard", "0/2", "--start-at", "9", "--gather", "x"),
+        ("--shard", "0/2", "--gather", "x", "--out", "y"),
+        ("--gather", "x", "--out", "y"),
         ("--api-key-env", "BAD_KEY", "--out", "x"),
         ("--rate", "1"),
     ],

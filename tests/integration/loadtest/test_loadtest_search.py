@@ -299,7 +299,7 @@ def test_a_shard_is_calibrated_and_reads_the_server(known: Any, tmp_path: Path) 
     settings = config(calibrate=True)
     run_shard(
         settings, known.endpoint, tmp_path / "s", prompts=PROMPTS, shard=0, num_shards=1,
-        start_unix_s=time.time() + 20,
+        start=lambda: time.time() + 2,
     )  # fmt: skip
     merged = merge_shards([tmp_path / "s"], tmp_path / "merged")
     (scenario,) = report_of(merged)["scenarios"]
@@ -386,7 +386,7 @@ def test_pods_share_one_schedule(known: Any, tmp_path: Path) -> None:
                 "prompts": PROMPTS,
                 "shard": shard,
                 "num_shards": 2,
-                "start_unix_s": start_unix_s,
+                "start": lambda: start_unix_s,
             },
         )
         for shard in range(2)
@@ -404,7 +404,7 @@ def test_pods_share_one_schedule(known: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="in the past"):
         run_shard(
             config(), known.endpoint, tmp_path / "late", prompts=PROMPTS, shard=0, num_shards=1,
-            start_unix_s=time.time() - 1,
+            start=lambda: time.time() - 1,
         )  # fmt: skip
 
 

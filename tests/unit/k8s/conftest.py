@@ -96,7 +96,14 @@ def objects_of(kubectl: str) -> Callable[..., Objects]:
     return objects
 
 
-TREES = ["overlays/cpu", "overlays/gpu", "model-volume", "claim on a gpu", "image on a cpu"]
+TREES = [
+    "overlays/cpu",
+    "overlays/gpu",
+    "model-volume",
+    "claim on a gpu",
+    "image on a cpu",
+    "load pods",
+]
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +121,11 @@ def trees(
     cpu = render_run(
         root / "cpu", overlay="cpu", loadtest_image=LOADTEST_IMAGE, model_image=MODEL_IMAGE
     )
+    pods = render_run(
+        root / "pods", loadtest_image=LOADTEST_IMAGE, load_pods=4, results_claim="results"
+    )
     return {
+        "load pods": objects_of(pods, pods / "load-test"),
         "overlays/cpu": objects_of(ROOM / "overlays/cpu", ROOM / "loadtest"),
         "overlays/gpu": objects_of(ROOM / "overlays/gpu", ROOM / "loadtest"),
         "model-volume": objects_of(ROOM / "model-volume"),

@@ -62,6 +62,8 @@ def test_any_other_image_is_refused(reference: str, expected: str) -> None:
         ({"model_claim": "c", "model_path": "/abs"}, "model_path: "),
         ({"overlay": "cpu", "resources": {"gpus": 1}}, "needs overlay: gpu"),
         ({"resources": {"memory": "24 GB"}}, "resources.memory: "),
+        ({"load_pods": 4}, "needs results_claim"),
+        ({"load_pods": 0}, "load_pods: "),
         ({"resources": {"gpus": 0}}, "resources.gpus: "),
         ({"replica": 2}, "did you mean replicas?"),
     ],

@@ -45,6 +45,30 @@ def test_the_command_line_takes_the_jobs_arguments(deployed: list[dict[str, Any]
     ] * 2
 
 
+def test_load_pods_share_a_schedule_by_their_index(trees: dict[str, list[dict[str, Any]]]) -> None:
+    (job,) = (item for item in trees["load pods"] if item["kind"] == "Job")
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+    container = _container(trees["load pods"])
+    params = _parse(container["command"], container["args"])
+    assert params["shard"] == "$(SHARD)/4"
+    assert params["out"] is None
+    assert params["gather"] == Path("/results/support-tickets-$(JOB_UID)")
+    paths = {
+        entry["name"]: entry["valueFrom"]["fieldRef"]["fieldPath"]
+        for entry in container["env"]
+        if "fieldRef" in entry.get("valueFrom", {})
+    }
+    assert paths == {
+        "JOB_UID": "metadata.labels['batch.kubernetes.io/controller-uid']",
+        "SHARD": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
+    }
+    (volume,) = (
+        volume for volume in spec["template"]["spec"]["volumes"] if volume["name"] == "results"
+    )
+    assert volume == {"name": "results", "persistentVolumeClaim": {"claimName": "results"}}
+
+
 def test_an_option_that_the_command_line_has_not_is_an_error(
     deployed: list[dict[str, Any]],
 ) -> None:
