@@ -18,11 +18,10 @@ $(READY): pyproject.toml constraints/$(BUILD).txt scripts/setup.sh
 demo: $(READY)
 	$(BIN)/tuneline up $(RUN)
 
-# Side by side what only computes, one thread each; alone what measures time or serves a model.
+# What only computes or waits side by side, one thread each; then what serves a model.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
-	  --ignore=tests/integration/loadtest tests/unit tests/integration
-	$(BIN)/python -m pytest tests/integration/loadtest tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the re
 def export_quantize(
     model: ModelName,
     out: OutDir,
-    scheme: Annotated[str, typer.Option(help="fp8, int8 or w4a16.")],
+    scheme: Annotated[str | None, typer.Option(help="fp8, int8 or w4a16.")] = None,
     group_size: Annotated[
         int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
     ] = None,
@@ -57,7 +57,7 @@ def export_quantize(
     from tuneline.core.config import validate_config
     from tuneline.core.model_source import resolve_model
 
-    chosen = {"scheme": scheme, "group_size": group_size, "method": method}
+    chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size, "method": method}
     chosen["num_samples"] = num_samples
     values = {key: value for key, value in chosen.items() if value is not None}
     where = "tuneline export quantize"

@@ -19,11 +19,20 @@ FAST = ("--set", "loadtest.calibrate=false", "--set", "loadtest.max_client_lag_s
 
 
 def tuneline(*arguments: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "tuneline", "loadtest", *map(str, arguments)],
         cwd=cwd, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environ},
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
+    skip_on_a_host_that_takes_the_cpu(done.returncode, done.stderr)
+    return done
+
+
+def skip_on_a_host_that_takes_the_cpu(code: int, said: str) -> None:
+    """Measurements are then INVALID, rightly; that rule is tested on given figures."""
+    reasons = ("the hypervisor took", "a CPU quota stopped")
+    if code == 8 and any(reason in said for reason in reasons):
+        pytest.skip("this machine's host takes its CPU away: a load test is INVALID here now")
 
 
 def at(known: Any) -> tuple[str, ...]:
@@ -152,11 +161,17 @@ def test_pods_that_share_a_folder_begin_together_and_leave_one_report(
     ]  # fmt: skip
     running = [
         subprocess.Popen(
-            command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
-        )
+            command,
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
         for command in commands
     ]
-    (report, _), (part, _) = [process.communicate(timeout=120) for process in running]
+    (report, said), (part, _) = [process.communicate(timeout=120) for process in running]
+    skip_on_a_host_that_takes_the_cpu(running[0].returncode, said)
     assert [process.returncode for process in running] == [0, 0]
     assert json.loads(part)["kind"] == "load-shard"
     (scenario,) = json.loads(report)["report"]["scenarios"]
