@@ -167,7 +167,7 @@ def test_pods_that_share_a_folder_begin_together_and_leave_one_report(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for command in commands
     ]
     (report, said), (part, _) = [process.communicate(timeout=120) for process in running]
