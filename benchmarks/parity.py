@@ -3,7 +3,7 @@
 Trains the shipped example twice, early (0.3 epochs: an undecided model, with close calls in its
 answers) and in full, and holds against its own reference each one's merged model and reduced forms,
 and models that are broken on purpose: the delta of one module left out, all deltas too small or too
-large. The default tolerances stand between the two.
+large. The default tolerances stand between the two. Installs llm-compressor's own environment.
 
 Prints the tables of docs/parity.md, then one JSON document on the last line.
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from export.calibration_env import calibration_python
+from export.calibration_env import PINS, calibration_python
 from export.changes import is_finite
 from export.config import CalibratedConfig
 from export.loaded_model import load_tokenizer
@@ -63,7 +63,7 @@ def quantize_calibrated(
         MissingError: llm-compressor's environment is not installed, or there is no such model.
         ArtifactError: The model is corrupt or quantized already, or llm-compressor fails, or leaves
             other tensors than this scheme stores.
-        DataError: There is no conversation.
+        DataError: There is no conversation, or the model's chat template refuses one.
         DiskFullError: Too little space for the result.
     """
     python = calibration_python()
@@ -109,15 +109,24 @@ def quantize_calibrated(
         draft.metrics.update(
             num_tensors=len(opened.tensors), num_quantized_tensors=len(schemes),
             size_bytes=sum(file.stat().st_size for file in draft.dir.glob("*.safetensors")),
-            num_samples=len(samples), num_sample_tokens=sum(map(len, samples)),
+            quantized_with=_versions(), num_samples=len(samples),
+            num_sample_tokens=sum(map(len, samples)),
         )  # fmt: skip
     return open_artifact(out, kind="model")
+
+
+def _versions() -> dict[str, str]:
+    """The libraries that computed the codes: not those of this environment."""
+    pins = dict(line.split("==") for line in PINS.read_text("utf-8").split() if "==" in line)
+    return {name: pins[name] for name in ("llmcompressor", "compressed-tensors", "transformers")}
 
 
 def _samples(
     config: CalibratedConfig, model: ModelSource, conversations: Sequence[Conversation]
 ) -> list[list[int]]:
     """Whole conversations as token ids, by the model's own template, cut at `max_length`."""
+    import jinja2
+
     tokenizer = load_tokenizer(model.path)
     if not tokenizer.chat_template:
         raise ArtifactError(f"{model.path}: its tokenizer has no chat template")
@@ -125,10 +134,15 @@ def _samples(
         raise DataError("calibration: there is no conversation to calibrate with")
     count = min(config.num_samples, len(conversations))
     drawn = random.Random(0).sample(list(conversations), count)
-    samples = [
-        tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
-        for messages in drawn
-    ]
+    try:
+        samples = [
+            tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
+            for messages in drawn
+        ]
+    except jinja2.TemplateError as error:
+        raise DataError(
+            f"calibration: the chat template of {model.name} refuses a conversation: {error}"
+        ) from None
     return [[int(token) for token in ids[: config.max_length]] for ids in samples]
 
 
@@ -164,7 +178,7 @@ def _run_worker(python: Path, work: Path, label: str) -> None:
         reason = next((line for line in reversed(last) if ":" in line), "it said nothing")
         raise ArtifactError(
             f"llm-compressor failed with exit code {worker.returncode}: {reason}",
-            hint="Try --verbose for all it says, or quantize without calibration.",
+            hint="All it says: tuneline --verbose export quantize ...; or leave out --method.",
         )
 
 

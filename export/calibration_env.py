@@ -5,6 +5,7 @@ It lies in the user's cache folder, named by its pins, and is made on request al
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -32,6 +33,11 @@ def calibration_dir() -> Path:
     return cache / "tuneline" / f"llm-compressor-{pins[:12]}"
 
 
+def is_installed(folder: Path) -> bool:
+    """Whether an installation was finished there, by an interpreter that is still there."""
+    return (folder / READY).is_file() and (folder / "bin" / "python").exists()
+
+
 def calibration_python() -> Path:
     """The environment's interpreter.
 
@@ -39,7 +45,7 @@ def calibration_python() -> Path:
         MissingError: The environment was not made on this machine.
     """
     folder = calibration_dir()
-    if not (folder / READY).is_file():
+    if not is_installed(folder):
         raise MissingError(
             "gptq and awq run llm-compressor in an environment of its own, since its pins conflict "
             f"with vLLM's; it is not installed (no {folder})",
@@ -59,26 +65,31 @@ def install_calibration() -> Path:
         MissingError: A package cannot be had; the installer's own words are given.
     """
     folder = calibration_dir()
-    if (folder / READY).is_file():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+        if not is_installed(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _install(folder)
+    return folder
+
+
+def _install(folder: Path) -> None:
     python = str(folder / "bin" / "python")
     logger.info("making %s", folder)
     _run([sys.executable, "-P", "-m", "venv", str(folder)])
-    _run([python, "-m", "pip", "install", "--quiet", "uv>=0.9,<1"])
+    _run([python, "-P", "-m", "pip", "install", "--quiet", "uv>=0.9,<1"])
     options, environment = _uv_sources(os.environ)
     logger.info("installing llm-compressor; this may take minutes")
     _run(
         [
-            python, "-m", "uv", "pip", "install", "--python", python, *options,
+            python, "-P", "-m", "uv", "pip", "install", "--python", python, *options,
             "--constraint", str(PINS), "--overrides", str(_overrides(folder)), PACKAGE,
         ],
         environment,
     )  # fmt: skip
     _run([python, "-I", "-c", "import llmcompressor"])
     (folder / READY).touch()
-    return folder
 
 
 def _overrides(folder: Path) -> Path:
@@ -116,6 +127,6 @@ def _run(command: list[str], environment: Mapping[str, str] | None = None) -> No
         reason = " ".join(lines[-3:]) or f"exit code {done.returncode}"
         raise MissingError(
             f"llm-compressor's environment cannot be had: {reason}",
-            hint="It needs a package index, or a folder of wheels in PIP_FIND_LINKS. Without it: "
-            "tuneline export quantize --scheme ... rounds without calibration.",
+            hint="It needs a package index. Without it, tuneline export quantize without --method "
+            "rounds without calibration.",
         )

@@ -94,9 +94,9 @@ def write_graph(
     with new_artifact(out, kind, config={}, inputs=[model.as_input("model")]) as draft:
         path = draft.dir / file
         with exportable(model, what) as logits:
-            graph = trace(logits)
-        save(graph, path)
-        contract = check_shapes(load(path), logits, model, what)
+            save(trace(logits), path)
+            graph = load(path)
+        contract = check_shapes(graph, logits, model, what)
         copy_small_files(model.path, draft.dir)
         draft.metrics["shape_contract"] = contract
         draft.metrics["size_bytes"] = path.stat().st_size

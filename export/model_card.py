@@ -102,6 +102,9 @@ def _identity(model: Artifact) -> list[str]:
     for name in ("size_bytes", "num_tensors", "num_changed_tensors", "sparsity"):
         if name in manifest.metrics:
             lines.append(f"| {name} | {_value(manifest.metrics[name])} |")
+    if "quantized_with" in manifest.metrics:
+        tools = manifest.metrics["quantized_with"].items()
+        lines.append(f"| quantized with | {', '.join(f'{name} {one}' for name, one in tools)} |")
     libraries = manifest.environment.get("libraries", {})
     written = ", ".join(f"{name} {version}" for name, version in libraries.items())
     return [*lines, f"| written with | {written} |"]

@@ -124,7 +124,7 @@ def choose_layers(
             raise ArtifactError(
                 f"{where}: {tensor.name}: rows of {shape[1]} cannot be cut into groups of "
                 f"{scheme.group_size}",
-                hint=f"Try --group-size {fits[0]}." if fits else "Try --quantize int8.",
+                hint=f"Try groups of {fits[0]}." if fits else "Try the scheme int8.",
             )
         schemes[tensor.name] = scheme
     if not schemes:

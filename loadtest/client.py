@@ -132,6 +132,13 @@ class Client:
 
         await asyncio.gather(*(one() for _ in range(plan.num_connections - len(self.pool))))
 
+    def close_pool(self) -> None:
+        """Let go of the connections that wait for the start."""
+        for connection in self.pool:
+            connection.close()
+            self.connections.discard(connection)
+        self.pool.clear()
+
     async def run(self, start_ns: int) -> list[Request]:
         """Send everything at its time from `start_ns` on; returns when all has ended."""
         gc.collect()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.config import LoadTestConfig
@@ -21,13 +21,13 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.progress import logger
 
-LEAD_S = 5.0
-"""From the last pod being ready to the start: every pod reads it in time, also on a slow volume."""
+LEAD_S = 15.0
+"""From the last pod being ready to the start: in this time every pod has to read it."""
 
 PATIENCE_S = 600.0
 """How long pods wait for one another; scheduling and pulling an image take minutes."""
 
-INTERVAL_S = 0.2
+INTERVAL_S = 0.5
 
 
 def run_together(
@@ -72,41 +72,54 @@ def run_together(
     )
     if shard != 0:
         return made
-    shards = [folder / f"shard-{number}" for number in range(num_shards)]
-    _wait(lambda: [path.name for path in shards if not path.is_dir()], patience_s, "end")
-    return merge_shards(shards, folder / "report")
+    names = [f"shard-{number}" for number in range(num_shards)]
+    _wait(folder, shard, names, patience_s, "end")
+    return merge_shards([folder / name for name in names], folder / "report")
 
 
 def _agree(folder: Path, shard: int, num_shards: int, patience_s: float) -> float:
     """Say that this pod is ready, and learn when all begin."""
-    (folder / f"ready-{shard}").touch()
+    ready = folder / f"ready-{shard}"
     start = folder / "start"
-    if shard == 0:
-        names = [f"ready-{number}" for number in range(num_shards)]
-        _wait(lambda: [name for name in names if not (folder / name).exists()], patience_s, "come")
-        written = folder / "start.partial"
-        written.write_text(repr(time.time() + LEAD_S), encoding="utf-8")
-        written.rename(start)
-    else:
-        _wait(lambda: [] if start.exists() else ["start"], patience_s, "come")
-    return float(start.read_text(encoding="utf-8"))
+    ready.touch()
+    try:
+        if shard == 0:
+            names = [f"ready-{number}" for number in range(num_shards)]
+            _wait(folder, shard, names, patience_s, "come")
+            written = folder / "start.partial"
+            written.write_text(repr(time.time() + LEAD_S), encoding="utf-8")
+            written.rename(start)
+        else:
+            _wait(folder, shard, ["start"], patience_s, "come")
+        return float(start.read_text(encoding="utf-8"))
+    except BaseException:
+        ready.unlink(missing_ok=True)  # nobody shall count on this pod
+        raise
 
 
-def _wait(missing: Callable[[], list[str]], patience_s: float, what: str) -> None:
-    """Until nothing is missing.
+def _wait(folder: Path, shard: int, names: Sequence[str], patience_s: float, what: str) -> None:
+    """Until all of these are in the folder.
 
     Raises:
-        MissingError: After `patience_s` something still is.
+        MissingError: After `patience_s` one still is not.
     """
     ends_s = time.monotonic() + patience_s
+    look = folder / f".look-{shard}"
     said = False
-    while names := missing():
+    while True:
+        # A network file system may answer from memory that a name is not there, until the folder
+        # changes: so it is changed.
+        look.touch()
+        look.unlink()
+        missing = [name for name in names if not (folder / name).exists()]
+        if not missing:
+            return
         if not said:
-            logger.info("waiting for %s", ", ".join(names))
+            logger.info("waiting for %s", ", ".join(missing))
             said = True
         if time.monotonic() > ends_s:
             raise MissingError(
-                f"load pods that did not {what} within {patience_s:g} s: {', '.join(names)}",
+                f"load pods that did not {what} within {patience_s:g} s: {', '.join(missing)}",
                 hint="Look at their logs: kubectl logs -l app.kubernetes.io/name=load-test",
             )
         time.sleep(INTERVAL_S)

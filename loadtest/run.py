@@ -157,7 +157,7 @@ def run_plan(
     give_up: GiveUp = lambda _: False,
     *,
     workers: range | None = None,
-    start_unix_s: float | None = None,
+    start: Callable[[], float] | None = None,
 ) -> Measured:
     """Run a plan, or the part of it that falls to `workers`, behind a progress display."""
     total = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)
@@ -171,7 +171,7 @@ def run_plan(
             )
             return give_up(counters)
 
-        return run_workers(plan, key, watch, workers=workers, start_unix_s=start_unix_s)
+        return run_workers(plan, key, watch, workers=workers, start=start)
 
 
 def server_figures(before: Scrape, after: Scrape, records: Records) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def run_shard(
     with new_artifact(out, "load-shard", config=resolved, inputs=inputs) as draft:
         before = scrape(endpoint)
         label = f"{scenario.name} {shard + 1}/{num_shards}"
-        measured = run_plan(label, plan, endpoint.api_key, workers=own, start_unix_s=start())
+        measured = run_plan(label, plan, endpoint.api_key, workers=own, start=start)
         after = settled_scrape(endpoint, before, np.inf) if before is not None else None
         write_shard(
             draft.dir, plan, workload, endpoint, served, measured, shard, num_shards,

@@ -55,7 +55,7 @@ def run_workers(
     watch: Watch = lambda _: False,
     *,
     workers: range | None = None,
-    start_unix_s: float | None = None,
+    start: Callable[[], float] | None = None,
 ) -> Measured:
     """Run a plan in `plan.num_workers` processes and return all its records.
 
@@ -64,10 +64,11 @@ def run_workers(
         key: The API key.
         watch: Called each second.
         workers: Only these of the plan's processes; others run elsewhere.
-        start_unix_s: When to begin; as soon as all are ready by default.
+        start: Called when all are ready; says when to begin, in seconds since 1970. At once by
+            default.
 
     Raises:
-        ConfigError: `start_unix_s` has passed before all were ready.
+        ConfigError: The start has passed already.
         ServerError: A client process could not reach the server at all, or died.
     """
     with tempfile.TemporaryDirectory(prefix="tuneline-loadtest-") as directory:
@@ -95,8 +96,7 @@ def run_workers(
                 _tell(process, json.dumps(order))
             for process in processes:
                 _expect_ready(process)
-            if start_unix_s is None:
-                start_unix_s = time.time() + START_DELAY_S
+            start_unix_s = time.time() + START_DELAY_S if start is None else start()
             delay_s = start_unix_s - time.time()
             if delay_s < 0:
                 raise ConfigError(

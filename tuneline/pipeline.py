@@ -81,10 +81,13 @@ def plan(run: Run, until: Sequence[str] = ()) -> list[Planned]:
         MissingError: The base model is not to be found.
         DataError: A data file is missing.
     """
-    base = _base(run, download=False)
+    return _planned(run, _selected(run, until), _base(run, download=False))
+
+
+def _planned(run: Run, selected: Sequence[Stage], base: ModelSource) -> list[Planned]:
     made: Made = {}
     planned = []
-    for stage in _selected(run, until):
+    for stage in selected:
         entry = _plan_stage(run, stage, base, made)
         if entry.state == "current" and entry.path is not None:
             made[stage.name] = open_artifact(entry.path)
@@ -115,8 +118,8 @@ def up(
         TunelineError: Whatever a stage raises.
     """
     selected = _selected(run, until)
-    _require_calibration(run, selected)
     base = _base(run, download=True)
+    _require_calibration(run, selected, base)
     made: Made = {}
     failed: list[VerdictError] = []
     with ExitStack() as stack:
@@ -301,10 +304,13 @@ def _selected(run: Run, until: Sequence[str]) -> list[Stage]:
     return [stage for stage in all_stages if stage.name in wanted]
 
 
-def _require_calibration(run: Run, selected: Sequence[Stage]) -> None:
+def _require_calibration(run: Run, selected: Sequence[Stage], base: ModelSource) -> None:
     """What llm-compressor is needed for fails before training, not after it."""
     forms = [stage.name for stage in selected if stage.name.startswith(CALIBRATED)]
-    if any(not list(run.dir.glob(f"{form}-*")) for form in forms):
+    if forms and any(
+        entry.stage.name in forms and entry.state != "current"
+        for entry in _planned(run, selected, base)
+    ):
         from export.calibration_env import calibration_python
 
         calibration_python()

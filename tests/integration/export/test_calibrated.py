@@ -18,6 +18,7 @@ from export.calibrated import quantize_calibrated
 from export.calibration_env import install_calibration
 from export.config import CalibratedConfig, QuantizeConfig
 from export.loaded_model import load_model, load_tokenizer
+from export.model_card import model_card
 from export.quantize import quantize
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
@@ -109,6 +110,9 @@ def test_it_stores_what_the_scheme_stores_and_answers_nearer(
     inputs = {entry.role: entry.digest for entry in made.manifest.inputs}
     assert inputs["data"] == DATA.digest
     assert made.manifest.config["method"] == method
+    # What computed the codes is not what this process has.
+    assert made.manifest.metrics["quantized_with"]["compressed-tensors"] == "0.19.0"
+    assert "llmcompressor 0.14." in model_card(made)
 
 
 def test_experts_one_tensor_each(calibration: Path, tmp_path: Path) -> None:
@@ -131,10 +135,12 @@ def test_a_kill_leaves_neither_artifact_nor_worker(calibration: Path, tmp_path: 
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stderr is not None
         seen = []
+        told = False
         for line in process.stderr:
             seen.append(line)
-            if "Calibrating" in line:
+            if "Calibrating" in line and not told:
                 process.send_signal(signal.SIGTERM)
+                told = True
         assert process.wait(30) == 143, "".join(seen[-20:])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "rows.jsonl"]
     assert [line for line in command_lines() if str(tmp_path) in line] == []
@@ -179,6 +185,13 @@ def test_what_the_worker_says_when_it_fails_is_shown(
     with pytest.raises(ArtifactError, match="exit code 1: ValueError: no such layer"):
         run(base, "gptq", "int8", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_conversation_that_the_template_refuses(calibration: Path, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+    with pytest.raises(DataError, match="refuses a conversation: no such role"):
+        run(base, "gptq", "int8", tmp_path / "out")
 
 
 def test_no_conversations(calibration: Path, tmp_path: Path) -> None:
