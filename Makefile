@@ -18,10 +18,12 @@ $(READY): pyproject.toml constraints/$(BUILD).txt scripts/setup.sh
 demo: $(READY)
 	$(BIN)/tuneline up $(RUN)
 
-# What only computes or waits side by side, one thread each; then what serves a model.
+# What only computes or waits side by side, one thread each; then servers; then the whole line, which
+# trains with every core, alone.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/integration
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e/serving
+	$(BIN)/python -m pytest tests/e2e/line
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -27,13 +27,16 @@ QUICK = (
 )  # fmt: skip
 
 
+pytestmark = pytest.mark.timeout(1800)  # the first test's set-up is the whole line
+
+
 def command(runs: Path, verb: str, *options: str) -> list[str]:
     return [sys.executable, "-m", "tuneline", verb, str(RUN), "--runs-dir", str(runs), *options]
 
 
 def tuneline(runs: Path, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(runs, verb, *options), capture_output=True, text=True, check=False, timeout=900
+        command(runs, verb, *options), capture_output=True, text=True, check=False, timeout=1700
     )
 
 
