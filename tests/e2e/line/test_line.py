@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stages(runs: Path) -> dict[str, dict[str, Any]]:
     start_s = time.monotonic()
     done = tuneline(runs, "up", "--json", *QUICK)
-    print(done.stderr)
+    for _ in range(2):
+        print(done.stderr)
+        if done.returncode not in (7, 8):
+            break
+        # So short a load test beside the server on a shared host may come out INCONCLUSIVE or
+        # INVALID, rightly; it says nothing of the line, and is measured again as its message says.
+        for report in (runs / "support-tickets").glob("load-*"):
+            shutil.rmtree(report)
+        done = tuneline(runs, "up", "--json", *QUICK)
     print(f"the whole line: {time.monotonic() - start_s:.0f} s")
     assert done.returncode == 0, done.stderr
     return {entry["stage"]: entry for entry in json.loads(done.stdout)["stages"]}
