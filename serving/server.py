@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,7 +126,7 @@ def serve(
                     if on_ready is not None:
                         on_ready(server.running().endpoint)
                 while server.exit_code() is None and not stops.requested:
-                    stops.wait(POLL_INTERVAL_S)
+                    time.sleep(POLL_INTERVAL_S)
                 if stops.requested:
                     server.stop(stops)
                     return 0
@@ -151,15 +150,10 @@ class _Stops:
 
     def __init__(self) -> None:
         self.requested = 0
-        self._event = threading.Event()
 
     def request(self, _number: int, _frame: FrameType | None) -> None:
+        # No lock: a handler runs inside whatever the main thread does, which may hold it.
         self.requested += 1
-        self._event.set()
-
-    def wait(self, timeout_s: float) -> None:
-        self._event.wait(timeout_s)
-        self._event.clear()
 
 
 @contextmanager
@@ -258,7 +252,7 @@ class _Server:
                         "Raise serving.ready_timeout_s if the log shows that it was still loading.",
                     )
                 advance(round(time.monotonic() - self._started_s))
-                stops.wait(POLL_INTERVAL_S)
+                time.sleep(POLL_INTERVAL_S)
         self._ready_s = round(time.monotonic() - self._started_s, 2)
         return True
 
@@ -309,7 +303,7 @@ class _Server:
         while self.exit_code() is None and time.monotonic() < deadline_s:
             if stops.requested > signals_before:
                 return
-            stops.wait(POLL_INTERVAL_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def _failure(self, what: str, hint: str | None) -> ServerError:
         why, shown = cause(last_lines(self.log_path, self._log_start))
