@@ -24,9 +24,8 @@ from export.changes import is_finite
 from export.config import CalibratedConfig
 from export.loaded_model import load_tokenizer
 from export.model_folder import CONFIG, INDEX, copy_companions, read_base, write_json
-from export.quantize import choose_layers, require_free
+from export.quantize import plan_quantized, require_free
 from export.schemes import quantization_config
-from export.stream import PlannedTensor, lay_out
 from export.tensor_file import TORCH_DTYPES, read_tensor, read_tensor_file
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DataError
@@ -68,18 +67,13 @@ def quantize_calibrated(
     """
     python = calibration_python()
     opened = read_base(model.path)
-    tensors = [
-        PlannedTensor(entry.name, opened.stored(entry.name), (), entry.dtype)
-        for shard in opened.shards
-        for entry in shard.entries
-    ]
-    schemes, ignore = choose_layers(tensors, config.scheme, config.group_size, model.path)
-    planned = lay_out("", tensors, opened.shards[0], schemes)
-    require_free(out, planned.size_bytes)
+    files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
+    total_bytes = sum(file.size_bytes for file in files)
+    require_free(out, total_bytes)
     samples = _samples(config, model, conversations)
     said = quantization_config(next(iter(schemes.values())), ignore)
-    group = said["config_groups"]["group_0"]
-    group = {**group, "targets": [IN_DECODER_LAYERS]}
+    group = {**said["config_groups"]["group_0"], "targets": [IN_DECODER_LAYERS]}
+    del group["format"]  # llm-compressor chooses it; what it stores is checked
     with (
         new_artifact(
             out, "model", config=config.model_dump(), inputs=[model.as_input("model"), data]
@@ -93,14 +87,15 @@ def quantize_calibrated(
             "out": str(work.resolve() / "model"),
             "samples": str(work.resolve() / "samples.jsonl"),
             "method": config.method,
-            "group": {key: value for key, value in group.items() if key != "format"},
+            "group": group,
             "ignore": ignore,
         }
         write_json(work / "job.json", job)
         _run_worker(python, work, f"{config.method} of {model.name}")
         expected = {
             entry.name: (entry.dtype, entry.shape)
-            for output in planned.outputs
+            for file in files
+            for output in file.outputs
             for entry in output.written
         }
         _take(work / "model", draft.dir, expected, config.method)
@@ -108,8 +103,7 @@ def quantize_calibrated(
         copy_companions(model.path, model.path, draft.dir)
         draft.metrics.update(
             num_tensors=len(opened.tensors), num_quantized_tensors=len(schemes),
-            size_bytes=sum(file.stat().st_size for file in draft.dir.glob("*.safetensors")),
-            quantized_with=_versions(), num_samples=len(samples),
+            size_bytes=total_bytes, quantized_with=_versions(), num_samples=len(samples),
             num_sample_tokens=sum(map(len, samples)),
         )  # fmt: skip
     return open_artifact(out, kind="model")

@@ -49,7 +49,7 @@ def calibration_python() -> Path:
         raise MissingError(
             "gptq and awq run llm-compressor in an environment of its own, since its pins conflict "
             f"with vLLM's; it is not installed (no {folder})",
-            hint=f"Try: {INSTALL} (1.2 GB without a GPU, about 6 GB with its libraries)\n"
+            hint=f"Try: {INSTALL} (over 1 GB, more with a GPU's libraries)\n"
             "  Or quantize without calibration: tuneline export quantize --scheme ...",
         )
     return folder / "bin" / "python"

@@ -145,6 +145,8 @@ def check_shapes(
             expected = logits(input_ids).float()
         try:
             found = run(input_ids)
+        except (MemoryError, OSError):
+            raise  # of the machine, and not of the graph
         except Exception as error:
             reason = f"its graph fails at batch {batch}, length {length}: {_first_line(error)}"
             raise refusal(model, logits.network, what, reason) from error

@@ -105,6 +105,8 @@ def check_decoder(folder: Path, name: str) -> int:
         whole = score(ids, 1)
         score(ids[:3], 1)
         continued = score(ids, 2)[-1:]
+    except (MemoryError, OSError):
+        raise  # of the machine, and not of the graph
     except Exception as error:
         raise ArtifactError(f"{name}: the ONNX decoder cannot be run: {error}") from error
     # Activations in int8 are rounded per call, so the two need not be equal to the last bit.

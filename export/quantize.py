@@ -13,13 +13,14 @@ from pathlib import Path
 from export.config import GroupSize, QuantizeConfig, SchemeName
 from export.model_folder import (
     HEAD,
+    BaseModel,
     check_tensors,
     copy_companions,
     read_base,
     write_config,
 )
 from export.schemes import Scheme, quantization_config
-from export.stream import PlannedTensor, SaidBytes, lay_out, write_files
+from export.stream import OutputFile, PlannedTensor, SaidBytes, lay_out, write_files
 from export.tensor_file import TORCH_DTYPES
 from tuneline.core.artifact import (
     Artifact,
@@ -58,23 +59,7 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
     if model.kind == "adapter":
         raise ArtifactError(f"{model.path}: is an adapter; expected a model")
     opened = read_base(model.path)
-    tensors = {
-        shard.path.name: [
-            PlannedTensor(entry.name, opened.stored(entry.name), (), entry.dtype)
-            for entry in shard.entries
-        ]
-        for shard in opened.shards
-    }
-    schemes, ignore = choose_layers(
-        [tensor for group in tensors.values() for tensor in group],
-        config.scheme,
-        config.group_size,
-        model.path,
-    )
-    files = [
-        lay_out(shard.path.name, tensors[shard.path.name], shard, schemes)
-        for shard in opened.shards
-    ]
+    files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
     total_bytes = sum(file.size_bytes for file in files)
     require_free(out, total_bytes)
     inputs = [model.as_input("model")]
@@ -93,6 +78,31 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
             size_bytes=total_bytes, resumed_bytes=resumed_bytes,
         )  # fmt: skip
     return open_artifact(out, kind="model")
+
+
+def plan_quantized(
+    opened: BaseModel, name: SchemeName, group_size: GroupSize
+) -> tuple[list[OutputFile], dict[str, Scheme], list[str]]:
+    """What a quantized model stores: its files, shard by shard, the weights that are quantized, and
+    the names of the linear layers that stay as they are.
+
+    Raises:
+        ArtifactError: As of `choose_layers`.
+    """
+    tensors = {
+        shard.path.name: [
+            PlannedTensor(entry.name, opened.stored(entry.name), (), entry.dtype)
+            for entry in shard.entries
+        ]
+        for shard in opened.shards
+    }
+    every = [tensor for group in tensors.values() for tensor in group]
+    schemes, ignore = choose_layers(every, name, group_size, opened.path)
+    files = [
+        lay_out(shard.path.name, tensors[shard.path.name], shard, schemes)
+        for shard in opened.shards
+    ]
+    return files, schemes, ignore
 
 
 def choose_layers(

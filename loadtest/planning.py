@@ -25,6 +25,7 @@ def make_plan(
     prompts: Sequence[Messages],
     *,
     seed: int,
+    is_shard: bool = False,
 ) -> tuple[Plan, Workload]:
     """Everything the client processes need, computed before the start.
 
@@ -39,7 +40,9 @@ def make_plan(
     elif scenario.rate_rps is not None and scenario.duration_s is not None:
         top = max(scenario.rate_rps, scenario.rate_end_rps or 0.0)
         known_count = num_warmup + math.ceil(1.5 * top * scenario.duration_s) + 10
-    workload = build_workload(config, endpoint.model, prompts, seed=seed, num_requests=known_count)
+    workload = build_workload(
+        config, endpoint.model, prompts, seed=seed, num_requests=known_count, is_shard=is_shard
+    )
     arrivals = num_requests = None
     if scenario.loop == "open":
         times, num_warmup = arrival_times(

@@ -74,7 +74,7 @@ def run_shard(
     (scenario,) = config.scenarios
     served = probe_artifact(config, endpoint, inputs)
     whole = config.model_copy(update={"num_workers": num_shards * config.num_workers})
-    plan, workload = make_plan(whole, scenario, endpoint, prompts, seed=config.seed)
+    plan, workload = make_plan(whole, scenario, endpoint, prompts, seed=config.seed, is_shard=True)
     own = range(shard * config.num_workers, (shard + 1) * config.num_workers)
     resolved = config.model_dump(mode="json")
     calibration = None

@@ -52,6 +52,8 @@ class Judgement:
     """Why it is not PASS."""
     warnings: list[str]
     objectives: list[Objective]
+    is_worth_repeating: bool
+    """INVALID for nothing but the client's and the host's state at that time."""
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -69,14 +71,17 @@ def judge(
     prefix_hit_rate: float | None = None,
 ) -> Judgement:
     """Hold a scenario's figures against its objectives and against the client's own limits."""
-    invalid, warnings = _validity(config, slo, stats, client, open_loop)
+    of_client, warnings = _client(config, slo, stats, client, open_loop)
     if calibration is not None:
-        invalid += calibration_problems(
+        of_client += calibration_problems(
             calibration, lag_budget_s(config, slo, stats.latencies["e2e_s"].p50)
         )
+    of_answers, more = _answers(config, slo, stats)
+    warnings += more
     declared = config.workload.prefix_hit_rate
     if declared is not None:
-        invalid += _hit_rate(declared, prefix_hit_rate)
+        of_answers += _hit_rate(declared, prefix_hit_rate)
+    invalid = of_client + of_answers
     objectives = _objectives(slo, stats)
     missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != "PASS"]
     verdict = worst(["PASS", *(objective.verdict for objective in objectives)])
@@ -93,6 +98,7 @@ def judge(
         problems=invalid + missed,
         warnings=warnings,
         objectives=objectives,
+        is_worth_repeating=bool(of_client) and not of_answers,
     )
 
 
@@ -112,14 +118,12 @@ def lag_budget_s(config: LoadTestConfig, slo: SLO, e2e_p50_s: float | None = Non
     return max(MIN_LAG_BUDGET_S, LAG_SHARE_OF_OBJECTIVE * scale)
 
 
-def _validity(
+def _client(
     config: LoadTestConfig, slo: SLO, stats: Statistics, client: dict[str, Any], open_loop: bool
 ) -> tuple[list[str], list[str]]:
+    """Problems and warnings: did the client send and read in time, and the load that was asked?"""
     problems: list[str] = []
     warnings: list[str] = []
-    total = stats.num_succeeded + stats.num_failed + stats.num_unfinished
-    if total != stats.num_offered:
-        problems.append(f"{stats.num_offered} requests offered, {total} accounted for")
     budget_s = lag_budget_s(config, slo, stats.latencies["e2e_s"].p50)
     send_lag_s = stats.send_lag.p99 or 0.0
     if send_lag_s > budget_s:
@@ -156,7 +160,16 @@ def _validity(
         )
     if open_loop and stats.num_offered > 10:
         problems += _arrivals(stats, config.max_client_lag_s or 0.0)
-    problems += _host(client)
+    return problems + _host(client), warnings
+
+
+def _answers(config: LoadTestConfig, slo: SLO, stats: Statistics) -> tuple[list[str], list[str]]:
+    """Problems and warnings: are all requests accounted for, and do their tokens add up?"""
+    problems: list[str] = []
+    warnings: list[str] = []
+    total = stats.num_succeeded + stats.num_failed + stats.num_unfinished
+    if total != stats.num_offered:
+        problems.append(f"{stats.num_offered} requests offered, {total} accounted for")
     tokens = stats.tokens
     needs_tokens = any(
         getattr(slo, name) is not None

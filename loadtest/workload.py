@@ -44,8 +44,8 @@ class Workload:
     models: list[str]
     """Of each body."""
     digest: str
-    """Over the contents and their order, without model names and nonces: runs with the same
-    digest ask the same."""
+    """Over the contents and their order, without model names, nonces and permutation: runs
+    with the same digest ask the same."""
     trace_s: list[float] | None = field(default=None)
 
 
@@ -56,8 +56,12 @@ def build_workload(
     *,
     seed: int,
     num_requests: int | None,
+    is_shard: bool = False,
 ) -> Workload:
     """Bodies for a scenario.
+
+    Token ids are exchanged by a permutation of this run's own: what the requests share, they still
+    share, and what an earlier run left in the server's prefix cache answers none of them.
 
     Args:
         config: Its `workload`, `max_tokens`, `ignore_eos` and `extra_body`.
@@ -65,6 +69,7 @@ def build_workload(
         prompts: For `source: prompts`.
         seed: Of the order and of the random lengths and tokens.
         num_requests: How many requests the scenario sends, where it is known.
+        is_shard: Of a load test that others send a part of: no permutation, so that all send the same.
 
     Raises:
         ConfigError: There are no prompts.
@@ -101,6 +106,9 @@ def build_workload(
             str(n) for n in rng.choice(list(workload.models), count, p=weights / weights.sum())
         ]
     run_id = uuid.uuid4().hex[:12]
+    id_of = np.arange(workload.max_token_id)
+    if not is_shard:
+        id_of[FIRST_TOKEN_ID:] = np.random.default_rng().permutation(id_of[FIRST_TOKEN_ID:])
     bodies, tokens, contents = [], [], []
     for number in range(count):
         prompt = found[number % len(found)]
@@ -109,6 +117,8 @@ def build_workload(
         content = prompt.content
         if workload.unique_prompts:
             content = with_nonce(content, f"{run_id}-{number}", rng, workload.max_token_id)
+        if not isinstance(content[0], dict):
+            content = [int(one) for one in id_of[content]]
         bodies.append(_body(config, names[number], content, max_tokens))
         tokens.append(max_tokens)
     is_chat = isinstance(found[0].content[0], dict)

@@ -23,6 +23,7 @@ from tuneline.cli_options import (
     DEFAULT_RUNS,
     AsJson,
     DefaultCommand,
+    GroupSize,
     KeyEnv,
     ModelName,
     OptionalRun,
@@ -196,9 +197,7 @@ def export_merge(
     quantize: Annotated[
         str | None, typer.Option(help="Quantize in the same pass: fp8, int8 or w4a16.")
     ] = None,
-    group_size: Annotated[
-        int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
-    ] = None,
+    group_size: GroupSize = None,
     out: Out = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,

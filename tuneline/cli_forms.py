@@ -10,6 +10,7 @@ import typer
 from tuneline.cli_options import (
     DEFAULT_RUNS,
     AsJson,
+    GroupSize,
     Overrides,
     RunOrDir,
     RunsDir,
@@ -34,9 +35,7 @@ def export_quantize(
     model: ModelName,
     out: OutDir,
     scheme: Annotated[str | None, typer.Option(help="fp8, int8 or w4a16.")] = None,
-    group_size: Annotated[
-        int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
-    ] = None,
+    group_size: GroupSize = None,
     method: Annotated[
         str | None, typer.Option(help="gptq or awq: calibrate on --data, by llm-compressor.")
     ] = None,
@@ -78,7 +77,7 @@ def export_quantize(
 
 
 def install_calibration(as_json: AsJson = False) -> None:
-    """Make the environment that --method gptq and awq run in: llm-compressor, about 1.2 GB."""
+    """Make the environment that --method gptq and awq run in: llm-compressor, over 1 GB."""
     from export.calibration_env import install_calibration as install
 
     folder = install()

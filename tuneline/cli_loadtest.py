@@ -1,18 +1,18 @@
-"""`tuneline loadtest`: measure an endpoint, search what it holds, compare two, and merge shards."""
+"""`tuneline loadtest`: measure an endpoint, search what it holds, compare two."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneline import cli_reports
 from tuneline.cli_options import (
     DEFAULT_RUNS,
     AsJson,
@@ -54,14 +54,6 @@ Requests = Annotated[int | None, typer.Option(help="How many requests to send.")
 Duration = Annotated[float | None, typer.Option(help="For how many seconds to send.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens per answer.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSON Lines, a list of chat messages per line.")]
-
-
-class Form(StrEnum):
-    table = "table"
-    json = "json"
-    csv = "csv"
-    vllm = "vllm"
-    prometheus = "prometheus"
 
 
 @loadtest_app.command("run")
@@ -131,25 +123,17 @@ def loadtest_run(
     with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
         if shard is not None:
             number, total = _shard(shard)
-            if start_at is None:
-                report = run_together(
-                    target.config,
-                    target.endpoint,
-                    out_dir,
-                    prompts=target.prompts,
-                    shard=number,
-                    num_shards=total,
-                )
-            else:
-                report = run_shard(
-                    target.config,
-                    target.endpoint,
-                    out_dir,
-                    prompts=target.prompts,
-                    shard=number,
-                    num_shards=total,
-                    start=functools.partial(float, start_at),
-                )
+            run: Callable[..., Artifact] = run_together
+            if start_at is not None:
+                run = functools.partial(run_shard, start=functools.partial(float, start_at))
+            report = run(
+                target.config,
+                target.endpoint,
+                out_dir,
+                prompts=target.prompts,
+                shard=number,
+                num_shards=total,
+            )
             emit_artifact(report, as_json)
             if report.kind == "load-report":
                 require_verdict(report)
@@ -345,23 +329,6 @@ def calibrate(
         raise InvalidError("the client is not fit for this load\n" + "\n".join(problems))
 
 
-@loadtest_app.command()
-def merge(
-    shards: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="The shards of one load test.")
-    ],
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
-    """Join the shards of several load pods into the report that one would have written."""
-    from loadtest.shards import merge_shards
-    from tuneline.pipeline import require_verdict
-
-    report = merge_shards(shards, required(out, "--out"))
-    emit_artifact(report, as_json)
-    require_verdict(report)
-
-
 @loadtest_app.command("cross-check")
 def cross_check(
     run_file: OptionalRun = None,
@@ -412,45 +379,8 @@ def cross_check(
         )
 
 
-@loadtest_app.command()
-def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report.")],
-    form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.table,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="A file, in place of stdout.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print a load report as a table, JSON, CSV, `vllm bench serve` JSON or Prometheus text."""
-    import json
-
-    from loadtest.formats import csv_text, prometheus_text, vllm_documents
-    from loadtest.report import lines
-    from tuneline.core.artifact import open_artifact
-
-    if as_json:
-        form = Form.json
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: no directory {out.absolute().parent}")
-    artifact = open_artifact(directory, kind="load-report")
-    if form is Form.csv:
-        text = csv_text(artifact)
-    elif form is Form.prometheus:
-        text = prometheus_text(artifact)
-    elif form is Form.vllm:
-        text = json.dumps(vllm_documents(artifact), indent=2) + "\n"
-    else:
-        text = (artifact.path / "report.json").read_text(encoding="utf-8")
-        if form is Form.table:
-            text = "".join(f"{line}\n" for line in lines(json.loads(text)))
-    if out is None:
-        print(text, end="")
-        return
-    # Renamed into place: a collector of text files never reads half of one.
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out)
-    emit({"path": str(out)}, [f"written: {out}"], False)
+loadtest_app.command("merge")(cli_reports.merge)
+loadtest_app.command("report")(cli_reports.report)
 
 
 @contextmanager

@@ -46,6 +46,9 @@ KeyEnv = Annotated[
         help="Environment variable with the key (VLLM_API_KEY).",
     ),
 ]
+GroupSize = Annotated[
+    int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
+]
 T = TypeVar("T")
 DEFAULT_RUNS = Path("runs")
 DEFAULT_KEY_ENV = "VLLM_API_KEY"

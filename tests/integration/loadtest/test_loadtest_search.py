@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest import workers
 from loadtest.calibrate import calibrate, compare_with_truth
 from loadtest.compare import compare, compare_reports
 from loadtest.config import SLO, LoadTestConfig, Scenario
@@ -104,11 +106,57 @@ def test_the_server_s_own_figures_are_reconciled(known: Any, tmp_path: Path) -> 
 
 
 def test_a_declared_hit_rate_that_is_not_met_voids_the_run(known: Any, tmp_path: Path) -> None:
+    before = len(known.truths())
     artifact = run_loadtest(
         config(workload={"prefix_hit_rate": 0.9}), known.endpoint, tmp_path / "a", prompts=PROMPTS
     )
     assert artifact.manifest.metrics["verdict"] == "INVALID"
+    assert len(known.truths()) - before == 65, "another try would find the same"
     assert "0% of the prompt tokens, 90% was declared" in artifact.manifest.metrics["problems"][0]
+
+
+def test_a_measurement_that_the_host_disturbed_is_made_once_more(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[subprocess.Popen[str]] = []
+    start = workers._start
+
+    def start_and_tell(counters: int) -> subprocess.Popen[str]:
+        clients.append(start(counters))
+        return clients[-1]
+
+    monkeypatch.setattr(workers, "_start", start_and_tell)
+    settings = config(
+        scenarios=[{"name": "open", "rate_rps": 30.0, "num_requests": 60}], max_client_lag_s=0.3
+    )
+
+    def disturb() -> None:
+        """Stop the first client for a second, in the middle of its run."""
+        before = len(known.truths())
+        while len(known.truths()) < before + 10:
+            time.sleep(0.05)
+        clients[0].send_signal(signal.SIGSTOP)
+        time.sleep(1.0)
+        clients[0].send_signal(signal.SIGCONT)
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    artifact = run_loadtest(settings, known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    disturber.join()
+    (scenario,) = report_of(artifact)["scenarios"]
+    assert scenario["verdict"] == "PASS", scenario["problems"]
+    assert any("measured twice: the first time" in warning for warning in scenario["warnings"])
+
+
+def test_a_client_that_is_always_late_is_measured_twice_and_no_more(
+    known: Any, tmp_path: Path
+) -> None:
+    before = len(known.truths())
+    artifact = run_loadtest(
+        config(max_client_lag_s=1e-7), known.endpoint, tmp_path / "a", prompts=PROMPTS
+    )
+    assert artifact.manifest.metrics["verdict"] == "INVALID"
+    assert len(known.truths()) - before == 2 * 65
 
 
 def test_token_ids_go_to_completions_with_exact_lengths(known: Any, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_run_that_says_nothing_of_the_server_is_invalid(
     found = verdict(measured(**changes), ttft_p90_s=0.01)
     assert found.verdict == "INVALID"
     assert any(reason in problem for problem in found.problems)
+    assert found.is_worth_repeating is not ("tokens" in changes or "num_unfinished" in changes)
 
 
 def test_a_busy_loop_harms_less_where_the_kernel_stamps_the_reads() -> None:

@@ -19,8 +19,10 @@ def config(**workload: Any) -> LoadTestConfig:
     return validate_config(LoadTestConfig, {"workload": workload, "ignore_eos": True}, "test")
 
 
-def build(num_requests: int = 50, seed: int = 0, **workload: Any) -> Any:
-    return build_workload(config(**workload), "m", PROMPTS, seed=seed, num_requests=num_requests)
+def build(num_requests: int = 50, seed: int = 0, is_shard: bool = False, **workload: Any) -> Any:
+    return build_workload(
+        config(**workload), "m", PROMPTS, seed=seed, num_requests=num_requests, is_shard=is_shard
+    )
 
 
 @pytest.mark.parametrize("distribution", ["normal", "lognormal"])
@@ -77,6 +79,25 @@ def test_a_nonce_stands_first_and_differs_in_every_request_and_run() -> None:
     assert len({text.split("]")[0] for text in texts}) == 100
     # The same is asked, so the runs can be compared.
     assert made.digest == again.digest
+
+
+def test_token_ids_are_each_runs_own_and_their_shared_prefixes_stay() -> None:
+    options: dict[str, Any] = {
+        "source": "synthetic",
+        "input_tokens": {"distribution": "normal", "mean": 50, "stddev": 5, "min": 30},
+        "shared_prefix_tokens": 20,
+        "num_prefix_groups": 2,
+    }
+    made, again, shard, other = (
+        build(**options, is_shard=is_shard) for is_shard in (False, False, True, True)
+    )
+    prompts, more = ([json.loads(body)["prompt"] for body in one.bodies] for one in (made, again))
+    assert {len(p) for p in prompts} == {len(p) for p in more}
+    assert len({tuple(p[:20]) for p in prompts}) == 2
+    assert not {tuple(p[:16]) for p in prompts} & {tuple(p[:16]) for p in more}
+    assert all(100 <= one < 1000 for p in prompts + more for one in p)
+    assert shard.bodies == other.bodies
+    assert made.digest == again.digest == shard.digest
 
 
 def test_adapters_are_mixed_by_their_weights() -> None:
