@@ -69,7 +69,7 @@ def build_workload(
         prompts: For `source: prompts`.
         seed: Of the order and of the random lengths and tokens.
         num_requests: How many requests the scenario sends, where it is known.
-        is_shard: Of a load test that others send a part of: no permutation, so that all send the same.
+        is_shard: Others send parts of the same test: no permutation, so that all send the same.
 
     Raises:
         ConfigError: There are no prompts.
