@@ -6,7 +6,6 @@ README.md. An artifact is hashed before a byte of it leaves.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from tuneline.core.artifact import (
     MANIFEST,
-    disk_full,
+    cannot_write,
     file_sha256,
     open_artifact,
     require_disk_space,
@@ -67,9 +66,7 @@ def push(model: Path, to: str, card: str | None) -> str:
             _write_folder(files, extra, partial)
         partial.rename(out)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(out) from error
-        raise
+        raise cannot_write(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if partial.is_file():

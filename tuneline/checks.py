@@ -12,6 +12,7 @@ from typing import Any
 from tuneline.config import Run
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.errors import MissingError
+from tuneline.pipeline import workload_file
 
 ROOMS = {
     "train": ("torch", "transformers", "trl", "peft", "datasets"),
@@ -33,6 +34,7 @@ def check_run(run: Run) -> dict[str, str]:
     Raises:
         TunelineError: The first part that does not hold, with all its problems.
     """
+    from export.model_folder import read_base
     from training.model import load_tokenizer, quiet_libraries
     from training.rendering import render_rows, require_chat_template, stop_token_ids
     from training.rows import read_rows
@@ -44,6 +46,8 @@ def check_run(run: Run) -> dict[str, str]:
         config.base_model, relative_to=run.path.parent, revision=config.base_revision
     )
     found["base model"] = f"{base.name} ({base.digest.removeprefix('sha256:')[:12]})"
+    weights = read_base(base.path)
+    found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     quiet_libraries()
     tokenizer = load_tokenizer(base.path)
     require_chat_template(tokenizer, base.name)
@@ -65,6 +69,9 @@ def check_run(run: Run) -> dict[str, str]:
     found["chat template"] = "every prompt is a prefix of its row"
     found["stop tokens"] = f"every answer ends with {' or '.join(sorted(last))}"
     found["longest row"] = f"{longest:,} of at most {config.training.max_length:,} tokens"
+    workload = workload_file(run)
+    if workload is not None:
+        found["load test"] = f"{config.loadtest.workload.path} is there"
     return found
 
 
@@ -86,7 +93,12 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     note("free disk", f"{free_gib:.0f} GiB for {runs_dir}/", free_gib >= FREE_DISK_GIB)
     for room, modules in ROOMS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        have = ", ".join(f"{m} {versions[m]}" for m in modules if m in versions)
+        have = ", ".join(
+            f"{m} {version}"
+            for m in modules
+            # The CPU build of vLLM is a distribution of its own.
+            if (version := versions.get(m) or versions.get(f"{m}-cpu"))
+        )
         lack = f"missing {', '.join(missing)}; try, in the checkout: make setup"
         note(f"room {room}", lack if missing else have or "installed", not missing, room)
     for tool, purpose in {"kubectl": "renders and applies k8s manifests"}.items():

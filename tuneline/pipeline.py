@@ -9,7 +9,6 @@ Artifacts of earlier configurations stay, and going back to one costs nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import shutil
@@ -25,8 +24,8 @@ from tuneline.config import Run
 from tuneline.core.artifact import (
     Artifact,
     Input,
+    cannot_write,
     canonical_digest,
-    disk_full,
     file_sha256,
     open_artifact,
     verify_artifact,
@@ -119,8 +118,9 @@ def up(
     """
     selected = _selected(run, until)
     base = _base(run, download=True)
-    _require_calibration(run, selected, base)
+    _require_ready(run, selected, base)
     made: Made = {}
+    whole: set[str] = set()
     failed: list[VerdictError] = []
     with ExitStack() as stack:
         stack.enter_context(_only_one(run))
@@ -134,6 +134,10 @@ def up(
                 artifact = open_artifact(entry.path)
                 wall_s = 0.0
             else:
+                # Sizes were looked at; what a stage builds on is read to the last byte.
+                for name in set(stage.needs) - whole:
+                    verify_artifact(made[name])
+                whole |= {*stage.needs, stage.name}
                 logger.info("[%d/%d] %s (%s)", number, len(selected), stage.title, entry.reason)
                 # A measurement that says nothing is not kept from being made again.
                 shutil.rmtree(entry.path, ignore_errors=True)
@@ -229,12 +233,14 @@ def load_target(run: Run) -> Iterator[LoadTarget]:
 
     Raises:
         NotAnArtifactError: The dataset or the served artifact is stale.
-        TamperedError: The served artifact differs from its manifest.
+        TamperedError: One of them differs from its manifest.
         ServerError: As of `serving.server.running`.
     """
     served = "adapter" if run.config.serving.mode == "adapter" else "model"
     names = ("dataset", served)
     made = dict(zip(names, current(run, *names), strict=True))
+    for artifact in made.values():
+        verify_artifact(artifact)
     base = _base(run, download=True)
     with ExitStack() as stack:
         stack.enter_context(_only_one(run))
@@ -268,8 +274,8 @@ def _plan_stage(run: Run, stage: Stage, base: ModelSource, made: Made) -> Planne
         inputs = _data_files(run)
     else:
         inputs.append(base.as_input("base"))
-    if stage.name == "load" and run.config.loadtest.workload.path is not None:
-        inputs.append(_file_input(run, "loadtest.workload.path", run.config.loadtest.workload.path))
+    if stage.name == "load" and (workload := workload_file(run)) is not None:
+        inputs.append(workload)
     sections = stage.config if isinstance(stage.config, tuple) else (stage.config,)
     key = canonical_digest(
         {
@@ -304,16 +310,29 @@ def _selected(run: Run, until: Sequence[str]) -> list[Stage]:
     return [stage for stage in all_stages if stage.name in wanted]
 
 
-def _require_calibration(run: Run, selected: Sequence[Stage], base: ModelSource) -> None:
-    """What llm-compressor is needed for fails before training, not after it."""
-    forms = [stage.name for stage in selected if stage.name.startswith(CALIBRATED)]
-    if forms and any(
-        entry.stage.name in forms and entry.state != "current"
-        for entry in _planned(run, selected, base)
-    ):
+def _require_ready(run: Run, selected: Sequence[Stage], base: ModelSource) -> None:
+    """What would stop a late stage stops the line before training, not after it."""
+    pending = [e.stage.name for e in _planned(run, selected, base) if e.state != "current"]
+    if any(name.startswith(CALIBRATED) for name in pending):
         from export.calibration_env import calibration_python
 
         calibration_python()
+    if {"parity-served", "evaluation-served", "load"} & set(pending):
+        from serving.server import require_server
+
+        require_server(run.config.serving.port)
+    if "load" in pending:
+        workload_file(run)
+
+
+def workload_file(run: Run) -> Input | None:
+    """The load test's own file, where it has one.
+
+    Raises:
+        DataError: It is not there.
+    """
+    path = run.config.loadtest.workload.path
+    return None if path is None else _file_input(run, "loadtest.workload.path", path)
 
 
 def _base(run: Run, *, download: bool) -> ModelSource:
@@ -363,11 +382,7 @@ def _only_one(run: Run) -> Iterator[None]:
         run.dir.mkdir(parents=True, exist_ok=True)
         lock = (run.dir / ".lock").open("w")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(run.dir) from error
-        raise ArtifactError(
-            f"{run.dir}: {error.strerror}; expected a directory to write to"
-        ) from None
+        raise cannot_write(run.dir, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -397,8 +412,6 @@ class _LazyServer:
 
         config = self.run.config
         adapter = made["adapter"] if config.serving.mode == "adapter" else None
-        # The served name carries the digest: it must be that of the bytes.
-        verify_artifact(made["model"] if adapter is None else adapter)
         model = self.base if adapter is not None else model_source(made["model"])
         return running(
             config.serving,

@@ -125,7 +125,7 @@ def new_artifact(
     what it had noted. It has to check what it finds before it builds on it.
 
     Raises:
-        ArtifactError: `out` exists already, or another process is writing it.
+        ArtifactError: `out` exists already or cannot be written, or another process is writing it.
         DiskFullError: The file system ran out of space.
     """
     if out.exists():
@@ -140,7 +140,11 @@ def new_artifact(
     lock_path = out.parent / f".{out.name}.lock"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with lock_path.open("w") as lock:
+        lock = lock_path.open("w")
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    try:
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -179,6 +183,16 @@ def new_artifact(
         raise
 
 
+def cannot_write(path: Path, error: OSError) -> DiskFullError | ArtifactError:
+    """What to say where a file or a directory cannot be made."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(path)
+    return ArtifactError(
+        f"{path}: cannot be written: {error.strerror}",
+        hint="Choose a directory that may be written to.",
+    )
+
+
 def partial_dir(out: Path) -> Path:
     """Where an artifact lies while it is written."""
     return out.parent / f".{out.name}.partial"
@@ -198,7 +212,7 @@ def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Art
         what = "has no manifest.json" if path.is_dir() else "no such directory"
         raise NotAnArtifactError(
             f"{path}: {what}; expected a complete artifact",
-            hint="Run the step that makes it again: tuneline up RUN.yaml",
+            hint=_make_again(path) if path.is_dir() else "Check the path.",
         ) from None
     except (OSError, UnicodeDecodeError):
         raise NotAnArtifactError(f"{path}: expected a directory with a manifest.json") from None
@@ -208,8 +222,9 @@ def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Art
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise NotAnArtifactError(
-            f"{path / MANIFEST}: {where}: {first['msg']}; expected a manifest of schema version "
-            f"{SCHEMA_VERSION}"
+            f"{path / MANIFEST}: {where + ': ' if where else ''}{first['msg']}; expected a "
+            f"manifest of schema version {SCHEMA_VERSION}",
+            hint=_make_again(path),
         ) from None
     artifact = Artifact(path, manifest)
     for entry in manifest.files:
@@ -218,7 +233,7 @@ def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Art
             found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
             raise TamperedError(
                 f"{file}: expected {entry.size_bytes} bytes, found {found}",
-                hint=f"Remove {path} and run the step that makes it again.",
+                hint=_make_again(path),
             )
     kinds = [kind] if isinstance(kind, str) else kind
     if kinds is not None and manifest.kind not in kinds:
@@ -250,8 +265,12 @@ def verify_artifact(artifact: Artifact) -> None:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise TamperedError(
             f"{artifact.path}: differs from its manifest:\n{lines}",
-            hint=f"Remove {artifact.path} and run the step that makes it again.",
+            hint=_make_again(artifact.path),
         )
+
+
+def _make_again(path: Path) -> str:
+    return f"Remove it, and run the step that makes it again: rm -r {path}"
 
 
 def file_sha256(path: Path) -> str:

@@ -43,7 +43,7 @@ def split_url(url: str) -> SplitResult:
     """The parts of a server's URL.
 
     Raises:
-        ConfigError: Not an http or https URL, or one with a user and a password.
+        ConfigError: Not an http or https URL, or one with a user, a password or a query.
     """
     try:
         parts = urlsplit(url)
@@ -56,6 +56,12 @@ def split_url(url: str) -> SplitResult:
         raise ConfigError(
             f"--url {parts.scheme}://…@{parts.hostname}: a user or password in the URL is not sent",
             hint="Put the key into the environment variable that --api-key-env names.",
+        )
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            f"--url {parts.scheme}://{parts.hostname}…: what follows the ? or # is not sent",
+            hint="Give the URL up to /v1; a key goes into the environment variable that "
+            "--api-key-env names.",
         )
     has_blank = any(character.isspace() for character in url)
     if not is_sound or has_blank or parts.scheme not in ("http", "https") or not parts.hostname:
