@@ -23,7 +23,14 @@ from export.calibration_env import PINS, calibration_python
 from export.changes import is_finite
 from export.config import CalibratedConfig
 from export.loaded_model import load_tokenizer
-from export.model_folder import CONFIG, INDEX, copy_companions, read_base, write_json
+from export.model_folder import (
+    CONFIG,
+    INDEX,
+    check_companions,
+    copy_companions,
+    read_base,
+    write_json,
+)
 from export.quantize import plan_quantized, require_free
 from export.schemes import quantization_config
 from export.tensor_file import TORCH_DTYPES, read_tensor, read_tensor_file
@@ -65,9 +72,10 @@ def quantize_calibrated(
         DataError: There is no conversation, or the model's chat template refuses one.
         DiskFullError: Too little space for the result.
     """
-    python = calibration_python()
     opened = read_base(model.path)
     files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
+    check_companions(model.path, model.path)
+    python = calibration_python()
     total_bytes = sum(file.size_bytes for file in files)
     require_free(out, total_bytes)
     samples = _samples(config, model, conversations)

@@ -78,6 +78,21 @@ def resolve_folder(name: str) -> ModelSource:
     return resolve_model(name)
 
 
+def resolve_weights(path: Path) -> ModelSource:
+    """Find the model folder that a server is said to serve.
+
+    Raises:
+        MissingError: There is no such folder.
+        ArtifactError: It holds no safetensors model.
+        TamperedError: Its files are not those that its manifest lists.
+    """
+    if not path.is_dir():
+        raise MissingError(f"--weights {path}: no such folder; expected the folder that is served")
+    source = resolve_model(str(path))
+    verify_form(source)
+    return source
+
+
 def form_name(model: ModelSource) -> str:
     """What a form is called in a proof: `onnx-int4`, `torchscript`, `pruned`, `gptq-int8`, ..."""
     if model.kind == "onnx":
@@ -85,7 +100,7 @@ def form_name(model: ModelSource) -> str:
         return "onnx-logits" if config["graph"] == "logits" else f"onnx-{config['precision']}"
     if model.kind in GRAPH_KINDS:
         return model.kind
-    numbers = _numbers_of_folder(model.path)
+    numbers = numbers_of_folder(model.path)
     if numbers in ("float32", "float16", "bfloat16"):
         return "candidate"
     if numbers == "pruned":
@@ -102,11 +117,11 @@ def open_form(model: ModelSource) -> Form:
     dequantized by transformers), else with the runtime that its graph is for.
 
     Raises:
-        ArtifactError: It cannot be loaded, or its files are not those that its manifest lists.
+        ArtifactError: It cannot be loaded.
+        TamperedError: Its files are not those that its manifest lists.
     """
+    verify_form(model)
     if model.kind in GRAPH_KINDS:
-        # A graph is a program: only the very bytes that were exported are run.
-        verify_artifact(open_artifact(model.path, kind=model.kind))
         return _open_graph(model)
     network, tokenizer = load_model(model.path)
     return Form(
@@ -114,8 +129,19 @@ def open_form(model: ModelSource) -> Form:
         tokenizer=tokenizer,
         stop_ids=stop_token_ids(network),
         num_rows=int(network.get_input_embeddings().weight.shape[0]),
-        numbers=_numbers_of_folder(model.path),
+        numbers=numbers_of_folder(model.path),
     )
+
+
+def verify_form(model: ModelSource) -> None:
+    """Read every byte of an artifact: a proof names the manifest's digest, and a graph is a
+    program, so only the very bytes that were exported are proven and run.
+
+    Raises:
+        TamperedError: Its files are not those that its manifest lists.
+    """
+    if (model.path / MANIFEST).is_file():
+        verify_artifact(open_artifact(model.path, kind=model.kind))
 
 
 def _open_graph(model: ModelSource) -> Form:
@@ -142,7 +168,7 @@ def _open_graph(model: ModelSource) -> Form:
     )
 
 
-def _numbers_of_folder(path: Path) -> str:
+def numbers_of_folder(path: Path) -> str:
     """What a model folder's weights were reduced to, by its manifest and its config.json."""
     quantization = read_json(path / CONFIG).get("quantization_config")
     if quantization:

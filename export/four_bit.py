@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 
 from export.changes import NF4_BLOCK, FourBitBase
+from export.loaded_model import load_tokenizer
 from export.merge_plan import MergePlan, Planned
-from export.model_folder import BaseModel
+from export.model_folder import BaseModel, has_tokenizer
 from export.quantize import IN_DECODER_LAYER
 from tuneline.core.artifact import Artifact
 from tuneline.core.environment import require
@@ -90,11 +91,12 @@ def choose_base(
     Returns:
         The closer one, and for each the mean KL divergence of its next-token distribution from
         the live model's, in nats.
+
+    Raises:
+        ArtifactError: Neither folder has a tokenizer that can be loaded.
     """
     transformers = require("transformers", "export")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        adapter if (adapter / "tokenizer_config.json").is_file() else base, local_files_only=True
-    )
+    tokenizer = load_tokenizer(adapter if has_tokenizer(adapter) else base)
     live = _live_model(base, adapter)
     prompts = [torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS]
     sequences = [

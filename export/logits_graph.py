@@ -8,7 +8,7 @@ with any token, and the logits at the padding are ignored: no attention mask is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,23 @@ EXAMPLE_SHAPE = (2, 5)
 """What a graph is traced with: no size of 1, which tracers take for a constant."""
 
 CHECKED_SHAPES = ((1, 1), (1, 2), (1, 9), (2, 5), (3, 7), (5, 3))
-"""What every exported graph is run with before it is kept, against the model it came from."""
+"""What every exported graph is run with before it is kept, against the model it came from; and
+with one sequence as long as the model takes, up to LONGEST_CHECKED."""
+
+LONGEST_CHECKED = 512
+"""Tokens: long enough for most faults of positions and windows, and a few seconds of work."""
 
 MAX_LOGIT_DIFFERENCE = 1e-3
 """In float32: measured differences are 100 times smaller, a constant taken for a size 100 times
 larger; relative to the largest logit where that is above 1."""
+
+LENGTH_BOUND_ROPES = ("dynamic", "longrope")
+"""Rotary positions whose frequencies change with the length of the sequence: a graph that is traced
+at one length keeps those of that length."""
+
+
+MIN_NOISE_POSITIONS = 8
+"""Of fewer, the average says too little."""
 
 
 class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -56,6 +68,12 @@ def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
     # Experts as plain matrix products: the default is an operator of transformers' own, which no
     # runtime has. A model without experts takes no notice.
     network, _ = load_model(model.path, experts_implementation="batched_mm")
+    for rope_type in sorted(rope_types(network.config.to_dict()).intersection(LENGTH_BOUND_ROPES)):
+        reason = (
+            f"its rotary positions are of the type {rope_type!r}, which change with the length of "
+            "the sequence; a graph would keep those of the length it was traced at"
+        )
+        raise refusal(model, network, what, reason)
     network.config.use_cache = False
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -80,7 +98,7 @@ def write_graph(
     load: Callable[[Path], Callable[[torch.Tensor], torch.Tensor]],
 ) -> Artifact:
     """Write a model's graph as `file` of an artifact, with all that serving needs beside it, once
-    it has given the model's logits at every one of CHECKED_SHAPES.
+    it has given the model's logits at every one of its checked shapes.
 
     Args:
         trace: Makes the graph of a model, in whatever form `save` takes.
@@ -122,13 +140,14 @@ def check_shapes(
     logits: Logits,
     model: ModelSource,
     what: str,
-    tolerance: float | None = MAX_LOGIT_DIFFERENCE,
+    max_noise: float | None = None,
 ) -> dict[str, Any]:
     """Run an exported graph at several batches and lengths, beside the model that it came from.
 
     Args:
         run: `input_ids` (batch, length), int64 → logits, float32.
-        tolerance: The largest difference allowed; None for weights that were rounded.
+        max_noise: For weights that were rounded, the largest `noise` allowed; None holds every
+            logit to MAX_LOGIT_DIFFERENCE.
 
     Returns:
         The shape contract, as the manifest states it.
@@ -139,7 +158,8 @@ def check_shapes(
     vocabulary = logits.network.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
-    for batch, length in CHECKED_SHAPES:
+    shapes = (*CHECKED_SHAPES, (1, checked_length(logits.network.config)))
+    for batch, length in shapes:
         input_ids = torch.randint(vocabulary, (batch, length), generator=generator)
         with torch.inference_mode():
             expected = logits(input_ids).float()
@@ -153,8 +173,13 @@ def check_shapes(
         same = found.shape == expected.shape
         difference = float((found - expected).abs().max()) if same else float("nan")
         largest = max(largest, difference)
-        allowed = None if tolerance is None else tolerance * max(1.0, float(expected.abs().max()))
-        if not same or not bool(found.isfinite().all()) or (allowed and difference > allowed):
+        if not same or not bool(found.isfinite().all()):
+            right = False
+        elif max_noise is None:
+            right = difference <= MAX_LOGIT_DIFFERENCE * max(1.0, float(expected.abs().max()))
+        else:
+            right = batch * length < MIN_NOISE_POSITIONS or noise(expected, found) <= max_noise
+        if not right:
             reason = (
                 f"its graph computes something else at batch {batch}, length {length} (logits "
                 f"differ by {difference:.2g}, shape {tuple(found.shape)})"
@@ -166,9 +191,42 @@ def check_shapes(
         "batch": {"min": 1},
         "length": {"min": 1, "max": max_length(logits.network.config)},
         "padding": "right",
-        "checked_shapes": [list(shape) for shape in CHECKED_SHAPES],
+        "checked_shapes": [list(shape) for shape in shapes],
         "max_logit_difference": largest,
     }
+
+
+def noise(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """How far rounded weights have moved a model's predictions, as a share of what they tell apart:
+    the mean KL divergence from the model to its graph, over that from each of the model's
+    predictions to their average. A graph that heeds its input no more is at 1 or above.
+
+    Args:
+        expected: Logits of the model; its last dimension is the vocabulary.
+        found: Logits of the graph at the same positions, at least MIN_NOISE_POSITIONS.
+    """
+    p = torch.log_softmax(expected.flatten(0, -2), dim=-1)
+    q = torch.log_softmax(found.flatten(0, -2), dim=-1)
+    average = p.exp().mean(dim=0).clamp(min=1e-30).log()
+    lost = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    told = torch.nn.functional.kl_div(
+        average.expand_as(p), p, log_target=True, reduction="batchmean"
+    )
+    return float(lost / told.clamp(min=1e-9))
+
+
+def checked_length(config: Any) -> int:
+    """The longest sequence that a graph of the model is tried with."""
+    return min(max_length(config) or LONGEST_CHECKED, LONGEST_CHECKED)
+
+
+def rope_types(config: Mapping[str, Any]) -> set[str]:
+    """How a config.json scales rotary positions (`default`, `linear`, `yarn`, ...), in every kind
+    of its layers."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    found = {kind.get("rope_type") or kind.get("type") for kind in kinds}
+    return {str(rope_type) for rope_type in found if rope_type}
 
 
 def copy_small_files(model: Path, out: Path) -> None:

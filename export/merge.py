@@ -20,12 +20,16 @@ from export.config import MergeConfig
 from export.four_bit import MergeBase, choose_base, through_four_bits
 from export.merge_plan import MergePlan, Planned, plan_merge
 from export.model_folder import (
-    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
     BaseModel,
+    chat_template,
+    check_companions,
     check_tensors,
     copy_companions,
+    has_tokenizer,
     max_token_id,
     read_base,
+    read_json,
     write_config,
 )
 from export.quantize import choose_layers, require_free, say
@@ -76,8 +80,10 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
         folder, adapter_input = _open_adapter(source, base)
         opened.append(read_adapter(folder, weight))
         inputs.append(adapter_input)
-    _check_one_tokenizer(opened)
     model = read_base(base.path)
+    for one in opened:
+        check_companions(base.path, one.path)
+    _check_one_tokenizer(base.path, opened)
     plan = plan_merge(opened, model)
     _check_vocabulary(opened[0].path, model, plan)
     onto, figures = _merge_base(config, base, adapter, opened, out)
@@ -98,7 +104,7 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
         copy_companions(model.path, opened[0].path, draft.dir)
         check_tensors(files, draft.dir)
         draft.metrics.update(
-            num_tensors=len(model.tensors) + (plan.untied is not None),
+            num_tensors=sum(len(file.outputs) for file in files),
             num_changed_tensors=len(plan.tensors), size_bytes=total_bytes,
             resumed_bytes=resumed_bytes, untied=plan.untied is not None,
         )  # fmt: skip
@@ -154,18 +160,32 @@ def _trained_in_four_bits(adapter: Path) -> bool:
     return bool(open_artifact(adapter).manifest.config.get("load_in_4bit"))
 
 
-def _check_one_tokenizer(adapters: Sequence[Adapter]) -> None:
+def _check_one_tokenizer(base: Path, adapters: Sequence[Adapter]) -> None:
     """Adapters that were trained on different prompts make a model without a prompt of its own."""
-    first = adapters[0]
-    for other in adapters[1:]:
-        for name in ("tokenizer.json", CHAT_TEMPLATE):
-            mine, its = first.path / name, other.path / name
-            if mine.is_file() and its.is_file() and mine.read_bytes() != its.read_bytes():
+    first, *others = (_prompt_of(base, adapter.path) for adapter in adapters)
+    for adapter, other in zip(adapters[1:], others, strict=True):
+        for what, mine in first.items():
+            if other[what] != mine:
                 raise ArtifactError(
-                    f"{its}: differs from {mine}: the adapters were trained with different "
-                    "tokenizers or chat templates",
-                    hint=f"Merge adapters of one template, or remove {its} to use the first's.",
+                    f"{adapter.path}: its {what} is not that of {adapters[0].path}: the adapters "
+                    "were trained with different tokenizers, chat templates or stop tokens",
+                    hint="Merge adapters that were trained alike.",
                 )
+
+
+def _prompt_of(base: Path, adapter: Path) -> dict[str, Any]:
+    """What decides how an adapter's model is asked and when it stops, each from the folder that a
+    merge would take it from."""
+    tokenizer = (adapter if has_tokenizer(adapter) else base) / "tokenizer.json"
+    generation = adapter / GENERATION_CONFIG
+    if not generation.is_file():
+        generation = base / GENERATION_CONFIG
+    stop = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    return {
+        "tokenizer": tokenizer.read_bytes() if tokenizer.is_file() else None,
+        "chat template": chat_template(adapter) or chat_template(base),
+        "eos_token_id": set(stop) if isinstance(stop, list) else {stop},
+    }
 
 
 def _check_vocabulary(adapter: Path, base: BaseModel, plan: MergePlan) -> None:
@@ -195,7 +215,7 @@ def _plan_files(
             dtype = _output_dtype(entry.dtype, config)
             planned = plan.tensors.get(entry.name) or Planned(base.stored(entry.name), ())
             group.append(PlannedTensor(entry.name, planned.source, planned.changes, dtype))
-            if plan.untied and entry.name == base.embedding:
+            if plan.untied and entry.name == base.embedding and not base.stores_head:
                 head = plan.tensors[plan.untied]
                 group.append(PlannedTensor(plan.untied, head.source, head.changes, dtype))
     schemes: dict[str, Scheme] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -24,17 +23,11 @@ from export.changes import (
     TokenRows,
     same_values,
 )
-from export.model_folder import CONV1D_MODULES, EMBEDDINGS, HEAD, BaseModel
+from export.complete import EXPERT_LAYOUTS, check_complete
+from export.model_folder import CONV1D_MODULES, EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
 from export.tensor_file import TORCH_DTYPES, Stored, TensorEntry
-from export.tied import settle_tied
+from export.tied import check_copies, settle_tied
 from tuneline.core.errors import ArtifactError
-
-EXPERT_LAYOUTS = (
-    (r"(.+)\.mlp\.experts", "{}.mlp.experts", ("gate_proj", "up_proj", "down_proj")),
-    (r"(.+)\.mlp\.experts", "{}.block_sparse_moe.experts", ("w1", "w3", "w2")),
-)
-"""How transformers 5 names a layer's experts in memory, how they are named on disk, and what the
-halves of its `gate_up_proj` and its `down_proj` are called there."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +66,12 @@ def plan_merge(adapters: Sequence[Adapter], base: BaseModel) -> MergePlan:
             if len(adapters) > 1 or adapter.weight is not None:
                 _check_summable(adapter, base, name, edit)
             edits[name] = _sum(edits[name], edit) if name in edits else edit
-    embedding, head = base.embedding, f"{HEAD}.weight"
+    embedding, head = base.embedding, base.head
     untied = None
-    if base.is_tied and embedding is not None and {embedding, head} & edits.keys():
-        untied = settle_tied(adapters, base, edits, embedding)
+    if base.is_tied:
+        check_copies(base)
+        if embedding is not None and {embedding, head} & edits.keys():
+            untied = settle_tied(adapters, base, edits, embedding)
     tensors = {}
     for name, edit in edits.items():
         tied_name = embedding if name == untied and embedding else name
@@ -98,7 +93,7 @@ def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
         if part == "whole":
             target = _target(base, module, adapter, stored)
             _check_whole(adapter, stored, target)
-            edits.setdefault(target.name, Edit()).whole = stored
+            _replace(adapter, edits, target.name, stored)
             continue
         if part in parts.setdefault(module, {}):
             raise ArtifactError(f"{adapter.weights.path}: {entry.name} stands twice")
@@ -109,12 +104,12 @@ def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
             whole = found.pop("base_layer")
             target = _target(base, f"{module}.weight", adapter, whole)
             _check_whole(adapter, whole, target)
-            edits.setdefault(target.name, Edit()).whole = whole
+            _replace(adapter, edits, target.name, whole)
         if "bias" in found:
             whole = found.pop("bias")
             target = _target(base, f"{module}.bias", adapter, whole)
             _check_shape(adapter, whole, target.shape, target)
-            edits.setdefault(target.name, Edit()).whole = whole
+            _replace(adapter, edits, target.name, whole)
         if not found:
             continue
         changes = (
@@ -124,9 +119,26 @@ def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
             or _low_rank_changes(adapter, base, module, found, edits)
         )
         for name, change in changes:
-            edits.setdefault(name, Edit()).changes.append(change)
-    _check_complete(adapter, base, parts.keys(), edits)
+            edit = edits.setdefault(name, Edit())
+            if edit.changes:
+                raise ArtifactError(
+                    f"{adapter.weights.path}: {module}: changes {name}, which another module of "
+                    "the adapter changes too"
+                )
+            edit.changes.append(change)
+    check_complete(adapter, base, edits)
     return edits
+
+
+def _replace(adapter: Adapter, edits: dict[str, Edit], name: str, whole: Stored) -> None:
+    """Take a tensor whole from the adapter."""
+    edit = edits.setdefault(name, Edit())
+    if edit.whole is not None:
+        raise ArtifactError(
+            f"{adapter.weights.path}: {edit.whole.name} and {whole.name} both stand for {name}; "
+            "expected one of them"
+        )
+    edit.whole = whole
 
 
 def _is_wrapped_copy(adapter: Adapter, stored: Stored, names: set[str]) -> bool:
@@ -151,7 +163,7 @@ def _is_wrapped_copy(adapter: Adapter, stored: Stored, names: set[str]) -> bool:
 def _check_whole(adapter: Adapter, whole: Stored, target: TensorEntry) -> None:
     """A whole tensor has the shape of the base's, but for the rows of a resized vocabulary."""
     module, _, _ = target.name.rpartition(".")
-    resizable = module.rpartition(".")[2] in (*EMBEDDINGS, HEAD)
+    resizable = module.rpartition(".")[2] in (*EMBEDDINGS, HEAD, NEOX_HEAD)
     rows = whole.shape[0] if resizable and whole.shape else None
     expected = target.shape if rows is None else (rows, *target.shape[1:])
     _check_shape(adapter, whole, expected, target)
@@ -321,7 +333,7 @@ def _check_summable(adapter: Adapter, base: BaseModel, name: str, edit: Edit) ->
     """A weighted sum is of low-rank products alone; nothing else has a share that can be taken."""
     where = adapter.weights.path
     if edit.whole is not None:
-        shared = base.embedding if name == f"{HEAD}.weight" and base.is_tied else name
+        shared = base.embedding if name == base.head and base.is_tied else name
         if not same_values(edit.whole, base.stored(shared or name)):
             raise ArtifactError(
                 f"{where}: {edit.whole.name}: a tensor saved whole has no weighted share; an "
@@ -352,7 +364,7 @@ def _sum(one: Edit, other: Edit) -> Edit:
 
 def _num_tokens(base: BaseModel, tensors: dict[str, Planned]) -> int | None:
     """The rows of a resized vocabulary, on which embedding and output layer must agree."""
-    embedding, head = base.embedding, f"{HEAD}.weight"
+    embedding, head = base.embedding, base.head
     rows = {}
     for name in (embedding, head, f"{HEAD}.bias"):
         if name in tensors:
@@ -374,9 +386,12 @@ def _num_tokens(base: BaseModel, tensors: dict[str, Planned]) -> int | None:
 def _target(base: BaseModel, name: str, adapter: Adapter, source: Stored) -> TensorEntry:
     """The base tensor called `name`.
 
-    A base saved without its head drops the first component; Mixtral's files name its block
-    otherwise than its memory does; and a tied output layer stands for its embedding.
+    A base saved without its head drops the first component; the files of Mixtral and of GPT-NeoX
+    name a block or the output layer otherwise than memory does; and a tied output layer stands for
+    its embedding.
     """
+    if name == f"{HEAD}.weight":
+        name = base.head
     for candidate in (
         name,
         name.partition(".")[2],
@@ -390,7 +405,7 @@ def _target(base: BaseModel, name: str, adapter: Adapter, source: Stored) -> Ten
                     f"{', '.join(TORCH_DTYPES)} alone"
                 )
             return target
-    if name == f"{HEAD}.weight" and base.is_tied and base.embedding is not None:
+    if name == base.head and base.is_tied and base.embedding is not None:
         return replace(base.tensors[base.embedding], name=name)
     raise ArtifactError(
         f"{adapter.weights.path}: {source.name}: the base {base.path} has no tensor {name}",
@@ -413,52 +428,3 @@ def _check_shape(
             "another base, or options that are not its own",
             hint=adapter.named_base,
         )
-
-
-def _check_complete(
-    adapter: Adapter, base: BaseModel, modules: Sequence[str] | Any, edits: dict[str, Edit]
-) -> None:
-    """An adapter file that lost some of its tensors would merge without a word."""
-    config = adapter.config
-    where = adapter.weights.path
-    limited = any(config.get(option) for option in ("layers_to_transform", "exclude_modules"))
-    saved = config.get("modules_to_save") or []
-    if not limited:
-        for name in base.tensors:
-            module = name.removesuffix(".weight")
-            if module == name or any(module.endswith(target) for target in saved):
-                continue
-            have = module in modules or any(known.partition(".")[2] == module for known in modules)
-            if matches(config.get("target_modules"), module) and not have:
-                raise ArtifactError(
-                    f"{where}: has nothing for {module}, which target_modules in "
-                    f"{ADAPTER_CONFIG} names: the adapter is incomplete"
-                )
-    for name in base.tensors:
-        if matches(config.get("target_parameters"), _in_memory(name)) and name not in edits:
-            raise ArtifactError(
-                f"{where}: has nothing for {name}, which target_parameters in {ADAPTER_CONFIG} "
-                "names: the adapter is incomplete"
-            )
-    for target in saved:
-        stands_in = config.get("ensure_weight_tying") and target.endswith(HEAD)
-        found = any(
-            edit.whole is not None and f"{target}." in f"{edit.whole.name}"
-            for edit in edits.values()
-        )
-        if not found and not stands_in:
-            raise ArtifactError(
-                f"{where}: has nothing for {target}, which modules_to_save in {ADAPTER_CONFIG} "
-                "names: the adapter is incomplete"
-            )
-
-
-def _in_memory(name: str) -> str:
-    """What transformers 5 calls a tensor on disk once it is loaded, for the experts' tensors."""
-    for _, on_disk, parts in EXPERT_LAYOUTS:
-        pattern = re.escape(on_disk.format("@")).replace("@", r"(.+)") + r"\.\d+\.(\w+)\.weight"
-        match = re.fullmatch(pattern, name)
-        if match and match[2] in parts:
-            fused = "down_proj" if match[2] == parts[2] else "gate_up_proj"
-            return f"{match[1]}.mlp.experts.{fused}"
-    return name

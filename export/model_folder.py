@@ -9,8 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.json_forms import (
+    GenerationConfig,
+    JsonForm,
+    ModelConfig,
+    ShardIndex,
+    TokenizerConfig,
+    TokenizerFile,
+    check_form,
+)
 from export.stream import OutputFile
 from export.tensor_file import Stored, TensorEntry, TensorFile, read_tensor_file
+from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.progress import logger
 
@@ -31,6 +41,8 @@ EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 """What the families call their input embedding."""
 HEAD = "lm_head"
 """The output layer."""
+NEOX_HEAD = "embed_out"
+"""What the files of GPT-NeoX call it; transformers 5 says `lm_head` in memory."""
 
 TOKENIZER_FILES = (
     "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
@@ -39,6 +51,13 @@ TOKENIZER_FILES = (
 PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
+
+FORMS: dict[str, type[JsonForm]] = {
+    "tokenizer.json": TokenizerFile,
+    TOKENIZER_CONFIG: TokenizerConfig,
+    GENERATION_CONFIG: GenerationConfig,
+}
+"""What is read of the files that are copied."""
 
 # The class that transformers 5 writes for any tokenizer; transformers 4 and the servers built on
 # it do not know the name.
@@ -70,8 +89,29 @@ class BaseModel:
 
     @property
     def is_tied(self) -> bool:
-        """Whether the output layer is the embedding: it is not stored of its own."""
-        return f"{HEAD}.weight" not in self.tensors
+        """Whether the output layer is the embedding, as the configuration says; where that says
+        nothing, as the family's default is."""
+        tied = self.config.get("tie_word_embeddings")
+        if tied is not None:
+            return bool(tied)
+        if not self.stores_head:
+            return True
+        # Only this rare folder (a head of its own, and silence) pays for the import.
+        families = require("transformers", "export").CONFIG_MAPPING
+        model_type = self.config["model_type"]
+        return model_type in families and bool(
+            getattr(families[model_type](), "tie_word_embeddings", False)
+        )
+
+    @property
+    def head(self) -> str:
+        """Name of the output layer's tensor in the files, whether or not it is stored."""
+        return f"{NEOX_HEAD if self.config['model_type'] == 'gpt_neox' else HEAD}.weight"
+
+    @property
+    def stores_head(self) -> bool:
+        """Whether the output layer has a tensor of its own, tied or not."""
+        return self.head in self.tensors
 
     def stored(self, name: str) -> Stored:
         """Where a tensor lies."""
@@ -88,7 +128,7 @@ def read_base(path: Path) -> BaseModel:
     """
     if not path.is_dir():
         raise MissingError(f"{path}: no such folder; expected a model folder")
-    config = read_json(path / CONFIG)
+    config = read_json(path / CONFIG, ModelConfig)
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "unknown")
@@ -101,11 +141,8 @@ def read_base(path: Path) -> BaseModel:
     if (path / WEIGHTS).is_file():
         names = [WEIGHTS]
     elif (path / INDEX).is_file():
-        index = read_json(path / INDEX)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ArtifactError(f"{path / INDEX}: has no weight_map")
-        names = sorted(set(weight_map.values()))
+        index = read_json(path / INDEX, ShardIndex)
+        names = sorted(set(index["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise ArtifactError(f"{path / INDEX}: a shard lies outside the folder")
     else:
@@ -126,20 +163,22 @@ def read_base(path: Path) -> BaseModel:
     return BaseModel(path, config, shards, index, tensors, files)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, form: type[JsonForm] | None = None) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ArtifactError: The file is missing or holds no JSON object.
+        ArtifactError: The file is missing, holds no JSON object, or one of another form.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ArtifactError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, too many digits
         raise ArtifactError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: expected a JSON object")
+    if form is not None:
+        check_form(path, value, form)
     return value
 
 
@@ -199,6 +238,24 @@ def check_tensors(files: Sequence[OutputFile], out: Path) -> None:
             raise ArtifactError(f"{out / file.name}: not the tensors planned: {names[:5]}")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def check_companions(base: Path, adapter: Path) -> None:
+    """Read what `copy_companions` will read and copy, before the weights are written.
+
+    Raises:
+        ArtifactError: One of the files cannot be read or is of another form.
+    """
+    named = [base / TOKENIZER_CONFIG] if (base / TOKENIZER_CONFIG).is_file() else []
+    for path in {*_companions(base, adapter), *named}:
+        if path.name == CHAT_TEMPLATE:
+            _read_text(path)
+        elif path.suffix == ".json":
+            read_json(path, FORMS.get(path.name))
+
+
 def copy_companions(base: Path, adapter: Path, out: Path) -> None:
     """Copy what a model needs beside its weights and config.json.
 
@@ -207,33 +264,47 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
     else from the base. A tokenizer that the base names by a class of its own keeps that name.
 
     Raises:
-        ArtifactError: A tokenizer_config.json cannot be read.
+        ArtifactError: One of the files cannot be read or is of another form.
     """
-    for name in PROCESSOR_FILES:
-        _copy(base / name, out)
-    trained = any((adapter / name).is_file() for name in TOKENIZER_FILES)
-    for name in TOKENIZER_FILES:
-        _copy((adapter if trained else base) / name, out)
-    _copy(_first(adapter, base, GENERATION_CONFIG), out)
-    if not _copy(adapter / CHAT_TEMPLATE, out):
-        inline = (out / TOKENIZER_CONFIG).is_file() and read_json(out / TOKENIZER_CONFIG).get(
-            "chat_template"
-        )
-        if not inline:
-            _copy_base_template(base, out)
-    if trained:
+    check_companions(base, adapter)
+    for source in _companions(base, adapter):
+        if source.name != CHAT_TEMPLATE:
+            _copy(source, out)
+    if not _copy(adapter / CHAT_TEMPLATE, out) and chat_template(out) is None:
+        template = chat_template(base)
+        if not _copy(base / CHAT_TEMPLATE, out) and isinstance(template, str):
+            (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    if has_tokenizer(adapter):
         _keep_tokenizer_class(base, out)
+
+
+def _companions(base: Path, adapter: Path) -> list[Path]:
+    """The files that are copied, each from the folder that it comes from."""
+    tokenizer = adapter if has_tokenizer(adapter) else base
+    found = [base / name for name in PROCESSOR_FILES]
+    found += [tokenizer / name for name in TOKENIZER_FILES]
+    found += [_first(adapter, base, GENERATION_CONFIG), _first(adapter, base, CHAT_TEMPLATE)]
+    return [path for path in found if path.is_file()]
+
+
+def chat_template(folder: Path) -> str | list[Any] | None:
+    """A folder's chat template, or its several named ones, wherever it stands."""
+    if (folder / CHAT_TEMPLATE).is_file():
+        return _read_text(folder / CHAT_TEMPLATE)
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        return None
+    return read_json(folder / TOKENIZER_CONFIG, TokenizerConfig).get("chat_template") or None
 
 
 def max_token_id(folder: Path) -> int | None:
     """The highest token id of the tokenizer in `folder`; None where tokenizer.json does not say."""
     if not (folder / "tokenizer.json").is_file():
         return None
-    tokenizer = read_json(folder / "tokenizer.json")
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile)
+    vocabulary = tokenizer["model"].get("vocab", {})
     # A unigram model lists its pieces in order of their ids; the others map pieces to ids.
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    ids += [token["id"] for token in tokenizer.get("added_tokens", [])]
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
     return max(ids, default=None)
 
 
@@ -244,23 +315,22 @@ def _copy(source: Path, out: Path) -> bool:
     return True
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not UTF-8: {error}") from None
+
+
 def _first(adapter: Path, base: Path, name: str) -> Path:
     return adapter / name if (adapter / name).is_file() else base / name
-
-
-def _copy_base_template(base: Path, out: Path) -> None:
-    if _copy(base / CHAT_TEMPLATE, out) or not (base / TOKENIZER_CONFIG).is_file():
-        return
-    template = read_json(base / TOKENIZER_CONFIG).get("chat_template")
-    if isinstance(template, str):
-        (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
 
 
 def _keep_tokenizer_class(base: Path, out: Path) -> None:
     if not (out / TOKENIZER_CONFIG).is_file() or not (base / TOKENIZER_CONFIG).is_file():
         return
-    tokenizer_config = read_json(out / TOKENIZER_CONFIG)
-    named = read_json(base / TOKENIZER_CONFIG).get("tokenizer_class")
+    tokenizer_config = read_json(out / TOKENIZER_CONFIG, TokenizerConfig)
+    named = read_json(base / TOKENIZER_CONFIG, TokenizerConfig).get("tokenizer_class")
     if tokenizer_config.get("tokenizer_class") != GENERIC_TOKENIZER_CLASS or not named:
         return
     if named != GENERIC_TOKENIZER_CLASS:

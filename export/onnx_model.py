@@ -90,35 +90,6 @@ def decoder_scores(folder: Path) -> Score:
     return score
 
 
-def check_decoder(folder: Path, name: str) -> int:
-    """Run a decoder in one pass and in two; both must give the same logits.
-
-    Returns:
-        The number of logits per position.
-
-    Raises:
-        ArtifactError: The graph cannot be run, or its cache does not continue what it holds.
-    """
-    score = decoder_scores(folder)
-    ids = [1, 2, 1, 2, 1]
-    try:
-        whole = score(ids, 1)
-        score(ids[:3], 1)
-        continued = score(ids, 2)[-1:]
-    except (MemoryError, OSError):
-        raise  # of the machine, and not of the graph
-    except Exception as error:
-        raise ArtifactError(f"{name}: the ONNX decoder cannot be run: {error}") from error
-    # Activations in int8 are rounded per call, so the two need not be equal to the last bit.
-    difference = float((whole - continued).abs().max() / whole.abs().max().clamp(min=1e-6))
-    if not bool(whole.isfinite().all()) or difference > 0.1:
-        raise ArtifactError(
-            f"{name}: the ONNX decoder gives other logits with its cache than without "
-            f"(by {difference:.2g} of the largest)"
-        )
-    return int(whole.shape[-1])
-
-
 def decoder_stop_ids(folder: Path) -> frozenset[int]:
     """The tokens at which ONNX Runtime GenAI ends an answer."""
     stop = read_json(folder / GENAI_CONFIG)["model"].get("eos_token_id")

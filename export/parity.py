@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from export.config import ParityConfig
-from export.forms import Form, open_form
+from export.forms import Form, numbers_of_folder, open_form
 from export.loaded_model import Score, render_prompt
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
@@ -28,16 +28,26 @@ from tuneline.core.reference import (
 
 DEFAULT_TOLERANCES = {
     "float32": Tolerances(
-        min_greedy_agreement=1.0, max_logprob_difference=1e-3, mean_logprob_difference=1e-4
+        min_greedy_agreement=1.0,
+        min_token_agreement=1.0,
+        max_logprob_difference=1e-3,
+        mean_logprob_difference=1e-4,
     ),
     "float16": Tolerances(
-        min_greedy_agreement=0.99, max_logprob_difference=0.01, mean_logprob_difference=0.001
+        min_greedy_agreement=0.99,
+        min_token_agreement=0.98,
+        max_logprob_difference=0.01,
+        mean_logprob_difference=0.001,
     ),
     "bfloat16": Tolerances(
-        min_greedy_agreement=0.95, max_logprob_difference=0.05, mean_logprob_difference=0.005
+        min_greedy_agreement=0.95,
+        min_token_agreement=0.9,
+        max_logprob_difference=0.05,
+        mean_logprob_difference=0.005,
     ),
     "int8": Tolerances(
         min_greedy_agreement=0.95,
+        min_token_agreement=0.9,
         max_logprob_difference=0.15,
         mean_logprob_difference=0.005,
         mean_kl=2e-4,
@@ -45,6 +55,7 @@ DEFAULT_TOLERANCES = {
     ),
     "float8": Tolerances(
         min_greedy_agreement=0.95,
+        min_token_agreement=0.9,
         max_logprob_difference=0.18,
         mean_logprob_difference=0.005,
         mean_kl=2.5e-4,
@@ -52,6 +63,7 @@ DEFAULT_TOLERANCES = {
     ),
     "int4": Tolerances(
         min_greedy_agreement=0.85,
+        min_token_agreement=0.7,
         max_logprob_difference=1.5,
         mean_logprob_difference=0.02,
         mean_kl=5e-3,
@@ -59,6 +71,7 @@ DEFAULT_TOLERANCES = {
     ),
     "pruned": Tolerances(
         min_greedy_agreement=None,
+        min_token_agreement=0.7,
         max_logprob_difference=None,
         mean_logprob_difference=None,
         mean_kl=0.02,
@@ -125,6 +138,17 @@ def prove_model(
     parity = compare(form, expected, found, tolerances, reference_noise=noise)
     inputs = [reference.as_input("reference"), model.as_input("model")]
     return write_parity(out, parity, tolerances, config={"form": form}, inputs=inputs)
+
+
+def weight_tolerances(weights: ModelSource, dtype: str) -> Tolerances | None:
+    """What the rounding of a folder's weights may cost, beside the arithmetic of a server that
+    computes in `dtype`; None where the weights are in float32 or in that format.
+
+    Raises:
+        ArtifactError: How the weights are quantized cannot be told.
+    """
+    numbers = numbers_of_folder(weights.path)
+    return None if numbers in ("float32", dtype) else DEFAULT_TOLERANCES[numbers]
 
 
 def greedy_answer(

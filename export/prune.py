@@ -15,8 +15,17 @@ from pathlib import Path
 
 import torch
 
+from export.changes import is_finite
 from export.config import PruneConfig
-from export.model_folder import CONFIG, CONV1D_MODULES, INDEX, BaseModel, copy_companions, read_base
+from export.model_folder import (
+    CONFIG,
+    CONV1D_MODULES,
+    INDEX,
+    BaseModel,
+    check_companions,
+    copy_companions,
+    read_base,
+)
 from export.tensor_file import (
     TORCH_DTYPES,
     TensorEntry,
@@ -55,7 +64,7 @@ def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
 
     Raises:
         ArtifactError: The folder is corrupt or quantized, has no matrix to prune, a matrix does not
-            divide into fours, or holds NaN.
+            divide into fours, or a tensor holds NaN or infinity.
         DiskFullError: Too little space for the result.
     """
     opened = read_base(model.path)
@@ -67,6 +76,7 @@ def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
         )
     num_bytes = sum(shard.size_bytes for shard in opened.shards)
     require_disk_space(out, num_bytes + COMPANION_BYTES)
+    check_companions(model.path, model.path)
     num_zeros = 0
     inputs = [model.as_input("model")]
     with new_artifact(out, "model", config=config.model_dump(), inputs=inputs) as draft:
@@ -91,6 +101,11 @@ def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
                                     source.fileno(), shard.path, entry.name, offset,
                                     memoryview(chunk),
                                 )  # fmt: skip
+                                if entry.dtype in TORCH_DTYPES:
+                                    values = torch.frombuffer(
+                                        chunk, dtype=TORCH_DTYPES[entry.dtype]
+                                    )
+                                    _check_finite(values, shard, entry)
                                 written.write(chunk)
                         done += 1
                         advance(done, entry.name)
@@ -142,6 +157,11 @@ def zero_two_of_four(weights: torch.Tensor) -> None:
     groups.scatter_(1, order, 0)
 
 
+def _check_finite(values: torch.Tensor, shard: TensorFile, entry: TensorEntry) -> None:
+    if not is_finite(values):
+        raise ArtifactError(f"{shard.path}: {entry.name}: holds NaN or infinity")
+
+
 def _pruned(
     config: PruneConfig, model: BaseModel, shard: TensorFile, entry: TensorEntry, descriptor: int
 ) -> torch.Tensor:
@@ -152,8 +172,7 @@ def _pruned(
     # bfloat16 and float16 hold in float32, so the order of magnitudes is exactly that of the file.
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     weights = stored.reshape(entry.shape).to(exact, copy=True)
-    if bool(weights.isnan().any()):
-        raise ArtifactError(f"{shard.path}: {entry.name}: holds NaN")
+    _check_finite(weights, shard, entry)
     if config.sparsity is not None:
         zero_smallest(weights, config.sparsity)
         return weights.reshape(-1).to(dtype)

@@ -12,6 +12,9 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from export.json_forms import ShardIndex
+from export.model_folder import CONFIG, INDEX, read_json
+from export.tensor_file import read_tensor_file
 from tuneline.core.artifact import (
     MANIFEST,
     cannot_write,
@@ -79,7 +82,8 @@ def published_files(model: Path) -> dict[str, Path]:
     """What is published of a directory: relative name to path, sorted.
 
     Raises:
-        ArtifactError: It differs from its manifest, or holds no model.
+        ArtifactError: It differs from its manifest, or holds no model, or weights that are cut
+            short or missing.
     """
     if (model / MANIFEST).is_file():
         artifact = open_artifact(model, kind=("model", "onnx", "torchscript", "torch-export"))
@@ -89,6 +93,14 @@ def published_files(model: Path) -> dict[str, Path]:
     found = {file.name: file for pattern in MODEL_FILES for file in model.glob(pattern)}
     if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
         raise ArtifactError(f"{model}: no config.json and safetensors; expected a model folder")
+    read_json(model / CONFIG)
+    for file in found.values():
+        if file.suffix == ".safetensors":
+            read_tensor_file(file)
+    if INDEX in found:
+        lost = set(read_json(found[INDEX], ShardIndex)["weight_map"].values()) - found.keys()
+        if lost:
+            raise ArtifactError(f"{found[INDEX]}: no such file beside it: {sorted(lost)[0]}")
     if (model / README).is_file():
         found[README] = model / README
     return dict(sorted(found.items()))

@@ -13,7 +13,9 @@ from pathlib import Path
 from export.config import GroupSize, QuantizeConfig, SchemeName
 from export.model_folder import (
     HEAD,
+    NEOX_HEAD,
     BaseModel,
+    check_companions,
     check_tensors,
     copy_companions,
     read_base,
@@ -37,22 +39,23 @@ COMPANION_BYTES = 64 * 2**20
 """Left free on the disk for tokenizer and configuration files."""
 
 IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
-ROUTERS = ("gate", "router", "shared_expert_gate")
-"""What chooses the experts stays as it is: it is small, and its rounding changes who answers."""
+IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
+"""transformers 5 joins experts in memory: quantized ones, stored one by one, it cannot load under
+some schemes, and under others it fails when they are used. Nothing could be proven of them."""
 
 
 def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
     """Quantize a model folder to compressed-tensors and write another.
 
-    The linear layers inside the decoder layers are quantized; embeddings, the output layer, norms,
-    biases and routers keep their number format.
+    The linear layers inside the decoder layers are quantized; embeddings, the output layer, norms
+    and biases keep their number format.
 
     Returns:
         An artifact of kind `model` that vLLM and transformers load.
 
     Raises:
-        ArtifactError: The model is corrupt, is quantized already, has no layer that can be
-            quantized, or holds values that are not finite.
+        ArtifactError: The model is corrupt, is quantized already, is a mixture of experts, has no
+            layer that can be quantized, or holds values that are not finite.
         MissingError: There is no such model.
         DiskFullError: Too little space for the result; checked before anything is written.
     """
@@ -62,6 +65,7 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
     files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
     total_bytes = sum(file.size_bytes for file in files)
     require_free(out, total_bytes)
+    check_companions(model.path, model.path)
     inputs = [model.as_input("model")]
     with new_artifact(
         out, "model", config=config.model_dump(), inputs=inputs, resumable=True
@@ -111,18 +115,22 @@ def choose_layers(
     """The weights to quantize, and the names of the linear layers that stay as they are.
 
     Raises:
-        ArtifactError: There is none, or its rows cannot be cut into groups.
+        ArtifactError: There is none, or its rows cannot be cut into groups, or the model has
+            experts.
     """
     scheme = Scheme(name, group_size if name == "w4a16" else None)
     schemes: dict[str, Scheme] = {}
     ignore = [HEAD]
+    if any(tensor.name == f"{NEOX_HEAD}.weight" for tensor in tensors):
+        ignore.append(NEOX_HEAD)
     for tensor in tensors:
+        if IN_EXPERTS.fullmatch(tensor.name):
+            raise ArtifactError(
+                f"{where}: {tensor.name}: a mixture of experts; only dense models are quantized",
+                hint="Use it in its own number format: merge without --quantize.",
+            )
         shape = tensor.source.shape
         if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2:
-            continue
-        module = tensor.name.removesuffix(".weight")
-        if module.rpartition(".")[2] in ROUTERS:
-            ignore.append(module)
             continue
         if tensor.dtype not in TORCH_DTYPES or tensor.dtype == "F64":
             raise ArtifactError(

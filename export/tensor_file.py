@@ -112,7 +112,7 @@ def read_tensor_file(path: Path) -> TensorFile:
                 raise ArtifactError(f"{path}: not a safetensors file (its header length is wrong)")
             header = file.read(length)
             size_bytes = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ArtifactError(f"{path}: no such file") from None
     if len(header) < length:
         raise ArtifactError(
@@ -198,11 +198,13 @@ def _parse_header(path: Path, header: bytes) -> tuple[dict[str, str], tuple[Tens
 
     try:
         values = json.loads(header, object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ArtifactError(f"{path}: corrupt header: not JSON") from None
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: corrupt header: expected a JSON object")
     metadata = values.pop("__metadata__", {}) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ArtifactError(f"{path}: corrupt header: __metadata__: expected text by name")
     entries = sorted(
         (_entry(path, name, value) for name, value in values.items()),
         key=lambda entry: (entry.begin, entry.end),

@@ -8,9 +8,32 @@ import torch
 
 from export.adapter import Adapter
 from export.changes import Edit, LowRankChange, TokenRows, same_values
-from export.model_folder import HEAD, BaseModel
+from export.model_folder import CONFIG, BaseModel
 from export.tensor_file import Stored
 from tuneline.core.errors import ArtifactError
+
+
+def check_copies(base: BaseModel) -> None:
+    """Where a tied base stores both tensors, they are one: a server may read either.
+
+    Raises:
+        ArtifactError: The two differ, or what the output layer is tied to is not plain.
+    """
+    head = base.head
+    if not base.stores_head:
+        return
+    if base.embedding is None:
+        raise ArtifactError(
+            f"{base.path}: {CONFIG} ties the output layer {head}, and it is not plain to which of "
+            "the embeddings"
+        )
+    if not same_values(base.stored(base.embedding), base.stored(head)):
+        raise ArtifactError(
+            f"{base.path}: {CONFIG} ties the output layer to the embedding, and {head} differs "
+            f"from {base.embedding}; expected the same values in both",
+            hint=f"Set tie_word_embeddings to false in {base.path / CONFIG} if {head} is what the "
+            f"model computes with, else remove {head}.",
+        )
 
 
 def settle_tied(
@@ -21,7 +44,7 @@ def settle_tied(
     In the live adapter model the output layer multiplies by the base's own weight, unless it is
     itself adapted, or PEFT ties the adapters: `ensure_weight_tying`, and trained tokens always.
     """
-    head = f"{HEAD}.weight"
+    head = base.head
     of_input = edits.setdefault(embedding, Edit())
     of_output = edits.setdefault(head, Edit())
     ensured = all(adapter.config.get("ensure_weight_tying") for adapter in adapters)
@@ -38,10 +61,12 @@ def settle_tied(
         del edits[head]
         if not of_input.changes and of_input.whole is None:
             del edits[embedding]
+        elif base.stores_head:
+            edits[head] = Edit(of_input.whole, list(of_input.changes))
         return None
     if not of_input.changes and of_input.whole is None:
         del edits[embedding]
-    if embedding.count(".") < 2:
+    if embedding.count(".") < 2 and not base.stores_head:
         raise ArtifactError(
             f"{base.path}: {embedding}: the output layer comes to differ from the embedding, and "
             "this base is stored without its head, so that there is no place for one",

@@ -14,31 +14,50 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.config import OnnxConfig
-from export.loaded_model import stop_ids_of_folder
+from export.loaded_model import load_model, stop_ids_of_folder
 from export.logits_graph import (
     EXAMPLE_SHAPE,
-    MAX_LOGIT_DIFFERENCE,
     check_shapes,
+    checked_length,
     copy_small_files,
     exportable,
     max_length,
+    noise,
     require_unquantized,
+    rope_types,
 )
 from export.model_folder import CONFIG, read_json, write_json
-from export.onnx_model import GENAI_CONFIG, ONNX_FILE, check_decoder, logits_runner
+from export.onnx_model import GENAI_CONFIG, ONNX_FILE, decoder_scores, logits_runner
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
 
+if TYPE_CHECKING:
+    import torch
+
 BLOCK_SIZE = 32
 """Weights that share one scale, in int4 and int8; the builder's own default."""
 
 BITS = {"int8": 8, "int4": 4}
+
+MAX_NOISE = {"fp16": 0.001, "int8": 0.05, "int4": 0.5}
+"""By how much of what a model's predictions tell apart its rounded graph may be off: loose bounds,
+which a graph that computes something else exceeds. What rounding costs, `tuneline prove` says."""
+
+MAX_LOGPROB_DIFFERENCE = 1e-3
+"""Of a float32 decoder, in nats; measured differences are 1000 times smaller."""
+
+CHECKED_LENGTH = 9
+
+DECODER_ROPES = {"default", "llama3", "longrope", "su"}
+"""Rotary positions that the builder's graphs compute as transformers does. With `linear` and `yarn`
+a Llama's log-probabilities are off by 0.3 nats, with `dynamic` its graph ends at the length that
+the model was trained with. `su` is an older name of `longrope`."""
 
 
 def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
@@ -84,6 +103,10 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
             f"{model.name}: names no stop token; a decoder would never end an answer",
             hint='Add "eos_token_id" to its generation_config.json.',
         )
+    config = read_json(model.path / CONFIG)
+    for rope_type in sorted(rope_types(config) - DECODER_ROPES):
+        reason = f"the builder's graph has no rotary positions of the type {rope_type!r}"
+        raise _no_decoder(model, str(config.get("model_type")), reason)
     run_builder(model, folder, precision)
     _mend_decoder(folder / ONNX_FILE, model)
     # The builder rewrites stop tokens from several sources; the proven model's own are kept.
@@ -93,7 +116,7 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
     # too small and fails where the window ends.
     genai["model"]["decoder"].pop("sliding_window", None)
     write_json(folder / GENAI_CONFIG, genai)
-    vocabulary = check_decoder(folder, model.name)
+    lengths, vocabulary = _check_decoder(model, folder, precision)
     cache = ["batch", genai["model"]["decoder"]["num_key_value_heads"], "past", "head_size"]
     return {
         "inputs": {
@@ -103,7 +126,58 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
         },
         "outputs": {"logits": {"dtype": "float32", "shape": ["batch", "length", vocabulary]}},
         "length": {"min": 1, "max": genai["model"]["context_length"]},
+        "checked_lengths": lengths,
     }
+
+
+def _check_decoder(model: ModelSource, folder: Path, precision: str) -> tuple[list[int], int]:
+    """Hold a decoder against the model that it came from, in one pass and continued from its cache.
+
+    Returns:
+        The lengths that it was run at, and the number of logits per position.
+
+    Raises:
+        ArtifactError: The graph cannot be run, or computes something else.
+    """
+    import torch
+
+    network, _ = load_model(model.path)
+    family, vocabulary = str(network.config.model_type), int(network.config.vocab_size)
+    score = decoder_scores(folder)
+    generator = torch.Generator().manual_seed(0)
+    lengths = sorted({CHECKED_LENGTH, checked_length(network.config)})
+    for length in lengths:
+        input_ids = torch.randint(vocabulary, (1, length), generator=generator)
+        with torch.inference_mode():
+            expected = network(input_ids=input_ids, use_cache=False).logits[0].float()
+        token_ids, begun = input_ids[0].tolist(), length * 2 // 3
+        try:
+            whole = score(token_ids, length)
+            parts = (score(token_ids[:begun], begun), score(token_ids, length - begun))
+        except (MemoryError, OSError):
+            raise  # of the machine, and not of the graph
+        except Exception as error:
+            raise _no_decoder(model, family, f"its graph cannot be run: {error}") from error
+        for found, how in ((whole, "in one pass"), (torch.cat(parts), "with its cache")):
+            off = _difference(expected, found, precision)
+            if off is not None:
+                reason = f"its graph computes something else at length {length}, {how}: {off}"
+                raise _no_decoder(model, family, reason)
+    return lengths, vocabulary
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor, precision: str) -> str | None:
+    """What is wrong with a decoder's logits, in words; None where they are the model's."""
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return f"logits of shape {tuple(found.shape)}, or not finite"
+    if precision == "fp32":
+        off = float((found.log_softmax(dim=-1) - expected.log_softmax(dim=-1)).abs().max())
+        right = off <= MAX_LOGPROB_DIFFERENCE
+        return None if right else f"log-probabilities differ by {off:.2g} nats"
+    share = noise(expected, found)
+    if share <= MAX_NOISE[precision]:
+        return None
+    return f"{share:.2g} of what its predictions tell apart is lost, at most {MAX_NOISE[precision]}"
 
 
 def _mend_decoder(path: Path, model: ModelSource) -> None:
@@ -199,10 +273,11 @@ def _write_logits(model: ModelSource, folder: Path, precision: str) -> dict[str,
             )  # fmt: skip
         program.save(str(path), external_data=True)
         _forget_sources(path)
-        if precision != "fp32":
-            reduce_weights(path, precision)
-        tolerance = MAX_LOGIT_DIFFERENCE if precision == "fp32" else None
-        return check_shapes(logits_runner(path), logits, model, "ONNX", tolerance)
+        contract = check_shapes(logits_runner(path), logits, model, "ONNX")
+        if precision == "fp32":
+            return contract
+        reduce_weights(path, precision)
+        return check_shapes(logits_runner(path), logits, model, "ONNX", MAX_NOISE[precision])
 
 
 def _forget_sources(path: Path) -> None:

@@ -145,7 +145,7 @@ def _check_inputs(
     if found:
         raise ConfigError(
             found,
-            hint="Try: --set k8s.image=registry.example.com/tuneline-server:0.1.0 "
+            hint="Try: --set k8s.image=registry.example.com/tuneline-server-cpu:v0.32.0 "
             "--set k8s.model_claim=models",
         )
 

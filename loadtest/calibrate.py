@@ -16,7 +16,7 @@ import numpy as np
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.plan import SUCCEEDED, Records
 from loadtest.planning import make_plan
-from loadtest.probe import get
+from loadtest.probe import MAX_PAGE_BYTES, get
 from loadtest.statistics import tpot_s
 from loadtest.workers import run_workers, subprocess_environment
 from tuneline.core.endpoint import Endpoint
@@ -81,7 +81,7 @@ def known_server(*options: str) -> Iterator[Endpoint]:
 
 def truths_of(endpoint: Endpoint) -> list[dict[str, Any]]:
     """The known server's own record, one entry per request."""
-    _, body, _ = get(endpoint.url, "/truth", None)
+    _, body, _ = get(endpoint.url, "/truth", None, max_bytes=MAX_PAGE_BYTES)
     found: list[dict[str, Any]] = json.loads(body)
     return found
 

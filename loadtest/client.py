@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import select
 import socket
@@ -43,6 +44,8 @@ NAP_NS = 1_000_000
 """How long reads may gather before the loop looks again, where the kernel keeps their time."""
 STALE_AFTER_NS = 1_000_000_000
 """A connection idle for longer may have been closed by the server while we send."""
+OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+"""The client's own machine has no file, port or memory left for a connection."""
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop does not hammer a server that refuses."""
 
@@ -107,6 +110,10 @@ class Client:
         self.epoll = select.epoll()
         self.readers: dict[int, Callable[[], None]] = {}
         self.loop.add_reader(self.epoll.fileno(), self.read_all)
+        # Before the connections, which may take every file that the process is allowed.
+        self.ticker = KernelTimer(self.loop, self.tick)
+        begin = self.begin_slots if plan.arrivals_s is None else self.begin_schedule
+        self.timer = KernelTimer(self.loop, begin)
         self.check = SelfCheck([], 0.0, 0, 0, self.kernel_clock)
         self.arrivals_ns: list[int] = []
         self.cursor = 0
@@ -146,12 +153,8 @@ class Client:
         gc.disable()
         cpu_before_s, host_before = cpu_s(), host_times()
         self.next_tick_ns = start_ns
-        self.ticker = KernelTimer(self.loop, self.tick)
         self.ticker.at(start_ns)
-        if self.plan.arrivals_s is None:
-            self.timer = KernelTimer(self.loop, self.begin_slots)
-        else:
-            self.timer = KernelTimer(self.loop, self.begin_schedule)
+        if self.plan.arrivals_s is not None:
             offsets = self.plan.arrivals_s[self.plan.worker :: self.plan.num_workers]
             self.arrivals_ns = [start_ns + round(offset * 1e9) for offset in offsets]
         self.timer.at(start_ns)
@@ -224,6 +227,8 @@ class Client:
     def has_next(self) -> bool:
         if self.plan.arrivals_s is not None:
             return self.cursor < len(self.arrivals_ns)
+        if self.plan.worker >= self.plan.num_workers:
+            return False
         if self.plan.num_requests is not None:
             return self.next_index < self.plan.num_requests
         return self.stop_ns is None or monotonic_ns() < self.stop_ns
@@ -255,7 +260,8 @@ class Client:
         except ConnectionRefusedError as error:
             self.fail(request, "connection_refused", str(error))
         except OSError as error:
-            self.fail(request, "connection_failed", str(error))
+            is_ours = error.errno in OUT_OF_SOCKETS
+            self.fail(request, "client_exhausted" if is_ours else "connection_failed", str(error))
         else:
             if request.end_ns is None:
                 self.send(request, connection)

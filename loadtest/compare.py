@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,10 +91,19 @@ def compare(
             runs: dict[str, list[Result]] = {"a": [], "b": []}
             for round_number in range(num_rounds):
                 seed = config.seed + 100 * number + round_number
+                # One for both sides, and no earlier run's: a prefix cache may hold that one's.
+                permutation_seed = secrets.randbits(64)
                 order = ("a", "b") if round_number % 2 == 0 else ("b", "a")
                 for side in order:
                     endpoint = endpoint_a if side == "a" else endpoint_b
-                    result = measure_scenario(config, scenario, endpoint, prompts, seed=seed)
+                    result = measure_scenario(
+                        config,
+                        scenario,
+                        endpoint,
+                        prompts,
+                        seed=seed,
+                        permutation_seed=permutation_seed,
+                    )
                     runs[side].append(result)
                     stem = f"records-{scenario.name}-{side}{round_number}"
                     result.records.save(draft.dir / f"{stem}.npz")

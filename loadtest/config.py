@@ -213,7 +213,7 @@ class LoadTestConfig(StrictModel):
     seed: int = 0
     """Of the arrival times and of the order of prompts."""
     num_workers: int = Field(default=1, ge=1)
-    """Client processes; they share one schedule."""
+    """Client processes; they share one schedule. A closed loop uses no more than its streams."""
     max_client_lag_s: float | None = Field(default=None, gt=0)
     """The client's own p99 delay in sending, and of its event loop, above which a run is INVALID.
     By default 2 ms, or 2 % of the tightest TTFT or end-to-end objective where that is more."""
@@ -240,7 +240,8 @@ class LoadTestConfig(StrictModel):
 
 
 def longest_s(config: LoadTestConfig) -> float:
-    """Seconds that a whole load test takes at the very most, every request timing out."""
+    """Seconds that a whole load test takes at the very most: every request just ends in time, and
+    every scenario is measured twice."""
     total_s = 0.0
     for scenario in config.scenarios:
         count = (scenario.num_requests or 0) + config.num_warmup_requests
@@ -250,7 +251,7 @@ def longest_s(config: LoadTestConfig) -> float:
         elif scenario.rate_rps is not None and scenario.num_requests is not None:
             slowest = min(scenario.rate_rps, scenario.rate_end_rps or scenario.rate_rps)
             send_s += 2 * count / slowest
-        total_s += send_s + config.timeout_s + 60
+        total_s += 2 * (send_s + config.timeout_s + 60)
     return total_s
 
 

@@ -19,6 +19,9 @@ NUM_RESAMPLES = 400
 CONFIDENCE = 0.95
 MIN_BLOCKS = 5
 """Fewer blocks than this say nothing of the spread between them."""
+TIMES_PER_BLOCK = 8
+"""Autocorrelation times in a block. An interval so takes 40 of them: a series that is shorter may
+hold nothing but a quiet stretch of the queue."""
 MSER_BATCH = 5
 
 
@@ -30,6 +33,44 @@ def block_length(num_overlapping: float) -> int:
         num_overlapping: Requests in flight on average.
     """
     return max(1, math.ceil(2 * num_overlapping))
+
+
+def percentile_above(values: Values, q: float) -> float:
+    """The order statistic at or above numpy's percentile; never NaN where values are infinite."""
+    return float(np.sort(values)[math.ceil((len(values) - 1) * q / 100)])
+
+
+def autocorrelation_time(values: Values) -> float:
+    """How many values count as one, and one standard error more; 1 where the series cannot be told
+    from an independent one, or nine in ten values lie within a tenth of the median: a drift so
+    small decides nothing.
+
+    The integrated autocorrelation time 1 + 2 (rho_1 + rho_2 + ...) up to the first lag that is five
+    times the sum so far, and its error (Madras and Sokal, Journal of Statistical Physics 50, 1988).
+    Of the ranks, so that a heavy tail or a failure weighs no more than its place.
+    """
+    count = len(values)
+    _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[places]
+    low, median, high = (percentile_above(values, q) for q in (5, 50, 95))
+    if low == high or high - low <= 0.1 * median:
+        return 1.0
+    spectrum = np.fft.rfft(ranks - ranks.mean(), 2 * count)
+    covariance = np.fft.irfft(np.abs(spectrum) ** 2)[:count]
+    sums = 2 * np.cumsum(covariance / covariance[0]) - 1
+    beyond = np.flatnonzero(np.arange(count) >= 5 * sums)
+    window = int(beyond[0]) if len(beyond) else count - 1
+    time = float(sums[window])
+    if time <= 1 + 2 * math.sqrt(22 / count):  # two standard errors of 1, whose window is 5
+        return 1.0
+    return time * (1 + math.sqrt(2 * (2 * window + 1) / count))
+
+
+def correlated_block(values: Values, block: int) -> int:
+    """The block that a series itself asks for, and no shorter than `block`. A queue near
+    saturation remembers for much longer than its requests run."""
+    time = autocorrelation_time(values)
+    return max(block, math.ceil(TIMES_PER_BLOCK * time)) if time > 1 else block
 
 
 def bootstrap(

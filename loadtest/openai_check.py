@@ -78,7 +78,7 @@ def openai_check(
                     first_s = time.monotonic()
                 if event.usage is not None:
                     tokens = event.usage.completion_tokens
-        except openai.OpenAIError:
+        except (openai.OpenAIError, ValueError):  # the latter: an event that is not JSON
             return None
         return None if first_s is None or tokens is None else (first_s - sent_s, tokens)
 

@@ -18,7 +18,8 @@ Seconds = NDArray[np.float64]
 class Plan:
     """The requests of one scenario, as every client process of it is given them.
 
-    Process i of W sends the requests whose index modulo W is i.
+    Process i of W sends the requests whose index modulo W is i; one of W or above, where pods have
+    more processes than a closed loop has streams, sends none.
     """
 
     host: str

@@ -25,9 +25,13 @@ def make_plan(
     prompts: Sequence[Messages],
     *,
     seed: int,
+    permutation_seed: int | None = None,
     is_shard: bool = False,
 ) -> tuple[Plan, Workload]:
     """Everything the client processes need, computed before the start.
+
+    Args:
+        permutation_seed, is_shard: As of `build_workload`.
 
     Raises:
         ConfigError: There is nothing to send.
@@ -41,8 +45,16 @@ def make_plan(
         top = max(scenario.rate_rps, scenario.rate_end_rps or 0.0)
         known_count = num_warmup + math.ceil(1.5 * top * scenario.duration_s) + 10
     workload = build_workload(
-        config, endpoint.model, prompts, seed=seed, num_requests=known_count, is_shard=is_shard
+        config,
+        endpoint.model,
+        prompts,
+        seed=seed,
+        num_requests=known_count,
+        permutation_seed=permutation_seed,
+        is_shard=is_shard,
     )
+    # A process of a closed loop without a stream would leave the requests dealt to it unsent.
+    num_workers = min(config.num_workers, scenario.concurrency or config.num_workers)
     arrivals = num_requests = None
     if scenario.loop == "open":
         times, num_warmup = arrival_times(
@@ -51,10 +63,10 @@ def make_plan(
         arrivals = [float(time) for time in times]
         if len(arrivals) <= num_warmup:
             raise ConfigError(f"scenario {scenario.name}: no arrival is left after warm-up")
-        num_connections = _open_loop_connections(scenario, len(arrivals), config.num_workers)
+        num_connections = _open_loop_connections(scenario, len(arrivals), num_workers)
     else:
         assert scenario.concurrency is not None  # noqa: S101 (a closed loop has it)
-        num_connections = -(-scenario.concurrency // config.num_workers)
+        num_connections = -(-scenario.concurrency // num_workers)
         if scenario.num_requests is not None:
             num_requests = num_warmup + scenario.num_requests
     url = split_url(endpoint.url)
@@ -78,7 +90,7 @@ def make_plan(
         num_requests=num_requests,
         duration_s=scenario.duration_s if arrivals is None else None,
         timeout_s=config.timeout_s,
-        num_workers=config.num_workers,
+        num_workers=num_workers,
         worker=0,
         num_connections=min(num_connections, MAX_CONNECTIONS),
     )

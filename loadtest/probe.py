@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import http.client
 import json
 import re
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 
+from loadtest.http1 import MAX_HEAD_BYTES, Framer, ProtocolError
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ServerError
 
 TIMEOUT_S = 10.0
+MAX_BYTES = 1_000_000
+"""Of a list of models; a page of metrics or of the known server's truths may be longer."""
+MAX_PAGE_BYTES = 10_000_000
 ARTIFACT_NAME = re.compile(r"^(?P<name>.+)@(?P<digest>[0-9a-f]{12})$")
 
 
@@ -29,27 +34,40 @@ class Served:
     """The `Server` header."""
 
 
-def connection_to(url: str, ca_file: str | None, timeout_s: float) -> http.client.HTTPConnection:
-    parts = split_url(url)
-    host = str(parts.hostname)
-    if parts.scheme == "https":
-        context = ssl.create_default_context(cafile=ca_file)
-        return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
-    return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
-
-
-def get(url: str, path: str, key: str | None, ca_file: str | None = None) -> tuple[int, bytes, str]:
-    """Status, body and `Server` header of a GET.
+def get(
+    url: str,
+    path: str,
+    key: str | None,
+    ca_file: str | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[int, bytes, str]:
+    """Status, body and `Server` header of a GET, all of it within TIMEOUT_S.
 
     Raises:
-        ServerError: No answer, or one that is not HTTP; the message says which.
+        ServerError: No answer, one that is not HTTP, does not end or is longer than `max_bytes`;
+            the message says which.
     """
-    connection = connection_to(url, ca_file, TIMEOUT_S)
-    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    parts = split_url(url)
+    host, is_tls = str(parts.hostname), parts.scheme == "https"
+    port = parts.port or (443 if is_tls else 80)
+    shown = f"[{host}]" if ":" in host else host
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: {shown}:{port}\r\nUser-Agent: tuneline\r\n"
+        f"Accept: application/json\r\nAccept-Encoding: identity\r\n{authorization}"
+        "Connection: close\r\n\r\n"
+    )
+    deadline_s = time.monotonic() + TIMEOUT_S
     try:
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        return response.status, response.read(10_000_000), response.getheader("Server") or ""
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.create_connection((host, port), TIMEOUT_S))
+            if is_tls:
+                context = ssl.create_default_context(cafile=ca_file)
+                sock = stack.enter_context(context.wrap_socket(sock, server_hostname=host))
+            sock.sendall(request.encode())
+            framer, body = _receive(sock, deadline_s, max_bytes)
+        return framer.status, body, framer.headers.get(b"server", b"").decode("latin-1")
     except ConnectionRefusedError:
         raise ServerError(
             f"{url}: connection refused; expected a server there",
@@ -61,7 +79,7 @@ def get(url: str, path: str, key: str | None, ca_file: str | None = None) -> tup
             hint="Check the spelling of the host.",
         ) from None
     except TimeoutError:
-        raise ServerError(f"{url}: no answer within {TIMEOUT_S:g} s") from None
+        raise ServerError(f"{url}: no whole answer to {path} within {TIMEOUT_S:g} s") from None
     except ssl.SSLCertVerificationError as error:
         raise ServerError(
             f"{url}: its certificate is not trusted ({error.verify_message})",
@@ -71,12 +89,38 @@ def get(url: str, path: str, key: str | None, ca_file: str | None = None) -> tup
         raise ServerError(
             f"{url}: TLS failed ({error.reason})", hint="Is it an http:// server?"
         ) from None
-    except http.client.HTTPException as error:
-        raise ServerError(f"{url}: does not speak HTTP ({type(error).__name__}: {error})") from None
+    except ProtocolError as error:
+        raise ServerError(f"{url}: does not speak HTTP ({error})") from None
+    except _TooLongError:
+        raise ServerError(
+            f"{url}: {path} holds more than {max_bytes / 1e6:g} MB; expected an OpenAI-compatible "
+            "server"
+        ) from None
     except OSError as error:
         raise ServerError(f"{url}: {error.strerror or error}") from None
-    finally:
-        connection.close()
+
+
+class _TooLongError(Exception):
+    """The body is longer than it may be."""
+
+
+def _receive(sock: socket.socket, deadline_s: float, max_bytes: int) -> tuple[Framer, bytes]:
+    framer = Framer()
+    pieces: list[bytes] = []
+    size = 0
+    while not framer.complete:
+        sock.settimeout(max(deadline_s - time.monotonic(), 1e-3))
+        data = sock.recv(65536)
+        if time.monotonic() > deadline_s:
+            raise TimeoutError
+        size += len(data)
+        if size > max_bytes + MAX_HEAD_BYTES:
+            raise _TooLongError
+        if data:
+            framer.feed(data, pieces)
+        elif not framer.close():
+            raise ProtocolError("the connection ended before the answer did")
+    return framer, b"".join(pieces)
 
 
 def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:

@@ -84,11 +84,13 @@ def _measure_until_valid(
     config: LoadTestConfig, number: int, endpoint: Endpoint, prompts: Sequence[Messages]
 ) -> Result:
     """Measure a scenario, and the same once more where the client or its host was in the way: what
-    voids the first try is their own lag, whatever the server's latencies were."""
+    voids the first try is their own lag, whatever the server's latencies were. Not where a request
+    failed or did not end: a second try could hide that."""
     scenario = config.scenarios[number]
     seed = config.seed + number
     first = measure_scenario(config, scenario, endpoint, prompts, seed=seed)
-    if not first.judgement.is_worth_repeating:
+    all_succeeded = first.stats.num_failed == first.stats.num_unfinished == 0
+    if not (first.judgement.is_worth_repeating and all_succeeded):
         return first
     reason = first.judgement.problems[0]
     logger.warning("%s: INVALID (%s); it is measured once more", scenario.name, reason)
@@ -145,6 +147,7 @@ def measure_scenario(
     seed: int,
     give_up: GiveUp = lambda _: False,
     calibration: Calibration | None = None,
+    permutation_seed: int | None = None,
 ) -> Result:
     """Calibrate, run one scenario, read the server's own figures, and judge.
 
@@ -156,8 +159,11 @@ def measure_scenario(
         seed: Of arrivals and order.
         give_up: Asked each second; True ends the run, and what is in flight stays unfinished.
         calibration: An earlier one that holds for this load.
+        permutation_seed: As of `build_workload`.
     """
-    plan, workload = make_plan(config, scenario, endpoint, prompts, seed=seed)
+    plan, workload = make_plan(
+        config, scenario, endpoint, prompts, seed=seed, permutation_seed=permutation_seed
+    )
     if calibration is None and config.calibrate:
         calibration = calibrate(config, scenario, trace_s=plan.arrivals_s or ())
     before = scrape(endpoint)
@@ -225,6 +231,7 @@ def judged(
         slo,
         exact_tokens=asked if config.ignore_eos else None,
         duration_s=scenario.duration_s,
+        ended_early=measured.ended_early,
     )
     client = client_figures(measured.workers)
     examples: dict[str, list[str]] = {}

@@ -15,8 +15,8 @@ from loadtest.document import SCHEMA_VERSION, Result, endpoint_document, scenari
 from loadtest.intervals import CONFIDENCE
 from loadtest.report import plot_rates
 from loadtest.run import measure_scenario, probe_artifact
-from loadtest.statistics import MIN_VALUES
-from loadtest.verdict import Verdict, worst
+from loadtest.statistics import MIN_VALUES, Statistics
+from loadtest.verdict import Judgement, Verdict, worst
 from loadtest.workers import Counters
 from loadtest.workload import Messages
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
@@ -29,6 +29,9 @@ from tuneline.core.progress import logger
 MAX_PROBES = 20
 NUM_HOPELESS = 30
 """So many failures without one answer, and the endpoint is not there."""
+MOST_REQUESTS = 10
+"""A probe that too few requests leave undecided is run again with the number that is needed, up to
+this many times the given one."""
 REPLICA_LOAD = 0.7
 """Share of the highest rate that a replica is planned for."""
 
@@ -47,6 +50,8 @@ class Probe:
     output_tokens_per_s: float | None
     error_rate: float
     problems: list[str]
+    num_needed: int | None = None
+    """Requests that a verdict needs, where it is INCONCLUSIVE for want of them."""
 
 
 def search(
@@ -67,8 +72,10 @@ def search(
     Doubles from `start_rps` until a rate fails, bisects between the last that passes and the first
     that fails until they are `precision` apart, and runs the winner again, twice as long and with
     another schedule: the best of several tries is otherwise too good. A rate passes only where the
-    95 % intervals of its percentiles lie below the objectives; INCONCLUSIVE counts as failed. Steps
-    down where the second run fails. Writes an artifact of kind `load-search`.
+    95 % intervals of its percentiles lie below the objectives; INCONCLUSIVE counts as failed, but
+    where an interval only wants more requests the rate is tried once more with enough, up to
+    MOST_REQUESTS times the given number. Steps down where the second run fails. Writes an artifact
+    of kind `load-search`.
 
     Args:
         config: Objectives, workload and client options; its scenarios are not used.
@@ -100,8 +107,9 @@ def search(
     }  # fmt: skip
     with new_artifact(out, "load-search", config=resolved, inputs=inputs) as draft:
         probes: list[Probe] = []
+        undecided: dict[float | None, int] = {}
 
-        def holds(rate_rps: float, *, num: int, seed: int) -> bool:
+        def measured(rate_rps: float, num: int, seed: int) -> Probe:
             """Raises _CannotTell where a probe says nothing of the endpoint, twice."""
             for attempt in range(2):
                 result, stopped = _probe(
@@ -117,10 +125,28 @@ def search(
                     kinds = ", ".join(result.stats.errors) or "unfinished"
                     raise _CannotTell(f"no request succeeded at {rate_rps:.3g} requests/s: {kinds}")
                 if probe.verdict != "INVALID":
-                    return probe.verdict == "PASS"
+                    return probe
             raise _CannotTell(
                 f"at {rate_rps:.3g} requests/s the measurement is invalid: {probe.problems[0]}"
             )
+
+        def holds(rate_rps: float, *, num: int, seed: int) -> bool:
+            """Notes in `undecided` a rate that the number of requests leaves open."""
+            probe = measured(rate_rps, num, seed)
+            most = MOST_REQUESTS * num_requests
+            if probe.num_needed is not None and num < probe.num_needed <= most:
+                # Twice what it takes: a short run has fewer requests in flight than a long one.
+                more = min(2 * probe.num_needed, most)
+                logger.info("  %.4g requests/s: again, with %d requests", rate_rps, more)
+                probe = measured(rate_rps, more, seed + 20_000)
+            if probe.num_needed is not None:
+                logger.info(
+                    "  %.4g requests/s: undecided: it takes %d requests; at most %d (%d times "
+                    "the given number) are sent",
+                    rate_rps, probe.num_needed, most, MOST_REQUESTS,
+                )  # fmt: skip
+                undecided[rate_rps] = probe.num_needed
+            return probe.verdict == "PASS"
 
         best: float | None = None
         failing: float | None = None
@@ -138,7 +164,7 @@ def search(
                 failing = best
                 lower = best / (1 + precision)
                 best = lower if lower >= start_rps / 8 else None
-            problems = [] if confirmed else [_why_not(best, probes)]
+            problems = [] if confirmed else [_why_not(best, probes, undecided.get(failing))]
             verdict = "PASS" if confirmed else "INCONCLUSIVE"
         except _CannotTell as cannot:
             verdict, problems, best = "INVALID", [str(cannot)], None
@@ -157,7 +183,7 @@ def search(
             "num_confirmations": num_confirmations,
             "interval_confidence": CONFIDENCE,
             "precision": failing / best - 1 if confirmed and best and failing else None,
-            "limited_by": _limited_by(confirmed, failing),
+            "limited_by": _limited_by(confirmed, failing, failing in undecided),
             "capacity": {
                 "rate_per_replica_rps": REPLICA_LOAD * best if confirmed and best else None,
                 "share_of_max": REPLICA_LOAD,
@@ -179,8 +205,11 @@ class _CannotTell(Exception):
     """The search stops: what it would bisect on is not the endpoint's doing."""
 
 
-def _limited_by(confirmed: bool, failing: float | None) -> str | None:
-    """`objectives`, or `max_rate` where no rate failed and the endpoint may hold more."""
+def _limited_by(confirmed: bool, failing: float | None, is_undecided: bool) -> str | None:
+    """`objectives`, `num_requests` where the rate above only wanted more requests, or `max_rate`
+    where no rate failed; in the last two cases the endpoint may hold more."""
+    if is_undecided:
+        return "num_requests"
     if not confirmed:
         return None
     return "max_rate" if failing is None else "objectives"
@@ -242,7 +271,9 @@ def sweep(
         _write(document, draft.dir)
         plot_rates([asdict(probe) for probe in probes], draft.dir)
         draft.metrics.update(
-            verdict="PASS", problems=[], rates={str(p.rate_rps): p.verdict for p in probes}
+            verdict=document["verdict"],
+            problems=document["problems"],
+            rates={str(p.rate_rps): p.verdict for p in probes},
         )
     return open_artifact(out)
 
@@ -325,10 +356,12 @@ def _most_in_flight(config: LoadTestConfig, rate_rps: float) -> float:
 
 
 def _summary(rate_rps: float, result: Result, stopped: bool) -> Probe:
-    stats = result.stats
+    """A probe that was stopped has failed, unless the client was the reason."""
+    stats, judgement = result.stats, result.judgement
+    failed = stopped and not judgement.is_worth_repeating
     return Probe(
         rate_rps=rate_rps,
-        verdict="FAIL" if stopped else result.judgement.verdict,
+        verdict="FAIL" if failed else judgement.verdict,
         stopped_early=stopped,
         num_requests=stats.num_offered,
         ttft_p90_s=stats.latencies["ttft_s"].p90,
@@ -336,11 +369,32 @@ def _summary(rate_rps: float, result: Result, stopped: bool) -> Probe:
         e2e_p90_s=stats.latencies["e2e_s"].p90,
         output_tokens_per_s=stats.throughput.output_tokens_per_s,
         error_rate=stats.error_rate,
-        problems=result.judgement.problems,
+        problems=judgement.problems,
+        num_needed=None if failed else _num_needed(stats, judgement),
     )
 
 
-def _why_not(best: float | None, probes: Sequence[Probe]) -> str:
+def _num_needed(stats: Statistics, judgement: Judgement) -> int | None:
+    """Requests with which every objective has its interval; None where there is another reason why
+    they do not hold."""
+    if judgement.verdict != "INCONCLUSIVE" or stats.steady_state.growing:
+        return None
+    open_ones = [one for one in judgement.objectives if one.verdict == "INCONCLUSIVE"]
+    needed = [
+        # A request may give no value, such as an answer of one token its TPOT.
+        math.ceil(one.num_needed * stats.num_offered / one.n)
+        for one in open_ones
+        if one.num_needed is not None
+    ]
+    return max(needed) if needed and len(needed) == len(open_ones) else None
+
+
+def _why_not(best: float | None, probes: Sequence[Probe], num_needed: int | None) -> str:
+    if num_needed is not None:
+        return (
+            f"too few requests to judge a rate by: {num_needed} are needed; with --requests "
+            f"{-(-num_needed // MOST_REQUESTS)} or more they are sent"
+        )
     if best is None:
         return f"no rate down to {min(probe.rate_rps for probe in probes):.3g} requests/s holds"
     return f"no rate held twice within {MAX_PROBES} probes"
@@ -353,7 +407,15 @@ def require_objective(config: LoadTestConfig, num_requests: int) -> None:
         ConfigError: No latency, throughput or goodput objective is set, or a percentile's is that
             `num_requests` cannot judge.
     """
-    given = config.slo.model_dump(exclude_none=True).keys() - {"max_error_rate"}
+    slo = config.slo.model_dump(exclude_none=True)
+    limits = {name for name in slo if name.startswith("goodput_")}
+    given = slo.keys() - limits - {"max_error_rate"}
+    if limits and not given:
+        raise ConfigError(
+            f"the search needs an objective: {', '.join(sorted(limits))} only says which requests "
+            "are good, not how many must be",
+            hint="Try: --set loadtest.slo.min_goodput_share=0.9",
+        )
     if not given:
         raise ConfigError(
             "the search needs an objective besides max_error_rate",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from loadtest.probe import get
+from loadtest.probe import MAX_PAGE_BYTES, get
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 
@@ -64,7 +64,7 @@ def scrape(endpoint: Endpoint) -> Scrape | None:
     """What `/metrics` beside `/v1` says now; None where there is no such page."""
     path = urlsplit(endpoint.url).path.rstrip("/").removesuffix("/v1") + "/metrics"
     try:
-        status, body, _ = get(endpoint.url, path, endpoint.api_key)
+        status, body, _ = get(endpoint.url, path, endpoint.api_key, max_bytes=MAX_PAGE_BYTES)
     except ServerError:
         return None
     found = parse(body.decode(errors="replace")) if status == 200 else Scrape()

@@ -17,6 +17,7 @@ import msgspec
 from loadtest.http1 import Framer, ProtocolError
 
 DONE = b"[DONE]"
+BOM = b"\xef\xbb\xbf"
 
 
 class _Delta(msgspec.Struct):
@@ -45,6 +46,8 @@ class _Event(msgspec.Struct):
     usage: _Usage | None = None
     error: Any = None
     object: Any = None
+    code: Any = None
+    message: Any = None
 
 
 decode_event = msgspec.json.Decoder(_Event).decode
@@ -56,6 +59,9 @@ class SseDecoder:
     def __init__(self) -> None:
         self._pending = b""
         self._data: list[bytes] = []
+        self._at_start = True
+        self._after_return = False
+        """The last read ended in a carriage return: a line feed that follows is no line's end."""
 
     @property
     def between_events(self) -> bool:
@@ -66,6 +72,15 @@ class SseDecoder:
         if self._pending:
             data = self._pending + data
             self._pending = b""
+        if self._at_start:
+            if len(data) < len(BOM) and BOM.startswith(data):
+                self._pending = data
+                return []
+            self._at_start = False
+            data = data.removeprefix(BOM)
+        if self._after_return and data:
+            self._after_return = False
+            data = data.removeprefix(b"\n")
         # The common case: whole events of one data line each.
         if not self._data and data.endswith(b"\n\n") and b"\r" not in data:
             blocks = data[:-2].split(b"\n\n")
@@ -82,6 +97,7 @@ class SseDecoder:
                 self._pending = data[position:]
                 return events
             line, position = data[position : line_end[0]], line_end[1]
+            self._after_return = position == len(data) and data.endswith(b"\r")
             if not line:
                 if self._data:
                     events.append(b"\n".join(self._data))
@@ -97,8 +113,6 @@ def _line_end(data: bytes, start: int) -> tuple[int, int] | None:
     carriage = data.find(b"\r", start, newline if newline >= 0 else len(data))
     if carriage < 0:
         return None if newline < 0 else (newline, newline + 1)
-    if carriage + 1 == len(data):
-        return None  # a line feed may follow in the next read
     return carriage, carriage + 2 if data[carriage + 1 : carriage + 2] == b"\n" else carriage + 1
 
 
@@ -175,7 +189,7 @@ def parse_response(
     except ProtocolError as error:
         answer.error, answer.message = "protocol_error", str(error)
     answer.http_status = framer.status
-    answer.text = "".join(texts)
+    answer.text = _encodable("".join(texts))
     if answer.error is not None:
         return answer
     whole = framer.close() if closed else framer.complete
@@ -218,10 +232,11 @@ def _take_event(answer: Answer, time: int, payload: bytes, texts: list[str] | No
         return
     try:
         event = decode_event(payload)
-    except msgspec.DecodeError as error:  # a ValidationError is one
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is the former
         answer.error, answer.message = "invalid_sse", f"{error}: {payload[:120]!r}"
         return
-    if event.error or event.object == "error":
+    is_error = event.choices is None and event.code is not None and event.message is not None
+    if event.error or event.object == "error" or is_error:
         answer.error, answer.message = "error_event", error_message(payload)
         return
     usage = event.usage
@@ -240,6 +255,8 @@ def _take_event(answer: Answer, time: int, payload: bytes, texts: list[str] | No
     if choice.finish_reason is not None:
         answer.finish_time = time
         answer.finish_reason = str(choice.finish_reason)
+        if answer.finish_reason == "abort":
+            answer.error, answer.message = "aborted", "the server gave the answer up (abort)"
 
 
 def _text(choice: _Choice) -> str:
@@ -267,7 +284,7 @@ def _take_usage(answer: Answer, usage: _Usage) -> None:
 
 
 def error_message(body: bytes) -> str:
-    """The message inside an error body, or its beginning."""
+    """The message inside an error body, or its beginning; text that UTF-8 can hold."""
     text = body.decode(errors="replace").strip()
     try:
         found = json.loads(text)
@@ -277,8 +294,13 @@ def error_message(body: bytes) -> str:
         error = found.get("error", found)
         if isinstance(error, dict):
             error = error.get("message", error)
-        return str(error)[:200]
+        return _encodable(str(error)[:200])
     return text[:200]
+
+
+def _encodable(text: str) -> str:
+    """JSON can name half of a surrogate pair, which no file can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _seconds(value: bytes | None) -> float | None:

@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.config import SLO
-from loadtest.intervals import MIN_BLOCKS, SteadyState, block_length, bootstrap, steady_state
+from loadtest.intervals import (
+    MIN_BLOCKS,
+    SteadyState,
+    block_length,
+    bootstrap,
+    correlated_block,
+    steady_state,
+)
 from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Records
 from loadtest.schedule import Dispersion, dispersion
 
@@ -42,6 +49,8 @@ class Figure:
     """Why a percentile is null."""
     ci95: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     """95 % moving-block bootstrap interval of each percentile; a null bound is infinite."""
+    num_needed: int | None = None
+    """Values that intervals need, where there are too few."""
 
     def percentile(self, q: int) -> float | None:
         value: float | None = getattr(self, f"p{q}")
@@ -130,8 +139,8 @@ def figure(
     values: Values, unit: str = "s", *, withhold: bool = True, block: int | None = None
 ) -> Figure:
     """A distribution; percentiles that its size cannot support are withheld, unless they only
-    describe these very values (the client's own lags). With `block`, the length of a bootstrap
-    block, percentiles get their intervals."""
+    describe these very values (the client's own lags). With `block`, the least length of a
+    bootstrap block, percentiles get their intervals."""
     finite = values[np.isfinite(values)]
     found: dict[int, float | None] = {}
     withheld = {}
@@ -146,16 +155,19 @@ def figure(
         if found[q] is None:
             withheld[f"p{q}"] = "infinite: too many requests failed"
     ci95 = {}
-    if block is not None:
+    num_needed = None
+    if block is not None and len(values):
+        block = correlated_block(values, block)
         shown = tuple(q for q in PERCENTILES if found[q] is not None)
         for q, bounds in bootstrap(values, shown, block).items() if shown else ():
             low, high = (bound if np.isfinite(bound) else None for bound in bounds)
             ci95[f"p{q}"] = (low, high)
         for q in shown:
             if f"p{q}" not in ci95:
+                num_needed = MIN_BLOCKS * block
                 withheld[f"p{q}_ci95"] = (
-                    f"no interval from {len(values)} values at this many requests in flight; at "
-                    f"least {MIN_BLOCKS * block} are needed"
+                    f"no interval from {len(values)} values that depend on their neighbours as "
+                    f"these do; at least {num_needed} are needed"
                 )
     return Figure(
         unit=unit,
@@ -167,6 +179,7 @@ def figure(
         max_of_succeeded=float(np.max(finite)) if len(finite) else None,
         withheld=withheld,
         ci95=ci95,
+        num_needed=num_needed,
     )
 
 
@@ -240,7 +253,12 @@ def good(records: Records, slo: SLO) -> NDArray[np.bool_]:
 
 
 def statistics(
-    records: Records, slo: SLO, *, exact_tokens: Values | None, duration_s: float | None
+    records: Records,
+    slo: SLO,
+    *,
+    exact_tokens: Values | None,
+    duration_s: float | None,
+    ended_early: bool = False,
 ) -> Statistics:
     """Every figure of one scenario.
 
@@ -249,6 +267,7 @@ def statistics(
         slo: For its goodput limits.
         exact_tokens: Tokens that each row's answer must have; None where they end by themselves.
         duration_s: The scenario's measured duration, where it has one.
+        ended_early: The run was given up: what was not sent by then was not to be sent.
     """
     measured = records.select(~records.warmup)
     states = {code: int(np.sum(measured.state == code)) for code in (0, 1, 2)}
@@ -256,8 +275,11 @@ def statistics(
     latencies = latency_values(measured)
     in_flight = mean_in_flight(measured)
     block = block_length(in_flight or 1.0)
-    began = ~np.isnan(measured.intended_s)
     sent = ~np.isnan(measured.sent_s)
+    # A request that failed before it was sent found no connection: the server's failure, and no
+    # arrival that the client kept back. One that the client never began is.
+    kept_back = (measured.state == UNFINISHED) & ~np.isnan(measured.intended_s) & ~sent
+    scheduled = sent if ended_early else sent | kept_back
     return Statistics(
         num_offered=len(measured),
         num_succeeded=states[SUCCEEDED],
@@ -274,7 +296,7 @@ def statistics(
         throughput=_throughput(records, measured, slo, duration_s),
         tokens=_tokens(measured, None if exact_tokens is None else exact_tokens[~records.warmup]),
         send_lag=figure((measured.sent_s - measured.intended_s)[sent], withhold=False),
-        arrivals_scheduled=dispersion(measured.intended_s[began]),
+        arrivals_scheduled=dispersion(measured.intended_s[scheduled]),
         arrivals_delivered=dispersion(measured.sent_s[sent]),
         mean_in_flight=in_flight,
         steady_state=_steady_state(measured, block),

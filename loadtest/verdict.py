@@ -43,6 +43,8 @@ class Objective:
     n: int
     verdict: Verdict
     reason: str
+    num_needed: int | None = None
+    """Values that a verdict needs, where it is INCONCLUSIVE for want of an interval."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,11 @@ def _client(
         warnings.append(
             f"max_client_lag_s grants the client {config.max_client_lag_s * 1e3:g} ms of lag and "
             "widens what arrivals may differ by: not for a release decision"
+        )
+    exhausted = stats.errors.get("client_exhausted", 0)
+    if exhausted:
+        problems.append(
+            f"the client ran out of sockets or ports: {exhausted} requests were not sent"
         )
     if open_loop and stats.num_offered > 10:
         problems += _arrivals(stats, config.max_client_lag_s or 0.0)
@@ -307,7 +314,8 @@ def _latency(name: str, limit: float, figure: Figure, q: int) -> Objective:
         spread = f", 95 % interval {low or 0:.4g} to {'inf' if high is None else f'{high:.4g}'}"
         shown = spread if f"p{q}" in figure.ci95 else f", {no_interval}" if no_interval else ""
         reason = f"{value:.4g} s{shown}, at most {limit:g} s is allowed (N = {figure.n})"
-    return Objective(name, limit, value, "s", figure.n, verdict, reason)
+    num_needed = figure.num_needed if verdict == "INCONCLUSIVE" else None
+    return Objective(name, limit, value, "s", figure.n, verdict, reason, num_needed)
 
 
 def _error_rate(limit: float, stats: Statistics) -> Objective:

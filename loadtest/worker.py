@@ -176,7 +176,7 @@ def to_records(
 
 def _says_more(answer: Answer) -> bool:
     error = answer.error or ""
-    return error in ("error_event", "invalid_sse") or error.startswith("http_")
+    return error in ("error_event", "invalid_sse", "aborted") or error.startswith("http_")
 
 
 def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:

@@ -43,6 +43,8 @@ class Measured:
     """Each process's account of itself."""
     start_unix_s: float
     """Wall-clock time of second zero of the records."""
+    ended_early: bool = False
+    """The watch ended it."""
 
 
 Watch = Callable[[Counters], bool]
@@ -107,12 +109,14 @@ def run_workers(
             for process in processes:
                 _tell(process, f"start {start_ns}")
             deadline_s = time.monotonic() + delay_s + longest_s(plan) + END_MARGIN_S
+            ended_early = False
             while any(process.poll() is None for process in processes):
                 _wait(processes)
                 if time.monotonic() > deadline_s:
                     raise ServerError("a load-test client did not end in time")
                 totals = [sum(int(view[place]) for view in views) for place in range(4)]
                 if watch(Counters(*totals)):
+                    ended_early = True
                     for process in processes:
                         process.terminate()
             for process in processes:
@@ -132,6 +136,7 @@ def run_workers(
             merge_records([Records.load(out / f"records-{number}.npz") for number in numbers]),
             [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers],
             start_unix_s,
+            ended_early,
         )
 
 

@@ -56,12 +56,13 @@ def build_workload(
     *,
     seed: int,
     num_requests: int | None,
+    permutation_seed: int | None = None,
     is_shard: bool = False,
 ) -> Workload:
     """Bodies for a scenario.
 
-    Token ids are exchanged by a permutation of this run's own: what the requests share, they still
-    share, and what an earlier run left in the server's prefix cache answers none of them.
+    Token ids are exchanged by a permutation: what the requests share, they still share, and what a
+    run with another permutation left in the server's prefix cache answers none of them.
 
     Args:
         config: Its `workload`, `max_tokens`, `ignore_eos` and `extra_body`.
@@ -69,7 +70,9 @@ def build_workload(
         prompts: For `source: prompts`.
         seed: Of the order and of the random lengths and tokens.
         num_requests: How many requests the scenario sends, where it is known.
-        is_shard: Others send parts of the same test: no permutation, so that all send the same.
+        permutation_seed: Of the permutation, for runs that are to send the same ids; a run without
+            one has a permutation of its own.
+        is_shard: Others that know of no common seed send parts of the same test: no permutation.
 
     Raises:
         ConfigError: There are no prompts.
@@ -108,7 +111,8 @@ def build_workload(
     run_id = uuid.uuid4().hex[:12]
     id_of = np.arange(workload.max_token_id)
     if not is_shard:
-        id_of[FIRST_TOKEN_ID:] = np.random.default_rng().permutation(id_of[FIRST_TOKEN_ID:])
+        ids_rng = np.random.default_rng(permutation_seed)
+        id_of[FIRST_TOKEN_ID:] = ids_rng.permutation(id_of[FIRST_TOKEN_ID:])
     bodies, tokens, contents = [], [], []
     for number in range(count):
         prompt = found[number % len(found)]

@@ -16,7 +16,7 @@ from serving.config import ServedParityConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
-from tuneline.core.parity import Tolerances, compare, write_parity
+from tuneline.core.parity import Tolerances, added, compare, write_parity
 from tuneline.core.progress import progress
 from tuneline.core.reference import (
     Continuation,
@@ -32,13 +32,26 @@ TOKEN_ID = "token_id:"  # noqa: S105 (how vLLM writes an id in place of a text)
 
 COMPUTED_TOLERANCES = {
     "float32": Tolerances(
-        min_greedy_agreement=1.0, max_logprob_difference=1e-3, mean_logprob_difference=1e-4
+        min_greedy_agreement=1.0,
+        min_token_agreement=1.0,
+        max_logprob_difference=1e-3,
+        mean_logprob_difference=1e-4,
     ),
     "float16": Tolerances(
-        min_greedy_agreement=0.95, max_logprob_difference=0.1, mean_logprob_difference=0.01
+        min_greedy_agreement=0.95,
+        min_token_agreement=0.9,
+        max_logprob_difference=0.03,
+        mean_logprob_difference=8e-4,
+        mean_kl=4e-6,
+        max_accuracy_drop=0.05,
     ),
     "bfloat16": Tolerances(
-        min_greedy_agreement=0.90, max_logprob_difference=0.5, mean_logprob_difference=0.05
+        min_greedy_agreement=0.90,
+        min_token_agreement=0.8,
+        max_logprob_difference=0.5,
+        mean_logprob_difference=0.008,
+        mean_kl=7e-4,
+        max_accuracy_drop=0.05,
     ),
 }
 """By the number format that the server computes in; docs/parity.md says why."""
@@ -52,6 +65,8 @@ def prove_served(
     *,
     inputs: Sequence[Input] = (),
     dtype: str = "float32",
+    weights: Tolerances | None = None,
+    stated_weights: str | None = None,
 ) -> Artifact:
     """Ask every prompt of the reference over the network and compare prompt ids, greedy answers and
     log-probabilities.
@@ -60,6 +75,9 @@ def prove_served(
         inputs: What is served, recorded in the manifest beside the reference.
         dtype: The number format that the server computes in: float32, float16 or bfloat16. It
             sets the tolerances where `config` has none.
+        weights: What the rounding of the served weights may cost; added to what the arithmetic may.
+        stated_weights: Their number format, where the caller says which weights are served and
+            nothing but his word binds them to the server.
 
     Returns:
         An artifact of kind `parity` with `parity.json`; a failed verdict raises nothing.
@@ -84,10 +102,13 @@ def prove_served(
                     advance(len(found))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, ask no further prompts
-    tolerances = config.tolerances or COMPUTED_TOLERANCES[dtype]
+    default = COMPUTED_TOLERANCES[dtype]
+    tolerances = config.tolerances or (default if weights is None else added(weights, default))
+    noise = reference_noise(reference)
+    parity = compare("served", expected, found, tolerances, reference_noise=noise)
     return write_parity(
         out,
-        compare("served", expected, found, tolerances, reference_noise=reference_noise(reference)),
+        parity.model_copy(update={"stated_weights": stated_weights}),
         tolerances,
         config={"form": "served", "model": endpoint.model, "concurrency": config.concurrency},
         inputs=[reference.as_input("reference"), *inputs],

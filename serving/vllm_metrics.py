@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-VLLM_RELEASE = "0.32"
-
 VLLM_METRICS: dict[str, Literal["counter", "gauge", "histogram"]] = {
     # Load: requests being computed and waiting, and the share (0 to 1) of the KV cache in use.
     "vllm:num_requests_running": "gauge",

@@ -193,17 +193,21 @@ def _parity_form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
 
 
 def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
+    from export.parity import weight_tolerances
     from serving.parity import prove_served
 
     serving = line.run.config.serving
-    weights = line.base if serving.mode == "adapter" else model_source(made["model"])
+    merged = serving.mode == "merged"  # else the base is served, as the trained model has it
+    weights = model_source(made["model"]) if merged else line.base
+    dtype = computed_dtype(serving.dtype, weights)
     return prove_served(
         serving.parity,
         made["reference"],
         line.endpoint(made),
         out,
         inputs=served_inputs(line, made),
-        dtype=computed_dtype(serving.dtype, weights),
+        dtype=dtype,
+        weights=weight_tolerances(weights, dtype) if merged else None,
     )
 
 

@@ -31,7 +31,6 @@ KINDS = (("message", 47), ("task", 45), ("talk", 5), ("chain", 3))
 # What share of the messages is a terse note of single words, or has words left out.
 TERSE = 0.4
 CLIPPED = 0.25
-GLUE = (" ", " ", ", ", " and ", " the ", " is ", " in ", " of ")
 
 Turn = dict[str, str]
 Conversation = list[Turn]

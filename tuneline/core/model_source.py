@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneline.core.artifact import MANIFEST, Input, canonical_digest, file_sha256, open_artifact
+from tuneline.core.artifact import (
+    MANIFEST,
+    Input,
+    canonical_digest,
+    disk_full,
+    file_sha256,
+    open_artifact,
+)
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
 
@@ -48,6 +56,7 @@ def resolve_model(
 
     Raises:
         MissingError: There is no such model.
+        DiskFullError: The Hub's cache has no room for it.
         ArtifactError: The folder holds no safetensors model, or holds pickled weights alone.
     """
     folder = (relative_to or Path()) / name
@@ -108,6 +117,8 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
         hub.errors.HfHubHTTPError,
         hub.errors.LocalEntryNotFoundError,
     ) as e:
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(Path(hub.constants.HF_HUB_CACHE)) from e
         reason = str(e).strip().splitlines()[0]
         raise MissingError(
             f"base model {at!r}: neither a folder here nor to be had from the Hugging Face Hub "

@@ -27,6 +27,8 @@ class Tolerances(StrictModel):
 
     min_greedy_agreement: float | None = 1.0
     """Least share of prompts whose whole greedy answer equals the reference's."""
+    min_token_agreement: float | None = 0.5
+    """Least share of the reference's tokens that come before their answer's first divergence."""
     max_logprob_difference: float | None = 0.05
     """Largest difference of any compared token's log-probability, in nats."""
     mean_logprob_difference: float | None = 0.005
@@ -36,6 +38,26 @@ class Tolerances(StrictModel):
     max_accuracy_drop: float | None = None
     """How much smaller the share of right answers may be than the reference's; judged where the
     reference holds expected answers."""
+
+
+def added(weights: Tolerances, arithmetic: Tolerances) -> Tolerances:
+    """What rounded weights in another arithmetic may differ by. Differences add (the triangle
+    inequality), and so do shortfalls of agreement; the divergence and the accuracy are judged as
+    those of the weights."""
+
+    def total(name: str) -> float | None:
+        one: float | None = getattr(weights, name)
+        other: float | None = getattr(arithmetic, name)
+        if one is None or other is None:
+            return None
+        # Rounded, because 0.95 + 0.9 - 1 is not 0.85 in binary.
+        return round(max(one + other - 1, 0.0) if name.startswith("min_") else one + other, 9)
+
+    names = (
+        "min_greedy_agreement", "min_token_agreement",
+        "max_logprob_difference", "mean_logprob_difference",
+    )  # fmt: skip
+    return weights.model_copy(update={name: total(name) for name in names})
 
 
 class Divergence(StrictModel):
@@ -62,7 +84,8 @@ class Parity(StrictModel):
     num_tokens: int
     """Tokens of the reference's answers."""
     num_agreeing_tokens: int
-    """Of these, tokens before each answer's first divergence; the differences are over these."""
+    """Of these, tokens before each answer's first divergence. The differences are over these and
+    the reference's token at each divergence, where both have still seen the same context."""
     greedy_agreement: float
     token_agreement: float
     max_logprob_difference: float | None
@@ -79,6 +102,9 @@ class Parity(StrictModel):
     reference_accuracy: float | None = None
     accuracy: float | None = None
     """Shares of right answers among these, but for white space around them; None without any."""
+    stated_weights: str | None = None
+    """Number format of the weights that a server is said to hold: the caller's word, which chose
+    the tolerances. None where nobody had to say it."""
     first_divergences: list[Divergence]
     problems: list[str]
     """Why the verdict is `fail`; empty on `pass`."""
@@ -95,9 +121,9 @@ def compare(
 ) -> Parity:
     """Hold a form's greedy answers against the reference's, prompt by prompt.
 
-    Log-probabilities are compared on the tokens before an answer's first divergence, where both
-    have seen the same context. An answer is right where it equals the expected one that the
-    reference holds.
+    Log-probabilities are compared on the tokens up to an answer's first divergence and on the
+    reference's own token there: so far, both have seen the same context. An answer is right where
+    it equals the expected one that the reference holds.
 
     Args:
         reference_noise: What two runs of the reference itself differ by, in nats; reported.
@@ -125,6 +151,10 @@ def compare(
                 expected.top_logprobs[:common], found.top_logprobs[:common], strict=False
             )
         ]
+        if common < min(len(expected.token_ids), len(found.token_ids)):
+            difference, divergence_kl = _at_divergence(common, expected, found)
+            differences.append(difference)
+            divergences_kl.append(divergence_kl)
         if expected.token_ids == found.token_ids:
             equal_answers += 1
         else:
@@ -144,11 +174,9 @@ def compare(
         num_agreeing_tokens=agreeing,
         greedy_agreement=equal_answers / len(reference),
         token_agreement=agreeing / num_tokens,
-        max_logprob_difference=_finite(max(differences, default=math.inf)),
-        mean_logprob_difference=_finite(
-            sum(differences) / len(differences) if differences else math.inf
-        ),
-        mean_kl=sum(divergences_kl) / len(divergences_kl) if divergences_kl else None,
+        max_logprob_difference=_finite(max(differences, key=_nan_first, default=math.inf)),
+        mean_logprob_difference=_mean(differences),
+        mean_kl=_mean(divergences_kl),
         reference_noise=reference_noise,
         num_expected_answers=len(judged),
         reference_accuracy=_share([right == own for right, own, _ in judged]),
@@ -190,9 +218,11 @@ def describe(parity: Parity) -> str:
         f"{parity.form}: {parity.verdict.upper()}: {parity.num_equal_answers} of "
         f"{parity.num_prompts} answers equal, prompt ids equal on "
         f"{parity.num_prompts_with_equal_ids}, log-probability difference at most "
-        f"{_nats(parity.max_logprob_difference)} (mean {_nats(parity.mean_logprob_difference)}) "
-        f"over {parity.num_agreeing_tokens} tokens"
+        f"{_nats(parity.max_logprob_difference)} (mean {_nats(parity.mean_logprob_difference)}), "
+        f"{parity.num_agreeing_tokens} of {parity.num_tokens} tokens before a divergence"
     ]
+    if parity.stated_weights is not None:
+        lines.append(f"  the served weights are {parity.stated_weights}, by the caller's word")
     for divergence in parity.first_divergences[:3]:
         margin = (
             f"; the reference preferred its own by {divergence.expected_margin:.2g} nats"
@@ -218,11 +248,10 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
         found, allowed = getattr(parity, name), getattr(tolerances, name)
         if allowed is not None and (found is None or found > allowed):
             problems.append(f"{name} is {_nats(found)}; at most {allowed:g} nats is allowed")
-    required = tolerances.min_greedy_agreement
-    if required is not None and parity.greedy_agreement < required:
-        problems.append(
-            f"greedy_agreement is {parity.greedy_agreement:.4f}; at least {required:g} is required"
-        )
+    for name in ("greedy_agreement", "token_agreement"):
+        share, required = getattr(parity, name), getattr(tolerances, f"min_{name}")
+        if required is not None and share < required:
+            problems.append(f"{name} is {share:.4f}; at least {required:g} is required")
     drop = tolerances.max_accuracy_drop
     if drop is not None and parity.accuracy is not None and parity.reference_accuracy is not None:
         # The smallest step of a share is one answer: compared in answers, free of rounding.
@@ -237,6 +266,15 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
 
 def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return _finite(sum(values) / len(values)) if values else None
+
+
+def _nan_first(value: float) -> float:
+    """A key for max(), which would pass over what is not a number."""
+    return math.inf if math.isnan(value) else value
 
 
 def _finite(value: float) -> float | None:
@@ -263,6 +301,28 @@ def _divergence(
         found_text=found.text[start : start + 40] or "(the end)",
         expected_margin=margin,
     )
+
+
+def _at_divergence(
+    position: int, expected: Continuation, found: Continuation
+) -> tuple[float, float]:
+    """How far the two differ where their answers part: in the log-probability of the reference's
+    token, and as a divergence. Where the form does not list that token, both are lower bounds."""
+    token, own = expected.token_ids[position], expected.logprobs[position]
+    ranked = {found.token_ids[position]: found.logprobs[position]}
+    if position < len(found.top_logprobs):
+        ranked |= found.top_logprobs[position]
+    if math.isnan(sum(ranked.values())):
+        return math.nan, math.nan
+    divergence_kl = 0.0
+    if position < len(expected.top_logprobs):
+        divergence_kl = _bucketed_kl(expected.top_logprobs[position], ranked)
+    if token in ranked:
+        return abs(own - ranked[token]), divergence_kl
+    # A token that is not listed is no likelier than the last that is, nor than all others together.
+    rest = max(1.0 - sum(math.exp(logprob) for logprob in ranked.values()), 1e-12)
+    at_most = min(own, math.log(rest), *ranked.values())
+    return own - at_most, max(divergence_kl, _bucketed_kl({token: own}, {token: at_most}))
 
 
 def _bucketed_kl(p: dict[int, float], q: dict[int, float]) -> float:

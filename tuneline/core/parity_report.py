@@ -30,8 +30,13 @@ def markdown(proofs: Sequence[Parity]) -> str:
     """The table, then each form's first divergences and problems."""
     rows = [COLUMNS, ("---",) * len(COLUMNS), *([_noise(proofs[0])] if proofs else [])]
     lines = ["| " + " | ".join(row) + " |" for row in [*rows, *map(_row, proofs)]]
-    lines += ["", "Differences are in nats; `max`, `mean` and `KL` are over the tokens before a"]
-    lines += ["divergence. The trained model's row is the reference computed twice."]
+    lines += ["", "Differences are in nats; `max`, `mean` and `KL` are over the tokens up to a"]
+    lines += ["divergence and at it. The trained model's row is the reference computed twice."]
+    lines += [
+        f"That {proof.form} has weights in {proof.stated_weights} was stated by the caller."
+        for proof in proofs
+        if proof.stated_weights is not None
+    ]
     for proof in proofs:
         if proof.problems or proof.first_divergences:
             lines += ["", f"## {proof.form}", ""]

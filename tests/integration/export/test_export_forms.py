@@ -22,6 +22,7 @@ import onnxruntime_genai
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from export import to_onnx
 from export.config import OnnxConfig
@@ -134,6 +135,7 @@ def test_the_graph_gives_the_logits_of_the_model(
     assert contract["inputs"]["input_ids"]["shape"] == ["batch", "length"]
     assert contract["length"] == {"min": 1, "max": 128}
     assert len(contract["checked_shapes"]) > 3
+    assert [1, 128] in contract["checked_shapes"]  # the whole of what it takes
     for name in SMALL_FILES - {"manifest.json", "config.json"}:
         assert (artifact.path / name).read_bytes() == (bases[family] / name).read_bytes(), name
 
@@ -322,6 +324,102 @@ def test_a_decoder_in_fewer_bits_is_near(
     assert 1e-4 < mean < {"int8": 0.05, "int4": 0.5}[precision]
     weights = artifact.manifest.metrics["size_bytes"]
     assert weights < sum(f.stat().st_size for f in base.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.usefixtures("builder_here")
+def test_a_decoder_that_computes_something_else_is_refused(
+    precision: Any, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder that takes a layer for another: the graph runs, and agrees with its own cache."""
+    mistaken = Path(shutil.copytree(bases["llama"], tmp_path / "mistaken"))
+    values = {**load_file(mistaken / "model.safetensors")}
+    if precision == "fp32":  # the slightest: one head's queries
+        values["model.layers.0.self_attn.q_proj.weight"][:16] = 0
+    else:
+        values["lm_head.weight"] = values["model.embed_tokens.weight"].clone()
+    save_file(values, mistaken / "model.safetensors", metadata={"format": "pt"})
+    right = to_onnx.run_builder
+
+    def run(model: ModelSource, folder: Path, precision: str) -> None:
+        right(resolve_folder(str(mistaken)), folder, precision)
+
+    monkeypatch.setattr(to_onnx, "run_builder", run)
+    with pytest.raises(ArtifactError, match=r"'llama' cannot be .* computes something else at len"):
+        export_onnx(
+            OnnxConfig(precision=precision), resolve_folder(str(bases["llama"])), tmp_path / "out"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["mistaken"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_a_logits_graph_that_rounding_broke_is_refused(
+    precision: Any,
+    bases: dict[str, Path],
+    exported: Callable[[str, str], Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = exported("onnx-logits", "llama-tied").path  # another output layer
+
+    def broken(path: Path, precision: str) -> None:
+        for file in other.glob("model.onnx*"):
+            shutil.copyfile(file, path.parent / file.name)
+
+    monkeypatch.setattr(to_onnx, "reduce_weights", broken)
+    with pytest.raises(ArtifactError, match=r"'llama' cannot be exported to ONNX: .* something el"):
+        export_onnx(
+            OnnxConfig(precision=precision, graph="logits"),
+            resolve_folder(str(bases["llama"])),
+            tmp_path / "out",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "dynamic": {"factor": 4.0},
+    "longrope": {
+        "factor": 4.0, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+    },
+}  # fmt: skip
+
+
+def with_rope(folder: Path, rope_type: str) -> Path:
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
+    config = transformers.LlamaConfig(**families.SMALL, rope_parameters=rope)
+    return families.save_random(folder, config, torch.float32)
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "yarn", "dynamic"])
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_rotary_positions_that_the_decoder_lacks_are_refused_by_name(
+    rope_type: str, precision: Any, tmp_path: Path
+) -> None:
+    model = resolve_folder(str(with_rope(tmp_path / "base", rope_type)))
+    with pytest.raises(ArtifactError, match=f"rotary positions of the type '{rope_type}'"):
+        export_onnx(OnnxConfig(precision=precision), model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+@pytest.mark.parametrize("form", ["torchscript", "torch-export", "onnx-logits"])
+def test_rotary_positions_that_change_with_the_length_are_refused_by_name(
+    form: str, rope_type: str, tmp_path: Path
+) -> None:
+    base = with_rope(tmp_path / "base", rope_type)
+    with pytest.raises(ArtifactError, match=f"positions are of the type '{rope_type}', which chan"):
+        export(form, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_traced_graph_is_right_at_its_longest(tmp_path: Path) -> None:
+    artifact = export("torchscript", with_rope(tmp_path / "base", "yarn"), tmp_path / "out")
+    ids = random_ids(1, 128)
+    difference = load_graph(artifact)(ids) - transformers_logits(tmp_path / "base", ids)
+    assert float(difference.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])

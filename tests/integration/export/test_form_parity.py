@@ -15,16 +15,17 @@ import transformers
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig
+from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
 from export.forms import form_name, resolve_form
 from export.merge import merge
-from export.parity import DEFAULT_TOLERANCES, prove_model
+from export.parity import DEFAULT_TOLERANCES, prove_model, weight_tolerances
 from export.prune import prune
+from export.quantize import quantize
 from export.to_onnx import export_onnx
 from export.to_torch_export import export_torch_export
 from export.to_torchscript import export_torchscript
 from tests.integration.export.test_export_parity import Line, make_line
-from tuneline.core.artifact import Artifact, new_artifact
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, TamperedError
 from tuneline.core.model_source import resolve_model
 from tuneline.core.parity import Parity
@@ -200,6 +201,21 @@ def test_a_graph_that_differs_from_its_manifest_is_not_run(
     assert not (tmp_path / "parity").exists()
 
 
+def test_a_model_whose_weights_are_not_its_manifests_is_not_proven(
+    line: Line, tmp_path: Path
+) -> None:
+    """The trained model's weights under the manifest of another model: the same sizes."""
+
+    def edit(out: Path) -> None:
+        shutil.copyfile(line.base / "model.safetensors", out / "model.safetensors")
+
+    broken = remade(open_artifact(line.merged), tmp_path / "broken", edit)
+    shutil.copyfile(line.merged / "model.safetensors", broken / "model.safetensors")
+    with pytest.raises(TamperedError, match=r"model\.safetensors: sha256"):
+        prove(line, broken, tmp_path / "parity")
+    assert not (tmp_path / "parity").exists()
+
+
 def test_a_pruned_model_is_reported_as_what_it_is(line: Line, tmp_path: Path) -> None:
     prune(PruneConfig(sparsity=0.5), resolve_form(str(line.merged)), tmp_path / "pruned")
     parity = prove(line, tmp_path / "pruned", tmp_path / "parity")
@@ -268,6 +284,33 @@ def test_a_compressed_tensors_folder_is_dequantized(line: Line, tmp_path: Path) 
 def test_a_reference_is_no_candidate(line: Line, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="kind 'reference'"):
         resolve_form(str(line.reference.path))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed", "expected"),
+    [
+        ("float32", "float32", None),
+        ("float32", "bfloat16", None),
+        ("bfloat16", "bfloat16", None),  # the server's own format: nothing more is rounded
+        ("bfloat16", "float32", "bfloat16"),
+        ("int8", "bfloat16", "int8"),
+        ("int4", "float32", "int4"),
+    ],
+)
+def test_what_the_rounding_of_served_weights_may_cost(
+    dtype: str, computed: str, expected: str | None, line: Line, tmp_path: Path
+) -> None:
+    model = line.merged
+    if dtype == "bfloat16":
+        model = merge(
+            MergeConfig(dtype="bfloat16"), resolve_model(str(line.base)), line.adapter,
+            tmp_path / "model",
+        ).path  # fmt: skip
+    elif dtype != "float32":
+        config = QuantizeConfig(scheme="int8" if dtype == "int8" else "w4a16", group_size=32)
+        model = quantize(config, resolve_model(str(line.merged)), tmp_path / "model").path
+    found = weight_tolerances(resolve_form(str(model)), computed)
+    assert found == (None if expected is None else DEFAULT_TOLERANCES[expected])
 
 
 def test_every_form_has_tolerances() -> None:

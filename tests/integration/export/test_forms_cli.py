@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,32 @@ def test_a_candidate_that_is_not_the_model_exits_with_6(line: Line, tmp_path: Pa
     assert "FAIL" in error and "greedy_agreement" in shown
 
 
+def test_a_proof_goes_beside_unless_told_otherwise(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("prove", "--reference", line.reference.path, "--candidate", line.merged)
+    code, _, error = tuneline(*given)
+    assert code == 0, error
+    assert [path.name for path in tmp_path.iterdir()] == ["parity-merged"]
+    verify_artifact(open_artifact(tmp_path / "parity-merged", kind="parity"))
+    code, _, error = tuneline(*given)
+    assert code == 3 and "parity-merged: exists already" in error
+
+
+URL = ("--candidate", "http://127.0.0.1:1/v1", "--model", "m")
+
+
+def test_the_weights_of_a_server_are_a_whole_folder(line: Line, tmp_path: Path) -> None:
+    given = ("prove", "--reference", line.reference.path, *URL, "--out", tmp_path / "out")
+    code, _, error = tuneline(*given, "--weights", tmp_path / "none")
+    assert code == 4 and "--weights" in error and "no such folder" in error
+    copy = Path(shutil.copytree(line.merged, tmp_path / "copy"))
+    shutil.copyfile(line.base / "model.safetensors", copy / "model.safetensors")
+    code, _, error = tuneline(*given, "--weights", copy)
+    assert code == 3 and "model.safetensors: sha256" in error
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -71,6 +98,7 @@ def test_a_candidate_that_is_not_the_model_exits_with_6(line: Line, tmp_path: Pa
         (("export", "quantize", "--scheme", "int8", "--method", "gptq"), 2, "--data is required"),
         (("export", "quantize", "--scheme", "int8", "--data", "x"), 2, "without --method"),
         (("export", "torchscript", "--model", "/none"), 4, "no such folder"),
+        (("prove", "--weights", "."), 2, "--weights: has no meaning with a model on disk"),
         (("chat", "--artifact", ".", "--url", "http://x/v1"), 2, "no meaning with --artifact"),
         (("chat", "--artifact", ".", "--api-key-env", "KEY"), 2, "no meaning with --artifact"),
         (("push", "--to", "hf:name"), 2, "expected hf:ORG/NAME"),
@@ -80,7 +108,9 @@ def test_bad_options_are_named(
     args: tuple[str, ...], code: int, message: str, line: Line, tmp_path: Path
 ) -> None:
     given = list(args)
-    if "--model" not in given and given[0] != "chat":
+    if given[0] == "prove":
+        given += ["--reference", str(line.reference.path), "--candidate", str(line.merged)]
+    elif "--model" not in given and given[0] != "chat":
         given += ["--model", str(line.merged)]
     if given[0] == "export":
         given += ["--out", str(tmp_path / "out")]

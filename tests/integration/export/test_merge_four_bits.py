@@ -117,3 +117,14 @@ def test_layers_that_nf4_keeps_otherwise_are_refused(family: str, tmp_path: Path
     with pytest.raises(ArtifactError, match=r"(?s)NF4.*--merge-base original"):
         merge(config, resolve_model(str(base)), adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_auto_without_a_tokenizer_to_measure_with_is_refused(tmp_path: Path) -> None:
+    base, adapter = made(tmp_path)
+    for folder in (base, adapter):
+        for file in folder.glob("token*"):
+            file.unlink()
+    trained = as_qlora(adapter, base, tmp_path / "trained")
+    with pytest.raises(ArtifactError, match="cannot load its tokenizer"):
+        merge(MergeConfig(), resolve_model(str(base)), trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

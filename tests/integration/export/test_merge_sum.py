@@ -119,12 +119,61 @@ def test_adapters_of_different_templates_are_refused(tmp_path: Path) -> None:
     one = families.make_adapter(tmp_path / "one", base)
     other = families.make_adapter(tmp_path / "other", base, seed=2)
     (other / "chat_template.jinja").write_text("another {{ messages }}")
-    with pytest.raises(ArtifactError, match="trained with different tokenizers or chat templates"):
+    with pytest.raises(ArtifactError, match="its chat template is not that of"):
         run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
     (other / "chat_template.jinja").unlink()
     merged = run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
     template = (merged.path / "chat_template.jinja").read_text()
     assert template == (one / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("chat template", "template-of-the-second"),
+        ("chat template", "template-in-the-tokenizer-config"),
+        ("tokenizer", "no-tokenizer-in-the-first"),
+        ("eos_token_id", "other-stop-tokens"),
+        ("eos_token_id", "stop-tokens-of-the-second"),
+    ],
+)
+def test_a_prompt_that_one_adapter_alone_has_is_a_difference(
+    what: str, changed: str, tmp_path: Path
+) -> None:
+    base = families.make_base(tmp_path / "base")
+    one = families.make_adapter(tmp_path / "one", base)
+    other = families.make_adapter(tmp_path / "other", base, seed=2)
+    if changed == "template-of-the-second":
+        (one / "chat_template.jinja").unlink()
+        (other / "chat_template.jinja").write_text("another {{ messages }}")
+    elif changed == "template-in-the-tokenizer-config":
+        (other / "chat_template.jinja").unlink()
+        edit_json(other / "tokenizer_config.json", chat_template="another {{ messages }}")
+    elif changed == "no-tokenizer-in-the-first":
+        for file in one.glob("tokenizer*"):
+            file.unlink()
+        tokenizer = families.make_tokenizer()
+        tokenizer.add_tokens(["<|another|>"])
+        tokenizer.save_pretrained(other)
+    else:
+        if changed == "other-stop-tokens":
+            (one / "generation_config.json").write_text('{"eos_token_id": [2, 9]}')
+        (other / "generation_config.json").write_text('{"eos_token_id": 7}')
+    with pytest.raises(ArtifactError, match=f"{other}: its {what} is not that of {one}"):
+        run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
+
+
+def test_what_comes_from_the_base_is_no_difference(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base")
+    one = families.make_adapter(tmp_path / "one", base)
+    other = families.make_adapter(tmp_path / "other", base, seed=2)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (one / name).unlink()
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").unlink()
+    edit_json(other / "tokenizer_config.json", chat_template=template)
+    (other / "generation_config.json").write_text('{"eos_token_id": [2]}')  # 2 in the base's
+    run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
 
 
 def test_an_adapter_of_other_options_is_named(tmp_path: Path) -> None:

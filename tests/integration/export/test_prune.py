@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from export.config import PruneConfig
 from export.prune import prune
 from tests.integration.export.exported import make_model
+from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ArtifactError, ConfigError
@@ -122,6 +123,21 @@ def test_inputs_that_do_not_divide_into_fours(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="98 inputs, which do not divide into fours"):
         prune(TWO_OF_FOUR, resolve_model(str(base)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+@pytest.mark.parametrize("config", [HALF, TWO_OF_FOUR])
+def test_values_that_are_not_finite_are_refused(
+    config: PruneConfig, name: str, value: float, tmp_path: Path
+) -> None:
+    base = make_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
+    edit_tensors(base / "model.safetensors", lambda t: t[name].view(-1)[5:6].fill_(value))
+    with pytest.raises(ArtifactError, match=f"{name}: holds NaN or infinity"):
+        prune(config, resolve_model(str(base)), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from export.push import push
+from tests.integration.export import families
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, verify_artifact
 from tuneline.core.errors import (
     ArtifactError,
@@ -84,8 +87,9 @@ def test_a_model_that_was_altered_is_not_published(model: Artifact, tmp_path: Pa
 def test_a_plain_folder_goes_without_pickles_and_code(tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     folder.mkdir()
-    for name in ("config.json", "model.safetensors", "pytorch_model.bin", "modeling.py", "x.pt"):
+    for name in ("config.json", "pytorch_model.bin", "modeling.py", "x.pt"):
         (folder / name).write_text("{}")
+    save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
     push(folder, str(tmp_path / "out"), None)
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == ["config.json", "model.safetensors"]
@@ -190,3 +194,21 @@ def test_a_hub_that_refuses(model: Artifact, hub: type[_Hub]) -> None:
     with pytest.raises(ServerError, match="took no upload") as raised:
         push(model.path, "hf:org/name", None)
     assert TOKEN not in str(raised.value)
+
+
+@pytest.mark.parametrize("to", ["out", "out.tar"])
+@pytest.mark.parametrize("damage", ["truncated", "a-shard-lost", "no-json"])
+def test_a_plain_folder_that_was_cut_short_is_refused(damage: str, to: str, tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "llama", max_shard_size="60KB")
+    push(base, str(tmp_path / "whole"), None)
+    shard = sorted(base.glob("*.safetensors"))[1]
+    if damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-50])
+    elif damage == "a-shard-lost":
+        shard.unlink()
+    else:
+        (base / "config.json").write_text("{oops")
+    name = "config.json" if damage == "no-json" else shard.name
+    with pytest.raises(ArtifactError, match=name):
+        push(base, str(tmp_path / to), None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "whole"]

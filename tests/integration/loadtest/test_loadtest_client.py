@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -274,3 +275,31 @@ def test_a_reset_that_came_with_the_last_bytes_is_noticed_at_once(known: Any) ->
     result = measure(known.endpoint, {"rate_rps": 100.0, "num_requests": 100}, ["reset"])
     assert result.stats.errors == {"connection_reset": 100}
     assert float(np.max(result.records.end_s - result.records.intended_s)) < 5.0  # of 10 s
+
+
+def test_a_client_without_files_for_its_connections_blames_itself(known: Any) -> None:
+    code = f"""
+import resource
+from loadtest.config import LoadTestConfig
+from loadtest.planning import make_plan
+from loadtest.run import judged
+from loadtest.workers import run_workers
+from tuneline.core.endpoint import Endpoint
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+config = LoadTestConfig.model_validate({{
+    "scenarios": [{{"name": "x", "arrival": "burst", "num_requests": 100}}],
+    "slo": {{"max_error_rate": 0.99}}, "num_warmup_requests": 0, "max_tokens": 2,
+    "max_client_lag_s": 1.0,
+}})
+prompts = [[{{"role": "user", "content": "x"}}]]
+(scenario,) = config.scenarios
+plan, workload = make_plan(config, scenario, Endpoint({known.endpoint.url!r}, "known"), prompts,
+                           seed=0)
+result = judged(config, scenario, plan, workload, run_workers(plan, None))
+print(sorted(result.stats.errors), result.stats.num_succeeded > 0, result.judgement.verdict)
+print(result.judgement.problems[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "['client_exhausted'] True INVALID"
+    assert "ran out of sockets or ports" in second

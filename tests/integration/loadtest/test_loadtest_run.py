@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from loadtest import probe
 from loadtest.config import SLO, LoadTestConfig, Scenario
 from loadtest.run import read_prompts, run_loadtest
 from tuneline.core.artifact import Input, open_artifact, verify_artifact
@@ -69,6 +71,40 @@ def test_a_missed_objective_is_a_verdict_and_no_exception(known: Any, tmp_path: 
     problems = artifact.manifest.metrics["problems"]
     assert len(problems) == 2
     assert problems[0].startswith("open: ttft_p50_s: ")
+
+
+def test_a_server_that_dies_before_the_end_fails_and_is_not_measured_again(
+    start_known_server: Any, tmp_path: Path
+) -> None:
+    # A ramp, so that the arrivals which a dead server misses would change the rate.
+    scenario = Scenario(
+        name="x", arrival="ramp", rate_rps=20.0, rate_end_rps=100.0, num_requests=300
+    )
+    config = CONFIG.model_copy(
+        update={
+            "scenarios": [scenario],
+            "slo": SLO(max_error_rate=0.01),
+            "num_warmup_requests": 0,
+            "max_client_lag_s": 0.1,
+            "calibrate": False,
+        }
+    )
+    with start_known_server("--ttft-s", "0.01", "--itl-s", "0.001") as server:
+
+        def kill_after_250() -> None:
+            while len(server.truths()) < 250:
+                time.sleep(0.05)
+            server.process.kill()
+
+        killer = threading.Thread(target=kill_after_250)
+        killer.start()
+        artifact = run_loadtest(config, server.endpoint, tmp_path / "a", prompts=read_prompts(None))
+        killer.join()
+    (found,) = json.loads((artifact.path / "report.json").read_text())["scenarios"]
+    assert found["verdict"] == "FAIL", found["problems"]
+    assert found["requests"]["succeeded"] >= 240
+    assert 20 <= found["requests"]["failed"] <= 60
+    assert not any("measured twice" in warning for warning in found["warnings"])
 
 
 def test_another_artifact_behind_the_endpoint_is_an_error(known: Any, tmp_path: Path) -> None:
@@ -159,6 +195,50 @@ def test_something_that_is_not_http_answers(tmp_path: Path) -> None:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@contextmanager
+def dripping(head: bytes, piece: bytes, pause_s: float) -> Iterator[str]:
+    """A server that begins with `head` and then writes `piece` again and again without an end."""
+    stop = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(9999)
+            try:
+                connection.sendall(head)
+                while not stop.wait(pause_s):
+                    connection.sendall(piece)
+            except OSError:
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "pause_s", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b" ", 0.05, "no whole answer"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y", 0.05, "no whole answer"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65536, 0.0, "more than 1 MB"),
+    ],
+)
+def test_an_answer_without_an_end_is_not_waited_for(
+    head: bytes, piece: bytes, pause_s: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_S", 1.0)
+    began_s = time.monotonic()
+    with dripping(head, piece, pause_s) as url, pytest.raises(ServerError, match=message):
+        probe.get(url, "/v1/models", None)
+    assert time.monotonic() - began_s < 5
 
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "127.0.0.1:8000/v1", "http://", "http://x:99999/v1"])

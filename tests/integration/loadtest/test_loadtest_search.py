@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,19 @@ from loadtest.plan import Records
 from loadtest.planning import make_plan
 from loadtest.probe import Served
 from loadtest.run import judged, run_loadtest
-from loadtest.search import replicas, search, sweep
+from loadtest.search import (
+    _limited_by,
+    _probe,
+    _summary,
+    replicas,
+    require_objective,
+    search,
+    sweep,
+)
 from loadtest.shards import merge_shards, run_shard, write_shard
 from loadtest.workers import Measured, run_workers
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, ConfigError
 
 PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(10)]
@@ -231,11 +242,13 @@ def test_search_needs_an_objective_and_says_when_no_rate_holds(known: Any, tmp_p
 
 def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
     artifact = sweep(
-        config(), known.endpoint, tmp_path / "s", prompts=PROMPTS, rates_rps=[100, 50],
-        num_requests=60,
+        config(slo={"ttft_p50_s": 0.001}), known.endpoint, tmp_path / "s", prompts=PROMPTS,
+        rates_rps=[100, 50], num_requests=60,
     )  # fmt: skip
     report = report_of(artifact)
     assert [probe["rate_rps"] for probe in report["probes"]] == [50, 100]
+    assert artifact.manifest.metrics["verdict"] == report["verdict"] == "FAIL"
+    assert artifact.manifest.metrics["problems"] == report["problems"] != []
     assert all(scenario["requests"]["offered"] == 60 for scenario in report["scenarios"])
     assert (artifact.path / "rates.png").stat().st_size > 1000
     with pytest.raises(ConfigError, match="at least one rate"):
@@ -270,6 +283,59 @@ def test_a_comparison_finds_the_slower_server_and_only_that(
     assert report_of(same)["verdict"] in ("PASS", "INCONCLUSIVE")
 
 
+@contextlib.contextmanager
+def recording() -> Iterator[tuple[Endpoint, list[list[int]]]]:
+    """A server that answers each completion with one token and keeps the prompt."""
+    prompts: list[list[int]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == "/v1/models"
+            self.answer(200 if found else 404, b'{"data": [{"id": "known"}]}')
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            prompts.append(json.loads(body)["prompt"])
+            usage = b'"usage": {"prompt_tokens": 9, "completion_tokens": 1}'
+            event = b'data: {"choices": [{"text": "a", "finish_reason": "stop"}], ' + usage
+            self.answer(200, event + b"}\n\ndata: [DONE]\n\n")
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    Handler.protocol_version = "HTTP/1.1"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "known"), prompts
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_both_sides_of_a_comparison_are_sent_the_same_token_ids(tmp_path: Path) -> None:
+    settings = config(
+        scenarios=[{"name": "open", "rate_rps": 50.0, "num_requests": 12}],
+        workload={"source": "synthetic", "input_tokens": {"mean": 30}},
+        num_warmup_requests=0,
+    )
+    with recording() as (a, prompts_a), recording() as (b, prompts_b):
+        compare(settings, a, b, tmp_path / "c", prompts=[], num_rounds=2)
+    assert len(prompts_a) == len(prompts_b) == 24
+    for first in (0, 12):
+        round_a, round_b = prompts_a[first : first + 12], prompts_b[first : first + 12]
+        assert sorted(round_a) == sorted(round_b)
+    assert not {tuple(one) for one in prompts_a[:12]} & {tuple(one) for one in prompts_a[12:]}
+
+
 def test_reports_of_other_requests_are_not_compared(known: Any, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_loadtest(config(seed=seed), known.endpoint, tmp_path / name, prompts=PROMPTS)
@@ -291,6 +357,60 @@ def test_a_comparison_without_an_answer_is_invalid(known: Any, tmp_path: Path) -
     report = report_of(artifact)
     assert report["verdict"] == "INVALID"
     assert "no request succeeded on both sides" in report["problems"][0]
+
+
+def test_a_rate_with_many_streams_is_judged_by_as_many_requests_as_that_takes(
+    start_known_server: Any, tmp_path: Path
+) -> None:
+    settings = config(slo={"ttft_p50_s": 2.0}, max_tokens=2)
+    with start_known_server("--ttft-s", "0.4", "--itl-s", "0") as server:
+        # 0.4 s at 200 requests/s are 80 streams: blocks of 160, and 800 requests for five.
+        enough, few = (
+            report_of(
+                search(settings, server.endpoint, tmp_path / str(num), prompts=PROMPTS,
+                       num_requests=num, start_rps=200.0, max_rps=200.0, precision=1.0)
+            )
+            for num in (150, 40)
+        )  # fmt: skip
+    assert enough["verdict"] == "PASS", enough["problems"]
+    assert (enough["max_rate_rps"], enough["limited_by"]) == (200.0, "max_rate")
+    assert 700 <= enough["probes"][1]["num_requests"] <= 1500
+    # Ten times 40 are too few for that rate, and not for a quarter of it.
+    assert few["limited_by"] == "num_requests"
+    assert few["highest_passed_rps"] <= 100
+    assert few["probes"][1]["num_needed"] > 400
+
+
+def test_a_probe_that_its_own_client_spoiled_has_not_failed(known: Any, tmp_path: Path) -> None:
+    # 60 streams of two seconds and more: stopped early, and by a client that was late.
+    settings = config(slo={"ttft_p50_s": 0.001, "max_error_rate": None})
+    for lag_s, expected in ((1.0, "FAIL"), (1e-7, "INVALID")):
+        late = settings.model_copy(update={"max_client_lag_s": lag_s})
+        result, _ = _probe(late, known.endpoint, PROMPTS, 60.0, 60, 0, early=False)
+        assert _summary(60.0, result, stopped=True).verdict == expected
+
+
+def test_a_probe_that_is_stopped_early_has_failed(start_known_server: Any) -> None:
+    settings = config(slo={"e2e_p50_s": 0.1}, max_client_lag_s=0.2)
+    with start_known_server("--ttft-s", "0.1", "--itl-s", "0", "--one-at-a-time") as server:
+        result, stopped = _probe(settings, server.endpoint, PROMPTS, 60.0, 300, 0)
+    assert stopped
+    assert result.stats.num_unfinished > 100
+    assert _summary(60.0, result, stopped).verdict == "FAIL", result.judgement.problems
+
+
+def test_what_limits_a_search() -> None:
+    assert _limited_by(True, 3.0, False) == "objectives"
+    assert _limited_by(True, None, False) == "max_rate"
+    assert _limited_by(True, 3.0, True) == _limited_by(False, 3.0, True) == "num_requests"
+    assert _limited_by(False, 3.0, False) is None
+
+
+def test_limits_of_good_requests_are_no_objective_of_their_own() -> None:
+    with pytest.raises(ConfigError, match="not how many must be") as caught:
+        require_objective(config(slo={"goodput_ttft_s": 0.5}), 300)
+    assert caught.value.hint == "Try: --set loadtest.slo.min_goodput_share=0.9"
+    require_objective(config(slo={"goodput_ttft_s": 0.5, "min_goodput_share": 0.9}), 300)
 
 
 def test_a_search_that_its_own_client_limits_says_so(known: Any, tmp_path: Path) -> None:
@@ -456,6 +576,40 @@ def test_pods_share_one_schedule(known: Any, tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("length", [{"num_requests": 12}, {"duration_s": 0.5}])
+def test_more_processes_than_streams_lose_no_request(
+    known: Any, tmp_path: Path, length: dict[str, Any]
+) -> None:
+    scenario = {"name": "closed", "concurrency": 2, **length}
+    settings = config(scenarios=[scenario], num_workers=3, timeout_s=5.0, num_warmup_requests=0)
+    artifact = run_loadtest(settings, known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    requests = report_of(artifact)["scenarios"][0]["requests"]
+    assert requests["succeeded"] == requests["offered"] >= 6
+    # And as pods: of two with two processes each, the second has no stream.
+    agreed: list[float] = []
+    barrier = threading.Barrier(2, action=lambda: agreed.append(time.time() + 1))
+
+    def start() -> float:
+        barrier.wait(30)
+        return agreed[0]
+
+    def run(shard: int) -> None:
+        run_shard(
+            settings.model_copy(update={"num_workers": 2}), known.endpoint, tmp_path / f"s{shard}",
+            prompts=PROMPTS, shard=shard, num_shards=2, start=start,
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=run, args=(shard,)) for shard in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Records.load(tmp_path / "s1" / "records.npz")) == 0
+    merged = merge_shards([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")
+    requests = report_of(merged)["scenarios"][0]["requests"]
+    assert requests["succeeded"] == requests["offered"] >= 6
+
+
 def test_reports_in_the_forms_of_other_tools(known: Any, tmp_path: Path) -> None:
     artifact = run_loadtest(config(), known.endpoint, tmp_path / "a", prompts=PROMPTS)
     rows = list(csv.DictReader(io.StringIO(csv_text(artifact))))
@@ -489,6 +643,17 @@ def test_the_openai_client_sees_the_same_tokens(known: Any) -> None:
             settings, Scenario(name="c", concurrency=1, num_requests=1), known.endpoint,
             prompts=PROMPTS,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["invalid-sse", "error-event", "reset", "cut", "500"])
+def test_the_openai_client_counts_a_broken_answer_as_a_failure(known: Any, fault: str) -> None:
+    pytest.importorskip("openai")
+    settings = config(
+        scenarios=[{"name": "x", "rate_rps": 40.0, "num_requests": 6}], num_warmup_requests=0
+    )
+    broken = [[{"role": "user", "content": f"fault:{fault}"}]]
+    found = openai_check(settings, settings.scenarios[0], known.endpoint, prompts=broken)
+    assert (found.num_requests, found.num_succeeded, found.num_equal_tokens) == (6, 0, 0)
 
 
 def test_tls_is_spoken_and_marked_as_user_clock(start_known_server: Any, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ran(done) == ["dataset", "adapter", "reference", "model", "parity-merged"]
     assert stages(done)["parity-merged"]["metrics"]["verdict"] == "pass"
     return path
+
+
+def test_a_disk_that_fills_up_leaves_no_artifact(
+    run: Path, small_disk: Callable[[str], Path]
+) -> None:
+    disk = small_disk("40k")
+    done = subprocess.run(
+        [sys.executable, "-m", "tuneline", "train", str(run), "--runs-dir", str(disk / "runs")],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "the disk is full" in done.stderr
+    assert [path.name for path in (disk / "runs" / "small").iterdir() if path.is_dir()] == []
 
 
 def test_a_second_run_does_nothing_in_under_two_seconds(run: Path) -> None:
@@ -220,6 +235,63 @@ def test_a_tampered_artifact_is_found(run: Path) -> None:
     assert tuneline(run, "verify").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("stage", "file", "setting"),
+    [
+        ("dataset", "train.jsonl", "training.r=4"),
+        ("dataset", "heldout.jsonl", "reference.num_prompts=2"),
+        ("adapter", "adapter_model.safetensors", "export.merge.dtype=float16"),
+    ],
+)
+def test_nothing_is_built_on_a_tampered_artifact(
+    run: Path, stage: str, file: str, setting: str
+) -> None:
+    made = stages(tuneline(run, "export"))
+    path = Path(made[stage]["path"]) / file
+    original = path.read_bytes()
+    path.write_bytes(original[:-2] + bytes([original[-2] ^ 1]) + original[-1:])
+    before = sorted((run.parent / "runs" / "small").iterdir())
+    try:
+        done = tuneline(run, "export", "--set", setting)
+        assert done.returncode == 3, done.stderr
+        assert f"{file}: sha256" in done.stderr
+        assert f"rm -r {path.parent}" in done.stderr
+    finally:
+        path.write_bytes(original)
+    assert sorted((run.parent / "runs" / "small").iterdir()) == before
+
+
+def test_a_lost_manifest_says_what_to_remove(run: Path) -> None:
+    manifest = Path(stages(tuneline(run, "export"))["reference"]["path"]) / "manifest.json"
+    original = manifest.read_text()
+    try:
+        for broken in (None, "", "{"):
+            manifest.unlink(missing_ok=True)
+            if broken is not None:
+                manifest.write_text(broken)
+            done = tuneline(run, "export")
+            assert done.returncode == 3
+            assert f"rm -r {manifest.parent}" in done.stderr
+            assert ": : " not in done.stderr
+    finally:
+        manifest.write_text(original)
+
+
+def test_what_a_late_stage_lacks_stops_the_line_at_once(run: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = tuneline(run, "up", "--set", f"serving.port={port}", "--set", "training.r=2")
+    assert done.returncode == 5
+    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
+    workload = ("loadtest.workload.source=sharegpt", "loadtest.workload.path=nope.json")
+    for verb in ("up", "check"):
+        done = tuneline(run, verb, *(word for value in workload for word in ("--set", value)))
+        assert done.returncode == 2, done.stderr
+        assert "loadtest.workload.path: no such file" in done.stderr
+
+
 def test_a_tampered_model_is_neither_served_nor_deployed(run: Path, tmp_path: Path) -> None:
     model = Path(stages(tuneline(run, "export"))["model"]["path"])
     weights = model / "model.safetensors"
@@ -280,6 +352,13 @@ def test_check_reads_everything_and_trains_nothing(run: Path) -> None:
     found = json.loads(tuneline(run, "check").stdout)
     assert found["data train.jsonl"] == f"{NUM_ROWS} rows"
     assert "<|im_end|>" in found["stop tokens"]
+    base = shutil.copytree(EXAMPLES / "tiny-base", run.parent / "cut")
+    weights = base / "model.safetensors"
+    os.truncate(weights, 1000)
+    cut = tuneline(run, "check", "--set", f"base_model={base}")
+    shutil.rmtree(base)
+    assert cut.returncode == 3, cut.stderr
+    assert "model.safetensors" in cut.stderr
     bad = tuneline(run, "check", "--set", "training.max_length=20")
     assert bad.returncode == 2
     assert "max_length" in bad.stderr

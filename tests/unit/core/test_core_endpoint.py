@@ -39,3 +39,10 @@ def test_a_password_in_a_url_is_refused_without_being_shown() -> None:
     with pytest.raises(ConfigError, match="not sent") as caught:
         split_url("http://user:topsecret@host:8000/v1")
     assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://h/v1?api_key=topsecret", "http://h/v1#topsecret"])
+def test_a_key_behind_a_url_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="not sent") as caught:
+        split_url(url)
+    assert "topsecret" not in str(caught.value)

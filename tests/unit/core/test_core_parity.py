@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from export.parity import DEFAULT_TOLERANCES
+from serving.parity import COMPUTED_TOLERANCES
 from tuneline.core.errors import VerdictError
-from tuneline.core.parity import Parity, Tolerances, compare, describe, write_parity
+from tuneline.core.parity import Parity, Tolerances, added, compare, describe, write_parity
 from tuneline.core.reference import Continuation
 from tuneline.pipeline import require_verdict
 from tuneline.summary import summarize
@@ -40,13 +42,15 @@ def test_equal_answers_pass() -> None:
     assert parity.mean_kl == 0.0
 
 
-def test_differences_are_taken_before_the_first_divergence() -> None:
+def test_differences_are_taken_up_to_the_first_divergence() -> None:
     top: list[dict[int, float]] = [{5: -0.1}, {6: -0.5, 9: -1.2}, {7: -0.1}]
     reference = [answer([5, 6, 7], [-0.1, -0.5, -0.1], top, text="say yes")]
-    candidate = [answer([5, 9, 7], [-0.12, -0.5, -3.0], text="say no")]
+    theirs = [{5: -0.12}, {9: -0.5, 6: -1.4}, {7: -3.0}]
+    candidate = [answer([5, 9, 7], [-0.12, -0.5, -3.0], theirs, text="say no")]
     parity = compare("served", reference, candidate, Tolerances())
     assert parity.num_agreeing_tokens == 1
-    assert parity.max_logprob_difference == pytest.approx(0.02)
+    assert parity.max_logprob_difference == pytest.approx(0.9)  # of token 6, where they part
+    assert parity.mean_logprob_difference == pytest.approx((0.02 + 0.9) / 2)
     assert parity.verdict == "fail"
     (divergence,) = parity.first_divergences
     assert (divergence.position, divergence.expected_text, divergence.found_text) == (
@@ -85,6 +89,15 @@ def test_kl_uses_one_bucket_for_the_rest() -> None:
 def test_nan_never_passes() -> None:
     parity = compare("merged", [answer([5])], [answer([5], [math.nan])], Tolerances())
     assert parity.verdict == "fail"
+    # Also where it is one figure of several, or stands at a divergence.
+    lenient = Tolerances(
+        min_greedy_agreement=None, min_token_agreement=None, mean_logprob_difference=None
+    )
+    for token in (6, 7):
+        candidate = answer([5, token], [-0.1, math.nan], [{5: -0.1}, {token: math.nan}])
+        parity = compare("m", [answer([5, 6], top=[{5: -0.1}, {6: -0.1}])], [candidate], lenient)
+        assert parity.max_logprob_difference is None and parity.mean_kl is None
+        assert parity.verdict == "fail"
 
 
 def test_nothing_to_compare_is_an_error_and_no_common_token_fails() -> None:
@@ -94,8 +107,12 @@ def test_nothing_to_compare_is_an_error_and_no_common_token_fails() -> None:
         compare("merged", [answer([1]), answer([2])], [answer([1])], Tolerances())
     parity = compare("m", [answer([1])], [answer([2])], Tolerances(min_greedy_agreement=0.0))
     assert parity.verdict == "fail"
-    assert parity.max_logprob_difference is None
-    assert "unknown" in describe(parity)
+    # Each gives its own token 0.905: at most what is left is the form's for the reference's.
+    left = math.log(1 - math.exp(-0.1))
+    assert parity.max_logprob_difference == pytest.approx(-0.1 - left)
+    lenient = Tolerances(min_greedy_agreement=None, min_token_agreement=None)
+    unknown = compare("m", [answer([1])], [answer([])], lenient)
+    assert unknown.verdict == "fail" and "unknown" in describe(unknown)
 
 
 def test_a_comparison_survives_its_artifact(tmp_path: Path) -> None:
@@ -133,6 +150,71 @@ def test_a_figure_without_a_tolerance_is_reported_and_not_judged() -> None:
     parity = compare("pruned", reference, candidate, unjudged)
     assert (parity.verdict, parity.greedy_agreement) == ("pass", 0.0)
     assert parity.max_logprob_difference == pytest.approx(2.0)
+
+
+def test_the_divergence_counts_at_the_position_where_they_part() -> None:
+    """Every answer but one is wrong from its first token: nothing agrees, and all of it shows."""
+    p, q = {5: math.log(0.9), 6: math.log(0.05)}, {9: math.log(0.99), 5: math.log(0.001)}
+    reference = [answer([5, 5], [math.log(0.9)] * 2, [p, p])] * 4
+    wrong = answer([9, 9], [math.log(0.99)] * 2, [q, q])
+    lenient = Tolerances(
+        min_greedy_agreement=None, min_token_agreement=None, max_logprob_difference=None,
+        mean_logprob_difference=None, mean_kl=0.02,
+    )  # fmt: skip
+    parity = compare("pruned", reference, [reference[0], wrong, wrong, wrong], lenient)
+    # One answer of two equal positions, and three positions at which they part.
+    kl = 0.9 * math.log(0.9 / 0.001) + 0.1 * math.log(0.1 / 0.999)
+    assert parity.mean_kl == pytest.approx(3 * kl / 5)
+    assert parity.mean_logprob_difference == pytest.approx(3 * math.log(900) / 5)
+    assert parity.verdict == "fail" and "mean_kl" in parity.problems[0]
+
+
+def test_a_token_that_the_form_does_not_list_is_at_most_as_likely_as_the_last_that_it_does() -> (
+    None
+):
+    p, q = {5: math.log(0.9)}, {9: math.log(0.6), 8: math.log(0.1)}
+    found = compare(
+        "m", [answer([5], [math.log(0.9)], [p])], [answer([9], [math.log(0.6)], [q])], Tolerances()
+    )
+    assert found.max_logprob_difference == pytest.approx(math.log(0.9 / 0.1))
+    assert found.mean_kl == pytest.approx(0.9 * math.log(9) + 0.1 * math.log(0.1 / 0.9))
+
+
+def test_tokens_that_agree_are_judged_in_every_form() -> None:
+    """Where the two differ by little, and their answers part all the same."""
+    near = [{5: math.log(0.5), 6: math.log(0.5)}] * 4
+    half = [math.log(0.5)] * 4
+    reference = [answer([5] * 4, half, near)] * 4
+    candidate = [answer([5] * 4, half, near)] * 2 + [answer([6] * 4, half, near)] * 2
+    assert compare("m", reference, candidate, DEFAULT_TOLERANCES["pruned"]).problems == [
+        "token_agreement is 0.5000; at least 0.7 is required"
+    ]
+    for numbers, tolerances in {**DEFAULT_TOLERANCES, **COMPUTED_TOLERANCES}.items():
+        assert tolerances.min_token_agreement is not None, numbers
+        assert tolerances.min_token_agreement >= 0.7, numbers
+
+
+def test_what_rounding_and_arithmetic_cost_adds_up() -> None:
+    weights = Tolerances(
+        min_greedy_agreement=0.95, min_token_agreement=0.9, max_logprob_difference=0.15,
+        mean_logprob_difference=0.005, mean_kl=2e-4, max_accuracy_drop=0.05,
+    )  # fmt: skip
+    arithmetic = Tolerances(
+        min_greedy_agreement=0.9, min_token_agreement=0.8, max_logprob_difference=0.5,
+        mean_logprob_difference=0.05,
+    )  # fmt: skip
+    assert added(weights, arithmetic) == Tolerances(
+        min_greedy_agreement=0.85, min_token_agreement=0.7, max_logprob_difference=0.65,
+        mean_logprob_difference=0.055, mean_kl=2e-4, max_accuracy_drop=0.05,
+    )  # fmt: skip
+    # What either leaves unjudged is unjudged; no agreement is asked for below none.
+    pruned = weights.model_copy(
+        update={"min_greedy_agreement": None, "max_logprob_difference": None}
+    )
+    assert added(pruned, arithmetic).min_greedy_agreement is None
+    assert added(pruned, arithmetic).max_logprob_difference is None
+    little = Tolerances(min_greedy_agreement=0.3)
+    assert added(little, little).min_greedy_agreement == 0
 
 
 def test_a_divergence_above_its_tolerance_fails() -> None:

@@ -1,12 +1,18 @@
 """Intervals and steady state against simulated processes whose truth is known."""
 
+import heapq
+import math
+
 import numpy as np
 import pytest
 
 from loadtest.intervals import (
+    MIN_BLOCKS,
     Values,
+    autocorrelation_time,
     block_length,
     bootstrap,
+    correlated_block,
     mser,
     paired_difference,
     steady_state,
@@ -40,6 +46,100 @@ def test_intervals_hold_the_truth_as_often_as_they_claim() -> None:
 def test_blocks_are_needed_where_neighbours_resemble_each_other() -> None:
     assert coverage(0.8, 1) < 0.75
     assert coverage(0.8, 30) > 0.83
+
+
+def waits(rng: np.random.Generator, count: int, servers: int, load: float) -> Values:
+    """Times in an M/M/k system of mean service time 1, once it is steady."""
+    warmup = 2000
+    arrivals = np.cumsum(rng.exponential(1 / (load * servers), count + warmup)).tolist()
+    services = rng.exponential(1, count + warmup).tolist()
+    free = [0.0] * servers
+    found = []
+    for arrival, service in zip(arrivals, services, strict=True):
+        end = max(arrival, free[0]) + service
+        heapq.heapreplace(free, end)
+        found.append(end - arrival)
+    return np.array(found[warmup:])
+
+
+def true_p90(servers: int, load: float) -> float:
+    """By the tail of the time in an M/M/k system, with Erlang's C."""
+    offered = servers * load
+    blocked = 1.0
+    for number in range(1, servers + 1):
+        blocked = offered * blocked / (number + offered * blocked)
+    waiting = blocked / (1 - load * (1 - blocked))
+    spare = servers - 1 - offered
+    low, high = 0.0, 200.0
+    for _ in range(100):
+        at = (low + high) / 2
+        tail = math.exp(-at) * (1 + waiting * (1 - math.exp(-at * spare)) / spare)
+        low, high = (at, high) if tail > 0.1 else (low, at)
+    return low
+
+
+def intervals(
+    servers: int, load: float, count: int, runs: int, *, own: bool = True
+) -> tuple[float, float]:
+    """Shares of the runs whose interval of p90 holds the truth, and whose does not."""
+    rng = np.random.default_rng(5)
+    truth = true_p90(servers, load)
+    right = wrong = 0
+    for run in range(runs):
+        values = waits(rng, count, servers, load)
+        block = block_length(float(values.mean()) * load * servers)
+        block = correlated_block(values, block) if own else block
+        found = bootstrap(values, (90,), block, seed=run)
+        if found:
+            low, high = found[90]
+            right += low <= truth <= high
+            wrong += not low <= truth <= high
+    return right / runs, wrong / runs
+
+
+def test_true_percentiles_of_queues_are_right() -> None:
+    assert true_p90(1, 0.8) == pytest.approx(math.log(10) / 0.2)
+    rng = np.random.default_rng(1)
+    assert np.quantile(waits(rng, 200_000, 4, 0.6), 0.9) == pytest.approx(
+        true_p90(4, 0.6), rel=0.02
+    )
+
+
+def test_a_queue_that_is_seldom_full_has_intervals_that_hold_its_percentile() -> None:
+    found = [intervals(*queue, 300, 60) for queue in ((1, 0.4), (8, 0.6), (8, 0.7))]
+    right, wrong = np.mean(found, axis=0)
+    print(f"light queues: {right:.2f} right, {wrong:.2f} wrong")
+    assert right / (right + wrong) >= 0.85
+    assert right + wrong >= 0.6
+
+
+@pytest.mark.parametrize(("servers", "load"), [(1, 0.8), (8, 0.9), (4, 0.8)])
+def test_a_queue_near_saturation_is_seldom_given_a_wrong_interval(
+    servers: int, load: float
+) -> None:
+    _, before = intervals(servers, load, 300, 40, own=False)
+    right, wrong = intervals(servers, load, 300, 40)
+    print(f"M/M/{servers} {load}: wrong in {before:.2f} with blocks of 2 L, {wrong:.2f} now")
+    assert before > 0.4
+    assert wrong <= 0.25
+    longer, _ = intervals(servers, load, 10_000, 6)
+    assert longer >= right
+
+
+def test_series_with_short_memory_have_their_intervals_at_300_requests() -> None:
+    rng = np.random.default_rng(3)
+    few = [correlated_block(rng.normal(0, 1, 40), 4) for _ in range(40)]
+    assert np.mean([block == 4 for block in few]) >= 0.9
+    for memory, time in ((0.0, 1.0), (0.5, 3.0)):  # (1 + memory) / (1 - memory)
+        blocks = [correlated_block(correlated(rng, 300, memory), 4) for _ in range(40)]
+        assert np.mean([MIN_BLOCKS * block <= 300 for block in blocks]) >= 0.85
+        long = correlated(rng, 50_000, memory)
+        assert autocorrelation_time(long) == pytest.approx(time, rel=0.15)
+    assert correlated_block(np.ones(300), 4) == 4
+    drift = np.linspace(0, 1, 300)
+    assert correlated_block(10 + drift, 4) == 4
+    assert correlated_block(10 + 5 * drift, 4) > 300 / MIN_BLOCKS
+    assert correlated_block(rng.normal(0, 1, 300), 100) == 100
 
 
 def test_failures_make_a_bound_infinite_and_never_nan() -> None:

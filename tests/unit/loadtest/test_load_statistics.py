@@ -205,3 +205,21 @@ def test_merging_keeps_every_row_and_its_events_in_order() -> None:
     for name in vars(together):
         np.testing.assert_array_equal(getattr(together, name), getattr(apart, name), err_msg=name)
     assert len(together) == 6
+
+
+def test_a_refused_connection_is_no_arrival_that_the_client_kept_back() -> None:
+    sent = [row(i, i * 0.1, [i * 0.1 + 0.05]) for i in range(20)]
+    refused = [row(i, i * 0.1, [], state=FAILED, error="connection_refused", sent_s=NAN)
+               for i in range(20, 40)]  # fmt: skip
+    found = stats(sent + refused)
+    assert found.arrivals_scheduled == found.arrivals_delivered
+    assert found.arrivals_scheduled.num_arrivals == 20
+    assert found.num_offered == 40
+    # One that the client never began is missing among the delivered.
+    never = [row(i, i * 0.1, [], state=UNFINISHED, sent_s=NAN) for i in range(20, 40)]
+    found = stats(sent + never)
+    assert found.arrivals_scheduled.num_arrivals == 40
+    assert found.arrivals_delivered.num_arrivals == 20
+    # Unless the run was given up before its time came.
+    found = stats(sent + never, ended_early=True)
+    assert found.arrivals_scheduled == found.arrivals_delivered

@@ -165,6 +165,14 @@ def test_events_that_the_client_let_run_together_void_a_run() -> None:
     assert "the client read up to 500.0 ms late" in found.problems[0]
 
 
+def test_a_client_without_sockets_says_nothing_of_the_server() -> None:
+    failed: dict[str, Any] = {"num_succeeded": 399, "num_failed": 1}
+    ours = measured(**failed, errors={"client_exhausted": 1})
+    assert verdict(ours, max_error_rate=0.1).verdict == "INVALID"
+    servers = measured(**failed, errors={"connection_failed": 1})
+    assert verdict(servers, max_error_rate=0.1).verdict == "PASS"
+
+
 def test_the_worst_verdict_stands_for_all() -> None:
     assert worst(["PASS", "FAIL", "INCONCLUSIVE"]) == "FAIL"
     assert worst(["PASS", "INVALID", "FAIL"]) == "INVALID"

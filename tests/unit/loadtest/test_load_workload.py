@@ -19,10 +19,14 @@ def config(**workload: Any) -> LoadTestConfig:
     return validate_config(LoadTestConfig, {"workload": workload, "ignore_eos": True}, "test")
 
 
-def build(num_requests: int = 50, seed: int = 0, is_shard: bool = False, **workload: Any) -> Any:
+def build(
+    num_requests: int = 50, seed: int = 0, is_shard: bool = False,
+    permutation_seed: int | None = None, **workload: Any,
+) -> Any:  # fmt: skip
     return build_workload(
-        config(**workload), "m", PROMPTS, seed=seed, num_requests=num_requests, is_shard=is_shard
-    )
+        config(**workload), "m", PROMPTS, seed=seed, num_requests=num_requests, is_shard=is_shard,
+        permutation_seed=permutation_seed,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("distribution", ["normal", "lognormal"])
@@ -98,6 +102,8 @@ def test_token_ids_are_each_runs_own_and_their_shared_prefixes_stay() -> None:
     assert all(100 <= one < 1000 for p in prompts + more for one in p)
     assert shard.bodies == other.bodies
     assert made.digest == again.digest == shard.digest
+    one, same, third = (build(**options, permutation_seed=number) for number in (1, 1, 2))
+    assert one.bodies == same.bodies != third.bodies
 
 
 def test_adapters_are_mixed_by_their_weights() -> None:

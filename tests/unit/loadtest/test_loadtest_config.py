@@ -68,7 +68,7 @@ def test_the_section_is_read_without_numpy_or_torch() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_the_longest_time_holds_every_request_timing_out() -> None:
+def test_the_longest_time_holds_two_measurements_of_the_slowest_answers() -> None:
     config = LoadTestConfig.model_validate(
         {
             "scenarios": [
@@ -81,5 +81,6 @@ def test_the_longest_time_holds_every_request_timing_out() -> None:
         }
     )
     # 100 arrivals at 2 a second, twice; 25 rounds of 30 s; 600 s and 3 rounds of warm-up; and for
-    # each one time-out and a minute more.
-    assert longest_s(config) == 2 * 50 + 25 * 30 + (600 + 3 * 30) + 3 * (30 + 60)
+    # each one time-out and a minute more. Each may be measured a second time.
+    once_s = 2 * 50 + 25 * 30 + (600 + 3 * 30) + 3 * (30 + 60)
+    assert longest_s(config) == 2 * once_s

@@ -103,7 +103,14 @@ END = b"0\r\n\r\n"
         (body(ROLE, b"data: {half\n\n", DONE) + END, False, "invalid_sse"),
         (body(ROLE, b"data: [1]\n\n", DONE) + END, False, "invalid_sse"),
         (body(ROLE, b"data: \xff\n\n", DONE) + END, False, "invalid_sse"),
+        (
+            body(ROLE, b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', DONE) + END,
+            False,
+            "invalid_sse",
+        ),
         (body(ROLE, event({"error": {"message": "dead"}}), DONE) + END, False, "error_event"),
+        (body(ROLE, event({"code": 500, "message": "dead"}), DONE) + END, False, "error_event"),
+        (body(*EVENTS[:3], event(delta("", finish_reason="abort")), DONE) + END, False, "aborted"),
         (body(ROLE, FINISH, DONE) + END, False, "empty_answer"),
         (body(b'{"choices": []}') + END, False, "not_a_stream"),
         (b"HTTP/1.1 500 X\r\nContent-Length: 2\r\n\r\n{}", False, "http_500"),
@@ -141,3 +148,34 @@ def test_usage_in_every_event_gives_the_tokens_of_each() -> None:
     documents = [{**delta("ab"), "usage": {"completion_tokens": n}} for n in (3, 5, 9)]
     answer = parse([body(*map(event, documents), DONE) + END])
     assert answer.token_counts == [3, 5, 9]
+
+
+def test_a_byte_order_mark_at_the_start_is_no_part_of_the_first_event() -> None:
+    stream = b"\xef\xbb\xbfdata: one\n\ndata: two\n\n"
+    for cut in range(len(stream) + 1):
+        decoder = SseDecoder()
+        assert decoder.feed(stream[:cut]) + decoder.feed(stream[cut:]) == [b"one", b"two"]
+    # One alone, and at the start alone.
+    assert SseDecoder().feed(b"\xef\xbb\xbf\xef\xbb\xbfdata: x\n\n") == []
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_an_event_is_whole_with_its_last_line_end(end: bytes) -> None:
+    pieces = [piece.replace(b"\n", end) for piece in EVENTS]
+    assert [len(SseDecoder().feed(piece)) for piece in pieces] == [1] * len(EVENTS)
+    answer = parse([body(*pieces) + END])
+    assert (answer.error, answer.text) == (None, "".join(TEXTS))
+    answer = parse([HEAD, *(chunk(piece) for piece in pieces), END])
+    assert answer.token_times == [2, 3, 4]
+
+
+def test_words_of_the_server_can_be_written_to_a_file() -> None:
+    words = b'{"error": {"message": "half a pair: \\ud800"}}'
+    head = b"HTTP/1.1 500 X\r\nContent-Length: %d\r\n\r\n" % len(words)
+    assert parse([head + words]).message.encode() == b"half a pair: ?"
+    answer = parse([body(b'data: {"error": "\\ud800"}\n\n', DONE) + END])
+    assert answer.error in ("error_event", "invalid_sse")
+    answer.message.encode()
+    answer = parse([body(b'data: {"choices": [{"text": "a\\ud800"}]}\n\n', DONE) + END])
+    answer.text.encode()
+    answer.message.encode()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.config import ServedParityConfig
-from serving.parity import prove_served, served_continuation
+from serving.parity import COMPUTED_TOLERANCES, prove_served, served_continuation
 from tuneline.core.artifact import new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -73,6 +73,17 @@ def test_an_answer_cut_off_by_an_error_is_refused() -> None:
     response["choices"][0]["finish_reason"] = "abort"
     with pytest.raises(ServerError, match="'abort'"):
         served_continuation(response, MESSAGES, "http://x/v1")
+
+
+def test_a_module_left_out_lies_above_what_a_servers_arithmetic_may_cost() -> None:
+    """Measured: vLLM in bfloat16, and the mildest module left out, by the tables of docs/parity.md;
+    maximum, mean and KL."""
+    limits = COMPUTED_TOLERANCES["bfloat16"]
+    assert limits.max_logprob_difference and limits.mean_logprob_difference and limits.mean_kl
+    assert limits.max_logprob_difference > 4 * 0.068
+    assert 4 * 9.6e-4 < limits.mean_logprob_difference < 0.010 / 2
+    assert 4**2 * 1.1e-5 < limits.mean_kl < 4.7e-4 / 2
+    assert limits.max_accuracy_drop is not None
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tuneline.core.artifact import new_artifact
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets" / "run.yaml"
+BASE = EXAMPLE.parents[1] / "tiny-base"
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "loadtest",
     "inspect", "verify", "doctor", "deploy", "card", "push",
@@ -106,6 +107,39 @@ def test_a_base_model_that_does_not_exist(tmp_path: Path) -> None:
     done = tuneline("plan", EXAMPLE, "--set", "base_model=./nowhere", cwd=tmp_path)
     assert done.returncode == 4
     assert "no such folder" in done.stderr
+
+
+def test_a_hub_id_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for verb in ("plan", "check", "up"):
+        done = tuneline(verb, EXAMPLE, "--set", "base_model=nobody/nothing", cwd=tmp_path)
+        assert done.returncode == 4, done.stderr
+        assert "base model 'nobody/nothing': neither a folder here" in done.stderr
+        assert "HF_TOKEN" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("check", EXAMPLE, "--set", "data.path=README.md/x"), 2, "Not a directory"),
+        (("check", "list-as-key.yaml"), 2, "a key is a list or a mapping"),
+        (("up", EXAMPLE, "--runs-dir", "file"), 3, "cannot be written"),
+        (("serve", BASE, "--runs-dir", "file"), 3, "cannot be written"),
+        (("push", "--model", BASE, "--to", "file/x"), 3, "cannot be written"),
+        (("export", "quantize", "--model", BASE, "--scheme", "int8", "--out", "file/x"), 3,
+         "cannot be written"),
+    ],
+)  # fmt: skip
+def test_a_path_that_cannot_be_is_no_fault_of_tuneline(
+    arguments: tuple[str | Path, ...], code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "list-as-key.yaml").write_text("? [a]\n: 1\n")
+    done = tuneline(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_data_file(tmp_path: Path) -> None:

@@ -1,0 +1,186 @@
+"""Whether an adapter holds everything that its options name.
+
+Options name modules as they are called in memory, and PEFT's own rules say which of the base's
+tensors they mean (`check_target_module_exists`, `_set_trainable` in PEFT 0.21.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from export.adapter import ADAPTER_CONFIG, PREFIX, Adapter, matches
+from export.changes import BiasChange, Edit, ExpertChange, LowRankChange, TokenRows
+from export.model_folder import EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
+from tuneline.core.errors import ArtifactError
+
+EXPERT_LAYOUTS = (
+    (r"(.+)\.mlp\.experts", "{}.mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+    (r"(.+)\.mlp\.experts", "{}.block_sparse_moe.experts", ("w1", "w3", "w2")),
+)
+"""How transformers 5 names a layer's experts in memory, how they are named on disk, and what the
+halves of its `gate_up_proj` and its `down_proj` are called there."""
+
+BUFFERS = ("inv_freq", "masked_bias")
+"""Tensors in files of old releases that are no parameters."""
+
+
+def check_complete(adapter: Adapter, base: BaseModel, edits: dict[str, Edit]) -> None:
+    """An adapter file that lost some of its tensors would merge without a word.
+
+    Args:
+        adapter: Its options.
+        base: The base, whose tensors the options mean.
+        edits: What the adapter makes of each tensor, by the name in the base's files.
+
+    Raises:
+        ArtifactError: An option means a tensor that the adapter has nothing for, or none at all.
+    """
+    where = adapter.weights.path
+    met: set[tuple[str, Any]] = set()
+    for name, called in _names_in_memory(adapter, base).items():
+        for option, target in _wanted(adapter.config, base, name, called):
+            met.add((option, target))
+            if not _is_there(adapter, base, edits, option, name):
+                raise ArtifactError(
+                    f"{where}: has nothing for {called.removesuffix('.weight')}, which {option} in "
+                    f"{ADAPTER_CONFIG} names: the adapter is incomplete"
+                )
+    for option in ("modules_to_save", "target_parameters", "trainable_token_indices"):
+        for target in adapter.config.get(option) or []:
+            if isinstance(target, str) and (option, target) not in met:
+                raise ArtifactError(
+                    f"{where}: has nothing for {target}, which {option} in {ADAPTER_CONFIG} names: "
+                    f"the base {base.path} has no such tensor",
+                    hint=adapter.named_base,
+                )
+
+
+def _names_in_memory(adapter: Adapter, base: BaseModel) -> dict[str, str]:
+    """What each tensor of the files is called in memory, in the release that wrote the adapter; an
+    output layer that is tied and not stored among them."""
+    names = [entry.name.removeprefix(PREFIX) for entry in adapter.weights.entries]
+    with_prefix = (name for name in names if _module_of(name) not in base.tensors)
+    prefix = next(
+        (
+            f"{name.partition('.')[0]}."
+            for name in with_prefix
+            if _module_of(name.partition(".")[2]) in base.tensors
+        ),
+        "",
+    )
+    old_blocks = any(".block_sparse_moe." in name for name in names)
+    head = NEOX_HEAD if any(name.startswith(f"{NEOX_HEAD}.") for name in names) else HEAD
+    found = {}
+    for name, entry in base.tensors.items():
+        if name.endswith(BUFFERS) or (name.endswith(".bias") and len(entry.shape) != 1):
+            continue
+        called = name if old_blocks else name.replace(".block_sparse_moe.", ".mlp.")
+        found[name] = f"{head}.weight" if name == base.head else f"{prefix}{called}"
+    if base.is_tied and base.embedding is not None:
+        found.setdefault(base.head, f"{head}.weight")
+    return found
+
+
+def _module_of(name: str) -> str:
+    """The weight that an adapter's tensor belongs to."""
+    return re.sub(
+        r"(\.base_layer|\.token_adapter|\.lora_|\.trainable_tokens|\.weight$|\.bias$).*", "", name
+    ) + ".weight"  # fmt: skip
+
+
+def _wanted(
+    config: dict[str, Any], base: BaseModel, name: str, called: str
+) -> Iterator[tuple[str, Any]]:
+    """The options that mean a tensor, each with which of its values does."""
+    module, _, kind = called.rpartition(".")
+    path = module.split(".")
+    above = [".".join(path[: length + 1]) for length in range(len(path))]
+    saved = [
+        target
+        for target in config.get("modules_to_save") or []
+        if any(one.endswith(target) for one in above)
+    ]
+    for target in saved:
+        yield "modules_to_save", target
+    for target in config.get("target_parameters") or []:
+        if matches([target], in_memory(name)):
+            yield "target_parameters", target
+    if kind == "weight":
+        indices = config.get("trainable_token_indices") or []
+        if isinstance(indices, dict):
+            for target in indices:
+                if module.endswith(target):
+                    yield "trainable_token_indices", target
+        elif indices and name == base.embedding:
+            yield "trainable_token_indices", None
+    if saved:
+        return
+    targeted = is_targeted(config, module)
+    if targeted and kind == "weight":
+        yield "target_modules", None
+        if config.get("lora_bias") and path[-1] not in EMBEDDINGS:
+            yield "lora_bias", None
+    bias = config.get("bias", "none")
+    if kind == "bias" and (bias == "all" or (bias == "lora_only" and targeted)):
+        yield "bias", None
+
+
+def _is_there(
+    adapter: Adapter, base: BaseModel, edits: dict[str, Edit], option: str, name: str
+) -> bool:
+    """Whether the adapter has what an option makes of a tensor."""
+    shared = [name]
+    if base.is_tied and name in (base.head, base.embedding) and base.embedding is not None:
+        rows = adapter.config.get("trainable_token_indices")
+        same_rows = isinstance(rows, dict) and len({tuple(one) for one in rows.values()}) == 1
+        # What PEFT ties it may save once: trained tokens always, where the rows are the same.
+        if adapter.config.get("ensure_weight_tying") or (
+            option == "trainable_token_indices" and same_rows
+        ):
+            shared = [base.embedding, base.head]
+    if option == "lora_bias":
+        shared = [f"{name.removesuffix('.weight')}.bias"]
+    found = [edits[one] for one in shared if one in edits]
+    if option in ("modules_to_save", "bias"):
+        return any(edit.whole is not None for edit in found)
+    kinds: tuple[type, ...] = (LowRankChange, ExpertChange)
+    if option == "lora_bias":
+        kinds = (BiasChange,)
+    if option == "trainable_token_indices":
+        kinds = (TokenRows,)
+    return any(isinstance(change, kinds) for edit in found for change in edit.changes)
+
+
+def is_targeted(config: dict[str, Any], module: str) -> bool:
+    """Whether LoRA goes onto a module by `target_modules` and what limits it."""
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if isinstance(excluded, str) and excluded and re.fullmatch(excluded, module):
+        return False
+    if matches(excluded, module):
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    if not matches(targets, module):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == [] or (targets and module in targets):
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module)
+        if match:
+            return int(match["index"]) in (layers if isinstance(layers, list) else [layers])
+    return False
+
+
+def in_memory(name: str) -> str:
+    """What transformers 5 calls a tensor on disk once it is loaded, for the experts' tensors."""
+    for _, on_disk, parts in EXPERT_LAYOUTS:
+        pattern = re.escape(on_disk.format("@")).replace("@", r"(.+)") + r"\.\d+\.(\w+)\.weight"
+        match = re.fullmatch(pattern, name)
+        if match and match[2] in parts:
+            fused = "down_proj" if match[2] == parts[2] else "gate_up_proj"
+            return f"{match[1]}.mlp.experts.{fused}"
+    return name

@@ -1,0 +1,120 @@
+"""What the JSON files beside the weights hold, as far as the export reads it.
+
+They come from anywhere: what is of another form is refused here, by name, and nothing after this
+need ask.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import AfterValidator, Field, FiniteFloat, PositiveInt
+
+from tuneline.core.errors import ArtifactError
+
+
+class JsonForm(pydantic.BaseModel):
+    """The part of a file that is read; whatever else stands there is left to others."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a pattern: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+Names = list[Annotated[str, Field(min_length=1)]]
+TokenIds = list[int]
+
+
+class ModelConfig(JsonForm):
+    """config.json of a model."""
+
+    model_type: str
+    vocab_size: int | None = None
+    tie_word_embeddings: bool | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
+class ShardIndex(JsonForm):
+    """model.safetensors.index.json."""
+
+    weight_map: dict[str, str] = Field(min_length=1)
+    metadata: dict[str, Any] | None = None
+
+
+class AdapterOptions(JsonForm):
+    """adapter_config.json, as PEFT's LoraConfig writes it."""
+
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
+    r: PositiveInt = 8
+    lora_alpha: FiniteFloat = 8
+    rank_pattern: dict[Pattern, PositiveInt] | None = None
+    alpha_pattern: dict[Pattern, FiniteFloat] | None = None
+    target_modules: Names | Pattern | None = None
+    exclude_modules: Names | Pattern | None = None
+    target_parameters: Names | None = None
+    modules_to_save: Names | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: Pattern | list[Pattern] | None = None
+    trainable_token_indices: TokenIds | dict[str, TokenIds] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_dora: bool | None = None
+    use_rslora: bool | None = None
+    lora_bias: bool | None = None
+    ensure_weight_tying: bool | None = None
+
+
+class Vocabulary(JsonForm):
+    """The model in tokenizer.json; a unigram model lists its pieces in order of their ids."""
+
+    vocab: dict[str, int] | list[Any] = Field(default={})
+
+
+class AddedToken(JsonForm):
+    id: int
+
+
+class TokenizerFile(JsonForm):
+    """tokenizer.json."""
+
+    model: Vocabulary
+    added_tokens: list[AddedToken] | None = None
+
+
+class TokenizerConfig(JsonForm):
+    """tokenizer_config.json."""
+
+    tokenizer_class: str | None = None
+    chat_template: str | list[dict[str, Any]] | None = None
+
+
+class GenerationConfig(JsonForm):
+    """generation_config.json."""
+
+    eos_token_id: int | TokenIds | None = None
+
+
+def check_form(path: Path, value: dict[str, Any], form: type[JsonForm]) -> None:
+    """Refuse a file whose values are of another form.
+
+    Raises:
+        ArtifactError: A value is missing or of another type; the first is named.
+    """
+    try:
+        form.model_validate(value)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        found = repr(first["input"])
+        found = f", found {found}" if len(found) <= 80 else ""
+        raise ArtifactError(f"{path}: {where}: {first['msg']}{found}") from None
