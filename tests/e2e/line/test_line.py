@@ -20,9 +20,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 RUN = EXAMPLES / "support-tickets" / "run.yaml"
 # Fewer requests than the demo sends; training and the held-out rows are the demo's own.
 QUICK = (
-    "--set", "loadtest.scenarios.0.rate_rps=3",
-    "--set", "loadtest.scenarios.0.num_requests=60",
-    "--set", "loadtest.scenarios.1.num_requests=60",
+    "--set", "loadtest.scenarios.0.rate_rps=5",
+    "--set", "loadtest.scenarios.0.num_requests=150",
+    "--set", "loadtest.scenarios.1.num_requests=150",
     # What else this machine does meanwhile is not under test.
     "--set", "loadtest.max_client_lag_s=5",
 )  # fmt: skip

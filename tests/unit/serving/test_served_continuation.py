@@ -76,13 +76,13 @@ def test_an_answer_cut_off_by_an_error_is_refused() -> None:
 
 
 def test_a_module_left_out_lies_above_what_a_servers_arithmetic_may_cost() -> None:
-    """Measured: vLLM in bfloat16, and the mildest module left out, by the tables of docs/parity.md;
-    maximum, mean and KL."""
+    """Measured: vLLM in bfloat16, and the median of the modules left out, by the tables of
+    docs/parity.md; maximum, mean and KL."""
     limits = COMPUTED_TOLERANCES["bfloat16"]
     assert limits.max_logprob_difference and limits.mean_logprob_difference and limits.mean_kl
-    assert limits.max_logprob_difference > 4 * 0.068
-    assert 4 * 9.6e-4 < limits.mean_logprob_difference < 0.010 / 2
-    assert 4**2 * 1.1e-5 < limits.mean_kl < 4.7e-4 / 2
+    assert 7 * 0.068 < limits.max_logprob_difference < 0.61
+    assert 7 * 9.6e-4 < limits.mean_logprob_difference < 0.035 / 4
+    assert 7**2 * 1.1e-5 < limits.mean_kl < 6.8e-3 / 4
     assert limits.max_accuracy_drop is not None
 
 
