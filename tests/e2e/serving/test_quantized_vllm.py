@@ -24,7 +24,7 @@ from tuneline.core.reference import read_reference
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
 
 
-@pytest.mark.parametrize("scheme", ["int8", "w4a16", "fp8"])
+@pytest.mark.parametrize("scheme", ["w4a16", "fp8"])
 def test_a_quantized_model_answers_as_the_trained_one(
     scheme: str,
     base: ModelSource,
