@@ -73,6 +73,30 @@ def correlated_block(values: Values, block: int) -> int:
     return max(block, math.ceil(TIMES_PER_BLOCK * time)) if time > 1 else block
 
 
+def lies_below(value: float, limit: float, q: int, num_independent: int) -> bool:
+    """Whether a percentile lies below a limit, at 95 %, by few values and without their interval.
+
+    If the percentile lay at the limit, and times had an exponential tail as a queue's waiting times
+    have, each value would lie at or below `value` with probability 1 - (1 - q/100)^(value/limit).
+    So this asks how probable it is that q % of them do.
+
+    Args:
+        value: The percentile of the values.
+        limit: In the unit of `value`.
+        q: Which percentile.
+        num_independent: As how many the values count.
+    """
+    if value >= limit:
+        return False
+    below = 1 - (1 - q / 100) ** (value / limit)
+    fewest = math.ceil(num_independent * q / 100)
+    probability: float = sum(
+        math.comb(num_independent, k) * below**k * (1 - below) ** (num_independent - k)
+        for k in range(fewest, num_independent + 1)
+    )
+    return probability <= 1 - CONFIDENCE
+
+
 def bootstrap(
     values: Values, percentiles: tuple[int, ...], block: int, *, seed: int = 0
 ) -> dict[int, tuple[float, float]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from loadtest.config import SLO
 from loadtest.intervals import (
     MIN_BLOCKS,
+    TIMES_PER_BLOCK,
     SteadyState,
     block_length,
     bootstrap,
@@ -51,6 +52,8 @@ class Figure:
     """95 % moving-block bootstrap interval of each percentile; a null bound is infinite."""
     num_needed: int | None = None
     """Values that intervals need, where there are too few."""
+    num_independent: int | None = None
+    """As how many independent ones they then count."""
 
     def percentile(self, q: int) -> float | None:
         value: float | None = getattr(self, f"p{q}")
@@ -155,7 +158,7 @@ def figure(
         if found[q] is None:
             withheld[f"p{q}"] = "infinite: too many requests failed"
     ci95 = {}
-    num_needed = None
+    num_needed = num_independent = None
     if block is not None and len(values):
         block = correlated_block(values, block)
         shown = tuple(q for q in PERCENTILES if found[q] is not None)
@@ -165,6 +168,7 @@ def figure(
         for q in shown:
             if f"p{q}" not in ci95:
                 num_needed = MIN_BLOCKS * block
+                num_independent = max(1, TIMES_PER_BLOCK * len(values) // block)
                 withheld[f"p{q}_ci95"] = (
                     f"no interval from {len(values)} values that depend on their neighbours as "
                     f"these do; at least {num_needed} are needed"
@@ -180,6 +184,7 @@ def figure(
         withheld=withheld,
         ci95=ci95,
         num_needed=num_needed,
+        num_independent=num_independent,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from loadtest.calibrate import Calibration
 from loadtest.config import SLO, LoadTestConfig
+from loadtest.intervals import lies_below
 from loadtest.statistics import PERCENTILES, Figure, Statistics
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
@@ -305,6 +306,8 @@ def _latency(name: str, limit: float, figure: Figure, q: int) -> Objective:
         no_interval = figure.withheld.get(f"p{q}_ci95")
         if no_interval is not None:
             verdict = "FAIL" if value > limit else "INCONCLUSIVE"
+            if lies_below(value, limit, q, figure.num_independent or 1):
+                verdict = "PASS"
         elif high is not None and high <= limit:
             verdict = "PASS"
         elif low is not None and low <= limit:

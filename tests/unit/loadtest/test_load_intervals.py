@@ -13,10 +13,12 @@ from loadtest.intervals import (
     block_length,
     bootstrap,
     correlated_block,
+    lies_below,
     mser,
     paired_difference,
     steady_state,
 )
+from loadtest.statistics import figure
 
 
 def correlated(rng: np.random.Generator, count: int, memory: float) -> Values:
@@ -124,6 +126,31 @@ def test_a_queue_near_saturation_is_seldom_given_a_wrong_interval(
     assert wrong <= 0.25
     longer, _ = intervals(servers, load, 10_000, 6)
     assert longer >= right
+
+
+def test_a_percentile_far_below_its_limit_needs_no_interval() -> None:
+    # One value lies below a fiftieth of a limit that is p90 with 1 - 0.1^0.02 = 4.5 %.
+    assert lies_below(0.02, 1.0, 90, 1) and not lies_below(0.03, 1.0, 90, 1)
+    # Four: (1 - 0.1^0.25)^4 = 3.7 %; and (1 - 0.1^0.3)^4 = 6.2 %.
+    assert lies_below(0.25, 1.0, 90, 4) and not lies_below(0.3, 1.0, 90, 4)
+    # Two of three at least lie below the median: 3 f^2 - 2 f^3 at f = 1 - 0.5^0.2 = 4.6 %.
+    assert lies_below(0.2, 1.0, 50, 3) and not lies_below(0.25, 1.0, 50, 3)
+    assert not lies_below(1.0, 1.0, 90, 1000)
+
+
+@pytest.mark.parametrize(("servers", "load"), [(1, 0.8), (8, 0.9)])
+def test_few_values_of_a_queue_seldom_pass_at_the_limit(servers: int, load: float) -> None:
+    rng = np.random.default_rng(11)
+    limit = true_p90(servers, load)
+    few = [
+        one
+        for one in (figure(waits(rng, 300, servers, load), block=1) for _ in range(60))
+        if one.num_independent is not None
+    ]
+    assert len(few) > 30
+    passed = sum(lies_below(one.p90 or 0.0, limit, 90, one.num_independent or 1) for one in few)
+    print(f"M/M/{servers} {load}: {passed} of {len(few)} without an interval pass at the limit")
+    assert passed <= 0.12 * len(few)
 
 
 def test_series_with_short_memory_have_their_intervals_at_300_requests() -> None:

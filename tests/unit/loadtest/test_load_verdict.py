@@ -148,7 +148,7 @@ def test_too_few_requests_for_the_load_in_flight_are_no_pass() -> None:
     few = figure(np.full(300, 0.1), block=200)
     stats = measured()
     stats = replace(stats, latencies=dict.fromkeys(stats.latencies, few))
-    found = verdict(stats, ttft_p90_s=1.0)
+    found = verdict(stats, ttft_p90_s=0.12)
     assert found.verdict == "INCONCLUSIVE"
     assert "at least 1000 are needed" in found.problems[0]
     assert verdict(stats, ttft_p90_s=0.05).verdict == "FAIL"
@@ -189,6 +189,17 @@ def test_an_interval_across_the_limit_is_inconclusive() -> None:
     found = verdict(stats, ttft_p90_s=low - 1e-6)
     assert found.verdict == "FAIL"
     assert f"95 % interval {low:.4g} to {high:.4g}" in found.problems[0]
+
+
+def test_without_an_interval_only_what_is_far_below_its_limit_passes() -> None:
+    drifting = figure(0.1 + 0.2 * np.linspace(0, 1, 300), block=2)
+    assert drifting.ci95 == {} and drifting.num_needed is not None and drifting.num_needed > 300
+    stats = replace(measured(), latencies={**measured().latencies, "ttft_s": drifting})
+    assert verdict(stats, ttft_p90_s=20.0).verdict == "PASS"
+    found = verdict(stats, ttft_p90_s=0.4)
+    assert found.verdict == "INCONCLUSIVE"
+    assert f"at least {drifting.num_needed} are needed" in found.problems[0]
+    assert verdict(stats, ttft_p90_s=0.2).verdict == "FAIL"
 
 
 def test_a_queue_that_grows_is_no_pass() -> None:
