@@ -362,7 +362,7 @@ def test_a_comparison_without_an_answer_is_invalid(known: Any, tmp_path: Path) -
 def test_a_rate_with_many_streams_is_judged_by_as_many_requests_as_that_takes(
     start_known_server: Any, tmp_path: Path
 ) -> None:
-    settings = config(slo={"ttft_p50_s": 2.0}, max_tokens=2)
+    settings = config(slo={"ttft_p50_s": 0.5}, max_tokens=2)
     with start_known_server("--ttft-s", "0.4", "--itl-s", "0") as server:
         # 0.4 s at 200 requests/s are 80 streams: blocks of 160, and 800 requests for five.
         enough, few = (
