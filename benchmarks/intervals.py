@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """How often a percentile's interval holds the truth on queues: `python benchmarks/intervals.py`.
 
 Simulates M/M/k queues, whose percentiles are known from Erlang's formula, and takes the interval of
@@ -14,10 +15,10 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 # The script beside this one, loadtest.py, hides the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
-
-import numpy as np
 
 from loadtest.intervals import Values, block_length, lies_below
 from loadtest.statistics import figure
