@@ -32,6 +32,8 @@ def open_session(path: Path) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except (MemoryError, OSError):
+        raise  # of the machine, and not of the graph
     except Exception as error:  # noqa: BLE001 (its errors have no common base)
         raise ArtifactError(
             f"{path}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}"
@@ -150,6 +152,8 @@ def load_genai(genai: Any, folder: Path) -> Any:
     config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
     try:
         return genai.Model(config)
+    except (MemoryError, OSError):
+        raise  # of the machine, and not of the graph
     except Exception as error:  # noqa: BLE001 (its errors have no common base)
         raise ArtifactError(f"{folder}: ONNX Runtime GenAI cannot load it: {error}") from None
 

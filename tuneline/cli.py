@@ -41,13 +41,12 @@ from tuneline.cli_options import (
     required,
     run_stages,
 )
-from tuneline.core.errors import ArtifactError, ConfigError, TunelineError, VerdictError
+from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.progress import logger, set_up_logging
 
 if TYPE_CHECKING:
     from tuneline.config import Run
     from tuneline.core.artifact import Artifact
-    from tuneline.core.endpoint import Endpoint
 
 
 class _ExportGroup(DefaultCommand):
@@ -248,124 +247,6 @@ def export_merge(
     emit_artifact(model, as_json)
 
 
-@app.command()
-def prove(
-    run_file: OptionalRun = None,
-    reference: Annotated[Path | None, typer.Option(help="A reference artifact.")] = None,
-    candidate: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", help="A model in any form, or a URL.")
-    ] = None,
-    model: ModelName = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="What a server computes in: float32, float16, bfloat16.")
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The folder that the URL serves, if it was reduced."),
-    ] = None,
-    api_key_env: KeyEnv = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the proof goes: ./parity-NAME.")
-    ] = None,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Prove that later forms are the trained model.
-
-    Holds every form that the run makes, from the merged to the served model, or any --candidate,
-    against the reference, and exits with 6 where one differs by more than its tolerances.
-    """
-    from tuneline.pipeline import proof_stages, require_verdict
-
-    if run_file is not None:
-        options = {
-            "--reference": reference,
-            "--candidate": candidate,
-            "--model": model,
-            "--dtype": dtype,
-            "--weights": weights,
-            "--out": out,
-        }
-        refuse("beside RUN.yaml", options)
-        run = open_run(run_file, overrides, runs_dir)
-        run_stages(run, proof_stages(run), as_json, ladder=True)
-        return
-    from tuneline.core.artifact import open_artifact
-
-    golden = open_artifact(required(reference, "--reference"), kind="reference")
-    form = required(candidate, "--candidate")
-    if form.startswith(("http://", "https://")):
-        result = _prove_url(golden, endpoint_of(form, model, api_key_env), weights, dtype, out)
-        emit_artifact(result, as_json)
-        try:
-            require_verdict(result)
-        except VerdictError as error:
-            if weights is not None:
-                raise
-            hint = (
-                f"{error.hint}\n  If the server's weights were reduced, name the folder that it "
-                f"serves: tuneline prove --reference {reference} --candidate {form} "
-                f"--model {model} --weights DIR --out {result.path}-weights"
-            )
-            raise VerdictError(error.message, hint=hint) from None
-        return
-    from export.config import ParityConfig
-    from export.forms import form_name, resolve_form
-    from export.parity import prove_model
-
-    options = {
-        "--model": model,
-        "--dtype": dtype,
-        "--weights": weights,
-        "--api-key-env": api_key_env,
-    }
-    refuse("with a model on disk", options)
-    source = resolve_form(form)
-    out_dir = _proof_dir(out, source.path.resolve().name)
-    result = prove_model(ParityConfig(), golden, source, out_dir, form=form_name(source))
-    emit_artifact(result, as_json)
-    require_verdict(result)
-
-
-def _prove_url(
-    golden: Artifact, endpoint: Endpoint, weights: Path | None, dtype: str | None, out: Path | None
-) -> Artifact:
-    """Hold a server's answers against the reference, by tolerances that fit its weights where the
-    caller says which they are."""
-    from serving.config import ServedParityConfig
-    from serving.parity import COMPUTED_TOLERANCES, prove_served
-    from tuneline.core.model_source import computed_dtype
-
-    computed = dtype or "float32"
-    rounding, numbers, inputs = None, None, []
-    if weights is not None:
-        from export.forms import numbers_of_folder, resolve_weights
-        from export.parity import weight_tolerances
-
-        source = resolve_weights(weights)
-        computed = dtype or computed_dtype("auto", source)
-        rounding = weight_tolerances(source, computed)
-        numbers = numbers_of_folder(source.path)
-        inputs = [source.as_input("weights")]
-    if computed not in COMPUTED_TOLERANCES:
-        raise ConfigError(f"--dtype {computed}: expected {' or '.join(COMPUTED_TOLERANCES)}")
-    return prove_served(
-        ServedParityConfig(), golden, endpoint, _proof_dir(out, endpoint.model),
-        inputs=inputs, dtype=computed, weights=rounding, stated_weights=numbers,
-    )  # fmt: skip
-
-
-def _proof_dir(out: Path | None, name: str) -> Path:
-    """Where a proof goes; refused before the work of it where something is there already."""
-    out_dir = out or Path(f"parity-{name.replace('/', '-')}")
-    if out_dir.exists():
-        raise ArtifactError(
-            f"{out_dir}: exists already", hint="Remove it, or choose another --out."
-        )
-    return out_dir
-
-
 @deploy_app.command("render")
 def deploy_render(
     run_file: RunFile,
@@ -460,6 +341,7 @@ export_app.command("onnx")(cli_forms.export_onnx)
 export_app.command("torchscript")(cli_forms.export_torchscript)
 export_app.command("torch-export")(cli_forms.export_torch_export)
 export_app.command("prune")(cli_forms.export_prune)
+app.command("prove")(cli_forms.prove)
 app.command("card")(cli_forms.card)
 app.command("push")(cli_forms.push)
 app.add_typer(export_app, name="export")

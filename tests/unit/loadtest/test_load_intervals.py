@@ -1,11 +1,11 @@
 """Intervals and steady state against simulated processes whose truth is known."""
 
-import heapq
 import math
 
 import numpy as np
 import pytest
 
+from benchmarks.intervals import times_in_system, true_p90
 from loadtest.intervals import (
     MIN_BLOCKS,
     Values,
@@ -50,36 +50,6 @@ def test_blocks_are_needed_where_neighbours_resemble_each_other() -> None:
     assert coverage(0.8, 30) > 0.83
 
 
-def waits(rng: np.random.Generator, count: int, servers: int, load: float) -> Values:
-    """Times in an M/M/k system of mean service time 1, once it is steady."""
-    warmup = 2000
-    arrivals = np.cumsum(rng.exponential(1 / (load * servers), count + warmup)).tolist()
-    services = rng.exponential(1, count + warmup).tolist()
-    free = [0.0] * servers
-    found = []
-    for arrival, service in zip(arrivals, services, strict=True):
-        end = max(arrival, free[0]) + service
-        heapq.heapreplace(free, end)
-        found.append(end - arrival)
-    return np.array(found[warmup:])
-
-
-def true_p90(servers: int, load: float) -> float:
-    """By the tail of the time in an M/M/k system, with Erlang's C."""
-    offered = servers * load
-    blocked = 1.0
-    for number in range(1, servers + 1):
-        blocked = offered * blocked / (number + offered * blocked)
-    waiting = blocked / (1 - load * (1 - blocked))
-    spare = servers - 1 - offered
-    low, high = 0.0, 200.0
-    for _ in range(100):
-        at = (low + high) / 2
-        tail = math.exp(-at) * (1 + waiting * (1 - math.exp(-at * spare)) / spare)
-        low, high = (at, high) if tail > 0.1 else (low, at)
-    return low
-
-
 def intervals(
     servers: int, load: float, count: int, runs: int, *, own: bool = True
 ) -> tuple[float, float]:
@@ -88,7 +58,7 @@ def intervals(
     truth = true_p90(servers, load)
     right = wrong = 0
     for run in range(runs):
-        values = waits(rng, count, servers, load)
+        values = times_in_system(rng, count, servers, load)
         block = block_length(float(values.mean()) * load * servers)
         block = correlated_block(values, block) if own else block
         found = bootstrap(values, (90,), block, seed=run)
@@ -102,7 +72,7 @@ def intervals(
 def test_true_percentiles_of_queues_are_right() -> None:
     assert true_p90(1, 0.8) == pytest.approx(math.log(10) / 0.2)
     rng = np.random.default_rng(1)
-    assert np.quantile(waits(rng, 200_000, 4, 0.6), 0.9) == pytest.approx(
+    assert np.quantile(times_in_system(rng, 200_000, 4, 0.6), 0.9) == pytest.approx(
         true_p90(4, 0.6), rel=0.02
     )
 
@@ -144,7 +114,7 @@ def test_few_values_of_a_queue_seldom_pass_at_the_limit(servers: int, load: floa
     limit = true_p90(servers, load)
     few = [
         one
-        for one in (figure(waits(rng, 300, servers, load), block=1) for _ in range(60))
+        for one in (figure(times_in_system(rng, 300, servers, load), block=1) for _ in range(60))
         if one.num_independent is not None
     ]
     assert len(few) > 30
