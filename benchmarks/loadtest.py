@@ -4,9 +4,10 @@
 Every client in turn asks the bundled server of known delays (TTFT 100 ms, 20 ms per token, 32
 tokens) in a closed loop, and its TTFT is held against that server's own record of the same run; CPU
 is that of the client's process, from the first request to the last token (for ours, with the
-parsing afterwards). `vllm bench serve` takes part where vLLM is installed. Then twenty Poisson
-schedules are delivered and their rate, coefficient of variation and index of dispersion are held
-against simulated Poisson processes. Prints a table, then one JSON document on the last line.
+parsing afterwards). Ours takes part over plain TCP and over TLS, `vllm bench serve` where vLLM is
+installed. Then twenty Poisson schedules are delivered and their rate, coefficient of variation and
+index of dispersion are held against simulated Poisson processes. Prints a table, then one JSON
+document on the last line.
 
 Shared cores move every number: client and server run on the same machine, so compare the rows of
 one run.
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import numpy as np
 # This file must not stand for the package of the same name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
-from loadtest.calibrate import ITL_S, NUM_TOKENS, TTFT_S, known_server, truths_of
+from loadtest.calibrate import ITL_S, NUM_TOKENS, TTFT_S, known_server
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.plan import SUCCEEDED
 from loadtest.planning import make_plan
@@ -78,8 +79,9 @@ def main() -> None:
     with_vllm = not arguments.without_vllm and importlib.util.find_spec("vllm") is not None
     rows = []
     for streams in arguments.streams:
-        rows.append(ours(streams))
-        show(rows[-1])
+        for tls in (False, True):
+            rows.append(ours(streams, tls=tls))
+            show(rows[-1])
         if with_vllm:
             rows.append(vllm(streams))
             show(rows[-1])
@@ -105,42 +107,43 @@ def show(row: Row) -> None:
 
 
 def ratios(rows: list[Row]) -> dict[str, float]:
-    """CPU of the other client over ours, per number of streams."""
+    """CPU of the other client over ours, per number of streams, both over plain TCP."""
     cost = {(row.client, row.streams): row.cpu_s_per_1000_tokens for row in rows}
     return {
         str(streams): round(value / cost["tuneline", streams], 2)
         for (client, streams), value in cost.items()
-        if client != "tuneline"
+        if client == "vllm bench serve"
     }
 
 
-def ours(streams: int) -> Row:
+def ours(streams: int, *, tls: bool) -> Row:
     config = LoadTestConfig(
         num_warmup_requests=0, max_tokens=NUM_TOKENS, ignore_eos=True, calibrate=False
     )
     scenario = Scenario(name="x", concurrency=streams, num_requests=ROUNDS * streams)
-    with known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S)) as endpoint:
+    with known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S), tls=tls) as server:
         plan, _ = make_plan(
-            config, scenario, endpoint, [[{"role": "user", "content": PROMPT}]], seed=0
+            config, scenario, server.endpoint, [[{"role": "user", "content": PROMPT}]], seed=0
         )
-        measured = run_workers(plan, None)
-        truths = truths_of(endpoint)
+        measured = run_workers(replace(plan, ca_file=server.ca_file), None)
+        truths = server.truths()
     ok = measured.records.select(measured.records.state == SUCCEEDED)
     cpu_s = sum(
         float(worker["self_check"]["cpu_s"]) + float(worker["parse_cpu_s"])
         for worker in measured.workers
     )
-    return row("tuneline", streams, truths, ok.first_token_s - ok.sent_s, cpu_s)
+    client = "tuneline over TLS" if tls else "tuneline"
+    return row(client, streams, truths, ok.first_token_s - ok.sent_s, cpu_s)
 
 
 def vllm(streams: int) -> Row:
     with (
         tempfile.TemporaryDirectory() as scratch,
-        known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S)) as endpoint,
+        known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S)) as server,
     ):
         data = Path(scratch) / "prompts.jsonl"
         data.write_text((json.dumps({"prompt": PROMPT}) + "\n") * (ROUNDS * streams))
-        url = endpoint.url.removesuffix("/v1")
+        url = server.endpoint.url.removesuffix("/v1")
         options = {
             "backend": "openai-chat", "base-url": url, "endpoint": "/v1/chat/completions",
             "model": "known", "tokenizer": str(TOKENIZER), "dataset-name": "custom",
@@ -164,7 +167,7 @@ def vllm(streams: int) -> Row:
         if not result_path.is_file():
             raise SystemExit(f"vllm bench serve wrote no result:\n{output[-2000:]}")
         result = json.loads(result_path.read_text())
-        truths = truths_of(endpoint)[-ROUNDS * streams :]  # without its readiness request
+        truths = server.truths()[-ROUNDS * streams :]  # without its readiness request
     ttft = np.array([one for one in result["ttfts"] if one > 0])
     begin_ns = min(truth["received_ns"] for truth in truths)
     end_ns = max(truth["done_ns"] or 0 for truth in truths)
@@ -208,9 +211,9 @@ def delivered_arrivals(num_seeds: int, rate_rps: float) -> dict[str, Any]:
     config = LoadTestConfig(num_warmup_requests=0, max_tokens=1, calibrate=False)
     scenario = Scenario(name="x", rate_rps=rate_rps, num_requests=600)
     found, differences, unaccounted = [], [], 0
-    with known_server("--ttft-s", "0.005", "--itl-s", "0") as endpoint:
+    with known_server("--ttft-s", "0.005", "--itl-s", "0") as server:
         for seed in range(num_seeds):
-            records = run_plan(config, scenario, endpoint, seed)
+            records = run_plan(config, scenario, server.endpoint, seed)
             sent = records.select(~np.isnan(records.sent_s))
             unaccounted += 600 - len(records)
             delivered, scheduled = dispersion(sent.sent_s), dispersion(sent.intended_s)

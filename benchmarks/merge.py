@@ -1,7 +1,7 @@
 """Merging a LoRA adapter: Tuneline's streaming merge, PEFT's, and a plain copy as the floor.
 
-`import` starts Python and imports torch, which is part of the others; `int8` is Tuneline's merge
-that quantizes in the same pass.
+`import` starts Python and imports torch, which is part of the others; `tuneline` is the command
+`tuneline export merge`, the base not hashed before; `int8` quantizes in the same pass.
 
 Builds a random-weight bfloat16 Llama of a real model's shape and a rank-16 adapter on all its
 linear layers, then runs them in turn, each in a process of its own, every file written synced
@@ -73,17 +73,14 @@ for file in sorted(base.iterdir()):
     shutil.copyfile(file, out / file.name)
 """,
     "tuneline": """
-from export.config import MergeConfig
-from export.merge import merge
-from tuneline.core.model_source import ModelSource
-merge(MergeConfig(), ModelSource("base", base, "sha256:0", "base-model"), adapter, out)
+from tuneline.cli import app
+app(["export", "merge", "--base", str(base), "--adapter", str(adapter), "--out", str(out)],
+    standalone_mode=False)
 """,
     "int8": """
-from export.config import MergeConfig
-from export.merge import merge
-from tuneline.core.model_source import ModelSource
-config = MergeConfig(quantize="int8")
-merge(config, ModelSource("base", base, "sha256:0", "base-model"), adapter, out)
+from tuneline.cli import app
+app(["export", "merge", "--base", str(base), "--adapter", str(adapter), "--out", str(out),
+     "--quantize", "int8"], standalone_mode=False)
 """,
     "peft": """
 import peft, torch, transformers
@@ -147,7 +144,9 @@ def run(name: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     code = PRELUDE + RUNS[name] + SYNC
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    # In a new home no digest of an earlier run is remembered.
+    home = tempfile.mkdtemp(dir=base.parent, prefix="home-")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HOME": home}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started_s = time.monotonic()
     process = subprocess.Popen(

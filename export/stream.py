@@ -46,6 +46,10 @@ BLOCKS_AHEAD = 4
 DROP_BYTES = 16 * 2**20
 """How much is read between two times that what was read is dropped from the page cache."""
 
+KEPT_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+"""A result up to this size is left in the page cache for whoever reads it next. Of a larger one,
+what has reached the disk is dropped: to reclaim it later costs as much time as all the rest."""
+
 CHECKPOINT_BYTES = 64 * 2**20
 """How much is written at least between two notes in the journal."""
 
@@ -165,20 +169,28 @@ def write_files(
     noted = _read_journal(journal)
     hashes = {}
     resumed_bytes = 0
+    is_kept = sum(file.size_bytes for file in files) <= KEPT_BYTES
     with _one_thread():
         for file in files:
             count, hasher = _finished(file, out / file.name, noted.get(file.name, []))
             if count:
                 resumed_bytes += file.end_of(count)
                 said(file.end_of(count), "found finished")
-            hashes[file.name] = _write_file(file, out / file.name, count, hasher, journal, said)
+            path = out / file.name
+            hashes[file.name] = _write_file(file, path, count, hasher, journal, said, is_kept)
     if resumed_bytes:
         logger.info("  went on from %d MiB that were finished before", resumed_bytes // 2**20)
     return hashes, resumed_bytes
 
 
 def _write_file(
-    file: OutputFile, path: Path, first: int, hasher: Any, journal: Path, said: SaidBytes
+    file: OutputFile,
+    path: Path,
+    first: int,
+    hasher: Any,
+    journal: Path,
+    said: SaidBytes,
+    is_kept: bool,
 ) -> str:
     """Write the outputs from number `first` on; the file ends just before them."""
     with ExitStack() as stack:
@@ -210,6 +222,8 @@ def _write_file(
         def checkpoint(finished: int, sha256: str) -> None:
             # The bytes have to reach the disk in any case; begun here, that overlaps.
             os.fdatasync(out.fileno())
+            if not is_kept:
+                os.posix_fadvise(out.fileno(), 0, file.end_of(finished), os.POSIX_FADV_DONTNEED)
             _note(journal, file, finished, sha256)
 
         def write(pieces: list[torch.Tensor], finished: int | None, name: str) -> None:

@@ -6,13 +6,16 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loadtest.certificate import write_certificate
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.plan import SUCCEEDED, Records
 from loadtest.planning import make_plan
@@ -51,49 +54,73 @@ class Calibration:
     """CPU time of the busiest client process over the window's length."""
     problems: list[str]
     """Requests lost, tokens miscounted, no headroom; empty where it is well."""
+    tls: bool = False
+    """Measured over TLS."""
+
+
+@dataclass(frozen=True)
+class StartedServer:
+    """The bundled server of known delays, while it runs."""
+
+    endpoint: Endpoint
+    ca_file: str | None
+    """The authority of its certificate, where it speaks TLS."""
+
+    def truths(self) -> list[dict[str, Any]]:
+        """The server's own record, one entry per request."""
+        url, ca_file = self.endpoint.url, self.ca_file
+        _, body, _ = get(url, "/truth", None, ca_file, max_bytes=MAX_PAGE_BYTES)
+        found: list[dict[str, Any]] = json.loads(body)
+        return found
 
 
 @contextmanager
-def known_server(*options: str) -> Iterator[Endpoint]:
+def known_server(*options: str, tls: bool = False) -> Iterator[StartedServer]:
     """The bundled server as a process of its own.
 
     Raises:
         ServerError: It does not start.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "loadtest.known_server", "--ends-with-parent", *options],
-        stdout=subprocess.PIPE, text=True, env=subprocess_environment(),
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None  # noqa: S101 (started with a pipe)
-        line = process.stdout.readline()
-        if not line:
-            raise ServerError(
-                f"the bundled server of known delays ended with code {process.wait()}"
-            )
-        yield Endpoint(f"http://127.0.0.1:{json.loads(line)['port']}/v1", "known")
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def truths_of(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """The known server's own record, one entry per request."""
-    _, body, _ = get(endpoint.url, "/truth", None, max_bytes=MAX_PAGE_BYTES)
-    found: list[dict[str, Any]] = json.loads(body)
-    return found
+    with tempfile.TemporaryDirectory(prefix="tuneline-known-") as folder:
+        words = ["--ends-with-parent", *options]
+        ca_file = None
+        if tls:
+            certificate, key = write_certificate(Path(folder))
+            words += ["--certificate", str(certificate), "--private-key", str(key)]
+            ca_file = str(certificate)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "loadtest.known_server", *words],
+            stdout=subprocess.PIPE, text=True, env=subprocess_environment(),
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None  # noqa: S101 (started with a pipe)
+            line = process.stdout.readline()
+            if not line:
+                raise ServerError(
+                    f"the bundled server of known delays ended with code {process.wait()}"
+                )
+            scheme, port = "https" if tls else "http", json.loads(line)["port"]
+            yield StartedServer(Endpoint(f"{scheme}://127.0.0.1:{port}/v1", "known"), ca_file)
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def calibrate(
-    config: LoadTestConfig, scenario: Scenario, *, trace_s: Sequence[float] = ()
+    config: LoadTestConfig,
+    scenario: Scenario,
+    *,
+    tls: bool = False,
+    trace_s: Sequence[float] = (),
 ) -> Calibration:
     """Run about two seconds of a scenario's load against the bundled server.
 
     Args:
         config: For the number of client processes and the seed.
         scenario: Its arrivals or streams; a ramp at its highest rate.
+        tls: Over TLS, as the endpoint is reached: decrypting costs the client time.
         trace_s: With `arrival: trace`, its arrival times; the busiest second is taken.
 
     Raises:
@@ -111,20 +138,21 @@ def calibrate(
         }
     )
     prompts = [[{"role": "user", "content": "word " * 64}]]
-    with known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S)) as endpoint:
-        plan, _ = make_plan(trial, load, endpoint, prompts, seed=config.seed)
-        measured = run_workers(plan, None)
-        truths = truths_of(endpoint)
+    with known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S), tls=tls) as server:
+        plan, _ = make_plan(trial, load, server.endpoint, prompts, seed=config.seed)
+        measured = run_workers(replace(plan, ca_file=server.ca_file), None)
+        truths = server.truths()
     checks = [worker["self_check"] for worker in measured.workers]
     parse_s = sum(float(worker["parse_cpu_s"]) for worker in measured.workers)
     busy = max(float(check["cpu_s"]) / max(float(check["wall_s"]), 1e-9) for check in checks)
-    return compare_with_truth(
+    found = compare_with_truth(
         measured.records,
         truths,
         scenario=load,
         cpu_s=sum(float(check["cpu_s"]) for check in checks) + parse_s,
         busy_share=busy,
     )
+    return replace(found, tls=tls)
 
 
 def _load(scenario: Scenario, trace_s: Sequence[float]) -> Scenario:

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.connection import (
+    READ_BYTES,
     Connection,
-    PlainConnection,
     Request,
     TlsConnection,
     monotonic_ns,
@@ -35,6 +35,7 @@ from loadtest.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.http1 import Framer
 from loadtest.plan import Plan
 from loadtest.timer import KernelTimer
+from loadtest.tls import TlsStream
 
 TICK_NS = 10_000_000
 """How often the loop's own lag is measured, and timeouts looked for."""
@@ -42,6 +43,13 @@ CLOCK_INTERVAL_NS = 1_000_000_000
 """How often the two clocks are compared."""
 NAP_NS = 1_000_000
 """How long reads may gather before the loop looks again, where the kernel keeps their time."""
+SPARE_SHARE = 8
+"""Of the connections that an open loop opens before its start, one in so many is kept idle for as
+long as there is more to send: a new one can then be opened, over TLS and a distance too, before a
+request needs it."""
+SPARES_PER_TICK = 8
+SPARE_PAUSE_NS = 1_000_000_000
+"""How long no spare is opened after one failed, or was closed before a request came."""
 STALE_AFTER_NS = 1_000_000_000
 """A connection idle for longer may have been closed by the server while we send."""
 OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
@@ -59,6 +67,9 @@ class SelfCheck:
     cpu_s: float
     """User and system CPU time of this process between start and last end."""
     num_connects_in_window: int
+    """Requests that waited for a connection of their own."""
+    num_spares_opened: int
+    """Connections opened ahead of need after the start."""
     num_resent: int
     """Sent again because the server had closed the idle connection."""
     kernel_clock: bool
@@ -91,9 +102,12 @@ class Client:
         ]
         self.tls = ssl.create_default_context(cafile=plan.ca_file) if plan.tls else None
         self.address: tuple[int, tuple[str, int]] | None = None
-        self.kernel_clock = not plan.tls
+        self.kernel_clock = True
         self.clock_offsets = [(monotonic_ns(), realtime_offset_ns())]
         self.pool: deque[Connection] = deque()
+        self.num_spare = plan.num_connections // SPARE_SHARE if plan.arrivals_s is not None else 0
+        self.num_spares_opening = 0
+        self.next_spare_ns = 0
         self.connections: set[Connection] = set()
         self.running: dict[int, Request] = {}
         """In the order in which they began, so the first times out first."""
@@ -114,7 +128,7 @@ class Client:
         self.ticker = KernelTimer(self.loop, self.tick)
         begin = self.begin_slots if plan.arrivals_s is None else self.begin_schedule
         self.timer = KernelTimer(self.loop, begin)
-        self.check = SelfCheck([], 0.0, 0, 0, self.kernel_clock)
+        self.check = SelfCheck([], 0.0, 0, 0, 0, self.kernel_clock)
         self.arrivals_ns: list[int] = []
         self.cursor = 0
 
@@ -273,23 +287,35 @@ class Client:
         family, address = self.address
         connection: Connection
         async with asyncio.timeout(min(self.plan.timeout_s, 10.0)):
-            if self.tls is None:
-                sock = socket.socket(family, socket.SOCK_STREAM)
-                sock.setblocking(False)
-                try:
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    await self.loop.sock_connect(sock, address)
-                except BaseException:
-                    sock.close()
-                    raise
-                connection = PlainConnection(self, sock)
-            else:
-                _, connection = await self.loop.create_connection(
-                    lambda: TlsConnection(self),
-                    address[0], address[1], ssl=self.tls, server_hostname=self.plan.host,
-                )  # fmt: skip
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await self.loop.sock_connect(sock, address)
+                if self.tls is None:
+                    connection = Connection(self, sock)
+                else:
+                    stream = await self.shake_hands(sock, self.tls)
+                    connection = TlsConnection(self, sock, stream)
+            except BaseException:
+                sock.close()
+                raise
         self.connections.add(connection)
         return connection
+
+    async def shake_hands(self, sock: socket.socket, context: ssl.SSLContext) -> TlsStream:
+        """Raises OSError, which ssl.SSLError is, where the server's certificate is not trusted."""
+        stream = TlsStream(context, self.plan.host)
+        done, data = stream.shake_hands()
+        while True:
+            if data:
+                await self.loop.sock_sendall(sock, data)
+            if done:
+                return stream
+            data = await self.loop.sock_recv(sock, READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the server closed the connection in the TLS handshake")
+            done, data = stream.shake_hands(data)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
@@ -349,8 +375,8 @@ class Client:
 
     def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None:
         """The connection ended under a request."""
-        idle_ns = connection.idle_since_ns
-        stale = idle_ns is not None and request.intended_ns - idle_ns > STALE_AFTER_NS
+        idle_ns = connection.idle_since_ns or connection.opened_ns
+        stale = request.intended_ns - idle_ns > STALE_AFTER_NS
         if stale and not request.reads and not request.resent and not self.stopping:
             # RFC 9112, 9.3.1: the server closed an idle connection while we wrote to it.
             self.drop(connection)
@@ -385,14 +411,33 @@ class Client:
         self.connections.discard(connection)
         with contextlib.suppress(ValueError):
             self.pool.remove(connection)
-            # One that never carried a request would only be closed again.
-            if connection.idle_since_ns is not None and not self.stopping:
-                self.spawn(self.reopen())
+            if connection.idle_since_ns is None:
+                # One that never carried a request would only be closed again.
+                self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
+            elif not self.stopping:
+                self.begin_spare()
 
-    async def reopen(self) -> None:
-        """An idle connection was closed by the server: have another ready."""
-        with contextlib.suppress(OSError, TimeoutError):
+    def keep_spares(self, now_ns: int) -> None:
+        """In an open loop a longer queue needs more connections: open them before it does."""
+        num_left = len(self.arrivals_ns) - self.cursor
+        wanted = min(self.num_spare, num_left) - len(self.pool) - self.num_spares_opening
+        if now_ns >= self.next_spare_ns:
+            for _ in range(min(wanted, SPARES_PER_TICK)):
+                self.begin_spare()
+
+    def begin_spare(self) -> None:
+        self.num_spares_opening += 1
+        self.check.num_spares_opened += 1
+        self.spawn(self.open_spare())
+
+    async def open_spare(self) -> None:
+        """Have another idle connection ready; one that cannot be had is met by its request."""
+        try:
             self.pool.appendleft(await self.connect())
+        except (OSError, TimeoutError):
+            self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
+        finally:
+            self.num_spares_opening -= 1
 
     def follow(self, *, pause: bool) -> None:
         """A request has ended: a closed loop begins the next."""
@@ -431,6 +476,7 @@ class Client:
             self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
             self.next_tick_ns += TICK_NS
         self.counters[3] = len(self.running)
+        self.keep_spares(now_ns)
         limit_ns = now_ns - round(self.plan.timeout_s * 1e9)
         while self.running:
             request = next(iter(self.running.values()))

@@ -31,7 +31,9 @@ class SLO(StrictModel):
     e2e_p90_s: float | None = Field(default=None, gt=0)
     e2e_p99_s: float | None = Field(default=None, gt=0)
     max_error_rate: float | None = Field(default=0.0, ge=0, lt=1)
-    """Most failed or unfinished requests as a share of those offered."""
+    """Most failed or unfinished requests as a share of those offered. 0.0: none of those that were
+    sent. Above that, the 95 % interval of the share is judged, which takes enough requests: 381
+    without a failure for 0.01."""
     min_request_throughput_rps: float | None = Field(default=None, gt=0)
     min_output_throughput_tps: float | None = Field(default=None, gt=0)
     """Output tokens per second."""

@@ -1,18 +1,19 @@
-"""Connections that keep every read with its time: a bare TCP socket, or TLS."""
+"""Connections that keep every read with its time, with and without TLS."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
 from loadtest.http1 import Framer, ProtocolError
+from loadtest.tls import TlsStream
 
 READ_BYTES = 16384
 SO_TIMESTAMPNS = 35
@@ -67,27 +68,46 @@ class Owner(Protocol):
     def drop(self, connection: Connection) -> None: ...
 
 
-class Connection(ABC):
-    """One connection, idle in the pool or carrying one request."""
+class Connection:
+    """One TCP connection, idle in the pool or carrying one request; read with `recvmsg`, for the
+    kernel's receive time."""
 
-    def __init__(self, client: Owner) -> None:
+    def __init__(self, client: Owner, sock: socket.socket) -> None:
         self.client = client
+        self.sock = sock
         self.framer = Framer()
         self.request: Request | None = None
+        self.opened_ns = monotonic_ns()
         self.idle_since_ns: int | None = None
         """None until it has carried a request."""
         self.is_open = True
         self.unsent = b""
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        except OSError:
+            client.kernel_clock = False
+        client.watch(sock, self.readable)
 
-    @abstractmethod
-    def send(self, data: bytes) -> None:
-        """Write a whole request, and note when."""
+    def readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.ended("connection_reset", str(error))
+            return
+        now_ns = monotonic_ns()
+        if not data:
+            self.ended("closed", "the server closed the connection")
+            return
+        self.arrived(data, ancillary[0][2] if ancillary else None, now_ns)
 
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of it; called again it does nothing."""
+    def arrived(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
+        """Bytes as they came from the network."""
+        self.deliver(data, stamp, now_ns)
 
     def deliver(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
+        """Bytes of a response."""
         request = self.request
         if request is None:
             self.client.drop(self)  # bytes that nobody asked for
@@ -107,34 +127,8 @@ class Connection(ABC):
         else:
             self.client.lost(self, request, reason, message)
 
-
-class PlainConnection(Connection):
-    """A TCP socket read with `recvmsg`, for the kernel's receive time."""
-
-    def __init__(self, client: Owner, sock: socket.socket) -> None:
-        super().__init__(client)
-        self.sock = sock
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        except OSError:
-            client.kernel_clock = False
-        client.watch(sock, self.readable)
-
-    def readable(self) -> None:
-        try:
-            data, ancillary, _, _ = self.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self.ended("connection_reset", str(error))
-            return
-        now_ns = monotonic_ns()
-        if not data:
-            self.ended("closed", "the server closed the connection")
-            return
-        self.deliver(data, ancillary[0][2] if ancillary else None, now_ns)
-
     def send(self, data: bytes) -> None:
+        """Write a whole request, and note when."""
         # Before the call: the kernel may let the server run before it lets us look at the clock.
         now_ns = monotonic_ns()
         try:
@@ -166,6 +160,7 @@ class PlainConnection(Connection):
                 self.request.sent_ns = now_ns
 
     def close(self) -> None:
+        """Let go of it; called again it does nothing."""
         if self.is_open:
             self.is_open = False
             self.client.unwatch(self.sock)
@@ -173,34 +168,26 @@ class PlainConnection(Connection):
             self.sock.close()
 
 
-class TlsConnection(Connection, asyncio.Protocol):
-    """A TLS connection. The library reads the socket, so times are the user's clock."""
+class TlsConnection(Connection):
+    """A connection whose bytes are TLS, the handshake done."""
 
-    transport: asyncio.Transport
+    def __init__(self, client: Owner, sock: socket.socket, stream: TlsStream) -> None:
+        super().__init__(client, sock)
+        self.stream = stream
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
-
-    def data_received(self, data: bytes) -> None:
-        now_ns = monotonic_ns()
-        self.deliver(bytes(data), None, now_ns)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.is_open:
-            if exc is None:
-                self.ended("closed", "the server closed the connection")
-            else:
-                self.ended("connection_reset", str(exc))
+    def arrived(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
+        try:
+            plain, is_over = self.stream.decrypt(data)
+        except ssl.SSLError as error:
+            self.ended("connection_reset", f"TLS failed: {error.reason}")
+            return
+        if plain:
+            self.deliver(plain, stamp, now_ns)
+        if is_over and self.is_open:
+            self.ended("closed", "the server closed the connection")
 
     def send(self, data: bytes) -> None:
-        if self.request is not None:
-            self.request.sent_ns = monotonic_ns()
-        self.transport.write(data)
-
-    def close(self) -> None:
-        if self.is_open:
-            self.is_open = False
-            self.transport.abort()
+        super().send(self.stream.encrypt(data))
 
 
 def realtime_offset_ns() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from loadtest.calibrate import Calibration
 from loadtest.config import LoadTestConfig, Scenario
+from loadtest.intervals import share_interval
 from loadtest.plan import SUCCEEDED, Records
 from loadtest.probe import Served
 from loadtest.statistics import Statistics, figure, latency_values
@@ -100,6 +101,9 @@ def scenario_document(config: LoadTestConfig, result: Result) -> dict[str, Any]:
             "unfinished": stats.num_unfinished,
             "warmup": stats.num_warmup,
             "error_rate": stats.error_rate,
+            "error_rate_ci95": share_interval(
+                stats.num_failed + stats.num_unfinished, stats.num_offered
+            ),
         },
         "errors": {
             name: {"count": count, "examples": result.examples.get(name, [])}

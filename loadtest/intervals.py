@@ -17,6 +17,8 @@ Values = NDArray[np.float64]
 
 NUM_RESAMPLES = 400
 CONFIDENCE = 0.95
+NORMAL_QUANTILE = 1.96
+"""Of the normal distribution, at (1 + CONFIDENCE) / 2."""
 MIN_BLOCKS = 5
 """Fewer blocks than this say nothing of the spread between them."""
 TIMES_PER_BLOCK = 8
@@ -71,6 +73,24 @@ def correlated_block(values: Values, block: int) -> int:
     saturation remembers for much longer than its requests run."""
     time = autocorrelation_time(values)
     return max(block, math.ceil(TIMES_PER_BLOCK * time)) if time > 1 else block
+
+
+def share_interval(count: int, total: int) -> tuple[float, float]:
+    """95 % interval of the share that `count` of `total` independent trials estimate: Wilson,
+    Journal of the American Statistical Association 22, 1927."""
+    if not total:
+        return 0.0, 1.0
+    z, share = NORMAL_QUANTILE, count / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
+    # Exact where rounding would not be.
+    return middle - half if count else 0.0, middle + half if count < total else 1.0
+
+
+def num_to_tell_share(share: float, limit: float) -> int:
+    """Trials after which the interval of `share_interval` around `share` no longer holds `limit`;
+    the two must differ."""
+    return math.ceil(NORMAL_QUANTILE**2 * limit * (1 - limit) / (limit - share) ** 2)
 
 
 def lies_below(value: float, limit: float, q: int, num_independent: int) -> bool:

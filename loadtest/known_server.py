@@ -20,15 +20,15 @@ import ssl
 import struct
 import sys
 import time
-from abc import ABC, abstractmethod
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import uvloop
 
 from loadtest.connection import ANCILLARY_BYTES, SO_TIMESTAMPNS, TIMESPEC, realtime_offset_ns
 from loadtest.host import end_with_parent
 from loadtest.known_stream import FAULTS, Delays, Stream, Truth
+from loadtest.tls import TlsStream
 
 
 class KnownServer:
@@ -54,27 +54,71 @@ class KnownServer:
         return self.epoch_s + steps * step_s
 
 
-class ServerConnection(ABC):
-    """Requests and answers of one connection, over a bare socket or a TLS transport."""
+class ServerConnection:
+    """Requests and answers of one connection. Writes go to the kernel at once, so that the time
+    noted is the time of the write."""
 
-    def __init__(self, server: KnownServer) -> None:
+    def __init__(self, server: KnownServer, sock: socket.socket) -> None:
         self.server = server
+        self.sock = sock
         self.buffer = b""
         self.received_ns = 0
         self.busy = False
         self.is_open = True
+        self.unsent = b""
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        server.loop.add_reader(sock, self.readable)
 
-    @abstractmethod
+    def readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(65536, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        if data:
+            time_ns = time.monotonic_ns()
+            if ancillary:
+                time_ns = min(time_ns, monotonic_receive_ns(ancillary[0][2]))
+            self.received(data, time_ns)
+        else:
+            self.close()
+
     def write(self, data: bytes) -> None:
-        """Send these bytes."""
+        if not self.is_open:
+            return
+        if self.unsent:
+            self.unsent += data
+            return
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent < len(data):
+            self.unsent = data[sent:]
+            self.server.loop.add_writer(self.sock, self.writable)
 
-    @abstractmethod
+    def writable(self) -> None:
+        data, self.unsent = self.unsent, b""
+        self.server.loop.remove_writer(self.sock)
+        self.write(data)
+
     def close(self) -> None:
-        """End it in good order."""
+        if self.is_open:
+            self.is_open = False
+            self.server.loop.remove_reader(self.sock)
+            self.server.loop.remove_writer(self.sock)
+            self.sock.close()
 
-    @abstractmethod
     def reset(self) -> None:
-        """End it with a TCP reset."""
+        if self.is_open:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close()
 
     def received(self, data: bytes, time_ns: int) -> None:
         self.buffer += data
@@ -166,89 +210,31 @@ class ServerConnection(ABC):
         self.response_done()
 
 
-class PlainServerConnection(ServerConnection):
-    """Writes go to the kernel at once, so that the time noted is the time of the write."""
+class TlsServerConnection(ServerConnection):
+    """The same over TLS; times are still those of the kernel's reads and of the writes."""
 
-    def __init__(self, server: KnownServer, sock: socket.socket) -> None:
-        super().__init__(server)
-        self.sock = sock
-        self.unsent = b""
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        server.loop.add_reader(sock, self.readable)
+    def __init__(self, server: KnownServer, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(server, sock)
+        self.stream = TlsStream(context)
+        self.is_ready = False
 
-    def readable(self) -> None:
+    def received(self, data: bytes, time_ns: int) -> None:
         try:
-            data, ancillary, _, _ = self.sock.recvmsg(65536, ANCILLARY_BYTES)
-        except BlockingIOError:
+            if not self.is_ready:
+                self.is_ready, answer = self.stream.shake_hands(data)
+                super().write(answer)
+                data = b""
+            plain, is_over = self.stream.decrypt(data) if self.is_ready else (b"", False)
+        except ssl.SSLError:
+            self.close()
             return
-        except OSError:
-            data, ancillary = b"", []
-        if data:
-            time_ns = time.monotonic_ns()
-            if ancillary:
-                time_ns = min(time_ns, monotonic_receive_ns(ancillary[0][2]))
-            self.received(data, time_ns)
-        else:
+        if plain:
+            super().received(plain, time_ns)
+        if is_over:
             self.close()
 
     def write(self, data: bytes) -> None:
-        if not self.is_open:
-            return
-        if self.unsent:
-            self.unsent += data
-            return
-        try:
-            sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.close()
-            return
-        if sent < len(data):
-            self.unsent = data[sent:]
-            self.server.loop.add_writer(self.sock, self.writable)
-
-    def writable(self) -> None:
-        data, self.unsent = self.unsent, b""
-        self.server.loop.remove_writer(self.sock)
-        self.write(data)
-
-    def close(self) -> None:
-        if self.is_open:
-            self.is_open = False
-            self.server.loop.remove_reader(self.sock)
-            self.server.loop.remove_writer(self.sock)
-            self.sock.close()
-
-    def reset(self) -> None:
-        if self.is_open:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close()
-
-
-class TlsServerConnection(ServerConnection, asyncio.Protocol):
-    transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
-
-    def data_received(self, data: bytes) -> None:
-        self.received(bytes(data), time.monotonic_ns())
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (its interface)
-        self.is_open = False
-
-    def write(self, data: bytes) -> None:
-        if self.is_open:
-            self.transport.write(data)
-
-    def close(self) -> None:
-        self.transport.close()
-
-    def reset(self) -> None:
-        self.transport.abort()
+        super().write(self.stream.encrypt(data))
 
 
 def _fault(body: dict[str, Any]) -> str | None:
@@ -292,21 +278,23 @@ async def _serve(arguments: argparse.Namespace) -> None:
     server = KnownServer(delays, arguments.model, arguments.api_key)
     listener = socket.create_server((arguments.host, arguments.port), backlog=4096)
     listener.setblocking(False)
+    context = None
     if arguments.certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(arguments.certificate, arguments.private_key)
-        await loop.create_server(lambda: TlsServerConnection(server), sock=listener, ssl=context)
-    else:
 
-        def accept() -> None:
-            while True:
-                try:
-                    sock, _ = listener.accept()
-                except OSError:
-                    return
-                PlainServerConnection(server, sock)
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            if context is None:
+                ServerConnection(server, sock)
+            else:
+                TlsServerConnection(server, sock, context)
 
-        loop.add_reader(listener, accept)
+    loop.add_reader(listener, accept)
     print(json.dumps({"port": listener.getsockname()[1], "model": server.model}), flush=True)
     gc.freeze()
     gc.disable()

@@ -61,9 +61,11 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 def calibration_lines(calibration: dict[str, Any]) -> list[str]:
     """What the client itself was found to add at a load."""
+    over_tls = ", over TLS" if calibration.get("tls") else ""
     return [
-        f"  calibration at this load: TTFT bias p50 {_ms(calibration['ttft_bias_p50_s'])} ms, p99 "
-        f"{_ms(calibration['ttft_bias_p99_s'])} ms (N = {calibration['num_requests']}), "
+        f"  calibration at this load{over_tls}: TTFT bias "
+        f"p50 {_ms(calibration['ttft_bias_p50_s'])} ms, "
+        f"p99 {_ms(calibration['ttft_bias_p99_s'])} ms (N = {calibration['num_requests']}), "
         f"{calibration['cpu_s_per_1000_tokens']:.3f} s CPU per 1,000 tokens"
     ]
 

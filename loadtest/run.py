@@ -165,7 +165,7 @@ def measure_scenario(
         config, scenario, endpoint, prompts, seed=seed, permutation_seed=permutation_seed
     )
     if calibration is None and config.calibrate:
-        calibration = calibrate(config, scenario, trace_s=plan.arrivals_s or ())
+        calibration = calibrate(config, scenario, tls=plan.tls, trace_s=plan.arrivals_s or ())
     before = scrape(endpoint)
     measured = run_plan(scenario.name, plan, endpoint.api_key, give_up)
     server = None

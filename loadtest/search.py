@@ -12,7 +12,7 @@ from typing import Any
 from loadtest.calibrate import calibrate
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.document import SCHEMA_VERSION, Result, endpoint_document, scenario_document
-from loadtest.intervals import CONFIDENCE
+from loadtest.intervals import CONFIDENCE, num_to_tell_share
 from loadtest.report import plot_rates
 from loadtest.run import measure_scenario, probe_artifact
 from loadtest.statistics import MIN_VALUES, Statistics
@@ -21,7 +21,7 @@ from loadtest.workers import Counters
 from loadtest.workload import Messages
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.config import validate_config
-from tuneline.core.endpoint import Endpoint
+from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
@@ -338,7 +338,8 @@ def _probe(
             stopped = True
         return stopped
 
-    calibration = calibrate(config, scenario) if config.calibrate else None
+    tls = split_url(endpoint.url).scheme == "https"
+    calibration = calibrate(config, scenario, tls=tls) if config.calibrate else None
     result = measure_scenario(
         config, scenario, endpoint, prompts, seed=seed, give_up=give_up, calibration=calibration
     )
@@ -375,8 +376,8 @@ def _summary(rate_rps: float, result: Result, stopped: bool) -> Probe:
 
 
 def _num_needed(stats: Statistics, judgement: Judgement) -> int | None:
-    """Requests with which every objective has its interval; None where there is another reason why
-    they do not hold."""
+    """Requests that it takes at least to tell whether every objective holds; None where there is
+    another reason why they do not."""
     if judgement.verdict != "INCONCLUSIVE" or stats.steady_state.growing:
         return None
     open_ones = [one for one in judgement.objectives if one.verdict == "INCONCLUSIVE"]
@@ -404,8 +405,8 @@ def require_objective(config: LoadTestConfig, num_requests: int) -> None:
     """Refuse a search that could not end in a rate.
 
     Raises:
-        ConfigError: No latency, throughput or goodput objective is set, or a percentile's is that
-            `num_requests` cannot judge.
+        ConfigError: No latency, throughput or goodput objective is set, or a percentile's or an
+            error rate's is that `num_requests` cannot judge.
     """
     slo = config.slo.model_dump(exclude_none=True)
     limits = {name for name in slo if name.startswith("goodput_")}
@@ -428,6 +429,14 @@ def require_objective(config: LoadTestConfig, num_requests: int) -> None:
                 f"{num_requests} requests a probe cannot judge {names[0]}: at least {needed} are "
                 "needed",
                 hint=f"Try: --requests {needed}",
+            )
+    if config.slo.max_error_rate:
+        needed = num_to_tell_share(0.0, config.slo.max_error_rate)
+        if num_requests < needed:
+            raise ConfigError(
+                f"{num_requests} requests a probe cannot judge max_error_rate "
+                f"{config.slo.max_error_rate:g}: at least {needed} are needed",
+                hint=f"Try: --requests {needed}, or a max_error_rate of 0.0: none may fail",
             )
 
 

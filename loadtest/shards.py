@@ -80,7 +80,7 @@ def run_shard(
     calibration = None
     if config.calibrate:
         trace_s = (plan.arrivals_s or [])[shard::num_shards]
-        calibration = calibrate(config, _share(scenario, num_shards), trace_s=trace_s)
+        calibration = calibrate(config, _share(scenario, num_shards), tls=plan.tls, trace_s=trace_s)
     with new_artifact(out, "load-shard", config=resolved, inputs=inputs) as draft:
         before = scrape(endpoint)
         label = f"{scenario.name} {shard + 1}/{num_shards}"

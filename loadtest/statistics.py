@@ -413,6 +413,7 @@ def client_figures(workers: list[dict[str, Any]]) -> dict[str, Any]:
         "num_reads": total("num_reads"),
         "num_reads_kernel_clock": total("num_reads_kernel_clock"),
         "num_connects_in_window": total("num_connects_in_window"),
+        "num_spares_opened": total("num_spares_opened"),
         "num_resent": total("num_resent"),
         "steal_share": _largest(checks, "steal_share"),
         "throttled_share": _largest(

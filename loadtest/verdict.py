@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from loadtest.calibrate import Calibration
 from loadtest.config import SLO, LoadTestConfig
-from loadtest.intervals import lies_below
+from loadtest.intervals import lies_below, num_to_tell_share, share_interval
 from loadtest.statistics import PERCENTILES, Figure, Statistics
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
@@ -45,7 +45,7 @@ class Objective:
     verdict: Verdict
     reason: str
     num_needed: int | None = None
-    """Values that a verdict needs, where it is INCONCLUSIVE for want of an interval."""
+    """Values that a verdict needs at least, where too few are why it is INCONCLUSIVE."""
 
 
 @dataclass(frozen=True)
@@ -322,16 +322,28 @@ def _latency(name: str, limit: float, figure: Figure, q: int) -> Objective:
 
 
 def _error_rate(limit: float, stats: Statistics) -> Objective:
-    rate = stats.error_rate
-    kinds = [f"{count} {name}" for name, count in sorted(stats.errors.items())]
+    """Where no failure at all is allowed, those that were seen decide; a larger limit is held
+    against the interval of the endpoint's own rate."""
+    rate, n = stats.error_rate, stats.num_offered
+    count = stats.num_failed + stats.num_unfinished
+    kinds = [f"{number} {name}" for name, number in sorted(stats.errors.items())]
     if stats.num_unfinished:
         kinds.append(f"{stats.num_unfinished} unfinished")
     reason = (
-        f"{stats.num_failed + stats.num_unfinished} of {stats.num_offered} requests failed "
-        f"({', '.join(kinds) or 'none'}), at most {limit:.2%} is allowed"
+        f"{count} of {n} requests failed ({', '.join(kinds) or 'none'}), at most {limit:.2%} is "
+        "allowed"
     )
-    verdict: Verdict = "PASS" if rate <= limit else "FAIL"
-    return Objective("max_error_rate", limit, rate, "1", stats.num_offered, verdict, reason)
+    num_needed = None
+    verdict: Verdict = "FAIL" if count else "PASS"
+    if limit > 0.0:
+        low, high = share_interval(count, n)
+        reason += f"; 95 % interval {low:.2%} to {high:.2%}"
+        verdict = "PASS" if high <= limit else "FAIL" if low > limit else "INCONCLUSIVE"
+        if verdict == "INCONCLUSIVE":
+            # By the end of the interval that could be told soonest: the share of few is noisy.
+            num_needed = num_to_tell_share(low if rate <= limit else high, limit)
+            reason += f"; at least {num_needed} requests are needed to tell"
+    return Objective("max_error_rate", limit, rate, "1", n, verdict, reason, num_needed)
 
 
 def _least(name: str, limit: float, measured: float | None, unit: str, n: int) -> Objective:

@@ -112,6 +112,7 @@ def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
         "throttled_s": check.throttled_s,
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "num_connects_in_window": check.num_connects_in_window,
+        "num_spares_opened": check.num_spares_opened,
         "num_resent": check.num_resent,
         "num_reads": len(lags.seconds),
         "num_reads_kernel_clock": lags.num_reads_kernel_clock,

@@ -45,8 +45,11 @@ from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.progress import logger, set_up_logging
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from tuneline.config import Run
     from tuneline.core.artifact import Artifact
+    from tuneline.core.model_source import ModelSource
 
 
 class _ExportGroup(DefaultCommand):
@@ -229,9 +232,7 @@ def export_merge(
         run_stages(run, export_stages(run), as_json)
         return
     from export.config import MergeConfig
-    from export.merge import merge
     from tuneline.core.config import validate_config
-    from tuneline.core.model_source import resolve_model
 
     chosen = {
         "dtype": dtype,
@@ -241,10 +242,32 @@ def export_merge(
     }
     values = {key: value for key, value in chosen.items() if value is not None}
     config = validate_config(MergeConfig, values, "tuneline export merge")
-    source = resolve_model(required(base, "--base"))
+    base, out = required(base, "--base"), required(out, "--out")
     adapters = _weighted(required(adapter, "--adapter"))
-    model = merge(config, source, adapters, required(out, "--out"))
-    emit_artifact(model, as_json)
+    # The base is read for its digest while torch is imported: both take seconds.
+    source = _resolve_beside(base)
+    from export.merge import merge
+
+    emit_artifact(merge(config, source.result(), adapters, out), as_json)
+
+
+def _resolve_beside(name: str) -> Future[ModelSource]:
+    """Find a model in a thread that ends with the process, so that Ctrl-C need not wait for it."""
+    from concurrent.futures import Future
+    from threading import Thread
+
+    from tuneline.core.model_source import resolve_model
+
+    found: Future[ModelSource] = Future()
+
+    def resolve() -> None:
+        try:
+            found.set_result(resolve_model(name))
+        except Exception as error:  # noqa: BLE001 (raised where the result is asked for)
+            found.set_exception(error)
+
+    Thread(target=resolve, daemon=True).start()
+    return found
 
 
 @deploy_app.command("render")

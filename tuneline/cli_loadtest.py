@@ -305,6 +305,7 @@ def calibrate(
     run_file: OptionalRun = None,
     rate: Rate = None,
     concurrency: Concurrency = None,
+    tls: Annotated[bool, typer.Option("--tls", help="As for an https:// endpoint.")] = False,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
@@ -315,7 +316,7 @@ def calibrate(
     from loadtest.verdict import calibration_problems, lag_budget_s
 
     config = _config(run_file, overrides, runs_dir, _quick(rate, concurrency, None, None, None))
-    found = {scenario.name: calibrate_load(config, scenario) for scenario in config.scenarios}
+    found = {one.name: calibrate_load(config, one, tls=tls) for one in config.scenarios}
     document = {name: dataclasses.asdict(one) for name, one in found.items()}
     lines = [line for name, one in document.items() for line in (name, *calibration_lines(one))]
     emit(document, lines, as_json)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +14,13 @@ from tuneline.core.artifact import (
     Input,
     canonical_digest,
     disk_full,
-    file_sha256,
     open_artifact,
 )
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
 
 EMBEDDED = "tiny-base"
+DROP_BYTES = 16 * 2**20
 
 # Weights as safetensors, configuration and tokenizer; never a pickle, never code.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
@@ -150,7 +152,7 @@ def folder_digest(folder: Path) -> str:
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         if key not in cache:
-            cache[key] = file_sha256(file)
+            cache[key] = _sha256(file)
             fresh = True
         entries.append([file.name, cache[key]])
     if fresh:
@@ -162,3 +164,19 @@ def folder_digest(folder: Path) -> str:
         except OSError:
             pass  # a home that cannot be written costs a re-read next time, nothing else
     return canonical_digest(entries)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file that may be larger than memory: what was read is dropped from the page cache, as
+    fresh pages for all of it cost several times what reading it does."""
+    hasher = hashlib.sha256()
+    buffer = memoryview(bytearray(2**22))
+    end = dropped = 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+            end += count
+            if end - dropped >= DROP_BYTES:
+                os.posix_fadvise(file.fileno(), dropped, end - dropped, os.POSIX_FADV_DONTNEED)
+                dropped = end
+    return hasher.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import export.stream
 from benchmarks.merge import Shape, write_adapter, write_model
 from export.config import MergeConfig
 from export.merge import merge
@@ -73,6 +75,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     whole = merge(MergeConfig(), resolve_model(str(base)), adapter, folder / "whole")
     assert whole.manifest.metrics["resumed_bytes"] == 0
     return base, adapter, whole.digest
+
+
+def test_what_is_dropped_from_the_cache_is_on_the_disk(
+    made: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, digest = made
+    advised: list[Path] = []
+
+    def advise(descriptor: int, *rest: Any) -> None:
+        advised.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        posix_fadvise(descriptor, *rest)
+
+    posix_fadvise = os.posix_fadvise
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(export.stream, "CHECKPOINT_BYTES", 1)
+    for kept_bytes in (2**40, 0):
+        monkeypatch.setattr(export.stream, "KEPT_BYTES", kept_bytes)
+        out = merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / f"{kept_bytes}")
+        assert out.digest == digest
+        verify_artifact(out)
+        assert any(partial_dir(out.path) in path.parents for path in advised) is (kept_bytes == 0)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +199,27 @@ def test_the_command_goes_on_after_a_signal(sent: signal.Signals, tmp_path: Path
         MergeConfig(), ModelSource("base", base, "sha256:0", "base-model"), adapter, tmp_path / "w"
     )
     assert found["digest"] == whole.digest
+
+
+def test_ctrl_c_does_not_wait_for_a_base_that_does_not_come(tmp_path: Path) -> None:
+    """A Hub that takes the connection and never answers."""
+    shape = Shape(64, 32, 64, 1, 2, 2, True)
+    adapter = write_adapter(tmp_path / "a", shape)
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}",
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuneline", "export", "merge", "--base", "some/model",
+             "--adapter", str(adapter), "--out", str(tmp_path / "out")],
+            cwd=ROOT, env=environment, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        hub.settimeout(60)
+        connection, _ = hub.accept()
+        time.sleep(4)  # until torch is imported too
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=4)
+        connection.close()
+    assert process.returncode == 128 + signal.SIGINT
+    assert not (tmp_path / "out").exists()

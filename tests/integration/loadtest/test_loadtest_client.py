@@ -1,11 +1,13 @@
 """The client against the server of known delays: times, tokens, and every way to fail."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,72 @@ def test_an_open_loop_keeps_its_schedule_when_the_server_is_slow(start_known_ser
     )
     # All were sent before half of them had been answered.
     assert np.sum(result.records.first_token_s < result.records.sent_s.max()) < 60
+
+
+def test_no_request_waits_for_a_connection_while_the_queue_grows(start_known_server: Any) -> None:
+    with start_known_server("--ttft-s", "1.5", "--itl-s", "0") as server:
+        values = {"scenarios": [{"name": "x", "rate_rps": 40.0, "num_requests": 100}]}
+        config = LoadTestConfig.model_validate({**values, "num_warmup_requests": 0})
+        plan, _ = make_plan(config, config.scenarios[0], server.endpoint, prompts([None]), seed=0)
+        # Sixty are in flight at once: far more than are opened before the start.
+        few = replace(plan, num_connections=32)
+        measured = run_workers(few, None)
+    assert np.all(measured.records.state == SUCCEEDED)
+    check = measured.workers[0]["self_check"]
+    print(check["num_spares_opened"], check["num_connects_in_window"])
+    assert 28 <= check["num_spares_opened"] <= 68  # all 100 requests need no more connections
+    assert check["num_connects_in_window"] <= 4  # a loop that stood still for a while
+
+
+def test_a_burst_opens_no_connection_that_nothing_is_left_to_use(known: Any) -> None:
+    values = {"scenarios": [{"name": "x", "arrival": "burst", "num_requests": 60}]}
+    config = LoadTestConfig.model_validate({**values, "num_warmup_requests": 0, "max_tokens": 8})
+    plan, _ = make_plan(config, config.scenarios[0], known.endpoint, prompts([None]), seed=0)
+    measured = run_workers(replace(plan, num_connections=16), None)
+    assert np.all(measured.records.state == SUCCEEDED)
+    check = measured.workers[0]["self_check"]
+    assert (check["num_connects_in_window"], check["num_spares_opened"]) == (44, 0)
+
+
+def test_a_server_that_closes_idle_connections_is_not_asked_for_more_at_once() -> None:
+    # Takes connections, answers the requests on the first four, closes each other at once.
+    taken = []
+    answer = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+    text = event + usage + b"data: [DONE]\n\n"
+    answer += b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text)
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            while connection.recv(65536):
+                connection.sendall(answer)
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            taken.append(connection)
+            if len(taken) > 4:
+                connection.close()
+            else:
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        endpoint = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "x")
+        values = {"scenarios": [{"name": "x", "rate_rps": 50.0, "num_requests": 150}]}
+        config = LoadTestConfig.model_validate({**values, "num_warmup_requests": 0})
+        plan, _ = make_plan(config, config.scenarios[0], endpoint, prompts([None]), seed=0)
+        measured = run_workers(replace(plan, num_connections=64), None)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert np.sum(measured.records.state == SUCCEEDED) >= 140
+    check = measured.workers[0]["self_check"]
+    assert check["num_spares_opened"] <= 8 * 4  # at most eight at a time, in three seconds
 
 
 def test_a_server_killed_mid_run_leaves_every_request_accounted_for(

@@ -102,10 +102,12 @@ def test_compare_two_urls_and_two_reports(
     assert "--rate: has no meaning between two reports" in refused.stderr
 
 
-def test_calibrate_prints_the_client_s_own_bias(tmp_path: Path) -> None:
-    done = tuneline("calibrate", "--concurrency", "4", "--json", cwd=tmp_path)
+@pytest.mark.parametrize("options", [(), ("--tls",)])
+def test_calibrate_prints_the_client_s_own_bias(tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = tuneline("calibrate", "--concurrency", "4", *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["closed"]
+    assert found["tls"] is ("--tls" in options)
     assert found["num_streams"] == 4
     assert found["num_requests"] >= 20
     # The bundled server's delay is 0.1 s; what the client adds to it is far less.

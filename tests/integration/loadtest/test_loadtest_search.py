@@ -58,6 +58,11 @@ def test_search_needs_an_objective_and_says_when_no_rate_holds(known: Any, tmp_p
             config(slo=SLO(ttft_p90_s=1.0)), known.endpoint, tmp_path / "a", prompts=PROMPTS,
             start_rps=9, max_rps=3,
         )  # fmt: skip
+    with pytest.raises(ConfigError, match="at least 381 are needed"):
+        search(
+            config(slo=SLO(ttft_p90_s=1.0, max_error_rate=0.01)), known.endpoint, tmp_path / "a",
+            prompts=PROMPTS, num_requests=300,
+        )  # fmt: skip
     artifact = search(
         config(slo=SLO(ttft_p50_s=0.001)), known.endpoint, tmp_path / "a", prompts=PROMPTS,
         start_rps=100, num_requests=30,

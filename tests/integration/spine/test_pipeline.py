@@ -3,70 +3,24 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.integration.spine.small_line import (
+    EXAMPLES,
+    NUM_ROWS,
+    ran,
+    stages,
+    tuneline,
+    write_run,
+)
 from tuneline.core.artifact import new_artifact
-
-EXAMPLES = Path(__file__).parents[3] / "examples"
-NUM_ROWS = 160
-
-CONFIG = """
-name: small
-base_model: tiny-base
-data: {path: train.jsonl, heldout_path: heldout.jsonl}
-training:
-  learning_rate: 2.0e-3
-  num_train_epochs: 1
-  per_device_train_batch_size: 16
-  gradient_accumulation_steps: 1
-  max_length: 256
-  gradient_checkpointing: false
-  save_steps: 2
-evaluation: {max_new_tokens: 48, num_rows: 8, fields: lines}
-reference: {num_prompts: 4, max_new_tokens: 48}
-export: {merge: {dtype: float32}}
-"""
-
-
-def write_run(folder: Path) -> Path:
-    for name, count in (("train.jsonl", NUM_ROWS), ("heldout.jsonl", 12)):
-        lines = (EXAMPLES / "support-tickets" / name).read_text().splitlines()
-        (folder / name).write_text("\n".join(lines[:count]) + "\n")
-    (folder / "run.yaml").write_text(CONFIG)
-    return folder / "run.yaml"
-
-
-def command(run: Path, *args: str) -> list[str]:
-    verb, *options = args
-    return [
-        sys.executable, "-m", "tuneline", verb, str(run), *options, "--json",
-        "--runs-dir", str(run.parent / "runs"),
-    ]  # fmt: skip
-
-
-def tuneline(run: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(run, *args), capture_output=True, text=True, check=False, timeout=400
-    )
-
-
-def stages(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    assert done.returncode == 0, done.stderr
-    found: list[dict[str, Any]] = json.loads(done.stdout)["stages"]
-    return {entry["stage"]: entry for entry in found}
-
-
-def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [name for name, entry in stages(done).items() if entry["ran"]]
 
 
 @pytest.fixture(scope="module")
@@ -362,28 +316,3 @@ def test_check_reads_everything_and_trains_nothing(run: Path) -> None:
     bad = tuneline(run, "check", "--set", "training.max_length=20")
     assert bad.returncode == 2
     assert "max_length" in bad.stderr
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_while_training_it_continues(tmp_path: Path, number: signal.Signals) -> None:
-    run = write_run(tmp_path)
-    process = subprocess.Popen(
-        command(run, "train"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    work = tmp_path / "runs" / "small"
-    try:
-        deadline_s = time.monotonic() + 200
-        while not list(work.glob(".adapter-*.work/checkpoint-4")):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
-    finally:
-        process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    assert [p.name for p in work.glob("adapter-*")] == []
-    done = stages(tuneline(run, "train"))
-    assert not done["dataset"]["ran"]
-    assert done["adapter"]["metrics"]["num_steps_resumed"] >= 2
-    assert done["adapter"]["metrics"]["num_steps"] == NUM_ROWS // 16
-    assert list(work.glob(".*.work")) == []

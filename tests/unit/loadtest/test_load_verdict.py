@@ -83,10 +83,24 @@ def test_infinite_latency_fails_whatever_the_number() -> None:
 
 def test_the_error_rate_counts_failed_and_unfinished() -> None:
     stats = measured(100, num_succeeded=97, num_failed=2, num_unfinished=1, errors={"http_500": 2})
-    assert verdict(stats, max_error_rate=0.03).verdict == "PASS"
-    found = verdict(stats, max_error_rate=0.02)
+    assert verdict(stats, max_error_rate=0.1).verdict == "PASS"
+    found = verdict(stats, max_error_rate=0.01)
     assert found.verdict == "FAIL"
     assert "3 of 100 requests failed (2 http_500, 1 unfinished)" in found.problems[0]
+
+
+def test_an_error_rate_that_few_requests_cannot_tell_is_inconclusive() -> None:
+    # Wilson's interval of 0 in 60 ends at 1.96^2 / (60 + 1.96^2) = 6.02 %.
+    none = measured(60, num_succeeded=60)
+    assert verdict(none, max_error_rate=0.0).verdict == "PASS"
+    assert verdict(none, max_error_rate=0.061).verdict == "PASS"
+    found = verdict(none, max_error_rate=0.01)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "at least 381 requests are needed to tell" in found.problems[0]
+    assert verdict(measured(380, num_succeeded=380), max_error_rate=0.01).verdict == "INCONCLUSIVE"
+    assert verdict(measured(381, num_succeeded=381), max_error_rate=0.01).verdict == "PASS"
+    one = measured(60, num_succeeded=59, num_failed=1, errors={"http_500": 1})
+    assert verdict(one, max_error_rate=0.0).verdict == "FAIL"
 
 
 def test_throughput_objectives() -> None:
