@@ -6,6 +6,8 @@ BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 READY := .venv/.ready-$(BUILD)
 RUN := examples/support-tickets/run.yaml
+# The modules that take longest first, so that no worker ends long after the others.
+INTEGRATION := tests/integration/spine $(filter-out tests/integration/spine,$(wildcard tests/integration/*))
 
 .PHONY: setup demo test check unit lock clean
 
@@ -21,7 +23,7 @@ demo: $(READY)
 # What only computes or waits side by side, one thread each; then servers; then the whole line, which
 # trains with every core, alone.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/unit $(INTEGRATION)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e/serving
 	$(BIN)/python -m pytest tests/e2e/line
 

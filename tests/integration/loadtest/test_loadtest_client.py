@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest.calibrate import known_server
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.document import Result
 from loadtest.known_stream import FAULTS
@@ -57,13 +58,14 @@ def prompts(faults: list[str | None]) -> list[list[dict[str, str]]]:
 
 def measure(
     endpoint: Endpoint, scenario: dict[str, Any], faults: list[str | None] | None = None,
-    **options: Any,
+    ca_file: str | None = None, **options: Any,
 ) -> Result:  # fmt: skip
     values = {"num_warmup_requests": 0, "max_tokens": 8, "timeout_s": 10.0, **options}
     config = LoadTestConfig.model_validate({"scenarios": [{"name": "x", **scenario}], **values})
     plan, workload = make_plan(
         config, config.scenarios[0], endpoint, prompts(faults or [None]), seed=config.seed
     )
+    plan = replace(plan, ca_file=ca_file)
     return judged(config, config.scenarios[0], plan, workload, run_workers(plan, endpoint.api_key))
 
 
@@ -72,18 +74,20 @@ def test_every_fault_is_known_here() -> None:
 
 
 @pytest.mark.parametrize("scenario", [{"concurrency": 12}, {"rate_rps": 150.0}])
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(("num_workers", "tls"), [(1, False), (2, False), (1, True)])
 def test_every_fault_is_classified_and_every_request_accounted_for(
-    known: Any, scenario: dict[str, Any], num_workers: int
+    scenario: dict[str, Any], num_workers: int, tls: bool
 ) -> None:
     faults = list(CLASSES)
-    result = measure(
-        known.endpoint,
-        {**scenario, "num_requests": 4 * len(faults)},
-        faults,
-        timeout_s=3.0,
-        num_workers=num_workers,
-    )
+    with known_server("--ttft-s", "0.03", "--itl-s", "0.004", tls=tls) as server:
+        result = measure(
+            server.endpoint,
+            {**scenario, "num_requests": 4 * len(faults)},
+            faults,
+            server.ca_file,
+            timeout_s=3.0,
+            num_workers=num_workers,
+        )
     stats = result.stats
     expected = Counter({name: 4 for name in CLASSES.values() if name is not None})
     for name in ("connection_reset", "truncated_stream"):
