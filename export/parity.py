@@ -56,7 +56,7 @@ DEFAULT_TOLERANCES = {
     "float8": Tolerances(
         min_greedy_agreement=0.95,
         min_token_agreement=0.9,
-        max_logprob_difference=0.18,
+        max_logprob_difference=0.45,
         mean_logprob_difference=0.005,
         mean_kl=2.5e-4,
         max_accuracy_drop=0.05,

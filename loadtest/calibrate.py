@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,11 @@ def known_server(*options: str, tls: bool = False) -> Iterator[StartedServer]:
     Raises:
         ServerError: It does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="tuneline-known-") as folder:
-        words = ["--ends-with-parent", *options]
-        ca_file = None
+    words = ["--ends-with-parent", *options]
+    ca_file = None
+    with ExitStack() as stack:
         if tls:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tuneline-known-"))
             certificate, key = write_certificate(Path(folder))
             words += ["--certificate", str(certificate), "--private-key", str(key)]
             ca_file = str(certificate)
@@ -95,6 +96,8 @@ def known_server(*options: str, tls: bool = False) -> Iterator[StartedServer]:
         try:
             assert process.stdout is not None  # noqa: S101 (started with a pipe)
             line = process.stdout.readline()
+            if tls:
+                key.unlink()  # it has been read
             if not line:
                 raise ServerError(
                     f"the bundled server of known delays ended with code {process.wait()}"

@@ -47,12 +47,15 @@ SPARE_SHARE = 8
 """Of the connections that an open loop opens before its start, one in so many is kept idle for as
 long as there is more to send: a new one can then be opened, over TLS and a distance too, before a
 request needs it."""
-SPARES_PER_TICK = 8
+SPARES_PER_TICK = 4
+"""A TLS handshake takes the loop a millisecond."""
 SPARE_PAUSE_NS = 1_000_000_000
 """How long no spare is opened after one failed, or was closed before a request came."""
 STALE_AFTER_NS = 1_000_000_000
 """A connection idle for longer may have been closed by the server while we send."""
-OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+OUT_OF_SOCKETS = (
+    errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC,
+)  # fmt: skip
 """The client's own machine has no file, port or memory left for a connection."""
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop does not hammer a server that refuses."""
@@ -101,6 +104,8 @@ class Client:
             for body in bodies
         ]
         self.tls = ssl.create_default_context(cafile=plan.ca_file) if plan.tls else None
+        if self.tls is not None:
+            self.tls.options |= ssl.OP_NO_RENEGOTIATION  # reads answer nothing
         self.address: tuple[int, tuple[str, int]] | None = None
         self.kernel_clock = True
         self.clock_offsets = [(monotonic_ns(), realtime_offset_ns())]
@@ -323,8 +328,8 @@ class Client:
         task.add_done_callback(self.tasks.discard)
 
     def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None:
-        self.readers[sock.fileno()] = reader
         self.epoll.register(sock, select.EPOLLIN)
+        self.readers[sock.fileno()] = reader
 
     def unwatch(self, sock: socket.socket) -> None:
         self.epoll.unregister(sock)
@@ -366,7 +371,8 @@ class Client:
     def release(self, connection: Connection, now_ns: int) -> None:
         connection.request = None
         framer = connection.framer
-        if framer.keep_alive and not framer.surplus and not connection.unsent:
+        is_whole = not framer.surplus and not connection.unsent
+        if framer.keep_alive and is_whole and not connection.is_over:
             connection.idle_since_ns = now_ns
             self.pool.append(connection)
         else:
@@ -414,26 +420,26 @@ class Client:
             if connection.idle_since_ns is None:
                 # One that never carried a request would only be closed again.
                 self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
-            elif not self.stopping:
+            elif self.has_next() and self.num_spares_opening < SPARES_PER_TICK:
                 self.begin_spare()
 
-    def keep_spares(self, now_ns: int) -> None:
+    def keep_spares(self) -> None:
         """In an open loop a longer queue needs more connections: open them before it does."""
         num_left = len(self.arrivals_ns) - self.cursor
         wanted = min(self.num_spare, num_left) - len(self.pool) - self.num_spares_opening
-        if now_ns >= self.next_spare_ns:
-            for _ in range(min(wanted, SPARES_PER_TICK)):
-                self.begin_spare()
+        for _ in range(min(wanted, SPARES_PER_TICK)):
+            self.begin_spare()
 
     def begin_spare(self) -> None:
-        self.num_spares_opening += 1
-        self.check.num_spares_opened += 1
-        self.spawn(self.open_spare())
+        if not self.stopping and monotonic_ns() >= self.next_spare_ns:
+            self.num_spares_opening += 1
+            self.spawn(self.open_spare())
 
     async def open_spare(self) -> None:
         """Have another idle connection ready; one that cannot be had is met by its request."""
         try:
             self.pool.appendleft(await self.connect())
+            self.check.num_spares_opened += 1
         except (OSError, TimeoutError):
             self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
         finally:
@@ -476,7 +482,7 @@ class Client:
             self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
             self.next_tick_ns += TICK_NS
         self.counters[3] = len(self.running)
-        self.keep_spares(now_ns)
+        self.keep_spares()
         limit_ns = now_ns - round(self.plan.timeout_s * 1e9)
         while self.running:
             request = next(iter(self.running.values()))

@@ -81,6 +81,8 @@ class Connection:
         self.idle_since_ns: int | None = None
         """None until it has carried a request."""
         self.is_open = True
+        self.is_over = False
+        """The peer has said that it sends nothing more."""
         self.unsent = b""
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
@@ -177,13 +179,13 @@ class TlsConnection(Connection):
 
     def arrived(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
         try:
-            plain, is_over = self.stream.decrypt(data)
+            plain, self.is_over = self.stream.decrypt(data)
         except ssl.SSLError as error:
             self.ended("connection_reset", f"TLS failed: {error.reason}")
             return
         if plain:
             self.deliver(plain, stamp, now_ns)
-        if is_over and self.is_open:
+        if self.is_over and self.is_open:
             self.ended("closed", "the server closed the connection")
 
     def send(self, data: bytes) -> None:

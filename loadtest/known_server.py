@@ -106,7 +106,7 @@ class ServerConnection:
     def writable(self) -> None:
         data, self.unsent = self.unsent, b""
         self.server.loop.remove_writer(self.sock)
-        self.write(data)
+        ServerConnection.write(self, data)  # encrypted already, where it is
 
     def close(self) -> None:
         if self.is_open:

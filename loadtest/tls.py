@@ -45,10 +45,11 @@ class TlsStream:
         return self._outgoing.read()
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """What the bytes that have come hold, and whether the peer has ended the stream.
+        """What the bytes that have come hold, and whether nothing more can come: the peer has ended
+        the stream, or what follows is broken.
 
         Raises:
-            ssl.SSLError: They are no TLS, or were changed on their way.
+            ssl.SSLError: They are no TLS, or were changed on their way, from the first on.
         """
         self._incoming.write(data)
         pieces = []
@@ -59,4 +60,7 @@ class TlsStream:
             return b"".join(pieces), False
         except ssl.SSLZeroReturnError:
             pass
+        except ssl.SSLError:
+            if not pieces:
+                raise
         return b"".join(pieces), True
