@@ -48,7 +48,7 @@ DROP_BYTES = 16 * 2**20
 
 KEPT_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 """A result up to this size is left in the page cache for whoever reads it next. Of a larger one,
-what has reached the disk is dropped: to reclaim it later costs as much time as all the rest."""
+what has reached the disk is dropped: to reclaim it later slows down what is written next."""
 
 CHECKPOINT_BYTES = 64 * 2**20
 """How much is written at least between two notes in the journal."""

@@ -48,7 +48,7 @@ SPARE_SHARE = 8
 long as there is more to send: a new one can then be opened, over TLS and a distance too, before a
 request needs it."""
 SPARES_PER_TICK = 4
-"""A TLS handshake takes the loop a millisecond."""
+"""A TLS handshake is work for the loop, and the window is running."""
 SPARE_PAUSE_NS = 1_000_000_000
 """How long no spare is opened after one failed, or was closed before a request came."""
 STALE_AFTER_NS = 1_000_000_000

@@ -167,8 +167,8 @@ def folder_digest(folder: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file that may be larger than memory: what was read is dropped from the page cache, as
-    fresh pages for all of it cost several times what reading it does."""
+    """Of a file that may be larger than memory: what was read is dropped from the page cache, so
+    that its pages serve for what is read next."""
     hasher = hashlib.sha256()
     buffer = memoryview(bytearray(2**22))
     end = dropped = 0

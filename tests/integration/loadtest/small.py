@@ -1,6 +1,7 @@
 """One small load on the known server, for the tests beside."""
 
 import json
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from loadtest.config import LoadTestConfig
@@ -24,3 +25,16 @@ def config(**options: Any) -> LoadTestConfig:
 def report_of(artifact: Artifact) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((artifact.path / "report.json").read_text("utf-8"))
     return found
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that says nothing of its requests."""
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass

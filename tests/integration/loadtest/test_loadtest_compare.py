@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.compare import compare, compare_reports
 from loadtest.run import run_loadtest
-from tests.integration.loadtest.small import PROMPTS, config, report_of
+from tests.integration.loadtest.small import PROMPTS, Answering, config, report_of
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError
 
@@ -50,7 +50,7 @@ def recording() -> Iterator[tuple[Endpoint, list[list[int]]]]:
     """A server that answers each completion with one token and keeps the prompt."""
     prompts: list[list[int]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             found = self.path == "/v1/models"
             self.answer(200 if found else 404, b'{"data": [{"id": "known"}]}')
@@ -61,15 +61,6 @@ def recording() -> Iterator[tuple[Endpoint, list[list[int]]]]:
             usage = b'"usage": {"prompt_tokens": 9, "completion_tokens": 1}'
             event = b'data: {"choices": [{"text": "a", "finish_reason": "stop"}], ' + usage
             self.answer(200, event + b"}\n\ndata: [DONE]\n\n")
-
-        def answer(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     Handler.protocol_version = "HTTP/1.1"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

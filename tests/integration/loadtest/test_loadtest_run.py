@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from loadtest import probe
 from loadtest.config import SLO, LoadTestConfig, Scenario
 from loadtest.run import read_prompts, run_loadtest
+from tests.integration.loadtest.small import Answering
 from tuneline.core.artifact import Input, open_artifact, verify_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError, ServerError
@@ -143,15 +144,9 @@ def test_a_port_where_nobody_listens(tmp_path: Path) -> None:
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
+            self.answer(status, body)
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
