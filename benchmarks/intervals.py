@@ -1,10 +1,12 @@
 # ruff: noqa: E402
-"""How often a percentile's interval holds the truth on queues: `python benchmarks/intervals.py`.
+"""How often an objective is judged rightly on queues: `python benchmarks/intervals.py`.
 
-Simulates M/M/k queues, whose percentiles are known from Erlang's formula, and takes the interval of
-p90 of the time in the system as a load test does. Prints the shares of runs whose interval holds
-the truth and whose does not (the rest get none), and how often a run would pass an objective that
-lies at the truth, then one JSON document on the last line. The seed is fixed.
+Simulates M/M/k queues, whose percentiles are known from Erlang's formula, and judges p90 of the
+time in the system as a load test does. Prints the shares of runs that pass and that fail an
+objective which lies exactly at the truth (at most 0.025 of each are meant), that pass one at 1.5
+times the truth, and that fail one at two thirds of it; then the shares of runs whose bootstrap
+interval holds the truth and whose does not (the rest get none). One JSON document on the last line.
+The seed is fixed.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import numpy as np
 # The script beside this one, loadtest.py, hides the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
-from loadtest.intervals import Values, block_length, lies_below
-from loadtest.statistics import figure
+from loadtest.intervals import Values, block_length
+from loadtest.statistics import figure, share_of
+from loadtest.verdict import latency_objective
 
 QUEUES = ((1, 0.5), (8, 0.7), (4, 0.8), (1, 0.8), (8, 0.9))
 RUNS = {300: 100, 3_000: 60, 10_000: 30}
@@ -31,37 +34,46 @@ NUM_WARMUP = 2_000
 
 
 def main() -> None:
-    print(f"seed {SEED}; p90: right, wrong, passes at the limit")
+    print(f"seed {SEED}")
     found = []
     for servers, load in QUEUES:
         for count, runs in RUNS.items():
-            right, wrong, passed = shares(servers, load, count, runs)
+            measured = shares(servers, load, count, runs)
             found.append(
                 {"servers": servers, "load": load, "num_requests": count, "num_runs": runs,
-                 "right": right, "wrong": wrong, "passed_at_limit": passed}
+                 **measured}
             )  # fmt: skip
-            print(f"M/M/{servers} {load}, {count:6,}: {right:.2f}, {wrong:.2f}, {passed:.2f}")
+            row = ", ".join(f"{name} {share:.2f}" for name, share in measured.items())
+            print(f"M/M/{servers} {load}, {count:6,}: {row}", flush=True)
     print(json.dumps(found))
 
 
-def shares(servers: int, load: float, count: int, runs: int) -> tuple[float, float, float]:
+def shares(servers: int, load: float, count: int, runs: int) -> dict[str, float]:
+    """Of the runs."""
     rng = np.random.default_rng(SEED)
     truth = true_p90(servers, load)
-    right = wrong = passed = 0
+    names = ("pass_at_truth", "fail_at_truth", "pass_at_1.5", "fail_at_0.67", "right", "wrong")
+    found = dict.fromkeys(names, 0)
     for _ in range(runs):
         values = times_in_system(rng, count, servers, load)
         # Little's law gives the mean number in the system.
         block = block_length(float(values.mean()) * load * servers)
-        measured = figure(values, block=block)
-        bounds = measured.ci95.get("p90")
-        if bounds is None:
-            passed += lies_below(measured.p90 or 0.0, truth, 90, measured.num_independent or 1)
-            continue
-        low, high = bounds
-        holds = (low or 0.0) <= truth <= (math.inf if high is None else high)
-        right, wrong = right + holds, wrong + (not holds)
-        passed += high is not None and high <= truth
-    return right / runs, wrong / runs, passed / runs
+        at_truth = judged(values, truth, block)
+        found["pass_at_truth"] += at_truth == "PASS"
+        found["fail_at_truth"] += at_truth == "FAIL"
+        found["pass_at_1.5"] += judged(values, 1.5 * truth, block) == "PASS"
+        found["fail_at_0.67"] += judged(values, truth / 1.5, block) == "FAIL"
+        bounds = figure(values, block=block).ci95.get("p90")
+        if bounds is not None:
+            low, high = bounds
+            holds = (low or 0.0) <= truth <= (math.inf if high is None else high)
+            found["right" if holds else "wrong"] += 1
+    return {name: number / runs for name, number in found.items()}
+
+
+def judged(values: Values, limit: float, block: int) -> str:
+    within = share_of(values <= limit, values, block=block)
+    return latency_objective("e2e_p90_s", limit, figure(values), within, 90).verdict
 
 
 def times_in_system(rng: np.random.Generator, count: int, servers: int, load: float) -> Values:

@@ -11,6 +11,7 @@ last line.
     python benchmarks/merge.py               # Llama 3.2 1B: 1.24 B parameters, 2.5 GB
     python benchmarks/merge.py --shape 7b    # Llama 2 7B: 6.7 B parameters, 13.5 GB, 3 shards
     python benchmarks/merge.py --skip peft   # where the model does not fit in memory
+    python benchmarks/merge.py --disk-mb-s 200   # on a slower disk; needs root and cgroup v1
 
 Needs three times the model's size on the disk of --dir; all of it is freed at the end.
 """
@@ -18,6 +19,7 @@ Needs three times the model's size on the disk of --dir; all of it is freed at t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ from tuneline.core.environment import hardware_facts, library_versions
 ROOT = Path(__file__).parents[1]
 SAMPLE_INTERVAL_S = 0.02
 RANK = 16
+BLOCK_GROUPS = Path("/sys/fs/cgroup/blkio")
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,16 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="where to work; a temporary directory by default")
+    parser.add_argument("--disk-mb-s", type=float, help="let no run read or write faster")
     parser.add_argument("--skip", choices=RUNS, action="append", default=[])
     options = parser.parse_args()
 
     names = [name for name in RUNS if name not in options.skip]
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory(dir=options.dir, prefix="tuneline-merge-") as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=options.dir, prefix="tuneline-merge-") as folder,
+        slow_disk(Path(folder), options.disk_mb_s) as group,
+    ):
         work = Path(folder)
         base = write_model(work / "base", SHAPES[options.shape])
         adapter = write_adapter(work / "adapter", SHAPES[options.shape])
@@ -122,7 +130,7 @@ def main() -> None:
         different = None
         for _ in range(options.rounds):
             for name in names:
-                measured[name].append(run(name, base, adapter, work / name))
+                measured[name].append(run(name, base, adapter, work / name, group))
                 print(f"  {name}: {measured[name][-1]}", flush=True)
             if {"tuneline", "peft"} <= set(names):
                 different = count_different(work / "tuneline", work / "peft")
@@ -130,7 +138,7 @@ def main() -> None:
                 shutil.rmtree(work / name)
     report = {
         "shape": options.shape, "size_bytes": size_bytes, "rounds": options.rounds,
-        "rank": RANK, "num_tensors_different_from_peft": different,
+        "rank": RANK, "disk_mb_s": options.disk_mb_s, "num_tensors_different_from_peft": different,
         "runs": {name: summary(runs) for name, runs in measured.items()},
         "hardware": hardware_facts(), "libraries": library_versions(),
     }  # fmt: skip
@@ -138,7 +146,26 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def run(name: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
+@contextlib.contextmanager
+def slow_disk(folder: Path, mb_s: float | None) -> Iterator[Path | None]:
+    """A control group whose processes read and write the disk of `folder` no faster than that. The
+    kernel counts what a process reads, and what it writes through by fsync."""
+    if mb_s is None:
+        yield None
+        return
+    group = BLOCK_GROUPS / "tuneline-merge"
+    group.mkdir()
+    try:
+        device = folder.stat().st_dev
+        limit = f"{os.major(device)}:{os.minor(device)} {round(mb_s * 1e6)}"
+        for name in ("read", "write"):
+            (group / f"blkio.throttle.{name}_bps_device").write_text(limit)
+        yield group
+    finally:
+        group.rmdir()
+
+
+def run(name: str, base: Path, adapter: Path, out: Path, group: Path | None) -> dict[str, float]:
     """One run in its own process: seconds from start to end, and its memory's peaks."""
     for file in base.iterdir():
         with file.open("rb") as opened:
@@ -149,6 +176,8 @@ def run(name: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HOME": home}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started_s = time.monotonic()
+    if group is not None:
+        code = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')\n" + code
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(base), str(adapter), str(out)],
         env=environment, stderr=subprocess.PIPE, text=True,

@@ -172,7 +172,7 @@ class Client:
         gc.disable()
         cpu_before_s, host_before = cpu_s(), host_times()
         self.next_tick_ns = start_ns
-        self.ticker.at(start_ns)
+        self.ticker.at(start_ns, every_ns=TICK_NS)
         if self.plan.arrivals_s is not None:
             offsets = self.plan.arrivals_s[self.plan.worker :: self.plan.num_workers]
             self.arrivals_ns = [start_ns + round(offset * 1e9) for offset in offsets]
@@ -278,6 +278,8 @@ class Client:
             self.fail(request, "connect_timeout", "no connection in time")
         except ConnectionRefusedError as error:
             self.fail(request, "connection_refused", str(error))
+        except ConnectionResetError as error:
+            self.fail(request, "connection_reset", str(error))
         except OSError as error:
             is_ours = error.errno in OUT_OF_SOCKETS
             self.fail(request, "client_exhausted" if is_ours else "connection_failed", str(error))
@@ -493,4 +495,3 @@ class Client:
             self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
         if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
             self.clock_offsets.append((now_ns, realtime_offset_ns()))
-        self.ticker.at(self.next_tick_ns)

@@ -209,23 +209,25 @@ def realtime_offset_ns() -> int:
 
 
 def receive_times(
-    reads: Sequence[Read], clock_offsets: Sequence[tuple[int, int]]
+    seen_ns: np.ndarray[Any, np.dtype[np.int64]],
+    stamps: Sequence[bytes | None],
+    clock_offsets: Sequence[tuple[int, int]],
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Monotonic nanoseconds at which each read's bytes had arrived.
 
     Args:
-        reads: Of any number of connections.
+        seen_ns: When the user's clock saw the reads, of any number of connections.
+        stamps: The kernel's own of each.
         clock_offsets: Pairs of a monotonic time and what CLOCK_REALTIME was ahead by then, in
             ascending order; between two of them it is interpolated.
     """
-    seen = np.array([now_ns for now_ns, _, _ in reads], np.int64)
     at_ns, ahead_ns = zip(*clock_offsets, strict=True)
     base = ahead_ns[0]
-    ahead = np.interp(seen - at_ns[0], np.array(at_ns) - at_ns[0], np.array(ahead_ns) - base)
+    ahead = np.interp(seen_ns - at_ns[0], np.array(at_ns) - at_ns[0], np.array(ahead_ns) - base)
     unstamped = bytes(TIMESPEC.size)
-    stamps = b"".join(stamp or unstamped for _, stamp, _ in reads)
-    timespecs = np.frombuffer(stamps, np.int64).reshape(-1, 2)
+    joined = b"".join([stamp or unstamped for stamp in stamps])
+    timespecs = np.frombuffer(joined, np.int64).reshape(-1, 2)
     arrived = timespecs[:, 0] * 1_000_000_000 + timespecs[:, 1] - base - np.rint(ahead).astype("i8")
     arrived[timespecs[:, 0] == 0] = np.iinfo(np.int64).max
-    times: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(arrived, seen)
+    times: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(arrived, seen_ns)
     return times

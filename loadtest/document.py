@@ -8,7 +8,6 @@ from typing import Any
 
 from loadtest.calibrate import Calibration
 from loadtest.config import LoadTestConfig, Scenario
-from loadtest.intervals import share_interval
 from loadtest.plan import SUCCEEDED, Records
 from loadtest.probe import Served
 from loadtest.statistics import Statistics, figure, latency_values
@@ -100,10 +99,8 @@ def scenario_document(config: LoadTestConfig, result: Result) -> dict[str, Any]:
             "failed": stats.num_failed,
             "unfinished": stats.num_unfinished,
             "warmup": stats.num_warmup,
-            "error_rate": stats.error_rate,
-            "error_rate_ci95": share_interval(
-                stats.num_failed + stats.num_unfinished, stats.num_offered
-            ),
+            "error_rate": stats.failed.value,
+            "error_rate_ci95": stats.failed.ci95,
         },
         "errors": {
             name: {"count": count, "examples": result.examples.get(name, [])}
@@ -111,7 +108,11 @@ def scenario_document(config: LoadTestConfig, result: Result) -> dict[str, Any]:
         },
         "retry_after_s": stats.retry_after_s,
         "latency": plain(stats.latencies),
-        "throughput": plain(stats.throughput),
+        "throughput": {
+            **plain(stats.throughput),
+            "goodput_share": stats.good.value if stats.good else None,
+            "goodput_share_ci95": stats.good.ci95 if stats.good else None,
+        },
         "tokens": plain(stats.tokens),
         "arrivals": {
             "scheduled": plain(stats.arrivals_scheduled),

@@ -43,22 +43,28 @@ def percentile_above(values: Values, q: float) -> float:
 
 
 def autocorrelation_time(values: Values) -> float:
-    """How many values count as one, and one standard error more; 1 where the series cannot be told
-    from an independent one, or nine in ten values lie within a tenth of the median: a drift so
-    small decides nothing.
-
-    The integrated autocorrelation time 1 + 2 (rho_1 + rho_2 + ...) up to the first lag that is five
-    times the sum so far, and its error (Madras and Sokal, Journal of Statistical Physics 50, 1988).
-    Of the ranks, so that a heavy tail or a failure weighs no more than its place.
-    """
-    count = len(values)
+    """How many values of a series count as one, by their ranks, so that a heavy tail or a failure
+    weighs no more than its place; 1 where nine in ten values lie within a tenth of the median: a
+    drift so small decides nothing."""
     _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[places]
     low, median, high = (percentile_above(values, q) for q in (5, 50, 95))
     if low == high or high - low <= 0.1 * median:
         return 1.0
-    spectrum = np.fft.rfft(ranks - ranks.mean(), 2 * count)
+    return integrated_time((np.cumsum(sizes) - (sizes - 1) / 2)[places])
+
+
+def integrated_time(values: Values) -> float:
+    """How many values count as one, and one standard error more; 1 where the series cannot be told
+    from an independent one.
+
+    The integrated autocorrelation time 1 + 2 (rho_1 + rho_2 + ...) up to the first lag that is five
+    times the sum so far, and its error (Madras and Sokal, Journal of Statistical Physics 50, 1988).
+    """
+    count = len(values)
+    spectrum = np.fft.rfft(values - values.mean(), 2 * count)
     covariance = np.fft.irfft(np.abs(spectrum) ** 2)[:count]
+    if covariance[0] <= 0:
+        return 1.0
     sums = 2 * np.cumsum(covariance / covariance[0]) - 1
     beyond = np.flatnonzero(np.arange(count) >= 5 * sums)
     window = int(beyond[0]) if len(beyond) else count - 1
@@ -75,16 +81,16 @@ def correlated_block(values: Values, block: int) -> int:
     return max(block, math.ceil(TIMES_PER_BLOCK * time)) if time > 1 else block
 
 
-def share_interval(count: int, total: int) -> tuple[float, float]:
-    """95 % interval of the share that `count` of `total` independent trials estimate: Wilson,
-    Journal of the American Statistical Association 22, 1927."""
+def share_interval(share: float, total: float) -> tuple[float, float]:
+    """95 % interval of a share that as many independent trials estimate: Wilson, Journal of the
+    American Statistical Association 22, 1927."""
     if not total:
         return 0.0, 1.0
-    z, share = NORMAL_QUANTILE, count / total
+    z = NORMAL_QUANTILE
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
     # Exact where rounding would not be.
-    return middle - half if count else 0.0, middle + half if count < total else 1.0
+    return middle - half if share > 0 else 0.0, middle + half if share < 1 else 1.0
 
 
 def num_to_tell_share(share: float, limit: float) -> int:
@@ -93,8 +99,8 @@ def num_to_tell_share(share: float, limit: float) -> int:
     return math.ceil(NORMAL_QUANTILE**2 * limit * (1 - limit) / (limit - share) ** 2)
 
 
-def lies_below(value: float, limit: float, q: int, num_independent: int) -> bool:
-    """Whether a percentile lies below a limit, at 95 %, by few values and without their interval.
+def lies_below(value: float, limit: float, q: int, num_independent: float) -> bool:
+    """Whether a percentile lies so far below a limit that few values are enough to say so, at 95 %.
 
     If the percentile lay at the limit, and times had an exponential tail as a queue's waiting times
     have, each value would lie at or below `value` with probability 1 - (1 - q/100)^(value/limit).
@@ -108,12 +114,18 @@ def lies_below(value: float, limit: float, q: int, num_independent: int) -> bool
     """
     if value >= limit:
         return False
-    below = 1 - (1 - q / 100) ** (value / limit)
-    fewest = math.ceil(num_independent * q / 100)
-    probability: float = sum(
-        math.comb(num_independent, k) * below**k * (1 - below) ** (num_independent - k)
-        for k in range(fewest, num_independent + 1)
-    )
+    if value <= 0:
+        return True
+    count = max(1, math.floor(num_independent))
+    above = (1 - q / 100) ** (value / limit)
+    log_below, log_above = math.log1p(-above), math.log(above)
+    probability = sum(
+        math.exp(
+            math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+            + k * log_below + (count - k) * log_above
+        )
+        for k in range(math.ceil(count * q / 100), count + 1)
+    )  # fmt: skip
     return probability <= 1 - CONFIDENCE
 
 

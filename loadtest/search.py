@@ -369,7 +369,7 @@ def _summary(rate_rps: float, result: Result, stopped: bool) -> Probe:
         tpot_p90_s=stats.latencies["tpot_s"].p90,
         e2e_p90_s=stats.latencies["e2e_s"].p90,
         output_tokens_per_s=stats.throughput.output_tokens_per_s,
-        error_rate=stats.error_rate,
+        error_rate=stats.failed.value,
         problems=judgement.problems,
         num_needed=None if failed else _num_needed(stats, judgement),
     )
@@ -405,8 +405,8 @@ def require_objective(config: LoadTestConfig, num_requests: int) -> None:
     """Refuse a search that could not end in a rate.
 
     Raises:
-        ConfigError: No latency, throughput or goodput objective is set, or a percentile's or an
-            error rate's is that `num_requests` cannot judge.
+        ConfigError: No latency, throughput or goodput objective is set, or a percentile's or a
+            share's is that `num_requests` cannot judge.
     """
     slo = config.slo.model_dump(exclude_none=True)
     limits = {name for name in slo if name.startswith("goodput_")}
@@ -430,13 +430,19 @@ def require_objective(config: LoadTestConfig, num_requests: int) -> None:
                 "needed",
                 hint=f"Try: --requests {needed}",
             )
-    if config.slo.max_error_rate:
-        needed = num_to_tell_share(0.0, config.slo.max_error_rate)
+    for name, best, decides in (
+        ("max_error_rate", 0.0, "0.0: none may fail"),
+        ("min_goodput_share", 1.0, "1.0: none may be slower"),
+    ):
+        limit = slo.get(name)
+        if limit is None or limit == best:
+            continue
+        needed = num_to_tell_share(best, limit)
         if num_requests < needed:
             raise ConfigError(
-                f"{num_requests} requests a probe cannot judge max_error_rate "
-                f"{config.slo.max_error_rate:g}: at least {needed} are needed",
-                hint=f"Try: --requests {needed}, or a max_error_rate of 0.0: none may fail",
+                f"{num_requests} requests a probe cannot judge {name} {limit:g}: at least {needed} "
+                "are needed",
+                hint=f"Try: --requests {needed}, or a {name} of {decides}",
             )
 
 

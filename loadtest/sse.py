@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,37 +21,46 @@ DONE = b"[DONE]"
 BOM = b"\xef\xbb\xbf"
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
     tool_calls: Any = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     text: Any = None
     finish_reason: Any = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     completion_tokens: int | None = None
     prompt_tokens: int | None = None
     prompt_tokens_details: Any = None
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     """What is read of an event; a decoder that knows it passes over the rest."""
 
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
+
+
+class _BareError(msgspec.Struct):
+    """What tells an error that is the whole event."""
+
     object: Any = None
     code: Any = None
     message: Any = None
 
 
-decode_event = msgspec.json.Decoder(_Event).decode
+_decode = msgspec.json.Decoder(_Event).decode
+_decode_bare_error = msgspec.json.Decoder(_BareError).decode
+_event_chunk = re.compile(rb"([0-9a-fA-F]{1,8})\r\ndata: (.*+)\n\n\r\n").fullmatch
+"""A chunk that is one event of one line: its size and its payload."""
+_AROUND_PAYLOAD = len(b"data: \n\n")
 
 
 class SseDecoder:
@@ -158,38 +168,36 @@ def parse_response(
     answer = Answer()
     framer, decoder = Framer(), SseDecoder()
     body: list[bytes] = []
-    num_events = 0
-    texts: list[str] = []
-    kept = texts if keep_text else None
-    token_times = answer.token_times
+    payloads: list[bytes] = []
+    of_read: list[int] = []
+    """Place of the read that completed each payload."""
+    at_boundary = False  # between two chunks and between two events
     try:
-        at_boundary = False  # between two chunks and between two events
-        for time, read in zip(times, reads, strict=True):
-            if at_boundary and (payload := _event_of_chunk(read)) is not None:
-                num_events += 1
-                if answer.error is None:
-                    _take_event(answer, time, payload, kept)
-                continue
+        for place, read in enumerate(reads):
+            if at_boundary and (chunk := _event_chunk(read)) is not None:
+                size, payload = chunk.groups()
+                if int(size, 16) == len(payload) + _AROUND_PAYLOAD and b"\r" not in payload:
+                    payloads.append(payload)
+                    of_read.append(place)
+                    continue
             pieces: list[bytes] = []
             framer.feed(read, pieces)
             if framer.status != 200:
                 body += pieces
                 continue
-            num_before = len(token_times)
             for piece in pieces:
-                if num_events == 0 and len(body) < 4:
+                if not payloads and len(body) < 4:
                     body.append(piece[:400])
                 for payload in decoder.feed(piece):
-                    num_events += 1
-                    if answer.error is None:
-                        _take_event(answer, time, payload, kept)
-            if len(token_times) - num_before > 1:
-                answer.num_merged_events += len(token_times) - num_before - 1
-            at_boundary = num_events > 0 and framer.between_chunks and decoder.between_events
+                    payloads.append(payload)
+                    of_read.append(place)
+            at_boundary = bool(payloads) and framer.between_chunks and decoder.between_events
     except ProtocolError as error:
         answer.error, answer.message = "protocol_error", str(error)
+    texts = _take_events(answer, payloads, of_read, times)
     answer.http_status = framer.status
-    answer.text = _encodable("".join(texts))
+    if keep_text:
+        answer.text = _encodable("".join(texts))
     if answer.error is not None:
         return answer
     whole = framer.close() if closed else framer.complete
@@ -206,7 +214,7 @@ def parse_response(
     elif not whole:
         answer.error = "truncated_stream"
         answer.message = f"the connection ended after {len(answer.token_times)} token events"
-    elif num_events == 0:
+    elif not payloads:
         answer.error = "not_a_stream"
         answer.message = error_message(b"".join(body))
     else:
@@ -215,59 +223,68 @@ def parse_response(
     return answer
 
 
-def _event_of_chunk(read: bytes) -> bytes | None:
-    """The payload, where a read is what most are: one chunk that is one event of one line."""
-    head, line_break, data = read.partition(b"\r\n")
-    if not (line_break and data.startswith(b"data: ") and data.endswith(b"\n\n\r\n")):
-        return None
-    payload = data[6:-4]
-    if b"\n" in payload or b"\r" in payload:
-        return None
-    return payload if head.lower() == b"%x" % (len(data) - 2) else None
-
-
-def _take_event(answer: Answer, time: int, payload: bytes, texts: list[str] | None) -> None:
-    if payload == DONE:
-        answer.done = True
-        return
-    try:
-        event = decode_event(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is the former
-        answer.error, answer.message = "invalid_sse", f"{error}: {payload[:120]!r}"
-        return
-    is_error = event.choices is None and event.code is not None and event.message is not None
-    if event.error or event.object == "error" or is_error:
-        answer.error, answer.message = "error_event", error_message(payload)
-        return
-    usage = event.usage
-    if usage is not None:
-        _take_usage(answer, usage)
-    if not event.choices:
-        return
-    choice = event.choices[0]
-    text = _text(choice)
-    if text:
-        answer.token_times.append(time)
-        if usage is not None and usage.completion_tokens is not None:
-            answer.token_counts.append(usage.completion_tokens)
-        if texts is not None:
+def _take_events(
+    answer: Answer, payloads: list[bytes], of_read: list[int], times: Sequence[int]
+) -> list[str]:
+    """Put what the events say into `answer`, up to one that ends it; returns their texts."""
+    texts: list[str] = []
+    token_places: list[int] = []
+    for payload, place in zip(payloads, of_read, strict=True):
+        try:
+            event = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError, too
+            if payload == DONE:
+                answer.done = True
+                continue
+            _end(answer, "invalid_sse", f"{error}: {payload[:120]!r}")
+            break
+        choices = event.choices
+        if event.error or (not choices and _is_error(payload)):
+            _end(answer, "error_event", error_message(payload))
+            break
+        usage = event.usage
+        if usage is not None:
+            _take_usage(answer, usage)
+        if not choices:
+            continue
+        choice = choices[0]
+        delta = choice.delta
+        text = None if delta is None else delta.content
+        if type(text) is not str or not text:
+            text = _other_text(choice)
+        if text:
+            token_places.append(place)
             texts.append(text)
-    if choice.finish_reason is not None:
-        answer.finish_time = time
-        answer.finish_reason = str(choice.finish_reason)
-        if answer.finish_reason == "abort":
-            answer.error, answer.message = "aborted", "the server gave the answer up (abort)"
+            if usage is not None and usage.completion_tokens is not None:
+                answer.token_counts.append(usage.completion_tokens)
+        if choice.finish_reason is not None:
+            answer.finish_time = times[place]
+            answer.finish_reason = str(choice.finish_reason)
+            if answer.finish_reason == "abort":
+                _end(answer, "aborted", "the server gave the answer up (abort)")
+                break
+    answer.token_times = [times[place] for place in token_places]
+    answer.num_merged_events = len(token_places) - len(set(token_places))
+    return texts
 
 
-def _text(choice: _Choice) -> str:
-    """What an event adds to the answer; empty for a role or an empty delta."""
+def _is_error(payload: bytes) -> bool:
+    event = _decode_bare_error(payload)
+    is_bare = event.code is not None and event.message is not None
+    return event.object == "error" or is_bare
+
+
+def _end(answer: Answer, error: str, message: str) -> None:
+    if answer.error is None:
+        answer.error, answer.message = error, message
+
+
+def _other_text(choice: _Choice) -> str:
+    """What an event adds to the answer where it is not a delta's content."""
     delta = choice.delta
     if delta is None:
         return str(choice.text or "")
-    text = delta.content
-    if isinstance(text, str) and text:
-        return text
-    text = text or delta.reasoning_content or delta.reasoning
+    text = delta.content or delta.reasoning_content or delta.reasoning
     if not text and delta.tool_calls:
         text = json.dumps(delta.tool_calls)
     return str(text or "")

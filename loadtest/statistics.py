@@ -7,6 +7,7 @@ number cannot support it; `offered = succeeded + failed + unfinished` holds or t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,12 @@ from loadtest.intervals import (
     MIN_BLOCKS,
     TIMES_PER_BLOCK,
     SteadyState,
+    autocorrelation_time,
     block_length,
     bootstrap,
     correlated_block,
+    integrated_time,
+    share_interval,
     steady_state,
 )
 from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Records
@@ -50,14 +54,23 @@ class Figure:
     """Why a percentile is null."""
     ci95: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     """95 % moving-block bootstrap interval of each percentile; a null bound is infinite."""
-    num_needed: int | None = None
-    """Values that intervals need, where there are too few."""
-    num_independent: int | None = None
-    """As how many independent ones they then count."""
 
     def percentile(self, q: int) -> float | None:
         value: float | None = getattr(self, f"p{q}")
         return value
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the requests are of a kind."""
+
+    value: float
+    n: int
+    num_independent: float
+    """As how many independent requests they count: those that overlap succeed and fail together."""
+    ci95: tuple[float, float]
+    num_needed: int = 1
+    """Requests that it takes to see their dependence; with fewer the interval may be too narrow."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,6 @@ class Throughput:
     prompt_tokens_per_s: float | None
     goodput_rps: float | None
     """Requests that meet every goodput limit, per second; null without such limits."""
-    goodput_share: float | None
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,12 @@ class Statistics:
     num_failed: int
     num_unfinished: int
     num_warmup: int
+    failed: Share
+    """Failed and unfinished requests."""
+    good: Share | None
+    """Requests that meet every goodput limit; None without such limits."""
+    within: dict[str, Share]
+    """By latency objective: the requests that keep to its limit."""
     errors: dict[str, int]
     retry_after_s: list[float]
     latencies: dict[str, Figure]
@@ -117,12 +135,6 @@ class Statistics:
     mean_in_flight: float | None
     """Requests in flight on average, by Little's law."""
     steady_state: SteadyState
-
-    @property
-    def error_rate(self) -> float:
-        if not self.num_offered:
-            return 0.0
-        return (self.num_failed + self.num_unfinished) / self.num_offered
 
 
 def percentile(values: Values, q: float) -> float:
@@ -158,7 +170,6 @@ def figure(
         if found[q] is None:
             withheld[f"p{q}"] = "infinite: too many requests failed"
     ci95 = {}
-    num_needed = num_independent = None
     if block is not None and len(values):
         block = correlated_block(values, block)
         shown = tuple(q for q in PERCENTILES if found[q] is not None)
@@ -167,11 +178,9 @@ def figure(
             ci95[f"p{q}"] = (low, high)
         for q in shown:
             if f"p{q}" not in ci95:
-                num_needed = MIN_BLOCKS * block
-                num_independent = max(1, TIMES_PER_BLOCK * len(values) // block)
                 withheld[f"p{q}_ci95"] = (
                     f"no interval from {len(values)} values that depend on their neighbours as "
-                    f"these do; at least {num_needed} are needed"
+                    f"these do; at least {MIN_BLOCKS * block} are needed"
                 )
     return Figure(
         unit=unit,
@@ -183,8 +192,6 @@ def figure(
         max_of_succeeded=float(np.max(finite)) if len(finite) else None,
         withheld=withheld,
         ci95=ci95,
-        num_needed=num_needed,
-        num_independent=num_independent,
     )
 
 
@@ -278,6 +285,7 @@ def statistics(
     states = {code: int(np.sum(measured.state == code)) for code in (0, 1, 2)}
     names, counts = np.unique(measured.error[measured.state == FAILED], return_counts=True)
     latencies = latency_values(measured)
+    decisive = [latencies[name] for name in ("ttft_s", "tpot_s", "e2e_s")]
     in_flight = mean_in_flight(measured)
     block = block_length(in_flight or 1.0)
     sent = ~np.isnan(measured.sent_s)
@@ -291,6 +299,9 @@ def statistics(
         num_failed=states[FAILED],
         num_unfinished=states[UNFINISHED],
         num_warmup=int(np.sum(records.warmup)),
+        failed=share_of(measured.state != SUCCEEDED),
+        good=share_of(good(measured, slo), *decisive, block=block) if slo.has_goodput else None,
+        within=_within(latencies, slo, block),
         errors={str(name): int(count) for name, count in zip(names, counts, strict=True)},
         retry_after_s=sorted({float(v) for v in measured.retry_after_s if not np.isnan(v)}),
         latencies={
@@ -306,6 +317,39 @@ def statistics(
         mean_in_flight=in_flight,
         steady_state=_steady_state(measured, block),
     )
+
+
+def share_of(hits: NDArray[np.bool_], *decisive: Values, block: int = 1) -> Share:
+    """The share of hits among requests in their order, with its interval.
+
+    Args:
+        hits: One per request.
+        decisive: Latencies that decide the hits: these depend on one another as those do, also
+            where all of them are the same.
+        block: The least length of a block of neighbours; a block counts as TIMES_PER_BLOCK.
+    """
+    n = len(hits)
+    if not n:
+        return Share(0.0, 0, 0.0, share_interval(0.0, 0))
+    times = [autocorrelation_time(values) for values in decisive if len(values)]
+    time = max(integrated_time(hits.astype(np.float64)), *times, 1.0)
+    if time > 1:
+        block = max(block, math.ceil(TIMES_PER_BLOCK * time))
+    num_independent = min(TIMES_PER_BLOCK * n / block, n)
+    share = float(np.mean(hits))
+    interval = share_interval(share, num_independent)
+    return Share(share, n, num_independent, interval, MIN_BLOCKS * block)
+
+
+def _within(latencies: dict[str, Values], slo: SLO, block: int) -> dict[str, Share]:
+    found = {}
+    for metric in ("ttft", "tpot", "e2e"):
+        for q in PERCENTILES:
+            name = f"{metric}_p{q}_s"
+            values, limit = latencies[f"{metric}_s"], getattr(slo, name)
+            if limit is not None:
+                found[name] = share_of(values <= limit, values, block=block)
+    return found
 
 
 def mean_in_flight(records: Records) -> float | None:
@@ -356,7 +400,6 @@ def _throughput(
     ok = records.state == SUCCEEDED
     of_ok = np.repeat(ok, records.num_events)
     prompts = np.nansum(records.prompt_tokens[ok & inside(records.first_token_s)])
-    num_good = int(np.sum(good(measured, slo)))
     arrived = len(measured) if name == "whole run" else np.sum(inside(measured.intended_s))
     num_good_inside = float(np.sum(good(records, slo) & inside(records.last_token_s)))
     return Throughput(
@@ -369,7 +412,6 @@ def _throughput(
         ),
         prompt_tokens_per_s=per_second(prompts),
         goodput_rps=per_second(num_good_inside) if slo.has_goodput else None,
-        goodput_share=num_good / len(measured) if slo.has_goodput and len(measured) else None,
     )
 
 

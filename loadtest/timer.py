@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class KernelTimer:
-    """Calls back when an absolute monotonic time has come; armed again with `at`."""
+    """Calls back when an absolute monotonic time has come, and from then on as often as asked."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop, self._callback = loop, callback
@@ -40,10 +40,16 @@ class KernelTimer:
             raise OSError(ctypes.get_errno(), "timerfd_create")
         loop.add_reader(self._fd, self._fire)
 
-    def at(self, monotonic_ns: int) -> None:
-        """Call back at `monotonic_ns`, or at once where that has passed."""
-        value = self._spec.value
+    def at(self, monotonic_ns: int, *, every_ns: int = 0) -> None:
+        """Call back at `monotonic_ns`, or at once where that has passed.
+
+        Args:
+            monotonic_ns: When.
+            every_ns: Above zero: again after each such interval. One call may stand for several.
+        """
+        value, interval = self._spec.value, self._spec.interval
         value.seconds, value.nanoseconds = divmod(max(monotonic_ns, 1), 1_000_000_000)
+        interval.seconds, interval.nanoseconds = divmod(every_ns, 1_000_000_000)
         _libc.timerfd_settime(self._fd, TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None)
 
     def _fire(self) -> None:

@@ -7,14 +7,15 @@ order; PASS is what is left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from loadtest.calibrate import Calibration
 from loadtest.config import SLO, LoadTestConfig
-from loadtest.intervals import lies_below, num_to_tell_share, share_interval
-from loadtest.statistics import PERCENTILES, Figure, Statistics
+from loadtest.intervals import lies_below, num_to_tell_share
+from loadtest.statistics import PERCENTILES, Figure, Share, Statistics, Throughput
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
 
@@ -278,53 +279,50 @@ def _objectives(slo: SLO, stats: Statistics) -> list[Objective]:
         for q in PERCENTILES:
             limit = getattr(slo, f"{metric}_p{q}_s")
             if limit is not None:
-                found.append(_latency(f"{metric}_p{q}_s", limit, stats.latencies[f"{metric}_s"], q))
+                name, figure = f"{metric}_p{q}_s", stats.latencies[f"{metric}_s"]
+                found.append(latency_objective(name, limit, figure, stats.within[name], q))
     if slo.max_error_rate is not None:
         found.append(_error_rate(slo.max_error_rate, stats))
     throughput = stats.throughput
     for name, measured, unit in (
         ("min_request_throughput_rps", throughput.succeeded_rps, "1/s"),
         ("min_output_throughput_tps", throughput.output_tokens_per_s, "tokens/s"),
-        ("min_goodput_rps", throughput.goodput_rps, "1/s"),
-        ("min_goodput_share", throughput.goodput_share, "1"),
     ):
         limit = getattr(slo, name)
         if limit is not None:
             found.append(_least(name, limit, measured, unit, stats.num_offered))
+    if slo.min_goodput_share is not None and stats.good is not None:
+        found.append(_goodput_share(slo.min_goodput_share, stats.good))
+    if slo.min_goodput_rps is not None and stats.good is not None:
+        found.append(_goodput_rps(slo.min_goodput_rps, throughput, stats.good))
     return found
 
 
-def _latency(name: str, limit: float, figure: Figure, q: int) -> Objective:
+def latency_objective(name: str, limit: float, figure: Figure, within: Share, q: int) -> Objective:
+    """A percentile lies at or below a limit where that share of the requests keeps to it. The
+    share's interval decides; or the percentile alone, where it is far below."""
     value = figure.percentile(q)
-    withheld = figure.withheld.get(f"p{q}", "")
-    verdict: Verdict
     if value is None:
-        verdict = "FAIL" if withheld.startswith("infinite") else "INCONCLUSIVE"
-        reason = f"{withheld} (N = {figure.n})"
+        withheld = figure.withheld.get(f"p{q}", "")
+        verdict: Verdict = "FAIL" if withheld.startswith("infinite") else "INCONCLUSIVE"
+        return Objective(name, limit, None, "s", figure.n, verdict, f"{withheld} (N = {figure.n})")
+    reason = f"{value:.4g} s, at most {limit:g} s is allowed (N = {figure.n})"
+    num_needed = None
+    if _is_least(within, q / 100) or lies_below(value, limit, q, within.num_independent):
+        verdict = "PASS"
     else:
-        low, high = figure.ci95.get(f"p{q}", (value, value))
-        no_interval = figure.withheld.get(f"p{q}_ci95")
-        if no_interval is not None:
-            verdict = "FAIL" if value > limit else "INCONCLUSIVE"
-            if lies_below(value, limit, q, figure.num_independent or 1):
-                verdict = "PASS"
-        elif high is not None and high <= limit:
-            verdict = "PASS"
-        elif low is not None and low <= limit:
-            verdict = "INCONCLUSIVE"
-        else:
-            verdict = "FAIL"
-        spread = f", 95 % interval {low or 0:.4g} to {'inf' if high is None else f'{high:.4g}'}"
-        shown = spread if f"p{q}" in figure.ci95 else f", {no_interval}" if no_interval else ""
-        reason = f"{value:.4g} s{shown}, at most {limit:g} s is allowed (N = {figure.n})"
-    num_needed = figure.num_needed if verdict == "INCONCLUSIVE" else None
+        verdict = "FAIL" if within.ci95[1] < q / 100 else "INCONCLUSIVE"
+        reason += f"; {within.value:.1%} of the requests do, {_interval(within)}, and {q} % must"
+    if verdict == "INCONCLUSIVE":
+        num_needed = _num_to_tell(within, q / 100)
+        reason += f"; it takes at least {num_needed} requests to tell"
     return Objective(name, limit, value, "s", figure.n, verdict, reason, num_needed)
 
 
 def _error_rate(limit: float, stats: Statistics) -> Objective:
     """Where no failure at all is allowed, those that were seen decide; a larger limit is held
     against the interval of the endpoint's own rate."""
-    rate, n = stats.error_rate, stats.num_offered
+    rate, n = stats.failed.value, stats.num_offered
     count = stats.num_failed + stats.num_unfinished
     kinds = [f"{number} {name}" for name, number in sorted(stats.errors.items())]
     if stats.num_unfinished:
@@ -333,17 +331,79 @@ def _error_rate(limit: float, stats: Statistics) -> Objective:
         f"{count} of {n} requests failed ({', '.join(kinds) or 'none'}), at most {limit:.2%} is "
         "allowed"
     )
-    num_needed = None
     verdict: Verdict = "FAIL" if count else "PASS"
+    num_needed = None
     if limit > 0.0:
-        low, high = share_interval(count, n)
-        reason += f"; 95 % interval {low:.2%} to {high:.2%}"
+        low, high = stats.failed.ci95
+        reason += f", {_interval(stats.failed)}"
         verdict = "PASS" if high <= limit else "FAIL" if low > limit else "INCONCLUSIVE"
         if verdict == "INCONCLUSIVE":
-            # By the end of the interval that could be told soonest: the share of few is noisy.
-            num_needed = num_to_tell_share(low if rate <= limit else high, limit)
-            reason += f"; at least {num_needed} requests are needed to tell"
+            num_needed = _num_to_tell(stats.failed, limit)
+            reason += f"; it takes at least {num_needed} requests to tell"
     return Objective("max_error_rate", limit, rate, "1", n, verdict, reason, num_needed)
+
+
+def _goodput_share(limit: float, good: Share) -> Objective:
+    """Where every request must be good, those that were seen decide."""
+    reason = f"{good.value:.2%} of {good.n} requests are good"
+    verdict: Verdict = "PASS" if good.value >= limit else "FAIL"
+    num_needed = None
+    if limit < 1.0:
+        reason += f", {_interval(good)}"
+        verdict = "FAIL" if good.ci95[1] < limit else "INCONCLUSIVE"
+        if _is_least(good, limit):
+            verdict = "PASS"
+    reason += f"; at least {limit:.2%} are required"
+    if verdict == "INCONCLUSIVE":
+        num_needed = _num_to_tell(good, limit)
+        reason += f"; it takes at least {num_needed} requests to tell"
+    return Objective(
+        "min_goodput_share", limit, good.value, "1", good.n, verdict, reason, num_needed
+    )
+
+
+def _goodput_rps(limit: float, throughput: Throughput, good: Share) -> Objective:
+    """The rate is as sure as the share of good requests is: the arrivals are given."""
+    name, measured, offered = "min_goodput_rps", throughput.goodput_rps, throughput.offered_rps
+    if measured is None or offered is None:
+        return _least(name, limit, None, "1/s", good.n)
+    low, high = (max(measured + offered * (bound - good.value), 0.0) for bound in good.ci95)
+    verdict: Verdict = "FAIL" if high < limit else "INCONCLUSIVE"
+    if low >= limit and good.n >= good.num_needed:
+        verdict = "PASS"
+    reason = (
+        f"{measured:.4g} 1/s, 95 % interval {low:.4g} to {high:.4g}, at least {limit:g} is "
+        f"required (N = {good.n})"
+    )
+    num_needed = None
+    if verdict == "INCONCLUSIVE" and offered > 0:
+        share = good.value + (limit - measured) / offered
+        num_needed = _num_to_tell(good, share) if 0.0 < share < 1.0 else None
+    return Objective(name, limit, measured, "1/s", good.n, verdict, reason, num_needed)
+
+
+def _is_least(share: Share, limit: float) -> bool:
+    """Whether the true share is at least that, for sure."""
+    return share.n >= share.num_needed and share.ci95[0] >= limit
+
+
+def _interval(share: Share) -> str:
+    low, high = share.ci95
+    text = f"95 % interval {low:.2%} to {high:.2%}"
+    if share.num_independent < 0.99 * share.n:
+        text += f" (requests go together: they count as {share.num_independent:.0f})"
+    return text
+
+
+def _num_to_tell(share: Share, limit: float) -> int:
+    """Requests that it takes at least: by the end of the interval that could be told soonest, since
+    the share of few is noisy."""
+    low, high = share.ci95
+    nearest = low if share.value <= limit else high
+    needed = 0.0
+    if nearest != limit:
+        needed = num_to_tell_share(nearest, limit) * share.n / max(share.num_independent, 1.0)
+    return max(math.ceil(needed), share.num_needed, share.n + 1)
 
 
 def _least(name: str, limit: float, measured: float | None, unit: str, n: int) -> Objective:

@@ -7,7 +7,6 @@ monotonic clock, which all processes of a machine share.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import itertools
@@ -57,12 +56,11 @@ def main() -> None:
     counters = cast("MutableSequence[int]", memoryview(mapped).cast("B").cast("q"))
     requests, client, start_ns = uvloop.run(_run(plan, order["key"], counters))
     parse_started_s = time.process_time()
-    reads = [read for request in requests for read in request.reads]
-    times = receive_times(reads, client.clock_offsets)
-    lags = Lags(
-        (np.array([read[0] for read in reads], np.int64) - times) / 1e9,
-        sum(stamp is not None for _, stamp, _ in reads),
-    )
+    reads = list(itertools.chain.from_iterable(request.reads for request in requests))
+    seen_ns = np.array([read[0] for read in reads], np.int64)
+    stamps = [read[1] for read in reads]
+    times = receive_times(seen_ns, stamps, client.clock_offsets)
+    lags = Lags((seen_ns - times) / 1e9, len(stamps) - stamps.count(None))
     records, examples, text_sample = to_records(plan, requests, times.tolist(), start_ns)
     records.save(out / f"records-{plan.worker}.npz")
     report = {
@@ -177,7 +175,9 @@ def to_records(
 
 def _says_more(answer: Answer) -> bool:
     error = answer.error or ""
-    return error in ("error_event", "invalid_sse", "aborted") or error.startswith("http_")
+    return error in ("error_event", "invalid_sse", "aborted", "protocol_error") or error.startswith(
+        "http_"
+    )
 
 
 def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
@@ -197,7 +197,9 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
             states.append(UNFINISHED)
         else:
             states.append(SUCCEEDED if row.answer.error is None else FAILED)
-    event_times = array.array("q", [time for answer in answers for time in answer.token_times])
+    num_events = np.array([len(answer.token_times) for answer in answers], np.int64)
+    event_ns = itertools.chain.from_iterable(answer.token_times for answer in answers)
+    event_tokens = itertools.chain.from_iterable(map(_event_tokens, answers))
     return Records(
         index=np.array([request.index for request in requests], np.int64),
         warmup=np.array([r.index < plan.num_warmup_requests for r in requests], np.bool_),
@@ -218,11 +220,9 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
         cached_tokens=counts([answer.cached_tokens for answer in answers]),
         retry_after_s=counts([answer.retry_after_s for answer in answers]),
         merged_events=np.array([answer.num_merged_events for answer in answers], np.int64),
-        num_events=np.array([len(answer.token_times) for answer in answers], np.int64),
-        event_s=(np.frombuffer(event_times, np.int64) - start_ns) / 1e9
-        if event_times
-        else np.zeros(0),
-        event_tokens=np.array([n for a in answers for n in _event_tokens(a)], np.float64),
+        num_events=num_events,
+        event_s=(np.fromiter(event_ns, np.int64, num_events.sum()) - start_ns) / 1e9,
+        event_tokens=np.fromiter(event_tokens, np.float64, num_events.sum()),
     )
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from loadtest.config import SLO
+from loadtest.intervals import block_length
 from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Records, merge_records
-from loadtest.statistics import MIN_VALUES, figure, percentile, statistics
+from loadtest.statistics import MIN_VALUES, figure, percentile, share_of, statistics
 
 NAN = float("nan")
 
@@ -88,7 +89,7 @@ def test_failures_are_infinitely_slow() -> None:
     assert ttft.p50 == pytest.approx(0.1)
     assert ttft.p90 is None  # the 90th of 100 has an infinite neighbour
     assert ttft.withheld["p90"].startswith("infinite")
-    assert found.error_rate == pytest.approx(0.1)
+    assert found.failed.value == pytest.approx(0.1)
     assert found.errors == {"timeout": 7}
     assert found.num_succeeded + found.num_failed + found.num_unfinished == found.num_offered
 
@@ -156,12 +157,13 @@ def test_a_burst_has_no_window_of_arrivals() -> None:
 def test_goodput_is_never_more_than_what_succeeded_in_the_window() -> None:
     # A closed loop of two slots: 40 requests of one second each, in two rows of twenty.
     rows = [row(i, float(i // 2), [i // 2 + 0.5, i // 2 + 1.0]) for i in range(40)]
-    rates = stats(rows, SLO(goodput_e2e_s=2.0, min_goodput_rps=1.0)).throughput
+    found = stats(rows, SLO(goodput_e2e_s=2.0, min_goodput_rps=1.0))
+    rates = found.throughput
     assert rates.window_s == 19.0
     assert rates.succeeded_rps == pytest.approx(2.0)
     assert rates.goodput_rps == pytest.approx(2.0)
     assert rates.offered_rps == pytest.approx(2.0)
-    assert rates.goodput_share == 1.0
+    assert found.good is not None and found.good.value == 1.0
 
 
 def test_warmup_is_no_part_of_the_figures_but_of_the_load() -> None:
@@ -178,10 +180,34 @@ def test_goodput_counts_requests_that_meet_every_limit() -> None:
     rows = [row(i, float(i), [i + 0.1, i + 0.2]) for i in range(8)]
     rows += [row(8, 8.0, [8.9, 9.0]), row(9, 9.0, [9.1, 10.5]), row(10, 10.0, [], state=FAILED)]
     slo = SLO(goodput_ttft_s=0.5, goodput_e2e_s=1.0, min_goodput_share=0.5)
-    rates = stats(rows, slo).throughput
-    assert rates.goodput_share == pytest.approx(8 / 11)
-    assert rates.goodput_rps == pytest.approx(8 / 10)
-    assert stats(rows).throughput.goodput_rps is None
+    found = stats(rows, slo)
+    assert found.good is not None and found.good.value == pytest.approx(8 / 11)
+    assert found.throughput.goodput_rps == pytest.approx(8 / 10)
+    assert stats(rows).throughput.goodput_rps is None and stats(rows).good is None
+
+
+def test_failures_in_a_row_count_as_few() -> None:
+    rng = np.random.default_rng(2)
+    apart = np.zeros(1000, np.bool_)
+    apart[rng.choice(1000, 50, replace=False)] = True
+    together = np.zeros(1000, np.bool_)
+    together[400:450] = True
+    one, other = share_of(apart), share_of(together)
+    assert one.value == other.value == 0.05
+    assert one.num_independent == 1000
+    assert other.num_independent < 100
+    assert other.ci95[0] < one.ci95[0] and other.ci95[1] > one.ci95[1]
+    none = share_of(np.zeros(60, np.bool_))
+    assert (none.num_independent, none.ci95[0]) == (60, 0.0)
+    assert share_of(np.zeros(0, np.bool_)).ci95 == (0.0, 1.0)
+
+
+def test_requests_that_are_good_because_of_a_queue_depend_on_each_other_as_it_does() -> None:
+    waves = np.sin(np.arange(600) / 30)  # as many as six waves, and never above the limit
+    share = share_of(np.ones(600, np.bool_), np.empty(0), 2 + waves)
+    assert share.value == 1.0
+    assert share.num_independent < 30
+    assert share.ci95[0] < 0.9
 
 
 def test_token_counts_that_contradict_are_counted() -> None:
@@ -223,3 +249,21 @@ def test_a_refused_connection_is_no_arrival_that_the_client_kept_back() -> None:
     # Unless the run was given up before its time came.
     found = stats(sent + never, ended_early=True)
     assert found.arrivals_scheduled == found.arrivals_delivered
+
+
+def test_requests_that_overlap_count_as_few_even_where_all_are_the_same() -> None:
+    # 100 in flight: blocks of 200, and eight independent ones in each.
+    together = share_of(np.ones(300, np.bool_), np.full(300, 0.1), block=block_length(100.0))
+    assert together.num_independent == pytest.approx(300 * 8 / 200)
+    assert together.ci95[0] == pytest.approx(12 / (12 + 1.96**2))
+    assert together.num_needed == 5 * 200
+    assert share_of(np.ones(300, np.bool_), np.full(300, 0.1), block=4).num_independent == 300
+
+
+def test_what_keeps_to_an_objective_is_counted_by_its_limit() -> None:
+    rows = [row(i, float(i), [i + 0.01 * (i + 1), i + 0.9]) for i in range(40)]
+    rows.append(row(40, 40.0, [], state=FAILED))
+    found = stats(rows, SLO(ttft_p50_s=0.2, ttft_p90_s=0.4)).within
+    assert found.keys() == {"ttft_p50_s", "ttft_p90_s"}
+    assert found["ttft_p50_s"].value == pytest.approx(20 / 41)
+    assert found["ttft_p90_s"].value == pytest.approx(40 / 41)  # a failed request keeps to none

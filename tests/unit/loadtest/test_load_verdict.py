@@ -6,9 +6,9 @@ import pytest
 
 from loadtest.calibrate import Calibration
 from loadtest.config import SLO, LoadTestConfig, WorkloadConfig
-from loadtest.intervals import SteadyState
+from loadtest.intervals import SteadyState, share_interval
 from loadtest.schedule import Dispersion
-from loadtest.statistics import Statistics, Throughput, Tokens, figure
+from loadtest.statistics import Share, Statistics, Throughput, Tokens, figure, share_of
 from loadtest.verdict import Judgement, judge, worst
 
 CONFIG = LoadTestConfig()
@@ -18,16 +18,23 @@ def lags(seconds: float) -> Any:
     return figure(np.full(50, seconds), withhold=False)
 
 
+def share(count: int, n: int, num_independent: float | None = None) -> Share:
+    independent = n if num_independent is None else num_independent
+    return Share(count / n, n, independent, share_interval(count / n, independent))
+
+
 def measured(num: int = 400, **changes: Any) -> Statistics:
     values = figure(np.full(num, 0.1))
     names = (
         "ttft_s", "ttft_from_sent_s", "tpot_s", "inter_chunk_gap_s", "worst_gap_s", "e2e_s",
         "e2e_from_sent_s",
     )  # fmt: skip
+    num_bad = changes.get("num_failed", 0) + changes.get("num_unfinished", 0)
     stats = Statistics(
         num_offered=num, num_succeeded=num, num_failed=0, num_unfinished=0, num_warmup=0,
-        errors={}, retry_after_s=[], latencies=dict.fromkeys(names, values),
-        throughput=Throughput("arrivals", 10.0, 40.0, 40.0, 400.0, 100.0, None, None),
+        failed=share(num_bad, num), good=None, within={}, errors={}, retry_after_s=[],
+        latencies=dict.fromkeys(names, values),
+        throughput=Throughput("arrivals", 10.0, 40.0, 40.0, 400.0, 100.0, None),
         tokens=Tokens(num * 10, num * 5, None, num * 10, 0, 0, 0, 0, 0),
         send_lag=lags(0.0001),
         arrivals_scheduled=Dispersion(num, 40.0, 1.0, 1.0),
@@ -41,7 +48,8 @@ def measured(num: int = 400, **changes: Any) -> Statistics:
 def verdict(
     stats: Statistics, *, config: LoadTestConfig = CONFIG, loop_lag_s: float = 0.0001,
     kernel_clock: bool = True, open_loop: bool = True, evidence: dict[str, Any] | None = None,
-    host: dict[str, float] | None = None, read_lag_s: float = 0.0001, **slo: float | None,
+    host: dict[str, float] | None = None, read_lag_s: float = 0.0001, values: Any = None,
+    **slo: float | None,
 ) -> Judgement:  # fmt: skip
     client = {
         **(host or {}),
@@ -50,9 +58,16 @@ def verdict(
         "num_reads": 100,
         "num_reads_kernel_clock": 100 if kernel_clock else 0,
     }
-    return judge(
-        config, SLO.model_validate(slo), stats, client, open_loop=open_loop, **(evidence or {})
-    )
+    objectives = SLO.model_validate(slo)
+    latencies = {} if values is None else {"ttft_s": values}
+    within = {
+        name: share_of(of <= limit, of)
+        for name, limit in slo.items()
+        if name.endswith("_s") and "_p" in name and limit is not None
+        for of in [latencies.get(name[:4] + "_s", np.full(stats.num_offered, 0.1))]
+    }
+    stats = replace(stats, within=within)
+    return judge(config, objectives, stats, client, open_loop=open_loop, **(evidence or {}))
 
 
 @pytest.mark.parametrize("metric", ["ttft", "tpot", "e2e"])
@@ -64,7 +79,8 @@ def test_a_latency_objective_is_met_up_to_its_limit(metric: str, q: int) -> None
     limit = {name: 0.099}
     failed = verdict(measured(), **limit)
     assert failed.verdict == "FAIL"
-    assert f"{name}: 0.1 s, at most 0.099 s is allowed (N = 400)" in failed.problems
+    assert failed.problems[0].startswith(f"{name}: 0.1 s, at most 0.099 s is allowed (N = 400); 0.")
+    assert failed.problems[0].endswith(f"and {q} % must")
 
 
 def test_too_few_requests_are_inconclusive_not_a_pass() -> None:
@@ -96,11 +112,55 @@ def test_an_error_rate_that_few_requests_cannot_tell_is_inconclusive() -> None:
     assert verdict(none, max_error_rate=0.061).verdict == "PASS"
     found = verdict(none, max_error_rate=0.01)
     assert found.verdict == "INCONCLUSIVE"
-    assert "at least 381 requests are needed to tell" in found.problems[0]
+    assert "at least 381 requests to tell" in found.problems[0]
     assert verdict(measured(380, num_succeeded=380), max_error_rate=0.01).verdict == "INCONCLUSIVE"
     assert verdict(measured(381, num_succeeded=381), max_error_rate=0.01).verdict == "PASS"
     one = measured(60, num_succeeded=59, num_failed=1, errors={"http_500": 1})
     assert verdict(one, max_error_rate=0.0).verdict == "FAIL"
+
+
+def test_an_error_rate_is_held_against_the_requests_that_count_alone() -> None:
+    # Five of 1,000, in one run: as sure as a hundredth of them would be.
+    together = measured(1000, num_succeeded=995, num_failed=5, failed=share(5, 1000, 10.0))
+    apart = replace(together, failed=share(5, 1000))
+    assert verdict(apart, max_error_rate=0.02).verdict == "PASS"
+    found = verdict(together, max_error_rate=0.02)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "they count as 10" in found.problems[0]
+    objective = found.objectives[0]
+    assert objective.num_needed is not None and objective.num_needed > 1000
+
+
+def test_a_goodput_share_is_judged_by_its_interval() -> None:
+    limits: dict[str, Any] = {"goodput_e2e_s": 1.0, "min_goodput_share": 0.9}
+    limits["max_error_rate"] = None
+    # Wilson's interval of n in n begins at n / (n + 1.96^2): 0.9 takes 35.
+    for num, expected in ((34, "INCONCLUSIVE"), (35, "PASS")):
+        assert verdict(measured(num, good=share(num, num)), **limits).verdict == expected
+    # 380 of 400: 92.4 to 96.7 %; as 40 requests: 83.5 to 98.6 %.
+    assert verdict(measured(good=share(380, 400)), **limits).verdict == "PASS"
+    found = verdict(measured(good=share(380, 400, 40.0)), **limits)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "95.00% of 400 requests are good, 95 % interval 83.5" in found.problems[0]
+    [objective] = found.objectives
+    assert objective.num_needed is not None and objective.num_needed > 400
+    assert verdict(measured(good=share(340, 400)), **limits).verdict == "FAIL"
+    # Where all must be good, those that were seen decide.
+    all_of_them = {**limits, "min_goodput_share": 1.0}
+    assert verdict(measured(good=share(400, 400)), **all_of_them).verdict == "PASS"
+    assert verdict(measured(good=share(399, 400)), **all_of_them).verdict == "FAIL"
+
+
+def test_a_goodput_rate_is_as_sure_as_its_share() -> None:
+    rates = Throughput("arrivals", 10.0, 40.0, 40.0, 400.0, 100.0, 38.0)
+    found = measured(throughput=rates, good=share(380, 400))
+    # 38 a second of 40, and the share's interval of 92.4 to 96.7 % around 95 %.
+    for limit, expected in ((36.9, "PASS"), (37.5, "INCONCLUSIVE"), (38.7, "FAIL")):
+        judged = verdict(found, goodput_e2e_s=1.0, min_goodput_rps=limit)
+        assert judged.verdict == expected, limit
+    nowhere = replace(found, throughput=replace(rates, goodput_rps=None))
+    judged = verdict(nowhere, goodput_e2e_s=1.0, min_goodput_rps=1.0)
+    assert judged.verdict == "INCONCLUSIVE"
 
 
 def test_throughput_objectives() -> None:
@@ -158,17 +218,25 @@ def test_missing_usage_voids_only_what_needs_it() -> None:
 
 
 def test_too_few_requests_for_the_load_in_flight_are_no_pass() -> None:
-    # 100 in flight need blocks of 200, and five of them: 300 requests say nothing of the spread.
-    few = figure(np.full(300, 0.1), block=200)
-    stats = measured()
-    stats = replace(stats, latencies=dict.fromkeys(stats.latencies, few))
-    found = verdict(stats, ttft_p90_s=0.12)
-    assert found.verdict == "INCONCLUSIVE"
-    assert "at least 1000 are needed" in found.problems[0]
-    assert verdict(stats, ttft_p90_s=0.05).verdict == "FAIL"
-    enough = figure(np.full(1000, 0.1), block=200)
-    stats = replace(stats, latencies=dict.fromkeys(stats.latencies, enough))
-    assert verdict(stats, ttft_p90_s=1.0).verdict == "PASS"
+    # 100 in flight: blocks of 200, and five of them before their dependence can be seen.
+    def judged(num: int, limit: float) -> Judgement:
+        values = np.full(num, 0.1)
+        stats = replace(measured(num), within={
+            "ttft_p50_s": share_of(values <= limit, values, block=200)
+        })  # fmt: skip
+        objectives = SLO.model_validate({"ttft_p50_s": limit})
+        client = {
+            "loop_lag_s": lags(0.0001), "read_lag_s": lags(0.0001), "num_reads": 100,
+            "num_reads_kernel_clock": 100,
+        }  # fmt: skip
+        return judge(CONFIG, objectives, stats, client, open_loop=True)
+
+    few = judged(300, 0.12)
+    assert few.verdict == "INCONCLUSIVE"
+    assert "at least 1000 requests to tell" in few.problems[0]
+    assert judged(300, 0.05).verdict == "FAIL"
+    assert judged(1000, 0.12).verdict == "PASS"
+    assert judged(300, 2.0).verdict == "PASS", "far below its limit"
 
 
 def test_events_that_the_client_let_run_together_void_a_run() -> None:
@@ -193,27 +261,35 @@ def test_the_worst_verdict_stands_for_all() -> None:
     assert worst(["PASS", "INCONCLUSIVE"]) == "INCONCLUSIVE"
 
 
-def test_an_interval_across_the_limit_is_inconclusive() -> None:
-    values = figure(np.random.default_rng(1).normal(0.1, 0.02, 400), block=2)
-    low, high = values.ci95["p90"]
-    assert low is not None and high is not None and values.p90 is not None
-    stats = replace(measured(), latencies={**measured().latencies, "ttft_s": values})
-    assert verdict(stats, ttft_p90_s=high + 1e-6).verdict == "PASS"
-    assert verdict(stats, ttft_p90_s=(low + high) / 2).verdict == "INCONCLUSIVE"
-    found = verdict(stats, ttft_p90_s=low - 1e-6)
-    assert found.verdict == "FAIL"
-    assert f"95 % interval {low:.4g} to {high:.4g}" in found.problems[0]
+def with_ttft(values: Any) -> Statistics:
+    return replace(measured(), latencies={**measured().latencies, "ttft_s": figure(values)})
 
 
-def test_without_an_interval_only_what_is_far_below_its_limit_passes() -> None:
-    drifting = figure(0.1 + 0.2 * np.linspace(0, 1, 300), block=2)
-    assert drifting.ci95 == {} and drifting.num_needed is not None and drifting.num_needed > 300
-    stats = replace(measured(), latencies={**measured().latencies, "ttft_s": drifting})
-    assert verdict(stats, ttft_p90_s=20.0).verdict == "PASS"
-    found = verdict(stats, ttft_p90_s=0.4)
+def test_a_limit_between_two_certainties_is_inconclusive() -> None:
+    values = np.random.default_rng(2).permutation(np.linspace(0.1, 0.5, 400))
+    stats = with_ttft(values)
+    # Of 400 by Wilson: 372 are above 90 %, and 348 below it.
+    for kept, expected in ((372, "PASS"), (371, "INCONCLUSIVE"), (349, "INCONCLUSIVE"),
+                           (347, "FAIL")):  # fmt: skip
+        found = verdict(stats, values=values, ttft_p90_s=float(np.sort(values)[kept - 1]))
+        assert found.verdict == expected, (kept, found.problems)
+    assert "86.8% of the requests do, 95 % interval 83." in found.problems[0]
+    assert "and 90 % must" in found.problems[0]
+
+
+def test_a_percentile_far_below_its_limit_passes_though_few_values_cannot_tell() -> None:
+    drifting = 0.1 + 0.2 * np.linspace(0, 1, 300)
+    stats = with_ttft(drifting)
+    assert verdict(stats, values=drifting, ttft_p90_s=20.0).verdict == "PASS"
+    found = verdict(stats, values=drifting, ttft_p90_s=0.4)
     assert found.verdict == "INCONCLUSIVE"
-    assert f"at least {drifting.num_needed} are needed" in found.problems[0]
-    assert verdict(stats, ttft_p90_s=0.2).verdict == "FAIL"
+    [objective] = [one for one in found.objectives if one.name == "ttft_p90_s"]
+    assert objective.num_needed is not None and objective.num_needed > 300
+    assert f"at least {objective.num_needed} requests to tell" in found.problems[0]
+    # As many as 300 that do not depend on one another can tell.
+    apart = np.random.default_rng(0).permutation(drifting)
+    assert verdict(with_ttft(apart), values=apart, ttft_p90_s=0.4).verdict == "PASS"
+    assert verdict(with_ttft(apart), values=apart, ttft_p90_s=0.2).verdict == "FAIL"
 
 
 def test_a_queue_that_grows_is_no_pass() -> None:

@@ -66,6 +66,21 @@ def test_each_event_takes_the_time_of_the_read_that_ends_it() -> None:
     assert answer.num_merged_events == 0
 
 
+def test_a_read_that_looks_like_a_whole_chunk_and_is_none() -> None:
+    # An empty line inside of a chunk, at the end of a read; sizes in either case, and zeros before.
+    two = event(delta("a")) + b"\r\n" + event(delta("b"))
+    one = event(delta("c"))
+    data = b"%X\r\n%b\r\n" % (len(two), two) + b"00%x\r\n%b\r\n" % (len(one), one)
+    stream = body(ROLE) + data + body(DONE).removeprefix(HEAD) + END
+    for cut in range(len(body(ROLE)), len(stream)):
+        answer = parse([body(ROLE), stream[len(body(ROLE)) : cut], stream[cut:]])
+        assert (answer.error, answer.text) == (None, "abc")
+    # A carriage return ends a line, too: what follows is another field.
+    one = b"data: " + json.dumps(delta("x")).encode() + b"\rid: 1\n\n"
+    answer = parse([body(ROLE), chunk(one), chunk(DONE) + END])
+    assert (answer.error, answer.text) == (None, "x")
+
+
 def test_random_cuts_into_many_pieces() -> None:
     rng = random.Random(4)
     for _ in range(200):
