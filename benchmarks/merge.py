@@ -154,7 +154,7 @@ def slow_disk(folder: Path, mb_s: float | None) -> Iterator[Path | None]:
         yield None
         return
     group = BLOCK_GROUPS / "tuneline-merge"
-    group.mkdir()
+    group.mkdir(exist_ok=True)
     try:
         device = folder.stat().st_dev
         limit = f"{os.major(device)}:{os.minor(device)} {round(mb_s * 1e6)}"

@@ -44,7 +44,8 @@ class SLO(StrictModel):
     min_goodput_rps: float | None = Field(default=None, gt=0)
     """Least good requests per second."""
     min_goodput_share: float | None = Field(default=None, gt=0, le=1)
-    """Least good requests as a share of those offered."""
+    """Least good requests as a share of those offered; below 1.0 the share's 95 % interval is
+    judged."""
 
     @model_validator(mode="after")
     def _goodput_has_limits(self) -> Self:

@@ -16,7 +16,7 @@ from tuneline.core.artifact import Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def scenario_document(config: LoadTestConfig, result: Result) -> dict[str, Any]:
         "plan_digest": result.plan_digest,
         "slo": (result.scenario.slo or config.slo).model_dump(mode="json", exclude_none=True),
         "objectives": plain(result.judgement.objectives),
+        "within": plain(stats.within),
         "start_unix_s": result.start_unix_s,
         "requests": {
             "offered": stats.num_offered,

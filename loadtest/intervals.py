@@ -48,7 +48,7 @@ def autocorrelation_time(values: Values) -> float:
     drift so small decides nothing."""
     _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
     low, median, high = (percentile_above(values, q) for q in (5, 50, 95))
-    if low == high or high - low <= 0.1 * median:
+    if low == high or (math.isfinite(high) and high - low <= 0.1 * median):
         return 1.0
     return integrated_time((np.cumsum(sizes) - (sizes - 1) / 2)[places])
 
@@ -114,10 +114,10 @@ def lies_below(value: float, limit: float, q: int, num_independent: float) -> bo
     """
     if value >= limit:
         return False
-    if value <= 0:
-        return True
     count = max(1, math.floor(num_independent))
     above = (1 - q / 100) ** (value / limit)
+    if above >= 1:
+        return True
     log_below, log_above = math.log1p(-above), math.log(above)
     probability = sum(
         math.exp(

@@ -26,7 +26,8 @@ from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
-MAX_PROBES = 20
+MAX_RATES = 16
+MAX_CONFIRMATIONS = 5
 NUM_HOPELESS = 30
 """So many failures without one answer, and the endpoint is not there."""
 MOST_REQUESTS = 10
@@ -71,10 +72,9 @@ def search(
 
     Doubles from `start_rps` until a rate fails, bisects between the last that passes and the first
     that fails until they are `precision` apart, and runs the winner again, twice as long and with
-    another schedule: the best of several tries is otherwise too good. A rate passes only where the
-    95 % intervals of its percentiles lie below the objectives; INCONCLUSIVE counts as failed, but
-    where an interval only wants more requests the rate is tried once more with enough, up to
-    MOST_REQUESTS times the given number. Steps down where the second run fails. Writes an artifact
+    another schedule: the best of several tries is otherwise too good. INCONCLUSIVE counts as
+    failed, but where an objective only wants more requests the rate is tried once more with enough,
+    up to MOST_REQUESTS times the given number. Steps down where the second run fails. Writes an artifact
     of kind `load-search`.
 
     Args:
@@ -155,7 +155,7 @@ def search(
         verdict: Verdict = "INCONCLUSIVE"
         try:
             best, failing = _bracket(holds, config, num_requests, start_rps, max_rps, precision)
-            while best is not None and len(probes) < MAX_PROBES:
+            while best is not None and num_confirmations < MAX_CONFIRMATIONS:
                 num_confirmations += 1
                 seed = config.seed + 1000 + len(probes)
                 if holds(best, num=2 * num_requests, seed=seed):
@@ -290,7 +290,7 @@ def _bracket(
     best: float | None = None
     failing: float | None = None
     rate = start_rps
-    for number in range(MAX_PROBES - 4):
+    for number in range(MAX_RATES):
         seed = config.seed + number
         if holds(rate, num=num_requests, seed=seed):
             best = rate
@@ -383,7 +383,7 @@ def _num_needed(stats: Statistics, judgement: Judgement) -> int | None:
     open_ones = [one for one in judgement.objectives if one.verdict == "INCONCLUSIVE"]
     needed = [
         # A request may give no value, such as an answer of one token its TPOT.
-        math.ceil(one.num_needed * stats.num_offered / one.n)
+        math.ceil(one.num_needed * stats.num_offered / max(one.n, 1))
         for one in open_ones
         if one.num_needed is not None
     ]
@@ -398,7 +398,7 @@ def _why_not(best: float | None, probes: Sequence[Probe], num_needed: int | None
         )
     if best is None:
         return f"no rate down to {min(probe.rate_rps for probe in probes):.3g} requests/s holds"
-    return f"no rate held twice within {MAX_PROBES} probes"
+    return f"no rate held twice in {MAX_CONFIRMATIONS} tries"
 
 
 def require_objective(config: LoadTestConfig, num_requests: int) -> None:

@@ -232,6 +232,7 @@ def _take_events(
     for payload, place in zip(payloads, of_read, strict=True):
         try:
             event = _decode(payload)
+            is_error = event.error or (event.choices is None and _is_error(payload))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError, too
             if payload == DONE:
                 answer.done = True
@@ -239,7 +240,7 @@ def _take_events(
             _end(answer, "invalid_sse", f"{error}: {payload[:120]!r}")
             break
         choices = event.choices
-        if event.error or (not choices and _is_error(payload)):
+        if is_error:
             _end(answer, "error_event", error_message(payload))
             break
         usage = event.usage
@@ -269,9 +270,13 @@ def _take_events(
 
 
 def _is_error(payload: bytes) -> bool:
+    """Whether an event without choices is an error as a whole.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError: One of these fields is broken.
+    """
     event = _decode_bare_error(payload)
-    is_bare = event.code is not None and event.message is not None
-    return event.object == "error" or is_bare
+    return event.object == "error" or (event.code is not None and event.message is not None)
 
 
 def _end(answer: Answer, error: str, message: str) -> None:

@@ -121,7 +121,7 @@ class Statistics:
     failed: Share
     """Failed and unfinished requests."""
     good: Share | None
-    """Requests that meet every goodput limit; None without such limits."""
+    """Requests that meet every goodput limit; None without such limits, or requests."""
     within: dict[str, Share]
     """By latency objective: the requests that keep to its limit."""
     errors: dict[str, int]
@@ -300,7 +300,9 @@ def statistics(
         num_unfinished=states[UNFINISHED],
         num_warmup=int(np.sum(records.warmup)),
         failed=share_of(measured.state != SUCCEEDED),
-        good=share_of(good(measured, slo), *decisive, block=block) if slo.has_goodput else None,
+        good=share_of(good(measured, slo), *decisive, block=block)
+        if slo.has_goodput and len(measured)
+        else None,
         within=_within(latencies, slo, block),
         errors={str(name): int(count) for name, count in zip(names, counts, strict=True)},
         retry_after_s=sorted({float(v) for v in measured.retry_after_s if not np.isnan(v)}),

@@ -291,16 +291,16 @@ def _objectives(slo: SLO, stats: Statistics) -> list[Objective]:
         limit = getattr(slo, name)
         if limit is not None:
             found.append(_least(name, limit, measured, unit, stats.num_offered))
-    if slo.min_goodput_share is not None and stats.good is not None:
+    if slo.min_goodput_share is not None:
         found.append(_goodput_share(slo.min_goodput_share, stats.good))
-    if slo.min_goodput_rps is not None and stats.good is not None:
+    if slo.min_goodput_rps is not None:
         found.append(_goodput_rps(slo.min_goodput_rps, throughput, stats.good))
     return found
 
 
 def latency_objective(name: str, limit: float, figure: Figure, within: Share, q: int) -> Objective:
     """A percentile lies at or below a limit where that share of the requests keeps to it. The
-    share's interval decides; or the percentile alone, where it is far below."""
+    share's interval decides; or the percentile, where all keep to it and it is far below."""
     value = figure.percentile(q)
     if value is None:
         withheld = figure.withheld.get(f"p{q}", "")
@@ -308,8 +308,11 @@ def latency_objective(name: str, limit: float, figure: Figure, within: Share, q:
         return Objective(name, limit, None, "s", figure.n, verdict, f"{withheld} (N = {figure.n})")
     reason = f"{value:.4g} s, at most {limit:g} s is allowed (N = {figure.n})"
     num_needed = None
-    if _is_least(within, q / 100) or lies_below(value, limit, q, within.num_independent):
+    if _is_least(within, q / 100):
         verdict = "PASS"
+    elif within.value == 1.0 and lies_below(value, limit, q, within.num_independent):
+        verdict = "PASS"
+        reason += "; all of the requests keep to it, and it lies far below"
     else:
         verdict = "FAIL" if within.ci95[1] < q / 100 else "INCONCLUSIVE"
         reason += f"; {within.value:.1%} of the requests do, {_interval(within)}, and {q} % must"
@@ -343,8 +346,10 @@ def _error_rate(limit: float, stats: Statistics) -> Objective:
     return Objective("max_error_rate", limit, rate, "1", n, verdict, reason, num_needed)
 
 
-def _goodput_share(limit: float, good: Share) -> Objective:
+def _goodput_share(limit: float, good: Share | None) -> Objective:
     """Where every request must be good, those that were seen decide."""
+    if good is None:
+        return _least("min_goodput_share", limit, None, "1", 0)
     reason = f"{good.value:.2%} of {good.n} requests are good"
     verdict: Verdict = "PASS" if good.value >= limit else "FAIL"
     num_needed = None
@@ -362,11 +367,15 @@ def _goodput_share(limit: float, good: Share) -> Objective:
     )
 
 
-def _goodput_rps(limit: float, throughput: Throughput, good: Share) -> Objective:
-    """The rate is as sure as the share of good requests is: the arrivals are given."""
+def _goodput_rps(limit: float, throughput: Throughput, good: Share | None) -> Objective:
+    """The rate is as sure as the share of good requests is: the arrivals are given. Where every one
+    of them would have to be good, those that were seen decide."""
     name, measured, offered = "min_goodput_rps", throughput.goodput_rps, throughput.offered_rps
-    if measured is None or offered is None:
-        return _least(name, limit, None, "1/s", good.n)
+    if good is None or measured is None or not offered:
+        return _least(name, limit, None, "1/s", good.n if good else 0)
+    share = good.value + (limit - measured) / offered
+    if share >= 1.0:
+        return _least(name, limit, measured, "1/s", good.n)
     low, high = (max(measured + offered * (bound - good.value), 0.0) for bound in good.ci95)
     verdict: Verdict = "FAIL" if high < limit else "INCONCLUSIVE"
     if low >= limit and good.n >= good.num_needed:
@@ -376,9 +385,9 @@ def _goodput_rps(limit: float, throughput: Throughput, good: Share) -> Objective
         f"required (N = {good.n})"
     )
     num_needed = None
-    if verdict == "INCONCLUSIVE" and offered > 0:
-        share = good.value + (limit - measured) / offered
-        num_needed = _num_to_tell(good, share) if 0.0 < share < 1.0 else None
+    if verdict == "INCONCLUSIVE":
+        num_needed = _num_to_tell(good, max(share, 0.0))
+        reason += f"; it takes at least {num_needed} requests to tell"
     return Objective(name, limit, measured, "1/s", good.n, verdict, reason, num_needed)
 
 

@@ -158,6 +158,17 @@ def test_a_goodput_rate_is_as_sure_as_its_share() -> None:
     for limit, expected in ((36.9, "PASS"), (37.5, "INCONCLUSIVE"), (38.7, "FAIL")):
         judged = verdict(found, goodput_e2e_s=1.0, min_goodput_rps=limit)
         assert judged.verdict == expected, limit
+    # All of what is offered: those that were seen decide. Few that overlap decide nothing yet.
+    every = measured(throughput=replace(rates, goodput_rps=40.0), good=share(400, 400))
+    assert verdict(every, goodput_e2e_s=1.0, min_goodput_rps=40.0).verdict == "PASS"
+    assert verdict(found, goodput_e2e_s=1.0, min_goodput_rps=40.0).verdict == "FAIL"
+    few = replace(share(20, 20), num_needed=80)
+    judged = verdict(measured(20, throughput=rates, good=few), goodput_e2e_s=1.0, min_goodput_rps=1)
+    assert judged.verdict == "INCONCLUSIVE"
+    assert "at least 80 requests to tell" in judged.problems[0]
+    none = measured(throughput=replace(rates, goodput_rps=0.0), good=None)
+    judged = verdict(none, goodput_e2e_s=1.0, min_goodput_rps=1.0, min_goodput_share=1.0)
+    assert judged.verdict == "INCONCLUSIVE"
     nowhere = replace(found, throughput=replace(rates, goodput_rps=None))
     judged = verdict(nowhere, goodput_e2e_s=1.0, min_goodput_rps=1.0)
     assert judged.verdict == "INCONCLUSIVE"
