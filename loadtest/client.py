@@ -41,8 +41,10 @@ TICK_NS = 20_000_000
 """How often the loop's own lag is measured, and timeouts looked for."""
 CLOCK_INTERVAL_NS = 1_000_000_000
 """How often the two clocks are compared."""
-NAP_NS = 1_000_000
-"""How long reads may gather before the loop looks again, where the kernel keeps their time."""
+NAP_SHARE = 8
+MIN_NAP_NS, MAX_NAP_NS = 250_000, 3_000_000
+"""Reads may gather before the loop looks again, where the kernel keeps their time: for an eighth of
+the time between the events of a stream, so that two of these hardly come together."""
 SPARE_SHARE = 8
 """Of the connections that an open loop opens before its start, one in so many is kept idle for as
 long as there is more to send: a new one can then be opened, over TLS and a distance too, before a
@@ -128,6 +130,10 @@ class Client:
         # One of our own: the loop's costs more per read than the read.
         self.epoll = select.epoll()
         self.readers: dict[int, Callable[[], None]] = {}
+        self.num_reads = 0
+        """Since the last tick."""
+        self.nap_ns = MIN_NAP_NS
+        self.next_tick_ns = 0
         self.loop.add_reader(self.epoll.fileno(), self.read_all)
         # Before the connections, which may take every file that the process is allowed.
         self.ticker = KernelTimer(self.loop, self.tick)
@@ -341,16 +347,20 @@ class Client:
         """Read what has come, then let a little more arrive before the next look: fewer wake-ups,
         and the kernel keeps the time."""
         readers = self.readers
-        for fd, _ in self.epoll.poll(0):
+        ready = self.epoll.poll(0)
+        self.num_reads += len(ready)
+        for fd, _ in ready:
             reader = readers.get(fd)  # one read may have closed the next one's connection
             if reader is not None:
                 reader()
         if self.kernel_clock:
-            if self.cursor < len(self.arrivals_ns):
-                left_ns = self.arrivals_ns[self.cursor] - monotonic_ns()
-                if left_ns < NAP_NS:
-                    return  # a request is due before
-            time.sleep(NAP_NS / 1e9)
+            now_ns = monotonic_ns()
+            is_scheduled = self.cursor < len(self.arrivals_ns)
+            if is_scheduled and self.arrivals_ns[self.cursor] - now_ns < self.nap_ns:
+                return  # a request is due before
+            nap_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap is no lag of the loop
+            if nap_ns > 0:
+                time.sleep(nap_ns / 1e9)
 
     # --- ends ---
 
@@ -483,6 +493,9 @@ class Client:
         while self.next_tick_ns <= now_ns:
             self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
             self.next_tick_ns += TICK_NS
+        gap_ns = TICK_NS * len(self.running) // max(self.num_reads, 1)
+        self.nap_ns = min(max(gap_ns // NAP_SHARE, MIN_NAP_NS), MAX_NAP_NS)
+        self.num_reads = 0
         self.counters[3] = len(self.running)
         self.keep_spares()
         limit_ns = now_ns - round(self.plan.timeout_s * 1e9)

@@ -74,8 +74,8 @@ def search(
     that fails until they are `precision` apart, and runs the winner again, twice as long and with
     another schedule: the best of several tries is otherwise too good. INCONCLUSIVE counts as
     failed, but where an objective only wants more requests the rate is tried once more with enough,
-    up to MOST_REQUESTS times the given number. Steps down where the second run fails. Writes an artifact
-    of kind `load-search`.
+    up to MOST_REQUESTS times the given number. Steps down where the second run fails. Writes an
+    artifact of kind `load-search`.
 
     Args:
         config: Objectives, workload and client options; its scenarios are not used.
