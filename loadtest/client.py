@@ -20,7 +20,6 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, MutableSequence
-from dataclasses import dataclass
 from typing import Any
 
 from loadtest.connection import (
@@ -34,6 +33,7 @@ from loadtest.connection import (
 from loadtest.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.http1 import Framer
 from loadtest.plan import Plan
+from loadtest.self_check import SelfCheck
 from loadtest.timer import KernelTimer
 from loadtest.tls import TlsStream
 
@@ -61,27 +61,6 @@ OUT_OF_SOCKETS = (
 """The client's own machine has no file, port or memory left for a connection."""
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop does not hammer a server that refuses."""
-
-
-@dataclass
-class SelfCheck:
-    """What the client knows of itself. Times in nanoseconds."""
-
-    loop_lags_ns: list[int]
-    """How late each tick of the event loop was."""
-    cpu_s: float
-    """User and system CPU time of this process between start and last end."""
-    num_connects_in_window: int
-    """Requests that waited for a connection of their own."""
-    num_spares_opened: int
-    """Connections opened ahead of need after the start."""
-    num_resent: int
-    """Sent again because the server had closed the idle connection."""
-    kernel_clock: bool
-    """Whether the kernel's receive times could be had."""
-    wall_s: float = 0.0
-    steal_share: float | None = None
-    throttled_s: float | None = None
 
 
 class Client:
@@ -139,7 +118,7 @@ class Client:
         self.ticker = KernelTimer(self.loop, self.tick)
         begin = self.begin_slots if plan.arrivals_s is None else self.begin_schedule
         self.timer = KernelTimer(self.loop, begin)
-        self.check = SelfCheck([], 0.0, 0, 0, 0, self.kernel_clock)
+        self.check = SelfCheck([], 0.0, 0, 0, 0)
         self.arrivals_ns: list[int] = []
         self.cursor = 0
 
@@ -191,7 +170,6 @@ class Client:
             self.check.wall_s = (monotonic_ns() - start_ns) / 1e9
             self.check.steal_share = steal_share(host_before, host_after)
             self.check.throttled_s = throttled_s(host_before, host_after)
-            self.check.kernel_clock = self.kernel_clock
             self.timer.close()
             self.ticker.close()
             self.stopping = True

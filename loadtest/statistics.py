@@ -69,7 +69,7 @@ class Share:
     num_independent: float
     """As how many independent requests they count: those that overlap succeed and fail together."""
     ci95: tuple[float, float]
-    num_needed: int = 1
+    num_needed: int
     """Requests that it takes to see their dependence; with fewer the interval may be too narrow."""
 
 
@@ -332,7 +332,7 @@ def share_of(hits: NDArray[np.bool_], *decisive: Values, block: int = 1) -> Shar
     """
     n = len(hits)
     if not n:
-        return Share(0.0, 0, 0.0, share_interval(0.0, 0))
+        return Share(0.0, 0, 0.0, share_interval(0.0, 0), MIN_BLOCKS)
     times = [autocorrelation_time(values) for values in decisive if len(values)]
     time = max(integrated_time(hits.astype(np.float64)), *times, 1.0)
     if time > 1:

@@ -25,10 +25,11 @@ from typing import Any, cast
 import numpy as np
 import uvloop
 
-from loadtest.client import Client, SelfCheck
+from loadtest.client import Client
 from loadtest.connection import Request, receive_times
 from loadtest.host import end_with_parent
 from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Plan, Records
+from loadtest.self_check import Lags, self_check_document
 from loadtest.sse import Answer, parse_response
 
 NUM_COUNTERS = 4
@@ -93,38 +94,6 @@ async def _run(
     return await client.run(start_ns), client, start_ns
 
 
-@dataclass
-class Lags:
-    """How long what had arrived lay in the kernel before it was read."""
-
-    seconds: np.ndarray[Any, np.dtype[np.float64]]
-    num_reads_kernel_clock: int
-
-
-def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
-    return {
-        "loop_lags_s": [round(lag / 1e9, 9) for lag in check.loop_lags_ns],
-        "cpu_s": check.cpu_s,
-        "wall_s": check.wall_s,
-        "steal_share": check.steal_share,
-        "throttled_s": check.throttled_s,
-        "nice": os.getpriority(os.PRIO_PROCESS, 0),
-        "num_connects_in_window": check.num_connects_in_window,
-        "num_spares_opened": check.num_spares_opened,
-        "num_resent": check.num_resent,
-        "num_reads": len(lags.seconds),
-        "num_reads_kernel_clock": lags.num_reads_kernel_clock,
-        "read_lags_s": _thinned(lags.seconds),
-    }
-
-
-def _thinned(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    """At most 2,000 order statistics, the largest among them: enough for percentiles."""
-    if len(values) > 2000:
-        values = np.quantile(values, np.linspace(0, 1, 2000))
-    return [float(value) for value in values]
-
-
 @dataclass(frozen=True)
 class _Row:
     request: Request
@@ -175,9 +144,7 @@ def to_records(
 
 def _says_more(answer: Answer) -> bool:
     error = answer.error or ""
-    return error in ("error_event", "invalid_sse", "aborted", "protocol_error") or error.startswith(
-        "http_"
-    )
+    return error in ("error_event", "invalid_sse", "aborted") or error.startswith("http_")
 
 
 def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:

@@ -11,6 +11,19 @@ import transformers
 
 from tests.integration.export import families
 
+SMALL_FILES = {
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "manifest.json",
+}  # fmt: skip
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "dynamic": {"factor": 4.0},
+    "longrope": {
+        "factor": 4.0, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+    },
+}  # fmt: skip
 CONFIGS: dict[str, Callable[[], Any]] = {
     **families.FAMILIES,
     "mixtral": lambda: transformers.MixtralConfig(
@@ -36,3 +49,21 @@ def make_model(
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
     return families.save_random(folder, config, dtype, **save)
+
+
+def with_rope(folder: Path, rope_type: str) -> Path:
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
+    config = transformers.LlamaConfig(**families.SMALL, rope_parameters=rope)
+    return families.save_random(folder, config, torch.float32)
+
+
+def random_ids(batch: int, length: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(batch * 100 + length)
+    return torch.randint(families.VOCABULARY, (batch, length), generator=generator)
+
+
+def transformers_logits(base: Path, input_ids: torch.Tensor) -> torch.Tensor:
+    network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits: torch.Tensor = network(input_ids=input_ids).logits
+    return logits

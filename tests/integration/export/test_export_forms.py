@@ -12,28 +12,31 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-import onnxruntime_genai
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
 from export import to_onnx
 from export.config import OnnxConfig
 from export.forms import open_form, resolve_folder, resolve_form
-from export.loaded_model import load_model
-from export.onnx_model import answers, generated, load_genai
+from export.onnx_model import answers
 from export.to_onnx import export_onnx
 from export.to_torch_export import export_torch_export, refuse_pickles
 from export.to_torchscript import export_torchscript
 from tests.integration.export import families
-from tests.integration.export.exported import make_model
+from tests.integration.export.exported import (
+    SMALL_FILES,
+    make_model,
+    random_ids,
+    transformers_logits,
+    with_rope,
+)
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import (
     ArtifactError,
@@ -42,37 +45,17 @@ from tuneline.core.errors import (
     MissingError,
     TamperedError,
 )
-from tuneline.core.model_source import ModelSource
 
 SHAPES = ((1, 1), (1, 13), (2, 2), (4, 3), (7, 11))
 FAMILIES = ("llama-tied", "qwen2", "qwen3", "mistral", "gemma", "phi", "gpt2", "mixtral")
-DECODERS = ("llama-tied", "qwen2", "qwen3", "mistral", "gemma", "phi")
-SMALL_FILES = {
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja", "manifest.json",
-}  # fmt: skip
-MESSAGES = [{"role": "user", "content": "what is the weather on the second floor"}]
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bases")
     return {
-        name: make_model(folder / name, name, num_layers=1)
-        for name in sorted({*FAMILIES, *DECODERS, "llama"})
+        name: make_model(folder / name, name, num_layers=1) for name in sorted({*FAMILIES, "llama"})
     }
-
-
-def random_ids(batch: int, length: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(batch * 100 + length)
-    return torch.randint(families.VOCABULARY, (batch, length), generator=generator)
-
-
-def transformers_logits(base: Path, input_ids: torch.Tensor) -> torch.Tensor:
-    network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    with torch.no_grad():
-        logits: torch.Tensor = network(input_ids=input_ids).logits
-    return logits
 
 
 def load_graph(artifact: Artifact) -> Any:
@@ -224,134 +207,6 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         refuse_pickles(tmp_path / "model.pt2")
 
 
-NO_NETWORK = """
-import socket
-
-def refused(*args, **kwargs):
-    raise AssertionError("the network was asked")
-
-socket.socket.connect = refused
-socket.getaddrinfo = refused
-"""
-
-
-@pytest.fixture
-def builder_here() -> Iterator[None]:
-    """The builder in this process: what it is, without starting it anew for each family."""
-    from onnxruntime_genai.models import builder
-
-    def run(model: ModelSource, folder: Path, precision: str) -> None:
-        arguments = (None, str(model.path), str(folder), precision, "cpu", str(folder.parent))
-        options = builder.parse_extra_options(*arguments, ["hf_token=false"])
-        builder.create_model(*arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(to_onnx, "run_builder", run)
-        yield
-
-
-def test_the_builder_asks_for_no_network_and_gets_no_token(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Every Python process that the export starts refuses to connect anywhere.
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK)
-    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.setenv("HF_TOKEN", "hf_not_a_real_token_0123456789")
-    artifact = export_onnx(OnnxConfig(), resolve_folder(str(bases["llama"])), tmp_path / "out")
-    verify_artifact(artifact)
-    check_decoder_artifact(artifact, bases["llama"])
-
-
-@pytest.mark.parametrize("family", DECODERS)
-@pytest.mark.usefixtures("builder_here")
-def test_the_decoder_answers_as_the_model_does(
-    family: str, bases: dict[str, Path], tmp_path: Path
-) -> None:
-    model = resolve_folder(str(bases[family]))
-    check_decoder_artifact(export_onnx(OnnxConfig(), model, tmp_path / "out"), bases[family])
-
-
-def check_decoder_artifact(artifact: Artifact, base: Path) -> None:
-    """The exact files; transformers' own greedy answer; its logits, whole and continued."""
-    files = {file.name for file in artifact.path.iterdir()}
-    assert files == SMALL_FILES | {"model.onnx", "model.onnx.data", "genai_config.json"}
-    for name in SMALL_FILES - {"manifest.json"}:
-        assert (artifact.path / name).read_bytes() == (base / name).read_bytes(), name
-    genai = json.loads((artifact.path / "genai_config.json").read_text())
-    assert genai["model"]["eos_token_id"] == [2]
-
-    network, tokenizer = load_model(base)
-    prompt = tokenizer.apply_chat_template(
-        MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    length = prompt["input_ids"].shape[1] + 24
-    expected = network.generate(**prompt, max_length=length, do_sample=False, pad_token_id=0)[0]
-    ids = expected[prompt["input_ids"].shape[1] :]
-    assert len(ids) >= 3
-    model = load_genai(onnxruntime_genai, artifact.path)
-    written = generated(onnxruntime_genai, model, prompt["input_ids"][0].tolist(), length)
-    assert list(written) == ids.tolist()
-    all_ids = list(generated(onnxruntime_genai, model, prompt["input_ids"][0].tolist(), 128))
-    text = "".join(answers(artifact.path)(MESSAGES))
-    whole_text = tokenizer.decode(all_ids, skip_special_tokens=True)
-    assert text == whole_text.rstrip("\ufffd")
-
-    score = open_form(resolve_form(str(artifact.path))).score
-    whole = expected.tolist()
-    wanted = torch.log_softmax(transformers_logits(base, expected[None])[0], dim=-1)
-    found = torch.log_softmax(score(whole, len(whole)), dim=-1)
-    assert float((found - wanted).abs().max()) < 1e-4
-    score(whole[:-4], 1)
-    continued = torch.log_softmax(score(whole, 3), dim=-1)
-    assert float((continued - wanted[-3:]).abs().max()) < 1e-4
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.usefixtures("builder_here")
-def test_a_decoder_in_fewer_bits_is_near(
-    precision: Any, bases: dict[str, Path], tmp_path: Path
-) -> None:
-    base = bases["llama"]
-    config = OnnxConfig(precision=precision)
-    artifact = export_onnx(config, resolve_folder(str(base)), tmp_path / "out")
-    ids = random_ids(1, 12)
-    wanted = torch.log_softmax(transformers_logits(base, ids)[0], dim=-1)
-    score = open_form(resolve_form(str(artifact.path))).score
-    found = torch.log_softmax(score(ids[0].tolist(), 12), dim=-1)
-    mean = float((found - wanted).abs().mean())
-    assert 1e-4 < mean < {"int8": 0.05, "int4": 0.5}[precision]
-    weights = artifact.manifest.metrics["size_bytes"]
-    assert weights < sum(f.stat().st_size for f in base.glob("*.safetensors"))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-@pytest.mark.usefixtures("builder_here")
-def test_a_decoder_that_computes_something_else_is_refused(
-    precision: Any, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A builder that takes a layer for another: the graph runs, and agrees with its own cache."""
-    mistaken = Path(shutil.copytree(bases["llama"], tmp_path / "mistaken"))
-    values = {**load_file(mistaken / "model.safetensors")}
-    if precision == "fp32":  # the slightest: one head's queries
-        values["model.layers.0.self_attn.q_proj.weight"][:16] = 0
-    else:
-        values["lm_head.weight"] = values["model.embed_tokens.weight"].clone()
-    save_file(values, mistaken / "model.safetensors", metadata={"format": "pt"})
-    right = to_onnx.run_builder
-
-    def run(model: ModelSource, folder: Path, precision: str) -> None:
-        right(resolve_folder(str(mistaken)), folder, precision)
-
-    monkeypatch.setattr(to_onnx, "run_builder", run)
-    with pytest.raises(ArtifactError, match=r"'llama' cannot be .* computes something else at len"):
-        export_onnx(
-            OnnxConfig(precision=precision), resolve_folder(str(bases["llama"])), tmp_path / "out"
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["mistaken"]
-
-
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_a_logits_graph_that_rounding_broke_is_refused(
     precision: Any,
@@ -374,34 +229,6 @@ def test_a_logits_graph_that_rounding_broke_is_refused(
             tmp_path / "out",
         )
     assert list(tmp_path.iterdir()) == []
-
-
-ROPES: dict[str, dict[str, Any]] = {
-    "linear": {"factor": 4.0},
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
-    "dynamic": {"factor": 4.0},
-    "longrope": {
-        "factor": 4.0, "original_max_position_embeddings": 32,
-        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
-    },
-}  # fmt: skip
-
-
-def with_rope(folder: Path, rope_type: str) -> Path:
-    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
-    config = transformers.LlamaConfig(**families.SMALL, rope_parameters=rope)
-    return families.save_random(folder, config, torch.float32)
-
-
-@pytest.mark.parametrize("rope_type", ["linear", "yarn", "dynamic"])
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_rotary_positions_that_the_decoder_lacks_are_refused_by_name(
-    rope_type: str, precision: Any, tmp_path: Path
-) -> None:
-    model = resolve_folder(str(with_rope(tmp_path / "base", rope_type)))
-    with pytest.raises(ArtifactError, match=f"rotary positions of the type '{rope_type}'"):
-        export_onnx(OnnxConfig(precision=precision), model, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
@@ -450,20 +277,6 @@ def test_a_graph_without_matrix_products_is_not_quantized(
     with pytest.raises(ArtifactError, match="'gpt2' cannot be exported to ONNX: it has no matrix"):
         export_onnx(config, resolve_folder(str(bases["gpt2"])), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_family_that_the_decoder_cannot_take(bases: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="'GPT2LMHeadModel' cannot be exported to an ONNX dec"):
-        export_onnx(OnnxConfig(), resolve_folder(str(bases["gpt2"])), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_decoder_in_fp16_is_refused_on_a_cpu(bases: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no fp16 decoder for a CPU"):
-        export_onnx(
-            OnnxConfig(precision="fp16"), resolve_folder(str(bases["llama"])), tmp_path / "o"
-        )
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_without_a_stop_token_is_refused(tmp_path: Path) -> None:

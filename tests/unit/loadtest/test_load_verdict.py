@@ -20,7 +20,7 @@ def lags(seconds: float) -> Any:
 
 def share(count: int, n: int, num_independent: float | None = None) -> Share:
     independent = n if num_independent is None else num_independent
-    return Share(count / n, n, independent, share_interval(count / n, independent))
+    return Share(count / n, n, independent, share_interval(count / n, independent), 1)
 
 
 def measured(num: int = 400, **changes: Any) -> Statistics:

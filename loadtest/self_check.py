@@ -1,0 +1,60 @@
+"""What a client process knows of itself: how late it was, and what it cost."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class SelfCheck:
+    """What the client knows of itself. Times in nanoseconds."""
+
+    loop_lags_ns: list[int]
+    """How late each tick of the event loop was."""
+    cpu_s: float
+    """User and system CPU time of this process between start and last end."""
+    num_connects_in_window: int
+    """Requests that waited for a connection of their own."""
+    num_spares_opened: int
+    """Connections opened ahead of need after the start."""
+    num_resent: int
+    """Sent again because the server had closed the idle connection."""
+    wall_s: float = 0.0
+    steal_share: float | None = None
+    throttled_s: float | None = None
+
+
+@dataclass
+class Lags:
+    """How long what had arrived lay in the kernel before it was read."""
+
+    seconds: np.ndarray[Any, np.dtype[np.float64]]
+    num_reads_kernel_clock: int
+
+
+def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
+    return {
+        "loop_lags_s": [round(lag / 1e9, 9) for lag in check.loop_lags_ns],
+        "cpu_s": check.cpu_s,
+        "wall_s": check.wall_s,
+        "steal_share": check.steal_share,
+        "throttled_s": check.throttled_s,
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "num_connects_in_window": check.num_connects_in_window,
+        "num_spares_opened": check.num_spares_opened,
+        "num_resent": check.num_resent,
+        "num_reads": len(lags.seconds),
+        "num_reads_kernel_clock": lags.num_reads_kernel_clock,
+        "read_lags_s": _thinned(lags.seconds),
+    }
+
+
+def _thinned(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    """At most 2,000 order statistics, the largest among them: enough for percentiles."""
+    if len(values) > 2000:
+        values = np.quantile(values, np.linspace(0, 1, 2000))
+    return [float(value) for value in values]
