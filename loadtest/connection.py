@@ -104,10 +104,6 @@ class Connection:
             return
         self.arrived(data, ancillary[0][2] if ancillary else None, now_ns)
 
-    def arrived(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
-        """Bytes as they came from the network."""
-        self.deliver(data, stamp, now_ns)
-
     def deliver(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
         """Bytes of a response."""
         request = self.request
@@ -120,6 +116,9 @@ class Connection:
                 self.client.finish(self, request, now_ns)
         except ProtocolError as error:
             self.client.fail(request, "protocol_error", str(error))
+
+    arrived = deliver
+    """Takes bytes as they came from the network."""
 
     def ended(self, reason: str, message: str) -> None:
         """The peer is gone."""

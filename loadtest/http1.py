@@ -6,6 +6,10 @@ again afterwards, with a sink, to take the body apart.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+
 MAX_HEAD_BYTES = 65536
 
 _SIZE, _DATA, _DATA_END, _TRAILER, _HEAD, _LENGTH, _UNTIL_CLOSE, _DONE = range(8)
@@ -16,6 +20,35 @@ class ProtocolError(Exception):
     """The peer does not speak HTTP/1.1. Stays inside this package: it becomes an error class."""
 
 
+@functools.cache
+def size_line(num_bytes: int) -> bytes:
+    """The first line of a chunk that takes so many bytes in all, as servers commonly write it.
+
+    Where there is no such chunk, or an empty one, it is a line that is longer than the bytes.
+    """
+    for num_digits in range(1, 9):
+        line = b"%x\r\n" % max(num_bytes - num_digits - 4, 0)
+        if len(line) == num_digits + 2 and line != b"0\r\n":
+            return line
+    return bytes(num_bytes + 1)
+
+
+@functools.lru_cache(64)
+def _split_head(head: bytes) -> tuple[bytes, int, Mapping[bytes, bytes]]:
+    """Version, status and headers; one server's heads differ in little, and seldom."""
+    lines = head.split(b"\r\n")
+    parts = lines[0].split(b" ", 2)
+    if len(parts) < 2 or not parts[1].isdigit():
+        raise ProtocolError(f"expected a status line, found {lines[0][:60]!r}")
+    headers = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise ProtocolError(f"expected a header, found {line[:60]!r}")
+        headers[name.strip().lower()] = value.strip()
+    return parts[0], int(parts[1]), MappingProxyType(headers)
+
+
 class Framer:
     """Reads one response (RFC 9112): status, headers, and a chunked, measured or closed body."""
 
@@ -23,7 +56,7 @@ class Framer:
 
     def __init__(self) -> None:
         self.status = 0
-        self.headers: dict[bytes, bytes] = {}
+        self.headers: Mapping[bytes, bytes] = {}
         self.keep_alive = True
         self.surplus = False
         """Bytes came after the end of the response: the connection cannot be trusted."""
@@ -60,16 +93,11 @@ class Framer:
         if state <= _CHUNKED:
             # The common case: a read brings one whole chunk.
             if state == _SIZE and not self._buffer:
-                end = data.find(b"\r\n", 0, 10)
-                if end > 0 and data.endswith(b"\r\n"):
-                    try:
-                        left = int(data[:end], 16)
-                    except ValueError:
-                        left = 0
-                    if left > 0 and end + left + 4 == len(data):
-                        if sink is not None:
-                            sink.append(data[end + 2 : -2])
-                        return False
+                line = size_line(len(data))
+                if data.startswith(line) and data.endswith(b"\r\n"):
+                    if sink is not None:
+                        sink.append(data[len(line) : -2])
+                    return False
             self._feed_chunked(data, sink)
             return self._state == _DONE
         if state == _HEAD:
@@ -116,19 +144,9 @@ class Framer:
                 return None
 
     def _parse_head(self, head: bytes) -> None:
-        lines = head.split(b"\r\n")
-        parts = lines[0].split(b" ", 2)
-        if len(parts) < 2 or not parts[1].isdigit():
-            raise ProtocolError(f"expected a status line, found {lines[0][:60]!r}")
-        self.status = int(parts[1])
-        self.headers = {}
-        for line in lines[1:]:
-            name, colon, value = line.partition(b":")
-            if not colon:
-                raise ProtocolError(f"expected a header, found {line[:60]!r}")
-            self.headers[name.strip().lower()] = value.strip()
+        version, self.status, self.headers = _split_head(head)
         connection = self.headers.get(b"connection", b"").lower()
-        self.keep_alive = connection != b"close" and parts[0] != b"HTTP/1.0"
+        self.keep_alive = connection != b"close" and version != b"HTTP/1.0"
         if self.status < 200:
             return
         if self.status in (204, 304):

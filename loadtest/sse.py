@@ -6,6 +6,7 @@ An event takes the time of the read that brought its last byte. Format: the WHAT
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest.http1 import Framer, ProtocolError
+from loadtest.http1 import Framer, ProtocolError, size_line
 
 DONE = b"[DONE]"
 BOM = b"\xef\xbb\xbf"
@@ -58,6 +59,7 @@ class _BareError(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Event).decode
 _decode_bare_error = msgspec.json.Decoder(_BareError).decode
+_decode_text = msgspec.json.Decoder(str).decode
 _event_chunk = re.compile(rb"([0-9a-fA-F]{1,8})\r\ndata: (.*+)\n\n\r\n").fullmatch
 """A chunk that is one event of one line: its size and its payload."""
 _AROUND_PAYLOAD = len(b"data: \n\n")
@@ -167,37 +169,36 @@ def parse_response(
     """
     answer = Answer()
     framer, decoder = Framer(), SseDecoder()
+    events = _Events(answer, times)
     body: list[bytes] = []
-    payloads: list[bytes] = []
-    of_read: list[int] = []
-    """Place of the read that completed each payload."""
     at_boundary = False  # between two chunks and between two events
     try:
         for place, read in enumerate(reads):
-            if at_boundary and (chunk := _event_chunk(read)) is not None:
-                size, payload = chunk.groups()
-                if int(size, 16) == len(payload) + _AROUND_PAYLOAD and b"\r" not in payload:
-                    payloads.append(payload)
-                    of_read.append(place)
+            if at_boundary:
+                if events.take_alike(read, place):
                     continue
+                if (chunk := _event_chunk(read)) is not None:
+                    size, payload = chunk.groups()
+                    if int(size, 16) == len(payload) + _AROUND_PAYLOAD and b"\r" not in payload:
+                        events.take(payload, place)
+                        continue
             pieces: list[bytes] = []
             framer.feed(read, pieces)
             if framer.status != 200:
                 body += pieces
                 continue
             for piece in pieces:
-                if not payloads and len(body) < 4:
+                if not events.num_taken and len(body) < 4:
                     body.append(piece[:400])
                 for payload in decoder.feed(piece):
-                    payloads.append(payload)
-                    of_read.append(place)
-            at_boundary = bool(payloads) and framer.between_chunks and decoder.between_events
+                    events.take(payload, place)
+            at_boundary = events.num_taken > 0 and framer.between_chunks and decoder.between_events
     except ProtocolError as error:
         answer.error, answer.message = "protocol_error", str(error)
-    texts = _take_events(answer, payloads, of_read, times)
+    events.settle()
     answer.http_status = framer.status
     if keep_text:
-        answer.text = _encodable("".join(texts))
+        answer.text = _encodable("".join(events.texts))
     if answer.error is not None:
         return answer
     whole = framer.close() if closed else framer.complete
@@ -214,7 +215,7 @@ def parse_response(
     elif not whole:
         answer.error = "truncated_stream"
         answer.message = f"the connection ended after {len(answer.token_times)} token events"
-    elif not payloads:
+    elif not events.num_taken:
         answer.error = "not_a_stream"
         answer.message = error_message(b"".join(body))
     else:
@@ -223,50 +224,101 @@ def parse_response(
     return answer
 
 
-def _take_events(
-    answer: Answer, payloads: list[bytes], of_read: list[int], times: Sequence[int]
-) -> list[str]:
-    """Put what the events say into `answer`, up to one that ends it; returns their texts."""
-    texts: list[str] = []
-    token_places: list[int] = []
-    for payload, place in zip(payloads, of_read, strict=True):
+class _Events:
+    """Takes the events of one response in their order, up to one that ends it."""
+
+    __slots__ = ("after", "answer", "before", "ended", "num_taken", "places", "texts", "times")
+
+    def __init__(self, answer: Answer, times: Sequence[int]) -> None:
+        self.answer, self.times = answer, times
+        self.num_taken = 0
+        self.ended = False
+        self.texts: list[str] = []
+        self.places: list[int] = []
+        """Place of the read that completed each event with text."""
+        self.before: bytes | None = None
+        self.after = b""
+        """What stands around the text of an event, its quotes included: most events of a response
+        differ in nothing else."""
+
+    def take_alike(self, read: bytes, place: int) -> bool:
+        """Take a read that is one chunk with one event, like an earlier one but for its text.
+
+        Returns:
+            Whether it was such a read; nothing is taken otherwise.
+        """
+        before = self.before
+        if before is None or self.ended:
+            return False
+        begin = size_line(len(read)) + before
+        if not read.startswith(begin) or not read.endswith(self.after):
+            return False
+        try:
+            text = _decode_text(read[len(begin) - 1 : 1 - len(self.after)])
+        except (msgspec.DecodeError, UnicodeDecodeError):  # not one string, or a broken one
+            return False
+        if not text:
+            return False
+        self.texts.append(text)
+        self.places.append(place)
+        return True
+
+    def take(self, payload: bytes, place: int) -> None:
+        """Put what an event says into the answer."""
+        self.num_taken += 1
+        answer = self.answer
+        if self.ended:
+            return
+        if payload == DONE:
+            answer.done = True
+            return
         try:
             event = _decode(payload)
             is_error = event.error or (event.choices is None and _is_error(payload))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError, too
-            if payload == DONE:
-                answer.done = True
-                continue
-            _end(answer, "invalid_sse", f"{error}: {payload[:120]!r}")
-            break
-        choices = event.choices
+            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
+            return
         if is_error:
-            _end(answer, "error_event", error_message(payload))
-            break
+            self.end("error_event", error_message(payload))
+            return
         usage = event.usage
         if usage is not None:
             _take_usage(answer, usage)
-        if not choices:
-            continue
-        choice = choices[0]
-        delta = choice.delta
-        text = None if delta is None else delta.content
-        if type(text) is not str or not text:
-            text = _other_text(choice)
+        if not event.choices:
+            return
+        choice = event.choices[0]
+        text = _text_of(choice)
         if text:
-            token_places.append(place)
-            texts.append(text)
+            self.places.append(place)
+            self.texts.append(text)
             if usage is not None and usage.completion_tokens is not None:
                 answer.token_counts.append(usage.completion_tokens)
         if choice.finish_reason is not None:
-            answer.finish_time = times[place]
+            answer.finish_time = self.times[place]
             answer.finish_reason = str(choice.finish_reason)
             if answer.finish_reason == "abort":
-                _end(answer, "aborted", "the server gave the answer up (abort)")
-                break
-    answer.token_times = [times[place] for place in token_places]
-    answer.num_merged_events = len(token_places) - len(set(token_places))
-    return texts
+                self.end("aborted", "the server gave the answer up (abort)")
+        elif text and usage is None and self.before is None:
+            self.learn(payload, text)
+
+    def learn(self, payload: bytes, text: str) -> None:
+        """Find where in an event its text stands; another text in its place is the proof."""
+        before, quoted, after = payload.partition(b'"%b"' % text.encode(errors="replace"))
+        if not quoted or b"\n" in payload:
+            return
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            choices = _decode(before + b'"\\u0001"' + after).choices
+            if choices and _text_of(choices[0]) == "\u0001":
+                self.before, self.after = b'data: %b"' % before, b'"%b\n\n\r\n' % after
+
+    def end(self, error: str, message: str) -> None:
+        self.ended = True
+        if self.answer.error is None:
+            self.answer.error, self.answer.message = error, message
+
+    def settle(self) -> None:
+        self.answer.token_times = [self.times[place] for place in self.places]
+        self.answer.num_merged_events = len(self.places) - len(set(self.places))
 
 
 def _is_error(payload: bytes) -> bool:
@@ -279,13 +331,8 @@ def _is_error(payload: bytes) -> bool:
     return event.object == "error" or (event.code is not None and event.message is not None)
 
 
-def _end(answer: Answer, error: str, message: str) -> None:
-    if answer.error is None:
-        answer.error, answer.message = error, message
-
-
-def _other_text(choice: _Choice) -> str:
-    """What an event adds to the answer where it is not a delta's content."""
+def _text_of(choice: _Choice) -> str:
+    """What an event adds to the answer."""
     delta = choice.delta
     if delta is None:
         return str(choice.text or "")

@@ -81,6 +81,62 @@ def test_a_read_that_looks_like_a_whole_chunk_and_is_none() -> None:
     assert (answer.error, answer.text) == (None, "x")
 
 
+TEXTS_OF_EVENTS = ["a", "b", "", "안녕", 'say "x"', "\n", "\\", "\x7f", "[DONE]", "assistant"]
+SHAPES = [
+    b'{"choices": [{"delta": {"content": %b}}]}',
+    b'{"choices": [{"text": %b}]}',
+    b'{"choices": [{"delta": {"content": null, "reasoning": %b}}]}',
+    b'{"choices": [{"delta": {"content": "a", "reasoning": %b}}]}',
+    b'{"id": "a", "choices": [{"delta": {"content": %b}}]}',
+    b'{"choices": [{"logprobs": {"token": %b}, "delta": {"content": "a"}}]}',
+    b'{"choices": [{"delta": {"content": %b}, "finish_reason": "length"}]}',
+    b'{"choices": [{"delta": {"content": %b}}], "usage": {"completion_tokens": 7}}',
+    b'{"choices": [{"delta":\ndata: {"content": %b}}]}',
+]
+ODD_EVENTS = [
+    b'{"choices": [{"delta": {"content": "\xff"}}]}',
+    b'{"choices": [{"delta": {"content": "a\tb"}}]}',
+    b'{"choices": [{"delta": {"content": "a","content": "b"}}]}',
+    b'{"choices": [{"delta":\n{"content": "a"}}]}',
+    b'{"choices": [{"delta": {"content": "a"}}]} ',
+    b'{"choices": [{"delta": {"content": \n"a"}}]}',
+    b'{"choices": [{"delta": {"content": "a"}}], "error": {"message": "dead"}}',
+    b'{"choices": [{"delta": {"content": "a"}, "finish_reason": "abort"}]}',
+]
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_events_that_are_alike_are_taken_for_what_they_say(seed: int) -> None:
+    rng = random.Random(seed)
+    shapes = rng.sample(SHAPES, 2)
+    payloads = []
+    for _ in range(12):
+        text = json.dumps(rng.choice(TEXTS_OF_EVENTS), ensure_ascii=rng.random() < 0.5)
+        payloads.append(rng.choices(shapes, [4, 1])[0] % text.encode())
+    if rng.random() < 0.5:
+        payloads.insert(rng.randrange(12), rng.choice(ODD_EVENTS))
+    events = [b"data: %b\n\n" % payload for payload in payloads]
+    pieces = [HEAD, chunk(ROLE), *map(chunk, events), chunk(DONE), END]
+    stream = b"".join(pieces)
+    # An event to a read, against one byte to a read, where no event comes as a whole.
+    by_event, by_byte = parse(pieces), parse(stream[at : at + 1] for at in range(len(stream)))
+    ends = list(itertools.accumulate(map(len, pieces)))
+    # Its own line end brings an event, two bytes before the chunk's.
+    assert by_byte.token_times == [ends[place] - 3 for place in by_event.token_times]
+    if by_event.finish_time is not None:
+        assert by_byte.finish_time == ends[by_event.finish_time] - 3
+    for name in ("error", "message", "text", "finish_reason", "done", "completion_tokens",
+                 "token_counts", "num_merged_events"):  # fmt: skip
+        assert getattr(by_event, name) == getattr(by_byte, name), name
+
+
+def test_a_line_without_a_field_name_is_no_part_of_an_event_that_is_like_others() -> None:
+    two_lines = b'data: {"choices": [{"delta":\ndata: {"content": "a"}}]}\n\n'
+    broken = two_lines.replace(b"\ndata: ", b"\n")
+    answer = parse([HEAD, chunk(ROLE), chunk(two_lines), chunk(broken), chunk(DONE), END])
+    assert (answer.error, answer.text) == ("invalid_sse", "a")
+
+
 def test_random_cuts_into_many_pieces() -> None:
     rng = random.Random(4)
     for _ in range(200):
