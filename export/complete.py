@@ -42,7 +42,7 @@ def check_complete(adapter: Adapter, base: BaseModel, edits: dict[str, Edit]) ->
     for name, called in _names_in_memory(adapter, base).items():
         for option, target in _wanted(adapter.config, base, name, called):
             met.add((option, target))
-            if not _is_there(adapter, base, edits, option, name):
+            if not _is_there(adapter, base, edits, option, name) and not _is_left_out(base, name):
                 raise ArtifactError(
                     f"{where}: has nothing for {called.removesuffix('.weight')}, which {option} in "
                     f"{ADAPTER_CONFIG} names: the adapter is incomplete"
@@ -81,6 +81,19 @@ def _names_in_memory(adapter: Adapter, base: BaseModel) -> dict[str, str]:
     if base.is_tied and base.embedding is not None:
         found.setdefault(base.head, f"{head}.weight")
     return found
+
+
+def _is_left_out(base: BaseModel, name: str) -> bool:
+    """Whether a tensor belongs to the layers that predict further tokens: transformers does not
+    load them, so nothing could be trained on them. They are called `mtp`, or are counted on behind
+    the model's own."""
+    num_layers: int | None = (base.config.get("text_config") or base.config).get(
+        "num_hidden_layers"
+    )
+    layer = re.fullmatch(r"model\.layers\.(\d+)\..+", name)
+    if layer and num_layers is not None:
+        return int(layer[1]) >= num_layers
+    return re.search(r"(^|\.)mtp(_layers)?\.", name) is not None
 
 
 def _module_of(name: str) -> str:

@@ -35,10 +35,17 @@ Names = list[Annotated[str, Field(min_length=1)]]
 TokenIds = list[int]
 
 
-class ModelConfig(JsonForm):
+class TextConfig(JsonForm):
+    """What config.json says of the layers; a model of text and pictures has a section for it."""
+
+    num_hidden_layers: PositiveInt | None = None
+
+
+class ModelConfig(TextConfig):
     """config.json of a model."""
 
     model_type: str
+    text_config: TextConfig | None = None
     vocab_size: int | None = None
     tie_word_embeddings: bool | None = None
     quantization_config: dict[str, Any] | None = None

@@ -46,6 +46,19 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "phi": lambda: transformers.PhiConfig(**SMALL),
     "phi3": lambda: transformers.Phi3Config(**SMALL),
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
+    "qwen3-next": lambda: transformers.Qwen3NextConfig(
+        **SMALL,
+        head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        shared_expert_intermediate_size=48,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    ),
     "mixtral": lambda: transformers.MixtralConfig(
         **SMALL, num_local_experts=4, num_experts_per_tok=2
     ),
@@ -59,7 +72,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
 }
 
-EXPERTS = ("mixtral", "qwen3-moe")
+EXPERTS = ("mixtral", "qwen3-moe", "qwen3-next")
 
 
 def make_base(

@@ -14,6 +14,7 @@ from tests.integration.export.test_merge_bits import run_merge
 from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
 
 WEIGHTS = "adapter_model.safetensors"
+LAST_Q = "model.layers.1.self_attn.q_proj.weight"
 Q: dict[str, Any] = {"target_modules": ["q_proj"]}
 TOKENS = {"trainable_token_indices": [3, 7]}
 BOTH_TOKENS = {"trainable_token_indices": {"embed_tokens": [3, 7], "lm_head": [5]}}
@@ -135,6 +136,29 @@ def test_a_layer_lost_of_a_base_without_its_head_is_refused(tmp_path: Path) -> N
     run_merge(base, adapter, tmp_path / "whole")
     edit_tensors(adapter / WEIGHTS, lambda t: [t.pop(name) for name in list(t) if ".1." in name])
     assert "has nothing for model.layers.1." in refusal(base, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix"), [("qwen3-next", "mtp.layers.0"), ("qwen3", "model.layers.2")]
+)
+def test_layers_that_transformers_does_not_load_need_nothing_and_stay(
+    family: str, prefix: str, tmp_path: Path
+) -> None:
+    """Weights that predict further tokens have the names that the options mean."""
+    base, adapter = made(family, {"target_modules": ["q_proj", "down_proj"]}, tmp_path)
+    name = f"{prefix}.self_attn.q_proj.weight"
+    further = torch.randn(load_file(base / "model.safetensors")[LAST_Q].shape)
+    edit_tensors(base / "model.safetensors", lambda t: t.update({name: further}))
+    merged = run_merge(base, adapter, tmp_path / "out")
+    weights = merged.path / "model.safetensors"
+    assert torch.equal(load_file(weights)[name], further)
+    edit_tensors(weights, lambda t: t.pop(name))
+    live = families.live_logits(base, adapter)
+    assert (families.merged_logits(merged.path) - live).abs().max() < 5e-5
+    lost = "layers.1.self_attn.q_proj"
+    edit_tensors(adapter / WEIGHTS, lambda t: [t.pop(name) for name in list(t) if lost in name])
+    message = refusal(base, adapter, tmp_path / "again")
+    assert "has nothing for model.layers.1.self_attn.q_proj, which target_modules" in message
 
 
 @pytest.mark.parametrize("case", WHOLE)

@@ -108,6 +108,7 @@ def test_a_file_of_another_form(case: str, folders: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize(
     ("option", "value"),
     [("quantization_config", "x"), ("tie_word_embeddings", "no"), ("model_type", None),
+     ("num_hidden_layers", "2"), ("text_config", 5), ("text_config", {"num_hidden_layers": 0}),
      ("vocab_size", "320")],
 )  # fmt: skip
 def test_a_configuration_of_another_type(
