@@ -28,7 +28,9 @@ def main(job: dict[str, Any]) -> None:
         IntermediatesCache.pin_memory = lambda *_, **__: None
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
-    samples = [json.loads(line) for line in Path(job["samples"]).read_text("utf-8").splitlines()]
+    samples = [
+        json.loads(line) for line in Path(job["samples"]).read_text("utf-8").split("\n") if line
+    ]
     masks = [[1] * len(sample) for sample in samples]
     dataset = Dataset.from_dict({"input_ids": samples, "attention_mask": masks})
     layers = {"config_groups": {"group_0": job["group"]}, "ignore": job["ignore"]}

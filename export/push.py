@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -47,7 +48,7 @@ def push(model: Path, to: str, card: str | None) -> str:
 
     Raises:
         ArtifactError: The directory is no model, or differs from its manifest; the target exists.
-        ConfigError: The target is no ORG/NAME.
+        ConfigError: The target is none of these.
         MissingError: The Hub is asked for and HF_TOKEN is not set.
         ServerError: The Hub refuses or cannot be reached.
     """
@@ -55,6 +56,10 @@ def push(model: Path, to: str, card: str | None) -> str:
     extra = {README: card} if card is not None and README not in files else {}
     if to.startswith(HUB):
         return _to_hub(files, extra, to.removeprefix(HUB))
+    if re.match(r"\w+:", to):
+        raise ConfigError(
+            f"{to!r} is no place to publish to; expected hf:ORG/NAME, a folder or a file.tar"
+        )
     out = Path(to)
     if out.exists():
         raise ArtifactError(f"{out}: exists already; nothing is published over it")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.config import LoadTestConfig
 from loadtest.document import SCHEMA_VERSION, Result, endpoint_document, scenario_document
@@ -26,6 +27,8 @@ from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.progress import logger
 
 DEFAULT_MARGIN = 0.05
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Difference:
     verdict: str
     """`slower`, `faster` or `no difference`: whether the 95 % interval leaves the margin around
     0 on one side, contains both, or lies within it; `unclear` where it reaches over its edge."""
+    num_needed: int | None = None
+    """Pairs that a verdict needs at least, where too few are why it is unclear."""
 
 
 def compare(
@@ -75,11 +80,12 @@ def compare(
         inputs: As of `run_loadtest`.
 
     Raises:
-        ConfigError: Less than one round.
+        ConfigError: Less than one round, or a margin that is none.
         ServerError: As of `run_loadtest`, for either endpoint.
     """
-    if num_rounds < 1 or not 0 <= margin < math.inf:
-        raise ConfigError(f"{num_rounds} rounds, margin {margin:g}: expected at least 1 and 0")
+    if num_rounds < 1:
+        raise ConfigError(f"{num_rounds} rounds: expected at least 1")
+    _check_margin(margin)
     served = [probe_artifact(config, one, ()) for one in (endpoint_a, endpoint_b)]
     resolved = {
         **config.model_dump(mode="json"),
@@ -112,6 +118,7 @@ def compare(
                 {
                     "name": scenario.name,
                     "differences": [asdict(d) for d in differences(pairs, margin)],
+                    "answer_tokens": answer_tokens(pairs),
                     "runs": {
                         side: [scenario_document(config, result) for result in results]
                         for side, results in runs.items()
@@ -138,7 +145,9 @@ def compare_reports(
     Raises:
         ArtifactError: One is no load report, or they did not ask the same at the same times: a
             scenario is missing or its plan digest differs; every difference is named.
+        ConfigError: The margin is none.
     """
+    _check_margin(margin)
     a, b = (open_artifact(path, kind="load-report") for path in (path_a, path_b))
     documents = [json.loads((one.path / "report.json").read_text("utf-8")) for one in (a, b)]
     by_name = [{s["name"]: s for s in document["scenarios"]} for document in documents]
@@ -171,10 +180,12 @@ def compare_reports(
         found = []
         for name in names:
             pair = tuple(Records.load(one.path / f"records-{name}.npz") for one in (a, b))
+            pairs = [(pair[0], pair[1])]
             found.append(
                 {
                     "name": name,
-                    "differences": [asdict(d) for d in differences([(pair[0], pair[1])], margin)],
+                    "differences": [asdict(d) for d in differences(pairs, margin)],
+                    "answer_tokens": answer_tokens(pairs),
                     "runs": {side: [by_name[i][name]] for i, side in enumerate("ab")},
                 }
             )
@@ -185,18 +196,39 @@ def compare_reports(
     return open_artifact(out)
 
 
+def _check_margin(margin: float) -> None:
+    if not 0 <= margin < math.inf:
+        raise ConfigError(f"margin {margin:g}: expected a share, such as {DEFAULT_MARGIN:g}")
+
+
+def answer_tokens(pairs: Sequence[tuple[Records, Records]]) -> tuple[float, float] | None:
+    """Mean output tokens of A and of B, of the requests that both answered; None where the server
+    does not say."""
+    left, right = [], []
+    for a, b in pairs:
+        rows_a, rows_b = _both_answered(a, b)
+        left.append(a.tokens[rows_a])
+        right.append(b.tokens[rows_b])
+    tokens = np.stack([np.concatenate(left), np.concatenate(right)])
+    tokens = tokens[:, ~np.isnan(tokens).any(axis=0)]
+    return (float(tokens[0].mean()), float(tokens[1].mean())) if tokens.size else None
+
+
+def _both_answered(a: Records, b: Records) -> tuple[Rows, Rows]:
+    """Rows of the measured requests that succeeded on both sides."""
+    _, rows_a, rows_b = np.intersect1d(a.index, b.index, return_indices=True)
+    keep = (a.state[rows_a] == SUCCEEDED) & (b.state[rows_b] == SUCCEEDED) & ~a.warmup[rows_a]
+    return rows_a[keep], rows_b[keep]
+
+
 def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list[Difference]:
     """Paired differences of requests with the same index, over all rounds."""
     found = []
     for metric in ("ttft_s", "tpot_s", "e2e_s"):
         left, right, overlap = [], [], 1.0
         for a, b in pairs:
-            _, rows_a, rows_b = np.intersect1d(a.index, b.index, return_indices=True)
-            keep = (
-                (a.state[rows_a] == SUCCEEDED) & (b.state[rows_b] == SUCCEEDED) & ~a.warmup[rows_a]
-            )
-            values_a = _values(a, metric)[rows_a][keep]
-            values_b = _values(b, metric)[rows_b][keep]
+            rows_a, rows_b = _both_answered(a, b)
+            values_a, values_b = _values(a, metric)[rows_a], _values(b, metric)[rows_b]
             both = ~np.isnan(values_a) & ~np.isnan(values_b)
             left.append(values_a[both])
             right.append(values_b[both])
@@ -206,7 +238,8 @@ def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list
             continue
         block = block_length(overlap)
         mean, low, high = paired_difference(values_b - values_a, block)
-        enough = len(values_a) >= MIN_BLOCKS * block
+        num_needed = MIN_BLOCKS * block
+        enough = len(values_a) >= num_needed
         mean_a = float(np.mean(values_a))
         found.append(
             Difference(
@@ -219,6 +252,7 @@ def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list
                 ci95_low=low,
                 ci95_high=high,
                 verdict=_judge(low, high, margin * mean_a) if enough else "unclear",
+                num_needed=None if enough else num_needed,
             )
         )
     return found
@@ -256,8 +290,17 @@ def comparison_document(scenarios: list[dict[str, Any]], margin: float) -> dict[
                 problems.append(text)
                 verdict = "FAIL"
             elif difference["verdict"] == "unclear":
-                problems.append(f"{text}: unclear")
+                needed = difference["num_needed"]
+                few = f"; it takes at least {needed} pairs to tell" if needed else ""
+                problems.append(f"{text}: unclear{few}")
                 verdict = "INCONCLUSIVE" if verdict == "PASS" else verdict
+        tokens = scenario["answer_tokens"]
+        if tokens and abs(tokens[1] - tokens[0]) > margin * tokens[0]:
+            problems.append(
+                f"{scenario['name']}: answers have {tokens[0]:.4g} tokens on A and {tokens[1]:.4g} "
+                "on B: their times are not of the same work (loadtest.ignore_eos: true makes them)"
+            )
+            verdict = "INCONCLUSIVE" if verdict == "PASS" else verdict
         lost = [
             sum(run["requests"]["failed"] + run["requests"]["unfinished"] for run in of_side)
             for of_side in scenario["runs"].values()

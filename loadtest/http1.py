@@ -7,10 +7,12 @@ again afterwards, with a sink, to take the body apart.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
 MAX_HEAD_BYTES = 65536
+MAX_LENGTH_DIGITS = 18
 
 _SIZE, _DATA, _DATA_END, _TRAILER, _HEAD, _LENGTH, _UNTIL_CLOSE, _DONE = range(8)
 _CHUNKED = _TRAILER  # the largest of the states inside a chunked body
@@ -18,6 +20,9 @@ _CHUNKED = _TRAILER  # the largest of the states inside a chunked body
 
 class ProtocolError(Exception):
     """The peer does not speak HTTP/1.1. Stays inside this package: it becomes an error class."""
+
+
+_is_size = re.compile(rb"[0-9a-fA-F]{1,15}").fullmatch
 
 
 @functools.cache
@@ -38,7 +43,7 @@ def _split_head(head: bytes) -> tuple[bytes, int, Mapping[bytes, bytes]]:
     """Version, status and headers; one server's heads differ in little, and seldom."""
     lines = head.split(b"\r\n")
     parts = lines[0].split(b" ", 2)
-    if len(parts) < 2 or not parts[1].isdigit():
+    if len(parts) < 2 or not (parts[1].isdigit() and len(parts[1]) == 3):
         raise ProtocolError(f"expected a status line, found {lines[0][:60]!r}")
     headers = {}
     for line in lines[1:]:
@@ -155,7 +160,7 @@ class Framer:
             self._state = _SIZE
         elif b"content-length" in self.headers:
             length = self.headers[b"content-length"]
-            if not length.isdigit():
+            if not length.isdigit() or len(length) > MAX_LENGTH_DIGITS:
                 raise ProtocolError(f"content-length is {length[:20]!r}")
             self._left = int(length)
             self._state = _LENGTH if self._left else _DONE
@@ -177,12 +182,10 @@ class Framer:
                         raise ProtocolError(f"chunk size {data[position : position + 20]!r}")
                     self._buffer = data[position:]
                     return
-                try:
-                    left = int(data[position:end].partition(b";")[0], 16)
-                except ValueError:
-                    left = -1
-                if left < 0:
+                size_of_chunk = data[position:end].partition(b";")[0].strip()
+                if not _is_size(size_of_chunk):
                     raise ProtocolError(f"chunk size {data[position:end][:20]!r}")
+                left = int(size_of_chunk, 16)
                 position = end + 2
                 self._left = left
                 self._state = _DATA if left else _TRAILER

@@ -25,6 +25,8 @@ FAULTS = {
     "error-event": "an error event in the middle, with status 200",
     "not-stream": "status 200 with a JSON document in place of a stream",
     "empty": "a whole stream without a token",
+    "stop-only": "the stop token alone: no text, a finish reason and a usage of one token",
+    "no-usage": "no usage event, whoever asks for it",
     "not-http": "bytes that are not HTTP",
     "role-early": "an empty role delta at once, the first token at its usual time",
     "multi": "four tokens in each event",
@@ -33,6 +35,7 @@ FAULTS = {
     "close": "a body that ends where the connection does",
     "crlf": "events with CRLF lines, comments between them",
 }
+NUM_TOKENS_WITHOUT_TEXT = {"empty": 0, "stop-only": 1}
 SPLIT_PAUSE_S = 0.001
 TEXTS = (" 안녕", " token", " naïve", " 🙂", ' "quoted"', " end\\n")
 TEXTS_AS_JSON = tuple(json.dumps(text, ensure_ascii=False).encode() for text in TEXTS)
@@ -99,7 +102,7 @@ class Stream:
         self.chat = "messages" in body
         self.total = int(body.get("max_tokens") or server.delays.num_tokens)
         options = body.get("stream_options") or {}
-        self.usage = bool(options.get("include_usage"))
+        self.usage = bool(options.get("include_usage")) and self.fault != "no-usage"
         self.continuous = bool(options.get("continuous_usage_stats"))
         self.sent = 0
         self.per_event = 4 if self.fault == "multi" else 1
@@ -148,16 +151,18 @@ class Stream:
             data = b"" if self.fault == "role-early" else self.head()
             if self.chat and self.fault != "role-early":
                 data += self.event(self.delta(role="assistant", content=""))
-        event = b"" if self.fault == "empty" else self.token_event()
-        if self.sent == 0 and self.fault == "empty":
+        event = b""
+        if self.fault in NUM_TOKENS_WITHOUT_TEXT:
             self.sent = self.total
+        else:
+            event = self.token_event()
         if self.fault == "split":
             if data:
                 self.write(data)
             self.write_split(event)
             return
         data += event
-        if event:
+        if event or self.fault == "stop-only":
             self.truth.token_write_ns.append(time.monotonic_ns())
         self.write(data)
         self.proceed()
@@ -203,7 +208,7 @@ class Stream:
         return False
 
     def finish(self) -> None:
-        self.truth.num_tokens = self.sent if self.fault != "empty" else 0
+        self.truth.num_tokens = NUM_TOKENS_WITHOUT_TEXT.get(self.fault or "", self.sent)
         self.truth.done_ns = time.monotonic_ns()
         self.server.num_running -= 1
         self.connection.response_done()
@@ -244,7 +249,7 @@ class Stream:
 
     def plain_tail(self) -> bytes:
         finish = self.delta(content="")
-        finish["choices"][0]["finish_reason"] = "length"
+        finish["choices"][0]["finish_reason"] = "stop" if self.fault == "stop-only" else "length"
         data = self.plain_event(finish)
         if self.usage:
             data += self.plain_event(
@@ -284,7 +289,8 @@ class Stream:
         }
 
     def usage_document(self) -> dict[str, Any]:
-        num_tokens = {"empty": 0, "length": self.total}.get(self.fault or "", self.sent)
+        tokens = {**NUM_TOKENS_WITHOUT_TEXT, "length": self.total}
+        num_tokens = tokens.get(self.fault or "", self.sent)
         return {
             "prompt_tokens": 7,
             "completion_tokens": num_tokens,

@@ -14,6 +14,7 @@ from loadtest.workload import Messages, Workload, build_workload
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ConfigError
+from tuneline.core.progress import logger
 
 MAX_CONNECTIONS = 4096
 
@@ -61,6 +62,11 @@ def make_plan(
             scenario, num_warmup_requests=num_warmup, seed=seed, trace_s=workload.trace_s
         )
         arrivals = [float(time) for time in times]
+        if scenario.arrival == "trace" and len(arrivals) < (known_count or 0):
+            logger.warning(
+                "%s: the trace holds %d requests, %d of them after warm-up; %d were asked for",
+                scenario.name, len(arrivals), len(arrivals) - num_warmup, scenario.num_requests,
+            )  # fmt: skip
         if len(arrivals) <= num_warmup:
             raise ConfigError(f"scenario {scenario.name}: no arrival is left after warm-up")
         num_connections = _open_loop_connections(scenario, len(arrivals), num_workers)

@@ -162,7 +162,7 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
 def _names(url: str, path: str, body: bytes) -> list[str]:
     try:
         names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         names = []
     if not names:
         raise ServerError(

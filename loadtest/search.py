@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loadtest.calibrate import calibrate
 from loadtest.config import LoadTestConfig, Scenario
@@ -33,8 +33,15 @@ NUM_HOPELESS = 30
 MOST_REQUESTS = 10
 """A probe that too few requests leave undecided is run again with the number that is needed, up to
 this many times the given one."""
+FLOORS = {"min_request_throughput_rps", "min_output_throughput_tps", "min_goodput_rps"}
+"""Objectives that a low rate cannot meet."""
+MIN_KEPT_SHARE = 0.7
+"""An endpoint that answers this share of what is offered inside the window keeps up with it."""
 REPLICA_LOAD = 0.7
 """Share of the highest rate that a replica is planned for."""
+
+
+Outcome = Literal["holds", "fails", "too low"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Probe:
     problems: list[str]
     num_needed: int | None = None
     """Requests that a verdict needs, where it is INCONCLUSIVE for want of them."""
+    is_too_low: bool = False
+    """Nothing but a floor of throughput was missed, and the endpoint kept up."""
 
 
 def search(
@@ -70,12 +79,12 @@ def search(
 ) -> Artifact:
     """Find the highest open-loop rate at which every objective of `config.slo` holds.
 
-    Doubles from `start_rps` until a rate fails, bisects between the last that passes and the first
-    that fails until they are `precision` apart, and runs the winner again, twice as long and with
-    another schedule: the best of several tries is otherwise too good. INCONCLUSIVE counts as
-    failed, but where an objective only wants more requests the rate is tried once more with enough,
-    up to MOST_REQUESTS times the given number. Steps down where the second run fails. Writes an
-    artifact of kind `load-search`.
+    Doubles from `start_rps` until a rate fails, bisects between the last that passes (or is too low
+    for a floor of throughput) and the first that fails until they are `precision` apart, and runs
+    the winner again, twice as long and with another schedule: the best of several tries is
+    otherwise too good. INCONCLUSIVE counts as failed, but where an objective only wants more
+    requests the rate is tried once more with enough, up to MOST_REQUESTS times the given number.
+    Steps down where the second run fails. Writes an artifact of kind `load-search`.
 
     Args:
         config: Objectives, workload and client options; its scenarios are not used.
@@ -94,11 +103,13 @@ def search(
         ServerError: As of `run_loadtest`.
     """
     require_objective(config, num_requests)
-    if not 0 < start_rps <= max_rps or precision <= 0:
+    if not 0 < start_rps <= max_rps < math.inf or not 0 < precision < math.inf:
         raise ConfigError(
             f"start {start_rps:g}, max {max_rps:g} requests/s, precision {precision:g}: expected "
             "0 < start <= max and a precision above 0"
         )
+    if peak_rps is not None and not 0 < peak_rps < math.inf:
+        raise ConfigError(f"peak {peak_rps:g} requests/s: expected a rate above 0")
     served = probe_artifact(config, endpoint, inputs)
     resolved = {
         **config.model_dump(mode="json"),
@@ -130,7 +141,7 @@ def search(
                 f"at {rate_rps:.3g} requests/s the measurement is invalid: {probe.problems[0]}"
             )
 
-        def holds(rate_rps: float, *, num: int, seed: int) -> bool:
+        def outcome(rate_rps: float, *, num: int, seed: int) -> Outcome:
             """Notes in `undecided` a rate that the number of requests leaves open."""
             probe = measured(rate_rps, num, seed)
             most = MOST_REQUESTS * num_requests
@@ -146,7 +157,9 @@ def search(
                     rate_rps, probe.num_needed, most, MOST_REQUESTS,
                 )  # fmt: skip
                 undecided[rate_rps] = probe.num_needed
-            return probe.verdict == "PASS"
+            if probe.verdict == "PASS":
+                return "holds"
+            return "too low" if probe.is_too_low else "fails"
 
         best: float | None = None
         failing: float | None = None
@@ -154,11 +167,11 @@ def search(
         num_confirmations = 0
         verdict: Verdict = "INCONCLUSIVE"
         try:
-            best, failing = _bracket(holds, config, num_requests, start_rps, max_rps, precision)
+            best, failing = _bracket(outcome, config, num_requests, start_rps, max_rps, precision)
             while best is not None and num_confirmations < MAX_CONFIRMATIONS:
                 num_confirmations += 1
                 seed = config.seed + 1000 + len(probes)
-                if holds(best, num=2 * num_requests, seed=seed):
+                if outcome(best, num=2 * num_requests, seed=seed) == "holds":
                     confirmed = True
                     break
                 failing = best
@@ -236,10 +249,10 @@ def sweep(
         ConfigError: No rates, or one that is not above 0.
         ServerError: As of `run_loadtest`.
     """
-    if not rates_rps or min(rates_rps) <= 0:
+    if not rates_rps or not all(0 < rate_rps < math.inf for rate_rps in rates_rps):
         raise ConfigError("a sweep needs at least one rate above 0", hint="Try: --rates 1,2,4,8")
     served = probe_artifact(config, endpoint, inputs)
-    rates = sorted(set(rates_rps))
+    rates = sorted({float(f"{rate_rps:.4g}") for rate_rps in rates_rps})  # as they are called
     resolved = {
         **config.model_dump(mode="json"),
         "sweep": {"rates_rps": rates, "num_requests": num_requests},
@@ -279,7 +292,7 @@ def sweep(
 
 
 def _bracket(
-    holds: Any,
+    outcome: Callable[..., Outcome],
     config: LoadTestConfig,
     num_requests: int,
     start_rps: float,
@@ -289,25 +302,29 @@ def _bracket(
     """The highest rate seen to hold and the lowest above it seen to fail."""
     best: float | None = None
     failing: float | None = None
+    lower: float | None = None
+    """The highest rate from which the search goes up: it holds, or is too low for a floor."""
     rate = start_rps
     for number in range(MAX_RATES):
-        seed = config.seed + number
-        if holds(rate, num=num_requests, seed=seed):
-            best = rate
+        found = outcome(rate, num=num_requests, seed=config.seed + number)
+        if found == "holds":
+            best = lower = rate
+        elif found == "too low" and best is None:
+            lower = rate
         else:
             failing = rate
-        if best is None:
+        if lower is None:
             if rate < start_rps / 8:
                 return None, failing  # not even an eighth of the first rate
             rate = rate / 2
         elif failing is None:
-            if best >= max_rps:
+            if lower >= max_rps:
                 return best, None
-            rate = min(2 * best, max_rps)
-        elif failing / best - 1 <= precision:
+            rate = min(2 * lower, max_rps)
+        elif failing / lower - 1 <= precision:
             return best, failing
         else:
-            rate = math.sqrt(best * failing)
+            rate = math.sqrt(lower * failing)
     return best, failing
 
 
@@ -372,6 +389,19 @@ def _summary(rate_rps: float, result: Result, stopped: bool) -> Probe:
         error_rate=stats.failed.value,
         problems=judgement.problems,
         num_needed=None if failed else _num_needed(stats, judgement),
+        is_too_low=not stopped and _is_too_low(stats, judgement),
+    )
+
+
+def _is_too_low(stats: Statistics, judgement: Judgement) -> bool:
+    missed = {one.name for one in judgement.objectives if one.verdict != "PASS"}
+    offered, succeeded = stats.throughput.offered_rps, stats.throughput.succeeded_rps
+    return (
+        bool(missed)
+        and missed <= FLOORS
+        and not stats.steady_state.growing
+        and (succeeded or 0.0) >= MIN_KEPT_SHARE * (offered or 0.0)
+        and (stats.good is None or stats.good.value >= MIN_KEPT_SHARE)
     )
 
 
@@ -396,6 +426,11 @@ def _why_not(best: float | None, probes: Sequence[Probe], num_needed: int | None
             f"too few requests to judge a rate by: {num_needed} are needed; with --requests "
             f"{-(-num_needed // MOST_REQUESTS)} or more they are sent"
         )
+    if all(probe.is_too_low for probe in probes):
+        highest = max(probe.rate_rps for probe in probes)
+        return f"{highest:.3g} requests/s are too few for the throughput that is wanted"
+    if best is None and any(probe.is_too_low for probe in probes):
+        return "no rate is high enough for the throughput that is wanted and holds the rest"
     if best is None:
         return f"no rate down to {min(probe.rate_rps for probe in probes):.3g} requests/s holds"
     return f"no rate held twice in {MAX_CONFIRMATIONS} tries"

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -22,11 +22,16 @@ DONE = b"[DONE]"
 BOM = b"\xef\xbb\xbf"
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
+    refusal: Any = None
     tool_calls: Any = None
+    function_call: Any = None
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -36,8 +41,8 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    completion_tokens: int | None = None
-    prompt_tokens: int | None = None
+    completion_tokens: Count | None = None
+    prompt_tokens: Count | None = None
     prompt_tokens_details: Any = None
 
 
@@ -210,7 +215,9 @@ def parse_response(
         answer.error = "connection_reset"
         answer.message = "the connection ended before the response began"
     elif answer.done:
-        if not answer.token_times and not answer.completion_tokens:
+        # A stop token alone is an answer, and comes with the finish reason.
+        only_stop = answer.finish_time is not None and answer.completion_tokens
+        if not answer.token_times and not only_stop:
             answer.error, answer.message = "empty_answer", "the stream held no token"
     elif not whole:
         answer.error = "truncated_stream"
@@ -275,7 +282,8 @@ class _Events:
         try:
             event = _decode(payload)
             is_error = event.error or (event.choices is None and _is_error(payload))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError, too
+        # A ValidationError, too; and brackets in brackets in brackets.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.end("invalid_sse", f"{error}: {payload[:120]!r}")
             return
         if is_error:
@@ -336,9 +344,9 @@ def _text_of(choice: _Choice) -> str:
     delta = choice.delta
     if delta is None:
         return str(choice.text or "")
-    text = delta.content or delta.reasoning_content or delta.reasoning
-    if not text and delta.tool_calls:
-        text = json.dumps(delta.tool_calls)
+    text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
+    if not text and (call := delta.tool_calls or delta.function_call):
+        text = json.dumps(call)
     return str(text or "")
 
 
@@ -348,8 +356,9 @@ def _take_usage(answer: Answer, usage: _Usage) -> None:
     if usage.prompt_tokens is not None:
         answer.prompt_tokens = usage.prompt_tokens
     details = usage.prompt_tokens_details
-    if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
-        answer.cached_tokens = details["cached_tokens"]
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    if isinstance(cached, int) and 0 <= cached <= 2**53:
+        answer.cached_tokens = cached
 
 
 def error_message(body: bytes) -> str:
@@ -357,7 +366,7 @@ def error_message(body: bytes) -> str:
     text = body.decode(errors="replace").strip()
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text[:200]
     if isinstance(found, dict):
         error = found.get("error", found)

@@ -203,7 +203,8 @@ def latency_values(records: Records) -> dict[str, Values]:
     ok = records.state == SUCCEEDED
 
     def since(start: Values, end: Values) -> Values:
-        return np.where(ok, end - start, np.inf)
+        # Whatever has no end is not quick.
+        return np.where(ok & ~np.isnan(end), end - start, np.inf)
 
     values = {
         "ttft_s": since(records.intended_s, records.first_token_s),

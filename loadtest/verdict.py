@@ -188,6 +188,8 @@ def _answers(config: LoadTestConfig, slo: SLO, stats: Statistics) -> tuple[list[
     if tokens.num_without_usage:
         text = f"{tokens.num_without_usage} answers carry no usage: their tokens are not known"
         (problems if needs_tokens else warnings).append(text)
+        if config.ignore_eos:
+            problems.append("ignore_eos asks for exact lengths, which cannot be checked without")
     if tokens.num_more_events_than_tokens:
         problems.append(
             f"{tokens.num_more_events_than_tokens} answers have more text events than tokens by "

@@ -178,7 +178,7 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
         intended_s=seconds([request.intended_ns for request in requests]),
         sent_s=seconds([request.sent_ns for request in requests]),
         first_byte_s=seconds([row.first_byte_ns for row in rows]),
-        first_token_s=seconds([a.token_times[0] if a.token_times else None for a in answers]),
+        first_token_s=seconds([_first_token(answer) for answer in answers]),
         last_token_s=seconds([_last_token(answer) for answer in answers]),
         end_s=seconds([request.end_ns for request in requests]),
         tokens=counts([answer.completion_tokens for answer in answers]),
@@ -193,6 +193,11 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
     )
 
 
+def _first_token(answer: Answer) -> int | None:
+    """The stop token, where it is the only one."""
+    return answer.token_times[0] if answer.token_times else answer.finish_time
+
+
 def _last_token(answer: Answer) -> int | None:
     """The stop token is a token without text: it comes as the event with the finish reason."""
     times = answer.token_times[-1:]
@@ -205,7 +210,7 @@ def _first_tokens(answer: Answer) -> int | None:
     if answer.token_counts:
         return answer.token_counts[0]
     if answer.completion_tokens is None or not answer.token_times:
-        return None
+        return answer.completion_tokens
     extra = answer.completion_tokens - len(answer.token_times)
     return 1 if extra in (0, 1) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -203,4 +204,12 @@ def _died(process: subprocess.Popen[str]) -> ServerError:
         log.seek(0)
         text = log.read().strip()
     last = text.splitlines()[-1] if text else "no message"
-    return ServerError(f"a load-test client ended with code {process.returncode}: {last}")
+    hint = None
+    if process.returncode == -signal.SIGKILL:
+        hint = (
+            "If memory ran out: a client keeps every read until the end. Try fewer requests, a "
+            "shorter --duration, or --shard K/N on several machines."
+        )
+    return ServerError(
+        f"a load-test client ended with code {process.returncode}: {last}", hint=hint
+    )

@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from loadtest.config import Length, LoadTestConfig, WorkloadConfig
@@ -244,7 +245,7 @@ def sharegpt(workload: WorkloadConfig) -> list[Messages]:
             raise DataError(f"{path}: entry {number}: expected a list as conversations")
         messages: Messages = []
         for turn in turns:
-            if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            if not isinstance(turn, dict) or not is_text(turn.get("value")):
                 raise DataError(f"{path}: entry {number}: expected turns with from and value")
             role = roles.get(str(turn.get("from")))
             if role is not None:
@@ -261,6 +262,16 @@ def sharegpt(workload: WorkloadConfig) -> list[Messages]:
     return found
 
 
+class _TraceLine(msgspec.Struct):
+    """A request of a Mooncake trace."""
+
+    timestamp: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    """Milliseconds."""
+    input_length: Annotated[int, msgspec.Meta(ge=0, le=10**8)]
+    output_length: Annotated[int, msgspec.Meta(ge=0, le=10**8)]
+    hash_ids: list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]] | None = None
+
+
 def mooncake(workload: WorkloadConfig, path: Path) -> tuple[list[Prompt], list[float]]:
     """Prompts and times of a Mooncake trace (Qin et al., FAST 2025): JSON Lines with `timestamp`
     in milliseconds, `input_length`, `output_length`, and `hash_ids` of its 512-token blocks.
@@ -271,26 +282,23 @@ def mooncake(workload: WorkloadConfig, path: Path) -> tuple[list[Prompt], list[f
         DataError: A line is no such record; all are named.
     """
     prompts, times_s, problems = [], [], []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            length, hashes = int(record["input_length"]), list(record.get("hash_ids") or [number])
-            time_s, output = float(record["timestamp"]) / 1000, int(record["output_length"])
-        except (ValueError, KeyError, TypeError):
-            problems.append(
-                f"{path}: line {number}: expected timestamp, input_length and output_length"
-            )
+            record = msgspec.json.decode(line, type=_TraceLine)
+        except (msgspec.DecodeError, RecursionError) as error:
+            problems.append(f"{path}: line {number}: {error}")
             continue
+        length, hashes = record.input_length, record.hash_ids or [number]
         ids: list[int] = []
         for place in range(-(-length // MOONCAKE_BLOCK_TOKENS)):
             # A block beyond the listed ones belongs to this request alone.
-            key = [int(hashes[place])] if place < len(hashes) else [number, place, 1]
+            key = [hashes[place]] if place < len(hashes) else [number, place, 1]
             rng = np.random.default_rng(key)
             ids += _token_ids(rng, MOONCAKE_BLOCK_TOKENS, workload)
-        prompts.append(Prompt(ids[: max(length, 1)], max(output, 1)))
-        times_s.append(time_s)
+        prompts.append(Prompt(ids[: max(length, 1)], max(record.output_length, 1)))
+        times_s.append(record.timestamp / 1000)
     if problems:
         raise DataError(problems[:20])
     order = np.argsort(times_s, kind="stable")
@@ -307,12 +315,12 @@ def read_prompts(path: Path | None) -> list[Messages]:
     if path is None:
         return [[{"role": "user", "content": text}] for text in DEFAULT_PROMPTS]
     prompts, problems = [], []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path}: line {number}: not valid JSON: {error}")
             continue
         if isinstance(value, dict):
@@ -341,14 +349,19 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: byte {error.start}: not UTF-8 text") from None
 
 
+def is_text(value: Any) -> bool:
+    """Whether it can be sent: JSON can name half of a surrogate pair, which UTF-8 cannot hold."""
+    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)
+
+
 def _is_messages(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
         and all(
             isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
+            and is_text(message.get("role"))
+            and is_text(message.get("content"))
             for message in value
         )
     )

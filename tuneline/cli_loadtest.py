@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +51,9 @@ Rate = Annotated[float | None, typer.Option(help="Open loop: requests per second
 Concurrency = Annotated[int | None, typer.Option(help="Closed loop: streams at once.")]
 Requests = Annotated[int | None, typer.Option(help="How many requests to send.")]
 Duration = Annotated[float | None, typer.Option(help="For how many seconds to send.")]
+LATEST_START = 1e10
+"""Seconds since 1970: the year 2286."""
+
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens per answer.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSON Lines, a list of chat messages per line.")]
 
@@ -115,7 +117,7 @@ def loadtest_run(
             hint="Give every pod the one start, some half a minute ahead: date -d 1min +%s\n"
             "  Or one folder that all of them share: --gather DIR",
         )
-    if start_at is not None and not math.isfinite(start_at):
+    if start_at is not None and not 0 <= start_at < LATEST_START:
         raise ConfigError(f"--start-at {start_at}: expected seconds since 1970")
     if gather is not None:
         refuse("with --gather", {"--out": out})

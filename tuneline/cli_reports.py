@@ -48,12 +48,14 @@ def report(
     """Print a load report as a table, JSON, CSV, `vllm bench serve` JSON or Prometheus text."""
     from loadtest.formats import csv_text, prometheus_text, vllm_documents
     from loadtest.report import lines
-    from tuneline.core.artifact import open_artifact
+    from tuneline.core.artifact import cannot_write, open_artifact
 
     if as_json:
         form = Form.json
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: no directory {out.absolute().parent}")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out}: a directory; expected a file")
     artifact = open_artifact(directory, kind="load-report")
     if form is Form.csv:
         text = csv_text(artifact)
@@ -70,6 +72,9 @@ def report(
         return
     # Renamed into place: a collector of text files never reads half of one.
     partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        raise cannot_write(out, error) from None
     emit({"path": str(out)}, [f"written: {out}"], False)

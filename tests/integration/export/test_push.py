@@ -97,6 +97,17 @@ def test_a_plain_folder_goes_without_pickles_and_code(tmp_path: Path) -> None:
         push(tmp_path, str(tmp_path / "other"), None)
 
 
+@pytest.mark.parametrize("to", ["nope:", "s3://bucket/model", "hub:acme/model"])
+def test_a_place_that_is_none_is_refused(
+    to: str, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="expected hf:ORG/NAME, a folder or a file"):
+        push(model.path, to, None)
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_the_hub_needs_a_name_and_a_token(model: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="expected hf:ORG/NAME"):

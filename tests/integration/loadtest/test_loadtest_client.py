@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -27,6 +29,7 @@ from loadtest.planning import make_plan, with_unsent
 from loadtest.run import judged
 from loadtest.workers import Counters, run_workers
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
 
 # What each fault must be called; None where the answer is whole.
 CLASSES = {
@@ -46,6 +49,8 @@ CLASSES = {
     "error-event": "error_event",
     "not-stream": "not_a_stream",
     "empty": "empty_answer",
+    "stop-only": None,
+    "no-usage": None,
     "not-http": "protocol_error",
     "role-early": None,
     "multi": None,
@@ -114,7 +119,9 @@ def test_every_fault_is_classified_and_every_request_accounted_for(
     assert result.judgement.verdict in ("FAIL", "INVALID")
     # Whole answers have exactly the tokens asked for, however their bytes were cut.
     ok = result.records.select(result.records.state == SUCCEEDED)
-    assert ok.tokens.tolist() == [8.0] * stats.num_succeeded
+    alike = stats.num_succeeded - 8  # without those of one token, and of an unknown number
+    assert sorted(ok.tokens[~np.isnan(ok.tokens)].tolist()) == [1.0] * 4 + [8.0] * alike
+    assert not np.isnan(ok.first_token_s).any() and not np.isnan(ok.last_token_s).any()
 
 
 def test_times_are_the_servers_own(known: Any) -> None:
@@ -158,6 +165,35 @@ def test_a_role_delta_is_not_a_first_token(known: Any) -> None:
     first_byte_s = np.median(records.first_byte_s - records.sent_s)
     ttft_s = np.median(records.first_token_s - records.sent_s)
     assert ttft_s >= 0.028 > first_byte_s
+
+
+def test_a_stop_token_alone_is_the_first_and_the_last_token(known: Any) -> None:
+    before = len(known.truths())
+    result = measure(known.endpoint, {"concurrency": 4, "num_requests": 40}, [None, "stop-only"])
+    truths = {int(truth["request_id"]): truth for truth in known.truths()[before:]}
+    records = result.records
+    alone = np.flatnonzero(records.tokens == 1)
+    assert len(alone) == 20
+    true_s = [
+        (truths[index]["token_write_ns"][0] - truths[index]["received_ns"]) / 1e9
+        for index in records.index[alone]
+    ]
+    assert min(true_s) >= 0.03
+    found_s = (records.first_token_s - records.sent_s)[alone]
+    assert np.abs(np.median(found_s) - np.median(true_s)) < 0.02
+    assert records.last_token_s[alone].tolist() == records.first_token_s[alone].tolist()
+    latencies = result.stats.latencies
+    assert (latencies["ttft_s"].n, latencies["e2e_s"].n, latencies["tpot_s"].n) == (40, 40, 20)
+    assert not [text for text in result.judgement.warnings if "several tokens" in text]
+
+
+def test_exact_lengths_that_cannot_be_checked_are_invalid(known: Any) -> None:
+    scenario = {"concurrency": 2, "num_requests": 8}
+    result = measure(known.endpoint, scenario, ["no-usage"], ignore_eos=True)
+    assert result.judgement.verdict == "INVALID"
+    assert any("exact lengths" in problem for problem in result.judgement.problems)
+    result = measure(known.endpoint, scenario, ["no-usage"])
+    assert not any("exact lengths" in problem for problem in result.judgement.problems)
 
 
 def test_several_tokens_in_an_event_do_not_change_the_time_per_token(
@@ -403,6 +439,29 @@ def test_the_key_reaches_the_server_and_no_file_or_argument(
     assert key not in repr(endpoint)
 
 
+def test_a_client_that_is_killed_ends_the_run_with_a_reason(known: Any) -> None:
+    config = LoadTestConfig(
+        scenarios=[Scenario(name="x", rate_rps=5.0, num_requests=100)], num_warmup_requests=0
+    )
+    plan, _ = make_plan(config, config.scenarios[0], known.endpoint, prompts([None]), seed=0)
+    killed = []
+
+    def kill(_: Counters) -> bool:
+        listing = subprocess.run(
+            ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
+        )
+        for line in listing.stdout.splitlines():
+            if "loadtest.worker" in line:
+                killed.append(int(line.split()[0]))
+                os.kill(killed[-1], signal.SIGKILL)
+        return False
+
+    with pytest.raises(ServerError, match="ended with code -9") as caught:
+        run_workers(plan, None, kill)
+    assert len(killed) == 1
+    assert "a client keeps every read until the end" in str(caught.value)
+
+
 def test_rows_that_were_never_sent_are_unfinished(known: Any) -> None:
     result = measure(known.endpoint, {"concurrency": 1, "num_requests": 3})
     config = LoadTestConfig(
@@ -430,6 +489,7 @@ from loadtest.planning import make_plan
 from loadtest.run import judged
 from loadtest.workers import run_workers
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
 config = LoadTestConfig.model_validate({{
     "scenarios": [{{"name": "x", "arrival": "burst", "num_requests": 100}}],

@@ -14,7 +14,7 @@ from loadtest.compare import compare, compare_reports
 from loadtest.run import run_loadtest
 from tests.integration.loadtest.small import PROMPTS, Answering, config, report_of
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ArtifactError
+from tuneline.core.errors import ArtifactError, ConfigError
 
 
 def test_a_comparison_finds_the_slower_server_and_only_that(
@@ -43,6 +43,37 @@ def test_a_comparison_finds_the_slower_server_and_only_that(
         margin=0.5,
     )  # fmt: skip
     assert report_of(same)["verdict"] in ("PASS", "INCONCLUSIVE")
+
+
+def test_answers_of_other_lengths_are_not_compared(known: Any, tmp_path: Path) -> None:
+    settings = config(
+        scenarios=[{"name": "x", "concurrency": 4, "num_requests": 60}],
+        workload={"source": "synthetic", "input_tokens": {"mean": 9}, "max_token_id": 300},
+    )
+    with recording() as (short, _):
+        artifact = compare(
+            settings, known.endpoint, short, tmp_path / "c", prompts=[], num_rounds=1
+        )
+    report = report_of(artifact)
+    assert report["scenarios"][0]["answer_tokens"] == [8.0, 1.0]
+    assert report["verdict"] != "PASS"
+    assert any("have 8 tokens on A and 1 on B" in problem for problem in report["problems"])
+
+
+def test_too_few_pairs_say_how_many_it_takes(known: Any, tmp_path: Path) -> None:
+    settings = config(scenarios=[{"name": "x", "concurrency": 8, "num_requests": 16}])
+    artifact = compare(
+        settings, known.endpoint, known.endpoint, tmp_path / "c", prompts=PROMPTS, num_rounds=1
+    )
+    report = report_of(artifact)
+    assert report["verdict"] == "INCONCLUSIVE", report["problems"]
+    needed = report["scenarios"][0]["differences"][0]["num_needed"]
+    assert needed > 16
+    assert any(f"takes at least {needed} pairs" in problem for problem in report["problems"])
+    a = run_loadtest(settings, known.endpoint, tmp_path / "r", prompts=PROMPTS)
+    for margin in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match="margin"):
+            compare_reports(a.path, a.path, tmp_path / "d", margin=margin)
 
 
 @contextlib.contextmanager

@@ -71,6 +71,43 @@ def test_search_needs_an_objective_and_says_when_no_rate_holds(known: Any, tmp_p
     assert report_of(artifact)["max_rate_rps"] is None
 
 
+def test_a_floor_of_throughput_is_searched_upwards(known: Any, tmp_path: Path) -> None:
+    floor = SLO(min_request_throughput_rps=60.0, ttft_p90_s=1.0)
+    artifact = search(
+        config(slo=floor), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+        start_rps=20.0, max_rps=120.0, num_requests=120,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert report["verdict"] == "PASS", report["problems"]
+    rates = [probe["rate_rps"] for probe in report["probes"]]
+    assert rates[:3] == [20.0, 40.0, 80.0]
+    assert [probe["is_too_low"] for probe in report["probes"][:2]] == [True, True]
+    assert report["max_rate_rps"] == 120.0
+    artifact = search(
+        config(slo=floor), known.endpoint, tmp_path / "b", prompts=PROMPTS,
+        start_rps=20.0, max_rps=40.0, num_requests=60,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert (report["verdict"], report["max_rate_rps"]) == ("INCONCLUSIVE", None)
+    assert "40 requests/s are too few for the throughput that is wanted" in report["problems"][0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"peak_rps": -5.0}, {"peak_rps": float("inf")}, {"precision": float("nan")},
+     {"max_rps": float("inf")}],
+)  # fmt: skip
+def test_a_search_for_a_rate_that_makes_no_sense(
+    options: dict[str, Any], known: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        search(
+            config(slo=SLO(ttft_p90_s=1.0)), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+            **options,
+        )  # fmt: skip
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
     artifact = sweep(
         config(slo={"ttft_p50_s": 0.001}), known.endpoint, tmp_path / "s", prompts=PROMPTS,

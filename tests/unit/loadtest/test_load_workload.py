@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.config import Length, LoadTestConfig, Scenario
+from loadtest.config import Length, LoadTestConfig, Scenario, WorkloadConfig
 from loadtest.planning import make_plan, plan_digest
-from loadtest.workload import build_workload, draw_lengths, sharegpt
+from loadtest.workload import build_workload, draw_lengths, mooncake, read_prompts, sharegpt
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
@@ -169,9 +169,42 @@ def test_a_trace_keeps_its_times_lengths_and_shared_blocks(tmp_path: Path) -> No
     assert prompts[0][512:700] != prompts[2][512:700]
     assert workload.output_tokens == [9, 1, 5]
     path.write_text('{"timestamp": 1}\n{half\n', encoding="utf-8")
-    with pytest.raises(DataError, match="line 1: expected timestamp") as error:
+    with pytest.raises(DataError, match=r"line 1: .*missing required field") as error:
         make_plan(settings, settings.scenarios[0], endpoint, [], seed=0)
     assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"hash_ids": ["x"]}, "hash_ids"),
+        ({"hash_ids": [-1]}, "hash_ids"),
+        ({"input_length": 10**400}, "line 1"),
+        ({"input_length": -1}, "input_length"),
+        ({"timestamp": None}, "timestamp"),
+        ({"timestamp": float("nan")}, "line 1"),
+        ({"timestamp": 1e300}, "timestamp"),
+    ],
+)
+def test_a_line_that_is_no_part_of_a_trace(
+    change: dict[str, object], problem: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    record = {"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": [1]}
+    path.write_text(json.dumps(record | change) + "\n")
+    config = WorkloadConfig(source="mooncake", path=path)
+    with pytest.raises(DataError, match=problem):
+        mooncake(config, path)
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    odd = "one\u2028two\u0085three"
+    path.write_text(json.dumps({"prompt": odd}, ensure_ascii=False) + "\r\n\n", "utf-8")
+    assert read_prompts(path) == [[{"role": "user", "content": odd}]]
+    path.write_text(json.dumps({"prompt": "half a pair \ud800"}) + "\n", "utf-8")
+    with pytest.raises(DataError, match="line 1: expected a list of messages"):
+        read_prompts(path)
 
 
 def test_the_plans_digest_follows_requests_and_times_and_not_the_server() -> None:

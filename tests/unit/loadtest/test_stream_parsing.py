@@ -159,6 +159,10 @@ def test_line_ends_comments_and_data_of_several_lines(end: bytes) -> None:
         assert decoder.feed(stream[:cut]) + decoder.feed(stream[cut:]) == expected
 
 
+def usage(num_tokens: int) -> bytes:
+    return event({"choices": [], "usage": {"completion_tokens": num_tokens}})
+
+
 def body(*pieces: bytes) -> bytes:
     return HEAD + b"".join(chunk(piece) for piece in pieces)
 
@@ -186,6 +190,17 @@ END = b"0\r\n\r\n"
         (body(ROLE, event({"code": 500, "message": "dead"}), DONE) + END, False, "error_event"),
         (body(*EVENTS[:3], event(delta("", finish_reason="abort")), DONE) + END, False, "aborted"),
         (body(ROLE, FINISH, DONE) + END, False, "empty_answer"),
+        (body(ROLE, USAGE, DONE) + END, False, "empty_answer"),
+        (body(ROLE, FINISH, usage(-5), DONE) + END, False, "invalid_sse"),
+        (body(ROLE, FINISH, usage(10**400), DONE) + END, False, "invalid_sse"),
+        (body(ROLE, b'data: {"x": ' + b"[" * 20000 + b"\n\n", DONE) + END, False, "invalid_sse"),
+        (b"HTTP/1.1 200" + b"0" * 5000 + b" OK\r\n\r\n", False, "protocol_error"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+            False,
+            "protocol_error",
+        ),
+        (body(ROLE) + b"0x3\r\nabc\r\n", False, "protocol_error"),
         (body(b'{"choices": []}') + END, False, "not_a_stream"),
         (b"HTTP/1.1 500 X\r\nContent-Length: 2\r\n\r\n{}", False, "http_500"),
         (b"", True, "connection_reset"),
@@ -193,9 +208,20 @@ END = b"0\r\n\r\n"
     ],
 )
 def test_each_failure_has_its_class(response: bytes, closed: bool, error: str) -> None:
-    for cut in range(1, max(len(response), 2)):
+    for cut in range(1, max(len(response), 2), 1 + len(response) // 2000):
         pieces = [piece for piece in (response[:cut], response[cut:]) if piece]
         assert parse(pieces, closed=closed).error == error
+
+
+def test_a_stop_token_alone_is_an_answer() -> None:
+    answer = parse([body(ROLE), chunk(FINISH), chunk(usage(1)), chunk(DONE), END])
+    assert (answer.error, answer.token_times, answer.finish_time) == (None, [], 1)
+
+
+def test_an_error_of_brackets_is_its_first_bytes() -> None:
+    words = b"[" * 20000
+    answer = parse([b"HTTP/1.1 500 X\r\nContent-Length: 20000\r\n\r\n" + words])
+    assert (answer.error, answer.message) == ("http_500", "[" * 200)
 
 
 def test_an_error_keeps_the_servers_words_and_its_retry_after() -> None:
@@ -211,11 +237,13 @@ def test_reasoning_tool_calls_and_completions_are_tokens() -> None:
         {"choices": [{"delta": {"reasoning_content": "hm"}}]},
         {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "{"}}]}}]},
         {"choices": [{"text": "plain"}]},
+        {"choices": [{"delta": {"refusal": "I will not"}}]},
+        {"choices": [{"delta": {"function_call": {"arguments": "{"}}}]},
         {"choices": [{"delta": {"content": None}}]},
     ]
     answer = parse([body(*map(event, documents), DONE) + END])
     assert answer.error is None
-    assert len(answer.token_times) == 3
+    assert len(answer.token_times) == 5
 
 
 def test_usage_in_every_event_gives_the_tokens_of_each() -> None:
