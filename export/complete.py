@@ -13,6 +13,7 @@ from typing import Any
 from export.adapter import ADAPTER_CONFIG, PREFIX, Adapter, matches
 from export.changes import BiasChange, Edit, ExpertChange, LowRankChange, TokenRows
 from export.model_folder import EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
+from export.tied import ties_changes
 from tuneline.core.errors import ArtifactError
 
 EXPERT_LAYOUTS = (
@@ -39,14 +40,20 @@ def check_complete(adapter: Adapter, base: BaseModel, edits: dict[str, Edit]) ->
     """
     where = adapter.weights.path
     met: set[tuple[str, Any]] = set()
+    wanted: dict[str, set[str]] = {}
     for name, called in _names_in_memory(adapter, base).items():
         for option, target in _wanted(adapter.config, base, name, called):
             met.add((option, target))
-            if not _is_there(adapter, base, edits, option, name) and not _is_left_out(base, name):
+            wanted.setdefault(name, set()).add(option)
+            if not _is_there(adapter, base, edits, option, name) and not base.is_left_out(name):
                 raise ArtifactError(
                     f"{where}: has nothing for {called.removesuffix('.weight')}, which {option} in "
                     f"{ADAPTER_CONFIG} names: the adapter is incomplete"
                 )
+    if base.embedding is not None and ties_changes(adapter, base):
+        both = wanted.get(base.embedding, set()) | wanted.get(base.head, set())
+        wanted |= {base.embedding: both, base.head: both}
+    _check_nothing_more(adapter, wanted, edits)
     for option in ("modules_to_save", "target_parameters", "trainable_token_indices"):
         for target in adapter.config.get(option) or []:
             if isinstance(target, str) and (option, target) not in met:
@@ -55,6 +62,20 @@ def check_complete(adapter: Adapter, base: BaseModel, edits: dict[str, Edit]) ->
                     f"the base {base.path} has no such tensor",
                     hint=adapter.named_base,
                 )
+
+
+def _check_nothing_more(
+    adapter: Adapter, wanted: dict[str, set[str]], edits: dict[str, Edit]
+) -> None:
+    """PEFT does not load a change that the options do not name: the live model is without it."""
+    if adapter.config.get("target_modules") in (None, "all-linear"):
+        return  # PEFT finds these out from the model
+    for name, edit in edits.items():
+        is_low_rank = any(isinstance(one, LowRankChange | ExpertChange) for one in edit.changes)
+        if is_low_rank and not wanted.get(name, set()) & {"target_modules", "target_parameters"}:
+            raise ArtifactError(
+                f"{adapter.weights.path}: changes {name}, which no option in {ADAPTER_CONFIG} names"
+            )
 
 
 def _names_in_memory(adapter: Adapter, base: BaseModel) -> dict[str, str]:
@@ -81,19 +102,6 @@ def _names_in_memory(adapter: Adapter, base: BaseModel) -> dict[str, str]:
     if base.is_tied and base.embedding is not None:
         found.setdefault(base.head, f"{head}.weight")
     return found
-
-
-def _is_left_out(base: BaseModel, name: str) -> bool:
-    """Whether a tensor belongs to the layers that predict further tokens: transformers does not
-    load them, so nothing could be trained on them. They are called `mtp`, or are counted on behind
-    the model's own."""
-    num_layers: int | None = (base.config.get("text_config") or base.config).get(
-        "num_hidden_layers"
-    )
-    layer = re.fullmatch(r"model\.layers\.(\d+)\..+", name)
-    if layer and num_layers is not None:
-        return int(layer[1]) >= num_layers
-    return re.search(r"(^|\.)mtp(_layers)?\.", name) is not None
 
 
 def _module_of(name: str) -> str:
@@ -149,9 +157,7 @@ def _is_there(
         rows = adapter.config.get("trainable_token_indices")
         same_rows = isinstance(rows, dict) and len({tuple(one) for one in rows.values()}) == 1
         # What PEFT ties it may save once: trained tokens always, where the rows are the same.
-        if adapter.config.get("ensure_weight_tying") or (
-            option == "trainable_token_indices" and same_rows
-        ):
+        if ties_changes(adapter, base) or (option == "trainable_token_indices" and same_rows):
             shared = [base.embedding, base.head]
     if option == "lora_bias":
         shared = [f"{name.removesuffix('.weight')}.bias"]

@@ -26,7 +26,7 @@ from export.changes import (
 from export.complete import EXPERT_LAYOUTS, check_complete
 from export.model_folder import CONV1D_MODULES, EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
 from export.tensor_file import TORCH_DTYPES, Stored, TensorEntry
-from export.tied import check_copies, settle_tied
+from export.tied import check_copies, check_no_bias, check_plain, settle_tied
 from tuneline.core.errors import ArtifactError
 
 
@@ -67,10 +67,13 @@ def plan_merge(adapters: Sequence[Adapter], base: BaseModel) -> MergePlan:
                 _check_summable(adapter, base, name, edit)
             edits[name] = _sum(edits[name], edit) if name in edits else edit
     embedding, head = base.embedding, base.head
+    check_no_bias(base, edits)
     untied = None
     if base.is_tied:
         check_copies(base)
-        if embedding is not None and {embedding, head} & edits.keys():
+        if embedding is None:
+            check_plain(base, edits)
+        elif {embedding, head} & edits.keys():
             untied = settle_tied(adapters, base, edits, embedding)
     tensors = {}
     for name, edit in edits.items():
@@ -195,7 +198,9 @@ def _low_rank_changes(
             + ("has a magnitude vector but use_dora is off" if magnitude else "use_dora is on but "
                "there is no magnitude vector")
         )  # fmt: skip
-    rank, scale = rank_and_scale(adapter, module)
+    as_parameter = matches(adapter.config.get("target_parameters"), f"{module}.weight")
+    # PEFT holds its patterns against the name of what it targets.
+    rank, scale = rank_and_scale(adapter, f"{module}.weight" if as_parameter else module)
     target = _target(base, f"{module}.weight", adapter, a)
     shape = _edited_shape(edits, target)
     conv1d = module.rpartition(".")[2] in CONV1D_MODULES.get(base.config["model_type"], ())
@@ -213,7 +218,6 @@ def _low_rank_changes(
         if transposed:
             what = "an embedding" if on_embedding else "a Conv1D weight"
             raise ArtifactError(f"{where}: {magnitude.name}: DoRA on {what} is not supported")
-    as_parameter = matches(adapter.config.get("target_parameters"), f"{module}.weight")
     found: list[tuple[str, Change]] = [
         (
             target.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +65,21 @@ FORMS: dict[str, type[JsonForm]] = {
 GENERIC_TOKENIZER_CLASS = "TokenizersBackend"
 
 
+FURTHER_LAYERS = re.compile(r"(^|\.)mtp\w*\.")
+LAYER = re.compile(r"(?:(?:model|language_model|text_model)\.)*layers\.(\d+)\..+")
+
+
+def is_left_out(config: dict[str, Any], name: str) -> bool:
+    """Whether a tensor belongs to the layers that predict further tokens: transformers does not
+    load them, so nothing could be trained on them. They are called `mtp`, or are counted on behind
+    the model's own."""
+    num_layers: int | None = (config.get("text_config") or config).get("num_hidden_layers")
+    layer = LAYER.fullmatch(name)
+    if layer and num_layers is not None:
+        return int(layer[1]) >= num_layers
+    return FURTHER_LAYERS.search(name) is not None
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """The base's configuration and the headers of its weights; no weight has been read."""
@@ -84,6 +100,7 @@ class BaseModel:
             name
             for name in self.tensors
             if name.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS
+            and not self.is_left_out(name)
         ]
         return names[0] if len(names) == 1 else None
 
@@ -102,6 +119,10 @@ class BaseModel:
         return model_type in families and bool(
             getattr(families[model_type](), "tie_word_embeddings", False)
         )
+
+    def is_left_out(self, name: str) -> bool:
+        """As of the function."""
+        return is_left_out(self.config, name)
 
     @property
     def head(self) -> str:

@@ -10,6 +10,7 @@ any more: prove says what it costs.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -38,11 +39,10 @@ from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import progress
 
-KEPT_MODULES = frozenset(
-    {"embed_tokens", "embed_in", "embed_out", "embed_positions", "wte", "wpe", "word_embeddings",
-     "lm_head", "output", "gate", "router", "shared_expert_gate", "score"}
-)  # fmt: skip
-"""Last names of modules whose weights are two-dimensional and stay: embeddings, output, routers."""
+IN_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")
+"""Embeddings and output layers stand outside the blocks, whatever they are called."""
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+"""Names in the path of two-dimensional weights inside the blocks that stay."""
 
 COMPANION_BYTES = 64 * 2**20
 BLOCK_BYTES = 8 * 2**20
@@ -123,14 +123,15 @@ def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
 
 
 def is_pruned(entry: TensorEntry) -> bool:
-    """Whether a tensor is the weight of a linear layer, alone or of several experts (3-D)."""
-    module = entry.name.removesuffix(".weight").rpartition(".")[2]
+    """Whether a tensor is the weight of a linear layer inside of a block, alone or of several
+    experts (3-D)."""
     experts = len(entry.shape) == 3 and "experts" in entry.name
     return (
         (len(entry.shape) == 2 or experts)
         and entry.dtype in TORCH_DTYPES
         and not entry.name.endswith("bias")
-        and module not in KEPT_MODULES
+        and IN_NUMBERED_BLOCK.search(entry.name) is not None
+        and not ROUTERS & set(entry.name.split("."))
         and 0 not in entry.shape
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from export.config import GroupSize, QuantizeConfig, SchemeName
 from export.model_folder import (
+    EMBEDDINGS,
     HEAD,
     NEOX_HEAD,
     BaseModel,
@@ -39,6 +40,8 @@ COMPANION_BYTES = 64 * 2**20
 """Left free on the disk for tokenizer and configuration files."""
 
 IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
+LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
+"""Weights with two dimensions that no linear layer multiplies by."""
 IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
 """transformers 5 joins experts in memory: quantized ones, stored one by one, it cannot load under
 some schemes, and under others it fails when they are used. Nothing could be proven of them."""
@@ -131,6 +134,10 @@ def choose_layers(
             )
         shape = tensor.source.shape
         if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2:
+            module = tensor.name.removesuffix(".weight")
+            is_linear = len(shape) == 2 and module.rpartition(".")[2] not in LOOKED_UP
+            if is_linear and module != tensor.name and module not in ignore:
+                ignore.append(module)
             continue
         if tensor.dtype not in TORCH_DTYPES or tensor.dtype == "F64":
             raise ArtifactError(

@@ -175,6 +175,8 @@ def new_artifact(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(out) from error
+        if error.errno == errno.EFBIG:
+            raise cannot_write(out, error) from error
         raise
     except Exception as error:
         # The writers of torch and safetensors have errors of their own for a disk that is full.
@@ -212,7 +214,10 @@ def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Art
         what = "has no manifest.json" if path.is_dir() else "no such directory"
         raise NotAnArtifactError(
             f"{path}: {what}; expected a complete artifact",
-            hint=_make_again(path) if path.is_dir() else "Check the path.",
+            hint="Check the path."
+            if not path.is_dir()
+            else f"Check the path. If a step of Tuneline wrote it, and nobody else: rm -r {path}\n"
+            "  and run that step again.",
         ) from None
     except (OSError, UnicodeDecodeError):
         raise NotAnArtifactError(f"{path}: expected a directory with a manifest.json") from None

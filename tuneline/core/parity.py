@@ -81,6 +81,11 @@ class Parity(StrictModel):
     num_prompts: int
     num_prompts_with_equal_ids: int
     num_equal_answers: int
+    num_other_texts: int = 0
+    """Answers of the reference's very tokens that read differently: the tokenizer decodes them in
+    another way. White space around them, and a character cut off at the end, do not count."""
+    num_stopped: int | None = None
+    """Answers of the reference that end by themselves; without one, stopping is not tested."""
     num_tokens: int
     """Tokens of the reference's answers."""
     num_agreeing_tokens: int
@@ -133,7 +138,7 @@ def compare(
     """
     if not reference or len(reference) != len(candidate):
         raise ValueError(f"{len(candidate)} candidates for {len(reference)} reference prompts")
-    equal_ids = equal_answers = agreeing = 0
+    equal_ids = equal_answers = other_texts = agreeing = 0
     differences: list[float] = []
     divergences_kl: list[float] = []
     first_divergences = []
@@ -157,6 +162,7 @@ def compare(
             divergences_kl.append(divergence_kl)
         if expected.token_ids == found.token_ids:
             equal_answers += 1
+            other_texts += _readable(expected.text) != _readable(found.text)
         else:
             first_divergences.append(_divergence(index, common, expected, found))
     num_tokens = sum(len(continuation.token_ids) for continuation in reference)
@@ -170,6 +176,8 @@ def compare(
         num_prompts=len(reference),
         num_prompts_with_equal_ids=equal_ids,
         num_equal_answers=equal_answers,
+        num_other_texts=other_texts,
+        num_stopped=sum(one.finish_reason == "stop" for one in reference),
         num_tokens=num_tokens,
         num_agreeing_tokens=agreeing,
         greedy_agreement=equal_answers / len(reference),
@@ -233,6 +241,8 @@ def describe(parity: Parity) -> str:
             f"  prompt {divergence.prompt_index}, token {divergence.position}: expected "
             f"{divergence.expected_text!r}, found {divergence.found_text!r}{margin}"
         )
+    if parity.num_stopped == 0:
+        lines.append("  no answer of the reference ends by itself: stopping was not tested")
     return "\n".join(lines + [f"  {problem}" for problem in parity.problems])
 
 
@@ -243,6 +253,11 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
         problems.append(
             f"{different} of {parity.num_prompts} prompts have other token ids: the chat template "
             "or the tokenizer differs"
+        )
+    if parity.num_other_texts:
+        problems.append(
+            f"{parity.num_other_texts} answers have the reference's tokens and another text: the "
+            "tokenizer decodes differently"
         )
     for name in ("max_logprob_difference", "mean_logprob_difference", "mean_kl"):
         found, allowed = getattr(parity, name), getattr(tolerances, name)
@@ -262,6 +277,11 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
                 f"{parity.reference_accuracy:.4f}; a drop of at most {drop:g} is allowed"
             )
     return problems
+
+
+def _readable(text: str) -> str:
+    """An answer that was cut off may end inside a character; a server leaves that out."""
+    return text.strip().rstrip("\ufffd").rstrip()
 
 
 def _share(flags: Sequence[bool]) -> float | None:

@@ -157,6 +157,31 @@ def test_another_tokenizer_is_caught(line: Line, tmp_path: Path) -> None:
     assert parity.num_prompts_with_equal_ids < parity.num_prompts
 
 
+def test_another_way_to_decode_is_caught(line: Line, tmp_path: Path) -> None:
+    """The same tokens, and other words: prompts do not show it."""
+    broken = copy_of(line, tmp_path / "broken")
+    path = broken / "tokenizer.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**tokenizer, "decoder": None}), "utf-8")
+    _, parity = prove(line, broken, tmp_path / "parity")
+    assert parity.verdict == "fail"
+    assert parity.num_equal_answers == parity.num_prompts
+    assert parity.num_other_texts > 0
+    assert any("decodes differently" in problem for problem in parity.problems)
+
+
+def test_the_format_of_most_weights_is_the_models(line: Line, tmp_path: Path) -> None:
+    """One norm in bfloat16 makes no bfloat16 model, whose differences may be larger."""
+    broken = copy_of(line, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    name = "model.norm.weight"
+    weights[name] = (weights[name] * 1.003).to(torch.bfloat16)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    artifact, parity = prove(line, broken, tmp_path / "parity")
+    assert artifact.manifest.config["tolerances"]["mean_logprob_difference"] == 0.0001
+    assert parity.verdict == "fail"
+
+
 def test_a_missing_stop_token_is_caught(line: Line, tmp_path: Path) -> None:
     model = copy_of(line, tmp_path / "model")
     (model / "generation_config.json").write_text('{"pad_token_id": 0}')

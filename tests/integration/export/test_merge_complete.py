@@ -106,6 +106,12 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "tied-head": ("llama-tied", {"target_modules": ["q_proj", "lm_head"], **TIED}),
     "a-saved-router": ("qwen3-moe", {**Q, "modules_to_save": ["mlp.gate"]}),
     "old-names-of-experts": ("mixtral", {"target_modules": ["w1", "w2", "w3"]}),
+    "patterns-of-parameters": (
+        "qwen3-moe",
+        {**Q, "target_parameters": ["mlp.gate.weight", "k_proj.weight"],
+         "alpha_pattern": {"mlp.gate.weight": 64, "k_proj": 64, "q_proj": 2},
+         "rank_pattern": {"k_proj.weight": 3}},
+    ),
 }  # fmt: skip
 
 
@@ -186,6 +192,26 @@ def test_an_option_that_names_what_the_base_lacks_is_refused(
     message = refusal(base, adapter, tmp_path / "out")
     assert f"has nothing for {target}, which {option}" in message
     assert "no such tensor" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({"exclude_modules": ["v_proj"]}, "v_proj"),
+        ({"layers_to_transform": [0]}, "layers.1."),
+        ({"target_modules": ["q_proj"]}, "v_proj"),
+        ({"target_modules": []}, "layers.0."),
+    ],
+)
+def test_a_change_that_no_option_names_is_refused(
+    options: dict[str, Any], lost: str, tmp_path: Path
+) -> None:
+    """PEFT does not load it, so the live model is without it."""
+    base, adapter = made("llama", {"target_modules": ["q_proj", "v_proj"]}, tmp_path)
+    edit_json(adapter / "adapter_config.json", **options)
+    message = refusal(base, adapter, tmp_path / "out")
+    assert "which no option in adapter_config.json names" in message
+    assert lost in message
 
 
 def test_two_tensors_for_one_are_refused(tmp_path: Path) -> None:

@@ -50,6 +50,18 @@ CASES: dict[str, tuple[str, dict[str, Any], bool, bool]] = {
         False,
     ),
     "lora-head-tied": ("qwen3", {"target_modules": [*Q, "lm_head"]}, True, False),
+    # PEFT ties what is called embed_tokens alone.
+    "lora-embedding-ensured-gpt2": (
+        "gpt2", {"target_modules": ["c_attn", "wte"], "ensure_weight_tying": True}, True, False,
+    ),
+    "whole-ensured-gpt2": (
+        "gpt2", {"modules_to_save": ["wte"], "ensure_weight_tying": True}, True, True,
+    ),
+    "tokens-under-lora-head-tied": (
+        "qwen3",
+        {"target_modules": [*Q, "lm_head"], "trainable_token_indices": {"embed_tokens": [3, 7]}},
+        True, False,
+    ),
     "tokens": ("llama", {"trainable_token_indices": [3, 7, 11]}, False, True),
     "tokens-of-both": (
         "llama", {"trainable_token_indices": {"embed_tokens": [3, 7], "lm_head": [5]}}, False, True,
@@ -220,3 +232,69 @@ def test_a_base_without_its_head_cannot_be_untied(tmp_path: Path) -> None:
         ArtifactError, match=r"embed_tokens.weight: the output layer comes to differ"
     ):
         merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / "out")
+
+
+FURTHER = {
+    "model.layers.2.embed_tokens.weight": (320, 64),
+    "model.layers.2.eh_proj.weight": (64, 128),
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "num_tokens"),
+    [
+        ({"target_modules": [*Q, "embed_tokens"]}, None),
+        ({"target_modules": Q, "modules_to_save": ["embed_tokens"]}, None),
+        ({"target_modules": Q, "modules_to_save": ["embed_tokens", "lm_head"]}, 330),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_layers_that_predict_further_tokens_have_embeddings_of_their_own(
+    family: str, options: dict[str, Any], num_tokens: int | None, tmp_path: Path
+) -> None:
+    base = families.make_base(tmp_path / "base", family)
+    adapter = families.make_adapter(tmp_path / "adapter", base, num_tokens=num_tokens, **options)
+    live = families.live_logits(base, adapter, num_tokens)
+    further = {name: torch.randn(shape) for name, shape in FURTHER.items()}
+    edit_tensors(base / "model.safetensors", lambda t: t.update(further))
+    merged = run_merge(base, adapter, tmp_path / "out").path / "model.safetensors"
+    edit_tensors(merged, lambda t: [t.pop(name) for name in further])
+    assert (families.merged_logits(merged.parent, num_tokens) - live).abs().max() < 5e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "target", "said"),
+    [
+        (
+            lambda: transformers.MambaConfig(
+                vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=8
+            ),
+            "embeddings", "it is not plain which tensor that is",
+        ),
+        (
+            lambda: transformers.BioGptConfig(
+                vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                intermediate_size=96, max_position_embeddings=128,
+            ),
+            "embed_tokens", "in this family it is not called lm_head.weight",
+        ),
+    ],
+    ids=["mamba", "biogpt"],
+)  # fmt: skip
+def test_a_tied_output_layer_of_another_name_is_refused(
+    config: Any, target: str, said: str, tmp_path: Path
+) -> None:
+    base = families.save_random(tmp_path / "base", config(), torch.float32)
+    adapter = families.make_adapter(tmp_path / "adapter", base, target_modules=[target])
+    assert said in refusal(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_of_an_output_layer_with_a_bias_are_refused(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "phi")
+    adapter = families.make_adapter(
+        tmp_path / "adapter", base, target_modules=Q, trainable_token_indices={"lm_head": [5, 7]}
+    )
+    assert "a bias (lm_head.bias), which PEFT leaves out" in refusal(
+        base, adapter, tmp_path / "out"
+    )

@@ -18,6 +18,7 @@ from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.quantization.utils.helpers import calculate_qparams
 
 from export.config import MergeConfig, QuantizeConfig
+from export.loaded_model import load_model
 from export.merge import merge
 from export.quantize import quantize
 from export.schemes import FORMATS, Scheme, quantization_config, quantize_rows
@@ -152,6 +153,24 @@ def test_transformers_loads_it_and_computes_nearly_the_same(name: str, tmp_path:
     assert 1e-9 < divergence.mean() < {"fp8": 0.01, "int8": 0.005, "w4a16": 0.1}[name]
     size = (quantized.path / "model.safetensors").stat().st_size
     assert size < (base / "model.safetensors").stat().st_size
+
+
+def test_linear_layers_outside_the_decoder_layers_stay_and_are_named(tmp_path: Path) -> None:
+    config = transformers.OPTConfig(
+        vocab_size=320, hidden_size=64, word_embed_proj_dim=32, ffn_dim=96, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128,
+    )  # fmt: skip
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    made = run_quantize(base, "int8", tmp_path / "out")
+    said = json.loads((made.path / "config.json").read_text())["quantization_config"]["ignore"]
+    prefix = "model.decoder"
+    assert set(said) == {"lm_head", f"{prefix}.project_in", f"{prefix}.project_out"}
+    network, _ = load_model(made.path)
+    ids = torch.arange(3, 40)[None]
+    plain, _ = load_model(base)
+    with torch.inference_mode():
+        difference = (network(input_ids=ids).logits - plain(input_ids=ids).logits).abs().max()
+    assert difference < 0.5
 
 
 def test_a_model_that_has_nothing_to_quantize_is_refused(tmp_path: Path) -> None:
