@@ -126,19 +126,42 @@ def test_a_comparison_survives_its_artifact(tmp_path: Path) -> None:
 
 def test_right_answers_are_counted_where_the_data_gives_them() -> None:
     def with_text(text: str, expected: str | None) -> Continuation:
-        return answer([5], text=text).model_copy(update={"expected": expected})
+        return answer([len(text.strip())], text=text).model_copy(update={"expected": expected})
 
     reference = [with_text("yes", "yes"), with_text("no", " no\n"), with_text("?", None)]
-    candidate = [with_text("yes ", None), with_text("maybe", None), with_text("!", None)]
-    allowed = Tolerances(max_accuracy_drop=0.5)
+    candidate = [with_text("yes ", None), with_text("maybe", None), with_text("!!", None)]
+    unjudged = {
+        name: None for name in Tolerances.model_fields if name != "max_accuracy_drop"
+    }  # fmt: skip
+    allowed = Tolerances(**unjudged, max_accuracy_drop=0.5)
     parity = compare("int4", reference, candidate, allowed, reference_noise=3e-6)
     assert (parity.num_expected_answers, parity.reference_accuracy, parity.accuracy) == (2, 1, 0.5)
     assert parity.reference_noise == 3e-6
     assert parity.verdict == "pass"
-    strict = compare("int4", reference, candidate, Tolerances(max_accuracy_drop=0.49))
+    strict = compare("int4", reference, candidate, Tolerances(**unjudged, max_accuracy_drop=0.49))
     assert strict.problems == [
         "accuracy is 0.5000, the trained model's is 1.0000; a drop of at most 0.49 is allowed"
     ]
+
+
+def test_the_same_tokens_must_read_the_same() -> None:
+    reference = [answer([5], text="the printer"), answer([6], text="cut \ufffd"), answer([7])]
+    same = [answer([5], text=" the printer\n"), answer([6], text="cut"), answer([8], text="else")]
+    unjudged = Tolerances(min_greedy_agreement=None, max_logprob_difference=None)
+    assert compare("served", reference[:2], same[:2], Tolerances()).verdict == "pass"
+    assert compare("served", reference, same, unjudged).num_other_texts == 0
+    other = [answer([5], text="the\u0120printer"), same[1]]
+    parity = compare("merged", reference[:2], other, Tolerances())
+    assert (parity.verdict, parity.num_equal_answers, parity.num_other_texts) == ("fail", 2, 1)
+    assert "the tokenizer decodes differently" in parity.problems[0]
+
+
+def test_a_proof_says_where_stopping_was_not_tested() -> None:
+    cut = [answer([5]).model_copy(update={"finish_reason": "length"})]
+    parity = compare("merged", cut, cut, Tolerances())
+    assert (parity.verdict, parity.num_stopped) == ("pass", 0)
+    assert "stopping was not tested" in describe(parity)
+    assert "stopping" not in describe(compare("merged", [answer([5])], [answer([5])], Tolerances()))
 
 
 def test_a_figure_without_a_tolerance_is_reported_and_not_judged() -> None:
