@@ -31,6 +31,7 @@ from export.logits_graph import (
 )
 from export.model_folder import CONFIG, read_json, write_json
 from export.onnx_model import GENAI_CONFIG, ONNX_FILE, decoder_scores, logits_runner
+from export.tensor_file import read_tensor_file
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
@@ -67,7 +68,8 @@ def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
         An artifact of kind `onnx`.
 
     Raises:
-        ArtifactError: The model cannot be loaded, or its family is not supported by that graph.
+        ArtifactError: A file of it is cut short, it cannot be loaded, or its family is not
+            supported by that graph.
         ConfigError: The decoder on a CPU is asked for in fp16.
         MissingError: onnx or onnxruntime is not installed.
     """
@@ -96,6 +98,8 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
             "--precision fp16: ONNX Runtime has no fp16 decoder for a CPU",
             hint="Try --precision fp32, int8 or int4; or --graph logits, which takes fp16.",
         )
+    for file in sorted(model.path.glob("*.safetensors")):
+        read_tensor_file(file)  # one that is cut short is not a family that cannot be exported
     require_unquantized(model)
     stop_ids = sorted(stop_ids_of_folder(model.path))
     if not stop_ids:

@@ -190,6 +190,15 @@ def test_a_family_that_the_decoder_cannot_take(bases: dict[str, Path], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_truncated_model_is_no_fault_of_the_family(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama")
+    data = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(data[:-9])
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: .*truncated"):
+        export_onnx(OnnxConfig(), resolve_folder(str(base)), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 def test_a_decoder_in_fp16_is_refused_on_a_cpu(bases: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no fp16 decoder for a CPU"):
         export_onnx(
