@@ -178,7 +178,7 @@ def test_a_stop_token_alone_is_the_first_and_the_last_token(known: Any) -> None:
         (truths[index]["token_write_ns"][0] - truths[index]["received_ns"]) / 1e9
         for index in records.index[alone]
     ]
-    assert min(true_s) >= 0.03
+    assert min(true_s) >= 0.028  # timers of whole milliseconds
     found_s = (records.first_token_s - records.sent_s)[alone]
     assert np.abs(np.median(found_s) - np.median(true_s)) < 0.02
     assert records.last_token_s[alone].tolist() == records.first_token_s[alone].tolist()
