@@ -479,9 +479,12 @@ class Client:
             self.next_tick_ns += TICK_NS
         gap_ns = TICK_NS * len(self.running) // max(self.num_reads, 1)
         nap_ns = min(gap_ns // NAP_SHARE, MAX_NAP_NS)
-        if self.plan.arrivals_s is None:
-            mean_ns = self.sum_of_requests_ns // max(self.num_ended, 1)
-            nap_ns = min(nap_ns, mean_ns // CLOSED_NAP_SHARE) if self.num_ended else 0
+        if self.plan.arrivals_s is None and self.requests:
+            # Before the first has ended: at least so long.
+            mean_ns = now_ns - self.requests[0].intended_ns
+            if self.num_ended:
+                mean_ns = self.sum_of_requests_ns // self.num_ended
+            nap_ns = min(nap_ns, mean_ns // CLOSED_NAP_SHARE)
         self.nap_ns = max(nap_ns, MIN_NAP_NS)
         self.num_reads = 0
         self.counters[3] = len(self.running)
