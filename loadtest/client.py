@@ -32,6 +32,7 @@ from loadtest.connection import (
 )
 from loadtest.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.http1 import Framer
+from loadtest.nap import MIN_NAP_NS, nap_ns
 from loadtest.plan import Plan
 from loadtest.self_check import SelfCheck
 from loadtest.timer import KernelTimer
@@ -41,13 +42,6 @@ TICK_NS = 20_000_000
 """How often the loop's own lag is measured, and timeouts looked for."""
 CLOCK_INTERVAL_NS = 1_000_000_000
 """How often the two clocks are compared."""
-NAP_SHARE = 8
-MIN_NAP_NS, MAX_NAP_NS = 250_000, 3_000_000
-"""Reads may gather before the loop looks again, where the kernel keeps their time: for an eighth of
-the time between the events of a stream, so that two of these hardly come together."""
-CLOSED_NAP_SHARE = 50
-"""In a closed loop a request waits for the end of the one before to be seen, half a nap late on
-average: a nap is at most this part of a mean request, so that throughput loses 1 %."""
 SPARE_SHARE = 8
 """Of the connections that an open loop opens before its start, one in so many is kept idle for as
 long as there is more to send: a new one can then be opened, over TLS and a distance too, before a
@@ -340,9 +334,9 @@ class Client:
             is_scheduled = self.cursor < len(self.arrivals_ns)
             if is_scheduled and self.arrivals_ns[self.cursor] - now_ns < self.nap_ns:
                 return  # a request is due before
-            nap_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap is no lag of the loop
-            if nap_ns > 0:
-                time.sleep(nap_ns / 1e9)
+            left_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap is no lag of the loop
+            if left_ns > 0:
+                time.sleep(left_ns / 1e9)
 
     # --- ends ---
 
@@ -478,14 +472,13 @@ class Client:
             self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
             self.next_tick_ns += TICK_NS
         gap_ns = TICK_NS * len(self.running) // max(self.num_reads, 1)
-        nap_ns = min(gap_ns // NAP_SHARE, MAX_NAP_NS)
+        mean_ns = None
         if self.plan.arrivals_s is None and self.requests:
             # Before the first has ended: at least so long.
             mean_ns = now_ns - self.requests[0].intended_ns
             if self.num_ended:
                 mean_ns = self.sum_of_requests_ns // self.num_ended
-            nap_ns = min(nap_ns, mean_ns // CLOSED_NAP_SHARE)
-        self.nap_ns = max(nap_ns, MIN_NAP_NS)
+        self.nap_ns = nap_ns(gap_ns, mean_ns)
         self.num_reads = 0
         self.counters[3] = len(self.running)
         self.keep_spares()

@@ -189,7 +189,7 @@ def _answers(config: LoadTestConfig, slo: SLO, stats: Statistics) -> tuple[list[
         text = f"{tokens.num_without_usage} answers carry no usage: their tokens are not known"
         (problems if needs_tokens else warnings).append(text)
         if config.ignore_eos:
-            problems.append("ignore_eos asks for exact lengths, which cannot be checked without")
+            problems.append("the exact lengths of ignore_eos cannot be checked without usage")
     if tokens.num_more_events_than_tokens:
         problems.append(
             f"{tokens.num_more_events_than_tokens} answers have more text events than tokens by "
