@@ -31,7 +31,7 @@ from export.model_folder import (
     read_base,
     write_json,
 )
-from export.quantize import plan_quantized, require_free
+from export.quantize import has_experts, plan_quantized, require_free
 from export.schemes import quantization_config
 from export.tensor_file import TORCH_DTYPES, read_tensor, read_tensor_file
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
@@ -67,13 +67,18 @@ def quantize_calibrated(
 
     Raises:
         MissingError: llm-compressor's environment is not installed, or there is no such model.
-        ArtifactError: The model is corrupt or quantized already, or llm-compressor fails, or leaves
-            other tensors than this scheme stores.
+        ArtifactError: The model is corrupt, quantized already or a mixture of experts, or
+            llm-compressor fails, or leaves other tensors than this scheme stores.
         DataError: There is no conversation, or the model's chat template refuses one.
         DiskFullError: Too little space for the result.
     """
     opened = read_base(model.path)
     files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
+    if has_experts(schemes):
+        raise ArtifactError(
+            f"{model.path}: a mixture of experts; only dense models are calibrated",
+            hint="Quantize it without --method.",
+        )
     check_companions(model.path, model.path)
     python = calibration_python()
     total_bytes = sum(file.size_bytes for file in files)

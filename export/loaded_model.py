@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from export.model_folder import CONFIG, GENERATION_CONFIG, is_left_out, read_json
+from export.quantized_experts import has_quantized_experts, load_quantized_experts
 from export.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
 
@@ -56,13 +57,16 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
 
     transformers.utils.logging.disable_progress_bar()  # a bar of our own is shown
     try:
-        network, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
+        if has_quantized_experts(path):
+            network, info = load_quantized_experts(path, **options)
+        else:
+            network, info = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -228,7 +228,7 @@ def _plan_files(
         changed["vocab_size"] = plan.num_tokens
     if config.quantize is not None:
         everything = [tensor for group in tensors.values() for tensor in group]
-        schemes, ignore = choose_layers(everything, config.quantize, config.group_size, base.path)
+        schemes, ignore = choose_layers(everything, config.quantize, config.group_size, base)
         scheme = next(iter(schemes.values()))
         changed["quantization_config"] = quantization_config(scheme, ignore)
     files = [

@@ -7,7 +7,7 @@ gives the same bytes in one pass, without the merged model ever being on the dis
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from export.config import GroupSize, QuantizeConfig, SchemeName
@@ -43,8 +43,15 @@ IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
 LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
 """Weights with two dimensions that no linear layer multiplies by."""
 IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
-"""transformers 5 joins experts in memory: quantized ones, stored one by one, it cannot load under
-some schemes, and under others it fails when they are used. Nothing could be proven of them."""
+MIXTURES = {
+    "mixtral": (".block_sparse_moe.gate.weight",),
+    "olmoe": (".mlp.gate.weight",),
+    "qwen2_moe": (".mlp.gate.weight", ".mlp.shared_expert_gate.weight"),
+    "qwen3_moe": (".mlp.gate.weight",),
+}
+"""Families with experts of which a quantized model can be proven, and their routers. A token that
+goes to another expert is no rounding: routers keep their number format, and servers expect it."""
+ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
 
 def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
@@ -57,8 +64,9 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
         An artifact of kind `model` that vLLM and transformers load.
 
     Raises:
-        ArtifactError: The model is corrupt, is quantized already, is a mixture of experts, has no
-            layer that can be quantized, or holds values that are not finite.
+        ArtifactError: The model is corrupt, is quantized already, is a mixture of experts of a
+            family that is not supported, has no layer that can be quantized, or holds values that
+            are not finite.
         MissingError: There is no such model.
         DiskFullError: Too little space for the result; checked before anything is written.
     """
@@ -104,7 +112,7 @@ def plan_quantized(
         for shard in opened.shards
     }
     every = [tensor for group in tensors.values() for tensor in group]
-    schemes, ignore = choose_layers(every, name, group_size, opened.path)
+    schemes, ignore = choose_layers(every, name, group_size, opened)
     files = [
         lay_out(shard.path.name, tensors[shard.path.name], shard, schemes)
         for shard in opened.shards
@@ -113,27 +121,27 @@ def plan_quantized(
 
 
 def choose_layers(
-    tensors: Sequence[PlannedTensor], name: SchemeName, group_size: GroupSize, where: Path
+    tensors: Sequence[PlannedTensor], name: SchemeName, group_size: GroupSize, base: BaseModel
 ) -> tuple[dict[str, Scheme], list[str]]:
     """The weights to quantize, and the names of the linear layers that stay as they are.
 
     Raises:
         ArtifactError: There is none, or its rows cannot be cut into groups, or the model has
-            experts.
+            experts of a family, or stored in a way, that is not supported.
     """
+    where = base.path
+    family = str(base.config.get("model_type"))
     scheme = Scheme(name, group_size if name == "w4a16" else None)
     schemes: dict[str, Scheme] = {}
     ignore = [HEAD]
     if any(tensor.name == f"{NEOX_HEAD}.weight" for tensor in tensors):
         ignore.append(NEOX_HEAD)
     for tensor in tensors:
-        if IN_EXPERTS.fullmatch(tensor.name):
-            raise ArtifactError(
-                f"{where}: {tensor.name}: a mixture of experts; only dense models are quantized",
-                hint="Use it in its own number format: merge without --quantize.",
-            )
         shape = tensor.source.shape
-        if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2:
+        stays = tensor.name.endswith(MIXTURES.get(family, ()))
+        if IN_EXPERTS.fullmatch(tensor.name) and not stays:
+            _require_expert(tensor.name, shape, family, where)
+        if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2 or stays:
             module = tensor.name.removesuffix(".weight")
             is_linear = len(shape) == 2 and module.rpartition(".")[2] not in LOOKED_UP
             if is_linear and module != tensor.name and module not in ignore:
@@ -158,6 +166,27 @@ def choose_layers(
             "as model.layers.0.self_attn.q_proj.weight"
         )
     return schemes, ignore
+
+
+def has_experts(schemes: Collection[str]) -> bool:
+    """Whether experts are among the weights that are quantized."""
+    return any(IN_EXPERTS.fullmatch(name) for name in schemes)
+
+
+def _require_expert(name: str, shape: tuple[int, ...], family: str, where: Path) -> None:
+    hint = "Use it in its own number format: merge without --quantize."
+    if family not in MIXTURES:
+        raise ArtifactError(
+            f"{where}: {name}: a mixture of experts of the family {family}; of mixtures only "
+            f"{', '.join(MIXTURES)} are quantized",
+            hint=hint,
+        )
+    if not ONE_EXPERT.fullmatch(name) or len(shape) != 2:
+        raise ArtifactError(
+            f"{where}: {name} of shape {list(shape)}: only experts that are stored one by one, "
+            "without biases, are quantized",
+            hint=hint,
+        )
 
 
 def require_free(out: Path, size_bytes: int) -> None:

@@ -119,7 +119,9 @@ def test_experts_are_refused_before_the_environment_is_asked_for(
     nowhere: Path, tmp_path: Path
 ) -> None:
     base = families.make_base(tmp_path / "base", "qwen3-moe")
-    with pytest.raises(ArtifactError, match="a mixture of experts; only dense models"):
+    with pytest.raises(
+        ArtifactError, match="a mixture of experts; only dense models are calibrated"
+    ):
         run(base, "gptq", "int8", tmp_path / "made")
 
 

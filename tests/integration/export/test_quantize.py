@@ -180,19 +180,6 @@ def test_a_model_that_has_nothing_to_quantize_is_refused(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("family", families.EXPERTS)
-def test_a_mixture_of_experts_is_refused(family: str, name: str, tmp_path: Path) -> None:
-    base = families.make_base(tmp_path / "base", family, torch.bfloat16)
-    adapter = families.make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
-    with pytest.raises(ArtifactError, match=r"experts.*: a mixture of experts; only dense models"):
-        run_quantize(base, name, tmp_path / "out")
-    config = MergeConfig.model_validate({"quantize": name, "group_size": 32})
-    with pytest.raises(ArtifactError, match=r"experts.*: a mixture of experts; only dense models"):
-        merge(config, resolve_model(str(base)), adapter, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_rows_that_cannot_be_cut_into_groups_are_refused(tmp_path: Path) -> None:
     base = families.make_base(tmp_path / "base", "llama")
     with pytest.raises(ArtifactError, match=r"(?s)rows of 96 cannot be cut .*Try groups of 32"):
