@@ -30,8 +30,8 @@ Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A weight that transformers reads as it reads a slice of a file: it is computed only then, so
-    that no more than a layer is held twice."""
+    """A weight that transformers reads as it reads a slice of a file, and that is computed only
+    then: the model is never held twice."""
 
     parts: dict[str, Any]
     scheme: Any
@@ -154,8 +154,8 @@ def _only_scheme(said: Any, path: Path) -> Any:
     schemes = [group for group in said.config_groups.values() if group.weights is not None]
     if len(schemes) != 1 or schemes[0].output_activations is not None:
         raise ArtifactError(
-            f"{path / CONFIG}: a mixture of experts that is quantized by {len(schemes)} schemes, or "
-            "in what its layers give out; expected one scheme, of weights and inputs"
+            f"{path / CONFIG}: a mixture of experts that is quantized by {len(schemes)} schemes, "
+            "or in what its layers give out; expected one scheme, of weights and inputs"
         )
     (scheme,) = schemes
     activations = scheme.input_activations

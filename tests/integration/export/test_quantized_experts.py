@@ -116,7 +116,7 @@ def test_each_expert_is_stored_as_the_library_stores_it(
 def test_one_pass_gives_the_bytes_of_two(family: str, name: str, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", family, max_shard_size="100KB")
     assert len(list(base.glob("*.safetensors"))) > 3
-    options = {"target_modules": ["q_proj"], "target_parameters": BOTH}
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "target_parameters": BOTH}
     adapter = families.make_adapter(tmp_path / "adapter", base, **options)
     source = resolve_model(str(base))
     config = MergeConfig.model_validate({"quantize": name, "group_size": 32})
