@@ -31,7 +31,7 @@ from export.model_folder import (
     read_base,
     write_json,
 )
-from export.quantize import has_experts, plan_quantized, require_free
+from export.quantize import plan_quantized, require_free
 from export.schemes import quantization_config
 from export.tensor_file import TORCH_DTYPES, read_tensor, read_tensor_file
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
@@ -42,6 +42,8 @@ from tuneline.core.progress import logger, progress
 WORKER = Path(__file__).with_name("calibration_worker.py")
 IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"
 STEP = re.compile(r"\((\d+)/(\d+)\): (Calibrating|Propagating)")
+RENAMED = ("mixtral",)
+"""Families whose experts are called otherwise in what llm-compressor 0.14 writes."""
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY")
 
 Conversation = Sequence[dict[str, str]]
@@ -67,16 +69,17 @@ def quantize_calibrated(
 
     Raises:
         MissingError: llm-compressor's environment is not installed, or there is no such model.
-        ArtifactError: The model is corrupt, quantized already or a mixture of experts, or
-            llm-compressor fails, or leaves other tensors than this scheme stores.
+        ArtifactError: The model is corrupt, quantized already or a Mixtral, or llm-compressor
+            fails, or leaves other tensors than this scheme stores.
         DataError: There is no conversation, or the model's chat template refuses one.
         DiskFullError: Too little space for the result.
     """
     opened = read_base(model.path)
     files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
-    if has_experts(schemes):
+    if opened.config.get("model_type") in RENAMED:
         raise ArtifactError(
-            f"{model.path}: a mixture of experts; only dense models are calibrated",
+            f"{model.path}: llm-compressor stores the experts of a {opened.config['model_type']} "
+            "under names that the model itself does not have",
             hint="Quantize it without --method.",
         )
     check_companions(model.path, model.path)

@@ -7,7 +7,7 @@ gives the same bytes in one pass, without the merged model ever being on the dis
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from export.config import GroupSize, QuantizeConfig, SchemeName
@@ -43,25 +43,22 @@ IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
 LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
 """Weights with two dimensions that no linear layer multiplies by."""
 IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
-MIXTURES = {
-    "mixtral": (".block_sparse_moe.gate.weight",),
-    "olmoe": (".mlp.gate.weight",),
-    "qwen2_moe": (".mlp.gate.weight", ".mlp.shared_expert_gate.weight"),
-    "qwen3_moe": (".mlp.gate.weight",),
-}
-"""Families with experts of which a quantized model can be proven, and their routers. A token that
-goes to another expert is no rounding: routers keep their number format, and servers expect it."""
+MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+"""Families with experts of which a quantized model can be proven."""
+ROUTERS = (".mlp.gate.weight", ".block_sparse_moe.gate.weight", ".shared_expert_gate.weight")
+"""A token that goes to another expert is no rounding error: routers keep their number format, and
+servers expect it."""
 ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
 
 def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
     """Quantize a model folder to compressed-tensors and write another.
 
-    The linear layers inside the decoder layers are quantized; embeddings, the output layer, norms
-    and biases keep their number format.
+    The linear layers inside the decoder layers are quantized, experts one by one; embeddings, the
+    output layer, routers, norms and biases keep their number format.
 
     Returns:
-        An artifact of kind `model` that vLLM and transformers load.
+        An artifact of kind `model` that vLLM loads; transformers too, without experts.
 
     Raises:
         ArtifactError: The model is corrupt, is quantized already, is a mixture of experts of a
@@ -138,7 +135,7 @@ def choose_layers(
         ignore.append(NEOX_HEAD)
     for tensor in tensors:
         shape = tensor.source.shape
-        stays = tensor.name.endswith(MIXTURES.get(family, ()))
+        stays = family in MIXTURES and tensor.name.endswith(ROUTERS)
         if IN_EXPERTS.fullmatch(tensor.name) and not stays:
             _require_expert(tensor.name, shape, family, where)
         if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2 or stays:
@@ -166,11 +163,6 @@ def choose_layers(
             "as model.layers.0.self_attn.q_proj.weight"
         )
     return schemes, ignore
-
-
-def has_experts(schemes: Collection[str]) -> bool:
-    """Whether experts are among the weights that are quantized."""
-    return any(IN_EXPERTS.fullmatch(name) for name in schemes)
 
 
 def _require_expert(name: str, shape: tuple[int, ...], family: str, where: Path) -> None:

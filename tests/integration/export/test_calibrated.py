@@ -22,6 +22,8 @@ from export.model_card import model_card
 from export.quantize import quantize
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
+from tests.integration.export.test_quantized_experts import MIXTURES
+from tests.integration.export.test_quantized_experts import make_base as make_mixture
 from tuneline.core.artifact import Artifact, Input, verify_artifact
 from tuneline.core.errors import ArtifactError, DataError, MissingError
 from tuneline.core.model_source import resolve_model
@@ -73,12 +75,14 @@ def logits(folder: Path, base: Path) -> torch.Tensor:
         ("gptq", "w4a16", "llama", torch.float32),
         ("gptq", "int8", "qwen2", torch.bfloat16),
         ("awq", "w4a16", "qwen3", torch.bfloat16),
+        ("gptq", "w4a16", "qwen3_moe", torch.bfloat16),
     ],
 )
 def test_it_stores_what_the_scheme_stores_and_answers_nearer(
     method: str, scheme: str, family: str, dtype: torch.dtype, calibration: Path, tmp_path: Path
 ) -> None:
-    base = families.make_base(tmp_path / "base", family, dtype)
+    make_base = make_mixture if family in MIXTURES else families.make_base
+    base = make_base(tmp_path / "base", family, dtype)
     made = run(base, method, scheme, tmp_path / "made")
     verify_artifact(made)
     rounded = quantize(
@@ -115,13 +119,11 @@ def test_it_stores_what_the_scheme_stores_and_answers_nearer(
     assert "llmcompressor 0.14." in model_card(made)
 
 
-def test_experts_are_refused_before_the_environment_is_asked_for(
+def test_a_mixtral_is_refused_before_the_environment_is_asked_for(
     nowhere: Path, tmp_path: Path
 ) -> None:
-    base = families.make_base(tmp_path / "base", "qwen3-moe")
-    with pytest.raises(
-        ArtifactError, match="a mixture of experts; only dense models are calibrated"
-    ):
+    base = make_mixture(tmp_path / "base", "mixtral")
+    with pytest.raises(ArtifactError, match="stores the experts of a mixtral under names that"):
         run(base, "gptq", "int8", tmp_path / "made")
 
 
