@@ -22,7 +22,8 @@ from export.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
 
 EXPERT = re.compile(r"(.+)\.experts\.\d+\.\w+")
-PART = re.compile(r"(.+)\.(weight_(?:packed|scale|shape|zero_point|g_idx)|weight)")
+PART = re.compile(r"(.+)\.(weight_(?:packed|scale|shape)|weight)")
+"""Zero points and an order of columns are not computed: they are left over, which is an error."""
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 """Rounds activations, shape (…, hidden), each token by a scale of its own."""

@@ -124,6 +124,8 @@ def test_one_pass_gives_the_bytes_of_two(family: str, name: str, tmp_path: Path)
     merged = merge(MergeConfig(), source, adapter, tmp_path / "merged")
     in_two = run_quantize(merged.path, name, tmp_path / "in-two")
     assert at_once.digest == in_two.digest
+    network, _ = load_model(at_once.path)  # its shards, by their index
+    assert sum("experts" in key for key in network.state_dict()) == (2 if "2" in family else 4)
     assert at_once.digest != run_quantize(base, name, tmp_path / "base-alone").digest
 
 
@@ -335,11 +337,14 @@ def test_a_folder_that_says_otherwise_than_it_stores_is_an_error(
     patterns = {**config, "ignore": ["lm_head", r"re:.*mlp\.gate$"]}
     edit_json(made.path / "config.json", quantization_config=patterns)
     load_model(made.path)
-    edit_tensors(
-        made.path / "model.safetensors",
-        lambda values: [values.pop(f"{expert}.{part}") for part in ("weight", "weight_scale")],
-    )
-    with pytest.raises(ArtifactError):
+    weights = made.path / "model.safetensors"
+    zero_point = f"{expert}.weight_zero_point"
+    edit_tensors(weights, lambda values: values.update({zero_point: torch.zeros(128, 1)}))
+    with pytest.raises(ArtifactError, match="zero_point"):
+        load_model(made.path)
+    parts = ("weight", "weight_scale", "weight_zero_point")
+    edit_tensors(weights, lambda values: [values.pop(f"{expert}.{part}") for part in parts])
+    with pytest.raises(ArtifactError, match="transformers cannot load it"):
         load_model(made.path)
 
 
