@@ -139,8 +139,8 @@ def rounded_experts(
     result = torch.zeros_like(hidden_states)
     for expert in top_k_index.unique().tolist():
         token, place = torch.where(top_k_index == expert)
-        gate, up = linear(inputs[token], experts.gate_up_proj[expert]).chunk(2, dim=-1)
-        found = linear(rounded(experts.act_fn(gate) * up), experts.down_proj[expert])
+        hidden = experts._apply_gate(linear(inputs[token], experts.gate_up_proj[expert]))
+        found = linear(rounded(hidden), experts.down_proj[expert])
         result.index_add_(0, token, found * top_k_weights[token, place, None])
     return result
 
@@ -209,7 +209,7 @@ def _round_inputs(
         if name in quantized:
             module.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
         if name.endswith(".experts") and hasattr(module, "gate_up_proj"):
-            plain = module.has_gate and module.is_concatenated
+            plain = getattr(module, "has_gate", False) and module.is_concatenated
             if not plain or module.has_bias or module.is_transposed:
                 raise ArtifactError(
                     f"{path}: {name}: {type(module).__name__} computes in a way of its own; "
