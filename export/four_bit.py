@@ -140,7 +140,16 @@ def _live_model(base: Path, adapter: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, quantization_config=four_bits, local_files_only=True
     )
+    _compute_in_float32(model)
     return peft.PeftModel.from_pretrained(model, adapter).eval()
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Let 4-bit layers compute in the format that they are told to: out of training, on a processor
+    that multiplies bfloat16, bitsandbytes 0.50 rounds to that whatever `compute_dtype` says."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _log_probabilities(model: Any, sequences: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -39,6 +39,7 @@ class TextConfig(JsonForm):
     """What config.json says of the layers; a model of text and pictures has a section for it."""
 
     num_hidden_layers: PositiveInt | None = None
+    vocab_size: int | None = None
 
 
 class ModelConfig(TextConfig):
@@ -46,7 +47,6 @@ class ModelConfig(TextConfig):
 
     model_type: str
     text_config: TextConfig | None = None
-    vocab_size: int | None = None
     tie_word_embeddings: bool | None = None
     quantization_config: dict[str, Any] | None = None
 
