@@ -49,6 +49,12 @@ def through_four_bits(plan: MergePlan, base: BaseModel) -> MergePlan:
     Raises:
         ArtifactError: The base has none, or has layers that bitsandbytes does not quantize.
     """
+    if "text_config" in base.config:
+        raise ArtifactError(
+            f"{base.path}: is a model of text and pictures; only text models are merged as NF4 "
+            "kept them",
+            hint="Try: --merge-base original",
+        )
     tensors = dict(plan.tensors)
     count = 0
     for name, entry in base.tensors.items():

@@ -55,8 +55,13 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # a bar of our own is shown
+    # A model of text and pictures is loaded whole, as it is served.
+    whole = "text_config" in read_json(path / CONFIG)
+    loader = (
+        transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+    )
     try:
-        network, info = transformers.AutoModelForCausalLM.from_pretrained(
+        network, info = loader.from_pretrained(
             path,
             dtype=torch.float32,
             local_files_only=True,

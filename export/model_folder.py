@@ -80,6 +80,12 @@ def is_left_out(config: dict[str, Any], name: str) -> bool:
     return FURTHER_LAYERS.search(name) is not None
 
 
+def is_in_text_half(config: dict[str, Any], name: str) -> bool:
+    """Whether a tensor of a model of text and pictures is of the layers that read text; of any
+    other model all are."""
+    return "text_config" not in config or LAYER.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """The base's configuration and the headers of its weights; no weight has been read."""

@@ -181,6 +181,11 @@ def loader_of(config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
+def _load(folder: Path, **options: Any) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return loader_of(config).from_pretrained(folder, **options)
+
+
 def make_tokenizer() -> Any:
     """A byte-level BPE of a few merges with a ChatML template; `<|im_end|>` is token 2."""
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
@@ -212,7 +217,7 @@ def make_adapter(
     """A LoRA adapter with random values (as if trained), saved by PEFT beside its tokenizer;
     with `num_tokens` on a base whose vocabulary was resized first."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = _load(base)
     if num_tokens is not None:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     values = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -284,7 +289,7 @@ def make_reference(
     max_new_tokens: int = 12,
 ) -> Artifact:
     """The answers of base + adapter, by transformers' own `generate` on the live PEFT model."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = _load(base, dtype=torch.float32)
     tuned = peft.PeftModel.from_pretrained(model, adapter).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
     continuations = []
