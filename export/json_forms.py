@@ -109,6 +109,14 @@ class GenerationConfig(JsonForm):
     """generation_config.json."""
 
     eos_token_id: int | TokenIds | None = None
+    temperature: FiniteFloat | None = None
+    top_p: FiniteFloat | None = None
+    top_k: int | None = None
+    min_p: FiniteFloat | None = None
+    repetition_penalty: FiniteFloat | None = None
+    presence_penalty: FiniteFloat | None = None
+    frequency_penalty: FiniteFloat | None = None
+    max_new_tokens: int | None = None
 
 
 def check_form(path: Path, value: dict[str, Any], form: type[JsonForm]) -> None:

@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 
+from export.json_forms import GenerationConfig
 from export.model_folder import CONFIG, GENERATION_CONFIG, is_left_out, read_json
 from export.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
+
+SAMPLING = {
+    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_new_tokens": None,
+}  # fmt: skip
+"""What vLLM 0.32 takes from generation_config.json (`ModelConfig.get_diff_sampling_param`), each
+with the value that a request without it has anyway."""
 
 Score = Callable[[list[int], int], torch.Tensor]
 """`score(token_ids, last)`: the next-token logits at the `last` last positions, in float32, shape
@@ -117,6 +125,18 @@ def stop_ids_of_folder(path: Path) -> frozenset[int]:
     if stop is None:
         return frozenset()
     return frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def sampling_defaults(path: Path) -> dict[str, float]:
+    """What a folder's generation_config.json makes vLLM do where a request says nothing.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
+    if not (path / GENERATION_CONFIG).is_file():
+        return {}
+    said = read_json(path / GENERATION_CONFIG, GenerationConfig)
+    return {name: said[name] for name in SAMPLING if said.get(name) not in (None, SAMPLING[name])}
 
 
 def load_tokenizer(path: Path) -> Any:
