@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from export.adapter import PREFIX, Adapter, parse_key
-from export.model_folder import HEAD, NEOX_HEAD, BaseModel
+from export.model_folder import HEAD, BaseModel
 from tuneline.core.environment import require
 
 EXPERT_LAYOUTS = tuple(
@@ -138,7 +138,8 @@ def plain_naming(adapter: Adapter, base: BaseModel) -> Naming:
     )
     old_blocks = any(".block_sparse_moe." in name for name in names)
     one_by_one = any(re.search(r"\.experts\.\d+\.", name) for name in names)
-    head = NEOX_HEAD if any(name.startswith(f"{NEOX_HEAD}.") for name in names) else HEAD
+    stored_head = base.head.removesuffix(".weight")
+    head = stored_head if any(name.startswith(f"{stored_head}.") for name in names) else HEAD
     tensors: dict[str, str] = {}
     experts: dict[str, dict[str, list[tuple[int, str]]]] = {}
     for name, entry in base.tensors.items():
