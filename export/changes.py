@@ -119,11 +119,7 @@ class ExpertChange:
         if name not in self.recent:
             while len(self.recent) > 1:
                 self.recent.pop(next(iter(self.recent)))
-            a, b = self.factors.a.read(), self.factors.b.read()
-            self.recent[name] = (
-                a.reshape(self.num_experts, -1, a.shape[1]),
-                b.reshape(b.shape[0], -1, self.num_experts).permute(2, 0, 1).contiguous(),
-            )
+            self.recent[name] = _by_expert(self.factors, self.num_experts)
         a, b = (matrices[self.expert] for matrices in self.recent[name])
 
         def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -133,6 +129,47 @@ class ExpertChange:
             return block.add_(delta.to(dtype))
 
         return change
+
+
+@dataclass(frozen=True)
+class StackedExpertsChange:
+    """W + s·BA of all experts of a layer, which the files hold in one tensor of shape
+    (experts, out, in) or, transposed, (experts, in, out). Its rows are those of all experts, one
+    after the other."""
+
+    factors: Factors
+    num_experts: int
+    transposed: bool
+
+    def load(self, dtype: torch.dtype) -> RowFunction:
+        a, b = _by_expert(self.factors, self.num_experts)
+        num_rows = a.shape[2] if self.transposed else b.shape[1]
+
+        def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            for expert in range(start // num_rows, -(-stop // num_rows)):
+                first = max(start, expert * num_rows)
+                last = min(stop, (expert + 1) * num_rows)
+                from_row, to_row = first - expert * num_rows, last - expert * num_rows
+                low = max(0, min(from_row, to_row - MIN_PRODUCT_ROWS))
+                high = min(num_rows, max(to_row, low + MIN_PRODUCT_ROWS))
+                if self.transposed:
+                    product = (b[expert] @ a[expert][:, low:high]).T
+                else:
+                    product = b[expert][low:high] @ a[expert]
+                delta = product[from_row - low : to_row - low].mul(self.factors.scale)
+                block[first - start : last - start].add_(delta.to(dtype))
+            return block
+
+        return change
+
+
+def _by_expert(factors: Factors, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A of shape (experts, r, in) and B of shape (experts, out, r)."""
+    a, b = factors.a.read(), factors.b.read()
+    return (
+        a.reshape(num_experts, -1, a.shape[1]),
+        b.reshape(b.shape[0], -1, num_experts).permute(2, 0, 1).contiguous(),
+    )
 
 
 @dataclass(frozen=True)
@@ -208,7 +245,7 @@ class FourBitBase:
         return bitsandbytes.dequantize_blockwise(codes, state) + offset
 
 
-Change = LowRankChange | ExpertChange | BiasChange | TokenRows | FourBitBase
+Change = LowRankChange | ExpertChange | StackedExpertsChange | BiasChange | TokenRows | FourBitBase
 
 
 def same_values(one: Stored, other: Stored) -> bool:

@@ -10,29 +10,32 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from export.adapter import ADAPTER_CONFIG, PREFIX, Adapter, matches
-from export.changes import BiasChange, Edit, ExpertChange, LowRankChange, TokenRows
-from export.model_folder import EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
+from export.adapter import ADAPTER_CONFIG, Adapter, matches
+from export.changes import (
+    BiasChange,
+    Edit,
+    ExpertChange,
+    LowRankChange,
+    StackedExpertsChange,
+    TokenRows,
+)
+from export.model_folder import EMBEDDINGS, BaseModel
+from export.naming import Naming
 from export.tied import ties_changes
 from tuneline.core.errors import ArtifactError
 
-EXPERT_LAYOUTS = (
-    (r"(.+)\.mlp\.experts", "{}.mlp.experts", ("gate_proj", "up_proj", "down_proj")),
-    (r"(.+)\.mlp\.experts", "{}.block_sparse_moe.experts", ("w1", "w3", "w2")),
-)
-"""How transformers 5 names a layer's experts in memory, how they are named on disk, and what the
-halves of its `gate_up_proj` and its `down_proj` are called there."""
-
-BUFFERS = ("inv_freq", "masked_bias")
-"""Tensors in files of old releases that are no parameters."""
+LOW_RANK = (LowRankChange, ExpertChange, StackedExpertsChange)
 
 
-def check_complete(adapter: Adapter, base: BaseModel, edits: dict[str, Edit]) -> None:
+def check_complete(
+    adapter: Adapter, base: BaseModel, naming: Naming, edits: dict[str, Edit]
+) -> None:
     """An adapter file that lost some of its tensors would merge without a word.
 
     Args:
         adapter: Its options.
         base: The base, whose tensors the options mean.
+        naming: What they are called in memory.
         edits: What the adapter makes of each tensor, by the name in the base's files.
 
     Raises:
@@ -41,7 +44,7 @@ def check_complete(adapter: Adapter, base: BaseModel, edits: dict[str, Edit]) ->
     where = adapter.weights.path
     met: set[tuple[str, Any]] = set()
     wanted: dict[str, set[str]] = {}
-    for name, called in _names_in_memory(adapter, base).items():
+    for name, called in naming.by_file().items():
         for option, target in _wanted(adapter.config, base, name, called):
             met.add((option, target))
             wanted.setdefault(name, set()).add(option)
@@ -71,44 +74,14 @@ def _check_nothing_more(
     if adapter.config.get("target_modules") in (None, "all-linear"):
         return  # PEFT finds these out from the model
     for name, edit in edits.items():
-        is_low_rank = any(isinstance(one, LowRankChange | ExpertChange) for one in edit.changes)
+        is_low_rank = any(
+            isinstance(one, LowRankChange | ExpertChange | StackedExpertsChange)
+            for one in edit.changes
+        )
         if is_low_rank and not wanted.get(name, set()) & {"target_modules", "target_parameters"}:
             raise ArtifactError(
                 f"{adapter.weights.path}: changes {name}, which no option in {ADAPTER_CONFIG} names"
             )
-
-
-def _names_in_memory(adapter: Adapter, base: BaseModel) -> dict[str, str]:
-    """What each tensor of the files is called in memory, in the release that wrote the adapter; an
-    output layer that is tied and not stored among them."""
-    names = [entry.name.removeprefix(PREFIX) for entry in adapter.weights.entries]
-    with_prefix = (name for name in names if _module_of(name) not in base.tensors)
-    prefix = next(
-        (
-            f"{name.partition('.')[0]}."
-            for name in with_prefix
-            if _module_of(name.partition(".")[2]) in base.tensors
-        ),
-        "",
-    )
-    old_blocks = any(".block_sparse_moe." in name for name in names)
-    head = NEOX_HEAD if any(name.startswith(f"{NEOX_HEAD}.") for name in names) else HEAD
-    found = {}
-    for name, entry in base.tensors.items():
-        if name.endswith(BUFFERS) or (name.endswith(".bias") and len(entry.shape) != 1):
-            continue
-        called = name if old_blocks else name.replace(".block_sparse_moe.", ".mlp.")
-        found[name] = f"{head}.weight" if name == base.head else f"{prefix}{called}"
-    if base.is_tied and base.embedding is not None:
-        found.setdefault(base.head, f"{head}.weight")
-    return found
-
-
-def _module_of(name: str) -> str:
-    """The weight that an adapter's tensor belongs to."""
-    return re.sub(
-        r"(\.base_layer|\.token_adapter|\.lora_|\.trainable_tokens|\.weight$|\.bias$).*", "", name
-    ) + ".weight"  # fmt: skip
 
 
 def _wanted(
@@ -126,7 +99,7 @@ def _wanted(
     for target in saved:
         yield "modules_to_save", target
     for target in config.get("target_parameters") or []:
-        if matches([target], in_memory(name)):
+        if matches([target], called):
             yield "target_parameters", target
     if kind == "weight":
         indices = config.get("trainable_token_indices") or []
@@ -164,7 +137,7 @@ def _is_there(
     found = [edits[one] for one in shared if one in edits]
     if option in ("modules_to_save", "bias"):
         return any(edit.whole is not None for edit in found)
-    kinds: tuple[type, ...] = (LowRankChange, ExpertChange)
+    kinds: tuple[type, ...] = LOW_RANK
     if option == "lora_bias":
         kinds = (BiasChange,)
     if option == "trainable_token_indices":
@@ -192,14 +165,3 @@ def is_targeted(config: dict[str, Any], module: str) -> bool:
         if match:
             return int(match["index"]) in (layers if isinstance(layers, list) else [layers])
     return False
-
-
-def in_memory(name: str) -> str:
-    """What transformers 5 calls a tensor on disk once it is loaded, for the experts' tensors."""
-    for _, on_disk, parts in EXPERT_LAYOUTS:
-        pattern = re.escape(on_disk.format("@")).replace("@", r"(.+)") + r"\.\d+\.(\w+)\.weight"
-        match = re.fullmatch(pattern, name)
-        if match and match[2] in parts:
-            fused = "down_proj" if match[2] == parts[2] else "gate_up_proj"
-            return f"{match[1]}.mlp.experts.{fused}"
-    return name

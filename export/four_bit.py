@@ -49,6 +49,12 @@ def through_four_bits(plan: MergePlan, base: BaseModel) -> MergePlan:
     Raises:
         ArtifactError: The base has none, or has layers that bitsandbytes does not quantize.
     """
+    if "text_config" in base.config:
+        raise ArtifactError(
+            f"{base.path}: is a model of text and pictures; only text models are merged as NF4 "
+            "kept them",
+            hint="Try: --merge-base original",
+        )
     tensors = dict(plan.tensors)
     count = 0
     for name, entry in base.tensors.items():
@@ -140,7 +146,16 @@ def _live_model(base: Path, adapter: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, quantization_config=four_bits, local_files_only=True
     )
+    _compute_in_float32(model)
     return peft.PeftModel.from_pretrained(model, adapter).eval()
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Let 4-bit layers compute in the format that they are told to: out of training, on a processor
+    that multiplies bfloat16, bitsandbytes 0.50 rounds to that whatever `compute_dtype` says."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _log_probabilities(model: Any, sequences: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -39,6 +39,7 @@ class TextConfig(JsonForm):
     """What config.json says of the layers; a model of text and pictures has a section for it."""
 
     num_hidden_layers: PositiveInt | None = None
+    vocab_size: int | None = None
 
 
 class ModelConfig(TextConfig):
@@ -46,7 +47,6 @@ class ModelConfig(TextConfig):
 
     model_type: str
     text_config: TextConfig | None = None
-    vocab_size: int | None = None
     tie_word_embeddings: bool | None = None
     quantization_config: dict[str, Any] | None = None
 
@@ -109,6 +109,14 @@ class GenerationConfig(JsonForm):
     """generation_config.json."""
 
     eos_token_id: int | TokenIds | None = None
+    temperature: FiniteFloat | None = None
+    top_p: FiniteFloat | None = None
+    top_k: int | None = None
+    min_p: FiniteFloat | None = None
+    repetition_penalty: FiniteFloat | None = None
+    presence_penalty: FiniteFloat | None = None
+    frequency_penalty: FiniteFloat | None = None
+    max_new_tokens: int | None = None
 
 
 def check_form(path: Path, value: dict[str, Any], form: type[JsonForm]) -> None:

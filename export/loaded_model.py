@@ -9,10 +9,18 @@ from typing import Any
 
 import torch
 
+from export.json_forms import GenerationConfig
 from export.model_folder import CONFIG, GENERATION_CONFIG, is_left_out, read_json
 from export.quantized_experts import has_quantized_experts, load_quantized_experts
 from export.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
+
+SAMPLING = {
+    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_new_tokens": None,
+}  # fmt: skip
+"""What vLLM 0.32 takes from generation_config.json (`ModelConfig.get_diff_sampling_param`), each
+with the value that a request without it has anyway."""
 
 Score = Callable[[list[int], int], torch.Tensor]
 """`score(token_ids, last)`: the next-token logits at the `last` last positions, in float32, shape
@@ -56,11 +64,16 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # a bar of our own is shown
+    # A model of text and pictures is loaded whole, as it is served.
+    whole = "text_config" in read_json(path / CONFIG)
+    loader = (
+        transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+    )
     try:
         if has_quantized_experts(path):
             network, info = load_quantized_experts(path, **options)
         else:
-            network, info = transformers.AutoModelForCausalLM.from_pretrained(
+            network, info = loader.from_pretrained(
                 path,
                 dtype=torch.float32,
                 local_files_only=True,
@@ -116,6 +129,18 @@ def stop_ids_of_folder(path: Path) -> frozenset[int]:
     if stop is None:
         return frozenset()
     return frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def sampling_defaults(path: Path) -> dict[str, float]:
+    """What a folder's generation_config.json makes vLLM do where a request says nothing.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
+    if not (path / GENERATION_CONFIG).is_file():
+        return {}
+    said = read_json(path / GENERATION_CONFIG, GenerationConfig)
+    return {name: said[name] for name in SAMPLING if said.get(name) not in (None, SAMPLING[name])}
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -64,7 +64,7 @@ def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
     Raises:
         ArtifactError: The model cannot be loaded, or the tracer cannot take its family.
     """
-    require_unquantized(model)
+    require_plain(model)
     # Experts as plain matrix products: the default is an operator of transformers' own, which no
     # runtime has. A model without experts takes no notice.
     network, _ = load_model(model.path, experts_implementation="batched_mm")
@@ -122,13 +122,20 @@ def write_graph(
     return open_artifact(out, kind=kind)
 
 
-def require_unquantized(model: ModelSource) -> None:
-    """Graphs are made of whole numbers; a quantized folder's would be rounded a second time.
+def require_plain(model: ModelSource) -> None:
+    """Graphs are made of whole numbers; a quantized folder's would be rounded a second time. And
+    they take token ids alone: no pictures.
 
     Raises:
-        ArtifactError: The folder is quantized.
+        ArtifactError: The folder is quantized, or is a model of text and pictures.
     """
-    if read_json(model.path / CONFIG).get("quantization_config"):
+    config = read_json(model.path / CONFIG)
+    if "text_config" in config:
+        raise ArtifactError(
+            f"{model.name}: is a model of text and pictures ({config.get('model_type')}); ONNX, "
+            "TorchScript and torch.export graphs are made of text models"
+        )
+    if config.get("quantization_config"):
         raise ArtifactError(
             f"{model.name}: is quantized; a graph is made of the model that it was quantized from",
             hint="Export that one; for ONNX choose --precision int8 or int4.",

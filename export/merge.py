@@ -190,7 +190,7 @@ def _prompt_of(base: Path, adapter: Path) -> dict[str, Any]:
 
 def _check_vocabulary(adapter: Path, base: BaseModel, plan: MergePlan) -> None:
     """A tokenizer with more ids than the embedding has rows makes a model that fails in use."""
-    highest, rows = max_token_id(adapter), plan.num_tokens or base.config.get("vocab_size")
+    highest, rows = max_token_id(adapter), plan.num_tokens or base.vocab_size
     if highest is not None and isinstance(rows, int) and highest >= rows:
         raise ArtifactError(
             f"{adapter}: its tokenizer gives ids up to {highest}, the base {base.path} has rows "

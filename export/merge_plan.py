@@ -6,7 +6,6 @@ every shape is checked, and every tensor is used once; nothing is computed here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,11 +19,13 @@ from export.changes import (
     ExpertChange,
     Factors,
     LowRankChange,
+    StackedExpertsChange,
     TokenRows,
     same_values,
 )
-from export.complete import EXPERT_LAYOUTS, check_complete
+from export.complete import check_complete
 from export.model_folder import CONV1D_MODULES, EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
+from export.naming import Naming, choose_naming, without_wrappers
 from export.tensor_file import TORCH_DTYPES, Stored, TensorEntry
 from export.tied import check_copies, check_no_bias, check_plain, settle_tied
 from tuneline.core.errors import ArtifactError
@@ -85,6 +86,7 @@ def plan_merge(adapters: Sequence[Adapter], base: BaseModel) -> MergePlan:
 
 def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
     """One adapter's edits by the name of the tensor, as the base names it."""
+    naming = choose_naming(adapter, base)
     parts: dict[str, dict[str, Stored]] = {}
     edits: dict[str, Edit] = {}
     names = {entry.name for entry in adapter.weights.entries}
@@ -94,7 +96,7 @@ def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
             continue
         module, part = parse_key(adapter, entry.name)
         if part == "whole":
-            target = _target(base, module, adapter, stored)
+            target = _target(base, naming, module, adapter, stored)
             _check_whole(adapter, stored, target)
             _replace(adapter, edits, target.name, stored)
             continue
@@ -105,21 +107,21 @@ def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
     for module, found in parts.items():
         if "base_layer" in found:
             whole = found.pop("base_layer")
-            target = _target(base, f"{module}.weight", adapter, whole)
+            target = _target(base, naming, f"{module}.weight", adapter, whole)
             _check_whole(adapter, whole, target)
             _replace(adapter, edits, target.name, whole)
         if "bias" in found:
             whole = found.pop("bias")
-            target = _target(base, f"{module}.bias", adapter, whole)
+            target = _target(base, naming, f"{module}.bias", adapter, whole)
             _check_shape(adapter, whole, target.shape, target)
             _replace(adapter, edits, target.name, whole)
         if not found:
             continue
         changes = (
-            _token_rows(adapter, base, module, found, edits)
+            _token_rows(adapter, base, naming, module, found, edits)
             if "tokens" in found
-            else _expert_changes(adapter, base, module, found, recent)
-            or _low_rank_changes(adapter, base, module, found, edits)
+            else _expert_changes(adapter, base, naming, module, found, recent)
+            or _low_rank_changes(adapter, base, naming, module, found, edits)
         )
         for name, change in changes:
             edit = edits.setdefault(name, Edit())
@@ -129,7 +131,7 @@ def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
                     "the adapter changes too"
                 )
             edit.changes.append(change)
-    check_complete(adapter, base, edits)
+    check_complete(adapter, base, naming, edits)
     return edits
 
 
@@ -175,6 +177,7 @@ def _check_whole(adapter: Adapter, whole: Stored, target: TensorEntry) -> None:
 def _low_rank_changes(
     adapter: Adapter,
     base: BaseModel,
+    naming: Naming,
     module: str,
     parts: dict[str, Stored],
     edits: dict[str, Edit],
@@ -201,7 +204,7 @@ def _low_rank_changes(
     as_parameter = matches(adapter.config.get("target_parameters"), f"{module}.weight")
     # PEFT holds its patterns against the name of what it targets.
     rank, scale = rank_and_scale(adapter, f"{module}.weight" if as_parameter else module)
-    target = _target(base, f"{module}.weight", adapter, a)
+    target = _target(base, naming, f"{module}.weight", adapter, a)
     shape = _edited_shape(edits, target)
     conv1d = module.rpartition(".")[2] in CONV1D_MODULES.get(base.config["model_type"], ())
     if len(shape) != 2:
@@ -231,7 +234,7 @@ def _low_rank_changes(
     ]
     if "lora_B.bias" in parts:
         delta = parts["lora_B.bias"]
-        bias = _target(base, f"{module}.bias", adapter, delta)
+        bias = _target(base, naming, f"{module}.bias", adapter, delta)
         _check_shape(adapter, delta, bias.shape, bias)
         found.append((bias.name, BiasChange(delta, scale)))
     return found
@@ -240,6 +243,7 @@ def _low_rank_changes(
 def _expert_changes(
     adapter: Adapter,
     base: BaseModel,
+    naming: Naming,
     module: str,
     parts: dict[str, Stored],
     recent: dict[str, tuple[torch.Tensor, torch.Tensor]],
@@ -249,61 +253,49 @@ def _expert_changes(
     PEFT nests the wrappers of `gate_up_proj` and `down_proj`, so that names such as
     `experts.base_layer.lora_A` do not say which is which; their shapes do.
     """
-    name = module
-    while name.endswith(".base_layer"):
-        name = name.removesuffix(".base_layer")
-    experts = _experts_on_disk(base, name)
-    if experts is None:
+    name = without_wrappers(module)
+    candidates = naming.fused_in(name)
+    if not candidates:
         return []
-    stem, (gate, up, down), num_experts = experts
     where = adapter.weights.path
     if parts.keys() != {"lora_A", "lora_B"}:
         raise ArtifactError(
             f"{where}: {module}: has {', '.join(sorted(parts))}; expected lora_A and lora_B"
         )
     a, b = parts["lora_A"], parts["lora_B"]
-    first = base.tensors[f"{stem}.0.{gate}.weight"]
-    last = base.tensors[f"{stem}.0.{down}.weight"]
-    shapes = {
-        "gate_up_proj": (2 * first.shape[0], first.shape[1]),
-        "down_proj": (last.shape[0], last.shape[1]),
-    }
-    fits = [key for key, shape in shapes.items() if (*b.shape[:1], *a.shape[1:]) == shape]
-    rank, scale = rank_and_scale(adapter, f"{name}.{fits[0]}" if fits else name)
+    fits = [
+        (key, experts)
+        for key, experts in candidates.items()
+        if (*b.shape[:1], *a.shape[1:]) == (experts.num_out, experts.num_in)
+    ]
+    rank, scale = rank_and_scale(adapter, f"{name}.{fits[0][0]}" if fits else name)
+    num_experts = next(iter(candidates.values())).num_experts
     if not fits or a.shape[0] != rank * num_experts or b.shape[1] != rank * num_experts:
         raise ArtifactError(
             f"{where}: {a.name} of shape {list(a.shape)} and {b.name} of shape {list(b.shape)} do "
-            f"not fit {num_experts} experts of {stem} at rank {rank}",
+            f"not fit {num_experts} experts of {name} at rank {rank}",
             hint=adapter.named_base,
         )
-    tensors = ((gate, 0), (up, first.shape[0])) if fits[0] == "gate_up_proj" else ((down, 0),)
+    experts = fits[0][1]
     factors = Factors(a, b, scale, adapter.weight)
-    return [
-        (
-            _target(base, f"{stem}.{expert}.{part}.weight", adapter, a).name,
-            ExpertChange(factors, expert, num_experts, first_row, recent),
+    changes: list[tuple[str, Change]] = []
+    for piece in experts.pieces:
+        _check_format(base, piece.name)
+        changes.append(
+            (
+                piece.name,
+                StackedExpertsChange(factors, experts.num_experts, experts.transposed)
+                if piece.expert is None
+                else ExpertChange(factors, piece.expert, num_experts, piece.first_row, recent),
+            )
         )
-        for expert in range(num_experts)
-        for part, first_row in tensors
-    ]
-
-
-def _experts_on_disk(base: BaseModel, module: str) -> tuple[str, tuple[str, str, str], int] | None:
-    """Where a module of fused experts lies in the base's files, and how many experts it has."""
-    for in_memory, on_disk, parts in EXPERT_LAYOUTS:
-        match = re.fullmatch(in_memory, module)
-        stem = on_disk.format(match[1]) if match else ""
-        if f"{stem}.0.{parts[0]}.weight" in base.tensors:
-            count = 0
-            while f"{stem}.{count}.{parts[0]}.weight" in base.tensors:
-                count += 1
-            return stem, parts, count
-    return None
+    return changes
 
 
 def _token_rows(
     adapter: Adapter,
     base: BaseModel,
+    naming: Naming,
     module: str,
     parts: dict[str, Stored],
     edits: dict[str, Edit],
@@ -318,7 +310,7 @@ def _token_rows(
     indices = adapter.config.get("trainable_token_indices")
     if isinstance(indices, dict):
         indices = next((value for key, value in indices.items() if module.endswith(key)), None)
-    target = _target(base, f"{module}.weight", adapter, rows)
+    target = _target(base, naming, f"{module}.weight", adapter, rows)
     shape = _edited_shape(edits, target)
     if (
         not isinstance(indices, list)
@@ -349,6 +341,7 @@ def _check_summable(adapter: Adapter, base: BaseModel, name: str, edit: Edit) ->
             what = {
                 LowRankChange: "DoRA",
                 ExpertChange: "LoRA on fused experts",
+                StackedExpertsChange: "LoRA on fused experts",
                 BiasChange: "a LoRA bias",
                 TokenRows: "trained tokens",
             }[type(change)]
@@ -387,34 +380,29 @@ def _num_tokens(base: BaseModel, tensors: dict[str, Planned]) -> int | None:
     return resized
 
 
-def _target(base: BaseModel, name: str, adapter: Adapter, source: Stored) -> TensorEntry:
-    """The base tensor called `name`.
-
-    A base saved without its head drops the first component; the files of Mixtral and of GPT-NeoX
-    name a block or the output layer otherwise than memory does; and a tied output layer stands for
-    its embedding.
-    """
-    if name == f"{HEAD}.weight":
-        name = base.head
-    for candidate in (
-        name,
-        name.partition(".")[2],
-        name.replace(".mlp.", ".block_sparse_moe."),
-    ):
-        if candidate in base.tensors:
-            target = base.tensors[candidate]
-            if target.dtype not in TORCH_DTYPES:
-                raise ArtifactError(
-                    f"{base.path}: {candidate} is stored as {target.dtype}; an adapter merges into "
-                    f"{', '.join(TORCH_DTYPES)} alone"
-                )
-            return target
-    if name == base.head and base.is_tied and base.embedding is not None:
-        return replace(base.tensors[base.embedding], name=name)
+def _target(
+    base: BaseModel, naming: Naming, name: str, adapter: Adapter, source: Stored
+) -> TensorEntry:
+    """The base tensor that is called `name` in memory; a tied output layer that is not stored has
+    the shape of its embedding."""
+    stored = naming.tensors.get(name)
+    if stored in base.tensors:
+        _check_format(base, stored)
+        return base.tensors[stored]
+    if stored is not None and stored == base.head and base.embedding is not None:
+        return replace(base.tensors[base.embedding], name=stored)
     raise ArtifactError(
         f"{adapter.weights.path}: {source.name}: the base {base.path} has no tensor {name}",
         hint=adapter.named_base,
     )
+
+
+def _check_format(base: BaseModel, name: str) -> None:
+    if base.tensors[name].dtype not in TORCH_DTYPES:
+        raise ArtifactError(
+            f"{base.path}: {name} is stored as {base.tensors[name].dtype}; an adapter merges into "
+            f"{', '.join(TORCH_DTYPES)} alone"
+        )
 
 
 def _edited_shape(edits: dict[str, Edit], target: TensorEntry) -> tuple[int, ...]:

@@ -80,6 +80,12 @@ def is_left_out(config: dict[str, Any], name: str) -> bool:
     return FURTHER_LAYERS.search(name) is not None
 
 
+def is_in_text_half(config: dict[str, Any], name: str) -> bool:
+    """Whether a tensor of a model of text and pictures is of the layers that read text; of any
+    other model all are."""
+    return "text_config" not in config or LAYER.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """The base's configuration and the headers of its weights; no weight has been read."""
@@ -126,8 +132,18 @@ class BaseModel:
 
     @property
     def head(self) -> str:
-        """Name of the output layer's tensor in the files, whether or not it is stored."""
-        return f"{NEOX_HEAD if self.config['model_type'] == 'gpt_neox' else HEAD}.weight"
+        """Name of the output layer's tensor in the files, whether or not it is stored; in a model
+        of text and pictures it may lie in the text half."""
+        called = NEOX_HEAD if self.config["model_type"] == "gpt_neox" else HEAD
+        within = [name for name in self.tensors if name.endswith(f".{called}.weight")]
+        return within[0] if len(within) == 1 else f"{called}.weight"
+
+    @property
+    def vocab_size(self) -> int | None:
+        """As the configuration says, of a model of text and pictures its text half's."""
+        text = self.config.get("text_config") or {}
+        size = self.config.get("vocab_size")
+        return size if size is not None else text.get("vocab_size")
 
     @property
     def stores_head(self) -> bool:
@@ -216,6 +232,9 @@ def write_config(
         values = {name: value for name, value in base.config.items() if name not in changed}
         if "dtype" in changed:
             values.pop("torch_dtype", None)
+            for half in values.values():  # of a model of text and pictures
+                for key in {"dtype", "torch_dtype"} & half.keys() if isinstance(half, dict) else ():
+                    half[key] = changed["dtype"]
         write_json(out / CONFIG, {**values, **changed})
     else:
         shutil.copyfile(base.path / CONFIG, out / CONFIG)

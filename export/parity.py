@@ -13,12 +13,13 @@ import torch
 
 from export.config import ParityConfig
 from export.forms import Form, numbers_of_folder, open_form
-from export.loaded_model import Score, render_prompt
+from export.loaded_model import Score, render_prompt, sampling_defaults
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.parity import Tolerances, compare, write_parity
-from tuneline.core.progress import progress
+from tuneline.core.parity_report import said_defaults
+from tuneline.core.progress import logger, progress
 from tuneline.core.reference import (
     Continuation,
     comparable_settings,
@@ -136,6 +137,9 @@ def prove_model(
     tolerances = chosen or DEFAULT_TOLERANCES[opened.numbers]
     noise = reference_noise(reference)
     parity = compare(form, expected, found, tolerances, reference_noise=noise)
+    parity = parity.model_copy(update={"sampling_defaults": sampling_defaults(model.path)})
+    if parity.sampling_defaults:
+        logger.info("  a server's defaults for %s: %s", form, said_defaults(parity))
     inputs = [reference.as_input("reference"), model.as_input("model")]
     return write_parity(out, parity, tolerances, config={"form": form}, inputs=inputs)
 

@@ -25,6 +25,7 @@ from export.model_folder import (
     BaseModel,
     check_companions,
     copy_companions,
+    is_in_text_half,
     read_base,
 )
 from export.tensor_file import (
@@ -68,7 +69,12 @@ def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
         DiskFullError: Too little space for the result.
     """
     opened = read_base(model.path)
-    targets = {name: entry for name, entry in opened.tensors.items() if is_pruned(entry)}
+    # What a text model's proof cannot see stays as it is.
+    targets = {
+        name: entry
+        for name, entry in opened.tensors.items()
+        if is_pruned(entry) and is_in_text_half(opened.config, name)
+    }
     if not targets:
         raise ArtifactError(
             f"{model.path}: has no matrix to prune: its tensors are embeddings, norms and biases, "

@@ -338,7 +338,7 @@ def _blocks_of(file: OutputFile, first: int) -> Iterator[Block]:
         if output.is_raw:
             num_rows = output.source.entry.num_bytes
         elif len(shape) > 1 and (output.changes or output.scheme):
-            num_rows, num_columns = shape[0], math.prod(shape[1:])
+            num_rows, num_columns = math.prod(shape[:-1]), shape[-1]
         blocks = block_rows(num_rows, num_columns) or [(0, 0)]
         for start, stop in blocks:
             yield Block(index, output, start, stop, num_columns, stop == num_rows)

@@ -80,6 +80,12 @@ def settle_tied(
         return None
     if not of_input.changes and of_input.whole is None:
         del edits[embedding]
+    if "text_config" in base.config:
+        raise ArtifactError(
+            f"{base.path}: {embedding}: the output layer comes to differ from the embedding, and "
+            "a model of text and pictures is not untied",
+            hint="Merge it with peft (merge_and_unload).",
+        )
     if not base.stores_head and not _is_called_so(base):
         raise ArtifactError(
             f"{base.path}: {embedding}: the output layer comes to differ from the embedding, and "
@@ -105,7 +111,7 @@ def check_plain(base: BaseModel, edits: dict[str, Edit]) -> None:
     for name in edits:
         entry = base.tensors.get(name)
         rows = entry.shape[0] if entry is not None and len(entry.shape) == 2 else None
-        if name == base.head or (rows is not None and rows == base.config.get("vocab_size")):
+        if name == base.head or (rows is not None and rows == base.vocab_size):
             raise ArtifactError(
                 f"{base.path}: the adapter changes {name}; {CONFIG} ties the output layer to the "
                 "embedding, and it is not plain which tensor that is",

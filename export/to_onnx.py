@@ -26,7 +26,7 @@ from export.logits_graph import (
     exportable,
     max_length,
     noise,
-    require_unquantized,
+    require_plain,
     rope_types,
 )
 from export.model_folder import CONFIG, read_json, write_json
@@ -100,7 +100,7 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
         )
     for file in sorted(model.path.glob("*.safetensors")):
         read_tensor_file(file)  # one that is cut short is not a family that cannot be exported
-    require_unquantized(model)
+    require_plain(model)
     stop_ids = sorted(stop_ids_of_folder(model.path))
     if not stop_ids:
         raise ArtifactError(

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.config import StrictModel
 from tuneline.core.progress import logger
@@ -110,6 +112,9 @@ class Parity(StrictModel):
     stated_weights: str | None = None
     """Number format of the weights that a server is said to hold: the caller's word, which chose
     the tolerances. None where nobody had to say it."""
+    sampling_defaults: dict[str, float] = Field(default={})
+    """What the form's generation_config.json makes a server do where a request does not say
+    otherwise; the proof, which is of plain greedy answers, leaves it out."""
     first_divergences: list[Divergence]
     problems: list[str]
     """Why the verdict is `fail`; empty on `pass`."""

@@ -37,6 +37,13 @@ def markdown(proofs: Sequence[Parity]) -> str:
         for proof in proofs
         if proof.stated_weights is not None
     ]
+    lines += [
+        f"Unless a request says otherwise, a server answers {proof.form} with "
+        f"{said_defaults(proof)}, as generation_config.json says; the proof is of plain greedy "
+        "answers."
+        for proof in proofs
+        if proof.sampling_defaults
+    ]
     for proof in proofs:
         if proof.problems or proof.first_divergences:
             lines += ["", f"## {proof.form}", ""]
@@ -47,6 +54,11 @@ def markdown(proofs: Sequence[Parity]) -> str:
             for d in proof.first_divergences[:5]
         ]
     return "\n".join(lines) + "\n"
+
+
+def said_defaults(proof: Parity) -> str:
+    """`temperature=0.6, repetition_penalty=1.05`"""
+    return ", ".join(f"{name}={value:g}" for name, value in proof.sampling_defaults.items())
 
 
 def draw(path: Path, proofs: Sequence[tuple[Parity, Tolerances]]) -> bool:

@@ -74,6 +74,85 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 EXPERTS = ("mixtral", "qwen3-moe", "qwen3-next")
 
+VISION = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+QWEN_VISION = {
+    "depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+    "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 1,
+    "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+}  # fmt: skip
+HEADS = {**SMALL, "head_dim": 16}
+ROTARY = {
+    "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0,
+    "mrope_interleaved": True, "partial_rotary_factor": 1.0,
+}  # fmt: skip
+LINEAR_ATTENTION = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
+FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LLAMA4 = {
+    **HEADS, "intermediate_size_mlp": 80, "num_local_experts": 4, "num_experts_per_tok": 1,
+    "attention_chunk_size": 32,
+}  # fmt: skip
+
+NAMED_OTHERWISE: dict[str, Callable[[], Any]] = {
+    "gemma3": lambda: transformers.Gemma3Config(
+        text_config={**HEADS, "sliding_window": 16}, vision_config=VISION, mm_tokens_per_image=4
+    ),
+    "mistral3": lambda: transformers.Mistral3Config(
+        text_config={**HEADS, "model_type": "mistral", "tie_word_embeddings": False},
+        vision_config={**VISION, "model_type": "pixtral", "head_dim": 16},
+        spatial_merge_size=1,
+        tie_word_embeddings=False,
+    ),
+    "qwen2.5-vl": lambda: transformers.Qwen2_5_VLConfig(
+        text_config={**SMALL, "rope_parameters": ROTARY},
+        vision_config={
+            "depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
+            "out_hidden_size": 64, "patch_size": 14,
+        },
+    ),
+    "qwen3.5": lambda: transformers.Qwen3_5Config(
+        text_config={**HEADS, **LINEAR_ATTENTION, "rope_parameters": ROTARY},
+        vision_config=QWEN_VISION,
+    ),
+    "qwen3.5-moe": lambda: transformers.Qwen3_5MoeConfig(
+        text_config={
+            **HEADS, **LINEAR_ATTENTION, **FEW, "shared_expert_intermediate_size": 48,
+            "rope_parameters": ROTARY,
+        },
+        vision_config=QWEN_VISION,
+    ),
+    "qwen3-vl-moe": lambda: transformers.Qwen3VLMoeConfig(
+        text_config={**HEADS, **FEW, "rope_parameters": ROTARY}, vision_config=QWEN_VISION
+    ),
+    "llama4": lambda: transformers.Llama4Config(
+        text_config=LLAMA4,
+        vision_config={
+            **VISION, "intermediate_size": 128, "vision_output_dim": 64,
+            "projector_input_dim": 64, "projector_output_dim": 64,
+        },
+    ),
+    "llama4-text": lambda: transformers.Llama4TextConfig(**LLAMA4),
+    "gpt-oss": lambda: transformers.GptOssConfig(
+        **HEADS, **LOCAL, sliding_window=16, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "granite-moe": lambda: transformers.GraniteMoeConfig(**SMALL, **LOCAL),
+    "jamba": lambda: transformers.JambaConfig(
+        **{**SMALL, "intermediate_size": 48}, num_experts=4, num_experts_per_tok=2,
+        attn_layer_period=2, attn_layer_offset=1, expert_layer_period=1, expert_layer_offset=0,
+        mamba_d_state=8, mamba_dt_rank=8, use_mamba_kernels=False,
+    ),
+    "lfm2-moe": lambda: transformers.Lfm2MoeConfig(
+        **SMALL, **FEW, num_dense_layers=0, layer_types=["conv", "full_attention"]
+    ),
+}  # fmt: skip
+"""Families whose files name or store tensors otherwise than memory does."""
+
 
 def make_base(
     folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **save: Any
@@ -84,7 +163,7 @@ def make_base(
 
 def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> Path:
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = loader_of(config).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -93,6 +172,18 @@ def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> P
     model.save_pretrained(folder, **save)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def loader_of(config: Any) -> Any:
+    """What loads a model of text and pictures whole, and any other."""
+    if hasattr(config, "vision_config"):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def _load(folder: Path, **options: Any) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return loader_of(config).from_pretrained(folder, **options)
 
 
 def make_tokenizer() -> Any:
@@ -126,7 +217,7 @@ def make_adapter(
     """A LoRA adapter with random values (as if trained), saved by PEFT beside its tokenizer;
     with `num_tokens` on a base whose vocabulary was resized first."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = _load(base)
     if num_tokens is not None:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     values = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -198,7 +289,7 @@ def make_reference(
     max_new_tokens: int = 12,
 ) -> Artifact:
     """The answers of base + adapter, by transformers' own `generate` on the live PEFT model."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = _load(base, dtype=torch.float32)
     tuned = peft.PeftModel.from_pretrained(model, adapter).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
     continuations = []

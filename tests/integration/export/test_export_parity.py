@@ -234,3 +234,21 @@ def test_a_folder_that_transformers_cannot_load_is_an_error(line: Line, tmp_path
     (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(ArtifactError, match="transformers cannot load it"):
         prove(line, model, tmp_path / "parity")
+
+
+def test_what_a_server_does_unasked_is_listed(line: Line, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(line.merged, model, ignore=shutil.ignore_patterns("manifest.json"))
+    _, plain = prove(line, model, tmp_path / "plain")
+    assert plain.sampling_defaults == {}
+    said = json.loads((model / "generation_config.json").read_text())
+    more = {"temperature": 0.6, "top_p": 1.0, "top_k": 20, "repetition_penalty": 1.05}
+    (model / "generation_config.json").write_text(json.dumps({**said, **more}))
+    artifact, parity = prove(line, model, tmp_path / "proof")
+    assert parity.verdict == "pass"
+    assert parity.sampling_defaults == {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05}
+    text = (artifact.path / "parity.md").read_text()
+    assert "with temperature=0.6, top_k=20, repetition_penalty=1.05, as generation_config" in text
+    (model / "generation_config.json").write_text('{"temperature": "warm"}')
+    with pytest.raises(ArtifactError, match="temperature"):
+        prove(line, model, tmp_path / "broken")

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+from bitsandbytes.nn.modules import Linear4bit
 
 from export.config import MergeConfig
 from export.merge import merge
@@ -44,6 +45,10 @@ def live_qlora(base: Path, adapter: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, quantization_config=config
     )
+    for module in model.modules():
+        # With AVX-512 BF16, bitsandbytes would compute in bfloat16 all the same.
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     return peft.PeftModel.from_pretrained(model, adapter)
 
 

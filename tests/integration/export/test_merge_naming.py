@@ -1,0 +1,219 @@
+"""Bases whose files name or store tensors otherwise than memory does: models of text and pictures,
+and experts that lie fused on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from export.stream import block_rows
+from tests.integration.export import families
+from tests.integration.export.test_merge_bits import run_merge, tensors
+from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
+
+WEIGHTS = "adapter_model.safetensors"
+LINEAR = ["q_proj", "o_proj", "in_proj_qkv", "down_proj"]
+
+NAMES = [*families.NAMED_OTHERWISE]
+# Training loads these by their text half.
+TEXT_HALVES = ["qwen3.5", "qwen3.5-moe", "llama4"]
+WITH_EXPERTS = [
+    "qwen3.5-moe", "qwen3-vl-moe", "llama4", "llama4-text", "gpt-oss", "granite-moe", "jamba",
+    "lfm2-moe",
+]  # fmt: skip
+CASES = [(name, False) for name in NAMES] + [(name, True) for name in TEXT_HALVES]
+
+
+def loader_of(family: str, text_half: bool) -> Any:
+    if text_half:
+        return transformers.AutoModelForCausalLM
+    return families.loader_of(families.NAMED_OTHERWISE[family]())
+
+
+def make_base(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    return families.save_random(folder, families.NAMED_OTHERWISE[family](), dtype)
+
+
+def make_adapter(folder: Path, base: Path, loader: Any, **options: Any) -> Path:
+    torch.manual_seed(1)
+    model = loader.from_pretrained(base)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=12, **options))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def expert_parameters(base: Path, loader: Any) -> list[str]:
+    """What PEFT is told, so that it adapts the experts of every layer."""
+    names = [name for name, value in loader.from_pretrained(base).named_parameters()
+             if value.ndim == 3 and ".experts." in name]  # fmt: skip
+    return sorted({name.partition("layers.")[2].partition(".")[2] for name in names})
+
+
+def merged_state(base: Path, adapter: Path, loader: Any, dtype: Any) -> dict[str, torch.Tensor]:
+    model = loader.from_pretrained(base, dtype=dtype)
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return dict(merged.state_dict())
+
+
+def assert_same_state(
+    folder: Path, expected: dict[str, torch.Tensor], loader: Any, dtype: Any
+) -> None:
+    """The folder, loaded as the adapter's base was, holds PEFT's merge, bit by bit."""
+    model, info = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"], info
+    found = model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value.dtype == expected[name].dtype and torch.equal(value, expected[name]), name
+
+
+def assert_only_changed(base: Path, merged: Path, parts: tuple[str, ...]) -> None:
+    before, after = tensors(base), tensors(merged)
+    assert list(before) == list(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(any(part in name for part in parts) for name in changed), changed
+
+
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"]
+)
+
+
+@DTYPES
+@pytest.mark.parametrize(("family", "text_half"), CASES)
+def test_linear_layers_have_the_bits_of_peft(
+    family: str, text_half: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    loader = loader_of(family, text_half)
+    base = make_base(tmp_path / "base", family, dtype)
+    adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=LINEAR)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    expected = merged_state(base, adapter, loader, dtype)
+    assert_same_state(merged.path, expected, loader, dtype)
+    assert_only_changed(base, merged.path, (*LINEAR, "output_linear"))
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("family", "text_half"), [case for case in CASES if case[0] in WITH_EXPERTS]
+)
+def test_experts_have_the_bits_of_peft(
+    family: str, text_half: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    loader = loader_of(family, text_half)
+    base = make_base(tmp_path / "base", family, dtype)
+    parameters = expert_parameters(base, loader)
+    assert [name.rpartition(".")[2] for name in parameters] == ["down_proj", "gate_up_proj"]
+    adapter = make_adapter(
+        tmp_path / "adapter", base, loader, target_modules=["q_proj"], target_parameters=parameters
+    )
+    merged = run_merge(base, adapter, tmp_path / "out")
+    expected = merged_state(base, adapter, loader, dtype)
+    assert_same_state(merged.path, expected, loader, dtype)
+    parts = ("q_proj", ".experts.", "input_linear", "output_linear")
+    assert_only_changed(base, merged.path, parts)
+
+
+def test_experts_that_lie_the_other_way_round_have_the_bits_of_peft(tmp_path: Path) -> None:
+    """Qwen3-VL-MoE is published with (experts, in, out), and turned as it is loaded."""
+    loader = transformers.AutoModelForImageTextToText
+    base = make_base(tmp_path / "base", "qwen3-vl-moe")
+    options = {"target_modules": ["q_proj"], "target_parameters": expert_parameters(base, loader)}
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    expected = merged_state(base, adapter, loader, torch.float32)
+    shapes = {name: value.shape for name, value in tensors(base).items()}
+    edit_tensors(
+        base / "model.safetensors",
+        lambda t: t.update(
+            {name: value.transpose(1, 2).contiguous()
+             for name, value in t.items() if ".experts." in name}
+        ),
+    )  # fmt: skip
+    assert any(value.shape != shapes[name] for name, value in tensors(base).items())
+    merged = run_merge(base, adapter, tmp_path / "out")
+    assert_same_state(merged.path, expected, loader, torch.float32)
+
+
+@pytest.mark.parametrize("family", ["gpt-oss", "granite-moe"])
+def test_blocks_that_end_within_an_expert_have_the_bits_of_the_whole_product(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.stream.BLOCK_BYTES", 1)
+    loader = transformers.AutoModelForCausalLM
+    config = families.NAMED_OTHERWISE[family]()
+    config.hidden_size, config.intermediate_size = 208, 176
+    assert {stop - start for start, stop in block_rows(4 * 208, 176)} == {118, 119}
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    options = {"target_modules": ["q_proj"], "target_parameters": expert_parameters(base, loader)}
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    expected = merged_state(base, adapter, loader, torch.float32)
+    assert_same_state(merged.path, expected, loader, torch.float32)
+
+
+def test_a_damaged_adapter_of_fused_experts_is_refused(tmp_path: Path) -> None:
+    loader = transformers.AutoModelForCausalLM
+    base = make_base(tmp_path / "base", "gpt-oss")
+    options = {"target_modules": ["q_proj"], "target_parameters": expert_parameters(base, loader)}
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    good = (adapter / WEIGHTS).read_bytes()
+    experts = "base_model.model.model.layers.0.mlp.experts"
+    cases = {
+        "has lora_A; expected lora_A and lora_B": lambda t: t.pop(f"{experts}.lora_B.weight"),
+        "do not fit 4 experts": lambda t: t.update({f"{experts}.lora_A.weight": torch.ones(32, 7)}),
+        "which target_parameters in": lambda t: [
+            t.pop(name) for name in list(t) if name.startswith(experts)
+        ],
+        "which another module of the adapter changes too": lambda t: t.update(
+            {name.replace("experts.lora", "experts.base_layer.lora"): value.clone()
+             for name, value in t.items() if name.startswith(f"{experts}.lora")}
+        ),
+        "has no tensor model.vision.proj": lambda t: t.update(
+            {f"base_model.model.model.vision.proj.lora_{side}.weight": torch.ones(8, 8)
+             for side in "AB"}
+        ),
+    }  # fmt: skip
+    for message, damage in cases.items():
+        (adapter / WEIGHTS).write_bytes(good)
+        edit_tensors(adapter / WEIGHTS, damage)
+        assert message in refusal(base, adapter, tmp_path / "out")
+
+
+def test_a_base_of_no_known_family_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "gemma3")
+    loader = transformers.AutoModelForImageTextToText
+    adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=LINEAR)
+    edit_json(base / "config.json", model_type="unheard-of", architectures=["Unheard"])
+    message = refusal(base, adapter, tmp_path / "out")
+    assert "has no tensor model.language_model.layers.0" in message
+
+
+def test_a_model_of_text_and_pictures_stays_tied(tmp_path: Path) -> None:
+    """Its text half ties the output layer; one that comes untied has no place in its files."""
+    base = make_base(tmp_path / "base", "gemma3")
+    loader = transformers.AutoModelForImageTextToText
+    adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=["embed_tokens"])
+    assert "text and pictures" in refusal(base, adapter, tmp_path / "out")
+
+
+def test_another_dtype_is_that_of_both_halves(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "qwen3.5", torch.bfloat16)
+    loader = transformers.AutoModelForImageTextToText
+    adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=LINEAR)
+    merged = run_merge(base, adapter, tmp_path / "out", "float32")
+    config = json.loads((merged.path / "config.json").read_text())
+    halves = [config, config["text_config"], config["vision_config"]]
+    assert {half.get("dtype") for half in halves} == {"float32"}
+    for way in (loader, transformers.AutoModelForCausalLM):
+        assert way.from_pretrained(merged.path, dtype="auto").dtype == torch.float32

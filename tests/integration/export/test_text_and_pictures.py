@@ -1,0 +1,80 @@
+"""Models of text and pictures: their text half is merged and proven, the other stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from export.config import OnnxConfig, ParityConfig, PruneConfig
+from export.parity import prove_model
+from export.prune import prune
+from export.to_onnx import export_onnx
+from export.to_torch_export import export_torch_export
+from export.to_torchscript import export_torchscript
+from tests.integration.export import families
+from tests.integration.export.test_merge_bits import run_merge
+from tests.integration.export.test_merge_refusals import edit_tensors
+from tuneline.core.artifact import Artifact
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import resolve_model
+from tuneline.core.parity import Parity
+
+TEXT_LAYERS = r".*language_model\.layers.*(q|v|o|up|down)_proj"
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral3", "qwen2.5-vl", "qwen3.5", "llama4"])
+def test_a_merge_is_the_trained_model_and_a_broken_one_is_not(family: str, tmp_path: Path) -> None:
+    base = families.save_random(
+        tmp_path / "base", families.NAMED_OTHERWISE[family](), torch.float32
+    )
+    layers = TEXT_LAYERS.replace("layers", "model.layers") if family == "llama4" else TEXT_LAYERS
+    adapter = families.make_adapter(tmp_path / "adapter", base, target_modules=layers)
+    reference = families.make_reference(tmp_path / "reference", base, adapter)
+    merged = run_merge(base, adapter, tmp_path / "merged")
+    before, after = (load_file(path / "model.safetensors") for path in (base, merged.path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) > 4 and not [name for name in changed if "vis" in name]
+
+    def verdict(out: str) -> str:
+        proof = prove_model(
+            ParityConfig(), reference, resolve_model(str(merged.path)), tmp_path / out
+        )
+        return Parity.model_validate_json((proof.path / "parity.json").read_text()).verdict
+
+    assert verdict("proof") == "pass"
+    (merged.path / "manifest.json").unlink()  # no artifact any more: a plain folder, to be broken
+    name = next(name for name in sorted(changed) if "o_proj" in name)
+    edit_tensors(merged.path / "model.safetensors", lambda t: t.update({name: before[name]}))
+    assert verdict("broken") == "fail"
+
+
+def test_graphs_are_of_text_models_alone(tmp_path: Path) -> None:
+    base = families.save_random(
+        tmp_path / "base", families.NAMED_OTHERWISE["gemma3"](), torch.float32
+    )
+    model = resolve_model(str(base))
+    graphs: list[Callable[[Path], Artifact]] = [
+        lambda out: export_onnx(OnnxConfig(), model, out),
+        lambda out: export_onnx(OnnxConfig(graph="logits"), model, out),
+        lambda out: export_torchscript(model, out),
+        lambda out: export_torch_export(model, out),
+    ]
+    for export in graphs:
+        with pytest.raises(ArtifactError, match=r"of text and pictures \(gemma3\)"):
+            export(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_pruning_leaves_the_half_that_no_proof_of_text_sees(tmp_path: Path) -> None:
+    base = families.save_random(
+        tmp_path / "base", families.NAMED_OTHERWISE["gemma3"](), torch.float32
+    )
+    pruned = prune(PruneConfig(sparsity=0.5), resolve_model(str(base)), tmp_path / "out")
+    before, after = (load_file(path / "model.safetensors") for path in (base, pruned.path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 14
+    assert all(name.startswith("language_model.model.layers.") for name in changed)
