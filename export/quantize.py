@@ -19,6 +19,7 @@ from export.model_folder import (
     check_companions,
     check_tensors,
     copy_companions,
+    is_in_text_half,
     read_base,
     write_config,
 )
@@ -39,6 +40,7 @@ from tuneline.core.progress import Advance, progress
 COMPANION_BYTES = 64 * 2**20
 """Left free on the disk for tokenizer and configuration files."""
 
+OF_TEXT = re.compile(r"^((model|language_model|text_model)\.)+")
 IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
 LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
 """Weights with two dimensions that no linear layer multiplies by."""
@@ -130,11 +132,17 @@ def choose_layers(
     family = str(base.config.get("model_type"))
     scheme = Scheme(name, group_size if name == "w4a16" else None)
     schemes: dict[str, Scheme] = {}
-    ignore = [HEAD]
+    ignore = [HEAD] if "text_config" not in base.config else [HEAD, rf"re:.*\.{HEAD}"]
     if any(tensor.name == f"{NEOX_HEAD}.weight" for tensor in tensors):
         ignore.append(NEOX_HEAD)
     for tensor in tensors:
         shape = tensor.source.shape
+        if not is_in_text_half(base.config, tensor.name):
+            # Memory and servers call what reads pictures otherwise than the files do, but for this.
+            half, _, within = OF_TEXT.sub("", tensor.name).partition(".")
+            if "." in within and rf"re:(.*\.)?{half}\..*" not in ignore:
+                ignore.append(rf"re:(.*\.)?{half}\..*")
+            continue
         stays = family in MIXTURES and tensor.name.endswith(ROUTERS)
         if IN_EXPERTS.fullmatch(tensor.name) and not stays:
             _require_expert(tensor.name, shape, family, where)

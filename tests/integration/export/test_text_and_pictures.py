@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.config import OnnxConfig, ParityConfig, PruneConfig
+from export.config import OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
+from export.loaded_model import load_model
+from export.model_folder import is_in_text_half
 from export.parity import prove_model
 from export.prune import prune
+from export.quantize import quantize
 from export.to_onnx import export_onnx
 from export.to_torch_export import export_torch_export
 from export.to_torchscript import export_torchscript
@@ -78,3 +81,37 @@ def test_pruning_leaves_the_half_that_no_proof_of_text_sees(tmp_path: Path) -> N
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert len(changed) == 14
     assert all(name.startswith("language_model.model.layers.") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme"),
+    [
+        ("gemma3", "fp8"), ("gemma3", "int8"), ("gemma3", "w4a16"), ("mistral3", "int8"),
+        ("qwen2.5-vl", "w4a16"), ("qwen3.5", "fp8"),
+    ],
+)  # fmt: skip
+def test_quantizing_leaves_that_half_too(family: str, scheme: str, tmp_path: Path) -> None:
+    """transformers, which calls that half otherwise than the files do, finds it unquantized."""
+    base = families.save_random(
+        tmp_path / "base", families.NAMED_OTHERWISE[family](), torch.float32
+    )
+    config = QuantizeConfig.model_validate({"scheme": scheme, "group_size": 32})
+    quantized = quantize(config, resolve_model(str(base)), tmp_path / "out")
+    before, after = (load_file(path / "model.safetensors") for path in (base, quantized.path))
+    scaled = {name.removesuffix("_scale") for name in after if name.endswith("weight_scale")}
+    layers = [name for name in before if is_in_text_half({"text_config": {}}, name)]
+    assert scaled == {name for name in layers if before[name].ndim == 2}
+    assert len(scaled) >= 14
+    same = before.keys() & after.keys() - scaled
+    assert all(torch.equal(before[name], after[name]) for name in same)
+    assert [name for name in same if "vis" in name]
+    plain, found = (load_model(path)[0] for path in (base, quantized.path))
+    ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, logits = (network(input_ids=ids).logits for network in (plain, found))
+    least, most = {"fp8": (0.01, 0.4), "int8": (0.005, 0.1), "w4a16": (0.1, 0.9)}[scheme]
+    assert least < float((expected - logits).abs().max()) < most
+    halves = [dict(network.named_parameters()) for network in (plain, found)]
+    seen = [name for name in halves[0] if "vis" in name and name in halves[1]]
+    assert seen and all(torch.equal(halves[0][name], halves[1][name]) for name in seen)
+    assert len(seen) == len([name for name in halves[0] if "vis" in name])
