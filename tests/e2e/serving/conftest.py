@@ -1,4 +1,4 @@
-"""A tiny Llama that has learnt eight answers by heart, its adapter, and one server for each."""
+"""A tiny Llama that has learnt eight answers by heart, its adapter, and a server of the Llama."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def reference(base: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Ar
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    return _reference(model, base, tmp_path_factory.mktemp("serving-reference") / "reference")
+    return reference_of(model, base, tmp_path_factory.mktemp("serving-reference") / "reference")
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +132,7 @@ def adapter_reference(
 
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter.path)
-    return _reference(model, base, tmp_path_factory.mktemp("serving-reference") / "adapted")
+    return reference_of(model, base, tmp_path_factory.mktemp("serving-reference") / "adapted")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -151,16 +151,6 @@ def merged_server(
 ) -> Iterator[RunningServer]:
     log_path = tmp_path_factory.mktemp("serving-merged") / "vllm.log"
     with running(ServingConfig(**SERVING), base, name="tickets", log_path=log_path) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def adapter_server(
-    base: ModelSource, adapter: Artifact, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    config = ServingConfig(**SERVING, mode="adapter")
-    log_path = tmp_path_factory.mktemp("serving-adapter") / "vllm.log"
-    with running(config, base, name="tickets", adapter=adapter, log_path=log_path) as server:
         yield server
 
 
@@ -206,7 +196,7 @@ def _learn(
     assert loss.item() < 0.1, f"the fixture did not learn: loss {loss.item():.3f}"
 
 
-def _reference(model: Any, base: ModelSource, out: Path) -> Artifact:
+def reference_of(model: Any, base: ModelSource, out: Path) -> Artifact:
     """Greedy answers by plain forward passes over the whole sequence: no cache, no batch."""
     from transformers import AutoTokenizer
 

@@ -1,0 +1,63 @@
+"""A base with its adapter behind real vLLM, until it is killed while it is used."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import openai
+import pytest
+
+from serving.config import ServedParityConfig, ServingConfig
+from serving.parity import prove_served
+from serving.server import RunningServer, group_members, running
+from tuneline.core.artifact import Artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+from tuneline.core.model_source import ModelSource
+
+
+def test_base_and_adapter_side_by_side_and_then_a_kill_is_the_reason(
+    base: ModelSource,
+    adapter: Artifact,
+    adapter_reference: Artifact,
+    reference: Artifact,
+    serving_settings: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    config = ServingConfig(**serving_settings, mode="adapter")
+    out = tmp_path / "killed"
+    with pytest.raises(ServerError, match="vLLM died while it was in use") as caught:  # noqa: SIM117
+        with running(
+            config, base, name="tickets", adapter=adapter, log_path=tmp_path / "vllm.log"
+        ) as server:
+            assert_both_are_served(server, adapter_reference, reference, tmp_path)
+            os.kill(server.pid, signal.SIGKILL)
+            prove_served(ServedParityConfig(), reference, server.endpoint, out, dtype="float32")
+    assert "SIGKILL" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ServerError), "what the client saw is kept"
+    assert group_members(server.pid) == []
+    assert not out.exists()
+
+
+def assert_both_are_served(
+    server: RunningServer, adapter_reference: Artifact, reference: Artifact, out: Path
+) -> None:
+    assert server.pid in group_members(server.pid)
+    assert len(group_members(server.pid)) >= 2  # the HTTP server and its engine
+    with openai.OpenAI(base_url=server.endpoint.url, api_key="none") as client:
+        served = [model.id for model in client.models.list()]
+    assert served == ["tickets-base", *server.served_names]
+    for name, golden in [
+        *((name, adapter_reference) for name in server.served_names),
+        ("tickets-base", reference),
+    ]:
+        endpoint = Endpoint(server.endpoint.url, name)
+        parity = prove_served(ServedParityConfig(), golden, endpoint, out / name)
+        assert parity.manifest.metrics["problems"] == []
+        assert parity.manifest.metrics["num_equal_answers"] == 8
+    with urlopen(server.metrics_url) as page:  # noqa: S310 (http, our own server)
+        assert 'kind="adapter",name="tickets"' in page.read().decode()

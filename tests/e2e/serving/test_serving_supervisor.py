@@ -1,0 +1,170 @@
+"""The foreground server: a crash, a restart, signals, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.request import urlopen
+
+import openai
+import pytest
+
+from serving.server import group_members
+from tuneline.core.model_source import ModelSource
+
+ROOT = Path(__file__).parents[3]
+T = TypeVar("T")
+
+SUPERVISOR = """
+import json, sys
+from pathlib import Path
+from serving.config import ServingConfig
+from serving.server import serve
+from tuneline.core.model_source import resolve_model
+from tuneline.core.progress import set_up_logging
+
+set_up_logging()
+config = ServingConfig(**json.loads(sys.argv[2]))
+ready = lambda endpoint: print(json.dumps({"url": endpoint.url}), flush=True)
+log_path = Path("vllm.log")
+sys.exit(serve(config, resolve_model(sys.argv[1]), name="t", log_path=log_path, on_ready=ready))
+"""
+
+
+@pytest.fixture
+def start(
+    base: ModelSource, tmp_path: Path, serving_settings: dict[str, Any]
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the foreground server from another directory, as a user does."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_supervisor(**settings: Any) -> subprocess.Popen[str]:
+        config = json.dumps({**serving_settings, **settings})
+        with (tmp_path / "stderr").open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-c", SUPERVISOR, str(base.path), config],
+                cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "VLLM_API_KEY": "k-123"},
+            )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start_supervisor
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.timeout(1200)  # two starts
+def test_a_crash_restarts_it_and_sigterm_drains_it(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    supervisor = start(max_restarts=1, max_model_len=1024, shutdown_timeout_s=180)
+    first = ready_line(supervisor)
+    crashed = server_group(supervisor.pid)
+    assert crashed is not None
+    os.kill(crashed, signal.SIGKILL)
+    assert ready_line(supervisor) == first, "the port stays the same"
+    group = server_group(supervisor.pid)
+    assert group is not None
+    assert group != crashed
+    assert group_members(crashed) == []
+    stderr = (tmp_path / "stderr").read_text()
+    assert "vLLM died while serving" in stderr
+    assert "restart 1 of 1" in stderr
+    assert 'Authorization: Bearer $VLLM_API_KEY"' in stderr
+    assert "k-123" not in stderr + (tmp_path / "vllm.log").read_text()
+
+    url = first["url"]
+    address = url.removeprefix("http://").removesuffix("/v1")
+    with urlopen(f"http://{address}/metrics") as page:
+        assert "\ntuneline_restarts_total 1.0\n" in page.read().decode()
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="wrong").models.list()
+
+    client = openai.OpenAI(base_url=url, api_key="k-123", max_retries=0)
+    stream: Any = client.completions.create(
+        model="t", prompt="Category", max_tokens=700, stream=True, extra_body={"ignore_eos": True}
+    )
+    finish_reasons = [next(stream).choices[0].finish_reason]
+    assert finish_reasons == [None]
+    reader = threading.Thread(
+        target=lambda: finish_reasons.extend(chunk.choices[0].finish_reason for chunk in stream)
+    )
+    reader.start()
+    supervisor.send_signal(signal.SIGTERM)
+    wait_for(lambda: status_of(address, "/ready") == 503, 10)
+    assert status_of(address, "/health") == 200
+    with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
+        client.completions.create(model="t", prompt="Category")
+    assert refused.value.status_code == 503
+    assert refused.value.response.headers["retry-after"] == "5"
+    reader.join(timeout=180)
+    assert finish_reasons[-1] == "length", "the answer in progress is finished"
+    assert supervisor.wait(timeout=30) == 0
+    assert group_members(group) == []
+
+
+def test_sigterm_while_loading_ends_everything_at_once(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    supervisor = start()
+    group = wait_for(lambda: server_group(supervisor.pid), 60)
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(timeout=15) == 0
+    assert group_members(group) == []
+
+
+def test_a_supervisor_that_is_killed_leaves_no_server(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    supervisor = start()
+    group = wait_for(lambda: server_group(supervisor.pid), 60)
+    # By then the engine is a process of its own, which must go too.
+    wait_for(lambda: len(group_members(group)) >= 3, 180)
+    supervisor.kill()
+    supervisor.wait()
+    wait_for(lambda: not group_members(group), 15)
+
+
+def ready_line(supervisor: subprocess.Popen[str]) -> dict[str, str]:
+    assert supervisor.stdout is not None
+    line = supervisor.stdout.readline()
+    assert line, "the supervisor ended before it was ready"
+    document: dict[str, str] = json.loads(line)
+    return document
+
+
+def server_group(supervisor_pid: int) -> int | None:
+    """The process group of the server that a supervisor started: its only child."""
+    path = Path(f"/proc/{supervisor_pid}/task/{supervisor_pid}/children")
+    children = [int(pid) for pid in path.read_text().split()]
+    return next((pid for pid in children if os.getpgid(pid) == pid), None)
+
+
+def status_of(address: str, path: str) -> int:
+    connection = http.client.HTTPConnection(address, timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def wait_for(condition: Callable[[], T | None], timeout_s: float) -> T:
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s"
+        time.sleep(0.05)
+    return value
