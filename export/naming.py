@@ -36,6 +36,7 @@ BUILD_ERRORS = (
 )  # fmt: skip
 """What transformers raises on a configuration that is of no family of its own."""
 
+TEXT_HALF = re.compile(r"(^|\.)language_model\.")
 IN_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 
 
@@ -122,17 +123,20 @@ def without_wrappers(module: str) -> str:
 
 
 def plain_naming(adapter: Adapter, base: BaseModel) -> Naming:
-    """Names by rules alone: a base saved without its head drops the first component; the files of
-    Mixtral and of GPT-NeoX name a block or the output layer otherwise than memory does; experts
-    are fused in memory unless the adapter names them one by one, as transformers 4 did; a tied
-    output layer stands for its embedding."""
+    """Names by rules alone. A base saved without its head drops the first component; an adapter of
+    the text half of a model of text and pictures leaves that out of its names; the files of Mixtral
+    and of GPT-NeoX name a block or the output layer otherwise than memory does; experts are fused
+    in memory unless the adapter names them one by one, as transformers 4 did; a tied output layer
+    stands for its embedding."""
     names = [entry.name.removeprefix(PREFIX) for entry in adapter.weights.entries]
-    with_prefix = (name for name in names if _weight_of(name) not in base.tensors)
+    files = _text_half(base) if not any(TEXT_HALF.search(name) for name in names) else {}
+    files = files or {name: name for name in base.tensors}
+    with_prefix = (name for name in names if _weight_of(name) not in files)
     prefix = next(
         (
             f"{name.partition('.')[0]}."
             for name in with_prefix
-            if _weight_of(name.partition(".")[2]) in base.tensors
+            if _weight_of(name.partition(".")[2]) in files
         ),
         "",
     )
@@ -142,19 +146,20 @@ def plain_naming(adapter: Adapter, base: BaseModel) -> Naming:
     head = stored_head if any(name.startswith(f"{stored_head}.") for name in names) else HEAD
     tensors: dict[str, str] = {}
     experts: dict[str, dict[str, list[tuple[int, str]]]] = {}
-    for name, entry in base.tensors.items():
-        if name.endswith(BUFFERS) or (name.endswith(".bias") and len(entry.shape) != 1):
+    for name, stored in files.items():
+        is_matrix_bias = name.endswith(".bias") and len(base.tensors[stored].shape) != 1
+        if name.endswith(BUFFERS) or is_matrix_bias:
             continue
         fused = None if one_by_one else _fused_name(name)
         if fused is not None:
             parameter, number, part = fused
             parts = experts.setdefault(f"{prefix}{parameter}", {})
-            parts.setdefault(part, []).append((number, name))
-        elif name == base.head:
-            tensors[f"{head}.weight"] = name
+            parts.setdefault(part, []).append((number, stored))
+        elif stored == base.head:
+            tensors[f"{head}.weight"] = stored
         else:
             called = name if old_blocks else name.replace(".block_sparse_moe.", ".mlp.")
-            tensors[f"{prefix}{called}"] = name
+            tensors[f"{prefix}{called}"] = stored
     if base.is_tied and base.embedding is not None:
         tensors.setdefault(f"{head}.weight", base.head)
     joined = {
@@ -163,6 +168,15 @@ def plain_naming(adapter: Adapter, base: BaseModel) -> Naming:
         for order in [next(three for _, _, three in EXPERT_LAYOUTS if parts.keys() <= set(three))]
     }
     return Naming(tensors, {name: one for name, one in joined.items() if one is not None})
+
+
+def _text_half(base: BaseModel) -> dict[str, str]:
+    """The tensors of a model's text half, as a class of that half alone calls them; none where the
+    files do not set it apart."""
+    found = {
+        TEXT_HALF.sub(r"\1", name, count=1): name for name in base.tensors if TEXT_HALF.search(name)
+    }
+    return {**found, base.head: base.head} if found and base.stores_head else found
 
 
 def _weight_of(name: str) -> str:

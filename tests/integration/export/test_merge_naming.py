@@ -125,6 +125,39 @@ def test_experts_have_the_bits_of_peft(
     assert_only_changed(base, merged.path, parts)
 
 
+@pytest.mark.parametrize(
+    ("family", "text_class", "targets"),
+    [
+        ("gemma3", transformers.Gemma3ForCausalLM, ["q_proj", "down_proj"]),
+        ("mistral3", transformers.MistralForCausalLM, ["o_proj", "lm_head"]),
+    ],
+)
+def test_an_adapter_of_a_class_of_the_text_half_goes_onto_the_whole(
+    family: str, text_class: Any, targets: list[str], tmp_path: Path
+) -> None:
+    """transformers does not load these classes from the whole model's files; other trainers do."""
+    base = make_base(tmp_path / "base", family)
+    loader = families.loader_of(families.NAMED_OTHERWISE[family]())
+    whole = loader.from_pretrained(base, dtype=torch.float32)
+    text = text_class(whole.config.text_config)
+    text.load_state_dict(
+        {name.replace("language_model.", "", 1): value for name, value in whole.state_dict().items()
+         if "language_model" in name or name == "lm_head.weight"}
+    )  # fmt: skip
+    text.save_pretrained(tmp_path / "text")
+    options = {"target_modules": targets}
+    adapter = make_adapter(tmp_path / "adapter", tmp_path / "text", text_class, **options)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    live = peft.PeftModel.from_pretrained(text.eval(), adapter)
+    ids = torch.randint(3, families.VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(5))
+    found = loader.from_pretrained(merged.path, dtype=torch.float32)
+    with torch.inference_mode():
+        expected, logits = (network(input_ids=ids).logits for network in (live, found))
+    assert float((whole(input_ids=ids).logits - expected).abs().max()) > 0.1
+    assert float((logits - expected).abs().max()) < 1e-4
+    assert_only_changed(base, merged.path, tuple(targets))
+
+
 def test_experts_that_lie_the_other_way_round_have_the_bits_of_peft(tmp_path: Path) -> None:
     """Qwen3-VL-MoE is published with (experts, in, out), and turned as it is loaded."""
     loader = transformers.AutoModelForImageTextToText
