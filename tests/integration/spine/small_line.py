@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.commands import tuneline_here
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
 NUM_ROWS = 160
 
@@ -35,18 +37,17 @@ def write_run(folder: Path) -> Path:
     return folder / "run.yaml"
 
 
-def command(run: Path, *args: str) -> list[str]:
+def words(run: Path, *args: str) -> list[str]:
     verb, *options = args
-    return [
-        sys.executable, "-m", "tuneline", verb, str(run), *options, "--json",
-        "--runs-dir", str(run.parent / "runs"),
-    ]  # fmt: skip
+    return [verb, str(run), *options, "--json", "--runs-dir", str(run.parent / "runs")]
+
+
+def command(run: Path, *args: str) -> list[str]:
+    return [sys.executable, "-m", "tuneline", *words(run, *args)]
 
 
 def tuneline(run: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(run, *args), capture_output=True, text=True, check=False, timeout=400
-    )
+    return tuneline_here(*words(run, *args))
 
 
 def stages(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import pytest
 from tests.integration.spine.small_line import (
     EXAMPLES,
     NUM_ROWS,
+    command,
     ran,
     stages,
     tuneline,
@@ -51,8 +52,11 @@ def test_a_second_run_does_nothing_in_under_two_seconds(run: Path) -> None:
     times_s = []
     for _ in range(3):
         start_s = time.monotonic()
-        assert ran(tuneline(run, "export")) == []
+        done = subprocess.run(
+            command(run, "export"), capture_output=True, text=True, check=False, timeout=100
+        )
         times_s.append(time.monotonic() - start_s)
+        assert ran(done) == []
     print(f"a run with nothing to do: {min(times_s):.2f} s")
     assert min(times_s) < 2
 

@@ -1,0 +1,32 @@
+"""`tuneline` as it is typed, in this process."""
+
+import contextlib
+import io
+import signal
+import subprocess
+import sys
+
+from tuneline import cli, cli_options
+
+
+def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line where torch and transformers are imported already.
+
+    For what a command answers, prints and exits with. How it is killed, what it imports and how
+    long it takes are seen on a process alone.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    argv, sys.argv = sys.argv, ["tuneline", *args]
+    cli_options.emitted = False
+    stdout, stderr = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            cli.main()
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.argv = argv
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
