@@ -7,7 +7,8 @@ BIN := .venv/bin
 READY := .venv/.ready-$(BUILD)
 RUN := examples/support-tickets/run.yaml
 # The modules that take longest first, so that no worker ends long after the others.
-INTEGRATION := tests/integration/spine $(filter-out tests/integration/spine,$(wildcard tests/integration/*))
+LONGEST := tests/integration/spine tests/integration/loadtest
+INTEGRATION := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/integration/*))
 
 .PHONY: setup demo test check unit lock clean
 
