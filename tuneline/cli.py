@@ -41,6 +41,7 @@ from tuneline.cli_options import (
     required,
     run_stages,
 )
+from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.progress import logger, set_up_logging
 
@@ -376,6 +377,7 @@ def main() -> NoReturn:
     """Run the command line; the only place that turns errors into exit codes."""
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    refuse_fetched_kernels()
     try:
         app()
     except TunelineError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
@@ -95,6 +96,14 @@ def git_commit() -> str | None:
         [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return commit.stdout.strip() or None
+
+
+def refuse_fetched_kernels() -> None:
+    """Let no library of this process fetch code and run it: where the package `kernels` is
+    installed, bitsandbytes takes native code from a hub through it as it is imported, on processors
+    that multiply bfloat16, and nobody is asked."""
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # which halts its import
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of the code it lacks
 
 
 def require(module: str, extra: str) -> ModuleType:

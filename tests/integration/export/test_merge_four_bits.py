@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,28 @@ def test_auto_measures_both_and_keeps_the_closer(dtype: torch.dtype, tmp_path: P
     source = resolve_model(str(base))
     said = merge(MergeConfig(merge_base="dequantized"), source, adapter, tmp_path / "said")
     assert said.digest == merged.digest
+
+
+def test_no_code_is_fetched(tmp_path: Path) -> None:
+    """bitsandbytes asks `kernels` for code as it is imported, where the processor has bfloat16."""
+    base, adapter = made(tmp_path)
+    (tmp_path / "path" / "kernels").mkdir(parents=True)
+    asked = tmp_path / "asked"
+    (tmp_path / "path" / "kernels" / "__init__.py").write_text(
+        f"open({str(asked)!r}, 'w').close()\ndef get_kernel(*_, **__): raise RuntimeError\n"
+    )
+    paths = os.pathsep.join([str(tmp_path / "path"), *filter(None, sys.path)])
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "tuneline", "export", "merge", "--base", str(base), "--adapter",
+            str(adapter), "--merge-base", "dequantized", "--out", str(tmp_path / "out"),
+        ],
+        capture_output=True, text=True, check=False, timeout=200,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "kernel" not in done.stderr
+    assert not asked.exists()
 
 
 def test_an_adapter_that_does_not_say_so_goes_onto_the_original(tmp_path: Path) -> None:
