@@ -40,14 +40,15 @@ class TextConfig(JsonForm):
 
     num_hidden_layers: PositiveInt | None = None
     vocab_size: int | None = None
+    tie_word_embeddings: bool | None = None
 
 
 class ModelConfig(TextConfig):
     """config.json of a model."""
 
     model_type: str
+    architectures: list[str] | None = None
     text_config: TextConfig | None = None
-    tie_word_embeddings: bool | None = None
     quantization_config: dict[str, Any] | None = None
 
 

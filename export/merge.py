@@ -20,6 +20,7 @@ from export.config import MergeConfig
 from export.four_bit import MergeBase, choose_base, through_four_bits
 from export.merge_plan import MergePlan, Planned, plan_merge
 from export.model_folder import (
+    CONFIG,
     GENERATION_CONFIG,
     BaseModel,
     chat_template,
@@ -143,6 +144,9 @@ def _merge_base(
         return config.merge_base, {"merge_base": config.merge_base}
     if len(opened) > 1 or not _trained_in_four_bits(opened[0].path):
         return "original", {}
+    if "text_config" in read_json(base.path / CONFIG):
+        logger.info("  merge base: original; a model of text and pictures is not measured")
+        return "original", {"merge_base": "original"}
 
     def merge_onto(side: MergeBase, folder: Path) -> Artifact:
         plain = config.model_copy(update={"merge_base": side, "quantize": None})
@@ -197,10 +201,12 @@ def _check_vocabulary(adapter: Path, base: BaseModel, plan: MergePlan) -> None:
             f"for {rows}: the vocabulary was resized, and the adapter does not hold the new rows",
             hint="Save the adapter with save_embedding_layers=True.",
         )
-    if plan.num_tokens is not None and "vocab_size" not in base.config:
+    composite = "text_config" in base.config
+    if plan.num_tokens is not None and (composite or "vocab_size" not in base.config):
+        what = "is a model of text and pictures" if composite else "has no vocab_size to change"
         raise ArtifactError(
-            f"{base.path}: the adapter resizes the vocabulary, and config.json has no vocab_size "
-            "to change"
+            f"{base.path}: the adapter resizes the vocabulary, and the base {what}: not supported",
+            hint="Merge it with peft (merge_and_unload).",
         )
 
 

@@ -7,6 +7,7 @@ every shape is checked, and every tensor is used once; nothing is computed here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +26,7 @@ from export.changes import (
 )
 from export.complete import check_complete
 from export.model_folder import CONV1D_MODULES, EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
-from export.naming import Naming, choose_naming, without_wrappers
+from export.naming import Naming, namings, without_wrappers
 from export.tensor_file import TORCH_DTYPES, Stored, TensorEntry
 from export.tied import check_copies, check_no_bias, check_plain, settle_tied
 from tuneline.core.errors import ArtifactError
@@ -86,7 +87,17 @@ def plan_merge(adapters: Sequence[Adapter], base: BaseModel) -> MergePlan:
 
 def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
     """One adapter's edits by the name of the tensor, as the base names it."""
-    naming = choose_naming(adapter, base)
+    candidates = namings(adapter, base)
+    try:
+        return _edits_by(adapter, base, next(candidates))
+    except ArtifactError:
+        for naming in candidates:
+            with suppress(ArtifactError):
+                return _edits_by(adapter, base, naming)
+        raise
+
+
+def _edits_by(adapter: Adapter, base: BaseModel, naming: Naming) -> dict[str, Edit]:
     parts: dict[str, dict[str, Stored]] = {}
     edits: dict[str, Edit] = {}
     names = {entry.name for entry in adapter.weights.entries}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.changes import same_values
 from export.json_forms import (
     GenerationConfig,
     JsonForm,
@@ -99,7 +101,7 @@ class BaseModel:
     files: dict[str, TensorFile]
     """The file that each tensor lies in."""
 
-    @property
+    @functools.cached_property
     def embedding(self) -> str | None:
         """Name of the input embedding's tensor; None where that is not plain."""
         names = [
@@ -110,7 +112,7 @@ class BaseModel:
         ]
         return names[0] if len(names) == 1 else None
 
-    @property
+    @functools.cached_property
     def is_tied(self) -> bool:
         """Whether the output layer is the embedding, as the configuration says; where that says
         nothing, as the family's default is."""
@@ -119,6 +121,13 @@ class BaseModel:
             return bool(tied)
         if not self.stores_head:
             return True
+        text = (self.config.get("text_config") or {}).get("tie_word_embeddings")
+        if text is not None:
+            return bool(text)
+        if self.embedding is not None and not same_values(
+            self.stored(self.embedding), self.stored(self.head)
+        ):
+            return False  # transformers, too, ties no two that differ where nothing says so
         # Only this rare folder (a head of its own, and silence) pays for the import.
         families = require("transformers", "export").CONFIG_MAPPING
         model_type = self.config["model_type"]
@@ -130,13 +139,18 @@ class BaseModel:
         """As of the function."""
         return is_left_out(self.config, name)
 
-    @property
+    @functools.cached_property
     def head(self) -> str:
         """Name of the output layer's tensor in the files, whether or not it is stored; in a model
         of text and pictures it may lie in the text half."""
         called = NEOX_HEAD if self.config["model_type"] == "gpt_neox" else HEAD
-        within = [name for name in self.tensors if name.endswith(f".{called}.weight")]
-        return within[0] if len(within) == 1 else f"{called}.weight"
+        plain = f"{called}.weight"
+        within = [
+            name
+            for name in self.tensors
+            if name.endswith(f".{plain}") and not self.is_left_out(name)
+        ]
+        return plain if plain in self.tensors or len(within) != 1 else within[0]
 
     @property
     def vocab_size(self) -> int | None:

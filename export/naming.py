@@ -17,6 +17,7 @@ from typing import Any
 from export.adapter import PREFIX, Adapter, parse_key
 from export.model_folder import HEAD, BaseModel
 from tuneline.core.environment import require
+from tuneline.core.progress import logger
 
 EXPERT_LAYOUTS = tuple(
     (f"{{}}.{block}.experts", f"{{}}.{stored}.experts", parts)
@@ -30,11 +31,6 @@ halves of its `gate_up_proj` and its `down_proj` are called there."""
 
 BUFFERS = ("inv_freq", "masked_bias")
 """Tensors in files of old releases that are no parameters."""
-
-BUILD_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
-)  # fmt: skip
-"""What transformers raises on a configuration that is of no family of its own."""
 
 TEXT_HALF = re.compile(r"(^|\.)language_model\.")
 IN_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
@@ -87,23 +83,25 @@ class Naming:
         return found
 
 
-def choose_naming(adapter: Adapter, base: BaseModel) -> Naming:
-    """The names under which everything in the adapter has a counterpart; where there are none,
-    those under which most of it has, so that what is named as missing is what is.
+def namings(adapter: Adapter, base: BaseModel) -> Iterator[Naming]:
+    """First the names under which everything in the adapter has a counterpart; where there are
+    none, those under which most of it has, so that what is named as missing is what is. Then others
+    under which everything has one: rules may give the files names that memory does not have.
 
     Raises:
         ArtifactError: A tensor of the adapter is of no known kind.
     """
     parsed = {parse_key(adapter, entry.name) for entry in adapter.weights.entries}
-    best = plain_naming(adapter, base)
-    fewest = _num_missing(best, parsed)
-    for naming in _library_namings(base) if fewest else ():
-        missing = _num_missing(naming, parsed)
-        if missing < fewest:
-            best, fewest = naming, missing
-        if not fewest:
-            break
-    return best
+    plain = plain_naming(adapter, base)
+    if "text_config" not in base.config and not _num_missing(plain, parsed):
+        yield plain
+        yield from (one for one in _library_namings(base) if not _num_missing(one, parsed))
+        return
+    # Of a model of text and pictures, rules know too little of what is not text.
+    known = [*_library_namings(base), plain]
+    known.sort(key=lambda naming: _num_missing(naming, parsed))
+    yield known[0]
+    yield from (one for one in known[1:] if one is not plain and not _num_missing(one, parsed))
 
 
 def _num_missing(naming: Naming, parsed: set[tuple[str, str]]) -> int:
@@ -224,7 +222,7 @@ def _library_namings(base: BaseModel) -> Iterator[Naming]:
     """The names of transformers: of the class that config.json names, then of the one that
     `AutoModelForCausalLM` loads, which may be the text half of a model of text and pictures."""
     transformers, torch = require("transformers", "export"), require("torch", "export")
-    named = getattr(transformers, str((base.config.get("architectures") or [""])[0]), None)
+    named = getattr(transformers, (base.config.get("architectures") or [""])[0], None)
     builders = [getattr(named, "_from_config", None), transformers.AutoModelForCausalLM.from_config]
     for build in builders:
         try:
@@ -233,15 +231,8 @@ def _library_namings(base: BaseModel) -> Iterator[Naming]:
             )
             with torch.device("meta"):
                 network = build(config) if build else None
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            ImportError,
-        ):
+        except Exception as error:  # noqa: BLE001  # configurations fail in every way
+            logger.debug("%s: transformers cannot build it: %s", base.path, error)
             continue  # no family of this release: the plain rules say what is missing
         if network is not None:
             yield _naming_of(base, network)
@@ -311,6 +302,7 @@ def _kind(converter: Any) -> str:
 def _stacked(base: BaseModel, stored: str, module: Any, as_in_memory: bool) -> FusedExperts:
     """Experts that the files hold in one tensor, as memory does or the other way round."""
     num_experts, rows, columns = base.tensors[stored].shape
+    # What memory holds the other way round, the files hold straight where they differ from it.
     transposed = bool(getattr(module, "is_transposed", False)) == as_in_memory
     num_out, num_in = (columns, rows) if transposed else (rows, columns)
     return FusedExperts(num_experts, num_out, num_in, (Piece(stored, None, 0),), transposed)

@@ -140,8 +140,10 @@ def choose_layers(
         if not is_in_text_half(base.config, tensor.name):
             # Memory and servers call what reads pictures otherwise than the files do, but for this.
             half, _, within = OF_TEXT.sub("", tensor.name).partition(".")
-            if "." in within and rf"re:(.*\.)?{half}\..*" not in ignore:
-                ignore.append(rf"re:(.*\.)?{half}\..*")
+            is_linear = len(shape) == 2 and within == "weight" and half not in LOOKED_UP
+            ending = r"\..*" if "." in within else "$" if is_linear else None
+            if ending and rf"re:(.*\.)?{half}{ending}" not in ignore:
+                ignore.append(rf"re:(.*\.)?{half}{ending}")
             continue
         stays = family in MIXTURES and tensor.name.endswith(ROUTERS)
         if IN_EXPERTS.fullmatch(tensor.name) and not stays:

@@ -250,3 +250,120 @@ def test_another_dtype_is_that_of_both_halves(tmp_path: Path) -> None:
     assert {half.get("dtype") for half in halves} == {"float32"}
     for way in (loader, transformers.AutoModelForCausalLM):
         assert way.from_pretrained(merged.path, dtype="auto").dtype == torch.float32
+
+
+def difference(base: Path, adapter: Path, merged: Path, loader: Any) -> float:
+    """Of the merged folder's logits from the live model's."""
+    live = peft.PeftModel.from_pretrained(
+        loader.from_pretrained(base, dtype=torch.float32), adapter
+    )
+    found = loader.from_pretrained(merged, dtype=torch.float32)
+    ids = torch.randint(3, families.VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        logits = [network.eval()(input_ids=ids).logits for network in (live, found)]
+    return float((logits[0] - logits[1]).abs().max())
+
+
+def test_a_head_that_predicts_further_tokens_is_not_the_output_layer(tmp_path: Path) -> None:
+    base = families.make_base(tmp_path / "base", "qwen3-next")
+    loader = transformers.AutoModelForCausalLM
+    further = "mtp.lm_head.weight"
+    edit_tensors(base / "model.safetensors", lambda t: t.update({further: torch.ones(320, 64)}))
+    options = {"target_modules": ["q_proj", "lm_head"]}
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    assert torch.equal(tensors(merged.path)[further], torch.ones(320, 64))
+    assert difference(base, adapter, merged.path, loader) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["mistral3", "gemma3"])
+def test_two_that_differ_are_not_tied_where_nothing_says_so(family: str, tmp_path: Path) -> None:
+    config = families.NAMED_OTHERWISE[family]()
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    loader = transformers.AutoModelForImageTextToText
+    said = json.loads((base / "config.json").read_text())
+    for half in (said, said["text_config"]):
+        half.pop("tie_word_embeddings", None)
+    (base / "config.json").write_text(json.dumps(said))
+    options = {"target_modules": ["q_proj", "lm_head"]}
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    assert difference(base, adapter, merged.path, loader) < 1e-4
+
+
+def test_an_adapter_of_what_sees_pictures_alone_is_taken(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "qwen2.5-vl")
+    loader = transformers.AutoModelForImageTextToText
+    options = {
+        "target_modules": ["qkv", "gate_proj", "down_proj"],
+        "exclude_modules": r".*language_model.*",
+    }
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    expected = merged_state(base, adapter, loader, torch.float32)
+    assert_same_state(merged.path, expected, loader, torch.float32)
+    assert_only_changed(base, merged.path, ("visual.",))
+
+
+def test_an_adapter_that_lost_one_of_its_halves_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "qwen2.5-vl")
+    loader = transformers.AutoModelForImageTextToText
+    targets = r"model\.language_model\..*q_proj|model\.visual\..*qkv"
+    adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=targets)
+    edit_tensors(
+        adapter / WEIGHTS,
+        lambda t: [t.pop(name) for name in list(t) if "language_model" in name],
+    )
+    message = refusal(base, adapter, tmp_path / "out")
+    assert "has nothing for model.language_model.layers.0.self_attn.q_proj" in message
+
+
+def test_names_that_memory_does_not_have_are_not_asked_for(tmp_path: Path) -> None:
+    """The files of Granite call its fused experts as memory calls layers of its shared block."""
+    config = transformers.GraniteMoeSharedConfig(
+        **families.SMALL, **families.LOCAL, shared_intermediate_size=48
+    )
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    loader = transformers.AutoModelForCausalLM
+    options = {"target_modules": ["q_proj", "input_linear", "output_linear"]}
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    expected = merged_state(base, adapter, loader, torch.float32)
+    assert_same_state(merged.path, expected, loader, torch.float32)
+    assert_only_changed(base, merged.path, ("q_proj", "shared_mlp."))
+
+
+def test_a_resized_model_of_text_and_pictures_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "gemma3")
+    edit_json(base / "config.json", vocab_size=320)
+    loader = transformers.AutoModelForImageTextToText
+    adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=["q_proj"])
+    resized = {
+        f"base_model.model.{name}.weight": torch.zeros(326, 64)
+        for name in ("model.language_model.embed_tokens", "lm_head")
+    }
+    edit_tensors(adapter / WEIGHTS, lambda t: t.update(resized))
+    assert "resizes the vocabulary" in refusal(base, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"vision_config": [1]},
+        {"architectures": 5},
+        {"architectures": []},
+        {"vision_config": {"num_hidden_layers": "x"}},
+        {"vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 0}},
+    ],
+)
+def test_a_damaged_configuration_is_refused_by_name(damage: dict[str, Any], tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "gemma3")
+    loader = transformers.AutoModelForImageTextToText
+    adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=LINEAR)
+    edit_json(base / "config.json", **damage)
+    if damage == {"architectures": []}:
+        run_merge(base, adapter, tmp_path / "out")  # the family says enough
+    else:
+        message = refusal(base, adapter, tmp_path / "out")
+        assert "has no tensor model.language_model" in message or "architectures" in message

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
-from export.config import OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
+from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
 from export.loaded_model import load_model
+from export.merge import merge
 from export.model_folder import is_in_text_half
 from export.parity import prove_model
 from export.prune import prune
@@ -20,6 +22,7 @@ from export.to_torch_export import export_torch_export
 from export.to_torchscript import export_torchscript
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge
+from tests.integration.export.test_merge_four_bits import as_qlora
 from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
@@ -115,3 +118,34 @@ def test_quantizing_leaves_that_half_too(family: str, scheme: str, tmp_path: Pat
     seen = [name for name in halves[0] if "vis" in name and name in halves[1]]
     assert seen and all(torch.equal(halves[0][name], halves[1][name]) for name in seen)
     assert len(seen) == len([name for name in halves[0] if "vis" in name])
+
+
+def test_a_linear_layer_beside_the_text_layers_is_said_to_stay(tmp_path: Path) -> None:
+    config = transformers.Gemma4Config(
+        text_config={**families.HEADS, "sliding_window": 16, "hidden_size_per_layer_input": 16,
+                     "vocab_size_per_layer_input": 320},
+        vision_config={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                       "num_attention_heads": 2},
+        audio_config=None,
+    )  # fmt: skip
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    quantized = quantize(QuantizeConfig(scheme="int8"), resolve_model(str(base)), tmp_path / "out")
+    assert "model.language_model.per_layer_model_projection.weight" in load_file(
+        quantized.path / "model.safetensors"
+    )
+    plain, found = (load_model(path)[0] for path in (base, quantized.path))
+    ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, logits = (network(input_ids=ids).logits for network in (plain, found))
+    assert 1e-4 < float((expected - logits).abs().mean()) < 0.1 < float(expected.abs().mean())
+
+
+def test_a_4_bit_adapter_of_such_a_model_goes_onto_the_original(tmp_path: Path) -> None:
+    base = families.save_random(
+        tmp_path / "base", families.NAMED_OTHERWISE["mistral3"](), torch.float32
+    )
+    folder = families.make_adapter(tmp_path / "adapter", base, target_modules=TEXT_LAYERS)
+    adapter = as_qlora(folder, base, tmp_path / "trained")
+    merged = merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / "out")
+    assert merged.manifest.metrics["merge_base"] == "original"
+    assert merged.digest == run_merge(base, folder, tmp_path / "plain").digest
