@@ -22,9 +22,9 @@ import numpy as np
 # The script beside this one, loadtest.py, hides the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
-from loadtest.intervals import Values, block_length
-from loadtest.statistics import figure, share_of
-from loadtest.verdict import latency_objective
+from loadtest.judging.intervals import Values, block_length
+from loadtest.judging.statistics import figure, share_of
+from loadtest.judging.verdict import latency_objective
 
 QUEUES = ((1, 0.5), (8, 0.7), (4, 0.8), (1, 0.8), (8, 0.9))
 RUNS = {300: 100, 3_000: 60, 10_000: 30}

@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 
-from export.tensor_file import TensorEntry, make_header
+from export.weights.tensor_file import TensorEntry, make_header
 from tuneline.core.environment import hardware_facts, library_versions
 
 ROOT = Path(__file__).parents[1]

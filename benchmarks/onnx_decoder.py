@@ -25,8 +25,8 @@ import torch
 
 from export.config import OnnxConfig
 from export.forms import resolve_folder
-from export.onnx_model import generated, load_genai
-from export.to_onnx import export_onnx
+from export.graphs.to_onnx import export_onnx
+from export.runtimes.onnx_folder import generated, load_genai
 from tuneline.core.environment import hardware_facts, library_versions
 
 TOKENIZER = Path(__file__).parents[1] / "examples" / "tiny-base"

@@ -28,16 +28,16 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from export.adapter import ADAPTER_WEIGHTS
-from export.calibrated import quantize_calibrated
-from export.calibration_env import install_calibration
 from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfig, PruneConfig
 from export.forms import resolve_folder, resolve_form
-from export.merge import merge
+from export.graphs.to_onnx import export_onnx
+from export.merge.adapter import ADAPTER_WEIGHTS
+from export.merge.merge import merge
 from export.parity import prove_model
 from export.prune import prune
-from export.to_onnx import export_onnx
-from training.data import TRAIN_FILE, dataset_rows
+from export.quantize.calibrated import quantize_calibrated
+from export.quantize.calibration_environment import install_calibration
+from training.data.prepare import TRAIN_FILE, dataset_rows
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.model_source import ModelSource

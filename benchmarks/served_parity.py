@@ -22,7 +22,7 @@ from benchmarks.parity import FULL, QUANTIZED, merged, place, row, train
 from export.parity import weight_tolerances
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
-from serving.server import running
+from serving.supervisor.process import running
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging

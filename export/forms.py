@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.loaded_model import (
+from export.graphs.to_torch_export import PT2_FILE, load_torch_export
+from export.graphs.to_torchscript import TORCHSCRIPT_FILE, load_torchscript
+from export.runtimes.onnx_folder import (
+    GENAI_CONFIG,
+    ONNX_FILE,
+    decoder_scores,
+    decoder_stop_ids,
+    logits_runner,
+)
+from export.runtimes.transformers_folder import (
     Score,
     cached_scores,
     load_model,
@@ -21,16 +30,7 @@ from export.loaded_model import (
     stored_dtype,
     whole_scores,
 )
-from export.model_folder import CONFIG, read_json
-from export.onnx_model import (
-    GENAI_CONFIG,
-    ONNX_FILE,
-    decoder_scores,
-    decoder_stop_ids,
-    logits_runner,
-)
-from export.to_torch_export import PT2_FILE, load_torch_export
-from export.to_torchscript import TORCHSCRIPT_FILE, load_torchscript
+from export.weights.model_folder import CONFIG, read_json
 from tuneline.core.artifact import MANIFEST, open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.model_source import ModelSource, resolve_model

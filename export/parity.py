@@ -13,7 +13,7 @@ import torch
 
 from export.config import ParityConfig
 from export.forms import Form, numbers_of_folder, open_form
-from export.loaded_model import Score, render_prompt, sampling_defaults
+from export.runtimes.transformers_folder import Score, render_prompt, sampling_defaults
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource

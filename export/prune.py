@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from export.changes import is_finite
 from export.config import PruneConfig
-from export.model_folder import (
+from export.merge.deltas import is_finite
+from export.weights.model_folder import (
     CONFIG,
     CONV1D_MODULES,
     INDEX,
@@ -28,7 +28,7 @@ from export.model_folder import (
     is_in_text_half,
     read_base,
 )
-from export.tensor_file import (
+from export.weights.tensor_file import (
     TORCH_DTYPES,
     TensorEntry,
     TensorFile,

@@ -10,24 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from loadtest import report as report_files
-from loadtest.calibrate import Calibration, calibrate
+from loadtest.calibration.calibrate import Calibration, calibrate
+from loadtest.client.plan import SUCCEEDED, Plan, Records
+from loadtest.client.planning import make_plan, plan_digest, with_unsent
+from loadtest.client.probe import Served, probe
+from loadtest.client.processes import Counters, Measured, run_workers
 from loadtest.config import LoadTestConfig, Scenario
-from loadtest.document import Result, report_document, summary_metrics
-from loadtest.plan import SUCCEEDED, Plan, Records
-from loadtest.planning import make_plan, plan_digest, with_unsent
-from loadtest.probe import Served, probe
-from loadtest.server_metrics import (
+from loadtest.judging.server_metrics import (
     Scrape,
     deltas,
     reconcile,
     scrape,
     settled_scrape,
 )
-from loadtest.statistics import client_figures, statistics
-from loadtest.verdict import judge
-from loadtest.workers import Counters, Measured, run_workers
-from loadtest.workload import Messages, Workload, read_prompts
+from loadtest.judging.statistics import client_figures, statistics
+from loadtest.judging.verdict import judge
+from loadtest.report import terminal as report_files
+from loadtest.report.build import Result, report_document, summary_metrics
+from loadtest.workload.requests import Messages, Workload, read_prompts
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, ServerError

@@ -20,4 +20,4 @@ done
 # wheel is fetched once.
 printf 'llmcompressor==0.14.*\ntorch==2.13.0\n' | .venv/bin/uv pip compile --quiet --upgrade \
   --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate \
-  --no-emit-index-url --output-file export/llm_compressor.txt -
+  --no-emit-index-url --output-file export/quantize/llm_compressor.txt -

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 
-from tuneline import cli, cli_options
+from tuneline import cli
+from tuneline.commands import options as cli_options
 
 
 def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 
 from training.config import ReferenceConfig
-from training.data import HELDOUT_FILE, dataset_rows
+from training.data.prepare import HELDOUT_FILE, dataset_rows
 from training.model import load_tokenizer, load_tuned, quiet_libraries
-from training.rendering import prompt_token_ids, require_chat_template, stop_token_ids
+from training.rendering.chat import prompt_token_ids, require_chat_template, stop_token_ids
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import progress

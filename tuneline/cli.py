@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tuneline import __version__, cli_forms, cli_options, cli_serving
-from tuneline.cli_loadtest import loadtest_app
-from tuneline.cli_options import (
+from tuneline import __version__
+from tuneline.commands import forms as cli_forms
+from tuneline.commands import options as cli_options
+from tuneline.commands import serving as cli_serving
+from tuneline.commands.loadtest import loadtest_app
+from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
     DefaultCommand,
@@ -48,9 +51,9 @@ from tuneline.core.progress import logger, set_up_logging
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from tuneline.config import Run
     from tuneline.core.artifact import Artifact
     from tuneline.core.model_source import ModelSource
+    from tuneline.pipeline.run_config import Run
 
 
 class _ExportGroup(DefaultCommand):
@@ -94,7 +97,7 @@ def check(
 
     Configuration, every row of the data, the base model, its chat template and stop tokens.
     """
-    from tuneline.checks import check_run
+    from tuneline.pipeline.checks import check_run
 
     run = open_run(run_file, overrides, runs_dir)
     found = check_run(run)
@@ -109,7 +112,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what `up` would run, and why."""
-    from tuneline.pipeline import plan as plan_run
+    from tuneline.pipeline.run import plan as plan_run
 
     planned = plan_run(open_run(run_file, overrides, runs_dir))
     document = [
@@ -176,8 +179,8 @@ def evaluate(
         wanted = ("evaluation-base", "evaluation-tuned", "evaluation-served")
         run_stages(run, wanted, as_json)
         return
-    from training.evaluate import evaluate_endpoint
-    from tuneline.pipeline import up as up_run
+    from training.evaluation.evaluate import evaluate_endpoint
+    from tuneline.pipeline.run import up as up_run
 
     dataset = up_run(run, ("dataset",))["dataset"]
     endpoint = endpoint_of(url, model, api_key_env)
@@ -227,7 +230,7 @@ def export_merge(
             "--out": out,
         }
         refuse("beside RUN.yaml", options)
-        from tuneline.pipeline import export_stages
+        from tuneline.pipeline.run import export_stages
 
         run = open_run(run_file, overrides, runs_dir)
         run_stages(run, export_stages(run), as_json)
@@ -247,7 +250,7 @@ def export_merge(
     adapters = _weighted(required(adapter, "--adapter"))
     # The base is read for its digest while torch is imported: both take seconds.
     source = _resolve_beside(base)
-    from export.merge import merge
+    from export.merge.merge import merge
 
     emit_artifact(merge(config, source.result(), adapters, out), as_json)
 
@@ -280,7 +283,7 @@ def deploy_render(
     as_json: AsJson = False,
 ) -> None:
     """Write the Kubernetes manifests of a run, with its image, model and digest filled in."""
-    from tuneline.deploy import render_run
+    from tuneline.pipeline.deploy import render_run
 
     written = render_run(open_run(run_file, overrides, runs_dir), required(out, "--out"))
     targets = [path for path in (written, written / "load-test") if path.is_dir()]
@@ -300,7 +303,7 @@ def inspect(
 ) -> None:
     """Show an artifact's manifest, or every artifact of a run."""
     from tuneline.core.artifact import open_artifact
-    from tuneline.summary import describe_artifact, summarize
+    from tuneline.pipeline.results import describe_artifact, summarize
 
     if target.is_dir():
         artifact = open_artifact(target)
@@ -347,7 +350,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has and lacks."""
-    from tuneline.checks import examine_machine, require_rooms
+    from tuneline.pipeline.checks import examine_machine, require_rooms
 
     run = None if run_file is None else open_run(run_file, overrides, runs_dir)
     findings = examine_machine(runs_dir)
@@ -408,7 +411,7 @@ def _interrupt(signum: int, _frame: Any) -> NoReturn:
 
 def _artifacts(run: Run) -> dict[str, Artifact]:
     from tuneline.core.artifact import open_artifact
-    from tuneline.pipeline import plan as plan_run
+    from tuneline.pipeline.run import plan as plan_run
 
     found = {
         entry.stage.name: open_artifact(entry.path)

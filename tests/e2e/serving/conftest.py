@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from serving.config import ServingConfig
-from serving.server import RunningServer, running
+from serving.supervisor.process import RunningServer, running
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.model_source import ModelSource, resolve_model
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.loaded_model import load_model
+from export.runtimes.transformers_folder import load_model
 from serving.config import ServingConfig
-from serving.server import running
+from serving.supervisor.process import running
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
 from tests.integration.export.test_quantize import run_quantize

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from serving.chat import answers
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
-from serving.server import running
+from serving.supervisor.process import running
 from tests.e2e.serving.conftest import reference_of
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.model_source import ModelSource, resolve_model

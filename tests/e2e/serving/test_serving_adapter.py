@@ -13,7 +13,7 @@ import pytest
 
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
-from serving.server import RunningServer, group_members, running
+from serving.supervisor.process import RunningServer, group_members, running
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError

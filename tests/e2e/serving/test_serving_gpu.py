@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from serving.chat import answers
 from serving.config import ServingConfig
-from serving.server import running
+from serving.supervisor.process import running
 from tuneline.core.artifact import Artifact
 from tuneline.core.environment import gpu_names
 from tuneline.core.model_source import ModelSource, resolve_model

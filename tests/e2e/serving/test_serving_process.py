@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serving.config import ServingConfig
-from serving.server import running
+from serving.supervisor.process import running
 from tuneline.core.errors import ServerError
 from tuneline.core.model_source import ModelSource, resolve_model
 

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import openai
 import pytest
 
-from serving.server import group_members
+from serving.supervisor.process import group_members
 from tuneline.core.model_source import ModelSource
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ SUPERVISOR = """
 import json, sys
 from pathlib import Path
 from serving.config import ServingConfig
-from serving.server import serve
+from serving.supervisor.process import serve
 from tuneline.core.model_source import resolve_model
 from tuneline.core.progress import set_up_logging
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.chat import answers, converse
 from serving.config import ServedParityConfig
 from serving.parity import prove_served
-from serving.server import RunningServer, group_members
+from serving.supervisor.process import RunningServer, group_members
 from serving.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint

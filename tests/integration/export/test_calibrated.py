@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import calibrated, calibration_env
-from export.calibrated import quantize_calibrated
-from export.calibration_env import install_calibration
 from export.config import CalibratedConfig, QuantizeConfig
-from export.loaded_model import load_model, load_tokenizer
-from export.model_card import model_card
-from export.quantize import quantize
+from export.publish.model_card import model_card
+from export.quantize import calibrated
+from export.quantize import calibration_environment as calibration_env
+from export.quantize.calibrated import quantize_calibrated
+from export.quantize.calibration_environment import install_calibration
+from export.quantize.quantize import quantize
+from export.runtimes.transformers_folder import load_model, load_tokenizer
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
 from tests.integration.export.test_quantized_experts import MIXTURES

@@ -22,13 +22,13 @@ import pytest
 import torch
 import transformers
 
-from export import to_onnx
 from export.config import OnnxConfig
 from export.forms import open_form, resolve_folder, resolve_form
-from export.onnx_model import answers
-from export.to_onnx import export_onnx
-from export.to_torch_export import export_torch_export, refuse_pickles
-from export.to_torchscript import export_torchscript
+from export.graphs import to_onnx
+from export.graphs.to_onnx import export_onnx
+from export.graphs.to_torch_export import export_torch_export, refuse_pickles
+from export.graphs.to_torchscript import export_torchscript
+from export.runtimes.onnx_folder import answers
 from tests.integration.export import families
 from tests.integration.export.exported import (
     SMALL_FILES,

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from export.config import MergeConfig, ParityConfig
-from export.merge import merge
+from export.merge.merge import merge
 from export.parity import prove_model
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
 from export.forms import form_name, resolve_form
-from export.merge import merge
+from export.graphs.to_onnx import export_onnx
+from export.graphs.to_torch_export import export_torch_export
+from export.graphs.to_torchscript import export_torchscript
+from export.merge.merge import merge
 from export.parity import DEFAULT_TOLERANCES, prove_model, weight_tolerances
 from export.prune import prune
-from export.quantize import quantize
-from export.to_onnx import export_onnx
-from export.to_torch_export import export_torch_export
-from export.to_torchscript import export_torchscript
+from export.quantize.quantize import quantize
 from tests.integration.export.test_export_parity import Line, make_line
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, TamperedError

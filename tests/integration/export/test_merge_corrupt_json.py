@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from tests.integration.export import families
 from tests.integration.export.test_merge_refusals import edit_json, refusal, with_header
 from tuneline.core.model_source import resolve_model

@@ -17,7 +17,7 @@ import transformers
 from bitsandbytes.nn.modules import Linear4bit
 
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge, tensors
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact

@@ -20,9 +20,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from export.config import MergeConfig
-from export.merge import merge
-from export.model_folder import read_base
-from export.naming import _library_namings
+from export.merge.merge import merge
+from export.weights.model_folder import read_base
+from export.merge.naming import _library_namings
 from tuneline.core.model_source import ModelSource
 
 def mib(field):

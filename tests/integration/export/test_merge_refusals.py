@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DiskFullError, MissingError

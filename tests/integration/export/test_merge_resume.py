@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-import export.stream
+import export.weights.writer
 from benchmarks.merge import Shape, write_adapter, write_model
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from tests.integration.export import families
 from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import open_artifact, partial_dir, verify_artifact
@@ -30,14 +30,14 @@ ROOT = Path(__file__).parents[3]
 KILLED_CHILD = """
 import os, signal, sys
 from pathlib import Path
-import export.stream
+import export.weights.writer
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from tuneline.core.model_source import resolve_model
 
 base, adapter, out, name, at = sys.argv[1:]
-export.stream.CHECKPOINT_BYTES = 1  # every tensor is noted
-function, calls = getattr(export.stream, name), 0
+export.weights.writer.CHECKPOINT_BYTES = 1  # every tensor is noted
+function, calls = getattr(export.weights.writer, name), 0
 
 def killing(*arguments):
     global calls
@@ -47,7 +47,7 @@ def killing(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
-setattr(export.stream, name, killing)
+setattr(export.weights.writer, name, killing)
 merge(MergeConfig(), resolve_model(base), Path(adapter), Path(out))
 """
 
@@ -89,9 +89,9 @@ def test_what_is_dropped_from_the_cache_is_on_the_disk(
 
     posix_fadvise = os.posix_fadvise
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(export.stream, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(export.weights.writer, "CHECKPOINT_BYTES", 1)
     for kept_bytes in (2**40, 0):
-        monkeypatch.setattr(export.stream, "KEPT_BYTES", kept_bytes)
+        monkeypatch.setattr(export.weights.writer, "KEPT_BYTES", kept_bytes)
         out = merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / f"{kept_bytes}")
         assert out.digest == digest
         verify_artifact(out)

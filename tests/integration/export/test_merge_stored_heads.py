@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from export.config import QuantizeConfig
-from export.quantize import quantize
+from export.quantize.quantize import quantize
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge, tensors
 from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import assert_same_bits, tensors
 from tests.integration.export.test_merge_refusals import edit_json

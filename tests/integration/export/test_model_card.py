@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.model_card import connected, model_card
+from export.publish.model_card import connected, model_card
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import Tolerances, compare, write_parity

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from export.config import MergeConfig
-from export.merge import merge
+from export.merge.merge import merge
 from tests.integration.export import families
 from tuneline.core.model_source import resolve_model
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import to_onnx
 from export.config import OnnxConfig
 from export.forms import open_form, resolve_folder, resolve_form
-from export.loaded_model import load_model
-from export.onnx_model import answers, generated, load_genai
-from export.to_onnx import export_onnx
+from export.graphs import to_onnx
+from export.graphs.to_onnx import export_onnx
+from export.runtimes.onnx_folder import answers, generated, load_genai
+from export.runtimes.transformers_folder import load_model
 from tests.integration.export.exported import (
     SMALL_FILES,
     make_model,

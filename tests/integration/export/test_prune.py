@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from export.config import PruneConfig
 from export.prune import is_pruned, prune
-from export.tensor_file import TensorEntry
+from export.weights.tensor_file import TensorEntry
 from tests.integration.export.exported import make_model
 from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import verify_artifact

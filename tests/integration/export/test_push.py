@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.push import push
+from export.publish.push import push
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, verify_artifact
 from tuneline.core.errors import (

@@ -18,10 +18,10 @@ from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.quantization.utils.helpers import calculate_qparams
 
 from export.config import MergeConfig, QuantizeConfig
-from export.loaded_model import load_model
-from export.merge import merge
-from export.quantize import quantize
-from export.schemes import FORMATS, Scheme, quantization_config, quantize_rows
+from export.merge.merge import merge
+from export.quantize.quantize import quantize
+from export.quantize.schemes import FORMATS, Scheme, quantization_config, quantize_rows
+from export.runtimes.transformers_folder import load_model
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
 from tests.integration.export.test_merge_refusals import edit_tensors

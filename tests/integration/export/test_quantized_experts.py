@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 
 from export.config import MergeConfig, ParityConfig
 from export.forms import form_name, resolve_form
-from export.loaded_model import load_model
-from export.merge import merge
+from export.merge.merge import merge
 from export.parity import prove_model
-from export.schemes import FORMATS
+from export.quantize.schemes import FORMATS
+from export.runtimes.transformers_folder import load_model
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
 from tests.integration.export.test_merge_refusals import edit_json, edit_tensors

@@ -11,15 +11,15 @@ import transformers
 from safetensors.torch import load_file
 
 from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
-from export.loaded_model import load_model
-from export.merge import merge
-from export.model_folder import is_in_text_half
+from export.graphs.to_onnx import export_onnx
+from export.graphs.to_torch_export import export_torch_export
+from export.graphs.to_torchscript import export_torchscript
+from export.merge.merge import merge
 from export.parity import prove_model
 from export.prune import prune
-from export.quantize import quantize
-from export.to_onnx import export_onnx
-from export.to_torch_export import export_torch_export
-from export.to_torchscript import export_torchscript
+from export.quantize.quantize import quantize
+from export.runtimes.transformers_folder import load_model
+from export.weights.model_folder import is_in_text_half
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge
 from tests.integration.export.test_merge_four_bits import as_qlora

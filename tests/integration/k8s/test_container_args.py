@@ -15,10 +15,16 @@ import pytest
 
 import k8s
 from k8s.config import DeployConfig
-from k8s.kustomize import build
-from k8s.objects import servers
-from k8s.render import HOST, MODEL_DIR, PORT, render
-from serving.command import MIDDLEWARE, artifact_facts, served_names, server_args, server_env
+from k8s.render.kustomize import build
+from k8s.render.server import HOST, MODEL_DIR, PORT, render
+from k8s.rules.objects import servers
+from serving.command.arguments import (
+    MIDDLEWARE,
+    artifact_facts,
+    served_names,
+    server_args,
+    server_env,
+)
 from serving.config import ServingConfig
 from tuneline.core.model_source import ModelSource
 
@@ -49,7 +55,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Container]
     """The vLLM container of both overlays, as they stand and as a run fills them in."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not on PATH; it renders the manifests under test")
-    directories = {name: ROOM / "overlays" / name for name in ("cpu", "gpu")}
+    directories = {name: ROOM / "manifests/overlays" / name for name in ("cpu", "gpu")}
     for overlay in ("cpu", "gpu"):
         source = ModelSource("tickets", Path(MODEL_DIR), DIGEST, "model")
         directories[f"a run on {overlay}"] = render(
@@ -127,12 +133,14 @@ def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client", reason="a part of the extra `serve`")
     for build_name in ("cpu", "gpu"):
         text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()
-        copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/serving/$", text, re.MULTILINE)
-        assert copied == ["serving/__init__.py serving/middleware.py"]
+        copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/(\S+)$", text, re.MULTILINE)
+        assert copied == [
+            ("serving/__init__.py", "serving/"), ("serving/middleware", "serving/middleware"),
+        ]  # fmt: skip
         target = tmp_path / build_name / "serving"
         target.mkdir(parents=True)
-        for source in copied[0].split():
-            shutil.copy(ROOT / source, target)
+        shutil.copy(ROOT / "serving/__init__.py", target)
+        shutil.copytree(ROOT / "serving/middleware", target / "middleware")
         module, _, name = MIDDLEWARE.rpartition(".")
         code = f"import sys, {module} as m; m.{name}; print(m.__file__, 'tuneline' in sys.modules)"
         done = subprocess.run(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loadtest import verdict
+from loadtest.judging import verdict
 from tuneline.core.endpoint import Endpoint
 
 
@@ -35,7 +35,9 @@ class Known:
 @contextmanager
 def known_server(*options: str, scheme: str = "http") -> Iterator[Known]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadtest.known_server", *options], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "loadtest.calibration.known_server", *options],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.calibrate import known_server
-from loadtest.certificate import write_certificate
+from loadtest.calibration.calibrate import known_server
+from loadtest.calibration.certificate import write_certificate
+from loadtest.calibration.known_stream import FAULTS
+from loadtest.client.plan import FAILED, SUCCEEDED
+from loadtest.client.planning import make_plan, with_unsent
+from loadtest.client.processes import Counters, run_workers
 from loadtest.config import LoadTestConfig, Scenario
-from loadtest.document import Result
-from loadtest.known_stream import FAULTS
-from loadtest.plan import FAILED, SUCCEEDED
-from loadtest.planning import make_plan, with_unsent
+from loadtest.report.build import Result
 from loadtest.run import judged
-from loadtest.workers import Counters, run_workers
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 
@@ -384,9 +384,11 @@ def test_the_key_reaches_the_server_and_no_file_or_argument(
 
         def look(_: Counters) -> bool:
             listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True)
-            seen.append("loadtest.worker" in listing.stdout)
+            seen.append("loadtest.client.process" in listing.stdout)
             assert not any(
-                key in line for line in listing.stdout.splitlines() if "loadtest.worker" in line
+                key in line
+                for line in listing.stdout.splitlines()
+                if "loadtest.client.process" in line
             )
             return False
 
@@ -410,7 +412,7 @@ def test_a_client_that_is_killed_ends_the_run_with_a_reason(known: Any) -> None:
             ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
         )
         for line in listing.stdout.splitlines():
-            if "loadtest.worker" in line:
+            if "loadtest.client.process" in line:
                 killed.append(int(line.split()[0]))
                 os.kill(killed[-1], signal.SIGKILL)
         return False
@@ -444,9 +446,9 @@ def test_a_client_without_files_for_its_connections_blames_itself(known: Any) ->
     code = f"""
 import resource
 from loadtest.config import LoadTestConfig
-from loadtest.planning import make_plan
+from loadtest.client.planning import make_plan
 from loadtest.run import judged
-from loadtest.workers import run_workers
+from loadtest.client.processes import run_workers
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loadtest.config import LoadTestConfig
-from loadtest.gather import run_together
+from loadtest.shards.rendezvous import run_together
 from tuneline.core.errors import MissingError
 
 ROOT = Path(__file__).parents[3]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.compare import compare, compare_reports
 from loadtest.run import run_loadtest
+from loadtest.studies.compare import compare, compare_reports
 from tests.integration.loadtest.small import PROMPTS, Answering, config, report_of
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, ConfigError

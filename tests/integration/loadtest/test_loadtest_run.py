@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from loadtest import probe
+from loadtest.client import probe
 from loadtest.config import SLO, LoadTestConfig, Scenario
 from loadtest.run import read_prompts, run_loadtest
 from tests.integration.loadtest.small import Answering

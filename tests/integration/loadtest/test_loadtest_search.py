@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loadtest.config import SLO
-from loadtest.search import (
+from loadtest.studies.search import (
     _limited_by,
     _probe,
     _summary,

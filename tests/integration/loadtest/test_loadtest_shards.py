@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.plan import Records
-from loadtest.planning import make_plan
-from loadtest.probe import Served
+from loadtest.client.plan import Records
+from loadtest.client.planning import make_plan
+from loadtest.client.probe import Served
+from loadtest.client.processes import Measured, run_workers
 from loadtest.run import judged, run_loadtest
-from loadtest.shards import merge_shards, run_shard, write_shard
-from loadtest.workers import Measured, run_workers
+from loadtest.shards.join import merge_shards, run_shard, write_shard
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import new_artifact
 from tuneline.core.errors import ArtifactError, ConfigError
@@ -98,7 +98,7 @@ def test_merged_shards_equal_the_single_run(known: Any, tmp_path: Path) -> None:
 def test_pods_share_one_schedule(known: Any, tmp_path: Path) -> None:
     # Long enough for two pods to come up, by this machine's own pace.
     began_s = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import loadtest.worker"], check=True)
+    subprocess.run([sys.executable, "-c", "import loadtest.client.process"], check=True)
     start_unix_s = time.time() + 5 + 6 * (time.monotonic() - began_s)
     threads = [
         threading.Thread(

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest import workers
-from loadtest.calibrate import calibrate, compare_with_truth
-from loadtest.certificate import write_certificate
+from loadtest.calibration.calibrate import calibrate, compare_with_truth
+from loadtest.calibration.certificate import write_certificate
+from loadtest.client import processes as workers
+from loadtest.client.plan import Records
+from loadtest.client.planning import make_plan
+from loadtest.client.processes import run_workers
 from loadtest.config import Scenario
-from loadtest.formats import csv_text, prometheus_text, vllm_documents
-from loadtest.openai_check import openai_check
-from loadtest.plan import Records
-from loadtest.planning import make_plan
+from loadtest.report.formats import csv_text, prometheus_text, vllm_documents
 from loadtest.run import judged, run_loadtest
-from loadtest.workers import run_workers
+from loadtest.studies.cross_check import openai_check
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import open_artifact
 from tuneline.core.errors import ArtifactError
@@ -175,7 +175,7 @@ def test_a_killed_calibration_leaves_no_server(tmp_path: Path) -> None:
     )
     try:
         deadline_s = time.monotonic() + 30
-        while not (server := children(process.pid, b"loadtest.known_server")):
+        while not (server := children(process.pid, b"loadtest.calibration.known_server")):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
     finally:

@@ -16,7 +16,7 @@ import pytest
 SERVER = """
 import asyncio, contextlib, signal, socket, sys
 import uvicorn
-from serving.middleware import TunelineMiddleware
+from serving.middleware.app import TunelineMiddleware
 
 class Server(uvicorn.Server):
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.command import FLAGS_WITHOUT_NEGATION, LORA_RANKS, MIDDLEWARE, server_args
+from serving.command.arguments import FLAGS_WITHOUT_NEGATION, LORA_RANKS, MIDDLEWARE, server_args
 from serving.config import OWN_FLAGS, ServingConfig
 
 NAMES = ["tickets", "tickets@0123456789ab"]

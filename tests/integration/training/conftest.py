@@ -46,8 +46,8 @@ class Line:
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     import torch
 
-    from training.data import prepare
-    from training.finetune import train
+    from training.data.prepare import prepare
+    from training.train import train
 
     # These models are so small that a second thread only waits.
     torch.set_num_threads(1)

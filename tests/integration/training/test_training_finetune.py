@@ -11,9 +11,9 @@ import pytest
 from tests.integration.training.conftest import ANSWER, Line
 from tests.integration.training.tiny import CHATML, make_base
 from training.config import TrainingConfig
-from training.data import HELDOUT_FILE, dataset_rows
-from training.finetune import train
+from training.data.prepare import HELDOUT_FILE, dataset_rows
 from training.model import load_base, load_tokenizer, load_tuned
+from training.train import train
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, ConfigError, DataError
 from tuneline.core.model_source import resolve_model

@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.training.conftest import SETTINGS, Line
 from training.config import TrainingConfig
-from training.finetune import train
+from training.train import train
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import DiskFullError
 
@@ -21,7 +21,7 @@ SCRIPT = """
 import json, signal, sys, torch
 from pathlib import Path
 from training.config import TrainingConfig
-from training.finetune import train
+from training.train import train
 from tuneline.core.artifact import open_artifact
 from tuneline.core.model_source import resolve_model
 torch.set_num_threads(1)
@@ -94,7 +94,7 @@ def test_an_interrupted_run_continues_and_ends_as_a_straight_one(
 
 
 def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
-    from training.checkpoints import StopOnSignal
+    from training.loop.checkpoints import StopOnSignal
 
     handled: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
@@ -117,7 +117,7 @@ def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
 def test_checkpoints_of_another_configuration_or_half_written_are_not_used(
     line: Line, tmp_path: Path
 ) -> None:
-    from training.checkpoints import newest_checkpoint, open_work_dir
+    from training.loop.checkpoints import newest_checkpoint, open_work_dir
 
     out = tmp_path / "adapter"
     work = open_work_dir(out, "one")

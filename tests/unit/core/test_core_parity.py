@@ -10,8 +10,8 @@ from serving.parity import COMPUTED_TOLERANCES
 from tuneline.core.errors import VerdictError
 from tuneline.core.parity import Parity, Tolerances, added, compare, describe, write_parity
 from tuneline.core.reference import Continuation
-from tuneline.pipeline import require_verdict
-from tuneline.summary import summarize
+from tuneline.pipeline.results import summarize
+from tuneline.pipeline.run import require_verdict
 
 
 def answer(

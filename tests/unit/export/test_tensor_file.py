@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from export.tensor_file import (
+from export.weights.tensor_file import (
     TensorEntry,
     make_header,
     read_elements,

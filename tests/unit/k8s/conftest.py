@@ -12,9 +12,9 @@ import pytest
 
 import k8s
 from k8s.config import DeployConfig
-from k8s.kustomize import build
-from k8s.render import HOST, MODEL_DIR, PORT, render
-from serving.command import served_names, server_args, server_env
+from k8s.render.kustomize import build
+from k8s.render.server import HOST, MODEL_DIR, PORT, render
+from serving.command.arguments import served_names, server_args, server_env
 from serving.config import ServingConfig
 
 Objects: TypeAlias = list[dict[str, Any]]
@@ -126,9 +126,9 @@ def trees(
     )
     return {
         "load pods": objects_of(pods, pods / "load-test"),
-        "overlays/cpu": objects_of(ROOM / "overlays/cpu", ROOM / "loadtest"),
-        "overlays/gpu": objects_of(ROOM / "overlays/gpu", ROOM / "loadtest"),
-        "model-volume": objects_of(ROOM / "model-volume"),
+        "overlays/cpu": objects_of(ROOM / "manifests/overlays/cpu", ROOM / "manifests/loadtest"),
+        "overlays/gpu": objects_of(ROOM / "manifests/overlays/gpu", ROOM / "manifests/loadtest"),
+        "model-volume": objects_of(ROOM / "manifests/model-volume"),
         "claim on a gpu": objects_of(gpu, gpu / "load-test"),
         "image on a cpu": objects_of(cpu, cpu / "load-test"),
     }

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import pytest
 import yaml
 
-from k8s.loadtest_job import PROMPTS_SIZE_BYTES
-from k8s.objects import flags
+from k8s.render.loadtest_job import PROMPTS_SIZE_BYTES
+from k8s.rules.objects import flags
 from serving.config import ServingConfig
 from tuneline.core.errors import ArtifactError, ConfigError
 

@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from k8s import server_rules, validate
-from k8s.objects import flags
-from k8s.render import HOST
-from k8s.validate import problems
+from k8s.render.server import HOST
+from k8s.rules import rules as validate
+from k8s.rules import server as server_rules
+from k8s.rules.objects import flags
+from k8s.rules.rules import problems
 
 Objects: TypeAlias = list[dict[str, Any]]
 Mutation: TypeAlias = Callable[[Objects], Any]

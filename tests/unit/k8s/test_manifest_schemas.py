@@ -62,7 +62,7 @@ def test_every_object_fits_its_schema(manifests: list[dict[str, Any]], version: 
 
 
 def test_the_base_fits_its_schema(objects_of: Callable[..., list[dict[str, Any]]]) -> None:
-    objects = objects_of(ROOM / "base")
+    objects = objects_of(ROOM / "manifests/base")
     assert {item["kind"] for item in objects} == {
         "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service", "ServiceAccount",
     }  # fmt: skip

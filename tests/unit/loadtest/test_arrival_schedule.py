@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from loadtest.arrivals.schedule import ARRIVALS_PER_BIN, arrival_times, dispersion
 from loadtest.config import Scenario
-from loadtest.schedule import ARRIVALS_PER_BIN, arrival_times, dispersion
 
 SEEDS = range(20)
 

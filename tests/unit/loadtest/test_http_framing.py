@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.http1 import Framer, ProtocolError
+from loadtest.client.http1 import Framer, ProtocolError
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.intervals import shares, times_in_system, true_p90
-from loadtest.intervals import (
+from loadtest.judging.intervals import (
     MIN_BLOCKS,
     Values,
     autocorrelation_time,
@@ -20,8 +20,8 @@ from loadtest.intervals import (
     share_interval,
     steady_state,
 )
-from loadtest.statistics import figure, share_of
-from loadtest.verdict import latency_objective
+from loadtest.judging.statistics import figure, share_of
+from loadtest.judging.verdict import latency_objective
 
 
 def correlated(rng: np.random.Generator, count: int, memory: float) -> Values:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.nap import nap_ns
+from loadtest.client.read_pacing import nap_ns
 
 MS = 1_000_000
 

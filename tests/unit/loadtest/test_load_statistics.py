@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest.client.plan import FAILED, SUCCEEDED, UNFINISHED, Records, merge_records
 from loadtest.config import SLO
-from loadtest.intervals import block_length
-from loadtest.plan import FAILED, SUCCEEDED, UNFINISHED, Records, merge_records
-from loadtest.statistics import MIN_VALUES, figure, percentile, share_of, statistics
+from loadtest.judging.intervals import block_length
+from loadtest.judging.statistics import MIN_VALUES, figure, percentile, share_of, statistics
 
 NAN = float("nan")
 

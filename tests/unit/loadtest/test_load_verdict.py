@@ -4,12 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.calibrate import Calibration
+from loadtest.arrivals.schedule import Dispersion
+from loadtest.calibration.calibrate import Calibration
 from loadtest.config import SLO, LoadTestConfig, WorkloadConfig
-from loadtest.intervals import SteadyState, share_interval
-from loadtest.schedule import Dispersion
-from loadtest.statistics import Share, Statistics, Throughput, Tokens, figure, share_of
-from loadtest.verdict import Judgement, judge, worst
+from loadtest.judging.intervals import SteadyState, share_interval
+from loadtest.judging.statistics import Share, Statistics, Throughput, Tokens, figure, share_of
+from loadtest.judging.verdict import Judgement, judge, worst
 
 CONFIG = LoadTestConfig()
 

@@ -5,9 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest.client.planning import make_plan, plan_digest
 from loadtest.config import Length, LoadTestConfig, Scenario, WorkloadConfig
-from loadtest.planning import make_plan, plan_digest
-from loadtest.workload import build_workload, draw_lengths, mooncake, read_prompts, sharegpt
+from loadtest.workload.requests import (
+    build_workload,
+    draw_lengths,
+    mooncake,
+    read_prompts,
+    sharegpt,
+)
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError

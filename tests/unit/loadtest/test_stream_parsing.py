@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from loadtest.sse import Answer, SseDecoder, parse_response
+from loadtest.client.sse import Answer, SseDecoder, parse_response
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.calibrate import known_server
-from loadtest.certificate import write_certificate
-from loadtest.tls import TlsStream
+from loadtest.calibration.calibrate import known_server
+from loadtest.calibration.certificate import write_certificate
+from loadtest.client.tls import TlsStream
 
 
 @pytest.fixture

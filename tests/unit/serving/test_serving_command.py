@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from serving.command import artifact_facts, lora_rank, served_names, server_args, vllm_command
+from serving.command.arguments import (
+    artifact_facts,
+    lora_rank,
+    served_names,
+    server_args,
+    vllm_command,
+)
 from serving.config import ServingConfig
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.model_source import ModelSource
@@ -174,7 +180,7 @@ def test_the_environment_is_scrubbed(tmp_path: Path) -> None:
     assert env["VLLM_CPU_KVCACHE_SPACE"] == "2"
     assert env["VLLM_ENGINE_READY_TIMEOUT_S"] == "600"
     assert env["VLLM_NO_USAGE_STATS"] == env["HF_HUB_OFFLINE"] == "1"
-    assert (Path(env["PYTHONPATH"].split(":")[0]) / "serving" / "launch.py").is_file()
+    assert (Path(env["PYTHONPATH"].split(":")[0]) / "serving/supervisor/launch.py").is_file()
 
 
 def test_the_facts_are_those_of_what_was_trained(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.log import cause, last_lines
+from serving.supervisor.vllm_log import cause, last_lines
 
 ENGINE = "(EngineCore pid=77) ERROR 11-21 09:36:17 [core.py:1234] "
 FRONT_END = (

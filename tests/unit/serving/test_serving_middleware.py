@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from serving.middleware import Message, Receive, Scope, Send, TunelineMiddleware
+from serving.middleware.app import Message, Receive, Scope, Send, TunelineMiddleware
 
 
 class Inner:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 BOMBARDED = """
 import os, subprocess, sys, time
-from serving.server import STOP_SIGNALS, _stop_signals
+from serving.supervisor.process import STOP_SIGNALS, _stop_signals
 
 SENDER = '''
 import os, sys

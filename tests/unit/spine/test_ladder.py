@@ -8,7 +8,7 @@ import pytest
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.parity import Tolerances, compare, write_parity
 from tuneline.core.reference import Continuation
-from tuneline.ladder import ladder_lines, write_ladder
+from tuneline.pipeline.ladder import ladder_lines, write_ladder
 
 
 def answer(logprob: float, token: int = 5) -> Continuation:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.curve import loss_points, write_curve
+from training.loop.loss_curve import loss_points, write_curve
 
 HISTORY = [
     {"step": 0, "epoch": 0, "eval_loss": 3.0, "eval_runtime": 1.0},

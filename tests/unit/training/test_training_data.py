@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.config import DataConfig
-from training.data import HELDOUT_FILE, TRAIN_FILE, dataset_rows, prepare
+from training.data.prepare import HELDOUT_FILE, TRAIN_FILE, dataset_rows, prepare
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import DataError, NotAnArtifactError
 

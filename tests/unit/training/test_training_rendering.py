@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.integration.training.tiny import CHATML, make_tokenizer
-from training.rendering import (
+from training.data.rows import Row
+from training.rendering.chat import (
     IGNORED,
     Rendered,
     prompt_token_ids,
@@ -15,7 +16,6 @@ from training.rendering import (
     require_chat_template,
     stop_token_ids,
 )
-from training.rows import Row
 from tuneline.core.errors import ConfigError, DataError
 
 ROWS = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.rows import NUM_PROBLEMS_SHOWN, read_rows
+from training.data.rows import NUM_PROBLEMS_SHOWN, read_rows
 from tuneline.core.errors import DataError
 
 GOOD = {"instruction": "Sort.", "input": "b a", "output": "a b"}

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from training.scoring import Prediction, predict, score, split_fields, wilson_interval
+from training.evaluation.scoring import Prediction, predict, score, split_fields, wilson_interval
 from tuneline.core.errors import ConfigError, DataError
 
 PROMPT = [{"role": "user", "content": "?"}]

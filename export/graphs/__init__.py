@@ -1,0 +1,1 @@
+"""Exporting a model as a graph: ONNX, TorchScript, torch.export."""

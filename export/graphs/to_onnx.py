@@ -1,0 +1,323 @@
+"""ONNX: a decoder with its key-value cache for ONNX Runtime GenAI, or a plain graph of the logits.
+
+The decoder is made by ONNX Runtime GenAI's own builder, in a process without network access; it
+generates token by token. The logits graph is `torch.onnx.export`'s and suits scoring and families
+that the builder does not know.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.config import OnnxConfig
+from export.graphs.logits_graph import (
+    EXAMPLE_SHAPE,
+    check_shapes,
+    checked_length,
+    copy_small_files,
+    exportable,
+    max_length,
+    noise,
+    require_plain,
+    rope_types,
+)
+from export.runtimes.onnx_folder import GENAI_CONFIG, ONNX_FILE, decoder_scores, logits_runner
+from export.runtimes.transformers_folder import load_model, stop_ids_of_folder
+from export.weights.model_folder import CONFIG, read_json, write_json
+from export.weights.tensor_file import read_tensor_file
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import logger
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_SIZE = 32
+"""Weights that share one scale, in int4 and int8; the builder's own default."""
+
+BITS = {"int8": 8, "int4": 4}
+
+MAX_NOISE = {"fp16": 0.001, "int8": 0.05, "int4": 0.5}
+"""By how much of what a model's predictions tell apart its rounded graph may be off: loose bounds,
+which a graph that computes something else exceeds. What rounding costs, `tuneline prove` says."""
+
+MAX_LOGPROB_DIFFERENCE = 1e-3
+"""Of a float32 decoder, in nats; measured differences are 1000 times smaller."""
+
+CHECKED_LENGTH = 9
+
+DECODER_ROPES = {"default", "llama3", "longrope", "su"}
+"""Rotary positions that the builder's graphs compute as transformers does. With `linear` and `yarn`
+a Llama's log-probabilities are off by 0.3 nats, with `dynamic` its graph ends at the length that
+the model was trained with. `su` is an older name of `longrope`."""
+
+
+def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
+    """Write a model folder as ONNX, with its tokenizer, chat template and stop tokens.
+
+    Returns:
+        An artifact of kind `onnx`.
+
+    Raises:
+        ArtifactError: A file of it is cut short, it cannot be loaded, or its family is not
+            supported by that graph.
+        ConfigError: The decoder on a CPU is asked for in fp16.
+        MissingError: onnx or onnxruntime is not installed.
+    """
+    for module in ("onnx", "onnxruntime", "onnxruntime_genai", "onnxscript"):
+        require(module, "export")
+    precision, graph = config.precision, config.graph
+    with new_artifact(
+        out, "onnx", config=config.model_dump(), inputs=[model.as_input("model")]
+    ) as draft:
+        if graph == "decoder":
+            contract = _write_decoder(model, draft.dir, precision)
+        else:
+            contract = _write_logits(model, draft.dir, precision)
+        copy_small_files(model.path, draft.dir)
+        draft.metrics["shape_contract"] = contract
+        draft.metrics["size_bytes"] = sum(
+            file.stat().st_size for file in draft.dir.glob(f"{ONNX_FILE}*")
+        )
+    logger.info("  %s graph in %s, %s", graph, precision, out.name)
+    return open_artifact(out, kind="onnx")
+
+
+def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str, Any]:
+    if precision == "fp16":
+        raise ConfigError(
+            "--precision fp16: ONNX Runtime has no fp16 decoder for a CPU",
+            hint="Try --precision fp32, int8 or int4; or --graph logits, which takes fp16.",
+        )
+    for file in sorted(model.path.glob("*.safetensors")):
+        read_tensor_file(file)  # one that is cut short is not a family that cannot be exported
+    require_plain(model)
+    stop_ids = sorted(stop_ids_of_folder(model.path))
+    if not stop_ids:
+        raise ArtifactError(
+            f"{model.name}: names no stop token; a decoder would never end an answer",
+            hint='Add "eos_token_id" to its generation_config.json.',
+        )
+    config = read_json(model.path / CONFIG)
+    for rope_type in sorted(rope_types(config) - DECODER_ROPES):
+        reason = f"the builder's graph has no rotary positions of the type {rope_type!r}"
+        raise _no_decoder(model, str(config.get("model_type")), reason)
+    run_builder(model, folder, precision)
+    _mend_decoder(folder / ONNX_FILE, model)
+    # The builder rewrites stop tokens from several sources; the proven model's own are kept.
+    genai = read_json(folder / GENAI_CONFIG)
+    genai["model"]["eos_token_id"] = stop_ids
+    # The graph's attention looks at its window by itself. Told of it, the runtime makes the cache
+    # too small and fails where the window ends.
+    genai["model"]["decoder"].pop("sliding_window", None)
+    write_json(folder / GENAI_CONFIG, genai)
+    lengths, vocabulary = _check_decoder(model, folder, precision)
+    cache = ["batch", genai["model"]["decoder"]["num_key_value_heads"], "past", "head_size"]
+    return {
+        "inputs": {
+            "input_ids": {"dtype": "int64", "shape": ["batch", "length"]},
+            "attention_mask": {"dtype": "int64", "shape": ["batch", "past + length"]},
+            "past_key_values.*": {"dtype": "float32", "shape": cache},
+        },
+        "outputs": {"logits": {"dtype": "float32", "shape": ["batch", "length", vocabulary]}},
+        "length": {"min": 1, "max": genai["model"]["context_length"]},
+        "checked_lengths": lengths,
+    }
+
+
+def _check_decoder(model: ModelSource, folder: Path, precision: str) -> tuple[list[int], int]:
+    """Hold a decoder against the model that it came from, in one pass and continued from its cache.
+
+    Returns:
+        The lengths that it was run at, and the number of logits per position.
+
+    Raises:
+        ArtifactError: The graph cannot be run, or computes something else.
+    """
+    import torch
+
+    network, _ = load_model(model.path)
+    family, vocabulary = str(network.config.model_type), int(network.config.vocab_size)
+    score = decoder_scores(folder)
+    generator = torch.Generator().manual_seed(0)
+    lengths = sorted({CHECKED_LENGTH, checked_length(network.config)})
+    for length in lengths:
+        input_ids = torch.randint(vocabulary, (1, length), generator=generator)
+        with torch.inference_mode():
+            expected = network(input_ids=input_ids, use_cache=False).logits[0].float()
+        token_ids, begun = input_ids[0].tolist(), length * 2 // 3
+        try:
+            whole = score(token_ids, length)
+            parts = (score(token_ids[:begun], begun), score(token_ids, length - begun))
+        except (MemoryError, OSError):
+            raise  # of the machine, and not of the graph
+        except Exception as error:
+            raise _no_decoder(model, family, f"its graph cannot be run: {error}") from error
+        for found, how in ((whole, "in one pass"), (torch.cat(parts), "with its cache")):
+            off = _difference(expected, found, precision)
+            if off is not None:
+                reason = f"its graph computes something else at length {length}, {how}: {off}"
+                raise _no_decoder(model, family, reason)
+    return lengths, vocabulary
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor, precision: str) -> str | None:
+    """What is wrong with a decoder's logits, in words; None where they are the model's."""
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return f"logits of shape {tuple(found.shape)}, or not finite"
+    if precision == "fp32":
+        off = float((found.log_softmax(dim=-1) - expected.log_softmax(dim=-1)).abs().max())
+        right = off <= MAX_LOGPROB_DIFFERENCE
+        return None if right else f"log-probabilities differ by {off:.2g} nats"
+    share = noise(expected, found)
+    if share <= MAX_NOISE[precision]:
+        return None
+    return f"{share:.2g} of what its predictions tell apart is lost, at most {MAX_NOISE[precision]}"
+
+
+def _mend_decoder(path: Path, model: ModelSource) -> None:
+    """Put right what the builder leaves out of some families' graphs: Mistral's attention window,
+    and the epsilon of a layer norm that is called `layer_norm_eps`, as Phi's is.
+
+    Raises:
+        ArtifactError: The family attends to a window that its graph knows nothing of.
+    """
+    import onnx
+
+    config = read_json(model.path / CONFIG)
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    epsilon = None if "rms_norm_eps" in config else config.get("layer_norm_eps")
+    graph = onnx.load(str(path), load_external_data=False)
+    windows = set()
+    for node in graph.graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "GroupQueryAttention":
+            if window is not None and config["model_type"] == "mistral":
+                attributes["local_window_size"].i = int(window)
+            windows.add(attributes["local_window_size"].i)
+        if epsilon is not None and node.op_type.endswith("LayerNormalization"):
+            attributes["epsilon"].f = float(epsilon)
+    if window is not None and windows <= {-1}:
+        reason = f"its attention window of {window} is missing from the builder's graph"
+        raise _no_decoder(model, str(config["model_type"]), reason)
+    path.write_bytes(graph.SerializeToString())
+
+
+def run_builder(model: ModelSource, folder: Path, precision: str) -> None:
+    """ONNX Runtime GenAI's builder in a process of its own: it loads the whole model, prints to
+    stdout, and is told to use no network and no token.
+
+    Raises:
+        ArtifactError: It does not know the family, or fails; its own words are given.
+    """
+    config = read_json(model.path / CONFIG)
+    family = str((config.get("architectures") or [config.get("model_type", "unknown")])[0])
+    unknown = "ONNX Runtime GenAI's builder does not know the family"
+    if f'"{family}"' not in _builder_source():
+        raise _no_decoder(model, family, unknown)  # without the half minute that it takes to start
+    with tempfile.TemporaryDirectory(prefix="tuneline-onnx-") as cache:
+        command = [
+            sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(model.path),
+            "-o", str(folder), "-p", precision, "-e", "cpu", "-c", cache,
+            "--extra_options", "hf_token=false",
+        ]  # fmt: skip
+        environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    logger.debug("%s%s", done.stdout, done.stderr)
+    if done.returncode == 0 and (folder / GENAI_CONFIG).is_file():
+        return
+    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+    reason = lines[-1] if lines else f"exit code {done.returncode}"
+    raise _no_decoder(model, family, unknown if "not currently supported" in reason else reason)
+
+
+def _no_decoder(model: ModelSource, family: str, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{model.name}: a model of the family {family!r} cannot be exported to an ONNX decoder: "
+        f"{reason}",
+        hint="Nothing was written. Try: --graph logits",
+    )
+
+
+def _builder_source() -> str:
+    """The builder's table of families is its source: a chain of comparisons with their names."""
+    package = importlib.util.find_spec("onnxruntime_genai")
+    if package is None or package.origin is None:
+        return ""
+    return (Path(package.origin).parent / "models" / "builder.py").read_text(encoding="utf-8")
+
+
+def _write_logits(model: ModelSource, folder: Path, precision: str) -> dict[str, Any]:
+    import torch
+
+    with exportable(model, "ONNX") as logits:
+        shapes = {
+            0: torch.export.Dim("batch", min=1),
+            1: torch.export.Dim("length", min=1, max=max_length(logits.network.config)),
+        }
+        example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
+        path = folder / ONNX_FILE
+        # It says that torchvision's operators are not there, which no text model has.
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        with torch.no_grad():
+            program: Any = torch.onnx.export(
+                logits, (example,), dynamo=True, verbose=False,
+                dynamic_shapes={"input_ids": shapes},
+                input_names=["input_ids"], output_names=["logits"],
+            )  # fmt: skip
+        program.save(str(path), external_data=True)
+        _forget_sources(path)
+        contract = check_shapes(logits_runner(path), logits, model, "ONNX")
+        if precision == "fp32":
+            return contract
+        reduce_weights(path, precision)
+        return check_shapes(logits_runner(path), logits, model, "ONNX", MAX_NOISE[precision])
+
+
+def _forget_sources(path: Path) -> None:
+    """Remove from each node what torch notes of the source files of this machine."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False)
+    for part in (graph.graph, *graph.functions):
+        for node in (part, *part.node, *part.value_info):
+            del node.metadata_props[:]
+    path.write_bytes(graph.SerializeToString())
+
+
+def reduce_weights(path: Path, precision: str) -> None:
+    """Rewrite a logits graph with its weights in fp16, int8 or int4; its inputs and outputs stay.
+
+    Raises:
+        ValueError: It has no matrix product that can be computed so.
+    """
+    import onnx
+
+    graph = onnx.load(str(path))
+    if precision == "fp16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        reduced = convert_float_to_float16(graph, keep_io_types=True)
+    else:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        quantizer = MatMulNBitsQuantizer(
+            graph, bits=BITS[precision], block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4
+        )
+        quantizer.process()
+        reduced = quantizer.model.model
+        if not any(node.op_type == "MatMulNBits" for node in reduced.graph.node):
+            raise ValueError(f"it has no matrix product that ONNX Runtime computes in {precision}")
+    for file in path.parent.glob(f"{ONNX_FILE}*"):
+        file.unlink()
+    onnx.save(reduced, str(path), save_as_external_data=True, location=f"{ONNX_FILE}.data")

@@ -1,0 +1,76 @@
+"""TorchScript: a traced graph and its weights in one `model.pt`, read by libtorch without Python.
+
+PyTorch deprecates TorchScript in favour of `torch.export`; it is here for the runtimes that take
+nothing else. The archive is a zip of TorchScript code and tensors. `torch.jit.load` reads it with a
+reader of its own that makes tensors and containers and calls no Python; the code in it is a program
+all the same, so load an archive only after `tuneline verify`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.graphs.logits_graph import EXAMPLE_SHAPE, write_graph
+from tuneline.core.artifact import Artifact
+from tuneline.core.model_source import ModelSource
+
+TORCHSCRIPT_FILE = "model.pt"
+WHAT = "TorchScript"
+
+
+def export_torchscript(model: ModelSource, out: Path) -> Artifact:
+    """Trace a model folder's causal LM in float32.
+
+    The manifest's `shape_contract` says which shapes the graph takes; it was run at each of its
+    `checked_shapes` and gave the logits of the model.
+
+    Returns:
+        An artifact of kind `torchscript`.
+
+    Raises:
+        ArtifactError: The model cannot be loaded, or its family cannot be traced so that every
+            batch and length works.
+    """
+    return write_graph(
+        "torchscript", TORCHSCRIPT_FILE, WHAT, model, out,
+        trace=_trace, save=_save, load=load_torchscript,
+    )  # fmt: skip
+
+
+def _trace(logits: torch.nn.Module) -> Any:
+    example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the deprecation, and of sizes being traced
+        return torch.jit.trace(logits, example, check_trace=False)
+
+
+def _save(traced: Any, path: Path) -> None:
+    """The archive without its debugging records, which name the source files of this machine, and
+    without the example inputs."""
+    whole = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.jit.save(traced, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as kept:
+        for entry in archive.infolist():
+            record = entry.filename.partition("/")[2]
+            if not record.endswith(".debug_pkl") and not record.startswith("traced_inputs"):
+                kept.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+
+
+def load_torchscript(path: Path) -> Any:
+    """The graph as a function `input_ids` → logits, on the CPU; torch alone is needed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.jit.load(str(path), map_location="cpu")
+
+    def run(input_ids: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            found: torch.Tensor = graph(input_ids)
+        return found.float()
+
+    return run

@@ -1,0 +1,249 @@
+"""Merging an adapter into its base by streaming the base's safetensors.
+
+Bytes flow from the base's shards to the output's through a few fixed buffers: untouched tensors as
+they are, changed ones in blocks of rows that are computed in float32 and rounded once. Memory is
+bounded by one module's adapter matrices and those buffers, whatever the size of the model or of
+its shards. Shards, tensor names and their order are the base's own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.config import MergeConfig
+from export.merge.adapter import Adapter, read_adapter
+from export.merge.plan import MergePlan, Planned, plan_merge
+from export.merge.qlora_base import MergeBase, choose_base, through_four_bits
+from export.quantize.quantize import choose_layers, require_free, say
+from export.quantize.schemes import Scheme, quantization_config
+from export.weights.model_folder import (
+    CONFIG,
+    GENERATION_CONFIG,
+    BaseModel,
+    chat_template,
+    check_companions,
+    check_tensors,
+    copy_companions,
+    has_tokenizer,
+    max_token_id,
+    read_base,
+    read_json,
+    write_config,
+)
+from export.weights.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
+from export.weights.writer import OutputFile, PlannedTensor, lay_out, write_files
+from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import ModelSource, folder_digest
+from tuneline.core.progress import logger, progress
+
+Adapters = Path | Artifact | Sequence[tuple[Path | Artifact, float]]
+"""One adapter as it is, or several (or one) with a weight each."""
+
+
+def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) -> Artifact:
+    """Merge a LoRA adapter, or a weighted sum of several, into the base; write a model folder.
+
+    A merge that was killed goes on after the last tensor that it had finished, when it is started
+    again with the same configuration, base and adapters.
+
+    Args:
+        config: The number format of the result, and whether it is quantized.
+        base: The model that the adapter was trained on, not quantized.
+        adapter: An artifact of kind `adapter` or any PEFT LoRA folder; or a list of those with
+            their weights. Tokenizer, chat template and stop tokens come from the first.
+        out: The directory to write; it must not exist.
+
+    Returns:
+        An artifact of kind `model`. With dtype `auto` or `float32` its weights have the bits that
+        PEFT's `merge_and_unload` gives on the same base, wherever those are what the live adapter
+        model computes.
+
+    Raises:
+        ArtifactError: The base or an adapter is corrupt, is of a form that is not supported, does
+            not fit the other, or holds or makes values that are not finite.
+        MissingError: There is no such base.
+        DiskFullError: Too little space for the result; checked before anything is written.
+    """
+    if base.kind == "adapter":
+        raise ArtifactError(f"{base.path}: is an adapter; expected the base model")
+    given: list[tuple[Path | Artifact, float | None]] = (
+        [(adapter, None)] if isinstance(adapter, Path | Artifact) else list(adapter)
+    )
+    opened: list[Adapter] = []
+    inputs = [base.as_input("base")]
+    for source, weight in given:
+        folder, adapter_input = _open_adapter(source, base)
+        opened.append(read_adapter(folder, weight))
+        inputs.append(adapter_input)
+    model = read_base(base.path)
+    for one in opened:
+        check_companions(base.path, one.path)
+    _check_one_tokenizer(base.path, opened)
+    plan = plan_merge(opened, model)
+    _check_vocabulary(opened[0].path, model, plan)
+    onto, figures = _merge_base(config, base, adapter, opened, out)
+    if onto == "dequantized":
+        plan = through_four_bits(plan, model)
+    files, schemes, changed = _plan_files(config, model, plan)
+    total_bytes = sum(file.size_bytes for file in files)
+    require_free(out, total_bytes)
+
+    recorded = config.model_dump()
+    if any(one.weight is not None for one in opened):
+        recorded["adapter_weights"] = [one.weight for one in opened]
+    with new_artifact(out, "model", config=recorded, inputs=inputs, resumable=True) as draft:
+        with progress("merge", total_bytes / 2**20, "MiB") as advance:
+            hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, say(advance))
+        draft.sha256.update(hashes)
+        write_config(model, files, draft.dir, changed)
+        copy_companions(model.path, opened[0].path, draft.dir)
+        check_tensors(files, draft.dir)
+        draft.metrics.update(
+            num_tensors=sum(len(file.outputs) for file in files),
+            num_changed_tensors=len(plan.tensors), size_bytes=total_bytes,
+            resumed_bytes=resumed_bytes, untied=plan.untied is not None,
+        )  # fmt: skip
+        draft.metrics.update(figures)
+        if schemes:
+            draft.metrics["num_quantized_tensors"] = len(schemes)
+    logger.debug("merged %d of %d tensors into %s", len(plan.tensors), len(model.tensors), out)
+    return open_artifact(out, kind="model")
+
+
+def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, Input]:
+    if isinstance(adapter, Path):
+        if not (adapter / MANIFEST).is_file():
+            if not adapter.is_dir():
+                raise ArtifactError(f"{adapter}: no such folder; expected a PEFT adapter folder")
+            digest = folder_digest(adapter)
+            return adapter, Input(role="adapter", kind="peft-adapter", digest=digest)
+        adapter = open_artifact(adapter, kind="adapter")
+    if adapter.kind != "adapter":
+        raise ArtifactError(f"{adapter.path}: is of kind {adapter.kind!r}; expected an adapter")
+    for recorded in adapter.manifest.inputs:
+        if recorded.role == "base" and recorded.digest != base.digest:
+            raise ArtifactError(
+                f"{adapter.path}: was trained on a base with digest {recorded.digest[:19]}…; "
+                f"{base.name} has {base.digest[:19]}…",
+                hint="Merge into the base that the adapter was trained on.",
+            )
+    return adapter.path, adapter.as_input("adapter")
+
+
+def _merge_base(
+    config: MergeConfig, base: ModelSource, adapter: Adapters, opened: Sequence[Adapter], out: Path
+) -> tuple[MergeBase, dict[str, Any]]:
+    """Which weights the adapter goes onto, and what was measured to decide it."""
+    if config.merge_base != "auto":
+        return config.merge_base, {"merge_base": config.merge_base}
+    if len(opened) > 1 or not _trained_in_four_bits(opened[0].path):
+        return "original", {}
+    if "text_config" in read_json(base.path / CONFIG):
+        logger.info("  merge base: original; a model of text and pictures is not measured")
+        return "original", {"merge_base": "original"}
+
+    def merge_onto(side: MergeBase, folder: Path) -> Artifact:
+        plain = config.model_copy(update={"merge_base": side, "quantize": None})
+        return merge(plain, base, adapter, folder)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.choose-") as work:
+        closer, figures = choose_base(base.path, opened[0].path, merge_onto, Path(work))
+    return closer, {"merge_base": closer, **figures}
+
+
+def _trained_in_four_bits(adapter: Path) -> bool:
+    if not (adapter / MANIFEST).is_file():
+        return False
+    return bool(open_artifact(adapter).manifest.config.get("load_in_4bit"))
+
+
+def _check_one_tokenizer(base: Path, adapters: Sequence[Adapter]) -> None:
+    """Adapters that were trained on different prompts make a model without a prompt of its own."""
+    first, *others = (_prompt_of(base, adapter.path) for adapter in adapters)
+    for adapter, other in zip(adapters[1:], others, strict=True):
+        for what, mine in first.items():
+            if other[what] != mine:
+                raise ArtifactError(
+                    f"{adapter.path}: its {what} is not that of {adapters[0].path}: the adapters "
+                    "were trained with different tokenizers, chat templates or stop tokens",
+                    hint="Merge adapters that were trained alike.",
+                )
+
+
+def _prompt_of(base: Path, adapter: Path) -> dict[str, Any]:
+    """What decides how an adapter's model is asked and when it stops, each from the folder that a
+    merge would take it from."""
+    tokenizer = (adapter if has_tokenizer(adapter) else base) / "tokenizer.json"
+    generation = adapter / GENERATION_CONFIG
+    if not generation.is_file():
+        generation = base / GENERATION_CONFIG
+    stop = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    return {
+        "tokenizer": tokenizer.read_bytes() if tokenizer.is_file() else None,
+        "chat template": chat_template(adapter) or chat_template(base),
+        "eos_token_id": set(stop) if isinstance(stop, list) else {stop},
+    }
+
+
+def _check_vocabulary(adapter: Path, base: BaseModel, plan: MergePlan) -> None:
+    """A tokenizer with more ids than the embedding has rows makes a model that fails in use."""
+    highest, rows = max_token_id(adapter), plan.num_tokens or base.vocab_size
+    if highest is not None and isinstance(rows, int) and highest >= rows:
+        raise ArtifactError(
+            f"{adapter}: its tokenizer gives ids up to {highest}, the base {base.path} has rows "
+            f"for {rows}: the vocabulary was resized, and the adapter does not hold the new rows",
+            hint="Save the adapter with save_embedding_layers=True.",
+        )
+    composite = "text_config" in base.config
+    if plan.num_tokens is not None and (composite or "vocab_size" not in base.config):
+        what = "is a model of text and pictures" if composite else "has no vocab_size to change"
+        raise ArtifactError(
+            f"{base.path}: the adapter resizes the vocabulary, and the base {what}: not supported",
+            hint="Merge it with peft (merge_and_unload).",
+        )
+
+
+def _plan_files(
+    config: MergeConfig, base: BaseModel, plan: MergePlan
+) -> tuple[list[OutputFile], dict[str, Scheme], dict[str, Any]]:
+    """The files to write, the weights that are quantized, and what changes in config.json."""
+    tensors: dict[str, list[PlannedTensor]] = {}
+    for shard in base.shards:
+        group = tensors.setdefault(shard.path.name, [])
+        for entry in shard.entries:
+            dtype = _output_dtype(entry.dtype, config)
+            planned = plan.tensors.get(entry.name) or Planned(base.stored(entry.name), ())
+            group.append(PlannedTensor(entry.name, planned.source, planned.changes, dtype))
+            if plan.untied and entry.name == base.embedding and not base.stores_head:
+                head = plan.tensors[plan.untied]
+                group.append(PlannedTensor(plan.untied, head.source, head.changes, dtype))
+    schemes: dict[str, Scheme] = {}
+    changed: dict[str, Any] = {}
+    if config.dtype != "auto":
+        changed["dtype"] = config.dtype
+    if plan.untied:
+        changed["tie_word_embeddings"] = False
+    if plan.num_tokens is not None:
+        changed["vocab_size"] = plan.num_tokens
+    if config.quantize is not None:
+        everything = [tensor for group in tensors.values() for tensor in group]
+        schemes, ignore = choose_layers(everything, config.quantize, config.group_size, base)
+        scheme = next(iter(schemes.values()))
+        changed["quantization_config"] = quantization_config(scheme, ignore)
+    files = [
+        lay_out(shard.path.name, tensors[shard.path.name], shard, schemes) for shard in base.shards
+    ]
+    return files, schemes, changed
+
+
+def _output_dtype(dtype: str, config: MergeConfig) -> str:
+    if config.dtype == "auto" or dtype not in TORCH_DTYPES:
+        return dtype
+    return SAFETENSORS_DTYPES[getattr(torch, config.dtype)]

@@ -1,0 +1,164 @@
+"""Which base does a QLoRA adapter go onto? Both answers are merged, and measured.
+
+Training computed with the base's linear layers in NF4 (QLoRA, Dettmers et al., arXiv:2305.14314).
+The adapter has learnt to go with those: on the original weights it meets others than in training,
+while the weights that were dequantized keep the rounding in the result. Which is closer to the
+trained model depends on the model; so both are held against the live one, base in 4 bits and
+adapter beside it, and the closer is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from export.merge.deltas import NF4_BLOCK, FourBitBase
+from export.merge.plan import MergePlan, Planned
+from export.quantize.quantize import IN_DECODER_LAYER
+from export.runtimes.transformers_folder import load_tokenizer
+from export.weights.model_folder import BaseModel, has_tokenizer
+from tuneline.core.artifact import Artifact
+from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError
+from tuneline.core.progress import logger
+
+MergeBase = Literal["original", "dequantized"]
+
+TEXTS = (
+    "The printer on the second floor has stopped, and its light is blinking red.",
+    "Please summarise the meeting in three sentences and list who does what next.",
+    "How do I reset my password if I no longer have the phone it was set up with?",
+    "Paris is the capital of France; Rome, of Italy; and Madrid is the capital of",
+    'def mean(values):\n    """The arithmetic mean."""\n    return sum(values) /',
+    "2026-11-21 09:14:03 ERROR worker 3: connection refused, trying again in 5 s",
+    "Sehr geehrte Damen und Herren, meine Bestellung ist noch nicht angekommen.",
+    "If a train leaves at 10:40 and the journey takes 95 minutes, it arrives at",
+)
+"""What the two are compared on, beside the live model's own continuations of it."""
+
+MAX_NEW_TOKENS = 24
+
+
+def through_four_bits(plan: MergePlan, base: BaseModel) -> MergePlan:
+    """The same merge, onto the linear layers as NF4 kept them in training.
+
+    Raises:
+        ArtifactError: The base has none, or has layers that bitsandbytes does not quantize.
+    """
+    if "text_config" in base.config:
+        raise ArtifactError(
+            f"{base.path}: is a model of text and pictures; only text models are merged as NF4 "
+            "kept them",
+            hint="Try: --merge-base original",
+        )
+    tensors = dict(plan.tensors)
+    count = 0
+    for name, entry in base.tensors.items():
+        if not IN_DECODER_LAYER.fullmatch(name) or len(entry.shape) != 2:
+            continue
+        stored = base.stored(name)
+        planned = tensors.get(name) or Planned(stored, ())
+        if planned.source != stored:  # trained whole, not in four bits
+            continue
+        if ".experts." in name or entry.shape[1] % NF4_BLOCK:
+            raise ArtifactError(
+                f"{base.path}: {name} of shape {list(entry.shape)}: only dense layers whose rows "
+                f"are a multiple of {NF4_BLOCK} long are merged as NF4 kept them",
+                hint="Try: --merge-base original",
+            )
+        tensors[name] = Planned(planned.source, (FourBitBase(stored), *planned.changes))
+        count += 1
+    if not count:
+        raise ArtifactError(
+            f"{base.path}: has no linear layer that NF4 could have kept; expected weights with "
+            "names such as model.layers.0.self_attn.q_proj.weight",
+            hint="Try: --merge-base original",
+        )
+    return MergePlan(tensors, plan.untied, plan.num_tokens)
+
+
+def choose_base(
+    base: Path, adapter: Path, merge_onto: Callable[[MergeBase, Path], Artifact], work: Path
+) -> tuple[MergeBase, dict[str, float]]:
+    """Merge onto both, one after the other, and measure each against the live 4-bit model.
+
+    The models are loaded whole, in float32, one at a time.
+
+    Args:
+        base: Folder of the original base.
+        adapter: Folder of the adapter.
+        merge_onto: Merges onto one of the two and writes a folder.
+        work: A directory for the merged models; what is put there is removed.
+
+    Returns:
+        The closer one, and for each the mean KL divergence of its next-token distribution from
+        the live model's, in nats.
+
+    Raises:
+        ArtifactError: Neither folder has a tokenizer that can be loaded.
+    """
+    transformers = require("transformers", "export")
+    tokenizer = load_tokenizer(adapter if has_tokenizer(adapter) else base)
+    live = _live_model(base, adapter)
+    prompts = [torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS]
+    sequences = [
+        live.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+            max_new_tokens=MAX_NEW_TOKENS, pad_token_id=0,
+        )
+        for ids in prompts
+    ]  # fmt: skip
+    expected = _log_probabilities(live, sequences)
+    del live
+    divergences: dict[MergeBase, float] = {}
+    sides: tuple[MergeBase, MergeBase] = ("original", "dequantized")
+    for side in sides:
+        merged = merge_onto(side, work / side)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            merged.path, dtype=torch.float32, local_files_only=True
+        ).eval()
+        found = _log_probabilities(model, sequences)
+        del model
+        shutil.rmtree(merged.path)
+        sums = [float((p.exp() * (p - q)).sum()) for p, q in zip(expected, found, strict=True)]
+        # Rounding takes a divergence of nothing below nothing.
+        divergences[side] = max(0.0, sum(sums)) / sum(len(p) for p in expected)
+    closer = min(sides, key=lambda side: divergences[side])
+    logger.info(
+        "  merge base: %s (KL from the live 4-bit model: original %.3g, dequantized %.3g nats)",
+        closer, divergences["original"], divergences["dequantized"],
+    )  # fmt: skip
+    figures = {f"kl_{side}": divergence for side, divergence in divergences.items()}
+    return closer, {**figures, "num_compared_tokens": sum(len(p) for p in expected)}
+
+
+def _live_model(base: Path, adapter: Path) -> Any:
+    transformers, peft = require("transformers", "export"), require("peft", "export")
+    require("bitsandbytes", "train")
+    four_bits = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, quantization_config=four_bits, local_files_only=True
+    )
+    _compute_in_float32(model)
+    return peft.PeftModel.from_pretrained(model, adapter).eval()
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Let 4-bit layers compute in the format that they are told to: out of training, on a processor
+    that multiplies bfloat16, bitsandbytes 0.50 rounds to that whatever `compute_dtype` says."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _log_probabilities(model: Any, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each sequence's next-token log-probabilities, shape (tokens, vocabulary)."""
+    with torch.inference_mode():
+        return [model(input_ids=ids).logits[0].float().log_softmax(-1) for ids in sequences]

@@ -1,0 +1,178 @@
+"""Publishing a model: to the Hugging Face Hub, a folder, or a tar file that is always the same.
+
+What is published is what the manifest lists, byte for byte, with the manifest itself and a
+README.md. An artifact is hashed before a byte of it leaves.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+from export.weights.model_folder import CONFIG, INDEX, read_json
+from export.weights.schemas import ShardIndex
+from export.weights.tensor_file import read_tensor_file
+from tuneline.core.artifact import (
+    MANIFEST,
+    cannot_write,
+    file_sha256,
+    open_artifact,
+    require_disk_space,
+    verify_artifact,
+)
+from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError, ConfigError, MissingError, ServerError
+from tuneline.core.model_source import MODEL_FILES
+from tuneline.core.progress import logger, progress
+
+README = "README.md"
+HUB = "hf:"
+TOKEN = "HF_TOKEN"  # noqa: S105 (the name of the variable)
+
+
+def push(model: Path, to: str, card: str | None) -> str:
+    """Publish a model artifact, or any model folder.
+
+    Args:
+        model: The directory. Of a folder without a manifest only safetensors, configuration and
+            tokenizer files are published, never a pickle or code.
+        to: `hf:ORG/NAME`, a directory, or a file that ends in `.tar`; neither of the two exists.
+        card: The README.md, where the folder has none of its own.
+
+    Returns:
+        Where it is: a path or a URL.
+
+    Raises:
+        ArtifactError: The directory is no model, or differs from its manifest; the target exists.
+        ConfigError: The target is none of these.
+        MissingError: The Hub is asked for and HF_TOKEN is not set.
+        ServerError: The Hub refuses or cannot be reached.
+    """
+    files = published_files(model)
+    extra = {README: card} if card is not None and README not in files else {}
+    if to.startswith(HUB):
+        return _to_hub(files, extra, to.removeprefix(HUB))
+    if re.match(r"\w+:", to):
+        raise ConfigError(
+            f"{to!r} is no place to publish to; expected hf:ORG/NAME, a folder or a file.tar"
+        )
+    out = Path(to)
+    if out.exists():
+        raise ArtifactError(f"{out}: exists already; nothing is published over it")
+    size_bytes = sum(path.stat().st_size for path in files.values())
+    require_disk_space(out, size_bytes + 2**20)
+    partial = out.parent / f".{out.name}.partial"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".tar":
+            _write_tar(files, extra, partial)
+        else:
+            _write_folder(files, extra, partial)
+        partial.rename(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if partial.is_file():
+            partial.unlink()
+    logger.info("  %d files, %.1f MiB", len(files) + len(extra), size_bytes / 2**20)
+    return str(out)
+
+
+def published_files(model: Path) -> dict[str, Path]:
+    """What is published of a directory: relative name to path, sorted.
+
+    Raises:
+        ArtifactError: It differs from its manifest, or holds no model, or weights that are cut
+            short or missing.
+    """
+    if (model / MANIFEST).is_file():
+        artifact = open_artifact(model, kind=("model", "onnx", "torchscript", "torch-export"))
+        verify_artifact(artifact)
+        names = [entry.path for entry in artifact.manifest.files] + [MANIFEST]
+        return {name: model / name for name in sorted(names)}
+    found = {file.name: file for pattern in MODEL_FILES for file in model.glob(pattern)}
+    if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
+        raise ArtifactError(f"{model}: no config.json and safetensors; expected a model folder")
+    read_json(model / CONFIG)
+    for file in found.values():
+        if file.suffix == ".safetensors":
+            read_tensor_file(file)
+    if INDEX in found:
+        lost = set(read_json(found[INDEX], ShardIndex)["weight_map"].values()) - found.keys()
+        if lost:
+            raise ArtifactError(f"{found[INDEX]}: no such file beside it: {sorted(lost)[0]}")
+    if (model / README).is_file():
+        found[README] = model / README
+    return dict(sorted(found.items()))
+
+
+def _write_folder(files: dict[str, Path], extra: dict[str, str], partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    with progress("push", len(files), "files") as advance:
+        for index, (name, path) in enumerate(files.items(), start=1):
+            target = partial / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            if file_sha256(target) != file_sha256(path):
+                raise ArtifactError(f"{target}: is not what {path} holds; the disk may be failing")
+            advance(index, name)
+    for name, text in extra.items():
+        (partial / name).write_text(text, encoding="utf-8")
+
+
+def _write_tar(files: dict[str, Path], extra: dict[str, str], partial: Path) -> None:
+    """Names sorted, no owner, no time, one mode: equal content makes equal bytes."""
+    names = sorted([*files, *extra])
+    with (
+        tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive,
+        progress("push", len(names), "files") as advance,
+    ):
+        for index, name in enumerate(names, start=1):
+            member = tarfile.TarInfo(name)
+            member.mode = 0o644
+            if name in files:
+                member.size = files[name].stat().st_size
+                with files[name].open("rb") as opened:
+                    archive.addfile(member, opened)
+            else:
+                data = extra[name].encode()
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+            advance(index, name)
+
+
+def _to_hub(files: dict[str, Path], extra: dict[str, str], name: str) -> str:
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise ConfigError(f"--to hf:{name}: expected hf:ORG/NAME")
+    hub = require("huggingface_hub", "export")
+    token = os.environ.get(TOKEN)
+    if not token:
+        raise MissingError(
+            f"{TOKEN} is not set: the Hugging Face Hub takes no upload without a token",
+            hint=f"It is read from the environment alone: {TOKEN}=... tuneline push",
+        )
+    api = hub.HfApi(token=token)
+    operations = [
+        hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
+        for path, file in files.items()
+    ]
+    operations += [
+        hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=text.encode())
+        for path, text in extra.items()
+    ]
+    try:
+        url = api.create_repo(name, private=True, exist_ok=True)
+        api.create_commit(name, operations, commit_message="Upload a model made by Tuneline")
+    except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].replace(token, "***")
+        raise ServerError(
+            f"hf:{name}: the Hugging Face Hub took no upload: {reason}",
+            hint="Check the name, the network, and that the token may write there.",
+        ) from None
+    return str(url)

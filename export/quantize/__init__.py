@@ -1,0 +1,1 @@
+"""Quantizing a model from its weights alone, or with calibration data."""

@@ -1,0 +1,231 @@
+"""Quantizing with calibration: GPTQ and AWQ choose the codes so that the model's own answers to
+sample conversations change least.
+
+The arithmetic is llm-compressor's, in an environment of its own. What it leaves is taken for a
+model only if it stores tensor for tensor what this scheme stores of this model; its configuration
+and the small files beside the weights are written as for any other quantized model.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from export.config import CalibratedConfig
+from export.merge.deltas import is_finite
+from export.quantize.calibration_environment import PINS, calibration_python
+from export.quantize.quantize import plan_quantized, require_free
+from export.quantize.schemes import quantization_config
+from export.runtimes.transformers_folder import load_tokenizer
+from export.weights.model_folder import (
+    CONFIG,
+    INDEX,
+    check_companions,
+    copy_companions,
+    read_base,
+    write_json,
+)
+from export.weights.tensor_file import TORCH_DTYPES, read_tensor, read_tensor_file
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.errors import ArtifactError, DataError
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import logger, progress
+
+WORKER = Path(__file__).with_name("calibration_worker.py")
+IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"
+STEP = re.compile(r"\((\d+)/(\d+)\): (Calibrating|Propagating)")
+RENAMED = ("mixtral",)
+"""Families whose experts are called otherwise in what llm-compressor 0.14 writes."""
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY")
+
+Conversation = Sequence[dict[str, str]]
+"""Messages, the answer last."""
+
+
+def quantize_calibrated(
+    config: CalibratedConfig,
+    model: ModelSource,
+    conversations: Sequence[Conversation],
+    data: Input,
+    out: Path,
+) -> Artifact:
+    """Quantize a model folder by GPTQ or AWQ and write another.
+
+    Args:
+        conversations: What the model answers in its work, e.g. its training rows; of these,
+            `config.num_samples` are drawn by a fixed seed.
+        data: Where they come from, for the manifest.
+
+    Returns:
+        An artifact of kind `model`, as of `quantize`.
+
+    Raises:
+        MissingError: llm-compressor's environment is not installed, or there is no such model.
+        ArtifactError: The model is corrupt, quantized already or a Mixtral, or llm-compressor
+            fails, or leaves other tensors than this scheme stores.
+        DataError: There is no conversation, or the model's chat template refuses one.
+        DiskFullError: Too little space for the result.
+    """
+    opened = read_base(model.path)
+    files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
+    if opened.config.get("model_type") in RENAMED:
+        raise ArtifactError(
+            f"{model.path}: llm-compressor stores the experts of a {opened.config['model_type']} "
+            "under names that the model itself does not have",
+            hint="Quantize it without --method.",
+        )
+    check_companions(model.path, model.path)
+    python = calibration_python()
+    total_bytes = sum(file.size_bytes for file in files)
+    require_free(out, total_bytes)
+    samples = _samples(config, model, conversations)
+    said = quantization_config(next(iter(schemes.values())), ignore)
+    group = {**said["config_groups"]["group_0"], "targets": [IN_DECODER_LAYERS]}
+    del group["format"]  # llm-compressor chooses it; what it stores is checked
+    with (
+        new_artifact(
+            out, "model", config=config.model_dump(), inputs=[model.as_input("model"), data]
+        ) as draft,
+        tempfile.TemporaryDirectory(prefix="work-", dir=draft.dir) as folder,
+    ):
+        work = Path(folder)
+        (work / "samples.jsonl").write_text("".join(f"{ids}\n" for ids in samples), "utf-8")
+        job = {
+            "model": str(model.path.resolve()),
+            "out": str(work.resolve() / "model"),
+            "samples": str(work.resolve() / "samples.jsonl"),
+            "method": config.method,
+            "group": group,
+            "ignore": ignore,
+        }
+        write_json(work / "job.json", job)
+        _run_worker(python, work, f"{config.method} of {model.name}")
+        expected = {
+            entry.name: (entry.dtype, entry.shape)
+            for file in files
+            for output in file.outputs
+            for entry in output.written
+        }
+        _take(work / "model", draft.dir, expected, config.method)
+        write_json(draft.dir / CONFIG, {**opened.config, "quantization_config": said})
+        copy_companions(model.path, model.path, draft.dir)
+        draft.metrics.update(
+            num_tensors=len(opened.tensors), num_quantized_tensors=len(schemes),
+            size_bytes=total_bytes, quantized_with=_versions(), num_samples=len(samples),
+            num_sample_tokens=sum(map(len, samples)),
+        )  # fmt: skip
+    return open_artifact(out, kind="model")
+
+
+def _versions() -> dict[str, str]:
+    """The libraries that computed the codes: not those of this environment."""
+    pins = dict(line.split("==") for line in PINS.read_text("utf-8").split() if "==" in line)
+    return {name: pins[name] for name in ("llmcompressor", "compressed-tensors", "transformers")}
+
+
+def _samples(
+    config: CalibratedConfig, model: ModelSource, conversations: Sequence[Conversation]
+) -> list[list[int]]:
+    """Whole conversations as token ids, by the model's own template, cut at `max_length`."""
+    import jinja2
+
+    tokenizer = load_tokenizer(model.path)
+    if not tokenizer.chat_template:
+        raise ArtifactError(f"{model.path}: its tokenizer has no chat template")
+    if not conversations:
+        raise DataError("calibration: there is no conversation to calibrate with")
+    count = min(config.num_samples, len(conversations))
+    drawn = random.Random(0).sample(list(conversations), count)
+    try:
+        samples = [
+            tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
+            for messages in drawn
+        ]
+    except jinja2.TemplateError as error:
+        raise DataError(
+            f"calibration: the chat template of {model.name} refuses a conversation: {error}"
+        ) from None
+    return [[int(token) for token in ids[: config.max_length]] for ids in samples]
+
+
+def _run_worker(python: Path, work: Path, label: str) -> None:
+    """Run llm-compressor to its end, showing which of the model's layers it is at.
+
+    Raises:
+        ArtifactError: It failed; its last words are given.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # -I: neither this directory nor PYTHONPATH is looked into for modules.
+    command = [str(python), "-I", str(WORKER), str(work / "job.json")]
+    last: deque[str] = deque(maxlen=20)
+    with (
+        subprocess.Popen(
+            command, env=environment, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as worker,
+        progress(label, unit="layers") as advance,
+    ):
+        assert worker.stdout is not None  # noqa: S101 (it was asked for)
+        try:
+            for line in _lines(worker.stdout):
+                logger.debug("%s", line)
+                if found := STEP.match(line):
+                    advance(int(found[1]), f"of {found[2]}")
+                else:
+                    last.append(line)
+        except BaseException:
+            worker.kill()
+            raise
+    if worker.returncode != 0:
+        reason = next((line for line in reversed(last) if ":" in line), "it said nothing")
+        raise ArtifactError(
+            f"llm-compressor failed with exit code {worker.returncode}: {reason}",
+            hint="All it says: tuneline --verbose export quantize ...; or leave out --method.",
+        )
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come; a bar that is drawn over itself is a line each time."""
+    rest = b""
+    while piece := os.read(stream.fileno(), 65536):
+        *whole, rest = re.split(rb"[\r\n]+", rest + piece)
+        yield from (line.decode(errors="replace").strip() for line in whole)
+    yield rest.decode(errors="replace").strip()
+
+
+def _take(
+    made: Path, out: Path, expected: dict[str, tuple[str, tuple[int, ...]]], method: str
+) -> None:
+    """Take the weights of a folder that llm-compressor wrote.
+
+    Raises:
+        ArtifactError: They are not the expected tensors, or hold values that are not finite.
+    """
+    files = sorted(made.glob("*.safetensors"))
+    found = {}
+    for file in files:
+        opened = read_tensor_file(file)
+        found.update({entry.name: (entry.dtype, entry.shape) for entry in opened.entries})
+        for entry in opened.entries:
+            if entry.dtype in TORCH_DTYPES and not is_finite(read_tensor(opened, entry)):
+                raise ArtifactError(f"{method} made values of {entry.name} that are not finite")
+    if found != expected:
+        names = found.keys() | expected.keys()
+        name = min(name for name in names if found.get(name) != expected.get(name))
+        raise ArtifactError(
+            f"{method} by llm-compressor stored {name} as {found.get(name, 'nothing')}; "
+            f"expected {expected.get(name, 'nothing')}: it treats this family in a way of its own",
+            hint="Quantize it without calibration.",
+        )
+    for file in files:
+        file.rename(out / file.name)
+    if (made / INDEX).is_file():
+        shutil.copyfile(made / INDEX, out / INDEX)

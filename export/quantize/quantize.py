@@ -1,0 +1,214 @@
+"""Quantizing a model's linear layers from their weights alone, tensor by tensor.
+
+What is read, computed and written streams, as in the merge; `tuneline export merge --quantize`
+gives the same bytes in one pass, without the merged model ever being on the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.config import GroupSize, QuantizeConfig, SchemeName
+from export.quantize.schemes import Scheme, quantization_config
+from export.weights.model_folder import (
+    EMBEDDINGS,
+    HEAD,
+    NEOX_HEAD,
+    BaseModel,
+    check_companions,
+    check_tensors,
+    copy_companions,
+    is_in_text_half,
+    read_base,
+    write_config,
+)
+from export.weights.tensor_file import TORCH_DTYPES
+from export.weights.writer import OutputFile, PlannedTensor, SaidBytes, lay_out, write_files
+from tuneline.core.artifact import (
+    Artifact,
+    new_artifact,
+    open_artifact,
+    partial_dir,
+    require_disk_space,
+)
+from tuneline.core.errors import ArtifactError
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import Advance, progress
+
+COMPANION_BYTES = 64 * 2**20
+"""Left free on the disk for tokenizer and configuration files."""
+
+OF_TEXT = re.compile(r"^((model|language_model|text_model)\.)+")
+IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
+LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
+"""Weights with two dimensions that no linear layer multiplies by."""
+IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
+MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+"""Families with experts of which a quantized model can be proven."""
+ROUTERS = (".mlp.gate.weight", ".block_sparse_moe.gate.weight", ".shared_expert_gate.weight")
+"""A token that goes to another expert is no rounding error: routers keep their number format, and
+servers expect it."""
+ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+
+
+def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
+    """Quantize a model folder to compressed-tensors and write another.
+
+    The linear layers inside the decoder layers are quantized, experts one by one; embeddings, the
+    output layer, routers, norms and biases keep their number format.
+
+    Returns:
+        An artifact of kind `model` that vLLM loads; transformers too, without experts.
+
+    Raises:
+        ArtifactError: The model is corrupt, is quantized already, is a mixture of experts of a
+            family that is not supported, has no layer that can be quantized, or holds values that
+            are not finite.
+        MissingError: There is no such model.
+        DiskFullError: Too little space for the result; checked before anything is written.
+    """
+    if model.kind == "adapter":
+        raise ArtifactError(f"{model.path}: is an adapter; expected a model")
+    opened = read_base(model.path)
+    files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
+    total_bytes = sum(file.size_bytes for file in files)
+    require_free(out, total_bytes)
+    check_companions(model.path, model.path)
+    inputs = [model.as_input("model")]
+    with new_artifact(
+        out, "model", config=config.model_dump(), inputs=inputs, resumable=True
+    ) as draft:
+        with progress("quantize", total_bytes / 2**20, "MiB") as advance:
+            hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, say(advance))
+        draft.sha256.update(hashes)
+        said = quantization_config(next(iter(schemes.values())), ignore)
+        write_config(opened, files, draft.dir, {"quantization_config": said})
+        copy_companions(model.path, model.path, draft.dir)
+        check_tensors(files, draft.dir)
+        draft.metrics.update(
+            num_tensors=len(opened.tensors), num_quantized_tensors=len(schemes),
+            size_bytes=total_bytes, resumed_bytes=resumed_bytes,
+        )  # fmt: skip
+    return open_artifact(out, kind="model")
+
+
+def plan_quantized(
+    opened: BaseModel, name: SchemeName, group_size: GroupSize
+) -> tuple[list[OutputFile], dict[str, Scheme], list[str]]:
+    """What a quantized model stores: its files, shard by shard, the weights that are quantized, and
+    the names of the linear layers that stay as they are.
+
+    Raises:
+        ArtifactError: As of `choose_layers`.
+    """
+    tensors = {
+        shard.path.name: [
+            PlannedTensor(entry.name, opened.stored(entry.name), (), entry.dtype)
+            for entry in shard.entries
+        ]
+        for shard in opened.shards
+    }
+    every = [tensor for group in tensors.values() for tensor in group]
+    schemes, ignore = choose_layers(every, name, group_size, opened)
+    files = [
+        lay_out(shard.path.name, tensors[shard.path.name], shard, schemes)
+        for shard in opened.shards
+    ]
+    return files, schemes, ignore
+
+
+def choose_layers(
+    tensors: Sequence[PlannedTensor], name: SchemeName, group_size: GroupSize, base: BaseModel
+) -> tuple[dict[str, Scheme], list[str]]:
+    """The weights to quantize, and the names of the linear layers that stay as they are.
+
+    Raises:
+        ArtifactError: There is none, or its rows cannot be cut into groups, or the model has
+            experts of a family, or stored in a way, that is not supported.
+    """
+    where = base.path
+    family = str(base.config.get("model_type"))
+    scheme = Scheme(name, group_size if name == "w4a16" else None)
+    schemes: dict[str, Scheme] = {}
+    ignore = [HEAD] if "text_config" not in base.config else [HEAD, rf"re:.*\.{HEAD}"]
+    if any(tensor.name == f"{NEOX_HEAD}.weight" for tensor in tensors):
+        ignore.append(NEOX_HEAD)
+    for tensor in tensors:
+        shape = tensor.source.shape
+        if not is_in_text_half(base.config, tensor.name):
+            # Memory and servers call what reads pictures otherwise than the files do, but for this.
+            half, _, within = OF_TEXT.sub("", tensor.name).partition(".")
+            is_linear = len(shape) == 2 and within == "weight" and half not in LOOKED_UP
+            ending = r"\..*" if "." in within else "$" if is_linear else None
+            if ending and rf"re:(.*\.)?{half}{ending}" not in ignore:
+                ignore.append(rf"re:(.*\.)?{half}{ending}")
+            continue
+        stays = family in MIXTURES and tensor.name.endswith(ROUTERS)
+        if IN_EXPERTS.fullmatch(tensor.name) and not stays:
+            _require_expert(tensor.name, shape, family, where)
+        if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2 or stays:
+            module = tensor.name.removesuffix(".weight")
+            is_linear = len(shape) == 2 and module.rpartition(".")[2] not in LOOKED_UP
+            if is_linear and module != tensor.name and module not in ignore:
+                ignore.append(module)
+            continue
+        if tensor.dtype not in TORCH_DTYPES or tensor.dtype == "F64":
+            raise ArtifactError(
+                f"{where}: {tensor.name} is stored as {tensor.dtype}; expected a float of at most "
+                "32 bits"
+            )
+        if scheme.group_size and shape[1] % scheme.group_size:
+            fits = [size for size in (64, 32) if shape[1] % size == 0]
+            raise ArtifactError(
+                f"{where}: {tensor.name}: rows of {shape[1]} cannot be cut into groups of "
+                f"{scheme.group_size}",
+                hint=f"Try groups of {fits[0]}." if fits else "Try the scheme int8.",
+            )
+        schemes[tensor.name] = scheme
+    if not schemes:
+        raise ArtifactError(
+            f"{where}: has no linear layer that can be quantized; expected weights with names such "
+            "as model.layers.0.self_attn.q_proj.weight"
+        )
+    return schemes, ignore
+
+
+def _require_expert(name: str, shape: tuple[int, ...], family: str, where: Path) -> None:
+    hint = "Use it in its own number format: merge without --quantize."
+    if family not in MIXTURES:
+        raise ArtifactError(
+            f"{where}: {name}: a mixture of experts of the family {family}; of mixtures only "
+            f"{', '.join(MIXTURES)} are quantized",
+            hint=hint,
+        )
+    if not ONE_EXPERT.fullmatch(name) or len(shape) != 2:
+        raise ArtifactError(
+            f"{where}: {name} of shape {list(shape)}: only experts that are stored one by one, "
+            "without biases, are quantized",
+            hint=hint,
+        )
+
+
+def require_free(out: Path, size_bytes: int) -> None:
+    """Refuse what does not fit on the disk, counting what an earlier run has left there.
+
+    Raises:
+        DiskFullError: Too little space.
+    """
+    partial = partial_dir(out)
+    left = sum(file.stat().st_size for file in partial.rglob("*")) if partial.is_dir() else 0
+    require_disk_space(out, size_bytes + COMPANION_BYTES - left)
+
+
+def say(advance: Advance) -> SaidBytes:
+    """Progress in MiB from counts of bytes."""
+    done_bytes = 0
+
+    def said(count: int, tensor: str) -> None:
+        nonlocal done_bytes
+        done_bytes += count
+        advance(round(done_bytes / 2**20), tensor)
+
+    return said

@@ -1,0 +1,1 @@
+"""Loading exported forms to score tokens and to answer."""

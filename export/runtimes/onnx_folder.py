@@ -1,0 +1,169 @@
+"""Running an exported ONNX folder: scores for a proof, and answers token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.runtimes.transformers_folder import Score, render_prompt
+from export.weights.model_folder import read_json
+from tuneline.core.artifact import open_artifact
+from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError, ConfigError
+
+ONNX_FILE = "model.onnx"
+GENAI_CONFIG = "genai_config.json"
+MAX_ANSWER_TOKENS = 1024
+
+
+def open_session(path: Path) -> Any:
+    """An ONNX Runtime session on the CPU with as many threads as torch uses.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot read the graph.
+    """
+    onnxruntime = require("onnxruntime", "export")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except (MemoryError, OSError):
+        raise  # of the machine, and not of the graph
+    except Exception as error:  # noqa: BLE001 (its errors have no common base)
+        raise ArtifactError(
+            f"{path}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}"
+        ) from None
+
+
+def logits_runner(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A logits graph as a function `input_ids` (batch, length) → logits in float32."""
+    session = open_session(path)
+
+    def run(input_ids: torch.Tensor) -> torch.Tensor:
+        (found,) = session.run(["logits"], {"input_ids": input_ids.numpy()})
+        return torch.from_numpy(found).float()
+
+    return run
+
+
+def decoder_scores(folder: Path) -> Score:
+    """Scores by a decoder graph, batch size 1, reusing the cache where a call continues the one
+    before."""
+    session = open_session(folder / ONNX_FILE)
+    decoder = read_json(folder / GENAI_CONFIG)["model"]["decoder"]
+    heads, head_size = int(decoder["num_key_value_heads"]), int(decoder["head_size"])
+    empty_cache = torch.zeros((1, heads, 0, head_size)).numpy()
+    empty = {
+        entry.name: empty_cache
+        for entry in session.get_inputs()
+        if entry.name.startswith("past_key_values.")
+    }
+    takes = {entry.name for entry in session.get_inputs()}
+    outputs = [entry.name for entry in session.get_outputs()]
+    seen: list[int] = []
+    cache: dict[str, Any] = empty
+
+    def score(token_ids: list[int], last: int) -> torch.Tensor:
+        nonlocal seen, cache
+        fresh = token_ids[len(seen) :]
+        if token_ids[: len(seen)] != seen or len(fresh) < last:
+            seen, fresh, cache = [], token_ids, empty
+        feeds = {
+            "input_ids": torch.tensor([fresh]).numpy(),
+            "attention_mask": torch.ones((1, len(token_ids)), dtype=torch.int64).numpy(),
+            "position_ids": torch.arange(len(seen), len(token_ids))[None].numpy(),
+        }
+        found = dict(
+            zip(
+                outputs,
+                session.run(outputs, {k: v for k, v in feeds.items() if k in takes} | cache),
+                strict=True,
+            )
+        )
+        cache = {name: found[name.replace("past_key_values", "present")] for name in empty}
+        seen = list(token_ids)
+        return torch.from_numpy(found["logits"])[0, -last:].float()
+
+    return score
+
+
+def decoder_stop_ids(folder: Path) -> frozenset[int]:
+    """The tokens at which ONNX Runtime GenAI ends an answer."""
+    stop = read_json(folder / GENAI_CONFIG)["model"].get("eos_token_id")
+    return frozenset() if stop is None else frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def answers(folder: Path) -> Callable[[Sequence[dict[str, str]]], Iterator[str]]:
+    """Open a decoder for a conversation: messages in, the answer's text in pieces out, greedily.
+
+    Raises:
+        ArtifactError: The folder is no ONNX artifact, or cannot be loaded.
+        ConfigError: It holds a logits graph, which has no cache to generate with.
+        MissingError: onnxruntime-genai is not installed.
+    """
+    open_artifact(folder, kind="onnx")
+    if not (folder / GENAI_CONFIG).is_file():
+        raise ConfigError(
+            f"{folder}: is a graph of logits, without a key-value cache to generate with",
+            hint="Export it with --graph decoder.",
+        )
+    genai = require("onnxruntime_genai", "export")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = load_genai(genai, folder)
+    context = int(read_json(folder / GENAI_CONFIG)["model"]["context_length"])
+
+    def answer(messages: Sequence[dict[str, str]]) -> Iterator[str]:
+        prompt_ids = render_prompt(tokenizer, list(messages), folder)
+        if len(prompt_ids) >= context:
+            raise ConfigError(
+                f"the conversation has {len(prompt_ids)} tokens; the model takes {context}",
+                hint="Begin a new one: /new",
+            )
+        written = ""
+        token_ids: list[int] = []
+        for token in generated(
+            genai, model, prompt_ids, min(context, len(prompt_ids) + MAX_ANSWER_TOKENS)
+        ):
+            token_ids.append(token)
+            text = tokenizer.decode(token_ids, skip_special_tokens=True)
+            # A character of several tokens is incomplete until its last one.
+            if not text.endswith("\ufffd"):
+                yield text[len(written) :]
+                written = text
+
+    return answer
+
+
+def load_genai(genai: Any, folder: Path) -> Any:
+    """A model of ONNX Runtime GenAI with as many threads as torch uses.
+
+    Raises:
+        ArtifactError: It cannot be loaded.
+    """
+    threads = {"intra_op_num_threads": torch.get_num_threads()}
+    config = genai.Config(str(folder))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
+    try:
+        return genai.Model(config)
+    except (MemoryError, OSError):
+        raise  # of the machine, and not of the graph
+    except Exception as error:  # noqa: BLE001 (its errors have no common base)
+        raise ArtifactError(f"{folder}: ONNX Runtime GenAI cannot load it: {error}") from None
+
+
+def generated(genai: Any, model: Any, prompt_ids: list[int], length: int) -> Iterator[int]:
+    """Tokens of a greedy answer, with the stop token, up to `length` tokens with the prompt."""
+    params = genai.GeneratorParams(model)
+    params.set_search_options(max_length=length, do_sample=False, batch_size=1)
+    generator = genai.Generator(model, params)
+    generator.append_tokens(prompt_ids)
+    while not generator.is_done():
+        generator.generate_next_token()
+        yield int(generator.get_next_tokens()[0])

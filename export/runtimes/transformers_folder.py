@@ -1,0 +1,177 @@
+"""A transformers model folder, loaded as anybody would load it, and asked for logits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.quantize.experts import has_quantized_experts, load_quantized_experts
+from export.weights.model_folder import CONFIG, GENERATION_CONFIG, is_left_out, read_json
+from export.weights.schemas import GenerationConfig
+from export.weights.tensor_file import read_tensor_file
+from tuneline.core.errors import ArtifactError
+
+SAMPLING = {
+    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_new_tokens": None,
+}  # fmt: skip
+"""What vLLM 0.32 takes from generation_config.json (`ModelConfig.get_diff_sampling_param`), each
+with the value that a request without it has anyway."""
+
+Score = Callable[[list[int], int], torch.Tensor]
+"""`score(token_ids, last)`: the next-token logits at the `last` last positions, in float32, shape
+(last, vocabulary)."""
+
+
+def cached_scores(network: Any) -> Score:
+    """Scores by a transformers causal LM, batch size 1, reusing the cache where a call continues
+    the one before."""
+    seen: list[int] = []
+    cache: Any = None
+
+    def score(token_ids: list[int], last: int) -> torch.Tensor:
+        nonlocal seen, cache
+        fresh = token_ids[len(seen) :]
+        if cache is None or token_ids[: len(seen)] != seen or len(fresh) < last:
+            fresh, cache = token_ids, None
+        with torch.inference_mode():
+            output = network(
+                input_ids=torch.tensor([fresh]),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=last,
+            )
+        seen, cache = list(token_ids), output.past_key_values
+        return output.logits[0].float()
+
+    return score
+
+
+def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
+    """The causal LM of a folder in float32, and its tokenizer.
+
+    Args:
+        options: Passed on to `from_pretrained`.
+
+    Raises:
+        ArtifactError: It cannot be loaded, or its weights lack a tensor or have one too many.
+    """
+    import safetensors
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # a bar of our own is shown
+    # A model of text and pictures is loaded whole, as it is served.
+    whole = "text_config" in read_json(path / CONFIG)
+    loader = (
+        transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+    )
+    try:
+        if has_quantized_experts(path):
+            network, info = load_quantized_experts(path, **options)
+        else:
+            network, info = loader.from_pretrained(
+                path,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"{path}: transformers cannot load it: {reason}") from error
+    config = network.config.to_dict()
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = [str(name) for name in info.get(what) or ()]
+        if what == "unexpected_keys":
+            names = [name for name in names if not is_left_out(config, name)]
+        if names:
+            found = ", ".join(sorted(names)[:5])
+            raise ArtifactError(f"{path}: its weights have {what.replace('_', ' ')}: {found}")
+    return network.eval(), tokenizer
+
+
+def render_prompt(tokenizer: Any, messages: list[dict[str, str]], path: Path) -> list[int]:
+    """The token ids of a conversation, rendered by the model's own chat template.
+
+    Raises:
+        ArtifactError: The tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ArtifactError(f"{path}: its tokenizer has no chat template")
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return [int(token) for token in ids]
+
+
+def stop_token_ids(network: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the model's generation_config.json."""
+    stop = network.generation_config.eos_token_id
+    if stop is None:
+        return frozenset()
+    return frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def stop_ids_of_folder(path: Path) -> frozenset[int]:
+    """The same from the folder's files alone: generation_config.json where there is one, else
+    config.json, as transformers reads them.
+
+    Raises:
+        ArtifactError: A file cannot be read.
+    """
+    generation = path / GENERATION_CONFIG
+    stop = read_json(generation if generation.is_file() else path / CONFIG).get("eos_token_id")
+    if stop is None:
+        return frozenset()
+    return frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def sampling_defaults(path: Path) -> dict[str, float]:
+    """What a folder's generation_config.json makes vLLM do where a request says nothing.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
+    if not (path / GENERATION_CONFIG).is_file():
+        return {}
+    said = read_json(path / GENERATION_CONFIG, GenerationConfig)
+    return {name: said[name] for name in SAMPLING if said.get(name) not in (None, SAMPLING[name])}
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        ArtifactError: It cannot be loaded.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ArtifactError(f"{path}: transformers cannot load its tokenizer: {error}") from error
+
+
+def whole_scores(run: Callable[[torch.Tensor], torch.Tensor]) -> Score:
+    """Scores by a graph without a cache: `input_ids` (batch, length) → logits."""
+
+    def score(token_ids: list[int], last: int) -> torch.Tensor:
+        return run(torch.tensor([token_ids]))[0, -last:].float()
+
+    return score
+
+
+def stored_dtype(path: Path) -> str:
+    """The float format that most of a model's weights are stored in: float32, bfloat16 or float16;
+    one that holds less is no licence to differ by its rounding."""
+    stored: Counter[str] = Counter()
+    for file in sorted(path.glob("*.safetensors")):
+        for entry in read_tensor_file(file).entries:
+            stored[entry.dtype] += entry.num_elements
+    found = max(("F32", "BF16", "F16"), key=lambda name: stored[name])
+    return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[found]

@@ -1,0 +1,392 @@
+"""A transformers model folder: its weights, and the small files that go with them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.merge.deltas import same_values
+from export.weights.schemas import (
+    GenerationConfig,
+    JsonForm,
+    ModelConfig,
+    ShardIndex,
+    TokenizerConfig,
+    TokenizerFile,
+    check_form,
+)
+from export.weights.tensor_file import Stored, TensorEntry, TensorFile, read_tensor_file
+from export.weights.writer import OutputFile
+from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.progress import logger
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+# GPT-2 stores these as (in, out); their shapes alone cannot tell where both are equal.
+CONV1D_MODULES = {
+    model_type: frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
+    for model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+}
+
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+"""What the families call their input embedding."""
+HEAD = "lm_head"
+"""The output layer."""
+NEOX_HEAD = "embed_out"
+"""What the files of GPT-NeoX call it; transformers 5 says `lm_head` in memory."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json",
+)  # fmt: skip
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+
+FORMS: dict[str, type[JsonForm]] = {
+    "tokenizer.json": TokenizerFile,
+    TOKENIZER_CONFIG: TokenizerConfig,
+    GENERATION_CONFIG: GenerationConfig,
+}
+"""What is read of the files that are copied."""
+
+# The class that transformers 5 writes for any tokenizer; transformers 4 and the servers built on
+# it do not know the name.
+GENERIC_TOKENIZER_CLASS = "TokenizersBackend"
+
+
+FURTHER_LAYERS = re.compile(r"(^|\.)mtp\w*\.")
+LAYER = re.compile(r"(?:(?:model|language_model|text_model)\.)*layers\.(\d+)\..+")
+
+
+def is_left_out(config: dict[str, Any], name: str) -> bool:
+    """Whether a tensor belongs to the layers that predict further tokens: transformers does not
+    load them, so nothing could be trained on them. They are called `mtp`, or are counted on behind
+    the model's own."""
+    num_layers: int | None = (config.get("text_config") or config).get("num_hidden_layers")
+    layer = LAYER.fullmatch(name)
+    if layer and num_layers is not None:
+        return int(layer[1]) >= num_layers
+    return FURTHER_LAYERS.search(name) is not None
+
+
+def is_in_text_half(config: dict[str, Any], name: str) -> bool:
+    """Whether a tensor of a model of text and pictures is of the layers that read text; of any
+    other model all are."""
+    return "text_config" not in config or LAYER.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The base's configuration and the headers of its weights; no weight has been read."""
+
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[TensorFile, ...]
+    index: dict[str, Any] | None
+    """The index JSON of a model in several files."""
+    tensors: dict[str, TensorEntry]
+    files: dict[str, TensorFile]
+    """The file that each tensor lies in."""
+
+    @functools.cached_property
+    def embedding(self) -> str | None:
+        """Name of the input embedding's tensor; None where that is not plain."""
+        names = [
+            name
+            for name in self.tensors
+            if name.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS
+            and not self.is_left_out(name)
+        ]
+        return names[0] if len(names) == 1 else None
+
+    @functools.cached_property
+    def is_tied(self) -> bool:
+        """Whether the output layer is the embedding, as the configuration says; where that says
+        nothing, as the family's default is."""
+        tied = self.config.get("tie_word_embeddings")
+        if tied is not None:
+            return bool(tied)
+        if not self.stores_head:
+            return True
+        text = (self.config.get("text_config") or {}).get("tie_word_embeddings")
+        if text is not None:
+            return bool(text)
+        if self.embedding is not None and not same_values(
+            self.stored(self.embedding), self.stored(self.head)
+        ):
+            return False  # transformers, too, ties no two that differ where nothing says so
+        # Only this rare folder (a head of its own, and silence) pays for the import.
+        families = require("transformers", "export").CONFIG_MAPPING
+        model_type = self.config["model_type"]
+        return model_type in families and bool(
+            getattr(families[model_type](), "tie_word_embeddings", False)
+        )
+
+    def is_left_out(self, name: str) -> bool:
+        """As of the function."""
+        return is_left_out(self.config, name)
+
+    @functools.cached_property
+    def head(self) -> str:
+        """Name of the output layer's tensor in the files, whether or not it is stored; in a model
+        of text and pictures it may lie in the text half."""
+        called = NEOX_HEAD if self.config["model_type"] == "gpt_neox" else HEAD
+        plain = f"{called}.weight"
+        within = [
+            name
+            for name in self.tensors
+            if name.endswith(f".{plain}") and not self.is_left_out(name)
+        ]
+        return plain if plain in self.tensors or len(within) != 1 else within[0]
+
+    @property
+    def vocab_size(self) -> int | None:
+        """As the configuration says, of a model of text and pictures its text half's."""
+        text = self.config.get("text_config") or {}
+        size = self.config.get("vocab_size")
+        return size if size is not None else text.get("vocab_size")
+
+    @property
+    def stores_head(self) -> bool:
+        """Whether the output layer has a tensor of its own, tied or not."""
+        return self.head in self.tensors
+
+    def stored(self, name: str) -> Stored:
+        """Where a tensor lies."""
+        return Stored(self.files[name], self.tensors[name])
+
+
+def read_base(path: Path) -> BaseModel:
+    """Read a model folder's configuration and the headers of its weights.
+
+    Raises:
+        MissingError: There is no such folder.
+        ArtifactError: The configuration or a header cannot be read, the index and the files
+            disagree, or the weights are quantized.
+    """
+    if not path.is_dir():
+        raise MissingError(f"{path}: no such folder; expected a model folder")
+    config = read_json(path / CONFIG, ModelConfig)
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
+        raise ArtifactError(
+            f"{path / CONFIG}: the base is quantized ({method}); a merge into quantized weights "
+            "would round the adapter away",
+            hint="Merge into the model that it was quantized from.",
+        )
+    index = None
+    if (path / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    elif (path / INDEX).is_file():
+        index = read_json(path / INDEX, ShardIndex)
+        names = sorted(set(index["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ArtifactError(f"{path / INDEX}: a shard lies outside the folder")
+    else:
+        raise ArtifactError(f"{path}: neither {WEIGHTS} nor {INDEX}; expected safetensors weights")
+    shards = tuple(read_tensor_file(path / name) for name in names)
+    tensors: dict[str, TensorEntry] = {}
+    for shard in shards:
+        for entry in shard.entries:
+            if entry.name in tensors:
+                raise ArtifactError(f"{shard.path}: {entry.name} stands in another shard too")
+            if index is not None and index["weight_map"].get(entry.name) != shard.path.name:
+                raise ArtifactError(f"{shard.path}: {entry.name} is not what {INDEX} says is here")
+            tensors[entry.name] = entry
+    missing = sorted(index["weight_map"].keys() - tensors.keys()) if index else []
+    if missing:
+        raise ArtifactError(f"{path / INDEX}: no file holds {', '.join(missing[:5])}")
+    files = {entry.name: shard for shard in shards for entry in shard.entries}
+    return BaseModel(path, config, shards, index, tensors, files)
+
+
+def read_json(path: Path, form: type[JsonForm] | None = None) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ArtifactError: The file is missing, holds no JSON object, or one of another form.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ArtifactError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, too many digits
+        raise ArtifactError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: expected a JSON object")
+    if form is not None:
+        check_form(path, value, form)
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_config(
+    base: BaseModel, files: Sequence[OutputFile], out: Path, changed: dict[str, Any]
+) -> None:
+    """config.json and the index of a model in several files; the base's own, byte for byte, where
+    nothing in them changes."""
+    if changed:
+        values = {name: value for name, value in base.config.items() if name not in changed}
+        if "dtype" in changed:
+            values.pop("torch_dtype", None)
+            for half in values.values():  # of a model of text and pictures
+                for key in {"dtype", "torch_dtype"} & half.keys() if isinstance(half, dict) else ():
+                    half[key] = changed["dtype"]
+        write_json(out / CONFIG, {**values, **changed})
+    else:
+        shutil.copyfile(base.path / CONFIG, out / CONFIG)
+    if base.index is None:
+        return
+    entries = {
+        entry.name: (file.name, entry)
+        for file in files
+        for output in file.outputs
+        for entry in output.written
+    }
+    total_size = sum(entry.num_bytes for _, entry in entries.values())
+    weight_map = {name: file for name, (file, _) in entries.items()}
+    metadata = base.index.get("metadata") or {}
+    if weight_map == base.index["weight_map"] and metadata.get("total_size") == total_size:
+        shutil.copyfile(base.path / INDEX, out / INDEX)
+        return
+    metadata = {**metadata, "total_size": total_size}
+    if "total_parameters" in metadata:
+        sources = [output.source for file in files for output in file.outputs]
+        metadata["total_parameters"] = sum(source.entry.num_elements for source in sources)
+    weight_map = {name: weight_map[name] for name in sorted(weight_map)}
+    write_json(out / INDEX, {"metadata": metadata, "weight_map": weight_map})
+
+
+def check_tensors(files: Sequence[OutputFile], out: Path) -> None:
+    """The written files are read again: their tensors must be those that were planned.
+
+    Raises:
+        ArtifactError: A tensor is missing, or one too many, or another.
+    """
+    for file in files:
+        written = {entry.name: entry for entry in read_tensor_file(out / file.name).entries}
+        planned = {entry.name: entry for output in file.outputs for entry in output.written}
+        if written != planned:
+            names = sorted(
+                name
+                for name in written.keys() | planned.keys()
+                if written.get(name) != planned.get(name)
+            )
+            raise ArtifactError(f"{out / file.name}: not the tensors planned: {names[:5]}")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def check_companions(base: Path, adapter: Path) -> None:
+    """Read what `copy_companions` will read and copy, before the weights are written.
+
+    Raises:
+        ArtifactError: One of the files cannot be read or is of another form.
+    """
+    named = [base / TOKENIZER_CONFIG] if (base / TOKENIZER_CONFIG).is_file() else []
+    for path in {*_companions(base, adapter), *named}:
+        if path.name == CHAT_TEMPLATE:
+            _read_text(path)
+        elif path.suffix == ".json":
+            read_json(path, FORMS.get(path.name))
+
+
+def copy_companions(base: Path, adapter: Path, out: Path) -> None:
+    """Copy what a model needs beside its weights and config.json.
+
+    The tokenizer comes whole from the adapter's folder if that has one, else from the base: the two
+    are never mixed. Chat template and generation_config each come from the adapter's folder,
+    else from the base. A tokenizer that the base names by a class of its own keeps that name.
+
+    Raises:
+        ArtifactError: One of the files cannot be read or is of another form.
+    """
+    check_companions(base, adapter)
+    for source in _companions(base, adapter):
+        if source.name != CHAT_TEMPLATE:
+            _copy(source, out)
+    if not _copy(adapter / CHAT_TEMPLATE, out) and chat_template(out) is None:
+        template = chat_template(base)
+        if not _copy(base / CHAT_TEMPLATE, out) and isinstance(template, str):
+            (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    if has_tokenizer(adapter):
+        _keep_tokenizer_class(base, out)
+
+
+def _companions(base: Path, adapter: Path) -> list[Path]:
+    """The files that are copied, each from the folder that it comes from."""
+    tokenizer = adapter if has_tokenizer(adapter) else base
+    found = [base / name for name in PROCESSOR_FILES]
+    found += [tokenizer / name for name in TOKENIZER_FILES]
+    found += [_first(adapter, base, GENERATION_CONFIG), _first(adapter, base, CHAT_TEMPLATE)]
+    return [path for path in found if path.is_file()]
+
+
+def chat_template(folder: Path) -> str | list[Any] | None:
+    """A folder's chat template, or its several named ones, wherever it stands."""
+    if (folder / CHAT_TEMPLATE).is_file():
+        return _read_text(folder / CHAT_TEMPLATE)
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        return None
+    return read_json(folder / TOKENIZER_CONFIG, TokenizerConfig).get("chat_template") or None
+
+
+def max_token_id(folder: Path) -> int | None:
+    """The highest token id of the tokenizer in `folder`; None where tokenizer.json does not say."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile)
+    vocabulary = tokenizer["model"].get("vocab", {})
+    # A unigram model lists its pieces in order of their ids; the others map pieces to ids.
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
+    return max(ids, default=None)
+
+
+def _copy(source: Path, out: Path) -> bool:
+    if not source.is_file():
+        return False
+    shutil.copyfile(source, out / source.name)
+    return True
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not UTF-8: {error}") from None
+
+
+def _first(adapter: Path, base: Path, name: str) -> Path:
+    return adapter / name if (adapter / name).is_file() else base / name
+
+
+def _keep_tokenizer_class(base: Path, out: Path) -> None:
+    if not (out / TOKENIZER_CONFIG).is_file() or not (base / TOKENIZER_CONFIG).is_file():
+        return
+    tokenizer_config = read_json(out / TOKENIZER_CONFIG, TokenizerConfig)
+    named = read_json(base / TOKENIZER_CONFIG, TokenizerConfig).get("tokenizer_class")
+    if tokenizer_config.get("tokenizer_class") != GENERIC_TOKENIZER_CLASS or not named:
+        return
+    if named != GENERIC_TOKENIZER_CLASS:
+        logger.debug("tokenizer_class: %s, as the base names it", named)
+        write_json(out / TOKENIZER_CONFIG, {**tokenizer_config, "tokenizer_class": named})

@@ -1,0 +1,1 @@
+"""Writing the kustomize tree of a run."""

@@ -1,0 +1,64 @@
+"""Writing kustomizations and having them built."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from k8s.config import DeployConfig
+from k8s.rules.objects import DIGEST_LABEL, Object
+from tuneline.core.errors import ConfigError
+
+ROOM = Path(__file__).parents[1] / "manifests"
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+
+
+def build(directory: Path) -> list[Object] | None:
+    """The objects that `kubectl apply -k` would send; None where neither kubectl nor kustomize is.
+
+    Raises:
+        ConfigError: The directory is no kustomization that builds.
+    """
+    if tool := shutil.which("kubectl"):
+        command = [tool, "kustomize", str(directory)]
+    elif tool := shutil.which("kustomize"):
+        command = [tool, "build", str(directory)]
+    else:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode != 0:
+        raise ConfigError(f"{directory}: {done.stderr.strip()}")
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
+
+
+def common(config: DeployConfig, name: str, model_digest: str) -> dict[str, Any]:
+    """What the kustomizations of one run share."""
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": config.namespace,
+        "namePrefix": f"{name}-",
+        "commonAnnotations": {DIGEST_LABEL: model_digest},
+    }
+
+
+def key_from_secret(config: DeployConfig) -> dict[str, Any]:
+    """The environment variable that holds the API key, in the server and in the load test."""
+    reference = {"name": config.secret_name, "key": "api-key"}
+    return {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": reference}}
+
+
+def short(digest: str) -> str:
+    """The first twelve digits, as in the served model's name; a label holds at most 63."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Keys in the order given, so that equal content is equal bytes."""
+    text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+    path.write_text(text, encoding="utf-8")

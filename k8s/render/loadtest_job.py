@@ -1,0 +1,139 @@
+"""The load test of a run as a Job: its kustomization, its run.yaml and its prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from k8s.config import DeployConfig
+from k8s.render.kustomize import INSTANCE_LABEL, ROOM, common, key_from_secret, short, write_yaml
+from k8s.rules.objects import DIGEST_LABEL
+from tuneline.core.errors import ConfigError
+from tuneline.core.progress import logger
+
+# `kubectl apply` keeps a copy of an object in one annotation of at most 256 KiB.
+PROMPTS_SIZE_BYTES = 128 * 1024
+# For load pods to be scheduled beside one another, and for the first to join their results.
+GATHER_S = 1200
+
+
+def write_loadtest(
+    config: DeployConfig,
+    tree: Path,
+    *,
+    name: str,
+    model_digest: str,
+    url: str,
+    model: str,
+    run_config: Mapping[str, Any],
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    deadline_s: int,
+) -> None:
+    """Add `load-test/` to a rendered tree.
+
+    Args:
+        url: The server's Service, up to and with `/v1`.
+        model: The name to ask for; the one with the digest binds the report to the artifact.
+        deadline_s: Seconds after which the Job is ended: more than the load test can take.
+
+    Raises:
+        ConfigError: Not even one prompt fits a ConfigMap.
+    """
+    shutil.copytree(ROOM / "loadtest", tree / "k8s" / "loadtest")
+    directory = tree / "load-test"
+    directory.mkdir()
+    kustomization = {
+        **common(config, name, model_digest),
+        "resources": ["../k8s/loadtest"],
+        "configMapGenerator": [
+            {"name": "load-test", "behavior": "replace", "files": ["run.yaml", "prompts.jsonl"]}
+        ],
+        "labels": [
+            {
+                "pairs": {INSTANCE_LABEL: name, DIGEST_LABEL: short(model_digest)},
+                "includeTemplates": True,
+            }
+        ],
+        "patches": [{"path": "job.yaml"}],
+    }
+    write_yaml(directory / "kustomization.yaml", kustomization)
+    job = yaml.safe_load((ROOM / "loadtest" / "job.yaml").read_text(encoding="utf-8"))
+    (base,) = job["spec"]["template"]["spec"]["containers"]
+    told = {"--url": url, "--model": model}
+    if config.results_claim is not None:
+        # Each run of the Job has a folder of its own on the volume.
+        told["--out"] = f"/results/{name}-$(JOB_UID)"
+    args = [
+        f"{flag}={told[flag]}" if (flag := arg.partition("=")[0]) in told else arg
+        for arg in base["args"]
+    ]
+    if config.load_pods > 1:
+        args = [arg.replace("--out=", "--gather=") for arg in args]
+        args.append(f"--shard=$(SHARD)/{config.load_pods}")
+    container = {
+        "name": base["name"],
+        "image": config.loadtest_image,
+        "args": args,
+        "env": [key_from_secret(config), *_job_facts(config)],
+    }
+    pod: dict[str, Any] = {"containers": [container]}
+    spec: dict[str, Any] = {"activeDeadlineSeconds": deadline_s, "template": {"spec": pod}}
+    if config.results_claim is not None:
+        claim = {"claimName": config.results_claim}
+        results = {"name": "results", "emptyDir": None, "persistentVolumeClaim": claim}
+        pod["volumes"] = [results]
+    if config.load_pods > 1:
+        spec |= {
+            "completionMode": "Indexed",
+            "completions": config.load_pods,
+            "parallelism": config.load_pods,
+            "activeDeadlineSeconds": deadline_s + GATHER_S,
+        }
+    patch = {
+        "apiVersion": job["apiVersion"],
+        "kind": job["kind"],
+        "metadata": {"name": job["metadata"]["name"]},
+        "spec": spec,
+    }
+    write_yaml(directory / "job.yaml", patch)
+    write_yaml(directory / "run.yaml", run_config)
+    lines = _fitting([json.dumps(list(prompt), ensure_ascii=False) for prompt in prompts])
+    if len(lines) < len(prompts):
+        logger.info(
+            "load test: %d of %d prompts fit a ConfigMap and are taken", len(lines), len(prompts)
+        )
+    (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _job_facts(config: DeployConfig) -> list[dict[str, Any]]:
+    """What a pod learns of its Job, for its arguments."""
+    paths = {}
+    if config.results_claim is not None:
+        paths["JOB_UID"] = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    if config.load_pods > 1:
+        paths["SHARD"] = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    return [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for name, path in paths.items()
+    ]
+
+
+def _fitting(lines: Sequence[str]) -> list[str]:
+    taken: list[str] = []
+    size_bytes = 0
+    for line in lines:
+        size_bytes += len(line.encode()) + 1
+        if size_bytes > PROMPTS_SIZE_BYTES:
+            break
+        taken.append(line + "\n")
+    if not taken:
+        raise ConfigError(
+            f"load test: the first prompt has {size_bytes:,} bytes; a ConfigMap takes "
+            f"{PROMPTS_SIZE_BYTES:,}"
+        )
+    return taken

@@ -1,0 +1,160 @@
+"""Rules on the container that runs vLLM: how it starts, is probed, drains, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from k8s.rules.objects import DIGEST_LABEL, Object, env, flags, of_kind, quantity, servers, where
+
+# From the last moment of vLLM's own drain until its process is gone.
+EXIT_S = 15
+# vLLM counts its own patience from when its imports are done; these may take so long.
+IMPORTS_S = 120
+PATIENCE = "VLLM_ENGINE_READY_TIMEOUT_S"
+
+
+def _rollout(objects: Sequence[Object]) -> Iterator[str]:
+    for pod, _ in servers(objects):
+        strategy = pod.owner["spec"].get("strategy", {})
+        rolling = strategy.get("rollingUpdate", {})
+        if strategy.get("type") != "Recreate" and (
+            rolling.get("maxSurge") != 0 or rolling.get("maxUnavailable") in (None, 0, "0%")
+        ):
+            yield (
+                f"{pod.where}: a rollout must free an accelerator before it asks for one: "
+                "maxSurge 0 and maxUnavailable 1"
+            )
+
+
+def _grace_period(objects: Sequence[Object]) -> Iterator[str]:
+    for pod, container in servers(objects):
+        pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+        args = flags(container.get("args", []))
+        if not pre_stop.get("seconds"):
+            yield f"{pod.where}: without a preStop sleep, requests reach a server that drains"
+        drain_s = int((args.get("--shutdown-timeout") or ["0"])[-1])
+        if not drain_s:
+            yield f"{pod.where}: without --shutdown-timeout, vLLM stalls its streams on SIGTERM"
+        needed = pre_stop.get("seconds", 0) + drain_s + EXIT_S
+        grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+        if grace < needed:
+            yield (
+                f"{pod.where}: terminationGracePeriodSeconds {grace} is below {needed}: "
+                f"preStop + --shutdown-timeout + {EXIT_S}"
+            )
+
+
+def _budget(probe: Mapping[str, Any]) -> int:
+    return int(probe.get("periodSeconds", 10)) * int(probe.get("failureThreshold", 3))
+
+
+def _startup(objects: Sequence[Object]) -> Iterator[str]:
+    for pod, container in servers(objects):
+        budget = _budget(container.get("startupProbe", {}))
+        patience = int(env(container).get(PATIENCE, {}).get("value", 600))
+        if not patience <= budget <= patience + IMPORTS_S:
+            yield (
+                f"{pod.where}: the startup probe allows {budget} s; expected "
+                f"{PATIENCE} ({patience}) to {IMPORTS_S} s more"
+            )
+        deadline = pod.owner["spec"].get("progressDeadlineSeconds", 600)
+        needed = budget + pod.spec.get("terminationGracePeriodSeconds", 30)
+        if deadline <= needed:
+            yield (
+                f"{pod.where}: progressDeadlineSeconds {deadline} calls a rollout failed that may "
+                f"still start; expected more than {needed}"
+            )
+
+
+def _probes(objects: Sequence[Object]) -> Iterator[str]:
+    routes = {"startupProbe": "/health", "readinessProbe": "/ready", "livenessProbe": "/health"}
+    for pod, container in servers(objects):
+        for name, route in routes.items():
+            asked = container.get(name, {}).get("httpGet", {})
+            if asked.get("path") != route:
+                yield f"{pod.where}: {name} asks {asked.get('path')}; expected {route}"
+            if asked.get("port") not in pod.ports and asked.get("port") not in pod.ports.values():
+                yield f"{pod.where}: {name} asks port {asked.get('port')!r}, which it has not"
+        ready, alive = container.get("readinessProbe", {}), container.get("livenessProbe", {})
+        laxer = _budget(alive) > _budget(ready)
+        laxer &= alive.get("timeoutSeconds", 1) >= ready.get("timeoutSeconds", 1)
+        if not laxer:
+            yield f"{pod.where}: liveness must be laxer than readiness; a busy server is not dead"
+
+
+def _process(objects: Sequence[Object]) -> Iterator[str]:
+    """Every other rule here looks at servers alone, so it must be sure that they are found."""
+    found = {pod.where for pod, _ in servers(objects)}
+    for item in of_kind(objects, "Deployment"):
+        if where(item) not in found:
+            yield f"{where(item)}: no container's command begins with `vllm serve`"
+
+
+def _arguments(objects: Sequence[Object]) -> Iterator[str]:
+    for pod, container in servers(objects):
+        args = flags(container.get("args", []))
+        if args.get("--host") != ["0.0.0.0"]:  # noqa: S104 (the pod's own network)
+            yield f"{pod.where}: --host must be 0.0.0.0, or the Service reaches nothing"
+        if (args.get("--port") or ["8000"])[-1] not in map(str, pod.ports.values()):
+            yield f"{pod.where}: --port {args.get('--port')} is not among its ports {pod.ports}"
+        if not any(name.startswith("serving.middleware.") for name in args.get("--middleware", [])):
+            yield f"{pod.where}: without --middleware serving.middleware..., /ready does not exist"
+
+
+def _digests(objects: Sequence[Object]) -> Iterator[str]:
+    """A rendered server says which artifact it serves, in its labels and in its model's names."""
+    for pod, container in servers(objects):
+        digest = pod.labels.get(DIGEST_LABEL)
+        names = flags(container.get("args", [])).get("--served-model-name", [])
+        if not names:
+            yield f"{pod.where}: --served-model-name is not set; clients would ask for a path"
+        if digest is not None and not any(name.endswith(f"@{digest}") for name in names):
+            yield f"{pod.where}: serves {names}, of which none ends in @{digest} as its label does"
+
+
+def _key(objects: Sequence[Object]) -> Iterator[str]:
+    for pod, container in servers(objects):
+        if "VLLM_API_KEY" not in env(container):
+            yield f"{pod.where}: VLLM_API_KEY is not set; anybody could use the server"
+
+
+def _mounts(objects: Sequence[Object]) -> Iterator[str]:
+    for pod, container in servers(objects):
+        mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
+        for path in ("/tmp", "/dev/shm", "/cache"):  # noqa: S108 (paths in the container)
+            if path not in mounts:
+                yield f"{pod.where}: vLLM writes to {path}; mount an emptyDir there"
+        model = flags(container.get("args", []))[""]
+        if len(model) != 1 or model[0] not in mounts or not mounts[model[0]].get("readOnly"):
+            yield f"{pod.where}: the model {model} must be one read-only mount"
+
+
+def _capacity(objects: Sequence[Object]) -> Iterator[str]:
+    for pod, container in servers(objects):
+        limits = container.get("resources", {}).get("limits", {})
+        args = flags(container.get("args", []))
+        if "nvidia.com/gpu" in limits:
+            needed = 1
+            for flag in ("--tensor-parallel-size", "--pipeline-parallel-size"):
+                needed *= int((args.get(flag) or ["1"])[-1])
+            if needed != int(limits["nvidia.com/gpu"]):
+                yield (
+                    f"{pod.where}: vLLM is told to use {needed} GPU(s) and the pod has "
+                    f"{limits['nvidia.com/gpu']}"
+                )
+        else:
+            space = env(container).get("VLLM_CPU_KVCACHE_SPACE", {}).get("value")
+            if space is None:
+                yield f"{pod.where}: without a GPU, VLLM_CPU_KVCACHE_SPACE (GiB) must be set"
+            elif not float(space) * 2**30 < quantity(limits.get("memory", 0)):
+                yield (
+                    f"{pod.where}: VLLM_CPU_KVCACHE_SPACE {space} GiB leaves nothing of the "
+                    f"memory limit {limits.get('memory')}"
+                )
+
+
+RULES = (
+    _process, _rollout, _grace_period, _startup, _probes, _arguments, _digests, _key,
+    _mounts, _capacity,
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""A server of known delays, and the client measured against it."""

@@ -1,0 +1,1 @@
+"""The load client: processes that send requests and record every read."""

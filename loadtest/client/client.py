@@ -1,0 +1,494 @@
+"""The client: sends at given times, and keeps every read with its time. Nothing else in the window.
+
+Built for small bias. Requests are bytes before the start; connections are open before the start;
+arrivals are timed by a kernel timer on the monotonic clock; a read is stamped by the kernel where
+the socket allows it (`SO_TIMESTAMPNS`), so that a busy event loop does not make the server look
+slow; the only parsing is the search for the response's end. Garbage collection is off from then on:
+the process ends when it has written what it found. Everything else waits until the window is over
+(`sse.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import select
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, MutableSequence
+from typing import Any
+
+from loadtest.client.connection import (
+    READ_BYTES,
+    Connection,
+    Request,
+    TlsConnection,
+    monotonic_ns,
+    realtime_offset_ns,
+)
+from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
+from loadtest.client.http1 import Framer
+from loadtest.client.plan import Plan
+from loadtest.client.read_pacing import MIN_NAP_NS, nap_ns
+from loadtest.client.self_check import SelfCheck
+from loadtest.client.timer import KernelTimer
+from loadtest.client.tls import TlsStream
+
+TICK_NS = 20_000_000
+"""How often the loop's own lag is measured, and timeouts looked for."""
+CLOCK_INTERVAL_NS = 1_000_000_000
+"""How often the two clocks are compared."""
+SPARE_SHARE = 8
+"""Of the connections that an open loop opens before its start, one in so many is kept idle for as
+long as there is more to send: a new one can then be opened, over TLS and a distance too, before a
+request needs it."""
+SPARES_PER_TICK = 4
+"""A TLS handshake is work for the loop, and the window is running."""
+SPARE_PAUSE_NS = 1_000_000_000
+"""How long no spare is opened after one failed, or was closed before a request came."""
+STALE_AFTER_NS = 1_000_000_000
+"""A connection idle for longer may have been closed by the server while we send."""
+OUT_OF_SOCKETS = (
+    errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC,
+)  # fmt: skip
+"""The client's own machine has no file, port or memory left for a connection."""
+PAUSE_AFTER_FAILURE_S = 0.1
+"""A closed loop does not hammer a server that refuses."""
+
+
+class Client:
+    """Runs the part of a plan that falls to this process.
+
+    Args:
+        plan: What to send.
+        key: The API key; joined to the headers here and nowhere kept.
+        counters: Four numbers that the parent watches: begun, answered, failed, in flight.
+    """
+
+    def __init__(self, plan: Plan, key: str | None, counters: MutableSequence[int]) -> None:
+        self.plan = plan
+        self.counters = counters
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(self.broken)
+        self.head = plan.head.encode()
+        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+        bodies = [body.encode() for body in plan.bodies]
+        self.tails = [
+            f"\r\n{authorization}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            for body in bodies
+        ]
+        self.tls = ssl.create_default_context(cafile=plan.ca_file) if plan.tls else None
+        if self.tls is not None:
+            self.tls.options |= ssl.OP_NO_RENEGOTIATION  # reads answer nothing
+        self.address: tuple[int, tuple[str, int]] | None = None
+        self.kernel_clock = True
+        self.clock_offsets = [(monotonic_ns(), realtime_offset_ns())]
+        self.pool: deque[Connection] = deque()
+        self.num_spare = plan.num_connections // SPARE_SHARE if plan.arrivals_s is not None else 0
+        self.num_spares_opening = 0
+        self.next_spare_ns = 0
+        self.connections: set[Connection] = set()
+        self.running: dict[int, Request] = {}
+        """In the order in which they began, so the first times out first."""
+        self.requests: list[Request] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.done = self.loop.create_future()
+        self.failures_in_a_row = 0
+        self.pauses = 0
+        """Slots of a closed loop that wait after a failure."""
+        self.next_index = plan.worker
+        self.stop_ns: int | None = None
+        self.stopping = False
+        # One of our own: the loop's costs more per read than the read.
+        self.epoll = select.epoll()
+        self.readers: dict[int, Callable[[], None]] = {}
+        self.num_reads = 0
+        """Since the last tick."""
+        self.num_ended = self.sum_of_requests_ns = 0
+        self.nap_ns = MIN_NAP_NS
+        self.next_tick_ns = 0
+        self.loop.add_reader(self.epoll.fileno(), self.read_all)
+        # Before the connections, which may take every file that the process is allowed.
+        self.ticker = KernelTimer(self.loop, self.tick)
+        begin = self.begin_slots if plan.arrivals_s is None else self.begin_schedule
+        self.timer = KernelTimer(self.loop, begin)
+        self.check = SelfCheck([], 0.0, 0, 0, 0)
+        self.arrivals_ns: list[int] = []
+        self.cursor = 0
+
+    # --- before and after the window ---
+
+    async def open_pool(self) -> None:
+        """Open the connections that the start needs; a server that refuses is met again later."""
+        plan = self.plan
+        infos = await self.loop.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)
+        # A name may stand for ::1 first where the server listens on 127.0.0.1 alone.
+        for family, _, _, _, address in infos:
+            self.address = (family, address[:2])  # type: ignore[assignment]
+            with contextlib.suppress(OSError, TimeoutError):
+                self.pool.append(await self.connect())
+                break
+        gate = asyncio.Semaphore(64)
+
+        async def one() -> None:
+            async with gate:
+                with contextlib.suppress(OSError, TimeoutError):
+                    self.pool.append(await self.connect())
+
+        await asyncio.gather(*(one() for _ in range(plan.num_connections - len(self.pool))))
+
+    def close_pool(self) -> None:
+        """Let go of the connections that wait for the start."""
+        for connection in self.pool:
+            connection.close()
+            self.connections.discard(connection)
+        self.pool.clear()
+
+    async def run(self, start_ns: int) -> list[Request]:
+        """Send everything at its time from `start_ns` on; returns when all has ended."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        cpu_before_s, host_before = cpu_s(), host_times()
+        self.next_tick_ns = start_ns
+        self.ticker.at(start_ns, every_ns=TICK_NS)
+        if self.plan.arrivals_s is not None:
+            offsets = self.plan.arrivals_s[self.plan.worker :: self.plan.num_workers]
+            self.arrivals_ns = [start_ns + round(offset * 1e9) for offset in offsets]
+        self.timer.at(start_ns)
+        try:
+            await self.done
+        finally:
+            host_after = host_times()
+            self.check.cpu_s = cpu_s() - cpu_before_s
+            self.check.wall_s = (monotonic_ns() - start_ns) / 1e9
+            self.check.steal_share = steal_share(host_before, host_after)
+            self.check.throttled_s = throttled_s(host_before, host_after)
+            self.timer.close()
+            self.ticker.close()
+            self.stopping = True
+            for task in self.tasks:
+                task.cancel()
+            for connection in list(self.connections):
+                connection.close()
+            self.loop.remove_reader(self.epoll.fileno())
+            self.epoll.close()
+        return self.requests
+
+    def broken(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback raised: end with its error, rather than wait for what it left undone."""
+        if not self.done.done():
+            error = context.get("exception")
+            self.done.set_exception(error or RuntimeError(context["message"]))
+
+    def stop(self) -> None:
+        """End now: what is in flight stays unfinished."""
+        self.stopping = True
+        if not self.done.done():
+            self.done.set_result(None)
+
+    # --- sending ---
+
+    def begin_schedule(self) -> None:
+        """Send every arrival that is due; then sleep until the next. Nothing is skipped."""
+        arrivals = self.arrivals_ns
+        while self.cursor < len(arrivals):
+            due_ns = arrivals[self.cursor]
+            if due_ns > monotonic_ns():
+                self.timer.at(due_ns)
+                return
+            index = self.plan.worker + self.cursor * self.plan.num_workers
+            self.cursor += 1
+            self.begin(index, due_ns)
+        self.settle()
+
+    def begin_slots(self) -> None:
+        assert self.plan.concurrency is not None  # noqa: S101 (a closed loop has it)
+        worker, num_workers = self.plan.worker, self.plan.num_workers
+        for _ in range(worker, self.plan.concurrency, num_workers):
+            self.begin_next()
+        self.settle()
+
+    def begin_next(self) -> None:
+        """Closed loop: a slot is free."""
+        if self.stopping or not self.has_next():
+            return
+        index = self.next_index
+        self.next_index += self.plan.num_workers
+        now_ns = monotonic_ns()
+        is_measured = index >= self.plan.num_warmup_requests
+        if is_measured and self.stop_ns is None and self.plan.duration_s is not None:
+            self.stop_ns = now_ns + round(self.plan.duration_s * 1e9)
+        self.begin(index, now_ns)
+
+    def has_next(self) -> bool:
+        if self.plan.arrivals_s is not None:
+            return self.cursor < len(self.arrivals_ns)
+        if self.plan.worker >= self.plan.num_workers:
+            return False
+        if self.plan.num_requests is not None:
+            return self.next_index < self.plan.num_requests
+        return self.stop_ns is None or monotonic_ns() < self.stop_ns
+
+    def begin(self, index: int, intended_ns: int) -> None:
+        request = Request(index, intended_ns)
+        self.requests.append(request)
+        self.running[index] = request
+        self.counters[0] += 1
+        if self.pool:
+            self.send(request, self.pool.pop())
+        else:
+            self.spawn(self.connect_and_send(request))
+
+    def send(self, request: Request, connection: Connection) -> None:
+        connection.request = request
+        connection.framer = Framer()
+        request.connection = connection
+        body_of = self.plan.body_of
+        tail = self.tails[body_of[request.index % len(body_of)]]
+        connection.send(b"%b%d%b" % (self.head, request.index, tail))
+
+    async def connect_and_send(self, request: Request) -> None:
+        self.check.num_connects_in_window += 1
+        try:
+            connection = await self.connect()
+        except TimeoutError:
+            self.fail(request, "connect_timeout", "no connection in time")
+        except ConnectionRefusedError as error:
+            self.fail(request, "connection_refused", str(error))
+        except ConnectionResetError as error:
+            self.fail(request, "connection_reset", str(error))
+        except OSError as error:
+            is_ours = error.errno in OUT_OF_SOCKETS
+            self.fail(request, "client_exhausted" if is_ours else "connection_failed", str(error))
+        else:
+            if request.end_ns is None:
+                self.send(request, connection)
+            else:
+                self.pool.append(connection)
+
+    async def connect(self) -> Connection:
+        assert self.address is not None  # noqa: S101 (open_pool resolves it)
+        family, address = self.address
+        connection: Connection
+        async with asyncio.timeout(min(self.plan.timeout_s, 10.0)):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await self.loop.sock_connect(sock, address)
+                if self.tls is None:
+                    connection = Connection(self, sock)
+                else:
+                    stream = await self.shake_hands(sock, self.tls)
+                    connection = TlsConnection(self, sock, stream)
+            except BaseException:
+                sock.close()
+                raise
+        self.connections.add(connection)
+        return connection
+
+    async def shake_hands(self, sock: socket.socket, context: ssl.SSLContext) -> TlsStream:
+        """Raises OSError, which ssl.SSLError is, where the server's certificate is not trusted."""
+        stream = TlsStream(context, self.plan.host)
+        done, data = stream.shake_hands()
+        while True:
+            if data:
+                await self.loop.sock_sendall(sock, data)
+            if done:
+                return stream
+            data = await self.loop.sock_recv(sock, READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the server closed the connection in the TLS handshake")
+            done, data = stream.shake_hands(data)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None:
+        self.epoll.register(sock, select.EPOLLIN)
+        self.readers[sock.fileno()] = reader
+
+    def unwatch(self, sock: socket.socket) -> None:
+        self.epoll.unregister(sock)
+        del self.readers[sock.fileno()]
+
+    def read_all(self) -> None:
+        """Read what has come, then let a little more arrive before the next look: fewer wake-ups,
+        and the kernel keeps the time."""
+        readers = self.readers
+        ready = self.epoll.poll(0)
+        self.num_reads += len(ready)
+        for fd, _ in ready:
+            reader = readers.get(fd)  # one read may have closed the next one's connection
+            if reader is not None:
+                reader()
+        if self.kernel_clock:
+            now_ns = monotonic_ns()
+            is_scheduled = self.cursor < len(self.arrivals_ns)
+            if is_scheduled and self.arrivals_ns[self.cursor] - now_ns < self.nap_ns:
+                return  # a request is due before
+            left_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap is no lag of the loop
+            if left_ns > 0:
+                time.sleep(left_ns / 1e9)
+
+    # --- ends ---
+
+    def finish(self, connection: Connection, request: Request, now_ns: int) -> None:
+        """The response is whole; whether it is good is found out after the window."""
+        self.release(connection, now_ns)
+        self.count_end(request, connection.framer.status, now_ns)
+
+    def count_end(self, request: Request, status: int, now_ns: int) -> None:
+        if status == 200:
+            self.failures_in_a_row = 0
+            self.counters[1] += 1
+        else:
+            self.failures_in_a_row += 1
+            self.counters[2] += 1
+        request.end_ns = now_ns
+        self.num_ended += 1
+        self.sum_of_requests_ns += now_ns - request.intended_ns
+        self.running.pop(request.index, None)
+        self.follow(pause=status != 200)
+
+    def release(self, connection: Connection, now_ns: int) -> None:
+        connection.request = None
+        framer = connection.framer
+        is_whole = not framer.surplus and not connection.unsent
+        if framer.keep_alive and is_whole and not connection.is_over:
+            connection.idle_since_ns = now_ns
+            self.pool.append(connection)
+        else:
+            connection.close()
+            self.connections.discard(connection)
+
+    def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None:
+        """The connection ended under a request."""
+        idle_ns = connection.idle_since_ns or connection.opened_ns
+        stale = request.intended_ns - idle_ns > STALE_AFTER_NS
+        if stale and not request.reads and not request.resent and not self.stopping:
+            # RFC 9112, 9.3.1: the server closed an idle connection while we wrote to it.
+            self.drop(connection)
+            request.resent, request.sent_ns = True, None
+            self.check.num_resent += 1
+            self.spawn(self.connect_and_send(request))
+            return
+        request.closed = True
+        if reason == "closed":
+            if connection.framer.close():
+                self.drop(connection)
+                self.count_end(request, connection.framer.status, monotonic_ns())
+                return
+            reason = "truncated_stream" if connection.framer.begun else "connection_reset"
+        self.fail(request, reason, message)
+
+    def fail(self, request: Request, reason: str, message: str) -> None:
+        if request.end_ns is not None:
+            return
+        request.end_ns = monotonic_ns()
+        request.error, request.message = reason, message
+        self.running.pop(request.index, None)
+        self.counters[2] += 1
+        self.failures_in_a_row += 1
+        if request.connection is not None:
+            self.drop(request.connection)
+        self.follow(pause=True)
+
+    def drop(self, connection: Connection) -> None:
+        connection.request = None
+        connection.close()
+        self.connections.discard(connection)
+        with contextlib.suppress(ValueError):
+            self.pool.remove(connection)
+            if connection.idle_since_ns is None:
+                # One that never carried a request would only be closed again.
+                self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
+            elif self.has_next() and self.num_spares_opening < SPARES_PER_TICK:
+                self.begin_spare()
+
+    def keep_spares(self) -> None:
+        """In an open loop a longer queue needs more connections: open them before it does."""
+        num_left = len(self.arrivals_ns) - self.cursor
+        wanted = min(self.num_spare, num_left) - len(self.pool) - self.num_spares_opening
+        for _ in range(min(wanted, SPARES_PER_TICK)):
+            self.begin_spare()
+
+    def begin_spare(self) -> None:
+        if not self.stopping and monotonic_ns() >= self.next_spare_ns:
+            self.num_spares_opening += 1
+            self.spawn(self.open_spare())
+
+    async def open_spare(self) -> None:
+        """Have another idle connection ready; one that cannot be had is met by its request."""
+        try:
+            self.pool.appendleft(await self.connect())
+            self.check.num_spares_opened += 1
+        except (OSError, TimeoutError):
+            self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
+        finally:
+            self.num_spares_opening -= 1
+
+    def follow(self, *, pause: bool) -> None:
+        """A request has ended: a closed loop begins the next."""
+        if self.plan.arrivals_s is None and not self.stopping:
+            if self.failures_in_a_row >= self.abort_after:
+                self.stop()
+                return
+            if pause and self.has_next():
+                self.pauses += 1
+                self.loop.call_later(PAUSE_AFTER_FAILURE_S, self.after_pause)
+                return
+            self.begin_next()
+        self.settle()
+
+    def after_pause(self) -> None:
+        self.pauses -= 1
+        self.begin_next()
+        self.settle()
+
+    @property
+    def abort_after(self) -> int:
+        """A closed loop that only fails ends early; what it did not send stays unfinished."""
+        return max(30, 3 * (self.plan.concurrency or 1))
+
+    def settle(self) -> None:
+        if not self.running and not self.pauses and not self.has_next() and not self.done.done():
+            self.done.set_result(None)
+
+    # --- the loop's own clock ---
+
+    def tick(self) -> None:
+        now_ns = monotonic_ns()
+        # Absolute, and each tick that a late one covers counts: a loop that stood still for 50 ms
+        # was late two or three times, not once.
+        while self.next_tick_ns <= now_ns:
+            self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
+            self.next_tick_ns += TICK_NS
+        gap_ns = TICK_NS * len(self.running) // max(self.num_reads, 1)
+        mean_ns = None
+        if self.plan.arrivals_s is None and self.requests:
+            # Before the first has ended: at least so long.
+            mean_ns = now_ns - self.requests[0].intended_ns
+            if self.num_ended:
+                mean_ns = self.sum_of_requests_ns // self.num_ended
+        self.nap_ns = nap_ns(gap_ns, mean_ns)
+        self.num_reads = 0
+        self.counters[3] = len(self.running)
+        self.keep_spares()
+        limit_ns = now_ns - round(self.plan.timeout_s * 1e9)
+        while self.running:
+            request = next(iter(self.running.values()))
+            if request.intended_ns > limit_ns:
+                break
+            silent_ns = now_ns - request.reads[-1][0] if request.reads else 0
+            reason = "stalled" if 2 * silent_ns > self.plan.timeout_s * 1e9 else "timeout"
+            self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
+        if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
+            self.clock_offsets.append((now_ns, realtime_offset_ns()))

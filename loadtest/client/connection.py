@@ -1,0 +1,232 @@
+"""Connections that keep every read with its time, with and without TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from loadtest.client.http1 import Framer, ProtocolError
+from loadtest.client.tls import TlsStream
+
+READ_BYTES = 16384
+SO_TIMESTAMPNS = 35
+ANCILLARY_BYTES = socket.CMSG_SPACE(16)
+TIMESPEC = struct.Struct("@qq")
+
+monotonic_ns = time.monotonic_ns
+
+
+Read = tuple[int, bytes | None, bytes]
+"""When the user's clock saw it, the kernel's own stamp (a timespec of CLOCK_REALTIME), the bytes.
+The stamp is decoded after the window."""
+
+
+class Request:
+    """One request while it runs. Times are monotonic nanoseconds."""
+
+    __slots__ = (
+        "closed", "connection", "end_ns", "error", "index", "intended_ns", "message", "reads",
+        "resent", "sent_ns",
+    )  # fmt: skip
+
+    def __init__(self, index: int, intended_ns: int) -> None:
+        self.index = index
+        self.intended_ns = intended_ns
+        self.sent_ns: int | None = None
+        self.end_ns: int | None = None
+        self.reads: list[Read] = []
+        self.error: str | None = None
+        self.message = ""
+        self.closed = False
+        self.resent = False
+        self.connection: Connection | None = None
+
+
+class Owner(Protocol):
+    """What a connection tells the client that holds it."""
+
+    loop: asyncio.AbstractEventLoop
+    kernel_clock: bool
+
+    def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None: ...
+
+    def unwatch(self, sock: socket.socket) -> None: ...
+
+    def finish(self, connection: Connection, request: Request, now_ns: int) -> None: ...
+
+    def fail(self, request: Request, reason: str, message: str) -> None: ...
+
+    def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None: ...
+
+    def drop(self, connection: Connection) -> None: ...
+
+
+class Connection:
+    """One TCP connection, idle in the pool or carrying one request; read with `recvmsg`, for the
+    kernel's receive time."""
+
+    def __init__(self, client: Owner, sock: socket.socket) -> None:
+        self.client = client
+        self.sock = sock
+        self.framer = Framer()
+        self.request: Request | None = None
+        self.opened_ns = monotonic_ns()
+        self.idle_since_ns: int | None = None
+        """None until it has carried a request."""
+        self.is_open = True
+        self.is_over = False
+        """The peer has said that it sends nothing more."""
+        self.unsent = b""
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        except OSError:
+            client.kernel_clock = False
+        client.watch(sock, self.readable)
+
+    def readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.ended("connection_reset", str(error))
+            return
+        now_ns = monotonic_ns()
+        if not data:
+            self.ended("closed", "the server closed the connection")
+            return
+        self.arrived(data, ancillary[0][2] if ancillary else None, now_ns)
+
+    def deliver(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
+        """Bytes of a response."""
+        request = self.request
+        if request is None:
+            self.client.drop(self)  # bytes that nobody asked for
+            return
+        request.reads.append((now_ns, stamp, data))
+        try:
+            if self.framer.feed(data):
+                self.client.finish(self, request, now_ns)
+        except ProtocolError as error:
+            self.client.fail(request, "protocol_error", str(error))
+
+    arrived = deliver
+    """Takes bytes as they came from the network."""
+
+    def ended(self, reason: str, message: str) -> None:
+        """The peer is gone."""
+        request = self.request
+        if request is None:
+            self.client.drop(self)
+        else:
+            self.client.lost(self, request, reason, message)
+
+    def send(self, data: bytes) -> None:
+        """Write a whole request, and note when."""
+        # Before the call: the kernel may let the server run before it lets us look at the clock.
+        now_ns = monotonic_ns()
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.ended("connection_reset", str(error))
+            return
+        if sent < len(data):
+            self.unsent = data[sent:]
+            self.client.loop.add_writer(self.sock, self.writable)
+        elif self.request is not None:
+            self.request.sent_ns = now_ns
+
+    def writable(self) -> None:
+        now_ns = monotonic_ns()
+        try:
+            sent = self.sock.send(self.unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.ended("connection_reset", str(error))
+            return
+        self.unsent = self.unsent[sent:]
+        if not self.unsent:
+            self.client.loop.remove_writer(self.sock)
+            if self.request is not None:
+                self.request.sent_ns = now_ns
+
+    def close(self) -> None:
+        """Let go of it; called again it does nothing."""
+        if self.is_open:
+            self.is_open = False
+            self.client.unwatch(self.sock)
+            self.client.loop.remove_writer(self.sock)
+            self.sock.close()
+
+
+class TlsConnection(Connection):
+    """A connection whose bytes are TLS, the handshake done."""
+
+    def __init__(self, client: Owner, sock: socket.socket, stream: TlsStream) -> None:
+        super().__init__(client, sock)
+        self.stream = stream
+
+    def arrived(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
+        try:
+            plain, self.is_over = self.stream.decrypt(data)
+        except ssl.SSLError as error:
+            self.ended("connection_reset", f"TLS failed: {error.reason}")
+            return
+        if plain:
+            self.deliver(plain, stamp, now_ns)
+        if self.is_over and self.is_open:
+            self.ended("closed", "the server closed the connection")
+
+    def send(self, data: bytes) -> None:
+        super().send(self.stream.encrypt(data))
+
+
+def realtime_offset_ns() -> int:
+    """CLOCK_REALTIME minus CLOCK_MONOTONIC: the kernel stamps with one, we count in the other.
+
+    The tightest of a few readings, since the process may be interrupted between the two clocks.
+    """
+    best: tuple[int, int] | None = None
+    for _ in range(5):
+        before_ns = monotonic_ns()
+        real_ns = time.time_ns()
+        after_ns = monotonic_ns()
+        reading = (after_ns - before_ns, real_ns - (before_ns + after_ns) // 2)
+        best = reading if best is None or reading < best else best
+    assert best is not None  # noqa: S101 (five readings were taken)
+    return best[1]
+
+
+def receive_times(
+    seen_ns: np.ndarray[Any, np.dtype[np.int64]],
+    stamps: Sequence[bytes | None],
+    clock_offsets: Sequence[tuple[int, int]],
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Monotonic nanoseconds at which each read's bytes had arrived.
+
+    Args:
+        seen_ns: When the user's clock saw the reads, of any number of connections.
+        stamps: The kernel's own of each.
+        clock_offsets: Pairs of a monotonic time and what CLOCK_REALTIME was ahead by then, in
+            ascending order; between two of them it is interpolated.
+    """
+    at_ns, ahead_ns = zip(*clock_offsets, strict=True)
+    base = ahead_ns[0]
+    ahead = np.interp(seen_ns - at_ns[0], np.array(at_ns) - at_ns[0], np.array(ahead_ns) - base)
+    unstamped = bytes(TIMESPEC.size)
+    joined = b"".join([stamp or unstamped for stamp in stamps])
+    timespecs = np.frombuffer(joined, np.int64).reshape(-1, 2)
+    arrived = timespecs[:, 0] * 1_000_000_000 + timespecs[:, 1] - base - np.rint(ahead).astype("i8")
+    arrived[timespecs[:, 0] == 0] = np.iinfo(np.int64).max
+    times: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(arrived, seen_ns)
+    return times

@@ -1,0 +1,389 @@
+"""Answers from recorded reads: server-sent events, their tokens and their times. Pure.
+
+An event takes the time of the read that brought its last byte. Format: the WHATWG HTML standard's
+"server-sent events", with the payloads of OpenAI's streaming API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+
+from loadtest.client.http1 import Framer, ProtocolError, size_line
+
+DONE = b"[DONE]"
+BOM = b"\xef\xbb\xbf"
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    completion_tokens: Count | None = None
+    prompt_tokens: Count | None = None
+    prompt_tokens_details: Any = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    """What is read of an event; a decoder that knows it passes over the rest."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _BareError(msgspec.Struct):
+    """What tells an error that is the whole event."""
+
+    object: Any = None
+    code: Any = None
+    message: Any = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+_decode_bare_error = msgspec.json.Decoder(_BareError).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_event_chunk = re.compile(rb"([0-9a-fA-F]{1,8})\r\ndata: (.*+)\n\n\r\n").fullmatch
+"""A chunk that is one event of one line: its size and its payload."""
+_AROUND_PAYLOAD = len(b"data: \n\n")
+
+
+class SseDecoder:
+    """Cuts a stream of bytes into the data of its events; keeps what is not complete."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._data: list[bytes] = []
+        self._at_start = True
+        self._after_return = False
+        """The last read ended in a carriage return: a line feed that follows is no line's end."""
+
+    @property
+    def between_events(self) -> bool:
+        return not self._pending and not self._data
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Data of each event that these bytes complete; comments and empty events give none."""
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        if self._at_start:
+            if len(data) < len(BOM) and BOM.startswith(data):
+                self._pending = data
+                return []
+            self._at_start = False
+            data = data.removeprefix(BOM)
+        if self._after_return and data:
+            self._after_return = False
+            data = data.removeprefix(b"\n")
+        # The common case: whole events of one data line each.
+        if not self._data and data.endswith(b"\n\n") and b"\r" not in data:
+            blocks = data[:-2].split(b"\n\n")
+            if all(block.startswith(b"data: ") and b"\n" not in block for block in blocks):
+                return [block[6:] for block in blocks]
+        return self._feed_lines(data)
+
+    def _feed_lines(self, data: bytes) -> list[bytes]:
+        events: list[bytes] = []
+        position = 0
+        while True:
+            line_end = _line_end(data, position)
+            if line_end is None:
+                self._pending = data[position:]
+                return events
+            line, position = data[position : line_end[0]], line_end[1]
+            self._after_return = position == len(data) and data.endswith(b"\r")
+            if not line:
+                if self._data:
+                    events.append(b"\n".join(self._data))
+                    self._data = []
+            elif line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            # Other fields (event, id, retry) and comments carry no token.
+
+
+def _line_end(data: bytes, start: int) -> tuple[int, int] | None:
+    """Where the line from `start` ends and the next begins; None when its end is not here yet."""
+    newline = data.find(b"\n", start)
+    carriage = data.find(b"\r", start, newline if newline >= 0 else len(data))
+    if carriage < 0:
+        return None if newline < 0 else (newline, newline + 1)
+    return carriage, carriage + 2 if data[carriage + 1 : carriage + 2] == b"\n" else carriage + 1
+
+
+@dataclass
+class Answer:
+    """What one response held. Times are those of the reads, in the reads' own unit."""
+
+    error: str | None = None
+    """Class of failure; None for a whole answer."""
+    message: str = ""
+    """The server's words, shortened."""
+    http_status: int = 0
+    retry_after_s: float | None = None
+    token_times: list[int] = field(default_factory=list)
+    """Of each event that carries text, reasoning or a tool call."""
+    token_counts: list[int] = field(default_factory=list)
+    """Tokens so far at each of these events, where the server says so in every event."""
+    finish_time: int | None = None
+    """Of the event with the finish reason."""
+    finish_reason: str | None = None
+    done: bool = False
+    """`[DONE]` came."""
+    completion_tokens: int | None = None
+    """By the server's own usage."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    num_merged_events: int = 0
+    """Token events that share a read with the one before: their own time is lost."""
+    text: str = ""
+
+
+def parse_response(
+    times: Sequence[int], reads: Sequence[bytes], *, closed: bool = False, keep_text: bool = False
+) -> Answer:
+    """Take a recorded response apart.
+
+    Args:
+        times: Time of each read.
+        reads: The bytes of each read, from the status line on.
+        closed: The peer closed the connection after the last read.
+        keep_text: Whether `Answer.text` is wanted.
+    """
+    answer = Answer()
+    framer, decoder = Framer(), SseDecoder()
+    events = _Events(answer, times)
+    body: list[bytes] = []
+    at_boundary = False  # between two chunks and between two events
+    try:
+        for place, read in enumerate(reads):
+            if at_boundary:
+                if events.take_alike(read, place):
+                    continue
+                if (chunk := _event_chunk(read)) is not None:
+                    size, payload = chunk.groups()
+                    if int(size, 16) == len(payload) + _AROUND_PAYLOAD and b"\r" not in payload:
+                        events.take(payload, place)
+                        continue
+            pieces: list[bytes] = []
+            framer.feed(read, pieces)
+            if framer.status != 200:
+                body += pieces
+                continue
+            for piece in pieces:
+                if not events.num_taken and len(body) < 4:
+                    body.append(piece[:400])
+                for payload in decoder.feed(piece):
+                    events.take(payload, place)
+            at_boundary = events.num_taken > 0 and framer.between_chunks and decoder.between_events
+    except ProtocolError as error:
+        answer.error, answer.message = "protocol_error", str(error)
+    events.settle()
+    answer.http_status = framer.status
+    if keep_text:
+        answer.text = _encodable("".join(events.texts))
+    if answer.error is not None:
+        return answer
+    whole = framer.close() if closed else framer.complete
+    if framer.status and framer.status != 200:
+        answer.error = f"http_{framer.status}"
+        answer.message = error_message(b"".join(body))
+        answer.retry_after_s = _seconds(framer.headers.get(b"retry-after"))
+    elif not framer.status:
+        answer.error = "connection_reset"
+        answer.message = "the connection ended before the response began"
+    elif answer.done:
+        # A stop token alone is an answer, and comes with the finish reason.
+        only_stop = answer.finish_time is not None and answer.completion_tokens
+        if not answer.token_times and not only_stop:
+            answer.error, answer.message = "empty_answer", "the stream held no token"
+    elif not whole:
+        answer.error = "truncated_stream"
+        answer.message = f"the connection ended after {len(answer.token_times)} token events"
+    elif not events.num_taken:
+        answer.error = "not_a_stream"
+        answer.message = error_message(b"".join(body))
+    else:
+        answer.error = "truncated_stream"
+        answer.message = f"no [DONE] after {len(answer.token_times)} token events"
+    return answer
+
+
+class _Events:
+    """Takes the events of one response in their order, up to one that ends it."""
+
+    __slots__ = ("after", "answer", "before", "ended", "num_taken", "places", "texts", "times")
+
+    def __init__(self, answer: Answer, times: Sequence[int]) -> None:
+        self.answer, self.times = answer, times
+        self.num_taken = 0
+        self.ended = False
+        self.texts: list[str] = []
+        self.places: list[int] = []
+        """Place of the read that completed each event with text."""
+        self.before: bytes | None = None
+        self.after = b""
+        """What stands around the text of an event, its quotes included: most events of a response
+        differ in nothing else."""
+
+    def take_alike(self, read: bytes, place: int) -> bool:
+        """Take a read that is one chunk with one event, like an earlier one but for its text.
+
+        Returns:
+            Whether it was such a read; nothing is taken otherwise.
+        """
+        before = self.before
+        if before is None or self.ended:
+            return False
+        begin = size_line(len(read)) + before
+        if not read.startswith(begin) or not read.endswith(self.after):
+            return False
+        try:
+            text = _decode_text(read[len(begin) - 1 : 1 - len(self.after)])
+        except (msgspec.DecodeError, UnicodeDecodeError):  # not one string, or a broken one
+            return False
+        if not text:
+            return False
+        self.texts.append(text)
+        self.places.append(place)
+        return True
+
+    def take(self, payload: bytes, place: int) -> None:
+        """Put what an event says into the answer."""
+        self.num_taken += 1
+        answer = self.answer
+        if self.ended:
+            return
+        if payload == DONE:
+            answer.done = True
+            return
+        try:
+            event = _decode(payload)
+            is_error = event.error or (event.choices is None and _is_error(payload))
+        # A ValidationError, too; and brackets in brackets in brackets.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
+            return
+        if is_error:
+            self.end("error_event", error_message(payload))
+            return
+        usage = event.usage
+        if usage is not None:
+            _take_usage(answer, usage)
+        if not event.choices:
+            return
+        choice = event.choices[0]
+        text = _text_of(choice)
+        if text:
+            self.places.append(place)
+            self.texts.append(text)
+            if usage is not None and usage.completion_tokens is not None:
+                answer.token_counts.append(usage.completion_tokens)
+        if choice.finish_reason is not None:
+            answer.finish_time = self.times[place]
+            answer.finish_reason = str(choice.finish_reason)
+            if answer.finish_reason == "abort":
+                self.end("aborted", "the server gave the answer up (abort)")
+        elif text and usage is None and self.before is None:
+            self.learn(payload, text)
+
+    def learn(self, payload: bytes, text: str) -> None:
+        """Find where in an event its text stands; another text in its place is the proof."""
+        before, quoted, after = payload.partition(b'"%b"' % text.encode(errors="replace"))
+        if not quoted or b"\n" in payload:
+            return
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            choices = _decode(before + b'"\\u0001"' + after).choices
+            if choices and _text_of(choices[0]) == "\u0001":
+                self.before, self.after = b'data: %b"' % before, b'"%b\n\n\r\n' % after
+
+    def end(self, error: str, message: str) -> None:
+        self.ended = True
+        if self.answer.error is None:
+            self.answer.error, self.answer.message = error, message
+
+    def settle(self) -> None:
+        self.answer.token_times = [self.times[place] for place in self.places]
+        self.answer.num_merged_events = len(self.places) - len(set(self.places))
+
+
+def _is_error(payload: bytes) -> bool:
+    """Whether an event without choices is an error as a whole.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError: One of these fields is broken.
+    """
+    event = _decode_bare_error(payload)
+    return event.object == "error" or (event.code is not None and event.message is not None)
+
+
+def _text_of(choice: _Choice) -> str:
+    """What an event adds to the answer."""
+    delta = choice.delta
+    if delta is None:
+        return str(choice.text or "")
+    text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
+    if not text and (call := delta.tool_calls or delta.function_call):
+        text = json.dumps(call)
+    return str(text or "")
+
+
+def _take_usage(answer: Answer, usage: _Usage) -> None:
+    if usage.completion_tokens is not None:
+        answer.completion_tokens = usage.completion_tokens
+    if usage.prompt_tokens is not None:
+        answer.prompt_tokens = usage.prompt_tokens
+    details = usage.prompt_tokens_details
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    if isinstance(cached, int) and 0 <= cached <= 2**53:
+        answer.cached_tokens = cached
+
+
+def error_message(body: bytes) -> str:
+    """The message inside an error body, or its beginning; text that UTF-8 can hold."""
+    text = body.decode(errors="replace").strip()
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text[:200]
+    if isinstance(found, dict):
+        error = found.get("error", found)
+        if isinstance(error, dict):
+            error = error.get("message", error)
+        return _encodable(str(error)[:200])
+    return text[:200]
+
+
+def _encodable(text: str) -> str:
+    """JSON can name half of a surrogate pair, which no file can hold."""
+    return text.encode(errors="replace").decode()
+
+
+def _seconds(value: bytes | None) -> float | None:
+    try:
+        seconds = float(value or b"nan")
+    except ValueError:
+        return None  # Retry-After may also be a date
+    return seconds if math.isfinite(seconds) else None

@@ -1,0 +1,130 @@
+"""The server's own figures over the same window, and whether they agree with the client's.
+
+Reads the Prometheus text of vLLM's `/metrics`; a server without it is not an error.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from loadtest.client.probe import MAX_PAGE_BYTES, get
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+
+SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
+COUNTERS = {
+    "generation_tokens": "vllm:generation_tokens_total",
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "num_succeeded": "vllm:request_success_total",
+    "num_preemptions": "vllm:num_preemptions_total",
+    "prefix_cache_queries": "vllm:prefix_cache_queries_total",
+    "prefix_cache_hits": "vllm:prefix_cache_hits_total",
+}
+HISTOGRAMS = {
+    "ttft_s": "vllm:time_to_first_token_seconds",
+    "e2e_s": "vllm:e2e_request_latency_seconds",
+    "queue_s": "vllm:request_queue_time_seconds",
+    "tpot_s": "vllm:request_time_per_output_token_seconds",
+}
+GAUGES = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
+SETTLE_S = 3.0
+MAX_DIFFERENCE = 0.1
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """Sums over all label sets of the names above."""
+
+    values: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_vllm(self) -> bool:
+        return COUNTERS["generation_tokens"] in self.values
+
+
+def parse(text: str) -> Scrape:
+    """Prometheus text format; histograms keep `_sum` and `_count` alone."""
+    values: dict[str, float] = {}
+    for line in text.splitlines():
+        match = SAMPLE.match(line)
+        if match is None or match[1].endswith("_bucket"):
+            continue
+        try:
+            values[match[1]] = values.get(match[1], 0.0) + float(match[3])
+        except ValueError:
+            continue
+    return Scrape(values)
+
+
+def scrape(endpoint: Endpoint) -> Scrape | None:
+    """What `/metrics` beside `/v1` says now; None where there is no such page."""
+    path = urlsplit(endpoint.url).path.rstrip("/").removesuffix("/v1") + "/metrics"
+    try:
+        status, body, _ = get(endpoint.url, path, endpoint.api_key, max_bytes=MAX_PAGE_BYTES)
+    except ServerError:
+        return None
+    found = parse(body.decode(errors="replace")) if status == 200 else Scrape()
+    return found if found.is_vllm else None
+
+
+def settled_scrape(endpoint: Endpoint, before: Scrape, num_tokens: float) -> Scrape | None:
+    """A scrape after the run, once the server has counted what it sent, or after SETTLE_S."""
+    deadline_s = time.monotonic() + SETTLE_S
+    while True:
+        after = scrape(endpoint)
+        if after is None:
+            return None
+        if _delta(before, after, COUNTERS["generation_tokens"]) >= num_tokens:
+            return after
+        if time.monotonic() > deadline_s:
+            return after
+        time.sleep(0.1)
+
+
+def _delta(before: Scrape, after: Scrape, name: str) -> float:
+    return after.values.get(name, 0.0) - before.values.get(name, 0.0)
+
+
+def deltas(before: Scrape, after: Scrape) -> dict[str, float | None]:
+    """Counts over the window, and means of its histograms."""
+    found: dict[str, float | None] = {
+        name: _delta(before, after, metric) for name, metric in COUNTERS.items()
+    }
+    for name, metric in HISTOGRAMS.items():
+        count = _delta(before, after, f"{metric}_count")
+        found[f"mean_{name}"] = (
+            _delta(before, after, f"{metric}_sum") / count if count > 0 else None
+        )
+    queries = found["prefix_cache_queries"]
+    hits = found["prefix_cache_hits"]
+    found["prefix_hit_rate"] = hits / queries if queries and hits is not None else None
+    return found
+
+
+def reconcile(
+    server: dict[str, float | None], client: dict[str, float | None]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of client and server figures, and warnings where they differ by more than a tenth.
+
+    Args:
+        server: Of `deltas`.
+        client: `generation_tokens`, `mean_ttft_s` and `mean_e2e_s` over all requests sent,
+            warm-up included, from the sent time.
+    """
+    rows, warnings = [], []
+    for name, unit in (("generation_tokens", "tokens"), ("mean_ttft_s", "s"), ("mean_e2e_s", "s")):
+        seen, said = client.get(name), server.get(name)
+        if seen is None or said is None:
+            continue
+        share = (seen - said) / said if said else None
+        rows.append({"name": name, "unit": unit, "client": seen, "server": said, "share": share})
+        if share is not None and abs(share) > MAX_DIFFERENCE:
+            warnings.append(
+                f"{name}: {seen:.4g} {unit} by the client, {said:.4g} by the server "
+                f"({share:+.0%}): network, proxies or other traffic lie between"
+            )
+    return rows, warnings

@@ -1,0 +1,1 @@
+"""The load report and the forms it is written in."""

@@ -1,0 +1,1 @@
+"""Several load pods as one client."""

@@ -1,0 +1,1 @@
+"""vLLM's process: started, watched, ended."""

@@ -1,0 +1,1 @@
+"""Adapters and the files beside them."""

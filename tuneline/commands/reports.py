@@ -1,0 +1,80 @@
+"""The commands on what was measured: join shards, write a report in other forms."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneline.commands.options import AsJson, Out, emit, emit_artifact, required
+from tuneline.core.errors import ConfigError
+
+
+class Form(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    vllm = "vllm"
+    prometheus = "prometheus"
+
+
+def merge(
+    shards: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="The shards of one load test.")
+    ],
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join the shards of several load pods into the report that one would have written."""
+    from loadtest.shards.join import merge_shards
+    from tuneline.pipeline.run import require_verdict
+
+    report = merge_shards(shards, required(out, "--out"))
+    emit_artifact(report, as_json)
+    require_verdict(report)
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report.")],
+    form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.table,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A file, in place of stdout.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a load report as a table, JSON, CSV, `vllm bench serve` JSON or Prometheus text."""
+    from loadtest.report.formats import csv_text, prometheus_text, vllm_documents
+    from loadtest.report.terminal import lines
+    from tuneline.core.artifact import cannot_write, open_artifact
+
+    if as_json:
+        form = Form.json
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: no directory {out.absolute().parent}")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out}: a directory; expected a file")
+    artifact = open_artifact(directory, kind="load-report")
+    if form is Form.csv:
+        text = csv_text(artifact)
+    elif form is Form.prometheus:
+        text = prometheus_text(artifact)
+    elif form is Form.vllm:
+        text = json.dumps(vllm_documents(artifact), indent=2) + "\n"
+    else:
+        text = (artifact.path / "report.json").read_text(encoding="utf-8")
+        if form is Form.table:
+            text = "".join(f"{line}\n" for line in lines(json.loads(text)))
+    if out is None:
+        print(text, end="")
+        return
+    # Renamed into place: a collector of text files never reads half of one.
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        raise cannot_write(out, error) from None
+    emit({"path": str(out)}, [f"written: {out}"], False)

@@ -1,0 +1,151 @@
+"""The commands that serve a model and talk to it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneline.commands.options import (
+    DEFAULT_RUNS,
+    AsJson,
+    KeyEnv,
+    ModelName,
+    Overrides,
+    RunOrDir,
+    RunsDir,
+    Url,
+    emit,
+    endpoint_of,
+    open_run,
+    refuse,
+    required,
+)
+from tuneline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serving.chat import Answer
+    from tuneline.core.artifact import Artifact
+    from tuneline.core.endpoint import Endpoint
+
+
+def serve(
+    target: RunOrDir,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a run's model, or any folder, with vLLM."""
+    from serving.supervisor.process import serve as serve_model
+
+    config, model, adapter, name = _to_serve(target, overrides, runs_dir, host, port)
+    log_path = runs_dir / name / "serve.log"
+
+    def on_ready(endpoint: Endpoint) -> None:
+        document = {"url": endpoint.url, "model": endpoint.model, "log": str(log_path)}
+        lines = [
+            f"ready: {endpoint.url}  model {endpoint.model}",
+            f"  tuneline chat --url {endpoint.url} --model {endpoint.model}",
+        ]
+        emit(document, lines, as_json)
+
+    code = serve_model(
+        config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready
+    )
+    raise typer.Exit(code)
+
+
+def chat(
+    target: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml|DIR]")] = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Ask once and exit.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy; by default the server's own.")
+    ] = None,
+    artifact: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An ONNX artifact, run here and greedily.")
+    ] = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Talk to a run's model, to any endpoint, or to an ONNX artifact."""
+    if as_json and message is None:
+        raise ConfigError("--json needs --message", hint='Try: --message "Hello" --json')
+    from serving.chat import answers
+
+    options = {} if temperature is None else {"temperature": temperature}
+    of_a_server = {"--url": url, "--model": model, "--api-key-env": api_key_env}
+    if artifact is not None:
+        given = {"RUN.yaml": target, "--temperature": temperature, "--set": overrides}
+        refuse("with --artifact", {**given, **of_a_server})
+        from export.runtimes.onnx_folder import answers as answers_here
+
+        _talk(answers_here(artifact), {"artifact": str(artifact)}, system, message, as_json)
+        return
+    if url is not None:
+        refuse("with --url", {"RUN.yaml": target, "--set": overrides})
+        endpoint = endpoint_of(url, model, api_key_env)
+        _talk(answers(endpoint, options), {"model": endpoint.model}, system, message, as_json)
+        return
+    where = required(target, "RUN.yaml, a model folder, or --url")
+    refuse("without --url", of_a_server)
+    from serving.supervisor.process import running
+
+    config, source, adapter, name = _to_serve(where, overrides, runs_dir, None, None)
+    log_path = runs_dir / name / "chat.log"
+    with running(config, source, name=name, adapter=adapter, log_path=log_path) as server:
+        of = {"model": server.endpoint.model}
+        _talk(answers(server.endpoint, options), of, system, message, as_json)
+
+
+def _to_serve(
+    target: Path,
+    overrides: list[str] | None,
+    runs_dir: Path,
+    host: str | None,
+    port: int | None,
+) -> tuple[Any, Any, Artifact | None, str]:
+    """Serving configuration, model, adapter and name, from a run or from a model folder."""
+    from serving.config import ServingConfig
+    from tuneline.core.config import validate_config
+    from tuneline.core.model_source import resolve_model
+    from tuneline.pipeline.run import served_model
+
+    if target.is_dir():
+        refuse("with a model folder", {"--set": overrides})
+    chosen = {
+        key: value for key, value in {"host": host, "port": port}.items() if value is not None
+    }
+    if target.is_dir():
+        model = resolve_model(str(target))
+        config = validate_config(ServingConfig, chosen, "tuneline serve")
+        return config, model, None, target.resolve().name
+    run = open_run(target, overrides, runs_dir)
+    model, adapter = served_model(run)
+    values = {**run.config.serving.model_dump(), **chosen}
+    config = validate_config(ServingConfig, values, "tuneline serve")
+    return config, model, adapter, run.config.name
+
+
+def _talk(
+    answer_to: Answer, of: dict[str, str], system: str | None, message: str | None, as_json: bool
+) -> None:
+    """One question and its answer, or a conversation; `of` says in the JSON who answered."""
+    from serving.chat import converse
+
+    if message is None:
+        # Here Ctrl-C ends an answer, not the program.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        converse(answer_to, system)
+        return
+    messages = [{"role": "system", "content": system}] if system else []
+    answer = "".join(answer_to([*messages, {"role": "user", "content": message}]))
+    emit({**of, "answer": answer}, [answer], as_json)

@@ -1,0 +1,85 @@
+"""`deploy render`: the manifests of a run, from artifacts whose proof holds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from k8s.render.server import HOST, MODEL_DIR, PORT, render
+from loadtest.config import longest_s
+from serving.command.arguments import artifact_facts, served_names, server_args, server_env
+from tuneline.core.artifact import verify_artifact
+from tuneline.core.errors import ConfigError
+from tuneline.core.model_source import ModelSource
+from tuneline.core.progress import logger
+from tuneline.pipeline.run import current, require_verdict
+from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.stages import heldout_prompts
+
+
+def render_run(run: Run, out: Path) -> Path:
+    """Write the kustomize tree that serves the run's merged model.
+
+    Raises:
+        NotAnArtifactError: The model, its parity or the dataset is stale.
+        VerdictError: The merged model is not the trained one.
+        TamperedError: The model or its parity differs from its manifest.
+        ConfigError: The section `k8s` lacks something, or the manifests break a rule.
+        ArtifactError: `out` exists and was not rendered, or was changed since.
+    """
+    serving = run.config.serving
+    if serving.mode == "adapter":
+        raise ConfigError(
+            f"{run.path}: serving.mode: adapter; the manifests run the merged model",
+            hint="Try: --set serving.mode=merged",
+        )
+    workload = run.config.loadtest.workload
+    if workload.path is not None:
+        raise ConfigError(
+            f"{run.path}: loadtest.workload.path: {workload.path}; the Job's ConfigMap holds the "
+            "run's own prompts and no such file",
+            hint="Try: --set loadtest.workload.source=prompts --set loadtest.workload.path=null",
+        )
+    num_scenarios = len(run.config.loadtest.scenarios)
+    if run.config.k8s.load_pods > 1 and num_scenarios != 1:
+        raise ConfigError(
+            f"{run.path}: k8s.load_pods: {run.config.k8s.load_pods}: several load pods run one "
+            f"scenario; loadtest.scenarios holds {num_scenarios}",
+            hint="Leave one of them, or set k8s.load_pods to 1.",
+        )
+    dataset, model, parity = current(run, "dataset", "model", "parity-merged")
+    for artifact in (model, parity):
+        verify_artifact(artifact)
+    require_verdict(parity)
+    source = ModelSource(run.config.name, model.path, model.digest, model.kind)
+    return render(
+        run.config.k8s,
+        name=run.config.name,
+        model_digest=model.digest,
+        served_args=server_args(
+            serving,
+            model=MODEL_DIR,
+            adapter=None,
+            served_names=served_names(run.config.name, model.digest),
+            host=HOST,
+            port=PORT,
+        ),
+        served_env=server_env(serving, artifact_facts(source, None, run.config.name)),
+        out=out,
+        run_config=_job_config(run),
+        prompts=heldout_prompts(dataset),
+        loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
+    )
+
+
+def _job_config(run: Run) -> dict[str, Any]:
+    """The run's configuration as the load test's Job takes it.
+
+    The Job has a host and whole cores of its own: a lag that was granted to a client beside the
+    server would hide there that the client is the bottleneck.
+    """
+    config = run.config.model_dump(mode="json")
+    if config["loadtest"].pop("max_client_lag_s", None) is not None:
+        logger.info("load test: the Job has a host of its own; max_client_lag_s is left out")
+    return config
