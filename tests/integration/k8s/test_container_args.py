@@ -150,4 +150,4 @@ def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
             capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(target / "middleware.py"), "False"]
+        assert done.stdout.split() == [str(target / "middleware/__init__.py"), "False"]

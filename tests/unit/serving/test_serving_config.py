@@ -12,7 +12,8 @@ from tuneline.core.errors import ConfigError
 
 def test_the_section_loads_no_heavy_library() -> None:
     program = (
-        "import sys; import serving.config, serving.command, serving.server, serving.parity\n"
+        "import sys; import serving.config, serving.parity\n"
+        "import serving.command.arguments, serving.supervisor.process\n"
         "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'openai'} & set(sys.modules)\n"
         "print('loaded:', sorted(heavy))"
     )
