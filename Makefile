@@ -9,6 +9,8 @@ RUN := examples/support-tickets/run.yaml
 # The modules that take longest first, so that no worker ends long after the others.
 LONGEST := tests/integration/spine tests/integration/loadtest
 INTEGRATION := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/integration/*))
+# Pages and folders whose prose follows docs/style.md.
+PROSE := docs/style.md docs/glossary.md scripts
 
 .PHONY: setup demo test check unit lock clean
 
@@ -33,6 +35,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_prose.py $(PROSE)
 
 unit: $(READY)
 	$(BIN)/python -m pytest tests/unit

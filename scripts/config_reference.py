@@ -18,7 +18,7 @@ HEAD = """# Configuration: run.yaml
 
 One file describes a whole line. Unknown keys are errors, and all problems are shown at once.
 `--set training.learning_rate=1e-4` overrides a key; paths start from the file's own directory;
-secrets come from environment variables alone. `scripts/config_reference.py` writes this page.
+only environment variables hold secrets. `scripts/config_reference.py` writes this page.
 
 Only `name` and `data.path` are required.
 """
