@@ -60,7 +60,8 @@ def draw_training(axes: Axes, run: Path, theme: Theme) -> None:
     axes.text(0.97, 0.60, "held-out exact match", transform=axes.transAxes, ha="right",
               color=theme["soft"], fontsize=9.5)  # fmt: skip
     axes.text(0.97, 0.56, text, transform=axes.transAxes, ha="right", va="top",
-              family="DejaVu Sans Mono", fontsize=10.5, color=theme["ink"], linespacing=1.5)  # fmt: skip
+              family="DejaVu Sans Mono", fontsize=10.5, color=theme["ink"],
+              linespacing=1.5)  # fmt: skip
     axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
@@ -92,8 +93,8 @@ def draw_ladder(axes: Axes, run: Path, theme: Theme) -> None:
               fontsize=8.5, color=theme["soft"], va="bottom")  # fmt: skip
     noise = first["reference_noise"]
     axes.axvline(noise, color=theme["soft"], lw=1, ls=":")
-    axes.text(noise * 1.15, -0.72, "the reference computed twice", color=theme["soft"], fontsize=8.5,
-              va="center")  # fmt: skip
+    axes.text(noise * 1.15, -0.72, "the reference computed twice", va="center", fontsize=8.5,
+              color=theme["soft"])  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(1e-6, 4)
     axes.set_ylim(-1.05, len(ladder) - 0.4)
