@@ -17,24 +17,25 @@ from pathlib import Path
 import torch
 
 from export.config import PruneConfig
-from export.merge.deltas import is_finite
+from export.weights.blocks import BLOCK_BYTES
+from export.weights.families import is_conv1d, is_in_text_half, is_router
 from export.weights.model_folder import (
     CONFIG,
-    CONV1D_MODULES,
     INDEX,
-    BaseModel,
+    ModelFolder,
     check_companions,
     copy_companions,
-    is_in_text_half,
     read_base,
 )
 from export.weights.tensor_file import (
     TORCH_DTYPES,
     TensorEntry,
     TensorFile,
+    is_finite,
     read_bytes,
     read_elements,
 )
+from export.weights.writer import COMPANION_BYTES
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, require_disk_space
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
@@ -42,11 +43,6 @@ from tuneline.core.progress import progress
 
 IN_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")
 """Embeddings and output layers stand outside the blocks, whatever they are called."""
-ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
-"""Names in the path of two-dimensional weights inside the blocks that stay."""
-
-COMPANION_BYTES = 64 * 2**20
-BLOCK_BYTES = 8 * 2**20
 
 
 def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
@@ -137,7 +133,7 @@ def is_pruned(entry: TensorEntry) -> bool:
         and entry.dtype in TORCH_DTYPES
         and not entry.name.endswith("bias")
         and IN_NUMBERED_BLOCK.search(entry.name) is not None
-        and not ROUTERS & set(entry.name.split("."))
+        and not is_router(entry.name)
         and 0 not in entry.shape
     )
 
@@ -170,7 +166,7 @@ def _check_finite(values: torch.Tensor, shard: TensorFile, entry: TensorEntry) -
 
 
 def _pruned(
-    config: PruneConfig, model: BaseModel, shard: TensorFile, entry: TensorEntry, descriptor: int
+    config: PruneConfig, model: ModelFolder, shard: TensorFile, entry: TensorEntry, descriptor: int
 ) -> torch.Tensor:
     """The tensor's new values, flat, in its own number format."""
     dtype = TORCH_DTYPES[entry.dtype]
@@ -189,8 +185,7 @@ def _pruned(
             "dimension; the pattern 2:4 is not supported for it",
             hint="Prune it with --sparsity 0.5 instead.",
         )
-    module = entry.name.removesuffix(".weight").rpartition(".")[2]
-    transposed = module in CONV1D_MODULES.get(str(model.config.get("model_type")), ())
+    transposed = is_conv1d(model.config, entry.name.removesuffix(".weight"))
     if transposed:
         weights = weights.transpose(-1, -2).contiguous()
     if weights.shape[-1] % 4:

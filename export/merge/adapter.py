@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from export.merge.deltas import CHECK_ELEMENTS, is_finite
-from export.weights.model_folder import EMBEDDINGS, HEAD, read_json
+from export.weights.families import EMBEDDINGS, HEAD
+from export.weights.model_folder import read_json
 from export.weights.schemas import AdapterOptions
-from export.weights.tensor_file import TORCH_DTYPES, TensorFile, read_elements, read_tensor_file
+from export.weights.tensor_file import (
+    TORCH_DTYPES,
+    Stored,
+    TensorFile,
+    is_finite,
+    pieces_of,
+    read_tensor_file,
+)
 from tuneline.core.errors import ArtifactError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -173,16 +178,11 @@ def _refuse_options(path: Path, config: dict[str, Any]) -> None:
 
 
 def _check_finite(weights: TensorFile) -> None:
-    with weights.path.open("rb") as opened:
-        for entry in weights.entries:
-            if entry.dtype not in TORCH_DTYPES:
-                raise ArtifactError(
-                    f"{weights.path}: {entry.name}: is stored as {entry.dtype}; expected one of "
-                    f"{', '.join(TORCH_DTYPES)}"
-                )
-            for start in range(0, entry.num_elements, CHECK_ELEMENTS):
-                count = min(CHECK_ELEMENTS, entry.num_elements - start)
-                chunk = torch.empty(count, dtype=TORCH_DTYPES[entry.dtype])
-                read_elements(opened.fileno(), weights, entry, start, chunk)
-                if not is_finite(chunk):
-                    raise ArtifactError(f"{weights.path}: {entry.name}: holds NaN or infinity")
+    for entry in weights.entries:
+        if entry.dtype not in TORCH_DTYPES:
+            raise ArtifactError(
+                f"{weights.path}: {entry.name}: is stored as {entry.dtype}; expected one of "
+                f"{', '.join(TORCH_DTYPES)}"
+            )
+        if not all(is_finite(piece) for piece in pieces_of(Stored(weights, entry))):
+            raise ArtifactError(f"{weights.path}: {entry.name}: holds NaN or infinity")

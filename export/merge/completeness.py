@@ -21,14 +21,15 @@ from export.merge.deltas import (
 )
 from export.merge.naming import Naming
 from export.merge.tied_head import ties_changes
-from export.weights.model_folder import EMBEDDINGS, BaseModel
+from export.weights.families import EMBEDDINGS
+from export.weights.model_folder import ModelFolder
 from tuneline.core.errors import ArtifactError
 
 LOW_RANK = (LowRankChange, ExpertChange, StackedExpertsChange)
 
 
 def check_complete(
-    adapter: Adapter, base: BaseModel, naming: Naming, edits: dict[str, Edit]
+    adapter: Adapter, base: ModelFolder, naming: Naming, edits: dict[str, Edit]
 ) -> None:
     """An adapter file that lost some of its tensors would merge without a word.
 
@@ -85,7 +86,7 @@ def _check_nothing_more(
 
 
 def _wanted(
-    config: dict[str, Any], base: BaseModel, name: str, called: str
+    config: dict[str, Any], base: ModelFolder, name: str, called: str
 ) -> Iterator[tuple[str, Any]]:
     """The options that mean a tensor, each with which of its values does."""
     module, _, kind = called.rpartition(".")
@@ -122,7 +123,7 @@ def _wanted(
 
 
 def _is_there(
-    adapter: Adapter, base: BaseModel, edits: dict[str, Edit], option: str, name: str
+    adapter: Adapter, base: ModelFolder, edits: dict[str, Edit], option: str, name: str
 ) -> bool:
     """Whether the adapter has what an option makes of a tensor."""
     shared = [name]

@@ -11,25 +11,16 @@ the merge stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from export.weights.tensor_file import TORCH_DTYPES, Stored, read_elements
+from export.weights.blocks import Change, RowFunction, product_rows
+from export.weights.tensor_file import Stored, pieces_of
 from tuneline.core.environment import require
 
-CHECK_ELEMENTS = 2**21
-
-# A matrix product of few rows goes through other kernels, which sum in another order. From this
-# many rows on, a block has the bits that the whole product has.
-MIN_PRODUCT_ROWS = 64
-
 NF4_BLOCK = 64
-
-RowFunction = Callable[[torch.Tensor, int, int], torch.Tensor]
-"""`change(block, start, stop)`: rows start to stop of a tensor, in float32, changed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class LowRankChange:
+class LowRankChange(Change):
     """W + s·BA, or DoRA's rescaling of it where there is a magnitude."""
 
     factors: tuple[Factors, ...]
@@ -62,7 +53,7 @@ class LowRankChange:
 
         def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
             nonlocal space
-            low = max(0, min(start, stop - MIN_PRODUCT_ROWS))
+            low, _ = product_rows(start, stop, stop)
             size = (stop - low) * block.shape[1]
             if space.numel() < size:
                 space = torch.empty(size)
@@ -99,7 +90,7 @@ def joined_factors(factors: tuple[Factors, ...]) -> tuple[torch.Tensor, torch.Te
 
 
 @dataclass(frozen=True)
-class ExpertChange:
+class ExpertChange(Change):
     """W + s·BA of one expert, whose A and B lie among those of all experts of its layer.
 
     A has shape (experts · r, in), expert by expert; B has shape (out, r · experts), with the
@@ -123,7 +114,7 @@ class ExpertChange:
         a, b = (matrices[self.expert] for matrices in self.recent[name])
 
         def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-            low = max(0, min(start, stop - MIN_PRODUCT_ROWS))
+            low, _ = product_rows(start, stop, stop)
             product = b[self.first_row + low : self.first_row + stop] @ a
             delta = product[start - low :].mul_(self.factors.scale)
             return block.add_(delta.to(dtype))
@@ -132,7 +123,7 @@ class ExpertChange:
 
 
 @dataclass(frozen=True)
-class StackedExpertsChange:
+class StackedExpertsChange(Change):
     """W + s·BA of all experts of a layer, which the files hold in one tensor of shape
     (experts, out, in) or, transposed, (experts, in, out). Its rows are those of all experts, one
     after the other."""
@@ -150,8 +141,7 @@ class StackedExpertsChange:
                 first = max(start, expert * num_rows)
                 last = min(stop, (expert + 1) * num_rows)
                 from_row, to_row = first - expert * num_rows, last - expert * num_rows
-                low = max(0, min(from_row, to_row - MIN_PRODUCT_ROWS))
-                high = min(num_rows, max(to_row, low + MIN_PRODUCT_ROWS))
+                low, high = product_rows(from_row, to_row, num_rows)
                 if self.transposed:
                     product = (b[expert] @ a[expert][:, low:high]).T
                 else:
@@ -173,7 +163,7 @@ def _by_expert(factors: Factors, num_experts: int) -> tuple[torch.Tensor, torch.
 
 
 @dataclass(frozen=True)
-class BiasChange:
+class BiasChange(Change):
     """The bias that `lora_bias` adds, scaled as the product is."""
 
     bias: Stored
@@ -189,7 +179,7 @@ class BiasChange:
 
 
 @dataclass(frozen=True)
-class TokenRows:
+class TokenRows(Change):
     """Rows of an embedding or an output layer that were trained in place of the base's."""
 
     rows: Stored
@@ -208,7 +198,7 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
-class FourBitBase:
+class FourBitBase(Change):
     """W as a QLoRA training saw it: through NF4 with double quantization and back
     (Dettmers et al., arXiv:2305.14314). Each 64 values share a scale; the scales of a whole tensor
     are themselves quantized, which takes a first pass over it."""
@@ -231,46 +221,14 @@ class FourBitBase:
 
     def _scales(self, bitsandbytes: Any) -> torch.Tensor:
         """The largest magnitude of each 64 values, through its own quantization and back."""
-        found = []
-        step = CHECK_ELEMENTS
-        with self.source.file.path.open("rb") as opened:
-            for start in range(0, self.source.entry.num_elements, step):
-                count = min(step, self.source.entry.num_elements - start)
-                piece = torch.empty(count, dtype=TORCH_DTYPES[self.source.entry.dtype])
-                read_elements(opened.fileno(), self.source.file, self.source.entry, start, piece)
-                found.append(piece.float().reshape(-1, NF4_BLOCK).abs().amax(dim=1))
+        found = [
+            piece.float().reshape(-1, NF4_BLOCK).abs().amax(dim=1)
+            for piece in pieces_of(self.source)
+        ]
         exact = torch.cat(found)
         offset = exact.mean()
         codes, state = bitsandbytes.quantize_blockwise(exact - offset, blocksize=256)
         return bitsandbytes.dequantize_blockwise(codes, state) + offset
-
-
-Change = LowRankChange | ExpertChange | StackedExpertsChange | BiasChange | TokenRows | FourBitBase
-
-
-def same_values(one: Stored, other: Stored) -> bool:
-    """Whether two stored tensors are equal, whatever formats they are stored in; read in pieces."""
-    if one.shape != other.shape:
-        return False
-    for start in range(0, one.entry.num_elements, CHECK_ELEMENTS):
-        count = min(CHECK_ELEMENTS, one.entry.num_elements - start)
-        pieces = []
-        for stored in (one, other):
-            piece = torch.empty(count, dtype=TORCH_DTYPES[stored.entry.dtype])
-            with stored.file.path.open("rb") as opened:
-                read_elements(opened.fileno(), stored.file, stored.entry, start, piece)
-            pieces.append(piece.float())
-        if not torch.equal(*pieces):
-            return False
-    return True
-
-
-def is_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; far faster than `isfinite().all()` on a CPU."""
-    if values.numel() == 0:
-        return True
-    low, high = torch.aminmax(values)
-    return math.isfinite(low) and math.isfinite(high)
 
 
 @dataclass

@@ -19,12 +19,13 @@ from export.config import MergeConfig
 from export.merge.adapter import Adapter, read_adapter
 from export.merge.plan import MergePlan, Planned, plan_merge
 from export.merge.qlora_base import MergeBase, choose_base, through_four_bits
-from export.quantize.quantize import choose_layers, require_free, say
+from export.quantize.quantize import choose_layers
 from export.quantize.schemes import Scheme, quantization_config
+from export.weights.layout import OutputFile, PlannedTensor, lay_out
 from export.weights.model_folder import (
     CONFIG,
     GENERATION_CONFIG,
-    BaseModel,
+    ModelFolder,
     chat_template,
     check_companions,
     check_tensors,
@@ -36,7 +37,7 @@ from export.weights.model_folder import (
     write_config,
 )
 from export.weights.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
-from export.weights.writer import OutputFile, PlannedTensor, lay_out, write_files
+from export.weights.writer import in_mib, require_free, write_files
 from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource, folder_digest
@@ -99,7 +100,7 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
         recorded["adapter_weights"] = [one.weight for one in opened]
     with new_artifact(out, "model", config=recorded, inputs=inputs, resumable=True) as draft:
         with progress("merge", total_bytes / 2**20, "MiB") as advance:
-            hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, say(advance))
+            hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, in_mib(advance))
         draft.sha256.update(hashes)
         write_config(model, files, draft.dir, changed)
         copy_companions(model.path, opened[0].path, draft.dir)
@@ -192,7 +193,7 @@ def _prompt_of(base: Path, adapter: Path) -> dict[str, Any]:
     }
 
 
-def _check_vocabulary(adapter: Path, base: BaseModel, plan: MergePlan) -> None:
+def _check_vocabulary(adapter: Path, base: ModelFolder, plan: MergePlan) -> None:
     """A tokenizer with more ids than the embedding has rows makes a model that fails in use."""
     highest, rows = max_token_id(adapter), plan.num_tokens or base.vocab_size
     if highest is not None and isinstance(rows, int) and highest >= rows:
@@ -211,7 +212,7 @@ def _check_vocabulary(adapter: Path, base: BaseModel, plan: MergePlan) -> None:
 
 
 def _plan_files(
-    config: MergeConfig, base: BaseModel, plan: MergePlan
+    config: MergeConfig, base: ModelFolder, plan: MergePlan
 ) -> tuple[list[OutputFile], dict[str, Scheme], dict[str, Any]]:
     """The files to write, the weights that are quantized, and what changes in config.json."""
     tensors: dict[str, list[PlannedTensor]] = {}

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from export.merge.adapter import PREFIX, Adapter, parse_key
-from export.weights.model_folder import HEAD, BaseModel
+from export.weights.families import HEAD
+from export.weights.model_folder import ModelFolder
 from tuneline.core.environment import require
 from tuneline.core.progress import logger
 
@@ -83,7 +84,7 @@ class Naming:
         return found
 
 
-def namings(adapter: Adapter, base: BaseModel) -> Iterator[Naming]:
+def namings(adapter: Adapter, base: ModelFolder) -> Iterator[Naming]:
     """First the names under which everything in the adapter has a counterpart; where there are
     none, those under which most of it has, so that what is named as missing is what is. Then others
     under which everything has one: rules may give the files names that memory does not have.
@@ -120,7 +121,7 @@ def without_wrappers(module: str) -> str:
     return re.sub(r"(\.base_layer)+$", "", module)
 
 
-def plain_naming(adapter: Adapter, base: BaseModel) -> Naming:
+def plain_naming(adapter: Adapter, base: ModelFolder) -> Naming:
     """Names by rules alone. A base saved without its head drops the first component; an adapter of
     the text half of a model of text and pictures leaves that out of its names; the files of Mixtral
     and of GPT-NeoX name a block or the output layer otherwise than memory does; experts are fused
@@ -168,7 +169,7 @@ def plain_naming(adapter: Adapter, base: BaseModel) -> Naming:
     return Naming(tensors, {name: one for name, one in joined.items() if one is not None})
 
 
-def _text_half(base: BaseModel) -> dict[str, str]:
+def _text_half(base: ModelFolder) -> dict[str, str]:
     """The tensors of a model's text half, as a class of that half alone calls them; none where the
     files do not set it apart."""
     found = {
@@ -199,7 +200,7 @@ def _fused_name(name: str) -> tuple[str, int, str] | None:
     return None
 
 
-def _joined(base: BaseModel, parts: list[list[tuple[int, str]]]) -> FusedExperts | None:
+def _joined(base: ModelFolder, parts: list[list[tuple[int, str]]]) -> FusedExperts | None:
     """Experts that are stored one by one, as memory holds them: all of them, alike in shape."""
     numbers = [sorted(number for number, _ in part) for part in parts]
     shapes = [{base.tensors[name].shape for _, name in part} for part in parts]
@@ -218,7 +219,7 @@ def _joined(base: BaseModel, parts: list[list[tuple[int, str]]]) -> FusedExperts
     return FusedExperts(len(numbers[0]), num_out, first[1], tuple(pieces))
 
 
-def _library_namings(base: BaseModel) -> Iterator[Naming]:
+def _library_namings(base: ModelFolder) -> Iterator[Naming]:
     """The names of transformers: of the class that config.json names, then of the one that
     `AutoModelForCausalLM` loads, which may be the text half of a model of text and pictures."""
     transformers, torch = require("transformers", "export"), require("torch", "export")
@@ -238,7 +239,7 @@ def _library_namings(base: BaseModel) -> Iterator[Naming]:
             yield _naming_of(base, network)
 
 
-def _naming_of(base: BaseModel, network: Any) -> Naming:
+def _naming_of(base: ModelFolder, network: Any) -> Naming:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -299,7 +300,7 @@ def _kind(converter: Any) -> str:
     return "joined" if joins and dimensions == [0, 1][: len(kinds)] else "other"
 
 
-def _stacked(base: BaseModel, stored: str, module: Any, as_in_memory: bool) -> FusedExperts:
+def _stacked(base: ModelFolder, stored: str, module: Any, as_in_memory: bool) -> FusedExperts:
     """Experts that the files hold in one tensor, as memory does or the other way round."""
     num_experts, rows, columns = base.tensors[stored].shape
     # What memory holds the other way round, the files hold straight where they differ from it.

@@ -16,19 +16,19 @@ from export.merge.adapter import ADAPTER_CONFIG, Adapter, matches, parse_key, ra
 from export.merge.completeness import check_complete
 from export.merge.deltas import (
     BiasChange,
-    Change,
     Edit,
     ExpertChange,
     Factors,
     LowRankChange,
     StackedExpertsChange,
     TokenRows,
-    same_values,
 )
 from export.merge.naming import Naming, namings, without_wrappers
 from export.merge.tied_head import check_copies, check_no_bias, check_plain, settle_tied
-from export.weights.model_folder import CONV1D_MODULES, EMBEDDINGS, HEAD, NEOX_HEAD, BaseModel
-from export.weights.tensor_file import TORCH_DTYPES, Stored, TensorEntry
+from export.weights.blocks import Change
+from export.weights.families import EMBEDDINGS, HEAD, NEOX_HEAD, is_conv1d
+from export.weights.model_folder import ModelFolder
+from export.weights.tensor_file import TORCH_DTYPES, Stored, TensorEntry, same_values
 from tuneline.core.errors import ArtifactError
 
 
@@ -51,7 +51,7 @@ class MergePlan:
     """Rows of a resized embedding."""
 
 
-def plan_merge(adapters: Sequence[Adapter], base: BaseModel) -> MergePlan:
+def plan_merge(adapters: Sequence[Adapter], base: ModelFolder) -> MergePlan:
     """Which base tensor each adapter tensor changes, and how.
 
     Every adapter tensor is used exactly once and every shape fits, or nothing is returned. Where
@@ -85,7 +85,7 @@ def plan_merge(adapters: Sequence[Adapter], base: BaseModel) -> MergePlan:
     return MergePlan(tensors, untied, _num_tokens(base, tensors))
 
 
-def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
+def _edits(adapter: Adapter, base: ModelFolder) -> dict[str, Edit]:
     """One adapter's edits by the name of the tensor, as the base names it."""
     candidates = namings(adapter, base)
     try:
@@ -97,7 +97,7 @@ def _edits(adapter: Adapter, base: BaseModel) -> dict[str, Edit]:
         raise
 
 
-def _edits_by(adapter: Adapter, base: BaseModel, naming: Naming) -> dict[str, Edit]:
+def _edits_by(adapter: Adapter, base: ModelFolder, naming: Naming) -> dict[str, Edit]:
     parts: dict[str, dict[str, Stored]] = {}
     edits: dict[str, Edit] = {}
     names = {entry.name for entry in adapter.weights.entries}
@@ -187,7 +187,7 @@ def _check_whole(adapter: Adapter, whole: Stored, target: TensorEntry) -> None:
 
 def _low_rank_changes(
     adapter: Adapter,
-    base: BaseModel,
+    base: ModelFolder,
     naming: Naming,
     module: str,
     parts: dict[str, Stored],
@@ -217,7 +217,7 @@ def _low_rank_changes(
     rank, scale = rank_and_scale(adapter, f"{module}.weight" if as_parameter else module)
     target = _target(base, naming, f"{module}.weight", adapter, a)
     shape = _edited_shape(edits, target)
-    conv1d = module.rpartition(".")[2] in CONV1D_MODULES.get(base.config["model_type"], ())
+    conv1d = is_conv1d(base.config, module)
     if len(shape) != 2:
         raise ArtifactError(
             f"{where}: {a.name}: changes {target.name} of shape {list(shape)}; only "
@@ -253,7 +253,7 @@ def _low_rank_changes(
 
 def _expert_changes(
     adapter: Adapter,
-    base: BaseModel,
+    base: ModelFolder,
     naming: Naming,
     module: str,
     parts: dict[str, Stored],
@@ -305,7 +305,7 @@ def _expert_changes(
 
 def _token_rows(
     adapter: Adapter,
-    base: BaseModel,
+    base: ModelFolder,
     naming: Naming,
     module: str,
     parts: dict[str, Stored],
@@ -336,7 +336,7 @@ def _token_rows(
     return [(target.name, TokenRows(rows, tuple(indices)))]
 
 
-def _check_summable(adapter: Adapter, base: BaseModel, name: str, edit: Edit) -> None:
+def _check_summable(adapter: Adapter, base: ModelFolder, name: str, edit: Edit) -> None:
     """A weighted sum is of low-rank products alone; nothing else has a share that can be taken."""
     where = adapter.weights.path
     if edit.whole is not None:
@@ -370,7 +370,7 @@ def _sum(one: Edit, other: Edit) -> Edit:
     return Edit(None, [replace(mine, factors=(*mine.factors, *its.factors))])
 
 
-def _num_tokens(base: BaseModel, tensors: dict[str, Planned]) -> int | None:
+def _num_tokens(base: ModelFolder, tensors: dict[str, Planned]) -> int | None:
     """The rows of a resized vocabulary, on which embedding and output layer must agree."""
     embedding, head = base.embedding, base.head
     rows = {}
@@ -392,7 +392,7 @@ def _num_tokens(base: BaseModel, tensors: dict[str, Planned]) -> int | None:
 
 
 def _target(
-    base: BaseModel, naming: Naming, name: str, adapter: Adapter, source: Stored
+    base: ModelFolder, naming: Naming, name: str, adapter: Adapter, source: Stored
 ) -> TensorEntry:
     """The base tensor that is called `name` in memory; a tied output layer that is not stored has
     the shape of its embedding."""
@@ -408,7 +408,7 @@ def _target(
     )
 
 
-def _check_format(base: BaseModel, name: str) -> None:
+def _check_format(base: ModelFolder, name: str) -> None:
     if base.tensors[name].dtype not in TORCH_DTYPES:
         raise ArtifactError(
             f"{base.path}: {name} is stored as {base.tensors[name].dtype}; an adapter merges into "

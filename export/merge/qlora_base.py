@@ -18,9 +18,9 @@ import torch
 
 from export.merge.deltas import NF4_BLOCK, FourBitBase
 from export.merge.plan import MergePlan, Planned
-from export.quantize.quantize import IN_DECODER_LAYER
 from export.runtimes.transformers_folder import load_tokenizer
-from export.weights.model_folder import BaseModel, has_tokenizer
+from export.weights.families import IN_DECODER_LAYER
+from export.weights.model_folder import ModelFolder, has_tokenizer
 from tuneline.core.artifact import Artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
@@ -43,7 +43,7 @@ TEXTS = (
 MAX_NEW_TOKENS = 24
 
 
-def through_four_bits(plan: MergePlan, base: BaseModel) -> MergePlan:
+def through_four_bits(plan: MergePlan, base: ModelFolder) -> MergePlan:
     """The same merge, onto the linear layers as NF4 kept them in training.
 
     Raises:

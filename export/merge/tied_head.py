@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from export.merge.adapter import Adapter
-from export.merge.deltas import Edit, LowRankChange, TokenRows, same_values
-from export.weights.model_folder import CONFIG, HEAD, NEOX_HEAD, BaseModel
-from export.weights.tensor_file import Stored
+from export.merge.deltas import Edit, LowRankChange, TokenRows
+from export.weights.families import HEAD, NEOX_HEAD
+from export.weights.model_folder import CONFIG, ModelFolder
+from export.weights.tensor_file import Stored, same_values
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
 
 
-def ties_changes(adapter: Adapter, base: BaseModel) -> bool:
+def ties_changes(adapter: Adapter, base: ModelFolder) -> bool:
     """Whether PEFT puts the change of an embedding onto the output layer and the reverse; it knows
     an embedding by the name `embed_tokens` alone (PEFT 0.21.2)."""
     name = (base.embedding or "").removesuffix(".weight").rpartition(".")[2]
@@ -23,7 +24,7 @@ def ties_changes(adapter: Adapter, base: BaseModel) -> bool:
     )
 
 
-def check_copies(base: BaseModel) -> None:
+def check_copies(base: ModelFolder) -> None:
     """Where a tied base stores both tensors, they are one: a server may read either.
 
     Raises:
@@ -47,7 +48,7 @@ def check_copies(base: BaseModel) -> None:
 
 
 def settle_tied(
-    adapters: Sequence[Adapter], base: BaseModel, edits: dict[str, Edit], embedding: str
+    adapters: Sequence[Adapter], base: ModelFolder, edits: dict[str, Edit], embedding: str
 ) -> str | None:
     """Decide what a tied output layer becomes; its name is returned where it comes untied.
 
@@ -102,7 +103,7 @@ def settle_tied(
     return head
 
 
-def check_plain(base: BaseModel, edits: dict[str, Edit]) -> None:
+def check_plain(base: ModelFolder, edits: dict[str, Edit]) -> None:
     """Where a tied base's embedding is not plain, its vocabulary is not changed.
 
     Raises:
@@ -119,7 +120,7 @@ def check_plain(base: BaseModel, edits: dict[str, Edit]) -> None:
             )
 
 
-def check_no_bias(base: BaseModel, edits: dict[str, Edit]) -> None:
+def check_no_bias(base: ModelFolder, edits: dict[str, Edit]) -> None:
     """PEFT computes an output layer with trained tokens without its bias: no merge can be that.
 
     Raises:
@@ -138,7 +139,7 @@ def check_no_bias(base: BaseModel, edits: dict[str, Edit]) -> None:
         )
 
 
-def _is_called_so(base: BaseModel) -> bool:
+def _is_called_so(base: ModelFolder) -> bool:
     """Whether transformers' class of this model calls its output layer as we do; the rare adapter
     that unties it pays for the import."""
     names = base.config.get("architectures") or [None]

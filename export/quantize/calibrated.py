@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from export.config import CalibratedConfig
-from export.merge.deltas import is_finite
 from export.quantize.calibration_environment import PINS, calibration_python
-from export.quantize.quantize import plan_quantized, require_free
+from export.quantize.quantize import plan_quantized
 from export.quantize.schemes import quantization_config
 from export.runtimes.transformers_folder import load_tokenizer
 from export.weights.model_folder import (
@@ -33,7 +32,8 @@ from export.weights.model_folder import (
     read_base,
     write_json,
 )
-from export.weights.tensor_file import TORCH_DTYPES, read_tensor, read_tensor_file
+from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_tensor, read_tensor_file
+from export.weights.writer import require_free
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DataError
 from tuneline.core.model_source import ModelSource

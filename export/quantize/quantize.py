@@ -12,44 +12,36 @@ from pathlib import Path
 
 from export.config import GroupSize, QuantizeConfig, SchemeName
 from export.quantize.schemes import Scheme, quantization_config
-from export.weights.model_folder import (
+from export.weights.families import (
     EMBEDDINGS,
     HEAD,
+    IN_DECODER_LAYER,
     NEOX_HEAD,
-    BaseModel,
+    is_in_text_half,
+    is_router,
+)
+from export.weights.layout import OutputFile, PlannedTensor, lay_out
+from export.weights.model_folder import (
+    ModelFolder,
     check_companions,
     check_tensors,
     copy_companions,
-    is_in_text_half,
     read_base,
     write_config,
 )
 from export.weights.tensor_file import TORCH_DTYPES
-from export.weights.writer import OutputFile, PlannedTensor, SaidBytes, lay_out, write_files
-from tuneline.core.artifact import (
-    Artifact,
-    new_artifact,
-    open_artifact,
-    partial_dir,
-    require_disk_space,
-)
+from export.weights.writer import in_mib, require_free, write_files
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource
-from tuneline.core.progress import Advance, progress
-
-COMPANION_BYTES = 64 * 2**20
-"""Left free on the disk for tokenizer and configuration files."""
+from tuneline.core.progress import progress
 
 OF_TEXT = re.compile(r"^((model|language_model|text_model)\.)+")
-IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
 LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
 """Weights with two dimensions that no linear layer multiplies by."""
 IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
 MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 """Families with experts of which a quantized model can be proven."""
-ROUTERS = (".mlp.gate.weight", ".block_sparse_moe.gate.weight", ".shared_expert_gate.weight")
-"""A token that goes to another expert is no rounding error: routers keep their number format, and
-servers expect it."""
 ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
 
@@ -81,7 +73,7 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
         out, "model", config=config.model_dump(), inputs=inputs, resumable=True
     ) as draft:
         with progress("quantize", total_bytes / 2**20, "MiB") as advance:
-            hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, say(advance))
+            hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, in_mib(advance))
         draft.sha256.update(hashes)
         said = quantization_config(next(iter(schemes.values())), ignore)
         write_config(opened, files, draft.dir, {"quantization_config": said})
@@ -95,7 +87,7 @@ def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
 
 
 def plan_quantized(
-    opened: BaseModel, name: SchemeName, group_size: GroupSize
+    opened: ModelFolder, name: SchemeName, group_size: GroupSize
 ) -> tuple[list[OutputFile], dict[str, Scheme], list[str]]:
     """What a quantized model stores: its files, shard by shard, the weights that are quantized, and
     the names of the linear layers that stay as they are.
@@ -120,7 +112,7 @@ def plan_quantized(
 
 
 def choose_layers(
-    tensors: Sequence[PlannedTensor], name: SchemeName, group_size: GroupSize, base: BaseModel
+    tensors: Sequence[PlannedTensor], name: SchemeName, group_size: GroupSize, base: ModelFolder
 ) -> tuple[dict[str, Scheme], list[str]]:
     """The weights to quantize, and the names of the linear layers that stay as they are.
 
@@ -145,7 +137,7 @@ def choose_layers(
             if ending and rf"re:(.*\.)?{half}{ending}" not in ignore:
                 ignore.append(rf"re:(.*\.)?{half}{ending}")
             continue
-        stays = family in MIXTURES and tensor.name.endswith(ROUTERS)
+        stays = family in MIXTURES and is_router(tensor.name)
         if IN_EXPERTS.fullmatch(tensor.name) and not stays:
             _require_expert(tensor.name, shape, family, where)
         if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2 or stays:
@@ -189,26 +181,3 @@ def _require_expert(name: str, shape: tuple[int, ...], family: str, where: Path)
             "without biases, are quantized",
             hint=hint,
         )
-
-
-def require_free(out: Path, size_bytes: int) -> None:
-    """Refuse what does not fit on the disk, counting what an earlier run has left there.
-
-    Raises:
-        DiskFullError: Too little space.
-    """
-    partial = partial_dir(out)
-    left = sum(file.stat().st_size for file in partial.rglob("*")) if partial.is_dir() else 0
-    require_disk_space(out, size_bytes + COMPANION_BYTES - left)
-
-
-def say(advance: Advance) -> SaidBytes:
-    """Progress in MiB from counts of bytes."""
-    done_bytes = 0
-
-    def said(count: int, tensor: str) -> None:
-        nonlocal done_bytes
-        done_bytes += count
-        advance(round(done_bytes / 2**20), tensor)
-
-    return said

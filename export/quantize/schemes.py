@@ -8,14 +8,13 @@ w4a16 keeps activations as they are. Format: https://github.com/vllm-project/com
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from export.config import SchemeName
-from export.weights.tensor_file import DTYPE_BITS, SAFETENSORS_DTYPES
+from export.weights.tensor_file import SAFETENSORS_DTYPES
 
 HALF_RANGE = {"fp8": 448.0, "int8": 127.5, "w4a16": 7.5}
 """Half the width of float8_e4m3fn, of eight bits and of four."""
@@ -77,11 +76,6 @@ def stored_tensors(
             (f"{module}.weight_shape", "I64", (2,)),
         ]
     return [(weight, {"fp8": "F8_E4M3", "int8": "I8"}[scheme.name], shape), scale]
-
-
-def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Size of a tensor as safetensors stores it."""
-    return math.prod(shape) * DTYPE_BITS[dtype] // 8
 
 
 def quantization_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:

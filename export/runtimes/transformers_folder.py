@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from export.quantize.experts import has_quantized_experts, load_quantized_experts
-from export.weights.model_folder import CONFIG, GENERATION_CONFIG, is_left_out, read_json
+from export.weights.families import is_left_out
+from export.weights.model_folder import CONFIG, GENERATION_CONFIG, read_json
 from export.weights.schemas import GenerationConfig
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError

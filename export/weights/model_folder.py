@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.merge.deltas import same_values
+from export.weights import families
+from export.weights.families import EMBEDDINGS, HEAD, NEOX_HEAD
+from export.weights.layout import OutputFile
 from export.weights.schemas import (
     GenerationConfig,
     JsonForm,
@@ -21,8 +22,13 @@ from export.weights.schemas import (
     TokenizerFile,
     check_form,
 )
-from export.weights.tensor_file import Stored, TensorEntry, TensorFile, read_tensor_file
-from export.weights.writer import OutputFile
+from export.weights.tensor_file import (
+    Stored,
+    TensorEntry,
+    TensorFile,
+    read_tensor_file,
+    same_values,
+)
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.progress import logger
@@ -33,19 +39,6 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-
-# GPT-2 stores these as (in, out); their shapes alone cannot tell where both are equal.
-CONV1D_MODULES = {
-    model_type: frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
-    for model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-}
-
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
-"""What the families call their input embedding."""
-HEAD = "lm_head"
-"""The output layer."""
-NEOX_HEAD = "embed_out"
-"""What the files of GPT-NeoX call it; transformers 5 says `lm_head` in memory."""
 
 TOKENIZER_FILES = (
     "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
@@ -67,29 +60,8 @@ FORMS: dict[str, type[JsonForm]] = {
 GENERIC_TOKENIZER_CLASS = "TokenizersBackend"
 
 
-FURTHER_LAYERS = re.compile(r"(^|\.)mtp\w*\.")
-LAYER = re.compile(r"(?:(?:model|language_model|text_model)\.)*layers\.(\d+)\..+")
-
-
-def is_left_out(config: dict[str, Any], name: str) -> bool:
-    """Whether a tensor belongs to the layers that predict further tokens: transformers does not
-    load them, so nothing could be trained on them. They are called `mtp`, or are counted on behind
-    the model's own."""
-    num_layers: int | None = (config.get("text_config") or config).get("num_hidden_layers")
-    layer = LAYER.fullmatch(name)
-    if layer and num_layers is not None:
-        return int(layer[1]) >= num_layers
-    return FURTHER_LAYERS.search(name) is not None
-
-
-def is_in_text_half(config: dict[str, Any], name: str) -> bool:
-    """Whether a tensor of a model of text and pictures is of the layers that read text; of any
-    other model all are."""
-    return "text_config" not in config or LAYER.fullmatch(name) is not None
-
-
 @dataclass(frozen=True)
-class BaseModel:
+class ModelFolder:
     """The base's configuration and the headers of its weights; no weight has been read."""
 
     path: Path
@@ -136,8 +108,8 @@ class BaseModel:
         )
 
     def is_left_out(self, name: str) -> bool:
-        """As of the function."""
-        return is_left_out(self.config, name)
+        """Return whether transformers does not load a tensor: `families.is_left_out`."""
+        return families.is_left_out(self.config, name)
 
     @functools.cached_property
     def head(self) -> str:
@@ -169,7 +141,7 @@ class BaseModel:
         return Stored(self.files[name], self.tensors[name])
 
 
-def read_base(path: Path) -> BaseModel:
+def read_base(path: Path) -> ModelFolder:
     """Read a model folder's configuration and the headers of its weights.
 
     Raises:
@@ -211,7 +183,7 @@ def read_base(path: Path) -> BaseModel:
     if missing:
         raise ArtifactError(f"{path / INDEX}: no file holds {', '.join(missing[:5])}")
     files = {entry.name: shard for shard in shards for entry in shard.entries}
-    return BaseModel(path, config, shards, index, tensors, files)
+    return ModelFolder(path, config, shards, index, tensors, files)
 
 
 def read_json(path: Path, form: type[JsonForm] | None = None) -> dict[str, Any]:
@@ -238,7 +210,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_config(
-    base: BaseModel, files: Sequence[OutputFile], out: Path, changed: dict[str, Any]
+    base: ModelFolder, files: Sequence[OutputFile], out: Path, changed: dict[str, Any]
 ) -> None:
     """config.json and the index of a model in several files; the base's own, byte for byte, where
     nothing in them changes."""

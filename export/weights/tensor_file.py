@@ -1,4 +1,4 @@
-"""The safetensors file format, read and written in pieces so that no file is ever held in memory.
+"""The safetensors file format, read and written in pieces: no file is held in memory.
 
 A file is an 8-byte little-endian header length, a JSON header that gives each tensor its dtype,
 shape and byte range, and the tensors' raw little-endian bytes, without holes. Specification:
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from tuneline.core.errors import ArtifactError
 
-MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -31,9 +31,12 @@ DTYPE_BITS = {
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
-"""The formats that arithmetic is done on."""
+"""The number formats that this package computes in."""
 
 SAFETENSORS_DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
+
+PIECE_ELEMENTS = 2**21
+"""How many values of a tensor are held at once where it is only looked at."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TensorEntry:
 
     name: str
     dtype: str
-    """As safetensors names it, e.g. `BF16`."""
+    """In the names of safetensors, e.g. `BF16`."""
     shape: tuple[int, ...]
     begin: int
     """First byte, counted from the end of the header."""
@@ -63,7 +66,7 @@ class TensorFile:
 
     path: Path
     header: bytes
-    """The length field and the JSON, as they stand in the file."""
+    """The length field and the JSON, byte for byte."""
     metadata: dict[str, str]
     entries: tuple[TensorEntry, ...]
     """In the order of their bytes."""
@@ -75,7 +78,7 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor where it lies; nothing of it is held in memory."""
+    """A tensor in its file; no value is held in memory."""
 
     file: TensorFile
     entry: TensorEntry
@@ -89,7 +92,7 @@ class Stored:
         return self.entry.shape
 
     def read(self) -> torch.Tensor:
-        """The whole (small) tensor in float32."""
+        """Return the whole (small) tensor in float32."""
         return read_tensor(self.file, self.entry)
 
 
@@ -97,7 +100,7 @@ def read_tensor_file(path: Path) -> TensorFile:
     """Read and check a file's header, and the file's size against it.
 
     Raises:
-        ArtifactError: The file is missing, truncated, corrupt or no safetensors file at all.
+        ArtifactError: The file is missing, truncated, corrupt or not a safetensors file.
     """
     try:
         with path.open("rb") as file:
@@ -130,7 +133,7 @@ def read_tensor_file(path: Path) -> TensorFile:
 
 
 def make_header(entries: Sequence[TensorEntry], metadata: dict[str, str]) -> bytes:
-    """The length field and JSON for `entries`, padded so that the data starts aligned to 8."""
+    """Return the length field and JSON for `entries`, padded so that the data is aligned to 8."""
     values: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for entry in entries:
         values[entry.name] = {
@@ -173,10 +176,11 @@ def read_bytes(descriptor: int, path: Path, name: str, offset: int, into: memory
 
 
 def read_tensor(file: TensorFile, entry: TensorEntry) -> torch.Tensor:
-    """A whole (small) tensor in float32.
+    """Return a whole (small) tensor in float32.
 
     Raises:
-        ArtifactError: Its dtype is no float that arithmetic is done on, or the file ends early.
+        ArtifactError: The tensor has a number format that this package does not compute in, or the
+            file ends early.
     """
     if entry.dtype not in TORCH_DTYPES:
         raise ArtifactError(
@@ -189,11 +193,46 @@ def read_tensor(file: TensorFile, entry: TensorEntry) -> torch.Tensor:
     return flat.float().reshape(entry.shape)
 
 
+def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the size of a tensor in a safetensors file."""
+    return math.prod(shape) * DTYPE_BITS[dtype] // 8
+
+
+def pieces_of(stored: Stored) -> Iterator[torch.Tensor]:
+    """Yield a tensor's values in order, flat, in the tensor's own number format.
+
+    Raises:
+        ArtifactError: The file ends early.
+    """
+    with stored.file.path.open("rb") as opened:
+        for start in range(0, stored.entry.num_elements, PIECE_ELEMENTS):
+            count = min(PIECE_ELEMENTS, stored.entry.num_elements - start)
+            piece = torch.empty(count, dtype=TORCH_DTYPES[stored.entry.dtype])
+            read_elements(opened.fileno(), stored.file, stored.entry, start, piece)
+            yield piece
+
+
+def same_values(one: Stored, other: Stored) -> bool:
+    """Return whether two stored tensors are equal, whatever their number formats."""
+    return one.shape == other.shape and all(
+        torch.equal(mine.float(), its.float())
+        for mine, its in zip(pieces_of(one), pieces_of(other), strict=True)
+    )
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Return whether no value is NaN or infinite; far faster than `isfinite().all()` on a CPU."""
+    if values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values)
+    return math.isfinite(low) and math.isfinite(high)
+
+
 def _parse_header(path: Path, header: bytes) -> tuple[dict[str, str], tuple[TensorEntry, ...]]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) != len(pairs):
-            raise ArtifactError(f"{path}: corrupt header: a name stands twice")
+            raise ArtifactError(f"{path}: corrupt header: a name appears twice")
         return values
 
     try:
@@ -228,7 +267,7 @@ def _entry(path: Path, name: str, value: Any) -> TensorEntry:
     except (KeyError, TypeError, ValueError):
         raise ArtifactError(f"{path}: corrupt header: cannot read the entry of {name}") from None
     if not all(type(count) is int and count >= 0 for count in counts):
-        raise ArtifactError(f"{path}: corrupt header: {name}: a shape or an offset is no count")
+        raise ArtifactError(f"{path}: corrupt header: {name}: a shape or an offset is not a count")
     if (end - begin) * 8 != math.prod(shape) * bits:
         raise ArtifactError(
             f"{path}: corrupt header: {name}: {end - begin} bytes do not hold {dtype} of shape "

@@ -1,20 +1,17 @@
-"""Writing safetensors files tensor by tensor, in memory that no model's size enters.
+"""Writing safetensors files tensor by tensor, in memory that does not depend on the model's size.
 
-One thread reads ahead, this one computes in blocks of rows, one writes behind and hashes as it
-writes, one waits for the disk, so that disk and processor work at the same time. What a killed run
-has finished is noted in a journal; the next run hashes what it finds on the disk and goes on after
-the last tensor that is what the journal says.
+Four threads let disk and processor work at the same time: one reads ahead, this one computes in
+blocks of rows, one writes and hashes, one waits for the disk. A journal notes the finished tensors;
+after a kill, the next run hashes the files on the disk and goes on after the last tensor that
+agrees with the journal.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,85 +20,33 @@ from typing import Any
 
 import torch
 
-from export.merge.deltas import MIN_PRODUCT_ROWS, Change, RowFunction, is_finite
-from export.quantize.schemes import Scheme, num_bytes, quantize_rows, stored_tensors
-from export.weights.tensor_file import (
-    DTYPE_BITS,
-    TORCH_DTYPES,
-    Stored,
-    TensorEntry,
-    TensorFile,
-    make_header,
-    read_bytes,
-)
+from export.quantize.schemes import quantize_rows
+from export.weights.blocks import RowFunction, block_rows
+from export.weights.journal import find_finished, note_finished, read_journal
+from export.weights.layout import Output, OutputFile
+from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_bytes
+from tuneline.core.artifact import partial_dir, require_disk_space
 from tuneline.core.errors import ArtifactError
-from tuneline.core.progress import logger
-
-BLOCK_BYTES = 2 * 2**20
-"""Of one block in float32; a few of these are held at a time. Larger gains no speed."""
+from tuneline.core.progress import Advance, logger
 
 BLOCKS_AHEAD = 4
 """How many blocks are read ahead, and how many may wait to be written."""
 
 DROP_BYTES = 16 * 2**20
-"""How much is read between two times that what was read is dropped from the page cache."""
+"""After this many bytes are read, they are dropped from the page cache."""
 
 KEPT_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-"""A result up to this size is left in the page cache for whoever reads it next. Of a larger one,
-what has reached the disk is dropped: to reclaim it later slows down what is written next."""
+"""A result up to this size stays in the page cache for its next reader. The bytes of a larger one
+are dropped once they are on the disk: reclaiming them later slows down the next writes."""
 
 CHECKPOINT_BYTES = 64 * 2**20
-"""How much is written at least between two notes in the journal."""
+"""At least this many bytes are written between two notes in the journal."""
+
+COMPANION_BYTES = 64 * 2**20
+"""Space that is left free on the disk for tokenizer and configuration files."""
 
 SaidBytes = Callable[[int, str], None]
-"""`said(count, tensor)`: so many bytes more are written."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """One tensor of the result: where its bytes come from, what is done to them, what is written.
-
-    Where it is quantized, `written` is its codes, its scales and whatever else the scheme stores.
-    """
-
-    source: Stored
-    changes: tuple[Change, ...]
-    dtype: str
-    """The number format that the result is rounded to, before it is quantized."""
-    written: tuple[TensorEntry, ...]
-    scheme: Scheme | None = None
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether it is of a format that no arithmetic is done on."""
-        return self.source.entry.dtype not in TORCH_DTYPES
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One file to be written; its outputs are in the order of its bytes."""
-
-    name: str
-    header: bytes
-    outputs: tuple[Output, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return self.end_of(len(self.outputs))
-
-    def end_of(self, count: int) -> int:
-        """Where in the file the first `count` outputs end."""
-        return len(self.header) + (self.outputs[count - 1].written[-1].end if count else 0)
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the result, before its place in a file is known."""
-
-    name: str
-    source: Stored
-    changes: tuple[Change, ...]
-    dtype: str
+"""`said(count, tensor)`: `count` more bytes are written, of this tensor."""
 
 
 @dataclass(frozen=True)
@@ -120,132 +65,71 @@ class Block:
         return (self.stop - self.start) * self.num_columns
 
 
-def lay_out(
-    name: str, tensors: Sequence[PlannedTensor], source: TensorFile, schemes: Mapping[str, Scheme]
-) -> OutputFile:
-    """Give each tensor its place: in the order of `tensors`, wide formats before narrow ones so
-    that each is aligned to its own width, and quantized ones last. A file whose tensors are those
-    of `source` keeps its header, byte for byte."""
-    plain = [tensor for tensor in tensors if tensor.name not in schemes]
-    entries = {entry.name: (entry.dtype, entry.shape) for entry in source.entries}
-    if len(plain) == len(tensors) == len(entries) and all(
-        entries.get(tensor.name) == (tensor.dtype, tensor.source.shape) for tensor in plain
-    ):
-        outputs = [
-            Output(tensor.source, tensor.changes, tensor.dtype, (entry,))
-            for tensor, entry in zip(plain, source.entries, strict=True)
-        ]
-        return OutputFile(name, source.header, tuple(outputs))
-    plain.sort(key=lambda tensor: -DTYPE_BITS[tensor.dtype])
-    outputs = []
-    position = 0
-    for tensor in [*plain, *(tensor for tensor in tensors if tensor.name in schemes)]:
-        scheme = schemes.get(tensor.name)
-        shape = tensor.source.shape
-        parts = [(tensor.name, tensor.dtype, shape)]
-        if scheme is not None:
-            parts = stored_tensors(tensor.name, shape, TORCH_DTYPES[tensor.dtype], scheme)
-        written = []
-        for part, dtype, part_shape in parts:
-            end = position + num_bytes(dtype, part_shape)
-            written.append(TensorEntry(part, dtype, part_shape, position, end))
-            position = end
-        outputs.append(Output(tensor.source, tensor.changes, tensor.dtype, tuple(written), scheme))
-    entries_written = [entry for output in outputs for entry in output.written]
-    return OutputFile(name, make_header(entries_written, source.metadata), tuple(outputs))
+def require_free(out: Path, size_bytes: int) -> None:
+    """Refuse a result that does not fit on the disk; the bytes of an earlier run count as free.
+
+    Raises:
+        DiskFullError: The disk has too little space.
+    """
+    partial = partial_dir(out)
+    left = sum(file.stat().st_size for file in partial.rglob("*")) if partial.is_dir() else 0
+    require_disk_space(out, size_bytes + COMPANION_BYTES - left)
+
+
+def in_mib(advance: Advance) -> SaidBytes:
+    """Return a function that turns counts of bytes into progress in MiB."""
+    done_bytes = 0
+
+    def said(count: int, tensor: str) -> None:
+        nonlocal done_bytes
+        done_bytes += count
+        advance(round(done_bytes / 2**20), tensor)
+
+    return said
 
 
 def write_files(
     files: Sequence[OutputFile], out: Path, journal: Path, said: SaidBytes
 ) -> tuple[dict[str, str], int]:
-    """Write all files into `out`, going on from what an earlier run has left there.
+    """Write all files into `out`; go on from what an earlier run left there.
 
     Returns:
-        Each file's SHA-256, and how many bytes were found finished.
+        Each file's SHA-256, and the number of bytes that were finished before.
 
     Raises:
         ArtifactError: A value is NaN or infinite, or a source file ends early.
     """
-    noted = _read_journal(journal)
+    noted = read_journal(journal)
     hashes = {}
     resumed_bytes = 0
     is_kept = sum(file.size_bytes for file in files) <= KEPT_BYTES
     with _one_thread():
         for file in files:
-            count, hasher = _finished(file, out / file.name, noted.get(file.name, []))
+            path = out / file.name
+            count, hasher = find_finished(file, path, noted.get(file.name, []))
             if count:
                 resumed_bytes += file.end_of(count)
-                said(file.end_of(count), "found finished")
-            path = out / file.name
-            hashes[file.name] = _write_file(file, path, count, hasher, journal, said, is_kept)
+                said(file.end_of(count), "finished before")
+            with path.open("ab", buffering=0) as opened, ThreadPoolExecutor(1) as syncer:
+                sink = _Sink(file, opened, count, hasher, journal, said, is_kept, syncer)
+                _write_file(file, count, sink)
+                hashes[file.name] = sink.finish()
     if resumed_bytes:
-        logger.info("  went on from %d MiB that were finished before", resumed_bytes // 2**20)
+        logger.info("  went on after %d MiB that were finished before", resumed_bytes // 2**20)
     return hashes, resumed_bytes
 
 
-def _write_file(
-    file: OutputFile,
-    path: Path,
-    first: int,
-    hasher: Any,
-    journal: Path,
-    said: SaidBytes,
-    is_kept: bool,
-) -> str:
+def _write_file(file: OutputFile, first: int, sink: _Sink) -> None:
     """Write the outputs from number `first` on; the file ends just before them."""
     with ExitStack() as stack:
-        # The threads end before the files they use are closed.
-        sources = stack.enter_context(ExitStack())
-        out = stack.enter_context(path.open("ab", buffering=0))
+        # The threads end before the files that they use are closed.
+        source = _Source(stack.enter_context(ExitStack()))
         reader = stack.enter_context(ThreadPoolExecutor(1))
-        syncer = stack.enter_context(ThreadPoolExecutor(1))
         writer = stack.enter_context(ThreadPoolExecutor(1))
-        descriptors: dict[Path, int] = {}
-        dropped: dict[Path, int] = {}
-        noted_bytes = file.end_of(first)
-        note: Future[None] | None = None
-
-        def read(block: Block, buffer: torch.Tensor) -> torch.Tensor:
-            source = block.output.source.file.path
-            if source not in descriptors:
-                descriptors[source] = sources.enter_context(source.open("rb")).fileno()
-            values, end = _read(descriptors[source], block, buffer)
-            # What has been read is not read again. Left in the page cache, it would have to be
-            # reclaimed for what is written, which costs several times what the reading does.
-            start = dropped.setdefault(source, 0)
-            if end - start >= DROP_BYTES:
-                os.posix_fadvise(descriptors[source], start, end - start, os.POSIX_FADV_DONTNEED)
-            if not 0 <= end - start < DROP_BYTES:
-                dropped[source] = end
-            return values
-
-        def checkpoint(finished: int, sha256: str) -> None:
-            # The bytes have to reach the disk in any case; begun here, that overlaps.
-            os.fdatasync(out.fileno())
-            if not is_kept:
-                os.posix_fadvise(out.fileno(), 0, file.end_of(finished), os.POSIX_FADV_DONTNEED)
-            _note(journal, file, finished, sha256)
-
-        def write(pieces: list[torch.Tensor], finished: int | None, name: str) -> None:
-            nonlocal noted_bytes, note
-            for piece in pieces:
-                view = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
-                hasher.update(view)
-                while len(view):
-                    view = view[out.write(view) :]
-                said(piece.nbytes, name)
-            if finished is None or file.end_of(finished) - noted_bytes < CHECKPOINT_BYTES:
-                return
-            if note is not None:
-                note.result()
-            noted_bytes = file.end_of(finished)
-            note = syncer.submit(checkpoint, finished, hasher.hexdigest())
-
         if first == 0:
-            writer.submit(out.write, file.header).result()
-            hasher.update(file.header)
-        # Memory is used again and again: fresh pages cost more than what is done in them. A buffer
-        # is read into, computed in and written from; the oldest one written is the next one read.
+            writer.submit(sink.write_header).result()
+        # Memory is reused: fresh pages cost more than the work that is done in them. A block is
+        # read into a buffer, computed in it and written from it; then the buffer is free again.
         largest = max((block.num_elements for block in _blocks_of(file, first)), default=0)
         free = [torch.empty(8 * largest, dtype=torch.uint8) for _ in range(2 * BLOCKS_AHEAD + 1)]
         scratch = torch.empty(largest)
@@ -257,14 +141,11 @@ def _write_file(
         def compute() -> None:
             nonlocal rows, scales
             block, buffer, stored = reads.popleft()
-            output = block.output
             if block.start == 0:
-                rows = [change.load(_rounding(output)) for change in output.changes]
+                rows = [change.load(_rounding(block.output)) for change in block.output.changes]
                 scales = []
-            pieces = _compute(block, stored.result(), scratch, rows, scales)
-            finished = block.index + 1 if block.is_last else None
-            name = output.written[0].name
-            writes.append((buffer, writer.submit(write, pieces, finished, name)))
+            pieces = compute_block(block, stored.result(), scratch, rows, scales)
+            writes.append((buffer, writer.submit(sink.write, block, pieces)))
 
         for block in _blocks_of(file, first):
             if free:
@@ -272,34 +153,124 @@ def _write_file(
             else:
                 buffer, written = writes.popleft()
                 written.result()
-            reads.append((block, buffer, reader.submit(read, block, buffer)))
+            reads.append((block, buffer, reader.submit(source.read, block, buffer)))
             if len(reads) > BLOCKS_AHEAD:
                 compute()
         while reads:
             compute()
         for _, written in writes:
             written.result()
-        if note is not None:
-            note.result()
-    return str(hasher.hexdigest())
+
+
+class _Source:
+    """The files that blocks are read from, opened on first use."""
+
+    def __init__(self, opened: ExitStack) -> None:
+        self.opened = opened
+        self.descriptors: dict[Path, int] = {}
+        self.dropped: dict[Path, int] = {}
+
+    def read(self, block: Block, buffer: torch.Tensor) -> torch.Tensor:
+        """Return a block's values, in the buffer."""
+        stored = block.output.source
+        path = stored.file.path
+        if path not in self.descriptors:
+            self.descriptors[path] = self.opened.enter_context(path.open("rb")).fileno()
+        dtype = torch.uint8 if block.output.is_raw else TORCH_DTYPES[stored.entry.dtype]
+        values = buffer.view(dtype)[: block.num_elements]
+        offset = len(stored.file.header) + stored.entry.begin
+        offset += block.start * block.num_columns * values.element_size()
+        view = memoryview(values.view(torch.uint8).numpy())
+        read_bytes(self.descriptors[path], path, stored.name, offset, view)
+        self._drop(path, offset + len(view))
+        return values
+
+    def _drop(self, path: Path, end: int) -> None:
+        """Drop read bytes from the page cache. Nothing reads them again, and reclaiming them for
+        the bytes that are written costs several times the reading."""
+        start = self.dropped.setdefault(path, 0)
+        if end - start >= DROP_BYTES:
+            os.posix_fadvise(self.descriptors[path], start, end - start, os.POSIX_FADV_DONTNEED)
+        if not 0 <= end - start < DROP_BYTES:
+            self.dropped[path] = end
+
+
+class _Sink:
+    """The file that is written: hashed as it grows, and noted in the journal tensor by tensor."""
+
+    def __init__(
+        self,
+        file: OutputFile,
+        opened: Any,
+        first: int,
+        hasher: Any,
+        journal: Path,
+        said: SaidBytes,
+        is_kept: bool,
+        syncer: ThreadPoolExecutor,
+    ) -> None:
+        self.file, self.opened, self.hasher = file, opened, hasher
+        self.journal, self.said, self.is_kept = journal, said, is_kept
+        self.syncer = syncer
+        self.noted_bytes = file.end_of(first)
+        self.note: Future[None] | None = None
+
+    def write_header(self) -> None:
+        self.opened.write(self.file.header)
+        self.hasher.update(self.file.header)
+
+    def write(self, block: Block, pieces: list[torch.Tensor]) -> None:
+        """Write one block; after the last block of an output, note what is finished."""
+        for piece in pieces:
+            view = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
+            self.hasher.update(view)
+            while len(view):
+                view = view[self.opened.write(view) :]
+            self.said(piece.nbytes, block.output.written[0].name)
+        finished = block.index + 1
+        end = self.file.end_of(finished)
+        if not block.is_last or end - self.noted_bytes < CHECKPOINT_BYTES:
+            return
+        if self.note is not None:
+            self.note.result()
+        self.noted_bytes = end
+        self.note = self.syncer.submit(self._sync, finished, self.hasher.hexdigest())
+
+    def _sync(self, finished: int, sha256: str) -> None:
+        # The bytes have to reach the disk in any case; the wait overlaps with the work from here.
+        os.fdatasync(self.opened.fileno())
+        if not self.is_kept:
+            end = self.file.end_of(finished)
+            os.posix_fadvise(self.opened.fileno(), 0, end, os.POSIX_FADV_DONTNEED)
+        note_finished(self.journal, self.file, finished, sha256)
+
+    def finish(self) -> str:
+        """Wait for the last note; return the file's SHA-256."""
+        if self.note is not None:
+            self.note.result()
+        return str(self.hasher.hexdigest())
 
 
 def _rounding(output: Output) -> torch.dtype:
-    """What a change may round to on its way: nothing coarser than float32 where the result is of
-    another format than the base, as it is then rounded once, at the end."""
+    """Return the number format that a change may round to on its way.
+
+    Where the result has another format than the base, this is float32: the result is then rounded
+    once, at the end.
+    """
     if output.dtype == output.source.entry.dtype:
         return TORCH_DTYPES.get(output.dtype, torch.float32)
     return torch.float32
 
 
-def _compute(
+def compute_block(
     block: Block,
     stored: torch.Tensor,
     scratch: torch.Tensor,
     rows: list[RowFunction],
     scales: list[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """What is written for one block; the scales of a quantized tensor follow its last block."""
+    """Return the tensors to write for one block; the last block of a quantized tensor brings the
+    scales of all its blocks."""
     output = block.output
     if output.is_raw:
         return [stored]
@@ -344,94 +315,13 @@ def _blocks_of(file: OutputFile, first: int) -> Iterator[Block]:
             yield Block(index, output, start, stop, num_columns, stop == num_rows)
 
 
-def block_rows(num_rows: int, num_columns: int) -> list[tuple[int, int]]:
-    """Nearly equal ranges of rows, none of them small unless the tensor is."""
-    most = max(2 * MIN_PRODUCT_ROWS, BLOCK_BYTES // (4 * max(num_columns, 1)))
-    count = math.ceil(num_rows / most)
-    bounds = [num_rows * index // count for index in range(count + 1)] if count else [0]
-    return list(itertools.pairwise(bounds))
-
-
-def _read(descriptor: int, block: Block, buffer: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A block's values, in the buffer, and where in the file they end."""
-    stored = block.output.source
-    dtype = torch.uint8 if block.output.is_raw else TORCH_DTYPES[stored.entry.dtype]
-    values = buffer.view(dtype)[: block.num_elements]
-    offset = len(stored.file.header) + stored.entry.begin
-    offset += block.start * block.num_columns * values.element_size()
-    view = memoryview(values.view(torch.uint8).numpy())
-    read_bytes(descriptor, stored.file.path, stored.name, offset, view)
-    return values, offset + len(view)
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The arithmetic is small beside the disk; where cores are shared, threads that wait for one
-    another cost six times the CPU time."""
+    """Compute with one thread. The arithmetic is small next to the disk's work, and where cores
+    are shared, threads that wait for one another cost six times the processor time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _note(journal: Path, file: OutputFile, finished: int, sha256: str) -> None:
-    line = {"file": file.name, "outputs": finished, "sha256": sha256}
-    with journal.open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(line) + "\n")
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _read_journal(journal: Path) -> dict[str, list[tuple[int, str]]]:
-    """By file, how many outputs were finished and the SHA-256 of the file up to there; a line that
-    was being written when the run was killed counts for nothing."""
-    noted: dict[str, list[tuple[int, str]]] = {}
-    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
-        try:
-            note = json.loads(line)
-            noted.setdefault(note["file"], []).append((int(note["outputs"]), note["sha256"]))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            continue
-    return noted
-
-
-def _finished(file: OutputFile, path: Path, noted: list[tuple[int, str]]) -> tuple[int, Any]:
-    """How many outputs of a file are on the disk as they should be, and the hash up to there.
-
-    What comes after them is cut off. The bytes are read, not trusted: a disk that lost power may
-    hold less than was written.
-    """
-    good, hasher = 0, hashlib.sha256()
-    running = hashlib.sha256()
-    position = 0
-    if path.exists():
-        with path.open("r+b") as opened:
-            if opened.read(len(file.header)) == file.header:
-                opened.seek(0)
-                for count, sha256 in sorted(noted):
-                    end = file.end_of(count) if 0 < count <= len(file.outputs) else -1
-                    if not _hash_to(running, opened, end - position):
-                        break
-                    position = end
-                    # A note that differs may be of a run whose bytes were thrown away since.
-                    if running.hexdigest() == sha256:
-                        good, hasher = count, running.copy()
-            opened.truncate(file.end_of(good) if good else 0)
-            if noted and not good:
-                logger.info(
-                    "  %s: what was left of it is not what was noted; begun anew", path.name
-                )
-    return good, hasher
-
-
-def _hash_to(hasher: Any, opened: Any, num_bytes: int) -> bool:
-    """Hash so many bytes more; whether the file has them."""
-    while num_bytes > 0:
-        chunk = opened.read(min(num_bytes, 2**20))
-        if not chunk:
-            return False
-        hasher.update(chunk)
-        num_bytes -= len(chunk)
-    return num_bytes == 0

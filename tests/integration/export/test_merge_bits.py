@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from export.config import MergeConfig
 from export.merge.merge import merge
-from export.weights.writer import block_rows
+from export.weights.blocks import block_rows
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.model_source import resolve_model
@@ -138,9 +138,8 @@ def test_blocks_of_rows_have_the_bits_of_the_whole_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The buffer is made so small that a weight is merged in several blocks of unequal size."""
-    monkeypatch.setattr("export.weights.writer.BLOCK_BYTES", 1)
-    monkeypatch.setattr("export.weights.writer.MIN_PRODUCT_ROWS", 7)
-    monkeypatch.setattr("export.merge.deltas.MIN_PRODUCT_ROWS", 7)
+    monkeypatch.setattr("export.weights.blocks.BLOCK_BYTES", 1)
+    monkeypatch.setattr("export.weights.blocks.MIN_PRODUCT_ROWS", 7)
     assert {stop - start for start, stop in block_rows(64, 64)} == {12, 13}
     for family in ("llama", "gpt2"):
         base = families.make_base(tmp_path / family / "base", family, torch.bfloat16)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from export.weights.writer import block_rows
+from export.weights.blocks import block_rows
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge, tensors
 from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
@@ -182,7 +182,7 @@ def test_experts_that_lie_the_other_way_round_have_the_bits_of_peft(tmp_path: Pa
 def test_blocks_that_end_within_an_expert_have_the_bits_of_the_whole_product(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.weights.writer.BLOCK_BYTES", 1)
+    monkeypatch.setattr("export.weights.blocks.BLOCK_BYTES", 1)
     loader = transformers.AutoModelForCausalLM
     config = families.NAMED_OTHERWISE[family]()
     config.hidden_size, config.intermediate_size = 208, 176

@@ -204,7 +204,7 @@ FILE_DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "negative": (
         lambda c: with_header(c, lambda h: h["model.norm.weight"].update(shape=[-1, -64])),
-        "model.norm.weight: a shape or an offset is no count",
+        "model.norm.weight: a shape or an offset is not a count",
     ),
     "overlap": (
         lambda c: with_header(

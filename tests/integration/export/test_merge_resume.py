@@ -99,7 +99,8 @@ def test_what_is_dropped_from_the_cache_is_on_the_disk(
 
 
 @pytest.mark.parametrize(
-    ("name", "at", "resumes"), [("_compute", 1, False), ("_note", 1, True), ("_compute", 14, True)]
+    ("name", "at", "resumes"),
+    [("compute_block", 1, False), ("note_finished", 1, True), ("compute_block", 14, True)],
 )
 def test_a_killed_merge_goes_on(
     name: str, at: int, resumes: bool, made: tuple[Path, Path, str], tmp_path: Path
@@ -147,7 +148,7 @@ def test_what_is_left_is_not_trusted(
 ) -> None:
     base, adapter, digest = made
     out = tmp_path / "model"
-    killed(base, adapter, out, "_note", 12)
+    killed(base, adapter, out, "note_finished", 12)
     damage(partial_dir(out))
     merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
     assert merged.digest == digest
@@ -161,7 +162,7 @@ def test_what_was_left_by_another_merge_is_not_used(
     other = families.make_adapter(tmp_path / "other", base)
     edit_tensors(other / "adapter_model.safetensors", lambda t: next(iter(t.values())).mul_(2))
     out = tmp_path / "model"
-    killed(base, other, out, "_note", 12)
+    killed(base, other, out, "note_finished", 12)
     merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
     assert merged.manifest.metrics["resumed_bytes"] == 0
     assert merged.digest == digest

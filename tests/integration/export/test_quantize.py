@@ -237,7 +237,7 @@ def test_a_killed_one_pass_merge_is_no_model(tmp_path: Path) -> None:
     """What is left of a merge is not taken up by one that quantizes."""
     base = families.make_base(tmp_path / "base", "llama", torch.bfloat16)
     adapter = families.make_adapter(tmp_path / "adapter", base)
-    killed(base, adapter, tmp_path / "out", "_note", 5)
+    killed(base, adapter, tmp_path / "out", "note_finished", 5)
     config = MergeConfig(quantize="int8")
     source = resolve_model(str(base))
     merged = merge(config, source, adapter, tmp_path / "out")

@@ -19,7 +19,7 @@ from export.parity import prove_model
 from export.prune import prune
 from export.quantize.quantize import quantize
 from export.runtimes.transformers_folder import load_model
-from export.weights.model_folder import is_in_text_half
+from export.weights.families import is_in_text_half
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge
 from tests.integration.export.test_merge_four_bits import as_qlora

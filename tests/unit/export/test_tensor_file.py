@@ -68,12 +68,12 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
         assert opened.metadata() == {"format": "pt"}
 
 
-def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     entry = b'"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
     header = b"{" + entry + b"," + entry + b"}"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"1")
-    with pytest.raises(ArtifactError, match="a name stands twice"):
+    with pytest.raises(ArtifactError, match="a name appears twice"):
         read_tensor_file(path)
 
 
