@@ -29,6 +29,7 @@ from loadtest.report import terminal as report_files
 from loadtest.report.build import Result, report_document, summary_metrics
 from loadtest.workload.requests import Messages, Workload, read_prompts
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.progress import logger, progress
@@ -116,9 +117,7 @@ def probe_artifact(config: LoadTestConfig, endpoint: Endpoint, inputs: Sequence[
             f"{', '.join(served.names)}"
         )
     digests = {
-        entry.digest.removeprefix("sha256:")[:12]: entry
-        for entry in inputs
-        if entry.kind in ("model", "adapter")
+        short_digest(entry.digest): entry for entry in inputs if entry.kind in ("model", "adapter")
     }
     if served.short_digest and digests and served.short_digest not in digests:
         raise ServerError(

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from serving.client import openai_client
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import TunelineError
+from tuneline.core.openai_client import openai_client
 
 TIMEOUT_S = 120.0
 
@@ -30,7 +30,7 @@ def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({}
     """
 
     def answer(messages: Sequence[dict[str, str]]) -> Iterator[str]:
-        with openai_client(endpoint, TIMEOUT_S) as client:
+        with openai_client(endpoint, timeout_s=TIMEOUT_S) as client:
             # The client's types name each role apart; a message here is any role and its content.
             chunks: Any = client.chat.completions.create(
                 model=endpoint.model,

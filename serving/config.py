@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from tuneline.core.config import StrictModel
 from tuneline.core.parity import Tolerances
+from tuneline.core.secrets import is_secret_name
 
 # Flags that this room works out itself; two sources for one flag would let one win in silence.
 OWN_FLAGS = {
@@ -34,8 +34,6 @@ OWN_FLAGS = {
     "trust_remote_code": "code from a model folder is never run",
     "uds": "the server listens on TCP",
 }
-
-SECRET_FLAG = re.compile(r"(^|_)(key|token|password|secret)$")
 
 
 class ServedParityConfig(StrictModel):
@@ -98,7 +96,7 @@ class ServingConfig(StrictModel):
                 problems.append(f"{name} cannot be set here: {OWN_FLAGS[key]}")
             elif key in cls.model_fields:
                 problems.append(f"{name} cannot be set here: set serving.{key}")
-            elif SECRET_FLAG.search(key):
+            elif is_secret_name(key):
                 problems.append(f"{name} cannot be set here: secrets come from the environment")
             elif key == "shutdown_timeout":
                 problems.append(f"{name} cannot be set here: set serving.shutdown_timeout_s")

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.client import openai_client
 from serving.config import ServedParityConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
+from tuneline.core.openai_client import openai_client
 from tuneline.core.parity import Tolerances, added, compare, write_parity
 from tuneline.core.progress import progress
 from tuneline.core.reference import (
@@ -89,7 +89,7 @@ def prove_served(
     expected = read_reference(reference)
     settings = comparable_settings(reference)
     found: list[Continuation] = []
-    with openai_client(endpoint, config.request_timeout_s) as client:
+    with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
 
         def answer(continuation: Continuation) -> Continuation:
             return _answer(client, endpoint, continuation, **settings)

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tuneline.core.artifact import Artifact
+from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.model_source import ModelSource
 
@@ -106,8 +107,8 @@ def load_tuned(base: ModelSource, adapter: Artifact, dtype: torch.dtype) -> Any:
     trained_on = [entry.digest for entry in adapter.manifest.inputs if entry.role == "base"]
     if trained_on and trained_on[0] != base.digest:
         raise ArtifactError(
-            f"{adapter.path}: was trained on a base model with digest {trained_on[0][:19]}…; "
-            f"{base.name} has {base.digest[:19]}…",
+            f"{adapter.path}: was trained on a base model with digest "
+            f"{short_digest(trained_on[0])}; {base.name} has {short_digest(base.digest)}",
             hint="Give the base model that it was trained on.",
         )
     model = load_base(base, dtype)

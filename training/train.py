@@ -50,9 +50,7 @@ from tuneline.core.artifact import (
 from tuneline.core.errors import ConfigError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger, progress
-
-MAX_SERVED_RANK = 512
-"""The largest value that vLLM's --max-lora-rank takes."""
+from tuneline.core.vllm_limits import MAX_LORA_RANK
 
 
 def train(config: TrainingConfig, dataset: Artifact, base: ModelSource, out: Path) -> Artifact:
@@ -146,14 +144,14 @@ def train(config: TrainingConfig, dataset: Artifact, base: ModelSource, out: Pat
                 "wall_s": wall_s,
                 "peak_memory_bytes": _peak_memory_bytes(),
                 "dtype": str(model.dtype).removeprefix("torch."),
-                "servable_as_adapter": config.r <= MAX_SERVED_RANK,
+                "servable_as_adapter": config.r <= MAX_LORA_RANK,
             }
         )
     shutil.rmtree(work)
-    if config.r > MAX_SERVED_RANK:
+    if config.r > MAX_LORA_RANK:
         logger.warning(
             "  r=%d is above vLLM's largest --max-lora-rank, %d: this adapter can be served merged "
-            "only", config.r, MAX_SERVED_RANK,
+            "only", config.r, MAX_LORA_RANK,
         )  # fmt: skip
     return open_artifact(out, kind="adapter")
 

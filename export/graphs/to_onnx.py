@@ -37,6 +37,7 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
+from tuneline.core.secrets import without_secrets
 
 if TYPE_CHECKING:
     import torch
@@ -230,7 +231,7 @@ def run_builder(model: ModelSource, folder: Path, precision: str) -> None:
             "-o", str(folder), "-p", precision, "-e", "cpu", "-c", cache,
             "--extra_options", "hf_token=false",
         ]  # fmt: skip
-        environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+        environment = without_secrets(os.environ)
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     logger.debug("%s%s", done.stdout, done.stderr)

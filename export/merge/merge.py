@@ -39,6 +39,7 @@ from export.weights.model_folder import (
 from export.weights.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
 from export.weights.writer import in_mib, require_free, write_files
 from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
+from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.core.model_source import ModelSource, folder_digest
 from tuneline.core.progress import logger, progress
@@ -130,8 +131,8 @@ def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, In
     for recorded in adapter.manifest.inputs:
         if recorded.role == "base" and recorded.digest != base.digest:
             raise ArtifactError(
-                f"{adapter.path}: was trained on a base with digest {recorded.digest[:19]}…; "
-                f"{base.name} has {base.digest[:19]}…",
+                f"{adapter.path}: was trained on a base with digest "
+                f"{short_digest(recorded.digest)}; {base.name} has {short_digest(base.digest)}",
                 hint="Merge into the base that the adapter was trained on.",
             )
     return adapter.path, adapter.as_input("adapter")

@@ -36,24 +36,22 @@ from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_tensor, rea
 from export.weights.writer import require_free
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DataError
+from tuneline.core.messages import Messages
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger, progress
+from tuneline.core.secrets import without_secrets
 
 WORKER = Path(__file__).with_name("calibration_worker.py")
 IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"
 STEP = re.compile(r"\((\d+)/(\d+)\): (Calibrating|Propagating)")
 RENAMED = ("mixtral",)
 """Families whose experts are called otherwise in what llm-compressor 0.14 writes."""
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY")
-
-Conversation = Sequence[dict[str, str]]
-"""Messages, the answer last."""
 
 
 def quantize_calibrated(
     config: CalibratedConfig,
     model: ModelSource,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Messages],
     data: Input,
     out: Path,
 ) -> Artifact:
@@ -132,7 +130,7 @@ def _versions() -> dict[str, str]:
 
 
 def _samples(
-    config: CalibratedConfig, model: ModelSource, conversations: Sequence[Conversation]
+    config: CalibratedConfig, model: ModelSource, conversations: Sequence[Messages]
 ) -> list[list[int]]:
     """Whole conversations as token ids, by the model's own template, cut at `max_length`."""
     import jinja2
@@ -162,7 +160,7 @@ def _run_worker(python: Path, work: Path, label: str) -> None:
     Raises:
         ArtifactError: It failed; its last words are given.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
+    environment = without_secrets(os.environ)
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # -I: neither this directory nor PYTHONPATH is looked into for modules.
     command = [str(python), "-I", str(WORKER), str(work / "job.json")]

@@ -53,11 +53,6 @@ def key_from_secret(config: DeployConfig) -> dict[str, Any]:
     return {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": reference}}
 
 
-def short(digest: str) -> str:
-    """The first twelve digits, as in the served model's name; a label holds at most 63."""
-    return digest.removeprefix("sha256:")[:12]
-
-
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Keys in the order given, so that equal content is equal bytes."""
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from k8s.config import DeployConfig
-from k8s.render.kustomize import INSTANCE_LABEL, ROOM, common, key_from_secret, short, write_yaml
+from k8s.render.kustomize import INSTANCE_LABEL, ROOM, common, key_from_secret, write_yaml
 from k8s.rules.objects import DIGEST_LABEL
+from tuneline.core.digests import short_digest
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
@@ -55,7 +56,7 @@ def write_loadtest(
         ],
         "labels": [
             {
-                "pairs": {INSTANCE_LABEL: name, DIGEST_LABEL: short(model_digest)},
+                "pairs": {INSTANCE_LABEL: name, DIGEST_LABEL: short_digest(model_digest)},
                 "includeTemplates": True,
             }
         ],

@@ -30,17 +30,19 @@ from k8s.render.kustomize import (
     build,
     common,
     key_from_secret,
-    short,
     write_yaml,
 )
 from k8s.render.loadtest_job import write_loadtest
 from k8s.rules.objects import DIGEST_LABEL, Object, flags
-from k8s.rules.rules import SECRET_NAME, problems
-from k8s.rules.server import EXIT_S, PATIENCE
+from k8s.rules.rules import problems
+from k8s.rules.server import PATIENCE
 from tuneline import __version__
 from tuneline.core.artifact import disk_full, file_sha256
+from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.progress import logger
+from tuneline.core.secrets import is_secret_name
+from tuneline.core.vllm_limits import EXIT_MARGIN_S
 
 # What the base fixes about the container; `served_args` are made for it.
 MODEL_DIR = "/model"
@@ -140,7 +142,7 @@ def _check_inputs(
     found += [
         f"serving: {key} is a secret; it comes from the Secret {config.secret_name}"
         for key in served_env
-        if SECRET_NAME.search(key)
+        if is_secret_name(key)
     ]
     if found:
         raise ConfigError(
@@ -201,7 +203,7 @@ def _write_server(
                 ],
             },
             # Not in selectors: they cannot change, and every model has another digest.
-            {"pairs": {DIGEST_LABEL: short(model_digest)}, "includeTemplates": True},
+            {"pairs": {DIGEST_LABEL: short_digest(model_digest)}, "includeTemplates": True},
         ],
         "patches": patches,
     }
@@ -226,7 +228,7 @@ def _server_patch(
     startup_s = int(served_env.get(PATIENCE, _value(base, PATIENCE))) + STARTUP_MARGIN_S
     period_s = base["startupProbe"]["periodSeconds"]
     drain_s = int((flags(served_args).get("--shutdown-timeout") or ["0"])[-1])
-    grace_s = base["lifecycle"]["preStop"]["sleep"]["seconds"] + drain_s + EXIT_S
+    grace_s = base["lifecycle"]["preStop"]["sleep"]["seconds"] + drain_s + EXIT_MARGIN_S
     container: dict[str, Any] = {
         "name": base["name"],
         "image": config.image,
@@ -244,7 +246,7 @@ def _server_patch(
         "containers": [container],
     }
     if config.model_claim is not None:
-        folder = config.model_path or f"{name}-{short(model_digest)}"
+        folder = config.model_path or f"{name}-{short_digest(model_digest)}"
         container["volumeMounts"] = [{"mountPath": MODEL_DIR, "name": "model", "subPath": folder}]
         claim = {"claimName": config.model_claim}
         pod["volumes"] = [{"name": "model", "persistentVolumeClaim": claim}]

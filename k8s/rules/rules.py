@@ -7,7 +7,6 @@ node drain, that a key stands in the open. Those on the vLLM container are in `s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from k8s.config import image_problem
@@ -25,8 +24,8 @@ from k8s.rules.objects import (
     servers,
     where,
 )
+from tuneline.core.secrets import is_secret_name
 
-SECRET_NAME = re.compile(r"(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 # The volume types that the Pod Security Standard `restricted` allows.
 _VOLUME_TYPES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim",
@@ -179,7 +178,7 @@ def _secrets(objects: Sequence[Object]) -> Iterator[str]:
             for name, entry in env(container).items():
                 if len(entry.keys() & {"value", "valueFrom"}) != 1:
                     yield f"{pod.where}: {name} needs exactly one of value and valueFrom"
-                if SECRET_NAME.search(name) and "secretKeyRef" not in entry.get("valueFrom", {}):
+                if is_secret_name(name) and "secretKeyRef" not in entry.get("valueFrom", {}):
                     yield f"{pod.where}: {name} must come from a Secret by secretKeyRef"
             for flag in ("--api-key", "--hf-token"):
                 if flag in flags([*container.get("command", []), *container.get("args", [])]):

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from k8s.rules.objects import DIGEST_LABEL, Object, env, flags, of_kind, quantity, servers, where
+from tuneline.core.vllm_limits import EXIT_MARGIN_S
 
-# From the last moment of vLLM's own drain until its process is gone.
-EXIT_S = 15
 # vLLM counts its own patience from when its imports are done; these may take so long.
 IMPORTS_S = 120
 PATIENCE = "VLLM_ENGINE_READY_TIMEOUT_S"
@@ -36,12 +35,12 @@ def _grace_period(objects: Sequence[Object]) -> Iterator[str]:
         drain_s = int((args.get("--shutdown-timeout") or ["0"])[-1])
         if not drain_s:
             yield f"{pod.where}: without --shutdown-timeout, vLLM stalls its streams on SIGTERM"
-        needed = pre_stop.get("seconds", 0) + drain_s + EXIT_S
+        needed = pre_stop.get("seconds", 0) + drain_s + EXIT_MARGIN_S
         grace = pod.spec.get("terminationGracePeriodSeconds", 30)
         if grace < needed:
             yield (
                 f"{pod.where}: terminationGracePeriodSeconds {grace} is below {needed}: "
-                f"preStop + --shutdown-timeout + {EXIT_S}"
+                f"preStop + --shutdown-timeout + {EXIT_MARGIN_S}"
             )
 
 

@@ -252,17 +252,17 @@ def metrics_text(truths: list[Truth]) -> str:
     ttft = [(truth.token_write_ns[0] - truth.received_ns) / 1e9 for truth in done]
     e2e = [(truth.done_ns - truth.received_ns) / 1e9 for truth in done if truth.done_ns]
     values = {
-        "generation_tokens_total": sum(truth.num_tokens for truth in done),
-        "prompt_tokens_total": 7 * len(done),
-        "request_success_total": len(done),
-        "prefix_cache_queries_total": 7 * len(done),
-        "prefix_cache_hits_total": 0,
-        "time_to_first_token_seconds_sum": sum(ttft),
-        "time_to_first_token_seconds_count": len(ttft),
-        "e2e_request_latency_seconds_sum": sum(e2e),
-        "e2e_request_latency_seconds_count": len(e2e),
+        "vllm:generation_tokens_total": sum(truth.num_tokens for truth in done),
+        "vllm:prompt_tokens_total": 7 * len(done),
+        "vllm:request_success_total": len(done),
+        "vllm:prefix_cache_queries_total": 7 * len(done),
+        "vllm:prefix_cache_hits_total": 0,
+        "vllm:time_to_first_token_seconds_sum": sum(ttft),
+        "vllm:time_to_first_token_seconds_count": len(ttft),
+        "vllm:e2e_request_latency_seconds_sum": sum(e2e),
+        "vllm:e2e_request_latency_seconds_count": len(e2e),
     }
-    return "".join(f'vllm:{name}{{model_name="known"}} {value}\n' for name, value in values.items())
+    return "".join(f'{name}{{model_name="known"}} {value}\n' for name, value in values.items())
 
 
 def monotonic_receive_ns(timespec: bytes) -> int:

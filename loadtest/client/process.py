@@ -32,7 +32,6 @@ from loadtest.client.plan import FAILED, SUCCEEDED, UNFINISHED, Plan, Records
 from loadtest.client.self_check import Lags, self_check_document
 from loadtest.client.sse import Answer, parse_response
 
-NUM_COUNTERS = 4
 MAX_EXAMPLES = 3
 NICE = -10
 POOL_LEAD_S = 1.0

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.core.statistics import Z_95
+
 Values = NDArray[np.float64]
 
 NUM_RESAMPLES = 400
 CONFIDENCE = 0.95
-NORMAL_QUANTILE = 1.96
-"""Of the normal distribution, at (1 + CONFIDENCE) / 2."""
 MIN_BLOCKS = 5
 """Fewer blocks than this say nothing of the spread between them."""
 TIMES_PER_BLOCK = 8
@@ -81,22 +81,10 @@ def correlated_block(values: Values, block: int) -> int:
     return max(block, math.ceil(TIMES_PER_BLOCK * time)) if time > 1 else block
 
 
-def share_interval(share: float, total: float) -> tuple[float, float]:
-    """95 % interval of a share that as many independent trials estimate: Wilson, Journal of the
-    American Statistical Association 22, 1927."""
-    if not total:
-        return 0.0, 1.0
-    z = NORMAL_QUANTILE
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
-    # Exact where rounding would not be.
-    return middle - half if share > 0 else 0.0, middle + half if share < 1 else 1.0
-
-
 def num_to_tell_share(share: float, limit: float) -> int:
-    """Trials after which the interval of `share_interval` around `share` no longer holds `limit`;
+    """Trials after which the `wilson_interval` around `share` no longer holds `limit`;
     the two must differ."""
-    return math.ceil(NORMAL_QUANTILE**2 * limit * (1 - limit) / (limit - share) ** 2)
+    return math.ceil(Z_95**2 * limit * (1 - limit) / (limit - share) ** 2)
 
 
 def lies_below(value: float, limit: float, q: int, num_independent: float) -> bool:

@@ -14,23 +14,23 @@ from urllib.parse import urlsplit
 from loadtest.client.probe import MAX_PAGE_BYTES, get
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
+from tuneline.core.vllm_metrics import vllm_metric
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 COUNTERS = {
-    "generation_tokens": "vllm:generation_tokens_total",
-    "prompt_tokens": "vllm:prompt_tokens_total",
-    "num_succeeded": "vllm:request_success_total",
-    "num_preemptions": "vllm:num_preemptions_total",
-    "prefix_cache_queries": "vllm:prefix_cache_queries_total",
-    "prefix_cache_hits": "vllm:prefix_cache_hits_total",
+    "generation_tokens": vllm_metric("vllm:generation_tokens_total", "counter"),
+    "prompt_tokens": vllm_metric("vllm:prompt_tokens_total", "counter"),
+    "num_succeeded": vllm_metric("vllm:request_success_total", "counter"),
+    "num_preemptions": vllm_metric("vllm:num_preemptions_total", "counter"),
+    "prefix_cache_queries": vllm_metric("vllm:prefix_cache_queries_total", "counter"),
+    "prefix_cache_hits": vllm_metric("vllm:prefix_cache_hits_total", "counter"),
 }
 HISTOGRAMS = {
-    "ttft_s": "vllm:time_to_first_token_seconds",
-    "e2e_s": "vllm:e2e_request_latency_seconds",
-    "queue_s": "vllm:request_queue_time_seconds",
-    "tpot_s": "vllm:request_time_per_output_token_seconds",
+    "ttft_s": vllm_metric("vllm:time_to_first_token_seconds", "histogram"),
+    "e2e_s": vllm_metric("vllm:e2e_request_latency_seconds", "histogram"),
+    "queue_s": vllm_metric("vllm:request_queue_time_seconds", "histogram"),
+    "tpot_s": vllm_metric("vllm:request_time_per_output_token_seconds", "histogram"),
 }
-GAUGES = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
 SETTLE_S = 3.0
 MAX_DIFFERENCE = 0.1
 

@@ -26,9 +26,9 @@ from loadtest.judging.intervals import (
     bootstrap,
     correlated_block,
     integrated_time,
-    share_interval,
     steady_state,
 )
+from tuneline.core.statistics import wilson_interval
 
 Values = NDArray[np.float64]
 
@@ -333,14 +333,14 @@ def share_of(hits: NDArray[np.bool_], *decisive: Values, block: int = 1) -> Shar
     """
     n = len(hits)
     if not n:
-        return Share(0.0, 0, 0.0, share_interval(0.0, 0), MIN_BLOCKS)
+        return Share(0.0, 0, 0.0, wilson_interval(0.0, 0), MIN_BLOCKS)
     times = [autocorrelation_time(values) for values in decisive if len(values)]
     time = max(integrated_time(hits.astype(np.float64)), *times, 1.0)
     if time > 1:
         block = max(block, math.ceil(TIMES_PER_BLOCK * time))
     num_independent = min(TIMES_PER_BLOCK * n / block, n)
     share = float(np.mean(hits))
-    interval = share_interval(share, num_independent)
+    interval = wilson_interval(share, num_independent)
     return Share(share, n, num_independent, interval, MIN_BLOCKS * block)
 
 

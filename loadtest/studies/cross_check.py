@@ -23,6 +23,7 @@ from loadtest.run import judged
 from loadtest.workload.requests import Messages
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
+from tuneline.core.openai_client import async_openai_client
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def openai_check(
         return None if first_s is None or tokens is None else (first_s - sent_s, tokens)
 
     async def all_of_them() -> list[tuple[float, int] | None]:
-        async with openai.AsyncOpenAI(
-            base_url=endpoint.url, api_key=endpoint.api_key or "none", max_retries=0
+        async with async_openai_client(
+            endpoint, timeout_s=config.timeout_s, max_retries=0, extra="loadtest"
         ) as client:
             start_s = time.monotonic() + 0.2
             return await asyncio.gather(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
-import re
 import site
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,14 @@ from typing import Any
 
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
+from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import read_key
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.model_source import ModelSource
+from tuneline.core.secrets import without_secrets
+from tuneline.core.vllm_limits import LORA_RANKS, MAX_LORA_RANK
 
 MIDDLEWARE = "serving.middleware.TunelineMiddleware"
-
-# The ranks that vLLM compiles for; an adapter of another rank takes the next one up.
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 # Flags that have no `--no-` form; `false` leaves them out.
 FLAGS_WITHOUT_NEGATION = frozenset({
@@ -33,12 +32,11 @@ FLAGS_WITHOUT_NEGATION = frozenset({
     "grpc", "headless",
 })  # fmt: skip
 
-# Variables that open routes, move the port or hold secrets that a server has no use for.
+# Variables that open routes or move the port. The key is set anew where there is one.
 UNWANTED = frozenset({
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",
     "VLLM_PORT", "VLLM_SERVER_DEV_MODE",
 })  # fmt: skip
-SECRETS = re.compile(r"(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$")
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ def artifact_facts(
 
 def served_names(name: str, digest: str) -> list[str]:
     """`[name, name@digest12]`: what clients ask for, and what fixes the artifact they get."""
-    return [name, f"{name}@{digest.removeprefix('sha256:')[:12]}"]
+    return [name, f"{name}@{short_digest(digest)}"]
 
 
 def api_key(config: ServingConfig, host: str, environ: Mapping[str, str]) -> str | None:
@@ -206,7 +204,7 @@ def lora_rank(adapter_config: Mapping[str, Any]) -> int:
         if rank <= allowed:
             return allowed
     raise ArtifactError(
-        f"adapter_config.json: rank {rank}; vLLM serves adapters up to rank {LORA_RANKS[-1]}",
+        f"adapter_config.json: rank {rank}; vLLM serves adapters up to rank {MAX_LORA_RANK}",
         hint="Serve the merged model: --set serving.mode=merged",
     )
 
@@ -272,11 +270,7 @@ def _text(value: Any) -> str:
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in UNWANTED and not SECRETS.search(name.upper())
-    }
+    return {name: value for name, value in without_secrets(environ).items() if name not in UNWANTED}
 
 
 def _is_loopback(host: str) -> bool:

@@ -31,10 +31,9 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import MissingError, ServerError, TunelineError
 from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger, progress
+from tuneline.core.vllm_limits import EXIT_MARGIN_S
 
 POLL_INTERVAL_S = 0.2
-# What vLLM takes to end after its last answer, on top of the drain itself.
-EXIT_MARGIN_S = 15.0
 # How long processes that were killed may take to be gone; a device can hold one for a while.
 GONE_TIMEOUT_S = 10.0
 

@@ -18,6 +18,7 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
 from tuneline.core.model_source import ModelSource
+from tuneline.core.openai_client import openai_client, server_error
 from tuneline.core.progress import progress
 
 REQUEST_TIMEOUT_S = 120.0
@@ -148,18 +149,8 @@ def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
 
 def _ask_all(config: EvaluationConfig, rows: Sequence[Row], endpoint: Endpoint) -> list[Prediction]:
     openai = require("openai", "train")
-    # Without a key of the endpoint's own none is sent: one that lies in the environment is meant
-    # for someone else.
-    client = openai.OpenAI(
-        base_url=endpoint.url,
-        api_key=endpoint.api_key or "none",
-        timeout=REQUEST_TIMEOUT_S,
-        max_retries=2,
-        # A proxy cannot reach this machine's own loopback address.
-        http_client=openai.DefaultHttpxClient(trust_env=not endpoint.is_local),
-    )
     failed = threading.Event()
-    errors: list[str] = []
+    errors: list[ServerError] = []
     predictions: list[Prediction | None] = [None] * len(rows)
 
     def ask(index: int) -> None:
@@ -169,23 +160,23 @@ def _ask_all(config: EvaluationConfig, rows: Sequence[Row], endpoint: Endpoint) 
         try:
             response = client.chat.completions.create(
                 model=endpoint.model,
-                messages=list(row.prompt),
+                messages=list(row.prompt),  # type: ignore[arg-type]  # which tells roles apart
                 temperature=0,
                 max_tokens=config.max_new_tokens,
             )
             choice = response.choices[0]
             answer = choice.message.content or ""
         except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError) as error:
-            # The client hands a body of another shape through; it shows when it is read.
+            # The client passes a body of another shape on; reading the body then fails.
             failed.set()
-            errors.append(f"{type(error).__name__}: {error}")
+            errors.append(server_error(error, endpoint, REQUEST_TIMEOUT_S))
             return
         predictions[index] = predict(
             row.prompt, row.answer, answer, "stop" if choice.finish_reason == "stop" else "length"
         )
 
     with (
-        client,
+        openai_client(endpoint, timeout_s=REQUEST_TIMEOUT_S, extra="train") as client,
         ThreadPoolExecutor(config.batch_size, thread_name_prefix="evaluate") as pool,
         progress("evaluating", len(rows), "prompts") as advance,
     ):
@@ -198,8 +189,9 @@ def _ask_all(config: EvaluationConfig, rows: Sequence[Row], endpoint: Endpoint) 
     if errors:
         raise ServerError(
             f"{endpoint.url}: {len(errors)} requests to model {endpoint.model!r} failed, "
-            f"{len(measured)} of {len(rows)} prompts were answered; the first failure: {errors[0]}",
-            hint=f"Try: curl {endpoint.url}/models",
+            f"{len(measured)} of {len(rows)} prompts were answered; the first failure: "
+            f"{errors[0].message.removeprefix(f'{endpoint.url}: ')}",
+            hint=errors[0].hint or f"Try: curl {endpoint.url}/models",
         )
     return measured
 

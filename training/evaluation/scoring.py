@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from tuneline.core.config import StrictModel
 from tuneline.core.errors import ConfigError, DataError
-
-Z_95 = 1.959963984540054
-"""The 97.5 % point of the standard normal distribution."""
+from tuneline.core.messages import Message, Messages
+from tuneline.core.statistics import wilson_interval
 
 _REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
@@ -20,7 +18,7 @@ _REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 class Prediction(StrictModel):
     """One held-out prompt, the answer expected and the answer given."""
 
-    prompt: list[dict[str, str]]
+    prompt: Messages
     expected: str
     answer: str
     correct: bool
@@ -45,7 +43,7 @@ class Scores(StrictModel):
 
 
 def predict(
-    prompt: Sequence[dict[str, str]],
+    prompt: Sequence[Message],
     expected: str,
     answer: str,
     finish_reason: Literal["stop", "length"],
@@ -74,24 +72,10 @@ def score(predictions: Sequence[Prediction], fields: Literal["lines", "json"] | 
         num_rows=len(predictions),
         num_correct=num_correct,
         exact_match=num_correct / len(predictions),
-        exact_match_interval=wilson_interval(num_correct, len(predictions)),
+        exact_match_interval=wilson_interval(num_correct / len(predictions), len(predictions)),
         field_accuracy=_field_accuracy(predictions, fields) if fields else {},
         stopped=sum(p.finish_reason == "stop" for p in predictions) / len(predictions),
     )
-
-
-def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion at 95 %.
-
-    E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22
-    (1927). Unlike the normal approximation it stays within 0 and 1 and is not empty at either end.
-    """
-    n, p, z = num_trials, num_successes / num_trials, Z_95
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low = 0.0 if num_successes == 0 else center - half
-    high = 1.0 if num_successes == n else center + half
-    return low, high
 
 
 def split_fields(answer: str, fields: Literal["lines", "json"]) -> dict[str, Any]:

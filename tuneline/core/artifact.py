@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from tuneline.core.config import StrictModel
+from tuneline.core.digests import short_digest
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactError, TamperedError
 
@@ -85,7 +86,7 @@ class Artifact:
     @property
     def short_digest(self) -> str:
         """The first twelve hexadecimal digits, as used in names."""
-        return self.manifest.digest.removeprefix("sha256:")[:12]
+        return short_digest(self.manifest.digest)
 
     def as_input(self, role: str) -> Input:
         return Input(role=role, kind=self.kind, digest=self.digest)

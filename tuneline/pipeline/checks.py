@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tuneline.core.digests import short_digest
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.errors import MissingError
 from tuneline.pipeline.run import workload_file
@@ -45,7 +46,7 @@ def check_run(run: Run) -> dict[str, str]:
     base = resolve_model(
         config.base_model, relative_to=run.path.parent, revision=config.base_revision
     )
-    found["base model"] = f"{base.name} ({base.digest.removeprefix('sha256:')[:12]})"
+    found["base model"] = f"{base.name} ({short_digest(base.digest)})"
     weights = read_base(base.path)
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     quiet_libraries()

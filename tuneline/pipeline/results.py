@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from tuneline.core.artifact import Artifact
+from tuneline.core.digests import short_digest
 
 Made = dict[str, Artifact]
 
@@ -61,7 +62,9 @@ def describe_artifact(artifact: Artifact) -> list[str]:
         f"  digest    {manifest.digest}",
         f"  made      {manifest.created_at}, {_machine(manifest.environment)}",
     ]
-    lines += [f"  from      {e.role}: {e.kind} {e.digest[:19]}" for e in manifest.inputs]
+    lines += [
+        f"  from      {e.role}: {e.kind} sha256:{short_digest(e.digest)}" for e in manifest.inputs
+    ]
     lines += [f"  {name:32} {_value(value)}" for name, value in manifest.metrics.items()]
     lines += [f"  {entry.size_bytes:>12,} B  {entry.path}" for entry in manifest.files]
     return lines

@@ -18,11 +18,11 @@ from serving.chat import answers, converse
 from serving.config import ServedParityConfig
 from serving.parity import prove_served
 from serving.supervisor.process import RunningServer, group_members
-from serving.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.model_source import ModelSource
+from tuneline.core.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
 
 CLOSED = [
     ("POST", "/invocations"), ("POST", "/adapters"), ("POST", "/v1/load_lora_adapter"),

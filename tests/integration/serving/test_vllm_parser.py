@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from serving.command.arguments import FLAGS_WITHOUT_NEGATION, LORA_RANKS, MIDDLEWARE, server_args
+from serving.command.arguments import FLAGS_WITHOUT_NEGATION, MIDDLEWARE, server_args
 from serving.config import OWN_FLAGS, ServingConfig
+from tuneline.core.vllm_limits import LORA_RANKS
 
 NAMES = ["tickets", "tickets@0123456789ab"]
 

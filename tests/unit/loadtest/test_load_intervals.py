@@ -17,11 +17,11 @@ from loadtest.judging.intervals import (
     mser,
     num_to_tell_share,
     paired_difference,
-    share_interval,
     steady_state,
 )
 from loadtest.judging.statistics import figure, share_of
 from loadtest.judging.verdict import latency_objective
+from tuneline.core.statistics import wilson_interval
 
 
 def correlated(rng: np.random.Generator, count: int, memory: float) -> Values:
@@ -232,27 +232,11 @@ def test_few_requests_are_taken_as_they_are() -> None:
     assert (found.num_discarded, found.found, found.growing) == (0, True, False)
 
 
-@pytest.mark.parametrize(
-    ("count", "total", "low", "high"),
-    # Newcombe, Statistics in Medicine 17, 1998, table I, the score method.
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_a_share_has_the_published_interval(
-    count: int, total: int, low: float, high: float
-) -> None:
-    assert share_interval(count / total, total) == pytest.approx((low, high), abs=5e-5)
-
-
 @pytest.mark.parametrize(("share", "limit"), [(0.0, 0.01), (0.05, 0.1), (0.2, 0.1)])
 def test_as_many_trials_as_are_needed_tell_a_share_from_a_limit(share: float, limit: float) -> None:
     needed = num_to_tell_share(share, limit)
     assert needed is not None
     enough = math.ceil(needed / 20) * 20  # the share of so many is a whole number
     for total, tells in ((enough, True), (enough - 40, False)):
-        low, high = share_interval(round(share * total) / max(total, 1), total)
+        low, high = wilson_interval(round(share * total) / max(total, 1), total)
         assert (limit < low or high <= limit) is tells

@@ -7,9 +7,10 @@ import pytest
 from loadtest.arrivals.schedule import Dispersion
 from loadtest.calibration.calibrate import Calibration
 from loadtest.config import SLO, LoadTestConfig, WorkloadConfig
-from loadtest.judging.intervals import SteadyState, share_interval
+from loadtest.judging.intervals import SteadyState
 from loadtest.judging.statistics import Share, Statistics, Throughput, Tokens, figure, share_of
 from loadtest.judging.verdict import Judgement, judge, worst
+from tuneline.core.statistics import wilson_interval
 
 CONFIG = LoadTestConfig()
 
@@ -20,7 +21,7 @@ def lags(seconds: float) -> Any:
 
 def share(count: int, n: int, num_independent: float | None = None) -> Share:
     independent = n if num_independent is None else num_independent
-    return Share(count / n, n, independent, share_interval(count / n, independent), 1)
+    return Share(count / n, n, independent, wilson_interval(count / n, independent), 1)
 
 
 def measured(num: int = 400, **changes: Any) -> Statistics:

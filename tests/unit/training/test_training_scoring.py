@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from training.evaluation.scoring import Prediction, predict, score, split_fields, wilson_interval
+from training.evaluation.scoring import Prediction, predict, score, split_fields
 from tuneline.core.errors import ConfigError, DataError
 
 PROMPT = [{"role": "user", "content": "?"}]
@@ -12,28 +12,6 @@ PROMPT = [{"role": "user", "content": "?"}]
 
 def _predict(expected: str, answer: str, finish: Literal["stop", "length"] = "stop") -> Prediction:
     return predict(PROMPT, expected, answer, finish)
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        # Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine
-        # 17 (1998), table I, method 3 (score without continuity correction).
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval_equals_published_values(
-    successes: int, trials: int, low: float, high: float
-) -> None:
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_interval_of_all_right_ends_at_one() -> None:
-    assert wilson_interval(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
-    assert wilson_interval(20, 20)[1] == 1.0
 
 
 def test_scores_equal_hand_counted_ones() -> None:

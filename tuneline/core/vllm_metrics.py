@@ -1,15 +1,20 @@
-"""The metrics of vLLM 0.32 that alerts, autoscaling and reports may name, with their types.
+"""The metrics that Tuneline reads from a server, with their types.
 
-Names differ between releases and a query on a dead name is silently empty, so this list is checked
-against a live server, and whatever queries a metric is checked against this list.
+Names differ between releases of vLLM, and a query on a name that does not exist is silently empty.
+A test compares the list with a live server, and every reader takes its names from the list.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-VLLM_METRICS: dict[str, Literal["counter", "gauge", "histogram"]] = {
-    # Load: requests being computed and waiting, and the share (0 to 1) of the KV cache in use.
+MetricType = Literal["counter", "gauge", "histogram"]
+
+VLLM_RELEASE = "0.32"
+"""The release that `VLLM_METRICS` describes."""
+
+VLLM_METRICS: dict[str, MetricType] = {
+    # Load: requests that are computed and that wait, and the used share (0 to 1) of the KV cache.
     "vllm:num_requests_running": "gauge",
     "vllm:num_requests_waiting": "gauge",
     "vllm:kv_cache_usage_perc": "gauge",
@@ -21,7 +26,7 @@ VLLM_METRICS: dict[str, Literal["counter", "gauge", "histogram"]] = {
     "vllm:request_queue_time_seconds": "histogram",
     "vllm:request_prefill_time_seconds": "histogram",
     "vllm:request_decode_time_seconds": "histogram",
-    # Tokens; the count of vllm:iteration_tokens_total rises with every step of the engine.
+    # Tokens; vllm:iteration_tokens_total counts the steps of the engine.
     "vllm:prompt_tokens_total": "counter",
     "vllm:generation_tokens_total": "counter",
     "vllm:iteration_tokens_total": "histogram",
@@ -30,16 +35,28 @@ VLLM_METRICS: dict[str, Literal["counter", "gauge", "histogram"]] = {
     "vllm:num_preemptions_total": "counter",
     "vllm:admission_rejections_total": "counter",
     "http_requests_total": "counter",
-    # Prefix cache, and how the cache is set up.
+    # Prefix cache, and the configuration of the cache.
     "vllm:prefix_cache_queries_total": "counter",
     "vllm:prefix_cache_hits_total": "counter",
     "vllm:cache_config_info": "gauge",
 }
 
-TUNELINE_METRICS: dict[str, Literal["counter", "gauge"]] = {
+TUNELINE_METRICS: dict[str, MetricType] = {
     "tuneline_artifact_info": "gauge",
     "tuneline_ready_seconds": "gauge",
     "tuneline_draining": "gauge",
     "tuneline_restarts_total": "counter",
     "tuneline_http_requests_total": "counter",
 }
+"""The metrics of our own middleware, which runs inside the server."""
+
+
+def vllm_metric(name: str, metric_type: MetricType) -> str:
+    """Return `name` if the pinned release of vLLM has it with that type.
+
+    Raises:
+        KeyError: The list has no such metric, or lists it with another type.
+    """
+    if VLLM_METRICS.get(name) != metric_type:
+        raise KeyError(f"vLLM {VLLM_RELEASE} has no {metric_type} {name}")
+    return name
