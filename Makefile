@@ -10,7 +10,8 @@ RUN := examples/support-tickets/run.yaml
 LONGEST := tests/integration/spine tests/integration/loadtest
 INTEGRATION := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/integration/*))
 # Pages and folders whose prose follows docs/style.md.
-PROSE := README.md README.ko.md ARCHITECTURE.md docs/style.md docs/glossary.md docs/training.md docs/serving.md docs/metrics.md docs/loadtest.md docs/kubernetes.md docs/parity.md scripts
+PAGES := $(wildcard *.md docs/*.md docs/decisions/*.md docs/how-to/*.md examples/*/*.md)
+PROSE := $(filter-out docs/configuration.md,$(PAGES)) scripts
 
 .PHONY: setup demo test check unit lock clean
 
