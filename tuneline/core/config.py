@@ -5,19 +5,28 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from tuneline.core.errors import ConfigError
 
 
 class StrictModel(BaseModel):
     """A frozen section of configuration. Unknown keys are errors: a misspelt option that is
-    silently ignored costs a training run."""
+    silently ignored costs a training run.
+
+    A field that cannot change a result is declared with `json_schema_extra={"keyed": False}`; a
+    change of it leaves every artifact current.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """Earlier names of keys, each with its name now; a key that moved has a short text instead."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -57,6 +66,32 @@ def validate_config(model: type[Model], values: dict[str, Any], where: str) -> M
         return model.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_problems(error, model, where)) from None
+
+
+def keyed_values(section: BaseModel) -> dict[str, Any]:
+    """Return the fields of a section that can change a result, as JSON values.
+
+    Stages are keyed by them, and so is other work that may continue under the same configuration.
+    """
+    values: dict[str, Any] = to_jsonable_python(_keyed(section))
+    return values
+
+
+def is_keyed(field: FieldInfo) -> bool:
+    """Return whether a field can change a result; see `StrictModel`."""
+    extra = field.json_schema_extra
+    return not (isinstance(extra, dict) and extra.get("keyed") is False)
+
+
+def _keyed(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        return {name: _keyed(getattr(value, name)) for name, field in fields if is_keyed(field)}
+    if isinstance(value, Mapping):
+        return {key: _keyed(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_keyed(entry) for entry in value]
+    return value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -157,7 +192,7 @@ def _problems(error: ValidationError, model: type[BaseModel], where: str) -> lis
     for entry in error.errors(include_url=False):
         key = ".".join(str(part) for part in entry["loc"]) or "(top level)"
         if entry["type"] == "extra_forbidden":
-            problem = "unknown key" + _suggestion(model, entry["loc"])
+            problem = _unknown_key(model, entry["loc"])
         elif entry["type"] == "missing":
             problem = "missing; it is required"
         else:
@@ -169,17 +204,21 @@ def _problems(error: ValidationError, model: type[BaseModel], where: str) -> lis
     return problems
 
 
-def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """The nearest known key beside the unknown one at `location`."""
+def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Return the new name of a key that was renamed, or the nearest known key."""
     known: type[BaseModel] | None = model
     for part in location[:-1]:
         if isinstance(part, int) or known is None or part not in known.model_fields:
             continue
         known = _inner_model(known.model_fields[part].annotation)
     if known is None:
-        return ""
-    near = difflib.get_close_matches(str(location[-1]), known.model_fields, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known.model_fields)})"
+        return "unknown key"
+    key = str(location[-1])
+    if issubclass(known, StrictModel) and key in known.renamed:
+        return f"is now called {known.renamed[key]}"
+    near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.5)
+    suggestion = f"did you mean {near[0]}?" if near else f"known: {', '.join(known.model_fields)}"
+    return f"unknown key ({suggestion})"
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:

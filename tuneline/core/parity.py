@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.config import StrictModel
 from tuneline.core.progress import logger
 from tuneline.core.reference import Continuation
+from tuneline.core.verdict import Verdict
 
 PARITY_FILE = "parity.json"
 
@@ -117,8 +118,8 @@ class Parity(StrictModel):
     otherwise; the proof, which is of plain greedy answers, leaves it out."""
     first_divergences: list[Divergence]
     problems: list[str]
-    """Why the verdict is `fail`; empty on `pass`."""
-    verdict: Literal["pass", "fail"]
+    """Why the verdict is FAIL; empty on PASS."""
+    verdict: Verdict
 
 
 def compare(
@@ -196,11 +197,11 @@ def compare(
         accuracy=_share([right == answer for right, _, answer in judged]),
         first_divergences=first_divergences,
         problems=[],
-        verdict="pass",
+        verdict=Verdict.PASS,
     )
     problems = _problems(parity, tolerances)
     return parity.model_copy(
-        update={"problems": problems, "verdict": "fail" if problems else "pass"}
+        update={"problems": problems, "verdict": Verdict.FAIL if problems else Verdict.PASS}
     )
 
 
@@ -228,7 +229,7 @@ def write_parity(
 def describe(parity: Parity) -> str:
     """A few lines for people: the figures, the first divergences in words, the verdict."""
     lines = [
-        f"{parity.form}: {parity.verdict.upper()}: {parity.num_equal_answers} of "
+        f"{parity.form}: {parity.verdict}: {parity.num_equal_answers} of "
         f"{parity.num_prompts} answers equal, prompt ids equal on "
         f"{parity.num_prompts_with_equal_ids}, log-probability difference at most "
         f"{_nats(parity.max_logprob_difference)} (mean {_nats(parity.mean_logprob_difference)}), "

@@ -110,7 +110,7 @@ def draw(path: Path, proofs: Sequence[tuple[Parity, Tolerances]]) -> bool:
 def _row(proof: Parity) -> tuple[str, ...]:
     return (
         proof.form,
-        proof.verdict.upper(),
+        proof.verdict,
         f"{proof.num_equal_answers}/{proof.num_prompts}",
         f"{proof.num_prompts_with_equal_ids}/{proof.num_prompts}",
         _figure(proof.max_logprob_difference),

@@ -92,7 +92,7 @@ def test_merged_and_served_answers_equal_the_trained_models(
         assert parity.num_prompts == 64
         assert parity.num_prompts_with_equal_ids == 64
         assert parity.num_equal_answers == 64, parity.first_divergences
-        assert parity.verdict == "pass"
+        assert parity.verdict == "PASS"
 
 
 def test_the_load_report_is_bound_to_the_artifact(stages: dict[str, dict[str, Any]]) -> None:

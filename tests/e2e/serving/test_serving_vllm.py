@@ -123,7 +123,7 @@ def test_the_served_model_is_the_trained_one(
     metrics = parity.manifest.metrics
     assert metrics["num_prompts"] == 8
     assert metrics["problems"] == []
-    assert metrics["verdict"] == "pass"
+    assert metrics["verdict"] == "PASS"
     assert metrics["num_equal_answers"] == metrics["num_prompts_with_equal_ids"] == 8
     assert metrics["num_agreeing_tokens"] == metrics["num_tokens"] > 80
     # float32 on both sides: what is left is the order of summation.
@@ -141,7 +141,7 @@ def test_another_model_fails_with_its_first_divergences(
         tmp_path / "parity",
     )  # fmt: skip
     metrics = parity.manifest.metrics
-    assert metrics["verdict"] == "fail"
+    assert metrics["verdict"] == "FAIL"
     assert metrics["num_prompts_with_equal_ids"] == 8
     assert metrics["num_equal_answers"] == 0
     assert len(metrics["first_divergences"]) == 8

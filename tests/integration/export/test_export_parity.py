@@ -76,13 +76,13 @@ def largest(parity: Parity) -> float:
 def test_a_merge_is_the_trained_model(family: str, tmp_path: Path) -> None:
     line = make_line(tmp_path, family)
     artifact, parity = prove(line, line.merged, tmp_path / "parity")
-    assert parity.verdict == "pass", parity.problems
+    assert parity.verdict == "PASS", parity.problems
     assert parity.num_prompts == len(families.PROMPTS) > 3
     assert parity.num_agreeing_tokens == parity.num_tokens > 20
     assert parity.greedy_agreement == 1.0
     assert largest(parity) < 1e-4
     assert artifact.kind == "parity"
-    assert artifact.manifest.metrics["verdict"] == "pass"
+    assert artifact.manifest.metrics["verdict"] == "PASS"
     assert [entry.role for entry in artifact.manifest.inputs] == ["reference", "model"]
 
 
@@ -114,7 +114,7 @@ def test_a_wrong_scale_is_caught(line: Line, tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps({**options, "use_rslora": True}))
     merge(MergeConfig(), resolve_model(str(line.base)), adapter, tmp_path / "model")
     _, parity = prove(line, tmp_path / "model", tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert parity.num_prompts_with_equal_ids == parity.num_prompts
     assert parity.first_divergences
 
@@ -124,13 +124,13 @@ def test_one_delta_that_is_dropped_is_caught(line: Line, tmp_path: Path) -> None
     original = load_file(line.base / "model.safetensors")[Q_PROJ]
     edit_weights(model, lambda values: values.update({Q_PROJ: original}))
     _, parity = prove(line, model, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert any("max_logprob_difference" in problem for problem in parity.problems)
 
 
 def test_the_base_itself_is_caught(line: Line, tmp_path: Path) -> None:
     _, parity = prove(line, line.base, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
 
 
 def test_another_chat_template_is_caught(line: Line, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_another_chat_template_is_caught(line: Line, tmp_path: Path) -> None:
     assert "{{ message['role'] }}\n" in template
     (model / "chat_template.jinja").write_text(template.replace("}}\n{{", "}} {{"))
     _, parity = prove(line, model, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert parity.num_prompts_with_equal_ids == 0
     assert "the chat template or the tokenizer differs" in parity.problems[0]
 
@@ -153,7 +153,7 @@ def test_another_tokenizer_is_caught(line: Line, tmp_path: Path) -> None:
     vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     _, parity = prove(line, model, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert parity.num_prompts_with_equal_ids < parity.num_prompts
 
 
@@ -164,7 +164,7 @@ def test_another_way_to_decode_is_caught(line: Line, tmp_path: Path) -> None:
     tokenizer = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**tokenizer, "decoder": None}), "utf-8")
     _, parity = prove(line, broken, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert parity.num_equal_answers == parity.num_prompts
     assert parity.num_other_texts > 0
     assert any("decodes differently" in problem for problem in parity.problems)
@@ -179,7 +179,7 @@ def test_the_format_of_most_weights_is_the_models(line: Line, tmp_path: Path) ->
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     artifact, parity = prove(line, broken, tmp_path / "parity")
     assert artifact.manifest.config["tolerances"]["mean_logprob_difference"] == 0.0001
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
 
 
 def test_a_missing_stop_token_is_caught(line: Line, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_missing_stop_token_is_caught(line: Line, tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
     _, parity = prove(line, model, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert largest(parity) < 1e-4  # the weights are right
     stopped = [c for c in read_reference(line.reference) if c.finish_reason == "stop"]
     assert len(parity.first_divergences) == len(stopped) > 0
@@ -202,7 +202,7 @@ def test_a_stop_token_too_many_is_caught(line: Line, tmp_path: Path) -> None:
     assert len(set(stops)) == 2
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
     _, parity = prove(line, model, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
 
 
 def test_a_tensor_that_is_not_there_is_an_error(line: Line, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_what_a_server_does_unasked_is_listed(line: Line, tmp_path: Path) -> Non
     more = {"temperature": 0.6, "top_p": 1.0, "top_k": 20, "repetition_penalty": 1.05}
     (model / "generation_config.json").write_text(json.dumps({**said, **more}))
     artifact, parity = prove(line, model, tmp_path / "proof")
-    assert parity.verdict == "pass"
+    assert parity.verdict == "PASS"
     assert parity.sampling_defaults == {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05}
     text = (artifact.path / "parity.md").read_text()
     assert "with temperature=0.6, top_k=20, repetition_penalty=1.05, as generation_config" in text

@@ -63,7 +63,7 @@ def remade(artifact: Artifact, out: Path, edit: Callable[[Path], None]) -> Path:
 def test_the_decoder_passes(line: Line, decoder: Artifact, tmp_path: Path) -> None:
     parity = prove(line, decoder.path, tmp_path / "parity")
     assert parity.form == "onnx-fp32"
-    assert parity.verdict == "pass", parity.problems
+    assert parity.verdict == "PASS", parity.problems
     assert parity.num_equal_answers == parity.num_prompts > 3
     assert parity.num_agreeing_tokens == parity.num_tokens > 20
     assert parity.max_logprob_difference is not None and parity.max_logprob_difference < 1e-4
@@ -82,7 +82,7 @@ def test_a_graph_without_a_cache_passes(form: str, line: Line, tmp_path: Path) -
     else:
         export_onnx(OnnxConfig(graph="logits"), model, out)
     parity = prove(line, out, tmp_path / "parity")
-    assert (parity.form, parity.verdict) == (form, "pass"), parity.problems
+    assert (parity.form, parity.verdict) == (form, "PASS"), parity.problems
     assert parity.num_agreeing_tokens == parity.num_tokens > 20
 
 
@@ -125,7 +125,7 @@ def test_a_broken_model_is_caught_in_each_form(
     if form == "torchscript":
         candidate = export_torchscript(resolve_form(str(candidate)), tmp_path / "form").path
     parity = prove(line, candidate, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert parity.num_prompts_with_equal_ids == parity.num_prompts
     assert any("logprob_difference" in problem for problem in parity.problems)
 
@@ -147,7 +147,7 @@ def test_a_tensor_dropped_from_the_graph_is_caught(
 ) -> None:
     broken = remade(decoder, tmp_path / "broken", lambda out: with_tensor(out, (96, 64), None))
     parity = prove(line, broken, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
 
 
 def test_an_output_layer_replaced_by_the_embedding_is_caught(
@@ -159,7 +159,7 @@ def test_an_output_layer_replaced_by_the_embedding_is_caught(
         lambda out: with_tensor(out, (64, 320), embedding.numpy().T),
     )  # fmt: skip
     parity = prove(line, broken, tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
 
 
 def test_another_template_beside_the_graph_is_caught(
@@ -171,7 +171,7 @@ def test_another_template_beside_the_graph_is_caught(
         (out / "chat_template.jinja").write_text(template.replace("}}\n{{", "}} {{"))
 
     parity = prove(line, remade(decoder, tmp_path / "broken", edit), tmp_path / "parity")
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert parity.num_prompts_with_equal_ids == 0
 
 
@@ -186,7 +186,7 @@ def test_a_missing_stop_token_of_the_decoder_is_caught(
 
     parity = prove(line, remade(decoder, tmp_path / "broken", edit), tmp_path / "parity")
     stopped = [c for c in read_reference(line.reference) if c.finish_reason == "stop"]
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert len(parity.first_divergences) == len(stopped) > 0
 
 
@@ -220,7 +220,7 @@ def test_a_pruned_model_is_reported_as_what_it_is(line: Line, tmp_path: Path) ->
     prune(PruneConfig(sparsity=0.5), resolve_form(str(line.merged)), tmp_path / "pruned")
     parity = prove(line, tmp_path / "pruned", tmp_path / "parity")
     assert parity.form == "pruned"
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     assert parity.mean_kl is None or parity.mean_kl > 1e-4
 
 

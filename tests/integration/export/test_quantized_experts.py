@@ -297,13 +297,13 @@ def test_a_proof_passes_what_is_right_and_catches_what_is_broken(
     made = run_quantize(line.merged, name, tmp_path / "model")
     right = prove(line, made.path, tmp_path / "right")
     assert right.num_prompts == len(families.PROMPTS) and right.num_tokens > 30
-    assert right.verdict == "pass", right.problems
+    assert right.verdict == "PASS", right.problems
     for fault in (double, exchange):
         broken = Path(shutil.copytree(made.path, tmp_path / fault.__name__))
         (broken / MANIFEST).unlink()
         edit_tensors(broken / "model.safetensors", fault)
         wrong = prove(line, broken, tmp_path / f"wrong-{fault.__name__}")
-        assert wrong.verdict == "fail", fault.__name__
+        assert wrong.verdict == "FAIL", fault.__name__
 
 
 def test_a_folder_that_says_otherwise_than_it_stores_is_an_error(

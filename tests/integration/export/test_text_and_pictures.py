@@ -51,11 +51,11 @@ def test_a_merge_is_the_trained_model_and_a_broken_one_is_not(family: str, tmp_p
         )
         return Parity.model_validate_json((proof.path / "parity.json").read_text()).verdict
 
-    assert verdict("proof") == "pass"
+    assert verdict("proof") == "PASS"
     (merged.path / "manifest.json").unlink()  # no artifact any more: a plain folder, to be broken
     name = next(name for name in sorted(changed) if "o_proj" in name)
     edit_tensors(merged.path / "model.safetensors", lambda t: t.update({name: before[name]}))
-    assert verdict("broken") == "fail"
+    assert verdict("broken") == "FAIL"
 
 
 def test_graphs_are_of_text_models_alone(tmp_path: Path) -> None:

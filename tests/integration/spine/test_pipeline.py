@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_run(tmp_path_factory.mktemp("line"))
     done = tuneline(path, "export")
     assert ran(done) == ["dataset", "adapter", "reference", "model", "parity-merged"]
-    assert stages(done)["parity-merged"]["metrics"]["verdict"] == "pass"
+    assert stages(done)["parity-merged"]["metrics"]["verdict"] == "PASS"
     return path
 
 
@@ -118,7 +118,7 @@ def test_forms_are_exported_and_each_is_proven(run: Path) -> None:
     ]  # fmt: skip
     proofs = {name: entry["metrics"] for name, entry in stages(done).items() if "parity" in name}
     assert {name: proof["verdict"] for name, proof in proofs.items()} == {
-        "parity-merged": "pass", "parity-torchscript": "pass", "parity-quantized-int8": "pass",
+        "parity-merged": "PASS", "parity-torchscript": "PASS", "parity-quantized-int8": "PASS",
     }  # fmt: skip
     for proof in proofs.values():
         assert proof["num_expected_answers"] == proof["num_prompts"] == 4
@@ -140,7 +140,7 @@ def test_a_calibrated_form_sees_the_training_rows(run: Path, calibration: Path) 
     manifest = json.loads((Path(made["gptq-int8"]["path"]) / "manifest.json").read_text())
     roles = {entry["role"]: entry["digest"] for entry in manifest["inputs"]}
     assert roles == {"model": made["model"]["digest"], "data": made["dataset"]["digest"]}
-    assert made["parity-gptq-int8"]["metrics"]["verdict"] == "pass"
+    assert made["parity-gptq-int8"]["metrics"]["verdict"] == "PASS"
 
 
 def test_a_tool_that_is_missing_is_said_before_training(
@@ -159,7 +159,7 @@ def test_a_form_that_is_not_the_trained_model_exits_with_6(run: Path) -> None:
     assert done.returncode == 6
     assert "parity-pruned" in done.stderr and "FAIL" in done.stderr
     shown = json.loads(done.stdout)["stages"][-1]
-    assert (shown["stage"], shown["metrics"]["verdict"]) == ("parity-pruned", "fail")
+    assert (shown["stage"], shown["metrics"]["verdict"]) == ("parity-pruned", "FAIL")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def answer(
 def test_equal_answers_pass() -> None:
     reference = [answer([5, 6, 7]), answer([8])]
     parity = compare("merged", reference, reference, Tolerances())
-    assert parity.verdict == "pass"
+    assert parity.verdict == "PASS"
     assert (parity.greedy_agreement, parity.token_agreement) == (1.0, 1.0)
     assert (parity.num_tokens, parity.num_agreeing_tokens) == (4, 4)
     assert parity.max_logprob_difference == 0.0
@@ -51,7 +51,7 @@ def test_differences_are_taken_up_to_the_first_divergence() -> None:
     assert parity.num_agreeing_tokens == 1
     assert parity.max_logprob_difference == pytest.approx(0.9)  # of token 6, where they part
     assert parity.mean_logprob_difference == pytest.approx((0.02 + 0.9) / 2)
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     (divergence,) = parity.first_divergences
     assert (divergence.position, divergence.expected_text, divergence.found_text) == (
         1,
@@ -88,7 +88,7 @@ def test_kl_uses_one_bucket_for_the_rest() -> None:
 
 def test_nan_never_passes() -> None:
     parity = compare("merged", [answer([5])], [answer([5], [math.nan])], Tolerances())
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     # Also where it is one figure of several, or stands at a divergence.
     lenient = Tolerances(
         min_greedy_agreement=None, min_token_agreement=None, mean_logprob_difference=None
@@ -97,7 +97,7 @@ def test_nan_never_passes() -> None:
         candidate = answer([5, token], [-0.1, math.nan], [{5: -0.1}, {token: math.nan}])
         parity = compare("m", [answer([5, 6], top=[{5: -0.1}, {6: -0.1}])], [candidate], lenient)
         assert parity.max_logprob_difference is None and parity.mean_kl is None
-        assert parity.verdict == "fail"
+        assert parity.verdict == "FAIL"
 
 
 def test_nothing_to_compare_is_an_error_and_no_common_token_fails() -> None:
@@ -106,13 +106,13 @@ def test_nothing_to_compare_is_an_error_and_no_common_token_fails() -> None:
     with pytest.raises(ValueError, match="1 candidates for 2"):
         compare("merged", [answer([1]), answer([2])], [answer([1])], Tolerances())
     parity = compare("m", [answer([1])], [answer([2])], Tolerances(min_greedy_agreement=0.0))
-    assert parity.verdict == "fail"
+    assert parity.verdict == "FAIL"
     # Each gives its own token 0.905: at most what is left is the form's for the reference's.
     left = math.log(1 - math.exp(-0.1))
     assert parity.max_logprob_difference == pytest.approx(-0.1 - left)
     lenient = Tolerances(min_greedy_agreement=None, min_token_agreement=None)
     unknown = compare("m", [answer([1])], [answer([])], lenient)
-    assert unknown.verdict == "fail" and "unknown" in describe(unknown)
+    assert unknown.verdict == "FAIL" and "unknown" in describe(unknown)
 
 
 def test_a_comparison_survives_its_artifact(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_right_answers_are_counted_where_the_data_gives_them() -> None:
     parity = compare("int4", reference, candidate, allowed, reference_noise=3e-6)
     assert (parity.num_expected_answers, parity.reference_accuracy, parity.accuracy) == (2, 1, 0.5)
     assert parity.reference_noise == 3e-6
-    assert parity.verdict == "pass"
+    assert parity.verdict == "PASS"
     strict = compare("int4", reference, candidate, Tolerances(**unjudged, max_accuracy_drop=0.49))
     assert strict.problems == [
         "accuracy is 0.5000, the trained model's is 1.0000; a drop of at most 0.49 is allowed"
@@ -148,18 +148,18 @@ def test_the_same_tokens_must_read_the_same() -> None:
     reference = [answer([5], text="the printer"), answer([6], text="cut \ufffd"), answer([7])]
     same = [answer([5], text=" the printer\n"), answer([6], text="cut"), answer([8], text="else")]
     unjudged = Tolerances(min_greedy_agreement=None, max_logprob_difference=None)
-    assert compare("served", reference[:2], same[:2], Tolerances()).verdict == "pass"
+    assert compare("served", reference[:2], same[:2], Tolerances()).verdict == "PASS"
     assert compare("served", reference, same, unjudged).num_other_texts == 0
     other = [answer([5], text="the\u0120printer"), same[1]]
     parity = compare("merged", reference[:2], other, Tolerances())
-    assert (parity.verdict, parity.num_equal_answers, parity.num_other_texts) == ("fail", 2, 1)
+    assert (parity.verdict, parity.num_equal_answers, parity.num_other_texts) == ("FAIL", 2, 1)
     assert "the tokenizer decodes differently" in parity.problems[0]
 
 
 def test_a_proof_says_where_stopping_was_not_tested() -> None:
     cut = [answer([5]).model_copy(update={"finish_reason": "length"})]
     parity = compare("merged", cut, cut, Tolerances())
-    assert (parity.verdict, parity.num_stopped) == ("pass", 0)
+    assert (parity.verdict, parity.num_stopped) == ("PASS", 0)
     assert "stopping was not tested" in describe(parity)
     assert "stopping" not in describe(compare("merged", [answer([5])], [answer([5])], Tolerances()))
 
@@ -171,7 +171,7 @@ def test_a_figure_without_a_tolerance_is_reported_and_not_judged() -> None:
         min_greedy_agreement=None, max_logprob_difference=None, mean_logprob_difference=None
     )
     parity = compare("pruned", reference, candidate, unjudged)
-    assert (parity.verdict, parity.greedy_agreement) == ("pass", 0.0)
+    assert (parity.verdict, parity.greedy_agreement) == ("PASS", 0.0)
     assert parity.max_logprob_difference == pytest.approx(2.0)
 
 
@@ -189,7 +189,7 @@ def test_the_divergence_counts_at_the_position_where_they_part() -> None:
     kl = 0.9 * math.log(0.9 / 0.001) + 0.1 * math.log(0.1 / 0.999)
     assert parity.mean_kl == pytest.approx(3 * kl / 5)
     assert parity.mean_logprob_difference == pytest.approx(3 * math.log(900) / 5)
-    assert parity.verdict == "fail" and "mean_kl" in parity.problems[0]
+    assert parity.verdict == "FAIL" and "mean_kl" in parity.problems[0]
 
 
 def test_a_token_that_the_form_does_not_list_is_at_most_as_likely_as_the_last_that_it_does() -> (
@@ -246,5 +246,5 @@ def test_a_divergence_above_its_tolerance_fails() -> None:
     expected = 0.9 * math.log(0.9 / 0.6) + 0.1 * math.log(0.1 / 0.4)
     parity = compare("int4", reference, candidate, Tolerances(mean_kl=expected * 0.99))
     assert parity.mean_kl == pytest.approx(expected)
-    assert parity.verdict == "fail" and "mean_kl" in parity.problems[0]
-    assert compare("int4", reference, candidate, Tolerances(mean_kl=0.3)).verdict == "pass"
+    assert parity.verdict == "FAIL" and "mean_kl" in parity.problems[0]
+    assert compare("int4", reference, candidate, Tolerances(mean_kl=0.3)).verdict == "PASS"

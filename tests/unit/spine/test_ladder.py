@@ -43,7 +43,7 @@ def test_it_is_kept_as_an_artifact(proofs: list[Artifact], tmp_path: Path) -> No
     assert {entry.path for entry in ladder.manifest.files} == {
         "ladder.json", "ladder.md", "ladder.png",
     }  # fmt: skip
-    assert ladder.manifest.metrics["verdicts"] == {"merged": "pass", "onnx-int4": "fail"}
+    assert ladder.manifest.metrics["verdicts"] == {"merged": "PASS", "onnx-int4": "FAIL"}
     assert [entry.role for entry in ladder.manifest.inputs] == [
         "parity-merged", "parity-onnx-int4",
     ]  # fmt: skip

@@ -1,0 +1,102 @@
+"""The kinds of artifacts: one row per kind, and the only place that knows what a kind holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an artifact of one kind holds.
+
+    Attributes:
+        summary: Returns one line for people from the manifest's metrics.
+        payload: The file that holds the content, where one file does.
+        verdict_file: The JSON file whose key `verdict` holds the verdict; None without a verdict.
+        is_model: Whether the artifact is a model that can be proven, published and described.
+        is_printed: Whether `--json` prints the payload too.
+    """
+
+    summary: Callable[[Metrics], str]
+    payload: str | None = None
+    verdict_file: str | None = None
+    is_model: bool = False
+    is_printed: bool = False
+
+
+def _dataset(metrics: Metrics) -> str:
+    return f"{metrics['num_train']:,} training rows, {metrics['num_heldout']:,} held-out rows"
+
+
+def _adapter(metrics: Metrics) -> str:
+    return (
+        f"{metrics['num_steps']} steps, held-out loss {metrics['eval_loss_before']:.3f} → "
+        f"{metrics['eval_loss']:.3f}, {metrics['trained_tokens_per_s']:,.0f} trained tokens/s"
+    )
+
+
+def _evaluation(metrics: Metrics) -> str:
+    return f"exact match {metrics['exact_match']:.1%} of {metrics['num_rows']}"
+
+
+def _reference(metrics: Metrics) -> str:
+    return f"{metrics['num_prompts']} prompts, {metrics['num_tokens']:,} tokens"
+
+
+def _model(metrics: Metrics) -> str:
+    changed = (
+        f"{metrics['num_changed_tensors']} of {metrics['num_tensors']} tensors changed"
+        if "num_changed_tensors" in metrics
+        else f"{metrics['num_quantized_tensors']} of {metrics['num_tensors']} tensors quantized"
+    )
+    return f"{changed}, {_size(metrics)}"
+
+
+def _size(metrics: Metrics) -> str:
+    return f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
+
+
+def _parity(metrics: Metrics) -> str:
+    nats = metrics["max_logprob_difference"]
+    within = "" if nats is None else f", log-probabilities within {nats:.1g} nats"
+    equal = f"{metrics['num_equal_answers']} of {metrics['num_prompts']} answers equal"
+    return f"{_verdict(metrics)}, {equal}{within}"
+
+
+def _verdict(metrics: Metrics) -> str:
+    return str(metrics["verdict"]).upper()
+
+
+def _verdicts(metrics: Metrics) -> str:
+    return ", ".join(f"{form} {verdict}" for form, verdict in metrics["verdicts"].items())
+
+
+def _shard(_metrics: Metrics) -> str:
+    return "the records of one load pod"
+
+
+REPORT = "report.json"
+
+KINDS: dict[str, Kind] = {
+    "dataset": Kind(_dataset),
+    "adapter": Kind(_adapter, payload="adapter_model.safetensors"),
+    "evaluation": Kind(_evaluation, payload="predictions.jsonl"),
+    "reference": Kind(_reference, payload="reference.jsonl"),
+    "model": Kind(_model, is_model=True),
+    "onnx": Kind(_size, is_model=True),
+    "torchscript": Kind(_size, is_model=True),
+    "torch-export": Kind(_size, is_model=True),
+    "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),
+    "ladder": Kind(_verdicts, payload="ladder.json"),
+    "load-report": Kind(_verdict, payload=REPORT, verdict_file=REPORT, is_printed=True),
+    "load-shard": Kind(_shard),
+    "load-search": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
+    "load-sweep": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
+    "load-comparison": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
+}
+
+MODEL_KINDS = tuple(name for name, kind in KINDS.items() if kind.is_model)

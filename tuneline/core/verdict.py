@@ -1,0 +1,64 @@
+"""The verdict of a measurement, and the error that a verdict other than PASS raises."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+
+from tuneline.core.artifact import Artifact
+from tuneline.core.errors import InconclusiveError, InvalidError, VerdictError
+from tuneline.core.kinds import KINDS
+
+
+class Verdict(StrEnum):
+    """What a measurement says about the limits that it was given."""
+
+    PASS = "PASS"  # noqa: S105 (a verdict)
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    """The measurement is too small to judge by."""
+    INVALID = "INVALID"
+    """The measurement says nothing about the thing that it measured."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Verdict | None:
+        # Parity artifacts of earlier versions hold the verdict in lower case.
+        return cls.__members__.get(str(value).upper())
+
+
+REPEATED = (Verdict.INCONCLUSIVE, Verdict.INVALID)
+"""Verdicts after which a stage measures again, although its configuration is the same."""
+
+
+def read_verdict(artifact: Artifact) -> Verdict:
+    """Return the verdict in an artifact's payload, which its digest covers; PASS without one."""
+    kind = KINDS.get(artifact.kind)
+    if kind is None or kind.verdict_file is None:
+        return Verdict.PASS
+    report = json.loads((artifact.path / kind.verdict_file).read_text(encoding="utf-8"))
+    return Verdict(report["verdict"])
+
+
+def require_verdict(artifact: Artifact) -> None:
+    """Check that an artifact's verdict is PASS.
+
+    Raises:
+        VerdictError: The verdict is FAIL.
+        InconclusiveError: The verdict is INCONCLUSIVE.
+        InvalidError: The verdict is INVALID.
+    """
+    verdict = read_verdict(artifact)
+    if verdict is Verdict.PASS:
+        return
+    reasons = artifact.manifest.metrics.get("problems", [])
+    lines = "\n".join(f"  {reason}" for reason in reasons)
+    errors: dict[Verdict, type[VerdictError]] = {
+        Verdict.FAIL: VerdictError,
+        Verdict.INCONCLUSIVE: InconclusiveError,
+        Verdict.INVALID: InvalidError,
+    }
+    raise errors[verdict](
+        f"{artifact.path.name}: {verdict}" + (f"\n{lines}" if lines else ""),
+        hint=f"The whole report: tuneline inspect {artifact.path}\n"
+        f"  To measure again under the same configuration, remove it: rm -r {artifact.path}",
+    )
