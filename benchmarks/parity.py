@@ -40,9 +40,9 @@ from export.quantize.calibration_environment import install_calibration
 from training.data.prepare import TRAIN_FILE, dataset_rows
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.environment import hardware_facts, library_versions
-from tuneline.core.model_source import ModelSource
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging
+from tuneline.models.source import ModelSource
 
 RUN = Path(__file__).parents[1] / "examples" / "support-tickets" / "run.yaml"
 EARLY = ("name=parity-early", "training.num_train_epochs=0.3")

@@ -33,7 +33,7 @@ from export.runtimes.transformers_folder import (
 from export.weights.model_folder import CONFIG, read_json
 from tuneline.core.artifact import MANIFEST, open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, MissingError
-from tuneline.core.model_source import ModelSource, resolve_model
+from tuneline.models.source import ModelSource, resolve_model
 
 GRAPH_KINDS = ("onnx", "torchscript", "torch-export")
 

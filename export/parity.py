@@ -16,7 +16,6 @@ from export.forms import Form, numbers_of_folder, open_form
 from export.runtimes.transformers_folder import Score, render_prompt, sampling_defaults
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.parity import Tolerances, compare, write_parity
 from tuneline.core.parity_report import said_defaults
 from tuneline.core.progress import logger, progress
@@ -26,6 +25,7 @@ from tuneline.core.reference import (
     read_reference,
     reference_noise,
 )
+from tuneline.models.source import ModelSource
 
 DEFAULT_TOLERANCES = {
     "float32": Tolerances(

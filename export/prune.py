@@ -38,8 +38,8 @@ from export.weights.tensor_file import (
 from export.weights.writer import COMPANION_BYTES
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, require_disk_space
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import progress
+from tuneline.models.source import ModelSource
 
 IN_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")
 """Embeddings and output layers stand outside the blocks, whatever they are called."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 # What transformers and peft raise on folders that are not the model they say they are.
 LOAD_ERRORS = (

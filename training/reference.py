@@ -17,9 +17,9 @@ from training.data.prepare import HELDOUT_FILE, dataset_rows
 from training.model import load_tokenizer, load_tuned, quiet_libraries
 from training.rendering.chat import prompt_token_ids, require_chat_template, stop_token_ids
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import progress
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
+from tuneline.models.source import ModelSource
 
 NUM_REPEATED = 4
 """Prompts whose answers are scored a second time, for the reference's own noise."""

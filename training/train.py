@@ -48,9 +48,9 @@ from tuneline.core.artifact import (
     require_disk_space,
 )
 from tuneline.core.errors import ConfigError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger, progress
 from tuneline.core.vllm_limits import MAX_LORA_RANK
+from tuneline.models.source import ModelSource
 
 
 def train(config: TrainingConfig, dataset: Artifact, base: ModelSource, out: Path) -> Artifact:

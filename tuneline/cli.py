@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from tuneline.core.artifact import Artifact
-    from tuneline.core.model_source import ModelSource
+    from tuneline.models.source import ModelSource
     from tuneline.pipeline.run_config import Run
 
 
@@ -260,7 +260,7 @@ def _resolve_beside(name: str) -> Future[ModelSource]:
     from concurrent.futures import Future
     from threading import Thread
 
-    from tuneline.core.model_source import resolve_model
+    from tuneline.models.source import resolve_model
 
     found: Future[ModelSource] = Future()
 

@@ -19,8 +19,8 @@ from export.runtimes.transformers_folder import load_model
 from export.weights.model_folder import CONFIG, copy_companions, read_json
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
+from tuneline.models.source import ModelSource
 
 EXAMPLE_SHAPE = (2, 5)
 """What a graph is traced with: no size of 1, which tracers take for a constant."""

@@ -35,9 +35,9 @@ from export.weights.tensor_file import read_tensor_file
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
 from tuneline.core.secrets import without_secrets
+from tuneline.models.source import ModelSource
 
 if TYPE_CHECKING:
     import torch

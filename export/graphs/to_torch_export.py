@@ -19,7 +19,7 @@ import torch
 from export.graphs.logits_graph import EXAMPLE_SHAPE, max_length, write_graph
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 PT2_FILE = "model.pt2"
 WHAT = "torch.export"

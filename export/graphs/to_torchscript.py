@@ -18,7 +18,7 @@ import torch
 
 from export.graphs.logits_graph import EXAMPLE_SHAPE, write_graph
 from tuneline.core.artifact import Artifact
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 TORCHSCRIPT_FILE = "model.pt"
 WHAT = "TorchScript"

@@ -41,8 +41,8 @@ from export.weights.writer import in_mib, require_free, write_files
 from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import ModelSource, folder_digest
 from tuneline.core.progress import logger, progress
+from tuneline.models.source import ModelSource, folder_digest
 
 Adapters = Path | Artifact | Sequence[tuple[Path | Artifact, float]]
 """One adapter as it is, or several (or one) with a weight each."""

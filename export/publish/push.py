@@ -26,8 +26,8 @@ from tuneline.core.artifact import (
 )
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, MissingError, ServerError
-from tuneline.core.model_source import MODEL_FILES
 from tuneline.core.progress import logger, progress
+from tuneline.models.source import MODEL_FILES
 
 README = "README.md"
 HUB = "hf:"

@@ -37,9 +37,9 @@ from export.weights.writer import require_free
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DataError
 from tuneline.core.messages import Messages
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger, progress
 from tuneline.core.secrets import without_secrets
+from tuneline.models.source import ModelSource
 
 WORKER = Path(__file__).with_name("calibration_worker.py")
 IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"

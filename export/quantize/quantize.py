@@ -33,8 +33,8 @@ from export.weights.tensor_file import TORCH_DTYPES
 from export.weights.writer import in_mib, require_free, write_files
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import progress
+from tuneline.models.source import ModelSource
 
 OF_TEXT = re.compile(r"^((model|language_model|text_model)\.)+")
 LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")

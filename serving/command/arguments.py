@@ -20,9 +20,9 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import read_key
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.secrets import without_secrets
 from tuneline.core.vllm_limits import LORA_RANKS, MAX_LORA_RANK
+from tuneline.models.source import ModelSource
 
 MIDDLEWARE = "serving.middleware.TunelineMiddleware"
 

@@ -29,9 +29,9 @@ from serving.supervisor.vllm_log import cause, last_lines
 from tuneline.core.artifact import Artifact, cannot_write
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import MissingError, ServerError, TunelineError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger, progress
 from tuneline.core.vllm_limits import EXIT_MARGIN_S
+from tuneline.models.source import ModelSource
 
 POLL_INTERVAL_S = 0.2
 # How long processes that were killed may take to be gone; a device can hold one for a while.

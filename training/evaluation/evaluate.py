@@ -17,9 +17,9 @@ from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.openai_client import openai_client, server_error
 from tuneline.core.progress import progress
+from tuneline.models.source import ModelSource
 
 REQUEST_TIMEOUT_S = 120.0
 

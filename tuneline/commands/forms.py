@@ -61,7 +61,7 @@ def export_quantize(
     """
     from export.config import CalibratedConfig, QuantizeConfig
     from tuneline.core.config import validate_config
-    from tuneline.core.model_source import resolve_model
+    from tuneline.models.source import resolve_model
 
     chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size, "method": method}
     chosen["num_samples"] = num_samples
@@ -233,7 +233,7 @@ def _prove_url(
     caller says which they are."""
     from serving.config import ServedParityConfig
     from serving.parity import COMPUTED_TOLERANCES, prove_served
-    from tuneline.core.model_source import computed_dtype
+    from tuneline.models.source import computed_dtype
 
     computed = dtype or "float32"
     rounding, numbers, inputs = None, None, []

@@ -116,7 +116,7 @@ def _to_serve(
     """Serving configuration, model, adapter and name, from a run or from a model folder."""
     from serving.config import ServingConfig
     from tuneline.core.config import validate_config
-    from tuneline.core.model_source import resolve_model
+    from tuneline.models.source import resolve_model
     from tuneline.pipeline.run import served_model
 
     if target.is_dir():

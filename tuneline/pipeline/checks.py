@@ -39,7 +39,7 @@ def check_run(run: Run) -> dict[str, str]:
     from training.data.rows import read_rows
     from training.model import load_tokenizer, quiet_libraries
     from training.rendering.chat import render_rows, require_chat_template, stop_token_ids
-    from tuneline.core.model_source import resolve_model
+    from tuneline.models.source import resolve_model
 
     config = run.config
     found = {"configuration": f"{run.path} is valid"}

@@ -11,8 +11,8 @@ from loadtest.config import longest_s
 from serving.command.arguments import artifact_facts, served_names, server_args, server_env
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ConfigError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.progress import logger
+from tuneline.models.source import ModelSource
 from tuneline.pipeline.run import current, require_verdict
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.stages import heldout_prompts

@@ -40,8 +40,8 @@ from tuneline.core.errors import (
     NotAnArtifactError,
     VerdictError,
 )
-from tuneline.core.model_source import ModelSource, resolve_model
 from tuneline.core.progress import logger
+from tuneline.models.source import ModelSource, resolve_model
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.stages import (
     CALIBRATED,

@@ -15,7 +15,7 @@ from loadtest.config import LoadTestConfig
 from serving.config import ServingConfig
 from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
 from tuneline.core.config import StrictModel, load_config
-from tuneline.core.model_source import EMBEDDED
+from tuneline.models.source import EMBEDDED
 
 
 class ExportConfig(StrictModel):

@@ -13,7 +13,7 @@ from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.config import StrictModel
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.model_source import ModelSource, computed_dtype
+from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.pipeline.run_config import Run
 
 Made = dict[str, Artifact]

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from serving.config import ServingConfig
 from serving.supervisor.process import RunningServer, running
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
-from tuneline.core.model_source import ModelSource, resolve_model
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
+from tuneline.models.source import ModelSource, resolve_model
 
 MAX_NEW_TOKENS = 24
 TOP_LOGPROBS = 5

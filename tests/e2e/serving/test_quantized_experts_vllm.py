@@ -23,7 +23,7 @@ from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
 from tests.integration.export.test_quantize import run_quantize
 from tests.integration.export.test_quantized_experts import ROUTERS, make_base
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("vllm_weights.py")

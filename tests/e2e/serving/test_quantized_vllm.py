@@ -24,9 +24,9 @@ from serving.parity import prove_served
 from serving.supervisor.process import running
 from tests.e2e.serving.conftest import reference_of
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
-from tuneline.core.model_source import ModelSource, resolve_model
 from tuneline.core.parity import Tolerances
 from tuneline.core.reference import read_reference
+from tuneline.models.source import ModelSource, resolve_model
 
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
 DROPPED = "layers.0.mlp.up_proj.lora_B.weight"

@@ -17,7 +17,7 @@ from serving.supervisor.process import RunningServer, group_members, running
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 
 def test_base_and_adapter_side_by_side_and_then_a_kill_is_the_reason(

@@ -13,8 +13,8 @@ from serving.config import ServingConfig
 from serving.supervisor.process import running
 from tuneline.core.artifact import Artifact
 from tuneline.core.environment import gpu_names
-from tuneline.core.model_source import ModelSource, resolve_model
 from tuneline.core.reference import read_reference
+from tuneline.models.source import ModelSource, resolve_model
 
 
 @pytest.mark.gpu

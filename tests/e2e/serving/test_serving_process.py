@@ -14,7 +14,7 @@ import pytest
 from serving.config import ServingConfig
 from serving.supervisor.process import running
 from tuneline.core.errors import ServerError
-from tuneline.core.model_source import ModelSource, resolve_model
+from tuneline.models.source import ModelSource, resolve_model
 
 
 def test_a_model_that_cannot_be_read_says_why(

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from serving.supervisor.process import group_members
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 ROOT = Path(__file__).parents[3]
 T = TypeVar("T")
@@ -29,7 +29,7 @@ import json, sys
 from pathlib import Path
 from serving.config import ServingConfig
 from serving.supervisor.process import serve
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 from tuneline.core.progress import set_up_logging
 
 set_up_logging()

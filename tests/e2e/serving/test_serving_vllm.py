@@ -21,8 +21,8 @@ from serving.supervisor.process import RunningServer, group_members
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
-from tuneline.core.model_source import ModelSource
 from tuneline.core.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
+from tuneline.models.source import ModelSource
 
 CLOSED = [
     ("POST", "/invocations"), ("POST", "/adapters"), ("POST", "/v1/load_lora_adapter"),

@@ -27,7 +27,7 @@ from tests.integration.export.test_quantized_experts import MIXTURES
 from tests.integration.export.test_quantized_experts import make_base as make_mixture
 from tuneline.core.artifact import Artifact, Input, verify_artifact
 from tuneline.core.errors import ArtifactError, DataError, MissingError
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 ROOT = Path(__file__).parents[3]
 DATA = Input(role="data", kind="file", digest="sha256:" + "0" * 64)

@@ -19,9 +19,9 @@ from export.parity import prove_model
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import resolve_model
 from tuneline.core.parity import Parity, Tolerances
 from tuneline.core.reference import read_reference
+from tuneline.models.source import resolve_model
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 

@@ -27,9 +27,9 @@ from export.quantize.quantize import quantize
 from tests.integration.export.test_export_parity import Line, make_line
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, TamperedError
-from tuneline.core.model_source import resolve_model
 from tuneline.core.parity import Parity
 from tuneline.core.reference import read_reference
+from tuneline.models.source import resolve_model
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 

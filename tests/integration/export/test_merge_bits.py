@@ -16,7 +16,7 @@ from export.merge.merge import merge
 from export.weights.blocks import block_rows
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact, verify_artifact
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 FILES = {
     "chat_template.jinja", "config.json", "generation_config.json", "manifest.json",

@@ -15,7 +15,7 @@ from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
 from tests.integration.export.test_merge_refusals import edit_json, refusal, with_header
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 CONFIG, OPTIONS, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 TOKENIZER, GENERATION, TEMPLATE = "tokenizer.json", "generation_config.json", "chat_template.jinja"

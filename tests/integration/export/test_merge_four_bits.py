@@ -22,7 +22,7 @@ from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge, tensors
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

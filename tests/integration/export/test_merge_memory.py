@@ -23,7 +23,7 @@ from export.config import MergeConfig
 from export.merge.merge import merge
 from export.weights.model_folder import read_base
 from export.merge.naming import _library_namings
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 def mib(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -18,7 +18,7 @@ from export.merge.merge import merge
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DiskFullError, MissingError
-from tuneline.core.model_source import ModelSource, resolve_model
+from tuneline.models.source import ModelSource, resolve_model
 
 WEIGHTS = "adapter_model.safetensors"
 Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -23,7 +23,7 @@ from tests.integration.export import families
 from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import open_artifact, partial_dir, verify_artifact
 from tuneline.core.errors import NotAnArtifactError
-from tuneline.core.model_source import ModelSource, resolve_model
+from tuneline.models.source import ModelSource, resolve_model
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +33,7 @@ from pathlib import Path
 import export.weights.writer
 from export.config import MergeConfig
 from export.merge.merge import merge
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 base, adapter, out, name, at = sys.argv[1:]
 export.weights.writer.CHECKPOINT_BYTES = 1  # every tensor is noted

@@ -18,7 +18,7 @@ from export.quantize.quantize import quantize
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge, tensors
 from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

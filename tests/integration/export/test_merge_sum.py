@@ -18,7 +18,7 @@ from tests.integration.export.test_merge_bits import assert_same_bits, tensors
 from tests.integration.export.test_merge_refusals import edit_json
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 Weighted = list[tuple[Path | Artifact, float]]
 

@@ -22,7 +22,7 @@ from tests.integration.export.test_merge_bits import run_merge, tensors
 from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 HEAD = "lm_head.weight"
 Q = ["q_proj"]

@@ -11,7 +11,7 @@ import transformers
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

@@ -32,7 +32,7 @@ from tuneline.core.errors import (
     ArtifactError,
     ConfigError,
 )
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 DECODERS = ("llama-tied", "qwen2", "qwen3", "mistral", "gemma", "phi")
 MESSAGES = [{"role": "user", "content": "what is the weather on the second floor"}]

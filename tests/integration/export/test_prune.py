@@ -20,7 +20,7 @@ from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 HALF = PruneConfig(sparsity=0.5)
 TWO_OF_FOUR = PruneConfig(pattern="2:4")

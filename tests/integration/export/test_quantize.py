@@ -28,7 +28,7 @@ from tests.integration.export.test_merge_refusals import edit_tensors
 from tests.integration.export.test_merge_resume import killed
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 ROOT = Path(__file__).parents[3]
 SCHEMES: dict[str, Any] = {

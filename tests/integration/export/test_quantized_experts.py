@@ -34,8 +34,8 @@ from tests.integration.export.test_merge_refusals import edit_json, edit_tensors
 from tests.integration.export.test_quantize import SCHEMES, library_scheme, run_quantize
 from tuneline.core.artifact import MANIFEST, Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import resolve_model
 from tuneline.core.parity import Parity
+from tuneline.models.source import resolve_model
 
 SIZES = {
     **families.SMALL, "hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2,

@@ -26,8 +26,8 @@ from tests.integration.export.test_merge_four_bits import as_qlora
 from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.model_source import resolve_model
 from tuneline.core.parity import Parity
+from tuneline.models.source import resolve_model
 
 TEXT_LAYERS = r".*language_model\.layers.*(q|v|o|up|down)_proj"
 

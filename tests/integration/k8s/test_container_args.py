@@ -26,7 +26,7 @@ from serving.command.arguments import (
     server_env,
 )
 from serving.config import ServingConfig
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 Container: TypeAlias = dict[str, Any]
 Parse: TypeAlias = Callable[[list[str]], Any]

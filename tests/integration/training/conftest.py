@@ -11,7 +11,7 @@ import pytest
 from tests.integration.training.tiny import color_rows, make_base
 from training.config import DataConfig, TrainingConfig
 from tuneline.core.artifact import Artifact
-from tuneline.core.model_source import ModelSource, resolve_model
+from tuneline.models.source import ModelSource, resolve_model
 
 ANSWER = "Color: red\nSize: small"
 

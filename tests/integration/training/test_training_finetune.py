@@ -16,7 +16,7 @@ from training.model import load_base, load_tokenizer, load_tuned
 from training.train import train
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, ConfigError, DataError
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 
 ONE_STEP = {"num_train_epochs": 0.1}
 

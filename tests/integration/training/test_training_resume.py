@@ -23,7 +23,7 @@ from pathlib import Path
 from training.config import TrainingConfig
 from training.train import train
 from tuneline.core.artifact import open_artifact
-from tuneline.core.model_source import resolve_model
+from tuneline.models.source import resolve_model
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 line, out = Path(sys.argv[1]), Path(sys.argv[2])

@@ -15,7 +15,7 @@ from serving.command.arguments import (
 )
 from serving.config import ServingConfig
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.model_source import ModelSource
+from tuneline.models.source import ModelSource
 
 DIGEST = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 NAMES = ["tickets", "tickets@0123456789ab"]

@@ -1,4 +1,4 @@
-"""Finding a model: an artifact, a plain model folder, the embedded tiny base, or a Hub id."""
+"""Find a model: an artifact, a plain model folder, the embedded tiny base, or a Hub id."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tuneline.core.errors import ArtifactError, MissingError
 EMBEDDED = "tiny-base"
 DROP_BYTES = 16 * 2**20
 
-# Weights as safetensors, configuration and tokenizer; never a pickle, never code.
+# Weights as safetensors, configuration and tokenizer; never pickles, never code.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model folder on disk and what it is known by."""
+    """A model folder on disk, with its name and digest."""
 
     name: str
-    """As the user wrote it; stands in manifests in place of a path."""
+    """The name as the user wrote it; manifests record it in place of a path."""
     path: Path
     digest: str
     kind: str
@@ -54,12 +54,12 @@ def resolve_model(
         name: `tiny-base`, a path (absolute, or relative to `relative_to`), or a Hugging Face id.
         relative_to: The directory that relative paths start from; the current one by default.
         revision: Branch, tag or commit of a Hugging Face id.
-        download: Whether a Hugging Face id that is not cached may be fetched.
+        download: Whether the Hub is asked for an id that is not in its cache.
 
     Raises:
         MissingError: There is no such model.
         DiskFullError: The Hub's cache has no room for it.
-        ArtifactError: The folder holds no safetensors model, or holds pickled weights alone.
+        ArtifactError: The folder holds no safetensors model, or only pickled weights.
     """
     folder = (relative_to or Path()) / name
     if folder.is_dir():
@@ -75,7 +75,7 @@ def resolve_model(
 
 
 def computed_dtype(dtype: str, model: ModelSource) -> str:
-    """What `auto` means for a model: the number format that its config.json names."""
+    """Return the number format that `auto` means for a model: the one that its config.json names."""
     if dtype != "auto":
         return dtype
     config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def computed_dtype(dtype: str, model: ModelSource) -> str:
 
 
 def embedded_base() -> Path:
-    """The tiny base model that ships with Tuneline."""
+    """Return the folder of the tiny base model that ships with Tuneline."""
     packaged = Path(__file__).parents[1] / "tiny_base"
     checkout = Path(__file__).parents[2] / "examples" / "tiny-base"
     return packaged if packaged.is_dir() else checkout
@@ -123,8 +123,7 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
             raise disk_full(Path(hub.constants.HF_HUB_CACHE)) from e
         reason = str(e).strip().splitlines()[0]
         raise MissingError(
-            f"base model {at!r}: neither a folder here nor to be had from the Hugging Face Hub "
-            f"({reason})",
+            f"base model {at!r}: not a folder here, and not on the Hugging Face Hub ({reason})",
             hint="Check the spelling and the network; a gated model also needs HF_TOKEN.",
         ) from None
     # The Hub names a snapshot's folder after its commit, which fixes its content.
@@ -133,9 +132,9 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest over names and contents of a model folder's files.
+    """Return the digest over names and contents of a model folder's files.
 
-    Hashing is remembered per file in the user's cache by size and modification time, so that a
+    The user's cache remembers the hash of each file by size and modification time, so that a
     repeated `tuneline up` does not read gigabytes again.
     """
     files = sorted(
@@ -162,13 +161,15 @@ def folder_digest(folder: Path) -> str:
             temporary.write_text(json.dumps(cache))
             temporary.replace(cache_path)
         except OSError:
-            pass  # a home that cannot be written costs a re-read next time, nothing else
+            pass  # without the cache the next call reads the files again
     return canonical_digest(entries)
 
 
 def _sha256(path: Path) -> str:
-    """Of a file that may be larger than memory: what was read is dropped from the page cache, so
-    that its pages serve for what is read next."""
+    """Return the SHA-256 of a file that may be larger than memory.
+
+    Pages that were read are dropped from the page cache, so that they do not push out others.
+    """
     hasher = hashlib.sha256()
     buffer = memoryview(bytearray(2**22))
     end = dropped = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneline.core.model_source import folder_digest
+from tuneline.models.source import folder_digest
 
 
 def test_a_folder_s_digest_is_over_names_and_contents(
