@@ -1,7 +1,7 @@
 """Generating with ONNX Runtime and with PyTorch eager, on the same CPU and in the same run.
 
 Builds a random-weight Llama of a real model's shape (or takes --model), exports it as an ONNX
-decoder in each precision, and lets every runtime write the same number of tokens after the same
+decoder in each weights, and lets every runtime write the same number of tokens after the same
 prompt, in turn, round by round. Prints a table with the ratio to PyTorch eager in float32, and one
 JSON document as the last line.
 
@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from export import resolve_folder
 from export.config import OnnxConfig
-from export.forms import resolve_folder
 from export.graphs.to_onnx import export_onnx
 from export.runtimes.onnx_folder import generated, load_genai
 from tuneline.core.environment import hardware_facts, library_versions
@@ -35,7 +35,7 @@ SHAPES = {
     "160m": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
     "500m": {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 16},
 }
-PRECISIONS = ("fp32", "int8", "int4")
+WEIGHTS = ("float32", "int8", "int4")
 
 Generate = Callable[[], int]
 """Writes the tokens and returns how many."""
@@ -59,11 +59,11 @@ def main() -> None:
         sizes: dict[str, int] = {}
         for dtype in ("float32", "bfloat16"):
             runs[f"PyTorch {dtype}"] = pytorch(base, dtype, options)
-        for precision in PRECISIONS:
-            config = OnnxConfig.model_validate({"precision": precision})
-            artifact = export_onnx(config, resolve_folder(str(base)), work / precision)
-            sizes[f"ONNX {precision}"] = artifact.manifest.metrics["size_bytes"]
-            runs[f"ONNX {precision}"] = onnx_runtime(artifact.path, options)
+        for weights in WEIGHTS:
+            config = OnnxConfig.model_validate({"weights": weights})
+            artifact = export_onnx(config, resolve_folder(str(base)), work / weights)
+            sizes[f"ONNX {weights}"] = artifact.manifest.metrics["size_bytes"]
+            runs[f"ONNX {weights}"] = onnx_runtime(artifact.path, options)
         measured: dict[str, list[float]] = {name: [] for name in runs}
         for name, run in runs.items():
             run()  # a first run, not counted: memory is allocated, weights are packed

@@ -28,15 +28,19 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from export import (
+    CalibrationData,
+    export_onnx,
+    install_calibration,
+    merge_adapter,
+    prove_model,
+    prune_model,
+    quantize_calibrated,
+    resolve_folder,
+    resolve_form,
+)
 from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfig, PruneConfig
-from export.forms import resolve_folder, resolve_form
-from export.graphs.to_onnx import export_onnx
 from export.merge.adapter import ADAPTER_WEIGHTS
-from export.merge.merge import merge
-from export.parity import prove_model
-from export.prune import prune
-from export.quantize.calibrated import quantize_calibrated
-from export.quantize.calibration_environment import install_calibration
 from training.data.prepare import TRAIN_FILE, dataset_rows
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.environment import hardware_facts, library_versions
@@ -160,12 +164,12 @@ def reduced(run: Trained) -> Table:
     """Weights in fewer bits, or fewer of them."""
     model = merged(run)
     table = {name: prove(run, merged(run, **config)) for name, config in QUANTIZED.items()}
-    for precision in ("int8", "int4"):
-        config = OnnxConfig.model_validate({"precision": precision})
+    for weights in ("int8", "int4"):
+        config = OnnxConfig.model_validate({"weights": weights})
         graph = export_onnx(config, model, place(run))
-        table[f"{precision}, ONNX"] = prove(run, resolve_form(str(graph.path)))
+        table[f"{weights}, ONNX"] = prove(run, resolve_form(str(graph.path)))
     for name, values in PRUNED.items():
-        pruned = prune(PruneConfig.model_validate(values), model, place(run))
+        pruned = prune_model(PruneConfig.model_validate(values), model, place(run))
         table[name] = prove(run, resolve_form(str(pruned.path)))
     return table
 
@@ -191,14 +195,13 @@ def calibrated(run: Trained) -> Table:
     """The same number formats, calibrated by llm-compressor on the training rows."""
     model = merged(run)
     rows = dataset_rows(run.dataset, TRAIN_FILE)
+    data = CalibrationData([row.messages for row in rows], run.dataset.as_input("data"))
     table = {}
     for method, scheme in (("gptq", "int8"), ("gptq", "w4a16"), ("awq", "w4a16")):
         values = {"method": method, "scheme": scheme, "group_size": 64}
-        values["num_samples"] = NUM_SAMPLES
+        values["num_calibration_samples"] = NUM_SAMPLES
         config = CalibratedConfig.model_validate(values)
-        data = run.dataset.as_input("data")
-        conversations = [row.messages for row in rows]
-        quantized = quantize_calibrated(config, model, conversations, data, place(run))
+        quantized = quantize_calibrated(config, model, place(run), data)
         table[f"{scheme}, {method}"] = prove(run, resolve_form(str(quantized.path)))
     return table
 
@@ -211,7 +214,7 @@ def merged(run: Trained, factors: Mapping[str, float] | None = None, **config: A
         tensors[name] = tensors[name] * factor
     save_file(tensors, adapter / ADAPTER_WEIGHTS)
     values = {"dtype": "float32", **config}
-    model = merge(MergeConfig.model_validate(values), run.base, adapter, place(run))
+    model = merge_adapter(MergeConfig.model_validate(values), run.base, adapter, place(run))
     return resolve_form(str(model.path))
 
 

@@ -1,5 +1,97 @@
-"""Export: from an adapter to a model folder that any server loads, and the proof of it.
+"""Export: from an adapter to a model that any server loads, to further forms, and their proofs.
 
-`merge` folds an adapter into its base by streaming safetensors, in memory that does not grow with
-the model; `prove_model` holds the result against the reference of the trained model.
+These functions are the room's public face; nothing outside the room imports anything else but
+`export.config`. Importing the room loads no machine-learning library.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuneline.core.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from export.forms import (
+        FORMS,
+        MODEL_KINDS,
+        CalibrationData,
+        Form,
+        make_form,
+        missing_modules,
+        prepare_form,
+    )
+    from export.forms_on_disk import (
+        form_name,
+        open_chat,
+        open_form,
+        resolve_folder,
+        resolve_form,
+        resolve_weights,
+        weights_of_folder,
+    )
+    from export.graphs.to_onnx import export_onnx
+    from export.merge.merge import merge as merge_adapter
+    from export.parity import prove_model, weight_tolerances
+    from export.prune import prune_model
+    from export.publish.model_card import write_model_card
+    from export.publish.push import push_model
+    from export.quantize.calibrated import quantize_calibrated
+    from export.quantize.calibration_environment import install_calibration
+    from export.quantize.quantize import quantize_model
+    from export.weights.model_folder import read_base
+
+_WHERE = {
+    "FORMS": "export.forms:FORMS",
+    "MODEL_KINDS": "export.forms:MODEL_KINDS",
+    "CalibrationData": "export.forms:CalibrationData",
+    "Form": "export.forms:Form",
+    "export_onnx": "export.graphs.to_onnx:export_onnx",
+    "form_name": "export.forms_on_disk:form_name",
+    "install_calibration": "export.quantize.calibration_environment:install_calibration",
+    "make_form": "export.forms:make_form",
+    "merge_adapter": "export.merge.merge:merge",
+    "missing_modules": "export.forms:missing_modules",
+    "open_chat": "export.forms_on_disk:open_chat",
+    "open_form": "export.forms_on_disk:open_form",
+    "prepare_form": "export.forms:prepare_form",
+    "prune_model": "export.prune:prune_model",
+    "prove_model": "export.parity:prove_model",
+    "push_model": "export.publish.push:push_model",
+    "quantize_calibrated": "export.quantize.calibrated:quantize_calibrated",
+    "quantize_model": "export.quantize.quantize:quantize_model",
+    "read_base": "export.weights.model_folder:read_base",
+    "resolve_folder": "export.forms_on_disk:resolve_folder",
+    "resolve_form": "export.forms_on_disk:resolve_form",
+    "resolve_weights": "export.forms_on_disk:resolve_weights",
+    "weight_tolerances": "export.parity:weight_tolerances",
+    "weights_of_folder": "export.forms_on_disk:weights_of_folder",
+    "write_model_card": "export.publish.model_card:write_model_card",
+}
+__all__ = [
+    "FORMS",
+    "MODEL_KINDS",
+    "CalibrationData",
+    "Form",
+    "export_onnx",
+    "form_name",
+    "install_calibration",
+    "make_form",
+    "merge_adapter",
+    "missing_modules",
+    "open_chat",
+    "open_form",
+    "prepare_form",
+    "prove_model",
+    "prune_model",
+    "push_model",
+    "quantize_calibrated",
+    "quantize_model",
+    "read_base",
+    "resolve_folder",
+    "resolve_form",
+    "resolve_weights",
+    "weight_tolerances",
+    "weights_of_folder",
+    "write_model_card",
+]  # fmt: skip
+__getattr__ = lazy_face(__name__, _WHERE)

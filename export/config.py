@@ -1,10 +1,10 @@
-"""The `merge` and `parity` sections of a run, and the options of `tuneline export`."""
+"""The `export` section of a run.yaml, and the options of `tuneline export`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from tuneline.core.config import StrictModel
 from tuneline.core.parity import Tolerances
@@ -12,92 +12,166 @@ from tuneline.core.parity import Tolerances
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SchemeName = Literal["fp8", "int8", "w4a16"]
 GroupSize = Literal[32, 64, 128]
-OnnxPrecision = Literal["fp32", "fp16", "int8", "int4"]
 Graph = Literal["decoder", "logits"]
-FormName = Literal[
-    "quantized-fp8", "quantized-int8", "quantized-w4a16", "onnx-fp32", "onnx-int8", "onnx-int4",
-    "gptq-int8", "gptq-w4a16", "awq-w4a16", "onnx-logits", "torchscript", "torch-export", "pruned",
-]  # fmt: skip
+
+OLD_NAMES = {"fp32": "float32", "fp16": "float16", "onnx-fp32": "onnx-float32"}
+"""Values of earlier releases; a value that uses an old name is an error that gives the new one."""
+
+
+def current_name(value: Any) -> Any:
+    """Return a value unless it is one of OLD_NAMES.
+
+    Raises:
+        ValueError: The value has a new name; the message gives it.
+    """
+    if isinstance(value, str) and value in OLD_NAMES:
+        raise ValueError(f"{value!r} is now called {OLD_NAMES[value]!r}")
+    return value
+
+
+def known_form(name: str) -> str:
+    """Return a name that is a row of `export.forms.FORMS`.
+
+    Raises:
+        ValueError: The table has no such row, or the form has a new name.
+    """
+    from export.forms import FORMS  # it imports this module
+
+    current_name(name)
+    if name not in FORMS:
+        raise ValueError(f"{name!r} is not a form; expected {', '.join(FORMS)}")
+    return name
+
+
+FormName = Annotated[str, AfterValidator(known_form)]
+"""A row of `export.forms.FORMS`."""
+OnnxWeights = Annotated[
+    Literal["float32", "float16", "int8", "int4"], BeforeValidator(current_name)
+]
 
 
 class MergeConfig(StrictModel):
-    """How an adapter is merged into its base."""
+    """How an adapter is merged into its base model."""
 
     dtype: Dtype = "auto"
     """Number format of the merged weights; `auto` keeps each tensor in its base's format."""
     merge_base: Literal["auto", "original", "dequantized"] = "auto"
-    """Which weights an adapter that was trained on a 4-bit base (QLoRA) goes onto: the `original`
-    ones, or those that training computed with, `dequantized` from NF4. `auto` measures both
-    against the live model and keeps the closer, where the adapter's manifest says
-    `load_in_4bit`; any other adapter goes onto the original."""
+    """Which base weights the adapter of a 4-bit base (QLoRA) is merged into: the `original` ones,
+    or those that training computed with, `dequantized` from NF4. `auto` measures both against the
+    live model and keeps the closer, if the adapter's manifest says `load_in_4bit`; any other
+    adapter is merged into the original weights."""
     quantize: SchemeName | None = None
-    """Quantize the linear layers as they are merged: `fp8` and `int8` (weights and activations) or
+    """Quantize the linear layers during the merge: `fp8` and `int8` (weights and activations) or
     `w4a16` (weights in four bits)."""
     group_size: GroupSize = 128
-    """Under `w4a16`, how many values of a row share a scale."""
+    """Number of values of a row that share a scale, under `w4a16`."""
 
 
 class QuantizeConfig(StrictModel):
     """How a model is quantized."""
 
     scheme: SchemeName
+    """`fp8` and `int8` (weights and activations) or `w4a16` (weights in four bits)."""
     group_size: GroupSize = 128
-    """Under `w4a16`, how many values of a row share a scale."""
+    """Number of values of a row that share a scale, under `w4a16`."""
 
 
 class CalibrationConfig(StrictModel):
-    """What a calibrated quantization looks at."""
+    """The data that a calibrated quantization sees."""
 
-    num_samples: PositiveInt = 256
+    renamed: ClassVar[dict[str, str]] = {
+        "num_samples": "num_calibration_samples",
+        "max_length": "max_seq_length",
+    }
+    num_calibration_samples: PositiveInt = 256
     """Conversations drawn from the training rows."""
-    max_length: PositiveInt = 2048
-    """Tokens of each, at most."""
+    max_seq_length: PositiveInt = 2048
+    """Largest number of tokens of a conversation; the rest is cut off."""
 
 
 class CalibratedConfig(CalibrationConfig):
     """How a model is quantized with calibration, by llm-compressor."""
 
     method: Literal["gptq", "awq"]
+    """`gptq` (int8, w4a16) or `awq` (w4a16)."""
     scheme: Literal["int8", "w4a16"]
+    """`int8` (weights and activations) or `w4a16` (weights in four bits)."""
     group_size: GroupSize = 128
-    """Under `w4a16`, how many values of a row share a scale."""
+    """Number of values of a row that share a scale, under `w4a16`."""
 
     @model_validator(mode="after")
-    def _awq_is_of_weights(self) -> CalibratedConfig:
+    def _check_scheme_of_awq(self) -> Self:
         if self.method == "awq" and self.scheme != "w4a16":
-            raise ValueError("awq takes the scheme w4a16 alone; gptq takes int8 too")
+            raise ValueError("awq takes only the scheme w4a16; gptq also takes int8")
         return self
 
 
 class ParityConfig(StrictModel):
-    """What a form of the model may differ by from the reference."""
+    """How much a form of the model may differ from the reference."""
 
     tolerances: Tolerances | None = None
-    """For the merged model. None takes the default of the number format that the weights are stored
-    in; see docs/parity.md."""
+    """For the merged model. None takes the default for the number format of its weights; see
+    docs/parity.md."""
     forms: dict[FormName, Tolerances] = Field(default={})
-    """For other forms, by name; those left out take the default of their own number format."""
+    """For other forms, by name; a form that is not listed takes the default for its weights."""
 
 
 class OnnxConfig(StrictModel):
     """What an ONNX graph holds."""
 
-    precision: OnnxPrecision = "fp32"
-    """Numbers of the weights: `int8` and `int4` share a scale per 32 weights."""
+    renamed: ClassVar[dict[str, str]] = {"precision": "weights"}
+    weights: OnnxWeights = "float32"
+    """Number format of the weights; under `int8` and `int4`, 32 weights share a scale."""
     graph: Graph = "decoder"
-    """`decoder` takes and gives a key-value cache and generates; `logits` scores in one pass."""
+    """`decoder` takes and returns a key-value cache and generates; `logits` scores in one pass."""
+
+
+class GraphConfig(StrictModel):
+    """TorchScript and torch.export graphs have no options."""
 
 
 class PruneConfig(StrictModel):
-    """How weights are set to zero by their magnitude; one of the two."""
+    """How weights are set to zero by their magnitude; give exactly one of the two."""
 
     sparsity: float | None = Field(default=None, gt=0, lt=1)
-    """The share of each matrix's weights that become zero, smallest first."""
+    """Share of each matrix's weights that become zero, smallest first."""
     pattern: Literal["2:4"] | None = None
     """`2:4`: of each four consecutive inputs of an output, the two smallest become zero."""
 
     @model_validator(mode="after")
-    def _one_of_the_two(self) -> PruneConfig:
+    def _check_one_is_given(self) -> Self:
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give sparsity or pattern, one of the two")
+        return self
+
+
+class ExportConfig(StrictModel):
+    """The forms that the trained model is exported to, each proven against it."""
+
+    merge: MergeConfig = MergeConfig()
+    parity: ParityConfig = ParityConfig()
+    forms: tuple[FormName, ...] = ()
+    """Forms to make of the merged model and to prove, next to the model that is served; see the
+    table in docs/export.md. Those with `w4a16` use groups of `merge.group_size` values."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """For the forms that calibrate on the training rows."""
+    prune: PruneConfig | None = None
+    """For the form `pruned`, which needs it."""
+
+    @model_validator(mode="after")
+    def _check_forms(self) -> Self:
+        from export.forms import FORMS  # it imports this module
+
+        if len(set(self.forms)) < len(self.forms):
+            raise ValueError("forms lists a form twice")
+        asked = [FORMS[name] for name in self.forms]
+        for form in asked:
+            form.options(self)
+        if self.prune is not None and not any(form.config is PruneConfig for form in asked):
+            raise ValueError("prune is given, and forms lists no form that it configures")
+        if self.forms and self.merge.quantize is not None:
+            raise ValueError(
+                "forms are made of the unquantized merge: leave out merge.quantize, and list "
+                f"quantized-{self.merge.quantize} in forms"
+            )
         return self

@@ -1,188 +1,248 @@
-"""Opening any form that a model was exported to, so that it can answer the reference's prompts.
+"""The table of forms that a model is exported to.
 
-A form brings its own graph, tokenizer, chat template and stop tokens: nothing of the reference
-enters but the messages.
+A new form is one module, one row here and one section of docs/export.md. Stages, commands, proofs,
+model card, publishing, doctor and the generated pages read the table.
+
+The table names functions as `module:function` and imports a module when its function is first
+called, so that reading a configuration loads no machine-learning library.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.graphs.to_torch_export import PT2_FILE, load_torch_export
-from export.graphs.to_torchscript import TORCHSCRIPT_FILE, load_torchscript
-from export.runtimes.onnx_folder import (
-    GENAI_CONFIG,
-    ONNX_FILE,
-    decoder_scores,
-    decoder_stop_ids,
-    logits_runner,
+from export.config import (
+    CalibratedConfig,
+    ExportConfig,
+    GraphConfig,
+    OnnxConfig,
+    PruneConfig,
+    QuantizeConfig,
 )
-from export.runtimes.transformers_folder import (
-    Score,
-    cached_scores,
-    load_model,
-    load_tokenizer,
-    stop_ids_of_folder,
-    stop_token_ids,
-    stored_dtype,
-    whole_scores,
-)
-from export.weights.model_folder import CONFIG, read_json
-from tuneline.core.artifact import MANIFEST, open_artifact, verify_artifact
-from tuneline.core.errors import ArtifactError, MissingError
-from tuneline.models.source import ModelSource, resolve_model
+from tuneline.core.artifact import Artifact, Input
+from tuneline.core.config import StrictModel
+from tuneline.core.errors import ConfigError
+from tuneline.core.messages import Messages
+from tuneline.models.source import ModelSource
 
-GRAPH_KINDS = ("onnx", "torchscript", "torch-export")
+MODEL = "model"
+"""Kind of an artifact that is a transformers model folder."""
+OPEN_FOLDER = "export.runtimes.transformers_folder:open_folder"
+ONNX_MODULES = ("onnx", "onnxruntime", "onnxruntime_genai", "onnxscript")
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Conversations for the forms that look at data."""
+
+    conversations: Sequence[Messages]
+    """Messages, the answer last."""
+    source: Input
+    """The file or dataset that they come from, for the manifest."""
+
+
+def _no_options(_export: ExportConfig) -> dict[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of a model that can be asked for logits."""
+    """A form that a model is exported to, and everything that the line knows about it.
 
-    score: Score
-    tokenizer: Any
-    stop_ids: frozenset[int]
-    num_rows: int
-    """Token ids below this are known to it."""
-    numbers: str
-    """What its weights were reduced to: the key of its default tolerances."""
-
-
-def resolve_form(name: str) -> ModelSource:
-    """Find a form on disk: an artifact of any kind that holds a model, or a plain model folder.
-
-    Raises:
-        MissingError: There is no such folder.
-        ArtifactError: It is an artifact of another kind, or holds no safetensors model.
+    Attributes:
+        title: The form in a few words, for people.
+        kind: Kind of the artifact that `make` writes.
+        weights: Number format of its weights, which chooses the tolerances of its proof; `pruned`
+            if weights were set to zero.
+        config: The options of `make`.
+        make: `make(options, model, out)` writes the artifact; with `needs_data` it takes a
+            `CalibrationData` as fourth argument.
+        fixed: The values of its options that make the form this form.
+        run_options: The options that the `export` section of a run gives.
+        open: `open(path)` returns an `OpenedForm`; the same for all rows of a kind.
+        answer: `answer(path)` returns a function from messages to pieces of text, for
+            `tuneline chat --artifact`; None if the form cannot generate.
+        needs_data: Whether `make` looks at the training rows.
+        prepare: `prepare()` raises MissingError if this machine lacks what `make` needs.
+        modules: Python modules that `make` imports beyond those of the whole room.
     """
-    path = Path(name)
-    if (path / MANIFEST).is_file():
-        artifact = open_artifact(path)
-        if artifact.kind in GRAPH_KINDS:
-            return ModelSource(name, path, artifact.digest, artifact.kind)
-    return resolve_model(name)
+
+    title: str
+    kind: str
+    weights: str
+    config: type[StrictModel]
+    make: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    run_options: Callable[[ExportConfig], dict[str, Any]] = _no_options
+    open: str = OPEN_FOLDER
+    answer: str | None = None
+    needs_data: bool = False
+    prepare: str | None = None
+    modules: tuple[str, ...] = ()
+
+    def options(self, export: ExportConfig) -> StrictModel:
+        """Return the options of `make` in a run.
+
+        Raises:
+            ValueError: The run's `export` section lacks an option.
+        """
+        return self.config.model_validate({**self.run_options(export), **self.fixed})
 
 
-def resolve_folder(name: str) -> ModelSource:
-    """Find a model folder on disk; nothing is fetched, and a path is all that it can be.
-
-    Raises:
-        MissingError: There is no such folder.
-        ArtifactError: It holds no safetensors model.
-    """
-    if not Path(name).is_dir():
-        raise MissingError(f"--model {name}: no such folder; expected a model folder")
-    return resolve_model(name)
+def _group_size(export: ExportConfig) -> dict[str, Any]:
+    return {"group_size": export.merge.group_size}
 
 
-def resolve_weights(path: Path) -> ModelSource:
-    """Find the model folder that a server is said to serve.
-
-    Raises:
-        MissingError: There is no such folder.
-        ArtifactError: It holds no safetensors model.
-        TamperedError: Its files are not those that its manifest lists.
-    """
-    if not path.is_dir():
-        raise MissingError(f"--weights {path}: no such folder; expected the folder that is served")
-    source = resolve_model(str(path))
-    verify_form(source)
-    return source
-
-
-def form_name(model: ModelSource) -> str:
-    """What a form is called in a proof: `onnx-int4`, `torchscript`, `pruned`, `gptq-int8`, ..."""
-    if model.kind == "onnx":
-        config = open_artifact(model.path).manifest.config
-        return "onnx-logits" if config["graph"] == "logits" else f"onnx-{config['precision']}"
-    if model.kind in GRAPH_KINDS:
-        return model.kind
-    numbers = numbers_of_folder(model.path)
-    if numbers in ("float32", "float16", "bfloat16"):
-        return "candidate"
-    if numbers == "pruned":
-        return numbers
-    scheme = {"int4": "w4a16", "float8": "fp8"}.get(numbers, numbers)
-    if (model.path / MANIFEST).is_file():
-        method = open_artifact(model.path).manifest.config.get("method")
-        return f"{method or 'quantized'}-{scheme}"
-    return f"quantized-{scheme}"
-
-
-def open_form(model: ModelSource) -> Form:
-    """Load a form: with transformers in float32 where it is a model folder (compressed-tensors is
-    dequantized by transformers), else with the runtime that its graph is for.
-
-    Raises:
-        ArtifactError: It cannot be loaded.
-        TamperedError: Its files are not those that its manifest lists.
-    """
-    verify_form(model)
-    if model.kind in GRAPH_KINDS:
-        return _open_graph(model)
-    network, tokenizer = load_model(model.path)
+def _quantized(title: str, scheme: str, weights: str) -> Form:
     return Form(
-        score=cached_scores(network),
-        tokenizer=tokenizer,
-        stop_ids=stop_token_ids(network),
-        num_rows=int(network.get_input_embeddings().weight.shape[0]),
-        numbers=numbers_of_folder(model.path),
+        title=title,
+        kind=MODEL,
+        weights=weights,
+        config=QuantizeConfig,
+        make="export.quantize.quantize:quantize_model",
+        fixed={"scheme": scheme},
+        run_options=_group_size,
     )
 
 
-def verify_form(model: ModelSource) -> None:
-    """Read every byte of an artifact: a proof names the manifest's digest, and a graph is a
-    program, so only the very bytes that were exported are proven and run.
+def _calibrated(title: str, method: str, scheme: str, weights: str) -> Form:
+    return Form(
+        title=title,
+        kind=MODEL,
+        weights=weights,
+        config=CalibratedConfig,
+        make="export.quantize.calibrated:quantize_calibrated",
+        fixed={"method": method, "scheme": scheme},
+        run_options=lambda export: {**export.calibration.model_dump(), **_group_size(export)},
+        needs_data=True,
+        prepare="export.quantize.calibration_environment:calibration_python",
+    )
+
+
+def _onnx(title: str, weights: str, fixed: Mapping[str, Any]) -> Form:
+    return Form(
+        title=title,
+        kind="onnx",
+        weights=weights,
+        config=OnnxConfig,
+        make="export.graphs.to_onnx:export_onnx",
+        fixed=fixed,
+        open="export.runtimes.onnx_folder:open_onnx",
+        answer="export.runtimes.onnx_folder:answers",
+        modules=ONNX_MODULES,
+    )
+
+
+def _prune_options(export: ExportConfig) -> dict[str, Any]:
+    if export.prune is None:
+        raise ValueError("the form pruned needs the section export.prune")
+    return export.prune.model_dump()
+
+
+FORMS: dict[str, Form] = {
+    "quantized-fp8": _quantized("FP8 weights and activations, to nearest", "fp8", "fp8"),
+    "quantized-int8": _quantized(
+        "INT8 weights and activations, rounded to nearest", "int8", "int8"
+    ),
+    "quantized-w4a16": _quantized("4-bit weights, to nearest", "w4a16", "int4"),
+    "gptq-int8": _calibrated("INT8 weights and activations by GPTQ", "gptq", "int8", "int8"),
+    "gptq-w4a16": _calibrated("4-bit weights by GPTQ", "gptq", "w4a16", "int4"),
+    "awq-w4a16": _calibrated("4-bit weights by AWQ", "awq", "w4a16", "int4"),
+    "onnx-float32": _onnx(
+        "ONNX decoder, float32 weights", "float32", {"weights": "float32", "graph": "decoder"}
+    ),
+    "onnx-int8": _onnx(
+        "ONNX decoder, INT8 weights", "int8", {"weights": "int8", "graph": "decoder"}
+    ),
+    "onnx-int4": _onnx(
+        "ONNX decoder, 4-bit weights", "int4", {"weights": "int4", "graph": "decoder"}
+    ),
+    "onnx-logits": _onnx("ONNX graph of the logits", "float32", {"graph": "logits"}),
+    "torchscript": Form(
+        title="TorchScript graph of the logits",
+        kind="torchscript",
+        weights="float32",
+        config=GraphConfig,
+        make="export.graphs.to_torchscript:export_torchscript",
+        open="export.graphs.to_torchscript:open_torchscript",
+    ),
+    "torch-export": Form(
+        title="torch.export program of the logits",
+        kind="torch-export",
+        weights="float32",
+        config=GraphConfig,
+        make="export.graphs.to_torch_export:export_torch_export",
+        open="export.graphs.to_torch_export:open_torch_export",
+    ),
+    "pruned": Form(
+        title="Smallest weights set to zero",
+        kind=MODEL,
+        weights="pruned",
+        config=PruneConfig,
+        make="export.prune:prune_model",
+        run_options=_prune_options,
+    ),
+}
+"""Every form by its name, in the order of the pages and of the help."""
+
+MODEL_KINDS = (MODEL, *dict.fromkeys(form.kind for form in FORMS.values() if form.kind != MODEL))
+"""Kinds of the artifacts that hold a model."""
+
+
+def make_form(
+    name: str,
+    model: ModelSource,
+    out: Path,
+    options: StrictModel | None = None,
+    data: CalibrationData | None = None,
+) -> Artifact:
+    """Write a model as the form `name` of FORMS.
+
+    Args:
+        model: A model folder, not quantized.
+        out: The artifact's directory.
+        options: An instance of the form's `config`; by default its fixed values and the defaults.
+        data: Conversations, for a form that needs data.
 
     Raises:
-        TamperedError: Its files are not those that its manifest lists.
+        ConfigError: The form needs data and none is given.
+        TunelineError: The function of the form fails; see its module.
     """
-    if (model.path / MANIFEST).is_file():
-        verify_artifact(open_artifact(model.path, kind=model.kind))
-
-
-def _open_graph(model: ModelSource) -> Form:
-    path = model.path
-    numbers = "float32"
-    stop_ids = stop_ids_of_folder(path)
-    if model.kind == "onnx":
-        precision = open_artifact(path).manifest.config["precision"]
-        numbers = {"fp32": "float32", "fp16": "float16"}.get(precision, precision)
-        if (path / GENAI_CONFIG).is_file():
-            score, stop_ids = decoder_scores(path), decoder_stop_ids(path)
-        else:
-            score = whole_scores(logits_runner(path / ONNX_FILE))
-    elif model.kind == "torchscript":
-        score = whole_scores(load_torchscript(path / TORCHSCRIPT_FILE))
+    form = FORMS[name]
+    chosen = options or form.config.model_validate(dict(form.fixed))
+    make = find_function(form.make)
+    if not form.needs_data:
+        made: Artifact = make(chosen, model, out)
+    elif data is None:
+        raise ConfigError(f"{name}: the form calibrates on conversations and none are given")
     else:
-        score = whole_scores(load_torch_export(path / PT2_FILE))
-    return Form(
-        score=score,
-        tokenizer=load_tokenizer(path),
-        stop_ids=stop_ids,
-        num_rows=int(read_json(path / CONFIG)["vocab_size"]),
-        numbers=numbers,
-    )
+        made = make(chosen, model, out, data)
+    return made
 
 
-def numbers_of_folder(path: Path) -> str:
-    """What a model folder's weights were reduced to, by its manifest and its config.json."""
-    quantization = read_json(path / CONFIG).get("quantization_config")
-    if quantization:
-        groups = list(quantization.get("config_groups", {}).values())
-        weights = [group["weights"] for group in groups if group.get("weights")]
-        if not weights:
-            raise ArtifactError(
-                f"{path / CONFIG}: cannot tell how the weights are quantized "
-                f"({quantization.get('quant_method', 'unknown')}); expected compressed-tensors"
-            )
-        bits = min(int(entry["num_bits"]) for entry in weights)
-        return f"{'float' if weights[0].get('type') == 'float' else 'int'}{bits}"
-    if (path / MANIFEST).is_file():
-        config = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["config"]
-        if "sparsity" in config:
-            return "pruned"
-    return stored_dtype(path)
+def prepare_form(name: str) -> None:
+    """Check that this machine has what a form needs beyond its Python modules.
+
+    Raises:
+        MissingError: The machine lacks it; the message names the command that installs it.
+    """
+    prepare = FORMS[name].prepare
+    if prepare is not None:
+        find_function(prepare)()
+
+
+def missing_modules(name: str) -> list[str]:
+    """Return the modules that a form needs and that are not installed."""
+    return [m for m in FORMS[name].modules if importlib.util.find_spec(m) is None]
+
+
+def find_function(where: str) -> Callable[..., Any]:
+    """Import the function that the table calls `module:function`."""
+    module, _, name = where.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found

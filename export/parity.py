@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from export.config import ParityConfig
-from export.forms import Form, numbers_of_folder, open_form
-from export.runtimes.transformers_folder import Score, render_prompt, sampling_defaults
+from export.forms_on_disk import form_weights, open_form, weights_of_folder
+from export.runtimes.scores import OpenedForm, Score
+from export.runtimes.transformers_folder import render_prompt, sampling_defaults
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import Tolerances, compare, write_parity
@@ -54,7 +55,7 @@ DEFAULT_TOLERANCES = {
         mean_kl=2e-4,
         max_accuracy_drop=0.05,
     ),
-    "float8": Tolerances(
+    "fp8": Tolerances(
         min_greedy_agreement=0.95,
         min_token_agreement=0.9,
         max_logprob_difference=0.45,
@@ -134,7 +135,7 @@ def prove_model(
     chosen = config.tolerances if form == "merged" else None
     for name, given in config.forms.items():
         chosen = given if name == form else chosen
-    tolerances = chosen or DEFAULT_TOLERANCES[opened.numbers]
+    tolerances = chosen or default_tolerances(form_weights(model))
     noise = reference_noise(reference)
     parity = compare(form, expected, found, tolerances, reference_noise=noise)
     parity = parity.model_copy(update={"sampling_defaults": sampling_defaults(model.path)})
@@ -151,8 +152,22 @@ def weight_tolerances(weights: ModelSource, dtype: str) -> Tolerances | None:
     Raises:
         ArtifactError: How the weights are quantized cannot be told.
     """
-    numbers = numbers_of_folder(weights.path)
-    return None if numbers in ("float32", dtype) else DEFAULT_TOLERANCES[numbers]
+    stored = weights_of_folder(weights.path)
+    return None if stored in ("float32", dtype) else default_tolerances(stored)
+
+
+def default_tolerances(weights: str) -> Tolerances:
+    """Return the tolerances of a form by the number format of its weights.
+
+    Raises:
+        ArtifactError: The table has no such format.
+    """
+    if weights not in DEFAULT_TOLERANCES:
+        raise ArtifactError(
+            f"the weights are {weights}, for which there are no tolerances; expected "
+            f"{', '.join(DEFAULT_TOLERANCES)}"
+        )
+    return DEFAULT_TOLERANCES[weights]
 
 
 def greedy_answer(
@@ -192,7 +207,7 @@ def greedy_answer(
     return token_ids, logprobs, top_logprobs
 
 
-def _check_ids(prompt_ids: list[int], form: Form, path: Path) -> None:
+def _check_ids(prompt_ids: list[int], form: OpenedForm, path: Path) -> None:
     if not prompt_ids or max(prompt_ids) >= form.num_rows:
         raise ArtifactError(
             f"{path}: its tokenizer renders a prompt to token id {max(prompt_ids, default=None)}; "

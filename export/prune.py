@@ -45,7 +45,7 @@ IN_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")
 """Embeddings and output layers stand outside the blocks, whatever they are called."""
 
 
-def prune(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
+def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
     """Set the smallest weights of a model folder to zero.
 
     Memory is bounded by a few copies of the largest matrix. Where magnitudes are equal, the weight

@@ -1,4 +1,8 @@
-"""Write docs/configuration.md from the configuration: `python scripts/config_reference.py`."""
+"""Write the pages and tables that come from the code: `python scripts/config_reference.py`.
+
+docs/configuration.md comes from the classes of run.yaml, and the table of forms in docs/export.md
+from `export.FORMS`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from export import FORMS
+from export.config import FormName
 from tuneline.pipeline.run_config import RunConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+FORMS_PAGE = PAGE.with_name("export.md")
+FORMS_BEGIN = "<!-- forms: scripts/config_reference.py writes this table -->"
+FORMS_END = "<!-- end of forms -->"
 HEAD = """# Configuration: run.yaml
 
 One file describes a whole line. Unknown keys are errors, and all problems are shown at once.
@@ -27,6 +36,30 @@ Only `name` and `data.path` are required.
 def page() -> str:
     """The whole page, one table per section."""
     return HEAD + "".join(_section("", RunConfig))
+
+
+def form_table() -> str:
+    """Return the table of forms, in Markdown."""
+    lines = [
+        "| form | what it is | artifact | weights | options of `tuneline export form` |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, form in FORMS.items():
+        options = [key for key in form.config.model_fields if key not in form.fixed]
+        options += ["data"] if form.needs_data else []
+        cells = (
+            f"`{name}`", form.title, f"`{form.kind}`", form.weights,
+            ", ".join(f"`--{key.replace('_', '-')}`" for key in options),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_form_table(page: str) -> str:
+    """Return a page with the table of forms between the two marks."""
+    before, rest = page.split(FORMS_BEGIN)
+    _, after = rest.split(FORMS_END)
+    return f"{before}{FORMS_BEGIN}\n{form_table()}{FORMS_END}{after}"
 
 
 def _section(prefix: str, model: type[BaseModel]) -> list[str]:
@@ -62,6 +95,8 @@ def _nested(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 
 def _type(annotation: Any) -> str:
+    if annotation == FormName:
+        return "form"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _type(arguments[0])
@@ -103,4 +138,6 @@ def _one_line(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"written: {PAGE}", file=sys.stderr)
+    forms_page = with_form_table(FORMS_PAGE.read_text(encoding="utf-8"))
+    FORMS_PAGE.write_text(forms_page, encoding="utf-8")
+    print(f"written: {PAGE}, {FORMS_PAGE}", file=sys.stderr)

@@ -21,6 +21,7 @@ from tuneline import __version__
 from tuneline.commands import forms as cli_forms
 from tuneline.commands import options as cli_options
 from tuneline.commands import serving as cli_serving
+from tuneline.commands.form_group import form_app
 from tuneline.commands.loadtest import loadtest_app
 from tuneline.commands.options import (
     DEFAULT_RUNS,
@@ -250,9 +251,9 @@ def export_merge(
     adapters = _weighted(required(adapter, "--adapter"))
     # The base is read for its digest while torch is imported: both take seconds.
     source = _resolve_beside(base)
-    from export.merge.merge import merge
+    from export import merge_adapter
 
-    emit_artifact(merge(config, source.result(), adapters, out), as_json)
+    emit_artifact(merge_adapter(config, source.result(), adapters, out), as_json)
 
 
 def _resolve_beside(name: str) -> Future[ModelSource]:
@@ -362,6 +363,7 @@ def doctor(
 
 app.command("serve")(cli_serving.serve)
 app.command("chat")(cli_serving.chat)
+export_app.add_typer(form_app, name="form")
 export_app.command("quantize")(cli_forms.export_quantize)
 export_app.command("install-calibration")(cli_forms.install_calibration)
 export_app.command("onnx")(cli_forms.export_onnx)

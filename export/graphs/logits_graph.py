@@ -138,7 +138,7 @@ def require_plain(model: ModelSource) -> None:
     if config.get("quantization_config"):
         raise ArtifactError(
             f"{model.name}: is quantized; a graph is made of the model that it was quantized from",
-            hint="Export that one; for ONNX choose --precision int8 or int4.",
+            hint="Export that one; for ONNX choose --weights int8 or int4.",
         )
 
 

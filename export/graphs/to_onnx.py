@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.config import OnnxConfig
+from export.forms import ONNX_MODULES
 from export.graphs.logits_graph import (
     EXAMPLE_SHAPE,
     check_shapes,
@@ -46,8 +47,10 @@ BLOCK_SIZE = 32
 """Weights that share one scale, in int4 and int8; the builder's own default."""
 
 BITS = {"int8": 8, "int4": 4}
+BUILDER_NAMES = {"float32": "fp32", "int8": "int8", "int4": "int4"}
+"""The builder's own names of the number formats."""
 
-MAX_NOISE = {"fp16": 0.001, "int8": 0.05, "int4": 0.5}
+MAX_NOISE = {"float16": 0.001, "int8": 0.05, "int4": 0.5}
 """By how much of what a model's predictions tell apart its rounded graph may be off: loose bounds,
 which a graph that computes something else exceeds. What rounding costs, `tuneline prove` says."""
 
@@ -71,33 +74,33 @@ def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
     Raises:
         ArtifactError: A file of it is cut short, it cannot be loaded, or its family is not
             supported by that graph.
-        ConfigError: The decoder on a CPU is asked for in fp16.
+        ConfigError: The decoder on a CPU is asked for in float16.
         MissingError: onnx or onnxruntime is not installed.
     """
-    for module in ("onnx", "onnxruntime", "onnxruntime_genai", "onnxscript"):
+    for module in ONNX_MODULES:
         require(module, "export")
-    precision, graph = config.precision, config.graph
+    weights, graph = config.weights, config.graph
     with new_artifact(
         out, "onnx", config=config.model_dump(), inputs=[model.as_input("model")]
     ) as draft:
         if graph == "decoder":
-            contract = _write_decoder(model, draft.dir, precision)
+            contract = _write_decoder(model, draft.dir, weights)
         else:
-            contract = _write_logits(model, draft.dir, precision)
+            contract = _write_logits(model, draft.dir, weights)
         copy_small_files(model.path, draft.dir)
         draft.metrics["shape_contract"] = contract
         draft.metrics["size_bytes"] = sum(
             file.stat().st_size for file in draft.dir.glob(f"{ONNX_FILE}*")
         )
-    logger.info("  %s graph in %s, %s", graph, precision, out.name)
+    logger.info("  %s graph with %s weights, %s", graph, weights, out.name)
     return open_artifact(out, kind="onnx")
 
 
-def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str, Any]:
-    if precision == "fp16":
+def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, Any]:
+    if weights == "float16":
         raise ConfigError(
-            "--precision fp16: ONNX Runtime has no fp16 decoder for a CPU",
-            hint="Try --precision fp32, int8 or int4; or --graph logits, which takes fp16.",
+            "--weights float16: ONNX Runtime has no float16 decoder for a CPU",
+            hint="Try: --weights float32, int8 or int4; or --graph logits, which takes float16.",
         )
     for file in sorted(model.path.glob("*.safetensors")):
         read_tensor_file(file)  # one that is cut short is not a family that cannot be exported
@@ -112,7 +115,7 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
     for rope_type in sorted(rope_types(config) - DECODER_ROPES):
         reason = f"the builder's graph has no rotary positions of the type {rope_type!r}"
         raise _no_decoder(model, str(config.get("model_type")), reason)
-    run_builder(model, folder, precision)
+    run_builder(model, folder, weights)
     _mend_decoder(folder / ONNX_FILE, model)
     # The builder rewrites stop tokens from several sources; the proven model's own are kept.
     genai = read_json(folder / GENAI_CONFIG)
@@ -121,7 +124,7 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
     # too small and fails where the window ends.
     genai["model"]["decoder"].pop("sliding_window", None)
     write_json(folder / GENAI_CONFIG, genai)
-    lengths, vocabulary = _check_decoder(model, folder, precision)
+    lengths, vocabulary = _check_decoder(model, folder, weights)
     cache = ["batch", genai["model"]["decoder"]["num_key_value_heads"], "past", "head_size"]
     return {
         "inputs": {
@@ -135,7 +138,7 @@ def _write_decoder(model: ModelSource, folder: Path, precision: str) -> dict[str
     }
 
 
-def _check_decoder(model: ModelSource, folder: Path, precision: str) -> tuple[list[int], int]:
+def _check_decoder(model: ModelSource, folder: Path, weights: str) -> tuple[list[int], int]:
     """Hold a decoder against the model that it came from, in one pass and continued from its cache.
 
     Returns:
@@ -164,25 +167,25 @@ def _check_decoder(model: ModelSource, folder: Path, precision: str) -> tuple[li
         except Exception as error:
             raise _no_decoder(model, family, f"its graph cannot be run: {error}") from error
         for found, how in ((whole, "in one pass"), (torch.cat(parts), "with its cache")):
-            off = _difference(expected, found, precision)
+            off = _difference(expected, found, weights)
             if off is not None:
                 reason = f"its graph computes something else at length {length}, {how}: {off}"
                 raise _no_decoder(model, family, reason)
     return lengths, vocabulary
 
 
-def _difference(expected: torch.Tensor, found: torch.Tensor, precision: str) -> str | None:
+def _difference(expected: torch.Tensor, found: torch.Tensor, weights: str) -> str | None:
     """What is wrong with a decoder's logits, in words; None where they are the model's."""
     if found.shape != expected.shape or not bool(found.isfinite().all()):
         return f"logits of shape {tuple(found.shape)}, or not finite"
-    if precision == "fp32":
+    if weights == "float32":
         off = float((found.log_softmax(dim=-1) - expected.log_softmax(dim=-1)).abs().max())
         right = off <= MAX_LOGPROB_DIFFERENCE
         return None if right else f"log-probabilities differ by {off:.2g} nats"
     share = noise(expected, found)
-    if share <= MAX_NOISE[precision]:
+    if share <= MAX_NOISE[weights]:
         return None
-    return f"{share:.2g} of what its predictions tell apart is lost, at most {MAX_NOISE[precision]}"
+    return f"{share:.2g} of what its predictions tell apart is lost, at most {MAX_NOISE[weights]}"
 
 
 def _mend_decoder(path: Path, model: ModelSource) -> None:
@@ -213,7 +216,7 @@ def _mend_decoder(path: Path, model: ModelSource) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def run_builder(model: ModelSource, folder: Path, precision: str) -> None:
+def run_builder(model: ModelSource, folder: Path, weights: str) -> None:
     """ONNX Runtime GenAI's builder in a process of its own: it loads the whole model, prints to
     stdout, and is told to use no network and no token.
 
@@ -228,7 +231,7 @@ def run_builder(model: ModelSource, folder: Path, precision: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tuneline-onnx-") as cache:
         command = [
             sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(model.path),
-            "-o", str(folder), "-p", precision, "-e", "cpu", "-c", cache,
+            "-o", str(folder), "-p", BUILDER_NAMES[weights], "-e", "cpu", "-c", cache,
             "--extra_options", "hf_token=false",
         ]  # fmt: skip
         environment = without_secrets(os.environ)
@@ -258,7 +261,7 @@ def _builder_source() -> str:
     return (Path(package.origin).parent / "models" / "builder.py").read_text(encoding="utf-8")
 
 
-def _write_logits(model: ModelSource, folder: Path, precision: str) -> dict[str, Any]:
+def _write_logits(model: ModelSource, folder: Path, weights: str) -> dict[str, Any]:
     import torch
 
     with exportable(model, "ONNX") as logits:
@@ -279,10 +282,10 @@ def _write_logits(model: ModelSource, folder: Path, precision: str) -> dict[str,
         program.save(str(path), external_data=True)
         _forget_sources(path)
         contract = check_shapes(logits_runner(path), logits, model, "ONNX")
-        if precision == "fp32":
+        if weights == "float32":
             return contract
-        reduce_weights(path, precision)
-        return check_shapes(logits_runner(path), logits, model, "ONNX", MAX_NOISE[precision])
+        reduce_weights(path, weights)
+        return check_shapes(logits_runner(path), logits, model, "ONNX", MAX_NOISE[weights])
 
 
 def _forget_sources(path: Path) -> None:
@@ -296,8 +299,8 @@ def _forget_sources(path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def reduce_weights(path: Path, precision: str) -> None:
-    """Rewrite a logits graph with its weights in fp16, int8 or int4; its inputs and outputs stay.
+def reduce_weights(path: Path, weights: str) -> None:
+    """Rewrite a logits graph with float16, int8 or int4 weights; inputs and outputs stay.
 
     Raises:
         ValueError: It has no matrix product that can be computed so.
@@ -305,7 +308,7 @@ def reduce_weights(path: Path, precision: str) -> None:
     import onnx
 
     graph = onnx.load(str(path))
-    if precision == "fp16":
+    if weights == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         reduced = convert_float_to_float16(graph, keep_io_types=True)
@@ -313,12 +316,12 @@ def reduce_weights(path: Path, precision: str) -> None:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         quantizer = MatMulNBitsQuantizer(
-            graph, bits=BITS[precision], block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4
+            graph, bits=BITS[weights], block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4
         )
         quantizer.process()
         reduced = quantizer.model.model
         if not any(node.op_type == "MatMulNBits" for node in reduced.graph.node):
-            raise ValueError(f"it has no matrix product that ONNX Runtime computes in {precision}")
+            raise ValueError(f"it has no matrix product that ONNX Runtime computes in {weights}")
     for file in path.parent.glob(f"{ONNX_FILE}*"):
         file.unlink()
     onnx.save(reduced, str(path), save_as_external_data=True, location=f"{ONNX_FILE}.data")

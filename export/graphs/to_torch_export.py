@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
+from export.config import GraphConfig
 from export.graphs.logits_graph import EXAMPLE_SHAPE, max_length, write_graph
+from export.runtimes.scores import OpenedForm, whole_scores
+from export.runtimes.transformers_folder import open_graph
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import ModelSource
@@ -32,7 +35,7 @@ PLAIN_MEMBER = re.compile(
 """What an archive holds beside tensor configurations: JSON, raw tensors, a few version marks."""
 
 
-def export_torch_export(model: ModelSource, out: Path) -> Artifact:
+def export_torch_export(_config: GraphConfig, model: ModelSource, out: Path) -> Artifact:
     """Export a model folder's causal LM in float32, with batch and length dynamic.
 
     Returns:
@@ -71,6 +74,15 @@ def _save(program: Any, path: Path) -> None:
     whole = io.BytesIO()  # torch's own writer ends the process where a disk is full
     torch.export.save(program, whole)
     path.write_bytes(whole.getbuffer())
+
+
+def open_torch_export(path: Path) -> OpenedForm:
+    """Open a torch.export folder to score tokens with it.
+
+    Raises:
+        ArtifactError: The archive holds a pickle.
+    """
+    return open_graph(path, whole_scores(load_torch_export(path / PT2_FILE)))
 
 
 def load_torch_export(path: Path) -> Any:

@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
+from export.config import GraphConfig
 from export.graphs.logits_graph import EXAMPLE_SHAPE, write_graph
+from export.runtimes.scores import OpenedForm, whole_scores
+from export.runtimes.transformers_folder import open_graph
 from tuneline.core.artifact import Artifact
 from tuneline.models.source import ModelSource
 
@@ -24,7 +27,7 @@ TORCHSCRIPT_FILE = "model.pt"
 WHAT = "TorchScript"
 
 
-def export_torchscript(model: ModelSource, out: Path) -> Artifact:
+def export_torchscript(_config: GraphConfig, model: ModelSource, out: Path) -> Artifact:
     """Trace a model folder's causal LM in float32.
 
     The manifest's `shape_contract` says which shapes the graph takes; it was run at each of its
@@ -60,6 +63,11 @@ def _save(traced: Any, path: Path) -> None:
             record = entry.filename.partition("/")[2]
             if not record.endswith(".debug_pkl") and not record.startswith("traced_inputs"):
                 kept.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+
+
+def open_torchscript(path: Path) -> OpenedForm:
+    """Open a TorchScript folder to score tokens with it."""
+    return open_graph(path, whole_scores(load_torchscript(path / TORCHSCRIPT_FILE)))
 
 
 def load_torchscript(path: Path) -> Any:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from export.forms import MODEL_KINDS
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.parity_report import markdown
 
-MODEL_KINDS = ("model", "onnx", "torchscript", "torch-export")
 MEASURED_KINDS = ("parity", "evaluation", "load-report")
 
 TRAINING_KEYS = (
@@ -22,7 +22,7 @@ TRAINING_KEYS = (
 )  # fmt: skip
 
 
-def model_card(model: Artifact) -> str:
+def write_model_card(model: Artifact) -> str:
     """The card of a model artifact, in Markdown with the metadata block that the Hub reads.
 
     Beside the model's own manifest it reads those of the artifacts that lie in the same directory

@@ -13,6 +13,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from export.forms import MODEL_KINDS
 from export.weights.model_folder import CONFIG, INDEX, read_json
 from export.weights.schemas import ShardIndex
 from export.weights.tensor_file import read_tensor_file
@@ -34,7 +35,7 @@ HUB = "hf:"
 TOKEN = "HF_TOKEN"  # noqa: S105 (the name of the variable)
 
 
-def push(model: Path, to: str, card: str | None) -> str:
+def push_model(model: Path, to: str, card: str | None) -> str:
     """Publish a model artifact, or any model folder.
 
     Args:
@@ -91,7 +92,7 @@ def published_files(model: Path) -> dict[str, Path]:
             short or missing.
     """
     if (model / MANIFEST).is_file():
-        artifact = open_artifact(model, kind=("model", "onnx", "torchscript", "torch-export"))
+        artifact = open_artifact(model, kind=MODEL_KINDS)
         verify_artifact(artifact)
         names = [entry.path for entry in artifact.manifest.files] + [MANIFEST]
         return {name: model / name for name in sorted(names)}

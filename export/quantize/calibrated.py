@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from export.config import CalibratedConfig
+from export.forms import CalibrationData
 from export.quantize.calibration_environment import PINS, calibration_python
 from export.quantize.quantize import plan_quantized
 from export.quantize.schemes import quantization_config
@@ -34,7 +35,7 @@ from export.weights.model_folder import (
 )
 from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_tensor, read_tensor_file
 from export.weights.writer import require_free
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DataError
 from tuneline.core.messages import Messages
 from tuneline.core.progress import logger, progress
@@ -51,19 +52,17 @@ RENAMED = ("mixtral",)
 def quantize_calibrated(
     config: CalibratedConfig,
     model: ModelSource,
-    conversations: Sequence[Messages],
-    data: Input,
     out: Path,
+    data: CalibrationData,
 ) -> Artifact:
     """Quantize a model folder by GPTQ or AWQ and write another.
 
     Args:
-        conversations: What the model answers in its work, e.g. its training rows; of these,
-            `config.num_samples` are drawn by a fixed seed.
-        data: Where they come from, for the manifest.
+        data: Conversations such as the model's training rows; a fixed seed draws
+            `config.num_calibration_samples` of them.
 
     Returns:
-        An artifact of kind `model`, as of `quantize`.
+        An artifact of kind `model`, like that of `quantize_model`.
 
     Raises:
         MissingError: llm-compressor's environment is not installed, or there is no such model.
@@ -84,13 +83,13 @@ def quantize_calibrated(
     python = calibration_python()
     total_bytes = sum(file.size_bytes for file in files)
     require_free(out, total_bytes)
-    samples = _samples(config, model, conversations)
+    samples = _samples(config, model, data.conversations)
     said = quantization_config(next(iter(schemes.values())), ignore)
     group = {**said["config_groups"]["group_0"], "targets": [IN_DECODER_LAYERS]}
     del group["format"]  # llm-compressor chooses it; what it stores is checked
     with (
         new_artifact(
-            out, "model", config=config.model_dump(), inputs=[model.as_input("model"), data]
+            out, "model", config=config.model_dump(), inputs=[model.as_input("model"), data.source]
         ) as draft,
         tempfile.TemporaryDirectory(prefix="work-", dir=draft.dir) as folder,
     ):
@@ -132,7 +131,7 @@ def _versions() -> dict[str, str]:
 def _samples(
     config: CalibratedConfig, model: ModelSource, conversations: Sequence[Messages]
 ) -> list[list[int]]:
-    """Whole conversations as token ids, by the model's own template, cut at `max_length`."""
+    """Whole conversations as token ids, by the model's own template, cut at `max_seq_length`."""
     import jinja2
 
     tokenizer = load_tokenizer(model.path)
@@ -140,7 +139,7 @@ def _samples(
         raise ArtifactError(f"{model.path}: its tokenizer has no chat template")
     if not conversations:
         raise DataError("calibration: there is no conversation to calibrate with")
-    count = min(config.num_samples, len(conversations))
+    count = min(config.num_calibration_samples, len(conversations))
     drawn = random.Random(0).sample(list(conversations), count)
     try:
         samples = [
@@ -151,7 +150,7 @@ def _samples(
         raise DataError(
             f"calibration: the chat template of {model.name} refuses a conversation: {error}"
         ) from None
-    return [[int(token) for token in ids[: config.max_length]] for ids in samples]
+    return [[int(token) for token in ids[: config.max_seq_length]] for ids in samples]
 
 
 def _run_worker(python: Path, work: Path, label: str) -> None:

@@ -45,7 +45,7 @@ MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
 
-def quantize(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
+def quantize_model(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
     """Quantize a model folder to compressed-tensors and write another.
 
     The linear layers inside the decoder layers are quantized, experts one by one; embeddings, the

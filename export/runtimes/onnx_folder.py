@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from export.runtimes.transformers_folder import Score, render_prompt
+from export.runtimes.scores import OpenedForm, Score, whole_scores
+from export.runtimes.transformers_folder import open_graph, render_prompt
 from export.weights.model_folder import read_json
 from tuneline.core.artifact import open_artifact
 from tuneline.core.environment import require
@@ -18,6 +20,18 @@ from tuneline.core.errors import ArtifactError, ConfigError
 ONNX_FILE = "model.onnx"
 GENAI_CONFIG = "genai_config.json"
 MAX_ANSWER_TOKENS = 1024
+
+
+def open_onnx(path: Path) -> OpenedForm:
+    """Open an ONNX folder to score tokens with it: a decoder with its cache, or a logits graph.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot read the graph.
+        MissingError: onnxruntime is not installed.
+    """
+    if not (path / GENAI_CONFIG).is_file():
+        return open_graph(path, whole_scores(logits_runner(path / ONNX_FILE)))
+    return replace(open_graph(path, decoder_scores(path)), stop_ids=decoder_stop_ids(path))
 
 
 def open_session(path: Path) -> Any:

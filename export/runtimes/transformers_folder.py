@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from export.quantize.experts import has_quantized_experts, load_quantized_experts
+from export.runtimes.scores import OpenedForm, Score, cached_scores
 from export.weights.families import is_left_out
 from export.weights.model_folder import CONFIG, GENERATION_CONFIG, read_json
 from export.weights.schemas import GenerationConfig
@@ -23,33 +23,34 @@ SAMPLING = {
 """What vLLM 0.32 takes from generation_config.json (`ModelConfig.get_diff_sampling_param`), each
 with the value that a request without it has anyway."""
 
-Score = Callable[[list[int], int], torch.Tensor]
-"""`score(token_ids, last)`: the next-token logits at the `last` last positions, in float32, shape
-(last, vocabulary)."""
+
+def open_folder(path: Path) -> OpenedForm:
+    """Load a model folder in float32 to score tokens with it.
+
+    Raises:
+        ArtifactError: The folder cannot be loaded.
+    """
+    network, tokenizer = load_model(path)
+    return OpenedForm(
+        score=cached_scores(network),
+        tokenizer=tokenizer,
+        stop_ids=stop_token_ids(network),
+        num_rows=int(network.get_input_embeddings().weight.shape[0]),
+    )
 
 
-def cached_scores(network: Any) -> Score:
-    """Scores by a transformers causal LM, batch size 1, reusing the cache where a call continues
-    the one before."""
-    seen: list[int] = []
-    cache: Any = None
+def open_graph(path: Path, score: Score) -> OpenedForm:
+    """Return a graph's scores with the tokenizer and stop tokens of its folder.
 
-    def score(token_ids: list[int], last: int) -> torch.Tensor:
-        nonlocal seen, cache
-        fresh = token_ids[len(seen) :]
-        if cache is None or token_ids[: len(seen)] != seen or len(fresh) < last:
-            fresh, cache = token_ids, None
-        with torch.inference_mode():
-            output = network(
-                input_ids=torch.tensor([fresh]),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=last,
-            )
-        seen, cache = list(token_ids), output.past_key_values
-        return output.logits[0].float()
-
-    return score
+    Raises:
+        ArtifactError: A file of the folder cannot be read.
+    """
+    return OpenedForm(
+        score=score,
+        tokenizer=load_tokenizer(path),
+        stop_ids=stop_ids_of_folder(path),
+        num_rows=int(read_json(path / CONFIG)["vocab_size"]),
+    )
 
 
 def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
@@ -156,15 +157,6 @@ def load_tokenizer(path: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ArtifactError(f"{path}: transformers cannot load its tokenizer: {error}") from error
-
-
-def whole_scores(run: Callable[[torch.Tensor], torch.Tensor]) -> Score:
-    """Scores by a graph without a cache: `input_ids` (batch, length) → logits."""
-
-    def score(token_ids: list[int], last: int) -> torch.Tensor:
-        return run(torch.tensor([token_ids]))[0, -last:].float()
-
-    return score
 
 
 def stored_dtype(path: Path) -> str:

@@ -28,7 +28,8 @@ from tuneline.commands.options import (
 from tuneline.core.errors import ArtifactError, ConfigError, VerdictError
 
 if TYPE_CHECKING:
-    from tuneline.core.artifact import Artifact, Input
+    from export import CalibrationData
+    from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
 
 ModelDir = Annotated[
@@ -51,41 +52,41 @@ def export_quantize(
         typer.Option(metavar="FILE|DIR", help="Training rows, or a dataset artifact."),
     ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(help="Conversations to calibrate on; 256 by default.")
+        int | None,
+        typer.Option(
+            "--num-calibration-samples",
+            "--num-samples",
+            help="Conversations to calibrate on; 256 by default.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model's linear layers to compressed-tensors.
 
-    From the weights alone, or with --method calibrated on conversations.
+    From the weights only, or with --method calibrated on conversations.
     """
+    from export import quantize_calibrated, quantize_model
     from export.config import CalibratedConfig, QuantizeConfig
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
 
     chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size, "method": method}
-    chosen["num_samples"] = num_samples
+    chosen["num_calibration_samples"] = num_samples
     values = {key: value for key, value in chosen.items() if value is not None}
     where = "tuneline export quantize"
     if method is None:
-        from export.quantize.quantize import quantize
-
-        refuse("without --method", {"--data": data, "--num-samples": num_samples})
+        refuse("without --method", {"--data": data, "--num-calibration-samples": num_samples})
         config = validate_config(QuantizeConfig, values, where)
-        emit_artifact(quantize(config, resolve_model(model), out), as_json)
+        emit_artifact(quantize_model(config, resolve_model(model), out), as_json)
         return
-    from export.quantize.calibrated import quantize_calibrated
-
     calibrated = validate_config(CalibratedConfig, values, where)
-    conversations, read_from = _conversations(required(data, "--data"))
-    source = resolve_model(model)
-    made = quantize_calibrated(calibrated, source, conversations, read_from, out)
-    emit_artifact(made, as_json)
+    rows = calibration_data(required(data, "--data"))
+    emit_artifact(quantize_calibrated(calibrated, resolve_model(model), out, rows), as_json)
 
 
 def install_calibration(as_json: AsJson = False) -> None:
     """Make the environment that --method gptq and awq run in: llm-compressor, over 1 GB."""
-    from export.quantize.calibration_environment import install_calibration as install
+    from export import install_calibration as install
 
     folder = install()
     emit({"path": str(folder)}, [f"installed: {folder}"], as_json)
@@ -94,37 +95,36 @@ def install_calibration(as_json: AsJson = False) -> None:
 def export_onnx(
     model: ModelDir,
     out: OutDir,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4.")] = "fp32",
+    weights: Annotated[
+        str, typer.Option("--weights", "--precision", help="float32, float16, int8 or int4.")
+    ] = "float32",
     graph: Annotated[
         str, typer.Option(help="decoder, which generates with a cache, or logits, in one pass.")
     ] = "decoder",
     as_json: AsJson = False,
 ) -> None:
     """Write a model as ONNX, with its tokenizer, chat template and stop tokens."""
+    from export import export_onnx, resolve_folder
     from export.config import OnnxConfig
-    from export.forms import resolve_folder
-    from export.graphs.to_onnx import export_onnx
     from tuneline.core.config import validate_config
 
-    values = {"precision": precision, "graph": graph}
+    values = {"weights": weights, "graph": graph}
     config = validate_config(OnnxConfig, values, "tuneline export onnx")
     emit_artifact(export_onnx(config, resolve_folder(str(model)), out), as_json)
 
 
 def export_torchscript(model: ModelDir, out: OutDir, as_json: AsJson = False) -> None:
     """Write a model as TorchScript, for runtimes that take nothing else."""
-    from export.forms import resolve_folder
-    from export.graphs.to_torchscript import export_torchscript
+    from export import make_form, resolve_folder
 
-    emit_artifact(export_torchscript(resolve_folder(str(model)), out), as_json)
+    emit_artifact(make_form("torchscript", resolve_folder(str(model)), out), as_json)
 
 
 def export_torch_export(model: ModelDir, out: OutDir, as_json: AsJson = False) -> None:
     """Write a model as a torch.export program (.pt2), without a pickle."""
-    from export.forms import resolve_folder
-    from export.graphs.to_torch_export import export_torch_export
+    from export import make_form, resolve_folder
 
-    emit_artifact(export_torch_export(resolve_folder(str(model)), out), as_json)
+    emit_artifact(make_form("torch-export", resolve_folder(str(model)), out), as_json)
 
 
 def export_prune(
@@ -137,14 +137,13 @@ def export_prune(
     as_json: AsJson = False,
 ) -> None:
     """Set the smallest weights of a model to zero; prove says what it costs."""
+    from export import prune_model, resolve_folder
     from export.config import PruneConfig
-    from export.forms import resolve_folder
-    from export.prune import prune
     from tuneline.core.config import validate_config
 
     values = {"sparsity": sparsity, "pattern": pattern}
     config = validate_config(PruneConfig, values, "tuneline export prune")
-    emit_artifact(prune(config, resolve_folder(str(model)), out), as_json)
+    emit_artifact(prune_model(config, resolve_folder(str(model)), out), as_json)
 
 
 def prove(
@@ -208,9 +207,8 @@ def prove(
             )
             raise VerdictError(error.message, hint=hint) from None
         return
+    from export import form_name, prove_model, resolve_form
     from export.config import ParityConfig
-    from export.forms import form_name, resolve_form
-    from export.parity import prove_model
 
     options = {
         "--model": model,
@@ -236,21 +234,20 @@ def _prove_url(
     from tuneline.models.source import computed_dtype
 
     computed = dtype or "float32"
-    rounding, numbers, inputs = None, None, []
+    rounding, stated, inputs = None, None, []
     if weights is not None:
-        from export.forms import numbers_of_folder, resolve_weights
-        from export.parity import weight_tolerances
+        from export import resolve_weights, weight_tolerances, weights_of_folder
 
         source = resolve_weights(weights)
         computed = dtype or computed_dtype("auto", source)
         rounding = weight_tolerances(source, computed)
-        numbers = numbers_of_folder(source.path)
+        stated = weights_of_folder(source.path)
         inputs = [source.as_input("weights")]
     if computed not in COMPUTED_TOLERANCES:
         raise ConfigError(f"--dtype {computed}: expected {' or '.join(COMPUTED_TOLERANCES)}")
     return prove_served(
         ServedParityConfig(), golden, endpoint, _proof_dir(out, endpoint.model),
-        inputs=inputs, dtype=computed, weights=rounding, stated_weights=numbers,
+        inputs=inputs, dtype=computed, weights=rounding, stated_weights=stated,
     )  # fmt: skip
 
 
@@ -274,7 +271,7 @@ def card(
     as_json: AsJson = False,
 ) -> None:
     """Write the model card of a run's model, or of a model artifact, from the manifests."""
-    from export.publish.model_card import model_card
+    from export import write_model_card
     from tuneline.core.artifact import open_artifact
     from tuneline.core.errors import ArtifactError
     from tuneline.pipeline.run import current
@@ -283,7 +280,7 @@ def card(
         model = open_artifact(target)
     else:
         (model,) = current(open_run(target, overrides, runs_dir), "model")
-    text = model_card(model)
+    text = write_model_card(model)
     if out is None:
         emit({"card": text}, [text.rstrip()], as_json)
         return
@@ -301,26 +298,26 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Publish a model with its card: to the Hugging Face Hub, a folder or a tar file."""
-    from export.publish.model_card import model_card
-    from export.publish.push import push as push_model
+    from export import push_model, write_model_card
     from tuneline.core.artifact import MANIFEST, open_artifact
 
-    text = model_card(open_artifact(model)) if (model / MANIFEST).is_file() else None
+    text = write_model_card(open_artifact(model)) if (model / MANIFEST).is_file() else None
     where = push_model(model, to, text)
     emit({"path": where}, [f"published: {where}"], as_json)
 
 
-def _conversations(data: Path) -> tuple[list[list[dict[str, str]]], Input]:
-    """The conversations of a data file, or of a dataset artifact's training rows."""
+def calibration_data(path: Path) -> CalibrationData:
+    """Return the conversations of a data file, or of a dataset artifact's training rows."""
+    from export import CalibrationData
     from tuneline.core.artifact import open_artifact
 
-    if data.is_dir():
+    if path.is_dir():
         from training.data.prepare import TRAIN_FILE, dataset_rows
 
-        dataset = open_artifact(data, kind="dataset")
+        dataset = open_artifact(path, kind="dataset")
         rows = dataset_rows(dataset, TRAIN_FILE)
-        return [row.messages for row in rows], dataset.as_input("data")
+        return CalibrationData([row.messages for row in rows], dataset.as_input("data"))
     from training.data.prepare import file_input
     from training.data.rows import read_rows
 
-    return [row.messages for row in read_rows(data)], file_input("data", data)
+    return CalibrationData([row.messages for row in read_rows(path)], file_input("data", path))

@@ -86,9 +86,9 @@ def chat(
     if artifact is not None:
         given = {"RUN.yaml": target, "--temperature": temperature, "--set": overrides}
         refuse("with --artifact", {**given, **of_a_server})
-        from export.runtimes.onnx_folder import answers as answers_here
+        from export import open_chat
 
-        _talk(answers_here(artifact), {"artifact": str(artifact)}, system, message, as_json)
+        _talk(open_chat(artifact), {"artifact": str(artifact)}, system, message, as_json)
         return
     if url is not None:
         refuse("with --url", {"RUN.yaml": target, "--set": overrides})

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from export import FORMS, prepare_form
 from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import (
     Artifact,
@@ -44,7 +45,6 @@ from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource, resolve_model
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.stages import (
-    CALIBRATED,
     Line,
     Made,
     Stage,
@@ -313,10 +313,9 @@ def _selected(run: Run, until: Sequence[str]) -> list[Stage]:
 def _require_ready(run: Run, selected: Sequence[Stage], base: ModelSource) -> None:
     """What would stop a late stage stops the line before training, not after it."""
     pending = [e.stage.name for e in _planned(run, selected, base) if e.state != "current"]
-    if any(name.startswith(CALIBRATED) for name in pending):
-        from export.quantize.calibration_environment import calibration_python
-
-        calibration_python()
+    for name in pending:
+        if name in FORMS:
+            prepare_form(name)
     if {"parity-served", "evaluation-served", "load"} & set(pending):
         from serving.supervisor.process import require_server
 

@@ -5,46 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from export.config import CalibrationConfig, FormName, MergeConfig, ParityConfig, PruneConfig
+from export.config import ExportConfig
 from k8s.config import DeployConfig
 from loadtest.config import LoadTestConfig
 from serving.config import ServingConfig
 from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
 from tuneline.core.config import StrictModel, load_config
 from tuneline.models.source import EMBEDDED
-
-
-class ExportConfig(StrictModel):
-    """The forms that the trained model is exported to, each proven against it."""
-
-    merge: MergeConfig = MergeConfig()
-    parity: ParityConfig = ParityConfig()
-    forms: tuple[FormName, ...] = ()
-    """Made of the merged model beside the one that is served, and proven: `quantized-fp8`,
-    `quantized-int8`, `quantized-w4a16` (in groups of `merge.group_size`), the same calibrated by
-    llm-compressor: `gptq-int8`, `gptq-w4a16`, `awq-w4a16`, then `onnx-fp32`, `onnx-int8`,
-    `onnx-int4` (decoders), `onnx-logits`, `torchscript`, `torch-export`, `pruned`."""
-    calibration: CalibrationConfig = CalibrationConfig()
-    """For the forms of `gptq` and `awq`."""
-    prune: PruneConfig | None = None
-    """How, for the form `pruned`."""
-
-    @model_validator(mode="after")
-    def _forms_fit(self) -> Self:
-        if len(set(self.forms)) < len(self.forms):
-            raise ValueError("a form stands twice in forms")
-        if ("pruned" in self.forms) != (self.prune is not None):
-            raise ValueError("the form pruned and the section prune go together")
-        if self.forms and self.merge.quantize is not None:
-            raise ValueError(
-                "forms are made of the unquantized merge: leave out merge.quantize, and name "
-                f"quantized-{self.merge.quantize} among the forms"
-            )
-        return self
 
 
 class RunConfig(StrictModel):

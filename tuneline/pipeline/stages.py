@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.config import CalibratedConfig, FormName, OnnxConfig, QuantizeConfig
+from export import FORMS, CalibrationData, make_form
 from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.config import StrictModel
@@ -88,112 +88,59 @@ def _evaluation_tuned(line: Line, made: Made, out: Path) -> Artifact:
 
 
 def _model(line: Line, made: Made, out: Path) -> Artifact:
-    from export.merge.merge import merge
+    from export import merge_adapter
 
-    return merge(line.run.config.export.merge, line.base, made["adapter"], out)
+    return merge_adapter(line.run.config.export.merge, line.base, made["adapter"], out)
 
 
 def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
-    from export.parity import prove_model
+    from export import prove_model
 
     model = model_source(made["model"])
     return prove_model(line.run.config.export.parity, made["reference"], model, out, form="merged")
 
 
-CALIBRATED = ("gptq-", "awq-")
-
-
 def _form_stages(run: Run) -> list[Stage]:
-    """Each form that the run asks for, and its proof."""
+    """Return two stages for each form that the run asks for: make it, and prove it."""
     export = run.config.export
     found = []
-    for form in export.forms:
-        section: StrictModel = StrictModel()
-        if form == "pruned" and export.prune is not None:
-            section = export.prune
-        needs: tuple[str, ...] = ("model",)
-        if form.startswith("quantized-"):
-            section = _quantize_config(form, run)
-        if form.startswith(CALIBRATED):
-            section = _calibrated_config(form, run)
-            needs = ("dataset", "model")
+    for name in export.forms:
+        form = FORMS[name]
+        needs = ("dataset", "model") if form.needs_data else ("model",)
         found += [
-            Stage(form, f"Export {form}", section, needs, functools.partial(_form, form)),
             Stage(
-                f"parity-{form}", f"Prove {form}", export.parity, ("reference", form),
-                functools.partial(_parity_form, form),
+                name, f"Export {name}", form.options(export), needs,
+                functools.partial(_form, name),
+            ),
+            Stage(
+                f"parity-{name}", f"Prove {name}", export.parity, ("reference", name),
+                functools.partial(_parity_form, name),
             ),
         ]  # fmt: skip
     return found
 
 
-def _form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
-    model = model_source(made["model"])
-    if form == "pruned":
-        from export.prune import prune
-
-        section = line.run.config.export.prune
-        assert section is not None  # noqa: S101 (the configuration was checked)
-        return prune(section, model, out)
-    if form.startswith("quantized-"):
-        from export.quantize.quantize import quantize
-
-        return quantize(_quantize_config(form, line.run), model, out)
-    if form.startswith(CALIBRATED):
-        from export.quantize.calibrated import quantize_calibrated
+def _form(name: str, line: Line, made: Made, out: Path) -> Artifact:
+    form, data = FORMS[name], None
+    if form.needs_data:
         from training.data.prepare import TRAIN_FILE, dataset_rows
 
-        conversations = [row.messages for row in dataset_rows(made["dataset"], TRAIN_FILE)]
-        data = made["dataset"].as_input("data")
-        config = _calibrated_config(form, line.run)
-        return quantize_calibrated(config, model, conversations, data, out)
-    if form == "torchscript":
-        from export.graphs.to_torchscript import export_torchscript
-
-        return export_torchscript(model, out)
-    if form == "torch-export":
-        from export.graphs.to_torch_export import export_torch_export
-
-        return export_torch_export(model, out)
-    from export.graphs.to_onnx import export_onnx
-
-    graphs = {
-        "onnx-fp32": OnnxConfig(precision="fp32"),
-        "onnx-int8": OnnxConfig(precision="int8"),
-        "onnx-int4": OnnxConfig(precision="int4"),
-        "onnx-logits": OnnxConfig(graph="logits"),
-    }
-    return export_onnx(graphs[form], model, out)
+        dataset = made["dataset"]
+        rows = dataset_rows(dataset, TRAIN_FILE)
+        data = CalibrationData([row.messages for row in rows], dataset.as_input("data"))
+    options = form.options(line.run.config.export)
+    return make_form(name, model_source(made["model"]), out, options, data)
 
 
-def _quantize_config(form: FormName, run: Run) -> QuantizeConfig:
-    values = {
-        "scheme": form.removeprefix("quantized-"),
-        "group_size": run.config.export.merge.group_size,
-    }
-    return QuantizeConfig.model_validate(values)
-
-
-def _calibrated_config(form: FormName, run: Run) -> CalibratedConfig:
-    method, scheme = form.split("-")
-    values = {
-        "method": method,
-        "scheme": scheme,
-        "group_size": run.config.export.merge.group_size,
-        **run.config.export.calibration.model_dump(),
-    }
-    return CalibratedConfig.model_validate(values)
-
-
-def _parity_form(form: FormName, line: Line, made: Made, out: Path) -> Artifact:
-    from export.parity import prove_model
+def _parity_form(form: str, line: Line, made: Made, out: Path) -> Artifact:
+    from export import prove_model
 
     config = line.run.config.export.parity
     return prove_model(config, made["reference"], model_source(made[form]), out, form=form)
 
 
 def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
-    from export.parity import weight_tolerances
+    from export import weight_tolerances
     from serving.parity import prove_served
 
     serving = line.run.config.serving

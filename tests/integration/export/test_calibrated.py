@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from export import CalibrationData, quantize_model, write_model_card
 from export.config import CalibratedConfig, QuantizeConfig
-from export.publish.model_card import model_card
 from export.quantize import calibrated
 from export.quantize import calibration_environment as calibration_env
 from export.quantize.calibrated import quantize_calibrated
 from export.quantize.calibration_environment import install_calibration
-from export.quantize.quantize import quantize
 from export.runtimes.transformers_folder import load_model, load_tokenizer
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
@@ -48,9 +47,11 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def run(base: Path, method: str, scheme: str, out: Path) -> Artifact:
-    values = {"method": method, "scheme": scheme, "group_size": 32, "num_samples": 24}
+    values = {"method": method, "scheme": scheme, "group_size": 32, "num_calibration_samples": 24}
     config = CalibratedConfig.model_validate(values)
-    return quantize_calibrated(config, resolve_model(str(base)), CONVERSATIONS, DATA, out)
+    return quantize_calibrated(
+        config, resolve_model(str(base)), out, CalibrationData(CONVERSATIONS, DATA)
+    )
 
 
 def logits(folder: Path, base: Path) -> torch.Tensor:
@@ -86,7 +87,7 @@ def test_it_stores_what_the_scheme_stores_and_answers_nearer(
     base = make_base(tmp_path / "base", family, dtype)
     made = run(base, method, scheme, tmp_path / "made")
     verify_artifact(made)
-    rounded = quantize(
+    rounded = quantize_model(
         QuantizeConfig.model_validate({"scheme": scheme, "group_size": 32}),
         resolve_model(str(base)),
         tmp_path / "rounded",
@@ -117,7 +118,7 @@ def test_it_stores_what_the_scheme_stores_and_answers_nearer(
     assert made.manifest.config["method"] == method
     # What computed the codes is not what this process has.
     assert made.manifest.metrics["quantized_with"]["compressed-tensors"] == "0.19.0"
-    assert "llmcompressor 0.14." in model_card(made)
+    assert "llmcompressor 0.14." in write_model_card(made)
 
 
 def test_a_mixtral_is_refused_before_the_environment_is_asked_for(
@@ -203,4 +204,6 @@ def test_no_conversations(calibration: Path, tmp_path: Path) -> None:
     base = families.make_base(tmp_path / "base")
     config = CalibratedConfig.model_validate({"method": "gptq", "scheme": "int8"})
     with pytest.raises(DataError, match="no conversation"):
-        quantize_calibrated(config, resolve_model(str(base)), [], DATA, tmp_path / "out")
+        quantize_calibrated(
+            config, resolve_model(str(base)), tmp_path / "out", CalibrationData([], DATA)
+        )

@@ -22,13 +22,11 @@ import pytest
 import torch
 import transformers
 
+from export import make_form, open_chat, open_form, resolve_folder, resolve_form
 from export.config import OnnxConfig
-from export.forms import open_form, resolve_folder, resolve_form
 from export.graphs import to_onnx
 from export.graphs.to_onnx import export_onnx
-from export.graphs.to_torch_export import export_torch_export, refuse_pickles
-from export.graphs.to_torchscript import export_torchscript
-from export.runtimes.onnx_folder import answers
+from export.graphs.to_torch_export import refuse_pickles
 from tests.integration.export import families
 from tests.integration.export.exported import (
     SMALL_FILES,
@@ -85,12 +83,7 @@ def exported(
 
 
 def export(form: str, base: Path, out: Path) -> Artifact:
-    model = resolve_folder(str(base))
-    if form == "torchscript":
-        return export_torchscript(model, out)
-    if form == "torch-export":
-        return export_torch_export(model, out)
-    return export_onnx(OnnxConfig(graph="logits"), model, out)
+    return make_form(form, resolve_folder(str(base)), out)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +200,9 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         refuse_pickles(tmp_path / "model.pt2")
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["float16", "int8", "int4"])
 def test_a_logits_graph_that_rounding_broke_is_refused(
-    precision: Any,
+    weights: Any,
     bases: dict[str, Path],
     exported: Callable[[str, str], Artifact],
     tmp_path: Path,
@@ -217,14 +210,14 @@ def test_a_logits_graph_that_rounding_broke_is_refused(
 ) -> None:
     other = exported("onnx-logits", "llama-tied").path  # another output layer
 
-    def broken(path: Path, precision: str) -> None:
+    def broken(path: Path, weights: str) -> None:
         for file in other.glob("model.onnx*"):
             shutil.copyfile(file, path.parent / file.name)
 
     monkeypatch.setattr(to_onnx, "reduce_weights", broken)
     with pytest.raises(ArtifactError, match=r"'llama' cannot be exported to ONNX: .* something el"):
         export_onnx(
-            OnnxConfig(precision=precision, graph="logits"),
+            OnnxConfig(weights=weights, graph="logits"),
             resolve_folder(str(bases["llama"])),
             tmp_path / "out",
         )
@@ -249,9 +242,9 @@ def test_a_traced_graph_is_right_at_its_longest(tmp_path: Path) -> None:
     assert float(difference.abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["float16", "int8", "int4"])
 def test_a_logits_graph_in_fewer_bits_is_smaller_and_near(
-    precision: Any,
+    weights: Any,
     bases: dict[str, Path],
     exported: Callable[[str, str], Artifact],
     tmp_path: Path,
@@ -259,13 +252,13 @@ def test_a_logits_graph_in_fewer_bits_is_smaller_and_near(
     base, artifact = bases["mistral"], exported("onnx-logits", "mistral")
     for file in artifact.path.glob("model.onnx*"):
         shutil.copyfile(file, tmp_path / file.name)
-    to_onnx.reduce_weights(tmp_path / "model.onnx", precision)
+    to_onnx.reduce_weights(tmp_path / "model.onnx", weights)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     ids = random_ids(3, 9)
     (found,) = session.run(None, {"input_ids": ids.numpy()})
     assert found.dtype == np.float32
     difference = np.abs(found - transformers_logits(base, ids).numpy()).mean()
-    assert 1e-6 < difference < {"fp16": 0.01, "int8": 0.05, "int4": 0.5}[precision]
+    assert 1e-6 < difference < {"float16": 0.01, "int8": 0.05, "int4": 0.5}[weights]
     reduced = sum(file.stat().st_size for file in tmp_path.glob("model.onnx*"))
     assert reduced < 0.7 * artifact.manifest.metrics["size_bytes"]
 
@@ -273,7 +266,7 @@ def test_a_logits_graph_in_fewer_bits_is_smaller_and_near(
 def test_a_graph_without_matrix_products_is_not_quantized(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = OnnxConfig(precision="int8", graph="logits")
+    config = OnnxConfig(weights="int8", graph="logits")
     with pytest.raises(ArtifactError, match="'gpt2' cannot be exported to ONNX: it has no matrix"):
         export_onnx(config, resolve_folder(str(bases["gpt2"])), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -290,7 +283,7 @@ def test_a_model_without_a_stop_token_is_refused(tmp_path: Path) -> None:
 def test_a_logits_graph_cannot_chat(exported: Callable[[str, str], Artifact]) -> None:
     artifact = exported("onnx-logits", "mistral")
     with pytest.raises(ConfigError, match="--graph decoder"):
-        answers(artifact.path)
+        open_chat(artifact.path)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

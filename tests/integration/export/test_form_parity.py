@@ -15,15 +15,11 @@ import transformers
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
+from export import form_name, make_form, prune_model, quantize_model, resolve_form
 from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
-from export.forms import form_name, resolve_form
 from export.graphs.to_onnx import export_onnx
-from export.graphs.to_torch_export import export_torch_export
-from export.graphs.to_torchscript import export_torchscript
 from export.merge.merge import merge
 from export.parity import DEFAULT_TOLERANCES, prove_model, weight_tolerances
-from export.prune import prune
-from export.quantize.quantize import quantize
 from tests.integration.export.test_export_parity import Line, make_line
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, TamperedError
@@ -62,7 +58,7 @@ def remade(artifact: Artifact, out: Path, edit: Callable[[Path], None]) -> Path:
 
 def test_the_decoder_passes(line: Line, decoder: Artifact, tmp_path: Path) -> None:
     parity = prove(line, decoder.path, tmp_path / "parity")
-    assert parity.form == "onnx-fp32"
+    assert parity.form == "onnx-float32"
     assert parity.verdict == "PASS", parity.problems
     assert parity.num_equal_answers == parity.num_prompts > 3
     assert parity.num_agreeing_tokens == parity.num_tokens > 20
@@ -75,12 +71,7 @@ def test_the_decoder_passes(line: Line, decoder: Artifact, tmp_path: Path) -> No
 @pytest.mark.parametrize("form", ["torchscript", "torch-export", "onnx-logits"])
 def test_a_graph_without_a_cache_passes(form: str, line: Line, tmp_path: Path) -> None:
     model, out = resolve_form(str(line.merged)), tmp_path / "form"
-    if form == "torchscript":
-        export_torchscript(model, out)
-    elif form == "torch-export":
-        export_torch_export(model, out)
-    else:
-        export_onnx(OnnxConfig(graph="logits"), model, out)
+    make_form(form, model, out)
     parity = prove(line, out, tmp_path / "parity")
     assert (parity.form, parity.verdict) == (form, "PASS"), parity.problems
     assert parity.num_agreeing_tokens == parity.num_tokens > 20
@@ -123,7 +114,7 @@ def test_a_broken_model_is_caught_in_each_form(
 ) -> None:
     candidate = broken(tmp_path, line)
     if form == "torchscript":
-        candidate = export_torchscript(resolve_form(str(candidate)), tmp_path / "form").path
+        candidate = make_form("torchscript", resolve_form(str(candidate)), tmp_path / "form").path
     parity = prove(line, candidate, tmp_path / "parity")
     assert parity.verdict == "FAIL"
     assert parity.num_prompts_with_equal_ids == parity.num_prompts
@@ -217,7 +208,7 @@ def test_a_model_whose_weights_are_not_its_manifests_is_not_proven(
 
 
 def test_a_pruned_model_is_reported_as_what_it_is(line: Line, tmp_path: Path) -> None:
-    prune(PruneConfig(sparsity=0.5), resolve_form(str(line.merged)), tmp_path / "pruned")
+    prune_model(PruneConfig(sparsity=0.5), resolve_form(str(line.merged)), tmp_path / "pruned")
     parity = prove(line, tmp_path / "pruned", tmp_path / "parity")
     assert parity.form == "pruned"
     assert parity.verdict == "FAIL"
@@ -308,12 +299,12 @@ def test_what_the_rounding_of_served_weights_may_cost(
         ).path  # fmt: skip
     elif dtype != "float32":
         config = QuantizeConfig(scheme="int8" if dtype == "int8" else "w4a16", group_size=32)
-        model = quantize(config, resolve_model(str(line.merged)), tmp_path / "model").path
+        model = quantize_model(config, resolve_model(str(line.merged)), tmp_path / "model").path
     found = weight_tolerances(resolve_form(str(model)), computed)
     assert found == (None if expected is None else DEFAULT_TOLERANCES[expected])
 
 
 def test_every_form_has_tolerances() -> None:
     assert DEFAULT_TOLERANCES.keys() >= {
-        "float32", "float16", "bfloat16", "int8", "int4", "float8", "pruned",
+        "float32", "float16", "bfloat16", "int8", "int4", "fp8", "pruned",
     }  # fmt: skip

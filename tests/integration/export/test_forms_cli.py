@@ -92,7 +92,7 @@ def test_the_weights_of_a_server_are_a_whole_folder(line: Line, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("export", "onnx", "--precision", "int3"), 2, "precision"),
+        (("export", "onnx", "--weights", "int3"), 2, "weights"),
         (("export", "prune"), 2, "sparsity or pattern"),
         (("export", "quantize", "--scheme", "int8", "--method", "awq", "--data", "x"), 2, "w4a16"),
         (("export", "quantize", "--scheme", "int8", "--method", "gptq"), 2, "--data is required"),

@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers
 
+from export import quantize_model
 from export.config import QuantizeConfig
-from export.quantize.quantize import quantize
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import run_merge, tensors
 from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
@@ -139,7 +139,7 @@ def test_a_resized_head_of_another_name(tmp_path: Path) -> None:
 def test_a_head_of_another_name_is_not_quantized(tmp_path: Path) -> None:
     base = neox(tmp_path / "base", tie_word_embeddings=False)
     source = resolve_model(str(base))
-    quantized = quantize(QuantizeConfig(scheme="int8"), source, tmp_path / "out")
+    quantized = quantize_model(QuantizeConfig(scheme="int8"), source, tmp_path / "out")
     exact = families.merged_logits(base)
     assert (families.merged_logits(quantized.path) - exact).abs().max() < exact.std() / 4
     assert torch.equal(tensors(quantized.path)["embed_out.weight"],

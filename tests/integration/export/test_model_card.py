@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.publish.model_card import connected, model_card
+from export.publish.model_card import connected, write_model_card
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import Tolerances, compare, write_parity
@@ -53,7 +53,7 @@ def test_manifests_are_found_by_digest(run: dict[str, Artifact]) -> None:
 
 
 def test_the_card_gives_the_manifests_figures(run: dict[str, Artifact]) -> None:
-    card = model_card(run["model"])
+    card = write_model_card(run["model"])
     assert card.startswith("---\nlibrary_name: transformers\n")
     for expected in (
         run["model"].digest, run["adapter"].digest, run["dataset"].digest, "1,794", "0.138",
@@ -65,4 +65,4 @@ def test_the_card_gives_the_manifests_figures(run: dict[str, Artifact]) -> None:
 
 def test_only_models_have_a_card(run: dict[str, Artifact]) -> None:
     with pytest.raises(ArtifactError, match="kind 'dataset'"):
-        model_card(run["dataset"])
+        write_model_card(run["dataset"])

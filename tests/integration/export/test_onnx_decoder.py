@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export import open_form, resolve_folder, resolve_form
 from export.config import OnnxConfig
-from export.forms import open_form, resolve_folder, resolve_form
 from export.graphs import to_onnx
 from export.graphs.to_onnx import export_onnx
 from export.runtimes.onnx_folder import answers, generated, load_genai
@@ -61,8 +61,9 @@ def builder_here() -> Iterator[None]:
     """The builder in this process: what it is, without starting it anew for each family."""
     from onnxruntime_genai.models import builder
 
-    def run(model: ModelSource, folder: Path, precision: str) -> None:
-        arguments = (None, str(model.path), str(folder), precision, "cpu", str(folder.parent))
+    def run(model: ModelSource, folder: Path, weights: str) -> None:
+        names = {"float32": "fp32", "int8": "int8", "int4": "int4"}
+        arguments = (None, str(model.path), str(folder), names[weights], "cpu", str(folder.parent))
         options = builder.parse_extra_options(*arguments, ["hf_token=false"])
         builder.create_model(*arguments, **options)
 
@@ -129,58 +130,58 @@ def check_decoder_artifact(artifact: Artifact, base: Path) -> None:
     assert float((continued - wanted[-3:]).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.usefixtures("builder_here")
 def test_a_decoder_in_fewer_bits_is_near(
-    precision: Any, bases: dict[str, Path], tmp_path: Path
+    weights: Any, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     base = bases["llama"]
-    config = OnnxConfig(precision=precision)
+    config = OnnxConfig(weights=weights)
     artifact = export_onnx(config, resolve_folder(str(base)), tmp_path / "out")
     ids = random_ids(1, 12)
     wanted = torch.log_softmax(transformers_logits(base, ids)[0], dim=-1)
     score = open_form(resolve_form(str(artifact.path))).score
     found = torch.log_softmax(score(ids[0].tolist(), 12), dim=-1)
     mean = float((found - wanted).abs().mean())
-    assert 1e-4 < mean < {"int8": 0.05, "int4": 0.5}[precision]
+    assert 1e-4 < mean < {"int8": 0.05, "int4": 0.5}[weights]
     weights = artifact.manifest.metrics["size_bytes"]
     assert weights < sum(f.stat().st_size for f in base.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
 @pytest.mark.usefixtures("builder_here")
 def test_a_decoder_that_computes_something_else_is_refused(
-    precision: Any, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Any, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A builder that takes a layer for another: the graph runs, and agrees with its own cache."""
     mistaken = Path(shutil.copytree(bases["llama"], tmp_path / "mistaken"))
     values = {**load_file(mistaken / "model.safetensors")}
-    if precision == "fp32":  # the slightest: one head's queries
+    if weights == "float32":  # the slightest: one head's queries
         values["model.layers.0.self_attn.q_proj.weight"][:16] = 0
     else:
         values["lm_head.weight"] = values["model.embed_tokens.weight"].clone()
     save_file(values, mistaken / "model.safetensors", metadata={"format": "pt"})
     right = to_onnx.run_builder
 
-    def run(model: ModelSource, folder: Path, precision: str) -> None:
-        right(resolve_folder(str(mistaken)), folder, precision)
+    def run(model: ModelSource, folder: Path, weights: str) -> None:
+        right(resolve_folder(str(mistaken)), folder, weights)
 
     monkeypatch.setattr(to_onnx, "run_builder", run)
     with pytest.raises(ArtifactError, match=r"'llama' cannot be .* computes something else at len"):
         export_onnx(
-            OnnxConfig(precision=precision), resolve_folder(str(bases["llama"])), tmp_path / "out"
+            OnnxConfig(weights=weights), resolve_folder(str(bases["llama"])), tmp_path / "out"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["mistaken"]
 
 
 @pytest.mark.parametrize("rope_type", ["linear", "yarn", "dynamic"])
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("weights", ["float32", "int4"])
 def test_rotary_positions_that_the_decoder_lacks_are_refused_by_name(
-    rope_type: str, precision: Any, tmp_path: Path
+    rope_type: str, weights: Any, tmp_path: Path
 ) -> None:
     model = resolve_folder(str(with_rope(tmp_path / "base", rope_type)))
     with pytest.raises(ArtifactError, match=f"rotary positions of the type '{rope_type}'"):
-        export_onnx(OnnxConfig(precision=precision), model, tmp_path / "out")
+        export_onnx(OnnxConfig(weights=weights), model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -200,8 +201,8 @@ def test_a_truncated_model_is_no_fault_of_the_family(tmp_path: Path) -> None:
 
 
 def test_a_decoder_in_fp16_is_refused_on_a_cpu(bases: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no fp16 decoder for a CPU"):
+    with pytest.raises(ConfigError, match="no float16 decoder for a CPU"):
         export_onnx(
-            OnnxConfig(precision="fp16"), resolve_folder(str(bases["llama"])), tmp_path / "o"
+            OnnxConfig(weights="float16"), resolve_folder(str(bases["llama"])), tmp_path / "o"
         )
     assert list(tmp_path.iterdir()) == []

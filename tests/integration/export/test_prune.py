@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from export.config import PruneConfig
-from export.prune import is_pruned, prune
+from export.prune import is_pruned, prune_model
 from export.weights.tensor_file import TensorEntry
 from tests.integration.export.exported import make_model
 from tests.integration.export.test_merge_refusals import edit_tensors
@@ -54,7 +54,7 @@ def expected_two_of_four(weights: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("config", [HALF, TWO_OF_FOUR], ids=["half", "two-of-four"])
 def test_the_smallest_weights_become_zero(family: str, config: PruneConfig, tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", family, dtype=torch.bfloat16)
-    artifact = prune(config, resolve_model(str(base)), tmp_path / "out")
+    artifact = prune_model(config, resolve_model(str(base)), tmp_path / "out")
     before, after = tensors(base), tensors(artifact.path)
     assert before.keys() == after.keys()
     num_pruned = 0
@@ -100,7 +100,7 @@ def test_what_is_no_linear_layer_stays_whatever_it_is_called() -> None:
 
 def test_the_result_is_a_model_that_transformers_loads(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "qwen2")
-    artifact = prune(HALF, resolve_model(str(base)), tmp_path / "out")
+    artifact = prune_model(HALF, resolve_model(str(base)), tmp_path / "out")
     files = {entry.path for entry in artifact.manifest.files}
     assert files == {file.name for file in base.iterdir()}
     network, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -113,7 +113,7 @@ def test_the_result_is_a_model_that_transformers_loads(tmp_path: Path) -> None:
 
 def test_shards_and_header_stay(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama", max_shard_size="100KB")
-    artifact = prune(HALF, resolve_model(str(base)), tmp_path / "out")
+    artifact = prune_model(HALF, resolve_model(str(base)), tmp_path / "out")
     shards = sorted(file.name for file in base.glob("*.safetensors"))
     assert len(shards) > 1
     for name in shards:
@@ -128,18 +128,18 @@ def test_equal_magnitudes_are_zeroed_in_their_order(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     values[name] = torch.ones_like(values[name])
     save_file(values, base / "model.safetensors", metadata={"format": "pt"})
-    half = prune(HALF, resolve_model(str(base)), tmp_path / "half")
+    half = prune_model(HALF, resolve_model(str(base)), tmp_path / "half")
     flat = tensors(half.path)[name].reshape(-1)
     middle = len(flat) // 2
     assert not flat[:middle].any() and bool((flat[middle:] == 1).all())
-    pattern = prune(TWO_OF_FOUR, resolve_model(str(base)), tmp_path / "pattern")
+    pattern = prune_model(TWO_OF_FOUR, resolve_model(str(base)), tmp_path / "pattern")
     assert tensors(pattern.path)[name].reshape(-1)[:8].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
 def test_inputs_that_do_not_divide_into_fours(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama-odd")
     with pytest.raises(ArtifactError, match="98 inputs, which do not divide into fours"):
-        prune(TWO_OF_FOUR, resolve_model(str(base)), tmp_path / "out")
+        prune_model(TWO_OF_FOUR, resolve_model(str(base)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -154,7 +154,7 @@ def test_values_that_are_not_finite_are_refused(
     base = make_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
     edit_tensors(base / "model.safetensors", lambda t: t[name].view(-1)[5:6].fill_(value))
     with pytest.raises(ArtifactError, match=f"{name}: holds NaN or infinity"):
-        prune(config, resolve_model(str(base)), tmp_path / "out")
+        prune_model(config, resolve_model(str(base)), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -164,7 +164,7 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     config["quantization_config"] = {"quant_method": "compressed-tensors"}
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="quantized"):
-        prune(HALF, resolve_model(str(base)), tmp_path / "out")
+        prune_model(HALF, resolve_model(str(base)), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.publish.push import push
+from export import push_model
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, verify_artifact
 from tuneline.core.errors import (
@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> Artifact:
 
 
 def test_a_folder_is_an_artifact_again(model: Artifact, tmp_path: Path) -> None:
-    where = push(model.path, str(tmp_path / "copy"), "# Card\n")
+    where = push_model(model.path, str(tmp_path / "copy"), "# Card\n")
     assert where == str(tmp_path / "copy")
     names = sorted(file.name for file in (tmp_path / "copy").iterdir())
     assert names == ["README.md", "config.json", "manifest.json", "model.safetensors",
@@ -53,9 +53,9 @@ def test_a_folder_is_an_artifact_again(model: Artifact, tmp_path: Path) -> None:
 
 
 def test_a_tar_is_the_same_bytes_each_time(model: Artifact, tmp_path: Path) -> None:
-    push(model.path, str(tmp_path / "one.tar"), "# Card\n")
+    push_model(model.path, str(tmp_path / "one.tar"), "# Card\n")
     (model.path / "config.json").touch()  # a new time of modification
-    push(model.path, str(tmp_path / "two.tar"), "# Card\n")
+    push_model(model.path, str(tmp_path / "two.tar"), "# Card\n")
     one, two = ((tmp_path / name).read_bytes() for name in ("one.tar", "two.tar"))
     assert hashlib.sha256(one).digest() == hashlib.sha256(two).digest()
     with tarfile.open(tmp_path / "one.tar") as archive:
@@ -73,14 +73,14 @@ def test_nothing_is_published_over_what_is_there(
 ) -> None:
     (tmp_path / target).write_text("mine")
     with pytest.raises(ArtifactError, match="exists already"):
-        push(model.path, str(tmp_path / target), None)
+        push_model(model.path, str(tmp_path / target), None)
     assert (tmp_path / target).read_text() == "mine"
 
 
 def test_a_model_that_was_altered_is_not_published(model: Artifact, tmp_path: Path) -> None:
     (model.path / "config.json").write_text('{"vocab_size": 4}')
     with pytest.raises(TamperedError, match=r"config\.json"):
-        push(model.path, str(tmp_path / "out.tar"), None)
+        push_model(model.path, str(tmp_path / "out.tar"), None)
     assert not (tmp_path / "out.tar").exists()
 
 
@@ -90,11 +90,11 @@ def test_a_plain_folder_goes_without_pickles_and_code(tmp_path: Path) -> None:
     for name in ("config.json", "pytorch_model.bin", "modeling.py", "x.pt"):
         (folder / name).write_text("{}")
     save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
-    push(folder, str(tmp_path / "out"), None)
+    push_model(folder, str(tmp_path / "out"), None)
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == ["config.json", "model.safetensors"]
     with pytest.raises(ArtifactError, match="expected a model folder"):
-        push(tmp_path, str(tmp_path / "other"), None)
+        push_model(tmp_path, str(tmp_path / "other"), None)
 
 
 @pytest.mark.parametrize("to", ["nope:", "s3://bucket/model", "hub:acme/model"])
@@ -104,16 +104,16 @@ def test_a_place_that_is_none_is_refused(
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="expected hf:ORG/NAME, a folder or a file"):
-        push(model.path, to, None)
+        push_model(model.path, to, None)
     assert set(tmp_path.iterdir()) == before
 
 
 def test_the_hub_needs_a_name_and_a_token(model: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="expected hf:ORG/NAME"):
-        push(model.path, "hf:name", None)
+        push_model(model.path, "hf:name", None)
     with pytest.raises(MissingError, match="HF_TOKEN is not set"):
-        push(model.path, "hf:org/name", None)
+        push_model(model.path, "hf:org/name", None)
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -183,7 +183,7 @@ def test_an_upload_holds_exactly_the_files(
     model: Artifact, hub: type[_Hub], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    push(model.path, "hf:org/name", "# Card\n")
+    push_model(model.path, "hf:org/name", "# Card\n")
     created = next(json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create")
     assert (created["name"], created["organization"]) == ("name", "org")
     assert created["visibility"] == "private"
@@ -203,7 +203,7 @@ def test_an_upload_holds_exactly_the_files(
 def test_a_hub_that_refuses(model: Artifact, hub: type[_Hub]) -> None:
     hub.status = 403
     with pytest.raises(ServerError, match="took no upload") as raised:
-        push(model.path, "hf:org/name", None)
+        push_model(model.path, "hf:org/name", None)
     assert TOKEN not in str(raised.value)
 
 
@@ -211,7 +211,7 @@ def test_a_hub_that_refuses(model: Artifact, hub: type[_Hub]) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "a-shard-lost", "no-json"])
 def test_a_plain_folder_that_was_cut_short_is_refused(damage: str, to: str, tmp_path: Path) -> None:
     base = families.make_base(tmp_path / "base", "llama", max_shard_size="60KB")
-    push(base, str(tmp_path / "whole"), None)
+    push_model(base, str(tmp_path / "whole"), None)
     shard = sorted(base.glob("*.safetensors"))[1]
     if damage == "truncated":
         shard.write_bytes(shard.read_bytes()[:-50])
@@ -221,5 +221,5 @@ def test_a_plain_folder_that_was_cut_short_is_refused(damage: str, to: str, tmp_
         (base / "config.json").write_text("{oops")
     name = "config.json" if damage == "no-json" else shard.name
     with pytest.raises(ArtifactError, match=name):
-        push(base, str(tmp_path / to), None)
+        push_model(base, str(tmp_path / to), None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "whole"]

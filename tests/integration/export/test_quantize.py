@@ -17,9 +17,9 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.quantization.utils.helpers import calculate_qparams
 
+from export import quantize_model
 from export.config import MergeConfig, QuantizeConfig
 from export.merge.merge import merge
-from export.quantize.quantize import quantize
 from export.quantize.schemes import FORMATS, Scheme, quantization_config, quantize_rows
 from export.runtimes.transformers_folder import load_model
 from tests.integration.export import families
@@ -39,7 +39,7 @@ PRESETS = {"fp8": "FP8_DYNAMIC", "int8": "W8A8", "w4a16": "W4A16"}
 
 def run_quantize(model: Path, name: str, out: Path, group_size: int = 32) -> Artifact:
     config = QuantizeConfig.model_validate({"scheme": name, "group_size": group_size})
-    return quantize(config, resolve_model(str(model)), out)
+    return quantize_model(config, resolve_model(str(model)), out)
 
 
 def library_scheme(name: str) -> QuantizationScheme:

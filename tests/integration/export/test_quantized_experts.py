@@ -22,8 +22,8 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization.utils.helpers import calculate_qparams
 from safetensors.torch import save_file
 
+from export import form_name, resolve_form
 from export.config import MergeConfig, ParityConfig
-from export.forms import form_name, resolve_form
 from export.merge.merge import merge
 from export.parity import prove_model
 from export.quantize.schemes import FORMATS

@@ -10,14 +10,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from export import make_form, prune_model, quantize_model
 from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
 from export.graphs.to_onnx import export_onnx
-from export.graphs.to_torch_export import export_torch_export
-from export.graphs.to_torchscript import export_torchscript
 from export.merge.merge import merge
 from export.parity import prove_model
-from export.prune import prune
-from export.quantize.quantize import quantize
 from export.runtimes.transformers_folder import load_model
 from export.weights.families import is_in_text_half
 from tests.integration.export import families
@@ -66,8 +63,8 @@ def test_graphs_are_of_text_models_alone(tmp_path: Path) -> None:
     graphs: list[Callable[[Path], Artifact]] = [
         lambda out: export_onnx(OnnxConfig(), model, out),
         lambda out: export_onnx(OnnxConfig(graph="logits"), model, out),
-        lambda out: export_torchscript(model, out),
-        lambda out: export_torch_export(model, out),
+        lambda out: make_form("torchscript", model, out),
+        lambda out: make_form("torch-export", model, out),
     ]
     for export in graphs:
         with pytest.raises(ArtifactError, match=r"of text and pictures \(gemma3\)"):
@@ -79,7 +76,7 @@ def test_pruning_leaves_the_half_that_no_proof_of_text_sees(tmp_path: Path) -> N
     base = families.save_random(
         tmp_path / "base", families.NAMED_OTHERWISE["gemma3"](), torch.float32
     )
-    pruned = prune(PruneConfig(sparsity=0.5), resolve_model(str(base)), tmp_path / "out")
+    pruned = prune_model(PruneConfig(sparsity=0.5), resolve_model(str(base)), tmp_path / "out")
     before, after = (load_file(path / "model.safetensors") for path in (base, pruned.path))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert len(changed) == 14
@@ -99,7 +96,7 @@ def test_quantizing_leaves_that_half_too(family: str, scheme: str, tmp_path: Pat
         tmp_path / "base", families.NAMED_OTHERWISE[family](), torch.float32
     )
     config = QuantizeConfig.model_validate({"scheme": scheme, "group_size": 32})
-    quantized = quantize(config, resolve_model(str(base)), tmp_path / "out")
+    quantized = quantize_model(config, resolve_model(str(base)), tmp_path / "out")
     before, after = (load_file(path / "model.safetensors") for path in (base, quantized.path))
     scaled = {name.removesuffix("_scale") for name in after if name.endswith("weight_scale")}
     layers = [name for name in before if is_in_text_half({"text_config": {}}, name)]
@@ -129,7 +126,9 @@ def test_a_linear_layer_beside_the_text_layers_is_said_to_stay(tmp_path: Path) -
         audio_config=None,
     )  # fmt: skip
     base = families.save_random(tmp_path / "base", config, torch.float32)
-    quantized = quantize(QuantizeConfig(scheme="int8"), resolve_model(str(base)), tmp_path / "out")
+    quantized = quantize_model(
+        QuantizeConfig(scheme="int8"), resolve_model(str(base)), tmp_path / "out"
+    )
     assert "model.language_model.per_layer_model_projection.weight" in load_file(
         quantized.path / "model.safetensors"
     )

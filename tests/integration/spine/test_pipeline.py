@@ -130,7 +130,8 @@ def test_forms_are_exported_and_each_is_proven(run: Path) -> None:
 
 def test_a_calibrated_form_sees_the_training_rows(run: Path, calibration: Path) -> None:
     forms = (
-        "--set", "export.forms=[gptq-int8]", "--set", "export.calibration.num_samples=8",
+        "--set", "export.forms=[gptq-int8]",
+        "--set", "export.calibration.num_calibration_samples=8",
         "--set", "export.parity.forms={gptq-int8: {min_greedy_agreement: 0.5}}",
     )  # fmt: skip
     done = tuneline(run, "export", *forms)
@@ -166,8 +167,8 @@ def test_a_form_that_is_not_the_trained_model_exits_with_6(run: Path) -> None:
     ("setting", "problem"),
     [
         ("export.forms=[onnx-int3]", "export.forms"),
-        ("export.forms=[torchscript, torchscript]", "stands twice"),
-        ("export.forms=[pruned]", "go together"),
+        ("export.forms=[torchscript, torchscript]", "lists a form twice"),
+        ("export.forms=[pruned]", "needs the section export.prune"),
     ],
 )
 def test_forms_that_cannot_be_made_are_refused(run: Path, setting: str, problem: str) -> None:

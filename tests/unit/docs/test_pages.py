@@ -32,6 +32,19 @@ def test_the_configuration_page_is_the_code_s() -> None:
     assert printed.stdout == written, "run: python scripts/config_reference.py"
 
 
+def test_the_table_of_forms_is_the_code_s() -> None:
+    code = "import config_reference as c; print(c.form_table(), end='')"
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout.count("\n") > 10
+    assert printed.stdout in (ROOT / "docs" / "export.md").read_text()
+
+
 def test_every_relative_link_leads_somewhere() -> None:
     links = 0
     for page in PAGES:

@@ -38,5 +38,5 @@ def test_a_misspelt_tolerance_is_suggested() -> None:
 
 def test_every_number_format_has_its_tolerances() -> None:
     stored = {"float32", "bfloat16", "float16"}
-    reduced = {"int8", "float8", "int4", "pruned"}
+    reduced = {"int8", "fp8", "int4", "pruned"}
     assert DEFAULT_TOLERANCES.keys() == stored | reduced
