@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from tuneline.core.config import StrictModel
-from tuneline.core.parity import Tolerances
+from tuneline.core.tolerances import Tolerances
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SchemeName = Literal["fp8", "int8", "w4a16"]

@@ -17,8 +17,8 @@ from export.runtimes.scores import OpenedForm, Score
 from export.runtimes.transformers_folder import render_prompt, sampling_defaults
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.parity import Tolerances, compare, write_parity
-from tuneline.core.parity_report import said_defaults
+from tuneline.core.parity import compare
+from tuneline.core.parity_report import said_defaults, write_parity
 from tuneline.core.progress import logger, progress
 from tuneline.core.reference import (
     Continuation,
@@ -26,61 +26,8 @@ from tuneline.core.reference import (
     read_reference,
     reference_noise,
 )
+from tuneline.core.tolerances import Tolerances, tolerances_of_weights
 from tuneline.models.source import ModelSource
-
-DEFAULT_TOLERANCES = {
-    "float32": Tolerances(
-        min_greedy_agreement=1.0,
-        min_token_agreement=1.0,
-        max_logprob_difference=1e-3,
-        mean_logprob_difference=1e-4,
-    ),
-    "float16": Tolerances(
-        min_greedy_agreement=0.99,
-        min_token_agreement=0.98,
-        max_logprob_difference=0.01,
-        mean_logprob_difference=0.001,
-    ),
-    "bfloat16": Tolerances(
-        min_greedy_agreement=0.95,
-        min_token_agreement=0.9,
-        max_logprob_difference=0.05,
-        mean_logprob_difference=0.005,
-    ),
-    "int8": Tolerances(
-        min_greedy_agreement=0.95,
-        min_token_agreement=0.9,
-        max_logprob_difference=0.15,
-        mean_logprob_difference=0.005,
-        mean_kl=2e-4,
-        max_accuracy_drop=0.05,
-    ),
-    "fp8": Tolerances(
-        min_greedy_agreement=0.95,
-        min_token_agreement=0.9,
-        max_logprob_difference=0.45,
-        mean_logprob_difference=0.005,
-        mean_kl=2.5e-4,
-        max_accuracy_drop=0.05,
-    ),
-    "int4": Tolerances(
-        min_greedy_agreement=0.85,
-        min_token_agreement=0.7,
-        max_logprob_difference=1.5,
-        mean_logprob_difference=0.02,
-        mean_kl=5e-3,
-        max_accuracy_drop=0.05,
-    ),
-    "pruned": Tolerances(
-        min_greedy_agreement=None,
-        min_token_agreement=0.7,
-        max_logprob_difference=None,
-        mean_logprob_difference=None,
-        mean_kl=0.02,
-        max_accuracy_drop=0.05,
-    ),
-}
-"""By what the weights are stored in; docs/parity.md says why."""
 
 
 def prove_model(
@@ -135,7 +82,7 @@ def prove_model(
     chosen = config.tolerances if form == "merged" else None
     for name, given in config.forms.items():
         chosen = given if name == form else chosen
-    tolerances = chosen or default_tolerances(form_weights(model))
+    tolerances = chosen or tolerances_of_weights(form_weights(model))
     noise = reference_noise(reference)
     parity = compare(form, expected, found, tolerances, reference_noise=noise)
     parity = parity.model_copy(update={"sampling_defaults": sampling_defaults(model.path)})
@@ -153,21 +100,7 @@ def weight_tolerances(weights: ModelSource, dtype: str) -> Tolerances | None:
         ArtifactError: How the weights are quantized cannot be told.
     """
     stored = weights_of_folder(weights.path)
-    return None if stored in ("float32", dtype) else default_tolerances(stored)
-
-
-def default_tolerances(weights: str) -> Tolerances:
-    """Return the tolerances of a form by the number format of its weights.
-
-    Raises:
-        ArtifactError: The table has no such format.
-    """
-    if weights not in DEFAULT_TOLERANCES:
-        raise ArtifactError(
-            f"the weights are {weights}, for which there are no tolerances; expected "
-            f"{', '.join(DEFAULT_TOLERANCES)}"
-        )
-    return DEFAULT_TOLERANCES[weights]
+    return None if stored in ("float32", dtype) else tolerances_of_weights(stored)
 
 
 def greedy_answer(

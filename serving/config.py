@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tuneline.core.config import StrictModel
-from tuneline.core.parity import Tolerances
 from tuneline.core.secrets import is_secret_name
+from tuneline.core.tolerances import Tolerances
 
 # Flags that this room works out itself; two sources for one flag would let one win in silence.
 OWN_FLAGS = {

@@ -16,7 +16,8 @@ from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.openai_client import openai_client
-from tuneline.core.parity import Tolerances, added, compare, write_parity
+from tuneline.core.parity import compare
+from tuneline.core.parity_report import write_parity
 from tuneline.core.progress import progress
 from tuneline.core.reference import (
     Continuation,
@@ -24,37 +25,12 @@ from tuneline.core.reference import (
     read_reference,
     reference_noise,
 )
+from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, Tolerances, add_tolerances
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 TOKEN_ID = "token_id:"  # noqa: S105 (how vLLM writes an id in place of a text)
-
-COMPUTED_TOLERANCES = {
-    "float32": Tolerances(
-        min_greedy_agreement=1.0,
-        min_token_agreement=1.0,
-        max_logprob_difference=1e-3,
-        mean_logprob_difference=1e-4,
-    ),
-    "float16": Tolerances(
-        min_greedy_agreement=0.95,
-        min_token_agreement=0.9,
-        max_logprob_difference=0.03,
-        mean_logprob_difference=8e-4,
-        mean_kl=4e-6,
-        max_accuracy_drop=0.05,
-    ),
-    "bfloat16": Tolerances(
-        min_greedy_agreement=0.90,
-        min_token_agreement=0.8,
-        max_logprob_difference=0.5,
-        mean_logprob_difference=0.008,
-        mean_kl=7e-4,
-        max_accuracy_drop=0.05,
-    ),
-}
-"""By the number format that the server computes in; docs/parity.md says why."""
 
 
 def prove_served(
@@ -102,8 +78,10 @@ def prove_served(
                     advance(len(found))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, ask no further prompts
-    default = COMPUTED_TOLERANCES[dtype]
-    tolerances = config.tolerances or (default if weights is None else added(weights, default))
+    default = ARITHMETIC_TOLERANCES[dtype]
+    tolerances = config.tolerances or (
+        default if weights is None else add_tolerances(weights, default)
+    )
     noise = reference_noise(reference)
     parity = compare("served", expected, found, tolerances, reference_noise=noise)
     return write_parity(

@@ -230,7 +230,8 @@ def _prove_url(
     """Hold a server's answers against the reference, by tolerances that fit its weights where the
     caller says which they are."""
     from serving.config import ServedParityConfig
-    from serving.parity import COMPUTED_TOLERANCES, prove_served
+    from serving.parity import prove_served
+    from tuneline.core.tolerances import ARITHMETIC_TOLERANCES
     from tuneline.models.source import computed_dtype
 
     computed = dtype or "float32"
@@ -243,8 +244,8 @@ def _prove_url(
         rounding = weight_tolerances(source, computed)
         stated = weights_of_folder(source.path)
         inputs = [source.as_input("weights")]
-    if computed not in COMPUTED_TOLERANCES:
-        raise ConfigError(f"--dtype {computed}: expected {' or '.join(COMPUTED_TOLERANCES)}")
+    if computed not in ARITHMETIC_TOLERANCES:
+        raise ConfigError(f"--dtype {computed}: expected {' or '.join(ARITHMETIC_TOLERANCES)}")
     return prove_served(
         ServedParityConfig(), golden, endpoint, _proof_dir(out, endpoint.model),
         inputs=inputs, dtype=computed, weights=rounding, stated_weights=stated,

@@ -8,59 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.config import StrictModel
-from tuneline.core.progress import logger
 from tuneline.core.reference import Continuation
+from tuneline.core.tolerances import Tolerances
 from tuneline.core.verdict import Verdict
 
 PARITY_FILE = "parity.json"
-
-
-class Tolerances(StrictModel):
-    """What a form may differ by and still be the trained model; justified in docs/parity.md.
-
-    None leaves a figure unjudged; it is reported all the same.
-    """
-
-    min_greedy_agreement: float | None = 1.0
-    """Least share of prompts whose whole greedy answer equals the reference's."""
-    min_token_agreement: float | None = 0.5
-    """Least share of the reference's tokens that come before their answer's first divergence."""
-    max_logprob_difference: float | None = 0.05
-    """Largest difference of any compared token's log-probability, in nats."""
-    mean_logprob_difference: float | None = 0.005
-    """Largest mean absolute difference over all compared tokens, in nats."""
-    mean_kl: float | None = None
-    """Largest mean Kullback-Leibler divergence from the reference, in nats."""
-    max_accuracy_drop: float | None = None
-    """How much smaller the share of right answers may be than the reference's; judged where the
-    reference holds expected answers."""
-
-
-def added(weights: Tolerances, arithmetic: Tolerances) -> Tolerances:
-    """What rounded weights in another arithmetic may differ by. Differences add (the triangle
-    inequality), and so do shortfalls of agreement; the divergence and the accuracy are judged as
-    those of the weights."""
-
-    def total(name: str) -> float | None:
-        one: float | None = getattr(weights, name)
-        other: float | None = getattr(arithmetic, name)
-        if one is None or other is None:
-            return None
-        # Rounded, because 0.95 + 0.9 - 1 is not 0.85 in binary.
-        return round(max(one + other - 1, 0.0) if name.startswith("min_") else one + other, 9)
-
-    names = (
-        "min_greedy_agreement", "min_token_agreement",
-        "max_logprob_difference", "mean_logprob_difference",
-    )  # fmt: skip
-    return weights.model_copy(update={name: total(name) for name in names})
 
 
 class Divergence(StrictModel):
@@ -205,53 +161,6 @@ def compare(
     )
 
 
-def write_parity(
-    out: Path,
-    parity: Parity,
-    tolerances: Tolerances,
-    *,
-    config: dict[str, Any],
-    inputs: Sequence[Input],
-) -> Artifact:
-    """Keep a comparison as an artifact of kind `parity`; the verdict is recorded, not raised."""
-    from tuneline.core.parity_report import draw, markdown
-
-    logger.info("%s", describe(parity))
-    recorded = {**config, "tolerances": tolerances.model_dump()}
-    with new_artifact(out, "parity", config=recorded, inputs=inputs) as draft:
-        (draft.dir / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", "utf-8")
-        (draft.dir / "parity.md").write_text(markdown([parity]), "utf-8")
-        draw(draft.dir / "parity.png", [(parity, tolerances)])
-        draft.metrics.update(parity.model_dump(mode="json"))
-    return open_artifact(out, kind="parity")
-
-
-def describe(parity: Parity) -> str:
-    """A few lines for people: the figures, the first divergences in words, the verdict."""
-    lines = [
-        f"{parity.form}: {parity.verdict}: {parity.num_equal_answers} of "
-        f"{parity.num_prompts} answers equal, prompt ids equal on "
-        f"{parity.num_prompts_with_equal_ids}, log-probability difference at most "
-        f"{_nats(parity.max_logprob_difference)} (mean {_nats(parity.mean_logprob_difference)}), "
-        f"{parity.num_agreeing_tokens} of {parity.num_tokens} tokens before a divergence"
-    ]
-    if parity.stated_weights is not None:
-        lines.append(f"  the served weights are {parity.stated_weights}, by the caller's word")
-    for divergence in parity.first_divergences[:3]:
-        margin = (
-            f"; the reference preferred its own by {divergence.expected_margin:.2g} nats"
-            if divergence.expected_margin is not None
-            else ""
-        )
-        lines.append(
-            f"  prompt {divergence.prompt_index}, token {divergence.position}: expected "
-            f"{divergence.expected_text!r}, found {divergence.found_text!r}{margin}"
-        )
-    if parity.num_stopped == 0:
-        lines.append("  no answer of the reference ends by itself: stopping was not tested")
-    return "\n".join(lines + [f"  {problem}" for problem in parity.problems])
-
-
 def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
     problems = []
     different = parity.num_prompts - parity.num_prompts_with_equal_ids
@@ -268,7 +177,7 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
     for name in ("max_logprob_difference", "mean_logprob_difference", "mean_kl"):
         found, allowed = getattr(parity, name), getattr(tolerances, name)
         if allowed is not None and (found is None or found > allowed):
-            problems.append(f"{name} is {_nats(found)}; at most {allowed:g} nats is allowed")
+            problems.append(f"{name} is {nats(found)}; at most {allowed:g} nats is allowed")
     for name in ("greedy_agreement", "token_agreement"):
         share, required = getattr(parity, name), getattr(tolerances, f"min_{name}")
         if required is not None and share < required:
@@ -308,7 +217,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _nats(value: float | None) -> str:
+def nats(value: float | None) -> str:
+    """Return a difference for people: `0.0012 nats`."""
     return "unknown" if value is None else f"{value:.2g} nats"
 
 

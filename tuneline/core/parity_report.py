@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tuneline.core.parity import Parity, Tolerances
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.parity import PARITY_FILE, Parity, nats
+from tuneline.core.progress import logger
+from tuneline.core.tolerances import Tolerances
 
 TRAINED = "trained"
 """The first rung: what two runs of the reference itself differ by."""
@@ -14,6 +18,51 @@ TRAINED = "trained"
 COLUMNS = ("form", "verdict", "answers equal", "ids equal", "max", "mean", "KL", "accuracy")
 FLOOR_NATS = 1e-8
 """Where a difference of nothing stands on a logarithmic axis."""
+
+
+def write_parity(
+    out: Path,
+    parity: Parity,
+    tolerances: Tolerances,
+    *,
+    config: dict[str, Any],
+    inputs: Sequence[Input],
+) -> Artifact:
+    """Keep a comparison as an artifact of kind `parity`; the verdict is recorded, not raised."""
+    logger.info("%s", describe(parity))
+    recorded = {**config, "tolerances": tolerances.model_dump()}
+    with new_artifact(out, "parity", config=recorded, inputs=inputs) as draft:
+        (draft.dir / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", "utf-8")
+        (draft.dir / "parity.md").write_text(markdown([parity]), "utf-8")
+        draw(draft.dir / "parity.png", [(parity, tolerances)])
+        draft.metrics.update(parity.model_dump(mode="json"))
+    return open_artifact(out, kind="parity")
+
+
+def describe(parity: Parity) -> str:
+    """A few lines for people: the figures, the first divergences in words, the verdict."""
+    lines = [
+        f"{parity.form}: {parity.verdict}: {parity.num_equal_answers} of "
+        f"{parity.num_prompts} answers equal, prompt ids equal on "
+        f"{parity.num_prompts_with_equal_ids}, log-probability difference at most "
+        f"{nats(parity.max_logprob_difference)} (mean {nats(parity.mean_logprob_difference)}), "
+        f"{parity.num_agreeing_tokens} of {parity.num_tokens} tokens before a divergence"
+    ]
+    if parity.stated_weights is not None:
+        lines.append(f"  the served weights are {parity.stated_weights}, by the caller's word")
+    for divergence in parity.first_divergences[:3]:
+        margin = (
+            f"; the reference preferred its own by {divergence.expected_margin:.2g} nats"
+            if divergence.expected_margin is not None
+            else ""
+        )
+        lines.append(
+            f"  prompt {divergence.prompt_index}, token {divergence.position}: expected "
+            f"{divergence.expected_text!r}, found {divergence.found_text!r}{margin}"
+        )
+    if parity.num_stopped == 0:
+        lines.append("  no answer of the reference ends by itself: stopping was not tested")
+    return "\n".join(lines + [f"  {problem}" for problem in parity.problems])
 
 
 def table(proofs: Sequence[Parity]) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuneline.core.artifact import Artifact, canonical_digest, new_artifact, open_artifact
-from tuneline.core.parity import PARITY_FILE, Parity, Tolerances
+from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.parity_report import draw, markdown, table
+from tuneline.core.tolerances import Tolerances
 
 
 def ladder_lines(proofs: Sequence[Artifact]) -> list[str]:

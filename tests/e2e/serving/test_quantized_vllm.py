@@ -24,8 +24,8 @@ from serving.parity import prove_served
 from serving.supervisor.process import running
 from tests.e2e.serving.conftest import reference_of
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
-from tuneline.core.parity import Tolerances
 from tuneline.core.reference import read_reference
+from tuneline.core.tolerances import Tolerances
 from tuneline.models.source import ModelSource, resolve_model
 
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()

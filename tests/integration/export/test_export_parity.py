@@ -19,8 +19,9 @@ from export.parity import prove_model
 from tests.integration.export import families
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.parity import Parity, Tolerances
+from tuneline.core.parity import Parity
 from tuneline.core.reference import read_reference
+from tuneline.core.tolerances import Tolerances
 from tuneline.models.source import resolve_model
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

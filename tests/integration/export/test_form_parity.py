@@ -19,12 +19,13 @@ from export import form_name, make_form, prune_model, quantize_model, resolve_fo
 from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
 from export.graphs.to_onnx import export_onnx
 from export.merge.merge import merge
-from export.parity import DEFAULT_TOLERANCES, prove_model, weight_tolerances
+from export.parity import prove_model, weight_tolerances
 from tests.integration.export.test_export_parity import Line, make_line
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, TamperedError
 from tuneline.core.parity import Parity
 from tuneline.core.reference import read_reference
+from tuneline.core.tolerances import WEIGHT_TOLERANCES
 from tuneline.models.source import resolve_model
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -301,10 +302,10 @@ def test_what_the_rounding_of_served_weights_may_cost(
         config = QuantizeConfig(scheme="int8" if dtype == "int8" else "w4a16", group_size=32)
         model = quantize_model(config, resolve_model(str(line.merged)), tmp_path / "model").path
     found = weight_tolerances(resolve_form(str(model)), computed)
-    assert found == (None if expected is None else DEFAULT_TOLERANCES[expected])
+    assert found == (None if expected is None else WEIGHT_TOLERANCES[expected])
 
 
 def test_every_form_has_tolerances() -> None:
-    assert DEFAULT_TOLERANCES.keys() >= {
+    assert WEIGHT_TOLERANCES.keys() >= {
         "float32", "float16", "bfloat16", "int8", "int4", "fp8", "pruned",
     }  # fmt: skip

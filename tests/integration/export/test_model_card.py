@@ -9,8 +9,10 @@ import pytest
 from export.publish.model_card import connected, write_model_card
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.parity import Tolerances, compare, write_parity
+from tuneline.core.parity import compare
+from tuneline.core.parity_report import write_parity
 from tuneline.core.reference import Continuation
+from tuneline.core.tolerances import Tolerances
 
 
 def write(folder: Path, name: str, kind: str, inputs: list[Input], **metrics: object) -> Artifact:

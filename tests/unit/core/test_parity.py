@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from export.parity import DEFAULT_TOLERANCES
-from serving.parity import COMPUTED_TOLERANCES
 from tuneline.core.errors import VerdictError
-from tuneline.core.parity import Parity, Tolerances, added, compare, describe, write_parity
+from tuneline.core.parity import Parity, compare
+from tuneline.core.parity_report import describe, write_parity
 from tuneline.core.reference import Continuation
+from tuneline.core.tolerances import (
+    ARITHMETIC_TOLERANCES,
+    WEIGHT_TOLERANCES,
+    Tolerances,
+    add_tolerances,
+)
 from tuneline.pipeline.results import summarize
 from tuneline.pipeline.run import require_verdict
 
@@ -209,10 +214,10 @@ def test_tokens_that_agree_are_judged_in_every_form() -> None:
     half = [math.log(0.5)] * 4
     reference = [answer([5] * 4, half, near)] * 4
     candidate = [answer([5] * 4, half, near)] * 2 + [answer([6] * 4, half, near)] * 2
-    assert compare("m", reference, candidate, DEFAULT_TOLERANCES["pruned"]).problems == [
+    assert compare("m", reference, candidate, WEIGHT_TOLERANCES["pruned"]).problems == [
         "token_agreement is 0.5000; at least 0.7 is required"
     ]
-    for numbers, tolerances in {**DEFAULT_TOLERANCES, **COMPUTED_TOLERANCES}.items():
+    for numbers, tolerances in {**WEIGHT_TOLERANCES, **ARITHMETIC_TOLERANCES}.items():
         assert tolerances.min_token_agreement is not None, numbers
         assert tolerances.min_token_agreement >= 0.7, numbers
 
@@ -226,7 +231,7 @@ def test_what_rounding_and_arithmetic_cost_adds_up() -> None:
         min_greedy_agreement=0.9, min_token_agreement=0.8, max_logprob_difference=0.5,
         mean_logprob_difference=0.05,
     )  # fmt: skip
-    assert added(weights, arithmetic) == Tolerances(
+    assert add_tolerances(weights, arithmetic) == Tolerances(
         min_greedy_agreement=0.85, min_token_agreement=0.7, max_logprob_difference=0.65,
         mean_logprob_difference=0.055, mean_kl=2e-4, max_accuracy_drop=0.05,
     )  # fmt: skip
@@ -234,10 +239,10 @@ def test_what_rounding_and_arithmetic_cost_adds_up() -> None:
     pruned = weights.model_copy(
         update={"min_greedy_agreement": None, "max_logprob_difference": None}
     )
-    assert added(pruned, arithmetic).min_greedy_agreement is None
-    assert added(pruned, arithmetic).max_logprob_difference is None
+    assert add_tolerances(pruned, arithmetic).min_greedy_agreement is None
+    assert add_tolerances(pruned, arithmetic).max_logprob_difference is None
     little = Tolerances(min_greedy_agreement=0.3)
-    assert added(little, little).min_greedy_agreement == 0
+    assert add_tolerances(little, little).min_greedy_agreement == 0
 
 
 def test_a_divergence_above_its_tolerance_fails() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from export.config import MergeConfig, ParityConfig
-from export.parity import DEFAULT_TOLERANCES
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ConfigError
+from tuneline.core.tolerances import WEIGHT_TOLERANCES
 
 
 def test_reading_it_imports_no_heavy_library() -> None:
@@ -39,4 +39,4 @@ def test_a_misspelt_tolerance_is_suggested() -> None:
 def test_every_number_format_has_its_tolerances() -> None:
     stored = {"float32", "bfloat16", "float16"}
     reduced = {"int8", "fp8", "int4", "pruned"}
-    assert DEFAULT_TOLERANCES.keys() == stored | reduced
+    assert WEIGHT_TOLERANCES.keys() == stored | reduced

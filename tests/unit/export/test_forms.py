@@ -19,10 +19,10 @@ from export.config import (
 )
 from export.forms import find_function, missing_modules
 from export.forms_on_disk import form_name, form_weights, resolve_form
-from export.parity import DEFAULT_TOLERANCES
 from tuneline.core.artifact import new_artifact
 from tuneline.core.config import StrictModel, validate_config
 from tuneline.core.errors import ConfigError
+from tuneline.core.tolerances import WEIGHT_TOLERANCES
 
 RUN = {
     "merge": {"group_size": 64},
@@ -73,7 +73,7 @@ def test_the_functions_of_a_form_exist(name: str) -> None:
     for where in filter(None, (form.answer, form.prepare)):
         assert callable(find_function(where))
     assert missing_modules(name) == []
-    assert form.weights in DEFAULT_TOLERANCES
+    assert form.weights in WEIGHT_TOLERANCES
 
 
 def test_forms_of_one_kind_are_opened_alike() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from serving.config import ServedParityConfig
-from serving.parity import COMPUTED_TOLERANCES, prove_served, served_continuation
+from serving.parity import prove_served, served_continuation
 from tuneline.core.artifact import new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
+from tuneline.core.tolerances import ARITHMETIC_TOLERANCES
 
 MESSAGES = [{"role": "user", "content": "I cannot log in."}]
 
@@ -78,7 +79,7 @@ def test_an_answer_cut_off_by_an_error_is_refused() -> None:
 def test_a_module_left_out_lies_above_what_a_servers_arithmetic_may_cost() -> None:
     """Measured: vLLM in bfloat16, and the median of the modules left out, by the tables of
     docs/parity.md; maximum, mean and KL."""
-    limits = COMPUTED_TOLERANCES["bfloat16"]
+    limits = ARITHMETIC_TOLERANCES["bfloat16"]
     assert limits.max_logprob_difference and limits.mean_logprob_difference and limits.mean_kl
     assert 7 * 0.068 < limits.max_logprob_difference < 0.61
     assert 7 * 9.6e-4 < limits.mean_logprob_difference < 0.035 / 4

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from tuneline.core.artifact import Artifact, verify_artifact
-from tuneline.core.parity import Tolerances, compare, write_parity
+from tuneline.core.parity import compare
+from tuneline.core.parity_report import write_parity
 from tuneline.core.reference import Continuation
+from tuneline.core.tolerances import Tolerances
 from tuneline.pipeline.ladder import ladder_lines, write_ladder
 
 
