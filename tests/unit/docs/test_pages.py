@@ -1,16 +1,23 @@
-"""The pages say what the code does, and hold no unfinished part."""
+"""The pages say what the code does: paths, commands, snippets and links are real."""
 
+import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any, cast
 
-ROOT = Path(__file__).parents[3]
-PAGES = [
-    *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "examples").rglob("*.md")),
-]
+import pytest
+import typer
+import yaml
+from typer.core import TyperGroup
+
+from tests.unit.docs import pages
+from tests.unit.docs.pages import PAGES, ROOT, Found
+from tuneline.core.config import apply_override
+from tuneline.pipeline.run_config import RunConfig
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+MINIMAL = {"name": "a-run", "data": {"path": "rows.jsonl"}}
 
 
 def test_no_page_is_unfinished() -> None:
@@ -45,11 +52,82 @@ def test_the_table_of_forms_is_the_code_s() -> None:
     assert printed.stdout in (ROOT / "docs" / "export.md").read_text()
 
 
-def test_every_relative_link_leads_somewhere() -> None:
-    links = 0
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            if not target.startswith("http"):
-                links += 1
-                assert (page.parent / target).exists(), f"{page}: {target}"
-    assert links > 0
+def test_pages_name_enough_to_check() -> None:
+    assert len(pages.paths()) > 60
+    assert len(pages.commands()) > 50
+    assert len(pages.links()) > 30
+    assert len(pages.snippets()) >= 4
+    assert len(pages.modules()) >= 2
+
+
+@pytest.mark.parametrize("path", pages.paths(), ids=str)
+def test_every_path_on_a_page_exists(path: Found) -> None:
+    assert list(ROOT.glob(path.text.rstrip("./"))), path
+
+
+@pytest.mark.parametrize("module", pages.modules(), ids=str)
+def test_every_module_that_a_page_runs_exists(module: Found) -> None:
+    assert (ROOT / (module.text.replace(".", "/") + ".py")).exists() or (
+        importlib.util.find_spec(module.text) is not None
+    )
+
+
+@pytest.mark.parametrize("link", pages.links(), ids=str)
+def test_every_relative_link_leads_somewhere(link: Found) -> None:
+    address, _, anchor = link.text.partition("#")
+    page = ROOT / link.page
+    target = page.parent / address if address else page
+    assert target.exists()
+    assert not anchor or anchor in pages.anchors(target)
+
+
+@pytest.mark.parametrize("command", pages.commands(), ids=str)
+def test_every_command_on_a_page_parses(command: Found) -> None:
+    try:
+        context = _parsed(pages.arguments(command.text))
+    except USAGE_ERROR as error:
+        # A sentence names a command or an option without its arguments.
+        assert type(error).__name__ in ("MissingParameter", "NoArgsIsHelpError"), error
+        assert not _is_in_a_block(command), error
+        return
+    for override in context.params.get("overrides") or ():
+        RunConfig.model_validate(_with_override(override))
+
+
+@pytest.mark.parametrize("snippet", pages.snippets(), ids=str)
+def test_every_yaml_snippet_is_a_valid_run(snippet: Found) -> None:
+    RunConfig.model_validate({**MINIMAL, **yaml.safe_load(snippet.text)})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["no-such-command"], ["up", "run.yaml", "--no-such-option"], ["loadtest", "search", "--x"]],
+)
+def test_a_command_that_does_not_exist_is_seen(arguments: list[str]) -> None:
+    with pytest.raises(USAGE_ERROR, match="No such"):
+        _parsed(arguments)
+
+
+def _parsed(arguments: list[str]) -> typer.Context:
+    """Parse a command line with its own command's parser, without running it."""
+    from tuneline.cli import app
+
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("tuneline", list(arguments))
+    while isinstance(command, TyperGroup):
+        rest = [*context._protected_args, *context.args]
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        command, context = found, found.make_context(name, rest, parent=context)
+    return cast(typer.Context, context)
+
+
+def _is_in_a_block(command: Found) -> bool:
+    line = (ROOT / command.page).read_text("utf-8").splitlines()[command.line - 1]
+    return line.strip() == command.text
+
+
+def _with_override(override: str) -> dict[str, object]:
+    values: dict[str, object] = {**MINIMAL}
+    apply_override(values, override)
+    return values
