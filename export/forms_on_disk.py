@@ -14,9 +14,9 @@ from export.config import OLD_NAMES
 from export.forms import FORMS, MODEL, MODEL_KINDS, OPEN_FOLDER, Form, find_function
 from export.runtimes.scores import OpenedForm
 from export.runtimes.transformers_folder import stored_dtype
-from export.weights.model_folder import CONFIG, read_json
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource, resolve_model
 
 PLAIN_WEIGHTS = ("float32", "float16", "bfloat16")

@@ -19,14 +19,7 @@ import torch
 from export.config import PruneConfig
 from export.weights.blocks import BLOCK_BYTES
 from export.weights.families import is_conv1d, is_in_text_half, is_router
-from export.weights.model_folder import (
-    CONFIG,
-    INDEX,
-    ModelFolder,
-    check_companions,
-    copy_companions,
-    read_base,
-)
+from export.weights.model_folder import ModelFolder, read_base
 from export.weights.tensor_file import (
     TORCH_DTYPES,
     TensorEntry,
@@ -39,6 +32,8 @@ from export.weights.writer import COMPANION_BYTES
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, require_disk_space
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import progress
+from tuneline.models.companions import check_companions, copy_companions
+from tuneline.models.folder import CONFIG, INDEX
 from tuneline.models.source import ModelSource
 
 IN_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")

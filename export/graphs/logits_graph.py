@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from export.runtimes.transformers_folder import load_model
-from export.weights.model_folder import CONFIG, copy_companions, read_json
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
+from tuneline.models.companions import copy_companions
+from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource
 
 EXAMPLE_SHAPE = (2, 5)

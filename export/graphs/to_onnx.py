@@ -31,13 +31,13 @@ from export.graphs.logits_graph import (
 )
 from export.runtimes.onnx_folder import GENAI_CONFIG, ONNX_FILE, decoder_scores, logits_runner
 from export.runtimes.transformers_folder import load_model, stop_ids_of_folder
-from export.weights.model_folder import CONFIG, read_json, write_json
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.progress import logger
 from tuneline.core.secrets import without_secrets
+from tuneline.models.folder import CONFIG, read_json, write_json
 from tuneline.models.source import ModelSource
 
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from export.weights.families import EMBEDDINGS, HEAD
-from export.weights.model_folder import read_json
-from export.weights.schemas import AdapterOptions
 from export.weights.tensor_file import (
     TORCH_DTYPES,
     Stored,
@@ -20,6 +18,8 @@ from export.weights.tensor_file import (
     read_tensor_file,
 )
 from tuneline.core.errors import ArtifactError
+from tuneline.models.folder import read_json
+from tuneline.models.schemas import AdapterOptions
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -22,26 +22,21 @@ from export.merge.qlora_base import MergeBase, choose_base, through_four_bits
 from export.quantize.quantize import choose_layers
 from export.quantize.schemes import Scheme, quantization_config
 from export.weights.layout import OutputFile, PlannedTensor, lay_out
-from export.weights.model_folder import (
-    CONFIG,
-    GENERATION_CONFIG,
-    ModelFolder,
-    chat_template,
-    check_companions,
-    check_tensors,
-    copy_companions,
-    has_tokenizer,
-    max_token_id,
-    read_base,
-    read_json,
-    write_config,
-)
+from export.weights.model_folder import ModelFolder, check_tensors, read_base, write_config
 from export.weights.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
 from export.weights.writer import in_mib, require_free, write_files
 from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger, progress
+from tuneline.models.companions import (
+    chat_template,
+    check_companions,
+    copy_companions,
+    has_tokenizer,
+    max_token_id,
+)
+from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json
 from tuneline.models.source import ModelSource, folder_digest
 
 Adapters = Path | Artifact | Sequence[tuple[Path | Artifact, float]]

@@ -9,10 +9,11 @@ import torch
 from export.merge.adapter import Adapter
 from export.merge.deltas import Edit, LowRankChange, TokenRows
 from export.weights.families import HEAD, NEOX_HEAD
-from export.weights.model_folder import CONFIG, ModelFolder
+from export.weights.model_folder import ModelFolder
 from export.weights.tensor_file import Stored, same_values
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
+from tuneline.models.folder import CONFIG
 
 
 def ties_changes(adapter: Adapter, base: ModelFolder) -> bool:

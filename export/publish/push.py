@@ -14,8 +14,6 @@ import tarfile
 from pathlib import Path
 
 from export.forms import MODEL_KINDS
-from export.weights.model_folder import CONFIG, INDEX, read_json
-from export.weights.schemas import ShardIndex
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.artifact import (
     MANIFEST,
@@ -28,6 +26,8 @@ from tuneline.core.artifact import (
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, MissingError, ServerError
 from tuneline.core.progress import logger, progress
+from tuneline.models.folder import CONFIG, INDEX, read_json
+from tuneline.models.schemas import ShardIndex
 from tuneline.models.source import MODEL_FILES
 
 README = "README.md"

@@ -25,14 +25,7 @@ from export.quantize.calibration_environment import PINS, calibration_python
 from export.quantize.quantize import plan_quantized
 from export.quantize.schemes import quantization_config
 from export.runtimes.transformers_folder import load_tokenizer
-from export.weights.model_folder import (
-    CONFIG,
-    INDEX,
-    check_companions,
-    copy_companions,
-    read_base,
-    write_json,
-)
+from export.weights.model_folder import read_base
 from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_tensor, read_tensor_file
 from export.weights.writer import require_free
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
@@ -40,6 +33,8 @@ from tuneline.core.errors import ArtifactError, DataError
 from tuneline.core.messages import Messages
 from tuneline.core.progress import logger, progress
 from tuneline.core.secrets import without_secrets
+from tuneline.models.companions import check_companions, copy_companions
+from tuneline.models.folder import CONFIG, INDEX, write_json
 from tuneline.models.source import ModelSource
 
 WORKER = Path(__file__).with_name("calibration_worker.py")

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from export.weights.model_folder import CONFIG, INDEX, WEIGHTS, read_json
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
+from tuneline.models.folder import CONFIG, INDEX, WEIGHTS, read_json
 
 EXPERT = re.compile(r"(.+)\.experts\.\d+\.\w+")
 PART = re.compile(r"(.+)\.(weight_(?:packed|scale|shape)|weight)")

@@ -21,19 +21,13 @@ from export.weights.families import (
     is_router,
 )
 from export.weights.layout import OutputFile, PlannedTensor, lay_out
-from export.weights.model_folder import (
-    ModelFolder,
-    check_companions,
-    check_tensors,
-    copy_companions,
-    read_base,
-    write_config,
-)
+from export.weights.model_folder import ModelFolder, check_tensors, read_base, write_config
 from export.weights.tensor_file import TORCH_DTYPES
 from export.weights.writer import in_mib, require_free, write_files
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import progress
+from tuneline.models.companions import check_companions, copy_companions
 from tuneline.models.source import ModelSource
 
 OF_TEXT = re.compile(r"^((model|language_model|text_model)\.)+")

@@ -12,10 +12,10 @@ import torch
 
 from export.runtimes.scores import OpenedForm, Score, whole_scores
 from export.runtimes.transformers_folder import open_graph, render_prompt
-from export.weights.model_folder import read_json
 from tuneline.core.artifact import open_artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.models.folder import read_json
 
 ONNX_FILE = "model.onnx"
 GENAI_CONFIG = "genai_config.json"

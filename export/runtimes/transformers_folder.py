@@ -11,10 +11,10 @@ import torch
 from export.quantize.experts import has_quantized_experts, load_quantized_experts
 from export.runtimes.scores import OpenedForm, Score, cached_scores
 from export.weights.families import is_left_out
-from export.weights.model_folder import CONFIG, GENERATION_CONFIG, read_json
-from export.weights.schemas import GenerationConfig
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
+from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json
+from tuneline.models.schemas import GenerationConfig
 
 SAMPLING = {
     "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +12,6 @@ from typing import Any
 from export.weights import families
 from export.weights.families import EMBEDDINGS, HEAD, NEOX_HEAD
 from export.weights.layout import OutputFile
-from export.weights.schemas import (
-    GenerationConfig,
-    JsonForm,
-    ModelConfig,
-    ShardIndex,
-    TokenizerConfig,
-    TokenizerFile,
-    check_form,
-)
 from export.weights.tensor_file import (
     Stored,
     TensorEntry,
@@ -31,33 +21,8 @@ from export.weights.tensor_file import (
 )
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
-from tuneline.core.progress import logger
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-
-TOKENIZER_FILES = (
-    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json",
-)  # fmt: skip
-PROCESSOR_FILES = (
-    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
-
-FORMS: dict[str, type[JsonForm]] = {
-    "tokenizer.json": TokenizerFile,
-    TOKENIZER_CONFIG: TokenizerConfig,
-    GENERATION_CONFIG: GenerationConfig,
-}
-"""What is read of the files that are copied."""
-
-# The class that transformers 5 writes for any tokenizer; transformers 4 and the servers built on
-# it do not know the name.
-GENERIC_TOKENIZER_CLASS = "TokenizersBackend"
+from tuneline.models.folder import CONFIG, INDEX, WEIGHTS, read_json, write_json
+from tuneline.models.schemas import ModelConfig, ShardIndex
 
 
 @dataclass(frozen=True)
@@ -186,29 +151,6 @@ def read_base(path: Path) -> ModelFolder:
     return ModelFolder(path, config, shards, index, tensors, files)
 
 
-def read_json(path: Path, form: type[JsonForm] | None = None) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ArtifactError: The file is missing, holds no JSON object, or one of another form.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ArtifactError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, too many digits
-        raise ArtifactError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: expected a JSON object")
-    if form is not None:
-        check_form(path, value, form)
-    return value
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def write_config(
     base: ModelFolder, files: Sequence[OutputFile], out: Path, changed: dict[str, Any]
 ) -> None:
@@ -262,103 +204,3 @@ def check_tensors(files: Sequence[OutputFile], out: Path) -> None:
                 if written.get(name) != planned.get(name)
             )
             raise ArtifactError(f"{out / file.name}: not the tensors planned: {names[:5]}")
-
-
-def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
-
-
-def check_companions(base: Path, adapter: Path) -> None:
-    """Read what `copy_companions` will read and copy, before the weights are written.
-
-    Raises:
-        ArtifactError: One of the files cannot be read or is of another form.
-    """
-    named = [base / TOKENIZER_CONFIG] if (base / TOKENIZER_CONFIG).is_file() else []
-    for path in {*_companions(base, adapter), *named}:
-        if path.name == CHAT_TEMPLATE:
-            _read_text(path)
-        elif path.suffix == ".json":
-            read_json(path, FORMS.get(path.name))
-
-
-def copy_companions(base: Path, adapter: Path, out: Path) -> None:
-    """Copy what a model needs beside its weights and config.json.
-
-    The tokenizer comes whole from the adapter's folder if that has one, else from the base: the two
-    are never mixed. Chat template and generation_config each come from the adapter's folder,
-    else from the base. A tokenizer that the base names by a class of its own keeps that name.
-
-    Raises:
-        ArtifactError: One of the files cannot be read or is of another form.
-    """
-    check_companions(base, adapter)
-    for source in _companions(base, adapter):
-        if source.name != CHAT_TEMPLATE:
-            _copy(source, out)
-    if not _copy(adapter / CHAT_TEMPLATE, out) and chat_template(out) is None:
-        template = chat_template(base)
-        if not _copy(base / CHAT_TEMPLATE, out) and isinstance(template, str):
-            (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    if has_tokenizer(adapter):
-        _keep_tokenizer_class(base, out)
-
-
-def _companions(base: Path, adapter: Path) -> list[Path]:
-    """The files that are copied, each from the folder that it comes from."""
-    tokenizer = adapter if has_tokenizer(adapter) else base
-    found = [base / name for name in PROCESSOR_FILES]
-    found += [tokenizer / name for name in TOKENIZER_FILES]
-    found += [_first(adapter, base, GENERATION_CONFIG), _first(adapter, base, CHAT_TEMPLATE)]
-    return [path for path in found if path.is_file()]
-
-
-def chat_template(folder: Path) -> str | list[Any] | None:
-    """A folder's chat template, or its several named ones, wherever it stands."""
-    if (folder / CHAT_TEMPLATE).is_file():
-        return _read_text(folder / CHAT_TEMPLATE)
-    if not (folder / TOKENIZER_CONFIG).is_file():
-        return None
-    return read_json(folder / TOKENIZER_CONFIG, TokenizerConfig).get("chat_template") or None
-
-
-def max_token_id(folder: Path) -> int | None:
-    """The highest token id of the tokenizer in `folder`; None where tokenizer.json does not say."""
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile)
-    vocabulary = tokenizer["model"].get("vocab", {})
-    # A unigram model lists its pieces in order of their ids; the others map pieces to ids.
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
-    return max(ids, default=None)
-
-
-def _copy(source: Path, out: Path) -> bool:
-    if not source.is_file():
-        return False
-    shutil.copyfile(source, out / source.name)
-    return True
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path}: not UTF-8: {error}") from None
-
-
-def _first(adapter: Path, base: Path, name: str) -> Path:
-    return adapter / name if (adapter / name).is_file() else base / name
-
-
-def _keep_tokenizer_class(base: Path, out: Path) -> None:
-    if not (out / TOKENIZER_CONFIG).is_file() or not (base / TOKENIZER_CONFIG).is_file():
-        return
-    tokenizer_config = read_json(out / TOKENIZER_CONFIG, TokenizerConfig)
-    named = read_json(base / TOKENIZER_CONFIG, TokenizerConfig).get("tokenizer_class")
-    if tokenizer_config.get("tokenizer_class") != GENERIC_TOKENIZER_CLASS or not named:
-        return
-    if named != GENERIC_TOKENIZER_CLASS:
-        logger.debug("tokenizer_class: %s, as the base names it", named)
-        write_json(out / TOKENIZER_CONFIG, {**tokenizer_config, "tokenizer_class": named})

@@ -75,7 +75,7 @@ def resolve_model(
 
 
 def computed_dtype(dtype: str, model: ModelSource) -> str:
-    """Return the number format that `auto` means for a model: the one that its config.json names."""
+    """Return the number format that `auto` means for a model: what its config.json names."""
     if dtype != "auto":
         return dtype
     config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))

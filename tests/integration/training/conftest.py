@@ -14,6 +14,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.models.source import ModelSource, resolve_model
 
 ANSWER = "Color: red\nSize: small"
+FOREIGN_TOKENIZER_FILES = ("spiece.model", "tekken.json")
 
 # One file of settings for the run here and the runs in child processes. The held-out rows are one
 # batch, so that the Trainer's held-out loss is the mean over tokens.
@@ -57,6 +58,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     generation = json.loads((base_dir / "generation_config.json").read_text())
     generation |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0}
     (base_dir / "generation_config.json").write_text(json.dumps(generation))
+    for name in FOREIGN_TOKENIZER_FILES:
+        (base_dir / name).write_bytes(b"a tokenizer of another library\n")
     rows = [{**row, "output": ANSWER} for row in color_rows(100)]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

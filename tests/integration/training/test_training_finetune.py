@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.training.conftest import ANSWER, Line
+from tests.integration.training.conftest import ANSWER, FOREIGN_TOKENIZER_FILES, Line
 from tests.integration.training.tiny import CHATML, make_base
 from training.config import TrainingConfig
 from training.data.prepare import HELDOUT_FILE, dataset_rows
@@ -62,6 +62,8 @@ def test_the_artifact_holds_exactly_its_files_and_no_pickle(line: Line) -> None:
         "loss.jsonl",
         "loss.png",
         "manifest.json",
+        "spiece.model",
+        "tekken.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
@@ -71,7 +73,7 @@ def test_the_artifact_holds_exactly_its_files_and_no_pickle(line: Line) -> None:
 
 def test_no_file_names_a_path_of_this_machine(line: Line) -> None:
     texts = [path for path in line.adapter.path.iterdir() if path.suffix in (".json", ".jsonl")]
-    assert len(texts) == 6
+    assert len(texts) == 7
     for path in texts:
         assert str(line.folder) not in path.read_text()
     config = json.loads((line.adapter.path / "adapter_config.json").read_text())
@@ -81,6 +83,8 @@ def test_no_file_names_a_path_of_this_machine(line: Line) -> None:
 def test_the_served_files_are_the_bases(line: Line) -> None:
     base, adapter = line.base.path, line.adapter.path
     assert (adapter / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    for name in FOREIGN_TOKENIZER_FILES:
+        assert (adapter / name).read_bytes() == (base / name).read_bytes()
     assert (adapter / "chat_template.jinja").read_text() == CHATML
     config = json.loads((adapter / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -1,7 +1,7 @@
-"""What the JSON files beside the weights hold, as far as the export reads it.
+"""The schemas of a model folder's JSON files, as far as Tuneline reads them.
 
-They come from anywhere: what is of another form is refused here, by name, and nothing after this
-need ask.
+The files come from anywhere. A value of another type is refused here, with its name, so that later
+code need not check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tuneline.core.errors import ArtifactError
 
 
 class JsonForm(pydantic.BaseModel):
-    """The part of a file that is read; whatever else stands there is left to others."""
+    """The part of a file that is read. Other keys are ignored."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
@@ -36,7 +36,7 @@ TokenIds = list[int]
 
 
 class TextConfig(JsonForm):
-    """What config.json says of the layers; a model of text and pictures has a section for it."""
+    """The part of config.json on text layers; a model of text and pictures has it in a section."""
 
     num_hidden_layers: PositiveInt | None = None
     vocab_size: int | None = None
@@ -83,7 +83,7 @@ class AdapterOptions(JsonForm):
 
 
 class Vocabulary(JsonForm):
-    """The model in tokenizer.json; a unigram model lists its pieces in order of their ids."""
+    """The model in tokenizer.json; a unigram model lists its pieces in the order of their ids."""
 
     vocab: dict[str, int] | list[Any] = Field(default={})
 
@@ -121,7 +121,7 @@ class GenerationConfig(JsonForm):
 
 
 def check_form(path: Path, value: dict[str, Any], form: type[JsonForm]) -> None:
-    """Refuse a file whose values are of another form.
+    """Check the values of a file against its schema.
 
     Raises:
         ArtifactError: A value is missing or of another type; the first is named.

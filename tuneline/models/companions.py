@@ -1,0 +1,156 @@
+"""Companion files: what lies next to the weights of a model or an adapter for a server to read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.errors import ArtifactError
+from tuneline.core.progress import logger
+from tuneline.models.folder import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    read_json,
+    write_json,
+)
+from tuneline.models.schemas import GenerationConfig, JsonForm, TokenizerConfig, TokenizerFile
+
+TOKENIZER_FILES = (
+    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json",
+)  # fmt: skip
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+
+FORMS: dict[str, type[JsonForm]] = {
+    "tokenizer.json": TokenizerFile,
+    TOKENIZER_CONFIG: TokenizerConfig,
+    GENERATION_CONFIG: GenerationConfig,
+}
+"""The schema of each companion file that is read."""
+
+# The class that transformers 5 writes for any tokenizer. transformers 4 and the servers that use it
+# do not know the name.
+GENERIC_TOKENIZER_CLASS = "TokenizersBackend"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has any file of a tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def copy_tokenizer(base: Path, out: Path) -> None:
+    """Copy the tokenizer files of a model folder.
+
+    Training does not change the tokenizer. If a newer library wrote the files again, they could
+    name classes that an older server does not know.
+
+    Raises:
+        ArtifactError: tokenizer_config.json cannot be read.
+    """
+    for name in TOKENIZER_FILES:
+        _copy(base / name, out)
+    if (out / TOKENIZER_CONFIG).is_file():
+        tokenizer_config = read_json(out / TOKENIZER_CONFIG, TokenizerConfig)
+        if tokenizer_config.get("tokenizer_class") == GENERIC_TOKENIZER_CLASS:
+            known_everywhere = {**tokenizer_config, "tokenizer_class": "PreTrainedTokenizerFast"}
+            write_json(out / TOKENIZER_CONFIG, known_everywhere)
+
+
+def check_companions(base: Path, adapter: Path) -> None:
+    """Read every file that `copy_companions` copies, before the weights are written.
+
+    Raises:
+        ArtifactError: A file cannot be read, or its content does not fit the schema.
+    """
+    named = [base / TOKENIZER_CONFIG] if (base / TOKENIZER_CONFIG).is_file() else []
+    for path in {*_companions(base, adapter), *named}:
+        if path.name == CHAT_TEMPLATE:
+            _read_text(path)
+        elif path.suffix == ".json":
+            read_json(path, FORMS.get(path.name))
+
+
+def copy_companions(base: Path, adapter: Path, out: Path) -> None:
+    """Copy the files that a model needs next to its weights and config.json.
+
+    All tokenizer files come from the adapter's folder if that has any, else from the base: the two
+    are never mixed. Chat template and generation_config each come from the adapter's folder, else
+    from the base. If the base names a tokenizer class of its own, the copy keeps that name.
+
+    Raises:
+        ArtifactError: A file cannot be read, or its content does not fit the schema.
+    """
+    check_companions(base, adapter)
+    for source in _companions(base, adapter):
+        if source.name != CHAT_TEMPLATE:
+            _copy(source, out)
+    if not _copy(adapter / CHAT_TEMPLATE, out) and chat_template(out) is None:
+        template = chat_template(base)
+        if not _copy(base / CHAT_TEMPLATE, out) and isinstance(template, str):
+            (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    if has_tokenizer(adapter):
+        _keep_tokenizer_class(base, out)
+
+
+def _companions(base: Path, adapter: Path) -> list[Path]:
+    """Return the paths of the files to copy."""
+    tokenizer = adapter if has_tokenizer(adapter) else base
+    found = [base / name for name in PROCESSOR_FILES]
+    found += [tokenizer / name for name in TOKENIZER_FILES]
+    found += [_first(adapter, base, GENERATION_CONFIG), _first(adapter, base, CHAT_TEMPLATE)]
+    return [path for path in found if path.is_file()]
+
+
+def chat_template(folder: Path) -> str | list[Any] | None:
+    """Return a folder's chat template, or its list of named templates; None if it has none."""
+    if (folder / CHAT_TEMPLATE).is_file():
+        return _read_text(folder / CHAT_TEMPLATE)
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        return None
+    return read_json(folder / TOKENIZER_CONFIG, TokenizerConfig).get("chat_template") or None
+
+
+def max_token_id(folder: Path) -> int | None:
+    """Return the highest token id of the tokenizer in `folder`; None without tokenizer.json."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile)
+    vocabulary = tokenizer["model"].get("vocab", {})
+    # A unigram model lists its pieces in the order of their ids; other models map pieces to ids.
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
+    return max(ids, default=None)
+
+
+def _copy(source: Path, out: Path) -> bool:
+    if not source.is_file():
+        return False
+    shutil.copyfile(source, out / source.name)
+    return True
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not UTF-8: {error}") from None
+
+
+def _first(adapter: Path, base: Path, name: str) -> Path:
+    return adapter / name if (adapter / name).is_file() else base / name
+
+
+def _keep_tokenizer_class(base: Path, out: Path) -> None:
+    if not (out / TOKENIZER_CONFIG).is_file() or not (base / TOKENIZER_CONFIG).is_file():
+        return
+    tokenizer_config = read_json(out / TOKENIZER_CONFIG, TokenizerConfig)
+    named = read_json(base / TOKENIZER_CONFIG, TokenizerConfig).get("tokenizer_class")
+    if tokenizer_config.get("tokenizer_class") != GENERIC_TOKENIZER_CLASS or not named:
+        return
+    if named != GENERIC_TOKENIZER_CLASS:
+        logger.debug("tokenizer_class: %s, as the base names it", named)
+        write_json(out / TOKENIZER_CONFIG, {**tokenizer_config, "tokenizer_class": named})

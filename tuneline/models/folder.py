@@ -1,0 +1,41 @@
+"""The files of a transformers model folder: their names, and their JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.errors import ArtifactError
+from tuneline.models.schemas import JsonForm, check_form
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def read_json(path: Path, form: type[JsonForm] | None = None) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises:
+        ArtifactError: The file is missing, is not a JSON object, or does not fit the schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ArtifactError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, too many digits
+        raise ArtifactError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: expected a JSON object")
+    if form is not None:
+        check_form(path, value, form)
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object, indented, with characters beyond ASCII as they are."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
