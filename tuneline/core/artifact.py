@@ -1,8 +1,8 @@
 """Artifacts: directories with payload files and one `manifest.json`, written whole or not at all.
 
-A directory is written beside its final name, synced, given its manifest last, then renamed. So a
-directory with a valid manifest is complete, and anything else is not an artifact. The digest covers
-kind and files alone: equal content has equal identity, wherever and whenever it was made.
+A writer fills a directory next to the final name, syncs it, adds the manifest last, and renames the
+directory. A directory with a valid manifest is therefore complete; any other directory is not an
+artifact. The digest covers only kind and files: equal content has an equal digest on every machine.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ LIBRARY_DISK_FULL = (
 
 
 class Input(StrictModel):
-    """One thing an artifact was made from."""
+    """An artifact or folder that another artifact was made from."""
 
     role: str
-    """What it was used as, e.g. `base` or `dataset`."""
+    """Its role in the step, e.g. `base` or `dataset`."""
     kind: str
     digest: str
 
 
 class FileEntry(StrictModel):
+    """A file of an artifact, as the manifest lists it."""
+
     path: str
     """Relative, with forward slashes."""
     size_bytes: int
@@ -55,6 +57,8 @@ class FileEntry(StrictModel):
 
 
 class Manifest(StrictModel):
+    """The content of `manifest.json`."""
+
     schema_version: Literal[1]
     kind: str
     digest: str
@@ -85,25 +89,26 @@ class Artifact:
 
     @property
     def short_digest(self) -> str:
-        """The first twelve hexadecimal digits, as used in names."""
+        """Return the first twelve hexadecimal digits, as names use them."""
         return short_digest(self.manifest.digest)
 
     def as_input(self, role: str) -> Input:
+        """Return the entry for the manifest of an artifact that is made from this one."""
         return Input(role=role, kind=self.kind, digest=self.digest)
 
 
 @dataclass
 class Draft:
-    """An artifact being written: put files under `dir` and figures into `metrics`."""
+    """An artifact that is not complete yet: put files under `dir` and figures into `metrics`."""
 
     dir: Path
     metrics: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
-    """By relative path, of files that were hashed as they were written; the others are read."""
+    """Hashes, by relative path, of files that the writer hashed itself; others are read again."""
 
     @property
     def journal(self) -> Path:
-        """Where a resumable step notes, a JSON line at a time, what it has finished."""
+        """Return the path of the file for a resumable step's notes, as JSON lines."""
         return self.dir / JOURNAL
 
 
@@ -118,12 +123,13 @@ def new_artifact(
 ) -> Iterator[Draft]:
     """Write an artifact to `out`: `with new_artifact(...) as draft:` and fill `draft.dir`.
 
-    When the block ends, the files are hashed and synced, the manifest is written and the directory
-    takes its name. When it raises, nothing remains. Open the result with `open_artifact(out)`.
+    At the end of the block the files are hashed and synced, the manifest is written and the
+    directory gets its name. If the block raises, no file remains. Open the result with
+    `open_artifact(out)`.
 
-    A resumable step finds in `draft.dir` what it had written when it was last killed or
-    interrupted, if that was with the same kind, configuration and inputs, and in `draft.journal`
-    what it had noted. It has to check what it finds before it builds on it.
+    After a kill or an interruption, a resumable step with the same kind, configuration and inputs
+    finds its files in `draft.dir` and its notes in `draft.journal`. The step must check the files
+    before it uses them.
 
     Raises:
         ArtifactError: `out` exists already or cannot be written, or another process is writing it.
@@ -152,7 +158,7 @@ def new_artifact(
                 raise ArtifactError(
                     f"{out}: another process is writing it", hint="Wait for it, or end it."
                 ) from None
-            # Whatever lies here was left by a writer that was killed: the lock says it is gone.
+            # The lock is free, so the writer of any files in this directory was killed.
             draft = Draft(partial)
             if not (resumable and _journal_key(draft) == key):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -180,34 +186,34 @@ def new_artifact(
             raise cannot_write(out, error) from error
         raise
     except Exception as error:
-        # The writers of torch and safetensors have errors of their own for a disk that is full.
+        # torch and safetensors raise their own error types if the disk is full.
         if any(words in str(error) for words in LIBRARY_DISK_FULL):
             raise disk_full(out) from error
         raise
 
 
 def cannot_write(path: Path, error: OSError) -> DiskFullError | ArtifactError:
-    """What to say where a file or a directory cannot be made."""
+    """Return the error for a file or a directory that cannot be created."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path)
     return ArtifactError(
         f"{path}: cannot be written: {error.strerror}",
-        hint="Choose a directory that may be written to.",
+        hint="Choose a directory with write permission.",
     )
 
 
 def partial_dir(out: Path) -> Path:
-    """Where an artifact lies while it is written."""
+    """Return the directory that holds an artifact until it is complete."""
     return out.parent / f".{out.name}.partial"
 
 
 def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Artifact:
-    """Open a complete artifact; sizes are checked here, contents by `verify_artifact`.
+    """Open a complete artifact and check the sizes of its files; `verify_artifact` checks contents.
 
     Raises:
         NotAnArtifactError: No readable manifest: missing, foreign or half-written.
         TamperedError: A file is missing or has another size.
-        ArtifactError: Its kind is not the one asked for.
+        ArtifactError: The artifact has another kind than `kind`.
     """
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
@@ -217,8 +223,8 @@ def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Art
             f"{path}: {what}; expected a complete artifact",
             hint="Check the path."
             if not path.is_dir()
-            else f"Check the path. If a step of Tuneline wrote it, and nobody else: rm -r {path}\n"
-            "  and run that step again.",
+            else f"Check the path. If only Tuneline wrote to it: rm -r {path}\n"
+            "  and run the step again.",
         ) from None
     except (OSError, UnicodeDecodeError):
         raise NotAnArtifactError(f"{path}: expected a directory with a manifest.json") from None
@@ -253,8 +259,8 @@ def verify_artifact(artifact: Artifact) -> None:
     """Read every byte of an artifact and compare it with the manifest.
 
     Raises:
-        TamperedError: A file differs, an unlisted file is there, or the digest does not match;
-            every difference is named.
+        TamperedError: A file differs, is missing or is not listed, or the digest does not match;
+            the message names every difference.
     """
     problems = []
     listed = {entry.path: entry for entry in artifact.manifest.files}
@@ -276,25 +282,26 @@ def verify_artifact(artifact: Artifact) -> None:
 
 
 def _make_again(path: Path) -> str:
-    return f"Remove it, and run the step that makes it again: rm -r {path}"
+    return f"Remove it and run its step again: rm -r {path}"
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_digest(value: Any) -> str:
-    """`sha256:...` of a JSON value, independent of key order."""
+    """Return `sha256:...` of a JSON value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def require_disk_space(directory: Path, size_bytes: int) -> None:
-    """Refuse to begin what cannot be finished.
+    """Check that a directory's disk has `size_bytes` free; the directory need not exist yet.
 
     Raises:
-        DiskFullError: Less than `size_bytes` is free where `directory` is or will be.
+        DiskFullError: The disk has less free space.
     """
     existing = next(
         parent for parent in [directory, *directory.absolute().parents] if parent.exists()
@@ -302,21 +309,22 @@ def require_disk_space(directory: Path, size_bytes: int) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < size_bytes:
         raise DiskFullError(
-            f"{directory}: {size_bytes / 2**20:,.0f} MiB are needed, {free_bytes / 2**20:,.0f} MiB "
-            "are free",
+            f"{directory}: {free_bytes / 2**20:,.0f} MiB are free; expected "
+            f"{size_bytes / 2**20:,.0f} MiB",
             hint="Free some space, or choose a directory on another disk.",
         )
 
 
 def disk_full(path: Path) -> DiskFullError:
+    """Return the error for a disk that filled up while `path` was written."""
     return DiskFullError(
-        f"{path}: the disk is full; nothing was kept of what was being written",
+        f"{path}: the disk is full; the unfinished files were removed",
         hint="Free some space and run the same command again; finished stages are kept.",
     )
 
 
 def _journal_key(draft: Draft) -> str | None:
-    """What the step that left this directory was doing."""
+    """Return the key of the step that left this directory, or None without a readable journal."""
     try:
         first, _, _ = draft.journal.read_text(encoding="utf-8").partition("\n")
         return str(json.loads(first)["key"])

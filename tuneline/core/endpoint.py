@@ -1,4 +1,4 @@
-"""Where an OpenAI-compatible server is, and under which name it serves the model."""
+"""The URL of an OpenAI-compatible server, the name of the model that it serves, and the API key."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ class Endpoint:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a server of this machine."""
+        """Return whether the server runs on this machine."""
         return urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
 
 
 def read_key(environ: Mapping[str, str], name: str) -> str | None:
-    """The key in an environment variable; blanks around it, such as a file's last newline, are no
-    part of it.
+    """Return the API key from an environment variable, without white space around it.
 
     Raises:
-        ConfigError: It holds what no header can; the message names the variable and not the key.
+        ConfigError: The key has characters that an HTTP header cannot carry. The message names the
+            variable and never the key.
     """
     key = environ.get(name, "").strip()
     if not all("!" <= character <= "~" for character in key):
         raise ConfigError(
-            f"{name}: the key holds blanks or characters that an HTTP header cannot carry",
+            f"{name}: the key has blanks or characters that an HTTP header cannot carry; expected "
+            "printable ASCII",
             hint=f"Try: export {name}=$(openssl rand -hex 24)",
         )
     return key or None
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of a server's URL.
+    """Return the parts of a server's URL.
 
     Raises:
         ConfigError: Not an http or https URL, or one with a user, a password or a query.

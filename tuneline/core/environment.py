@@ -1,4 +1,4 @@
-"""What this machine and its installed libraries are, read without importing any of them."""
+"""Facts about this machine and its installed libraries, read without importing the libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIBRARIES = (
 
 @functools.cache
 def environment_facts() -> dict[str, Any]:
-    """Python, library versions, hardware and the git commit, as a manifest records them."""
+    """Return Python, library versions, hardware and the git commit, as a manifest records them."""
     return {
         "python": platform.python_version(),
         "libraries": library_versions(),
@@ -35,6 +35,7 @@ def environment_facts() -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
+    """Return the versions of the installed libraries among `LIBRARIES`."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -45,6 +46,7 @@ def library_versions() -> dict[str, str]:
 
 
 def hardware_facts() -> dict[str, Any]:
+    """Return the machine's type, CPU, usable cores, memory and GPUs."""
     return {
         "machine": platform.machine(),
         "cpu": cpu_name(),
@@ -55,6 +57,7 @@ def hardware_facts() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """Return the CPU's model name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -66,7 +69,7 @@ def cpu_name() -> str:
 
 @functools.cache
 def gpu_names() -> list[str]:
-    """The NVIDIA devices that the driver lists; none where there is no driver."""
+    """Return the NVIDIA devices that the driver lists; an empty list without a driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     try:
@@ -81,12 +84,12 @@ def gpu_names() -> list[str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, if it is one."""
+    """Return the commit of the checkout that this code runs from, or None outside a checkout."""
     here = Path(__file__).resolve()
     if shutil.which("git") is None:
         return None
     git = ["git", "-C", str(here.parent)]
-    # An installed copy may lie below a repository that is not Tuneline's.
+    # An installed copy may be inside a repository that is not Tuneline's.
     tracked = subprocess.run(
         [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=False
     )
@@ -99,18 +102,21 @@ def git_commit() -> str | None:
 
 
 def refuse_fetched_kernels() -> None:
-    """Let no library of this process fetch code and run it: where the package `kernels` is
-    installed, bitsandbytes takes native code from a hub through it as it is imported, on processors
-    that multiply bfloat16, and nobody is asked."""
-    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # which halts its import
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of the code it lacks
+    """Prevent the libraries of this process from fetching code and running it.
+
+    bitsandbytes, on processors that multiply bfloat16, downloads native code at import through the
+    package `kernels` if that package is installed, and does not ask.
+    """
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # None blocks the import
+    # bitsandbytes warns about the blocked code.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import a module that an extra brings.
+    """Import and return a module that an extra installs.
 
     Raises:
-        MissingError: It is not installed; the message names the install line.
+        MissingError: The module is not installed; the hint has the install line.
     """
     try:
         return importlib.import_module(module)

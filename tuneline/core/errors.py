@@ -11,10 +11,10 @@ TunelineError
 ├── ServerError            5  a server that does not start, dies or answers wrongly
 └── VerdictError           6  a measured verdict that is not met
     ├── InconclusiveError  7  a measurement too small to judge by
-    └── InvalidError       8  a measurement that says nothing of what it measured
+    └── InvalidError       8  a measurement that does not describe the server
 
-Exit code 1 is left to faults of our own: an exception outside this tree is a bug.
-A message says what is wrong, where, and what was expected; the hint says what to type next.
+Exit code 1 is for bugs: an exception outside this tree. A message has the problem, its place and
+the expected value; the hint says what to type next.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class TunelineError(Exception):
     """Base of the tree; raise one of its children.
 
     Args:
-        message: What is wrong, where (value, path, line), and what was expected.
-        hint: What the user can type or change next.
+        message: The problem, its place (value, path, line), and the expected value.
+        hint: The next command to type, or the change to make.
     """
 
     exit_code = 1
@@ -76,7 +76,7 @@ class MissingError(TunelineError):
 
 
 class DiskFullError(MissingError):
-    """The file system has too little space for what is to be written."""
+    """The file system has too little space for the files of a step."""
 
 
 class ServerError(TunelineError):
@@ -98,6 +98,6 @@ class InconclusiveError(VerdictError):
 
 
 class InvalidError(VerdictError):
-    """A measurement that says nothing of what it measured."""
+    """A measurement that does not describe the server."""
 
     exit_code = 8

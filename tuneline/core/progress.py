@@ -1,4 +1,4 @@
-"""Logs and progress, on stderr: a live bar on a terminal, a line now and then elsewhere."""
+"""Logs and progress on stderr: a live bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ logger = logging.getLogger("tuneline")
 PLAIN_INTERVAL_S = 10.0
 
 Advance = Callable[..., None]
-"""`advance(done, note="")`: `done` units are done in all."""
+"""`advance(done, note="")`, where `done` is the total number of finished units."""
 
 
 def set_up_logging(verbose: bool = False) -> None:
+    """Send the logger's messages to stderr, without a prefix."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
@@ -26,10 +27,9 @@ def set_up_logging(verbose: bool = False) -> None:
 
 @contextmanager
 def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """Show how far a long step is.
+    """Show the progress of a long step: a bar with the time left, or log lines without a terminal.
 
-    On a terminal a bar with the time left; elsewhere a line every ten seconds, so that a log of an
-    unattended run says where it was.
+    Log lines appear every ten seconds, so that the log of an unattended run shows how far it was.
     """
     if sys.stderr.isatty():
         with _live(label, total, unit) as advance:

@@ -340,7 +340,7 @@ def test_too_little_space_is_said_before_anything_is_written(
         return real(path)._replace(free=1_000_000)
 
     monkeypatch.setattr(shutil, "disk_usage", nearly_full)
-    assert "MiB are needed, 1 MiB are free" in refusal(base, adapter, tmp_path / "runs" / "out")
+    assert "1 MiB are free; expected" in refusal(base, adapter, tmp_path / "runs" / "out")
     assert not (tmp_path / "runs").exists()
 
 

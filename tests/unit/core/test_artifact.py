@@ -167,7 +167,7 @@ def test_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_space_is_asked_for_before_writing(tmp_path: Path) -> None:
     require_disk_space(tmp_path / "not" / "there" / "yet", 1)
-    with pytest.raises(DiskFullError, match="are needed"):
+    with pytest.raises(DiskFullError, match="MiB are free; expected"):
         require_disk_space(tmp_path, 2**60)
 
 
