@@ -1,4 +1,4 @@
-"""The ground every room stands on: artifacts, configuration, errors, progress, environment.
+"""The layer below every room: artifacts, configuration, errors, progress, environment.
 
-Imports none of the rooms and no machine-learning library.
+It imports no room and no machine-learning library.
 """

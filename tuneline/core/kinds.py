@@ -11,7 +11,7 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """What an artifact of one kind holds.
+    """The content of an artifact of one kind.
 
     Attributes:
         summary: Returns one line for people from the manifest's metrics.

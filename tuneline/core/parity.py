@@ -1,7 +1,7 @@
-"""Is a later form of the model still the model that was trained?
+"""The comparison of a form with the reference: figures and a verdict.
 
 Every form (merged, quantized, ONNX, served ...) answers the prompts of the reference; this module
-compares the answers and gives a verdict. Log-probabilities are natural logarithms, in nats.
+compares the answers. Log-probabilities are natural logarithms, in nats.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Divergence(StrictModel):
     expected_text: str
     found_text: str
     expected_margin: float | None
-    """How far, in nats, the reference preferred its own token to the one found; small where two
-    tokens were nearly equally likely. None where the found token is not among its most likely."""
+    """By how many nats the reference preferred its own token to the found token; small if the two
+    were nearly equally likely. None if the reference does not list the found token."""
 
 
 class Parity(StrictModel):
@@ -41,8 +41,8 @@ class Parity(StrictModel):
     num_prompts_with_equal_ids: int
     num_equal_answers: int
     num_other_texts: int = 0
-    """Answers of the reference's very tokens that read differently: the tokenizer decodes them in
-    another way. White space around them, and a character cut off at the end, do not count."""
+    """Answers with the reference's tokens and another text: the tokenizer decodes differently.
+    White space around them, and a character that is cut off at the end, do not count."""
     num_stopped: int | None = None
     """Answers of the reference that end by themselves; without one, stopping is not tested."""
     num_tokens: int
@@ -54,24 +54,23 @@ class Parity(StrictModel):
     token_agreement: float
     max_logprob_difference: float | None
     mean_logprob_difference: float | None
-    """In nats; None where no token could be compared, which fails."""
+    """In nats; None if no token could be compared, which fails."""
     mean_kl: float | None
     """Mean Kullback-Leibler divergence from the reference to the form, over the most likely tokens
     that both report and one bucket for all others: a lower bound of the full one. In nats."""
     reference_noise: float | None = None
-    """The largest difference, in nats, between two runs of the reference itself; None where it was
-    not measured."""
+    """The largest difference, in nats, between two runs of the reference; None if not measured."""
     num_expected_answers: int = 0
     """Prompts whose right answer the data gives."""
     reference_accuracy: float | None = None
     accuracy: float | None = None
-    """Shares of right answers among these, but for white space around them; None without any."""
+    """Shares of right answers among these, without white space around them; None without any."""
     stated_weights: str | None = None
-    """Number format of the weights that a server is said to hold: the caller's word, which chose
-    the tolerances. None where nobody had to say it."""
+    """Number format of a server's weights as the caller states it, which chose the tolerances. None
+    if Tuneline knows the weights itself."""
     sampling_defaults: dict[str, float] = Field(default={})
-    """What the form's generation_config.json makes a server do where a request does not say
-    otherwise; the proof, which is of plain greedy answers, leaves it out."""
+    """A server's defaults for sampling from the form's generation_config.json. The proof ignores
+    them, because it compares plain greedy answers."""
     first_divergences: list[Divergence]
     problems: list[str]
     """Why the verdict is FAIL; empty on PASS."""
@@ -86,17 +85,17 @@ def compare(
     *,
     reference_noise: float | None = None,
 ) -> Parity:
-    """Hold a form's greedy answers against the reference's, prompt by prompt.
+    """Compare a form's greedy answers with the reference's, prompt by prompt.
 
     Log-probabilities are compared on the tokens up to an answer's first divergence and on the
-    reference's own token there: so far, both have seen the same context. An answer is right where
-    it equals the expected one that the reference holds.
+    reference's own token there, because both sides have seen the same context up to that place. An
+    answer is right if it equals the expected answer in the reference.
 
     Args:
-        reference_noise: What two runs of the reference itself differ by, in nats; reported.
+        reference_noise: The difference of two runs of the reference, in nats, for the report.
 
     Raises:
-        ValueError: The two have no prompts, or not the same number of them.
+        ValueError: The two have no prompts, or different numbers of prompts.
     """
     if not reference or len(reference) != len(candidate):
         raise ValueError(f"{len(candidate)} candidates for {len(reference)} reference prompts")
@@ -177,25 +176,25 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
     for name in ("max_logprob_difference", "mean_logprob_difference", "mean_kl"):
         found, allowed = getattr(parity, name), getattr(tolerances, name)
         if allowed is not None and (found is None or found > allowed):
-            problems.append(f"{name} is {nats(found)}; at most {allowed:g} nats is allowed")
+            problems.append(f"{name} is {nats(found)}; expected at most {allowed:g} nats")
     for name in ("greedy_agreement", "token_agreement"):
         share, required = getattr(parity, name), getattr(tolerances, f"min_{name}")
         if required is not None and share < required:
-            problems.append(f"{name} is {share:.4f}; at least {required:g} is required")
+            problems.append(f"{name} is {share:.4f}; expected at least {required:g}")
     drop = tolerances.max_accuracy_drop
     if drop is not None and parity.accuracy is not None and parity.reference_accuracy is not None:
-        # The smallest step of a share is one answer: compared in answers, free of rounding.
+        # A comparison in whole answers is free of rounding.
         lost = round((parity.reference_accuracy - parity.accuracy) * parity.num_expected_answers)
         if lost > drop * parity.num_expected_answers:
             problems.append(
                 f"accuracy is {parity.accuracy:.4f}, the trained model's is "
-                f"{parity.reference_accuracy:.4f}; a drop of at most {drop:g} is allowed"
+                f"{parity.reference_accuracy:.4f}; expected a drop of at most {drop:g}"
             )
     return problems
 
 
 def _readable(text: str) -> str:
-    """An answer that was cut off may end inside a character; a server leaves that out."""
+    """Return an answer without a half character at its end, which a server leaves out."""
     return text.strip().rstrip("\ufffd").rstrip()
 
 
@@ -208,12 +207,12 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _nan_first(value: float) -> float:
-    """A key for max(), which would pass over what is not a number."""
+    """Return a key for max(), which would ignore NaN."""
     return math.inf if math.isnan(value) else value
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no number for what is infinite or not a number."""
+    """Return None for a value that JSON cannot write: infinite or NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -242,8 +241,8 @@ def _divergence(
 def _at_divergence(
     position: int, expected: Continuation, found: Continuation
 ) -> tuple[float, float]:
-    """How far the two differ where their answers part: in the log-probability of the reference's
-    token, and as a divergence. Where the form does not list that token, both are lower bounds."""
+    """Return the difference of the log-probabilities of the reference's token at a divergence, and
+    the KL divergence there. If the form does not list that token, both are lower bounds."""
     token, own = expected.token_ids[position], expected.logprobs[position]
     ranked = {found.token_ids[position]: found.logprobs[position]}
     if position < len(found.top_logprobs):
@@ -255,14 +254,15 @@ def _at_divergence(
         divergence_kl = _bucketed_kl(expected.top_logprobs[position], ranked)
     if token in ranked:
         return abs(own - ranked[token]), divergence_kl
-    # A token that is not listed is no likelier than the last that is, nor than all others together.
+    # An unlisted token is at most as likely as the last listed token, and as all others together.
     rest = max(1.0 - sum(math.exp(logprob) for logprob in ranked.values()), 1e-12)
     at_most = min(own, math.log(rest), *ranked.values())
     return own - at_most, max(divergence_kl, _bucketed_kl({token: own}, {token: at_most}))
 
 
 def _bucketed_kl(p: dict[int, float], q: dict[int, float]) -> float:
-    """Sum of p·ln(p/q) over common tokens and one bucket for the rest (data-processing bound)."""
+    """Return the sum of p·ln(p/q) over common tokens and one bucket for the rest, a lower bound of
+    the KL divergence by the data-processing inequality."""
     common = p.keys() & q.keys()
     total = sum(math.exp(p[token]) * (p[token] - q[token]) for token in common)
     rest_p = max(1.0 - sum(math.exp(p[token]) for token in common), 0.0)

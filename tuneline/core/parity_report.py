@@ -1,4 +1,4 @@
-"""Proofs as a table and as a picture: the ladder from the trained model to each later form."""
+"""Parity results as a table and as a picture: the ladder of all forms."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tuneline.core.progress import logger
 from tuneline.core.tolerances import Tolerances
 
 TRAINED = "trained"
-"""The first rung: what two runs of the reference itself differ by."""
+"""The first row of the ladder: the difference of two runs of the reference."""
 
 COLUMNS = ("form", "verdict", "answers equal", "ids equal", "max", "mean", "KL", "accuracy")
 FLOOR_NATS = 1e-8
-"""Where a difference of nothing stands on a logarithmic axis."""
+"""The place of a difference of zero on a logarithmic axis."""
 
 
 def write_parity(
@@ -28,7 +28,7 @@ def write_parity(
     config: dict[str, Any],
     inputs: Sequence[Input],
 ) -> Artifact:
-    """Keep a comparison as an artifact of kind `parity`; the verdict is recorded, not raised."""
+    """Write a comparison as an artifact of kind `parity`; a failed verdict raises no error."""
     logger.info("%s", describe(parity))
     recorded = {**config, "tolerances": tolerances.model_dump()}
     with new_artifact(out, "parity", config=recorded, inputs=inputs) as draft:
@@ -40,7 +40,7 @@ def write_parity(
 
 
 def describe(parity: Parity) -> str:
-    """A few lines for people: the figures, the first divergences in words, the verdict."""
+    """Return a few lines for people: the figures, the verdict, the first divergences in words."""
     lines = [
         f"{parity.form}: {parity.verdict}: {parity.num_equal_answers} of "
         f"{parity.num_prompts} answers equal, prompt ids equal on "
@@ -49,7 +49,7 @@ def describe(parity: Parity) -> str:
         f"{parity.num_agreeing_tokens} of {parity.num_tokens} tokens before a divergence"
     ]
     if parity.stated_weights is not None:
-        lines.append(f"  the served weights are {parity.stated_weights}, by the caller's word")
+        lines.append(f"  the served weights are {parity.stated_weights}, as the caller states")
     for divergence in parity.first_divergences[:3]:
         margin = (
             f"; the reference preferred its own by {divergence.expected_margin:.2g} nats"
@@ -66,7 +66,7 @@ def describe(parity: Parity) -> str:
 
 
 def table(proofs: Sequence[Parity]) -> list[str]:
-    """One line per form, the trained model's own noise first; differences are in nats."""
+    """Return one line per form, the reference's noise first; differences are in nats."""
     rows = [COLUMNS, *([_noise(proofs[0])] if proofs else []), *map(_row, proofs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     return [
@@ -76,20 +76,19 @@ def table(proofs: Sequence[Parity]) -> list[str]:
 
 
 def markdown(proofs: Sequence[Parity]) -> str:
-    """The table, then each form's first divergences and problems."""
+    """Return the table, then each form's first divergences and problems."""
     rows = [COLUMNS, ("---",) * len(COLUMNS), *([_noise(proofs[0])] if proofs else [])]
     lines = ["| " + " | ".join(row) + " |" for row in [*rows, *map(_row, proofs)]]
     lines += ["", "Differences are in nats; `max`, `mean` and `KL` are over the tokens up to a"]
     lines += ["divergence and at it. The trained model's row is the reference computed twice."]
     lines += [
-        f"That {proof.form} has weights in {proof.stated_weights} was stated by the caller."
+        f"The caller states that {proof.form} has weights in {proof.stated_weights}."
         for proof in proofs
         if proof.stated_weights is not None
     ]
     lines += [
-        f"Unless a request says otherwise, a server answers {proof.form} with "
-        f"{said_defaults(proof)}, as generation_config.json says; the proof is of plain greedy "
-        "answers."
+        f"A server of {proof.form} answers with {said_defaults(proof)} by default, because "
+        "generation_config.json says so; the proof compares plain greedy answers."
         for proof in proofs
         if proof.sampling_defaults
     ]
@@ -106,15 +105,15 @@ def markdown(proofs: Sequence[Parity]) -> str:
 
 
 def said_defaults(proof: Parity) -> str:
-    """`temperature=0.6, repetition_penalty=1.05`"""
+    """Return the sampling defaults for people: `temperature=0.6, repetition_penalty=1.05`."""
     return ", ".join(f"{name}={value:g}" for name, value in proof.sampling_defaults.items())
 
 
 def draw(path: Path, proofs: Sequence[tuple[Parity, Tolerances]]) -> bool:
-    """The differences of each form beside their limits, as a PNG.
+    """Draw the differences of each form with their limits, as a PNG.
 
     Returns:
-        Whether it was drawn: not where matplotlib is not installed, as on a serving host.
+        Whether the picture was drawn; False without matplotlib, as on a serving host.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return False
@@ -151,7 +150,7 @@ def draw(path: Path, proofs: Sequence[tuple[Parity, Tolerances]]) -> bool:
     right.set_xlim(-0.05, 1.05)
     right.set_xlabel("share of prompts")
     right.legend(fontsize="x-small")
-    # Without the metadata the bytes of the picture depend on the figures alone.
+    # Without the metadata, the bytes of the picture depend only on the figures.
     figure.savefig(path, metadata={"Software": None})
     return True
 

@@ -11,7 +11,7 @@ from tuneline.core.kinds import KINDS
 
 
 class Verdict(StrEnum):
-    """What a measurement says about the limits that it was given."""
+    """The result of a measurement against its limits."""
 
     PASS = "PASS"  # noqa: S105 (a verdict)
     FAIL = "FAIL"

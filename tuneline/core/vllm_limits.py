@@ -1,4 +1,4 @@
-"""What vLLM 0.32 allows, for the rooms that train, serve or deploy for it."""
+"""Limits of vLLM 0.32, for the rooms that train, serve or deploy for it."""
 
 from __future__ import annotations
 

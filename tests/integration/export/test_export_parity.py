@@ -249,7 +249,7 @@ def test_what_a_server_does_unasked_is_listed(line: Line, tmp_path: Path) -> Non
     assert parity.verdict == "PASS"
     assert parity.sampling_defaults == {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05}
     text = (artifact.path / "parity.md").read_text()
-    assert "with temperature=0.6, top_k=20, repetition_penalty=1.05, as generation_config" in text
+    assert "with temperature=0.6, top_k=20, repetition_penalty=1.05 by default" in text
     (model / "generation_config.json").write_text('{"temperature": "warm"}')
     with pytest.raises(ArtifactError, match="temperature"):
         prove(line, model, tmp_path / "broken")

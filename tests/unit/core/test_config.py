@@ -68,7 +68,7 @@ def test_an_unlike_key_lists_the_known_ones(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("name: [", "line 1: not valid YAML"),
-        ("name: a\nname: b", "line 2: not valid YAML: key 'name' stands twice"),
+        ("name: a\nname: b", "line 2: not valid YAML: key 'name' appears twice"),
         ("- a", "expected a mapping of sections, found list"),
         ("", "found NoneType"),
         ("name: a\ntraining: {learning_rate: -1}", "training.learning_rate: input should be gr"),

@@ -64,7 +64,7 @@ def test_differences_are_taken_up_to_the_first_divergence() -> None:
         "no",
     )
     assert divergence.expected_margin == pytest.approx(0.7)
-    assert "greedy_agreement is 0.0000; at least 1 is required" in parity.problems
+    assert "greedy_agreement is 0.0000; expected at least 1" in parity.problems
     assert "'yes'" in describe(parity)
     assert "FAIL" in describe(parity)
 
@@ -145,7 +145,7 @@ def test_right_answers_are_counted_where_the_data_gives_them() -> None:
     assert parity.verdict == "PASS"
     strict = compare("int4", reference, candidate, Tolerances(**unjudged, max_accuracy_drop=0.49))
     assert strict.problems == [
-        "accuracy is 0.5000, the trained model's is 1.0000; a drop of at most 0.49 is allowed"
+        "accuracy is 0.5000, the trained model's is 1.0000; expected a drop of at most 0.49"
     ]
 
 
@@ -215,7 +215,7 @@ def test_tokens_that_agree_are_judged_in_every_form() -> None:
     reference = [answer([5] * 4, half, near)] * 4
     candidate = [answer([5] * 4, half, near)] * 2 + [answer([6] * 4, half, near)] * 2
     assert compare("m", reference, candidate, WEIGHT_TOLERANCES["pruned"]).problems == [
-        "token_agreement is 0.5000; at least 0.7 is required"
+        "token_agreement is 0.5000; expected at least 0.7"
     ]
     for numbers, tolerances in {**WEIGHT_TOLERANCES, **ARITHMETIC_TOLERANCES}.items():
         assert tolerances.min_token_agreement is not None, numbers

@@ -115,7 +115,7 @@ def test_a_hub_id_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.Monk
     for verb in ("plan", "check", "up"):
         done = tuneline(verb, EXAMPLE, "--set", "base_model=nobody/nothing", cwd=tmp_path)
         assert done.returncode == 4, done.stderr
-        assert "base model 'nobody/nothing': neither a folder here" in done.stderr
+        assert "base model 'nobody/nothing': not a folder here" in done.stderr
         assert "HF_TOKEN" in done.stderr
 
 
