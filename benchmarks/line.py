@@ -47,7 +47,7 @@ def main() -> None:
             }
             for name in ("parity-merged", "parity-served")
         },
-        "load": stages["load"]["metrics"]["scenarios"],
+        "load": stages["loadtest"]["metrics"]["scenarios"],
     }
     for name, value in figures.items():
         print(f"{name:14} {value}")

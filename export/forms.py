@@ -70,6 +70,8 @@ class Form:
         needs_data: Whether `make` looks at the training rows.
         prepare: `prepare()` raises MissingError if this machine lacks what `make` needs.
         modules: Python modules that `make` imports beyond those of the whole room.
+        version: Part of the stage's key. Raise it when `make` writes another result than before
+            from the same options, so that every run makes the form again.
     """
 
     title: str
@@ -84,6 +86,7 @@ class Form:
     needs_data: bool = False
     prepare: str | None = None
     modules: tuple[str, ...] = ()
+    version: int = 1
 
     def options(self, export: ExportConfig) -> StrictModel:
         """Return the options of `make` in a run.

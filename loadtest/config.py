@@ -146,7 +146,7 @@ class WorkloadConfig(StrictModel):
     """`prompts`: those given to the load test, such as the evaluation set. `synthetic`: random
     token ids of exact lengths through `/v1/completions`. `sharegpt`: a JSON file of conversations.
     `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks."""
-    path: Path | None = None
+    path: Path | None = Field(default=None, json_schema_extra={"keyed": False})
     """Of the `sharegpt` or `mooncake` file; from the current directory."""
     input_tokens: Length | None = None
     """`synthetic`: prompt lengths, shared prefix included."""

@@ -44,7 +44,7 @@ class ServedParityConfig(StrictModel):
     concurrency: int = Field(default=1, ge=1)
     """Requests in flight. With more than one, vLLM computes them in batches, and float results
     depend on the batch."""
-    request_timeout_s: float = Field(default=120.0, gt=0)
+    request_timeout_s: float = Field(default=120.0, gt=0, json_schema_extra={"keyed": False})
 
 
 class ServingConfig(StrictModel):
@@ -67,24 +67,31 @@ class ServingConfig(StrictModel):
     cpu_kvcache_space_gib: int = Field(default=2, ge=1)
     """Room for the KV cache on a CPU (`VLLM_CPU_KVCACHE_SPACE`); left alone, vLLM takes most of the
     memory. A GPU has `gpu_memory_utilization` instead."""
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", json_schema_extra={"keyed": False})
     """Beyond loopback a key is required."""
-    port: int | None = Field(default=None, ge=1, le=65535)
+    port: int | None = Field(default=None, ge=1, le=65535, json_schema_extra={"keyed": False})
     """None: a free port from the operating system."""
-    api_key_env: str = Field(default="VLLM_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: str = Field(
+        default="VLLM_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={"keyed": False},
+    )
     """The environment variable that holds the key; where it is unset, no key is asked for."""
-    ready_timeout_s: float = Field(default=600.0, gt=0)
+    ready_timeout_s: float = Field(default=600.0, gt=0, json_schema_extra={"keyed": False})
     """How long loading may take."""
-    shutdown_timeout_s: int = Field(default=30, ge=0)
+    shutdown_timeout_s: int = Field(default=30, ge=0, json_schema_extra={"keyed": False})
     """How long answers in progress may take to finish after SIGTERM."""
-    max_restarts: int = Field(default=0, ge=0)
+    max_restarts: int = Field(default=0, ge=0, json_schema_extra={"keyed": False})
     """How often `tuneline serve` starts a crashed server again."""
     extra_args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = Field(
         default_factory=dict
     )
     """Any other vLLM flag by its name: `true` gives `--flag`, `false` `--no-flag`, a list several
     values, a mapping JSON; null leaves the flag out."""
-    parity: ServedParityConfig = ServedParityConfig()
+    # Only the parity of the served model depends on this section; its stage names it.
+    parity: ServedParityConfig = Field(
+        default=ServedParityConfig(), json_schema_extra={"keyed": False}
+    )
 
     @field_validator("extra_args")
     @classmethod

@@ -17,10 +17,10 @@ DEFAULT_HELDOUT_FRACTION = 0.1
 class DataConfig(StrictModel):
     """Where the rows come from and how held-out ones are set apart."""
 
-    path: str
+    path: str = Field(json_schema_extra={"keyed": False})
     """JSON Lines, relative to the run.yaml: `{"instruction", "input", "output"}`,
     `{"messages": [...]}` or `{"prompt", "completion"}` on each line."""
-    heldout_path: str | None = None
+    heldout_path: str | None = Field(default=None, json_schema_extra={"keyed": False})
     """A second file of the same shape, kept for evaluation alone."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the prompts of `path` set apart where there is no `heldout_path`; 0.1 if neither
@@ -82,10 +82,10 @@ class TrainingConfig(StrictModel):
     """Put several short rows into one sequence of `max_length`; they do not see one another."""
     gradient_checkpointing: bool = True
     """Compute activations again in the backward pass: about a third slower, far less memory."""
-    logging_steps: PositiveInt = 10
+    logging_steps: PositiveInt = Field(default=10, json_schema_extra={"keyed": False})
     eval_steps: PositiveInt | None = None
     """Optimizer steps between held-out losses; at the end of each epoch if not given."""
-    save_steps: PositiveInt = 100
+    save_steps: PositiveInt = Field(default=100, json_schema_extra={"keyed": False})
     """Optimizer steps between checkpoints that an interrupted run continues from."""
 
     @model_validator(mode="after")

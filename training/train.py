@@ -47,6 +47,7 @@ from tuneline.core.artifact import (
     open_artifact,
     require_disk_space,
 )
+from tuneline.core.config import keyed_values
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger, progress
 from tuneline.core.vllm_limits import MAX_LORA_RANK
@@ -94,7 +95,8 @@ def train(config: TrainingConfig, dataset: Artifact, base: ModelSource, out: Pat
         # written while they are there.
         require_disk_space(out.parent, 3 * 3 * 4 * num_trainable + 4 * num_trainable)
 
-        key = canonical_digest([settings, [entry.digest for entry in inputs]])
+        # A changed save_steps or logging_steps keeps the checkpoints: the result is the same.
+        key = canonical_digest([keyed_values(config), [entry.digest for entry in inputs]])
         work = open_work_dir(out, key)
         checkpoint = newest_checkpoint(work)
         marks, stop = CheckpointMarks(checkpoint), StopOnSignal()

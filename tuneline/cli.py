@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
     from tuneline.core.artifact import Artifact
     from tuneline.models.source import ModelSource
-    from tuneline.pipeline.run_config import Run
 
 
 class _ExportGroup(DefaultCommand):
@@ -98,7 +97,7 @@ def check(
 
     Configuration, every row of the data, the base model, its chat template and stop tokens.
     """
-    from tuneline.pipeline.checks import check_run
+    from tuneline.pipeline.check import check_run
 
     run = open_run(run_file, overrides, runs_dir)
     found = check_run(run)
@@ -113,7 +112,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what `up` would run, and why."""
-    from tuneline.pipeline.run import plan as plan_run
+    from tuneline.pipeline.plan import plan as plan_run
 
     planned = plan_run(open_run(run_file, overrides, runs_dir))
     document = [
@@ -156,7 +155,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a LoRA adapter and record its answers."""
-    run_stages(open_run(run_file, overrides, runs_dir), ("adapter", "reference"), as_json)
+    from tuneline.pipeline.stages import stage_names
+
+    run = open_run(run_file, overrides, runs_dir)
+    run_stages(run, stage_names(run, groups=("training",)), as_json)
 
 
 @app.command()
@@ -177,13 +179,15 @@ def evaluate(
     run = open_run(run_file, overrides, runs_dir)
     if url is None:
         refuse("without --url", {"--model": model, "--out": out, "--api-key-env": api_key_env})
-        wanted = ("evaluation-base", "evaluation-tuned", "evaluation-served")
-        run_stages(run, wanted, as_json)
+        from tuneline.pipeline.stages import stage_names
+
+        run_stages(run, stage_names(run, kind="evaluation"), as_json)
         return
     from training.evaluation.evaluate import evaluate_endpoint
-    from tuneline.pipeline.run import up as up_run
+    from tuneline.pipeline.stage import DATASET
+    from tuneline.pipeline.up import up as up_run
 
-    dataset = up_run(run, ("dataset",))["dataset"]
+    dataset = up_run(run, (DATASET,))[DATASET]
     endpoint = endpoint_of(url, model, api_key_env)
     result = evaluate_endpoint(run.config.evaluation, dataset, endpoint, required(out, "--out"))
     emit_artifact(result, as_json)
@@ -231,10 +235,10 @@ def export_merge(
             "--out": out,
         }
         refuse("beside RUN.yaml", options)
-        from tuneline.pipeline.run import export_stages
+        from tuneline.pipeline.stages import stage_names
 
         run = open_run(run_file, overrides, runs_dir)
-        run_stages(run, export_stages(run), as_json)
+        run_stages(run, stage_names(run, groups=("export", "parity")), as_json)
         return
     from export.config import MergeConfig
     from tuneline.core.config import validate_config
@@ -304,13 +308,14 @@ def inspect(
 ) -> None:
     """Show an artifact's manifest, or every artifact of a run."""
     from tuneline.core.artifact import open_artifact
+    from tuneline.pipeline.plan import all_current
     from tuneline.pipeline.results import describe_artifact, summarize
 
     if target.is_dir():
         artifact = open_artifact(target)
         emit(artifact.manifest.model_dump(), describe_artifact(artifact), as_json)
         return
-    artifacts = _artifacts(open_run(target, overrides, runs_dir))
+    artifacts = all_current(open_run(target, overrides, runs_dir))
     document = {name: artifact.manifest.model_dump() for name, artifact in artifacts.items()}
     lines = [
         f"{name:18} {artifact.short_digest}  {summarize(artifact)}"
@@ -328,11 +333,12 @@ def verify(
 ) -> None:
     """Compare every byte with the manifests."""
     from tuneline.core.artifact import open_artifact, verify_artifact
+    from tuneline.pipeline.plan import all_current
 
     if target.is_dir():
         artifacts = {target.name: open_artifact(target)}
     else:
-        artifacts = _artifacts(open_run(target, overrides, runs_dir))
+        artifacts = all_current(open_run(target, overrides, runs_dir))
     for artifact in artifacts.values():
         verify_artifact(artifact)
     document = {name: artifact.digest for name, artifact in artifacts.items()}
@@ -351,7 +357,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has and lacks."""
-    from tuneline.pipeline.checks import examine_machine, require_rooms
+    from tuneline.pipeline.doctor import examine_machine, require_rooms
 
     run = None if run_file is None else open_run(run_file, overrides, runs_dir)
     findings = examine_machine(runs_dir)
@@ -409,24 +415,6 @@ def _interrupt(signum: int, _frame: Any) -> NoReturn:
     signal.signal(signum, signal.SIG_DFL)
     logger.info("interrupted; the same command goes on from what is finished")
     raise SystemExit(128 + signum)
-
-
-def _artifacts(run: Run) -> dict[str, Artifact]:
-    from tuneline.core.artifact import open_artifact
-    from tuneline.pipeline.run import plan as plan_run
-
-    found = {
-        entry.stage.name: open_artifact(entry.path)
-        for entry in plan_run(run)
-        if entry.state == "current" and entry.path is not None
-    }
-    if not found:
-        from tuneline.core.errors import NotAnArtifactError
-
-        raise NotAnArtifactError(
-            f"{run.dir}: holds no artifact of {run.path}", hint=f"Try: tuneline up {run.path}"
-        )
-    return found
 
 
 def _weighted(given: list[str]) -> Path | list[tuple[Path | Artifact, float]]:

@@ -173,7 +173,8 @@ def prove(
     Holds every form that the run makes, from the merged to the served model, or any --candidate,
     against the reference, and exits with 6 where one differs by more than its tolerances.
     """
-    from tuneline.pipeline.run import proof_stages, require_verdict
+    from tuneline.core.verdict import require_verdict
+    from tuneline.pipeline.stages import stage_names
 
     if run_file is not None:
         options = {
@@ -186,7 +187,7 @@ def prove(
         }
         refuse("beside RUN.yaml", options)
         run = open_run(run_file, overrides, runs_dir)
-        run_stages(run, proof_stages(run), as_json, ladder=True)
+        run_stages(run, stage_names(run, kind="parity"), as_json, ladder=True)
         return
     from tuneline.core.artifact import open_artifact
 
@@ -275,12 +276,13 @@ def card(
     from export import write_model_card
     from tuneline.core.artifact import open_artifact
     from tuneline.core.errors import ArtifactError
-    from tuneline.pipeline.run import current
+    from tuneline.pipeline.plan import current
+    from tuneline.pipeline.stage import MODEL
 
     if target.is_dir():
         model = open_artifact(target)
     else:
-        (model,) = current(open_run(target, overrides, runs_dir), "model")
+        (model,) = current(open_run(target, overrides, runs_dir), MODEL)
     text = write_model_card(model)
     if out is None:
         emit({"card": text}, [text.rstrip()], as_json)

@@ -36,7 +36,7 @@ from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
-    from tuneline.pipeline.run import LoadTarget
+    from tuneline.pipeline.targets import LoadTarget
 
 
 class _LoadTestGroup(DefaultCommand):
@@ -102,12 +102,15 @@ def loadtest_run(
                 "--gather": gather,
             },
         )
-        run_stages(open_run(run_file, overrides, runs_dir), ("load",), as_json)
+        from tuneline.pipeline.stages import stage_names
+
+        run = open_run(run_file, overrides, runs_dir)
+        run_stages(run, stage_names(run, kind="load-report"), as_json)
         return
     from loadtest.run import run_loadtest
     from loadtest.shards.join import run_shard
     from loadtest.shards.rendezvous import run_together
-    from tuneline.pipeline.run import require_verdict
+    from tuneline.core.verdict import require_verdict
 
     if shard is None:
         refuse("without --shard", {"--start-at": start_at, "--gather": gather})
@@ -125,10 +128,10 @@ def loadtest_run(
     with _target(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick) as target:
         if shard is not None:
             number, total = _shard(shard)
-            run: Callable[..., Artifact] = run_together
+            send: Callable[..., Artifact] = run_together
             if start_at is not None:
-                run = functools.partial(run_shard, start=functools.partial(float, start_at))
-            report = run(
+                send = functools.partial(run_shard, start=functools.partial(float, start_at))
+            report = send(
                 target.config,
                 target.endpoint,
                 out_dir,
@@ -171,7 +174,7 @@ def search(
     """
     from loadtest.studies.search import require_objective
     from loadtest.studies.search import search as search_rate
-    from tuneline.pipeline.run import require_verdict
+    from tuneline.core.verdict import require_verdict
 
     quick = _quick(None, None, None, None, max_tokens)
     out_dir = required(out, "--out")
@@ -212,6 +215,7 @@ def sweep(
 ) -> None:
     """Measure several rates and draw latency and throughput against them."""
     from loadtest.studies.search import sweep as sweep_rates
+    from tuneline.core.verdict import require_verdict
 
     text = required(rates, "--rates")
     try:
@@ -233,6 +237,7 @@ def sweep(
             num_requests=requests,
         )
     emit_artifact(measured, as_json)
+    require_verdict(measured)
 
 
 @loadtest_app.command()
@@ -268,7 +273,7 @@ def compare(
     """
     from loadtest.studies.compare import compare as compare_endpoints
     from loadtest.studies.compare import compare_reports
-    from tuneline.pipeline.run import require_verdict
+    from tuneline.core.verdict import require_verdict
 
     found: Artifact
     out_dir = required(out, "--out")
@@ -399,8 +404,10 @@ def _target(
 ) -> Iterator[LoadTarget]:
     """A run's own endpoint, served for as long as the block lasts, or the one at `url`."""
     from loadtest.run import read_prompts
-    from tuneline.pipeline.run import LoadTarget, current, load_target
+    from tuneline.pipeline.plan import current
+    from tuneline.pipeline.stage import DATASET
     from tuneline.pipeline.stages import heldout_prompts
+    from tuneline.pipeline.targets import LoadTarget, load_target
 
     if url is None and run_file is not None:
         refuse("beside RUN.yaml; use --set loadtest...", _flags(quick))
@@ -412,7 +419,7 @@ def _target(
     endpoint = endpoint_of(required(url, "RUN.yaml or --url"), model, api_key_env)
     config = _config(run_file, overrides, runs_dir, quick)
     if run_file is not None and prompts is None and config.workload.source == "prompts":
-        (dataset,) = current(open_run(run_file, overrides, runs_dir), "dataset")
+        (dataset,) = current(open_run(run_file, overrides, runs_dir), DATASET)
         chosen = heldout_prompts(dataset)
     else:
         chosen = read_prompts(prompts)

@@ -82,16 +82,17 @@ def run_stages(run: Run, until: tuple[str, ...], as_json: bool, *, ladder: bool 
 
     With `ladder` every rung is proven, also those after one that fails, and the ladder is kept.
     """
-    from tuneline.pipeline.results import results, summarize
-    from tuneline.pipeline.run import Planned
-    from tuneline.pipeline.run import up as up_run
+    from tuneline.pipeline.plan import Planned
+    from tuneline.pipeline.results import of_kind, results, summarize
+    from tuneline.pipeline.stage import Stage
+    from tuneline.pipeline.up import up as up_run
 
     stages: list[dict[str, Any]] = []
 
     def on_stage(entry: Planned, artifact: Artifact, wall_s: float) -> None:
         ran = "up to date" if entry.state == "current" else f"{wall_s:.1f} s"
         logger.info("  %-18s %-10s  %s", entry.stage.name, ran, summarize(artifact))
-        made[entry.stage.name] = artifact
+        done.append((entry.stage, artifact))
         stages.append(
             {
                 "stage": entry.stage.name,
@@ -103,15 +104,15 @@ def run_stages(run: Run, until: tuple[str, ...], as_json: bool, *, ladder: bool 
             }
         )
 
-    made: dict[str, Artifact] = {}
+    done: list[tuple[Stage, Artifact]] = []
     try:
         up_run(run, until, on_stage, keep_going=ladder)
     finally:
         # What has been measured is shown, also where a verdict ends the line.
         if stages:
             document: dict[str, Any] = {"name": run.config.name, "stages": stages}
-            lines = results(made)
-            proofs = [made[name] for name in made if name.startswith("parity-")]
+            lines = results(done)
+            proofs = of_kind(done, "parity")
             if ladder and proofs:
                 from tuneline.pipeline.ladder import write_ladder
 

@@ -30,7 +30,7 @@ def merge(
 ) -> None:
     """Join the shards of several load pods into the report that one would have written."""
     from loadtest.shards.join import merge_shards
-    from tuneline.pipeline.run import require_verdict
+    from tuneline.core.verdict import require_verdict
 
     report = merge_shards(shards, required(out, "--out"))
     emit_artifact(report, as_json)

@@ -117,7 +117,7 @@ def _to_serve(
     from serving.config import ServingConfig
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
-    from tuneline.pipeline.run import served_model
+    from tuneline.pipeline.targets import served_by_run
 
     if target.is_dir():
         refuse("with a model folder", {"--set": overrides})
@@ -129,10 +129,10 @@ def _to_serve(
         config = validate_config(ServingConfig, chosen, "tuneline serve")
         return config, model, None, target.resolve().name
     run = open_run(target, overrides, runs_dir)
-    model, adapter = served_model(run)
+    served = served_by_run(run)
     values = {**run.config.serving.model_dump(), **chosen}
     config = validate_config(ServingConfig, values, "tuneline serve")
-    return config, model, adapter, run.config.name
+    return config, served.model, served.adapter, run.config.name
 
 
 def _talk(

@@ -12,14 +12,17 @@ from serving.command.arguments import artifact_facts, served_names, server_args,
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
+from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
-from tuneline.pipeline.run import current, require_verdict
+from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.server import serves_adapter
+from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED
 from tuneline.pipeline.stages import heldout_prompts
 
 
 def render_run(run: Run, out: Path) -> Path:
-    """Write the kustomize tree that serves the run's merged model.
+    """Write the kustomize tree that serves the run's merged model, and return its directory.
 
     Raises:
         NotAnArtifactError: The model, its parity or the dataset is stale.
@@ -29,7 +32,7 @@ def render_run(run: Run, out: Path) -> Path:
         ArtifactError: `out` exists and was not rendered, or was changed since.
     """
     serving = run.config.serving
-    if serving.mode == "adapter":
+    if serves_adapter(run.config):
         raise ConfigError(
             f"{run.path}: serving.mode: adapter; the manifests run the merged model",
             hint="Try: --set serving.mode=merged",
@@ -48,7 +51,7 @@ def render_run(run: Run, out: Path) -> Path:
             f"scenario; loadtest.scenarios holds {num_scenarios}",
             hint="Leave one of them, or set k8s.load_pods to 1.",
         )
-    dataset, model, parity = current(run, "dataset", "model", "parity-merged")
+    dataset, model, parity = current(run, DATASET, MODEL, PARITY_MERGED)
     for artifact in (model, parity):
         verify_artifact(artifact)
     require_verdict(parity)

@@ -1,60 +1,31 @@
-"""Artifacts in a few words for people; the figures themselves are in the manifests."""
+"""Artifacts and whole lines in a few words for people; the figures are in the manifests."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
+from tuneline.core.kinds import KINDS
+from tuneline.pipeline.stage import Stage
 
-Made = dict[str, Artifact]
-
-EVALUATIONS = {
-    "evaluation-base": "base model",
-    "evaluation-tuned": "base + adapter",
-    "evaluation-served": "served by vLLM",
-}
+Done = Sequence[tuple[Stage, Artifact]]
+"""The stages that a line has finished, in order."""
 
 
 def summarize(artifact: Artifact) -> str:
-    """One line for an artifact, by its kind."""
-    metrics = artifact.manifest.metrics
-    if artifact.kind == "dataset":
-        return f"{metrics['num_train']:,} training rows, {metrics['num_heldout']:,} held-out rows"
-    if artifact.kind == "adapter":
-        return (
-            f"{metrics['num_steps']} steps, held-out loss {metrics['eval_loss_before']:.3f} → "
-            f"{metrics['eval_loss']:.3f}, {metrics['trained_tokens_per_s']:,.0f} trained tokens/s"
-        )
-    if artifact.kind == "evaluation":
-        return f"exact match {_exact_match(metrics)}"
-    if artifact.kind == "reference":
-        return f"{metrics['num_prompts']} prompts, {metrics['num_tokens']:,} tokens"
-    if artifact.kind == "model" and "num_changed_tensors" not in metrics:
-        return (
-            f"{metrics['num_quantized_tensors']} of {metrics['num_tensors']} tensors quantized, "
-            f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
-        )
-    if artifact.kind in ("onnx", "torchscript", "torch-export"):
-        return f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
-    if artifact.kind == "model":
-        return (
-            f"{metrics['num_changed_tensors']} of {metrics['num_tensors']} tensors changed, "
-            f"{metrics['size_bytes'] / 2**20:,.1f} MiB"
-        )
-    if artifact.kind == "parity":
-        return (
-            f"{metrics['verdict'].upper()}, {metrics['num_equal_answers']} of "
-            f"{metrics['num_prompts']} answers equal" + _within(metrics["max_logprob_difference"])
-        )
-    if artifact.kind == "load-report":
-        return f"{metrics['verdict'].upper()}"
-    return f"{len(artifact.manifest.files)} files"
+    """Return one line for an artifact, by its kind."""
+    kind = KINDS.get(artifact.kind)
+    if kind is None:
+        return f"{len(artifact.manifest.files)} files"
+    return kind.summary(artifact.manifest.metrics)
 
 
 def describe_artifact(artifact: Artifact) -> list[str]:
-    """What `inspect` shows: identity, inputs, figures, files."""
+    """Return what `inspect` shows: identity, inputs, figures, files."""
     manifest = artifact.manifest
     lines = [
         f"{artifact.path}",
@@ -70,55 +41,61 @@ def describe_artifact(artifact: Artifact) -> list[str]:
     return lines
 
 
-def results(made: Made) -> list[str]:
-    """What a line has shown so far: accuracy before and after, proofs, load."""
+def results(done: Done) -> list[str]:
+    """Return what a line has shown so far: accuracy before and after, proofs, load."""
     lines = []
-    for stage, title in EVALUATIONS.items():
-        if stage in made:
-            lines.append(f"  {title:16} {_accuracies(made[stage].manifest.metrics)}")
-    if lines:
-        lines.insert(0, "\nHeld-out answers")
-        lines += _example(made)
-    proofs = [made[name] for name in made if name.startswith("parity-")]
+    evaluations = [(stage, a) for stage, a in done if a.kind == "evaluation"]
+    if evaluations:
+        lines.append("\nHeld-out answers")
+        lines += [f"  {s.label:16} {_accuracies(a.manifest.metrics)}" for s, a in evaluations]
+        lines += _example(evaluations)
+    proofs = of_kind(done, "parity")
     if proofs:
         from tuneline.pipeline.ladder import ladder_lines
 
         lines.append("\nIs it the trained model? (log-probability differences in nats)")
         lines += [f"  {line}" for line in ladder_lines(proofs)]
-    if "load" in made:
+    for load in of_kind(done, "load-report"):
         from loadtest.report.terminal import lines as load_lines
 
-        report = json.loads((made["load"].path / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(payload_path(load).read_text(encoding="utf-8"))
         lines += ["\nUnder load", *(f"  {line}" for line in load_lines(report))]
-    lines += [f"\n{name}: {artifact.path}" for name, artifact in list(made.items())[-1:]]
+    lines += [f"\n{stage.name}: {artifact.path}" for stage, artifact in done[-1:]]
     return lines
 
 
-def _within(nats: float | None) -> str:
-    return "" if nats is None else f", log-probabilities within {nats:.1g} nats"
+def of_kind(done: Done, kind: str) -> list[Artifact]:
+    """Return the finished artifacts of one kind, in order."""
+    return [artifact for _, artifact in done if artifact.kind == kind]
+
+
+def payload_path(artifact: Artifact) -> Path:
+    """Return the file that holds an artifact's content.
+
+    Raises:
+        KeyError: The artifact's kind has no such file; a fault of ours.
+    """
+    payload = KINDS[artifact.kind].payload
+    if payload is None:
+        raise KeyError(artifact.kind)
+    return artifact.path / payload
 
 
 def _accuracies(metrics: dict[str, Any]) -> str:
     fields = [f"{name} {share:.1%}" for name, share in metrics["field_accuracy"].items()]
-    return ", ".join([f"exact match {_exact_match(metrics)}", *fields])
+    return ", ".join([KINDS["evaluation"].summary(metrics), *fields])
 
 
-def _exact_match(metrics: dict[str, Any]) -> str:
-    return f"{metrics['exact_match']:.1%} of {metrics['num_rows']}"
-
-
-def _example(made: Made) -> list[str]:
-    """The first held-out ticket that was answered, before and after."""
-    answers = {}
-    for stage in EVALUATIONS:
-        if stage in made:
-            path = made[stage].path / "predictions.jsonl"
-            with path.open(encoding="utf-8") as file:
-                answers[stage] = json.loads(file.readline())
-    first = next(iter(answers.values()))
+def _example(evaluations: Done) -> list[str]:
+    """Return the first held-out prompt and what each evaluated model answered."""
+    answers = []
+    for stage, evaluation in evaluations:
+        with payload_path(evaluation).open(encoding="utf-8") as file:
+            answers.append((stage.label, json.loads(file.readline())))
+    _, first = answers[0]
     lines = ["\nThe first of them", *_quoted("asked", first["prompt"][-1]["content"])]
-    for stage, prediction in answers.items():
-        lines += _quoted(EVALUATIONS[stage], prediction["answer"])
+    for label, prediction in answers:
+        lines += _quoted(label, prediction["answer"])
     return [*lines, *_quoted("expected", first["expected"])]
 
 

@@ -14,7 +14,8 @@ from loadtest.config import LoadTestConfig
 from serving.config import ServingConfig
 from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
 from tuneline.core.config import StrictModel, load_config
-from tuneline.models.source import EMBEDDED
+from tuneline.core.errors import MissingError
+from tuneline.models.source import EMBEDDED, ModelSource, resolve_model
 
 
 class RunConfig(StrictModel):
@@ -59,3 +60,26 @@ def load_run(path: Path, overrides: Sequence[str] = (), runs_dir: Path = Path("r
     """
     config = load_config(path, RunConfig, overrides)
     return Run(path, config, runs_dir / config.name)
+
+
+def resolve_base(run: Run, *, download: bool) -> ModelSource:
+    """Return the base model as it is cached, so that a second `up` asks the network nothing.
+
+    Raises:
+        MissingError: The model is not cached, and `download` is false or does not find it.
+    """
+
+    def resolve(download: bool) -> ModelSource:
+        return resolve_model(
+            run.config.base_model,
+            relative_to=run.path.parent,
+            revision=run.config.base_revision,
+            download=download,
+        )
+
+    try:
+        return resolve(False)
+    except MissingError:
+        if not download:
+            raise
+    return resolve(True)

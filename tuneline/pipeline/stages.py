@@ -1,51 +1,29 @@
-"""The stages of a line, in order: one plain step each, which calls one function of its room."""
+"""The stages of a line, in order: one row each, and one plain step that calls its room."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from export import FORMS, CalibrationData, make_form
+from export.config import ParityConfig
 from loadtest.config import LoadTestConfig
-from tuneline.core.artifact import Artifact, Input
-from tuneline.core.config import StrictModel
-from tuneline.core.endpoint import Endpoint
-from tuneline.models.source import ModelSource, computed_dtype
-from tuneline.pipeline.run_config import Run
-
-Made = dict[str, Artifact]
-
-
-@dataclass(frozen=True)
-class Line:
-    """What every stage may use: the run, its base model, and the running server."""
-
-    run: Run
-    base: ModelSource
-    endpoint: Callable[[Made], Endpoint]
-    """Starts the server on first use; later stages of the same `up` share it."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the line.
-
-    Attributes:
-        name: Also the first part of its artifact's directory name.
-        title: What it does, for people.
-        config: The sections that decide its result.
-        needs: Names of the stages whose artifacts it reads.
-        step: Writes the artifact.
-    """
-
-    name: str
-    title: str
-    config: StrictModel | tuple[StrictModel, ...]
-    needs: tuple[str, ...]
-    step: Callable[[Line, Made, Path], Artifact]
+from tuneline.core.artifact import Artifact
+from tuneline.models.source import computed_dtype
+from tuneline.pipeline.form_stages import form_stages
+from tuneline.pipeline.inputs import data_inputs, loadtest_inputs, workload_inputs
+from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.pipeline.server import model_source, served, served_stage
+from tuneline.pipeline.stage import (
+    ADAPTER,
+    DATASET,
+    MODEL,
+    PARITY_MERGED,
+    REFERENCE,
+    Group,
+    Line,
+    Made,
+    Stage,
+)
 
 
 def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
@@ -64,79 +42,40 @@ def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
 def _adapter(line: Line, made: Made, out: Path) -> Artifact:
     from training.train import train
 
-    return train(line.run.config.training, made["dataset"], line.base, out)
+    return train(line.run.config.training, made[DATASET], line.base, out)
 
 
 def _reference(line: Line, made: Made, out: Path) -> Artifact:
     from training.reference import build_reference
 
     config = line.run.config.reference
-    return build_reference(config, made["dataset"], line.base, made["adapter"], out)
+    return build_reference(config, made[DATASET], line.base, made[ADAPTER], out)
 
 
 def _evaluation_base(line: Line, made: Made, out: Path) -> Artifact:
     from training.evaluation.evaluate import evaluate_model
 
-    return evaluate_model(line.run.config.evaluation, made["dataset"], line.base, None, out)
+    return evaluate_model(line.run.config.evaluation, made[DATASET], line.base, None, out)
 
 
 def _evaluation_tuned(line: Line, made: Made, out: Path) -> Artifact:
     from training.evaluation.evaluate import evaluate_model
 
     config = line.run.config.evaluation
-    return evaluate_model(config, made["dataset"], line.base, made["adapter"], out)
+    return evaluate_model(config, made[DATASET], line.base, made[ADAPTER], out)
 
 
 def _model(line: Line, made: Made, out: Path) -> Artifact:
     from export import merge_adapter
 
-    return merge_adapter(line.run.config.export.merge, line.base, made["adapter"], out)
+    return merge_adapter(line.run.config.export.merge, line.base, made[ADAPTER], out)
 
 
 def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
     from export import prove_model
 
-    model = model_source(made["model"])
-    return prove_model(line.run.config.export.parity, made["reference"], model, out, form="merged")
-
-
-def _form_stages(run: Run) -> list[Stage]:
-    """Return two stages for each form that the run asks for: make it, and prove it."""
-    export = run.config.export
-    found = []
-    for name in export.forms:
-        form = FORMS[name]
-        needs = ("dataset", "model") if form.needs_data else ("model",)
-        found += [
-            Stage(
-                name, f"Export {name}", form.options(export), needs,
-                functools.partial(_form, name),
-            ),
-            Stage(
-                f"parity-{name}", f"Prove {name}", export.parity, ("reference", name),
-                functools.partial(_parity_form, name),
-            ),
-        ]  # fmt: skip
-    return found
-
-
-def _form(name: str, line: Line, made: Made, out: Path) -> Artifact:
-    form, data = FORMS[name], None
-    if form.needs_data:
-        from training.data.prepare import TRAIN_FILE, dataset_rows
-
-        dataset = made["dataset"]
-        rows = dataset_rows(dataset, TRAIN_FILE)
-        data = CalibrationData([row.messages for row in rows], dataset.as_input("data"))
-    options = form.options(line.run.config.export)
-    return make_form(name, model_source(made["model"]), out, options, data)
-
-
-def _parity_form(form: str, line: Line, made: Made, out: Path) -> Artifact:
-    from export import prove_model
-
-    config = line.run.config.export.parity
-    return prove_model(config, made["reference"], model_source(made[form]), out, form=form)
+    config, model = _merged_parity(line.run.config), model_source(made[MODEL])
+    return prove_model(config, made[REFERENCE], model, out, form="merged")
 
 
 def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
@@ -144,17 +83,18 @@ def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
     from serving.parity import prove_served
 
     serving = line.run.config.serving
-    merged = serving.mode == "merged"  # else the base is served, as the trained model has it
-    weights = model_source(made["model"]) if merged else line.base
-    dtype = computed_dtype(serving.dtype, weights)
+    what = served(line.run, line.base, made)
+    dtype = computed_dtype(serving.dtype, what.model)
+    # The reference has the same base weights, so only merged weights add a rounding of their own.
+    rounding = weight_tolerances(what.model, dtype) if what.adapter is None else None
     return prove_served(
         serving.parity,
-        made["reference"],
+        made[REFERENCE],
         line.endpoint(made),
         out,
-        inputs=served_inputs(line, made),
+        inputs=what.inputs,
         dtype=dtype,
-        weights=weight_tolerances(weights, dtype) if merged else None,
+        weights=rounding,
     )
 
 
@@ -162,26 +102,34 @@ def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
     from training.evaluation.evaluate import evaluate_endpoint
 
     config = line.run.config.evaluation
-    endpoint = line.endpoint(made)
-    return evaluate_endpoint(
-        config, made["dataset"], endpoint, out, inputs=served_inputs(line, made)
-    )
+    inputs = served(line.run, line.base, made).inputs
+    return evaluate_endpoint(config, made[DATASET], line.endpoint(made), out, inputs=inputs)
 
 
-def _load(line: Line, made: Made, out: Path) -> Artifact:
+def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
     from loadtest.run import run_loadtest
 
     return run_loadtest(
         loadtest_config(line.run),
         line.endpoint(made),
         out,
-        prompts=heldout_prompts(made["dataset"]),
-        inputs=served_inputs(line, made),
+        prompts=heldout_prompts(made[DATASET]),
+        inputs=served(line.run, line.base, made).inputs,
     )
 
 
+def _require_server(run: Run) -> None:
+    from serving.supervisor.process import require_server
+
+    require_server(run.config.serving.port)
+
+
+def _require_workload(run: Run) -> None:
+    workload_inputs(run)
+
+
 def loadtest_config(run: Run) -> LoadTestConfig:
-    """The section `loadtest`, with its workload file as this process sees it."""
+    """Return the section `loadtest`, with the workload file's path as this process sees it."""
     config = run.config.loadtest
     if config.workload.path is None:
         return config
@@ -191,57 +139,75 @@ def loadtest_config(run: Run) -> LoadTestConfig:
 
 
 def stages(run: Run) -> list[Stage]:
-    """The line, in order."""
+    """Return the stages of a run, in order."""
     config = run.config
-    served = "adapter" if config.serving.mode == "adapter" else "model"
     return [
-        Stage("dataset", "Check, clean and split the data", config.data, (), _dataset),
         Stage(
-            "evaluation-base", "Evaluate the base model", config.evaluation, ("dataset",),
-            _evaluation_base,
-        ),
-        Stage("adapter", "Fine-tune a LoRA adapter", config.training, ("dataset",), _adapter),
-        Stage(
-            "evaluation-tuned", "Evaluate base + adapter", config.evaluation,
-            ("dataset", "adapter"), _evaluation_tuned,
+            DATASET, "Check, clean and split the data", "data", "dataset", (config.data,), (),
+            _dataset, inputs=data_inputs,
         ),
         Stage(
-            "reference", "Record the trained model's answers", config.reference,
-            ("dataset", "adapter"), _reference,
-        ),
-        Stage("model", "Merge adapter and base", config.export.merge, ("adapter",), _model),
-        Stage(
-            "parity-merged", "Prove the merged model", config.export.parity,
-            ("reference", "model"), _parity_merged,
-        ),
-        *_form_stages(run),
-        Stage(
-            "parity-served", "Prove the served model", config.serving, ("reference", served),
-            _parity_served,
+            "evaluation-base", "Evaluate the base model", "evaluation", "evaluation",
+            (config.evaluation,), (DATASET,), _evaluation_base, label="base model",
         ),
         Stage(
-            "evaluation-served", "Evaluate through the API", (config.serving, config.evaluation),
-            ("dataset", served), _evaluation_served,
+            ADAPTER, "Fine-tune a LoRA adapter", "training", "adapter", (config.training,),
+            (DATASET,), _adapter,
         ),
         Stage(
-            "load", "Load-test the endpoint", (config.serving, config.loadtest),
-            ("dataset", served), _load,
+            "evaluation-tuned", "Evaluate base + adapter", "evaluation", "evaluation",
+            (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, label="base + adapter",
+        ),
+        Stage(
+            REFERENCE, "Record the trained model's answers", "training", "reference",
+            (config.reference,), (DATASET, ADAPTER), _reference,
+        ),
+        Stage(
+            MODEL, "Merge adapter and base", "export", "model", (config.export.merge,), (ADAPTER,),
+            _model,
+        ),
+        Stage(
+            PARITY_MERGED, "Prove the merged model", "parity", "parity", (_merged_parity(config),),
+            (REFERENCE, MODEL), _parity_merged,
+        ),
+        *form_stages(run),
+        *_served_stages(config),
+    ]  # fmt: skip
+
+
+def _served_stages(config: RunConfig) -> list[Stage]:
+    """Return the stages that ask the running server."""
+    served_by, serving = served_stage(config), config.serving
+    return [
+        Stage(
+            "parity-served", "Prove the served model", "served", "parity",
+            (serving, serving.parity), (REFERENCE, served_by), _parity_served,
+            prepare=(_require_server,),
+        ),
+        Stage(
+            "evaluation-served", "Evaluate through the API", "served", "evaluation",
+            (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
+            prepare=(_require_server,), label="served by vLLM",
+        ),
+        Stage(
+            "loadtest", "Load-test the endpoint", "served", "load-report",
+            (serving, config.loadtest), (DATASET, served_by), _loadtest,
+            inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
         ),
     ]  # fmt: skip
 
 
+def stage_names(run: Run, *, groups: tuple[Group, ...] = (), kind: str = "") -> tuple[str, ...]:
+    """Return the names of the stages in any of `groups`, or whose artifact is of `kind`."""
+    return tuple(s.name for s in stages(run) if s.group in groups or s.kind == kind)
+
+
+def _merged_parity(config: RunConfig) -> ParityConfig:
+    """Return the part of the section that judges the merged model."""
+    return ParityConfig(tolerances=config.export.parity.tolerances)
+
+
 def heldout_prompts(dataset: Artifact) -> list[list[dict[str, str]]]:
-    """The chat messages of a dataset's held-out rows, without their answers."""
+    """Return the chat messages of each held-out row, without the answer."""
     text = (dataset.path / "heldout.jsonl").read_text(encoding="utf-8")
     return [json.loads(line)["prompt"] for line in text.split("\n") if line]
-
-
-def model_source(model: Artifact) -> ModelSource:
-    return ModelSource(model.path.name, model.path, model.digest, model.kind)
-
-
-def served_inputs(line: Line, made: Made) -> list[Input]:
-    """What the endpoint under test serves, for the report's manifest."""
-    if line.run.config.serving.mode == "adapter":
-        return [line.base.as_input("base"), made["adapter"].as_input("adapter")]
-    return [made["model"].as_input("model")]

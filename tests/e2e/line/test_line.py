@@ -96,7 +96,7 @@ def test_merged_and_served_answers_equal_the_trained_models(
 
 
 def test_the_load_report_is_bound_to_the_artifact(stages: dict[str, dict[str, Any]]) -> None:
-    report = open_artifact(Path(stages["load"]["path"]), kind="load-report")
+    report = open_artifact(Path(stages["loadtest"]["path"]), kind="load-report")
     digests = {entry.role: entry.digest for entry in report.manifest.inputs}
     assert digests["model"] == stages["model"]["digest"]
     document = json.loads((report.path / "report.json").read_text())

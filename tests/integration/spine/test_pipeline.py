@@ -294,7 +294,7 @@ def test_a_tampered_manifest_is_reported(run: Path) -> None:
 def test_a_measurement_that_says_nothing_is_made_again(run: Path, verdict: str, state: str) -> None:
     def planned() -> dict[str, str]:
         entries = json.loads(tuneline(run, "plan").stdout)
-        (load,) = [entry for entry in entries if entry["stage"] == "load"]
+        (load,) = [entry for entry in entries if entry["stage"] == "loadtest"]
         found: dict[str, str] = load
         return found
 

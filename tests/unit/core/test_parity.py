@@ -15,8 +15,8 @@ from tuneline.core.tolerances import (
     Tolerances,
     add_tolerances,
 )
+from tuneline.core.verdict import require_verdict
 from tuneline.pipeline.results import summarize
-from tuneline.pipeline.run import require_verdict
 
 
 def answer(

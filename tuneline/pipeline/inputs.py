@@ -1,0 +1,49 @@
+"""What stages read besides the artifacts of other stages: files of the user and the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuneline.core.artifact import Input, file_sha256
+from tuneline.core.errors import DataError
+from tuneline.models.source import ModelSource
+from tuneline.pipeline.run_config import Run
+
+
+def base_input(_run: Run, base: ModelSource) -> list[Input]:
+    return [base.as_input("base")]
+
+
+def data_inputs(run: Run, _base: ModelSource) -> list[Input]:
+    """Return the data files.
+
+    Raises:
+        DataError: One of them does not exist.
+    """
+    data = run.config.data
+    named = {"data.path": data.path, "data.heldout_path": data.heldout_path}
+    return [_file_input(run, key, path) for key, path in named.items() if path is not None]
+
+
+def loadtest_inputs(run: Run, base: ModelSource) -> list[Input]:
+    """Return the base model, and the workload file of the load test if it has one.
+
+    Raises:
+        DataError: The workload file does not exist.
+    """
+    return [*base_input(run, base), *workload_inputs(run)]
+
+
+def workload_inputs(run: Run) -> list[Input]:
+    path = run.config.loadtest.workload.path
+    return [] if path is None else [_file_input(run, "loadtest.workload.path", path)]
+
+
+def _file_input(run: Run, key: str, name: str | Path) -> Input:
+    path = run.resolve(name)
+    if not path.is_file():
+        raise DataError(
+            f"{run.path}: {key}: no such file: {path}",
+            hint="Check the path; it starts from the directory of run.yaml.",
+        )
+    return Input(role=key, kind="file", digest=f"sha256:{file_sha256(path)}")

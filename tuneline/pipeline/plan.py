@@ -1,0 +1,133 @@
+"""What `up` would run, and why: one entry per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tuneline.core.artifact import Artifact, open_artifact
+from tuneline.core.errors import ConfigError, NotAnArtifactError
+from tuneline.core.verdict import REPEATED, read_verdict
+from tuneline.models.source import ModelSource
+from tuneline.pipeline.keys import stage_key
+from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.stage import Made, Stage
+from tuneline.pipeline.stages import stages
+
+State = Literal["current", "stale", "waiting"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage and whether it has to run.
+
+    Attributes:
+        stage: The stage.
+        state: `waiting` until the stages that it needs are made.
+        reason: Why, for people.
+        path: Where its artifact is or will be; None while the stage waits.
+    """
+
+    stage: Stage
+    state: State
+    reason: str
+    path: Path | None
+
+
+def plan(run: Run, until: Sequence[str] = ()) -> list[Planned]:
+    """Return what `up` would do now: one entry per stage, in order.
+
+    Args:
+        run: The line.
+        until: Names of the stages wanted, with those they need; all of them by default.
+
+    Raises:
+        MissingError: The base model is not here.
+        DataError: A data file is missing.
+    """
+    return plan_stages(run, select_stages(run, until), resolve_base(run, download=False))
+
+
+def plan_stages(run: Run, selected: Sequence[Stage], base: ModelSource) -> list[Planned]:
+    """Return an entry per selected stage, in order; see `plan`."""
+    made: Made = {}
+    planned = []
+    for stage in selected:
+        entry = plan_stage(run, stage, base, made)
+        if entry.state == "current" and entry.path is not None:
+            made[stage.name] = open_artifact(entry.path, kind=stage.kind)
+        planned.append(entry)
+    return planned
+
+
+def plan_stage(run: Run, stage: Stage, base: ModelSource, made: Made) -> Planned:
+    """Return whether one stage has to run, given what the stages before it made."""
+    missing = [name for name in stage.needs if name not in made]
+    if missing:
+        return Planned(stage, "waiting", f"needs {', '.join(missing)}", None)
+    path = run.dir / f"{stage.name}-{stage_key(stage, run, base, made)}"
+    if not path.exists():
+        earlier = any(run.dir.glob(f"{stage.name}-*/manifest.json"))
+        reason = "its configuration or an input changed" if earlier else "not made yet"
+        return Planned(stage, "stale", reason, path)
+    verdict = read_verdict(open_artifact(path))
+    if verdict in REPEATED:
+        return Planned(stage, "stale", f"the last measurement was {verdict}", path)
+    return Planned(stage, "current", "up to date", path)
+
+
+def select_stages(run: Run, until: Sequence[str]) -> list[Stage]:
+    """Return the stages named in `until` and those that they need, in order; all without names.
+
+    Raises:
+        ConfigError: The line has no stage of that name.
+    """
+    all_stages = stages(run)
+    by_name = {stage.name: stage for stage in all_stages}
+    unknown = [name for name in until if name not in by_name]
+    if unknown:
+        raise ConfigError(f"no stage {unknown[0]!r}; the stages are {', '.join(by_name)}")
+    wanted = set(until) or set(by_name)
+    for stage in reversed(all_stages):
+        if stage.name in wanted:
+            wanted |= set(stage.needs)
+    return [stage for stage in all_stages if stage.name in wanted]
+
+
+def current(run: Run, *names: str) -> list[Artifact]:
+    """Return the artifacts of stages that must be current already.
+
+    Raises:
+        NotAnArtifactError: One of them is stale; the message names the command that makes it.
+    """
+    planned = {entry.stage.name: entry for entry in plan(run, names)}
+    artifacts = []
+    for name in names:
+        entry = planned[name]
+        if entry.state != "current" or entry.path is None:
+            raise NotAnArtifactError(
+                f"{run.path}: stage {name!r} is {entry.state} ({entry.reason})",
+                hint=f"Try: tuneline up {run.path}",
+            )
+        artifacts.append(open_artifact(entry.path))
+    return artifacts
+
+
+def all_current(run: Run) -> Made:
+    """Return every artifact of the run that is current, by stage.
+
+    Raises:
+        NotAnArtifactError: There is none.
+    """
+    found = {
+        entry.stage.name: open_artifact(entry.path)
+        for entry in plan(run)
+        if entry.state == "current" and entry.path is not None
+    }
+    if not found:
+        raise NotAnArtifactError(
+            f"{run.dir}: holds no artifact of {run.path}", hint=f"Try: tuneline up {run.path}"
+        )
+    return found

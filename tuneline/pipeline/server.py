@@ -1,0 +1,85 @@
+"""What the line serves, decided here only, and the server that starts when a stage asks for it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.core.artifact import Artifact, Input
+from tuneline.core.endpoint import Endpoint
+from tuneline.models.source import ModelSource
+from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.pipeline.stage import ADAPTER, MODEL, Made
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model that the server loads, and the adapter that it applies, if any."""
+
+    model: ModelSource
+    adapter: Artifact | None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """What the manifest of a measurement names as measured."""
+        if self.adapter is None:
+            return [self.model.as_input("model")]
+        return [self.model.as_input("base"), self.adapter.as_input("adapter")]
+
+
+def serves_adapter(config: RunConfig) -> bool:
+    """Return whether the line serves the base model with its adapter, not the merged model."""
+    return config.serving.mode == "adapter"
+
+
+def served_stage(config: RunConfig) -> str:
+    """Return the name of the stage whose artifact is served."""
+    return ADAPTER if serves_adapter(config) else MODEL
+
+
+def served(run: Run, base: ModelSource, made: Made) -> Served:
+    """Return what the run serves, from the artifacts that are made."""
+    artifact = made[served_stage(run.config)]
+    if serves_adapter(run.config):
+        return Served(base, artifact)
+    return Served(model_source(artifact), None)
+
+
+def model_source(model: Artifact) -> ModelSource:
+    """Return a model artifact as a model that any room reads."""
+    return ModelSource(model.path.name, model.path, model.digest, model.kind)
+
+
+@dataclass
+class LazyServer:
+    """A server that starts on the first request for its endpoint and ends with `stack`."""
+
+    run: Run
+    base: ModelSource
+    stack: ExitStack
+    started: Endpoint | None = None
+
+    def endpoint(self, made: Made) -> Endpoint:
+        """Return the endpoint of the running server.
+
+        Raises:
+            ServerError: The server does not start.
+        """
+        if self.started is None:
+            self.started = self.stack.enter_context(self._running(made)).endpoint
+        return self.started
+
+    def _running(self, made: Made) -> AbstractContextManager[Any]:
+        from serving.supervisor.process import running
+
+        config = self.run.config
+        what = served(self.run, self.base, made)
+        return running(
+            config.serving,
+            what.model,
+            name=config.name,
+            adapter=what.adapter,
+            log_path=self.run.dir / "vllm.log",
+            port=config.serving.port,
+        )

@@ -1,0 +1,74 @@
+"""What a stage of the line is. The stages themselves are rows in `stages.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tuneline.core.artifact import Artifact, Input
+from tuneline.core.config import StrictModel
+from tuneline.core.endpoint import Endpoint
+from tuneline.models.source import ModelSource
+from tuneline.pipeline.inputs import base_input
+from tuneline.pipeline.run_config import Run
+
+Made = dict[str, Artifact]
+"""Artifacts by the name of their stage."""
+
+Group = Literal["data", "training", "evaluation", "export", "parity", "served"]
+"""`parity` is of forms on disk; `served` are all stages that ask the running server."""
+
+DATASET = "dataset"
+ADAPTER = "adapter"
+REFERENCE = "reference"
+MODEL = "model"
+PARITY_MERGED = "parity-merged"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What every step may use.
+
+    Attributes:
+        run: The run and its configuration.
+        base: The base model.
+        endpoint: Starts the server on first use; later stages of the same `up` share it.
+    """
+
+    run: Run
+    base: ModelSource
+    endpoint: Callable[[Made], Endpoint]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the line, with all that the line knows about it.
+
+    Attributes:
+        name: Also the first part of its artifact's directory name.
+        title: What it does, for people.
+        group: What it belongs to; commands run stages by group or by kind.
+        kind: The kind of its artifact, a row of `core.kinds.KINDS`, which also has its verdict.
+        sections: The configuration that decides its result, as far as its fields are keyed.
+        needs: Names of the stages whose artifacts it reads.
+        step: Writes the artifact.
+        inputs: Returns what it reads besides other stages' artifacts.
+        prepare: Checks of what it needs; they run before the first stage of the line runs.
+        version: Part of its key. Raise it when the same configuration and inputs give another
+            result than before, so that every run makes the artifact again.
+        label: Who gave the answers that it scores, for an evaluation.
+    """
+
+    name: str
+    title: str
+    group: Group
+    kind: str
+    sections: tuple[StrictModel, ...]
+    needs: tuple[str, ...]
+    step: Callable[[Line, Made, Path], Artifact]
+    inputs: Callable[[Run, ModelSource], list[Input]] = base_input
+    prepare: tuple[Callable[[Run], None], ...] = ()
+    version: int = 1
+    label: str = ""

@@ -1,0 +1,66 @@
+"""What a finished run serves, for commands beyond the line: serve, chat and further load tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from loadtest.config import LoadTestConfig
+from tuneline.core.artifact import Input, verify_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.pipeline.plan import current
+from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.server import LazyServer, Served, served, served_stage
+from tuneline.pipeline.stage import DATASET, Made
+from tuneline.pipeline.stages import heldout_prompts, loadtest_config
+from tuneline.pipeline.up import lock_run
+
+
+@dataclass(frozen=True)
+class LoadTarget:
+    """An endpoint and what a load test sends to it."""
+
+    config: LoadTestConfig
+    endpoint: Endpoint
+    prompts: list[list[dict[str, str]]]
+    inputs: list[Input]
+
+
+def served_by_run(run: Run) -> Served:
+    """Return what a finished run serves.
+
+    Raises:
+        NotAnArtifactError: The served artifact is stale.
+        TamperedError: The served artifact differs from its manifest.
+    """
+    return served(run, resolve_base(run, download=True), _checked(run, served_stage(run.config)))
+
+
+@contextlib.contextmanager
+def load_target(run: Run) -> Iterator[LoadTarget]:
+    """Serve a finished run's model for as long as the block lasts.
+
+    Raises:
+        NotAnArtifactError: The dataset or the served artifact is stale.
+        TamperedError: One of them differs from its manifest.
+        ServerError: The server does not start.
+    """
+    made = _checked(run, DATASET, served_stage(run.config))
+    base = resolve_base(run, download=True)
+    with ExitStack() as stack:
+        stack.enter_context(lock_run(run))
+        yield LoadTarget(
+            loadtest_config(run),
+            LazyServer(run, base, stack).endpoint(made),
+            heldout_prompts(made[DATASET]),
+            served(run, base, made).inputs,
+        )
+
+
+def _checked(run: Run, *names: str) -> Made:
+    made = dict(zip(names, current(run, *names), strict=True))
+    for artifact in made.values():
+        verify_artifact(artifact)
+    return made

@@ -1,0 +1,117 @@
+"""Run what is stale and skip what is current.
+
+A changed section moves the key of its stage, and of the stages after it once the new content is
+known. Artifacts of earlier configurations stay, so going back to one costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+
+from tuneline.core.artifact import Artifact, cannot_write, open_artifact, verify_artifact
+from tuneline.core.errors import ArtifactError, VerdictError
+from tuneline.core.progress import logger
+from tuneline.core.verdict import require_verdict
+from tuneline.models.source import ModelSource
+from tuneline.pipeline.plan import Planned, plan_stage, plan_stages, select_stages
+from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.server import LazyServer
+from tuneline.pipeline.stage import Line, Made, Stage
+
+
+def up(
+    run: Run,
+    until: Sequence[str] = (),
+    on_stage: Callable[[Planned, Artifact, float], None] = lambda *_: None,
+    *,
+    keep_going: bool = False,
+) -> Made:
+    """Run the stale stages in order and return every artifact of the line.
+
+    Args:
+        run: The line.
+        until: Names of the stages wanted, with those they need; all of them by default.
+        on_stage: Is called after each stage with its plan, its artifact and its wall time in
+            seconds (0 for a stage that was current).
+        keep_going: Whether the stages after a failed verdict run too; the first such verdict is
+            raised at the end.
+
+    Raises:
+        VerdictError: A verdict is not PASS. Its artifact is kept, and the stages after it do not
+            run unless `keep_going` is set.
+        TunelineError: Whatever a stage raises.
+    """
+    selected = select_stages(run, until)
+    base = resolve_base(run, download=True)
+    _require_ready(run, selected, base)
+    made: Made = {}
+    whole: set[str] = set()
+    failed: list[VerdictError] = []
+    with ExitStack() as stack:
+        stack.enter_context(lock_run(run))
+        line = Line(run, base, LazyServer(run, base, stack).endpoint)
+        for number, stage in enumerate(selected, start=1):
+            entry = plan_stage(run, stage, base, made)
+            started_s = time.monotonic()
+            if entry.state != "current":
+                logger.info("[%d/%d] %s (%s)", number, len(selected), stage.title, entry.reason)
+                # Planning looked at sizes only; what a stage reads is checked to the last byte.
+                for name in set(stage.needs) - whole:
+                    verify_artifact(made[name])
+                whole |= {*stage.needs, stage.name}
+            made[stage.name] = _make(entry, line, made)
+            wall_s = 0.0 if entry.state == "current" else time.monotonic() - started_s
+            on_stage(entry, made[stage.name], wall_s)
+            try:
+                require_verdict(made[stage.name])
+            except VerdictError as error:
+                if not keep_going:
+                    raise
+                failed.append(error)
+    if failed:
+        raise failed[0]
+    return made
+
+
+def _make(entry: Planned, line: Line, made: Made) -> Artifact:
+    assert entry.path is not None  # noqa: S101 (every need has been made by now)
+    if entry.state == "current":
+        return open_artifact(entry.path, kind=entry.stage.kind)
+    # A measurement that was INVALID or INCONCLUSIVE is there already; its successor replaces it.
+    shutil.rmtree(entry.path, ignore_errors=True)
+    return entry.stage.step(line, made, entry.path)
+
+
+def _require_ready(run: Run, selected: Sequence[Stage], base: ModelSource) -> None:
+    """Check what late stages need, so that they stop the line before training, not after it."""
+    pending = [e.stage for e in plan_stages(run, selected, base) if e.state != "current"]
+    for check in dict.fromkeys(check for stage in pending for check in stage.prepare):
+        check(run)
+
+
+@contextlib.contextmanager
+def lock_run(run: Run) -> Iterator[None]:
+    """Keep a second process out of the run's directory: both would train the same adapter.
+
+    Raises:
+        ArtifactError: Another process holds the lock, or the directory cannot be written.
+    """
+    try:
+        run.dir.mkdir(parents=True, exist_ok=True)
+        lock = (run.dir / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(run.dir, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(
+                f"{run.dir}: another tuneline works in this directory",
+                hint="Wait until it ends, or end it.",
+            ) from None
+        yield
