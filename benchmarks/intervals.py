@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The script beside this one, loadtest.py, hides the package of that name.
+# The script loadtest.py in this folder would hide the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
 from loadtest.judging.intervals import Values, block_length

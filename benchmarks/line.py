@@ -1,8 +1,8 @@
-"""How long the shipped line takes, and what it reaches: `python benchmarks/line.py`.
+"""Measure the time and the results of the shipped line: `python benchmarks/line.py`.
 
-Runs `tuneline up` on examples/support-tickets in an empty directory, then once more, and times
-`tuneline --help`. Prints a table for people, then one JSON document on the last line. Everything
-is a whole process, as a user meets it; a repeated command's time is the median of seven.
+Runs `tuneline up` on examples/support-tickets in an empty directory, then again, and times
+`tuneline --help`. Each time is of a whole process; the time of a repeated command is the median of
+seven. Prints a table for people, then one JSON document on the last line.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 # ruff: noqa: E402
-"""How right the load-test client is, and what it costs: `python benchmarks/loadtest.py`.
+"""Measure the load-test client's bias and CPU time: `python benchmarks/loadtest.py`.
 
-Every client in turn asks the bundled server of known delays (TTFT 100 ms, 20 ms per token, 32
-tokens) in a closed loop, and its TTFT is held against that server's own record of the same run; CPU
-is that of the client's process, from the first request to the last token (for ours, with the
-parsing afterwards). Ours takes part over plain TCP and over TLS, `vllm bench serve` where vLLM is
-installed. Then twenty Poisson schedules are delivered and their rate, coefficient of variation and
-index of dispersion are held against simulated Poisson processes. Prints a table, then one JSON
-document on the last line.
+Each client in turn sends a closed loop to the bundled server with known delays (TTFT 100 ms, 20 ms
+per token, 32 tokens). The script compares the client's TTFT with the server's own record of the
+same run. CPU is the client process's, from the first request to the last token; for Tuneline it
+includes the parsing afterwards. Tuneline runs over plain TCP and over TLS, and `vllm bench serve`
+runs if vLLM is installed. Then Tuneline delivers twenty Poisson schedules, and the script compares
+their rate, coefficient of variation and index of dispersion with simulated Poisson processes. It
+prints a table, then one JSON document on the last line.
 
-Shared cores move every number: client and server run on the same machine, so compare the rows of
-one run.
+Client and server share the cores of one machine, so compare only rows of the same run.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Merging a LoRA adapter: Tuneline's streaming merge, PEFT's, and a plain copy as the floor.
+"""Measure the merge of a LoRA adapter: Tuneline's, PEFT's, and a plain copy as the lower bound.
 
-`import` starts Python and imports torch, which is part of the others; `tuneline` is the command
-`tuneline export merge`, the base not hashed before; `int8` quantizes in the same pass.
+`import` starts Python and imports torch, which every merge does too; `tuneline` is the command
+`tuneline export merge` on a base that it has not hashed before; `int8` quantizes in the same pass.
 
-Builds a random-weight bfloat16 Llama of a real model's shape and a rank-16 adapter on all its
-linear layers, then runs them in turn, each in a process of its own, every file written synced
-to disk and the base's pages evicted before each run. Prints a table, and one JSON document as the
-last line.
+Builds a random-weight bfloat16 Llama with a real model's shape and a rank-16 adapter on all its
+linear layers. Then runs each merge in turn, in its own process. Every written file is synced to
+disk, and the base's pages are evicted before each run. Prints a table, then one JSON document on
+the last line.
 
     python benchmarks/merge.py               # Llama 3.2 1B: 1.24 B parameters, 2.5 GB
     python benchmarks/merge.py --shape 7b    # Llama 2 7B: 6.7 B parameters, 13.5 GB, 3 shards
-    python benchmarks/merge.py --skip peft   # where the model does not fit in memory
+    python benchmarks/merge.py --skip peft   # if the model does not fit in memory
     python benchmarks/merge.py --disk-mb-s 200   # on a slower disk; needs root and cgroup v1
 
-Needs three times the model's size on the disk of --dir; all of it is freed at the end.
+Needs three times the model's size on the disk of --dir, and frees it at the end.
 """
 
 from __future__ import annotations

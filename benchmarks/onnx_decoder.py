@@ -1,9 +1,9 @@
-"""Generating with ONNX Runtime and with PyTorch eager, on the same CPU and in the same run.
+"""Compare generation with ONNX Runtime and with PyTorch eager, on one CPU in one run.
 
-Builds a random-weight Llama of a real model's shape (or takes --model), exports it as an ONNX
-decoder in each weights, and lets every runtime write the same number of tokens after the same
-prompt, in turn, round by round. Prints a table with the ratio to PyTorch eager in float32, and one
-JSON document as the last line.
+Builds a random-weight Llama with a real model's shape (or takes --model) and exports it as an ONNX
+decoder with each number format of the weights. Every runtime generates the same number of tokens
+after the same prompt, in turn, round by round. Prints a table with the ratio to PyTorch eager in
+float32, then one JSON document on the last line.
 
     python benchmarks/onnx_decoder.py               # 160 M parameters
     python benchmarks/onnx_decoder.py --model runs/x/model-...

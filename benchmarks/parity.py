@@ -1,14 +1,14 @@
-"""What rounding does to a trained model, and what the smallest faults do.
+"""Measure the effect of rounding and of the smallest faults on a trained model.
 
-Trains the shipped example twice, early (0.3 epochs: an undecided model, with close calls in its
-answers) and in full, and holds against its own reference each one's merged model and reduced forms,
-and models that are broken on purpose: the delta of one module left out, all deltas too small or too
-large. The default tolerances stand between the two. Installs llm-compressor's own environment.
+Trains the shipped example twice: for 0.3 epochs (an undecided model, with close calls in its
+answers) and in full. Compares with each one's reference the merged model, its reduced forms, and
+models with a fault: the delta of one module left out, all deltas too small or too large. The
+default tolerances are between rounding and faults. Installs llm-compressor's own environment.
 
 Prints the tables of docs/parity.md, then one JSON document on the last line.
 
     python benchmarks/parity.py                     # a quarter of an hour on two cores
-    python benchmarks/parity.py --runs-dir DIR      # keeps and takes up what was trained
+    python benchmarks/parity.py --runs-dir DIR      # keeps the trained models and reuses them
 """
 
 from __future__ import annotations

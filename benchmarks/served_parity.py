@@ -1,13 +1,13 @@
-"""What a server's arithmetic adds to a model's own rounding.
+"""Measure how much a server's arithmetic adds to a model's own rounding.
 
-Trains the shipped example, merges it in float32 and in each quantized form, starts a real vLLM on
-each, and asks every prompt of the reference over the network. A form whose kernel the processor
-lacks (four bits without AVX-512) is named as such.
+Trains the shipped example, merges it in float32 and in each quantized form, starts vLLM on each
+form, and sends every prompt of the reference over the network. The table names a form whose kernel
+the processor lacks (four bits without AVX-512).
 
 Prints the table of docs/parity.md, then one JSON document on the last line.
 
     python -m benchmarks.served_parity                     # twenty minutes on two cores
-    python -m benchmarks.served_parity --runs-dir DIR      # takes up what was trained
+    python -m benchmarks.served_parity --runs-dir DIR      # reuses the trained model
 """
 
 from __future__ import annotations

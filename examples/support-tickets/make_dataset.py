@@ -5,8 +5,8 @@ closing. The problem fixes category and action, the cue fixes the priority. Trai
 rows draw on separate pools of problems, cues and frames; names, numbers and products are shared.
 
     python make_dataset.py            writes both files and prints the counts
-    python make_dataset.py --check    also proves that no held-out sentence stands in train or in
-                                      the text that the base model of ../tiny-base is trained on
+    python make_dataset.py --check    also proves that no held-out sentence is in train or in the
+                                      text that the base model of ../tiny-base is trained on
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def make_ticket(
     problem: str, cue: str, frames: Pools, split: str, slots: dict[str, list[str]],
     rng: random.Random,
 ) -> str:  # fmt: skip
-    """Put one ticket together; the cue stands before or after the problem."""
+    """Return one ticket; the cue is before or after the problem."""
     body = [fill(problem, slots, rng), fill(cue, slots, rng)]
     if rng.random() < 0.2:
         body.reverse()

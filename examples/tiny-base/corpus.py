@@ -26,9 +26,9 @@ PROBLEM_FILES = (
 )  # fmt: skip
 CONVERSATIONS = 40_000
 SEED = 7
-# What share of the conversations is a plain message, an instruction with a message, small talk.
+# Percent of the conversations: a plain message, an instruction with a message, small talk, a chain.
 KINDS = (("message", 47), ("task", 45), ("talk", 5), ("chain", 3))
-# What share of the messages is a terse note of single words, or has words left out.
+# Share of the messages that are a terse note of single words, and that have words left out.
 TERSE = 0.4
 CLIPPED = 0.25
 
@@ -151,7 +151,7 @@ class Writer:
         ]
         parts = "".join(word + mark for word, mark in zip(words, [*glue[1:], ""], strict=True))
         if rng.random() < 0.3:
-            # Half a note and half a sentence: the words stand next to the full wording of one part.
+            # Half a note and half a sentence: single words next to the full wording of one part.
             if rng.random() < 0.5:
                 return self.pick(problem["say"]) + " " + ", ".join(scraps) + "."
             return parts + ". " + self.pick(self.urgency[level]["say"])

@@ -57,8 +57,8 @@ def render(conversation: Conversation) -> str:
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     """Train the byte-level BPE."""
     tokenizer = Tokenizer(models.BPE())
-    # Line breaks and digits stand alone: a prompt is then always a prefix of prompt and answer,
-    # and made-up numbers use up no vocabulary.
+    # Each line break and digit is its own token: a prompt is then always a prefix of prompt and
+    # answer, and made-up numbers use up no vocabulary.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex("\n"), "isolated"),
@@ -139,7 +139,7 @@ def collate(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def weighted_loss(
     logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss that is minimised, and that of the assistant's tokens alone, to be printed."""
+    """Return the loss to minimise, and the loss of only the assistant's tokens, to print."""
     each = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
     )
