@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from tuneline.core.environment import gpu_names
 from tuneline.core.errors import MissingError
 from tuneline.core.progress import logger
+from tuneline.core.secrets import without_secrets
 
 PINS = Path(__file__).with_name("llm_compressor.txt")
 PACKAGE = "llmcompressor"
@@ -79,7 +81,7 @@ def _install(folder: Path) -> None:
     logger.info("making %s", folder)
     _run([sys.executable, "-P", "-m", "venv", str(folder)])
     _run([python, "-P", "-m", "pip", "install", "--quiet", "uv>=0.9,<1"])
-    options, environment = _uv_sources(os.environ)
+    options, environment = _uv_sources(_installer_environment(os.environ))
     logger.info("installing llm-compressor; this may take minutes")
     _run(
         [
@@ -88,7 +90,7 @@ def _install(folder: Path) -> None:
         ],
         environment,
     )  # fmt: skip
-    _run([python, "-I", "-c", "import llmcompressor"])
+    _run([python, "-I", "-c", "import llmcompressor"], without_secrets(os.environ))
     (folder / READY).touch()
 
 
@@ -115,11 +117,19 @@ def _uv_sources(environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
 
 def _pip_config(name: str) -> str:
     given = [sys.executable, "-P", "-m", "pip", "config", "get", name]
-    done = subprocess.run(given, capture_output=True, text=True, check=False)
+    environment = _installer_environment(os.environ)
+    done = subprocess.run(given, env=environment, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def _installer_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what pip and uv may inherit: no credential but that of the package index or proxy."""
+    kept = re.compile(r"(PIP|UV)_.*|.*_PROXY", re.IGNORECASE)
+    return without_secrets(environ) | {k: v for k, v in environ.items() if kept.fullmatch(k)}
+
+
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    environment = environment or _installer_environment(os.environ)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     logger.debug("%s%s", done.stdout, done.stderr)
     if done.returncode != 0:

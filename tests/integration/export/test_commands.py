@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.integration.export.test_export_parity import Line, make_line
+from tests.integration.export.test_parity import Line, make_line
 from tuneline.cli import app
 from tuneline.core.artifact import open_artifact, verify_artifact
 from tuneline.core.errors import TunelineError

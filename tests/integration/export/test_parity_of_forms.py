@@ -20,7 +20,7 @@ from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, Qu
 from export.graphs.to_onnx import export_onnx
 from export.merge.merge import merge
 from export.parity import prove_model, weight_tolerances
-from tests.integration.export.test_export_parity import Line, make_line
+from tests.integration.export.test_parity import Line, make_line
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, TamperedError
 from tuneline.core.parity import Parity

@@ -20,15 +20,17 @@ from export.quantize import calibration_environment as calibration_env
 from export.quantize.calibrated import quantize_calibrated
 from export.quantize.calibration_environment import install_calibration
 from export.runtimes.transformers_folder import load_model, load_tokenizer
+from tests.commands import tuneline_here
 from tests.integration.export import families
+from tests.integration.export.credentials import check_received, plant
+from tests.integration.export.quantize.test_experts import MIXTURES
+from tests.integration.export.quantize.test_experts import make_base as make_mixture
 from tests.integration.export.test_merge_bits import tensors
-from tests.integration.export.test_quantized_experts import MIXTURES
-from tests.integration.export.test_quantized_experts import make_base as make_mixture
 from tuneline.core.artifact import Artifact, Input, verify_artifact
 from tuneline.core.errors import ArtifactError, DataError, MissingError
 from tuneline.models.source import resolve_model
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 DATA = Input(role="data", kind="file", digest="sha256:" + "0" * 64)
 CONVERSATIONS = [
     [
@@ -191,6 +193,60 @@ def test_what_the_worker_says_when_it_fails_is_shown(
     with pytest.raises(ArtifactError, match="exit code 1: ValueError: no such layer"):
         run(base, "gptq", "int8", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+WRITES_ITS_ENVIRONMENT = f"""#!{sys.executable}
+import json, os, pathlib
+pathlib.Path(__file__).with_name("received.json").write_text(json.dumps(dict(os.environ)))
+raise SystemExit("ValueError: an interpreter that only writes down its environment")
+"""
+
+
+def test_llm_compressor_inherits_no_credential(
+    nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment's interpreter is a program that writes down what it received."""
+    python = calibration_env.calibration_dir() / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(WRITES_ITS_ENVIRONMENT)
+    python.chmod(0o755)
+    (python.parents[1] / calibration_env.READY).touch()
+    base = families.make_base(tmp_path / "base")
+    rows = [json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    plant(monkeypatch)
+    done = tuneline_here(
+        "export", "form", "gptq-int8", "--model", str(base), "--data",
+        str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "only writes down its environment" in done.stderr
+    check_received(python.with_name("received.json"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_installer_inherits_only_the_index_credentials(
+    nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every Python program that the installation starts writes down what it received."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import json, os, pathlib\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "here.joinpath(f'{os.getpid()}.json').write_text(json.dumps(dict(os.environ)))\n"
+    )
+    plant(monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:password@127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(MissingError, match="cannot be had"):
+        install_calibration()
+    written = sorted((tmp_path / "site").glob("*.json"))
+    assert len(written) > 1
+    for path in written:
+        check_received(path)
+        assert "password" in json.loads(path.read_text())["PIP_INDEX_URL"]
 
 
 def test_a_conversation_that_the_template_refuses(calibration: Path, tmp_path: Path) -> None:

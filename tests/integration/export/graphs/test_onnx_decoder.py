@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import open_form, resolve_folder, resolve_form
+from export import make_form, open_form, resolve_folder, resolve_form
 from export.config import OnnxConfig
 from export.graphs import to_onnx
 from export.graphs.to_onnx import export_onnx
 from export.runtimes.onnx_folder import answers, generated, load_genai
 from export.runtimes.transformers_folder import load_model
+from tests.integration.export.credentials import check_received, plant
 from tests.integration.export.exported import (
     SMALL_FILES,
     make_model,
@@ -38,7 +39,11 @@ DECODERS = ("llama-tied", "qwen2", "qwen3", "mistral", "gemma", "phi")
 MESSAGES = [{"role": "user", "content": "what is the weather on the second floor"}]
 
 NO_NETWORK = """
-import socket
+import json, os, pathlib, socket, sys
+
+if "onnxruntime_genai.models.builder" in sys.orig_argv:
+    path = pathlib.Path(__file__).with_name("received.json")
+    path.write_text(json.dumps(dict(os.environ)))
 
 def refused(*args, **kwargs):
     raise AssertionError("the network was asked")
@@ -72,7 +77,7 @@ def builder_here() -> Iterator[None]:
         yield
 
 
-def test_the_builder_asks_for_no_network_and_gets_no_token(
+def test_the_builder_asks_for_no_network_and_inherits_no_credential(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every Python process that the export starts refuses to connect anywhere.
@@ -80,8 +85,9 @@ def test_the_builder_asks_for_no_network_and_gets_no_token(
     (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK)
     path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.setenv("HF_TOKEN", "hf_not_a_real_token_0123456789")
-    artifact = export_onnx(OnnxConfig(), resolve_folder(str(bases["llama"])), tmp_path / "out")
+    plant(monkeypatch)
+    artifact = make_form("onnx-float32", resolve_folder(str(bases["llama"])), tmp_path / "out")
+    check_received(tmp_path / "site" / "received.json")
     verify_artifact(artifact)
     check_decoder_artifact(artifact, bases["llama"])
 

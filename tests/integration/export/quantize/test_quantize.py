@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from export.config import MergeConfig, QuantizeConfig
 from export.merge.merge import merge
 from export.quantize.schemes import FORMATS, Scheme, quantization_config, quantize_rows
 from export.runtimes.transformers_folder import load_model
+from tests.commands import tuneline_here
 from tests.integration.export import families
 from tests.integration.export.test_merge_bits import tensors
 from tests.integration.export.test_merge_refusals import edit_tensors
@@ -30,10 +28,10 @@ from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model
 
-ROOT = Path(__file__).parents[3]
 SCHEMES: dict[str, Any] = {
     "fp8": Scheme("fp8"), "int8": Scheme("int8"), "w4a16": Scheme("w4a16", 128),
 }  # fmt: skip
+OTHER_THAN_0 = "expected a number other than 0"
 PRESETS = {"fp8": "FP8_DYNAMIC", "int8": "W8A8", "w4a16": "W4A16"}
 
 
@@ -202,35 +200,71 @@ def test_a_model_with_nan_is_not_quantized(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_the_commands(tmp_path: Path) -> None:
-    base = families.make_base(tmp_path / "base", "llama", torch.bfloat16)
-    families.make_adapter(tmp_path / "adapter", base)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base model and an adapter of it."""
+    folder = tmp_path_factory.mktemp("commands")
+    base = families.make_base(folder / "base", "llama", torch.bfloat16)
+    return base, families.make_adapter(folder / "adapter", base)
 
-    def tuneline(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tuneline", "export", *arguments, "--json"],
-            capture_output=True, text=True, check=False, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
-        )  # fmt: skip
 
-    given = ["--base", "base", "--adapter", "adapter=0.5", "--adapter", "adapter=0.5"]
-    merged = tuneline("merge", *given, "--quantize", "w4a16", "--group-size", "32", "--out", "a")
+def test_a_merge_of_shares_is_quantized_on_the_way(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = folders
+    merged = tuneline_here(
+        "export", "merge", "--base", str(base), "--adapter", f"{adapter}=0.5",
+        "--adapter", f"{adapter}=0.5", "--quantize", "w4a16", "--group-size", "32",
+        "--out", str(tmp_path / "a"), "--json",
+    )  # fmt: skip
     assert merged.returncode == 0, merged.stderr
     document = json.loads(merged.stdout)
     assert document["config"]["adapter_weights"] == [0.5, 0.5]
     assert document["config"]["quantize"] == "w4a16"
-    quantized = tuneline("quantize", "--model", "base", "--scheme", "fp8", "--out", "b")
+
+
+@pytest.mark.parametrize("command", [("quantize", "--scheme", "fp8"), ("form", "quantized-fp8")])
+def test_a_command_quantizes(
+    command: tuple[str, ...], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, _ = folders
+    given = ("--model", str(base), "--out", str(tmp_path / "b"), "--json")
+    quantized = tuneline_here("export", *command, *given)
     assert quantized.returncode == 0, quantized.stderr
-    assert json.loads(quantized.stdout)["metrics"]["num_quantized_tensors"] == 14
-    for arguments, message in (
-        (["merge", "--base", "base", "--adapter", "adapter=half", "--out", "c"], "is no weight"),
-        (["merge", "--base", "base", "--adapter", "adapter=0", "--out", "c"], "is no weight"),
-        (["quantize", "--model", "base", "--scheme", "int3", "--out", "c"], "int3"),
-        (["quantize", "--model", "base", "--out", "c"], "--scheme is required"),
-    ):
-        refused = tuneline(*arguments)
-        assert refused.returncode == 2, refused.stderr
-        assert message in json.loads(refused.stdout)["error"]["message"]
+    document = json.loads(quantized.stdout)
+    assert document["config"] == {"scheme": "fp8", "group_size": 128}
+    assert document["metrics"]["num_quantized_tensors"] == 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("merge", "--base", "BASE", "--adapter", "ADAPTER=half"),
+            "expected a number other than 0",
+        ),
+        (("merge", "--base", "BASE", "--adapter", "ADAPTER=0"), "expected a number other than 0"),
+        (("quantize", "--model", "BASE", "--scheme", "int3"), "int3"),
+        (("quantize", "--model", "BASE"), "--scheme is required"),
+        (("form", "quantized-w4a16", "--model", "BASE", "--group-size", "48"), "group_size"),
+        (("form", "gptq-int8", "--model", "BASE"), "--data is required"),
+        (("form", "onnx-fp32", "--model", "BASE"), "'onnx-fp32' is now called 'onnx-float32'"),
+        (("onnx", "--model", "BASE", "--precision", "fp16"), "'fp16' is now called 'float16'"),
+    ],
+)
+def test_a_bad_option_is_named(
+    arguments: tuple[str, ...], message: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = folders
+
+    def filled(text: str) -> str:
+        return text.replace("BASE", str(base)).replace("ADAPTER", str(adapter))
+
+    out = ("--out", str(tmp_path / "c"), "--json")
+    refused = tuneline_here("export", *map(filled, arguments), *out)
+    assert refused.returncode == 2, refused.stderr
+    assert filled(message) in json.loads(refused.stdout)["error"]["message"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_one_pass_merge_is_no_model(tmp_path: Path) -> None:
