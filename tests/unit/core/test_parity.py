@@ -197,7 +197,7 @@ def test_the_divergence_counts_at_the_position_where_they_part() -> None:
     assert parity.verdict == "FAIL" and "mean_kl" in parity.problems[0]
 
 
-def test_a_token_that_the_form_does_not_list_is_at_most_as_likely_as_the_last_that_it_does() -> (
+def test_an_unlisted_token_is_at_most_as_likely_as_the_last_listed_token() -> (
     None
 ):
     p, q = {5: math.log(0.9)}, {9: math.log(0.6), 8: math.log(0.1)}
