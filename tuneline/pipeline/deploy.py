@@ -77,10 +77,10 @@ def render_run(run: Run, out: Path) -> Path:
 
 
 def _job_config(run: Run) -> dict[str, Any]:
-    """The run's configuration as the load test's Job takes it.
+    """Return the run's configuration for the load test's Job, without `max_client_lag_s`.
 
-    The Job has a host and whole cores of its own: a lag that was granted to a client beside the
-    server would hide there that the client is the bottleneck.
+    The Job has its own host and cores. A lag that the run allows for a client on the server's
+    machine would hide that the Job's client is the bottleneck.
     """
     config = run.config.model_dump(mode="json")
     if config["loadtest"].pop("max_client_lag_s", None) is not None:

@@ -24,7 +24,7 @@ FREE_DISK_GIB = 5.0
 
 
 def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
-    """What this machine has, one finding each: `what`, `found`, `ok`, `room`."""
+    """Return one finding for each part of this machine: `what`, `found`, `ok`, `room`."""
     hardware = hardware_facts()
     versions = library_versions()
     findings: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
 
     folder = calibration_dir()
     has = (folder / READY).is_file()
-    lacks = f"not installed; gptq and awq alone need it: {INSTALL}"
+    lacks = f"not installed; only gptq and awq need it: {INSTALL}"
     note("llm-compressor", str(folder) if has else lacks, True)
     key = "set" if os.environ.get("VLLM_API_KEY") else "not set; needed beyond loopback only"
     note("VLLM_API_KEY", key, True)

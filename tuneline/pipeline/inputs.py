@@ -1,4 +1,4 @@
-"""What stages read besides the artifacts of other stages: files of the user and the base model."""
+"""The inputs of stages besides other stages' artifacts: files of the user and the base model."""
 
 from __future__ import annotations
 

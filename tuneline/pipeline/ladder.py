@@ -13,12 +13,12 @@ from tuneline.core.tolerances import Tolerances
 
 
 def ladder_lines(proofs: Sequence[Artifact]) -> list[str]:
-    """The table, a line per rung, for people."""
+    """Return the table for people, one line per form."""
     return table([_parity(proof) for proof in proofs])
 
 
 def write_ladder(runs_dir: Path, proofs: Sequence[Artifact]) -> Artifact:
-    """Keep the ladder as an artifact of kind `ladder`: `ladder.md`, `ladder.json`, `ladder.png`.
+    """Write the ladder as an artifact of kind `ladder`: `ladder.md`, `ladder.json`, `ladder.png`.
 
     It is named after the proofs that it shows; one that is there already is not written again.
     """

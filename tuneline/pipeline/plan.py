@@ -1,4 +1,4 @@
-"""What `up` would run, and why: one entry per stage."""
+"""The plan of `up`: one entry per stage, with its state and the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the line serves, decided here only, and the server that starts when a stage asks for it."""
+"""The model that the line serves, and the server, which starts when a stage first asks it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Served:
 
     @property
     def inputs(self) -> list[Input]:
-        """What the manifest of a measurement names as measured."""
+        """Return the inputs for the manifest of a measurement of this server."""
         if self.adapter is None:
             return [self.model.as_input("model")]
         return [self.model.as_input("base"), self.adapter.as_input("adapter")]

@@ -1,4 +1,4 @@
-"""What a stage of the line is. The stages themselves are rows in `stages.py`."""
+"""The definition of a stage. The stages themselves are rows in `stages.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARITY_MERGED = "parity-merged"
 
 @dataclass(frozen=True)
 class Line:
-    """What every step may use.
+    """The objects that every step may use.
 
     Attributes:
         run: The run and its configuration.
@@ -48,8 +48,8 @@ class Stage:
 
     Attributes:
         name: Also the first part of its artifact's directory name.
-        title: What it does, for people.
-        group: What it belongs to; commands run stages by group or by kind.
+        title: The step in a few words, for people.
+        group: The part of the line; commands run stages by group or by kind.
         kind: The kind of its artifact, a row of `core.kinds.KINDS`, which also has its verdict.
         sections: The configuration that decides its result, as far as its fields are keyed.
         needs: Names of the stages whose artifacts it reads.

@@ -1,4 +1,4 @@
-"""What a finished run serves, for commands beyond the line: serve, chat and further load tests."""
+"""The model of a finished run, for commands outside the line: serve, chat, more load tests."""
 
 from __future__ import annotations
 

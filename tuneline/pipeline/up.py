@@ -1,7 +1,7 @@
-"""Run what is stale and skip what is current.
+"""Run the stale stages and skip the current ones.
 
-A changed section moves the key of its stage, and of the stages after it once the new content is
-known. Artifacts of earlier configurations stay, so going back to one costs nothing.
+A changed section changes the key of its stage, and the keys of later stages if the new artifact has
+other content. Artifacts of earlier configurations stay, so going back to one costs nothing.
 """
 
 from __future__ import annotations
