@@ -1,4 +1,4 @@
-"""The proof ladder of a run: every form beside the trained model, as one table and one picture."""
+"""The ladder of a run: every form next to the trained model, as one table and one picture."""
 
 from __future__ import annotations
 

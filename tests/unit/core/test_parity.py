@@ -197,9 +197,7 @@ def test_the_divergence_counts_at_the_position_where_they_part() -> None:
     assert parity.verdict == "FAIL" and "mean_kl" in parity.problems[0]
 
 
-def test_an_unlisted_token_is_at_most_as_likely_as_the_last_listed_token() -> (
-    None
-):
+def test_an_unlisted_token_is_at_most_as_likely_as_the_last_listed_token() -> None:
     p, q = {5: math.log(0.9)}, {9: math.log(0.6), 8: math.log(0.1)}
     found = compare(
         "m", [answer([5], [math.log(0.9)], [p])], [answer([9], [math.log(0.6)], [q])], Tolerances()
