@@ -1,10 +1,10 @@
 """Pruning by magnitude: the smallest weights of each matrix become zero, tensor by tensor.
 
-Per matrix the given share of smallest magnitudes (unstructured), or two of each four consecutive
-inputs of every output (2:4, the pattern of sparse tensor cores). Embeddings, the output layer,
-routers, norms and biases stay as they are. The files keep their size: a zero takes as much room as
-any number. The result is a model folder like the one it came from, and it is not the trained model
-any more: prove says what it costs.
+In each matrix, the given share of smallest magnitudes becomes zero (unstructured), or two of each
+four consecutive inputs of every output (2:4, the pattern of sparse tensor cores). Embeddings, the
+output layer, routers, norms and biases stay. The files keep their size, because a zero takes as
+much space as any number. The result is a model folder, but not the trained model: `tuneline prove`
+measures the difference.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from tuneline.models.folder import CONFIG, INDEX
 from tuneline.models.source import ModelSource
 
 IN_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")
-"""Embeddings and output layers stand outside the blocks, whatever they are called."""
+"""Matches weights inside a block. Embeddings and output layers are outside, under any name."""
 
 
 def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
     """Set the smallest weights of a model folder to zero.
 
-    Memory is bounded by a few copies of the largest matrix. Where magnitudes are equal, the weight
-    that is stored first becomes zero first, so the result is always the same.
+    Memory is bounded by a few copies of the largest matrix. If magnitudes are equal, the first
+    stored weight becomes zero first, so the result is always the same.
 
     Args:
         config: `sparsity`, or `pattern` `2:4`.
         model: A model folder, not quantized.
 
     Returns:
-        An artifact of kind `model`; `sparsity` in its metrics is the share of zeros that was made,
-        over the pruned matrices.
+        An artifact of kind `model`; `sparsity` in its metrics is the share of zeros in the pruned
+        matrices.
 
     Raises:
         ArtifactError: The folder is corrupt or quantized, has no matrix to prune, a matrix does not
@@ -60,7 +60,7 @@ def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
         DiskFullError: Too little space for the result.
     """
     opened = read_base(model.path)
-    # What a text model's proof cannot see stays as it is.
+    # A proof on text does not see a loss in other tensors, so they stay.
     targets = {
         name: entry
         for name, entry in opened.tensors.items()
@@ -69,7 +69,7 @@ def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
     if not targets:
         raise ArtifactError(
             f"{model.path}: has no matrix to prune: its tensors are embeddings, norms and biases, "
-            "or of another form than (out, in)"
+            "or have another shape than (out, in)"
         )
     num_bytes = sum(shard.size_bytes for shard in opened.shards)
     require_disk_space(out, num_bytes + COMPANION_BYTES)
@@ -120,8 +120,8 @@ def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
 
 
 def is_pruned(entry: TensorEntry) -> bool:
-    """Whether a tensor is the weight of a linear layer inside of a block, alone or of several
-    experts (3-D)."""
+    """Return whether a tensor is the weight of a linear layer inside a block, or of several experts
+    (3-D)."""
     experts = len(entry.shape) == 3 and "experts" in entry.name
     return (
         (len(entry.shape) == 2 or experts)
@@ -163,11 +163,11 @@ def _check_finite(values: torch.Tensor, shard: TensorFile, entry: TensorEntry) -
 def _pruned(
     config: PruneConfig, model: ModelFolder, shard: TensorFile, entry: TensorEntry, descriptor: int
 ) -> torch.Tensor:
-    """The tensor's new values, flat, in its own number format."""
+    """Return the tensor's new values, flat, in its own number format."""
     dtype = TORCH_DTYPES[entry.dtype]
     stored = torch.empty(entry.num_elements, dtype=dtype)
     read_elements(descriptor, shard, entry, 0, stored)
-    # bfloat16 and float16 hold in float32, so the order of magnitudes is exactly that of the file.
+    # float32 represents bfloat16 and float16 exactly, so the order of magnitudes is the file's.
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     weights = stored.reshape(entry.shape).to(exact, copy=True)
     _check_finite(weights, shard, entry)

@@ -1,8 +1,8 @@
-"""A causal language model as one function of token ids, the form in which graphs are exported.
+"""A causal language model as one function of token ids, for export as a graph.
 
 `input_ids` (batch, length) → `logits` (batch, length, vocabulary), without a key-value cache. A
-causal model looks at earlier positions alone, so rows of unequal length are padded at the right
-with any token, and the logits at the padding are ignored: no attention mask is needed.
+causal model uses only earlier positions. Rows of unequal length are therefore padded at the right
+with any token, the logits at the padding are ignored, and the graph needs no attention mask.
 """
 
 from __future__ import annotations
@@ -24,26 +24,25 @@ from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource
 
 EXAMPLE_SHAPE = (2, 5)
-"""What a graph is traced with: no size of 1, which tracers take for a constant."""
+"""Shape of the example input: without a size of 1, which tracers treat as a constant."""
 
 CHECKED_SHAPES = ((1, 1), (1, 2), (1, 9), (2, 5), (3, 7), (5, 3))
-"""What every exported graph is run with before it is kept, against the model it came from; and
-with one sequence as long as the model takes, up to LONGEST_CHECKED."""
+"""Shapes at which every exported graph is compared with its model before it is kept; one sequence
+of the model's maximum length, up to LONGEST_CHECKED, is added."""
 
 LONGEST_CHECKED = 512
-"""Tokens: long enough for most faults of positions and windows, and a few seconds of work."""
+"""In tokens. It detects most faults of positions and windows within a few seconds."""
 
 MAX_LOGIT_DIFFERENCE = 1e-3
-"""In float32: measured differences are 100 times smaller, a constant taken for a size 100 times
-larger; relative to the largest logit where that is above 1."""
+"""In float32, relative to the largest logit if that is above 1. Measured differences are 100 times
+smaller; the difference of a size that was traced as a constant is 100 times larger."""
 
 LENGTH_BOUND_ROPES = ("dynamic", "longrope")
-"""Rotary positions whose frequencies change with the length of the sequence: a graph that is traced
-at one length keeps those of that length."""
-
+"""Rotary positions whose frequencies change with the length of the sequence. A traced graph keeps
+the frequencies of the length that it was traced at."""
 
 MIN_NOISE_POSITIONS = 8
-"""Of fewer, the average says too little."""
+"""Fewest positions for which `noise` is meaningful."""
 
 
 class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -60,14 +59,15 @@ class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 @contextmanager
 def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
-    """The float32 model of a folder, ready to be traced; a tracer's failure names the family.
+    """Load the float32 model of a folder for tracing; turn a tracer's failure into an error that
+    names the family.
 
     Raises:
         ArtifactError: The model cannot be loaded, or the tracer cannot take its family.
     """
     require_plain(model)
-    # Experts as plain matrix products: the default is an operator of transformers' own, which no
-    # runtime has. A model without experts takes no notice.
+    # Experts become plain matrix products: no runtime has transformers' default operator for them.
+    # A model without experts ignores the option.
     network, _ = load_model(model.path, experts_implementation="batched_mm")
     for rope_type in sorted(rope_types(network.config.to_dict()).intersection(LENGTH_BOUND_ROPES)):
         reason = (
@@ -81,7 +81,7 @@ def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
     try:
         yield Logits(network).eval()
     except (ArtifactError, MemoryError, OSError):
-        raise  # of the folder or the machine, and not of the family
+        raise  # a fault of the folder or the machine, not of the family
     except Exception as error:  # tracers have no common error
         logger.debug("%s", error, exc_info=True)
         raise refusal(model, network, what, _first_line(error)) from error
@@ -98,12 +98,13 @@ def write_graph(
     save: Callable[[Any, Path], None],
     load: Callable[[Path], Callable[[torch.Tensor], torch.Tensor]],
 ) -> Artifact:
-    """Write a model's graph as `file` of an artifact, with all that serving needs beside it, once
-    it has given the model's logits at every one of its checked shapes.
+    """Write a model's graph as `file` of an artifact, with the companion files.
+
+    The graph is kept only if it gives the model's logits at all checked shapes.
 
     Args:
-        trace: Makes the graph of a model, in whatever form `save` takes.
-        load: Reads it back as `input_ids` → logits.
+        trace: Returns the graph of a model, for `save`.
+        load: Reads the graph back as `input_ids` → logits.
 
     Raises:
         ArtifactError: The model cannot be loaded, or its family cannot be traced so that every
@@ -124,8 +125,9 @@ def write_graph(
 
 
 def require_plain(model: ModelSource) -> None:
-    """Graphs are made of whole numbers; a quantized folder's would be rounded a second time. And
-    they take token ids alone: no pictures.
+    """Check that a folder can become a graph: a text model that is not quantized.
+
+    Quantized weights would be rounded a second time, and a graph takes only token ids.
 
     Raises:
         ArtifactError: The folder is quantized, or is a model of text and pictures.
@@ -133,13 +135,13 @@ def require_plain(model: ModelSource) -> None:
     config = read_json(model.path / CONFIG)
     if "text_config" in config:
         raise ArtifactError(
-            f"{model.name}: is a model of text and pictures ({config.get('model_type')}); ONNX, "
-            "TorchScript and torch.export graphs are made of text models"
+            f"{model.name}: is a model of text and pictures ({config.get('model_type')}); expected "
+            "a text model for an ONNX, TorchScript or torch.export graph"
         )
     if config.get("quantization_config"):
         raise ArtifactError(
-            f"{model.name}: is quantized; a graph is made of the model that it was quantized from",
-            hint="Export that one; for ONNX choose --weights int8 or int4.",
+            f"{model.name}: is quantized; expected the model that it was quantized from",
+            hint="Export that model; for ONNX choose --weights int8 or int4.",
         )
 
 
@@ -150,15 +152,15 @@ def check_shapes(
     what: str,
     max_noise: float | None = None,
 ) -> dict[str, Any]:
-    """Run an exported graph at several batches and lengths, beside the model that it came from.
+    """Run an exported graph at several batches and lengths and compare it with its model.
 
     Args:
         run: `input_ids` (batch, length), int64 → logits, float32.
-        max_noise: For weights that were rounded, the largest `noise` allowed; None holds every
-            logit to MAX_LOGIT_DIFFERENCE.
+        max_noise: For rounded weights, the largest allowed `noise`; None applies
+            MAX_LOGIT_DIFFERENCE to every logit.
 
     Returns:
-        The shape contract, as the manifest states it.
+        The shape contract for the manifest.
 
     Raises:
         ArtifactError: The graph fails at a shape, or computes something else there.
@@ -174,7 +176,7 @@ def check_shapes(
         try:
             found = run(input_ids)
         except (MemoryError, OSError):
-            raise  # of the machine, and not of the graph
+            raise  # a fault of the machine, not of the graph
         except Exception as error:
             reason = f"its graph fails at batch {batch}, length {length}: {_first_line(error)}"
             raise refusal(model, logits.network, what, reason) from error
@@ -205,9 +207,9 @@ def check_shapes(
 
 
 def noise(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """How far rounded weights have moved a model's predictions, as a share of what they tell apart:
-    the mean KL divergence from the model to its graph, over that from each of the model's
-    predictions to their average. A graph that heeds its input no more is at 1 or above.
+    """Return the share of a model's information that rounding lost: the mean KL divergence from the
+    model to its graph, divided by the mean KL divergence of the model's predictions from their
+    average. A graph that ignores its input has a share of 1 or more.
 
     Args:
         expected: Logits of the model; its last dimension is the vocabulary.
@@ -224,13 +226,13 @@ def noise(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def checked_length(config: Any) -> int:
-    """The longest sequence that a graph of the model is tried with."""
+    """Return the longest sequence at which a graph of the model is checked."""
     return min(max_length(config) or LONGEST_CHECKED, LONGEST_CHECKED)
 
 
 def rope_types(config: Mapping[str, Any]) -> set[str]:
-    """How a config.json scales rotary positions (`default`, `linear`, `yarn`, ...), in every kind
-    of its layers."""
+    """Return the types of rotary positions in a config.json (`default`, `linear`, `yarn`, ...),
+    over all kinds of layers."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
     found = {kind.get("rope_type") or kind.get("type") for kind in kinds}
@@ -238,18 +240,19 @@ def rope_types(config: Mapping[str, Any]) -> set[str]:
 
 
 def copy_small_files(model: Path, out: Path) -> None:
-    """Configuration, tokenizer, chat template and stop tokens, byte for byte."""
+    """Copy configuration, tokenizer, chat template and stop tokens, byte for byte."""
     shutil.copyfile(model / CONFIG, out / CONFIG)
     copy_companions(model, model, out)
 
 
 def max_length(config: Any) -> int | None:
-    """The longest sequence that the model's positions are defined for."""
+    """Return the longest sequence for which the model defines positions; None without a limit."""
     length = getattr(config, "max_position_embeddings", None)
     return None if length is None else int(length)
 
 
 def refusal(model: ModelSource, network: Any, what: str, reason: str) -> ArtifactError:
+    """Return the error for a family that cannot be exported to `what`."""
     return ArtifactError(
         f"{model.name}: a model of the family {network.config.model_type!r} cannot be exported to "
         f"{what}: {reason}",

@@ -1,8 +1,8 @@
 """ONNX: a decoder with its key-value cache for ONNX Runtime GenAI, or a plain graph of the logits.
 
-The decoder is made by ONNX Runtime GenAI's own builder, in a process without network access; it
-generates token by token. The logits graph is `torch.onnx.export`'s and suits scoring and families
-that the builder does not know.
+ONNX Runtime GenAI's own builder writes the decoder, in a process without network access; the
+decoder generates token by token. `torch.onnx.export` writes the logits graph, for scoring and for
+families that the builder does not know.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ BUILDER_NAMES = {"float32": "fp32", "int8": "int8", "int4": "int4"}
 """The builder's own names of the number formats."""
 
 MAX_NOISE = {"float16": 0.001, "int8": 0.05, "int4": 0.5}
-"""By how much of what a model's predictions tell apart its rounded graph may be off: loose bounds,
-which a graph that computes something else exceeds. What rounding costs, `tuneline prove` says."""
+"""Largest `noise` of a rounded graph. The limits are loose: only a graph that computes something
+else exceeds them. `tuneline prove` measures the effect of rounding."""
 
 MAX_LOGPROB_DIFFERENCE = 1e-3
-"""Of a float32 decoder, in nats; measured differences are 1000 times smaller."""
+"""For a float32 decoder, in nats; measured differences are 1000 times smaller."""
 
 CHECKED_LENGTH = 9
 
@@ -72,9 +72,9 @@ def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
         An artifact of kind `onnx`.
 
     Raises:
-        ArtifactError: A file of it is cut short, it cannot be loaded, or its family is not
-            supported by that graph.
-        ConfigError: The decoder on a CPU is asked for in float16.
+        ArtifactError: A file of the model is cut short, the model cannot be loaded, or the graph
+            does not support its family.
+        ConfigError: The configuration asks for a float16 decoder.
         MissingError: onnx or onnxruntime is not installed.
     """
     for module in ONNX_MODULES:
@@ -99,16 +99,17 @@ def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
 def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, Any]:
     if weights == "float16":
         raise ConfigError(
-            "--weights float16: ONNX Runtime has no float16 decoder for a CPU",
-            hint="Try: --weights float32, int8 or int4; or --graph logits, which takes float16.",
+            "--weights float16: ONNX Runtime has no float16 decoder for a CPU; expected float32, "
+            "int8 or int4",
+            hint="Try: --weights int8, or --graph logits, which takes float16.",
         )
     for file in sorted(model.path.glob("*.safetensors")):
-        read_tensor_file(file)  # one that is cut short is not a family that cannot be exported
+        read_tensor_file(file)  # a truncated file must not be reported as an unsupported family
     require_plain(model)
     stop_ids = sorted(stop_ids_of_folder(model.path))
     if not stop_ids:
         raise ArtifactError(
-            f"{model.name}: names no stop token; a decoder would never end an answer",
+            f"{model.name}: has no stop token, so a decoder would never end an answer",
             hint='Add "eos_token_id" to its generation_config.json.',
         )
     config = read_json(model.path / CONFIG)
@@ -117,11 +118,11 @@ def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, 
         raise _no_decoder(model, str(config.get("model_type")), reason)
     run_builder(model, folder, weights)
     _mend_decoder(folder / ONNX_FILE, model)
-    # The builder rewrites stop tokens from several sources; the proven model's own are kept.
+    # The builder gathers stop tokens from several files; the artifact keeps the model's own.
     genai = read_json(folder / GENAI_CONFIG)
     genai["model"]["eos_token_id"] = stop_ids
-    # The graph's attention looks at its window by itself. Told of it, the runtime makes the cache
-    # too small and fails where the window ends.
+    # The graph's attention applies the window itself. With this entry the runtime makes the cache
+    # too small and fails at the end of the window.
     genai["model"]["decoder"].pop("sliding_window", None)
     write_json(folder / GENAI_CONFIG, genai)
     lengths, vocabulary = _check_decoder(model, folder, weights)
@@ -139,10 +140,10 @@ def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, 
 
 
 def _check_decoder(model: ModelSource, folder: Path, weights: str) -> tuple[list[int], int]:
-    """Hold a decoder against the model that it came from, in one pass and continued from its cache.
+    """Compare a decoder with its model, in one pass and continued from its cache.
 
     Returns:
-        The lengths that it was run at, and the number of logits per position.
+        The lengths of the runs, and the number of logits per position.
 
     Raises:
         ArtifactError: The graph cannot be run, or computes something else.
@@ -163,7 +164,7 @@ def _check_decoder(model: ModelSource, folder: Path, weights: str) -> tuple[list
             whole = score(token_ids, length)
             parts = (score(token_ids[:begun], begun), score(token_ids, length - begun))
         except (MemoryError, OSError):
-            raise  # of the machine, and not of the graph
+            raise  # a fault of the machine, not of the graph
         except Exception as error:
             raise _no_decoder(model, family, f"its graph cannot be run: {error}") from error
         for found, how in ((whole, "in one pass"), (torch.cat(parts), "with its cache")):
@@ -175,7 +176,7 @@ def _check_decoder(model: ModelSource, folder: Path, weights: str) -> tuple[list
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor, weights: str) -> str | None:
-    """What is wrong with a decoder's logits, in words; None where they are the model's."""
+    """Return the difference of a decoder's logits in words; None if they are the model's."""
     if found.shape != expected.shape or not bool(found.isfinite().all()):
         return f"logits of shape {tuple(found.shape)}, or not finite"
     if weights == "float32":
@@ -185,15 +186,15 @@ def _difference(expected: torch.Tensor, found: torch.Tensor, weights: str) -> st
     share = noise(expected, found)
     if share <= MAX_NOISE[weights]:
         return None
-    return f"{share:.2g} of what its predictions tell apart is lost, at most {MAX_NOISE[weights]}"
+    return f"noise is {share:.2g}; expected at most {MAX_NOISE[weights]}"
 
 
 def _mend_decoder(path: Path, model: ModelSource) -> None:
-    """Put right what the builder leaves out of some families' graphs: Mistral's attention window,
-    and the epsilon of a layer norm that is called `layer_norm_eps`, as Phi's is.
+    """Add to a graph what the builder omits for some families: Mistral's attention window, and the
+    epsilon of a layer norm from the key `layer_norm_eps`, which Phi uses.
 
     Raises:
-        ArtifactError: The family attends to a window that its graph knows nothing of.
+        ArtifactError: The family has an attention window that its graph does not have.
     """
     import onnx
 
@@ -217,17 +218,18 @@ def _mend_decoder(path: Path, model: ModelSource) -> None:
 
 
 def run_builder(model: ModelSource, folder: Path, weights: str) -> None:
-    """ONNX Runtime GenAI's builder in a process of its own: it loads the whole model, prints to
-    stdout, and is told to use no network and no token.
+    """Run ONNX Runtime GenAI's builder in its own process, without network and without a token.
+
+    The builder loads the whole model and prints to stdout.
 
     Raises:
-        ArtifactError: It does not know the family, or fails; its own words are given.
+        ArtifactError: The builder does not know the family, or fails; the error quotes it.
     """
     config = read_json(model.path / CONFIG)
     family = str((config.get("architectures") or [config.get("model_type", "unknown")])[0])
     unknown = "ONNX Runtime GenAI's builder does not know the family"
     if f'"{family}"' not in _builder_source():
-        raise _no_decoder(model, family, unknown)  # without the half minute that it takes to start
+        raise _no_decoder(model, family, unknown)  # saves the builder's start of half a minute
     with tempfile.TemporaryDirectory(prefix="tuneline-onnx-") as cache:
         command = [
             sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(model.path),
@@ -254,7 +256,7 @@ def _no_decoder(model: ModelSource, family: str, reason: str) -> ArtifactError:
 
 
 def _builder_source() -> str:
-    """The builder's table of families is its source: a chain of comparisons with their names."""
+    """Return the builder's source, in which a chain of comparisons names the known families."""
     package = importlib.util.find_spec("onnxruntime_genai")
     if package is None or package.origin is None:
         return ""
@@ -271,7 +273,7 @@ def _write_logits(model: ModelSource, folder: Path, weights: str) -> dict[str, A
         }
         example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
         path = folder / ONNX_FILE
-        # It says that torchvision's operators are not there, which no text model has.
+        # torch.onnx warns about missing operators of torchvision, which no text model uses.
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with torch.no_grad():
             program: Any = torch.onnx.export(
@@ -289,7 +291,7 @@ def _write_logits(model: ModelSource, folder: Path, weights: str) -> dict[str, A
 
 
 def _forget_sources(path: Path) -> None:
-    """Remove from each node what torch notes of the source files of this machine."""
+    """Remove the paths of this machine's source files, which torch writes into each node."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False)
@@ -303,7 +305,7 @@ def reduce_weights(path: Path, weights: str) -> None:
     """Rewrite a logits graph with float16, int8 or int4 weights; inputs and outputs stay.
 
     Raises:
-        ValueError: It has no matrix product that can be computed so.
+        ValueError: ONNX Runtime computes none of the graph's matrix products in that format.
     """
     import onnx
 

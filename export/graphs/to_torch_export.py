@@ -1,8 +1,8 @@
 """torch.export: the graph that succeeds TorchScript, in one `model.pt2`.
 
 The archive is a zip of JSON (the graph and the tensors' shapes) and raw tensor bytes. PyTorch would
-put the example inputs beside them as a pickle; here they are left out, and an archive that holds a
-pickle anywhere is refused before anything in it is read.
+add the example inputs as a pickle; Tuneline leaves them out. Before it reads an archive, it refuses
+any member that is a pickle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PLAIN_MEMBER = re.compile(
     r"models/\w+\.json|data/(weights|constants)/(weight|tensor)_\d+|archive_format|archive_version"
     r"|byteorder|version|\.data/(serialization_id|version)"
 )
-"""What an archive holds beside tensor configurations: JSON, raw tensors, a few version marks."""
+"""Members besides tensor configurations: JSON, raw tensors, a few version marks."""
 
 
 def export_torch_export(_config: GraphConfig, model: ModelSource, out: Path) -> Artifact:
@@ -52,7 +52,7 @@ def export_torch_export(_config: GraphConfig, model: ModelSource, out: Path) -> 
 
 
 def export_program(logits: torch.nn.Module) -> Any:
-    """The `ExportedProgram` of `input_ids` → logits."""
+    """Return the `ExportedProgram` of `input_ids` → logits."""
     longest = max_length(logits.network.config)
     shapes = {
         0: torch.export.Dim("batch", min=1),
@@ -65,13 +65,13 @@ def export_program(logits: torch.nn.Module) -> Any:
         )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names the source files of this machine
-    # They would be written as a pickle.
+    # torch would write them as a pickle.
     program.example_inputs = None
     return program
 
 
 def _save(program: Any, path: Path) -> None:
-    whole = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    whole = io.BytesIO()  # torch's own writer ends the process if the disk is full
     torch.export.save(program, whole)
     path.write_bytes(whole.getbuffer())
 
@@ -86,7 +86,7 @@ def open_torch_export(path: Path) -> OpenedForm:
 
 
 def load_torch_export(path: Path) -> Any:
-    """The graph as a function `input_ids` → logits, on the CPU; torch alone is needed.
+    """Return the graph as a function `input_ids` → logits, on the CPU; it needs only torch.
 
     Raises:
         ArtifactError: The archive holds a pickle.
@@ -103,10 +103,10 @@ def load_torch_export(path: Path) -> Any:
 
 
 def refuse_pickles(path: Path) -> None:
-    """Check that a `.pt2` archive holds JSON and raw tensors alone.
+    """Check that a `.pt2` archive has only JSON and raw tensors.
 
     Raises:
-        ArtifactError: It is no such archive, or a member is a pickle.
+        ArtifactError: The file is not a `.pt2` archive, or a member is a pickle.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -115,14 +115,14 @@ def refuse_pickles(path: Path) -> None:
         raise ArtifactError(f"{path}: not a torch.export archive: {error}") from None
     if pickled:
         raise ArtifactError(
-            f"{path}: {pickled[0]} is a pickle, which can run code when it is read; expected JSON "
-            "and raw tensors alone",
+            f"{path}: {pickled[0]} is a pickle, which can run code when it is read; expected only "
+            "JSON and raw tensors",
             hint="Export it again: tuneline export torch-export --model DIR --out DIR",
         )
 
 
 def _is_pickle(archive: zipfile.ZipFile, name: str) -> bool:
-    """Whether torch would unpickle a member: all but the known JSON and raw ones may be."""
+    """Return whether torch may unpickle a member: any member except known JSON and raw tensors."""
     inside = name.partition("/")[2]
     if inside.endswith("_config.json"):
         entries = json.loads(archive.read(name))["config"].values()

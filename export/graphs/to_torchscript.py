@@ -1,9 +1,9 @@
 """TorchScript: a traced graph and its weights in one `model.pt`, read by libtorch without Python.
 
-PyTorch deprecates TorchScript in favour of `torch.export`; it is here for the runtimes that take
-nothing else. The archive is a zip of TorchScript code and tensors. `torch.jit.load` reads it with a
-reader of its own that makes tensors and containers and calls no Python; the code in it is a program
-all the same, so load an archive only after `tuneline verify`.
+PyTorch deprecates TorchScript in favour of `torch.export`; some runtimes take only TorchScript. The
+archive is a zip of TorchScript code and tensors. `torch.jit.load` reads it with its own reader,
+which makes tensors and containers and calls no Python. The code in it is a program, so load an
+archive only after `tuneline verify`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ WHAT = "TorchScript"
 def export_torchscript(_config: GraphConfig, model: ModelSource, out: Path) -> Artifact:
     """Trace a model folder's causal LM in float32.
 
-    The manifest's `shape_contract` says which shapes the graph takes; it was run at each of its
-    `checked_shapes` and gave the logits of the model.
+    The manifest's `shape_contract` says which shapes the graph takes. At each of its
+    `checked_shapes` the graph gave the logits of the model.
 
     Returns:
         An artifact of kind `torchscript`.
@@ -49,14 +49,14 @@ def export_torchscript(_config: GraphConfig, model: ModelSource, out: Path) -> A
 def _trace(logits: torch.nn.Module) -> Any:
     example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the deprecation, and of sizes being traced
+        warnings.simplefilter("ignore")  # about the deprecation, and about traced sizes
         return torch.jit.trace(logits, example, check_trace=False)
 
 
 def _save(traced: Any, path: Path) -> None:
-    """The archive without its debugging records, which name the source files of this machine, and
-    without the example inputs."""
-    whole = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    """Write the archive without the example inputs and without its debugging records, which name
+    the source files of this machine."""
+    whole = io.BytesIO()  # torch's own writer ends the process if the disk is full
     torch.jit.save(traced, whole)
     with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as kept:
         for entry in archive.infolist():
@@ -71,7 +71,7 @@ def open_torchscript(path: Path) -> OpenedForm:
 
 
 def load_torchscript(path: Path) -> Any:
-    """The graph as a function `input_ids` → logits, on the CPU; torch alone is needed."""
+    """Return the graph as a function `input_ids` → logits, on the CPU; it needs only torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch.jit.load(str(path), map_location="cpu")

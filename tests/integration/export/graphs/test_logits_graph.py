@@ -275,7 +275,7 @@ def test_a_graph_without_matrix_products_is_not_quantized(
 def test_a_model_without_a_stop_token_is_refused(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama")
     (base / "generation_config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="names no stop token"):
+    with pytest.raises(ArtifactError, match="has no stop token"):
         export_onnx(OnnxConfig(), resolve_folder(str(base)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
