@@ -1,4 +1,8 @@
-"""The kinds of artifacts: one row per kind, and the only place that knows what a kind holds."""
+"""The kinds of artifacts: one row per kind, and the only place that knows what a kind holds.
+
+A kind without a row has no verdict and is summarized by its size; the kinds of graphs that the
+table of export forms adds are such kinds.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,12 @@ class Kind:
         summary: Returns one line for people from the manifest's metrics.
         payload: The file that holds the content, where one file does.
         verdict_file: The JSON file whose key `verdict` holds the verdict; None without a verdict.
-        is_model: Whether the artifact is a model that can be proven, published and described.
         is_printed: Whether `--json` prints the payload too.
     """
 
     summary: Callable[[Metrics], str]
     payload: str | None = None
     verdict_file: str | None = None
-    is_model: bool = False
     is_printed: bool = False
 
 
@@ -86,10 +88,7 @@ KINDS: dict[str, Kind] = {
     "adapter": Kind(_adapter, payload="adapter_model.safetensors"),
     "evaluation": Kind(_evaluation, payload="predictions.jsonl"),
     "reference": Kind(_reference, payload="reference.jsonl"),
-    "model": Kind(_model, is_model=True),
-    "onnx": Kind(_size, is_model=True),
-    "torchscript": Kind(_size, is_model=True),
-    "torch-export": Kind(_size, is_model=True),
+    "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),
     "ladder": Kind(_verdicts, payload="ladder.json"),
     "load-report": Kind(_verdict, payload=REPORT, verdict_file=REPORT, is_printed=True),
@@ -98,5 +97,3 @@ KINDS: dict[str, Kind] = {
     "load-sweep": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "load-comparison": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
 }
-
-MODEL_KINDS = tuple(name for name, kind in KINDS.items() if kind.is_model)

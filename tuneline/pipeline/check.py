@@ -16,7 +16,7 @@ def check_run(run: Run) -> dict[str, str]:
     Raises:
         TunelineError: The first part that does not hold, with all its problems.
     """
-    from export.weights.model_folder import read_base
+    from export import read_base
     from training.data.rows import read_rows
     from training.model import load_tokenizer, quiet_libraries
     from training.rendering.chat import render_rows, require_chat_template, stop_token_ids

@@ -52,15 +52,28 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     for tool, purpose in {"kubectl": "renders and applies k8s manifests"}.items():
         path = shutil.which(tool)
         note(tool, path or f"not found; it {purpose}", path is not None, "k8s")
-    from export.quantize.calibration_environment import INSTALL, READY, calibration_dir
-
-    folder = calibration_dir()
-    has = (folder / READY).is_file()
-    lacks = f"not installed; only gptq and awq need it: {INSTALL}"
-    note("llm-compressor", str(folder) if has else lacks, True)
+    for form, lack in _lacking_forms().items():
+        note(f"form {form}", lack, True)
     key = "set" if os.environ.get("VLLM_API_KEY") else "not set; needed beyond loopback only"
     note("VLLM_API_KEY", key, True)
     return findings
+
+
+def _lacking_forms() -> dict[str, str]:
+    """Return the forms that cannot be made on this machine, each with what it lacks."""
+    from export import FORMS, missing_modules, prepare_form
+
+    lacking = {}
+    for name in FORMS:
+        missing = missing_modules(name)
+        if missing:
+            lacking[name] = f"missing {', '.join(missing)}; try, in the checkout: make setup"
+            continue
+        try:
+            prepare_form(name)
+        except MissingError as error:
+            lacking[name] = f"cannot be made here: {error}"
+    return lacking
 
 
 def require_rooms(findings: list[dict[str, Any]]) -> None:

@@ -200,6 +200,18 @@ def test_doctor_names_what_is_here() -> None:
     assert findings["room train"]["ok"]
 
 
+def test_doctor_names_the_forms_that_cannot_be_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = tuneline("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    findings = {entry["what"]: entry["found"] for entry in json.loads(done.stdout)}
+    lacking = [what for what in findings if what.startswith("form ")]
+    assert lacking == ["form gptq-int8", "form gptq-w4a16", "form awq-w4a16"]
+    assert "tuneline export install-calibration" in findings["form awq-w4a16"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
