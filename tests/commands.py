@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 from tuneline import cli
-from tuneline.commands import options as cli_options
 
 
 def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
@@ -18,7 +17,6 @@ def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     argv, sys.argv = sys.argv, ["tuneline", *args]
-    cli_options.emitted = False
     stdout, stderr = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tuneline.commands.options import AsJson, emit_artifact, required
+from tuneline.commands.inputs import required
+from tuneline.commands.options import AsJson
+from tuneline.commands.printing import emit_artifact
 
 
 class FormGroup(TyperGroup):
@@ -54,7 +56,7 @@ def _command(name: str) -> Any:
     fields = [key for key in form.config.model_fields if key not in form.fixed]
 
     def run(model: str, out: Path, as_json: bool, **given: Any) -> None:
-        from tuneline.commands.forms import calibration_data
+        from tuneline.commands.export import calibration_data
         from tuneline.core.config import validate_config
         from tuneline.models.source import resolve_model
 

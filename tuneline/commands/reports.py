@@ -9,7 +9,12 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.options import AsJson, Out, emit, emit_artifact, required
+from tuneline.commands.inputs import required
+from tuneline.commands.options import (
+    AsJson,
+    Out,
+)
+from tuneline.commands.printing import emit, emit_artifact
 from tuneline.core.errors import ConfigError
 
 
@@ -21,14 +26,14 @@ class Form(StrEnum):
     prometheus = "prometheus"
 
 
-def merge(
+def join(
     shards: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="The shards of one load test.")
     ],
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Join the shards of several load pods into the report that one would have written."""
+    """Join the shards of several load pods into one report."""
     from loadtest.shards.join import merge_shards
     from tuneline.core.verdict import require_verdict
 
@@ -45,7 +50,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a load report as a table, JSON, CSV, `vllm bench serve` JSON or Prometheus text."""
+    """Print a load report as a table, JSON, CSV, vLLM's benchmark JSON or Prometheus text."""
     from loadtest.report.formats import csv_text, prometheus_text, vllm_documents
     from loadtest.report.terminal import lines
     from tuneline.core.artifact import cannot_write, open_artifact

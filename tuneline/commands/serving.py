@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneline.commands.inputs import endpoint_of, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -17,12 +18,8 @@ from tuneline.commands.options import (
     RunOrDir,
     RunsDir,
     Url,
-    emit,
-    endpoint_of,
-    open_run,
-    refuse,
-    required,
 )
+from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:

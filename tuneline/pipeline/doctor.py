@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.environment import hardware_facts, library_versions
+from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import MissingError
+from tuneline.core.requirements import (
+    installed_version,
+    modules_by_distribution,
+    problem_of,
+    requirements,
+)
 
-ROOMS = {
-    "train": ("torch", "transformers", "trl", "peft", "datasets"),
-    "export": ("torch", "transformers", "peft", "safetensors", "onnx", "onnxruntime"),
-    "serve": ("vllm", "openai", "prometheus_client"),
-    "loadtest": ("uvloop", "numpy", "matplotlib"),
+ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "train": (("train",),),
+    "export": (("export",),),
+    "serve": (("serve",), ("cpu", "gpu")),
+    "loadtest": (("loadtest",),),
 }
-"""What each room imports, by the extra that brings it."""
+"""The extras of each room; of the extras in one bracket, one is enough."""
 
 FREE_DISK_GIB = 5.0
 
@@ -26,7 +31,6 @@ FREE_DISK_GIB = 5.0
 def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     """Return one finding for each part of this machine: `what`, `found`, `ok`, `room`."""
     hardware = hardware_facts()
-    versions = library_versions()
     findings: list[dict[str, Any]] = []
 
     def note(what: str, found: str, ok: bool, room: str | None = None) -> None:
@@ -39,16 +43,10 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     note("gpu", ", ".join(hardware["gpus"]) or "none; everything runs on the CPU", True)
     free_gib = shutil.disk_usage(runs_dir if runs_dir.exists() else Path()).free / 2**30
     note("free disk", f"{free_gib:.0f} GiB for {runs_dir}/", free_gib >= FREE_DISK_GIB)
-    for room, modules in ROOMS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        have = ", ".join(
-            f"{m} {version}"
-            for m in modules
-            # The CPU build of vLLM is a distribution of its own.
-            if (version := versions.get(m) or versions.get(f"{m}-cpu"))
-        )
-        lack = f"missing {', '.join(missing)}; try, in the checkout: make setup"
-        note(f"room {room}", lack if missing else have or "installed", not missing, room)
+    for room in ROOMS:
+        problems, installed = room_state(room)
+        found = "; ".join(problems) + "; try, in the checkout: make setup"
+        note(f"room {room}", found if problems else ", ".join(installed), not problems, room)
     for tool, purpose in {"kubectl": "renders and applies k8s manifests"}.items():
         path = shutil.which(tool)
         note(tool, path or f"not found; it {purpose}", path is not None, "k8s")
@@ -76,11 +74,30 @@ def _lacking_forms() -> dict[str, str]:
     return lacking
 
 
+def room_state(room: str) -> tuple[list[str], list[str]]:
+    """Return what a room lacks here, and the libraries that it has, by the package's metadata."""
+    modules = modules_by_distribution()
+    problems: list[str] = []
+    installed: list[str] = []
+    for extras in ROOMS[room]:
+        lacks = {}
+        for extra in extras:
+            needed = requirements(extra)
+            lacks[extra] = [p for entry in needed if (p := problem_of(entry, modules))]
+            if not needed:
+                lacks[extra] = [f"the extra {extra!r} is not in the package's metadata"]
+            versions = {entry.name: installed_version(entry.name) for entry in needed}
+            installed += [f"{name} {version}" for name, version in versions.items() if version]
+        if all(lacks.values()):
+            problems += [" or ".join(", ".join(lack) for lack in lacks.values())]
+    return problems, installed
+
+
 def require_rooms(findings: list[dict[str, Any]]) -> None:
-    """Fail where a room of the line lacks a library.
+    """Check that every room of the line can start.
 
     Raises:
-        MissingError: The first room that cannot work here.
+        MissingError: The first room that cannot.
     """
     for finding in findings:
         if not finding["ok"] and finding["room"] in ROOMS:

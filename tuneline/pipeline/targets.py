@@ -39,7 +39,7 @@ def served_by_run(run: Run) -> Served:
 
 
 @contextlib.contextmanager
-def load_target(run: Run) -> Iterator[LoadTarget]:
+def serve_for_loadtest(run: Run) -> Iterator[LoadTarget]:
     """Serve a finished run's model for as long as the block lasts.
 
     Raises:

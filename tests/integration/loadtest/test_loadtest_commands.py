@@ -139,12 +139,12 @@ def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
     ]  # fmt: skip
     running = [subprocess.Popen(c, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) for c in commands]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
-    done = tuneline("merge", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
+    done = tuneline("join", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (scenario,) = json.loads(done.stdout)["report"]["scenarios"]
     assert scenario["requests"]["offered"] == 40
     assert scenario["requests"]["succeeded"] == 40
-    short = tuneline("merge", "shard0", "--out", "half", cwd=tmp_path)
+    short = tuneline("join", "shard0", "--out", "half", cwd=tmp_path)
     assert short.returncode == 3
     assert "shard 1 of 2 is missing" in short.stderr
     assert not (tmp_path / "half").exists()

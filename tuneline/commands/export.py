@@ -1,0 +1,265 @@
+"""The commands that write a model: merge it, or write it in another form."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuneline.commands.inputs import open_run, refuse, required
+from tuneline.commands.options import (
+    DEFAULT_RUNS,
+    AsJson,
+    GroupSize,
+    ModelDir,
+    ModelId,
+    OptionalRun,
+    Out,
+    OutDir,
+    Overrides,
+    RunsDir,
+)
+from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.running import run_stages
+from tuneline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from export import CalibrationData
+    from tuneline.core.artifact import Artifact
+    from tuneline.models.source import ModelSource
+
+
+def export_merge(
+    run_file: OptionalRun = None,
+    base: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR[=WEIGHT]",
+            help="Any PEFT adapter folder; given several times, their weighted sum.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto (the default), float32, bfloat16 or float16.")
+    ] = None,
+    merge_base: Annotated[
+        str | None,
+        typer.Option(help="For an adapter trained in 4 bits: auto, original or dequantized."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Quantize in the same pass: fp8, int8 or w4a16.")
+    ] = None,
+    group_size: GroupSize = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Merge an adapter into its base: a run's own, or any with --base and --adapter.
+
+    A merge that was killed goes on where it stopped when the same command is given again.
+    """
+    if run_file is not None:
+        options = {
+            "--base": base,
+            "--adapter": adapter,
+            "--dtype": dtype,
+            "--merge-base": merge_base,
+            "--quantize": quantize,
+            "--group-size": group_size,
+            "--out": out,
+        }
+        refuse("beside RUN.yaml", options)
+        from tuneline.pipeline.stages import stage_names
+
+        run = open_run(run_file, overrides, runs_dir)
+        run_stages(run, stage_names(run, groups=("export", "parity")), as_json=as_json)
+        return
+    from export.config import MergeConfig
+    from tuneline.core.config import validate_config
+
+    chosen = {
+        "dtype": dtype,
+        "merge_base": merge_base,
+        "quantize": quantize,
+        "group_size": group_size,
+    }
+    values = {key: value for key, value in chosen.items() if value is not None}
+    config = validate_config(MergeConfig, values, "tuneline export merge")
+    base, out = required(base, "--base"), required(out, "--out")
+    adapters = _weighted(required(adapter, "--adapter"))
+    # The base is read for its digest while torch is imported: both take seconds.
+    source = _resolve_beside(base)
+    from export import merge_adapter
+
+    emit_artifact(merge_adapter(config, source.result(), adapters, out), as_json)
+
+
+def _resolve_beside(name: str) -> Future[ModelSource]:
+    """Find a model in a thread that ends with the process, so that Ctrl-C need not wait for it."""
+    from concurrent.futures import Future
+    from threading import Thread
+
+    from tuneline.models.source import resolve_model
+
+    found: Future[ModelSource] = Future()
+
+    def resolve() -> None:
+        try:
+            found.set_result(resolve_model(name))
+        except Exception as error:  # noqa: BLE001 (raised where the result is asked for)
+            found.set_exception(error)
+
+    Thread(target=resolve, daemon=True).start()
+    return found
+
+
+def _weighted(given: list[str]) -> Path | list[tuple[Path | Artifact, float]]:
+    """`DIR` alone is that adapter as it is; `DIR=WEIGHT`, or several, is a weighted sum."""
+    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).is_dir()):
+        return Path(given[0])
+    adapters: list[tuple[Path | Artifact, float]] = []
+    for text in given:
+        folder, equals, weight = text.rpartition("=")
+        if not equals or Path(text).is_dir():
+            adapters.append((Path(text), 1.0))
+            continue
+        try:
+            value = float(weight)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value == 0:
+            raise ConfigError(
+                f"--adapter {text}: {weight!r} is no weight; expected a number other than 0",
+                hint=f"Try: --adapter {folder}=0.5",
+            )
+        adapters.append((Path(folder), value))
+    return adapters
+
+
+def export_quantize(
+    model: ModelId,
+    out: OutDir,
+    scheme: Annotated[str | None, typer.Option(help="fp8, int8 or w4a16.")] = None,
+    group_size: GroupSize = None,
+    method: Annotated[
+        str | None, typer.Option(help="gptq or awq: calibrate on --data, by llm-compressor.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Training rows, or a dataset artifact."),
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--num-calibration-samples",
+            "--num-samples",
+            help="Conversations to calibrate on; 256 by default.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model's linear layers to compressed-tensors.
+
+    From the weights only, or with --method calibrated on conversations.
+    """
+    from export import quantize_calibrated, quantize_model
+    from export.config import CalibratedConfig, QuantizeConfig
+    from tuneline.core.config import validate_config
+    from tuneline.models.source import resolve_model
+
+    chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size, "method": method}
+    chosen["num_calibration_samples"] = num_samples
+    values = {key: value for key, value in chosen.items() if value is not None}
+    where = "tuneline export quantize"
+    if method is None:
+        refuse("without --method", {"--data": data, "--num-calibration-samples": num_samples})
+        config = validate_config(QuantizeConfig, values, where)
+        emit_artifact(quantize_model(config, resolve_model(model), out), as_json)
+        return
+    calibrated = validate_config(CalibratedConfig, values, where)
+    rows = calibration_data(required(data, "--data"))
+    emit_artifact(quantize_calibrated(calibrated, resolve_model(model), out, rows), as_json)
+
+
+def install_calibration(as_json: AsJson = False) -> None:
+    """Make the environment that --method gptq and awq run in: llm-compressor, over 1 GB."""
+    from export import install_calibration as install
+
+    folder = install()
+    emit({"path": str(folder)}, [f"installed: {folder}"], as_json)
+
+
+def export_onnx(
+    model: ModelDir,
+    out: OutDir,
+    weights: Annotated[
+        str, typer.Option("--weights", "--precision", help="float32, float16, int8 or int4.")
+    ] = "float32",
+    graph: Annotated[
+        str, typer.Option(help="decoder, which generates with a cache, or logits, in one pass.")
+    ] = "decoder",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as ONNX, with its tokenizer, chat template and stop tokens."""
+    from export import export_onnx, resolve_folder
+    from export.config import OnnxConfig
+    from tuneline.core.config import validate_config
+
+    values = {"weights": weights, "graph": graph}
+    config = validate_config(OnnxConfig, values, "tuneline export onnx")
+    emit_artifact(export_onnx(config, resolve_folder(str(model)), out), as_json)
+
+
+def export_torchscript(model: ModelDir, out: OutDir, as_json: AsJson = False) -> None:
+    """Write a model as TorchScript, for runtimes that take nothing else."""
+    from export import make_form, resolve_folder
+
+    emit_artifact(make_form("torchscript", resolve_folder(str(model)), out), as_json)
+
+
+def export_torch_export(model: ModelDir, out: OutDir, as_json: AsJson = False) -> None:
+    """Write a model as a torch.export program (.pt2), without a pickle."""
+    from export import make_form, resolve_folder
+
+    emit_artifact(make_form("torch-export", resolve_folder(str(model)), out), as_json)
+
+
+def export_prune(
+    model: ModelDir,
+    out: OutDir,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of each matrix that becomes zero, e.g. 0.5.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="2:4, two of each four inputs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set the smallest weights of a model to zero; prove says what it costs."""
+    from export import prune_model, resolve_folder
+    from export.config import PruneConfig
+    from tuneline.core.config import validate_config
+
+    values = {"sparsity": sparsity, "pattern": pattern}
+    config = validate_config(PruneConfig, values, "tuneline export prune")
+    emit_artifact(prune_model(config, resolve_folder(str(model)), out), as_json)
+
+
+def calibration_data(path: Path) -> CalibrationData:
+    """Return the conversations of a data file, or of a dataset artifact's training rows."""
+    from export import CalibrationData
+    from tuneline.core.artifact import open_artifact
+
+    if path.is_dir():
+        from training.data.prepare import TRAIN_FILE, dataset_rows
+
+        dataset = open_artifact(path, kind="dataset")
+        rows = dataset_rows(dataset, TRAIN_FILE)
+        return CalibrationData([row.messages for row in rows], dataset.as_input("data"))
+    from training.data.prepare import file_input
+    from training.data.rows import read_rows
+
+    return CalibrationData([row.messages for row in read_rows(path)], file_input("data", path))

@@ -1,0 +1,73 @@
+"""How commands open what their options name, and refuse options that do nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tuneline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tuneline.core.endpoint import Endpoint
+    from tuneline.pipeline.run_config import Run
+
+T = TypeVar("T")
+DEFAULT_KEY_ENV = "VLLM_API_KEY"
+EXAMPLES = {"--out": "--out DIR", "--model": "--model NAME"}
+
+
+def open_run(run_file: Path, overrides: list[str] | None, runs_dir: Path) -> Run:
+    """Return the run of a run.yaml.
+
+    Raises:
+        ConfigError: Every problem in it, each with its key.
+    """
+    from tuneline.pipeline.run_config import load_run
+
+    return load_run(run_file, overrides or (), runs_dir)
+
+
+def endpoint_of(url: str, model: str | None, api_key_env: str | None) -> Endpoint:
+    """Return the endpoint at a URL, with the key from the environment.
+
+    Raises:
+        ConfigError: The URL cannot be used, or there is no model name.
+    """
+    from tuneline.core.endpoint import Endpoint, read_key, split_url
+
+    split_url(url)
+    key = read_key(os.environ, api_key_env or DEFAULT_KEY_ENV)
+    return Endpoint(url.rstrip("/"), required(model, "--model"), key)
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def refuse(where: str, options: dict[str, Any]) -> None:
+    """Check that no option is given that does nothing in this use of a command.
+
+    Raises:
+        ConfigError: Every such option.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: has no meaning {where}")
+
+
+def required(value: T | None, option: str) -> T:
+    """Return an option's value.
+
+    Raises:
+        ConfigError: The option is not given.
+    """
+    if value is None:
+        example = EXAMPLES.get(option)
+        raise ConfigError(f"{option} is required here", hint=f"Try: {example}" if example else None)
+    return value
+
+
+def given(options: dict[str, T | None]) -> dict[str, T]:
+    """Return the options that are given."""
+    return {name: value for name, value in options.items() if value is not None}

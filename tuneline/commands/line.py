@@ -1,0 +1,142 @@
+"""The commands on a whole line: check, plan, up, train, evaluate, doctor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tuneline.commands.inputs import endpoint_of, open_run, refuse, required
+from tuneline.commands.options import (
+    DEFAULT_RUNS,
+    AsJson,
+    KeyEnv,
+    ModelName,
+    OptionalRun,
+    Out,
+    Overrides,
+    RunFile,
+    RunsDir,
+    Url,
+)
+from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.running import run_stages
+from tuneline.core.progress import logger
+
+
+def check(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Validate a run before anything is trained.
+
+    Configuration, every row of the data, the base model, its chat template and stop tokens.
+    """
+    from tuneline.pipeline.check import check_run
+
+    run = open_run(run_file, overrides, runs_dir)
+    found = check_run(run)
+    emit(found, [f"ok  {name}: {what}" for name, what in found.items()], as_json)
+
+
+def plan(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Show what `up` would run, and why."""
+    from tuneline.pipeline.plan import plan as plan_run
+
+    planned = plan_run(open_run(run_file, overrides, runs_dir))
+    document = [
+        {
+            "stage": entry.stage.name,
+            "state": entry.state,
+            "reason": entry.reason,
+            "path": None if entry.path is None else str(entry.path),
+        }
+        for entry in planned
+    ]
+    lines = [f"{e.state:8} {e.stage.name:18} {e.stage.title} ({e.reason})" for e in planned]
+    emit(document, lines, as_json)
+
+
+def up(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole line.
+
+    What is stale runs, what is current is skipped, and an interrupted run goes on.
+    """
+    run_stages(open_run(run_file, overrides, runs_dir), (), as_json=as_json)
+    # As it was typed: `make demo` leaves the shell's PATH alone.
+    program = sys.argv[0] if Path(sys.argv[0]).name == "tuneline" else "tuneline"
+    logger.info(
+        "\nNext:\n  %s chat %s\n  %s serve %s --port 8000", program, run_file, program, run_file
+    )
+
+
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a LoRA adapter and record its answers."""
+    from tuneline.pipeline.stages import stage_names
+
+    run = open_run(run_file, overrides, runs_dir)
+    run_stages(run, stage_names(run, groups=("training",)), as_json=as_json)
+
+
+def evaluate(
+    run_file: RunFile,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Score base, tuned and served model on held-out rows.
+
+    With --url, score any OpenAI-compatible endpoint.
+    """
+    run = open_run(run_file, overrides, runs_dir)
+    if url is None:
+        refuse("without --url", {"--model": model, "--out": out, "--api-key-env": api_key_env})
+        from tuneline.pipeline.stages import stage_names
+
+        run_stages(run, stage_names(run, kind="evaluation"), as_json=as_json)
+        return
+    from training.evaluation.evaluate import evaluate_endpoint
+    from tuneline.pipeline.stage import DATASET
+    from tuneline.pipeline.up import up as up_run
+
+    dataset = up_run(run, (DATASET,))[DATASET]
+    endpoint = endpoint_of(url, model, api_key_env)
+    result = evaluate_endpoint(run.config.evaluation, dataset, endpoint, required(out, "--out"))
+    emit_artifact(result, as_json)
+
+
+def doctor(
+    run_file: OptionalRun = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine has and lacks."""
+    from tuneline.pipeline.doctor import examine_machine, require_rooms
+
+    run = None if run_file is None else open_run(run_file, overrides, runs_dir)
+    findings = examine_machine(runs_dir)
+    lines = [f"{'ok' if f['ok'] else '--':3} {f['what']:22} {f['found']}" for f in findings]
+    emit(findings, lines, as_json)
+    if run is not None:
+        require_rooms(findings)

@@ -1,0 +1,143 @@
+"""The command that proves forms against the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuneline.commands.inputs import endpoint_of, open_run, refuse, required
+from tuneline.commands.options import (
+    DEFAULT_RUNS,
+    AsJson,
+    KeyEnv,
+    ModelName,
+    OptionalRun,
+    Overrides,
+    RunsDir,
+)
+from tuneline.commands.printing import emit_artifact
+from tuneline.commands.running import run_stages
+from tuneline.core.errors import ArtifactError, ConfigError, VerdictError
+
+if TYPE_CHECKING:
+    from tuneline.core.artifact import Artifact
+    from tuneline.core.endpoint import Endpoint
+
+
+def prove(
+    run_file: OptionalRun = None,
+    reference: Annotated[Path | None, typer.Option(help="A reference artifact.")] = None,
+    candidate: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="A model in any form, or a URL.")
+    ] = None,
+    model: ModelName = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What a server computes in: float32, float16, bfloat16.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder that the URL serves, if it was reduced."),
+    ] = None,
+    api_key_env: KeyEnv = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the proof goes: ./parity-NAME.")
+    ] = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that later forms are the trained model.
+
+    Holds every form that the run makes, from the merged to the served model, or any --candidate,
+    against the reference, and exits with 6 where one differs by more than its tolerances.
+    """
+    from tuneline.core.verdict import require_verdict
+    from tuneline.pipeline.stages import stage_names
+
+    if run_file is not None:
+        options = {
+            "--reference": reference,
+            "--candidate": candidate,
+            "--model": model,
+            "--dtype": dtype,
+            "--weights": weights,
+            "--out": out,
+        }
+        refuse("beside RUN.yaml", options)
+        run = open_run(run_file, overrides, runs_dir)
+        run_stages(run, stage_names(run, kind="parity"), as_json=as_json, ladder=True)
+        return
+    from tuneline.core.artifact import open_artifact
+
+    golden = open_artifact(required(reference, "--reference"), kind="reference")
+    form = required(candidate, "--candidate")
+    if form.startswith(("http://", "https://")):
+        result = _prove_url(golden, endpoint_of(form, model, api_key_env), weights, dtype, out)
+        emit_artifact(result, as_json)
+        try:
+            require_verdict(result)
+        except VerdictError as error:
+            if weights is not None:
+                raise
+            hint = (
+                f"{error.hint}\n  If the server's weights were reduced, name the folder that it "
+                f"serves: tuneline prove --reference {reference} --candidate {form} "
+                f"--model {model} --weights DIR --out {result.path}-weights"
+            )
+            raise VerdictError(error.message, hint=hint) from None
+        return
+    from export import form_name, prove_model, resolve_form
+    from export.config import ParityConfig
+
+    options = {
+        "--model": model,
+        "--dtype": dtype,
+        "--weights": weights,
+        "--api-key-env": api_key_env,
+    }
+    refuse("with a model on disk", options)
+    source = resolve_form(form)
+    out_dir = _proof_dir(out, source.path.resolve().name)
+    result = prove_model(ParityConfig(), golden, source, out_dir, form=form_name(source))
+    emit_artifact(result, as_json)
+    require_verdict(result)
+
+
+def _prove_url(
+    golden: Artifact, endpoint: Endpoint, weights: Path | None, dtype: str | None, out: Path | None
+) -> Artifact:
+    """Hold a server's answers against the reference, by tolerances that fit its weights where the
+    caller says which they are."""
+    from serving.config import ServedParityConfig
+    from serving.parity import prove_served
+    from tuneline.core.tolerances import ARITHMETIC_TOLERANCES
+    from tuneline.models.source import computed_dtype
+
+    computed = dtype or "float32"
+    rounding, stated, inputs = None, None, []
+    if weights is not None:
+        from export import resolve_weights, weight_tolerances, weights_of_folder
+
+        source = resolve_weights(weights)
+        computed = dtype or computed_dtype("auto", source)
+        rounding = weight_tolerances(source, computed)
+        stated = weights_of_folder(source.path)
+        inputs = [source.as_input("weights")]
+    if computed not in ARITHMETIC_TOLERANCES:
+        raise ConfigError(f"--dtype {computed}: expected {' or '.join(ARITHMETIC_TOLERANCES)}")
+    return prove_served(
+        ServedParityConfig(), golden, endpoint, _proof_dir(out, endpoint.model),
+        inputs=inputs, dtype=computed, weights=rounding, stated_weights=stated,
+    )  # fmt: skip
+
+
+def _proof_dir(out: Path | None, name: str) -> Path:
+    """Where a proof goes; refused before the work of it where something is there already."""
+    out_dir = out or Path(f"parity-{name.replace('/', '-')}")
+    if out_dir.exists():
+        raise ArtifactError(
+            f"{out_dir}: exists already", hint="Remove it, or choose another --out."
+        )
+    return out_dir

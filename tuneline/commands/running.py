@@ -1,0 +1,64 @@
+"""How commands run stages of a line: a summary per stage on stderr, the results on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tuneline.commands.printing import emit
+from tuneline.core.progress import logger
+
+if TYPE_CHECKING:
+    from tuneline.core.artifact import Artifact
+    from tuneline.pipeline.plan import Planned
+    from tuneline.pipeline.run_config import Run
+    from tuneline.pipeline.stage import Stage
+
+
+def run_stages(
+    run: Run, until: tuple[str, ...] = (), *, as_json: bool, ladder: bool = False
+) -> None:
+    """Run stages with those that they need, and print what the line has shown so far.
+
+    Args:
+        run: The run.
+        until: Names of the stages; all of them by default.
+        as_json: Whether one JSON document is printed.
+        ladder: Whether a failed proof stops nothing, and all proofs are kept as a ladder.
+
+    Raises:
+        TunelineError: A stage fails, or a verdict is not PASS; the results are printed all the
+            same.
+    """
+    from tuneline.pipeline.ladder import write_ladder
+    from tuneline.pipeline.results import of_kind, results, summarize
+    from tuneline.pipeline.up import up
+
+    done: list[tuple[Stage, Artifact]] = []
+    entries: list[dict[str, Any]] = []
+
+    def on_stage(entry: Planned, artifact: Artifact, wall_s: float) -> None:
+        ran = "up to date" if entry.state == "current" else f"{wall_s:.1f} s"
+        logger.info("  %-18s %-10s  %s", entry.stage.name, ran, summarize(artifact))
+        done.append((entry.stage, artifact))
+        entries.append(
+            {
+                "stage": entry.stage.name,
+                "ran": entry.state != "current",
+                "wall_s": round(wall_s, 3),
+                "path": str(artifact.path),
+                "digest": artifact.digest,
+                "metrics": artifact.manifest.metrics,
+            }
+        )
+
+    try:
+        up(run, until, on_stage, keep_going=ladder)
+    finally:
+        if done:
+            document: dict[str, Any] = {"name": run.config.name, "stages": entries}
+            lines = results(done)
+            proofs = of_kind(done, "parity")
+            if ladder and proofs:
+                document["ladder"] = str(write_ladder(run.dir, proofs).path)
+                lines.append(f"ladder: {document['ladder']}")
+            emit(document, lines, as_json)

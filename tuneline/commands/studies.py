@@ -1,0 +1,281 @@
+"""The commands that measure several times: search, sweep, compare, calibrate, cross-check."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneline.commands.inputs import endpoint_of, is_url, refuse, required
+from tuneline.commands.load_target import Chosen, flags, load_target
+from tuneline.commands.options import (
+    DEFAULT_RUNS,
+    AsJson,
+    Concurrency,
+    KeyEnv,
+    MaxTokens,
+    ModelName,
+    OptionalRun,
+    Out,
+    Overrides,
+    Prompts,
+    Rate,
+    Requests,
+    RunsDir,
+    Url,
+)
+from tuneline.commands.printing import emit, emit_artifact
+from tuneline.core.errors import ConfigError, InvalidError, VerdictError
+
+if TYPE_CHECKING:
+    from tuneline.core.artifact import Artifact
+
+
+def search(
+    run_file: OptionalRun = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = None,
+    start_rate: Annotated[float, typer.Option(help="The first rate tried, requests/s.")] = 1.0,
+    max_rate: Annotated[float, typer.Option(help="No higher rate is tried.")] = 1000.0,
+    requests: Annotated[int, typer.Option(help="Measured requests of each probe.")] = 300,
+    precision: Annotated[float, typer.Option(help="Share by which the result is known.")] = 0.1,
+    peak_rate: Annotated[
+        float | None, typer.Option(help="Say how many replicas hold this rate.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Find the highest rate at which every objective holds.
+
+    Objectives stand in RUN.yaml, or: --set loadtest.slo.ttft_p90_s=0.5
+    """
+    from loadtest.studies.search import require_objective
+    from loadtest.studies.search import search as search_rate
+    from tuneline.core.verdict import require_verdict
+
+    chosen = Chosen(
+        run_file, overrides, runs_dir, url, model, api_key_env, prompts, {"max_tokens": max_tokens}
+    )
+    out_dir = required(out, "--out")
+    require_objective(chosen.config(), requests)
+    with load_target(chosen) as target:
+        found = search_rate(
+            target.config,
+            target.endpoint,
+            out_dir,
+            prompts=target.prompts,
+            inputs=target.inputs,
+            start_rps=start_rate,
+            max_rps=max_rate,
+            num_requests=requests,
+            precision=precision,
+            peak_rps=peak_rate,
+        )
+    emit_artifact(found, as_json)
+    require_verdict(found)
+
+
+def sweep(
+    run_file: OptionalRun = None,
+    rates: Annotated[
+        str | None, typer.Option(metavar="R,R,...", help="Rates to measure, requests/s.")
+    ] = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = None,
+    requests: Annotated[int, typer.Option(help="Measured requests of each rate.")] = 300,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Measure several rates and draw latency and throughput against them."""
+    from loadtest.studies.search import sweep as sweep_rates
+    from tuneline.core.verdict import require_verdict
+
+    text = required(rates, "--rates")
+    try:
+        rates_rps = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--rates {text}: expected numbers", hint="Try: --rates 1,2,4,8"
+        ) from None
+    chosen = Chosen(
+        run_file, overrides, runs_dir, url, model, api_key_env, prompts, {"max_tokens": max_tokens}
+    )
+    out_dir = required(out, "--out")
+    with load_target(chosen) as target:
+        measured = sweep_rates(
+            target.config,
+            target.endpoint,
+            out_dir,
+            prompts=target.prompts,
+            inputs=target.inputs,
+            rates_rps=rates_rps,
+            num_requests=requests,
+        )
+    emit_artifact(measured, as_json)
+    require_verdict(measured)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The baseline: a load report or a URL.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What is held against it.")],
+    run_file: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN.yaml", help="Take its load test.")
+    ] = None,
+    model: ModelName = None,
+    model_b: Annotated[
+        str | None, typer.Option("--model-b", help="The name on B, where it differs.")
+    ] = None,
+    api_key_env: KeyEnv = None,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    requests: Requests = None,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    rounds: Annotated[int | None, typer.Option(help="Runs of each, in turns (4).")] = None,
+    margin: Annotated[
+        float, typer.Option(help="Share by which B may be slower and count as equal.")
+    ] = 0.05,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether B is slower than A.
+
+    Two URLs are measured in turns on one schedule; two reports of equal plans are compared request
+    by request.
+    """
+    from loadtest.studies.compare import compare as compare_endpoints
+    from loadtest.studies.compare import compare_reports
+    from tuneline.core.verdict import require_verdict
+
+    found: Artifact
+    out_dir = required(out, "--out")
+    quick = {
+        "rate_rps": rate,
+        "concurrency": concurrency,
+        "num_requests": requests,
+        "max_tokens": max_tokens,
+    }
+    if not is_url(a) and not is_url(b):
+        options: dict[str, Any] = {
+            "--run": run_file,
+            "--model": model,
+            "--model-b": model_b,
+            "--prompts": prompts,
+        }
+        options |= {"--rounds": rounds, "--set": overrides, **flags(quick)}
+        refuse("between two reports", options)
+        found = compare_reports(Path(a), Path(b), out_dir, margin=margin)
+    elif is_url(a) and is_url(b):
+        chosen = Chosen(run_file, overrides, runs_dir, a, model, api_key_env, prompts, quick)
+        with load_target(chosen) as target:
+            found = compare_endpoints(
+                target.config,
+                target.endpoint,
+                endpoint_of(b, model_b or model, api_key_env),
+                out_dir,
+                prompts=target.prompts,
+                num_rounds=4 if rounds is None else rounds,
+                margin=margin,
+            )
+    else:
+        raise ConfigError(f"{a} and {b}: expected two URLs or two directories of load reports")
+    emit_artifact(found, as_json)
+    require_verdict(found)
+
+
+def calibrate(
+    run_file: OptionalRun = None,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    tls: Annotated[bool, typer.Option("--tls", help="As for an https:// endpoint.")] = False,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the client itself adds, against a bundled server of known delays."""
+    from loadtest.calibration.calibrate import calibrate as calibrate_load
+    from loadtest.judging.verdict import calibration_problems, lag_budget_s
+    from loadtest.report.terminal import calibration_lines
+
+    quick = {"rate_rps": rate, "concurrency": concurrency}
+    config = Chosen(run_file, overrides, runs_dir, quick=quick).config()
+    found = {one.name: calibrate_load(config, one, tls=tls) for one in config.scenarios}
+    document = {name: dataclasses.asdict(one) for name, one in found.items()}
+    lines = [line for name, one in document.items() for line in (name, *calibration_lines(one))]
+    emit(document, lines, as_json)
+    budget_s = {s.name: lag_budget_s(config, s.slo or config.slo) for s in config.scenarios}
+    problems = [
+        f"  {name}: {problem}"
+        for name, one in found.items()
+        for problem in calibration_problems(one, budget_s[name])
+    ]
+    if problems:
+        raise InvalidError("the client is not fit for this load\n" + "\n".join(problems))
+
+
+def cross_check(
+    run_file: OptionalRun = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = None,
+    rate: Rate = None,
+    requests: Requests = None,
+    max_tokens: MaxTokens = None,
+    prompts: Prompts = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Send one open-loop schedule with the openai client too, and compare what both saw."""
+    from loadtest.studies.cross_check import openai_check
+
+    quick = {"rate_rps": rate, "num_requests": requests, "max_tokens": max_tokens}
+    chosen = Chosen(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick)
+    config = chosen.config()
+    scenario = next((s for s in config.scenarios if s.loop == "open"), None)
+    if scenario is None:
+        raise ConfigError("the cross-check needs an open-loop scenario", hint="Try: --rate 2")
+    if config.workload.source in ("synthetic", "mooncake"):
+        raise ConfigError(
+            f"the cross-check sends chat messages; workload.source: {config.workload.source} has "
+            "token ids",
+            hint="Try: --set loadtest.workload.source=prompts",
+        )
+    with load_target(chosen) as target:
+        found = openai_check(target.config, scenario, target.endpoint, prompts=target.prompts)
+    document = {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(found)
+        if field.name != "result"
+    }
+    lines = [
+        f"{found.num_succeeded} of {found.num_requests} requests succeeded through the openai "
+        f"client, {found.num_equal_tokens} with the token count that the load client read",
+        f"TTFT p50: {_ms(found.ttft_p50_s)} by the openai client, "
+        f"{_ms(found.our_ttft_p50_s)} by the load client",
+    ]
+    emit(document, lines, as_json)
+    if found.num_equal_tokens < found.num_requests:
+        raise VerdictError(
+            f"{found.num_requests - found.num_equal_tokens} of {found.num_requests} requests were "
+            "not read alike by both clients",
+            hint="Answers must be repeatable: temperature 0, and a server that is not overloaded.",
+        )
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f} ms"
