@@ -112,9 +112,9 @@ def test_forms_are_exported_and_each_is_proven(run: Path) -> None:
         "--set", "export.parity.forms={quantized-int8: {min_greedy_agreement: 0.5}}",
     )  # fmt: skip
     done = tuneline(run, "export", *forms)
+    # The tolerances of one form leave the proof of the merged model current.
     assert ran(done) == [
-        "parity-merged", "torchscript", "parity-torchscript", "quantized-int8",
-        "parity-quantized-int8",
+        "torchscript", "parity-torchscript", "quantized-int8", "parity-quantized-int8",
     ]  # fmt: skip
     proofs = {name: entry["metrics"] for name, entry in stages(done).items() if "parity" in name}
     assert {name: proof["verdict"] for name, proof in proofs.items()} == {
