@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(BUILD)
 RUN := examples/support-tickets/run.yaml
 # The modules that take longest first, so that no worker ends long after the others.
-LONGEST := tests/integration/spine tests/integration/loadtest
+LONGEST := tests/integration/pipeline tests/integration/loadtest
 INTEGRATION := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/integration/*))
 # Pages and folders whose prose follows docs/style.md.
 PAGES := $(wildcard *.md docs/*.md docs/decisions/*.md docs/how-to/*.md examples/*/*.md)

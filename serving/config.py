@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -50,6 +50,8 @@ class ServedParityConfig(StrictModel):
 class ServingConfig(StrictModel):
     """Options named as in vLLM reach the flag of that name; None leaves vLLM's default."""
 
+    renamed: ClassVar[dict[str, str]] = {"shutdown_timeout_s": "shutdown_timeout"}
+
     mode: Literal["merged", "adapter"] = "merged"
     """Serve the merged model, or the base model with the LoRA adapter beside it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -79,8 +81,8 @@ class ServingConfig(StrictModel):
     """The environment variable that holds the key; where it is unset, no key is asked for."""
     ready_timeout_s: float = Field(default=600.0, gt=0, json_schema_extra={"keyed": False})
     """How long loading may take."""
-    shutdown_timeout_s: int = Field(default=30, ge=0, json_schema_extra={"keyed": False})
-    """How long answers in progress may take to finish after SIGTERM."""
+    shutdown_timeout: int = Field(default=30, ge=0, json_schema_extra={"keyed": False})
+    """Seconds that answers in progress may take to finish after SIGTERM."""
     max_restarts: int = Field(default=0, ge=0, json_schema_extra={"keyed": False})
     """How often `tuneline serve` starts a crashed server again."""
     extra_args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = Field(
@@ -105,8 +107,6 @@ class ServingConfig(StrictModel):
                 problems.append(f"{name} cannot be set here: set serving.{key}")
             elif is_secret_name(key):
                 problems.append(f"{name} cannot be set here: secrets come from the environment")
-            elif key == "shutdown_timeout":
-                problems.append(f"{name} cannot be set here: set serving.shutdown_timeout_s")
         if problems:
             raise ValueError("; ".join(problems))
         return extra_args

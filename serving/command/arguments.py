@@ -134,7 +134,7 @@ def server_args(
         args += _flag(name, getattr(config, name))
     if config.enforce_eager:
         args += ["--enforce-eager"]
-    args += ["--shutdown-timeout", str(config.shutdown_timeout_s)]
+    args += ["--shutdown-timeout", str(config.shutdown_timeout)]
     args += ["--disable-fastapi-docs", "--middleware", MIDDLEWARE]
     args += ["--disable-access-log-for-endpoints", "/health,/ready,/metrics"]
     for name, value in config.extra_args.items():

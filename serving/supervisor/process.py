@@ -316,9 +316,9 @@ class _Server:
 
     def _drain(self, stops: _Stops) -> None:
         signals_before = stops.requested
-        logger.info("stopping the server; answers get %d s", self.config.shutdown_timeout_s)
+        logger.info("stopping the server; answers get %d s", self.config.shutdown_timeout)
         os.kill(self.pid, signal.SIGTERM)
-        deadline_s = time.monotonic() + self.config.shutdown_timeout_s + EXIT_MARGIN_S
+        deadline_s = time.monotonic() + self.config.shutdown_timeout + EXIT_MARGIN_S
         while self.exit_code() is None and time.monotonic() < deadline_s:
             if stops.requested > signals_before:
                 return

@@ -47,7 +47,7 @@ SERVING: dict[str, Any] = {
     "max_model_len": 256,
     "max_num_seqs": 8,
     "ready_timeout_s": 540,
-    "shutdown_timeout_s": 20,
+    "shutdown_timeout": 20,
 }
 
 

@@ -70,7 +70,7 @@ def start(
 def test_a_crash_restarts_it_and_sigterm_drains_it(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    supervisor = start(max_restarts=1, max_model_len=1024, shutdown_timeout_s=180)
+    supervisor = start(max_restarts=1, max_model_len=1024, shutdown_timeout=180)
     first = ready_line(supervisor)
     crashed = server_group(supervisor.pid)
     assert crashed is not None

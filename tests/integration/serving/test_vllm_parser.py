@@ -34,7 +34,7 @@ def parse(parser: Any, adapter: Path | None = None, **settings: Any) -> Any:
 def test_merged(parser: Any) -> None:
     args = parse(
         parser, dtype="float32", max_model_len=512, max_num_seqs=4, max_num_batched_tokens=1024,
-        enforce_eager=True, shutdown_timeout_s=7,
+        enforce_eager=True, shutdown_timeout=7,
     )  # fmt: skip
     assert (args.model_tag, args.host, args.port) == ("/models/tickets", "127.0.0.1", 8123)
     assert args.served_model_name == NAMES

@@ -87,7 +87,7 @@ def test_no_monitor_without_a_monitoring_namespace(
 def test_the_grace_period_and_the_start_up_budget_follow_the_run(
     tmp_path: Path, render_run: Render, objects_of: ObjectsOf
 ) -> None:
-    serving = ServingConfig(shutdown_timeout_s=120, ready_timeout_s=1801)
+    serving = ServingConfig(shutdown_timeout=120, ready_timeout_s=1801)
     objects = objects_of(render_run(tmp_path / "out", serving=serving, overlay="cpu", replicas=3))
     pod = server_pod(objects)
     (container,) = pod["containers"]

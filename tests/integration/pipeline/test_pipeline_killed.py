@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.spine.small_line import NUM_ROWS, command, stages, tuneline, write_run
+from tests.integration.pipeline.small_line import NUM_ROWS, command, stages, tuneline, write_run
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

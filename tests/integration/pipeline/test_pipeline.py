@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.spine.small_line import (
+from tests.integration.pipeline.small_line import (
     EXAMPLES,
     NUM_ROWS,
     command,

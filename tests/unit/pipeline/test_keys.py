@@ -1,0 +1,249 @@
+"""Every field of run.yaml and the stages that its change makes stale, by the keys themselves."""
+
+import shutil
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from loadtest.config import SLO, Length
+from tests.unit.pipeline.fake_line import fake_made
+from tuneline.core.config import validate_config
+from tuneline.core.tolerances import Tolerances
+from tuneline.pipeline.keys import stage_key
+from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
+from tuneline.pipeline.stages import stages
+
+EVALUATIONS = ("evaluation-base", "evaluation-served", "evaluation-tuned")
+SERVED = ("evaluation-served", "loadtest", "parity-served")
+FORMS = ("gptq-w4a16", "onnx-float32", "pruned", "quantized-w4a16")
+ALL_BUT_DATASET = (
+    "adapter", *EVALUATIONS, *FORMS, "loadtest", "model", "parity-merged", "parity-served",
+    "reference", *(f"parity-{form}" for form in FORMS),
+)  # fmt: skip
+TOLERANCES = """min_greedy_agreement min_token_agreement max_logprob_difference
+    mean_logprob_difference mean_kl max_accuracy_drop"""
+SLO_FIELDS = """ttft_p50_s ttft_p90_s ttft_p99_s tpot_p50_s tpot_p90_s tpot_p99_s e2e_p50_s
+    e2e_p90_s e2e_p99_s max_error_rate min_request_throughput_rps min_output_throughput_tps
+    goodput_ttft_s
+    goodput_tpot_s goodput_e2e_s min_goodput_rps min_goodput_share"""
+LENGTH = "distribution mean stddev min max"
+
+STALE: dict[tuple[str, ...], dict[str, str]] = {
+    ALL_BUT_DATASET: {"": "base_model"},
+    ("dataset",): {"data": "heldout_fraction system_prompt seed"},
+    ("adapter",): {
+        "training": """r lora_alpha lora_dropout target_modules use_rslora eos_token learning_rate
+            num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length
+            warmup_steps lr_scheduler_type weight_decay max_grad_norm seed dtype packing
+            gradient_checkpointing eval_steps"""
+    },
+    EVALUATIONS: {"evaluation": "max_new_tokens batch_size num_rows fields"},
+    ("reference",): {"reference": "num_prompts max_new_tokens top_logprobs"},
+    ("model",): {"export.merge": "dtype merge_base quantize"},
+    ("gptq-w4a16", "model", "quantized-w4a16"): {"export.merge": "group_size"},
+    ("gptq-w4a16",): {"export.calibration": "num_calibration_samples max_seq_length"},
+    ("pruned",): {"export.prune": "sparsity pattern"},
+    ("parity-merged",): {"export.parity.tolerances": TOLERANCES},
+    ("parity-pruned",): {"export.parity": "forms"},
+    SERVED: {
+        "serving": """mode dtype max_model_len max_num_seqs max_num_batched_tokens
+            gpu_memory_utilization tensor_parallel_size enforce_eager cpu_kvcache_space_gib
+            extra_args"""
+    },
+    ("parity-served",): {"serving.parity.tolerances": TOLERANCES, "serving.parity": "concurrency"},
+    ("loadtest",): {
+        "loadtest": """max_tokens ignore_eos num_warmup_requests timeout_s seed num_workers
+            max_client_lag_s calibrate extra_body""",
+        "loadtest.slo": SLO_FIELDS,
+        "loadtest.scenarios.0": """name rate_rps arrival burstiness rate_end_rps trace_speed
+            concurrency num_requests duration_s""",
+        "loadtest.scenarios.0.slo": SLO_FIELDS,
+        "loadtest.workload": """source max_token_id shared_prefix_tokens num_prefix_groups
+            unique_prompts prefix_hit_rate multi_turn models""",
+        "loadtest.workload.input_tokens": LENGTH,
+        "loadtest.workload.output_tokens": LENGTH,
+    },
+}
+NOT_KEYED: dict[str, str] = {
+    # The run's directory has its name; the revision only says where the base model is found.
+    "": "name base_revision",
+    # The content of a file is an input; its path is not.
+    "data": "path heldout_path",
+    "loadtest.workload": "path",
+    "training": "logging_steps save_steps",
+    # A further form is a further stage.
+    "export": "forms",
+    "serving": "host port api_key_env ready_timeout_s shutdown_timeout max_restarts",
+    "serving.parity": "request_timeout_s",
+    "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
+        model_path model_image secret_name monitoring_namespace""",
+    "k8s.resources": "cpu memory gpus",
+}
+
+CHANGED: dict[str, Any] = {
+    "base_model": "other-base",
+    "data.path": "copy.jsonl",
+    "data.heldout_path": "copy.jsonl",
+    "loadtest.workload.path": Path("copy.jsonl"),
+    "export.merge.group_size": 64,
+    "export.parity.forms": {"pruned": Tolerances()},
+    "export.prune.sparsity": 0.25,
+    "export.prune.pattern": "2:4",
+    "export.forms": (*FORMS, "torchscript"),
+    "serving.mode": "adapter",
+}
+"""For fields whose value the stages read; any other value will do for the rest."""
+TOGETHER: dict[str, dict[str, Any]] = {"export.prune.pattern": {"export.prune.sparsity": None}}
+"""Fields that must change too."""
+
+
+def names(table: dict[str, str]) -> list[str]:
+    return [
+        f"{section}.{name}".removeprefix(".")
+        for section, fields in table.items()
+        for name in fields.split()
+    ]
+
+
+EXPECTED = {field: stale for stale, table in STALE.items() for field in names(table)}
+EXPECTED |= dict.fromkeys(names(NOT_KEYED), ())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose every section is there, with files of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    for name in ("rows.jsonl", "copy.jsonl"):
+        (folder / name).write_text("{}\n")
+    for name in ("base", "other-base"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(f'{{"_name": "{name}"}}')
+        (folder / name / "model.safetensors").write_bytes(b"weights")
+    values = {
+        "name": "keys",
+        "base_model": "base",
+        "data": {"path": "rows.jsonl", "heldout_path": "rows.jsonl"},
+        "export": {
+            "forms": list(FORMS),
+            "prune": {"sparsity": 0.5},
+            "parity": {"tolerances": {}},
+        },
+        "serving": {"parity": {"tolerances": {}}},
+    }
+    config = validate_config(RunConfig, values, "test")
+    for path, value in {
+        "loadtest.scenarios.0.slo": SLO(),
+        "loadtest.workload.input_tokens": Length(mean=8),
+        "loadtest.workload.output_tokens": Length(mean=8),
+        "loadtest.workload.path": Path("rows.jsonl"),
+    }.items():
+        config = replaced(config, path.split("."), value)
+    return Run(folder / "run.yaml", config, folder / "runs")
+
+
+def test_every_field_is_in_one_list() -> None:
+    fields = list(leaves(RunConfig))
+    assert len(fields) > 100
+    assert sorted(fields) == sorted(EXPECTED)
+    assert len(EXPECTED) == len(names(NOT_KEYED)) + sum(len(names(t)) for t in STALE.values())
+
+
+@pytest.mark.parametrize("field", EXPECTED)
+def test_a_changed_field_makes_its_stages_stale(run: Run, field: str) -> None:
+    value = CHANGED[field] if field in CHANGED else other(at(run.config, field.split(".")))
+    config = replaced(run.config, field.split("."), value)
+    for path, also in TOGETHER.get(field, {}).items():
+        config = replaced(config, path.split("."), also)
+    changed = Run(run.path, config, run.dir)
+    assert at(changed.config, field.split(".")) != at(run.config, field.split("."))
+    before, after = keys(run), keys(changed)
+    assert before.keys() <= after.keys()
+    stale = tuple(sorted(name for name in before if before[name] != after[name]))
+    assert stale == tuple(sorted(EXPECTED[field]))
+
+
+def test_changed_data_makes_the_dataset_stale(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.path.parent, tmp_path / "run")
+    (folder / "rows.jsonl").write_text("{} \n")
+    changed = Run(folder / "run.yaml", run.config, run.dir)
+    before, after = keys(run), keys(changed)
+    assert {name for name in before if before[name] != after[name]} == {"dataset", "loadtest"}
+
+
+def test_a_raised_version_makes_a_stage_stale(run: Run) -> None:
+    from dataclasses import replace
+
+    all_stages = stages(run)
+    assert all_stages
+    base, made = resolve_base(run, download=False), fake_made(all_stages)
+    for stage in all_stages:
+        later = replace(stage, version=stage.version + 1)
+        assert stage_key(later, run, base, made) != stage_key(stage, run, base, made)
+
+
+def test_a_changed_input_makes_a_stage_stale(run: Run) -> None:
+    base, made = resolve_base(run, download=False), fake_made(stages(run))
+    dependent = [stage for stage in stages(run) if stage.needs]
+    assert len(dependent) > 5
+    for stage in dependent:
+        for need in stage.needs:
+            other_made = {**made, need: fake_made([stage])[stage.name]}
+            assert stage_key(stage, run, base, made) != stage_key(stage, run, base, other_made)
+
+
+def keys(run: Run) -> dict[str, str]:
+    all_stages = stages(run)
+    base, made = resolve_base(run, download=False), fake_made(all_stages)
+    return {stage.name: stage_key(stage, run, base, made) for stage in all_stages}
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted path of every field that holds no further section; lists by their first entry."""
+    for name, field in model.model_fields.items():
+        inner, in_list = section_of(field.annotation)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from leaves(inner, f"{prefix}{name}.{'0.' if in_list else ''}")
+
+
+def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return (annotation if issubclass(annotation, BaseModel) else None), False
+    origin = typing.get_origin(annotation)
+    if origin is dict:
+        return None, False
+    for argument in typing.get_args(annotation):
+        inner, in_list = section_of(argument)
+        if inner is not None:
+            return inner, in_list or origin in (list, tuple)
+    return None, False
+
+
+def at(value: Any, path: list[str]) -> Any:
+    for name in path:
+        value = value[int(name)] if name.isdecimal() else getattr(value, name)
+    return value
+
+
+def replaced(value: Any, path: list[str], new: Any) -> Any:
+    """A copy with another value at `path`; nothing is validated."""
+    if not path:
+        return new
+    name, *rest = path
+    if name.isdecimal():
+        return [replaced(v, rest, new) if i == int(name) else v for i, v in enumerate(value)]
+    return value.model_copy(update={name: replaced(getattr(value, name), rest, new)})
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}-changed"
