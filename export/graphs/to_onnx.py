@@ -20,6 +20,7 @@ from export.config import OnnxConfig
 from export.forms import ONNX_MODULES
 from export.graphs.logits_graph import (
     EXAMPLE_SHAPE,
+    Logits,
     check_shapes,
     checked_length,
     copy_small_files,
@@ -264,30 +265,34 @@ def _builder_source() -> str:
 
 
 def _write_logits(model: ModelSource, folder: Path, weights: str) -> dict[str, Any]:
-    import torch
-
     with exportable(model, "ONNX") as logits:
-        shapes = {
-            0: torch.export.Dim("batch", min=1),
-            1: torch.export.Dim("length", min=1, max=max_length(logits.network.config)),
-        }
-        example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
         path = folder / ONNX_FILE
-        # torch.onnx warns about missing operators of torchvision, which no text model uses.
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        with torch.no_grad():
-            program: Any = torch.onnx.export(
-                logits, (example,), dynamo=True, verbose=False,
-                dynamic_shapes={"input_ids": shapes},
-                input_names=["input_ids"], output_names=["logits"],
-            )  # fmt: skip
-        program.save(str(path), external_data=True)
+        trace_logits(logits).save(str(path), external_data=True)
         _forget_sources(path)
         contract = check_shapes(logits_runner(path), logits, model, "ONNX")
         if weights == "float32":
             return contract
         reduce_weights(path, weights)
         return check_shapes(logits_runner(path), logits, model, "ONNX", MAX_NOISE[weights])
+
+
+def trace_logits(logits: Logits) -> Any:
+    """Return torch.onnx's program of `input_ids` to logits, with batch and length dynamic."""
+    import torch
+
+    shapes = {
+        0: torch.export.Dim("batch", min=1),
+        1: torch.export.Dim("length", min=1, max=max_length(logits.network.config)),
+    }
+    example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
+    # torch warns that torchvision's operators are missing, which no text model has.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad():
+        return torch.onnx.export(
+            logits, (example,), dynamo=True, verbose=False,
+            dynamic_shapes={"input_ids": shapes},
+            input_names=["input_ids"], output_names=["logits"],
+        )  # fmt: skip
 
 
 def _forget_sources(path: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,23 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         name: make_model(folder / name, name, num_layers=1) for name in sorted({*FAMILIES, "llama"})
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """torch.onnx traces each model once: the trace is most of what an export costs."""
+    programs: dict[str, Any] = {}
+    trace = to_onnx.trace_logits
+
+    def traced(logits: Any) -> Any:
+        folder = logits.network.config._name_or_path
+        if folder not in programs:
+            programs[folder] = trace(logits)
+        return programs[folder]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "trace_logits", traced)
+        yield
 
 
 def load_graph(artifact: Artifact) -> Any:
