@@ -117,7 +117,7 @@ class ParityConfig(StrictModel):
 
 
 class OnnxConfig(StrictModel):
-    """What an ONNX graph holds."""
+    """The weights and the interface of an ONNX graph."""
 
     renamed: ClassVar[dict[str, str]] = {"precision": "weights"}
     weights: OnnxWeights = "float32"

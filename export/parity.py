@@ -1,7 +1,7 @@
-"""Is the exported model the trained model? It answers the reference's prompts, and is compared.
+"""Is the exported model the trained model? The form answers the reference's prompts.
 
-Each form is loaded as anybody would load it: its own weights, tokenizer, chat template and stop
-tokens. Nothing of the reference enters but the messages, so that a drift in any of these shows.
+A form is loaded with its own weights, tokenizer, chat template and stop tokens, as a user loads it.
+It takes only the messages from the reference, so that a difference in any of its files shows.
 """
 
 from __future__ import annotations
@@ -38,50 +38,28 @@ def prove_model(
     *,
     form: str = "merged",
 ) -> Artifact:
-    """Hold any form on disk against the reference of the trained model.
+    """Compare any form on disk with the reference of the trained model.
 
-    A model folder is computed with in float32, whatever its weights are stored in, so that what is
-    measured is the model and not the arithmetic; a graph is run by its own runtime.
+    A model folder computes in float32 with every storage format, so that the comparison measures
+    the model and not the arithmetic. A graph runs in its own runtime.
 
     Returns:
-        An artifact of kind `parity`; the verdict is in it and is not raised.
+        An artifact of kind `parity`, which holds the verdict; a FAIL is not raised.
 
     Raises:
-        ArtifactError: The form cannot be loaded, or its tokenizer does not go with it.
+        ArtifactError: The form cannot be loaded, or its tokenizer belongs to another model.
     """
     expected = read_reference(reference)
     if not expected:
-        raise ArtifactError(f"{reference.path}: the reference holds no prompts")
+        raise ArtifactError(f"{reference.path}: the reference has 0 prompts; expected at least 1")
     settings = comparable_settings(reference)
     opened = open_form(model)
     found = []
     with progress(f"parity of {form}", len(expected), "prompts") as advance:
         for index, continuation in enumerate(expected):
-            prompt_ids = render_prompt(opened.tokenizer, continuation.messages, model.path)
-            _check_ids(prompt_ids, opened, model.path)
-            token_ids, logprobs, top_logprobs = greedy_answer(
-                opened.score,
-                prompt_ids,
-                draft=continuation.token_ids,
-                stop_ids=opened.stop_ids,
-                max_new_tokens=settings["max_new_tokens"],
-                num_top=settings["top_logprobs"],
-            )
-            found.append(
-                Continuation(
-                    messages=continuation.messages,
-                    prompt_token_ids=prompt_ids,
-                    token_ids=token_ids,
-                    logprobs=logprobs,
-                    top_logprobs=top_logprobs,
-                    text=opened.tokenizer.decode(token_ids, skip_special_tokens=True),
-                    finish_reason="stop" if token_ids[-1] in opened.stop_ids else "length",
-                )
-            )
+            found.append(_answer(opened, continuation, settings, model.path))
             advance(index + 1)
-    chosen = config.tolerances if form == "merged" else None
-    for name, given in config.forms.items():
-        chosen = given if name == form else chosen
+    chosen = config.tolerances if form == "merged" else config.forms.get(form)
     tolerances = chosen or tolerances_of_weights(form_weights(model))
     noise = reference_noise(reference)
     parity = compare(form, expected, found, tolerances, reference_noise=noise)
@@ -93,11 +71,16 @@ def prove_model(
 
 
 def weight_tolerances(weights: ModelSource, dtype: str) -> Tolerances | None:
-    """What the rounding of a folder's weights may cost, beside the arithmetic of a server that
-    computes in `dtype`; None where the weights are in float32 or in that format.
+    """Return the tolerances for the rounding of a folder's weights, without a server's arithmetic.
+
+    Args:
+        dtype: The number format that the server computes in.
+
+    Returns:
+        None if the weights are in float32 or in `dtype`, where serving adds no rounding.
 
     Raises:
-        ArtifactError: How the weights are quantized cannot be told.
+        ArtifactError: The folder does not say how its weights are quantized.
     """
     stored = weights_of_folder(weights.path)
     return None if stored in ("float32", dtype) else tolerances_of_weights(stored)
@@ -112,15 +95,16 @@ def greedy_answer(
     max_new_tokens: int,
     num_top: int,
 ) -> tuple[list[int], list[float], list[dict[int, float]]]:
-    """The form's own greedy answer to one prompt, checked against a draft in one pass.
+    """Return the form's own greedy answer to one prompt.
 
-    The draft (the reference's answer) is scored at all its positions at once. As long as each
-    token is the form's own most likely one, it is what greedy decoding gives, by induction over the
-    positions; from the first that is not, or after the draft's end, decoding goes on by itself.
+    The form scores all positions of a draft (the reference's answer) in one pass. While each draft
+    token is the form's most likely token, greedy decoding gives the same tokens, by induction over
+    the positions. From the first other token, or after the draft's end, decoding continues token by
+    token.
 
     Returns:
-        The tokens, with the stop token where it stopped by itself; their log-probabilities; and
-        at each position the `num_top` most likely tokens' log-probabilities.
+        The tokens, with the stop token if the answer ends with one; their log-probabilities; and
+        the log-probabilities of the `num_top` most likely tokens at each position.
     """
     token_ids: list[int] = []
     logprobs: list[float] = []
@@ -140,9 +124,35 @@ def greedy_answer(
     return token_ids, logprobs, top_logprobs
 
 
+def _answer(
+    opened: OpenedForm, expected: Continuation, settings: dict[str, int], path: Path
+) -> Continuation:
+    """Return the form's answer to one prompt of the reference."""
+    prompt_ids = render_prompt(opened.tokenizer, expected.messages, path)
+    _check_ids(prompt_ids, opened, path)
+    token_ids, logprobs, top_logprobs = greedy_answer(
+        opened.score,
+        prompt_ids,
+        draft=expected.token_ids,
+        stop_ids=opened.stop_ids,
+        max_new_tokens=settings["max_new_tokens"],
+        num_top=settings["top_logprobs"],
+    )
+    return Continuation(
+        messages=expected.messages,
+        prompt_token_ids=prompt_ids,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        top_logprobs=top_logprobs,
+        text=opened.tokenizer.decode(token_ids, skip_special_tokens=True),
+        finish_reason="stop" if token_ids[-1] in opened.stop_ids else "length",
+    )
+
+
 def _check_ids(prompt_ids: list[int], form: OpenedForm, path: Path) -> None:
     if not prompt_ids or max(prompt_ids) >= form.num_rows:
         raise ArtifactError(
-            f"{path}: its tokenizer renders a prompt to token id {max(prompt_ids, default=None)}; "
-            f"the model has {form.num_rows} rows: a tokenizer of another model"
+            f"{path}: the tokenizer renders a prompt to token id {max(prompt_ids, default=None)}; "
+            f"expected ids below {form.num_rows}, the rows of the embedding",
+            hint="It is a tokenizer of another model. Try: copy the model's own tokenizer files.",
         )

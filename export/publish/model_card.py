@@ -1,7 +1,7 @@
-"""The model card: what the manifests know of a model, as the README.md of a published folder.
+"""The model card: the README.md of a published model, from the manifests.
 
-Every figure is read from a manifest. Which manifests belong to the model is read from their inputs'
-digests, not from names: what it was made from, and what was measured on it or on that.
+Every figure comes from a manifest. Digests connect a model with the artifacts that it was made from
+and with the measurements of any of them; names do not.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ TRAINING_KEYS = (
 
 
 def write_model_card(model: Artifact) -> str:
-    """The card of a model artifact, in Markdown with the metadata block that the Hub reads.
+    """Return the card of a model artifact, in Markdown with the metadata block that the Hub reads.
 
-    Beside the model's own manifest it reads those of the artifacts that lie in the same directory
-    and are connected with it by digest, as those of one run are.
+    It reads the model's manifest, and those of the artifacts in the same directory that digests
+    connect with the model, as in a run.
 
     Raises:
-        ArtifactError: The artifact holds no model.
+        ArtifactError: The artifact does not hold a model.
     """
     if model.kind not in MODEL_KINDS:
         raise ArtifactError(
-            f"{model.path}: is an artifact of kind {model.kind!r}; a card is written of "
+            f"{model.path}: is an artifact of kind {model.kind!r}; expected a model: "
             f"{', '.join(MODEL_KINDS)}"
         )
     made_from, measured = connected(model)
@@ -54,35 +54,37 @@ def write_model_card(model: Artifact) -> str:
         )
     lines += _measured(model, measured)
     lines += ["", "## What this card does not say", ""]
-    lines += ["Intended use, licence and known biases stand in no manifest: whoever publishes the"]
-    lines += ["model adds them, with those of the base model and of the data.", ""]
+    lines += [
+        "No manifest has the intended use, licence and known biases. Add them before you publish,"
+    ]
+    lines += ["with those of the base model and of the data.", ""]
     return "\n".join(lines)
 
 
 def connected(model: Artifact) -> tuple[list[Artifact], list[Artifact]]:
-    """What a model was made from, nearest first, and what was measured on it or on these.
+    """Return the artifacts that a model was made from, nearest first, and the measurements of them.
 
-    Artifacts are looked for beside the model, and matched by digest alone.
+    It looks in the model's directory and matches artifacts only by digest.
     """
-    beside = []
+    neighbours = []
     for manifest in sorted(model.path.resolve().parent.glob(f"*/{MANIFEST}")):
         try:
-            beside.append(open_artifact(manifest.parent))
+            neighbours.append(open_artifact(manifest.parent))
         except ArtifactError:
-            continue  # of another make, or damaged: nothing is told of it
+            continue  # damaged, or not an artifact of Tuneline: the card leaves it out
     made_from: list[Artifact] = []
     wanted = [entry.digest for entry in model.manifest.inputs]
     while wanted:
         digest = wanted.pop(0)
-        found = next((a for a in beside if a.digest == digest and a not in made_from), None)
+        found = next((a for a in neighbours if a.digest == digest and a not in made_from), None)
         if found is not None:
             made_from.append(found)
             wanted += [entry.digest for entry in found.manifest.inputs]
-    # The base and the data of a run are shared by others; what was measured on them is not of this.
+    # Other runs share the base and the data; measurements of these are not about this model.
     own = {model.digest, *(a.digest for a in made_from if a.kind in ("adapter", *MODEL_KINDS))}
     measured = [
         artifact
-        for artifact in beside
+        for artifact in neighbours
         if artifact.kind in MEASURED_KINDS
         and own & {entry.digest for entry in artifact.manifest.inputs}
     ]

@@ -1,7 +1,7 @@
-"""Publishing a model: to the Hugging Face Hub, a folder, or a tar file that is always the same.
+"""Publishing a model: to the Hugging Face Hub, a folder, or a reproducible tar file.
 
-What is published is what the manifest lists, byte for byte, with the manifest itself and a
-README.md. An artifact is hashed before a byte of it leaves.
+It publishes the files of the manifest, byte for byte, the manifest and a README.md. It hashes an
+artifact before the first byte leaves.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ def push_model(model: Path, to: str, card: str | None) -> str:
     """Publish a model artifact, or any model folder.
 
     Args:
-        model: The directory. Of a folder without a manifest only safetensors, configuration and
-            tokenizer files are published, never a pickle or code.
-        to: `hf:ORG/NAME`, a directory, or a file that ends in `.tar`; neither of the two exists.
-        card: The README.md, where the folder has none of its own.
+        model: The directory. From a folder without a manifest it publishes only safetensors,
+            configuration and tokenizer files, never a pickle or code.
+        to: `hf:ORG/NAME`, or a directory or a `.tar` file that does not exist.
+        card: The README.md, for a folder without one.
 
     Returns:
-        Where it is: a path or a URL.
+        The path or URL of the published model.
 
     Raises:
-        ArtifactError: The directory is no model, or differs from its manifest; the target exists.
-        ConfigError: The target is none of these.
-        MissingError: The Hub is asked for and HF_TOKEN is not set.
-        ServerError: The Hub refuses or cannot be reached.
+        ArtifactError: The directory is not a model or differs from its manifest, or the target
+            exists.
+        ConfigError: The target has another form.
+        MissingError: The target is the Hub and HF_TOKEN is not set.
+        ServerError: The Hub refuses the upload or cannot be reached.
     """
     files = published_files(model)
     extra = {README: card} if card is not None and README not in files else {}
@@ -59,11 +60,11 @@ def push_model(model: Path, to: str, card: str | None) -> str:
         return _to_hub(files, extra, to.removeprefix(HUB))
     if re.match(r"\w+:", to):
         raise ConfigError(
-            f"{to!r} is no place to publish to; expected hf:ORG/NAME, a folder or a file.tar"
+            f"--to {to} is not a place to publish; expected hf:ORG/NAME, a folder or a file.tar"
         )
     out = Path(to)
     if out.exists():
-        raise ArtifactError(f"{out}: exists already; nothing is published over it")
+        raise ArtifactError(f"{out}: exists already; expected a path that does not exist")
     size_bytes = sum(path.stat().st_size for path in files.values())
     require_disk_space(out, size_bytes + 2**20)
     partial = out.parent / f".{out.name}.partial"
@@ -85,11 +86,11 @@ def push_model(model: Path, to: str, card: str | None) -> str:
 
 
 def published_files(model: Path) -> dict[str, Path]:
-    """What is published of a directory: relative name to path, sorted.
+    """Return the files of a directory that are published: relative name to path, sorted.
 
     Raises:
-        ArtifactError: It differs from its manifest, or holds no model, or weights that are cut
-            short or missing.
+        ArtifactError: A file differs from the manifest, the directory does not hold a model, or
+            weights are cut short or missing.
     """
     if (model / MANIFEST).is_file():
         artifact = open_artifact(model, kind=MODEL_KINDS)
@@ -106,7 +107,9 @@ def published_files(model: Path) -> dict[str, Path]:
     if INDEX in found:
         lost = set(read_json(found[INDEX], ShardIndex)["weight_map"].values()) - found.keys()
         if lost:
-            raise ArtifactError(f"{found[INDEX]}: no such file beside it: {sorted(lost)[0]}")
+            raise ArtifactError(
+                f"{found[INDEX]}: names a file that does not exist: {sorted(lost)[0]}"
+            )
     if (model / README).is_file():
         found[README] = model / README
     return dict(sorted(found.items()))
@@ -121,14 +124,16 @@ def _write_folder(files: dict[str, Path], extra: dict[str, str], partial: Path) 
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             if file_sha256(target) != file_sha256(path):
-                raise ArtifactError(f"{target}: is not what {path} holds; the disk may be failing")
+                raise ArtifactError(
+                    f"{target}: differs from {path} after copying; the disk may be failing"
+                )
             advance(index, name)
     for name, text in extra.items():
         (partial / name).write_text(text, encoding="utf-8")
 
 
 def _write_tar(files: dict[str, Path], extra: dict[str, str], partial: Path) -> None:
-    """Names sorted, no owner, no time, one mode: equal content makes equal bytes."""
+    """Write sorted names without owner and time, so that equal content gives equal bytes."""
     names = sorted([*files, *extra])
     with (
         tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive,
@@ -155,8 +160,8 @@ def _to_hub(files: dict[str, Path], extra: dict[str, str], name: str) -> str:
     token = os.environ.get(TOKEN)
     if not token:
         raise MissingError(
-            f"{TOKEN} is not set: the Hugging Face Hub takes no upload without a token",
-            hint=f"It is read from the environment alone: {TOKEN}=... tuneline push",
+            f"{TOKEN} is not set; expected a token for the upload to the Hugging Face Hub",
+            hint=f"Try: {TOKEN}=... tuneline push ...",
         )
     api = hub.HfApi(token=token)
     operations = [
@@ -173,7 +178,7 @@ def _to_hub(files: dict[str, Path], extra: dict[str, str], name: str) -> str:
     except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].replace(token, "***")
         raise ServerError(
-            f"hf:{name}: the Hugging Face Hub took no upload: {reason}",
+            f"hf:{name}: the Hugging Face Hub refused the upload: {reason}",
             hint="Check the name, the network, and that the token may write there.",
         ) from None
     return str(url)

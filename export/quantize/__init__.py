@@ -1,1 +1,1 @@
-"""Quantizing a model from its weights alone, or with calibration data."""
+"""Quantization of a model from only its weights, or with calibration data."""

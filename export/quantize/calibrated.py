@@ -1,9 +1,9 @@
-"""Quantizing with calibration: GPTQ and AWQ choose the codes so that the model's own answers to
-sample conversations change least.
+"""Quantization with calibration: GPTQ and AWQ choose the codes that change the model's activations
+on sample conversations least.
 
-The arithmetic is llm-compressor's, in an environment of its own. What it leaves is taken for a
-model only if it stores tensor for tensor what this scheme stores of this model; its configuration
-and the small files beside the weights are written as for any other quantized model.
+llm-compressor computes the codes, in an environment of its own. Tuneline takes its result only if
+it has, tensor for tensor, the names, formats and shapes that the scheme stores of this model.
+Tuneline writes the configuration and the companion files, as for any other quantized model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORKER = Path(__file__).with_name("calibration_worker.py")
 IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"
 STEP = re.compile(r"\((\d+)/(\d+)\): (Calibrating|Propagating)")
 RENAMED = ("mixtral",)
-"""Families whose experts are called otherwise in what llm-compressor 0.14 writes."""
+"""Families whose experts have other names in the files that llm-compressor 0.14 writes."""
 
 
 def quantize_calibrated(
@@ -60,11 +60,11 @@ def quantize_calibrated(
         An artifact of kind `model`, like that of `quantize_model`.
 
     Raises:
-        MissingError: llm-compressor's environment is not installed, or there is no such model.
+        MissingError: llm-compressor's environment is not installed, or the model does not exist.
         ArtifactError: The model is corrupt, quantized already or a Mixtral, or llm-compressor
-            fails, or leaves other tensors than this scheme stores.
-        DataError: There is no conversation, or the model's chat template refuses one.
-        DiskFullError: Too little space for the result.
+            fails, or writes other tensors than this scheme stores.
+        DataError: No conversation is given, or the model's chat template refuses one.
+        DiskFullError: The disk has too little space for the result.
     """
     opened = read_base(model.path)
     files, schemes, ignore = plan_quantized(opened, config.scheme, config.group_size)
@@ -72,7 +72,7 @@ def quantize_calibrated(
         raise ArtifactError(
             f"{model.path}: llm-compressor stores the experts of a {opened.config['model_type']} "
             "under names that the model itself does not have",
-            hint="Quantize it without --method.",
+            hint="Try: leave out --method",
         )
     check_companions(model.path, model.path)
     python = calibration_python()
@@ -118,7 +118,7 @@ def quantize_calibrated(
 
 
 def _versions() -> dict[str, str]:
-    """The libraries that computed the codes: not those of this environment."""
+    """Return the versions of the libraries that computed the codes, in the other environment."""
     pins = dict(line.split("==") for line in PINS.read_text("utf-8").split() if "==" in line)
     return {name: pins[name] for name in ("llmcompressor", "compressed-tensors", "transformers")}
 
@@ -126,14 +126,14 @@ def _versions() -> dict[str, str]:
 def _samples(
     config: CalibratedConfig, model: ModelSource, conversations: Sequence[Messages]
 ) -> list[list[int]]:
-    """Whole conversations as token ids, by the model's own template, cut at `max_seq_length`."""
+    """Return conversations as token ids, by the model's own template, cut at `max_seq_length`."""
     import jinja2
 
     tokenizer = load_tokenizer(model.path)
     if not tokenizer.chat_template:
         raise ArtifactError(f"{model.path}: its tokenizer has no chat template")
     if not conversations:
-        raise DataError("calibration: there is no conversation to calibrate with")
+        raise DataError("calibration: no conversation is given; expected at least 1")
     count = min(config.num_calibration_samples, len(conversations))
     drawn = random.Random(0).sample(list(conversations), count)
     try:
@@ -149,14 +149,14 @@ def _samples(
 
 
 def _run_worker(python: Path, work: Path, label: str) -> None:
-    """Run llm-compressor to its end, showing which of the model's layers it is at.
+    """Run llm-compressor to its end and show the number of the model's layer that it works on.
 
     Raises:
-        ArtifactError: It failed; its last words are given.
+        ArtifactError: llm-compressor failed; the message has the last line that it printed.
     """
     environment = without_secrets(os.environ)
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # -I: neither this directory nor PYTHONPATH is looked into for modules.
+    # -I: Python loads no module from this directory or from PYTHONPATH.
     command = [str(python), "-I", str(WORKER), str(work / "job.json")]
     last: deque[str] = deque(maxlen=20)
     with (
@@ -177,15 +177,16 @@ def _run_worker(python: Path, work: Path, label: str) -> None:
             worker.kill()
             raise
     if worker.returncode != 0:
-        reason = next((line for line in reversed(last) if ":" in line), "it said nothing")
+        reason = next((line for line in reversed(last) if ":" in line), "no message")
         raise ArtifactError(
             f"llm-compressor failed with exit code {worker.returncode}: {reason}",
-            hint="All it says: tuneline --verbose export quantize ...; or leave out --method.",
+            hint="Try: tuneline --verbose export quantize ..., which shows all its output\n"
+            "  Or leave out --method.",
         )
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:
-    """Lines as they come; a bar that is drawn over itself is a line each time."""
+    """Yield lines as they arrive; each redrawing of a progress bar counts as a line."""
     rest = b""
     while piece := os.read(stream.fileno(), 65536):
         *whole, rest = re.split(rb"[\r\n]+", rest + piece)
@@ -199,7 +200,7 @@ def _take(
     """Take the weights of a folder that llm-compressor wrote.
 
     Raises:
-        ArtifactError: They are not the expected tensors, or hold values that are not finite.
+        ArtifactError: The tensors are not the expected ones, or have values that are not finite.
     """
     files = sorted(made.glob("*.safetensors"))
     found = {}
@@ -208,14 +209,16 @@ def _take(
         found.update({entry.name: (entry.dtype, entry.shape) for entry in opened.entries})
         for entry in opened.entries:
             if entry.dtype in TORCH_DTYPES and not is_finite(read_tensor(opened, entry)):
-                raise ArtifactError(f"{method} made values of {entry.name} that are not finite")
+                raise ArtifactError(
+                    f"{method} by llm-compressor: {entry.name} has values that are not finite"
+                )
     if found != expected:
         names = found.keys() | expected.keys()
         name = min(name for name in names if found.get(name) != expected.get(name))
         raise ArtifactError(
             f"{method} by llm-compressor stored {name} as {found.get(name, 'nothing')}; "
-            f"expected {expected.get(name, 'nothing')}: it treats this family in a way of its own",
-            hint="Quantize it without calibration.",
+            f"expected {expected.get(name, 'nothing')}",
+            hint="llm-compressor treats this family differently. Try: leave out --method",
         )
     for file in files:
         file.rename(out / file.name)

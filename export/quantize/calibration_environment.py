@@ -1,6 +1,7 @@
 """llm-compressor's own environment: its pins conflict with those of training and of vLLM.
 
-It lies in the user's cache folder, named by its pins, and is made on request alone.
+It is in the user's cache folder under a name made of its pins. Only
+`tuneline export install-calibration` makes it.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ from tuneline.core.secrets import without_secrets
 PINS = Path(__file__).with_name("llm_compressor.txt")
 PACKAGE = "llmcompressor"
 READY = ".ready"
-"""Written last: an installation that was interrupted has none, and begins anew."""
+"""Written last: an interrupted installation does not have this file, and starts again."""
 
 INSTALL = "tuneline export install-calibration"
 
 
 def calibration_dir() -> Path:
-    """Where the environment for these pins lies, or would."""
+    """Return the environment's folder, whether it exists or not."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     pins = hashlib.sha256(PINS.read_bytes()).hexdigest()
     return cache / "tuneline" / f"llm-compressor-{pins[:12]}"
 
 
 def is_installed(folder: Path) -> bool:
-    """Whether an installation was finished there, by an interpreter that is still there."""
+    """Return whether an installation finished in `folder` and its interpreter still exists."""
     return (folder / READY).is_file() and (folder / "bin" / "python").exists()
 
 
 def calibration_python() -> Path:
-    """The environment's interpreter.
+    """Return the environment's interpreter.
 
     Raises:
-        MissingError: The environment was not made on this machine.
+        MissingError: The environment is not installed on this machine.
     """
     folder = calibration_dir()
     if not is_installed(folder):
@@ -58,18 +59,18 @@ def calibration_python() -> Path:
 
 
 def install_calibration() -> Path:
-    """Make the environment, unless it is there; nothing of this one changes.
+    """Install the environment unless it exists; Tuneline's own environment does not change.
 
     Returns:
         Its folder.
 
     Raises:
-        MissingError: A package cannot be had; the installer's own words are given.
+        MissingError: A package cannot be installed; the message has the installer's own error.
     """
     folder = calibration_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may install it now
         if not is_installed(folder):
             shutil.rmtree(folder, ignore_errors=True)
             _install(folder)
@@ -95,7 +96,10 @@ def _install(folder: Path) -> None:
 
 
 def _overrides(folder: Path) -> Path:
-    """Text models need none of these, and a registry's builds break beside a CPU torch."""
+    """Write the list of packages that text models do not need.
+
+    A registry's builds of these packages fail next to a CPU torch.
+    """
     path = folder / "overrides.txt"
     unused = ("torchvision", "torchaudio", "torchcodec")
     path.write_text("".join(f"{name}; sys_platform == 'never'\n" for name in unused), "utf-8")
@@ -103,8 +107,8 @@ def _overrides(folder: Path) -> Path:
 
 
 def _uv_sources(environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """uv's options and environment: it does not read pip's configuration, and a machine that has
-    one expects it to count. The CPU build of torch comes from its own index, or from a folder."""
+    """Return uv's options and environment, with the settings that pip's configuration has on this
+    machine. The CPU build of torch comes from its own index, or from a folder."""
     links = environ.get("PIP_FIND_LINKS") or _pip_config("global.find-links")
     index = environ.get("PIP_INDEX_URL") or _pip_config("global.index-url")
     environment = dict(environ)

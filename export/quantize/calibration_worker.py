@@ -1,8 +1,8 @@
 """GPTQ or AWQ by llm-compressor: `python calibration_worker.py JOB.json`.
 
-Runs in llm-compressor's own environment, which holds nothing of Tuneline: this file stands alone.
-The job names the model folder, where the quantized one goes, the samples (one JSON list of token
-ids per line), the recipe, and which linear layers stay as they are.
+Runs in llm-compressor's own environment, which does not have Tuneline, so this file imports nothing
+of it. The job names the model folder, the folder of the result, the samples (one JSON list of token
+ids per line), the recipe, and the linear layers that stay unquantized.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def main(job: dict[str, Any]) -> None:
     if not torch.accelerator.is_available():
-        # It pins memory for copies to an accelerator, which torch refuses where there is none.
+        # llm-compressor pins memory for copies to an accelerator; without one, torch refuses.
         IntermediatesCache.pin_memory = lambda *_, **__: None
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)

@@ -1,9 +1,9 @@
-"""A quantized mixture of experts, computed in float32 as its scheme says.
+"""A quantized mixture of experts, computed in float32 by the rules of its scheme.
 
-transformers joins a layer's experts in one module. Of quantized ones, stored one by one, it loads
-some schemes alone, rounds what it dequantizes to bfloat16, and never rounds what goes into them. So
-the weights are dequantized here as they are read, by compressed-tensors' own decompression, and
-what goes into a quantized layer, an expert's two products too, is rounded by its own functions.
+transformers joins a layer's experts in one module. It loads quantized experts only under some
+schemes, rounds the dequantized weights to bfloat16, and never rounds the inputs of an expert. So
+compressed-tensors' own functions dequantize the weights here while they are read, and round the
+inputs of each quantized layer and of both products of an expert.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from tuneline.models.folder import CONFIG, INDEX, WEIGHTS, read_json
 
 EXPERT = re.compile(r"(.+)\.experts\.\d+\.\w+")
 PART = re.compile(r"(.+)\.(weight_(?:packed|scale|shape)|weight)")
-"""Zero points and an order of columns are not computed: they are left over, which is an error."""
+"""Zero points and column orders are not computed here; a tensor of either is left over, which is an
+error."""
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
-"""Rounds activations, shape (…, hidden), each token by a scale of its own."""
+"""Rounds activations of shape (…, hidden), with one scale per token."""
 
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A weight that transformers reads as it reads a slice of a file, and that is computed only
-    then: the model is never held twice."""
+    """A weight that is dequantized when transformers reads it like a slice of a file.
+
+    So memory never holds the model twice.
+    """
 
     parts: dict[str, Any]
     scheme: Any
@@ -51,7 +54,7 @@ class Dequantized:
 
 
 def has_quantized_experts(path: Path) -> bool:
-    """Whether a folder is of compressed-tensors and stores its experts one by one.
+    """Return whether a folder is in compressed-tensors' format and stores its experts one by one.
 
     Raises:
         ArtifactError: A file cannot be read.
@@ -65,14 +68,17 @@ def has_quantized_experts(path: Path) -> bool:
 
 
 def load_quantized_experts(path: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The causal LM of such a folder in float32, and transformers' account of the loading.
+    """Load the causal LM of such a folder in float32.
+
+    Returns:
+        The model, and transformers' report of missing and unexpected tensors.
 
     Args:
-        options: Passed on to `from_pretrained`.
+        options: Arguments of `from_pretrained`.
 
     Raises:
-        ArtifactError: It is quantized in a way that is not computed here, or its configuration
-            says otherwise than its weights what is quantized.
+        ArtifactError: The quantization is of a kind that is not computed here, or config.json and
+            the weights differ about the layers that are quantized.
     """
     import safetensors
     import transformers
@@ -104,12 +110,12 @@ def load_quantized_experts(path: Path, **options: Any) -> tuple[Any, dict[str, A
 
 
 def token_rounding(activations: Any) -> Rounding:
-    """What a scheme makes of activations: rounded, and multiplied by their scale again."""
+    """Return the function that quantizes and dequantizes activations as a scheme does."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
     def rounded(values: torch.Tensor) -> torch.Tensor:
-        # compressed-tensors gives the tokens of two dimensions one scale together.
+        # Of a two-dimensional tensor, compressed-tensors gives all tokens one common scale.
         tokens = values.reshape(1, -1, values.shape[-1])
         scale, zero_point = compute_dynamic_scales_and_zp(tokens, activations, torch.nn.Module())
         found = fake_quantize(tokens, scale, zero_point, activations)
@@ -125,14 +131,14 @@ def rounded_experts(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """A layer's experts, the inputs of each of their products rounded.
+    """Compute a layer's experts with the inputs of both products rounded.
 
     Args:
         experts: transformers' module: `gate_up_proj` of shape (experts, 2 · intermediate, hidden),
             the gates first, and `down_proj` of shape (experts, hidden, intermediate).
         hidden_states: Shape (tokens, hidden).
         top_k_index: The experts of each token, shape (tokens, k).
-        top_k_weights: Their shares, of the same shape.
+        top_k_weights: The shares of these experts, of the same shape.
     """
     linear = torch.nn.functional.linear
     inputs = rounded(hidden_states)
@@ -155,8 +161,8 @@ def _only_scheme(said: Any, path: Path) -> Any:
     schemes = [group for group in said.config_groups.values() if group.weights is not None]
     if len(schemes) != 1 or schemes[0].output_activations is not None:
         raise ArtifactError(
-            f"{path / CONFIG}: a mixture of experts that is quantized by {len(schemes)} schemes, "
-            "or in what its layers give out; expected one scheme, of weights and inputs"
+            f"{path / CONFIG}: a mixture of experts has {len(schemes)} quantization schemes, or "
+            "quantized layer outputs; expected one scheme, for weights and inputs"
         )
     (scheme,) = schemes
     activations = scheme.input_activations
@@ -170,7 +176,7 @@ def _only_scheme(said: Any, path: Path) -> Any:
 
 
 def _dequantized(stored: dict[str, Any], scheme: Any) -> tuple[dict[str, Any], set[str]]:
-    """What stands for each tensor of the model, and the names of the modules that are quantized."""
+    """Return each tensor of the model, and the names of the quantized modules."""
     parts: dict[str, dict[str, Any]] = {}
     for name, tensor in stored.items():
         if part := PART.fullmatch(name):
@@ -187,7 +193,7 @@ def _dequantized(stored: dict[str, Any], scheme: Any) -> tuple[dict[str, Any], s
 
 
 def _check_said(said: Any, modules: Collection[str], quantized: set[str], path: Path) -> None:
-    """vLLM decides by the configuration what is quantized, so that it has to be right."""
+    """Check that config.json names the quantized layers, because vLLM follows config.json."""
     from compressed_tensors.utils.match import match_name
 
     targets = [target for group in said.config_groups.values() for target in group.targets]
@@ -198,7 +204,7 @@ def _check_said(said: Any, modules: Collection[str], quantized: set[str], path: 
         if is_said is not (module in quantized):
             raise ArtifactError(
                 f"{path / CONFIG}: says that {module} is {'' if is_said else 'not '}quantized; "
-                "its weights are stored otherwise"
+                "the file stores its weights otherwise"
             )
 
 
@@ -212,7 +218,7 @@ def _round_inputs(
             plain = getattr(module, "has_gate", False) and module.is_concatenated
             if not plain or module.has_bias or module.is_transposed:
                 raise ArtifactError(
-                    f"{path}: {name}: {type(module).__name__} computes in a way of its own; "
+                    f"{path}: {name}: {type(module).__name__} has another computation; "
                     "expected experts of two products without biases and a gate between them"
                 )
             module.forward = lambda *given, experts=module: rounded_experts(

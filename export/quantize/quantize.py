@@ -1,7 +1,7 @@
-"""Quantizing a model's linear layers from their weights alone, tensor by tensor.
+"""Quantization of a model's linear layers from only their weights, tensor by tensor.
 
-What is read, computed and written streams, as in the merge; `tuneline export merge --quantize`
-gives the same bytes in one pass, without the merged model ever being on the disk.
+Tensors stream from file to file, as in the merge. `tuneline export merge --quantize` writes the
+same bytes in one pass, without the merged model on the disk.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
 """Weights with two dimensions that no linear layer multiplies by."""
 IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
 MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-"""Families with experts of which a quantized model can be proven."""
+"""Families with experts whose quantized models can be proven."""
 ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
 
 def quantize_model(config: QuantizeConfig, model: ModelSource, out: Path) -> Artifact:
     """Quantize a model folder to compressed-tensors and write another.
 
-    The linear layers inside the decoder layers are quantized, experts one by one; embeddings, the
+    It quantizes the linear layers inside the decoder layers, experts one by one. Embeddings, the
     output layer, routers, norms and biases keep their number format.
 
     Returns:
-        An artifact of kind `model` that vLLM loads; transformers too, without experts.
+        An artifact of kind `model` that vLLM loads. transformers loads it too if it has no experts.
 
     Raises:
         ArtifactError: The model is corrupt, is quantized already, is a mixture of experts of a
             family that is not supported, has no layer that can be quantized, or holds values that
             are not finite.
-        MissingError: There is no such model.
-        DiskFullError: Too little space for the result; checked before anything is written.
+        MissingError: The model does not exist.
+        DiskFullError: The disk has too little space for the result; checked before writing.
     """
     if model.kind == "adapter":
         raise ArtifactError(f"{model.path}: is an adapter; expected a model")
@@ -83,11 +83,15 @@ def quantize_model(config: QuantizeConfig, model: ModelSource, out: Path) -> Art
 def plan_quantized(
     opened: ModelFolder, name: SchemeName, group_size: GroupSize
 ) -> tuple[list[OutputFile], dict[str, Scheme], list[str]]:
-    """What a quantized model stores: its files, shard by shard, the weights that are quantized, and
-    the names of the linear layers that stay as they are.
+    """Plan the files of a quantized model.
+
+    Returns:
+        Its files, shard by shard; the scheme of each quantized weight; and the names of the linear
+        layers that keep their number format.
 
     Raises:
-        ArtifactError: As of `choose_layers`.
+        ArtifactError: The model has nothing to quantize or cannot be quantized; see
+            `choose_layers`.
     """
     tensors = {
         shard.path.name: [
@@ -108,11 +112,11 @@ def plan_quantized(
 def choose_layers(
     tensors: Sequence[PlannedTensor], name: SchemeName, group_size: GroupSize, base: ModelFolder
 ) -> tuple[dict[str, Scheme], list[str]]:
-    """The weights to quantize, and the names of the linear layers that stay as they are.
+    """Return the weights to quantize, and the names of the linear layers that stay unquantized.
 
     Raises:
-        ArtifactError: There is none, or its rows cannot be cut into groups, or the model has
-            experts of a family, or stored in a way, that is not supported.
+        ArtifactError: The model has no such weight, rows do not divide into groups, or the experts
+            are of a family or in a layout that is not supported.
     """
     where = base.path
     family = str(base.config.get("model_type"))
@@ -124,7 +128,8 @@ def choose_layers(
     for tensor in tensors:
         shape = tensor.source.shape
         if not is_in_text_half(base.config, tensor.name):
-            # Memory and servers call what reads pictures otherwise than the files do, but for this.
+            # In the half that reads pictures, only this part of a name is the same in the files, in
+            # memory and in servers.
             half, _, within = OF_TEXT.sub("", tensor.name).partition(".")
             is_linear = len(shape) == 2 and within == "weight" and half not in LOOKED_UP
             ending = r"\..*" if "." in within else "$" if is_linear else None
@@ -148,9 +153,9 @@ def choose_layers(
         if scheme.group_size and shape[1] % scheme.group_size:
             fits = [size for size in (64, 32) if shape[1] % size == 0]
             raise ArtifactError(
-                f"{where}: {tensor.name}: rows of {shape[1]} cannot be cut into groups of "
+                f"{where}: {tensor.name}: rows of {shape[1]} do not divide into groups of "
                 f"{scheme.group_size}",
-                hint=f"Try groups of {fits[0]}." if fits else "Try the scheme int8.",
+                hint=f"Try: --group-size {fits[0]}" if fits else "Try: the scheme int8",
             )
         schemes[tensor.name] = scheme
     if not schemes:
@@ -162,16 +167,16 @@ def choose_layers(
 
 
 def _require_expert(name: str, shape: tuple[int, ...], family: str, where: Path) -> None:
-    hint = "Use it in its own number format: merge without --quantize."
+    hint = "Try: leave the model in its own number format, with a merge without --quantize"
     if family not in MIXTURES:
         raise ArtifactError(
-            f"{where}: {name}: a mixture of experts of the family {family}; of mixtures only "
-            f"{', '.join(MIXTURES)} are quantized",
+            f"{where}: {name}: a mixture of experts of the family {family}; expected one of "
+            f"{', '.join(MIXTURES)}",
             hint=hint,
         )
     if not ONE_EXPERT.fullmatch(name) or len(shape) != 2:
         raise ArtifactError(
-            f"{where}: {name} of shape {list(shape)}: only experts that are stored one by one, "
-            "without biases, are quantized",
+            f"{where}: {name} of shape {list(shape)}: expected experts that are stored one by "
+            "one, without biases",
             hint=hint,
         )

@@ -1,6 +1,6 @@
 """Number formats that a model's linear layers are quantized to, as compressed-tensors stores them.
 
-Round to nearest, symmetric, from the weights alone: each row (or each group within a row) of a
+Round to nearest, symmetric, from only the weights: each row (or each group within a row) of a
 weight W is divided by its scale s = max|W| / q and rounded, where q is half the width of the
 format's range. fp8 and int8 compute with activations that the server quantizes token by token;
 w4a16 keeps activations as they are. Format: https://github.com/vllm-project/compressed-tensors
@@ -22,7 +22,7 @@ HALF_RANGE = {"fp8": 448.0, "int8": 127.5, "w4a16": 7.5}
 FORMATS = {"fp8": "float-quantized", "int8": "int-quantized", "w4a16": "pack-quantized"}
 
 VERSION = "0.17.0"
-"""Of compressed-tensors, whose format is written."""
+"""Version of compressed-tensors whose format is written."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def quantize_rows(values: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, t
     exact = groups.abs().amax(dim=2) / HALF_RANGE[scheme.name]
     scales = exact.to(values.dtype)
     scales = torch.where(scales == 0, torch.finfo(values.dtype).eps, scales)
-    # What the server multiplies by is the rounded scale.
+    # The server multiplies by the rounded scale.
     scaled = (groups / scales.float().unsqueeze(2)).reshape(num_rows, num_columns)
     if scheme.name == "fp8":
         return scaled.clamp_(-448, 448).to(torch.float8_e4m3fn), scales
@@ -64,7 +64,7 @@ def quantize_rows(values: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, t
 def stored_tensors(
     weight: str, shape: tuple[int, ...], dtype: torch.dtype, scheme: Scheme
 ) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, format and shape of each tensor that stands for one weight, in the order written."""
+    """Return name, format and shape of each tensor that stores one weight, in the order written."""
     num_rows, num_columns = shape
     module = weight.removesuffix(".weight")
     groups = num_columns // (scheme.group_size or num_columns)
@@ -79,7 +79,7 @@ def stored_tensors(
 
 
 def quantization_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
-    """What config.json says of a quantized model; `ignore` names the linear layers left alone."""
+    """Return the `quantization_config` of config.json; `ignore` names the unquantized layers."""
     number = {"num_bits": 4 if scheme.name == "w4a16" else 8}
     number["type"] = "float" if scheme.name == "fp8" else "int"  # type: ignore[assignment]
     weights = {

@@ -1,4 +1,4 @@
-"""Running an exported ONNX folder: scores for a proof, and answers token by token."""
+"""An exported ONNX folder: scores for a proof, and answers token by token."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_onnx(path: Path) -> OpenedForm:
 
 
 def open_session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU with as many threads as torch uses.
+    """Open an ONNX Runtime session on the CPU with as many threads as torch uses.
 
     Raises:
         ArtifactError: ONNX Runtime cannot read the graph.
@@ -47,7 +47,7 @@ def open_session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except (MemoryError, OSError):
-        raise  # of the machine, and not of the graph
+        raise  # a fault of the machine, not of the graph
     except Exception as error:  # noqa: BLE001 (its errors have no common base)
         raise ArtifactError(
             f"{path}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}"
@@ -55,7 +55,7 @@ def open_session(path: Path) -> Any:
 
 
 def logits_runner(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A logits graph as a function `input_ids` (batch, length) → logits in float32."""
+    """Return a logits graph as a function `input_ids` (batch, length) → logits in float32."""
     session = open_session(path)
 
     def run(input_ids: torch.Tensor) -> torch.Tensor:
@@ -66,8 +66,10 @@ def logits_runner(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def decoder_scores(folder: Path) -> Score:
-    """Scores by a decoder graph, batch size 1, reusing the cache where a call continues the one
-    before."""
+    """Return scores by a decoder graph at batch size 1.
+
+    A call that continues the sequence of the call before reuses its key-value cache.
+    """
     session = open_session(folder / ONNX_FILE)
     decoder = read_json(folder / GENAI_CONFIG)["model"]["decoder"]
     heads, head_size = int(decoder["num_key_value_heads"]), int(decoder["head_size"])
@@ -107,24 +109,24 @@ def decoder_scores(folder: Path) -> Score:
 
 
 def decoder_stop_ids(folder: Path) -> frozenset[int]:
-    """The tokens at which ONNX Runtime GenAI ends an answer."""
+    """Return the tokens at which ONNX Runtime GenAI ends an answer."""
     stop = read_json(folder / GENAI_CONFIG)["model"].get("eos_token_id")
     return frozenset() if stop is None else frozenset([stop] if isinstance(stop, int) else stop)
 
 
 def answers(folder: Path) -> Callable[[Sequence[dict[str, str]]], Iterator[str]]:
-    """Open a decoder for a conversation: messages in, the answer's text in pieces out, greedily.
+    """Open a decoder for greedy answers: a function from messages to the answer's text in pieces.
 
     Raises:
-        ArtifactError: The folder is no ONNX artifact, or cannot be loaded.
-        ConfigError: It holds a logits graph, which has no cache to generate with.
+        ArtifactError: The folder is not an ONNX artifact, or cannot be loaded.
+        ConfigError: The folder has a logits graph, which cannot generate without a cache.
         MissingError: onnxruntime-genai is not installed.
     """
     open_artifact(folder, kind="onnx")
     if not (folder / GENAI_CONFIG).is_file():
         raise ConfigError(
-            f"{folder}: is a graph of logits, without a key-value cache to generate with",
-            hint="Export it with --graph decoder.",
+            f"{folder}: is a logits graph, which cannot generate; expected a decoder",
+            hint="Try: tuneline export onnx --graph decoder --model DIR --out DIR",
         )
     genai = require("onnxruntime_genai", "export")
     from transformers import AutoTokenizer
@@ -137,8 +139,8 @@ def answers(folder: Path) -> Callable[[Sequence[dict[str, str]]], Iterator[str]]
         prompt_ids = render_prompt(tokenizer, list(messages), folder)
         if len(prompt_ids) >= context:
             raise ConfigError(
-                f"the conversation has {len(prompt_ids)} tokens; the model takes {context}",
-                hint="Begin a new one: /new",
+                f"the conversation has {len(prompt_ids)} tokens; expected fewer than {context}",
+                hint="Try: /new, which starts a new conversation",
             )
         written = ""
         token_ids: list[int] = []
@@ -147,7 +149,7 @@ def answers(folder: Path) -> Callable[[Sequence[dict[str, str]]], Iterator[str]]
         ):
             token_ids.append(token)
             text = tokenizer.decode(token_ids, skip_special_tokens=True)
-            # A character of several tokens is incomplete until its last one.
+            # A character of several tokens is incomplete until its last token.
             if not text.endswith("\ufffd"):
                 yield text[len(written) :]
                 written = text
@@ -156,10 +158,10 @@ def answers(folder: Path) -> Callable[[Sequence[dict[str, str]]], Iterator[str]]
 
 
 def load_genai(genai: Any, folder: Path) -> Any:
-    """A model of ONNX Runtime GenAI with as many threads as torch uses.
+    """Load a model of ONNX Runtime GenAI with as many threads as torch uses.
 
     Raises:
-        ArtifactError: It cannot be loaded.
+        ArtifactError: ONNX Runtime GenAI cannot load the folder.
     """
     threads = {"intra_op_num_threads": torch.get_num_threads()}
     config = genai.Config(str(folder))
@@ -167,13 +169,13 @@ def load_genai(genai: Any, folder: Path) -> Any:
     try:
         return genai.Model(config)
     except (MemoryError, OSError):
-        raise  # of the machine, and not of the graph
+        raise  # a fault of the machine, not of the graph
     except Exception as error:  # noqa: BLE001 (its errors have no common base)
         raise ArtifactError(f"{folder}: ONNX Runtime GenAI cannot load it: {error}") from None
 
 
 def generated(genai: Any, model: Any, prompt_ids: list[int], length: int) -> Iterator[int]:
-    """Tokens of a greedy answer, with the stop token, up to `length` tokens with the prompt."""
+    """Yield the tokens of a greedy answer, with the stop token, up to `length` with the prompt."""
     params = genai.GeneratorParams(model)
     params.set_search_options(max_length=length, do_sample=False, batch_size=1)
     generator = genai.Generator(model, params)

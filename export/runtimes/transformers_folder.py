@@ -1,4 +1,4 @@
-"""A transformers model folder, loaded as anybody would load it, and asked for logits."""
+"""A transformers model folder, loaded as a user loads it, to score tokens."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SAMPLING = {
     "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
     "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_new_tokens": None,
 }  # fmt: skip
-"""What vLLM 0.32 takes from generation_config.json (`ModelConfig.get_diff_sampling_param`), each
-with the value that a request without it has anyway."""
+"""The fields that vLLM 0.32 takes from generation_config.json
+(`ModelConfig.get_diff_sampling_param`), with the values of a request that does not set them."""
 
 
 def open_folder(path: Path) -> OpenedForm:
@@ -54,19 +54,20 @@ def open_graph(path: Path, score: Score) -> OpenedForm:
 
 
 def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
-    """The causal LM of a folder in float32, and its tokenizer.
+    """Load the causal LM of a folder in float32, and its tokenizer.
 
     Args:
-        options: Passed on to `from_pretrained`.
+        options: Arguments of `from_pretrained`.
 
     Raises:
-        ArtifactError: It cannot be loaded, or its weights lack a tensor or have one too many.
+        ArtifactError: transformers cannot load it, or its weights lack a tensor or have an extra
+            one.
     """
     import safetensors
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # a bar of our own is shown
-    # A model of text and pictures is loaded whole, as it is served.
+    transformers.utils.logging.disable_progress_bar()  # Tuneline shows its own
+    # A model of text and pictures is loaded whole, as a server loads it.
     whole = "text_config" in read_json(path / CONFIG)
     loader = (
         transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
@@ -93,18 +94,18 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
             names = [name for name in names if not is_left_out(config, name)]
         if names:
             found = ", ".join(sorted(names)[:5])
-            raise ArtifactError(f"{path}: its weights have {what.replace('_', ' ')}: {found}")
+            raise ArtifactError(f"{path}: the weights have {what.replace('_', ' ')}: {found}")
     return network.eval(), tokenizer
 
 
 def render_prompt(tokenizer: Any, messages: list[dict[str, str]], path: Path) -> list[int]:
-    """The token ids of a conversation, rendered by the model's own chat template.
+    """Return the token ids of a conversation, rendered by the model's own chat template.
 
     Raises:
         ArtifactError: The tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
-        raise ArtifactError(f"{path}: its tokenizer has no chat template")
+        raise ArtifactError(f"{path}: the tokenizer has no chat template")
     ids = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
@@ -112,7 +113,7 @@ def render_prompt(tokenizer: Any, messages: list[dict[str, str]], path: Path) ->
 
 
 def stop_token_ids(network: Any) -> frozenset[int]:
-    """The tokens that end an answer, by the model's generation_config.json."""
+    """Return the tokens that end an answer, by the model's generation_config.json."""
     stop = network.generation_config.eos_token_id
     if stop is None:
         return frozenset()
@@ -120,8 +121,9 @@ def stop_token_ids(network: Any) -> frozenset[int]:
 
 
 def stop_ids_of_folder(path: Path) -> frozenset[int]:
-    """The same from the folder's files alone: generation_config.json where there is one, else
-    config.json, as transformers reads them.
+    """Return the tokens that end an answer from only the folder's files.
+
+    generation_config.json comes first, then config.json, as transformers reads them.
 
     Raises:
         ArtifactError: A file cannot be read.
@@ -134,7 +136,7 @@ def stop_ids_of_folder(path: Path) -> frozenset[int]:
 
 
 def sampling_defaults(path: Path) -> dict[str, float]:
-    """What a folder's generation_config.json makes vLLM do where a request says nothing.
+    """Return the sampling that generation_config.json sets for a vLLM request without its own.
 
     Raises:
         ArtifactError: The file cannot be read.
@@ -146,7 +148,7 @@ def sampling_defaults(path: Path) -> dict[str, float]:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a folder.
+    """Load the tokenizer of a folder.
 
     Raises:
         ArtifactError: It cannot be loaded.
@@ -160,8 +162,10 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def stored_dtype(path: Path) -> str:
-    """The float format that most of a model's weights are stored in: float32, bfloat16 or float16;
-    one that holds less is no licence to differ by its rounding."""
+    """Return the format of most of a model's weights: float32, bfloat16 or float16.
+
+    A few tensors in a coarser format do not widen the tolerances of the whole model.
+    """
     stored: Counter[str] = Counter()
     for file in sorted(path.glob("*.safetensors")):
         for entry in read_tensor_file(file).entries:

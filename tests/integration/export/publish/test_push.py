@@ -202,7 +202,7 @@ def test_an_upload_holds_exactly_the_files(
 
 def test_a_hub_that_refuses(model: Artifact, hub: type[_Hub]) -> None:
     hub.status = 403
-    with pytest.raises(ServerError, match="took no upload") as raised:
+    with pytest.raises(ServerError, match="refused the upload") as raised:
         push_model(model.path, "hf:org/name", None)
     assert TOKEN not in str(raised.value)
 
