@@ -16,12 +16,13 @@ from export.runtimes.scores import OpenedForm
 from export.runtimes.transformers_folder import stored_dtype
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.messages import Message
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource, resolve_model
 
 PLAIN_WEIGHTS = ("float32", "float16", "bfloat16")
 
-Answer = Callable[[Sequence[dict[str, str]]], Iterator[str]]
+Answer = Callable[[Sequence[Message]], Iterator[str]]
 """Messages in, the answer's text in pieces out."""
 
 

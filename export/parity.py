@@ -14,7 +14,7 @@ import torch
 from export.config import ParityConfig
 from export.forms_on_disk import form_weights, open_form, weights_of_folder
 from export.runtimes.scores import OpenedForm, Score
-from export.runtimes.transformers_folder import render_prompt, sampling_defaults
+from export.runtimes.transformers_folder import sampling_defaults
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import compare
@@ -27,6 +27,7 @@ from tuneline.core.reference import (
     reference_noise,
 )
 from tuneline.core.tolerances import Tolerances, tolerances_of_weights
+from tuneline.models.chat import render_prompt
 from tuneline.models.source import ModelSource
 
 

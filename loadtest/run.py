@@ -27,11 +27,12 @@ from loadtest.judging.statistics import client_figures, statistics
 from loadtest.judging.verdict import judge
 from loadtest.report import terminal as report_files
 from loadtest.report.build import Result, report_document, summary_metrics
-from loadtest.workload.requests import Messages, Workload, read_prompts
+from loadtest.workload.requests import Workload, read_prompts
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, ServerError
+from tuneline.core.messages import Messages
 from tuneline.core.progress import logger, progress
 
 __all__ = ["read_prompts", "run_loadtest"]

@@ -9,12 +9,13 @@ from typing import Any
 
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import TunelineError
+from tuneline.core.messages import Message
 from tuneline.core.openai_client import openai_client
 
 TIMEOUT_S = 120.0
 
 
-Answer = Callable[[Sequence[dict[str, str]]], Iterator[str]]
+Answer = Callable[[Sequence[Message]], Iterator[str]]
 """`answer(messages)`: the text of an answer, in pieces as it comes."""
 
 
@@ -29,7 +30,7 @@ def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({}
         answers wrongly.
     """
 
-    def answer(messages: Sequence[dict[str, str]]) -> Iterator[str]:
+    def answer(messages: Sequence[Message]) -> Iterator[str]:
         with openai_client(endpoint, timeout_s=TIMEOUT_S) as client:
             # The client's types name each role apart; a message here is any role and its content.
             chunks: Any = client.chat.completions.create(

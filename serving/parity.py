@@ -15,6 +15,7 @@ from serving.config import ServedParityConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
+from tuneline.core.messages import Messages
 from tuneline.core.openai_client import openai_client
 from tuneline.core.parity import compare
 from tuneline.core.parity_report import write_parity
@@ -118,9 +119,7 @@ def _answer(
     return served_continuation(response.model_dump(), expected.messages, endpoint.url)
 
 
-def served_continuation(
-    response: dict[str, Any], messages: list[dict[str, str]], url: str
-) -> Continuation:
+def served_continuation(response: dict[str, Any], messages: Messages, url: str) -> Continuation:
     """A chat completion of vLLM's, with token ids, as a Continuation.
 
     vLLM counts the stop token among an answer's tokens, as the reference does: with finish_reason

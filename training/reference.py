@@ -14,12 +14,14 @@ import torch
 
 from training.config import ReferenceConfig
 from training.data.prepare import HELDOUT_FILE, dataset_rows
-from training.model import load_tokenizer, load_tuned, quiet_libraries
-from training.rendering.chat import prompt_token_ids, require_chat_template, stop_token_ids
+from training.model import load_tuned, quiet_libraries
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.progress import progress
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
+from tuneline.models.chat import prompt_token_ids, require_chat_template
 from tuneline.models.source import ModelSource
+from tuneline.models.stop_tokens import served_stop_ids
+from tuneline.models.tokenizer import load_tokenizer
 
 NUM_REPEATED = 4
 """Prompts whose answers are scored a second time, for the reference's own noise."""
@@ -49,7 +51,7 @@ def build_reference(
         rows = dataset_rows(dataset, HELDOUT_FILE, config.num_prompts)
         tokenizer = load_tokenizer(adapter.path)
         require_chat_template(tokenizer, base.name)
-        stop_ids = frozenset(stop_token_ids(adapter.path, tokenizer))
+        stop_ids = frozenset(served_stop_ids(adapter.path, tokenizer))
         model = load_tuned(base, adapter, torch.float32)
         continuations: list[Continuation] = []
         with progress("reference", len(rows), "prompts") as advance:

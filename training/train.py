@@ -32,14 +32,8 @@ from training.loop.checkpoints import (
     open_work_dir,
 )
 from training.loop.loss_curve import loss_points, write_curve
-from training.model import (
-    load_base,
-    load_tokenizer,
-    quiet_libraries,
-    require_one_gpu,
-    resolve_dtype,
-)
-from training.rendering.chat import Rendered, render_rows, require_chat_template, stop_token_ids
+from training.model import load_base, quiet_libraries, require_one_gpu, resolve_dtype
+from training.rendering.chat import Rendered, render_rows
 from tuneline.core.artifact import (
     Artifact,
     canonical_digest,
@@ -51,7 +45,10 @@ from tuneline.core.config import keyed_values
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger, progress
 from tuneline.core.vllm_limits import MAX_LORA_RANK
+from tuneline.models.chat import require_chat_template
 from tuneline.models.source import ModelSource
+from tuneline.models.stop_tokens import served_stop_ids
+from tuneline.models.tokenizer import load_tokenizer
 
 
 def train(config: TrainingConfig, dataset: Artifact, base: ModelSource, out: Path) -> Artifact:
@@ -77,7 +74,7 @@ def train(config: TrainingConfig, dataset: Artifact, base: ModelSource, out: Pat
     ):
         tokenizer = load_tokenizer(base.path)
         template = require_chat_template(tokenizer, base.name)
-        stop_ids = stop_token_ids(base.path, tokenizer, config.eos_token)
+        stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
         train_rows, heldout_rows = (
             render_rows(
                 tokenizer,

@@ -31,7 +31,7 @@ from export.graphs.logits_graph import (
     rope_types,
 )
 from export.runtimes.onnx_folder import GENAI_CONFIG, ONNX_FILE, decoder_scores, logits_runner
-from export.runtimes.transformers_folder import load_model, stop_ids_of_folder
+from export.runtimes.transformers_folder import load_model
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.environment import require
@@ -40,6 +40,7 @@ from tuneline.core.progress import logger
 from tuneline.core.secrets import without_secrets
 from tuneline.models.folder import CONFIG, read_json, write_json
 from tuneline.models.source import ModelSource
+from tuneline.models.stop_tokens import folder_stop_ids
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +108,7 @@ def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, 
     for file in sorted(model.path.glob("*.safetensors")):
         read_tensor_file(file)  # a truncated file must not be reported as an unsupported family
     require_plain(model)
-    stop_ids = sorted(stop_ids_of_folder(model.path))
+    stop_ids = sorted(folder_stop_ids(model.path))
     if not stop_ids:
         raise ArtifactError(
             f"{model.name}: has no stop token, so a decoder would never end an answer",

@@ -18,7 +18,6 @@ import torch
 
 from export.merge.deltas import NF4_BLOCK, FourBitBase
 from export.merge.plan import MergePlan, Planned
-from export.runtimes.transformers_folder import load_tokenizer
 from export.weights.families import IN_DECODER_LAYER
 from export.weights.model_folder import ModelFolder
 from tuneline.core.artifact import Artifact
@@ -26,6 +25,7 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
 from tuneline.models.companions import has_tokenizer
+from tuneline.models.tokenizer import load_tokenizer
 
 MergeBase = Literal["original", "dequantized"]
 

@@ -24,7 +24,6 @@ from export.forms import CalibrationData
 from export.quantize.calibration_environment import PINS, calibration_python
 from export.quantize.quantize import plan_quantized
 from export.quantize.schemes import quantization_config
-from export.runtimes.transformers_folder import load_tokenizer
 from export.weights.model_folder import read_base
 from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_tensor, read_tensor_file
 from export.weights.writer import require_free
@@ -33,9 +32,11 @@ from tuneline.core.errors import ArtifactError, DataError
 from tuneline.core.messages import Messages
 from tuneline.core.progress import logger, progress
 from tuneline.core.secrets import without_secrets
+from tuneline.models.chat import conversation_token_ids
 from tuneline.models.companions import check_companions, copy_companions
 from tuneline.models.folder import CONFIG, INDEX, write_json
 from tuneline.models.source import ModelSource
+from tuneline.models.tokenizer import load_tokenizer
 
 WORKER = Path(__file__).with_name("calibration_worker.py")
 IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"
@@ -137,15 +138,12 @@ def _samples(
     count = min(config.num_calibration_samples, len(conversations))
     drawn = random.Random(0).sample(list(conversations), count)
     try:
-        samples = [
-            tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
-            for messages in drawn
-        ]
+        samples = [conversation_token_ids(tokenizer, messages) for messages in drawn]
     except jinja2.TemplateError as error:
         raise DataError(
             f"calibration: the chat template of {model.name} refuses a conversation: {error}"
         ) from None
-    return [[int(token) for token in ids[: config.max_seq_length]] for ids in samples]
+    return [ids[: config.max_seq_length] for ids in samples]
 
 
 def _run_worker(python: Path, work: Path, label: str) -> None:

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 
 from export.runtimes.scores import OpenedForm, Score, whole_scores
-from export.runtimes.transformers_folder import open_graph, render_prompt
+from export.runtimes.transformers_folder import open_graph
 from tuneline.core.artifact import open_artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.messages import Message
+from tuneline.models.chat import render_prompt
 from tuneline.models.folder import read_json
+from tuneline.models.stop_tokens import as_stop_ids
+from tuneline.models.tokenizer import load_tokenizer
 
 ONNX_FILE = "model.onnx"
 GENAI_CONFIG = "genai_config.json"
@@ -111,10 +115,10 @@ def decoder_scores(folder: Path) -> Score:
 def decoder_stop_ids(folder: Path) -> frozenset[int]:
     """Return the tokens at which ONNX Runtime GenAI ends an answer."""
     stop = read_json(folder / GENAI_CONFIG)["model"].get("eos_token_id")
-    return frozenset() if stop is None else frozenset([stop] if isinstance(stop, int) else stop)
+    return as_stop_ids(stop)
 
 
-def answers(folder: Path) -> Callable[[Sequence[dict[str, str]]], Iterator[str]]:
+def answers(folder: Path) -> Callable[[Sequence[Message]], Iterator[str]]:
     """Open a decoder for greedy answers: a function from messages to the answer's text in pieces.
 
     Raises:
@@ -129,14 +133,12 @@ def answers(folder: Path) -> Callable[[Sequence[dict[str, str]]], Iterator[str]]
             hint="Try: tuneline export onnx --graph decoder --model DIR --out DIR",
         )
     genai = require("onnxruntime_genai", "export")
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     model = load_genai(genai, folder)
     context = int(read_json(folder / GENAI_CONFIG)["model"]["context_length"])
 
-    def answer(messages: Sequence[dict[str, str]]) -> Iterator[str]:
-        prompt_ids = render_prompt(tokenizer, list(messages), folder)
+    def answer(messages: Sequence[Message]) -> Iterator[str]:
+        prompt_ids = render_prompt(tokenizer, messages, folder)
         if len(prompt_ids) >= context:
             raise ConfigError(
                 f"the conversation has {len(prompt_ids)} tokens; expected fewer than {context}",

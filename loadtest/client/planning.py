@@ -10,10 +10,11 @@ import numpy as np
 from loadtest.arrivals.schedule import arrival_times
 from loadtest.client.plan import UNFINISHED, Plan, Records, merge_records
 from loadtest.config import LoadTestConfig, Scenario
-from loadtest.workload.requests import Messages, Workload, build_workload
+from loadtest.workload.requests import Workload, build_workload
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ConfigError
+from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
 
 MAX_CONNECTIONS = 4096

@@ -25,11 +25,12 @@ from loadtest.judging.server_metrics import COUNTERS, Scrape, scrape, settled_sc
 from loadtest.report import terminal as report_files
 from loadtest.report.build import plain, report_document, summary_metrics
 from loadtest.run import judged, probe_artifact, run_plan, server_figures, write_report
-from loadtest.workload.requests import Messages, Workload
+from loadtest.workload.requests import Workload
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
 
 SHARD_FILE = "shard.json"

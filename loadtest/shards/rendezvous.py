@@ -15,10 +15,10 @@ from pathlib import Path
 
 from loadtest.config import LoadTestConfig
 from loadtest.shards.join import merge_shards, run_shard
-from loadtest.workload.requests import Messages
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
 
 LEAD_S = 15.0

@@ -19,11 +19,11 @@ from loadtest.judging.intervals import MIN_BLOCKS, block_length, paired_differen
 from loadtest.judging.statistics import mean_in_flight, tpot_s
 from loadtest.report.build import SCHEMA_VERSION, Result, endpoint_document, scenario_document
 from loadtest.run import measure_scenario, probe_artifact
-from loadtest.workload.requests import Messages
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
 
 DEFAULT_MARGIN = 0.05

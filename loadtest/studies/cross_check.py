@@ -20,9 +20,9 @@ from loadtest.client.processes import run_workers
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.report.build import Result
 from loadtest.run import judged
-from loadtest.workload.requests import Messages
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
+from tuneline.core.messages import Messages
 from tuneline.core.openai_client import async_openai_client
 
 

@@ -18,12 +18,12 @@ from loadtest.judging.verdict import Judgement, Verdict, worst
 from loadtest.report.build import SCHEMA_VERSION, Result, endpoint_document, scenario_document
 from loadtest.report.terminal import plot_rates
 from loadtest.run import measure_scenario, probe_artifact
-from loadtest.workload.requests import Messages
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
+from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
 
 MAX_RATES = 16

@@ -15,8 +15,8 @@ import numpy as np
 from loadtest.config import Length, LoadTestConfig, WorkloadConfig
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.messages import Messages
 
-Messages = list[dict[str, str]]
 FIRST_TOKEN_ID = 100
 MOONCAKE_BLOCK_TOKENS = 512
 NUM_SYNTHETIC_PROMPTS = 2000

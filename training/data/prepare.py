@@ -11,9 +11,10 @@ from statistics import median
 from typing import Any
 
 from training.config import DataConfig
-from training.data.rows import Message, Row, read_rows
+from training.data.rows import Row, read_rows
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
 from tuneline.core.errors import DataError, NotAnArtifactError
+from tuneline.core.messages import Message
 from tuneline.core.progress import logger
 
 TRAIN_FILE = "train.jsonl"

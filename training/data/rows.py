@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import DataError
-
-Message = dict[str, str]
+from tuneline.core.messages import Message
 
 NUM_PROBLEMS_SHOWN = 20
 

@@ -41,7 +41,9 @@ def evaluate_model(
             template.
     """
     from training import model as models
-    from training.rendering.chat import prompt_token_ids, require_chat_template, stop_token_ids
+    from tuneline.models.chat import prompt_token_ids, require_chat_template
+    from tuneline.models.stop_tokens import served_stop_ids
+    from tuneline.models.tokenizer import load_tokenizer
 
     models.quiet_libraries()
     inputs = [dataset.as_input("dataset"), base.as_input("base")]
@@ -51,9 +53,9 @@ def evaluate_model(
     ) as draft:
         rows = dataset_rows(dataset, HELDOUT_FILE, config.num_rows)
         folder = adapter.path if adapter else base.path
-        tokenizer = models.load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         require_chat_template(tokenizer, base.name)
-        stop_ids = stop_token_ids(folder, tokenizer)
+        stop_ids = served_stop_ids(folder, tokenizer)
         dtype = models.resolve_dtype("auto")
         model = (
             models.load_tuned(base, adapter, dtype) if adapter else models.load_base(base, dtype)

@@ -4,16 +4,15 @@ step: a template that is not the one served, or a stop token that is never train
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from training.data.rows import Message, Row
-from tuneline.core.errors import ArtifactError, ConfigError, DataError
+from training.data.rows import Row
+from tuneline.core.errors import ConfigError, DataError
+from tuneline.models.chat import conversation_token_ids, prompt_token_ids
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
@@ -33,54 +32,6 @@ class Rendered:
     @property
     def num_trained_tokens(self) -> int:
         return len(self.input_ids) - self.num_prompt_tokens
-
-
-def stop_token_ids(folder: Path, tokenizer: Any, eos_token: str | None = None) -> list[int]:
-    """Every token that ends an answer: of generation_config.json (of config.json where there is
-    none, as transformers does), of the tokenizer, and `eos_token`. Sorted.
-
-    Raises:
-        ConfigError: `eos_token` is not in the vocabulary.
-    """
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            value = _json(folder / name).get("eos_token_id")
-            found.update([value] if isinstance(value, int) else value or [])
-            break
-    if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
-    if eos_token is not None:
-        if eos_token not in tokenizer.get_vocab():
-            raise ConfigError(f"training.eos_token: {eos_token!r} is not a token of the vocabulary")
-        found.add(tokenizer.convert_tokens_to_ids(eos_token))
-    return sorted(found)
-
-
-def prompt_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The chat with the generation prompt, as a server renders it."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return ids
-
-
-def require_chat_template(tokenizer: Any, name: str) -> str:
-    """The chat template that serving uses.
-
-    Raises:
-        ConfigError: The model has none, or several and no default.
-    """
-    try:
-        template: str = tokenizer.get_chat_template()
-    except ValueError:
-        raise ConfigError(
-            f"base model {name}: its tokenizer has no chat template; one is needed to train and "
-            "serve a chat model",
-            hint="Take the instruct variant of the model, or put a chat_template.jinja into its "
-            "folder.",
-        ) from None
-    return template
 
 
 def render_rows(
@@ -117,7 +68,7 @@ def _render(tokenizer: Any, row: Row, stop_ids: frozenset[int], file: str) -> Re
     messages = [*row.prompt, {"role": "assistant", "content": row.answer}]
     try:
         prompt = prompt_token_ids(tokenizer, row.prompt)
-        whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        whole = conversation_token_ids(tokenizer, messages)
     except TemplateError as error:
         raise DataError(f"{where}: the chat template refuses the row: {error}") from None
     if whole[: len(prompt)] != prompt:
@@ -167,11 +118,3 @@ def _no_prefix(tokenizer: Any, prompt: Sequence[int], whole: Sequence[int], wher
 
 def _excerpt(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ArtifactError(f"{path}: not valid JSON; expected a model's configuration") from None
-    return value if isinstance(value, dict) else {}

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.config import StrictModel
+from tuneline.core.messages import Messages
 
 REFERENCE_FILE = "reference.jsonl"
 
@@ -23,7 +24,7 @@ class Continuation(StrictModel):
     # A broken form may give NaN. That is a finding, not an error in the file.
     model_config = ConfigDict(allow_inf_nan=True)
 
-    messages: list[dict[str, str]]
+    messages: Messages
     """Chat messages, `role` and `content` each; the last is the user's."""
     prompt_token_ids: list[int]
     """The rendered chat template with the generation prompt."""

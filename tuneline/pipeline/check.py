@@ -18,9 +18,12 @@ def check_run(run: Run) -> dict[str, str]:
     """
     from export import read_base
     from training.data.rows import read_rows
-    from training.model import load_tokenizer, quiet_libraries
-    from training.rendering.chat import render_rows, require_chat_template, stop_token_ids
+    from training.model import quiet_libraries
+    from training.rendering.chat import render_rows
+    from tuneline.models.chat import require_chat_template
     from tuneline.models.source import resolve_model
+    from tuneline.models.stop_tokens import served_stop_ids
+    from tuneline.models.tokenizer import load_tokenizer
 
     config = run.config
     found = {"configuration": f"{run.path} is valid"}
@@ -33,7 +36,7 @@ def check_run(run: Run) -> dict[str, str]:
     quiet_libraries()
     tokenizer = load_tokenizer(base.path)
     require_chat_template(tokenizer, base.name)
-    stop_ids = stop_token_ids(base.path, tokenizer, config.training.eos_token)
+    stop_ids = served_stop_ids(base.path, tokenizer, config.training.eos_token)
     longest = 0
     last: set[str] = set()
     for name in filter(None, (config.data.path, config.data.heldout_path)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from export.config import ParityConfig
 from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import Artifact
+from tuneline.core.messages import Messages
 from tuneline.models.source import computed_dtype
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.inputs import data_inputs, loadtest_inputs, workload_inputs
@@ -207,7 +208,7 @@ def _merged_parity(config: RunConfig) -> ParityConfig:
     return ParityConfig(tolerances=config.export.parity.tolerances)
 
 
-def heldout_prompts(dataset: Artifact) -> list[list[dict[str, str]]]:
+def heldout_prompts(dataset: Artifact) -> list[Messages]:
     """Return the chat messages of each held-out row, without the answer."""
     text = (dataset.path / "heldout.jsonl").read_text(encoding="utf-8")
     return [json.loads(line)["prompt"] for line in text.split("\n") if line]

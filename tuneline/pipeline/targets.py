@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import Input, verify_artifact
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.messages import Messages
 from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer, Served, served, served_stage
@@ -24,7 +25,7 @@ class LoadTarget:
 
     config: LoadTestConfig
     endpoint: Endpoint
-    prompts: list[list[dict[str, str]]]
+    prompts: list[Messages]
     inputs: list[Input]
 
 

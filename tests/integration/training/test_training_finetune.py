@@ -12,11 +12,12 @@ from tests.integration.training.conftest import ANSWER, FOREIGN_TOKENIZER_FILES,
 from tests.integration.training.tiny import CHATML, make_base
 from training.config import TrainingConfig
 from training.data.prepare import HELDOUT_FILE, dataset_rows
-from training.model import load_base, load_tokenizer, load_tuned
+from training.model import load_base, load_tuned
 from training.train import train
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, ConfigError, DataError
 from tuneline.models.source import resolve_model
+from tuneline.models.tokenizer import load_tokenizer
 
 ONE_STEP = {"num_train_epochs": 0.1}
 

@@ -8,15 +8,10 @@ import pytest
 
 from tests.integration.training.tiny import CHATML, make_tokenizer
 from training.data.rows import Row
-from training.rendering.chat import (
-    IGNORED,
-    Rendered,
-    prompt_token_ids,
-    render_rows,
-    require_chat_template,
-    stop_token_ids,
-)
+from training.rendering.chat import IGNORED, Rendered, render_rows
 from tuneline.core.errors import ConfigError, DataError
+from tuneline.models.chat import prompt_token_ids, require_chat_template
+from tuneline.models.stop_tokens import served_stop_ids
 
 ROWS = [
     Row(({"role": "user", "content": "Hi there"},), "Ho", 1),
@@ -120,12 +115,12 @@ def test_a_missing_chat_template_is_an_error() -> None:
 def test_stop_tokens_are_those_of_every_source(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     end = tokenizer.eos_token_id
-    assert stop_token_ids(tmp_path, tokenizer) == [end]
+    assert served_stop_ids(tmp_path, tokenizer) == [end]
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
-    assert stop_token_ids(tmp_path, tokenizer) == sorted([end, 7])
+    assert served_stop_ids(tmp_path, tokenizer) == sorted([end, 7])
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 8]}))
-    assert stop_token_ids(tmp_path, tokenizer) == sorted([end, 8, 9])
+    assert served_stop_ids(tmp_path, tokenizer) == sorted([end, 8, 9])
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert start in stop_token_ids(tmp_path, tokenizer, "<|im_start|>")
+    assert start in served_stop_ids(tmp_path, tokenizer, "<|im_start|>")
     with pytest.raises(ConfigError, match="'<stop>' is not a token of the vocabulary"):
-        stop_token_ids(tmp_path, tokenizer, "<stop>")
+        served_stop_ids(tmp_path, tokenizer, "<stop>")

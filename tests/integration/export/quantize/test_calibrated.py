@@ -19,7 +19,7 @@ from export.quantize import calibrated
 from export.quantize import calibration_environment as calibration_env
 from export.quantize.calibrated import quantize_calibrated
 from export.quantize.calibration_environment import install_calibration
-from export.runtimes.transformers_folder import load_model, load_tokenizer
+from export.runtimes.transformers_folder import load_model
 from tests.commands import tuneline_here
 from tests.integration.export import families
 from tests.integration.export.credentials import check_received, plant
@@ -29,6 +29,7 @@ from tests.integration.export.test_merge_bits import tensors
 from tuneline.core.artifact import Artifact, Input, verify_artifact
 from tuneline.core.errors import ArtifactError, DataError, MissingError
 from tuneline.models.source import resolve_model
+from tuneline.models.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[4]
 DATA = Input(role="data", kind="file", digest="sha256:" + "0" * 64)

@@ -1,0 +1,136 @@
+"""Load a causal language model with transformers, and say in our words why it cannot be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.errors import ArtifactError, TunelineError
+from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.schemas import ModelConfig
+from tuneline.models.tokenizer import load_tokenizer
+
+DAMAGE = (
+    OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError,
+    ArithmeticError,
+)  # fmt: skip
+"""What transformers and peft raise on a folder that is not the model that it says it is. Errors of
+safetensors, huggingface_hub and tokenizers come on top; see `damage_named`."""
+
+
+@contextmanager
+def damage_named(problem: str, hint: str | None = None) -> Iterator[None]:
+    """Turn what a library raises inside the block into an ArtifactError.
+
+    Args:
+        problem: The message up to the library's own words, e.g. `DIR: transformers cannot load it`.
+
+    Raises:
+        ArtifactError: A library refused the folder.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except TunelineError:
+        raise
+    except Exception as error:
+        known = (*DAMAGE, StrictDataclassError, SafetensorError)
+        # tokenizers raises the bare class.
+        if not isinstance(error, known) and type(error) is not Exception:
+            raise
+        raise ArtifactError(f"{problem}: {_first_lines(error)}", hint=hint) from error
+
+
+def load_network(
+    folder: Path,
+    dtype: Any,
+    *,
+    what: str,
+    load: Callable[..., tuple[Any, Any]] | None = None,
+    ignores: Callable[[Any, str], bool] = lambda _network, _name: True,
+    **options: Any,
+) -> Any:
+    """Return the causal language model of a folder, ready for inference.
+
+    Only safetensors are read, no code of the folder is run, and nothing is downloaded.
+
+    Args:
+        dtype: The torch type of the weights in memory.
+        what: The folder as messages call it.
+        load: Called like `from_pretrained`; None takes `AutoModelForCausalLM`.
+        ignores: Whether the network may leave out a tensor of this name; by default any.
+        options: Passed on to `load`.
+
+    Raises:
+        ArtifactError: The folder cannot be loaded, or its tensors are not those of the network.
+    """
+    import transformers
+
+    load = load or transformers.AutoModelForCausalLM.from_pretrained
+    with damage_named(
+        f"{what}: transformers cannot load it",
+        "Expected config.json and complete safetensors files of a causal language model. Download "
+        "the model again if files were cut short.",
+    ):
+        network, info = load(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    # transformers fills a missing tensor with random numbers, and goes on.
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in info.get(kind) or ())
+        if kind == "unexpected_keys":
+            names = [name for name in names if not ignores(network, name)]
+        if names:
+            raise ArtifactError(
+                f"{what}: the weights have {kind.replace('_', ' ')}: {', '.join(names[:5])}"
+                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            )
+    return network.eval()
+
+
+def served_class(folder: Path) -> Any:
+    """Return the transformers class that loads a folder as a server does.
+
+    A server loads a model of text and pictures whole.
+
+    Raises:
+        ArtifactError: config.json cannot be read.
+    """
+    import transformers
+
+    if "text_config" in read_json(folder / CONFIG, ModelConfig):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def check_model(folder: Path, what: str) -> None:
+    """Check that transformers can load a model folder and its tokenizer; no weight is read.
+
+    The weights of a quantized model are not compared with its network: their names depend on the
+    quantization.
+
+    Raises:
+        ArtifactError: transformers cannot load the folder, or the folder lacks weights.
+    """
+    import torch
+
+    config = read_json(folder / CONFIG, ModelConfig)
+    load_tokenizer(folder)
+    if not config.get("quantization_config"):
+        load = served_class(folder).from_pretrained
+        load_network(folder, torch.float32, what=what, load=load, device_map="meta")
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}".removesuffix(": ")
