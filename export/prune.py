@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -80,32 +82,10 @@ def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
         with progress("prune", len(opened.tensors), "tensors") as advance:
             done = 0
             for shard in opened.shards:
-                with (
-                    shard.path.open("rb") as source,
-                    (draft.dir / shard.path.name).open("wb") as written,
-                ):
-                    written.write(shard.header)
-                    for entry in shard.entries:
-                        if entry.name in targets:
-                            pruned = _pruned(config, opened, shard, entry, source.fileno())
-                            num_zeros += int((pruned == 0).sum())
-                            written.write(memoryview(pruned.view(torch.uint8).numpy()))
-                        else:
-                            for start in range(0, entry.num_bytes, BLOCK_BYTES):
-                                chunk = bytearray(min(BLOCK_BYTES, entry.num_bytes - start))
-                                offset = len(shard.header) + entry.begin + start
-                                read_bytes(
-                                    source.fileno(), shard.path, entry.name, offset,
-                                    memoryview(chunk),
-                                )  # fmt: skip
-                                if entry.dtype in TORCH_DTYPES:
-                                    values = torch.frombuffer(
-                                        chunk, dtype=TORCH_DTYPES[entry.dtype]
-                                    )
-                                    _check_finite(values, shard, entry)
-                                written.write(chunk)
-                        done += 1
-                        advance(done, entry.name)
+                for entry, zeros in _write_pruned(config, opened, shard, targets, draft.dir):
+                    num_zeros += zeros
+                    done += 1
+                    advance(done, entry.name)
         shutil.copyfile(model.path / CONFIG, draft.dir / CONFIG)
         if opened.index is not None:
             shutil.copyfile(model.path / INDEX, draft.dir / INDEX)
@@ -117,6 +97,48 @@ def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
             sparsity=num_zeros / sum(entry.num_elements for entry in targets.values()),
         )
     return open_artifact(out, kind="model")
+
+
+def _write_pruned(
+    config: PruneConfig,
+    model: ModelFolder,
+    shard: TensorFile,
+    targets: Collection[str],
+    out: Path,
+) -> Iterator[tuple[TensorEntry, int]]:
+    """Write one shard, tensor by tensor; yield each tensor and the zeros of a pruned one.
+
+    Raises:
+        ArtifactError: A tensor holds NaN or infinity, or cannot be pruned as configured.
+    """
+    with shard.path.open("rb") as source, (out / shard.path.name).open("wb") as written:
+        written.write(shard.header)
+        for entry in shard.entries:
+            if entry.name not in targets:
+                _copy_tensor(shard, entry, source.fileno(), written)
+                yield entry, 0
+                continue
+            pruned = _pruned(config, model, shard, entry, source.fileno())
+            written.write(memoryview(pruned.view(torch.uint8).numpy()))
+            yield entry, int((pruned == 0).sum())
+
+
+def _copy_tensor(
+    shard: TensorFile, entry: TensorEntry, descriptor: int, written: IO[bytes]
+) -> None:
+    """Copy a tensor in blocks.
+
+    Raises:
+        ArtifactError: The tensor holds NaN or infinity.
+    """
+    for start in range(0, entry.num_bytes, BLOCK_BYTES):
+        chunk = bytearray(min(BLOCK_BYTES, entry.num_bytes - start))
+        offset = len(shard.header) + entry.begin + start
+        read_bytes(descriptor, shard.path, entry.name, offset, memoryview(chunk))
+        if entry.dtype in TORCH_DTYPES:
+            values = torch.frombuffer(chunk, dtype=TORCH_DTYPES[entry.dtype])
+            _check_finite(values, shard, entry)
+        written.write(chunk)
 
 
 def is_pruned(entry: TensorEntry) -> bool:

@@ -17,7 +17,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from export.config import CalibratedConfig
 from export.forms import CalibrationData
@@ -81,8 +81,6 @@ def quantize_calibrated(
     require_free(out, total_bytes)
     samples = _samples(config, model, data.conversations)
     said = quantization_config(next(iter(schemes.values())), ignore)
-    group = {**said["config_groups"]["group_0"], "targets": [IN_DECODER_LAYERS]}
-    del group["format"]  # llm-compressor chooses it; what it stores is checked
     with (
         new_artifact(
             out, "model", config=config.model_dump(), inputs=[model.as_input("model"), data.source]
@@ -90,16 +88,7 @@ def quantize_calibrated(
         tempfile.TemporaryDirectory(prefix="work-", dir=draft.dir) as folder,
     ):
         work = Path(folder)
-        (work / "samples.jsonl").write_text("".join(f"{ids}\n" for ids in samples), "utf-8")
-        job = {
-            "model": str(model.path.resolve()),
-            "out": str(work.resolve() / "model"),
-            "samples": str(work.resolve() / "samples.jsonl"),
-            "method": config.method,
-            "group": group,
-            "ignore": ignore,
-        }
-        write_json(work / "job.json", job)
+        _write_job(work, config, model, samples, said)
         _run_worker(python, work, f"{config.method} of {model.name}")
         expected = {
             entry.name: (entry.dtype, entry.shape)
@@ -118,6 +107,28 @@ def quantize_calibrated(
     return open_artifact(out, kind="model")
 
 
+def _write_job(
+    work: Path,
+    config: CalibratedConfig,
+    model: ModelSource,
+    samples: list[list[int]],
+    said: dict[str, Any],
+) -> None:
+    """Write the job and the samples for the worker; `said` is the result's quantization_config."""
+    group = {**said["config_groups"]["group_0"], "targets": [IN_DECODER_LAYERS]}
+    del group["format"]  # llm-compressor chooses the format, and `_take` checks what it stores
+    (work / "samples.jsonl").write_text("".join(f"{ids}\n" for ids in samples), "utf-8")
+    job = {
+        "model": str(model.path.resolve()),
+        "out": str(work.resolve() / "model"),
+        "samples": str(work.resolve() / "samples.jsonl"),
+        "method": config.method,
+        "group": group,
+        "ignore": said["ignore"],
+    }
+    write_json(work / "job.json", job)
+
+
 def _versions() -> dict[str, str]:
     """Return the versions of the libraries that computed the codes, in the other environment."""
     pins = dict(line.split("==") for line in PINS.read_text("utf-8").split() if "==" in line)
@@ -132,7 +143,7 @@ def _samples(
 
     tokenizer = load_tokenizer(model.path)
     if not tokenizer.chat_template:
-        raise ArtifactError(f"{model.path}: its tokenizer has no chat template")
+        raise ArtifactError(f"{model.path}: the tokenizer has no chat template")
     if not conversations:
         raise DataError("calibration: no conversation is given; expected at least 1")
     count = min(config.num_calibration_samples, len(conversations))

@@ -13,13 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from export.config import PruneConfig
-from export.prune import is_pruned, prune_model
-from export.weights.tensor_file import TensorEntry
+from export.prune import prune_model
 from tests.integration.export.exported import make_model
 from tests.integration.export.test_merge_refusals import edit_tensors
 from tuneline.core.artifact import verify_artifact
-from tuneline.core.config import validate_config
-from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model
 
 HALF = PruneConfig(sparsity=0.5)
@@ -79,23 +77,6 @@ def test_the_smallest_weights_become_zero(family: str, config: PruneConfig, tmp_
     assert num_pruned == artifact.manifest.metrics["num_changed_tensors"] > 5
     assert artifact.manifest.metrics["sparsity"] == pytest.approx(0.5, abs=0.002)
     verify_artifact(artifact)
-
-
-def test_what_is_no_linear_layer_stays_whatever_it_is_called() -> None:
-    def is_linear(name: str, shape: tuple[int, ...] = (8, 8)) -> bool:
-        return is_pruned(TensorEntry(name, "F32", shape, 0, 256))
-
-    for kept in (
-        "backbone.embeddings.weight", "model.embed_tokens_per_layer.weight", "output.weight",
-        "transformer.positions_embed.weight", "head.weight", "model.layers.0.mlp.gate.wg.weight",
-        "model.layers.0.block_sparse_moe.router.layer.weight", "model.layers.1.mlp.gate.weight",
-    ):  # fmt: skip
-        assert not is_linear(kept), kept
-    for pruned in (
-        "model.layers.0.mlp.gate_proj.weight", "h.0.attn.c_attn.weight", "layers.1.o_proj.weight",
-        "backbone.layers.0.mixer.in_proj.weight",
-    ):  # fmt: skip
-        assert is_linear(pruned), pruned
 
 
 def test_the_result_is_a_model_that_transformers_loads(tmp_path: Path) -> None:
@@ -165,18 +146,3 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="quantized"):
         prune_model(HALF, resolve_model(str(base)), tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"sparsity": 0.5, "pattern": "2:4"},
-        {"sparsity": 1.0},
-        {"sparsity": 0},
-        {"pattern": "1:4"},
-    ],
-)
-def test_bad_options_are_refused(values: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="prune"):
-        validate_config(PruneConfig, values, "prune")

@@ -40,7 +40,6 @@ from tuneline.core.errors import (
     ArtifactError,
     ConfigError,
     DiskFullError,
-    MissingError,
     TamperedError,
 )
 
@@ -211,12 +210,6 @@ def test_a_program_with_a_pickle_is_refused(
         refuse_pickles(altered)
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.pt2").write_bytes(b"\x80\x02.")
-    with pytest.raises(ArtifactError, match=r"not a torch\.export archive"):
-        refuse_pickles(tmp_path / "model.pt2")
-
-
 @pytest.mark.parametrize("weights", ["float16", "int8", "int4"])
 def test_a_logits_graph_that_rounding_broke_is_refused(
     weights: Any,
@@ -301,11 +294,6 @@ def test_a_logits_graph_cannot_chat(exported: Callable[[str, str], Artifact]) ->
     artifact = exported("onnx-logits", "mistral")
     with pytest.raises(ConfigError, match="--graph decoder"):
         open_chat(artifact.path)
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no such folder"):
-        resolve_folder(str(tmp_path / "none"))
 
 
 def test_a_truncated_model_writes_nothing(bases: dict[str, Path], tmp_path: Path) -> None:
