@@ -40,12 +40,12 @@ from export import (
     resolve_form,
 )
 from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfig, PruneConfig
-from export.merge.adapter import ADAPTER_WEIGHTS
 from training.data.prepare import TRAIN_FILE, dataset_rows
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging
+from tuneline.models.adapter_config import ADAPTER_WEIGHTS
 from tuneline.models.source import ModelSource
 
 RUN = Path(__file__).parents[1] / "examples" / "support-tickets" / "run.yaml"

@@ -6,14 +6,11 @@ It takes only the messages from the reference, so that a difference in any of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from export.config import ParityConfig
 from export.forms_on_disk import form_weights, open_form, weights_of_folder
-from export.runtimes.scores import OpenedForm, Score
+from export.runtimes.scores import OpenedForm
 from export.runtimes.transformers_folder import sampling_defaults
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
@@ -28,6 +25,7 @@ from tuneline.core.reference import (
 )
 from tuneline.core.tolerances import Tolerances, tolerances_of_weights
 from tuneline.models.chat import render_prompt
+from tuneline.models.greedy import greedy_answer
 from tuneline.models.source import ModelSource
 
 
@@ -85,44 +83,6 @@ def weight_tolerances(weights: ModelSource, dtype: str) -> Tolerances | None:
     """
     stored = weights_of_folder(weights.path)
     return None if stored in ("float32", dtype) else tolerances_of_weights(stored)
-
-
-def greedy_answer(
-    score: Score,
-    prompt_ids: list[int],
-    *,
-    draft: Sequence[int],
-    stop_ids: frozenset[int],
-    max_new_tokens: int,
-    num_top: int,
-) -> tuple[list[int], list[float], list[dict[int, float]]]:
-    """Return the form's own greedy answer to one prompt.
-
-    The form scores all positions of a draft (the reference's answer) in one pass. While each draft
-    token is the form's most likely token, greedy decoding gives the same tokens, by induction over
-    the positions. From the first other token, or after the draft's end, decoding continues token by
-    token.
-
-    Returns:
-        The tokens, with the stop token if the answer ends with one; their log-probabilities; and
-        the log-probabilities of the `num_top` most likely tokens at each position.
-    """
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-    top_logprobs: list[dict[int, float]] = []
-    while len(token_ids) < max_new_tokens and (not token_ids or token_ids[-1] not in stop_ids):
-        ahead = list(draft[:-1]) if not token_ids else []
-        logits = score(prompt_ids + token_ids + ahead, len(ahead) + 1)
-        for row in torch.log_softmax(logits, dim=-1):
-            chosen = int(row.argmax())
-            top = torch.topk(row, min(num_top, len(row)))
-            token_ids.append(chosen)
-            logprobs.append(float(row[chosen]))
-            top_logprobs.append(dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
-            done = chosen in stop_ids or len(token_ids) == max_new_tokens
-            if done or list(draft[: len(token_ids)]) != token_ids:
-                break
-    return token_ids, logprobs, top_logprobs
 
 
 def _answer(

@@ -19,6 +19,7 @@ from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.progress import progress
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
 from tuneline.models.chat import prompt_token_ids, require_chat_template
+from tuneline.models.greedy import cached_scores, greedy_answer
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.tokenizer import load_tokenizer
@@ -57,7 +58,13 @@ def build_reference(
         with progress("reference", len(rows), "prompts") as advance:
             for row in rows:
                 prompt = prompt_token_ids(tokenizer, row.prompt)
-                token_ids, logprobs, top = _greedy(model, prompt, stop_ids, config)
+                token_ids, logprobs, top = greedy_answer(
+                    cached_scores(model),
+                    prompt,
+                    stop_ids=stop_ids,
+                    max_new_tokens=config.max_new_tokens,
+                    num_top=config.top_logprobs,
+                )
                 finish: Literal["stop", "length"] = (
                     "stop" if token_ids[-1] in stop_ids else "length"
                 )
@@ -86,34 +93,6 @@ def build_reference(
             }
         )
     return open_artifact(out, kind="reference")
-
-
-def _greedy(
-    model: Any, prompt: list[int], stop_ids: frozenset[int], config: ReferenceConfig
-) -> tuple[list[int], list[float], list[dict[int, float]]]:
-    """Token ids up to and with the stop token, their log-probabilities, and the most likely ones
-    at each position (the chosen token is the first of them)."""
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-    top: list[dict[int, float]] = []
-    cache = None
-    step = torch.tensor([prompt], device=model.device)
-    for _ in range(config.max_new_tokens):
-        with torch.inference_mode():
-            output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        scores = output.logits[0, -1].float().log_softmax(dim=-1)
-        chosen = int(scores.argmax())
-        values, indices = scores.topk(min(config.top_logprobs, scores.numel()))
-        likely = dict(zip(indices.tolist(), values.tolist(), strict=True))
-        token_ids.append(chosen)
-        logprobs.append(float(scores[chosen]))
-        # Among equally likely tokens topk may leave out the one that argmax takes.
-        top.append({chosen: logprobs[-1]} | likely)
-        if chosen in stop_ids:
-            break
-        step = torch.tensor([[chosen]], device=model.device)
-    return token_ids, logprobs, top
 
 
 def _repeat_difference(model: Any, continuations: Sequence[Continuation]) -> float:

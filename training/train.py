@@ -45,6 +45,7 @@ from tuneline.core.config import keyed_values
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger, progress
 from tuneline.core.vllm_limits import MAX_LORA_RANK
+from tuneline.models.adapter_config import ADAPTER_CONFIG
 from tuneline.models.chat import require_chat_template
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
@@ -248,7 +249,7 @@ def _write_adapter(model: Any, base_name: str, folder: Path) -> None:
     # The embeddings are not trained: their copy is not needed, and peft would ask the Hub.
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
-    config_path = folder / "adapter_config.json"
+    config_path = folder / ADAPTER_CONFIG
     config = json.loads(config_path.read_text(encoding="utf-8"))
     # A machine's path would mean nothing elsewhere, and peft writes sets in no fixed order.
     config["base_model_name_or_path"] = (

@@ -18,28 +18,14 @@ from export.weights.tensor_file import (
     read_tensor_file,
 )
 from tuneline.core.errors import ArtifactError
-from tuneline.models.folder import read_json
-from tuneline.models.schemas import AdapterOptions
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from tuneline.models.adapter_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    foreign_options,
+    read_adapter_config,
+)
 
 PREFIX = "base_model.model."
-
-# Options that do not alter what merging means, whatever their value, or that are merged.
-KNOWN_OPTIONS = frozenset({
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
-    "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout",
-    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters",
-    "task_type", "trainable_token_indices", "use_dora", "use_rslora",
-})  # fmt: skip
-
-# Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq, ...) alter
-# the base's weights at the start of training, so that the adapter does not fit the base on disk.
-NEUTRAL_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 SUFFIXES = {
     ".lora_A.weight": "lora_A",
@@ -81,11 +67,7 @@ def read_adapter(path: Path, weight: float | None = None) -> Adapter:
     """
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder; expected a PEFT adapter folder")
-    config = read_json(path / ADAPTER_CONFIG, AdapterOptions)
-    if config.get("peft_type") != "LORA":
-        raise ArtifactError(
-            f"{path / ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}; expected LORA"
-        )
+    config = read_adapter_config(path)
     _refuse_options(path, config)
     if not (path / ADAPTER_WEIGHTS).is_file():
         pickles = sorted(file.name for file in path.glob("*.bin"))
@@ -162,14 +144,7 @@ def matches(targets: Any, name: str) -> bool:
 
 
 def _refuse_options(path: Path, config: dict[str, Any]) -> None:
-    refused = [
-        f"{option}={value!r}"
-        for option, value in config.items()
-        if value and option not in KNOWN_OPTIONS
-    ]
-    initialisation = config.get("init_lora_weights")
-    if initialisation not in NEUTRAL_INITIALISATIONS:
-        refused.append(f"init_lora_weights={initialisation!r}")
+    refused = foreign_options(config)
     if refused:
         raise ArtifactError(
             f"{path / ADAPTER_CONFIG}: merging is not supported with {', '.join(refused)}",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from export.merge.adapter import ADAPTER_CONFIG, Adapter, matches
+from export.merge.adapter import Adapter, matches
 from export.merge.deltas import (
     BiasChange,
     Edit,
@@ -24,6 +24,7 @@ from export.merge.tied_head import ties_changes
 from export.weights.families import EMBEDDINGS
 from export.weights.model_folder import ModelFolder
 from tuneline.core.errors import ArtifactError
+from tuneline.models.adapter_config import ADAPTER_CONFIG
 
 LOW_RANK = (LowRankChange, ExpertChange, StackedExpertsChange)
 

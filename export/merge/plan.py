@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from export.merge.adapter import ADAPTER_CONFIG, Adapter, matches, parse_key, rank_and_scale
+from export.merge.adapter import Adapter, matches, parse_key, rank_and_scale
 from export.merge.completeness import check_complete
 from export.merge.deltas import (
     BiasChange,
@@ -30,6 +30,7 @@ from export.weights.families import EMBEDDINGS, HEAD, NEOX_HEAD, is_conv1d
 from export.weights.model_folder import ModelFolder
 from export.weights.tensor_file import TORCH_DTYPES, Stored, TensorEntry, same_values
 from tuneline.core.errors import ArtifactError
+from tuneline.models.adapter_config import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from export.runtimes.scores import OpenedForm, Score, whole_scores
+from export.runtimes.scores import OpenedForm, whole_scores
 from export.runtimes.transformers_folder import open_graph
 from tuneline.core.artifact import open_artifact
 from tuneline.core.environment import require
@@ -18,6 +18,7 @@ from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.messages import Message
 from tuneline.models.chat import render_prompt
 from tuneline.models.folder import read_json
+from tuneline.models.greedy import Score
 from tuneline.models.stop_tokens import as_stop_ids
 from tuneline.models.tokenizer import load_tokenizer
 

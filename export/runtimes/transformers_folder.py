@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from export.quantize.experts import has_quantized_experts, load_quantized_experts
-from export.runtimes.scores import OpenedForm, Score, cached_scores
+from export.runtimes.scores import OpenedForm
 from export.weights.families import is_left_out
 from export.weights.tensor_file import read_tensor_file
 from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json
+from tuneline.models.greedy import Score, cached_scores
 from tuneline.models.load import load_network, served_class
 from tuneline.models.schemas import GenerationConfig
 from tuneline.models.stop_tokens import as_stop_ids, folder_stop_ids

@@ -19,9 +19,14 @@ from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import read_key
-from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.errors import ConfigError
 from tuneline.core.secrets import without_secrets
-from tuneline.core.vllm_limits import LORA_RANKS, MAX_LORA_RANK
+from tuneline.models.adapter_config import (
+    ADAPTER_CONFIG,
+    read_adapter_config,
+    require_servable,
+    served_rank,
+)
 from tuneline.models.source import ModelSource
 
 MIDDLEWARE = "serving.middleware.TunelineMiddleware"
@@ -197,22 +202,11 @@ def api_key(config: ServingConfig, host: str, environ: Mapping[str, str]) -> str
     return key
 
 
-def lora_rank(adapter_config: Mapping[str, Any]) -> int:
-    """The smallest rank that vLLM takes and that holds every module's."""
-    rank = max([adapter_config["r"], *(adapter_config.get("rank_pattern") or {}).values()])
-    for allowed in LORA_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise ArtifactError(
-        f"adapter_config.json: rank {rank}; vLLM serves adapters up to rank {MAX_LORA_RANK}",
-        hint="Serve the merged model: --set serving.mode=merged",
-    )
-
-
 def _adapter_args(adapter: Path, adapter_at: str, served_names: Sequence[str]) -> list[str]:
-    adapter_config = _adapter_config(adapter)
+    adapter_config = read_adapter_config(adapter)
+    require_servable(adapter_config, adapter / ADAPTER_CONFIG)
     args = ["--served-model-name", f"{served_names[0]}-base"]
-    args += ["--enable-lora", "--max-lora-rank", str(lora_rank(adapter_config))]
+    args += ["--enable-lora", "--max-lora-rank", str(served_rank(adapter_config))]
     # Each name is an adapter of its own to vLLM; with room for fewer it would swap them in and out.
     args += ["--max-loras", str(len(served_names)), "--lora-modules"]
     args += [json.dumps({"name": name, "path": adapter_at}) for name in served_names]
@@ -222,31 +216,6 @@ def _adapter_args(adapter: Path, adapter_at: str, served_names: Sequence[str]) -
     if (adapter / "generation_config.json").is_file():
         args += ["--generation-config", adapter_at]
     return args
-
-
-def _adapter_config(adapter: Path) -> dict[str, Any]:
-    path = adapter / "adapter_config.json"
-    try:
-        adapter_config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file; expected a PEFT adapter folder") from None
-    except json.JSONDecodeError as error:
-        raise ArtifactError(f"{path}: line {error.lineno}: not valid JSON") from None
-    if not isinstance(adapter_config.get("r"), int):
-        raise ArtifactError(f"{path}: r: expected the rank of a LoRA adapter")
-    unservable = [
-        f"{name}={adapter_config[name]!r}"
-        for name in ("modules_to_save", "use_dora", "lora_bias")
-        if adapter_config.get(name)
-    ]
-    if adapter_config.get("bias", "none") != "none":
-        unservable.append(f"bias={adapter_config['bias']!r}")
-    if unservable:
-        raise ArtifactError(
-            f"{path}: {', '.join(unservable)}; vLLM serves plain LoRA weights beside a base alone",
-            hint="Serve the merged model: --set serving.mode=merged",
-        )
-    return adapter_config
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -18,6 +18,8 @@ from tuneline.core.artifact import (
 )
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.schemas import ModelConfig
 
 EMBEDDED = "tiny-base"
 DROP_BYTES = 16 * 2**20
@@ -78,7 +80,7 @@ def computed_dtype(dtype: str, model: ModelSource) -> str:
     """Return the number format that `auto` means for a model: what its config.json names."""
     if dtype != "auto":
         return dtype
-    config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(model.path / CONFIG, ModelConfig)
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -55,7 +55,7 @@ def test_a_gpu_host(parser: Any) -> None:
 
 
 def test_adapter(parser: Any, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 48}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 48}))
     for name in ("tokenizer_config.json", "generation_config.json"):
         (tmp_path / name).write_text("{}")
     args = parse(parser, adapter=tmp_path, mode="adapter")

@@ -8,7 +8,6 @@ import pytest
 
 from serving.command.arguments import (
     artifact_facts,
-    lora_rank,
     served_names,
     server_args,
     vllm_command,
@@ -28,7 +27,9 @@ def model(tmp_path: Path) -> ModelSource:
 def adapter_folder(tmp_path: Path, **settings: Any) -> Path:
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": 12, **settings}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 12, **settings})
+    )
     return folder
 
 
@@ -95,18 +96,6 @@ def test_adapter_arguments(tmp_path: Path) -> None:
         "--disable-fastapi-docs", "--middleware", "serving.middleware.TunelineMiddleware",
         "--disable-access-log-for-endpoints", "/health,/ready,/metrics",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (48, 64), (300, 320), (512, 512)]
-)
-def test_a_rank_is_rounded_up_to_what_vllm_takes(rank: int, allowed: int) -> None:
-    assert lora_rank({"r": rank}) == allowed
-
-
-def test_a_rank_beyond_vllms_is_refused() -> None:
-    with pytest.raises(ArtifactError, match="rank 513"):
-        lora_rank({"r": 513})
 
 
 @pytest.mark.parametrize(

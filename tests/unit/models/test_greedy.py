@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from export.parity import greedy_answer
+from tuneline.models.greedy import greedy_answer
 
 VOCABULARY = 10
 STOP = 9
@@ -58,3 +58,18 @@ def test_it_ends_at_the_most_tokens(draft: list[int]) -> None:
     )
     assert token_ids == [4, 5, 6, 7]
     assert len(logprobs) == len(top) == 4
+
+
+def test_the_chosen_token_is_listed_even_where_others_are_as_likely() -> None:
+    def score(token_ids: list[int], last: int) -> torch.Tensor:
+        assert len(token_ids) >= last
+        row = torch.zeros(VOCABULARY)
+        row[[2, 5, 7]] = 1.0  # argmax takes the first; topk takes any
+        return row.repeat(last, 1)
+
+    token_ids, logprobs, top = greedy_answer(
+        score, [1], stop_ids=frozenset(), max_new_tokens=3, num_top=1
+    )
+    assert token_ids == [2, 2, 2]
+    for logprob, row in zip(logprobs, top, strict=True):
+        assert next(iter(row.items())) == (2, logprob)

@@ -1,0 +1,99 @@
+"""adapter_config.json of a PEFT adapter: what it may hold to be merged, and to be served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.errors import ArtifactError
+from tuneline.core.vllm_limits import LORA_RANKS, MAX_LORA_RANK
+from tuneline.models.folder import read_json
+from tuneline.models.schemas import AdapterOptions
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# Options that do not change what the tensors mean, and options whose meaning is known.
+_KNOWN_OPTIONS = frozenset({
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout",
+    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters",
+    "task_type", "trainable_token_indices", "use_dora", "use_rslora",
+})  # fmt: skip
+
+# Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq, ...) change
+# the base's weights at the start of training, so that the adapter does not fit the base on disk.
+_NEUTRAL_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+# vLLM 0.32 reads only the A and B matrices of an adapter.
+_MERGED_ONLY = ("modules_to_save", "use_dora", "lora_bias", "trainable_token_indices")
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the options of a LoRA adapter as PEFT wrote them.
+
+    Raises:
+        ArtifactError: The folder is not a PEFT adapter, the adapter is not a LoRA adapter, or a
+            value does not fit the schema.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file; expected a PEFT adapter folder")
+    config = read_json(path, AdapterOptions)
+    if config.get("peft_type") != "LORA":
+        raise ArtifactError(f"{path}: peft_type is {config.get('peft_type')!r}; expected LORA")
+    return config
+
+
+def foreign_options(config: Mapping[str, Any]) -> list[str]:
+    """Return, as `name=value`, the options with which A and B do not add up to the change."""
+    found = [
+        f"{name}={value!r}"
+        for name, value in config.items()
+        if value and name not in _KNOWN_OPTIONS
+    ]
+    initialisation = config.get("init_lora_weights")
+    if initialisation not in _NEUTRAL_INITIALISATIONS:
+        found.append(f"init_lora_weights={initialisation!r}")
+    return found
+
+
+def require_servable(config: Mapping[str, Any], path: Path) -> None:
+    """Check that vLLM can serve an adapter next to its base model.
+
+    Args:
+        path: The file that messages name.
+
+    Raises:
+        ArtifactError: The adapter needs a merge.
+    """
+    refused = [f"{name}={config[name]!r}" for name in _MERGED_ONLY if config.get(name)]
+    if config.get("bias", "none") != "none":
+        refused.append(f"bias={config['bias']!r}")
+    refused += foreign_options(config)
+    if refused:
+        raise ArtifactError(
+            f"{path}: {', '.join(refused)}; vLLM serves only plain LoRA weights next to a base",
+            hint="Serve the merged model: --set serving.mode=merged",
+        )
+    if "r" not in config:
+        raise ArtifactError(f"{path}: r is missing; expected the rank of a LoRA adapter")
+
+
+def served_rank(config: Mapping[str, Any]) -> int:
+    """Return the smallest `--max-lora-rank` that fits the rank of every module.
+
+    Raises:
+        ArtifactError: A rank is higher than vLLM allows.
+    """
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    for allowed in LORA_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise ArtifactError(
+        f"{ADAPTER_CONFIG}: rank {rank}; vLLM serves adapters up to rank {MAX_LORA_RANK}",
+        hint="Serve the merged model: --set serving.mode=merged",
+    )
