@@ -1,4 +1,4 @@
-"""The small files beside the weights: which folder each comes from."""
+"""The companion files: which folder each comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card says what the manifests say, and finds them by digest alone."""
+"""The card holds the figures of the manifests, and finds them only by digest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(folder: Path, name: str, kind: str, inputs: list[Input], **metrics: ob
 
 @pytest.fixture
 def run(tmp_path: Path) -> dict[str, Artifact]:
-    """A run's directory, with artifacts of another run beside them."""
+    """A run's directory, with artifacts of another run next to them."""
     dataset = write(tmp_path, "d", "dataset", [], num_train=1794, num_heldout=273)
     adapter = write(tmp_path, "a", "adapter", [dataset.as_input("dataset")], eval_loss=0.138)
     model = write(tmp_path, "m", "model", [adapter.as_input("adapter")], size_bytes=123456)

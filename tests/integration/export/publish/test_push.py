@@ -117,7 +117,7 @@ def test_the_hub_needs_a_name_and_a_token(model: Artifact, monkeypatch: pytest.M
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """What the Hub answers to an upload of small files: all of them go with the commit itself."""
+    """The Hub's answers to an upload of small files, which all go with the commit itself."""
 
     seen: list[tuple[str, str | None, Any]]
     status: int

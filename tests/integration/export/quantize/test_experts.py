@@ -280,7 +280,7 @@ EXPERT = "model.layers.0.mlp.experts.{}.{}"
 
 
 def double(values: dict[str, torch.Tensor]) -> None:
-    """What comes out of one expert, of the eight in two layers, is about eight times too large."""
+    """Make the output of one of the eight experts in two layers about eight times too large."""
     for part in ("gate_proj", "up_proj", "down_proj"):
         values[f"{EXPERT.format(1, part)}.weight_scale"].mul_(2)
 

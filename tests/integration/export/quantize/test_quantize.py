@@ -206,7 +206,7 @@ def test_a_bad_option_is_named(
 
 
 def test_a_killed_one_pass_merge_is_no_model(tmp_path: Path) -> None:
-    """What is left of a merge is not taken up by one that quantizes."""
+    """A merge that quantizes does not continue the remains of a plain merge."""
     base = families.make_base(tmp_path / "base", "llama", torch.bfloat16)
     adapter = families.make_adapter(tmp_path / "adapter", base)
     killed(base, adapter, tmp_path / "out", "note_finished", 5)
