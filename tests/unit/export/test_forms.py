@@ -87,6 +87,14 @@ def test_forms_of_one_kind_are_opened_alike() -> None:
         ({"forms": ["onnx-int3"]}, "forms.0: 'onnx-int3' is not a form; expected quantized-fp8, "),
         ({"forms": ["onnx-fp32"]}, "forms.0: 'onnx-fp32' is now called 'onnx-float32'"),
         ({"parity": {"forms": {"onnx-fp32": {}}}}, "'onnx-fp32' is now called 'onnx-float32'"),
+        (
+            {"calibration": {"num_samples": 8}},
+            "calibration.num_samples: is now called num_calibration_samples",
+        ),
+        (
+            {"calibration": {"max_length": 8}},
+            "calibration.max_length: is now called max_seq_length",
+        ),
         ({"forms": ["torchscript", "torchscript"]}, "forms lists a form twice"),
         ({"forms": ["pruned"]}, "the form pruned needs the section export.prune"),
         ({"prune": {"sparsity": 0.5}}, "forms lists no form that it configures"),
