@@ -73,7 +73,7 @@ def export_merge(
             "--group-size": group_size,
             "--out": out,
         }
-        refuse("beside RUN.yaml", options)
+        refuse("with RUN.yaml", options)
         from tuneline.pipeline.stages import stage_names
 
         run = open_run(run_file, overrides, runs_dir)
@@ -119,7 +119,8 @@ def _resolve_beside(name: str) -> Future[ModelSource]:
 
 
 def _weighted(given: list[str]) -> Path | list[tuple[Path | Artifact, float]]:
-    """`DIR` alone is that adapter as it is; `DIR=WEIGHT`, or several, is a weighted sum."""
+    """Return the adapter's path for a single `DIR`; for `DIR=WEIGHT` or several, the weighted
+    sum."""
     if len(given) == 1 and ("=" not in given[0] or Path(given[0]).is_dir()):
         return Path(given[0])
     adapters: list[tuple[Path | Artifact, float]] = []
@@ -134,7 +135,7 @@ def _weighted(given: list[str]) -> Path | list[tuple[Path | Artifact, float]]:
             value = math.nan
         if not math.isfinite(value) or value == 0:
             raise ConfigError(
-                f"--adapter {text}: {weight!r} is no weight; expected a number other than 0",
+                f"--adapter {text}: the weight is {weight!r}; expected a number other than 0",
                 hint=f"Try: --adapter {folder}=0.5",
             )
         adapters.append((Path(folder), value))
@@ -216,7 +217,7 @@ def export_onnx(
 
 
 def export_torchscript(model: ModelDir, out: OutDir, as_json: AsJson = False) -> None:
-    """Write a model as TorchScript, for runtimes that take nothing else."""
+    """Write a model as TorchScript, for runtimes that take only TorchScript."""
     from export import make_form, resolve_folder
 
     emit_artifact(make_form("torchscript", resolve_folder(str(model)), out), as_json)
@@ -238,7 +239,7 @@ def export_prune(
     pattern: Annotated[str | None, typer.Option(help="2:4, two of each four inputs.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set the smallest weights of a model to zero; prove says what it costs."""
+    """Set the smallest weights of a model to zero; `prove` measures the effect."""
     from export import prune_model, resolve_folder
     from export.config import PruneConfig
     from tuneline.core.config import validate_config

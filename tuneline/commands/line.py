@@ -71,10 +71,10 @@ def up(
 ) -> None:
     """Run the whole line.
 
-    What is stale runs, what is current is skipped, and an interrupted run goes on.
+    It runs the stale stages, skips the current ones, and continues an interrupted run.
     """
     run_stages(open_run(run_file, overrides, runs_dir), (), as_json=as_json)
-    # As it was typed: `make demo` leaves the shell's PATH alone.
+    # `make demo` does not change the shell's PATH, so the hint repeats the program as it was typed.
     program = sys.argv[0] if Path(sys.argv[0]).name == "tuneline" else "tuneline"
     logger.info(
         "\nNext:\n  %s chat %s\n  %s serve %s --port 8000", program, run_file, program, run_file

@@ -1,4 +1,4 @@
-"""What a load test is run against: a run that is served for it, or any URL."""
+"""The target of a load test: a run that is served for it, or any URL."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Chosen:
 
     def refuse_quick(self) -> None:
         """Check that no option of a scenario is given with a run, which has its own."""
-        refuse("beside RUN.yaml; use --set loadtest...", flags(self.quick))
+        refuse("with RUN.yaml; use --set loadtest...", flags(self.quick))
 
     def url_options(self) -> dict[str, Any]:
         """Return the options that do nothing without `--url`."""

@@ -34,7 +34,7 @@ def prove(
     ] = None,
     model: ModelName = None,
     dtype: Annotated[
-        str | None, typer.Option(help="What a server computes in: float32, float16, bfloat16.")
+        str | None, typer.Option(help="A server's arithmetic: float32, float16 or bfloat16.")
     ] = None,
     weights: Annotated[
         Path | None,
@@ -65,16 +65,16 @@ def prove(
             "--weights": weights,
             "--out": out,
         }
-        refuse("beside RUN.yaml", options)
+        refuse("with RUN.yaml", options)
         run = open_run(run_file, overrides, runs_dir)
         run_stages(run, stage_names(run, kind="parity"), as_json=as_json, ladder=True)
         return
     from tuneline.core.artifact import open_artifact
 
-    golden = open_artifact(required(reference, "--reference"), kind="reference")
+    expected = open_artifact(required(reference, "--reference"), kind="reference")
     form = required(candidate, "--candidate")
     if form.startswith(("http://", "https://")):
-        result = _prove_url(golden, endpoint_of(form, model, api_key_env), weights, dtype, out)
+        result = _prove_url(expected, endpoint_of(form, model, api_key_env), weights, dtype, out)
         emit_artifact(result, as_json)
         try:
             require_verdict(result)
@@ -100,16 +100,20 @@ def prove(
     refuse("with a model on disk", options)
     source = resolve_form(form)
     out_dir = _proof_dir(out, source.path.resolve().name)
-    result = prove_model(ParityConfig(), golden, source, out_dir, form=form_name(source))
+    result = prove_model(ParityConfig(), expected, source, out_dir, form=form_name(source))
     emit_artifact(result, as_json)
     require_verdict(result)
 
 
 def _prove_url(
-    golden: Artifact, endpoint: Endpoint, weights: Path | None, dtype: str | None, out: Path | None
+    expected: Artifact,
+    endpoint: Endpoint,
+    weights: Path | None,
+    dtype: str | None,
+    out: Path | None,
 ) -> Artifact:
-    """Hold a server's answers against the reference, by tolerances that fit its weights where the
-    caller says which they are."""
+    """Compare a server's answers with the reference, with tolerances for the weights that the
+    caller states."""
     from serving.config import ServedParityConfig
     from serving.parity import prove_served
     from tuneline.core.tolerances import ARITHMETIC_TOLERANCES
@@ -128,13 +132,13 @@ def _prove_url(
     if computed not in ARITHMETIC_TOLERANCES:
         raise ConfigError(f"--dtype {computed}: expected {' or '.join(ARITHMETIC_TOLERANCES)}")
     return prove_served(
-        ServedParityConfig(), golden, endpoint, _proof_dir(out, endpoint.model),
+        ServedParityConfig(), expected, endpoint, _proof_dir(out, endpoint.model),
         inputs=inputs, dtype=computed, weights=rounding, stated_weights=stated,
     )  # fmt: skip
 
 
 def _proof_dir(out: Path | None, name: str) -> Path:
-    """Where a proof goes; refused before the work of it where something is there already."""
+    """Return the directory for a proof, and refuse an existing one before the proof starts."""
     out_dir = out or Path(f"parity-{name.replace('/', '-')}")
     if out_dir.exists():
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""The commands on what was measured: join shards, write a report in other forms."""
+"""The commands on finished load reports: join shards, write a report in another format."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def _to_serve(
     host: str | None,
     port: int | None,
 ) -> tuple[Any, Any, Artifact | None, str]:
-    """Serving configuration, model, adapter and name, from a run or from a model folder."""
+    """Return configuration, model, adapter and name to serve, from a run or from a model folder."""
     from serving.config import ServingConfig
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
@@ -135,7 +135,7 @@ def _to_serve(
 def _talk(
     answer_to: Answer, of: dict[str, str], system: str | None, message: str | None, as_json: bool
 ) -> None:
-    """One question and its answer, or a conversation; `of` says in the JSON who answered."""
+    """Ask one question, or hold a conversation; `of` names in the JSON who answered."""
     from serving.chat import converse
 
     if message is None:

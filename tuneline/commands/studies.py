@@ -54,7 +54,7 @@ def search(
 ) -> None:
     """Find the highest rate at which every objective holds.
 
-    Objectives stand in RUN.yaml, or: --set loadtest.slo.ttft_p90_s=0.5
+    RUN.yaml has the objectives, or: --set loadtest.slo.ttft_p90_s=0.5
     """
     from loadtest.studies.search import require_objective
     from loadtest.studies.search import search as search_rate
@@ -129,7 +129,7 @@ def sweep(
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="The baseline: a load report or a URL.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What is held against it.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The candidate: a load report or a URL.")],
     run_file: Annotated[
         Path | None, typer.Option("--run", metavar="RUN.yaml", help="Take its load test.")
     ] = None,

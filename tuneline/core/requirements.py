@@ -1,4 +1,4 @@
-"""What each extra of Tuneline needs, by the metadata of the installed package."""
+"""The packages that each extra of Tuneline needs, from the metadata of the installed package."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ DAMAGE = (
     OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError,
     ArithmeticError,
 )  # fmt: skip
-"""What transformers and peft raise on a folder that is not the model that it says it is. Errors of
+"""The errors of transformers and peft for a folder that is not the model it claims to be. Errors of
 safetensors, huggingface_hub and tokenizers come on top; see `damage_named`."""
 
 

@@ -1,4 +1,4 @@
-"""What this machine has, and what each room lacks here."""
+"""The machine, and the libraries that each room lacks on it."""
 
 from __future__ import annotations
 
