@@ -12,8 +12,8 @@ from tuneline import cli
 def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
     """Run the command line where torch and transformers are imported already.
 
-    For what a command answers, prints and exits with. How it is killed, what it imports and how
-    long it takes are seen on a process alone.
+    Use it to test what a command answers, prints and exits with. A test of signals, imports or time
+    needs a process of its own.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     argv, sys.argv = sys.argv, ["tuneline", *args]

@@ -23,7 +23,7 @@ QUICK = (
     "--set", "loadtest.scenarios.0.rate_rps=5",
     "--set", "loadtest.scenarios.0.num_requests=150",
     "--set", "loadtest.scenarios.1.num_requests=150",
-    # What else this machine does meanwhile is not under test.
+    # Other work on this machine is not under test.
     "--set", "loadtest.max_client_lag_s=5",
 )  # fmt: skip
 
@@ -54,8 +54,8 @@ def stages(runs: Path) -> dict[str, dict[str, Any]]:
         print(done.stderr)
         if done.returncode not in (7, 8):
             break
-        # So short a load test beside the server on a shared host may come out INCONCLUSIVE or
-        # INVALID, rightly; it says nothing of the line, and is measured again as its message says.
+        # A load test this short, on the server's own host, may rightly be INCONCLUSIVE or INVALID.
+        # That is not a fault of the line, so it is measured again, as its message says.
         for report in (runs / "support-tickets").glob("load-*"):
             shutil.rmtree(report)
         done = tuneline(runs, "up", "--json", *QUICK)

@@ -35,7 +35,7 @@ QUESTIONS = {
     # Longer than MAX_NEW_TOKENS, so that one answer ends by length.
     "Tell me everything.": "Category: other. " + "one two three four five six seven " * 6,
 }
-# What the adapter turns them into: each question gets the answer of the one before it.
+# The adapter's answers: each question gets the answer of the question before it.
 ADAPTED = dict(
     zip(QUESTIONS, list(QUESTIONS.values())[-1:] + list(QUESTIONS.values()), strict=False)
 )
@@ -161,7 +161,7 @@ def serving_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def questions() -> dict[str, str]:
-    """What the base model has learnt by heart, question to answer."""
+    """Return the answers that the base model has learnt, by question."""
     return QUESTIONS
 
 

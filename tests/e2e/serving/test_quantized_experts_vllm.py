@@ -79,7 +79,7 @@ def test_vllm_s_own_loader_puts_every_expert_in_its_place(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(
-    not HAS_KERNELS, reason="vLLM multiplies quantized experts on a CPU with AMX or zentorch alone"
+    not HAS_KERNELS, reason="vLLM multiplies quantized experts on a CPU only with AMX or zentorch"
 )
 def test_a_server_computes_what_the_proof_computes(
     serving_settings: dict[str, Any], tmp_path: Path

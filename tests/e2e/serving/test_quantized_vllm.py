@@ -31,7 +31,7 @@ from tuneline.models.source import ModelSource, resolve_model
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
 DROPPED = "layers.0.mlp.up_proj.lora_B.weight"
 
-# bfloat16 beside float32, the same weights: a KL of about 1e-5, and one answer may part where two
+# bfloat16 and float32 with the same weights: a KL of about 1e-5, and one answer may part where two
 # tokens are as likely. A tensor of the adapter that is lost costs 1e-3.
 SAME_WEIGHTS = Tolerances(
     min_greedy_agreement=7 / 8,
@@ -86,7 +86,7 @@ def test_a_quantized_model_answers_as_its_folder_says_and_as_the_trained_one(
     ) as server:
         if scheme == "w4a16" and not HAS_AVX512:
             assert "Using CPUWNA16LinearKernel" in log_path.read_text()
-            pytest.skip("loaded and ready; the kernel that multiplies is built for AVX-512 alone")
+            pytest.skip("loaded and ready; the kernel that multiplies needs AVX-512")
         proofs = {
             name: prove_served(parity, golden, server.endpoint, tmp_path / f"{name}-parity")
             for name, golden in goldens.items()
@@ -118,8 +118,8 @@ def test_a_quantized_model_is_proven_by_the_weights_that_it_is_said_to_have(
     serving_settings: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    """Rounding is allowed for, and a lost tensor is not: one server, held against the adapter that
-    it was made of and against one that differs by that tensor."""
+    """Rounding passes and a lost tensor fails: one server is compared with its own adapter and with
+    an adapter that differs by that tensor."""
     network = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
     faulty_reference = reference_of(
         PeftModel.from_pretrained(network, faulty_adapter), base, tmp_path / "faulty-reference"

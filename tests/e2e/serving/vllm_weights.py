@@ -16,7 +16,7 @@ CHOICES = {
     "w8a8_fp8": "select_fp8_moe_backend",
     "wna16": "select_wna16_moe_backend",
 }
-"""What decides on a kernel for the experts: a processor that has none would end it there."""
+"""The choice of a kernel for the experts: on a processor without a kernel, vLLM ends there."""
 MODULE = (
     "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe."
     "compressed_tensors_moe_{}.{}"

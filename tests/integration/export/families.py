@@ -175,7 +175,7 @@ def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> P
 
 
 def loader_of(config: Any) -> Any:
-    """What loads a model of text and pictures whole, and any other."""
+    """Return the class that loads a model, a model of text and pictures as a whole."""
     if hasattr(config, "vision_config"):
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
@@ -214,7 +214,7 @@ def make_adapter(
     num_tokens: int | None = None,
     **options: Any,
 ) -> Path:
-    """A LoRA adapter with random values (as if trained), saved by PEFT beside its tokenizer;
+    """A LoRA adapter with random values (as if trained), saved by PEFT with its tokenizer;
     with `num_tokens` on a base whose vocabulary was resized first."""
     torch.manual_seed(seed)
     model = _load(base)
@@ -238,14 +238,14 @@ def make_adapter(
 
 
 def peft_merge(base: Path, adapter: Path, dtype: torch.dtype | str = "auto") -> dict[str, Any]:
-    """What PEFT makes of it: the state dictionary after `merge_and_unload`."""
+    """Return PEFT's result: the state dictionary after `merge_and_unload`."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return dict(merged.state_dict())
 
 
 def live_logits(base: Path, adapter: Path, num_tokens: int | None = None) -> Any:
-    """What the model computes with the adapter beside it, nothing merged, in float32."""
+    """Return the logits of the model with the adapter, not merged, in float32."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if num_tokens is not None:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
@@ -253,7 +253,7 @@ def live_logits(base: Path, adapter: Path, num_tokens: int | None = None) -> Any
 
 
 def merged_logits(folder: Path, num_tokens: int | None = None) -> Any:
-    """What a model folder computes by itself, in float32; every tensor must be there and used."""
+    """Return the logits of a model folder in float32; every tensor must be present and used."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )

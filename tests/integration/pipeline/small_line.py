@@ -1,4 +1,4 @@
-"""The shipped model and a part of its data, for the tests beside."""
+"""The shipped model and a part of its data, for the tests in this folder."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The command line: instant help, one error form, exit codes, JSON on stdout alone."""
+"""The command line: instant help, one error format, exit codes, JSON as the only stdout."""
 
 import json
 import resource

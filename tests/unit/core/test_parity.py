@@ -94,7 +94,7 @@ def test_kl_uses_one_bucket_for_the_rest() -> None:
 def test_nan_never_passes() -> None:
     parity = compare("merged", [answer([5])], [answer([5], [math.nan])], Tolerances())
     assert parity.verdict == "FAIL"
-    # Also where it is one figure of several, or stands at a divergence.
+    # Also if it is one figure of several, or the figure at a divergence.
     lenient = Tolerances(
         min_greedy_agreement=None, min_token_agreement=None, mean_logprob_difference=None
     )
@@ -233,7 +233,7 @@ def test_what_rounding_and_arithmetic_cost_adds_up() -> None:
         min_greedy_agreement=0.85, min_token_agreement=0.7, max_logprob_difference=0.65,
         mean_logprob_difference=0.055, mean_kl=2e-4, max_accuracy_drop=0.05,
     )  # fmt: skip
-    # What either leaves unjudged is unjudged; no agreement is asked for below none.
+    # A figure that either side leaves unjudged is unjudged, and no limit falls below zero.
     pruned = weights.model_copy(
         update={"min_greedy_agreement": None, "max_logprob_difference": None}
     )

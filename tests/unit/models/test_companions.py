@@ -18,7 +18,7 @@ from tuneline.models.companions import (
     max_token_id,
 )
 
-# What transformers 5.19 names in `vocab_files_names` of its tokenizers, for text models.
+# The names in `vocab_files_names` of the tokenizers of transformers 5.19, for text models.
 NAMES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json",

@@ -1,4 +1,4 @@
-"""Artifacts that are nothing but a digest, for the keys of stages that need them."""
+"""Artifacts with only a digest, for the keys of stages that need them."""
 
 from collections.abc import Sequence
 from pathlib import Path

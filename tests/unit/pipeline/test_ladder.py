@@ -1,4 +1,4 @@
-"""The ladder: the reference's own noise first, then a rung per form, as table and picture."""
+"""The ladder: the reference's own noise first, then a row per form, as table and picture."""
 
 import json
 from pathlib import Path
