@@ -1,11 +1,12 @@
 """Configuration problems are shown all at once, each with its key and a suggestion."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
 
-from tuneline.core.config import StrictModel, load_config, validate_config
+from tuneline.core.config import StrictModel, keyed_values, load_config, validate_config
 from tuneline.core.errors import ConfigError
 
 
@@ -105,3 +106,52 @@ def test_options_are_validated_alike() -> None:
 def test_sections_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Inner().steps = 3
+
+
+class Kept(StrictModel):
+    """With a field that is not keyed, and fields that were called otherwise."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "old_rate": "rate",
+        "p95_s": "limits: {p95: SECONDS}",
+    }
+
+    rate: float = 1.0
+    port: int = Field(default=8000, json_schema_extra={"keyed": False})
+    limits: dict[str, float] = Field(default={})
+    inner: Inner = Inner()
+    hidden: Inner = Field(default=Inner(), json_schema_extra={"keyed": False})
+    scenarios: tuple[Scenario, ...] = (Scenario(rate_rps=2),)
+    path: Path | None = None
+
+
+class Whole(StrictModel):
+    kept: Kept = Kept()
+
+
+def test_only_fields_that_change_a_result_are_keyed() -> None:
+    assert keyed_values(Kept(path=Path("a/b"), limits={"p95": 1})) == {
+        "rate": 1.0,
+        "limits": {"p95": 1.0},
+        "inner": {"learning_rate": 1e-3, "steps": 1},
+        "scenarios": [{"rate_rps": 2.0}],
+        "path": "a/b",
+    }
+    assert keyed_values(Kept(port=1, hidden=Inner(steps=9))) == keyed_values(Kept())
+    assert keyed_values(Kept(inner=Inner(steps=9))) != keyed_values(Kept())
+
+
+@pytest.mark.parametrize("by_override", [False, True])
+@pytest.mark.parametrize(
+    ("key", "now"), [("old_rate", "rate"), ("p95_s", "limits: {p95: SECONDS}")]
+)
+def test_a_renamed_key_names_the_new_one(
+    tmp_path: Path, key: str, now: str, by_override: bool
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("kept: {}" if by_override else f"kept: {{{key}: 3}}")
+    overrides = (f"kept.{key}=3",) if by_override else ()
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, Whole, overrides)
+    assert caught.value.exit_code == 2
+    assert caught.value.problems == [f"{path}: kept.{key}: is now called {now}"]

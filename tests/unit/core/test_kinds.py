@@ -1,0 +1,63 @@
+"""The table of kinds covers every artifact that a step writes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tuneline.core.kinds import KINDS
+
+ROOT = Path(__file__).parents[3]
+ROOMS = ("training", "export", "serving", "loadtest", "k8s", "tuneline")
+METRICS = {
+    "dataset": ({"num_train": 1200, "num_heldout": 5}, "1,200 training rows, 5 held-out rows"),
+    "adapter": (
+        {"num_steps": 9, "eval_loss_before": 2.5, "eval_loss": 0.25, "trained_tokens_per_s": 1500},
+        "9 steps, held-out loss 2.500 → 0.250, 1,500 trained tokens/s",
+    ),
+    "evaluation": ({"exact_match": 0.925, "num_rows": 40}, "exact match 92.5% of 40"),
+    "reference": ({"num_prompts": 4, "num_tokens": 2048}, "4 prompts, 2,048 tokens"),
+    "model": (
+        {"num_changed_tensors": 3, "num_tensors": 7, "size_bytes": 2**21},
+        "3 of 7 tensors changed, 2.0 MiB",
+    ),
+    "parity": (
+        {
+            "verdict": "FAIL", "num_equal_answers": 3, "num_prompts": 4,
+            "max_logprob_difference": 0.25,
+        },
+        "FAIL, 3 of 4 answers equal, log-probabilities within 0.2 nats",
+    ),
+    "ladder": (
+        {"verdicts": {"merged": "PASS", "onnx-int4": "FAIL"}}, "merged PASS, onnx-int4 FAIL",
+    ),
+    "load-report": ({"verdict": "PASS"}, "PASS"),
+    "load-shard": ({}, "the records of one load pod"),
+    "load-search": ({"verdict": "INCONCLUSIVE"}, "INCONCLUSIVE"),
+    "load-sweep": ({"verdict": "INVALID"}, "INVALID"),
+    "load-comparison": ({"verdict": "FAIL"}, "FAIL"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_has_a_one_line_summary(kind: str) -> None:
+    metrics, expected = METRICS[kind]
+    assert KINDS[kind].summary(metrics) == expected
+
+
+def test_a_quantized_model_counts_quantized_tensors() -> None:
+    metrics = {"num_quantized_tensors": 2, "num_tensors": 7, "size_bytes": 2**20}
+    assert KINDS["model"].summary(metrics) == "2 of 7 tensors quantized, 1.0 MiB"
+
+
+def test_a_parity_without_differences_has_no_nats() -> None:
+    metrics = {**METRICS["parity"][0], "max_logprob_difference": None}
+    assert KINDS["parity"].summary(metrics) == "FAIL, 3 of 4 answers equal"
+
+
+def test_every_kind_that_a_step_writes_is_in_the_table() -> None:
+    text = "".join(f.read_text() for room in ROOMS for f in sorted((ROOT / room).rglob("*.py")))
+    written = set(re.findall(r'new_artifact\(\s*\w+,\s*"([a-z-]+)"', text))
+    assert len(written) > 6
+    # The table of forms has the kinds of graphs.
+    assert written - KINDS.keys() <= {"onnx", "torchscript", "torch-export"}

@@ -1,0 +1,56 @@
+"""A verdict is read from the payload, and each has its exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.errors import VerdictError
+from tuneline.core.kinds import KINDS
+from tuneline.core.verdict import Verdict, read_verdict, require_verdict
+
+WITH_VERDICT = ("parity", "load-report", "load-search", "load-sweep", "load-comparison")
+
+
+def artifact(out: Path, kind: str, verdict: str) -> Artifact:
+    with new_artifact(out, kind, config={}) as draft:
+        file = KINDS[kind].verdict_file or "other.json"
+        (draft.dir / file).write_text(json.dumps({"verdict": verdict}))
+        draft.metrics["problems"] = ["the reason"]
+    return open_artifact(out)
+
+
+def test_these_kinds_have_a_verdict() -> None:
+    assert tuple(name for name, kind in KINDS.items() if kind.verdict_file) == WITH_VERDICT
+
+
+@pytest.mark.parametrize("kind", WITH_VERDICT)
+@pytest.mark.parametrize(("verdict", "code"), [("FAIL", 6), ("INCONCLUSIVE", 7), ("INVALID", 8)])
+def test_a_verdict_ends_the_command(kind: str, verdict: str, code: int, tmp_path: Path) -> None:
+    found = artifact(tmp_path / "x", kind, verdict)
+    with pytest.raises(VerdictError) as caught:
+        require_verdict(found)
+    assert caught.value.exit_code == code
+    assert caught.value.message == f"x: {verdict}\n  the reason"
+    assert f"rm -r {found.path}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", WITH_VERDICT)
+def test_pass_raises_nothing(kind: str, tmp_path: Path) -> None:
+    found = artifact(tmp_path / "x", kind, "PASS")
+    require_verdict(found)
+    assert read_verdict(found) is Verdict.PASS
+
+
+@pytest.mark.parametrize("kind", ["dataset", "load-shard", "a-kind-of-another-version"])
+def test_a_kind_without_a_verdict_passes(kind: str, tmp_path: Path) -> None:
+    with new_artifact(tmp_path / "x", kind, config={}) as draft:
+        (draft.dir / "report.json").write_text('{"verdict": "FAIL"}')
+    assert read_verdict(open_artifact(tmp_path / "x")) is Verdict.PASS
+
+
+def test_earlier_artifacts_have_lower_case_verdicts() -> None:
+    assert Verdict("fail") is Verdict.FAIL
+    with pytest.raises(ValueError, match="maybe"):
+        Verdict("maybe")
