@@ -30,7 +30,7 @@ LOADTEST = "Measure an endpoint under load."
 DEPLOY = "Write Kubernetes manifests from a run."
 
 
-class _Tuneline(LazyGroup):
+class TunelineGroup(LazyGroup):
     table: ClassVar = {
         "check": Row(AT + "line:check", "Validate a run before anything is trained."),
         "plan": Row(AT + "line:plan", "Show what `up` would run, and why."),
@@ -63,7 +63,7 @@ class _Tuneline(LazyGroup):
     }
 
 
-class _Export(LazyGroup):
+class ExportGroup(LazyGroup):
     default = "merge"
     table: ClassVar = {
         "merge": Row(
@@ -97,7 +97,7 @@ class _Export(LazyGroup):
     }
 
 
-class _LoadTest(LazyGroup):
+class LoadTestGroup(LazyGroup):
     default = "run"
     table: ClassVar = {
         "run": Row(
@@ -128,7 +128,7 @@ class _LoadTest(LazyGroup):
     }
 
 
-class _Deploy(LazyGroup):
+class DeployGroup(LazyGroup):
     table: ClassVar = {
         "render": Row(
             AT + "deploy:deploy_render",
@@ -138,7 +138,7 @@ class _Deploy(LazyGroup):
 
 
 app = typer.Typer(
-    cls=_Tuneline,
+    cls=TunelineGroup,
     help="From a data file to a proven, load-tested OpenAI-compatible endpoint.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -146,15 +146,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 export_app = typer.Typer(
-    cls=_Export, help=EXPORT, no_args_is_help=True,
+    cls=ExportGroup, help=EXPORT, no_args_is_help=True,
     rich_markup_mode=None,
 )  # fmt: skip
 loadtest_app = typer.Typer(
-    cls=_LoadTest, help=LOADTEST, no_args_is_help=True,
+    cls=LoadTestGroup, help=LOADTEST, no_args_is_help=True,
     rich_markup_mode=None,
 )  # fmt: skip
 deploy_app = typer.Typer(
-    cls=_Deploy, help=DEPLOY, no_args_is_help=True,
+    cls=DeployGroup, help=DEPLOY, no_args_is_help=True,
     rich_markup_mode=None,
 )  # fmt: skip
 

@@ -79,6 +79,17 @@ def test_sweep_measures_each_rate(known: Any, tmp_path: Path) -> None:
     assert tuneline("sweep", *at(known), "--rates", "a", cwd=tmp_path).returncode == 2
 
 
+def test_an_invalid_sweep_exits_with_8(known: Any, tmp_path: Path) -> None:
+    # No client can keep a lag of a nanosecond, so every rate is INVALID.
+    limit = ("--set", "loadtest.max_client_lag_s=1e-9")
+    options = ("--rates", "20", "--requests", "20", *FAST, *limit, "--out", "swept", "--json")
+    done = tuneline("sweep", *at(known), *options, cwd=tmp_path)
+    assert done.returncode == 8, done.stderr
+    assert "swept: INVALID" in done.stderr
+    assert json.loads(done.stdout)["metrics"]["verdict"] == "INVALID"
+    assert json.loads((tmp_path / "swept" / "report.json").read_text())["verdict"] == "INVALID"
+
+
 def test_compare_two_urls_and_two_reports(
     known: Any, start_known_server: Any, measured: Path, tmp_path: Path
 ) -> None:

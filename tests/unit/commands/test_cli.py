@@ -1,5 +1,6 @@
 """The command line: instant help, one error format, exit codes, JSON as the only stdout."""
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -8,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import tuneline_here
+from tuneline.cli import DeployGroup, ExportGroup, LoadTestGroup, TunelineGroup
+from tuneline.commands.lazy_group import LazyGroup, load_command
 from tuneline.core.artifact import new_artifact
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets" / "run.yaml"
 BASE = EXAMPLE.parents[1] / "tiny-base"
+GROUPS: tuple[type[LazyGroup], ...] = (
+    TunelineGroup, ExportGroup, LoadTestGroup, DeployGroup,
+)  # fmt: skip
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "loadtest",
     "inspect", "verify", "doctor", "deploy", "card", "push",
@@ -19,6 +26,14 @@ COMMANDS = (
 
 
 def tuneline(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line in this process: what it answers, prints and exits with."""
+    with contextlib.chdir(cwd or Path.cwd()):
+        return tuneline_here(*map(str, args))
+
+
+def tuneline_process(
+    *args: str | Path, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tuneline", *map(str, args)]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120
@@ -31,18 +46,67 @@ def write_artifact(out: Path) -> None:
         draft.metrics["num_train"] = 3
 
 
-def test_help_is_instant_and_lists_every_command() -> None:
+def test_help_lists_every_command() -> None:
+    shown = tuneline("--help").stdout
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
+    assert len(TunelineGroup.table) == len(COMMANDS)
+
+
+def test_help_imports_no_command_and_no_library_but_typer() -> None:
+    """What `--help` imports decides how long it takes, whatever the machine is busy with."""
+    loaded = modules_after("--help")
+    assert "typer" in loaded
+    heavy = {
+        "pydantic", "yaml", "rich", "jinja2", "asyncio", "importlib.metadata", "email", "http",
+        "urllib.request", "tuneline.pipeline", "tuneline.core.config", "training", "export",
+        "serving", "loadtest", "k8s",
+    }  # fmt: skip
+    assert heavy & loaded == set()
+    commands = {name for name in loaded if name.startswith("tuneline.commands.")}
+    assert commands == {"tuneline.commands.lazy_group", "tuneline.commands.printing"}
+
+
+def test_help_is_instant() -> None:
     best_s = min(_cpu_of_help() for _ in range(5))
     print(f"tuneline --help: {best_s:.3f} s of processor time")
     assert best_s < 0.3
-    shown = tuneline("--help").stdout
-    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (group, name)
+        for group in (TunelineGroup, ExportGroup, LoadTestGroup, DeployGroup)
+        for name in group.table
+    ],
+)
+def test_a_command_of_the_table_is_there_and_says_what_the_table_says(
+    group: type[LazyGroup], name: str
+) -> None:
+    row = group.table[name]
+    command = load_command(name, row.where)
+    assert (command.help or "").split("\n\n")[0].replace("\n", " ") == row.help
+
+
+def modules_after(*args: str) -> set[str]:
+    """The modules that a command has imported when it ends."""
+    code = (
+        "import sys; sys.argv = ['tuneline', *sys.argv[1:]]\n"
+        "import atexit\n"
+        "atexit.register(lambda: print('LOADED', *sorted(sys.modules)))\n"
+        "from tuneline.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, timeout=60
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("LOADED ")]
+    return set(line.split()[1:])
 
 
 def _cpu_of_help() -> float:
     """Processor time: the wall time of a shared machine is not the command's own."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert tuneline("--help").returncode == 0
+    assert tuneline_process("--help").returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -113,7 +177,8 @@ def test_a_hub_id_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for verb in ("plan", "check", "up"):
-        done = tuneline(verb, EXAMPLE, "--set", "base_model=nobody/nothing", cwd=tmp_path)
+        # A process of its own: the library reads these variables when it is imported.
+        done = tuneline_process(verb, EXAMPLE, "--set", "base_model=nobody/nothing", cwd=tmp_path)
         assert done.returncode == 4, done.stderr
         assert "base model 'nobody/nothing': not a folder here" in done.stderr
         assert "HF_TOKEN" in done.stderr

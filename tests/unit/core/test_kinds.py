@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from tuneline.core.kinds import KINDS
 
 ROOT = Path(__file__).parents[3]
 ROOMS = ("training", "export", "serving", "loadtest", "k8s", "tuneline")
-METRICS = {
+METRICS: dict[str, tuple[dict[str, Any], str]] = {
     "dataset": ({"num_train": 1200, "num_heldout": 5}, "1,200 training rows, 5 held-out rows"),
     "adapter": (
         {"num_steps": 9, "eval_loss_before": 2.5, "eval_loss": 0.25, "trained_tokens_per_s": 1500},
