@@ -9,6 +9,7 @@ called, so that reading a configuration loads no machine-learning library.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -97,8 +98,9 @@ class Form:
         return self.config.model_validate({**self.run_options(export), **self.fixed})
 
 
-def _group_size(export: ExportConfig) -> dict[str, Any]:
-    return {"group_size": export.merge.group_size}
+def _group_size(scheme: str, export: ExportConfig) -> dict[str, Any]:
+    # The other schemes have no groups, so a change of the group size must not make them again.
+    return {"group_size": export.merge.group_size} if scheme == "w4a16" else {}
 
 
 def _quantized(title: str, scheme: str, weights: str) -> Form:
@@ -109,7 +111,7 @@ def _quantized(title: str, scheme: str, weights: str) -> Form:
         config=QuantizeConfig,
         make="export.quantize.quantize:quantize_model",
         fixed={"scheme": scheme},
-        run_options=_group_size,
+        run_options=functools.partial(_group_size, scheme),
     )
 
 
@@ -121,7 +123,10 @@ def _calibrated(title: str, method: str, scheme: str, weights: str) -> Form:
         config=CalibratedConfig,
         make="export.quantize.calibrated:quantize_calibrated",
         fixed={"method": method, "scheme": scheme},
-        run_options=lambda export: {**export.calibration.model_dump(), **_group_size(export)},
+        run_options=lambda export: {
+            **export.calibration.model_dump(),
+            **_group_size(scheme, export),
+        },
         needs_data=True,
         prepare="export.quantize.calibration_environment:calibration_python",
     )

@@ -30,12 +30,10 @@ RUN = {
     "prune": {"sparsity": 0.5},
 }
 OPTIONS: dict[str, StrictModel] = {
-    "quantized-fp8": QuantizeConfig(scheme="fp8", group_size=64),
-    "quantized-int8": QuantizeConfig(scheme="int8", group_size=64),
+    "quantized-fp8": QuantizeConfig(scheme="fp8"),
+    "quantized-int8": QuantizeConfig(scheme="int8"),
     "quantized-w4a16": QuantizeConfig(scheme="w4a16", group_size=64),
-    "gptq-int8": CalibratedConfig(
-        method="gptq", scheme="int8", group_size=64, num_calibration_samples=8
-    ),
+    "gptq-int8": CalibratedConfig(method="gptq", scheme="int8", num_calibration_samples=8),
     "gptq-w4a16": CalibratedConfig(
         method="gptq", scheme="w4a16", group_size=64, num_calibration_samples=8
     ),
