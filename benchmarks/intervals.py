@@ -23,8 +23,8 @@ import numpy as np
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
 from loadtest.judging.intervals import Values, block_length
-from loadtest.judging.statistics import figure, share_of
-from loadtest.judging.verdict import latency_objective
+from loadtest.judging.latency import distribution, share_of
+from loadtest.judging.objectives import latency_objective
 
 QUEUES = ((1, 0.5), (8, 0.7), (4, 0.8), (1, 0.8), (8, 0.9))
 RUNS = {300: 100, 3_000: 60, 10_000: 30}
@@ -63,7 +63,7 @@ def shares(servers: int, load: float, count: int, runs: int) -> dict[str, float]
         found["fail_at_truth"] += at_truth == "FAIL"
         found["pass_at_1.5"] += judged(values, 1.5 * truth, block) == "PASS"
         found["fail_at_0.67"] += judged(values, truth / 1.5, block) == "FAIL"
-        bounds = figure(values, block=block).ci95.get("p90")
+        bounds = distribution(values, block=block).ci95.get("p90")
         if bounds is not None:
             low, high = bounds
             holds = (low or 0.0) <= truth <= (math.inf if high is None else high)
@@ -73,7 +73,7 @@ def shares(servers: int, load: float, count: int, runs: int) -> dict[str, float]
 
 def judged(values: Values, limit: float, block: int) -> str:
     within = share_of(values <= limit, values, block=block)
-    return latency_objective("e2e_p90_s", limit, figure(values), within, 90).verdict
+    return latency_objective("e2e_s", 90, limit, distribution(values), within).verdict
 
 
 def times_in_system(rng: np.random.Generator, count: int, servers: int, load: float) -> Values:

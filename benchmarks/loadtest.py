@@ -32,11 +32,12 @@ import numpy as np
 # This file must not stand for the package of the same name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
-from loadtest.arrivals.schedule import dispersion
-from loadtest.calibration.calibrate import ITL_S, NUM_TOKENS, TTFT_S, known_server
-from loadtest.client.plan import SUCCEEDED
-from loadtest.client.planning import make_plan
+from loadtest.arrivals.dispersion import dispersion
+from loadtest.calibration.calibrate import ITL_S, NUM_TOKENS, TTFT_S
+from loadtest.calibration.start import known_server
+from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
+from loadtest.client.records import SUCCEEDED
 from loadtest.config import LoadTestConfig, Scenario
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import hardware_facts

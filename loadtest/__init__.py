@@ -1,8 +1,74 @@
 """Load testing: what an OpenAI-compatible endpoint does under a known load, and how sure that is.
 
-A schedule of absolute arrival times is made first (`schedule.py`). Client processes (`worker.py`,
-`client.py`) send pre-serialised requests at those times and keep every read with its time; what
-was read is taken apart when the window is over (`http1.py`, `sse.py`). `statistics.py` turns the
-records into figures, `verdict.py` holds them against the service level objectives and against the
-client's own limits, and `run.py` writes the report. Needs no machine-learning library.
+A run fixes a schedule of absolute arrival times (`arrivals/`) and the request bodies (`workload/`).
+Client processes (`client/`) send the requests at those times and keep every read with its time; the
+bytes are parsed when the window is over. `judging/` turns the records into figures and judges them
+by the objectives and by the client's own limits. `report/` holds the schema of the report and the
+forms it is written in. `studies/` measure several runs, `calibration/` measures the client itself,
+and `shards/` let several pods act as one client. The room needs no machine-learning library.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuneline.core.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from loadtest.calibration.client import calibrate_client as calibrate_client
+    from loadtest.report.files import read_report as read_report
+    from loadtest.report.forms import report_text as report_text
+    from loadtest.report.terminal import calibration_lines as calibration_lines
+    from loadtest.report.terminal import report_lines as report_lines
+    from loadtest.run import run_loadtest as run_loadtest
+    from loadtest.shards.join import join_shards as join_shards
+    from loadtest.shards.rendezvous import run_together as run_together
+    from loadtest.shards.shard import run_shard as run_shard
+    from loadtest.studies.compare import compare_endpoints as compare_endpoints
+    from loadtest.studies.compare import compare_reports as compare_reports
+    from loadtest.studies.cross_check import cross_check as cross_check
+    from loadtest.studies.objectives import require_objective as require_objective
+    from loadtest.studies.search import search_rate as search_rate
+    from loadtest.studies.sweep import sweep_rates as sweep_rates
+    from loadtest.workload.prompts import read_prompts as read_prompts
+
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "calibrate_client": "loadtest.calibration.client:calibrate_client",
+        "calibration_lines": "loadtest.report.terminal:calibration_lines",
+        "compare_endpoints": "loadtest.studies.compare:compare_endpoints",
+        "compare_reports": "loadtest.studies.compare:compare_reports",
+        "cross_check": "loadtest.studies.cross_check:cross_check",
+        "join_shards": "loadtest.shards.join:join_shards",
+        "read_prompts": "loadtest.workload.prompts:read_prompts",
+        "read_report": "loadtest.report.files:read_report",
+        "report_lines": "loadtest.report.terminal:report_lines",
+        "report_text": "loadtest.report.forms:report_text",
+        "require_objective": "loadtest.studies.objectives:require_objective",
+        "run_loadtest": "loadtest.run:run_loadtest",
+        "run_shard": "loadtest.shards.shard:run_shard",
+        "run_together": "loadtest.shards.rendezvous:run_together",
+        "search_rate": "loadtest.studies.search:search_rate",
+        "sweep_rates": "loadtest.studies.sweep:sweep_rates",
+    },
+)
+
+__all__ = [
+    "calibrate_client",
+    "calibration_lines",
+    "compare_endpoints",
+    "compare_reports",
+    "cross_check",
+    "join_shards",
+    "read_prompts",
+    "read_report",
+    "report_lines",
+    "report_text",
+    "require_objective",
+    "run_loadtest",
+    "run_shard",
+    "run_together",
+    "search_rate",
+    "sweep_rates",
+]

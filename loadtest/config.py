@@ -4,36 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from loadtest.arrivals import ARRIVALS, option_problems, slowest_rps
+from loadtest.percentiles import percentile_of
 from tuneline.core.config import StrictModel, apply_override, validate_config
 from tuneline.core.errors import ConfigError
 
-Arrival = Literal["poisson", "constant", "gamma", "ramp", "burst", "trace"]
+if TYPE_CHECKING:
+    Arrival = str
+else:
+    Arrival = Literal[tuple(ARRIVALS)]
+
+
+def _percentile_limits(limits: dict[str, float]) -> dict[str, float]:
+    for name in limits:
+        try:
+            percentile_of(name)
+        except ValueError as error:
+            raise ValueError(f"{name!r} is not a percentile; {error}") from None
+    return limits
+
+
+Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_percentile_limits)]
+"""Limits in seconds by percentile: `{p90: 1.0, p99: 5.0}`."""
+
+OLD_LIMITS = {
+    f"{metric}_p{q}_s": f"{metric}_s: {{p{q}: ...}}"
+    for metric in ("ttft", "tpot", "e2e")
+    for q in (50, 90, 99)
+}
 
 
 class SLO(StrictModel):
-    """Service level objectives. Latencies count from the time a request was meant to be sent, a
-    failed request counts as infinitely slow, and only what is given is judged."""
+    """Service level objectives. Latencies count from the time a request was meant to be sent. A
+    failed request counts as infinitely slow. Only the objectives that are given are judged.
 
-    ttft_p50_s: float | None = Field(default=None, gt=0)
-    """Time to first token, seconds."""
-    ttft_p90_s: float | None = Field(default=None, gt=0)
-    ttft_p99_s: float | None = Field(default=None, gt=0)
-    tpot_p50_s: float | None = Field(default=None, gt=0)
-    """Time per output token after the first, seconds."""
-    tpot_p90_s: float | None = Field(default=None, gt=0)
-    tpot_p99_s: float | None = Field(default=None, gt=0)
-    e2e_p50_s: float | None = Field(default=None, gt=0)
-    """End-to-end latency, seconds."""
-    e2e_p90_s: float | None = Field(default=None, gt=0)
-    e2e_p99_s: float | None = Field(default=None, gt=0)
+    A latency objective is a mapping of percentiles, `p50` to `p99.9`, to seconds:
+    `ttft_s: {p90: 1.0, p99: 5.0}`."""
+
+    renamed: ClassVar[dict[str, str]] = OLD_LIMITS
+
+    ttft_s: Limits = Field(default={})
+    """Time to first token, seconds by percentile."""
+    tpot_s: Limits = Field(default={})
+    """Time per output token after the first, seconds by percentile."""
+    worst_gap_s: Limits = Field(default={})
+    """Longest gap between two events of a request, seconds by percentile."""
+    e2e_s: Limits = Field(default={})
+    """End-to-end latency, seconds by percentile."""
     max_error_rate: float | None = Field(default=0.0, ge=0, lt=1)
-    """Most failed or unfinished requests as a share of those offered. 0.0: none of those that were
-    sent. Above that, the 95 % interval of the share is judged, which takes enough requests: 381
-    without a failure for 0.01."""
+    """Most failed or unfinished requests as a share of the offered requests. 0.0: no request that
+    was sent may fail. Above 0.0, the 95 % interval of the share is judged, which takes enough
+    requests: 381 without a failure for 0.01."""
     min_request_throughput_rps: float | None = Field(default=None, gt=0)
     min_output_throughput_tps: float | None = Field(default=None, gt=0)
     """Output tokens per second."""
@@ -44,8 +69,8 @@ class SLO(StrictModel):
     min_goodput_rps: float | None = Field(default=None, gt=0)
     """Least good requests per second."""
     min_goodput_share: float | None = Field(default=None, gt=0, le=1)
-    """Least good requests as a share of those offered; below 1.0 the share's 95 % interval is
-    judged."""
+    """Least good requests as a share of the offered requests; below 1.0 the share's 95 % interval
+    is judged."""
 
     @model_validator(mode="after")
     def _goodput_has_limits(self) -> Self:
@@ -61,6 +86,22 @@ class SLO(StrictModel):
     def has_goodput(self) -> bool:
         limits = (self.goodput_ttft_s, self.goodput_tpot_s, self.goodput_e2e_s)
         return any(limit is not None for limit in limits)
+
+    @property
+    def latency(self) -> dict[str, dict[float, float]]:
+        """Limits in seconds, by metric and by percentile in ascending order; only metrics that
+        have limits."""
+        by_metric = {
+            "ttft_s": self.ttft_s,
+            "tpot_s": self.tpot_s,
+            "worst_gap_s": self.worst_gap_s,
+            "e2e_s": self.e2e_s,
+        }
+        return {
+            metric: dict(sorted((percentile_of(name), limit) for name, limit in limits.items()))
+            for metric, limits in by_metric.items()
+            if limits
+        }
 
 
 class Scenario(StrictModel):
@@ -78,9 +119,9 @@ class Scenario(StrictModel):
     """Shape of gamma-distributed gaps: 1 is Poisson, less comes in bursts, more is more even. The
     gaps' coefficient of variation is 1/sqrt(burstiness)."""
     rate_end_rps: float | None = Field(default=None, gt=0)
-    """Of a ramp: the rate at its end."""
+    """The rate at the end of a ramp."""
     trace_speed: float | None = Field(default=None, gt=0)
-    """Of a trace: 2 replays it in half the time; 1 by default."""
+    """2 replays a trace in half its time; 1 by default."""
     concurrency: int | None = Field(default=None, ge=1)
     """Closed loop: streams kept in flight; the next is sent when one ends."""
     num_requests: int | None = Field(default=None, ge=1)
@@ -88,28 +129,22 @@ class Scenario(StrictModel):
     duration_s: float | None = Field(default=None, gt=0)
     """Measured seconds in which requests are sent; those in flight then are waited for."""
     slo: SLO | None = None
-    """In place of the common one."""
+    """Objectives of this scenario, in place of the common `slo`."""
 
     @model_validator(mode="after")
     def _exclusive(self) -> Self:
         problems = []
-        without_rate = self.arrival in ("burst", "trace")
-        if (self.rate_rps is not None or without_rate) == (self.concurrency is not None):
+        is_open = self.concurrency is None
+        needs_rate = self.arrival is None or "rate_rps" in ARRIVALS[self.arrival].rates
+        if (is_open and needs_rate and self.rate_rps is None) or (
+            not is_open and self.rate_rps is not None
+        ):
             problems.append("give either rate_rps (open loop) or concurrency (closed loop)")
-        if self.concurrency is not None and self.arrival is not None:
-            problems.append("arrival is for open loops; concurrency makes a closed one")
-        if without_rate and self.rate_rps is not None:
-            problems.append(f"arrival: {self.arrival} has its own times and no rate_rps")
-        if (self.arrival == "gamma") != (self.burstiness is not None):
-            problems.append("arrival: gamma and burstiness go together")
-        if (self.arrival == "ramp") != (self.rate_end_rps is not None):
-            problems.append("arrival: ramp and rate_end_rps go together")
-        if self.arrival != "trace" and self.trace_speed is not None:
-            problems.append("trace_speed is for arrival: trace")
+        if not is_open and self.arrival is not None:
+            problems.append("arrival is for open loops; concurrency makes a closed loop")
+        problems += option_problems(self)
         if (self.num_requests is None) == (self.duration_s is None):
             problems.append("give either num_requests or duration_s")
-        if self.arrival == "burst" and self.num_requests is None:
-            problems.append("arrival: burst needs num_requests")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -124,10 +159,10 @@ class Length(StrictModel):
 
     distribution: Literal["fixed", "normal", "lognormal"] = "fixed"
     mean: float = Field(gt=0)
-    """Of the counts themselves, for a lognormal distribution too."""
+    """Mean of the counts themselves, also for a lognormal distribution."""
     stddev: float | None = Field(default=None, gt=0)
     min: int = Field(default=1, ge=1)
-    """Draws below it, and above `max`, are drawn again."""
+    """A draw below `min` or above `max` is drawn again."""
     max: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -140,34 +175,34 @@ class Length(StrictModel):
 
 
 class WorkloadConfig(StrictModel):
-    """What the requests hold."""
+    """The content of the requests."""
 
     source: Literal["prompts", "synthetic", "sharegpt", "mooncake"] = "prompts"
-    """`prompts`: those given to the load test, such as the evaluation set. `synthetic`: random
+    """`prompts`: the prompts given to the load test, such as the held-out rows. `synthetic`: random
     token ids of exact lengths through `/v1/completions`. `sharegpt`: a JSON file of conversations.
     `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks."""
     path: Path | None = Field(default=None, json_schema_extra={"keyed": False})
-    """Of the `sharegpt` or `mooncake` file; from the current directory."""
+    """The `sharegpt` or `mooncake` file, relative to the current directory."""
     input_tokens: Length | None = None
     """`synthetic`: prompt lengths, shared prefix included."""
     output_tokens: Length | None = None
-    """Answer lengths, in place of the common `max_tokens`; exact with `ignore_eos`."""
+    """Answer lengths, in place of the common `max_tokens`; `ignore_eos` makes them exact."""
     max_token_id: int = Field(default=1000, ge=256)
-    """`synthetic` and `mooncake`: token ids are drawn from 100 up to here; below the vocabulary's
-    size."""
+    """`synthetic` and `mooncake`: token ids are drawn from 100 up to this one; keep it below the
+    vocabulary's size."""
     shared_prefix_tokens: int | None = Field(default=None, ge=1)
-    """`synthetic`: first tokens that the requests of a group have in common."""
+    """`synthetic`: number of first tokens that the requests of a group share."""
     num_prefix_groups: int | None = Field(default=None, ge=1)
     unique_prompts: bool = False
-    """Begin each prompt with a nonce, so that no prefix cache can answer it."""
+    """Begin each prompt with a nonce, so that no prefix cache holds it."""
     prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
     """The share of prompt tokens that the server is expected to find in its cache; a run that
     differs by more than 0.05 is INVALID."""
     multi_turn: bool = False
     """Send every user turn of a conversation as a request of its own, with the recorded answers
-    as history; without it, conversations are sent whole (or, `sharegpt`, their first turn)."""
+    as history. Otherwise a request holds a whole conversation (`sharegpt`: its first turn)."""
     models: dict[str, float] | None = None
-    """Served names (adapters) and their weights in the traffic, in place of the one model."""
+    """Served names (adapters) and their weights in the traffic, in place of a single model."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -192,7 +227,7 @@ class WorkloadConfig(StrictModel):
 
 
 class LoadTestConfig(StrictModel):
-    """What is sent, how fast, and what the endpoint must hold."""
+    """The requests, their rate, and the objectives that the endpoint must meet."""
 
     scenarios: list[Scenario] = Field(
         default=[
@@ -208,18 +243,18 @@ class LoadTestConfig(StrictModel):
     """Most tokens per answer."""
     ignore_eos: bool = False
     """Ask for exactly `max_tokens` tokens (`ignore_eos` and `min_tokens`, vLLM's own parameters);
-    that they came is checked."""
+    an answer of another length makes the run INVALID."""
     num_warmup_requests: int = Field(default=8, ge=0)
-    """Sent before the measured ones, at the same pace and without a pause between the two."""
+    """Requests sent before the measured ones, at the same pace and without a pause between."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """A request that has not ended this long after it was meant to be sent has failed."""
+    """A request fails when it has not ended this long after it was meant to be sent."""
     seed: int = 0
-    """Of the arrival times and of the order of prompts."""
+    """Seed of the arrival times and of the order of prompts."""
     num_workers: int = Field(default=1, ge=1)
-    """Client processes; they share one schedule. A closed loop uses no more than its streams."""
+    """Client processes, which share one schedule. A closed loop uses at most one per stream."""
     max_client_lag_s: float | None = Field(default=None, gt=0)
-    """The client's own p99 delay in sending, and of its event loop, above which a run is INVALID.
-    By default 2 ms, or 2 % of the tightest TTFT or end-to-end objective where that is more."""
+    """A run is INVALID when the p99 of the client's send lag or loop lag is above this. The default
+    is 2 ms, or 2 % of the tightest TTFT or end-to-end objective where that is more."""
     calibrate: bool = True
     """Before each scenario, measure the client's own bias against the bundled server of known
     delays at the same load, for about three seconds."""
@@ -231,10 +266,11 @@ class LoadTestConfig(StrictModel):
         names = [scenario.name for scenario in self.scenarios]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"scenario names stand twice: {', '.join(twice)}")
-        traced = any(scenario.arrival == "trace" for scenario in self.scenarios)
-        if traced and self.workload.source != "mooncake":
-            raise ValueError("arrival: trace needs workload.source: mooncake")
+            raise ValueError(f"scenario names must differ; found twice: {', '.join(twice)}")
+        for arrival in {scenario.arrival for scenario in self.scenarios if scenario.arrival}:
+            source = ARRIVALS[arrival].source
+            if source is not None and self.workload.source != source:
+                raise ValueError(f"arrival: {arrival} needs workload.source: {source}")
         ours = {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"}
         taken = sorted(ours & self.extra_body.keys())
         if taken:
@@ -243,7 +279,7 @@ class LoadTestConfig(StrictModel):
 
 
 def longest_s(config: LoadTestConfig) -> float:
-    """Seconds that a whole load test takes at the very most: every request just ends in time, and
+    """Return the most seconds that a whole load test takes: every request ends just in time, and
     every scenario is measured twice."""
     total_s = 0.0
     for scenario in config.scenarios:
@@ -251,8 +287,7 @@ def longest_s(config: LoadTestConfig) -> float:
         send_s = scenario.duration_s or 0.0
         if scenario.concurrency is not None:
             send_s += -(-count // scenario.concurrency) * config.timeout_s
-        elif scenario.rate_rps is not None and scenario.num_requests is not None:
-            slowest = min(scenario.rate_rps, scenario.rate_end_rps or scenario.rate_rps)
+        elif scenario.num_requests is not None and (slowest := slowest_rps(scenario)) is not None:
             send_s += 2 * count / slowest
         total_s += 2 * (send_s + config.timeout_s + 60)
     return total_s
@@ -267,10 +302,12 @@ def quick_config(
     max_tokens: int | None = None,
     overrides: Sequence[str] = (),
 ) -> LoadTestConfig:
-    """One scenario from command-line options: 1 stream and 100 requests where none are given.
+    """Return a configuration of one scenario from command-line options.
+
+    The default is 1 stream and 100 requests.
 
     Args:
-        overrides: As of `--set`; every key begins with `loadtest.`.
+        overrides: `KEY=VALUE`, as `--set` takes them; every key begins with `loadtest.`.
 
     Raises:
         ConfigError: The options exclude one another or are out of range.
@@ -295,6 +332,6 @@ def quick_config(
     if others := sorted(whole.keys() - {"loadtest"}):
         raise ConfigError(
             f"--set {', '.join(others)}: without RUN.yaml only loadtest.* can be set",
-            hint="Try: --set loadtest.slo.ttft_p90_s=0.5",
+            hint="Try: --set loadtest.slo.ttft_s.p90=0.5",
         )
     return validate_config(LoadTestConfig, values, "options")

@@ -1,29 +1,22 @@
-"""How much the client itself adds: the planned load, against a server whose delays are known."""
+"""Measure what the client itself adds: the planned load, against a server of known delays."""
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from loadtest.calibration.certificate import write_certificate
-from loadtest.client.plan import SUCCEEDED, Records
-from loadtest.client.planning import make_plan
-from loadtest.client.probe import MAX_PAGE_BYTES, get
-from loadtest.client.processes import run_workers, subprocess_environment
+from loadtest.arrivals import brief
+from loadtest.calibration.start import known_server
+from loadtest.client.prepare import make_plan
+from loadtest.client.processes import run_workers
+from loadtest.client.records import SUCCEEDED, Records
 from loadtest.config import LoadTestConfig, Scenario
-from loadtest.judging.statistics import tpot_s
-from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ServerError
+from loadtest.judging.latency import tpot_s
+from loadtest.report.schema import Calibration
 
 TTFT_S = 0.1
 ITL_S = 0.02
@@ -33,103 +26,25 @@ MAX_REQUESTS = 5000
 MAX_BUSY_SHARE = 0.5
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The client's figures minus the server's own record of the same requests, in seconds."""
-
-    num_requests: int
-    num_streams: int | None
-    """Of a closed loop."""
-    rate_rps: float | None
-    """Of an open loop."""
-    ttft_bias_p50_s: float | None
-    """Median by the client minus median by the server; null where no request came back whole."""
-    ttft_bias_p90_s: float | None
-    ttft_bias_p99_s: float | None
-    tpot_bias_p50_s: float | None
-    true_ttft_p50_s: float | None
-    cpu_s_per_1000_tokens: float
-    """With the parsing after the window."""
-    busy_share: float
-    """CPU time of the busiest client process over the window's length."""
-    problems: list[str]
-    """Requests lost, tokens miscounted, no headroom; empty where it is well."""
-    tls: bool = False
-    """Measured over TLS."""
-
-
-@dataclass(frozen=True)
-class StartedServer:
-    """The bundled server of known delays, while it runs."""
-
-    endpoint: Endpoint
-    ca_file: str | None
-    """The authority of its certificate, where it speaks TLS."""
-
-    def truths(self) -> list[dict[str, Any]]:
-        """The server's own record, one entry per request."""
-        url, ca_file = self.endpoint.url, self.ca_file
-        _, body, _ = get(url, "/truth", None, ca_file, max_bytes=MAX_PAGE_BYTES)
-        found: list[dict[str, Any]] = json.loads(body)
-        return found
-
-
-@contextmanager
-def known_server(*options: str, tls: bool = False) -> Iterator[StartedServer]:
-    """The bundled server as a process of its own.
-
-    Raises:
-        ServerError: It does not start.
-    """
-    words = ["--ends-with-parent", *options]
-    ca_file = None
-    with ExitStack() as stack:
-        if tls:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tuneline-known-"))
-            certificate, key = write_certificate(Path(folder))
-            words += ["--certificate", str(certificate), "--private-key", str(key)]
-            ca_file = str(certificate)
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "loadtest.calibration.known_server", *words],
-            stdout=subprocess.PIPE, text=True, env=subprocess_environment(),
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None  # noqa: S101 (started with a pipe)
-            line = process.stdout.readline()
-            if tls:
-                key.unlink()  # it has been read
-            if not line:
-                raise ServerError(
-                    f"the bundled server of known delays ended with code {process.wait()}"
-                )
-            scheme, port = "https" if tls else "http", json.loads(line)["port"]
-            yield StartedServer(Endpoint(f"{scheme}://127.0.0.1:{port}/v1", "known"), ca_file)
-        finally:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-
-
 def calibrate(
     config: LoadTestConfig,
     scenario: Scenario,
     *,
     tls: bool = False,
-    trace_s: Sequence[float] = (),
+    times_s: Sequence[float] = (),
 ) -> Calibration:
     """Run about two seconds of a scenario's load against the bundled server.
 
     Args:
         config: For the number of client processes and the seed.
-        scenario: Its arrivals or streams; a ramp at its highest rate.
-        tls: Over TLS, as the endpoint is reached: decrypting costs the client time.
-        trace_s: With `arrival: trace`, its arrival times; the busiest second is taken.
+        scenario: For its streams, or its arrivals at their highest rate.
+        tls: Whether to use TLS, as for the endpoint: decrypting costs the client time.
+        times_s: The arrival times, for a pattern that has no rate.
 
     Raises:
         ServerError: The bundled server or a client process died.
     """
-    load = _load(scenario, trace_s)
+    load = _load(scenario, times_s)
     trial = config.model_copy(
         update={
             "scenarios": [load],
@@ -155,37 +70,18 @@ def calibrate(
         cpu_s=sum(float(check["cpu_s"]) for check in checks) + parse_s,
         busy_share=busy,
     )
-    return replace(found, tls=tls)
+    return found.model_copy(update={"tls": tls})
 
 
-def _load(scenario: Scenario, trace_s: Sequence[float]) -> Scenario:
-    """The same load, briefly: about LOAD_S of it, warm-up not needed."""
+def _load(scenario: Scenario, times_s: Sequence[float]) -> Scenario:
+    """Return the same load for about LOAD_S, without warm-up."""
     if scenario.concurrency is not None:
         request_s = TTFT_S + ITL_S * (NUM_TOKENS - 1)
         rounds = math.ceil(LOAD_S / request_s)
         num = min(max(rounds * scenario.concurrency, 20), MAX_REQUESTS)
         return Scenario(name="calibration", concurrency=scenario.concurrency, num_requests=num)
-    if scenario.arrival == "burst":
-        num = min(scenario.num_requests or 100, MAX_REQUESTS)
-        return Scenario(name="calibration", arrival="burst", num_requests=num)
-    if scenario.rate_rps is None:
-        times = np.sort(np.asarray(trace_s, np.float64))
-        ends = np.searchsorted(times, times + 1.0)
-        top = float(np.max(ends - np.arange(len(times)), initial=1))
-    else:
-        top = max(scenario.rate_rps, scenario.rate_end_rps or 0.0)
-    # A slow schedule is not worth waiting for: at least ten requests a second.
-    rate_rps = max(top, 10.0)
-    num = min(max(math.ceil(rate_rps * LOAD_S), 10), MAX_REQUESTS)
-    if scenario.arrival in ("constant", "gamma"):
-        return Scenario(
-            name="calibration",
-            arrival=scenario.arrival,
-            burstiness=scenario.burstiness,
-            rate_rps=rate_rps,
-            num_requests=num,
-        )
-    return Scenario(name="calibration", rate_rps=rate_rps, num_requests=num)
+    short = brief(scenario, times_s, duration_s=LOAD_S, max_requests=MAX_REQUESTS)
+    return Scenario.model_validate({"name": "calibration", **short})
 
 
 def compare_with_truth(
@@ -196,25 +92,11 @@ def compare_with_truth(
     cpu_s: float,
     busy_share: float,
 ) -> Calibration:
-    """The client's records against the server's, request by request."""
-    problems = []
+    """Compare the client's records with the server's, request by request."""
     by_index = {int(truth["request_id"]): truth for truth in truths}
     ok = records.select(records.state == SUCCEEDED)
-    if len(ok) != len(records) or len(by_index) != len(records):
-        problems.append(
-            f"{len(records)} requests: {len(ok)} succeeded, the server saw {len(by_index)}"
-        )
     true_tokens = sum(int(truth["num_tokens"]) for truth in truths)
-    if int(np.nansum(ok.tokens)) != true_tokens or int(np.sum(ok.num_events)) != true_tokens:
-        problems.append(
-            f"the server sent {true_tokens} tokens, the client counted "
-            f"{int(np.nansum(ok.tokens))} by usage and {int(np.sum(ok.num_events))} by events"
-        )
-    if busy_share > MAX_BUSY_SHARE:
-        problems.append(
-            f"a client process was busy {busy_share:.0%} of the time at this load, at most "
-            f"{MAX_BUSY_SHARE:.0%} leaves headroom: use more num_workers"
-        )
+    problems = _problems(records, ok, len(by_index), true_tokens, busy_share)
     whole = [
         by_index[int(index)]
         for index in ok.index
@@ -222,9 +104,18 @@ def compare_with_truth(
     ]
     if not whole:
         return Calibration(
-            len(records), scenario.concurrency, scenario.rate_rps, None, None, None, None, None,
-            0.0, busy_share, [*problems, "no request came back whole"],
-        )  # fmt: skip
+            num_requests=len(records),
+            num_streams=scenario.concurrency,
+            rate_rps=scenario.rate_rps,
+            ttft_bias_p50_s=None,
+            ttft_bias_p90_s=None,
+            ttft_bias_p99_s=None,
+            tpot_bias_p50_s=None,
+            true_ttft_p50_s=None,
+            cpu_s_per_1000_tokens=0.0,
+            busy_share=busy_share,
+            problems=[*problems, "no request came back whole"],
+        )
     true_ttft = np.array([(t["token_write_ns"][0] - t["received_ns"]) / 1e9 for t in whole])
     true_tpot = np.array(
         [
@@ -250,3 +141,23 @@ def compare_with_truth(
         busy_share=busy_share,
         problems=problems,
     )
+
+
+def _problems(
+    records: Records, ok: Records, num_seen: int, true_tokens: int, busy_share: float
+) -> list[str]:
+    """Return lost requests, miscounted tokens and missing headroom."""
+    problems = []
+    if len(ok) != len(records) or num_seen != len(records):
+        problems.append(f"{len(records)} requests: {len(ok)} succeeded, the server saw {num_seen}")
+    if int(np.nansum(ok.tokens)) != true_tokens or int(np.sum(ok.num_events)) != true_tokens:
+        problems.append(
+            f"the server sent {true_tokens} tokens, the client counted "
+            f"{int(np.nansum(ok.tokens))} by usage and {int(np.sum(ok.num_events))} by events"
+        )
+    if busy_share > MAX_BUSY_SHARE:
+        problems.append(
+            f"a client process was busy {busy_share:.0%} of the time at this load; at most "
+            f"{MAX_BUSY_SHARE:.0%} leaves headroom: raise num_workers"
+        )
+    return problems

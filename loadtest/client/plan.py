@@ -1,25 +1,17 @@
-"""What a client process is told, and the records it gives back. Pure; plain JSON and npz."""
+"""What a client process is told: the requests of one scenario. Pure; plain JSON."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-SUCCEEDED, FAILED, UNFINISHED = 0, 1, 2
-
-Seconds = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The requests of one scenario, as every client process of it is given them.
+    """The requests of one scenario, as each of its client processes is given them.
 
-    Process i of W sends the requests whose index modulo W is i; one of W or above, where pods have
-    more processes than a closed loop has streams, sends none.
+    Process i of W sends the requests whose index modulo W is i. A process with i >= W sends none:
+    load pods can have more processes than a closed loop has streams.
     """
 
     host: str
@@ -44,9 +36,9 @@ class Plan:
     num_workers: int
     worker: int
     num_connections: int
-    """Opened before the start, by this process."""
+    """Connections that this process opens before the start."""
     ca_file: str | None = None
-    """Certificates to trust, beside the system's."""
+    """A file of certificates to trust, next to the system's."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,76 +46,3 @@ class Plan:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
         return cls(**value)
-
-
-@dataclass(frozen=True)
-class Records:
-    """One row per request. Times are seconds from the start of the schedule, NaN where it never
-    happened; counts are NaN where they are not known."""
-
-    index: NDArray[np.int64]
-    warmup: NDArray[np.bool_]
-    state: NDArray[np.uint8]
-    """SUCCEEDED, FAILED or UNFINISHED."""
-    error: NDArray[np.str_]
-    """Class of failure; empty for the succeeded."""
-    intended_s: Seconds
-    sent_s: Seconds
-    """When the last bytes of the request were given to the kernel."""
-    first_byte_s: Seconds
-    first_token_s: Seconds
-    last_token_s: Seconds
-    """The last event with a token or the finish reason."""
-    end_s: Seconds
-    """The last byte of the response, or the moment of failure."""
-    tokens: Seconds
-    """Output tokens by the server's usage."""
-    first_tokens: Seconds
-    """Tokens in the first token event: 1 where events hold one each, NaN where not known."""
-    prompt_tokens: Seconds
-    cached_tokens: Seconds
-    retry_after_s: Seconds
-    merged_events: NDArray[np.int64]
-    """Token events that came in one read with the one before."""
-    num_events: NDArray[np.int64]
-    """Token events; those of request i are `event_s[sum(num_events[:i]):][:num_events[i]]`."""
-    event_s: Seconds
-    event_tokens: Seconds
-    """Tokens of each event, where the server says; else the request's tokens shared evenly."""
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def save(self, path: Path) -> None:
-        np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Records:
-        with np.load(path, allow_pickle=False) as columns:
-            return cls(**{field.name: columns[field.name] for field in fields(cls)})
-
-    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Records:
-        """The rows of a mask, or of indices in their order, with their events."""
-        if rows.dtype == np.bool_:
-            rows = np.flatnonzero(rows)
-        starts = np.concatenate(([0], np.cumsum(self.num_events)))
-        spans = [np.arange(starts[row], starts[row + 1]) for row in rows]
-        events = np.concatenate(spans) if spans else np.zeros(0, np.int64)
-        by_event = ("event_s", "event_tokens")
-        return Records(
-            **{
-                field.name: getattr(self, field.name)[events if field.name in by_event else rows]
-                for field in fields(self)
-            }
-        )
-
-
-def merge_records(parts: list[Records]) -> Records:
-    """The records of several client processes as one, ordered by index."""
-    joined = Records(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(Records)
-        }
-    )
-    return joined.select(np.argsort(joined.index, kind="stable"))

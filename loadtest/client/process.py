@@ -28,7 +28,8 @@ import uvloop
 from loadtest.client.client import Client
 from loadtest.client.connection import Request, receive_times
 from loadtest.client.host import end_with_parent
-from loadtest.client.plan import FAILED, SUCCEEDED, UNFINISHED, Plan, Records
+from loadtest.client.plan import Plan
+from loadtest.client.records import FAILED, SUCCEEDED, UNFINISHED, Records
 from loadtest.client.self_check import Lags, self_check_document
 from loadtest.client.sse import Answer, parse_response
 

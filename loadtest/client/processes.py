@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.client.plan import Plan, Records, merge_records
+from loadtest.client.plan import Plan
+from loadtest.client.records import Records, join_records
 from tuneline.core.errors import ConfigError, ServerError
 
 COUNTERS_BYTES = 4 * 8
@@ -134,7 +135,7 @@ def run_workers(
             for descriptor in descriptors:
                 os.close(descriptor)
         return Measured(
-            merge_records([Records.load(out / f"records-{number}.npz") for number in numbers]),
+            join_records([Records.load(out / f"records-{number}.npz") for number in numbers]),
             [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers],
             start_unix_s,
             ended_early,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from loadtest.client.probe import MAX_PAGE_BYTES, get
+from loadtest.report.schema import Reconciliation
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.vllm_metrics import vllm_metric
@@ -47,7 +47,7 @@ class Scrape:
 
 
 def parse(text: str) -> Scrape:
-    """Prometheus text format; histograms keep `_sum` and `_count` alone."""
+    """Read the Prometheus text format; a histogram keeps only its `_sum` and `_count`."""
     values: dict[str, float] = {}
     for line in text.splitlines():
         match = SAMPLE.match(line)
@@ -61,7 +61,7 @@ def parse(text: str) -> Scrape:
 
 
 def scrape(endpoint: Endpoint) -> Scrape | None:
-    """What `/metrics` beside `/v1` says now; None where there is no such page."""
+    """Return what `/metrics` next to `/v1` says now; None where there is no such page."""
     path = urlsplit(endpoint.url).path.rstrip("/").removesuffix("/v1") + "/metrics"
     try:
         status, body, _ = get(endpoint.url, path, endpoint.api_key, max_bytes=MAX_PAGE_BYTES)
@@ -72,7 +72,7 @@ def scrape(endpoint: Endpoint) -> Scrape | None:
 
 
 def settled_scrape(endpoint: Endpoint, before: Scrape, num_tokens: float) -> Scrape | None:
-    """A scrape after the run, once the server has counted what it sent, or after SETTLE_S."""
+    """Scrape after the run, once the server has counted its tokens, or after SETTLE_S."""
     deadline_s = time.monotonic() + SETTLE_S
     while True:
         after = scrape(endpoint)
@@ -90,7 +90,7 @@ def _delta(before: Scrape, after: Scrape, name: str) -> float:
 
 
 def deltas(before: Scrape, after: Scrape) -> dict[str, float | None]:
-    """Counts over the window, and means of its histograms."""
+    """Return the counts over the window, and the means of its histograms."""
     found: dict[str, float | None] = {
         name: _delta(before, after, metric) for name, metric in COUNTERS.items()
     }
@@ -107,11 +107,11 @@ def deltas(before: Scrape, after: Scrape) -> dict[str, float | None]:
 
 def reconcile(
     server: dict[str, float | None], client: dict[str, float | None]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of client and server figures, and warnings where they differ by more than a tenth.
+) -> tuple[list[Reconciliation], list[str]]:
+    """Return rows of client and server figures, and warnings where they differ by over a tenth.
 
     Args:
-        server: Of `deltas`.
+        server: The result of `deltas`.
         client: `generation_tokens`, `mean_ttft_s` and `mean_e2e_s` over all requests sent,
             warm-up included, from the sent time.
     """
@@ -121,7 +121,7 @@ def reconcile(
         if seen is None or said is None:
             continue
         share = (seen - said) / said if said else None
-        rows.append({"name": name, "unit": unit, "client": seen, "server": said, "share": share})
+        rows.append(Reconciliation(name=name, unit=unit, client=seen, server=said, share=share))
         if share is not None and abs(share) > MAX_DIFFERENCE:
             warnings.append(
                 f"{name}: {seen:.4g} {unit} by the client, {said:.4g} by the server "

@@ -1,9 +1,9 @@
-"""Load pods that find one another in a folder they share: they begin together and leave one report.
+"""Load pods that meet in a shared folder, begin together and leave one report.
 
 DIR/ready-K     pod K has calibrated and waits
-DIR/start       when all begin, in seconds since 1970, as pod 0 set it
-DIR/shard-K     what pod K measured
-DIR/report      the report of all, which pod 0 merges
+DIR/start       when all pods begin, in seconds since 1970, as pod 0 sets it
+DIR/shard-K     the measurement of pod K
+DIR/report      the report of all pods, which pod 0 joins
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.config import LoadTestConfig
-from loadtest.shards.join import merge_shards, run_shard
+from loadtest.shards.join import join_shards
+from loadtest.shards.shard import run_shard
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, MissingError
@@ -22,7 +23,7 @@ from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
 
 LEAD_S = 15.0
-"""From the last pod being ready to the start: in this time every pod has to read it."""
+"""From the moment the last pod is ready to the start: in this time every pod reads the start."""
 
 PATIENCE_S = 600.0
 """How long pods wait for one another; scheduling and pulling an image take minutes."""
@@ -40,25 +41,26 @@ def run_together(
     num_shards: int,
     patience_s: float = PATIENCE_S,
 ) -> Artifact:
-    """Run one pod's share beside the others, and on pod 0 merge what all of them measured.
+    """Run one pod's share with the others, and on pod 0 join the shards of all.
 
     Args:
-        folder: The same on every pod, on a volume that all of them mount; empty at first.
-        patience_s: How long to wait for the others, to begin and to end.
+        folder: On a volume that all pods mount; empty at first.
+        patience_s: How long to wait for the others at the begin and at the end.
 
     Returns:
-        On pod 0 the load report of all, else this pod's shard.
+        On pod 0 the load report of all pods, else this pod's shard.
 
     Raises:
         ArtifactError: The folder was used by an earlier load test.
         MissingError: A pod did not come, or did not end.
-        ConfigError, ServerError: As of `run_shard`.
+        ConfigError, ServerError: See `run_shard`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ready = folder / f"ready-{shard}"
     if ready.exists() or (folder / "start").exists():
         raise ArtifactError(
-            f"{folder}: was used by an earlier load test", hint="Give each its own folder."
+            f"{folder}: was used by an earlier load test",
+            hint="Give each load test its own folder.",
         )
     start = functools.partial(_agree, folder, shard, num_shards, patience_s)
     made = run_shard(
@@ -74,11 +76,11 @@ def run_together(
         return made
     names = [f"shard-{number}" for number in range(num_shards)]
     _wait(folder, shard, names, patience_s, "end")
-    return merge_shards([folder / name for name in names], folder / "report")
+    return join_shards([folder / name for name in names], folder / "report")
 
 
 def _agree(folder: Path, shard: int, num_shards: int, patience_s: float) -> float:
-    """Say that this pod is ready, and learn when all begin."""
+    """Say that this pod is ready, and return when all pods begin."""
     ready = folder / f"ready-{shard}"
     start = folder / "start"
     ready.touch()
@@ -93,22 +95,22 @@ def _agree(folder: Path, shard: int, num_shards: int, patience_s: float) -> floa
             _wait(folder, shard, ["start"], patience_s, "come")
         return float(start.read_text(encoding="utf-8"))
     except BaseException:
-        ready.unlink(missing_ok=True)  # nobody shall count on this pod
+        ready.unlink(missing_ok=True)  # the others must not count on this pod
         raise
 
 
 def _wait(folder: Path, shard: int, names: Sequence[str], patience_s: float, what: str) -> None:
-    """Until all of these are in the folder.
+    """Wait until all names are in the folder.
 
     Raises:
-        MissingError: After `patience_s` one still is not.
+        MissingError: A name is still missing after `patience_s`.
     """
     ends_s = time.monotonic() + patience_s
     look = folder / f".look-{shard}"
     said = False
     while True:
-        # A network file system may answer from memory that a name is not there, until the folder
-        # changes: so it is changed.
+        # A network file system may answer from a cache that a name is missing, until the folder
+        # changes. So change the folder.
         look.touch()
         look.unlink()
         missing = [name for name in names if not (folder / name).exists()]

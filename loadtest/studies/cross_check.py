@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.client.plan import SUCCEEDED
-from loadtest.client.planning import make_plan
+from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
+from loadtest.client.records import SUCCEEDED
 from loadtest.config import LoadTestConfig, Scenario
+from loadtest.measure import judged
 from loadtest.report.build import Result
-from loadtest.run import judged
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.messages import Messages
@@ -27,7 +27,7 @@ from tuneline.core.openai_client import async_openai_client
 
 
 @dataclass(frozen=True)
-class OpenAICheck:
+class CrossCheck:
     """Both clients over one schedule."""
 
     num_requests: int
@@ -42,13 +42,13 @@ class OpenAICheck:
     """Ours."""
 
 
-def openai_check(
+def cross_check(
     config: LoadTestConfig,
     scenario: Scenario,
     endpoint: Endpoint,
     *,
     prompts: Sequence[Messages],
-) -> OpenAICheck:
+) -> CrossCheck:
     """Run one open-loop scenario with our client, then with the openai client.
 
     Raises:
@@ -105,7 +105,7 @@ def openai_check(
         answer is not None and ours.get(index) == answer[1] for index, answer in enumerate(answers)
     )
     ok = result.records.select(result.records.state == SUCCEEDED)
-    return OpenAICheck(
+    return CrossCheck(
         num_requests=len(answers),
         num_succeeded=len(seen),
         num_equal_tokens=equal,

@@ -72,7 +72,7 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
         NotAnArtifactError: The run's model is not made yet.
         ServerError: The server does not start.
     """
-    from loadtest.run import read_prompts
+    from loadtest import read_prompts
     from tuneline.pipeline.plan import current
     from tuneline.pipeline.stage import DATASET
     from tuneline.pipeline.stages import heldout_prompts

@@ -61,7 +61,7 @@ def loadtest_run(
     ] = None,
     gather: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Or: a folder that all shards share; 0 merges."),
+        typer.Option(metavar="DIR", help="Or: a folder that all shards share; pod 0 joins them."),
     ] = None,
     out: Out = None,
     overrides: Overrides = None,
@@ -86,7 +86,7 @@ def loadtest_run(
         run = open_run(run_file, overrides, runs_dir)
         run_stages(run, stage_names(run, kind="load-report"), as_json=as_json)
         return
-    from loadtest.run import run_loadtest
+    from loadtest import run_loadtest
     from tuneline.core.verdict import require_verdict
 
     _check_share(shard, start_at, gather, out)
@@ -120,8 +120,7 @@ def _check_share(
 
 def _run_share(target: LoadTarget, shard: str, start_at: float | None, out: Path) -> Artifact:
     """Send one share at the given start, or at the start that the shares agree on in `out`."""
-    from loadtest.shards.join import run_shard
-    from loadtest.shards.rendezvous import run_together
+    from loadtest import run_shard, run_together
 
     number, total = _shard(shard)
     send: Callable[..., Artifact] = run_together

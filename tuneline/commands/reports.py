@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -34,10 +33,10 @@ def join(
     as_json: AsJson = False,
 ) -> None:
     """Join the shards of several load pods into one report."""
-    from loadtest.shards.join import merge_shards
+    from loadtest import join_shards
     from tuneline.core.verdict import require_verdict
 
-    report = merge_shards(shards, required(out, "--out"))
+    report = join_shards(shards, required(out, "--out"))
     emit_artifact(report, as_json)
     require_verdict(report)
 
@@ -51,8 +50,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Print a load report as a table, JSON, CSV, vLLM's benchmark JSON or Prometheus text."""
-    from loadtest.report.formats import csv_text, prometheus_text, vllm_documents
-    from loadtest.report.terminal import lines
+    from loadtest import report_text
     from tuneline.core.artifact import cannot_write, open_artifact
 
     if as_json:
@@ -62,16 +60,7 @@ def report(
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: a directory; expected a file")
     artifact = open_artifact(directory, kind="load-report")
-    if form is Form.csv:
-        text = csv_text(artifact)
-    elif form is Form.prometheus:
-        text = prometheus_text(artifact)
-    elif form is Form.vllm:
-        text = json.dumps(vllm_documents(artifact), indent=2) + "\n"
-    else:
-        text = (artifact.path / "report.json").read_text(encoding="utf-8")
-        if form is Form.table:
-            text = "".join(f"{line}\n" for line in lines(json.loads(text)))
+    text = report_text(artifact, form)
     if out is None:
         print(text, end="")
         return

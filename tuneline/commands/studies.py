@@ -54,10 +54,9 @@ def search(
 ) -> None:
     """Find the highest rate at which every objective holds.
 
-    RUN.yaml has the objectives, or: --set loadtest.slo.ttft_p90_s=0.5
+    RUN.yaml has the objectives, or: --set loadtest.slo.ttft_s.p90=0.5
     """
-    from loadtest.studies.search import require_objective
-    from loadtest.studies.search import search as search_rate
+    from loadtest import require_objective, search_rate
     from tuneline.core.verdict import require_verdict
 
     chosen = Chosen(
@@ -99,7 +98,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Measure several rates and draw latency and throughput against them."""
-    from loadtest.studies.search import sweep as sweep_rates
+    from loadtest import sweep_rates
     from tuneline.core.verdict import require_verdict
 
     text = required(rates, "--rates")
@@ -157,8 +156,7 @@ def compare(
     Two URLs are measured in turns on one schedule; two reports of equal plans are compared request
     by request.
     """
-    from loadtest.studies.compare import compare as compare_endpoints
-    from loadtest.studies.compare import compare_reports
+    from loadtest import compare_endpoints, compare_reports
     from tuneline.core.verdict import require_verdict
 
     found: Artifact
@@ -207,24 +205,17 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Measure what the client itself adds, against a bundled server of known delays."""
-    from loadtest.calibration.calibrate import calibrate as calibrate_load
-    from loadtest.judging.verdict import calibration_problems, lag_budget_s
-    from loadtest.report.terminal import calibration_lines
+    from loadtest import calibrate_client, calibration_lines
 
     quick = {"rate_rps": rate, "concurrency": concurrency}
     config = Chosen(run_file, overrides, runs_dir, quick=quick).config()
-    found = {one.name: calibrate_load(config, one, tls=tls) for one in config.scenarios}
-    document = {name: dataclasses.asdict(one) for name, one in found.items()}
-    lines = [line for name, one in document.items() for line in (name, *calibration_lines(one))]
+    found, problems = calibrate_client(config, tls=tls)
+    document = {name: one.model_dump() for name, one in found.items()}
+    lines = [line for name, one in found.items() for line in (name, *calibration_lines(one))]
     emit(document, lines, as_json)
-    budget_s = {s.name: lag_budget_s(config, s.slo or config.slo) for s in config.scenarios}
-    problems = [
-        f"  {name}: {problem}"
-        for name, one in found.items()
-        for problem in calibration_problems(one, budget_s[name])
-    ]
     if problems:
-        raise InvalidError("the client is not fit for this load\n" + "\n".join(problems))
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise InvalidError(f"the client is not fit for this load\n{listed}")
 
 
 def cross_check(
@@ -241,7 +232,7 @@ def cross_check(
     as_json: AsJson = False,
 ) -> None:
     """Send one open-loop schedule with the openai client too, and compare what both saw."""
-    from loadtest.studies.cross_check import openai_check
+    from loadtest import cross_check as check_with_openai
 
     quick = {"rate_rps": rate, "num_requests": requests, "max_tokens": max_tokens}
     chosen = Chosen(run_file, overrides, runs_dir, url, model, api_key_env, prompts, quick)
@@ -256,7 +247,7 @@ def cross_check(
             hint="Try: --set loadtest.workload.source=prompts",
         )
     with load_target(chosen) as target:
-        found = openai_check(target.config, scenario, target.endpoint, prompts=target.prompts)
+        found = check_with_openai(target.config, scenario, target.endpoint, prompts=target.prompts)
     document = {
         field.name: getattr(found, field.name)
         for field in dataclasses.fields(found)

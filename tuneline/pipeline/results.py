@@ -57,10 +57,10 @@ def results(done: Done) -> list[str]:
         lines.append("\nIs it the trained model? (log-probability differences in nats)")
         lines += [f"  {line}" for line in ladder_lines(proofs)]
     for load in of_kind(done, "load-report"):
-        from loadtest.report.terminal import lines as load_lines
+        from loadtest import read_report, report_lines
 
-        report = json.loads(payload_path(load).read_text(encoding="utf-8"))
-        lines += ["\nUnder load", *(f"  {line}" for line in load_lines(report))]
+        report = read_report(load.path)
+        lines += ["\nUnder load", *(f"  {line}" for line in report_lines(report))]
     lines += [f"\n{stage.name}: {artifact.path}" for stage, artifact in done[-1:]]
     return lines
 

@@ -108,7 +108,7 @@ def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
 
 
 def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
-    from loadtest.run import run_loadtest
+    from loadtest import run_loadtest
 
     return run_loadtest(
         loadtest_config(line.run),
@@ -193,7 +193,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
         Stage(
             "loadtest", "Load-test the endpoint", "served", "load-report",
             (serving, config.loadtest), (DATASET, served_by), _loadtest,
-            inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
+            inputs=loadtest_inputs, prepare=(_require_server, _require_workload), version=2,
         ),
     ]  # fmt: skip
 

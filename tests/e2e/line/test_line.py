@@ -129,10 +129,10 @@ def test_a_second_up_does_nothing_quickly(stages: dict[str, dict[str, Any]], run
 
 
 def test_an_slo_that_is_not_met_exits_with_6(stages: dict[str, dict[str, Any]], runs: Path) -> None:
-    done = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_p50_s=0.0001")
+    done = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_s.p50=0.0001")
     assert done.returncode == 6, done.stderr
     assert "FAIL" in done.stderr
-    again = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_p50_s=0.0001")
+    again = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_s.p50=0.0001")
     assert again.returncode == 6, "a verdict on disk still counts"
 
 

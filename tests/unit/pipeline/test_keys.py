@@ -27,8 +27,7 @@ ALL_BUT_DATASET = (
 )  # fmt: skip
 TOLERANCES = """min_greedy_agreement min_token_agreement max_logprob_difference
     mean_logprob_difference mean_kl max_accuracy_drop"""
-SLO_FIELDS = """ttft_p50_s ttft_p90_s ttft_p99_s tpot_p50_s tpot_p90_s tpot_p99_s e2e_p50_s
-    e2e_p90_s e2e_p99_s max_error_rate min_request_throughput_rps min_output_throughput_tps
+SLO_FIELDS = """ttft_s tpot_s worst_gap_s e2e_s max_error_rate min_request_throughput_rps min_output_throughput_tps
     goodput_ttft_s
     goodput_tpot_s goodput_e2e_s min_goodput_rps min_goodput_share"""
 LENGTH = "distribution mean stddev min max"

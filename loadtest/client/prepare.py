@@ -1,0 +1,165 @@
+"""From a scenario to the plan that client processes are given. Pure, except for a workload file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from loadtest.arrivals import peak_rps
+from loadtest.arrivals.schedule import arrival_times
+from loadtest.client.plan import Plan
+from loadtest.client.records import UNFINISHED, Records, join_records
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.workload.build import Workload, build_workload
+from tuneline.core.artifact import canonical_digest
+from tuneline.core.endpoint import Endpoint, split_url
+from tuneline.core.errors import ConfigError
+from tuneline.core.messages import Messages
+from tuneline.core.progress import logger
+
+MAX_CONNECTIONS = 4096
+
+
+def make_plan(
+    config: LoadTestConfig,
+    scenario: Scenario,
+    endpoint: Endpoint,
+    prompts: Sequence[Messages],
+    *,
+    seed: int,
+    permutation_seed: int | None = None,
+    is_shard: bool = False,
+) -> tuple[Plan, Workload]:
+    """Return everything that the client processes need, computed before the start.
+
+    Args:
+        permutation_seed, is_shard: See `build_workload`.
+
+    Raises:
+        ConfigError: There is nothing to send.
+        DataError: A workload file cannot be used.
+    """
+    workload = build_workload(
+        config,
+        endpoint.model,
+        prompts,
+        seed=seed,
+        num_requests=_count_known(scenario, config.num_warmup_requests),
+        permutation_seed=permutation_seed,
+        is_shard=is_shard,
+    )
+    # In a closed loop, a process without a stream would leave its requests unsent.
+    num_workers = min(config.num_workers, scenario.concurrency or config.num_workers)
+    arrivals = num_requests = None
+    if scenario.concurrency is None:
+        arrivals = _arrivals(config, scenario, workload, seed)
+        num_connections = _open_loop_connections(scenario, len(arrivals), num_workers)
+    else:
+        num_connections = -(-scenario.concurrency // num_workers)
+        if scenario.num_requests is not None:
+            num_requests = config.num_warmup_requests + scenario.num_requests
+    url = split_url(endpoint.url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    host = f"[{url.hostname}]" if ":" in str(url.hostname) else url.hostname
+    plan = Plan(
+        host=str(url.hostname),
+        port=port,
+        tls=url.scheme == "https",
+        head=(
+            f"POST {url.path.rstrip('/')}/{workload.path} HTTP/1.1\r\n"
+            f"Host: {host}:{port}\r\n"
+            "User-Agent: tuneline\r\nAccept: text/event-stream\r\nAccept-Encoding: identity\r\n"
+            "Content-Type: application/json\r\nX-Request-Id: "
+        ),
+        bodies=workload.bodies,
+        body_of=list(range(len(workload.bodies))),
+        num_warmup_requests=config.num_warmup_requests,
+        arrivals_s=arrivals,
+        concurrency=scenario.concurrency,
+        num_requests=num_requests,
+        duration_s=scenario.duration_s if arrivals is None else None,
+        timeout_s=config.timeout_s,
+        num_workers=num_workers,
+        worker=0,
+        num_connections=min(num_connections, MAX_CONNECTIONS),
+    )
+    return plan, workload
+
+
+def _count_known(scenario: Scenario, num_warmup: int) -> int | None:
+    """Return how many requests the scenario sends, or more; None where only the server decides."""
+    if scenario.num_requests is not None:
+        return num_warmup + scenario.num_requests
+    if scenario.concurrency is None and scenario.duration_s is not None:
+        top = peak_rps(scenario)
+        if top is not None:
+            return num_warmup + math.ceil(1.5 * top * scenario.duration_s) + 10
+    return None
+
+
+def _arrivals(
+    config: LoadTestConfig, scenario: Scenario, workload: Workload, seed: int
+) -> list[float]:
+    """Return the arrival times of an open loop.
+
+    Raises:
+        ConfigError: No arrival is left after warm-up.
+    """
+    num_warmup = config.num_warmup_requests
+    times = arrival_times(
+        scenario, num_warmup_requests=num_warmup, seed=seed, trace_s=workload.trace_s
+    )
+    if scenario.num_requests is not None and len(times) < num_warmup + scenario.num_requests:
+        logger.warning(
+            "%s: the trace holds %d requests, %d of them after warm-up; %d were asked for",
+            scenario.name, len(times), len(times) - num_warmup, scenario.num_requests,
+        )  # fmt: skip
+    if len(times) <= num_warmup:
+        raise ConfigError(f"scenario {scenario.name}: no arrival is left after warm-up")
+    return [float(time) for time in times]
+
+
+def plan_digest(plan: Plan, workload: Workload) -> str:
+    """Return a digest that is equal for runs that ask the same at the same times."""
+    return canonical_digest(
+        [
+            workload.digest, plan.arrivals_s, plan.concurrency, plan.num_requests,
+            plan.duration_s, plan.num_warmup_requests, plan.timeout_s,
+        ]
+    )  # fmt: skip
+
+
+def _open_loop_connections(scenario: Scenario, num_requests: int, num_workers: int) -> int:
+    """Return connections for four seconds of arrivals; a longer queue opens more as it grows."""
+    top = peak_rps(scenario)
+    if top is None:
+        return -(-num_requests // num_workers)
+    return min(-(-num_requests // num_workers), max(16, math.ceil(4 * top)))
+
+
+def with_unsent(plan: Plan, records: Records) -> Records:
+    """Add an unfinished row for each request that was offered and never begun."""
+    offered = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)
+    missing = sorted(set(range(offered or 0)) - {int(index) for index in records.index})
+    if not missing:
+        return records
+    count = len(missing)
+    never, zero = np.full(count, np.nan), np.zeros(count, np.int64)
+    if plan.arrivals_s is None:
+        intended = never
+    else:
+        intended = np.array([plan.arrivals_s[index] for index in missing])
+    rows = Records(
+        index=np.array(missing, np.int64),
+        warmup=np.array(missing) < plan.num_warmup_requests,
+        state=np.full(count, UNFINISHED, np.uint8),
+        error=np.full(count, "", records.error.dtype),
+        intended_s=intended,
+        sent_s=never, first_byte_s=never, first_token_s=never, last_token_s=never, end_s=never,
+        tokens=never, first_tokens=never, prompt_tokens=never, cached_tokens=never,
+        retry_after_s=never, merged_events=zero, num_events=zero,
+        event_s=np.zeros(0), event_tokens=np.zeros(0),
+    )  # fmt: skip
+    return join_records([records, rows])

@@ -1,0 +1,89 @@
+"""What a client process gives back: one row per request. Pure; npz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUCCEEDED, FAILED, UNFINISHED = 0, 1, 2
+STATES = ("succeeded", "failed", "unfinished")
+
+Seconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Records:
+    """One row per request. Times are seconds from the start of the schedule, and NaN for an event
+    that never happened. Unknown counts are NaN."""
+
+    index: NDArray[np.int64]
+    warmup: NDArray[np.bool_]
+    state: NDArray[np.uint8]
+    """SUCCEEDED, FAILED or UNFINISHED."""
+    error: NDArray[np.str_]
+    """Class of failure; empty for a request that succeeded."""
+    intended_s: Seconds
+    sent_s: Seconds
+    """When the client gave the last bytes of the request to the kernel."""
+    first_byte_s: Seconds
+    first_token_s: Seconds
+    last_token_s: Seconds
+    """The last event with a token or the finish reason."""
+    end_s: Seconds
+    """The last byte of the response, or the moment of failure."""
+    tokens: Seconds
+    """Output tokens by the server's usage."""
+    first_tokens: Seconds
+    """Tokens in the first token event: 1 where events hold one each, NaN where not known."""
+    prompt_tokens: Seconds
+    cached_tokens: Seconds
+    retry_after_s: Seconds
+    merged_events: NDArray[np.int64]
+    """Token events that came in one read with the event before."""
+    num_events: NDArray[np.int64]
+    """Number of token events. Request i has `event_s[sum(num_events[:i]):][:num_events[i]]`."""
+    event_s: Seconds
+    event_tokens: Seconds
+    """Tokens of each event, where the server says; else the request's tokens shared evenly."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def save(self, path: Path) -> None:
+        """Write the columns as npz, without pickle."""
+        np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Records:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as columns:
+            return cls(**{field.name: columns[field.name] for field in fields(cls)})
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Records:
+        """Return the rows of a mask, or of indices in their order, with their events."""
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)
+        starts = np.concatenate(([0], np.cumsum(self.num_events)))
+        spans = [np.arange(starts[row], starts[row + 1]) for row in rows]
+        events = np.concatenate(spans) if spans else np.zeros(0, np.int64)
+        by_event = ("event_s", "event_tokens")
+        return Records(
+            **{
+                field.name: getattr(self, field.name)[events if field.name in by_event else rows]
+                for field in fields(self)
+            }
+        )
+
+
+def join_records(parts: list[Records]) -> Records:
+    """Join the records of several client processes, ordered by index."""
+    joined = Records(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(Records)
+        }
+    )
+    return joined.select(np.argsort(joined.index, kind="stable"))

@@ -1,0 +1,156 @@
+"""One scenario: calibrate the client, send the load, read the server's figures, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from loadtest.calibration.calibrate import calibrate
+from loadtest.client.plan import Plan
+from loadtest.client.prepare import make_plan, plan_digest, with_unsent
+from loadtest.client.processes import Counters, Measured, run_workers
+from loadtest.client.records import SUCCEEDED, Records
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.judging.client_figures import client_figures
+from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
+from loadtest.judging.statistics import statistics
+from loadtest.judging.verdict import judge
+from loadtest.report.build import Result
+from loadtest.report.schema import Calibration, Server
+from loadtest.workload.build import Workload
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.messages import Messages
+from tuneline.core.progress import progress
+
+GiveUp = Callable[[Counters], bool]
+
+
+def measure_scenario(
+    config: LoadTestConfig,
+    scenario: Scenario,
+    endpoint: Endpoint,
+    prompts: Sequence[Messages],
+    *,
+    seed: int,
+    give_up: GiveUp = lambda _: False,
+    permutation_seed: int | None = None,
+) -> Result:
+    """Calibrate, run one scenario, read the server's own figures, and judge.
+
+    Args:
+        config: Common options.
+        scenario: What to run.
+        endpoint: Where to.
+        prompts: For `workload.source: prompts`.
+        seed: Seed of the arrivals and the order.
+        give_up: Asked each second; True ends the run, and requests in flight stay unfinished.
+        permutation_seed: See `build_workload`.
+    """
+    plan, workload = make_plan(
+        config, scenario, endpoint, prompts, seed=seed, permutation_seed=permutation_seed
+    )
+    calibration = None
+    if config.calibrate:
+        calibration = calibrate(config, scenario, tls=plan.tls, times_s=plan.arrivals_s or ())
+    before = scrape(endpoint)
+    measured = run_plan(scenario.name, plan, endpoint.api_key, give_up)
+    server = None
+    if before is not None:
+        ok = measured.records.select(measured.records.state == SUCCEEDED)
+        after = settled_scrape(endpoint, before, float(np.nansum(ok.tokens)))
+        server = None if after is None else server_figures(before, after, measured.records)
+    return judged(config, scenario, plan, workload, measured, calibration, server)
+
+
+def run_plan(
+    label: str,
+    plan: Plan,
+    key: str | None,
+    give_up: GiveUp = lambda _: False,
+    *,
+    workers: range | None = None,
+    start: Callable[[], float] | None = None,
+) -> Measured:
+    """Run a plan, or the part of it that falls to `workers`, with a progress display."""
+    total = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)
+    with progress(f"load test {label}", total, "requests") as advance:
+
+        def watch(counters: Counters) -> bool:
+            advance(
+                counters.num_answered + counters.num_failed,
+                f"{counters.num_in_flight} in flight, {counters.num_answered} ok, "
+                f"{counters.num_failed} failed",
+            )
+            return give_up(counters)
+
+        return run_workers(plan, key, watch, workers=workers, start=start)
+
+
+def server_figures(before: Scrape, after: Scrape, records: Records) -> Server:
+    """Return the server's own figures between two scrapes, reconciled with all records."""
+    ok = records.select(records.state == SUCCEEDED)
+    figures = deltas(before, after)
+    client: dict[str, float | None] = {"generation_tokens": float(np.nansum(ok.tokens))}
+    if len(ok):
+        client["mean_ttft_s"] = float(np.mean(ok.first_token_s - ok.sent_s))
+        client["mean_e2e_s"] = float(np.mean(ok.last_token_s - ok.sent_s))
+    rows, warnings = reconcile(figures, client)
+    return Server(figures=figures, reconciliation=rows, warnings=warnings)
+
+
+def judged(
+    config: LoadTestConfig,
+    scenario: Scenario,
+    plan: Plan,
+    workload: Workload,
+    measured: Measured,
+    calibration: Calibration | None = None,
+    server: Server | None = None,
+) -> Result:
+    """Return the figures and the verdict of a measured scenario."""
+    records = with_unsent(plan, measured.records)
+    slo = scenario.slo or config.slo
+    bodies = [plan.body_of[int(index) % len(plan.body_of)] for index in records.index]
+    asked = np.array([workload.output_tokens[body] for body in bodies], np.float64)
+    stats = statistics(
+        records,
+        slo,
+        exact_tokens=asked if config.ignore_eos else None,
+        duration_s=scenario.duration_s,
+        ended_early=measured.ended_early,
+    )
+    client = client_figures(measured.workers, stats.send_lag)
+    examples: dict[str, list[str]] = {}
+    for worker in measured.workers:
+        for name, messages in worker["examples"].items():
+            examples[name] = (examples.get(name, []) + messages)[:3]
+    hit_rate = server.figures["prefix_hit_rate"] if server else None
+    if hit_rate is None and stats.tokens.num_cached_prompt_tokens is not None:
+        hit_rate = stats.tokens.num_cached_prompt_tokens / max(stats.tokens.num_prompt_tokens, 1)
+    judgement = judge(
+        config,
+        slo,
+        stats,
+        client,
+        open_loop=scenario.loop == "open",
+        calibration=calibration,
+        prefix_hit_rate=hit_rate,
+    )
+    if server is not None:
+        judgement = replace(judgement, warnings=judgement.warnings + server.warnings)
+    return Result(
+        scenario=scenario,
+        records=records,
+        stats=stats,
+        client=client,
+        judgement=judgement,
+        plan_digest=plan_digest(plan, workload),
+        models=[workload.models[body] for body in bodies],
+        calibration=calibration,
+        server=server,
+        examples=examples,
+        text_sample=[text for worker in measured.workers for text in worker["text_sample"]][:3],
+        start_unix_s=measured.start_unix_s,
+    )

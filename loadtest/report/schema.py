@@ -1,0 +1,343 @@
+"""`report.json` of a load test as types: the report is written from them and read through them.
+
+The docstring of a field is its description in docs/loadtest.md. Raise SCHEMA_VERSION when a key
+changes its name or its meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from loadtest.config import SLO, Scenario, WorkloadConfig
+from loadtest.percentiles import name_of
+from tuneline.core.artifact import Input
+from tuneline.core.verdict import Verdict
+
+SchemaVersion = Literal[3]
+SCHEMA_VERSION: SchemaVersion = 3
+REPORT_FILE = "report.json"
+
+Interval = tuple[float | None, float | None]
+"""95 % interval; a null bound is infinite."""
+
+
+class Part(BaseModel):
+    """A part of a document. An unknown key, a missing key and a number that is not finite are
+    errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Distribution(Part):
+    """Percentiles of one metric. Infinite values belong to failed requests."""
+
+    unit: str
+    n: int
+    """Number of values, failed requests included."""
+    mean_of_succeeded: float | None
+    max_of_succeeded: float | None
+    percentiles: dict[str, float | None]
+    """By name (`p50`); null where it is withheld."""
+    withheld: dict[str, str] = {}
+    """Why a percentile is null."""
+    ci95: dict[str, Interval] = {}
+    """95 % moving-block bootstrap interval of each percentile; a null bound is infinite."""
+    without_interval: dict[str, str] = {}
+    """Why a percentile has no interval."""
+
+    def at(self, q: float) -> float | None:
+        """Return a percentile; None where it is withheld or not reported."""
+        return self.percentiles.get(name_of(q))
+
+
+class Share(Part):
+    """A share of the requests."""
+
+    value: float
+    n: int
+    num_independent: float
+    """As how many independent requests they count: requests that overlap succeed and fail
+    together."""
+    ci95: tuple[float, float]
+    num_needed: int
+    """Requests that it takes to see their dependence; with fewer the interval may be too narrow."""
+
+
+class Throughput(Part):
+    """Rates over the window in which requests arrive, or over the whole run where that window is
+    shorter than a request."""
+
+    window: Literal["arrivals", "whole run"]
+    window_s: float
+    offered_rps: float | None
+    succeeded_rps: float | None
+    output_tokens_per_s: float | None
+    prompt_tokens_per_s: float | None
+    goodput_rps: float | None
+    """Requests per second that meet every goodput limit; null without such limits."""
+    goodput_share: float | None = None
+    """Requests that meet every goodput limit as a share of the offered requests."""
+    goodput_share_ci95: tuple[float, float] | None = None
+
+
+class Tokens(Part):
+    """Counts by the server's usage, and how they compare with the events."""
+
+    num_output_tokens: int
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int | None
+    num_events: int
+    num_without_usage: int
+    """Succeeded requests whose stream carries no usage."""
+    num_more_events_than_tokens: int
+    """Succeeded requests with more text events than tokens by usage: one of the two is wrong."""
+    num_wrong_length: int
+    """With `ignore_eos`: succeeded requests that do not have exactly `max_tokens` tokens."""
+    num_first_tokens_estimated: int
+    """Requests with several tokens per event and no count in each: their TPOT takes the mean."""
+    num_merged_events: int
+    """Events that came in one read with the event before, so that their gap reads as zero."""
+
+
+class Dispersion(Part):
+    """How a sequence of arrivals is spread in time."""
+
+    num_arrivals: int
+    rate_rps: float | None = None
+    """Gaps per second between the first and the last arrival."""
+    gap_cv: float | None = None
+    """Coefficient of variation of the gaps: 1 for Poisson, 0 for constant."""
+    index_of_dispersion: float | None = None
+    """Variance over mean of the counts in equal bins of ten expected arrivals: 1 for Poisson."""
+
+
+class SteadyState(Part):
+    """From when on a run is steady, and whether it grows without end."""
+
+    num_discarded: int
+    """Requests before the steady part; MSER-5 (White, Simulation 69, 1997)."""
+    from_s: float | None
+    """Intended time of the first steady request."""
+    found: bool
+    """False where MSER discards more than half: there is no steady part."""
+    growth: float | None
+    """What the latency grows by over the steady part, as a share of its median (least squares)."""
+    growing: bool
+    """The lower bound of the growth's 95 % interval is above 0.5: the queue does not settle."""
+
+
+class Objective(Part):
+    """One service level objective and its outcome."""
+
+    name: str
+    """The key in `slo`, such as `ttft_s.p90`."""
+    limit: float
+    measured: float | None
+    """Null where the value is infinite or withheld."""
+    unit: str
+    n: int
+    verdict: Verdict
+    reason: str
+    num_needed: int | None = None
+    """Values that a verdict needs at least, where too few are why it is INCONCLUSIVE."""
+
+
+class Calibration(Part):
+    """The client's figures minus the known server's own record of the same requests, seconds."""
+
+    num_requests: int
+    num_streams: int | None
+    """Streams of a closed loop."""
+    rate_rps: float | None
+    """Rate of an open loop."""
+    ttft_bias_p50_s: float | None
+    """Median by the client minus median by the server; null where no request came back whole."""
+    ttft_bias_p90_s: float | None
+    ttft_bias_p99_s: float | None
+    tpot_bias_p50_s: float | None
+    true_ttft_p50_s: float | None
+    cpu_s_per_1000_tokens: float
+    """CPU time of the client, with the parsing after the window."""
+    busy_share: float
+    """CPU time of the busiest client process over the window's length."""
+    problems: list[str]
+    """Lost requests, miscounted tokens, no headroom; empty where the client is fit."""
+    tls: bool = False
+    """Whether it was measured over TLS."""
+
+
+class Requests(Part):
+    """Every offered request has one of three ends: `offered = succeeded + failed + unfinished`."""
+
+    offered: int
+    succeeded: int
+    failed: int
+    unfinished: int
+    warmup: int
+    """Warm-up requests, which the other counts leave out."""
+    error_rate: float
+    """Failed and unfinished requests as a share of the offered requests."""
+    error_rate_ci95: tuple[float, float]
+
+
+class FailureClass(Part):
+    """Failures of one class."""
+
+    count: int
+    examples: list[str]
+    """Up to three messages."""
+
+
+class Arrivals(Part):
+    """The load that was scheduled and the load that was delivered."""
+
+    scheduled: Dispersion
+    delivered: Dispersion
+
+
+class ModelFigures(Part):
+    """Figures of one served name of a mix."""
+
+    offered: int
+    succeeded: int
+    ttft_s: Distribution
+    tpot_s: Distribution
+    e2e_s: Distribution
+
+
+class Client(Part):
+    """What the client knows of itself."""
+
+    num_workers: int
+    send_lag_s: Distribution
+    """How late requests were sent."""
+    loop_lag_s: Distribution
+    """How late the event loop was."""
+    read_lag_s: Distribution
+    """How long bytes waited in the kernel before the client read them."""
+    cpu_s: float
+    parse_cpu_s: float
+    num_reads: int
+    num_reads_kernel_clock: int
+    """Reads with a timestamp of the kernel."""
+    num_connects_in_window: int
+    """Requests that waited for a connection of their own."""
+    num_spares_opened: int
+    """Connections opened ahead of need after the start."""
+    num_resent: int
+    """Requests sent again because the server closed an idle connection."""
+    steal_share: float | None
+    """Share of the CPU time that the hypervisor gave to others."""
+    throttled_share: float | None
+    """Share of the time for which a CPU quota stopped the client."""
+    nice: int
+    """Scheduling priority."""
+
+
+class Reconciliation(Part):
+    """One figure by the client and by the server."""
+
+    name: str
+    unit: str
+    client: float
+    server: float
+    share: float | None
+    """Client minus server, over server."""
+
+
+class Server(Part):
+    """The server's own figures over the same window, from its `/metrics`."""
+
+    figures: dict[str, float | None]
+    reconciliation: list[Reconciliation]
+    warnings: list[str]
+
+
+class ScenarioReport(Part):
+    """One scenario, measured and judged."""
+
+    name: str
+    verdict: Verdict
+    problems: list[str]
+    """Why the verdict is not PASS."""
+    warnings: list[str]
+    config: Scenario
+    """The scenario as configured."""
+    plan_digest: str
+    """Equal for runs that ask the same at the same times."""
+    slo: SLO
+    """The objectives that were judged."""
+    objectives: list[Objective]
+    within: dict[str, Share]
+    """Per latency objective, the requests that keep to its limit."""
+    start_unix_s: float
+    """Wall-clock time of the start of the schedule, seconds since 1970."""
+    requests: Requests
+    errors: dict[str, FailureClass]
+    """Failures by class."""
+    retry_after_s: list[float]
+    """The `Retry-After` values that the server named."""
+    latency: dict[str, Distribution]
+    """By metric; docs/metrics.md defines the metrics."""
+    throughput: Throughput
+    tokens: Tokens
+    arrivals: Arrivals
+    mean_in_flight: float | None
+    """Requests in flight on average, by Little's law."""
+    steady_state: SteadyState
+    models: dict[str, ModelFigures] | None
+    """Figures per served name of a mix; null for a single name."""
+    client: Client
+    calibration: Calibration | None
+    """The client's bias at this load; null without calibration."""
+    server: Server | None
+    """The server's own figures; null where it shows none."""
+    text_sample: list[str]
+    """The first answers, shortened."""
+
+
+class EndpointReport(Part):
+    """What was measured."""
+
+    url: str
+    model: str
+    served_names: list[str]
+    artifact_name: str | None
+    """`name@digest12` of the served artifact, where the server has such a name."""
+    artifact_short_digest: str | None
+    server: str | None
+    """The `Server` header."""
+
+
+class WorkloadReport(WorkloadConfig):
+    """The workload section, with the common keys that decide what requests hold."""
+
+    max_tokens: int
+    ignore_eos: bool
+    extra_body: dict[str, Any]
+    seed: int
+
+
+class LoadReport(Part):
+    """`report.json` of an artifact of kind `load-report`."""
+
+    schema_version: SchemaVersion
+    verdict: Verdict
+    """The worst of the scenarios."""
+    problems: list[str]
+    """Why the verdict is not PASS."""
+    endpoint: EndpointReport
+    inputs: list[Input]
+    """The artifacts that the endpoint was known to serve."""
+    workload: WorkloadReport
+    scenarios: list[ScenarioReport]
+    environment: dict[str, Any]
+    """Python, libraries, hardware and git commit of the client."""
+
+    def scenario(self, name: str) -> ScenarioReport:
+        """Return the scenario of that name; it exists in every report that lists its records."""
+        return next(one for one in self.scenarios if one.name == name)

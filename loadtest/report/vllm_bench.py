@@ -1,0 +1,78 @@
+"""A load report with the keys of `vllm bench serve --save-result`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.client.records import SUCCEEDED, Records
+from loadtest.judging.latency import gaps_s
+from loadtest.report.files import records_of, report_of
+from loadtest.report.schema import LoadReport, ScenarioReport
+from tuneline.core.artifact import Artifact
+
+
+def vllm_documents(artifact: Artifact) -> list[dict[str, Any]]:
+    """Return per scenario the keys that `vllm bench serve --save-result` writes.
+
+    The definitions are those of vLLM's bench and differ from this report's: failed requests are
+    left out, latencies count from the sent time, rates are over the whole run, and TPOT divides by
+    N - 1. The percentile is always p99, as that tool's default is.
+    """
+    report = report_of(artifact)
+    return [
+        _scenario(report, report.scenario(name), records)
+        for name, records in records_of(artifact, report)
+    ]
+
+
+def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) -> dict[str, Any]:
+    measured = records.select(~records.warmup)
+    ok = measured.select(measured.state == SUCCEEDED)
+    config = scenario.config
+    duration_s = float(np.nanmax(measured.end_s) - np.nanmin(measured.sent_s))
+    num_in, num_out = int(np.nansum(ok.prompt_tokens)), int(np.nansum(ok.tokens))
+    e2e = ok.last_token_s - ok.sent_s
+    ttft = ok.first_token_s - ok.sent_s
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot = np.where(ok.tokens > 1, (e2e - ttft) / (ok.tokens - 1), np.nan)
+    values = {"ttft": ttft, "tpot": tpot[~np.isnan(tpot)], "itl": gaps_s(ok), "e2el": e2e}
+    return {
+        "date": datetime.fromtimestamp(scenario.start_unix_s, UTC).strftime("%Y%m%d-%H%M%S"),
+        "backend": "openai-chat",
+        "endpoint_type": "openai-chat",
+        "label": scenario.name,
+        "model_id": report.endpoint.model,
+        "tokenizer_id": None,
+        "num_prompts": len(measured),
+        "request_rate": "inf" if config.rate_rps is None else config.rate_rps,
+        "burstiness": 1.0 if config.burstiness is None else config.burstiness,
+        "max_concurrency": config.concurrency,
+        "duration": duration_s,
+        "completed": len(ok),
+        "failed": len(measured) - len(ok),
+        "total_input_tokens": num_in,
+        "total_output_tokens": num_out,
+        "request_throughput": len(ok) / duration_s,
+        "output_throughput": num_out / duration_s,
+        "total_token_throughput": (num_in + num_out) / duration_s,
+        **{
+            f"{statistic}_{metric}_ms": value
+            for metric, seconds in values.items()
+            for statistic, value in _statistics(seconds).items()
+        },
+    }
+
+
+def _statistics(seconds: NDArray[np.float64]) -> dict[str, float]:
+    if not len(seconds):
+        seconds = np.zeros(1)
+    return {
+        "mean": float(np.mean(seconds)) * 1e3,
+        "median": float(np.median(seconds)) * 1e3,
+        "std": float(np.std(seconds)) * 1e3,
+        "p99": float(np.percentile(seconds, 99)) * 1e3,
+    }

@@ -1,0 +1,175 @@
+"""One load pod's share of a load test, and the file that it leaves.
+
+Every pod computes the same schedule from the same configuration and seed, and sends the requests
+whose index falls to it. All pods begin at one wall-clock time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtest.arrivals import rates
+from loadtest.calibration.calibrate import calibrate
+from loadtest.client.plan import Plan
+from loadtest.client.prepare import make_plan, plan_digest
+from loadtest.client.probe import Served
+from loadtest.client.processes import Measured
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.judging.server_metrics import Scrape, scrape, settled_scrape
+from loadtest.measure import run_plan
+from loadtest.report.build import endpoint_report
+from loadtest.report.files import write_document
+from loadtest.report.schema import SCHEMA_VERSION, Calibration, EndpointReport, Part, SchemaVersion
+from loadtest.run import check_served
+from loadtest.workload.build import Workload
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ConfigError
+from tuneline.core.messages import Messages
+
+SHARD_FILE = "shard.json"
+RECORDS_FILE = "records.npz"
+
+
+class Asked(Part):
+    """What the requests hold, without their bodies."""
+
+    path: str
+    output_tokens: list[int]
+    models: list[str]
+    digest: str
+
+
+class ShardReport(Part):
+    """`shard.json` of an artifact of kind `load-shard`."""
+
+    schema_version: SchemaVersion
+    shard: int
+    num_shards: int
+    plan_digest: str
+    plan: dict[str, Any]
+    """The plan of all pods, without the bodies."""
+    workload: Asked
+    endpoint: EndpointReport
+    workers: list[dict[str, Any]]
+    """The account of each client process."""
+    start_unix_s: float
+    calibration: Calibration | None
+    scrapes: tuple[dict[str, float] | None, dict[str, float] | None]
+    """The server's metrics before and after, which count all pods' requests."""
+
+
+def run_shard(
+    config: LoadTestConfig,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    prompts: Sequence[Messages],
+    shard: int,
+    num_shards: int,
+    start: Callable[[], float],
+    inputs: Sequence[Input] = (),
+) -> Artifact:
+    """Run one pod's share of the configuration's only scenario; write an artifact `load-shard`.
+
+    Args:
+        config: The same on every pod, with exactly one scenario.
+        endpoint: Where to send.
+        out: Where the artifact goes.
+        prompts: The same on every pod.
+        shard: This pod's number, from 0.
+        num_shards: How many pods there are.
+        start: Called when this pod is ready. Returns when all pods begin, in seconds since 1970, a
+            few seconds ahead. The pods' clocks must agree: a difference shifts the requests of one
+            pod against those of another.
+        inputs: The artifacts that the endpoint is known to serve.
+
+    Raises:
+        ConfigError: There is not exactly one scenario, the shard is out of range, or the start is
+            in the past.
+        ServerError: The endpoint does not answer as it should (see `run_loadtest`).
+    """
+    if len(config.scenarios) != 1:
+        raise ConfigError(
+            f"{len(config.scenarios)} scenarios; a sharded load test runs exactly one"
+        )
+    if not 0 <= shard < num_shards:
+        raise ConfigError(f"shard {shard} of {num_shards}: expected 0 to {num_shards - 1}")
+    (scenario,) = config.scenarios
+    served = check_served(config, endpoint, inputs)
+    whole = config.model_copy(update={"num_workers": num_shards * config.num_workers})
+    plan, workload = make_plan(whole, scenario, endpoint, prompts, seed=config.seed, is_shard=True)
+    own = range(shard * config.num_workers, (shard + 1) * config.num_workers)
+    resolved = config.model_dump(mode="json")
+    calibration = None
+    if config.calibrate:
+        times_s = (plan.arrivals_s or [])[shard::num_shards]
+        calibration = calibrate(config, _share(scenario, num_shards), tls=plan.tls, times_s=times_s)
+    with new_artifact(out, "load-shard", config=resolved, inputs=inputs) as draft:
+        before = scrape(endpoint)
+        label = f"{scenario.name} {shard + 1}/{num_shards}"
+        measured = run_plan(label, plan, endpoint.api_key, workers=own, start=start)
+        after = settled_scrape(endpoint, before, np.inf) if before is not None else None
+        write_shard(
+            draft.dir, plan, workload, endpoint, served, measured, shard, num_shards,
+            calibration=calibration, scrapes=(before, after),
+        )  # fmt: skip
+    return open_artifact(out)
+
+
+def _share(scenario: Scenario, num_shards: int) -> Scenario:
+    """Return what one pod sends of a scenario."""
+    share: dict[str, Any] = {}
+    if scenario.concurrency is not None:
+        share["concurrency"] = -(-scenario.concurrency // num_shards)
+    else:
+        share |= {key: rate / num_shards for key, rate in rates(scenario).items()}
+    return scenario.model_copy(update=share)
+
+
+def write_shard(
+    directory: Path,
+    plan: Plan,
+    workload: Workload,
+    endpoint: Endpoint,
+    served: Served,
+    measured: Measured,
+    shard: int,
+    num_shards: int,
+    *,
+    calibration: Calibration | None = None,
+    scrapes: tuple[Scrape | None, Scrape | None] = (None, None),
+) -> None:
+    """Write the raw results of one pod.
+
+    Args:
+        scrapes: The server's metrics before and after, which count all pods' requests.
+    """
+    measured.records.save(directory / RECORDS_FILE)
+    before, after = scrapes
+    report = ShardReport(
+        schema_version=SCHEMA_VERSION,
+        shard=shard,
+        num_shards=num_shards,
+        plan_digest=plan_digest(plan, workload),
+        plan={**plan.to_json(), "bodies": []},
+        workload=Asked(
+            path=workload.path,
+            output_tokens=workload.output_tokens,
+            models=workload.models,
+            digest=workload.digest,
+        ),
+        endpoint=endpoint_report(endpoint, served),
+        workers=measured.workers,
+        start_unix_s=measured.start_unix_s,
+        calibration=calibration,
+        scrapes=(
+            None if before is None else before.values,
+            None if after is None else after.values,
+        ),
+    )
+    write_document(report, directory / SHARD_FILE)

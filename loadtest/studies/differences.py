@@ -1,0 +1,146 @@
+"""Paired differences of two endpoints, and their verdict. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.client.records import SUCCEEDED, Records
+from loadtest.judging.intervals import MIN_BLOCKS, block_length, paired_difference
+from loadtest.judging.latency import Values, tpot_s
+from loadtest.judging.statistics import mean_in_flight
+from loadtest.studies.schema import METRICS, SIDES, ComparedScenario, Difference
+from tuneline.core.verdict import Verdict
+
+Rows = NDArray[np.int64]
+
+
+def answer_tokens(pairs: Sequence[tuple[Records, Records]]) -> tuple[float, float] | None:
+    """Return the mean output tokens of A and of B, of the requests that both answered; None where
+    the server does not say."""
+    left, right = [], []
+    for a, b in pairs:
+        rows_a, rows_b = _both_answered(a, b)
+        left.append(a.tokens[rows_a])
+        right.append(b.tokens[rows_b])
+    tokens = np.stack([np.concatenate(left), np.concatenate(right)])
+    tokens = tokens[:, ~np.isnan(tokens).any(axis=0)]
+    return (float(tokens[0].mean()), float(tokens[1].mean())) if tokens.size else None
+
+
+def _both_answered(a: Records, b: Records) -> tuple[Rows, Rows]:
+    """Return the rows of the measured requests that succeeded on both sides."""
+    _, rows_a, rows_b = np.intersect1d(a.index, b.index, return_indices=True)
+    keep = (a.state[rows_a] == SUCCEEDED) & (b.state[rows_b] == SUCCEEDED) & ~a.warmup[rows_a]
+    return rows_a[keep], rows_b[keep]
+
+
+def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list[Difference]:
+    """Return the paired differences of requests with the same index, over all rounds."""
+    found = []
+    for metric in METRICS:
+        left, right, overlap = [], [], 1.0
+        for a, b in pairs:
+            rows_a, rows_b = _both_answered(a, b)
+            values_a, values_b = _values(a, metric)[rows_a], _values(b, metric)[rows_b]
+            both = ~np.isnan(values_a) & ~np.isnan(values_b)
+            left.append(values_a[both])
+            right.append(values_b[both])
+            overlap = max(overlap, mean_in_flight(a) or 1.0, mean_in_flight(b) or 1.0)
+        values_a, values_b = np.concatenate(left), np.concatenate(right)
+        if not len(values_a):
+            continue
+        block = block_length(overlap)
+        mean, low, high = paired_difference(values_b - values_a, block)
+        num_needed = MIN_BLOCKS * block
+        enough = len(values_a) >= num_needed
+        mean_a = float(np.mean(values_a))
+        found.append(
+            Difference(
+                metric=metric,
+                unit="s",
+                num_pairs=len(values_a),
+                mean_a=mean_a,
+                mean_b=float(np.mean(values_b)),
+                difference=mean,
+                ci95_low=low,
+                ci95_high=high,
+                verdict=_judge(low, high, margin * mean_a) if enough else "unclear",
+                num_needed=None if enough else num_needed,
+            )
+        )
+    return found
+
+
+def _values(records: Records, metric: str) -> Values:
+    if metric == "ttft_s":
+        return records.first_token_s - records.intended_s
+    if metric == "e2e_s":
+        return records.last_token_s - records.intended_s
+    return tpot_s(records)
+
+
+def _judge(
+    low: float, high: float, margin: float
+) -> Literal["slower", "faster", "no difference", "unclear"]:
+    if low > margin:
+        return "slower"
+    if high < -margin:
+        return "faster"
+    return "no difference" if high <= margin else "unclear"
+
+
+def judge_comparison(
+    scenarios: Sequence[ComparedScenario], margin: float
+) -> tuple[Verdict, list[str]]:
+    """Return the verdict of a comparison, and why it is not PASS.
+
+    FAIL: B is slower by more than the margin, or loses more requests. INCONCLUSIVE: a difference is
+    unclear, or the answers have different lengths. INVALID: a run is, or there is nothing to
+    compare; this ends the list.
+    """
+    problems: list[str] = []
+    verdict: Verdict = Verdict.PASS
+    for scenario in scenarios:
+        name = scenario.name
+        for difference in scenario.differences:
+            text = (
+                f"{name}: {difference.metric}: B - A is {difference.difference * 1e3:+.2f} ms "
+                f"({difference.ci95_low * 1e3:+.2f} to {difference.ci95_high * 1e3:+.2f}, "
+                f"N = {difference.num_pairs})"
+            )
+            if difference.verdict == "slower":
+                problems.append(text)
+                verdict = Verdict.FAIL
+            elif difference.verdict == "unclear":
+                needed = difference.num_needed
+                few = f"; a verdict needs at least {needed} pairs" if needed else ""
+                problems.append(f"{text}: unclear{few}")
+                verdict = Verdict.INCONCLUSIVE if verdict == Verdict.PASS else verdict
+        tokens = scenario.answer_tokens
+        if tokens and abs(tokens[1] - tokens[0]) > margin * tokens[0]:
+            problems.append(
+                f"{name}: answers have {tokens[0]:.4g} tokens on A and {tokens[1]:.4g} on B, so "
+                "their times are not of the same work (loadtest.ignore_eos: true makes them)"
+            )
+            verdict = Verdict.INCONCLUSIVE if verdict == Verdict.PASS else verdict
+        lost_a, lost_b = (
+            sum(run.requests.failed + run.requests.unfinished for run in scenario.runs[side])
+            for side in SIDES
+        )
+        if lost_b > lost_a:
+            problems.append(f"{name}: {lost_b} requests of B failed or did not end; {lost_a} of A")
+            verdict = Verdict.FAIL
+        if not scenario.differences:
+            problems.append(f"{name}: no request succeeded on both sides")
+            return Verdict.INVALID, problems
+        invalid = [
+            run for side in SIDES for run in scenario.runs[side] if run.verdict == Verdict.INVALID
+        ]
+        if invalid:
+            problems += [f"{name}: {problem}" for run in invalid for problem in run.problems]
+            return Verdict.INVALID, problems
+    return verdict, problems

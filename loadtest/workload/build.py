@@ -1,0 +1,171 @@
+"""From the workload section to request bodies in the order they are sent."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from loadtest.config import LoadTestConfig
+from loadtest.workload import mooncake, prompts, sharegpt, synthetic
+from loadtest.workload.content import FIRST_TOKEN_ID, Content, Prompt, Source, Wanted
+from loadtest.workload.lengths import draw_lengths
+from tuneline.core.artifact import canonical_digest
+from tuneline.core.errors import ConfigError
+from tuneline.core.messages import Messages
+
+SOURCES: dict[str, Source] = {
+    "prompts": prompts.read,
+    "synthetic": synthetic.read,
+    "sharegpt": sharegpt.read,
+    "mooncake": mooncake.read,
+}
+
+MAX_UNIQUE_PROMPTS = 50_000
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in the order they are sent; request i has body i modulo their number."""
+
+    path: str
+    """Path below the endpoint's URL."""
+    bodies: list[str]
+    output_tokens: list[int]
+    """The `max_tokens` of each body."""
+    models: list[str]
+    """The served name that each body asks."""
+    digest: str
+    """Digest of the contents and their order, without model names, nonces and permutation. Runs
+    with the same digest ask the same."""
+    trace_s: list[float] | None = field(default=None)
+
+
+def build_workload(
+    config: LoadTestConfig,
+    model: str,
+    given: Sequence[Messages],
+    *,
+    seed: int,
+    num_requests: int | None,
+    permutation_seed: int | None = None,
+    is_shard: bool = False,
+) -> Workload:
+    """Return the request bodies of a scenario.
+
+    A permutation exchanges the token ids. Requests keep the prefixes that they share, and a prefix
+    cache that an earlier run filled with another permutation answers none of them.
+
+    Args:
+        config: For `workload`, `max_tokens`, `ignore_eos` and `extra_body`.
+        model: The served name, where `workload.models` gives no mix.
+        given: The prompts of `source: prompts`.
+        seed: Seed of the order, the random lengths and the tokens.
+        num_requests: How many requests the scenario sends, where that is known.
+        permutation_seed: Seed of the permutation, for runs that must send the same ids. Without it,
+            every run has a permutation of its own.
+        is_shard: Other pods, which know no common seed, send parts of the same test: no
+            permutation.
+
+    Raises:
+        ConfigError: There are no prompts.
+        DataError: A workload file cannot be used.
+    """
+    workload = config.workload
+    rng = np.random.default_rng([seed, 1])
+    content = SOURCES[workload.source](Wanted(workload, given, rng, num_requests))
+    if not content.prompts:
+        raise ConfigError("the load test has no prompts; expected at least one")
+    found = _ordered(content, workload.multi_turn, rng)
+    count = len(found)
+    if workload.unique_prompts or workload.models or workload.output_tokens:
+        # These differ from request to request, so each request needs a body of its own.
+        count = max(count, min(num_requests or MAX_UNIQUE_PROMPTS, MAX_UNIQUE_PROMPTS))
+    lengths = None
+    if workload.output_tokens is not None:
+        lengths = draw_lengths(workload.output_tokens, rng, count)
+    names = _names(workload.models, model, rng, count)
+    run_id = uuid.uuid4().hex[:12]
+    id_of = _permutation(workload.max_token_id, permutation_seed, is_shard)
+    bodies, tokens, contents = [], [], []
+    for number in range(count):
+        prompt = found[number % len(found)]
+        max_tokens = lengths[number] if lengths else prompt.max_tokens or config.max_tokens
+        contents.append([prompt.content, max_tokens])
+        sent = prompt.content
+        if workload.unique_prompts:
+            sent = with_nonce(sent, f"{run_id}-{number}", rng, workload.max_token_id)
+        if not isinstance(sent[0], dict):
+            sent = [int(one) for one in id_of[sent]]
+        bodies.append(_body(config, names[number], sent, max_tokens))
+        tokens.append(max_tokens)
+    is_chat = isinstance(found[0].content[0], dict)
+    return Workload(
+        path="chat/completions" if is_chat else "completions",
+        bodies=bodies,
+        output_tokens=tokens,
+        models=names,
+        digest=canonical_digest([contents, config.extra_body, config.ignore_eos]),
+        trace_s=content.trace_s,
+    )
+
+
+def _ordered(content: Content, multi_turn: bool, rng: np.random.Generator) -> list[Prompt]:
+    """Return the prompts in random order; a trace and the turns of a conversation keep theirs."""
+    if content.trace_s is not None or multi_turn:
+        return content.prompts
+    return [content.prompts[place] for place in rng.permutation(len(content.prompts))]
+
+
+def _names(
+    mix: dict[str, float] | None, model: str, rng: np.random.Generator, count: int
+) -> list[str]:
+    """Return the served name that each request asks."""
+    if not mix:
+        return [model] * count
+    weights = np.array(list(mix.values()))
+    return [str(name) for name in rng.choice(list(mix), count, p=weights / weights.sum())]
+
+
+def _permutation(
+    max_token_id: int, seed: int | None, is_shard: bool
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the token id that replaces each token id."""
+    id_of = np.arange(max_token_id)
+    if not is_shard:
+        id_of[FIRST_TOKEN_ID:] = np.random.default_rng(seed).permutation(id_of[FIRST_TOKEN_ID:])
+    return id_of
+
+
+def _body(
+    config: LoadTestConfig, model: str, content: Messages | list[int], max_tokens: int
+) -> str:
+    is_chat = isinstance(content[0], dict)
+    body: dict[str, Any] = {
+        "model": model,
+        "messages" if is_chat else "prompt": content,
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **config.extra_body,
+    }
+    if config.ignore_eos:
+        body |= {"ignore_eos": True, "min_tokens": max_tokens}
+    return json.dumps(body, ensure_ascii=False)
+
+
+def with_nonce(
+    content: Messages | list[int], nonce: str, rng: np.random.Generator, max_token_id: int
+) -> Messages | list[int]:
+    """Return content that differs from its first token on. Token ids keep their number."""
+    first = content[0]
+    if isinstance(first, dict):
+        head = {**first, "content": f"[{nonce}] {first['content']}"}
+        return [head, *content[1:]]
+    num = min(8, len(content))
+    ids = [int(one) for one in rng.integers(FIRST_TOKEN_ID, max_token_id, num)]
+    return [*ids, *content[num:]]

@@ -1,0 +1,82 @@
+"""What a source of requests gives, and reading its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtest.config import WorkloadConfig
+from tuneline.core.errors import DataError
+from tuneline.core.messages import Messages
+
+FIRST_TOKEN_ID = 100
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The content of a request: chat messages, or token ids for `/v1/completions`."""
+
+    content: Messages | list[int]
+    max_tokens: int | None = None
+    """The answer length that a trace says; None for the common length."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """The prompts of a workload."""
+
+    prompts: list[Prompt]
+    trace_s: list[float] | None = None
+    """The arrival time of each prompt in seconds, where the source has them."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a source is asked for."""
+
+    workload: WorkloadConfig
+    given: Sequence[Messages]
+    """The prompts given to the load test."""
+    rng: np.random.Generator
+    num_requests: int | None
+    """How many requests the scenario sends, where that is known."""
+
+
+Source = Callable[[Wanted], Content]
+
+
+def file_of(workload: WorkloadConfig) -> Path:
+    """Return the workload's file."""
+    assert workload.path is not None  # noqa: S101 (the configuration requires it)
+    return workload.path
+
+
+def token_ids(rng: np.random.Generator, count: int, workload: WorkloadConfig) -> list[int]:
+    """Return random token ids of the workload's range."""
+    return [int(one) for one in rng.integers(FIRST_TOKEN_ID, workload.max_token_id, count)]
+
+
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8 text.
+
+    Raises:
+        DataError: The file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start}: not UTF-8 text") from None
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is text that can be sent.
+
+    JSON can name half of a surrogate pair, which UTF-8 cannot hold.
+    """
+    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)

@@ -1,0 +1,79 @@
+"""`source: prompts`: chat messages from a file, from a run's held-out rows, or built in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loadtest.workload.content import Content, Prompt, Wanted, is_text, read_text
+from loadtest.workload.conversations import conversations
+from tuneline.core.errors import DataError
+from tuneline.core.messages import Messages
+
+
+def read(wanted: Wanted) -> Content:
+    """Return the given prompts, or their turns."""
+    found = conversations(wanted.given, wanted.workload.multi_turn)
+    return Content([Prompt(messages) for messages in found])
+
+
+DEFAULT_PROMPTS: tuple[str, ...] = (
+    "Write a short greeting.",
+    "What should I check when a printer does not answer?",
+    "Explain in two sentences what a load test is for.",
+    "List three colours.",
+    "Why does a cache make a program faster?",
+    "Give a polite answer to a customer whose parcel is late.",
+    "Summarise the water cycle.",
+    "Name a river and the country it flows through.",
+)
+
+
+def read_prompts(path: Path | None) -> list[Messages]:
+    """Read prompts from JSON Lines, or return a few built-in questions without a file.
+
+    A line is a list of chat messages, or an object with such a list as `prompt` or `messages`.
+
+    Raises:
+        DataError: A line holds no prompt; every such line is named.
+    """
+    if path is None:
+        return [[{"role": "user", "content": text}] for text in DEFAULT_PROMPTS]
+    prompts, problems = [], []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{path}: line {number}: not valid JSON: {error}")
+            continue
+        if isinstance(value, dict):
+            value = value.get("prompt", value.get("messages"))
+        if isinstance(value, str):
+            value = [{"role": "user", "content": value}]
+        if not _is_messages(value):
+            problems.append(
+                f"{path}: line {number}: expected a list of messages with role and content"
+            )
+            continue
+        prompts.append([{"role": m["role"], "content": m["content"]} for m in value])
+    if not prompts and not problems:
+        problems = [f"{path}: holds no prompt"]
+    if problems:
+        raise DataError(problems[:20])
+    return prompts
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(message, dict)
+            and is_text(message.get("role"))
+            and is_text(message.get("content"))
+            for message in value
+        )
+    )

@@ -1,0 +1,193 @@
+"""Search and sweep, on the known server."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.config import SLO
+from loadtest.studies.objectives import require_objective
+from loadtest.studies.probe import measure_rate, summarize_rate
+from loadtest.studies.search import replicas, search_rate
+from loadtest.studies.sweep import sweep_rates
+from tests.integration.loadtest.small import PROMPTS, config, report_of
+from tuneline.core.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("shared_host")
+
+
+def test_search_finds_the_rate_that_a_server_of_known_capacity_holds(
+    start_known_server: Any, tmp_path: Path
+) -> None:
+    # It serves one request at a time, 20 ms each: 50 a second and no more.
+    options = ("--ttft-s", "0.02", "--itl-s", "0", "--num-tokens", "1", "--one-at-a-time")
+    with start_known_server(*options) as server:
+        artifact = search_rate(
+            config(slo=SLO(e2e_s={"p90": 0.4}), timeout_s=10.0, max_tokens=1),
+            server.endpoint,
+            tmp_path / "search",
+            prompts=PROMPTS,
+            start_rps=10.0,
+            max_rps=500.0,
+            num_requests=120,
+            precision=0.3,
+        )
+    assert artifact.kind == "load-search"
+    report = report_of(artifact)
+    assert report["verdict"] == "PASS"
+    assert report["confirmed"]
+    # An M/D/1 queue of 20 ms holds less than 50/s; a busy machine makes the server slower.
+    assert 10 <= report["max_rate_rps"] < 50
+    assert report["lowest_failing_rate_rps"] > report["max_rate_rps"]
+    assert report["capacity"]["rate_per_replica_rps"] == pytest.approx(0.7 * report["max_rate_rps"])
+    rates = [probe["rate_rps"] for probe in report["probes"]]
+    assert rates[:2] == [10.0, 20.0]
+    assert len(rates) < 15
+    assert replicas(100, 20) == 8
+
+
+def test_search_needs_an_objective_and_says_when_no_rate_holds(known: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs an objective"):
+        search_rate(config(), known.endpoint, tmp_path / "a", prompts=PROMPTS)
+    with pytest.raises(ConfigError, match="expected 0 < start"):
+        search_rate(
+            config(slo=SLO(ttft_s={"p90": 1.0})), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+            start_rps=9, max_rps=3,
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="expected at least 381"):
+        search_rate(
+            config(slo=SLO(ttft_s={"p90": 1.0}, max_error_rate=0.01)), known.endpoint,
+            tmp_path / "a", prompts=PROMPTS, num_requests=300,
+        )  # fmt: skip
+    artifact = search_rate(
+        config(slo=SLO(ttft_s={"p50": 0.001})), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+        start_rps=100, num_requests=30,
+    )  # fmt: skip
+    assert artifact.manifest.metrics["verdict"] == "INCONCLUSIVE"
+    assert report_of(artifact)["max_rate_rps"] is None
+
+
+def test_a_floor_of_throughput_is_searched_upwards(known: Any, tmp_path: Path) -> None:
+    floor = SLO(min_request_throughput_rps=60.0, ttft_s={"p90": 1.0})
+    artifact = search_rate(
+        config(slo=floor), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+        start_rps=20.0, max_rps=120.0, num_requests=120,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert report["verdict"] == "PASS", report["problems"]
+    rates = [probe["rate_rps"] for probe in report["probes"]]
+    assert rates[:3] == [20.0, 40.0, 80.0]
+    assert [probe["is_too_low"] for probe in report["probes"][:2]] == [True, True]
+    assert report["max_rate_rps"] == 120.0
+    artifact = search_rate(
+        config(slo=floor), known.endpoint, tmp_path / "b", prompts=PROMPTS,
+        start_rps=20.0, max_rps=40.0, num_requests=60,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert (report["verdict"], report["max_rate_rps"]) == ("INCONCLUSIVE", None)
+    assert "40 requests/s are too few for the throughput objective" in report["problems"][0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"peak_rps": -5.0}, {"peak_rps": float("inf")}, {"precision": float("nan")},
+     {"max_rps": float("inf")}],
+)  # fmt: skip
+def test_a_search_for_a_rate_that_makes_no_sense(
+    options: dict[str, Any], known: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        search_rate(
+            config(slo=SLO(ttft_s={"p90": 1.0})), known.endpoint, tmp_path / "a", prompts=PROMPTS,
+            **options,
+        )  # fmt: skip
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
+    artifact = sweep_rates(
+        config(slo={"ttft_s": {"p50": 0.001}}), known.endpoint, tmp_path / "s", prompts=PROMPTS,
+        rates_rps=[100, 50], num_requests=60,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert [probe["rate_rps"] for probe in report["probes"]] == [50, 100]
+    assert artifact.manifest.metrics["verdict"] == report["verdict"] == "FAIL"
+    assert artifact.manifest.metrics["problems"] == report["problems"] != []
+    assert all(scenario["requests"]["offered"] == 60 for scenario in report["scenarios"])
+    assert (artifact.path / "rates.png").stat().st_size > 1000
+    with pytest.raises(ConfigError, match="at least one rate"):
+        sweep_rates(config(), known.endpoint, tmp_path / "t", prompts=PROMPTS, rates_rps=[])
+
+
+def test_a_rate_with_many_streams_is_judged_by_as_many_requests_as_that_takes(
+    start_known_server: Any, tmp_path: Path
+) -> None:
+    settings = config(slo={"ttft_s": {"p50": 0.5}}, max_tokens=2)
+    with start_known_server("--ttft-s", "0.4", "--itl-s", "0") as server:
+        # 0.4 s at 200 requests/s are 80 streams: blocks of 160, and 800 requests for five.
+        enough, few = (
+            report_of(
+                search_rate(settings, server.endpoint, tmp_path / str(num), prompts=PROMPTS,
+                       num_requests=num, start_rps=200.0, max_rps=200.0, precision=1.0)
+            )
+            for num in (150, 40)
+        )  # fmt: skip
+    assert enough["verdict"] == "PASS", enough["problems"]
+    assert (enough["max_rate_rps"], enough["limited_by"]) == (200.0, "max_rate")
+    assert 700 <= enough["probes"][1]["num_requests"] <= 1500
+    # Ten times 40 are too few for that rate, and not for a quarter of it.
+    assert few["limited_by"] == "num_requests"
+    assert few["highest_passed_rps"] <= 100
+    assert few["probes"][1]["num_needed"] > 400
+
+
+def test_a_probe_that_its_own_client_spoiled_has_not_failed(known: Any, tmp_path: Path) -> None:
+    # 60 streams of two seconds and more: stopped early, and by a client that was late.
+    settings = config(slo={"ttft_s": {"p50": 0.001}, "max_error_rate": None})
+    for lag_s, expected in ((1.0, "FAIL"), (1e-7, "INVALID")):
+        late = settings.model_copy(update={"max_client_lag_s": lag_s})
+        result, _ = measure_rate(late, known.endpoint, PROMPTS, 60.0, 60, 0, early=False)
+        assert summarize_rate(60.0, result, stopped=True).verdict == expected
+
+
+def test_a_probe_that_is_stopped_early_has_failed(start_known_server: Any) -> None:
+    settings = config(slo={"e2e_s": {"p50": 0.1}}, max_client_lag_s=0.2)
+    with start_known_server("--ttft-s", "0.1", "--itl-s", "0", "--one-at-a-time") as server:
+        result, stopped = measure_rate(settings, server.endpoint, PROMPTS, 60.0, 300, 0)
+    assert stopped
+    assert result.stats.num_unfinished > 100
+    assert summarize_rate(60.0, result, stopped).verdict == "FAIL", result.judgement.problems
+
+
+def test_limits_of_good_requests_are_no_objective_of_their_own() -> None:
+    with pytest.raises(ConfigError, match="not how many must be") as caught:
+        require_objective(config(slo={"goodput_ttft_s": 0.5}), 300)
+    assert caught.value.hint == "Try: --set loadtest.slo.min_goodput_share=0.9"
+    require_objective(config(slo={"goodput_ttft_s": 0.5, "min_goodput_share": 0.9}), 300)
+
+
+def test_a_search_that_its_own_client_limits_says_so(known: Any, tmp_path: Path) -> None:
+    settings = config(slo={"ttft_s": {"p50": 0.5}}, max_client_lag_s=1e-7)
+    report = report_of(
+        search_rate(settings, known.endpoint, tmp_path / "s", prompts=PROMPTS, num_requests=30,
+               start_rps=20.0, max_rps=80.0)
+    )  # fmt: skip
+    assert report["verdict"] == "INVALID"
+    assert report["max_rate_rps"] is None
+    assert report["capacity"]["rate_per_replica_rps"] is None
+    assert "the measurement is invalid" in report["problems"][0]
+    assert len(report["probes"]) == 2, "one rate, tried twice, is enough"
+
+
+def test_a_search_of_a_server_that_only_fails_ends_at_once(known: Any, tmp_path: Path) -> None:
+    settings = config(slo={"ttft_s": {"p50": 0.5}})
+    failing = [[{"role": "user", "content": "fault:500"}]]
+    began_s = time.monotonic()
+    report = report_of(
+        search_rate(settings, known.endpoint, tmp_path / "s", prompts=failing, num_requests=300,
+               start_rps=20.0)
+    )  # fmt: skip
+    assert report["verdict"] == "INVALID"
+    assert "no request succeeded at 20 requests/s: http_500" in report["problems"][0]
+    assert time.monotonic() - began_s < 12, "300 requests at this rate take 15 s"
