@@ -80,7 +80,7 @@ class ExportGroup(LazyGroup):
         ),
         "torchscript": Row(
             AT + "export:export_torchscript",
-            "Write a model as TorchScript, for runtimes that take nothing else.",
+            "Write a model as TorchScript, for runtimes that take only TorchScript.",
         ),
         "torch-export": Row(
             AT + "export:export_torch_export",
@@ -88,7 +88,7 @@ class ExportGroup(LazyGroup):
         ),
         "prune": Row(
             AT + "export:export_prune",
-            "Set the smallest weights of a model to zero; prove says what it costs.",
+            "Set the smallest weights of a model to zero; `prove` measures the effect.",
         ),
         "install-calibration": Row(
             AT + "export:install_calibration",
