@@ -27,9 +27,9 @@ ALL_BUT_DATASET = (
 )  # fmt: skip
 TOLERANCES = """min_greedy_agreement min_token_agreement max_logprob_difference
     mean_logprob_difference mean_kl max_accuracy_drop"""
-SLO_FIELDS = """ttft_s tpot_s worst_gap_s e2e_s max_error_rate min_request_throughput_rps min_output_throughput_tps
-    goodput_ttft_s
-    goodput_tpot_s goodput_e2e_s min_goodput_rps min_goodput_share"""
+SLO_FIELDS = """ttft_s tpot_s worst_gap_s e2e_s max_error_rate min_request_throughput_rps
+    min_output_throughput_tps goodput_ttft_s goodput_tpot_s goodput_e2e_s min_goodput_rps
+    min_goodput_share"""
 LENGTH = "distribution mean stddev min max"
 
 STALE: dict[tuple[str, ...], dict[str, str]] = {
