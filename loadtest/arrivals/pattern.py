@@ -1,4 +1,4 @@
-"""What an arrival pattern is: a function that gives times, and facts that other modules ask for."""
+"""The definition of an arrival pattern: a function that returns times, and facts about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a pattern draws its times from."""
+    """The source from which a pattern draws its times."""
 
     rng: np.random.Generator
     num_warmup_requests: int

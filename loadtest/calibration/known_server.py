@@ -3,9 +3,8 @@
 `python -m loadtest.calibration.known_server --ttft-s 0.1 --itl-s 0.02` prints one JSON line
 with its port, then serves an OpenAI-compatible `/v1/chat/completions` (and `/v1/completions`) with
 streams. It writes straight to its sockets and notes the time of each write, and the kernel's
-receive time of each request: `GET /truth` returns that record, which is what a client's own figures
-are held against.
-All times are on the machine's monotonic clock.
+receive time of each request. `GET /truth` returns that record, for comparison with a client's own
+figures. All times are on the machine's monotonic clock.
 
 A request chooses a fault with the words `fault:NAME` in its last message; see FAULTS.
 """

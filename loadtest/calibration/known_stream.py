@@ -25,8 +25,8 @@ FAULTS = {
     "error-event": "an error event in the middle, with status 200",
     "not-stream": "status 200 with a JSON document in place of a stream",
     "empty": "a whole stream without a token",
-    "stop-only": "the stop token alone: no text, a finish reason and a usage of one token",
-    "no-usage": "no usage event, whoever asks for it",
+    "stop-only": "only the stop token: no text, a finish reason and a usage of one token",
+    "no-usage": "no usage event, although the request asks for it",
     "not-http": "bytes that are not HTTP",
     "role-early": "an empty role delta at once, the first token at its usual time",
     "multi": "four tokens in each event",
@@ -43,7 +43,7 @@ TEXTS_AS_JSON = tuple(json.dumps(text, ensure_ascii=False).encode() for text in 
 
 @dataclass(frozen=True)
 class Delays:
-    """What the server promises."""
+    """The delays that the server promises."""
 
     ttft_s: float
     itl_s: float
@@ -57,7 +57,7 @@ class Delays:
 
 @dataclass
 class Truth:
-    """What the server did for one request. Times are monotonic nanoseconds."""
+    """The server's record of one request. Times are monotonic nanoseconds."""
 
     request_id: str
     fault: str | None
@@ -109,8 +109,8 @@ class Stream:
         self.start_s = server.loop.time()
         if self.fault == "split":
             self.random = random.Random(truth.request_id)
-        # The server shares its machine with the client that it calibrates, and should take little
-        # of it: events that differ in their text alone are made once.
+        # The server shares its machine with the client that it calibrates. To save CPU, it builds
+        # events that differ only in their text once.
         before, _, after = self.plain_event(self.delta(content="\0")).partition(b'"\\u0000"')
         self.text_events = [before + text + after for text in TEXTS_AS_JSON]
         self.text_chunks = [self.chunk(event) for event in self.text_events]

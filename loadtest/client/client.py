@@ -39,25 +39,24 @@ from loadtest.client.timer import KernelTimer
 from loadtest.client.tls import TlsStream
 
 TICK_NS = 20_000_000
-"""How often the loop's own lag is measured, and timeouts looked for."""
+"""Interval at which the loop measures its own lag and looks for timeouts."""
 CLOCK_INTERVAL_NS = 1_000_000_000
-"""How often the two clocks are compared."""
+"""Interval at which the two clocks are compared."""
 SPARE_SHARE = 8
-"""Of the connections that an open loop opens before its start, one in so many is kept idle for as
-long as there is more to send: a new one can then be opened, over TLS and a distance too, before a
-request needs it."""
+"""An open loop keeps one in this many of its connections idle until the last request is sent. A
+spare connection is then ready, with its TLS handshake done, before a request needs it."""
 SPARES_PER_TICK = 4
-"""A TLS handshake is work for the loop, and the window is running."""
+"""Most new spares per tick: a TLS handshake costs the loop time during the window."""
 SPARE_PAUSE_NS = 1_000_000_000
-"""How long no spare is opened after one failed, or was closed before a request came."""
+"""Pause before the next spare after a spare failed, or was closed before a request used it."""
 STALE_AFTER_NS = 1_000_000_000
-"""A connection idle for longer may have been closed by the server while we send."""
+"""The server may close a connection that was idle for longer while the client sends."""
 OUT_OF_SOCKETS = (
     errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC,
 )  # fmt: skip
 """The client's own machine has no file, port or memory left for a connection."""
 PAUSE_AFTER_FAILURE_S = 0.1
-"""A closed loop does not hammer a server that refuses."""
+"""A closed loop pauses a slot for this long after a failure."""
 
 
 class Client:
@@ -65,7 +64,7 @@ class Client:
 
     Args:
         plan: What to send.
-        key: The API key; joined to the headers here and nowhere kept.
+        key: The API key; only the headers contain it.
         counters: Four numbers that the parent watches: begun, answered, failed, in flight.
     """
 
@@ -123,10 +122,11 @@ class Client:
     # --- before and after the window ---
 
     async def open_pool(self) -> None:
-        """Open the connections that the start needs; a server that refuses is met again later."""
+        """Open the connections that the start needs; a refusal shows again when a request is
+        sent."""
         plan = self.plan
         infos = await self.loop.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)
-        # A name may stand for ::1 first where the server listens on 127.0.0.1 alone.
+        # A name may resolve to ::1 first although the server listens only on 127.0.0.1.
         for family, _, _, _, address in infos:
             self.address = (family, address[:2])  # type: ignore[assignment]
             with contextlib.suppress(OSError, TimeoutError):
@@ -334,7 +334,7 @@ class Client:
             is_scheduled = self.cursor < len(self.arrivals_ns)
             if is_scheduled and self.arrivals_ns[self.cursor] - now_ns < self.nap_ns:
                 return  # a request is due before
-            left_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap is no lag of the loop
+            left_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap does not count as lag
             if left_ns > 0:
                 time.sleep(left_ns / 1e9)
 
@@ -466,8 +466,8 @@ class Client:
 
     def tick(self) -> None:
         now_ns = monotonic_ns()
-        # Absolute, and each tick that a late one covers counts: a loop that stood still for 50 ms
-        # was late two or three times, not once.
+        # Ticks are absolute, and every missed tick counts: a loop that stops for 50 ms was late two
+        # or three times, not once.
         while self.next_tick_ns <= now_ns:
             self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
             self.next_tick_ns += TICK_NS

@@ -50,7 +50,7 @@ class Request:
 
 
 class Owner(Protocol):
-    """What a connection tells the client that holds it."""
+    """The client's side of a connection: the calls that a connection makes."""
 
     loop: asyncio.AbstractEventLoop
     kernel_clock: bool

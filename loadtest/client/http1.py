@@ -27,9 +27,10 @@ _is_size = re.compile(rb"[0-9a-fA-F]{1,15}").fullmatch
 
 @functools.cache
 def size_line(num_bytes: int) -> bytes:
-    """The first line of a chunk that takes so many bytes in all, as servers commonly write it.
+    """Return the size line of a chunk with `num_bytes` in total, as servers commonly write it.
 
-    Where there is no such chunk, or an empty one, it is a line that is longer than the bytes.
+    If no chunk has that size, or the chunk would be empty, return a line longer than `num_bytes`,
+    which matches no read.
     """
     for num_digits in range(1, 9):
         line = b"%x\r\n" % max(num_bytes - num_digits - 4, 0)

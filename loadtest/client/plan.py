@@ -1,4 +1,4 @@
-"""What a client process is told: the requests of one scenario. Pure; plain JSON."""
+"""The orders to a client process: the requests of one scenario. Pure; plain JSON."""
 
 from __future__ import annotations
 

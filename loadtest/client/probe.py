@@ -17,18 +17,18 @@ from tuneline.core.errors import ServerError
 
 TIMEOUT_S = 10.0
 MAX_BYTES = 1_000_000
-"""Of a list of models; a page of metrics or of the known server's truths may be longer."""
+"""Limit for a list of models; a page of metrics or of the known server's record may be longer."""
 MAX_PAGE_BYTES = 10_000_000
 ARTIFACT_NAME = re.compile(r"^(?P<name>.+)@(?P<digest>[0-9a-f]{12})$")
 
 
 @dataclass(frozen=True)
 class Served:
-    """What the endpoint says of itself."""
+    """The endpoint's description of itself."""
 
     names: list[str]
     artifact_name: str | None
-    """`name@digest12` of the artifact behind the model, where the server was given that name."""
+    """`name@digest12` of the artifact behind the model, if the server has that name."""
     short_digest: str | None
     server: str | None
     """The `Server` header."""

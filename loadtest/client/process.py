@@ -41,10 +41,10 @@ POOL_LEAD_S = 1.0
 
 def main() -> None:
     end_with_parent()
-    # What measures must not wait for what is measured; without the right to it, nothing changes.
+    # The client must not wait for the server that it measures. Without permission it goes on.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    # Where the kernel groups processes by session, a priority counts inside the session alone.
+    # If the kernel groups processes by session, a priority counts only inside the session.
     with contextlib.suppress(OSError):
         os.setsid()
         Path("/proc/self/autogroup").write_text(str(NICE))
@@ -104,10 +104,10 @@ class _Row:
 def to_records(
     plan: Plan, requests: list[Request], read_times: list[int], start_ns: int
 ) -> tuple[Records, dict[str, list[str]], list[str]]:
-    """Parse what was read.
+    """Parse the recorded reads into answers.
 
     Args:
-        plan: What was to be sent.
+        plan: The orders of this process.
         requests: With their reads.
         read_times: When each read's bytes had arrived, over all requests; monotonic nanoseconds.
         start_ns: The start of the schedule.
@@ -128,8 +128,8 @@ def to_records(
             closed=request.closed,
             keep_text=len(texts) < 3,
         )
-        # What the connection reported counts before what the bytes look like, unless the server
-        # had already said more exactly what went wrong.
+        # The connection's error has priority over the parser's, unless the server itself named a
+        # more exact error before.
         if request.error is not None and not _says_more(answer):
             answer.error, answer.message = request.error, request.message
         if answer.error is None and request.end_ns is not None and len(texts) < 3:

@@ -28,7 +28,7 @@ END_MARGIN_S = 60.0
 
 @dataclass(frozen=True)
 class Counters:
-    """What the clients have done so far."""
+    """The clients' progress."""
 
     num_begun: int
     num_answered: int
@@ -38,7 +38,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one scenario gave."""
+    """The records of one scenario."""
 
     records: Records
     workers: list[dict[str, Any]]
@@ -83,7 +83,7 @@ def run_workers(
         descriptors: list[int] = []
         try:
             for worker in numbers:
-                # In memory alone: a write to a page of a file waits while the disk takes the page.
+                # Only in memory: a write to a page of a file waits while the disk takes the page.
                 counters = os.memfd_create("counters")
                 descriptors.append(counters)
                 os.ftruncate(counters, COUNTERS_BYTES)

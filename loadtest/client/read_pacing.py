@@ -1,4 +1,4 @@
-"""How long reads may gather before the client looks again. Pure; times are nanoseconds."""
+"""The time for which reads may gather before the client looks again. Pure; in nanoseconds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ CLOSED_NAP_SHARE = 50
 
 
 def nap_ns(gap_ns: int, mean_request_ns: int | None = None) -> int:
-    """The kernel keeps the time of a read that waits, unless another of its stream joins it.
+    """Return the time for which the client may sleep between looks at its sockets.
+
+    The kernel keeps the receive time of a waiting read, unless another read of its stream joins it.
 
     Args:
-        gap_ns: The time between the events of a stream: an eighth of it lets two hardly meet.
-        mean_request_ns: In a closed loop, how long requests take: the next one waits for the end
-            of the one before to be seen, half a nap late on average, so a nap of a fiftieth costs
-            1 % of throughput. None in an open loop.
+        gap_ns: The time between the events of a stream. With a nap of an eighth of it, two events
+            share a read only if they come eight times closer together than usual.
+        mean_request_ns: The mean time of a request in a closed loop. The client sees the end of a
+            request half a nap late on average, so a nap of 1/50 costs 1 % of throughput. None in
+            an open loop.
     """
     nap = min(gap_ns // NAP_SHARE, MAX_NAP_NS)
     if mean_request_ns is not None:

@@ -1,4 +1,4 @@
-"""What a client process gives back: one row per request. Pure; npz."""
+"""The results of a client process: one row per request. Pure; npz."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client process knows of itself: how late it was, and what it cost."""
+"""A client process's check of itself: its lag and its CPU time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 @dataclass
 class SelfCheck:
-    """What the client knows of itself. Times in nanoseconds."""
+    """The client's figures about itself. Times in nanoseconds."""
 
     loop_lags_ns: list[int]
-    """How late each tick of the event loop was."""
+    """The lag of each tick of the event loop."""
     cpu_s: float
     """User and system CPU time of this process between start and last end."""
     num_connects_in_window: int

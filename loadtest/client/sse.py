@@ -47,7 +47,7 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Event(msgspec.Struct, gc=False):
-    """What is read of an event; a decoder that knows it passes over the rest."""
+    """The fields that are read from an event; the decoder skips all others."""
 
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
@@ -55,7 +55,7 @@ class _Event(msgspec.Struct, gc=False):
 
 
 class _BareError(msgspec.Struct):
-    """What tells an error that is the whole event."""
+    """The fields of an event that is an error as a whole."""
 
     object: Any = None
     code: Any = None
@@ -78,7 +78,8 @@ class SseDecoder:
         self._data: list[bytes] = []
         self._at_start = True
         self._after_return = False
-        """The last read ended in a carriage return: a line feed that follows is no line's end."""
+        """The last read ended in a carriage return, so a line feed that follows ends no new
+        line."""
 
     @property
     def between_events(self) -> bool:
@@ -135,7 +136,7 @@ def _line_end(data: bytes, start: int) -> tuple[int, int] | None:
 
 @dataclass
 class Answer:
-    """What one response held. Times are those of the reads, in the reads' own unit."""
+    """The content of one response. Times are the reads' times, in their unit."""
 
     error: str | None = None
     """Class of failure; None for a whole answer."""
@@ -215,7 +216,7 @@ def parse_response(
         answer.error = "connection_reset"
         answer.message = "the connection ended before the response began"
     elif answer.done:
-        # A stop token alone is an answer, and comes with the finish reason.
+        # An answer may have only a stop token, which comes with the finish reason.
         only_stop = answer.finish_time is not None and answer.completion_tokens
         if not answer.token_times and not only_stop:
             answer.error, answer.message = "empty_answer", "the stream held no token"
@@ -245,14 +246,14 @@ class _Events:
         """Place of the read that completed each event with text."""
         self.before: bytes | None = None
         self.after = b""
-        """What stands around the text of an event, its quotes included: most events of a response
-        differ in nothing else."""
+        """The bytes around the text of an event, with its quotes. Most events of a response differ
+        only in the text."""
 
     def take_alike(self, read: bytes, place: int) -> bool:
-        """Take a read that is one chunk with one event, like an earlier one but for its text.
+        """Take a read that is one chunk with one event and differs from an earlier one in its text.
 
         Returns:
-            Whether it was such a read; nothing is taken otherwise.
+            Whether the read was taken.
         """
         before = self.before
         if before is None or self.ended:
@@ -310,7 +311,7 @@ class _Events:
             self.learn(payload, text)
 
     def learn(self, payload: bytes, text: str) -> None:
-        """Find where in an event its text stands; another text in its place is the proof."""
+        """Find the place of the text in an event, and prove it by putting another text there."""
         before, quoted, after = payload.partition(b'"%b"' % text.encode(errors="replace"))
         if not quoted or b"\n" in payload:
             return
@@ -340,7 +341,7 @@ def _is_error(payload: bytes) -> bool:
 
 
 def _text_of(choice: _Choice) -> str:
-    """What an event adds to the answer."""
+    """Return the text that an event adds to the answer."""
     delta = choice.delta
     if delta is None:
         return str(choice.text or "")

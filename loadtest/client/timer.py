@@ -1,7 +1,7 @@
 """A kernel timer (timerfd) on the monotonic clock, for an event loop.
 
-uvloop's own timers have whole milliseconds, which would show as up to 1 ms of send lag.
-Linux alone; Python has `os.timerfd_create` from 3.13 on.
+uvloop's own timers have whole milliseconds, which would add up to 1 ms of send lag. It works only
+on Linux. Python has `os.timerfd_create` from 3.13 on.
 """
 
 from __future__ import annotations

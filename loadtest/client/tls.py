@@ -9,8 +9,8 @@ class TlsStream:
     """One end of a TLS connection, without a socket.
 
     Args:
-        context: Of the client or of the server.
-        server_hostname: What the client holds the certificate against; None for a server.
+        context: The client's or the server's context.
+        server_hostname: The name that the certificate must have; None for a server.
     """
 
     def __init__(self, context: ssl.SSLContext, server_hostname: str | None = None) -> None:
@@ -45,11 +45,11 @@ class TlsStream:
         return self._outgoing.read()
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """What the bytes that have come hold, and whether nothing more can come: the peer has ended
-        the stream, or what follows is broken.
+        """Return the decrypted bytes, and whether the stream has ended: by the peer, or because the
+        rest is broken.
 
         Raises:
-            ssl.SSLError: They are no TLS, or were changed on their way, from the first on.
+            ssl.SSLError: The first bytes are not TLS, or were changed on their way.
         """
         self._incoming.write(data)
         pieces = []

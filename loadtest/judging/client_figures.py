@@ -1,4 +1,4 @@
-"""What the client processes know of themselves, joined. Pure."""
+"""The client processes' figures about themselves, joined. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and writing `report.json` and the records beside it."""
+"""Reading and writing `report.json` and the records next to it."""
 
 from __future__ import annotations
 

@@ -123,9 +123,9 @@ class SteadyState(Part):
     from_s: float | None
     """Intended time of the first steady request."""
     found: bool
-    """False where MSER discards more than half: there is no steady part."""
+    """False if MSER discards more than half: there is no steady part."""
     growth: float | None
-    """What the latency grows by over the steady part, as a share of its median (least squares)."""
+    """Growth of the latency over the steady part, as a share of its median (least squares)."""
     growing: bool
     """The lower bound of the growth's 95 % interval is above 0.5: the queue does not settle."""
 
@@ -210,7 +210,7 @@ class ModelFigures(Part):
 
 
 class Client(Part):
-    """What the client knows of itself."""
+    """The client's figures about itself."""
 
     num_workers: int
     send_lag_s: Distribution
@@ -301,7 +301,7 @@ class ScenarioReport(Part):
 
 
 class EndpointReport(Part):
-    """What was measured."""
+    """The endpoint that was measured."""
 
     url: str
     model: str

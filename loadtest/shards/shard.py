@@ -36,7 +36,7 @@ RECORDS_FILE = "records.npz"
 
 
 class Asked(Part):
-    """What the requests hold, without their bodies."""
+    """The requests' properties, without their bodies."""
 
     path: str
     output_tokens: list[int]

@@ -1,1 +1,1 @@
-"""What requests hold."""
+"""The content of requests, by source."""

@@ -1,4 +1,4 @@
-"""What a source of requests gives, and reading its file."""
+"""The content that a source of requests returns, and the reading of its file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a source is asked for."""
+    """The content that a load test wants from a source."""
 
     workload: WorkloadConfig
     given: Sequence[Messages]
