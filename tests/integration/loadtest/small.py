@@ -1,4 +1,4 @@
-"""One small load on the known server, for the tests beside."""
+"""One small load on the known server, for the tests in this folder."""
 
 import json
 from http.server import BaseHTTPRequestHandler

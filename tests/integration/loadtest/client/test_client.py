@@ -33,7 +33,7 @@ from tuneline.core.errors import ServerError
 
 pytestmark = pytest.mark.usefixtures("shared_host")
 
-# What each fault must be called; None where the answer is whole.
+# The class of each fault; None for a complete answer.
 CLASSES = {
     None: None,
     "401": "http_401",
@@ -192,7 +192,7 @@ def test_no_request_waits_for_a_connection_while_the_queue_grows(start_known_ser
     check = measured.workers[0]["self_check"]
     print(check["num_spares_opened"], check["num_connects_in_window"])
     assert 28 <= check["num_spares_opened"] <= 68  # all 100 requests need no more connections
-    assert check["num_connects_in_window"] <= 4  # a loop that stood still for a while
+    assert check["num_connects_in_window"] <= 4  # more if the loop stopped for a while
 
 
 def test_a_burst_opens_no_connection_that_nothing_is_left_to_use(known: Any) -> None:

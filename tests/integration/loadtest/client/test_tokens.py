@@ -1,4 +1,4 @@
-"""What counts as a token, and what its time is, on the known server."""
+"""The tokens of an answer and their times, on the known server."""
 
 from typing import Any
 

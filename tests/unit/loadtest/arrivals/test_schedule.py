@@ -32,7 +32,7 @@ def test_poisson_arrivals_have_the_gaps_and_counts_of_a_poisson_process() -> Non
     for name in ("rate_rps", "gap_cv", "index_of_dispersion"):
         reference = np.array([getattr(one, name) for one in simulated], float)
         values = np.array([getattr(one, name) for one in found], float)
-        # The mean of twenty seeds, whose interval is tighter by sqrt(20), and each seed alone.
+        # The mean of twenty seeds, whose interval is tighter by sqrt(20), and each single seed.
         means = rng.choice(reference, (4000, len(values))).mean(axis=1)
         low, high = np.quantile(means, [0.005, 0.995])
         assert low <= values.mean() <= high, name

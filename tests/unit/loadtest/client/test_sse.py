@@ -257,7 +257,7 @@ def test_a_byte_order_mark_at_the_start_is_no_part_of_the_first_event() -> None:
     for cut in range(len(stream) + 1):
         decoder = SseDecoder()
         assert decoder.feed(stream[:cut]) + decoder.feed(stream[cut:]) == [b"one", b"two"]
-    # One alone, and at the start alone.
+    # Only one, and only at the start.
     assert SseDecoder().feed(b"\xef\xbb\xbf\xef\xbb\xbfdata: x\n\n") == []
 
 
