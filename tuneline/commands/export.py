@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.inputs import open_run, refuse, required
+from tuneline.commands.inputs import given, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -63,17 +63,15 @@ def export_merge(
 
     A merge that was killed goes on where it stopped when the same command is given again.
     """
+    chosen = {
+        "dtype": dtype,
+        "merge_base": merge_base,
+        "quantize": quantize,
+        "group_size": group_size,
+    }
     if run_file is not None:
-        options = {
-            "--base": base,
-            "--adapter": adapter,
-            "--dtype": dtype,
-            "--merge-base": merge_base,
-            "--quantize": quantize,
-            "--group-size": group_size,
-            "--out": out,
-        }
-        refuse("with RUN.yaml", options)
+        flags = {f"--{name.replace('_', '-')}": value for name, value in chosen.items()}
+        refuse("with RUN.yaml", {"--base": base, "--adapter": adapter, **flags, "--out": out})
         from tuneline.pipeline.stages import stage_names
 
         run = open_run(run_file, overrides, runs_dir)
@@ -82,14 +80,7 @@ def export_merge(
     from export.config import MergeConfig
     from tuneline.core.config import validate_config
 
-    chosen = {
-        "dtype": dtype,
-        "merge_base": merge_base,
-        "quantize": quantize,
-        "group_size": group_size,
-    }
-    values = {key: value for key, value in chosen.items() if value is not None}
-    config = validate_config(MergeConfig, values, "tuneline export merge")
+    config = validate_config(MergeConfig, given(chosen), "tuneline export merge")
     base, out = required(base, "--base"), required(out, "--out")
     adapters = _weighted(required(adapter, "--adapter"))
     # The base is read for its digest while torch is imported: both take seconds.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.inputs import endpoint_of, open_run, refuse, required
+from tuneline.commands.inputs import endpoint_of, is_url, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -53,56 +53,47 @@ def prove(
     Holds every form that the run makes, from the merged to the served model, or any --candidate,
     against the reference, and exits with 6 where one differs by more than its tolerances.
     """
-    from tuneline.core.verdict import require_verdict
-    from tuneline.pipeline.stages import stage_names
-
+    of_a_server = {"--model": model, "--dtype": dtype, "--weights": weights}
     if run_file is not None:
-        options = {
-            "--reference": reference,
-            "--candidate": candidate,
-            "--model": model,
-            "--dtype": dtype,
-            "--weights": weights,
-            "--out": out,
-        }
-        refuse("with RUN.yaml", options)
+        from tuneline.pipeline.stages import stage_names
+
+        options = {"--reference": reference, "--candidate": candidate, "--out": out}
+        refuse("with RUN.yaml", {**options, **of_a_server})
         run = open_run(run_file, overrides, runs_dir)
         run_stages(run, stage_names(run, kind="parity"), as_json=as_json, ladder=True)
         return
     from tuneline.core.artifact import open_artifact
+    from tuneline.core.verdict import require_verdict
 
     expected = open_artifact(required(reference, "--reference"), kind="reference")
     form = required(candidate, "--candidate")
-    if form.startswith(("http://", "https://")):
+    if is_url(form):
         result = _prove_url(expected, endpoint_of(form, model, api_key_env), weights, dtype, out)
-        emit_artifact(result, as_json)
-        try:
-            require_verdict(result)
-        except VerdictError as error:
-            if weights is not None:
-                raise
-            hint = (
-                f"{error.hint}\n  If the server's weights were reduced, name the folder that it "
-                f"serves: tuneline prove --reference {reference} --candidate {form} "
-                f"--model {model} --weights DIR --out {result.path}-weights"
-            )
-            raise VerdictError(error.message, hint=hint) from None
-        return
+    else:
+        refuse("with a model on disk", {**of_a_server, "--api-key-env": api_key_env})
+        result = _prove_folder(expected, form, out)
+    emit_artifact(result, as_json)
+    try:
+        require_verdict(result)
+    except VerdictError as error:
+        if weights is not None or not is_url(form):
+            raise
+        hint = (
+            f"{error.hint}\n  If the server's weights were reduced, name the folder that it "
+            f"serves: tuneline prove --reference {reference} --candidate {form} "
+            f"--model {model} --weights DIR --out {result.path}-weights"
+        )
+        raise VerdictError(error.message, hint=hint) from None
+
+
+def _prove_folder(expected: Artifact, form: str, out: Path | None) -> Artifact:
+    """Compare a model on disk, in any form, with the reference."""
     from export import form_name, prove_model, resolve_form
     from export.config import ParityConfig
 
-    options = {
-        "--model": model,
-        "--dtype": dtype,
-        "--weights": weights,
-        "--api-key-env": api_key_env,
-    }
-    refuse("with a model on disk", options)
     source = resolve_form(form)
     out_dir = _proof_dir(out, source.path.resolve().name)
-    result = prove_model(ParityConfig(), expected, source, out_dir, form=form_name(source))
-    emit_artifact(result, as_json)
-    require_verdict(result)
+    return prove_model(ParityConfig(), expected, source, out_dir, form=form_name(source))
 
 
 def _prove_url(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -168,14 +168,9 @@ def compare(
         "max_tokens": max_tokens,
     }
     if not is_url(a) and not is_url(b):
-        options: dict[str, Any] = {
-            "--run": run_file,
-            "--model": model,
-            "--model-b": model_b,
-            "--prompts": prompts,
-        }
-        options |= {"--rounds": rounds, "--set": overrides, **flags(quick)}
-        refuse("between two reports", options)
+        options = {"--run": run_file, "--model": model, "--model-b": model_b, "--prompts": prompts}
+        more = {"--rounds": rounds, "--set": overrides, **flags(quick)}
+        refuse("between two reports", {**options, **more})
         found = compare_reports(Path(a), Path(b), out_dir, margin=margin)
     elif is_url(a) and is_url(b):
         chosen = Chosen(run_file, overrides, runs_dir, a, model, api_key_env, prompts, quick)

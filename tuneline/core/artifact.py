@@ -144,41 +144,56 @@ def new_artifact(
     key = canonical_digest(
         {"kind": kind, "config": config, "inputs": [[i.role, i.digest] for i in inputs]}
     )
+    with _locked(out), _disk_errors(out):
+        # The lock is free, so the writer of any files in this directory was killed.
+        draft = Draft(partial)
+        if not (resumable and _journal_key(draft) == key):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        if resumable and not draft.journal.exists():
+            draft.journal.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+        keep = False
+        try:
+            yield draft
+            draft.journal.unlink(missing_ok=True)
+            _finish(draft, kind, config, inputs)
+            partial.rename(out)
+            _sync(out.parent)
+        except (KeyboardInterrupt, SystemExit):
+            keep = resumable
+            raise
+        finally:
+            if not keep:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other writers of `out` away."""
     lock_path = out.parent / f".{out.name}.lock"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = lock_path.open("w")
     except OSError as error:
         raise cannot_write(out, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(
+                f"{out}: another process is writing it", hint="Wait for it, or end it."
+            ) from None
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Name a full disk in the block's errors."""
     try:
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ArtifactError(
-                    f"{out}: another process is writing it", hint="Wait for it, or end it."
-                ) from None
-            # The lock is free, so the writer of any files in this directory was killed.
-            draft = Draft(partial)
-            if not (resumable and _journal_key(draft) == key):
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-            if resumable and not draft.journal.exists():
-                draft.journal.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
-            keep = False
-            try:
-                yield draft
-                draft.journal.unlink(missing_ok=True)
-                _finish(draft, kind, config, inputs)
-                partial.rename(out)
-                _sync(out.parent)
-            except (KeyboardInterrupt, SystemExit):
-                keep = resumable
-                raise
-            finally:
-                if not keep:
-                    shutil.rmtree(partial, ignore_errors=True)
-                lock_path.unlink(missing_ok=True)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(out) from error

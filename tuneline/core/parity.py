@@ -99,6 +99,7 @@ def compare(
     """
     if not reference or len(reference) != len(candidate):
         raise ValueError(f"{len(candidate)} candidates for {len(reference)} reference prompts")
+    # Over 60 lines: one pass gathers every figure, and one call lists them all by name.
     equal_ids = equal_answers = other_texts = agreeing = 0
     differences: list[float] = []
     divergences_kl: list[float] = []
