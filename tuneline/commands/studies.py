@@ -161,12 +161,8 @@ def compare(
 
     found: Artifact
     out_dir = required(out, "--out")
-    quick = {
-        "rate_rps": rate,
-        "concurrency": concurrency,
-        "num_requests": requests,
-        "max_tokens": max_tokens,
-    }
+    quick = {"rate_rps": rate, "concurrency": concurrency}
+    quick |= {"num_requests": requests, "max_tokens": max_tokens}
     if not is_url(a) and not is_url(b):
         options = {"--run": run_file, "--model": model, "--model-b": model_b, "--prompts": prompts}
         more = {"--rounds": rounds, "--set": overrides, **flags(quick)}
