@@ -60,6 +60,21 @@ def test_pages_name_enough_to_check() -> None:
     assert len(pages.modules()) >= 2
 
 
+def test_decisions_are_numbered_without_gaps() -> None:
+    records = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert len(records) > 10
+    for number, record in enumerate(records, start=1):
+        assert record.name.startswith(f"{number:04d}-")
+        assert record.read_text("utf-8").startswith(f"# {number}. ")
+
+
+def test_every_how_to_page_is_linked_from_the_architecture() -> None:
+    linked = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    names = [page.name for page in (ROOT / "docs" / "how-to").glob("*.md")]
+    assert len(names) > 5
+    assert [name for name in names if f"docs/how-to/{name}" not in linked] == []
+
+
 @pytest.mark.parametrize("path", pages.paths(), ids=str)
 def test_every_path_on_a_page_exists(path: Found) -> None:
     assert list(ROOT.glob(path.text.rstrip("./"))), path
