@@ -40,7 +40,9 @@ class TunelineGroup(LazyGroup):
             AT + "line:evaluate", "Score base, tuned and served model on held-out rows."
         ),
         "export": Row("tuneline.cli:export_app", EXPORT),
-        "prove": Row(AT + "proofs:prove", "Prove that later forms are the trained model."),
+        "prove": Row(
+            AT + "proofs:prove", "Compare every form with the trained model, with a verdict."
+        ),
         "serve": Row(AT + "serving:serve", "Serve a run's model, or any folder, with vLLM."),
         "chat": Row(
             AT + "serving:chat", "Talk to a run's model, to any endpoint, or to an ONNX artifact."

@@ -48,7 +48,7 @@ def prove(
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that later forms are the trained model.
+    """Compare every form with the trained model, with a verdict.
 
     Holds every form that the run makes, from the merged to the served model, or any --candidate,
     against the reference, and exits with 6 where one differs by more than its tolerances.
