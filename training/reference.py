@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 
 from training.config import ReferenceConfig
-from training.data.prepare import HELDOUT_FILE, dataset_rows
+from training.data.prepare import dataset_rows
 from training.model import load_tuned, quiet_libraries
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.progress import progress
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
 from tuneline.models.chat import prompt_token_ids, require_chat_template

@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 from training.adapters.serving_files import write_serving_files
 from training.config import TrainingConfig
-from training.data.prepare import HELDOUT_FILE, TRAIN_FILE, dataset_rows
+from training.data.prepare import TRAIN_FILE, dataset_rows
 from training.loop.checkpoints import (
     CheckpointMarks,
     StopOnSignal,
@@ -42,6 +42,7 @@ from tuneline.core.artifact import (
     require_disk_space,
 )
 from tuneline.core.config import keyed_values
+from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger, progress
 from tuneline.core.vllm_limits import MAX_LORA_RANK

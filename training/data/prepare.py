@@ -13,12 +13,12 @@ from typing import Any
 from training.config import DataConfig
 from training.data.rows import Row, read_rows
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
+from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
 from tuneline.core.messages import Message
 from tuneline.core.progress import logger
 
 TRAIN_FILE = "train.jsonl"
-HELDOUT_FILE = "heldout.jsonl"
 REPORT_FILE = "report.json"
 
 

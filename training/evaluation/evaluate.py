@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from training.config import EvaluationConfig
-from training.data.prepare import HELDOUT_FILE, dataset_rows
+from training.data.prepare import dataset_rows
 from training.data.rows import Row
 from training.evaluation.scoring import Prediction, predict, score
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError

@@ -73,9 +73,9 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
         ServerError: The server does not start.
     """
     from loadtest import read_prompts
+    from tuneline.core.dataset import heldout_prompts
     from tuneline.pipeline.plan import current
     from tuneline.pipeline.stage import DATASET
-    from tuneline.pipeline.stages import heldout_prompts
     from tuneline.pipeline.targets import LoadTarget, serve_for_loadtest
 
     run_file, prompts = chosen.run_file, chosen.prompts

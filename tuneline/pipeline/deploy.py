@@ -10,6 +10,7 @@ from k8s.render.server import HOST, MODEL_DIR, PORT, render
 from loadtest.config import longest_s
 from serving.command.arguments import artifact_facts, served_names, server_args, server_env
 from tuneline.core.artifact import verify_artifact
+from tuneline.core.dataset import heldout_prompts
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 from tuneline.core.verdict import require_verdict
@@ -18,7 +19,6 @@ from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED
-from tuneline.pipeline.stages import heldout_prompts
 
 
 def render_run(run: Run, out: Path) -> Path:

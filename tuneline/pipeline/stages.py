@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from export.config import ParityConfig
 from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import Artifact
-from tuneline.core.messages import Messages
+from tuneline.core.dataset import heldout_prompts
 from tuneline.models.source import computed_dtype
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.inputs import data_inputs, loadtest_inputs, workload_inputs
@@ -206,9 +205,3 @@ def stage_names(run: Run, *, groups: tuple[Group, ...] = (), kind: str = "") -> 
 def _merged_parity(config: RunConfig) -> ParityConfig:
     """Return the part of the section that judges the merged model."""
     return ParityConfig(tolerances=config.export.parity.tolerances)
-
-
-def heldout_prompts(dataset: Artifact) -> list[Messages]:
-    """Return the chat messages of each held-out row, without the answer."""
-    text = (dataset.path / "heldout.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line)["prompt"] for line in text.split("\n") if line]

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import Input, verify_artifact
+from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import Messages
 from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer, Served, served, served_stage
 from tuneline.pipeline.stage import DATASET, Made
-from tuneline.pipeline.stages import heldout_prompts, loadtest_config
+from tuneline.pipeline.stages import loadtest_config
 from tuneline.pipeline.up import lock_run
 
 

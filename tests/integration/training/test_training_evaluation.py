@@ -12,11 +12,12 @@ import pytest
 
 from tests.integration.training.conftest import ANSWER, Line
 from training.config import EvaluationConfig, ReferenceConfig
-from training.data.prepare import HELDOUT_FILE, dataset_rows
+from training.data.prepare import dataset_rows
 from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
 from training.evaluation.scoring import Prediction
 from training.reference import build_reference
 from tuneline.core.artifact import Artifact, Input, verify_artifact
+from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.reference import comparable_settings, read_reference

@@ -11,10 +11,11 @@ import pytest
 from tests.integration.training.conftest import ANSWER, FOREIGN_TOKENIZER_FILES, Line
 from tests.integration.training.tiny import CHATML, make_base
 from training.config import TrainingConfig
-from training.data.prepare import HELDOUT_FILE, dataset_rows
+from training.data.prepare import dataset_rows
 from training.model import load_base, load_tuned
 from training.train import train
 from tuneline.core.artifact import Artifact, verify_artifact
+from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import ArtifactError, ConfigError, DataError
 from tuneline.models.source import resolve_model
 from tuneline.models.tokenizer import load_tokenizer

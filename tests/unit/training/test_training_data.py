@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from training.config import DataConfig
-from training.data.prepare import HELDOUT_FILE, TRAIN_FILE, dataset_rows, prepare
+from training.data.prepare import TRAIN_FILE, dataset_rows, prepare
 from tuneline.core.artifact import Artifact, verify_artifact
+from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
 
 
