@@ -1,3 +1,24 @@
-"""Running the served model on Kubernetes: the kustomize base, its overlays and components, and
-`tuneline deploy render`, which fills them in from a run and checks the result before it is kept.
+"""Manifests for Kubernetes: a kustomize base with overlays and components, rendered for a run.
+
+`render_manifests` fills them in and checks the result; nothing here asks a cluster.
 """
+
+from typing import TYPE_CHECKING
+
+from tuneline.core.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from k8s.render.kustomize import find_kubectl
+    from k8s.render.tree import render_manifests
+    from k8s.rules.check import check_manifests
+
+__all__ = ["check_manifests", "find_kubectl", "render_manifests"]
+
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "check_manifests": "k8s.rules.check:check_manifests",
+        "find_kubectl": "k8s.render.kustomize:find_kubectl",
+        "render_manifests": "k8s.render.tree:render_manifests",
+    },
+)

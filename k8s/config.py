@@ -14,6 +14,11 @@ DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 # Kubernetes' resource.Quantity as people write it: 4, 500m, 1.5, 24Gi.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 
+# What the base fixes about the server's container; its arguments are made for it.
+MODEL_DIR = "/model"
+HOST = "0.0.0.0"  # noqa: S104 (the pod's own network; a NetworkPolicy and a key guard it)
+PORT = 8000
+
 _IMAGE = re.compile(
     r"(?P<name>([\w.-]+(:[0-9]+)?/)?[a-z0-9][a-z0-9._/-]*)"
     r"(:(?P<tag>[\w][\w.-]{0,127}))?"
@@ -22,10 +27,10 @@ _IMAGE = re.compile(
 
 
 def image_problem(reference: str) -> str | None:
-    """What keeps an image reference from naming the same content tomorrow; None if nothing does."""
+    """Say why an image reference may name other content tomorrow; None for one that may not."""
     match = _IMAGE.fullmatch(reference)
     if match is None:
-        return f"{reference!r} is no image reference; expected NAME:TAG or NAME@sha256:DIGEST"
+        return f"{reference!r} is not an image reference; expected NAME:TAG or NAME@sha256:DIGEST"
     if match["digest"] is None and match["tag"] in (None, "latest"):
         return f"{reference!r} can change at any time; expected NAME:TAG or NAME@sha256:DIGEST"
     return None

@@ -74,7 +74,10 @@ def _probes(objects: Sequence[Object]) -> Iterator[str]:
             if asked.get("path") != route:
                 yield f"{pod.where}: {name} asks {asked.get('path')}; expected {route}"
             if asked.get("port") not in pod.ports and asked.get("port") not in pod.ports.values():
-                yield f"{pod.where}: {name} asks port {asked.get('port')!r}, which it has not"
+                yield (
+                    f"{pod.where}: {name} asks port {asked.get('port')!r}; expected one of "
+                    f"{pod.ports}"
+                )
         ready, alive = container.get("readinessProbe", {}), container.get("livenessProbe", {})
         laxer = _budget(alive) > _budget(ready)
         laxer &= alive.get("timeoutSeconds", 1) >= ready.get("timeoutSeconds", 1)
@@ -83,7 +86,7 @@ def _probes(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def _process(objects: Sequence[Object]) -> Iterator[str]:
-    """Every other rule here looks at servers alone, so it must be sure that they are found."""
+    """Every other rule here looks only at servers, so each Deployment must be one."""
     found = {pod.where for pod, _ in servers(objects)}
     for item in of_kind(objects, "Deployment"):
         if where(item) not in found:
@@ -94,7 +97,7 @@ def _arguments(objects: Sequence[Object]) -> Iterator[str]:
     for pod, container in servers(objects):
         args = flags(container.get("args", []))
         if args.get("--host") != ["0.0.0.0"]:  # noqa: S104 (the pod's own network)
-            yield f"{pod.where}: --host must be 0.0.0.0, or the Service reaches nothing"
+            yield f"{pod.where}: --host must be 0.0.0.0; otherwise the Service cannot reach it"
         if (args.get("--port") or ["8000"])[-1] not in map(str, pod.ports.values()):
             yield f"{pod.where}: --port {args.get('--port')} is not among its ports {pod.ports}"
         if not any(name.startswith("serving.middleware.") for name in args.get("--middleware", [])):
@@ -109,7 +112,7 @@ def _digests(objects: Sequence[Object]) -> Iterator[str]:
         if not names:
             yield f"{pod.where}: --served-model-name is not set; clients would ask for a path"
         if digest is not None and not any(name.endswith(f"@{digest}") for name in names):
-            yield f"{pod.where}: serves {names}, of which none ends in @{digest} as its label does"
+            yield f"{pod.where}: serves {names}; expected a name that ends in @{digest}"
 
 
 def _key(objects: Sequence[Object]) -> Iterator[str]:
@@ -148,7 +151,7 @@ def _capacity(objects: Sequence[Object]) -> Iterator[str]:
                 yield f"{pod.where}: without a GPU, VLLM_CPU_KVCACHE_SPACE (GiB) must be set"
             elif not float(space) * 2**30 < quantity(limits.get("memory", 0)):
                 yield (
-                    f"{pod.where}: VLLM_CPU_KVCACHE_SPACE {space} GiB leaves nothing of the "
+                    f"{pod.where}: VLLM_CPU_KVCACHE_SPACE {space} GiB leaves no room in the "
                     f"memory limit {limits.get('memory')}"
                 )
 

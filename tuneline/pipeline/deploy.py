@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from k8s.render.server import HOST, MODEL_DIR, PORT, render
+from k8s import render_manifests
+from k8s.config import HOST, MODEL_DIR, PORT
 from loadtest.config import longest_s
 from serving.command.arguments import artifact_facts, served_names, server_args, server_env
 from tuneline.core.artifact import verify_artifact
@@ -56,7 +57,7 @@ def render_run(run: Run, out: Path) -> Path:
         verify_artifact(artifact)
     require_verdict(parity)
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
-    return render(
+    return render_manifests(
         run.config.k8s,
         name=run.config.name,
         model_digest=model.digest,

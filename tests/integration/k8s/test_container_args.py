@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import pytest
 
 import k8s
-from k8s.config import DeployConfig
+from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render.kustomize import build
-from k8s.render.server import HOST, MODEL_DIR, PORT, render
+from k8s.render.tree import render_manifests
 from k8s.rules.objects import servers
 from serving.command.arguments import (
     MIDDLEWARE,
@@ -58,7 +58,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Container]
     directories = {name: ROOM / "manifests/overlays" / name for name in ("cpu", "gpu")}
     for overlay in ("cpu", "gpu"):
         source = ModelSource("tickets", Path(MODEL_DIR), DIGEST, "model")
-        directories[f"a run on {overlay}"] = render(
+        directories[f"a run on {overlay}"] = render_manifests(
             DeployConfig.model_validate(
                 {"overlay": overlay, "image": "server:1", "model_claim": "models"}
             ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,9 +10,9 @@ from typing import Any, TypeAlias
 import pytest
 
 import k8s
-from k8s.config import DeployConfig
-from k8s.render.kustomize import build
-from k8s.render.server import HOST, MODEL_DIR, PORT, render
+from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
+from k8s.render.kustomize import build, find_kubectl
+from k8s.render.tree import render_manifests
 from serving.command.arguments import served_names, server_args, server_env
 from serving.config import ServingConfig
 
@@ -31,9 +30,9 @@ PROMPTS = [
 
 @pytest.fixture(scope="session")
 def kubectl() -> str:
-    tool = shutil.which("kubectl")
+    tool = find_kubectl()
     if tool is None:
-        pytest.skip("kubectl is not on PATH; it renders the manifests under test")
+        pytest.skip("kubectl is not installed; it renders the manifests under test")
     return tool
 
 
@@ -67,7 +66,7 @@ def render_run() -> Render:
             host=HOST,
             port=PORT,
         )
-        return render(
+        return render_manifests(
             DeployConfig(**options),
             name=name,
             model_digest=DIGEST,

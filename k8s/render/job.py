@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from k8s.config import DeployConfig
-from k8s.render.kustomize import INSTANCE_LABEL, ROOM, common, key_from_secret, write_yaml
+from k8s.render.components import wanted_components
+from k8s.render.kustomize import INSTANCE_LABEL, MANIFESTS, common, key_from_secret, write_yaml
 from k8s.rules.objects import DIGEST_LABEL
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ConfigError
@@ -45,7 +46,7 @@ def write_loadtest(
     Raises:
         ConfigError: Not even one prompt fits a ConfigMap.
     """
-    shutil.copytree(ROOM / "loadtest", tree / "k8s" / "loadtest")
+    shutil.copytree(MANIFESTS / "loadtest", tree / "k8s" / "loadtest")
     directory = tree / "load-test"
     directory.mkdir()
     kustomization = {
@@ -60,10 +61,17 @@ def write_loadtest(
                 "includeTemplates": True,
             }
         ],
-        "patches": [{"path": "job.yaml"}],
+        "patches": [
+            {"path": "job.yaml"},
+            *(
+                patch
+                for part in wanted_components(config)
+                for patch in part.loadtest_patches(config)
+            ),
+        ],
     }
     write_yaml(directory / "kustomization.yaml", kustomization)
-    job = yaml.safe_load((ROOM / "loadtest" / "job.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load((MANIFESTS / "loadtest" / "job.yaml").read_text(encoding="utf-8"))
     (base,) = job["spec"]["template"]["spec"]["containers"]
     told = {"--url": url, "--model": model}
     if config.results_claim is not None:

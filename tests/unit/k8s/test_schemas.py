@@ -73,8 +73,8 @@ def test_the_base_fits_its_schema(objects_of: Callable[..., list[dict[str, Any]]
 
 def test_a_full_deployment_has_every_kind(deployed: list[dict[str, Any]]) -> None:
     assert sorted(item["kind"] for item in deployed) == [
-        "ConfigMap", "Deployment", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service",
-        "ServiceAccount", "ServiceMonitor",
+        "ConfigMap", "Deployment", "Job", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget",
+        "Service", "ServiceAccount", "ServiceMonitor",
     ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_full_deployment_has_every_kind(deployed: list[dict[str, Any]]) -> Non
 def test_a_misspelt_or_mistyped_field_is_found(
     deployed: list[dict[str, Any]], kind: str, path: tuple[str, ...], value: Any
 ) -> None:
-    (item,) = (copy.deepcopy(item) for item in deployed if item["kind"] == kind)
+    item = copy.deepcopy(next(item for item in deployed if item["kind"] == kind))
     check(item, VERSIONS[-1])
     inner = item
     for key in path[:-1]:

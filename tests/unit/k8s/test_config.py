@@ -34,11 +34,11 @@ def test_a_pinned_image_is_taken(reference: str) -> None:
         ("server", "can change at any time"),
         ("registry.example.com:5000/server", "can change at any time"),
         ("vllm/vllm-openai:latest", "can change at any time"),
-        ("server@sha256:abc", "is no image reference"),
-        ("https://registry.example.com/server:1", "is no image reference"),
-        ("Server:1", "is no image reference"),
-        ("server:1 --privileged", "is no image reference"),
-        ("", "is no image reference"),
+        ("server@sha256:abc", "is not an image reference"),
+        ("https://registry.example.com/server:1", "is not an image reference"),
+        ("Server:1", "is not an image reference"),
+        ("server:1 --privileged", "is not an image reference"),
+        ("", "is not an image reference"),
     ],
 )
 def test_any_other_image_is_refused(reference: str, expected: str) -> None:

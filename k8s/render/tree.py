@@ -1,0 +1,177 @@
+"""`tuneline deploy render`: a kustomize tree for one run, complete in itself.
+
+    OUT/kustomization.yaml             kubectl apply -k OUT
+    OUT/server.yaml                    image, arguments, environment, resources of this run
+    OUT/load-test/kustomization.yaml   kubectl apply -k OUT/load-test
+    OUT/load-test/job.yaml, run.yaml, prompts.jsonl
+    OUT/k8s/...                        copies of the base, the overlay and the components used
+    OUT/render.json                    what was rendered and the digest of every file
+
+The same inputs give the same bytes. Before a tree takes its name, the rules of `k8s/rules/` check
+the objects that kubectl makes of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from k8s.config import PORT, DeployConfig
+from k8s.render.job import write_loadtest
+from k8s.render.kustomize import build
+from k8s.render.server import write_server
+from k8s.rules.check import check_manifests
+from k8s.rules.objects import Object, flags
+from tuneline import __version__
+from tuneline.core.artifact import disk_full, file_sha256
+from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.progress import logger
+from tuneline.core.secrets import is_secret_name
+
+MARKER = "render.json"
+
+
+def render_manifests(
+    config: DeployConfig,
+    *,
+    name: str,
+    model_digest: str,
+    served_args: Sequence[str],
+    served_env: Mapping[str, str],
+    out: Path,
+    run_config: Mapping[str, Any] | None = None,
+    prompts: Sequence[Sequence[Mapping[str, str]]] = (),
+    loadtest_deadline_s: int = 3600,
+) -> Path:
+    """Write the manifests of one run to `out` and return it.
+
+    Args:
+        config: The section `k8s` of run.yaml.
+        name: The run's name; every object's name begins with it.
+        model_digest: `sha256:...` of the artifact that is served.
+        served_args: All arguments of `vllm serve`: the model at `MODEL_DIR`, `--host` `HOST`,
+            `--port` `PORT`, the names `[name, name@digest12]`, and what the run was proven with.
+        served_env: Environment variables of the server; no secrets.
+        out: A directory that does not exist, or an earlier output of this function.
+        run_config: The whole resolved run.yaml, for the load test.
+        prompts: Chat messages that the load test sends. As many as fit a ConfigMap are taken.
+        loadtest_deadline_s: After so many seconds the load test's Job is ended.
+
+    Raises:
+        ConfigError: Values are missing or do not fit together, or the manifests break a rule.
+        ArtifactError: `out` exists and was not rendered, or was changed since.
+        DiskFullError: The file system ran out of space.
+    """
+    _check_inputs(config, name, served_env)
+    _check_replaceable(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            tree = Path(scratch) / "new"
+            tree.mkdir()
+            write_server(config, name, model_digest, served_args, served_env, tree)
+            targets = [tree]
+            if config.loadtest_image is not None and run_config is not None and prompts:
+                write_loadtest(
+                    config,
+                    tree,
+                    name=name,
+                    model_digest=model_digest,
+                    url=f"http://{name}-model-server:{PORT}/v1",
+                    model=flags(served_args)["--served-model-name"][-1],
+                    run_config=run_config,
+                    prompts=prompts,
+                    deadline_s=loadtest_deadline_s,
+                )
+                targets.append(tree / "load-test")
+            _check_rendered(targets)
+            _write_marker(tree, name, model_digest)
+            if out.exists():
+                out.rename(Path(scratch) / "old")
+            tree.rename(out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(out) from error
+        raise
+    return out
+
+
+def _check_inputs(config: DeployConfig, name: str, served_env: Mapping[str, str]) -> None:
+    found = []
+    if config.image is None:
+        found.append(
+            "k8s.image: missing; expected the image built from "
+            f"k8s/images/Dockerfile.{config.overlay}"
+        )
+    if config.model_claim is None and config.model_image is None:
+        found.append(
+            "k8s.model_claim, k8s.model_image: one is needed: the volume claim or the OCI image "
+            "that holds the model"
+        )
+    if not name[:1].isalpha():
+        found.append(f"name: {name!r} begins with a digit, which no Kubernetes Service may")
+    found += [
+        f"serving: {key} is a secret; it comes from the Secret {config.secret_name}"
+        for key in served_env
+        if is_secret_name(key)
+    ]
+    if found:
+        raise ConfigError(
+            found,
+            hint="Try: --set k8s.image=registry.example.com/tuneline-server-cpu:v0.32.0 "
+            "--set k8s.model_claim=models",
+        )
+
+
+def _check_replaceable(out: Path) -> None:
+    """Replace what was rendered here and nothing that somebody wrote or changed."""
+    if not out.exists():
+        return
+    try:
+        known = set(json.loads((out / MARKER).read_text(encoding="utf-8"))["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(
+            f"{out}: exists already and was not written by `tuneline deploy render`",
+            hint="Choose another --out.",
+        ) from None
+    changed = sorted(known ^ set(_digests(out).items()))
+    if changed:
+        raise ArtifactError(
+            f"{out / changed[0][0]}: was changed, added or removed since it was rendered",
+            hint="Choose another --out. Changes of your own belong in a kustomization of your own "
+            f"that lists {out.name} under `resources`.",
+        )
+
+
+def _check_rendered(directories: Sequence[Path]) -> None:
+    objects: list[Object] = []
+    for directory in directories:
+        built = build(directory)
+        if built is None:
+            logger.warning("the manifests were not checked: neither kubectl nor kustomize is here")
+            return
+        objects += built
+    if found := check_manifests(objects):
+        raise ConfigError([f"rendered manifests: {problem}" for problem in found])
+
+
+def _write_marker(tree: Path, name: str, model_digest: str) -> None:
+    marker = {
+        "tuneline": __version__,
+        "name": name,
+        "model_digest": model_digest,
+        "files": _digests(tree),
+    }
+    (tree / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _digests(tree: Path) -> dict[str, str]:
+    return {
+        file.relative_to(tree).as_posix(): file_sha256(file)
+        for file in sorted(tree.rglob("*"))
+        if file.is_file() and file != tree / MARKER
+    }

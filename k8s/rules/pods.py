@@ -1,0 +1,119 @@
+"""Rules on every pod: its images, secrets, volumes, resources and security settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from k8s.config import image_problem
+from k8s.rules.objects import Object, env, flags, namespace, of_kind, pods, where
+from tuneline.core.secrets import is_secret_name
+
+# The volume types that the Pod Security Standard `restricted` allows.
+_VOLUME_TYPES = {
+    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim",
+    "projected", "secret",
+}  # fmt: skip
+
+
+def _references(objects: Sequence[Object]) -> Iterator[str]:
+    """Objects that the manifests bring themselves; Secrets and claims come from elsewhere."""
+    known = {(where(item), namespace(item)) for item in objects}
+    for pod in pods(objects):
+        wanted = []
+        if "serviceAccountName" in pod.spec:
+            wanted.append(f"ServiceAccount/{pod.spec['serviceAccountName']}")
+        for volume in pod.spec.get("volumes", []):
+            if "configMap" in volume:
+                wanted.append(f"ConfigMap/{volume['configMap'].get('name')}")
+        for reference in wanted:
+            if (reference, namespace(pod.owner)) not in known:
+                yield f"{pod.where}: {reference} is not in the manifests"
+
+
+def _images(objects: Sequence[Object]) -> Iterator[str]:
+    for pod in pods(objects):
+        references = [container.get("image", "") for container in pod.containers]
+        references += [
+            volume["image"].get("reference", "")
+            for volume in pod.spec.get("volumes", [])
+            if "image" in volume
+        ]
+        for reference in references:
+            if problem := image_problem(reference):
+                yield f"{pod.where}: image {problem}"
+
+
+def _secrets(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "Secret"):
+        yield f"{where(item)}: a Secret is created by hand, never written to a manifest"
+    for pod in pods(objects):
+        for container in pod.containers:
+            for name, entry in env(container).items():
+                if len(entry.keys() & {"value", "valueFrom"}) != 1:
+                    yield f"{pod.where}: {name} needs exactly one of value and valueFrom"
+                if is_secret_name(name) and "secretKeyRef" not in entry.get("valueFrom", {}):
+                    yield f"{pod.where}: {name} must come from a Secret by secretKeyRef"
+            for flag in ("--api-key", "--hf-token"):
+                if flag in flags([*container.get("command", []), *container.get("args", [])]):
+                    yield f"{pod.where}: {flag} shows a key to everybody who may read the pod"
+
+
+def _security(objects: Sequence[Object]) -> Iterator[str]:
+    """The Pod Security Standard `restricted`, and a read-only root file system."""
+    for pod in pods(objects):
+        spec = pod.spec
+        for key in ("hostNetwork", "hostPID", "hostIPC"):
+            if spec.get(key):
+                yield f"{pod.where}: {key} is not allowed"
+        if spec.get("automountServiceAccountToken") is not False:
+            yield f"{pod.where}: automountServiceAccountToken must be false"
+        if spec.get("enableServiceLinks") is not False:
+            yield f"{pod.where}: enableServiceLinks must be false"
+        shared = spec.get("securityContext", {})
+        if shared.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{pod.where}: seccompProfile must be RuntimeDefault"
+        if shared.get("runAsNonRoot") is not True or shared.get("runAsUser") in (None, 0):
+            yield f"{pod.where}: must run as a user other than root, named by number"
+        for container in pod.containers:
+            own = container.get("securityContext", {})
+            name = f"{pod.where}: container {container['name']}"
+            if own.get("allowPrivilegeEscalation") is not False:
+                yield f"{name}: allowPrivilegeEscalation must be false"
+            if own.get("privileged"):
+                yield f"{name}: must not be privileged"
+            if own.get("capabilities", {}).get("drop") != ["ALL"]:
+                yield f"{name}: must drop ALL capabilities"
+            if own.get("capabilities", {}).get("add"):
+                yield f"{name}: must add no capability"
+            if own.get("readOnlyRootFilesystem") is not True:
+                yield f"{name}: readOnlyRootFilesystem must be true"
+            if own.get("runAsNonRoot") is False or own.get("runAsUser") == 0:
+                yield f"{name}: must not run as root"
+            if own.get("seccompProfile", {}).get("type", "RuntimeDefault") != "RuntimeDefault":
+                yield f"{name}: seccompProfile must be RuntimeDefault"
+
+
+def _volumes(objects: Sequence[Object]) -> Iterator[str]:
+    for pod in pods(objects):
+        volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
+        for name, volume in volumes.items():
+            types = set(volume) - {"name"}
+            if len(types) != 1 or not types <= _VOLUME_TYPES:
+                yield f"{pod.where}: volume {name}: {sorted(types)} is not one allowed type"
+        for container in pod.containers:
+            for mount in container.get("volumeMounts", []):
+                if mount["name"] not in volumes:
+                    yield f"{pod.where}: volume {mount['name']!r} is mounted but not declared"
+
+
+def _resources(objects: Sequence[Object]) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.containers:
+            asked = container.get("resources", {})
+            if not {"cpu", "memory"} <= set(asked.get("requests", {})):
+                yield f"{pod.where}: container {container['name']} requests no cpu or no memory"
+            if "memory" not in asked.get("limits", {}):
+                yield f"{pod.where}: container {container['name']} has no memory limit"
+
+
+RULES = (_references, _images, _secrets, _security, _volumes, _resources)

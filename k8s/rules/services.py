@@ -1,0 +1,136 @@
+"""Rules on what selects pods: names, Deployments, Services, budgets, network policies, monitors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from k8s.rules.objects import (
+    DIGEST_LABEL,
+    Object,
+    matches,
+    namespace,
+    of_kind,
+    selected,
+    servers,
+    where,
+)
+
+
+def _names(objects: Sequence[Object]) -> Iterator[str]:
+    seen = set()
+    for item in objects:
+        key = (where(item), namespace(item))
+        if key in seen:
+            yield f"{key[0]}: is defined twice"
+        seen.add(key)
+
+
+def _selectors(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "Deployment"):
+        selector = item["spec"]["selector"].get("matchLabels", {})
+        labels = item["spec"]["template"].get("metadata", {}).get("labels", {})
+        if not selector or not matches(selector, labels):
+            yield f"{where(item)}: selector {selector} does not match its pods' labels {labels}"
+        if DIGEST_LABEL in selector:
+            yield f"{where(item)}: a selector cannot change, so it must not hold {DIGEST_LABEL}"
+
+
+def _services(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "Service"):
+        hit = selected(objects, item, item["spec"].get("selector", {}))
+        if not item["spec"].get("selector") or not hit:
+            yield f"{where(item)}: selector {item['spec'].get('selector')} matches no pod"
+        for port in item["spec"]["ports"]:
+            target = port.get("targetPort", port["port"])
+            for pod in hit:
+                if target not in pod.ports and target not in pod.ports.values():
+                    yield f"{where(item)}: target port {target!r} is not a port of {pod.where}"
+
+
+def _disruption_budgets(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "PodDisruptionBudget"):
+        spec = item["spec"]
+        hit = selected(objects, item, spec.get("selector", {}).get("matchLabels", {}))
+        if not hit:
+            yield f"{where(item)}: selector matches no pod"
+        for pod in hit:
+            replicas = pod.owner["spec"].get("replicas", 1)
+            blocked = spec.get("maxUnavailable") in (0, "0%")
+            blocked |= spec.get("minAvailable") == "100%"
+            minimum = spec.get("minAvailable")
+            blocked |= isinstance(minimum, int) and minimum >= replicas
+            if blocked:
+                yield (
+                    f"{where(item)}: leaves none of the {replicas} replica(s) of {pod.where} to "
+                    "be evicted; no node could be drained"
+                )
+
+
+def _network_policies(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "NetworkPolicy"):
+        spec = item["spec"]
+        hit = selected(objects, item, spec["podSelector"].get("matchLabels", {}))
+        if not hit:
+            yield f"{where(item)}: selector matches no pod"
+        if set(spec.get("policyTypes", [])) != {"Ingress", "Egress"}:
+            yield f"{where(item)}: policyTypes must name Ingress and Egress; one left out is open"
+        for rule in spec.get("ingress", []):
+            if not rule.get("from") or not rule.get("ports"):
+                yield f"{where(item)}: an ingress rule without `from` or `ports` lets all in"
+            for port in rule.get("ports", []):
+                for pod in hit:
+                    if port["port"] not in pod.ports and port["port"] not in pod.ports.values():
+                        yield f"{where(item)}: port {port['port']!r} is not a port of {pod.where}"
+
+
+def _isolation(objects: Sequence[Object]) -> Iterator[str]:
+    policies = of_kind(objects, "NetworkPolicy")
+    for pod, _ in servers(objects):
+        own = [
+            item
+            for item in policies
+            if pod in selected(objects, item, item["spec"]["podSelector"].get("matchLabels", {}))
+        ]
+        if not own:
+            yield f"{pod.where}: no NetworkPolicy covers it"
+        # The load test's pods and other clients live in the same namespace.
+        local = any(
+            peer.get("podSelector") == {} and "namespaceSelector" not in peer
+            for item in own
+            for rule in item["spec"].get("ingress", [])
+            for peer in rule.get("from", [])
+        )
+        if own and not local:
+            yield f"{pod.where}: no NetworkPolicy lets pods of its own namespace in"
+
+
+def _service_monitors(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "ServiceMonitor"):
+        selector = item["spec"]["selector"].get("matchLabels", {})
+        services = [
+            service
+            for service in of_kind(objects, "Service")
+            if namespace(service) == namespace(item)
+            and matches(selector, service["metadata"].get("labels", {}))
+        ]
+        if not selector or not services:
+            yield f"{where(item)}: selector {selector} matches no Service"
+        for service in services:
+            names = [port.get("name") for port in service["spec"]["ports"]]
+            for endpoint in item["spec"]["endpoints"]:
+                if endpoint.get("port") not in names:
+                    yield (
+                        f"{where(item)}: port {endpoint.get('port')!r} is not a port of "
+                        f"{where(service)}: {names}"
+                    )
+
+
+RULES = (
+    _names,
+    _selectors,
+    _services,
+    _disruption_budgets,
+    _network_policies,
+    _isolation,
+    _service_monitors,
+)
