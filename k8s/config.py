@@ -11,6 +11,13 @@ from tuneline.core.config import StrictModel
 
 # RFC 1123 label: what the names of most Kubernetes objects must be.
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+# RFC 1123 subdomain: labels with dots, as the names of Secrets may be.
+DnsSubdomain = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253
+    ),
+]
 # Kubernetes' resource.Quantity as people write it: 4, 500m, 1.5, 24Gi.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 
@@ -74,6 +81,9 @@ class DeployConfig(StrictModel):
     (Kubernetes 1.35 or later). Exclusive with `model_claim`."""
     secret_name: DnsLabel = "tuneline-api-key"  # noqa: S105 (a name)
     """The Secret whose key `api-key` is the server's API key; it is created by hand."""
+    image_pull_secrets: tuple[DnsSubdomain, ...] = ()
+    """Secrets of type `kubernetes.io/dockerconfigjson` in the namespace, for images in a private
+    registry: the server's, the model's and the load test's."""
     resources: Resources = Resources()
     monitoring_namespace: DnsLabel | None = None
     """Where a Prometheus operator runs: adds a ServiceMonitor and lets that namespace scrape."""

@@ -47,7 +47,21 @@ def _scraping_namespace(config: DeployConfig) -> list[Patch]:
     return [{"patch": yaml.safe_dump(policy, sort_keys=False)}]
 
 
+def _pull_secrets(config: DeployConfig) -> list[Patch]:
+    secrets = [{"name": name} for name in config.image_pull_secrets]
+    path = "/spec/template/spec/imagePullSecrets"
+    operation = [{"op": "add", "path": path, "value": secrets}]
+    # A server's kustomization has a Deployment, a load test's has a Job.
+    target = {"kind": "Deployment|Job"}
+    return [{"target": target, "patch": yaml.safe_dump(operation, sort_keys=False)}]
+
+
 COMPONENTS: dict[str, Component] = {
+    "image-pull-secrets": Component(
+        wanted=lambda config: bool(config.image_pull_secrets),
+        patches=_pull_secrets,
+        loadtest_patches=_pull_secrets,
+    ),
     "model-image": Component(
         wanted=lambda config: config.model_image is not None, folder="model-image"
     ),

@@ -116,6 +116,7 @@ def trees(
         overlay="gpu",
         loadtest_image=LOADTEST_IMAGE,
         monitoring_namespace="observability",
+        image_pull_secrets=["registry"],
     )
     cpu = render_run(
         root / "cpu", overlay="cpu", loadtest_image=LOADTEST_IMAGE, model_image=MODEL_IMAGE
