@@ -22,7 +22,7 @@ from benchmarks.parity import FULL, QUANTIZED, merged, place, row, train
 from export.parity import weight_tolerances
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
-from serving.supervisor.process import running
+from serving.supervisor.process import running_server
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging
@@ -49,7 +49,7 @@ def main() -> None:
             config = ServingConfig.model_validate(
                 {"dtype": dtype, "max_model_len": 512, "cpu_kvcache_space_gib": 1}
             )
-            with running(
+            with running_server(
                 config, model, name="measured", log_path=place(run).with_name("vllm.log")
             ) as server:
                 proof = prove_served(

@@ -1,5 +1,43 @@
-"""Serving: vLLM's command line, its process from start to last signal, our routes and metrics
-inside it, the proof that what it answers is what was trained, and a chat with it.
+"""Serving: vLLM's command line, its process, our routes and metrics inside it, the proof that its
+answers are the trained model's, and a chat with it.
 
-Imports `tuneline.core` alone of ours; vLLM is only ever run, in a process of its own.
+vLLM runs only in a process of its own.
 """
+
+from typing import TYPE_CHECKING
+
+from tuneline.core.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from serving.chat import Answer, answers, converse
+    from serving.command.arguments import plan_container
+    from serving.parity import prove_served
+    from serving.supervisor.process import RunningServer, require_server, running_server
+    from serving.supervisor.restarts import serve_model
+
+__all__ = [
+    "Answer",
+    "RunningServer",
+    "answers",
+    "converse",
+    "plan_container",
+    "prove_served",
+    "require_server",
+    "running_server",
+    "serve_model",
+]
+
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "Answer": "serving.chat:Answer",
+        "RunningServer": "serving.supervisor.process:RunningServer",
+        "answers": "serving.chat:answers",
+        "converse": "serving.chat:converse",
+        "plan_container": "serving.command.arguments:plan_container",
+        "prove_served": "serving.parity:prove_served",
+        "require_server": "serving.supervisor.process:require_server",
+        "running_server": "serving.supervisor.process:running_server",
+        "serve_model": "serving.supervisor.restarts:serve_model",
+    },
+)

@@ -37,7 +37,7 @@ OWN_FLAGS = {
 
 
 class ServedParityConfig(StrictModel):
-    """How the server's answers are held against the reference."""
+    """How the server's answers are compared with the reference."""
 
     tolerances: Tolerances | None = None
     """None takes the default of the number format that the server computes in: docs/parity.md."""

@@ -1,13 +1,11 @@
-"""vLLM's command line and environment, worked out from the configuration and what is served.
+"""vLLM's command line, from the configuration and the model that is served.
 
-Pure calculation, apart from reading a LoRA adapter's own description.
+Pure calculation, apart from reading `adapter_config.json`.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import math
 import site
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,18 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serving.command.environment import api_key, artifact_facts, inherited, server_env
+from serving.command.lora import adapter_args
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
-from tuneline.core.endpoint import read_key
 from tuneline.core.errors import ConfigError
-from tuneline.core.secrets import without_secrets
-from tuneline.models.adapter_config import (
-    ADAPTER_CONFIG,
-    read_adapter_config,
-    require_servable,
-    served_rank,
-)
 from tuneline.models.source import ModelSource
 
 MIDDLEWARE = "serving.middleware.TunelineMiddleware"
@@ -35,12 +27,6 @@ MIDDLEWARE = "serving.middleware.TunelineMiddleware"
 FLAGS_WITHOUT_NEGATION = frozenset({
     "aggregate-engine-logging", "data-parallel-multi-port-external-lb", "disable-log-stats",
     "grpc", "headless",
-})  # fmt: skip
-
-# Variables that open routes or move the port. The key is set anew where there is one.
-UNWANTED = frozenset({
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",
-    "VLLM_PORT", "VLLM_SERVER_DEV_MODE",
 })  # fmt: skip
 
 
@@ -63,7 +49,7 @@ def vllm_command(
     port: int,
     environ: Mapping[str, str],
 ) -> Command:
-    """The process that serves `model`, with `adapter` beside it in adapter mode.
+    """Return the process that serves `model`, with `adapter` next to it in adapter mode.
 
     Args:
         served_names: The names that clients ask for; the first is the run's name.
@@ -72,7 +58,7 @@ def vllm_command(
     Raises:
         ConfigError: `host` is reachable from other machines and there is no key; or the mode and
             the adapter do not fit each other.
-        ArtifactError: The adapter cannot be served beside its base.
+        ArtifactError: The adapter cannot be served next to its base.
     """
     key = api_key(config, host, environ)
     adapter_path = adapter.path if isinstance(adapter, Artifact) else adapter
@@ -84,7 +70,7 @@ def vllm_command(
         host=host,
         port=port,
     )
-    env = _inherited(environ)
+    env = inherited(environ)
     env.update(server_env(config, artifact_facts(model, adapter, served_names[0])))
     here = str(Path(__file__).resolve().parents[2])
     if here not in site.getsitepackages():
@@ -105,7 +91,7 @@ def server_args(
     port: int,
     adapter_at: str | None = None,
 ) -> list[str]:
-    """The arguments of `vllm serve`, the same in a process here and in a container.
+    """Return the arguments of `vllm serve`, the same in a process here and in a container.
 
     Args:
         model: The model's folder as the server sees it.
@@ -114,7 +100,7 @@ def server_args(
 
     Raises:
         ConfigError: The mode and the adapter do not fit each other.
-        ArtifactError: The adapter cannot be served beside its base.
+        ArtifactError: The adapter cannot be served next to its base.
     """
     if config.mode == "merged" and adapter is not None:
         raise ConfigError(
@@ -127,7 +113,7 @@ def server_args(
     if adapter is None:
         args += ["--served-model-name", *served_names]
     else:
-        args += _adapter_args(adapter, adapter_at or str(adapter), served_names)
+        args += adapter_args(adapter, adapter_at or str(adapter), served_names)
     for name in (
         "dtype",
         "max_model_len",
@@ -147,75 +133,9 @@ def server_args(
     return args
 
 
-def server_env(config: ServingConfig, facts: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the server needs, the same in a process here and in a container; no key.
-
-    `facts` are those of `artifact_facts`.
-    """
-    return {
-        **facts,
-        "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kvcache_space_gib),
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(config.ready_timeout_s)),
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # The model is a folder: nothing has to be asked of the Hub while it is served.
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-    }
-
-
-def artifact_facts(
-    model: ModelSource, adapter: Artifact | Path | None, name: str
-) -> dict[str, str]:
-    """What the server's metrics say is served: the adapter where there is one, else the model."""
-    kind, digest = model.kind, model.digest
-    if isinstance(adapter, Artifact):
-        kind, digest = adapter.kind, adapter.digest
-    elif adapter is not None:
-        kind, digest = "adapter", ""
-    return {
-        "TUNELINE_ARTIFACT_NAME": name,
-        "TUNELINE_ARTIFACT_KIND": kind,
-        "TUNELINE_ARTIFACT_DIGEST": digest,
-    }
-
-
 def served_names(name: str, digest: str) -> list[str]:
-    """`[name, name@digest12]`: what clients ask for, and what fixes the artifact they get."""
+    """Return `[name, name@digest12]`: the second name fixes the artifact that answers."""
     return [name, f"{name}@{short_digest(digest)}"]
-
-
-def api_key(config: ServingConfig, host: str, environ: Mapping[str, str]) -> str | None:
-    """The key that clients must send, if any.
-
-    Raises:
-        ConfigError: `host` is reachable from other machines and there is no key.
-    """
-    key = read_key(environ, config.api_key_env)
-    if key is None and not _is_loopback(host):
-        raise ConfigError(
-            f"serving.host {host} is reachable from other machines and {config.api_key_env} is not "
-            "set; a key is required beyond loopback",
-            hint=f"Try: export {config.api_key_env}=$(openssl rand -hex 24)   "
-            "(or serving.host=127.0.0.1)",
-        )
-    return key
-
-
-def _adapter_args(adapter: Path, adapter_at: str, served_names: Sequence[str]) -> list[str]:
-    adapter_config = read_adapter_config(adapter)
-    require_servable(adapter_config, adapter / ADAPTER_CONFIG)
-    args = ["--served-model-name", f"{served_names[0]}-base"]
-    args += ["--enable-lora", "--max-lora-rank", str(served_rank(adapter_config))]
-    # Each name is an adapter of its own to vLLM; with room for fewer it would swap them in and out.
-    args += ["--max-loras", str(len(served_names)), "--lora-modules"]
-    args += [json.dumps({"name": name, "path": adapter_at}) for name in served_names]
-    # The tokenizer, chat template and stop tokens it was trained with, where they lie beside it.
-    if (adapter / "tokenizer_config.json").is_file():
-        args += ["--tokenizer", adapter_at]
-    if (adapter / "generation_config.json").is_file():
-        args += ["--generation-config", adapter_at]
-    return args
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -238,14 +158,19 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in without_secrets(environ).items() if name not in UNWANTED}
+def plan_container(
+    config: ServingConfig, model: ModelSource, *, model_dir: str, host: str, port: int
+) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments of `vllm serve` and the variables of a container that serves `model`.
 
+    Args:
+        model_dir: Where the container has the model's folder.
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    Raises:
+        ConfigError: `serving.mode` is adapter.
+    """
+    args = server_args(
+        config, model=model_dir, adapter=None, served_names=served_names(model.name, model.digest),
+        host=host, port=port,
+    )  # fmt: skip
+    return args, server_env(config, artifact_facts(model, None, model.name))

@@ -2,62 +2,33 @@
 
 - `/ready`: 200 while it serves, 503 from the moment SIGTERM arrives. vLLM's own `/health` stays 200
   until the process is gone, so a load balancer would go on sending.
-- New work that arrives during the drain is refused with 503 and `Retry-After`; vLLM answers 500.
-- Routes off the list below do not exist. vLLM's key guards `/v1` alone: `/invocations` would answer
-  prompts, and `/adapters` load weights, for anyone.
+- A drain refuses new work with 503 and `Retry-After`; vLLM answers 500.
+- Paths without a row in `routes.py` do not exist. vLLM's key guards only `/v1`: without the list,
+  `/invocations` answers prompts and `/adapters` loads weights, for anyone.
 - Metrics of our own on vLLM's `/metrics` page.
 
-It needs the standard library and prometheus-client alone and reads what it serves from `TUNELINE_*`
-variables, so it runs alike below `tuneline serve` and as the first process of a container.
+This package needs only the standard library and prometheus-client, and an image copies it whole. It
+reads what it serves from `TUNELINE_*` variables, so it runs alike below `tuneline serve` and as the
+first process of a container.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from types import FrameType
-from typing import Any
 
-from prometheus_client import Counter, Gauge
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-WORK = frozenset({"/v1/chat/completions", "/v1/completions"})
-ROUTES = WORK | {"/v1/models", "/health", "/ready", "/metrics", "/version"}
+from serving.middleware.asgi import App, Message, Receive, Scope, Send, answer, refuse
+from serving.middleware.drain import call_on_sigterm
+from serving.middleware.metrics import (
+    ARTIFACT_INFO,
+    DRAINING,
+    READY_SECONDS,
+    RESTARTS,
+    counted_send,
+    process_age_s,
+)
+from serving.middleware.routes import ROUTES
 
 RETRY_AFTER_S = 5
-
-# Gauges and counters with labels, no Info and no collector: these alone also work when several
-# front-end processes share one /metrics page through files.
-ARTIFACT_INFO = Gauge(
-    "tuneline_artifact_info",
-    "What is served: its name, the artifact's kind and digest. Always 1.",
-    ["name", "kind", "digest"],
-    multiprocess_mode="max",
-)
-READY_SECONDS = Gauge(
-    "tuneline_ready_seconds",
-    "Seconds from the start of the process until it accepted requests.",
-    multiprocess_mode="max",
-)
-DRAINING = Gauge(
-    "tuneline_draining", "1 from SIGTERM until the process ends.", multiprocess_mode="max"
-)
-RESTARTS = Counter(
-    "tuneline_restarts", "Times that the supervisor has started this server again after a crash."
-)
-REQUESTS = Counter(
-    "tuneline_http_requests",
-    "Requests answered, by route and status; routes that do not exist count as other.",
-    ["route", "status"],
-)
 
 
 class TunelineMiddleware:
@@ -89,76 +60,24 @@ class TunelineMiddleware:
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        send = _counted(send, path if path in ROUTES else "other")
-        if path not in ROUTES:
+        route = ROUTES.get(path)
+        send = counted_send(send, "other" if route is None else path)
+        if route is None:
             message = f"Unknown route: {scope['method']} {path}"
-            await _refuse(send, 404, "NotFoundError", message)
+            await refuse(send, 404, "NotFoundError", message)
         elif path == "/ready" and not self.draining:
-            await _answer(send, 200, {"status": "ready"})
-        elif self.draining and (path in WORK or path == "/ready"):
+            await answer(send, 200, {"status": "ready"})
+        elif self.draining and (route.is_work or path == "/ready"):
             message = "This server is shutting down; ask again and another one answers."
-            await _refuse(send, 503, "ServiceUnavailableError", message, RETRY_AFTER_S)
+            await refuse(send, 503, "ServiceUnavailableError", message, RETRY_AFTER_S)
         else:
             await self.app(scope, receive, send)
 
     def _at_start(self, send: Send) -> Send:
         async def started(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                self._listen_for_sigterm()
-                READY_SECONDS.set(_process_age_s())
+                call_on_sigterm(self.drain)
+                READY_SECONDS.set(process_age_s())
             await send(message)
 
         return started
-
-    def _listen_for_sigterm(self) -> None:
-        """Hear SIGTERM before vLLM's own handler does, and hand it on.
-
-        An event loop runs its handlers from a wake-up descriptor that the C-level handler writes to
-        whatever Python function is installed, so putting one in front takes nothing from it. Two
-        loops differ in what that function was; calling it keeps both right.
-        """
-        before = signal.getsignal(signal.SIGTERM)
-
-        def on_sigterm(number: int, frame: FrameType | None) -> None:
-            self.drain()
-            if callable(before):
-                before(number, frame)
-
-        signal.signal(signal.SIGTERM, on_sigterm)
-        signal.siginterrupt(signal.SIGTERM, False)
-
-
-def _counted(send: Send, route: str) -> Send:
-    async def counted(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            REQUESTS.labels(route=route, status=str(message["status"])).inc()
-        await send(message)
-
-    return counted
-
-
-async def _refuse(
-    send: Send, status: int, kind: str, message: str, retry_after_s: int | None = None
-) -> None:
-    """An error in the shape of OpenAI's, which clients turn into their own exceptions."""
-    body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
-    await _answer(send, status, body, retry_after_s)
-
-
-async def _answer(
-    send: Send, status: int, body: dict[str, Any], retry_after_s: int | None = None
-) -> None:
-    content = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-    if retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % retry_after_s))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
-
-
-def _process_age_s() -> float:
-    """Seconds since the kernel started this process (field 22 of proc_pid_stat(5))."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
-        # The second field is the name in parentheses, which may itself hold spaces and parentheses.
-        start_ticks = int(file.read().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")

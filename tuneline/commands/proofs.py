@@ -105,8 +105,8 @@ def _prove_url(
 ) -> Artifact:
     """Compare a server's answers with the reference, with tolerances for the weights that the
     caller states."""
+    from serving import prove_served
     from serving.config import ServedParityConfig
-    from serving.parity import prove_served
     from tuneline.core.tolerances import ARITHMETIC_TOLERANCES
     from tuneline.models.source import computed_dtype
 

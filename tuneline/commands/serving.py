@@ -23,7 +23,7 @@ from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from serving.chat import Answer
+    from serving import Answer
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
 
@@ -37,7 +37,7 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a run's model, or any folder, with vLLM."""
-    from serving.supervisor.process import serve as serve_model
+    from serving import serve_model
 
     config, model, adapter, name = _to_serve(target, overrides, runs_dir, host, port)
     log_path = runs_dir / name / "serve.log"
@@ -76,7 +76,7 @@ def chat(
     """Talk to a run's model, to any endpoint, or to an ONNX artifact."""
     if as_json and message is None:
         raise ConfigError("--json needs --message", hint='Try: --message "Hello" --json')
-    from serving.chat import answers
+    from serving import answers
 
     options = {} if temperature is None else {"temperature": temperature}
     of_a_server = {"--url": url, "--model": model, "--api-key-env": api_key_env}
@@ -94,11 +94,11 @@ def chat(
         return
     where = required(target, "RUN.yaml, a model folder, or --url")
     refuse("without --url", of_a_server)
-    from serving.supervisor.process import running
+    from serving import running_server
 
     config, source, adapter, name = _to_serve(where, overrides, runs_dir, None, None)
     log_path = runs_dir / name / "chat.log"
-    with running(config, source, name=name, adapter=adapter, log_path=log_path) as server:
+    with running_server(config, source, name=name, adapter=adapter, log_path=log_path) as server:
         of = {"model": server.endpoint.model}
         _talk(answers(server.endpoint, options), of, system, message, as_json)
 
@@ -136,7 +136,7 @@ def _talk(
     answer_to: Answer, of: dict[str, str], system: str | None, message: str | None, as_json: bool
 ) -> None:
     """Ask one question, or hold a conversation; `of` names in the JSON who answered."""
-    from serving.chat import converse
+    from serving import converse
 
     if message is None:
         # Here Ctrl-C ends an answer, not the program.

@@ -9,7 +9,7 @@ from typing import Any
 from k8s import render_manifests
 from k8s.config import HOST, MODEL_DIR, PORT
 from loadtest.config import longest_s
-from serving.command.arguments import artifact_facts, served_names, server_args, server_env
+from serving import plan_container
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.dataset import heldout_prompts
 from tuneline.core.errors import ConfigError
@@ -57,19 +57,13 @@ def render_run(run: Run, out: Path) -> Path:
         verify_artifact(artifact)
     require_verdict(parity)
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
+    args, env = plan_container(serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT)
     return render_manifests(
         run.config.k8s,
         name=run.config.name,
         model_digest=model.digest,
-        served_args=server_args(
-            serving,
-            model=MODEL_DIR,
-            adapter=None,
-            served_names=served_names(run.config.name, model.digest),
-            host=HOST,
-            port=PORT,
-        ),
-        served_env=server_env(serving, artifact_facts(source, None, run.config.name)),
+        served_args=args,
+        served_env=env,
         out=out,
         run_config=_job_config(run),
         prompts=heldout_prompts(dataset),

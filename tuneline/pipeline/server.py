@@ -71,11 +71,11 @@ class LazyServer:
         return self.started
 
     def _running(self, made: Made) -> AbstractContextManager[Any]:
-        from serving.supervisor.process import running
+        from serving import running_server
 
         config = self.run.config
         what = served(self.run, self.base, made)
-        return running(
+        return running_server(
             config.serving,
             what.model,
             name=config.name,

@@ -80,7 +80,7 @@ def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
 
 def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
     from export import weight_tolerances
-    from serving.parity import prove_served
+    from serving import prove_served
 
     serving = line.run.config.serving
     what = served(line.run, line.base, made)
@@ -119,7 +119,7 @@ def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
 
 
 def _require_server(run: Run) -> None:
-    from serving.supervisor.process import require_server
+    from serving import require_server
 
     require_server(run.config.serving.port)
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from serving.config import ServingConfig
-from serving.supervisor.process import RunningServer, running
+from serving.supervisor.process import RunningServer, running_server
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
 from tuneline.models.source import ModelSource, resolve_model
@@ -150,7 +150,9 @@ def merged_server(
     base: ModelSource, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     log_path = tmp_path_factory.mktemp("serving-merged") / "vllm.log"
-    with running(ServingConfig(**SERVING), base, name="tickets", log_path=log_path) as server:
+    with running_server(
+        ServingConfig(**SERVING), base, name="tickets", log_path=log_path
+    ) as server:
         yield server
 
 

@@ -18,13 +18,8 @@ from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render.kustomize import build
 from k8s.render.tree import render_manifests
 from k8s.rules.objects import servers
-from serving.command.arguments import (
-    MIDDLEWARE,
-    artifact_facts,
-    served_names,
-    server_args,
-    server_env,
-)
+from serving.command.arguments import MIDDLEWARE, served_names, server_args
+from serving.command.environment import artifact_facts, server_env
 from serving.config import ServingConfig
 from tuneline.models.source import ModelSource
 
@@ -134,15 +129,20 @@ def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
     for build_name in ("cpu", "gpu"):
         text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()
         copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/(\S+)$", text, re.MULTILINE)
-        assert copied == [
-            ("serving/__init__.py", "serving/"), ("serving/middleware", "serving/middleware"),
-        ]  # fmt: skip
+        assert copied == [("serving/middleware", "serving/middleware")]
+        empty = re.findall(
+            r"install --mode=0444 /dev/null /opt/tuneline/(\S+)$", text, re.MULTILINE
+        )
+        assert empty == ["serving/__init__.py"]
         target = tmp_path / build_name / "serving"
         target.mkdir(parents=True)
-        shutil.copy(ROOT / "serving/__init__.py", target)
+        (target / "__init__.py").touch()
         shutil.copytree(ROOT / "serving/middleware", target / "middleware")
         module, _, name = MIDDLEWARE.rpartition(".")
-        code = f"import sys, {module} as m; m.{name}; print(m.__file__, 'tuneline' in sys.modules)"
+        code = (
+            "import sys; sys.modules['tuneline'] = None\n"  # an import of it fails
+            f"import {module} as m; m.{name}; print(m.__file__)"
+        )
         done = subprocess.run(
             # -P: the current directory, which holds the whole repository, stays off the path.
             [sys.executable, "-P", "-c", code],
@@ -150,4 +150,4 @@ def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
             capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(target / "middleware/__init__.py"), "False"]
+        assert done.stdout.split() == [str(target / "middleware/__init__.py")]

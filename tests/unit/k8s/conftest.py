@@ -13,7 +13,8 @@ import k8s
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render.kustomize import build, find_kubectl
 from k8s.render.tree import render_manifests
-from serving.command.arguments import served_names, server_args, server_env
+from serving.command.arguments import served_names, server_args
+from serving.command.environment import server_env
 from serving.config import ServingConfig
 
 Objects: TypeAlias = list[dict[str, Any]]

@@ -77,4 +77,4 @@ def test_pull_secrets_reach_the_server_and_the_load_test(
 @pytest.mark.parametrize("name", ["", "Registry", "a_b", "-a", "a..b", "a" * 254])
 def test_a_secret_that_kubernetes_would_not_name_is_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="image_pull_secrets"):
-        DeployConfig(image_pull_secrets=[name])
+        DeployConfig(image_pull_secrets=(name,))

@@ -21,7 +21,7 @@ from export.merge.merge import merge
 from serving.chat import answers
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
-from serving.supervisor.process import running
+from serving.supervisor.process import running_server
 from tests.e2e.serving.conftest import reference_of
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.reference import read_reference
@@ -81,7 +81,7 @@ def test_a_quantized_model_answers_as_its_folder_says_and_as_the_trained_one(
     serving = ServingConfig(**{**serving_settings, "dtype": "bfloat16"})
     parity = ServedParityConfig(tolerances=SAME_WEIGHTS)
     log_path = tmp_path / "vllm.log"
-    with running(
+    with running_server(
         serving, resolve_model(str(model.path)), name="quantized", log_path=log_path
     ) as server:
         if scheme == "w4a16" and not HAS_AVX512:
@@ -127,7 +127,7 @@ def test_a_quantized_model_is_proven_by_the_weights_that_it_is_said_to_have(
     config = MergeConfig.model_validate({"quantize": "int8"})
     model = merge(config, base, adapter, tmp_path / "model")
     stating = ["--weights", str(model.path)]
-    with running(
+    with running_server(
         ServingConfig(**serving_settings), resolve_model(str(model.path)), name="quantized",
         log_path=tmp_path / "vllm.log",
     ) as server:  # fmt: skip

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from serving.command.arguments import (
-    artifact_facts,
     served_names,
     server_args,
     vllm_command,
 )
+from serving.command.environment import artifact_facts
 from serving.config import ServingConfig
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.models.source import ModelSource

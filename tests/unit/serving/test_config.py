@@ -13,7 +13,8 @@ from tuneline.core.errors import ConfigError
 def test_the_section_loads_no_heavy_library() -> None:
     program = (
         "import sys; import serving.config, serving.parity\n"
-        "import serving.command.arguments, serving.supervisor.process\n"
+        "import serving.command.arguments, serving.supervisor.restarts\n"
+        "import serving; serving.running_server, serving.prove_served, serving.answers\n"
         "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'openai'} & set(sys.modules)\n"
         "print('loaded:', sorted(heavy))"
     )
@@ -41,3 +42,18 @@ def test_every_refused_flag_is_named_at_once() -> None:
 def test_an_unknown_key_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"did you mean max_model_len\?"):
         validate_config(ServingConfig, {"max_model_length": 10}, "serving")
+
+
+def test_a_renamed_key_is_answered_with_its_new_name() -> None:
+    with pytest.raises(ConfigError, match="shutdown_timeout_s: is now called shutdown_timeout"):
+        validate_config(ServingConfig, {"shutdown_timeout_s": 10}, "serving")
+
+
+def test_the_face_offers_only_names_that_exist() -> None:
+    import serving
+
+    assert serving.__all__
+    for name in serving.__all__:
+        assert getattr(serving, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'serve'"):
+        _ = serving.serve

@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.chat import answers, converse
 from serving.config import ServedParityConfig
 from serving.parity import prove_served
-from serving.supervisor.process import RunningServer, group_members
+from serving.supervisor.group import group_members
+from serving.supervisor.process import RunningServer
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError

@@ -10,7 +10,7 @@ from export.config import MergeConfig
 from export.merge.merge import merge
 from serving.chat import answers
 from serving.config import ServingConfig
-from serving.supervisor.process import running
+from serving.supervisor.process import running_server
 from tuneline.core.artifact import Artifact
 from tuneline.core.environment import gpu_names
 from tuneline.core.reference import read_reference
@@ -32,7 +32,7 @@ def test_a_gpu_serves_what_was_trained(
     serving = ServingConfig(dtype="bfloat16", max_model_len=256, max_num_seqs=8)
     expected = read_reference(adapter_reference)
     assert len(expected) == 8
-    with running(serving, model, name="tiny", log_path=tmp_path / "vllm.log") as server:
+    with running_server(serving, model, name="tiny", log_path=tmp_path / "vllm.log") as server:
         given = [
             "".join(
                 answers(server.endpoint, {"temperature": 0, "max_tokens": len(entry.token_ids)})(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 BOMBARDED = """
 import os, subprocess, sys, time
-from serving.supervisor.process import STOP_SIGNALS, _stop_signals
+from serving.supervisor.signals import STOP_SIGNALS, stop_signals
 
 SENDER = '''
 import os, sys
@@ -14,7 +14,7 @@ for number in range(100_000):
     os.kill(int(sys.argv[1]), int(sys.argv[2 + number % 2]))
 '''
 numbers = [str(int(number)) for number in STOP_SIGNALS]
-with _stop_signals() as stops:
+with stop_signals() as stops:
     sender = subprocess.Popen([sys.executable, "-c", SENDER, str(os.getpid()), *numbers])
     while sender.poll() is None:
         time.sleep(0)

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import openai
 import pytest
 
-from serving.supervisor.process import group_members
+from serving.supervisor.group import group_members
 from tuneline.models.source import ModelSource
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ SUPERVISOR = """
 import json, sys
 from pathlib import Path
 from serving.config import ServingConfig
-from serving.supervisor.process import serve
+from serving.supervisor.restarts import serve_model
 from tuneline.models.source import resolve_model
 from tuneline.core.progress import set_up_logging
 
@@ -36,7 +36,8 @@ set_up_logging()
 config = ServingConfig(**json.loads(sys.argv[2]))
 ready = lambda endpoint: print(json.dumps({"url": endpoint.url}), flush=True)
 log_path = Path("vllm.log")
-sys.exit(serve(config, resolve_model(sys.argv[1]), name="t", log_path=log_path, on_ready=ready))
+model = resolve_model(sys.argv[1])
+sys.exit(serve_model(config, model, name="t", log_path=log_path, on_ready=ready))
 """
 
 

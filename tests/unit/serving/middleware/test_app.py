@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from serving.middleware.app import Message, Receive, Scope, Send, TunelineMiddleware
+from serving.middleware.app import TunelineMiddleware
+from serving.middleware.asgi import Message, Receive, Scope, Send
 
 
 class Inner:

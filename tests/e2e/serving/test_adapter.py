@@ -13,7 +13,8 @@ import pytest
 
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
-from serving.supervisor.process import RunningServer, group_members, running
+from serving.supervisor.group import group_members
+from serving.supervisor.process import RunningServer, running_server
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -31,7 +32,7 @@ def test_base_and_adapter_side_by_side_and_then_a_kill_is_the_reason(
     config = ServingConfig(**serving_settings, mode="adapter")
     out = tmp_path / "killed"
     with pytest.raises(ServerError, match="vLLM died while it was in use") as caught:  # noqa: SIM117
-        with running(
+        with running_server(
             config, base, name="tickets", adapter=adapter, log_path=tmp_path / "vllm.log"
         ) as server:
             assert_both_are_served(server, adapter_reference, reference, tmp_path)

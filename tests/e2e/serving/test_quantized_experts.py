@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from export.runtimes.transformers_folder import load_model
 from serving.config import ServingConfig
-from serving.supervisor.process import running
+from serving.supervisor.process import running_server
 from tests.integration.export import families
 from tests.integration.export.quantize.test_experts import ROUTERS, make_base
 from tests.integration.export.quantize.test_quantize import run_quantize
@@ -89,7 +89,7 @@ def test_a_server_computes_what_the_proof_computes(
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, families.VOCABULARY, (100,), generator=generator)
     serving = ServingConfig(**{**serving_settings, "dtype": "bfloat16", "max_model_len": 128})
-    with running(
+    with running_server(
         serving, resolve_model(str(model.path)), name="experts", log_path=tmp_path / "vllm.log"
     ) as server:
         asked = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serving.config import ServingConfig
-from serving.supervisor.process import running
+from serving.supervisor.process import running_server
 from tuneline.core.errors import ServerError
 from tuneline.models.source import ModelSource, resolve_model
 
@@ -26,7 +26,7 @@ def test_a_model_that_cannot_be_read_says_why(
     weights.write_bytes(weights.read_bytes()[:-4096])
     log_path = tmp_path / "vllm.log"
     with pytest.raises(ServerError) as caught:  # noqa: SIM117
-        with running(
+        with running_server(
             ServingConfig(**serving_settings), resolve_model(str(broken)), name="t",
             log_path=log_path,
         ):  # fmt: skip
@@ -47,7 +47,7 @@ def test_a_flag_that_vllm_does_not_know_says_so(
 ) -> None:
     config = ServingConfig(**serving_settings, extra_args={"swap_space": 4})
     with pytest.raises(ServerError, match="unrecognized arguments: --swap-space=4") as caught:  # noqa: SIM117
-        with running(config, base, name="t", log_path=tmp_path / "vllm.log"):
+        with running_server(config, base, name="t", log_path=tmp_path / "vllm.log"):
             pytest.fail("it got ready")
     assert "exit code 2" in str(caught.value)
 
@@ -58,7 +58,7 @@ def test_a_model_that_loads_too_long_is_ended(
     config = ServingConfig(**{**serving_settings, "ready_timeout_s": 0.5})
     started_s = time.monotonic()
     with pytest.raises(ServerError, match=r"not ready after 0\.5 s") as caught:  # noqa: SIM117
-        with running(config, base, name="t", log_path=tmp_path / "vllm.log"):
+        with running_server(config, base, name="t", log_path=tmp_path / "vllm.log"):
             pytest.fail("it got ready")
     assert time.monotonic() - started_s < 10
     assert "serving.ready_timeout_s" in str(caught.value)
@@ -71,7 +71,7 @@ def test_a_port_that_is_taken_is_named(
         port = holder.getsockname()[1]
         config = ServingConfig(**serving_settings)
         with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 is taken") as caught:  # noqa: SIM117
-            with running(config, base, name="t", log_path=tmp_path / "vllm.log", port=port):
+            with running_server(config, base, name="t", log_path=tmp_path / "vllm.log", port=port):
                 pytest.fail("it started")
     assert f"--set serving.port={port + 1}" in str(caught.value)
     assert not (tmp_path / "vllm.log").exists()
