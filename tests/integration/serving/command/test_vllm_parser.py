@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,9 @@ def test_the_flags_and_ranks_we_name_exist(parser: Any) -> None:
     assert tuple(flags["--max-lora-rank"].choices) == LORA_RANKS
     missing = [key for key in OWN_FLAGS if "--" + key.replace("_", "-") not in flags]
     assert missing == ["model_tag"]  # the positional argument
+
+
+def test_the_function_that_launch_replaces_is_vllms() -> None:
+    from vllm.utils import system_utils
+
+    assert inspect.signature(system_utils.get_mp_context).parameters == {}
