@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -226,8 +227,16 @@ def test_reports_in_the_forms_of_other_tools(known: Any, tmp_path: Path) -> None
     assert sum(len(family.samples) for family in families) == len(samples)
 
 
-def test_the_openai_client_sees_the_same_tokens(known: Any) -> None:
+def test_the_openai_client_sees_the_same_tokens_behind_a_proxy_variable(
+    known: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("openai")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, nowhere)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     settings = config(scenarios=[{"name": "x", "rate_rps": 20.0, "num_requests": 20}])
     found = cross_check(settings, settings.scenarios[0], known.endpoint, prompts=PROMPTS)
     assert found.num_requests == found.num_succeeded == found.num_equal_tokens == 25
