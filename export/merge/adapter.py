@@ -1,14 +1,20 @@
-"""A PEFT LoRA adapter on disk: its options, the names of its tensors, and what it may not hold."""
+"""A PEFT adapter on disk: its options, its tensors, and what the merge refuses of them."""
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.weights.families import EMBEDDINGS, HEAD
+from export.merge.methods import (
+    PEFT_TYPES,
+    find_suffix,
+    methods_of,
+    option_forms,
+    unsupported_options,
+)
+from export.merge.methods.copies import COPY
+from export.merge.methods.method import Part
 from export.weights.tensor_file import (
     TORCH_DTYPES,
     Stored,
@@ -18,28 +24,22 @@ from export.weights.tensor_file import (
     read_tensor_file,
 )
 from tuneline.core.errors import ArtifactError
-from tuneline.models.adapter_config import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    foreign_options,
-    read_adapter_config,
-)
+from tuneline.models.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_peft_config
+from tuneline.models.schemas import check_form
 
 PREFIX = "base_model.model."
 
-SUFFIXES = {
-    ".lora_A.weight": "lora_A",
-    ".lora_B.weight": "lora_B",
-    ".lora_B.bias": "lora_B.bias",
-    ".lora_embedding_A": "embedding_A",
-    ".lora_embedding_B": "embedding_B",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".token_adapter.trainable_tokens_delta": "tokens",
-    ".token_adapter.base_layer.weight": "base_layer",
-    ".base_layer.bias": "bias",
-    ".base_layer.weight": "base_layer",
-}
+
+@dataclass(frozen=True)
+class AdapterTensor:
+    """One tensor of an adapter, and the base tensor that it belongs to."""
+
+    stored: Stored
+    module: str
+    """The module, as the adapter names it."""
+    part: Part
+    target: str
+    """The base tensor, as the adapter names it."""
 
 
 @dataclass(frozen=True)
@@ -50,106 +50,104 @@ class Adapter:
     config: dict[str, Any]
     weights: TensorFile
     weight: float | None = None
-    """Its share where several adapters are summed; None for one adapter as it is."""
+    """The adapter's share where several are summed; None for one adapter as it is."""
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / ADAPTER_CONFIG
 
     @property
     def named_base(self) -> str:
+        """The hint that says which base the adapter names."""
         base = self.config.get("base_model_name_or_path")
         return f"The adapter names {base!r} as its base."
 
+    def tensors(self) -> list[AdapterTensor]:
+        """Return the adapter's tensors in the order of the file.
+
+        Raises:
+            ArtifactError: No method in the table has a tensor of this name.
+        """
+        found = []
+        for entry in self.weights.entries:
+            module, part = parse_key(self, entry.name)
+            stored = Stored(self.weights, entry)
+            found.append(AdapterTensor(stored, module, part, f"{module}{part.ending}"))
+        return found
+
 
 def read_adapter(path: Path, weight: float | None = None) -> Adapter:
-    """Open a PEFT LoRA folder and check that everything in it is something we merge.
+    """Open a PEFT adapter's folder and check that the merge supports everything in it.
 
     Raises:
-        ArtifactError: Not a LoRA adapter, pickled, corrupt, with NaN or infinite values, or using
-            an option that changes what merging means and is not supported; the option is named.
+        ArtifactError: The folder is not an adapter, is pickled or corrupt, holds NaN or infinite
+            values, or uses a method or an option that is not supported; the message names it.
     """
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder; expected a PEFT adapter folder")
-    config = read_adapter_config(path)
-    _refuse_options(path, config)
+    where = path / ADAPTER_CONFIG
+    config = read_peft_config(path)
+    peft_type = config.get("peft_type")
+    if peft_type not in PEFT_TYPES:
+        raise ArtifactError(
+            f"{where}: peft_type: {peft_type!r} is not supported by the merge; expected one of "
+            f"{', '.join(PEFT_TYPES)}",
+            hint="Try: merge it with peft (merge_and_unload).",
+        )
+    for form in option_forms(config):
+        check_form(where, config, form)
+    refused = unsupported_options(config)
+    if refused:
+        raise ArtifactError(
+            f"{where}: {', '.join(refused)}: not supported by the merge of {peft_type} adapters",
+            hint="Try: merge it with peft (merge_and_unload), or train without that option.",
+        )
     if not (path / ADAPTER_WEIGHTS).is_file():
         pickles = sorted(file.name for file in path.glob("*.bin"))
         if pickles:
             raise ArtifactError(
                 f"{path}: holds only pickled weights ({', '.join(pickles)}); expected "
                 f"{ADAPTER_WEIGHTS}",
-                hint="A pickle can run code when it is read. Convert it once where you trust it: "
-                "load it with peft and save it again.",
+                hint="A pickle can run code when it is read. Try: load it with peft where you "
+                "trust it, and save it again.",
             )
     weights = read_tensor_file(path / ADAPTER_WEIGHTS)
     if not weights.entries:
-        raise ArtifactError(f"{weights.path}: holds no tensors")
+        raise ArtifactError(f"{weights.path}: holds no tensors; expected those of an adapter")
     _check_finite(weights)
     return Adapter(path, config, weights, weight)
 
 
-def parse_key(adapter: Adapter, key: str) -> tuple[str, str]:
-    """The module (as the base names it) and the part of it that an adapter tensor is; for a tensor
-    that was saved whole, its own name and `whole`."""
-    where = adapter.weights.path
-    if key.startswith(PREFIX):
-        name = key.removeprefix(PREFIX)
-        for suffix, part in SUFFIXES.items():
-            if name.endswith(suffix):
-                return name.removesuffix(suffix), part
-        if _is_saved_whole(adapter, name):
-            return name, "whole"
-        if name.endswith(".bias"):
-            if adapter.config.get("bias", "none") == "none":
-                raise ArtifactError(f"{where}: {key}: a bias, though the option bias is 'none'")
-            return name.removesuffix(".bias"), "bias"
+def parse_key(adapter: Adapter, key: str) -> tuple[str, Part]:
+    """Return the module and the part that an adapter tensor's name says.
+
+    For a copy under the base tensor's own name, the module is that name.
+
+    Raises:
+        ArtifactError: No method in the table has a tensor of this name.
+    """
+    where, config = adapter.weights.path, adapter.config
+    name = key.removeprefix(PREFIX)
+    if name != key:
+        found = find_suffix(config, name)
+        if found is not None:
+            suffix, part = found
+            return name.removesuffix(suffix), part
+        if any(method.claims(config, name) for method in methods_of(config)):
+            return name, Part(COPY.name, ending="", is_copy=True)
+        if name.endswith(".bias") and ".lora_" not in name:
+            raise ArtifactError(
+                f"{where}: {key}: is a bias; expected none, because the option bias is 'none'"
+            )
         if name.endswith(".weight") and ".lora_" not in name:
             raise ArtifactError(
-                f"{where}: {key}: a module saved whole that modules_to_save in {ADAPTER_CONFIG} "
-                "does not name"
+                f"{where}: {key}: is a module saved whole; expected modules_to_save in "
+                f"{ADAPTER_CONFIG} to name it"
             )
     raise ArtifactError(
-        f"{where}: {key}: a tensor of an unknown kind; expected names such as "
+        f"{where}: {key}: is a tensor of an unknown kind; expected names such as "
         f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
     )
-
-
-def _is_saved_whole(adapter: Adapter, name: str) -> bool:
-    """Whether a tensor belongs to a module of `modules_to_save`, or to an embedding or output
-    layer, which PEFT saves whole of its own accord where the vocabulary was resized."""
-    path = name.split(".")[:-1]
-    if path and path[-1] in (*EMBEDDINGS, HEAD):
-        return True
-    modules = [".".join(path[: length + 1]) for length in range(len(path))]
-    saved = adapter.config.get("modules_to_save") or []
-    return any(module.endswith(target) for module in modules for target in saved)
-
-
-def rank_and_scale(adapter: Adapter, module: str) -> tuple[int, float]:
-    config = adapter.config
-    rank = _for_module(adapter, "rank_pattern", module, config.get("r", 8))
-    alpha = _for_module(adapter, "alpha_pattern", module, config.get("lora_alpha", 8))
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _for_module(adapter: Adapter, option: str, module: str, default: Any) -> Any:
-    """The first pattern that matches the end of the module's name decides, as in PEFT."""
-    for pattern, value in (adapter.config.get(option) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def matches(targets: Any, name: str) -> bool:
-    return isinstance(targets, list) and any(
-        name == target or name.endswith(f".{target}") for target in targets
-    )
-
-
-def _refuse_options(path: Path, config: dict[str, Any]) -> None:
-    refused = foreign_options(config)
-    if refused:
-        raise ArtifactError(
-            f"{path / ADAPTER_CONFIG}: merging is not supported with {', '.join(refused)}",
-            hint="Merge it with peft (merge_and_unload), or train without that option.",
-        )
 
 
 def _check_finite(weights: TensorFile) -> None:

@@ -1,9 +1,9 @@
 """Merging an adapter into its base by streaming the base's safetensors.
 
-Bytes flow from the base's shards to the output's through a few fixed buffers: untouched tensors as
-they are, changed ones in blocks of rows that are computed in float32 and rounded once. Memory is
-bounded by one module's adapter matrices and those buffers, whatever the size of the model or of
-its shards. Shards, tensor names and their order are the base's own.
+Bytes flow from the base's shards to the output's through a few fixed buffers. Unchanged tensors
+pass as they are; changed ones are computed in float32, in blocks of rows, and rounded once. Memory
+is bounded by one module's adapter matrices and the buffers, whatever the size of the model or of
+its shards. The result has the base's shards, tensor names and order.
 """
 
 from __future__ import annotations
@@ -40,32 +40,33 @@ from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json
 from tuneline.models.source import ModelSource, folder_digest
 
 Adapters = Path | Artifact | Sequence[tuple[Path | Artifact, float]]
-"""One adapter as it is, or several (or one) with a weight each."""
+"""One adapter as it is, or one or more adapters with a weight each."""
 
 
 def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) -> Artifact:
-    """Merge a LoRA adapter, or a weighted sum of several, into the base; write a model folder.
+    """Merge a PEFT adapter, or a weighted sum of several, into the base; write a model folder.
 
-    A merge that was killed goes on after the last tensor that it had finished, when it is started
-    again with the same configuration, base and adapters.
+    After a kill, the same merge (configuration, base and adapters) goes on after the last tensor
+    that was finished.
 
     Args:
         config: The number format of the result, and whether it is quantized.
         base: The model that the adapter was trained on, not quantized.
-        adapter: An artifact of kind `adapter` or any PEFT LoRA folder; or a list of those with
+        adapter: An artifact of kind `adapter` or any PEFT adapter folder; or a list of them with
             their weights. Tokenizer, chat template and stop tokens come from the first.
         out: The directory to write; it must not exist.
 
     Returns:
-        An artifact of kind `model`. With dtype `auto` or `float32` its weights have the bits that
-        PEFT's `merge_and_unload` gives on the same base, wherever those are what the live adapter
+        An artifact of kind `model`. With dtype `auto` or `float32`, its weights have the bits of
+        PEFT's `merge_and_unload` on the same base wherever PEFT's result is what the live adapter
         model computes.
 
     Raises:
-        ArtifactError: The base or an adapter is corrupt, is of a form that is not supported, does
-            not fit the other, or holds or makes values that are not finite.
-        MissingError: There is no such base.
-        DiskFullError: Too little space for the result; checked before anything is written.
+        ArtifactError: The base or an adapter is corrupt or not supported, the two do not fit, or a
+            value is or becomes NaN or infinite.
+        MissingError: The base does not exist.
+        DiskFullError: The disk has too little space for the result; checked before anything is
+            written.
     """
     if base.kind == "adapter":
         raise ArtifactError(f"{base.path}: is an adapter; expected the base model")
@@ -114,6 +115,7 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
 
 
 def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, Input]:
+    """Return an adapter's folder and its record as an input; refuse one of another base."""
     if isinstance(adapter, Path):
         if not (adapter / MANIFEST).is_file():
             if not adapter.is_dir():
@@ -122,13 +124,13 @@ def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, In
             return adapter, Input(role="adapter", kind="peft-adapter", digest=digest)
         adapter = open_artifact(adapter, kind="adapter")
     if adapter.kind != "adapter":
-        raise ArtifactError(f"{adapter.path}: is of kind {adapter.kind!r}; expected an adapter")
+        raise ArtifactError(f"{adapter.path}: has the kind {adapter.kind!r}; expected an adapter")
     for recorded in adapter.manifest.inputs:
         if recorded.role == "base" and recorded.digest != base.digest:
             raise ArtifactError(
                 f"{adapter.path}: was trained on a base with digest "
                 f"{short_digest(recorded.digest)}; {base.name} has {short_digest(base.digest)}",
-                hint="Merge into the base that the adapter was trained on.",
+                hint="Try: merge into the base that the adapter was trained on.",
             )
     return adapter.path, adapter.as_input("adapter")
 
@@ -136,13 +138,13 @@ def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, In
 def _merge_base(
     config: MergeConfig, base: ModelSource, adapter: Adapters, opened: Sequence[Adapter], out: Path
 ) -> tuple[MergeBase, dict[str, Any]]:
-    """Which weights the adapter goes onto, and what was measured to decide it."""
+    """Return which weights the adapter is merged into, and the figures that decided it."""
     if config.merge_base != "auto":
         return config.merge_base, {"merge_base": config.merge_base}
     if len(opened) > 1 or not _trained_in_four_bits(opened[0].path):
         return "original", {}
     if "text_config" in read_json(base.path / CONFIG):
-        logger.info("  merge base: original; a model of text and pictures is not measured")
+        logger.info("  merge base: original; a model of text and pictures cannot be measured")
         return "original", {"merge_base": "original"}
 
     def merge_onto(side: MergeBase, folder: Path) -> Artifact:
@@ -162,21 +164,22 @@ def _trained_in_four_bits(adapter: Path) -> bool:
 
 
 def _check_one_tokenizer(base: Path, adapters: Sequence[Adapter]) -> None:
-    """Adapters that were trained on different prompts make a model without a prompt of its own."""
+    """Refuse adapters with different prompts: their sum would be a model without a prompt."""
     first, *others = (_prompt_of(base, adapter.path) for adapter in adapters)
     for adapter, other in zip(adapters[1:], others, strict=True):
         for what, mine in first.items():
             if other[what] != mine:
                 raise ArtifactError(
-                    f"{adapter.path}: its {what} is not that of {adapters[0].path}: the adapters "
-                    "were trained with different tokenizers, chat templates or stop tokens",
-                    hint="Merge adapters that were trained alike.",
+                    f"{adapter.path}: its {what} differs from that of {adapters[0].path}; expected "
+                    "adapters that were trained with one tokenizer, chat template and set of stop "
+                    "tokens",
+                    hint="Try: merge each adapter by itself.",
                 )
 
 
 def _prompt_of(base: Path, adapter: Path) -> dict[str, Any]:
-    """What decides how an adapter's model is asked and when it stops, each from the folder that a
-    merge would take it from."""
+    """Return what decides how a model is asked and when it stops, from the folders that a merge
+    takes it from."""
     tokenizer = (adapter if has_tokenizer(adapter) else base) / "tokenizer.json"
     generation = adapter / GENERATION_CONFIG
     if not generation.is_file():
@@ -190,27 +193,27 @@ def _prompt_of(base: Path, adapter: Path) -> dict[str, Any]:
 
 
 def _check_vocabulary(adapter: Path, base: ModelFolder, plan: MergePlan) -> None:
-    """A tokenizer with more ids than the embedding has rows makes a model that fails in use."""
+    """Refuse a tokenizer with more ids than the embedding has rows: the model would fail in use."""
     highest, rows = max_token_id(adapter), plan.num_tokens or base.vocab_size
     if highest is not None and isinstance(rows, int) and highest >= rows:
         raise ArtifactError(
-            f"{adapter}: its tokenizer gives ids up to {highest}, the base {base.path} has rows "
-            f"for {rows}: the vocabulary was resized, and the adapter does not hold the new rows",
-            hint="Save the adapter with save_embedding_layers=True.",
+            f"{adapter}: its tokenizer gives ids up to {highest}, and the base {base.path} has "
+            f"{rows} rows: the vocabulary was resized; expected the new rows in the adapter",
+            hint="Try: save the adapter with save_embedding_layers=True.",
         )
     composite = "text_config" in base.config
     if plan.num_tokens is not None and (composite or "vocab_size" not in base.config):
         what = "is a model of text and pictures" if composite else "has no vocab_size to change"
         raise ArtifactError(
             f"{base.path}: the adapter resizes the vocabulary, and the base {what}: not supported",
-            hint="Merge it with peft (merge_and_unload).",
+            hint="Try: merge it with peft (merge_and_unload).",
         )
 
 
 def _plan_files(
     config: MergeConfig, base: ModelFolder, plan: MergePlan
 ) -> tuple[list[OutputFile], dict[str, Scheme], dict[str, Any]]:
-    """The files to write, the weights that are quantized, and what changes in config.json."""
+    """Return the files to write, the weights to quantize, and the changes in config.json."""
     tensors: dict[str, list[PlannedTensor]] = {}
     for shard in base.shards:
         group = tensors.setdefault(shard.path.name, [])

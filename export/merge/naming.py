@@ -1,20 +1,21 @@
-"""What the tensors of a model's files are called once they are loaded.
+"""The names that the tensors of a model's files have in memory.
 
-An adapter names modules as they are called in memory, in the release that wrote it; the files may
-call them otherwise, and may store a layer's experts one by one where memory holds one tensor. Most
-families need a few rules and no import. For the others transformers is asked, which knows how it
-renames and joins what it loads: its own class is built without weights, and its own rules are
-applied to the names in the files.
+An adapter names modules by their names in memory, in the release of transformers that wrote it. The
+files may use other names, and may store a layer's experts one by one where memory holds one tensor.
+For most families, a few rules suffice and nothing is imported. For the others, transformers renames
+and joins the tensors: its own class is built without weights, and its own rules are applied to the
+names in the files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from export.merge.adapter import PREFIX, Adapter, parse_key
+from export.merge.adapter import PREFIX, Adapter, AdapterTensor
+from export.merge.methods.targets import without_wrappers
 from export.weights.families import HEAD
 from export.weights.model_folder import ModelFolder
 from tuneline.core.environment import require
@@ -27,11 +28,14 @@ EXPERT_LAYOUTS = tuple(
     )
     for parts in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 )  # fmt: skip
-"""How transformers 5 names a layer's experts in memory, how they are named on disk, and what the
-halves of its `gate_up_proj` and its `down_proj` are called there."""
+"""For a layer's experts: their name in memory (transformers 5), their name on disk, and the names
+on disk of the two halves of `gate_up_proj` and of `down_proj`."""
 
 BUFFERS = ("inv_freq", "masked_bias")
-"""Tensors in files of old releases that are no parameters."""
+"""Tensors in the files of old releases that are not parameters."""
+
+WRAPPER = re.compile(r"\.(modules_to_save|original_module)\.")
+"""In the second names that PEFT saves a replaced module under."""
 
 TEXT_HALF = re.compile(r"(^|\.)language_model\.")
 IN_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
@@ -39,37 +43,38 @@ IN_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the files that is part of a layer's fused experts, or all of them."""
+    """A tensor of the files that holds one of a layer's fused experts, or all of them."""
 
     name: str
     expert: int | None
-    """Whose it is; None where it holds all experts, as memory does."""
+    """The number of the expert; None if the tensor holds all experts."""
     first_row: int
-    """Where its rows begin among those of its expert: 0, or behind the gate's for the up half."""
+    """Its first row among those of its expert: 0, or the row after the gate for the up half."""
 
 
 @dataclass(frozen=True)
 class FusedExperts:
-    """A parameter that holds the experts of a layer, of shape (experts, out, in); transposed,
-    (experts, in, out)."""
+    """A parameter that holds all experts of a layer."""
 
     num_experts: int
     num_out: int
     num_in: int
     pieces: tuple[Piece, ...]
-    transposed: bool = False
-    """Whether the files hold (experts, in, out)."""
+    is_transposed: bool = False
+    """Whether the files hold the shape (experts, in, out) instead of (experts, out, in)."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """By the name in memory, the tensor of the files, or the several that are one in memory."""
+    """The tensors of the files, by their names in memory."""
 
     tensors: dict[str, str]
+    """Name in memory to name in the files."""
     fused: dict[str, FusedExperts] = field(default_factory=dict)
+    """Parameters that are one tensor in memory and may be several in the files."""
 
     def fused_in(self, module: str) -> dict[str, FusedExperts]:
-        """The fused parameters of a module, by their own names."""
+        """Return the fused parameters of a module, by their own names."""
         return {
             name.rpartition(".")[2]: experts
             for name, experts in self.fused.items()
@@ -77,7 +82,7 @@ class Naming:
         }
 
     def by_file(self) -> dict[str, str]:
-        """What each tensor of the files is called in memory, or is part of there."""
+        """Return the name in memory of each tensor of the files; of the whole, if it is a part."""
         found = {stored: name for name, stored in self.tensors.items()}
         for name, experts in self.fused.items():
             found |= {piece.name: name for piece in experts.pieces}
@@ -85,57 +90,58 @@ class Naming:
 
 
 def namings(adapter: Adapter, base: ModelFolder) -> Iterator[Naming]:
-    """First the names under which everything in the adapter has a counterpart; where there are
-    none, those under which most of it has, so that what is named as missing is what is. Then others
-    under which everything has one: rules may give the files names that memory does not have.
+    """Yield the namings to try, the best one first.
+
+    Under the first, every tensor of the adapter has a counterpart in the base. If there is no such
+    naming, the first is the one under which most tensors have one, so that an error names a tensor
+    that is really missing. The others have a counterpart for every tensor: the rules may give the
+    files names that memory does not have.
 
     Raises:
-        ArtifactError: A tensor of the adapter is of no known kind.
+        ArtifactError: A tensor of the adapter has a name of no known kind.
     """
-    parsed = {parse_key(adapter, entry.name) for entry in adapter.weights.entries}
+    tensors = adapter.tensors()
     plain = plain_naming(adapter, base)
-    if "text_config" not in base.config and not _num_missing(plain, parsed):
+    if "text_config" not in base.config and not _num_missing(plain, tensors):
         yield plain
-        yield from (one for one in _library_namings(base) if not _num_missing(one, parsed))
+        yield from (one for one in library_namings(base) if not _num_missing(one, tensors))
         return
-    # Of a model of text and pictures, rules know too little of what is not text.
-    known = [*_library_namings(base), plain]
-    known.sort(key=lambda naming: _num_missing(naming, parsed))
+    # The rules know the text half of a model of text and pictures, and not enough of the other.
+    known = [*library_namings(base), plain]
+    known.sort(key=lambda naming: _num_missing(naming, tensors))
     yield known[0]
-    yield from (one for one in known[1:] if one is not plain and not _num_missing(one, parsed))
+    yield from (one for one in known[1:] if one is not plain and not _num_missing(one, tensors))
 
 
-def _num_missing(naming: Naming, parsed: set[tuple[str, str]]) -> int:
+def _num_missing(naming: Naming, tensors: Sequence[AdapterTensor]) -> int:
+    """Return how many tensors of the adapter have no counterpart in the base."""
     count = 0
-    for name, part in parsed:
-        if part == "whole" and re.search(r"\.(modules_to_save|original_module)\.", name):
-            continue  # a copy of what stands beside it
-        ending = {"whole": "", "bias": ".bias", "lora_B.bias": ".bias"}.get(part, ".weight")
-        in_experts = part in ("lora_A", "lora_B") and naming.fused_in(without_wrappers(name))
-        count += f"{name}{ending}" not in naming.tensors and not in_experts
+    for tensor in tensors:
+        if tensor.part.is_copy and WRAPPER.search(tensor.target):
+            continue  # the file holds the same tensor under a plain name
+        is_expert = not tensor.part.is_copy and naming.fused_in(without_wrappers(tensor.module))
+        count += tensor.target not in naming.tensors and not is_expert
     return count
 
 
-def without_wrappers(module: str) -> str:
-    """PEFT nests a wrapper for each parameter of a module: `experts.base_layer` is `experts`."""
-    return re.sub(r"(\.base_layer)+$", "", module)
-
-
 def plain_naming(adapter: Adapter, base: ModelFolder) -> Naming:
-    """Names by rules alone. A base saved without its head drops the first component; an adapter of
-    the text half of a model of text and pictures leaves that out of its names; the files of Mixtral
-    and of GPT-NeoX name a block or the output layer otherwise than memory does; experts are fused
-    in memory unless the adapter names them one by one, as transformers 4 did; a tied output layer
-    stands for its embedding."""
+    """Return the names by rules only.
+
+    A base that was saved without its head drops the first component of each name. An adapter of the
+    text half of a model of text and pictures does not name that half. The files of Mixtral and of
+    GPT-NeoX have other names for a block or the output layer than memory has. Experts are fused in
+    memory unless the adapter names them one by one, as transformers 4 did. A tied output layer has
+    a name in memory too.
+    """
     names = [entry.name.removeprefix(PREFIX) for entry in adapter.weights.entries]
+    weights = [_weight_of(tensor) for tensor in adapter.tensors()]
     files = _text_half(base) if not any(TEXT_HALF.search(name) for name in names) else {}
     files = files or {name: name for name in base.tensors}
-    with_prefix = (name for name in names if _weight_of(name) not in files)
     prefix = next(
         (
-            f"{name.partition('.')[0]}."
-            for name in with_prefix
-            if _weight_of(name.partition(".")[2]) in files
+            f"{weight.partition('.')[0]}."
+            for weight in weights
+            if weight not in files and weight.partition(".")[2] in files
         ),
         "",
     )
@@ -170,24 +176,23 @@ def plain_naming(adapter: Adapter, base: ModelFolder) -> Naming:
 
 
 def _text_half(base: ModelFolder) -> dict[str, str]:
-    """The tensors of a model's text half, as a class of that half alone calls them; none where the
-    files do not set it apart."""
+    """Return the tensors of a model's text half by the names that a class of that half gives them;
+    nothing if the files have no such half."""
     found = {
         TEXT_HALF.sub(r"\1", name, count=1): name for name in base.tensors if TEXT_HALF.search(name)
     }
     return {**found, base.head: base.head} if found and base.stores_head else found
 
 
-def _weight_of(name: str) -> str:
-    """The weight that an adapter's tensor belongs to."""
-    return re.sub(
-        r"(\.base_layer|\.token_adapter|\.lora_|\.trainable_tokens|\.weight$|\.bias$).*", "", name
-    ) + ".weight"  # fmt: skip
+def _weight_of(tensor: AdapterTensor) -> str:
+    """Return the name of the weight of the module that an adapter tensor belongs to."""
+    module = re.sub(r"\.(weight|bias)$", "", tensor.module)
+    return f"{without_wrappers(module)}.weight"
 
 
 def _fused_name(name: str) -> tuple[str, int, str] | None:
-    """The fused parameter that one expert's tensor is part of, the expert's number, and which part
-    it is."""
+    """Return the fused parameter that one expert's tensor is part of, the number of the expert, and
+    the name of the part."""
     match = IN_EXPERT.fullmatch(name)
     if match is None:
         return None
@@ -201,7 +206,8 @@ def _fused_name(name: str) -> tuple[str, int, str] | None:
 
 
 def _joined(base: ModelFolder, parts: list[list[tuple[int, str]]]) -> FusedExperts | None:
-    """Experts that are stored one by one, as memory holds them: all of them, alike in shape."""
+    """Return experts that are stored one by one as the one parameter of memory; None if a number is
+    missing or the shapes differ."""
     numbers = [sorted(number for number, _ in part) for part in parts]
     shapes = [{base.tensors[name].shape for _, name in part} for part in parts]
     if any(one != list(range(len(numbers[0]))) for one in numbers) or any(
@@ -219,8 +225,8 @@ def _joined(base: ModelFolder, parts: list[list[tuple[int, str]]]) -> FusedExper
     return FusedExperts(len(numbers[0]), num_out, first[1], tuple(pieces))
 
 
-def _library_namings(base: ModelFolder) -> Iterator[Naming]:
-    """The names of transformers: of the class that config.json names, then of the one that
+def library_namings(base: ModelFolder) -> Iterator[Naming]:
+    """Yield the names of transformers: of the class that config.json names, then of the class that
     `AutoModelForCausalLM` loads, which may be the text half of a model of text and pictures."""
     transformers, torch = require("transformers", "export"), require("torch", "export")
     named = getattr(transformers, (base.config.get("architectures") or [""])[0], None)
@@ -234,7 +240,7 @@ def _library_namings(base: ModelFolder) -> Iterator[Naming]:
                 network = build(config) if build else None
         except Exception as error:  # noqa: BLE001  # configurations fail in every way
             logger.debug("%s: transformers cannot build it: %s", base.path, error)
-            continue  # no family of this release: the plain rules say what is missing
+            continue  # the plain rules say which tensors are missing
         if network is not None:
             yield _naming_of(base, network)
 
@@ -289,8 +295,8 @@ def _naming_of(base: ModelFolder, network: Any) -> Naming:
 
 
 def _kind(converter: Any) -> str:
-    """Whether a converter joins experts that are stored one by one, turns their matrices round, or
-    does something else."""
+    """Return `joined` for a converter that joins experts that are stored one by one, `turned` for
+    one that transposes their matrices, else `other`."""
     kinds = [type(operation).__name__ for operation in converter.operations]
     first = converter.operations[0]
     if kinds == ["Transpose"] and {first.dim0, first.dim1} == {1, 2}:
@@ -301,9 +307,9 @@ def _kind(converter: Any) -> str:
 
 
 def _stacked(base: ModelFolder, stored: str, module: Any, as_in_memory: bool) -> FusedExperts:
-    """Experts that the files hold in one tensor, as memory does or the other way round."""
+    """Return experts that the files hold in one tensor, like memory does or transposed."""
     num_experts, rows, columns = base.tensors[stored].shape
-    # What memory holds the other way round, the files hold straight where they differ from it.
-    transposed = bool(getattr(module, "is_transposed", False)) == as_in_memory
-    num_out, num_in = (columns, rows) if transposed else (rows, columns)
-    return FusedExperts(num_experts, num_out, num_in, (Piece(stored, None, 0),), transposed)
+    # If memory holds them transposed and the files differ from it, the files hold (out, in).
+    is_transposed = bool(getattr(module, "is_transposed", False)) == as_in_memory
+    num_out, num_in = (columns, rows) if is_transposed else (rows, columns)
+    return FusedExperts(num_experts, num_out, num_in, (Piece(stored, None, 0),), is_transposed)

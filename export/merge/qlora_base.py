@@ -1,25 +1,27 @@
-"""Which base does a QLoRA adapter go onto? Both answers are merged, and measured.
+"""The base that a QLoRA adapter is merged into: both candidates are merged and measured.
 
 Training computed with the base's linear layers in NF4 (QLoRA, Dettmers et al., arXiv:2305.14314).
-The adapter has learnt to go with those: on the original weights it meets others than in training,
-while the weights that were dequantized keep the rounding in the result. Which is closer to the
-trained model depends on the model; so both are held against the live one, base in 4 bits and
-adapter beside it, and the closer is kept.
+The original weights differ from those that the adapter was trained with; the dequantized weights
+keep the rounding in the result. Which of the two is closer to the trained model depends on the
+model. Both are therefore compared with the live model (base in 4 bits, adapter not merged), and the
+closer one is kept.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from export.merge.deltas import NF4_BLOCK, FourBitBase
 from export.merge.plan import MergePlan, Planned
+from export.weights.blocks import Change, RowFunction
 from export.weights.families import IN_DECODER_LAYER
 from export.weights.model_folder import ModelFolder
+from export.weights.tensor_file import Stored, pieces_of
 from tuneline.core.artifact import Artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
@@ -28,6 +30,8 @@ from tuneline.models.companions import has_tokenizer
 from tuneline.models.tokenizer import load_tokenizer
 
 MergeBase = Literal["original", "dequantized"]
+
+NF4_BLOCK = 64
 
 TEXTS = (
     "The printer on the second floor has stopped, and its light is blinking red.",
@@ -39,21 +43,58 @@ TEXTS = (
     "Sehr geehrte Damen und Herren, meine Bestellung ist noch nicht angekommen.",
     "If a train leaves at 10:40 and the journey takes 95 minutes, it arrives at",
 )
-"""What the two are compared on, beside the live model's own continuations of it."""
+"""The candidates are compared on these texts and on the live model's continuations of them."""
 
 MAX_NEW_TOKENS = 24
 
 
+@dataclass(frozen=True)
+class FourBitBase(Change):
+    """W as a QLoRA training saw it: through NF4 with double quantization and back.
+
+    Each 64 values share a scale. The scales of a tensor are quantized together, which takes a first
+    pass over the tensor (Dettmers et al., arXiv:2305.14314).
+    """
+
+    source: Stored
+
+    def load(self, dtype: torch.dtype) -> RowFunction:  # noqa: ARG002
+        bitsandbytes = require("bitsandbytes", "train").functional
+        scales = self._scales(bitsandbytes)
+
+        def change(block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            codes, state = bitsandbytes.quantize_4bit(
+                block.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
+            )
+            per_row = block.shape[1] // NF4_BLOCK
+            state.absmax = scales[start * per_row : stop * per_row].contiguous()
+            return bitsandbytes.dequantize_4bit(codes, state)
+
+        return change
+
+    def _scales(self, bitsandbytes: Any) -> torch.Tensor:
+        """Return the largest magnitude of each 64 values, quantized and dequantized again."""
+        found = [
+            piece.float().reshape(-1, NF4_BLOCK).abs().amax(dim=1)
+            for piece in pieces_of(self.source)
+        ]
+        exact = torch.cat(found)
+        offset = exact.mean()
+        codes, state = bitsandbytes.quantize_blockwise(exact - offset, blocksize=256)
+        return bitsandbytes.dequantize_blockwise(codes, state) + offset
+
+
 def through_four_bits(plan: MergePlan, base: ModelFolder) -> MergePlan:
-    """The same merge, onto the linear layers as NF4 kept them in training.
+    """Return the same merge, onto the linear layers as NF4 kept them in training.
 
     Raises:
-        ArtifactError: The base has none, or has layers that bitsandbytes does not quantize.
+        ArtifactError: The base has no linear layers, or has some that bitsandbytes does not
+            quantize.
     """
     if "text_config" in base.config:
         raise ArtifactError(
-            f"{base.path}: is a model of text and pictures; only text models are merged as NF4 "
-            "kept them",
+            f"{base.path}: is a model of text and pictures; expected a text model, to merge it as "
+            "NF4 kept it",
             hint="Try: --merge-base original",
         )
     tensors = dict(plan.tensors)
@@ -67,15 +108,15 @@ def through_four_bits(plan: MergePlan, base: ModelFolder) -> MergePlan:
             continue
         if ".experts." in name or entry.shape[1] % NF4_BLOCK:
             raise ArtifactError(
-                f"{base.path}: {name} of shape {list(entry.shape)}: only dense layers whose rows "
-                f"are a multiple of {NF4_BLOCK} long are merged as NF4 kept them",
+                f"{base.path}: {name} has shape {list(entry.shape)}; expected a dense layer whose "
+                f"rows have a multiple of {NF4_BLOCK} values, to merge it as NF4 kept it",
                 hint="Try: --merge-base original",
             )
         tensors[name] = Planned(planned.source, (FourBitBase(stored), *planned.changes))
         count += 1
     if not count:
         raise ArtifactError(
-            f"{base.path}: has no linear layer that NF4 could have kept; expected weights with "
+            f"{base.path}: has no linear layer to quantize to NF4; expected weights with "
             "names such as model.layers.0.self_attn.q_proj.weight",
             hint="Try: --merge-base original",
         )
@@ -85,19 +126,19 @@ def through_four_bits(plan: MergePlan, base: ModelFolder) -> MergePlan:
 def choose_base(
     base: Path, adapter: Path, merge_onto: Callable[[MergeBase, Path], Artifact], work: Path
 ) -> tuple[MergeBase, dict[str, float]]:
-    """Merge onto both, one after the other, and measure each against the live 4-bit model.
+    """Merge onto both bases, and compare each result with the live 4-bit model.
 
     The models are loaded whole, in float32, one at a time.
 
     Args:
         base: Folder of the original base.
         adapter: Folder of the adapter.
-        merge_onto: Merges onto one of the two and writes a folder.
-        work: A directory for the merged models; what is put there is removed.
+        merge_onto: Merges onto one of the two bases and writes a folder.
+        work: A directory for the merged models, which are removed again.
 
     Returns:
-        The closer one, and for each the mean KL divergence of its next-token distribution from
-        the live model's, in nats.
+        The closer base, and for each the mean KL divergence of the merged model's next-token
+        distribution from the live model's, in nats.
 
     Raises:
         ArtifactError: Neither folder has a tokenizer that can be loaded.
@@ -126,7 +167,7 @@ def choose_base(
         del model
         shutil.rmtree(merged.path)
         sums = [float((p.exp() * (p - q)).sum()) for p, q in zip(expected, found, strict=True)]
-        # Rounding takes a divergence of nothing below nothing.
+        # Rounding can make a divergence of zero negative.
         divergences[side] = max(0.0, sum(sums)) / sum(len(p) for p in expected)
     closer = min(sides, key=lambda side: divergences[side])
     logger.info(
@@ -152,14 +193,14 @@ def _live_model(base: Path, adapter: Path) -> Any:
 
 
 def _compute_in_float32(model: Any) -> None:
-    """Let 4-bit layers compute in the format that they are told to: out of training, on a processor
-    that multiplies bfloat16, bitsandbytes 0.50 rounds to that whatever `compute_dtype` says."""
+    """Let 4-bit layers compute in `compute_dtype`: outside training, on a processor that multiplies
+    bfloat16, bitsandbytes 0.50 rounds to bfloat16."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def _log_probabilities(model: Any, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each sequence's next-token log-probabilities, shape (tokens, vocabulary)."""
+    """Return each sequence's next-token log-probabilities, shape (tokens, vocabulary)."""
     with torch.inference_mode():
         return [model(input_ids=ids).logits[0].float().log_softmax(-1) for ids in sequences]

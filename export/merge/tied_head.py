@@ -1,13 +1,12 @@
-"""What becomes of an output layer that the base ties to its embedding."""
+"""The output layer of a base that ties it to the embedding: what it becomes in the result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from export.merge.adapter import Adapter
-from export.merge.deltas import Edit, LowRankChange, TokenRows
+from export.merge.methods import method_of
+from export.merge.methods.method import Edit, Edits
 from export.weights.families import HEAD, NEOX_HEAD
 from export.weights.model_folder import ModelFolder
 from export.weights.tensor_file import Stored, same_values
@@ -15,134 +14,133 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
 from tuneline.models.folder import CONFIG
 
+WITH_PEFT = "Try: merge it with peft (merge_and_unload)."
+
 
 def ties_changes(adapter: Adapter, base: ModelFolder) -> bool:
-    """Whether PEFT puts the change of an embedding onto the output layer and the reverse; it knows
-    an embedding by the name `embed_tokens` alone (PEFT 0.21.2)."""
+    """Return whether PEFT puts a change of the embedding onto the output layer and the reverse.
+
+    PEFT 0.21.2 does this only for an embedding with the name `embed_tokens`.
+    """
     name = (base.embedding or "").removesuffix(".weight").rpartition(".")[2]
     return (
         base.is_tied and name == "embed_tokens" and bool(adapter.config.get("ensure_weight_tying"))
     )
 
 
-def check_copies(base: ModelFolder) -> None:
-    """Where a tied base stores both tensors, they are one: a server may read either.
+def settle_tied_head(
+    adapters: Sequence[Adapter], base: ModelFolder, edits: Edits
+) -> tuple[dict[str, Edit], str | None]:
+    """Decide what a tied output layer becomes.
+
+    Returns:
+        The edits, with those of the output layer; and the output layer's name if the result does
+        not tie it any more.
 
     Raises:
-        ArtifactError: The two differ, or what the output layer is tied to is not plain.
+        ArtifactError: The base's tied tensors differ, the embedding is not known, or the output
+            layer comes to differ and the result has no place for it.
     """
+    _check_stored_twice(base)
+    embedding, head = base.embedding, base.head
+    if embedding is None:
+        _check_vocabulary_kept(base, edits)
+        return dict(edits), None
+    others = {name: edit for name, edit in edits.items() if name not in (embedding, head)}
+    if len(others) == len(edits):
+        return others, None
+    ensured = all(ties_changes(adapter, base) for adapter in adapters)
+    of_input, of_output = share_edits(
+        edits.get(embedding, Edit()), edits.get(head, Edit()), ensured
+    )
+    changed_input = {embedding: of_input} if of_input != Edit() else {}
+    if _is_same(of_input, of_output, base.stored(embedding)):
+        stored_too = {head: of_input} if changed_input and base.stores_head else {}
+        return {**others, **changed_input, **stored_too}, None
+    _check_place(base, embedding)
+    return {**others, **changed_input, head: of_output}, head
+
+
+def share_edits(of_input: Edit, of_output: Edit, ensured: bool) -> tuple[Edit, Edit]:
+    """Return the edits of embedding and output layer as PEFT's live model has them.
+
+    The live output layer multiplies by the base's own weight, with these exceptions. A copy of the
+    base layer is loaded into the one tensor that both share. Trained tokens are always tied. With
+    `ensure_weight_tying` (`ensured`), an output layer without changes of its own has those of the
+    embedding. A low-rank change of the output layer comes on top.
+    """
+    input_copy, output_copy = of_input.copy, of_output.copy
+    if output_copy is None and input_copy is not None and "base_layer" in input_copy.name:
+        output_copy = input_copy
+    elif input_copy is None and output_copy is not None and "base_layer" in output_copy.name:
+        input_copy = output_copy
+    output_changes = of_output.changes
+    tied = tuple(change for change in of_input.changes if method_of(change).is_always_tied)
+    if tied and not any(method_of(change).is_always_tied for change in output_changes):
+        output_changes = (*tied, *output_changes)
+    if ensured and output_copy is None and not output_changes:
+        output_copy, output_changes = input_copy, of_input.changes
+    return Edit(input_copy, of_input.changes), Edit(output_copy, output_changes)
+
+
+def _check_stored_twice(base: ModelFolder) -> None:
+    """Refuse a tied base that stores two different tensors: a server may read either."""
     head = base.head
     if not base.stores_head:
         return
     if base.embedding is None:
         raise ArtifactError(
-            f"{base.path}: {CONFIG} ties the output layer {head}, and it is not plain to which of "
-            "the embeddings"
+            f"{base.path}: {CONFIG} ties the output layer {head} to an embedding; expected one "
+            "embedding in the files"
         )
     if not same_values(base.stored(base.embedding), base.stored(head)):
         raise ArtifactError(
             f"{base.path}: {CONFIG} ties the output layer to the embedding, and {head} differs "
             f"from {base.embedding}; expected the same values in both",
-            hint=f"Set tie_word_embeddings to false in {base.path / CONFIG} if {head} is what the "
-            f"model computes with, else remove {head}.",
+            hint=f"Try: set tie_word_embeddings to false in {base.path / CONFIG} if the model "
+            f"computes with {head}, else remove {head}.",
         )
 
 
-def settle_tied(
-    adapters: Sequence[Adapter], base: ModelFolder, edits: dict[str, Edit], embedding: str
-) -> str | None:
-    """Decide what a tied output layer becomes; its name is returned where it comes untied.
-
-    In the live adapter model the output layer multiplies by the base's own weight, unless it is
-    itself adapted, or PEFT ties the adapters: `ensure_weight_tying`, and trained tokens always; a
-    low-rank change of the output layer comes on top of these.
-
-    Raises:
-        ArtifactError: The output layer comes untied, and there is no place for it.
-    """
-    head = base.head
-    of_input = edits.setdefault(embedding, Edit())
-    of_output = edits.setdefault(head, Edit())
-    ensured = all(ties_changes(adapter, base) for adapter in adapters)
-    # A copy of the base layer is loaded into the one tensor that both share.
-    for one, other in ((of_input, of_output), (of_output, of_input)):
-        if one.whole is not None and other.whole is None and "base_layer" in one.whole.name:
-            other.whole = one.whole
-    tokens = [change for change in of_input.changes if isinstance(change, TokenRows)]
-    if tokens and not any(isinstance(change, TokenRows) for change in of_output.changes):
-        of_output.changes[:0] = tokens
-    if ensured and of_output.whole is None and not of_output.changes:
-        of_output.whole, of_output.changes = of_input.whole, list(of_input.changes)
-    if _same_edit(of_input, of_output, base.stored(embedding)):
-        del edits[head]
-        if not of_input.changes and of_input.whole is None:
-            del edits[embedding]
-        elif base.stores_head:
-            edits[head] = Edit(of_input.whole, list(of_input.changes))
-        return None
-    if not of_input.changes and of_input.whole is None:
-        del edits[embedding]
-    if "text_config" in base.config:
-        raise ArtifactError(
-            f"{base.path}: {embedding}: the output layer comes to differ from the embedding, and "
-            "a model of text and pictures is not untied",
-            hint="Merge it with peft (merge_and_unload).",
-        )
-    if not base.stores_head and not _is_called_so(base):
-        raise ArtifactError(
-            f"{base.path}: {embedding}: the output layer comes to differ from the embedding, and "
-            f"in this family it is not called {head}",
-            hint="Merge it with peft (merge_and_unload).",
-        )
-    if embedding.count(".") < 2 and not base.stores_head:
-        raise ArtifactError(
-            f"{base.path}: {embedding}: the output layer comes to differ from the embedding, and "
-            "this base is stored without its head, so that there is no place for one",
-            hint="Save the base whole: AutoModelForCausalLM.from_pretrained(BASE)"
-            ".save_pretrained(OUT)",
-        )
-    return head
-
-
-def check_plain(base: ModelFolder, edits: dict[str, Edit]) -> None:
-    """Where a tied base's embedding is not plain, its vocabulary is not changed.
-
-    Raises:
-        ArtifactError: A matrix with a row for each token would be.
-    """
+def _check_vocabulary_kept(base: ModelFolder, edits: Edits) -> None:
+    """Refuse an edit of a matrix with one row per token where the embedding is not known."""
     for name in edits:
         entry = base.tensors.get(name)
         rows = entry.shape[0] if entry is not None and len(entry.shape) == 2 else None
         if name == base.head or (rows is not None and rows == base.vocab_size):
             raise ArtifactError(
                 f"{base.path}: the adapter changes {name}; {CONFIG} ties the output layer to the "
-                "embedding, and it is not plain which tensor that is",
-                hint="Merge it with peft (merge_and_unload).",
+                "embedding, and the names in the files do not say which tensor that is",
+                hint=WITH_PEFT,
             )
 
 
-def check_no_bias(base: ModelFolder, edits: dict[str, Edit]) -> None:
-    """PEFT computes an output layer with trained tokens without its bias: no merge can be that.
-
-    Raises:
-        ArtifactError: The output layer has one.
-    """
-    heads = [base.head, *([base.embedding] if base.is_tied and base.embedding else [])]
-    bias = f"{base.head.removesuffix('.weight')}.bias"
-    trained = [
-        change for name in heads if name in edits for change in edits[name].changes
-        if isinstance(change, TokenRows)
-    ]  # fmt: skip
-    if trained and bias in base.tensors:
+def _check_place(base: ModelFolder, embedding: str) -> None:
+    """Refuse an output layer that comes to differ and has no place in the result."""
+    problem = f"{base.path}: {embedding}: the output layer comes to differ from the embedding"
+    if "text_config" in base.config:
         raise ArtifactError(
-            f"{trained[0].rows.file.path}: {trained[0].rows.name}: tokens of an output layer that "
-            f"has a bias ({bias}), which PEFT leaves out while they are trained"
+            f"{problem}, and a model of text and pictures is not untied", hint=WITH_PEFT
+        )
+    if base.stores_head:
+        return
+    if not _is_called_head(base):
+        raise ArtifactError(
+            f"{problem}, and in this family it is not called {base.head}", hint=WITH_PEFT
+        )
+    if embedding.count(".") < 2:
+        raise ArtifactError(
+            f"{problem}, and this base is stored without an output layer",
+            hint="Try: save the base whole, with AutoModelForCausalLM.from_pretrained(BASE)"
+            ".save_pretrained(OUT).",
         )
 
 
-def _is_called_so(base: ModelFolder) -> bool:
-    """Whether transformers' class of this model calls its output layer as we do; the rare adapter
-    that unties it pays for the import."""
+def _is_called_head(base: ModelFolder) -> bool:
+    """Return whether transformers' class of this model has an output layer of the name we use.
+
+    Only the rare adapter that unties it pays for the import.
+    """
     names = base.config.get("architectures") or [None]
     network = getattr(require("transformers", "export"), str(names[0]), None)
     tied = getattr(network, "_tied_weights_keys", None) or ()
@@ -150,37 +148,12 @@ def _is_called_so(base: ModelFolder) -> bool:
     return not modules or bool(modules & {HEAD, NEOX_HEAD})
 
 
-def _same_edit(one: Edit, other: Edit, base: Stored) -> bool:
-    """Whether two edits of a shared tensor come to the same values."""
-    sources = [edit.whole or base for edit in (one, other)]
+def _is_same(of_input: Edit, of_output: Edit, base: Stored) -> bool:
+    """Return whether two edits of a shared tensor give the same values."""
+    sources = [edit.copy or base for edit in (of_input, of_output)]
     if sources[0] is not sources[1] and not same_values(*sources):
         return False
-    if len(one.changes) != len(other.changes):
-        return False
-    for change, counterpart in zip(one.changes, other.changes, strict=True):
-        if change is counterpart:
-            continue
-        if isinstance(change, LowRankChange) and isinstance(counterpart, LowRankChange):
-            if not _transposes(change, counterpart):
-                return False
-        elif not (
-            isinstance(change, TokenRows)
-            and isinstance(counterpart, TokenRows)
-            and change.indices == counterpart.indices
-            and same_values(change.rows, counterpart.rows)
-        ):
-            return False
-    return True
-
-
-def _transposes(one: LowRankChange, other: LowRankChange) -> bool:
-    """Whether a change of an embedding and one of an output layer have the same product."""
-    if one.magnitude or other.magnitude or len(one.factors) != len(other.factors):
-        return False
-    return all(
-        mine.scale == its.scale
-        and mine.weight == its.weight
-        and torch.equal(mine.a.read(), its.b.read().T)
-        and torch.equal(mine.b.read(), its.a.read().T)
-        for mine, its in zip(one.factors, other.factors, strict=True)
+    return len(of_input.changes) == len(of_output.changes) and all(
+        change.is_same(other)
+        for change, other in zip(of_input.changes, of_output.changes, strict=True)
     )

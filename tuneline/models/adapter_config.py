@@ -9,7 +9,7 @@ from typing import Any
 from tuneline.core.errors import ArtifactError
 from tuneline.core.vllm_limits import LORA_RANKS, MAX_LORA_RANK
 from tuneline.models.folder import read_json
-from tuneline.models.schemas import AdapterOptions
+from tuneline.models.schemas import AdapterOptions, check_form
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -26,10 +26,22 @@ _KNOWN_OPTIONS = frozenset({
 
 # Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq, ...) change
 # the base's weights at the start of training, so that the adapter does not fit the base on disk.
-_NEUTRAL_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+NEUTRAL_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 # vLLM 0.32 reads only the A and B matrices of an adapter.
 _MERGED_ONLY = ("modules_to_save", "use_dora", "lora_bias", "trainable_token_indices")
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """Return the options of an adapter of any PEFT method, as PEFT wrote them.
+
+    Raises:
+        ArtifactError: The folder is not a PEFT adapter.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file; expected a PEFT adapter folder")
+    return read_json(path)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -40,9 +52,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             value does not fit the schema.
     """
     path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file; expected a PEFT adapter folder")
-    config = read_json(path, AdapterOptions)
+    config = read_peft_config(folder)
+    check_form(path, config, AdapterOptions)
     if config.get("peft_type") != "LORA":
         raise ArtifactError(f"{path}: peft_type is {config.get('peft_type')!r}; expected LORA")
     return config
@@ -56,7 +67,7 @@ def foreign_options(config: Mapping[str, Any]) -> list[str]:
         if value and name not in _KNOWN_OPTIONS
     ]
     initialisation = config.get("init_lora_weights")
-    if initialisation not in _NEUTRAL_INITIALISATIONS:
+    if initialisation not in NEUTRAL_INITIALISATIONS:
         found.append(f"init_lora_weights={initialisation!r}")
     return found
 

@@ -220,7 +220,7 @@ def test_two_tensors_for_one_are_refused(tmp_path: Path) -> None:
     assert f"{name}.base_layer.weight" in load_file(adapter / WEIGHTS)
     edit_tensors(adapter / WEIGHTS, lambda t: t.update({f"{name}.weight": torch.randn(320, 64)}))
     message = refusal(base, adapter, tmp_path / "out")
-    assert f"{name}.weight and {name}.base_layer.weight both stand for" in message
+    assert f"{name}.weight and {name}.base_layer.weight both replace" in message
 
 
 @pytest.mark.parametrize("options", [Q, {**Q, "modules_to_save": ["norm"]}])

@@ -22,7 +22,7 @@ from pathlib import Path
 from export.config import MergeConfig
 from export.merge.merge import merge
 from export.weights.model_folder import read_base
-from export.merge.naming import _library_namings
+from export.merge.naming import library_namings
 from tuneline.models.source import ModelSource
 
 def mib(field):
@@ -30,7 +30,7 @@ def mib(field):
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 base, adapter, out = map(Path, sys.argv[1:])
-list(_library_namings(read_base(base)))  # imports what is asked where rules give no name
+list(library_namings(read_base(base)))  # imports what is asked where rules give no name
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
 before = mib("VmRSS")
 merge(MergeConfig(), ModelSource("base", base, "sha256:0", "base-model"), adapter, out)

@@ -119,7 +119,7 @@ def test_adapters_of_different_templates_are_refused(tmp_path: Path) -> None:
     one = families.make_adapter(tmp_path / "one", base)
     other = families.make_adapter(tmp_path / "other", base, seed=2)
     (other / "chat_template.jinja").write_text("another {{ messages }}")
-    with pytest.raises(ArtifactError, match="its chat template is not that of"):
+    with pytest.raises(ArtifactError, match="its chat template differs from that of"):
         run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
     (other / "chat_template.jinja").unlink()
     merged = run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
@@ -159,7 +159,7 @@ def test_a_prompt_that_one_adapter_alone_has_is_a_difference(
         if changed == "other-stop-tokens":
             (one / "generation_config.json").write_text('{"eos_token_id": [2, 9]}')
         (other / "generation_config.json").write_text('{"eos_token_id": 7}')
-    with pytest.raises(ArtifactError, match=f"{other}: its {what} is not that of {one}"):
+    with pytest.raises(ArtifactError, match=f"{other}: its {what} differs from that of {one}"):
         run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
 
 
