@@ -20,9 +20,9 @@ from export.runtimes.transformers_folder import load_model
 from serving.config import ServingConfig
 from serving.supervisor.process import running_server
 from tests.integration.export import families
+from tests.integration.export.merging import tensors
 from tests.integration.export.quantize.test_experts import ROUTERS, make_base
 from tests.integration.export.quantize.test_quantize import run_quantize
-from tests.integration.export.test_merge_bits import tensors
 from tuneline.models.source import resolve_model
 
 ROOT = Path(__file__).parents[3]

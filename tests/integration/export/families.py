@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,7 +163,21 @@ def make_base(
     return save_random(folder, FAMILIES[family](), dtype, **save)
 
 
+_built: dict[tuple[Any, ...], Path] = {}
+_kept = tempfile.TemporaryDirectory(prefix="tuneline-families-")
+
+
 def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> Path:
+    """A random-weight model of a configuration. Each is built once in a run of the tests; what a
+    test gets is a copy of its own."""
+    text = config.to_json_string(use_diff=False)
+    key = (type(config).__name__, text, dtype, *sorted(save.items()))
+    if key not in _built:
+        _built[key] = _build(Path(_kept.name) / str(len(_built)), config, dtype, **save)
+    return Path(shutil.copytree(_built[key], folder, dirs_exist_ok=True))
+
+
+def _build(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> Path:
     torch.manual_seed(0)
     model = loader_of(config).from_config(config, dtype=torch.float32)
     with torch.no_grad():

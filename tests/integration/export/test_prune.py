@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from export.config import PruneConfig
 from export.prune import prune_model
 from tests.integration.export.exported import make_model
-from tests.integration.export.test_merge_refusals import edit_tensors
+from tests.integration.export.merging import edit_tensors
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model

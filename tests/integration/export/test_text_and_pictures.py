@@ -18,9 +18,7 @@ from export.parity import prove_model
 from export.runtimes.transformers_folder import load_model
 from export.weights.families import is_in_text_half
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import run_merge
-from tests.integration.export.test_merge_four_bits import as_qlora
-from tests.integration.export.test_merge_refusals import edit_tensors
+from tests.integration.export.merging import as_qlora, edit_tensors, run_merge
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import Parity

@@ -23,9 +23,9 @@ from export.runtimes.transformers_folder import load_model
 from tests.commands import tuneline_here
 from tests.integration.export import families
 from tests.integration.export.credentials import check_received, plant
+from tests.integration.export.merging import tensors
 from tests.integration.export.quantize.test_experts import MIXTURES
 from tests.integration.export.quantize.test_experts import make_base as make_mixture
-from tests.integration.export.test_merge_bits import tensors
 from tuneline.core.artifact import Artifact, Input, verify_artifact
 from tuneline.core.errors import ArtifactError, DataError, MissingError
 from tuneline.models.source import resolve_model

@@ -29,9 +29,8 @@ from export.parity import prove_model
 from export.quantize.schemes import FORMATS
 from export.runtimes.transformers_folder import load_model
 from tests.integration.export import families
+from tests.integration.export.merging import edit_json, edit_tensors, tensors
 from tests.integration.export.quantize.test_quantize import SCHEMES, run_quantize
-from tests.integration.export.test_merge_bits import tensors
-from tests.integration.export.test_merge_refusals import edit_json, edit_tensors
 from tests.unit.export.quantize.test_schemes import library_scheme
 from tuneline.core.artifact import MANIFEST, Artifact
 from tuneline.core.errors import ArtifactError

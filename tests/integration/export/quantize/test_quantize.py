@@ -16,9 +16,7 @@ from export.merge.merge import merge
 from export.runtimes.transformers_folder import load_model
 from tests.commands import tuneline_here
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import tensors
-from tests.integration.export.test_merge_refusals import edit_tensors
-from tests.integration.export.test_merge_resume import killed
+from tests.integration.export.merging import edit_tensors, killed, tensors
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model

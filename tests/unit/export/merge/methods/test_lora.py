@@ -32,5 +32,6 @@ Q = "model.layers.0.self_attn.q_proj"
 def test_patterns_and_rslora_decide_rank_and_scale(
     options: dict[str, Any], rank: int, scale: float
 ) -> None:
-    found = rank_and_scale(options, Q)
-    assert found == (rank, pytest.approx(scale, rel=1e-15))
+    found_rank, found_scale = rank_and_scale(options, Q)
+    assert found_rank == rank
+    assert found_scale == pytest.approx(scale, rel=1e-15)

@@ -16,8 +16,7 @@ import transformers
 from export import quantize_model
 from export.config import QuantizeConfig
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import run_merge, tensors
-from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
+from tests.integration.export.merging import edit_json, edit_tensors, refusal, run_merge, tensors
 from tuneline.models.source import resolve_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

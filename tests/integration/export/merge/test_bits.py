@@ -11,39 +11,15 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from export.config import MergeConfig
-from export.merge.merge import merge
 from export.weights.blocks import block_rows
 from tests.integration.export import families
-from tuneline.core.artifact import Artifact, verify_artifact
-from tuneline.models.source import resolve_model
+from tests.integration.export.merging import assert_same_bits, run_merge
+from tuneline.core.artifact import verify_artifact
 
 FILES = {
     "chat_template.jinja", "config.json", "generation_config.json", "manifest.json",
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
-
-
-def run_merge(base: Path, adapter: Path, out: Path, dtype: str = "auto") -> Artifact:
-    config = MergeConfig.model_validate({"dtype": dtype})
-    return merge(config, resolve_model(str(base)), adapter, out)
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found.update(load_file(file))
-    return found
-
-
-def assert_same_bits(merged: Path, expected: dict[str, torch.Tensor], base: Path) -> None:
-    found, before = tensors(merged), tensors(base)
-    assert len(found) > 10
-    assert found.keys() == before.keys()
-    for name, value in found.items():
-        assert value.dtype == expected[name].dtype, name
-        assert torch.equal(value, expected[name]), name
-    assert any(not torch.equal(found[name], before[name]) for name in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

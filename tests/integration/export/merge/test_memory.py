@@ -45,7 +45,7 @@ def peak_mib(folder: Path, shape: Shape) -> float:
 
 
 def peak_of(base: Path, adapter: Path, out: Path) -> float:
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(base), str(adapter), str(out)],
         capture_output=True, text=True, check=False,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tests.integration.export.test_merge_refusals import edit_json, refusal, with_header
+from tests.integration.export.merging import edit_json, refusal, with_header
 from tuneline.models.source import resolve_model
 
 CONFIG, OPTIONS, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"

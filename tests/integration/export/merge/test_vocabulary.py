@@ -18,8 +18,7 @@ import transformers
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import run_merge, tensors
-from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
+from tests.integration.export.merging import edit_json, edit_tensors, refusal, run_merge, tensors
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model

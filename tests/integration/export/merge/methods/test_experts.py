@@ -11,8 +11,14 @@ import torch
 import transformers
 
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import assert_same_bits, run_merge, tensors
-from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
+from tests.integration.export.merging import (
+    assert_same_bits,
+    edit_json,
+    edit_tensors,
+    refusal,
+    run_merge,
+    tensors,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 EXPERTS = "base_model.model.model.layers.0.mlp.experts"

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import run_merge
-from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
+from tests.integration.export.merging import edit_json, edit_tensors, refusal, run_merge
 
 WEIGHTS = "adapter_model.safetensors"
 LAST_Q = "model.layers.1.self_attn.q_proj.weight"

@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
-from tuneline.core.errors import ArtifactError, DiskFullError, MissingError
-from tuneline.models.source import ModelSource, resolve_model
+from tests.integration.export.merging import (
+    as_artifact,
+    edit_json,
+    edit_tensors,
+    refusal,
+    with_header,
+)
+from tuneline.core.errors import ArtifactError, DiskFullError
+from tuneline.models.source import resolve_model
 
 WEIGHTS = "adapter_model.safetensors"
 Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -39,26 +44,6 @@ def base(made: tuple[Path, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(made: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(made[1], tmp_path / "adapter"))
-
-
-def refusal(base: Path, adapter: Path | Artifact, out: Path) -> str:
-    """The message of the refusal; it must leave nothing behind."""
-    source = ModelSource(str(base), base, "sha256:0", "base-model")
-    with pytest.raises((ArtifactError, MissingError)) as caught:
-        merge(MergeConfig(), source, adapter, out)
-    assert not out.exists()
-    assert not [path for path in out.parent.glob("*") if out.name in path.name]
-    return str(caught.value)
-
-
-def edit_tensors(file: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    values = {name: value.clone() for name, value in load_file(file).items()}
-    edit(values)
-    save_file(values, file, metadata={"format": "pt"})
-
-
-def edit_json(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 ADAPTER_DAMAGE: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
@@ -175,18 +160,6 @@ def test_an_adapter_without_its_weights_is_refused(
     assert f"{WEIGHTS}: no such file" in refusal(base, adapter, tmp_path / "out")
 
 
-def header_of(content: bytes) -> tuple[int, dict[str, Any]]:
-    length = int.from_bytes(content[:8], "little")
-    return 8 + length, json.loads(content[8 : 8 + length])
-
-
-def with_header(content: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
-    end, header = header_of(content)
-    change(header)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + content[end:]
-
-
 FILE_DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "truncated-data": (lambda c: c[:-10], "truncated: its header describes"),
     "truncated-header": (lambda c: c[:40], "truncated: the header takes"),
@@ -287,13 +260,6 @@ def test_an_adapter_of_another_base_is_refused_by_shape(adapter: Path, tmp_path:
     message = refusal(other, adapter, tmp_path / "out")
     assert "to fit model.layers.0." in message
     assert "adapter belongs to another base" in message
-
-
-def as_artifact(folder: Path, out: Path, base_digest: str, kind: str = "adapter") -> Artifact:
-    inputs = [Input(role="base", kind="base-model", digest=base_digest)]
-    with new_artifact(out, kind, config={}, inputs=inputs) as draft:
-        shutil.copytree(folder, draft.dir, dirs_exist_ok=True)
-    return open_artifact(out)
 
 
 def test_an_adapter_of_another_base_is_refused_by_digest(

@@ -20,49 +20,11 @@ from benchmarks.merge import Shape, write_adapter, write_model
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tests.integration.export.test_merge_refusals import edit_tensors
-from tuneline.core.artifact import open_artifact, partial_dir, verify_artifact
-from tuneline.core.errors import NotAnArtifactError
+from tests.integration.export.merging import edit_tensors, killed
+from tuneline.core.artifact import partial_dir, verify_artifact
 from tuneline.models.source import ModelSource, resolve_model
 
-ROOT = Path(__file__).parents[3]
-
-KILLED_CHILD = """
-import os, signal, sys
-from pathlib import Path
-import export.weights.writer
-from export.config import MergeConfig
-from export.merge.merge import merge
-from tuneline.models.source import resolve_model
-
-base, adapter, out, name, at = sys.argv[1:]
-export.weights.writer.CHECKPOINT_BYTES = 1  # every tensor is noted
-function, calls = getattr(export.weights.writer, name), 0
-
-def killing(*arguments):
-    global calls
-    calls += 1
-    result = function(*arguments)
-    if calls == int(at):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-setattr(export.weights.writer, name, killing)
-merge(MergeConfig(), resolve_model(base), Path(adapter), Path(out))
-"""
-
-
-def killed(base: Path, adapter: Path, out: Path, name: str, at: int) -> None:
-    """A merge in another process, which is killed in the middle of its own work."""
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED_CHILD, str(base), str(adapter), str(out), name, str(at)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert child.returncode == -signal.SIGKILL, child.stderr
-    for path in (out, partial_dir(out)):
-        with pytest.raises(NotAnArtifactError):
-            open_artifact(path)
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ import transformers
 
 from export.weights.blocks import block_rows
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import run_merge, tensors
-from tests.integration.export.test_merge_refusals import edit_json, edit_tensors, refusal
+from tests.integration.export.merging import edit_json, edit_tensors, refusal, run_merge, tensors
 
 WEIGHTS = "adapter_model.safetensors"
 LINEAR = ["q_proj", "o_proj", "in_proj_qkv", "down_proj"]

@@ -14,8 +14,7 @@ import transformers
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import assert_same_bits, tensors
-from tests.integration.export.test_merge_refusals import edit_json
+from tests.integration.export.merging import assert_same_bits, edit_json, tensors
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model

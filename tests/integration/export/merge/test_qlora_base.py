@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +18,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tests.integration.export.test_merge_bits import run_merge, tensors
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tests.integration.export.merging import as_qlora, run_merge, tensors
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model
 
@@ -30,14 +28,6 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 def made(tmp_path: Path, dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:
     base = families.make_base(tmp_path / "base", "llama-even", dtype)
     return base, families.make_adapter(tmp_path / "adapter", base)
-
-
-def as_qlora(folder: Path, base: Path, out: Path) -> Artifact:
-    """The adapter as a training in four bits records it."""
-    inputs = [Input(role="base", kind="base-model", digest=resolve_model(str(base)).digest)]
-    with new_artifact(out, "adapter", config={"load_in_4bit": True}, inputs=inputs) as draft:
-        shutil.copytree(folder, draft.dir, dirs_exist_ok=True)
-    return open_artifact(out)
 
 
 def live_qlora(base: Path, adapter: Path) -> Any:
