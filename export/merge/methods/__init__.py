@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.merge.methods import bias, copies, dora, experts, loha, lora, lora_bias, token_rows
+from export.merge.methods import bias, copies, dora, experts, ia3, loha, lora, lora_bias, token_rows
 from export.merge.methods.method import Config, Method, Part
 from export.merge.methods.targets import NEUTRAL, TargetOptions
 from export.weights.blocks import Change
@@ -19,6 +19,7 @@ METHODS: tuple[Method, ...] = (
     dora.METHOD,
     lora_bias.METHOD,
     loha.METHOD,
+    ia3.METHOD,
 )
 """In the order in which they are asked whether a tensor is theirs."""
 
