@@ -70,15 +70,7 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
     """
     if base.kind == "adapter":
         raise ArtifactError(f"{base.path}: is an adapter; expected the base model")
-    given: list[tuple[Path | Artifact, float | None]] = (
-        [(adapter, None)] if isinstance(adapter, Path | Artifact) else list(adapter)
-    )
-    opened: list[Adapter] = []
-    inputs = [base.as_input("base")]
-    for source, weight in given:
-        folder, adapter_input = _open_adapter(source, base)
-        opened.append(read_adapter(folder, weight))
-        inputs.append(adapter_input)
+    opened, inputs = _open_adapters(adapter, base)
     model = read_base(base.path)
     for one in opened:
         check_companions(base.path, one.path)
@@ -95,6 +87,7 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
     recorded = config.model_dump()
     if any(one.weight is not None for one in opened):
         recorded["adapter_weights"] = [one.weight for one in opened]
+    inputs = [base.as_input("base"), *inputs]
     with new_artifact(out, "model", config=recorded, inputs=inputs, resumable=True) as draft:
         with progress("merge", total_bytes / 2**20, "MiB") as advance:
             hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, in_mib(advance))
@@ -112,6 +105,19 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
             draft.metrics["num_quantized_tensors"] = len(schemes)
     logger.debug("merged %d of %d tensors into %s", len(plan.tensors), len(model.tensors), out)
     return open_artifact(out, kind="model")
+
+
+def _open_adapters(adapters: Adapters, base: ModelSource) -> tuple[list[Adapter], list[Input]]:
+    """Return the adapters with their weights, and their records as inputs."""
+    given: list[tuple[Path | Artifact, float | None]] = (
+        [(adapters, None)] if isinstance(adapters, Path | Artifact) else list(adapters)
+    )
+    opened, inputs = [], []
+    for source, weight in given:
+        folder, adapter_input = _open_adapter(source, base)
+        opened.append(read_adapter(folder, weight))
+        inputs.append(adapter_input)
+    return opened, inputs
 
 
 def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, Input]:

@@ -1,1 +1,1 @@
-"""Weights on disk: safetensors files, model folders, and the JSON files beside them."""
+"""Weights on disk: safetensors files, model folders, and the writing of them."""

@@ -27,20 +27,20 @@ from tuneline.models.schemas import ModelConfig, ShardIndex
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The base's configuration and the headers of its weights; no weight has been read."""
+    """A model's configuration and the headers of its weights; no weight is read."""
 
     path: Path
     config: dict[str, Any]
     shards: tuple[TensorFile, ...]
     index: dict[str, Any] | None
-    """The index JSON of a model in several files."""
+    """The index of a model in several files; None for one file."""
     tensors: dict[str, TensorEntry]
     files: dict[str, TensorFile]
-    """The file that each tensor lies in."""
+    """The file of each tensor."""
 
     @functools.cached_property
     def embedding(self) -> str | None:
-        """Name of the input embedding's tensor; None where that is not plain."""
+        """Name of the input embedding's tensor; None unless exactly one tensor has such a name."""
         names = [
             name
             for name in self.tensors
@@ -51,8 +51,8 @@ class ModelFolder:
 
     @functools.cached_property
     def is_tied(self) -> bool:
-        """Whether the output layer is the embedding, as the configuration says; where that says
-        nothing, as the family's default is."""
+        """Whether the output layer is the embedding: by the configuration, else by the family's
+        default."""
         tied = self.config.get("tie_word_embeddings")
         if tied is not None:
             return bool(tied)
@@ -64,12 +64,12 @@ class ModelFolder:
         if self.embedding is not None and not same_values(
             self.stored(self.embedding), self.stored(self.head)
         ):
-            return False  # transformers, too, ties no two that differ where nothing says so
-        # Only this rare folder (a head of its own, and silence) pays for the import.
-        families = require("transformers", "export").CONFIG_MAPPING
+            return False  # like transformers, where the configuration says nothing
+        # Only a folder that stores its head and says nothing pays for the import.
+        known = require("transformers", "export").CONFIG_MAPPING
         model_type = self.config["model_type"]
-        return model_type in families and bool(
-            getattr(families[model_type](), "tie_word_embeddings", False)
+        return model_type in known and bool(
+            getattr(known[model_type](), "tie_word_embeddings", False)
         )
 
     def is_left_out(self, name: str) -> bool:
@@ -78,8 +78,10 @@ class ModelFolder:
 
     @functools.cached_property
     def head(self) -> str:
-        """Name of the output layer's tensor in the files, whether or not it is stored; in a model
-        of text and pictures it may lie in the text half."""
+        """Name of the output layer's tensor in the files, whether or not it is stored.
+
+        In a model of text and pictures, the tensor may belong to the text half.
+        """
         called = NEOX_HEAD if self.config["model_type"] == "gpt_neox" else HEAD
         plain = f"{called}.weight"
         within = [
@@ -91,7 +93,7 @@ class ModelFolder:
 
     @property
     def vocab_size(self) -> int | None:
-        """As the configuration says, of a model of text and pictures its text half's."""
+        """The size in the configuration; in a model of text and pictures, that of the text half."""
         text = self.config.get("text_config") or {}
         size = self.config.get("vocab_size")
         return size if size is not None else text.get("vocab_size")
@@ -102,7 +104,7 @@ class ModelFolder:
         return self.head in self.tensors
 
     def stored(self, name: str) -> Stored:
-        """Where a tensor lies."""
+        """Return a tensor and its file."""
         return Stored(self.files[name], self.tensors[name])
 
 
@@ -140,7 +142,7 @@ def read_base(path: Path) -> ModelFolder:
     for shard in shards:
         for entry in shard.entries:
             if entry.name in tensors:
-                raise ArtifactError(f"{shard.path}: {entry.name} stands in another shard too")
+                raise ArtifactError(f"{shard.path}: {entry.name} appears in another shard too")
             if index is not None and index["weight_map"].get(entry.name) != shard.path.name:
                 raise ArtifactError(f"{shard.path}: {entry.name} is not what {INDEX} says is here")
             tensors[entry.name] = entry
@@ -154,8 +156,10 @@ def read_base(path: Path) -> ModelFolder:
 def write_config(
     base: ModelFolder, files: Sequence[OutputFile], out: Path, changed: dict[str, Any]
 ) -> None:
-    """config.json and the index of a model in several files; the base's own, byte for byte, where
-    nothing in them changes."""
+    """Write config.json and the index of a model in several files.
+
+    A file whose content does not change is the base's own, byte for byte.
+    """
     if changed:
         values = {name: value for name, value in base.config.items() if name not in changed}
         if "dtype" in changed:

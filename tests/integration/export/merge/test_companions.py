@@ -1,4 +1,4 @@
-"""The companion files: which folder each comes from."""
+"""The companion files of a merged model: the folder that each comes from."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ LOST: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
 }  # fmt: skip
 
-# What is whole without a tensor for each name that an option could mean.
+# Adapters that are whole without a tensor for each name that an option could mean.
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "excluded-pattern": ("llama", {**Q, "exclude_modules": r".*\.0\..*"}),
     "a-saved-module-is-not-adapted": (
@@ -131,7 +131,7 @@ def test_an_adapter_that_lost_a_tensor_is_refused(case: str, tmp_path: Path) -> 
     assert f"{message} in adapter_config.json names" in found
 
 
-def test_a_layer_lost_of_a_base_without_its_head_is_refused(tmp_path: Path) -> None:
+def test_a_lost_layer_is_refused_on_a_base_without_its_head(tmp_path: Path) -> None:
     """The options name modules by a prefix that the base's files do not have."""
     base, adapter = made("llama-tied", {"target_modules": r"model\..*\.q_proj"}, tmp_path)
     edit_tensors(
@@ -219,7 +219,7 @@ def test_two_tensors_for_one_are_refused(tmp_path: Path) -> None:
     assert f"{name}.base_layer.weight" in load_file(adapter / WEIGHTS)
     edit_tensors(adapter / WEIGHTS, lambda t: t.update({f"{name}.weight": torch.randn(320, 64)}))
     message = refusal(base, adapter, tmp_path / "out")
-    assert f"{name}.weight and {name}.base_layer.weight both replace" in message
+    assert f"{name}.base_layer.weight and {name}.weight both replace" in message
 
 
 @pytest.mark.parametrize("options", [Q, {**Q, "modules_to_save": ["norm"]}])

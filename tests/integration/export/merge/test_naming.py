@@ -4,6 +4,8 @@ and experts that lie fused on the disk."""
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def make_adapter(folder: Path, base: Path, loader: Any, **options: Any) -> Path:
 
 
 def expert_parameters(base: Path, loader: Any) -> list[str]:
-    """What PEFT is told, so that it adapts the experts of every layer."""
+    """The `target_parameters` for which PEFT adapts the experts of every layer."""
     names = [name for name, value in loader.from_pretrained(base).named_parameters()
              if value.ndim == 3 and ".experts." in name]  # fmt: skip
     return sorted({name.partition("layers.")[2].partition(".")[2] for name in names})
@@ -157,7 +159,7 @@ def test_an_adapter_of_a_class_of_the_text_half_goes_onto_the_whole(
     assert_only_changed(base, merged.path, tuple(targets))
 
 
-def test_experts_that_lie_the_other_way_round_have_the_bits_of_peft(tmp_path: Path) -> None:
+def test_transposed_experts_have_the_bits_of_peft(tmp_path: Path) -> None:
     """Qwen3-VL-MoE is published with (experts, in, out), and turned as it is loaded."""
     loader = transformers.AutoModelForImageTextToText
     base = make_base(tmp_path / "base", "qwen3-vl-moe")
@@ -178,7 +180,7 @@ def test_experts_that_lie_the_other_way_round_have_the_bits_of_peft(tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["gpt-oss", "granite-moe"])
-def test_blocks_that_end_within_an_expert_have_the_bits_of_the_whole_product(
+def test_blocks_that_end_within_an_expert_have_the_bits_of_peft(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("export.weights.blocks.BLOCK_BYTES", 1)
@@ -194,35 +196,43 @@ def test_blocks_that_end_within_an_expert_have_the_bits_of_the_whole_product(
     assert_same_state(merged.path, expected, loader, torch.float32)
 
 
-def test_a_damaged_adapter_of_fused_experts_is_refused(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("made")
     loader = transformers.AutoModelForCausalLM
-    base = make_base(tmp_path / "base", "gpt-oss")
+    base = make_base(folder / "base", "gpt-oss")
     options = {"target_modules": ["q_proj"], "target_parameters": expert_parameters(base, loader)}
-    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
-    good = (adapter / WEIGHTS).read_bytes()
-    experts = "base_model.model.model.layers.0.mlp.experts"
-    cases = {
-        "has lora_A; expected lora_A and lora_B": lambda t: t.pop(f"{experts}.lora_B.weight"),
-        "do not fit 4 experts": lambda t: t.update({f"{experts}.lora_A.weight": torch.ones(32, 7)}),
-        "which target_parameters in": lambda t: [
-            t.pop(name) for name in list(t) if name.startswith(experts)
-        ],
-        "which another module of the adapter changes too": lambda t: t.update(
-            {name.replace("experts.lora", "experts.base_layer.lora"): value.clone()
-             for name, value in t.items() if name.startswith(f"{experts}.lora")}
-        ),
-        "has no tensor model.vision.proj": lambda t: t.update(
-            {f"base_model.model.model.vision.proj.lora_{side}.weight": torch.ones(8, 8)
-             for side in "AB"}
-        ),
-    }  # fmt: skip
-    for message, damage in cases.items():
-        (adapter / WEIGHTS).write_bytes(good)
-        edit_tensors(adapter / WEIGHTS, damage)
-        assert message in refusal(base, adapter, tmp_path / "out")
+    return base, make_adapter(folder / "adapter", base, loader, **options)
 
 
-def test_a_base_of_no_known_family_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+EXPERTS = "base_model.model.model.layers.0.mlp.experts"
+DAMAGE: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "has lora_A; expected lora_A and lora_B": lambda t: t.pop(f"{EXPERTS}.lora_B.weight"),
+    "do not fit 4 experts": lambda t: t.update({f"{EXPERTS}.lora_A.weight": torch.ones(32, 7)}),
+    "which target_parameters in": lambda t: [
+        t.pop(name) for name in list(t) if name.startswith(EXPERTS)
+    ],
+    "which another module of the adapter changes too": lambda t: t.update(
+        {name.replace("experts.lora", "experts.base_layer.lora"): value.clone()
+         for name, value in t.items() if name.startswith(f"{EXPERTS}.lora")}
+    ),
+    "has no tensor model.vision.proj": lambda t: t.update(
+        {f"base_model.model.model.vision.proj.lora_{side}.weight": torch.ones(8, 8)
+         for side in "AB"}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_adapter_of_fused_experts_is_refused(
+    message: str, gpt_oss: tuple[Path, Path], tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(gpt_oss[1], tmp_path / "adapter"))
+    edit_tensors(adapter / WEIGHTS, DAMAGE[message])
+    assert message in refusal(gpt_oss[0], adapter, tmp_path / "out")
+
+
+def test_a_base_of_no_known_family_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", "gemma3")
     loader = transformers.AutoModelForImageTextToText
     adapter = make_adapter(tmp_path / "adapter", base, loader, target_modules=LINEAR)
@@ -276,7 +286,9 @@ def test_a_head_that_predicts_further_tokens_is_not_the_output_layer(tmp_path: P
 
 
 @pytest.mark.parametrize("family", ["mistral3", "gemma3"])
-def test_two_that_differ_are_not_tied_where_nothing_says_so(family: str, tmp_path: Path) -> None:
+def test_tensors_that_differ_are_not_tied_unless_the_config_says_so(
+    family: str, tmp_path: Path
+) -> None:
     config = families.NAMED_OTHERWISE[family]()
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     base = families.save_random(tmp_path / "base", config, torch.float32)
@@ -291,7 +303,7 @@ def test_two_that_differ_are_not_tied_where_nothing_says_so(family: str, tmp_pat
     assert difference(base, adapter, merged.path, loader) < 1e-4
 
 
-def test_an_adapter_of_what_sees_pictures_alone_is_taken(tmp_path: Path) -> None:
+def test_an_adapter_of_the_half_that_sees_pictures_is_merged(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", "qwen2.5-vl")
     loader = transformers.AutoModelForImageTextToText
     options = {
@@ -318,7 +330,7 @@ def test_an_adapter_that_lost_one_of_its_halves_is_refused(tmp_path: Path) -> No
     assert "has nothing for model.language_model.layers.0.self_attn.q_proj" in message
 
 
-def test_names_that_memory_does_not_have_are_not_asked_for(tmp_path: Path) -> None:
+def test_names_that_only_the_files_have_are_not_demanded(tmp_path: Path) -> None:
     """The files of Granite call its fused experts as memory calls layers of its shared block."""
     config = transformers.GraniteMoeSharedConfig(
         **families.SMALL, **families.LOCAL, shared_intermediate_size=48

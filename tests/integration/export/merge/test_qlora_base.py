@@ -120,7 +120,7 @@ def test_no_code_is_fetched(tmp_path: Path) -> None:
     assert not asked.exists()
 
 
-def test_an_adapter_that_does_not_say_so_goes_onto_the_original(tmp_path: Path) -> None:
+def test_an_adapter_without_a_manifest_goes_onto_the_original(tmp_path: Path) -> None:
     base, adapter = made(tmp_path)
     merged = run_merge(base, adapter, tmp_path / "out")
     assert "merge_base" not in merged.manifest.metrics

@@ -1,4 +1,4 @@
-"""What the merge refuses: each by name, before anything is written, with nothing left behind."""
+"""Refusals of the merge: each by name, before anything is written, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -234,25 +234,25 @@ def test_a_weight_stored_in_eight_bits_is_refused(
     assert f"{name} is stored as F8_E4M3" in refusal(base, adapter, tmp_path / "out")
 
 
-def test_an_index_that_disagrees_with_its_shards_is_refused(adapter: Path, tmp_path: Path) -> None:
+INDEX_DAMAGE: dict[str, Callable[[dict[str, str]], Any]] = {
+    "is not what": lambda m: m.update({"model.norm.weight": m[min(m)]}),
+    "no file holds model.ghost": lambda m: m.update({"model.ghost": m[min(m)]}),
+    "no such file": lambda m: m.update({min(m): "model-00099.safetensors"}),
+    "outside the folder": lambda m: m.update({min(m): "../model.safetensors"}),
+}
+
+
+@pytest.mark.parametrize("message", INDEX_DAMAGE)
+def test_an_index_that_disagrees_with_its_shards_is_refused(
+    message: str, adapter: Path, tmp_path: Path
+) -> None:
     base = families.make_base(tmp_path / "base", "llama", torch.bfloat16, max_shard_size="60KB")
     index = base / "model.safetensors.index.json"
-    good = json.loads(index.read_text())
-    names = sorted(good["weight_map"])
-    assert len(set(good["weight_map"].values())) > 2
-    cases = {
-        "is not what": {
-            **good["weight_map"], "model.norm.weight": good["weight_map"][names[0]],
-        },
-        "no file holds model.ghost": {
-            **good["weight_map"], "model.ghost": good["weight_map"][names[0]],
-        },
-        "no such file": {**good["weight_map"], names[0]: "model-00099.safetensors"},
-        "outside the folder": {**good["weight_map"], names[0]: "../model.safetensors"},
-    }  # fmt: skip
-    for message, weight_map in cases.items():
-        index.write_text(json.dumps({**good, "weight_map": weight_map}))
-        assert message in refusal(base, adapter, tmp_path / "out")
+    values = json.loads(index.read_text())
+    assert len(set(values["weight_map"].values())) > 2
+    INDEX_DAMAGE[message](values["weight_map"])
+    index.write_text(json.dumps(values))
+    assert message in refusal(base, adapter, tmp_path / "out")
 
 
 def test_an_adapter_of_another_base_is_refused_by_shape(adapter: Path, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_an_existing_directory_is_not_overwritten(
         merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / "out")
 
 
-def test_too_little_space_is_said_before_anything_is_written(
+def test_too_little_space_is_refused_before_anything_is_written(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = shutil.disk_usage

@@ -39,8 +39,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     return base, adapter, whole.digest
 
 
-def test_what_is_dropped_from_the_cache_is_on_the_disk(
-    made: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kept_bytes", "is_dropped"), [(2**40, False), (0, True)])
+def test_only_bytes_on_the_disk_are_dropped_from_the_cache(
+    kept_bytes: int,
+    is_dropped: bool,
+    made: tuple[Path, Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, adapter, digest = made
     advised: list[Path] = []
@@ -52,12 +57,11 @@ def test_what_is_dropped_from_the_cache_is_on_the_disk(
     posix_fadvise = os.posix_fadvise
     monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr(export.weights.writer, "CHECKPOINT_BYTES", 1)
-    for kept_bytes in (2**40, 0):
-        monkeypatch.setattr(export.weights.writer, "KEPT_BYTES", kept_bytes)
-        out = merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / f"{kept_bytes}")
-        assert out.digest == digest
-        verify_artifact(out)
-        assert any(partial_dir(out.path) in path.parents for path in advised) is (kept_bytes == 0)
+    monkeypatch.setattr(export.weights.writer, "KEPT_BYTES", kept_bytes)
+    out = merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / "out")
+    assert out.digest == digest
+    verify_artifact(out)
+    assert any(partial_dir(out.path) in path.parents for path in advised) is is_dropped
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def garble(partial: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_data, damage_header, truncate, forget, garble])
-def test_what_is_left_is_not_trusted(
+def test_files_left_by_a_killed_merge_are_hashed_again(
     damage: Any, made: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     base, adapter, digest = made
@@ -117,7 +121,7 @@ def test_what_is_left_is_not_trusted(
     verify_artifact(merged)
 
 
-def test_what_was_left_by_another_merge_is_not_used(
+def test_files_left_by_another_merge_are_not_used(
     made: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     base, adapter, digest = made
@@ -164,7 +168,7 @@ def test_the_command_goes_on_after_a_signal(sent: signal.Signals, tmp_path: Path
     assert found["digest"] == whole.digest
 
 
-def test_ctrl_c_does_not_wait_for_a_base_that_does_not_come(tmp_path: Path) -> None:
+def test_ctrl_c_does_not_wait_for_a_hub_that_does_not_answer(tmp_path: Path) -> None:
     """A Hub that takes the connection and never answers."""
     shape = Shape(64, 32, 64, 1, 2, 2, True)
     adapter = write_adapter(tmp_path / "a", shape)

@@ -1,4 +1,4 @@
-"""Bases whose output layer is stored: beside the embedding that it is tied to, or as `embed_out`.
+"""Bases that store their output layer: next to the embedding that it is tied to, or as `embed_out`.
 
 The truth is what the live adapter model computes.
 """
@@ -21,7 +21,7 @@ from tuneline.models.source import resolve_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-# What is trained, and whether embedding and output layer come to differ.
+# The trained tensors, and whether embedding and output layer come to differ.
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "lora-embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, True),
     "lora-head": ({"target_modules": ["q_proj", "lm_head"]}, True),
@@ -65,7 +65,7 @@ def test_a_tied_base_that_stores_both(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "tied"), [("gemma", True), ("llama", False)])
-def test_a_config_that_does_not_say_has_its_family_s_default(
+def test_a_silent_config_has_the_default_of_its_family(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
     base = base_with_both(tmp_path / "base", family)

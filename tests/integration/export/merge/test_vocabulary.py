@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool, bool]] = {
         False,
     ),
     "lora-head-tied": ("qwen3", {"target_modules": [*Q, "lm_head"]}, True, False),
-    # PEFT ties what is called embed_tokens alone.
+    # PEFT ties only an embedding with the name embed_tokens.
     "lora-embedding-ensured-gpt2": (
         "gpt2", {"target_modules": ["c_attn", "wte"], "ensure_weight_tying": True}, True, False,
     ),
@@ -80,7 +80,7 @@ def test_the_merge_is_what_the_live_model_computes(
 ) -> None:
     family, options, untied, peft_is_right = CASES[case]
     if case == "lora-embedding-ensured" and dtype == torch.bfloat16:
-        pytest.skip("PEFT keeps the two in float32 beside a bfloat16 base, and no longer tied")
+        pytest.skip("PEFT keeps both in float32 on a bfloat16 base, and does not tie them")
     base = families.make_base(tmp_path / "base", family, dtype)
     values = {"target_modules": ["c_attn"] if family == "gpt2" else Q, **options}
     adapter = families.make_adapter(tmp_path / "adapter", base, **values)
@@ -219,7 +219,7 @@ def test_dora_on_an_embedding_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_base_without_its_head_cannot_be_untied(tmp_path: Path) -> None:
-    """Folders saved from the inner model alone (as GPT-2's on the Hub) have no place for a head."""
+    """A folder saved from the inner model only (GPT-2 on the Hub) has no place for a head."""
     base, adapter = made(tmp_path, target_modules=["q_proj", "embed_tokens"])
 
     def drop_prefix(values: dict[str, torch.Tensor]) -> None:

@@ -27,7 +27,7 @@ def run_sum(base: Path, adapters: Weighted, out: Path) -> Artifact:
 
 
 def peft_sum(base: Path, adapters: Weighted) -> dict[str, torch.Tensor]:
-    """In float32: beside a bfloat16 base PEFT rounds the sum's A and B to bfloat16 themselves."""
+    """In float32: with a bfloat16 base, PEFT rounds the A and B of the sum to bfloat16."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     names = [f"adapter{index}" for index in range(len(adapters))]
     tuned = peft.PeftModel.from_pretrained(model, adapters[0][0], adapter_name=names[0])
@@ -93,7 +93,7 @@ def test_a_weight_scales_one_adapter(tmp_path: Path) -> None:
         ({"bias": "all"}, "a tensor saved whole has no weighted share"),
     ],
 )
-def test_what_cannot_be_summed_is_refused(
+def test_a_change_without_a_weighted_share_is_refused(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     family = "qwen2" if "bias" in options else "llama"
@@ -136,7 +136,7 @@ def test_adapters_of_different_templates_are_refused(tmp_path: Path) -> None:
         ("eos_token_id", "stop-tokens-of-the-second"),
     ],
 )
-def test_a_prompt_that_one_adapter_alone_has_is_a_difference(
+def test_a_prompt_that_only_one_adapter_has_is_refused(
     what: str, changed: str, tmp_path: Path
 ) -> None:
     base = families.make_base(tmp_path / "base")
@@ -162,7 +162,7 @@ def test_a_prompt_that_one_adapter_alone_has_is_a_difference(
         run_sum(base, [(one, 0.5), (other, 0.5)], tmp_path / "out")
 
 
-def test_what_comes_from_the_base_is_no_difference(tmp_path: Path) -> None:
+def test_prompts_from_the_base_do_not_differ(tmp_path: Path) -> None:
     base = families.make_base(tmp_path / "base")
     one = families.make_adapter(tmp_path / "one", base)
     other = families.make_adapter(tmp_path / "other", base, seed=2)

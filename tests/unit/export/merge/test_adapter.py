@@ -10,6 +10,7 @@ from export.merge.adapter import PREFIX, parse_key
 from export.merge.methods import METHODS, PEFT_TYPES, unsupported_options
 from tests.unit.export.merge.made import adapter_of
 from tuneline.core.errors import ArtifactError
+from tuneline.models.adapter_config import foreign_options
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -102,6 +103,53 @@ def test_options_that_no_method_knows_are_named(
     options: dict[str, Any], refused: list[str]
 ) -> None:
     assert unsupported_options({"peft_type": "LORA", **options}) == refused
+
+
+# The fields of LoraConfig in PEFT 0.21.2 that the merge knows, and some that it does not.
+KNOWN = [
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "target_parameters",
+    "task_type",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+]
+UNKNOWN = [
+    "layer_replication",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "loftq_config",
+]
+
+
+@pytest.mark.parametrize("name", [*KNOWN, *UNKNOWN])
+def test_the_merge_and_the_server_know_the_same_options_of_lora(name: str) -> None:
+    config = {"peft_type": "LORA", name: 1}
+    expected = [f"{name}=1"] if name in UNKNOWN else []
+    assert unsupported_options(config) == foreign_options(config) == expected
 
 
 def test_the_table_has_one_row_for_each_name() -> None:

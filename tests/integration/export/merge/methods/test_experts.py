@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +79,35 @@ def test_the_merged_experts_answer_as_the_live_ones(family: str, tmp_path: Path)
     assert (families.merged_logits(merged.path) - live).abs().max() < 5e-5
 
 
-def test_a_damaged_expert_adapter_is_refused(tmp_path: Path) -> None:
-    base = families.make_base(tmp_path / "base", "qwen3-moe")
-    adapter = families.make_adapter(tmp_path / "adapter", base, **OPTIONS["both"])
-    good = (adapter / WEIGHTS).read_bytes()
-    cases = {
-        "has lora_A; expected lora_A and lora_B": lambda t: t.pop(f"{EXPERTS}.lora_B.weight"),
-        "do not fit 4 experts": lambda t: t.update({f"{EXPERTS}.lora_A.weight": torch.ones(8, 48)}),
-        "which target_parameters in": lambda t: [
-            t.pop(name) for name in list(t) if name.startswith(EXPERTS)
-        ],
-    }
-    for message, damage in cases.items():
-        (adapter / WEIGHTS).write_bytes(good)
-        edit_tensors(adapter / WEIGHTS, damage)
-        assert message in refusal(base, adapter, tmp_path / "out")
-    (adapter / WEIGHTS).write_bytes(good)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    base = families.make_base(folder / "base", "qwen3-moe")
+    return base, families.make_adapter(folder / "adapter", base, **OPTIONS["both"])
+
+
+DAMAGE: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "has lora_A; expected lora_A and lora_B": lambda t: t.pop(f"{EXPERTS}.lora_B.weight"),
+    "do not fit 4 experts": lambda t: t.update({f"{EXPERTS}.lora_A.weight": torch.ones(8, 48)}),
+    "which target_parameters in": lambda t: [
+        t.pop(name) for name in list(t) if name.startswith(EXPERTS)
+    ],
+    "lora_magnitude_vector, which do not go together": lambda t: t.update(
+        {f"{EXPERTS}.lora_magnitude_vector": torch.ones(64)}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_expert_adapter_is_refused(
+    message: str, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(made[1], tmp_path / "adapter"))
+    edit_tensors(adapter / WEIGHTS, DAMAGE[message])
+    assert message in refusal(made[0], adapter, tmp_path / "out")
+
+
+def test_experts_of_another_rank_are_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(made[1], tmp_path / "adapter"))
     edit_json(adapter / "adapter_config.json", r=4)
-    assert "at rank 4" in refusal(base, adapter, tmp_path / "out")
+    assert "at rank 4" in refusal(made[0], adapter, tmp_path / "out")
