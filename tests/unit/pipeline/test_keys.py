@@ -80,7 +80,7 @@ NOT_KEYED: dict[str, str] = {
     "serving": "host port api_key_env ready_timeout_s shutdown_timeout max_restarts",
     "serving.parity": "request_timeout_s",
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
-        model_path model_image secret_name monitoring_namespace""",
+        image_pull_secrets model_path model_image secret_name monitoring_namespace""",
     "k8s.resources": "cpu memory gpus",
 }
 
