@@ -21,7 +21,7 @@ DnsSubdomain = Annotated[
 # Kubernetes' resource.Quantity as people write it: 4, 500m, 1.5, 24Gi.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 
-# What the base fixes about the server's container; its arguments are made for it.
+# Values that the base fixes for the server's container; the arguments must match them.
 MODEL_DIR = "/model"
 HOST = "0.0.0.0"  # noqa: S104 (the pod's own network; a NetworkPolicy and a key guard it)
 PORT = 8000
@@ -44,18 +44,18 @@ def image_problem(reference: str) -> str | None:
 
 
 class Resources(StrictModel):
-    """What one server pod asks for; what is left out stays as the overlay has it."""
+    """The resources of one server pod; a field that is left out keeps the overlay's value."""
 
     cpu: Quantity | None = None
     """Cores, e.g. `4`: requested, and on the CPU overlay also the limit."""
     memory: Quantity | None = None
     """Requested and limit, e.g. `24Gi`."""
     gpus: int | None = Field(default=None, ge=1)
-    """`nvidia.com/gpu`, with the overlay `gpu` alone."""
+    """`nvidia.com/gpu`, only with the overlay `gpu`."""
 
 
 class DeployConfig(StrictModel):
-    """What `tuneline deploy render` fills into the manifests."""
+    """The values that `tuneline deploy render` fills into the manifests."""
 
     namespace: DnsLabel = "tuneline"
     overlay: Literal["cpu", "gpu"] = "gpu"

@@ -20,10 +20,10 @@ Answer = Callable[[Sequence[Message]], Iterator[str]]
 
 
 def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({})) -> Answer:
-    """What answers messages by an endpoint's model.
+    """Return a function that answers messages with an endpoint's model.
 
     Args:
-        options: Passed on to `chat.completions.create`, e.g. `{"temperature": 0}`.
+        options: Options of `chat.completions.create`, e.g. `{"temperature": 0}`.
 
     Returns:
         An `Answer`; its pieces raise ServerError where the server cannot be reached, refuses or

@@ -53,7 +53,7 @@ class ServingConfig(StrictModel):
     renamed: ClassVar[dict[str, str]] = {"shutdown_timeout_s": "shutdown_timeout"}
 
     mode: Literal["merged", "adapter"] = "merged"
-    """Serve the merged model, or the base model with the LoRA adapter beside it."""
+    """Serve the merged model, or the base model with the LoRA adapter."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is the type of the weights. bfloat16 is slow on a CPU without AMX or AVX512-BF16."""
     max_model_len: int | None = Field(default=None, ge=1)
@@ -67,8 +67,8 @@ class ServingConfig(StrictModel):
     enforce_eager: bool = False
     """Skip compilation: a quicker start and slower answers."""
     cpu_kvcache_space_gib: int = Field(default=2, ge=1)
-    """Room for the KV cache on a CPU (`VLLM_CPU_KVCACHE_SPACE`); left alone, vLLM takes most of the
-    memory. A GPU has `gpu_memory_utilization` instead."""
+    """Memory for the KV cache on a CPU (`VLLM_CPU_KVCACHE_SPACE`); vLLM's own default takes most of
+    the memory. A GPU has `gpu_memory_utilization` instead."""
     host: str = Field(default="127.0.0.1", json_schema_extra={"keyed": False})
     """Beyond loopback a key is required."""
     port: int | None = Field(default=None, ge=1, le=65535, json_schema_extra={"keyed": False})

@@ -45,16 +45,16 @@ def prove_served(
     weights: Tolerances | None = None,
     stated_weights: str | None = None,
 ) -> Artifact:
-    """Ask every prompt of the reference over the network and compare prompt ids, greedy answers and
+    """Send every prompt of the reference to a server and compare prompt ids, greedy answers and
     log-probabilities.
 
     Args:
-        inputs: What is served, recorded in the manifest beside the reference.
+        inputs: The served artifacts, for the manifest.
         dtype: The number format that the server computes in: float32, float16 or bfloat16. It
-            sets the tolerances where `config` has none.
-        weights: What the rounding of the served weights may cost; added to what the arithmetic may.
-        stated_weights: Their number format, where the caller says which weights are served and
-            nothing but his word binds them to the server.
+            sets the tolerances if `config` has none.
+        weights: Tolerances for the rounding of the served weights, added to the arithmetic's.
+        stated_weights: The number format of the served weights as the caller states it, because
+            the server does not report it.
 
     Returns:
         An artifact of kind `parity` with `parity.json`; a failed verdict raises nothing.
@@ -126,7 +126,7 @@ def served_continuation(response: dict[str, Any], messages: Messages, url: str) 
     `stop` and no `stop_reason` it was the tokenizer's own end token, else `stop_reason` is its id.
 
     Raises:
-        ServerError: The server left something out that the comparison stands on.
+        ServerError: The server left out a field that the comparison needs.
     """
     choice = response["choices"][0]
     prompt_token_ids, token_ids = response.get("prompt_token_ids"), choice.get("token_ids")

@@ -24,7 +24,7 @@ def _no_patches(_config: DeployConfig) -> list[Patch]:
 
 @dataclass(frozen=True)
 class Component:
-    """What a row of the table adds to a kustomization."""
+    """One row of the table: its part of a kustomization."""
 
     wanted: Callable[[DeployConfig], bool]
     folder: str | None = None

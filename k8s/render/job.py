@@ -20,7 +20,7 @@ from tuneline.core.progress import logger
 
 # `kubectl apply` keeps a copy of an object in one annotation of at most 256 KiB.
 PROMPTS_SIZE_BYTES = 128 * 1024
-# For load pods to be scheduled beside one another, and for the first to join their results.
+# Time for all load pods to be scheduled, and for the first pod to join their results.
 GATHER_S = 1200
 
 
@@ -120,7 +120,7 @@ def write_loadtest(
 
 
 def _job_facts(config: DeployConfig) -> list[dict[str, Any]]:
-    """What a pod learns of its Job, for its arguments."""
+    """Return the environment variables with a pod's facts about its Job, for its arguments."""
     paths = {}
     if config.results_claim is not None:
         paths["JOB_UID"] = "metadata.labels['batch.kubernetes.io/controller-uid']"

@@ -1,4 +1,4 @@
-"""What makes a set of manifests wrong although every schema accepts it.
+"""Rules for problems that no schema finds in a set of manifests.
 
 Each rule is a generator over the rendered objects that yields one sentence per problem. A schema
 sees one object and its types. A rule sees that a selector matches no pod, that a budget blocks

@@ -64,8 +64,8 @@ def servers(objects: Sequence[Object]) -> list[tuple[Pod, Mapping[str, Any]]]:
 
 
 def flags(args: Sequence[str]) -> dict[str, list[str]]:
-    """vLLM's arguments by flag: `--a b c --d=e` is `{"--a": ["b", "c"], "--d": ["e"]}`. What stands
-    before the first flag is under the empty name."""
+    """Return vLLM's arguments by flag: `--a b c --d=e` gives `{"--a": ["b", "c"], "--d": ["e"]}`.
+    Arguments before the first flag have the empty name."""
     found: dict[str, list[str]] = {"": []}
     name = ""
     for arg in args:

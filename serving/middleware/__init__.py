@@ -1,4 +1,4 @@
-"""What Tuneline adds inside vLLM's server."""
+"""Tuneline's middleware inside vLLM's server."""
 
 from serving.middleware.app import TunelineMiddleware
 

@@ -1,4 +1,4 @@
-"""What Tuneline adds inside vLLM's server, by `--middleware serving.middleware.TunelineMiddleware`.
+"""Tuneline's part of vLLM's server: `--middleware serving.middleware.TunelineMiddleware`.
 
 - `/ready`: 200 while it serves, 503 from the moment SIGTERM arrives. vLLM's own `/health` stays 200
   until the process is gone, so a load balancer would go on sending.

@@ -13,7 +13,7 @@ from serving.middleware.asgi import Message, Send
 # front-end processes share one /metrics page through files.
 ARTIFACT_INFO = Gauge(
     "tuneline_artifact_info",
-    "What is served: its name, the artifact's kind and digest. Always 1.",
+    "The served artifact: its name, kind and digest. Always 1.",
     ["name", "kind", "digest"],
     multiprocess_mode="max",
 )

@@ -82,7 +82,7 @@ def running_server(
             try:
                 yield server.running()
             except TunelineError as error:
-                # What a client saw of it is less than what the server said last.
+                # The server's last output says more than the client's error.
                 if server.exit_code() is not None:
                     raise server.death("while it was in use") from error
                 raise
@@ -115,7 +115,7 @@ def _require_vllm() -> None:
 
 @dataclass(frozen=True)
 class Launch:
-    """What it takes to start a server, and to start it again."""
+    """The data to start a server, and to start it again."""
 
     config: ServingConfig
     command: Command
