@@ -1,6 +1,48 @@
-"""From rows of text to a LoRA adapter: data intake, fine-tuning, evaluation and the reference.
+"""From rows of text to an adapter: data intake, fine-tuning, evaluation and the reference.
 
-`data.prepare` makes a `dataset` artifact of JSON Lines, `finetune.train` an `adapter`,
-`reference.build_reference` the golden answers that every later form is held against, and
-`evaluate` an `evaluation` of a model in this process or behind an endpoint.
+`prepare_dataset` makes a `dataset` artifact, `train_adapter` an `adapter`, `build_reference` the
+trained model's recorded answers, and `evaluate_model` and `evaluate_endpoint` an `evaluation` of a
+model in this process or behind an endpoint. Configuration is in `training.config`.
 """
+
+from typing import TYPE_CHECKING
+
+from tuneline.core.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from training.check import check_data
+    from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
+    from training.data.rows import read_rows
+    from training.evaluation.endpoint import evaluate_endpoint
+    from training.evaluation.local import evaluate_model
+    from training.reference import build_reference
+    from training.train import train_adapter
+
+__all__ = [
+    "TRAIN_FILE",
+    "build_reference",
+    "check_data",
+    "dataset_rows",
+    "evaluate_endpoint",
+    "evaluate_model",
+    "file_input",
+    "prepare_dataset",
+    "read_rows",
+    "train_adapter",
+]
+
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "TRAIN_FILE": "training.data.prepare:TRAIN_FILE",
+        "build_reference": "training.reference:build_reference",
+        "check_data": "training.check:check_data",
+        "dataset_rows": "training.data.prepare:dataset_rows",
+        "evaluate_endpoint": "training.evaluation.endpoint:evaluate_endpoint",
+        "evaluate_model": "training.evaluation.local:evaluate_model",
+        "file_input": "training.data.prepare:file_input",
+        "prepare_dataset": "training.data.prepare:prepare_dataset",
+        "read_rows": "training.data.rows:read_rows",
+        "train_adapter": "training.train:train_adapter",
+    },
+)

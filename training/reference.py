@@ -1,19 +1,21 @@
-"""The reference: golden answers of base and adapter, in float32 and not merged.
+"""The reference: recorded greedy answers of base and adapter, in float32 and not merged.
 
-One prompt at a time and greedy, with a loop of our own: no padding, no sampling defaults of the
-model, and log-probabilities from the raw logits in float32.
+Answers are drafted in batches. Each draft is then scored in one pass over prompt and draft, without
+padding, and decoded further from the first token that is not the most likely one.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from training.config import ReferenceConfig
 from training.data.prepare import dataset_rows
+from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
 from training.model import load_tuned, quiet_libraries
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
@@ -26,7 +28,10 @@ from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.tokenizer import load_tokenizer
 
 NUM_REPEATED = 4
-"""Prompts whose answers are scored a second time, for the reference's own noise."""
+"""Prompts that are answered a second time, token by token, for the reference's own noise."""
+
+Scored = tuple[list[int], list[float], list[dict[int, float]]]
+"""Tokens of an answer, their log-probabilities, and the most likely tokens at each position."""
 
 
 def build_reference(
@@ -35,8 +40,8 @@ def build_reference(
     """Write the greedy continuations of the first held-out prompts.
 
     The metric `repeat_max_logprob_difference` is the reference's own noise: the largest difference,
-    in nats, between a token's log-probability from the loop with a key-value cache and from one
-    pass over prompt and answer together.
+    in nats, between a token's log-probability from one pass over prompt and answer together and
+    from decoding token by token with a key-value cache.
 
     Raises:
         ArtifactError: `out` exists, or base and adapter cannot be loaded or do not fit.
@@ -55,20 +60,12 @@ def build_reference(
         require_chat_template(tokenizer, base.name)
         stop_ids = frozenset(served_stop_ids(adapter.path, tokenizer))
         model = load_tuned(base, adapter, torch.float32)
+        prompts = [prompt_token_ids(tokenizer, row.prompt) for row in rows]
+        drafts = _drafts(model, prompts, stop_ids, config.max_new_tokens)
         continuations: list[Continuation] = []
         with progress("reference", len(rows), "prompts") as advance:
-            for row in rows:
-                prompt = prompt_token_ids(tokenizer, row.prompt)
-                token_ids, logprobs, top = greedy_answer(
-                    cached_scores(model),
-                    prompt,
-                    stop_ids=stop_ids,
-                    max_new_tokens=config.max_new_tokens,
-                    num_top=config.top_logprobs,
-                )
-                finish: Literal["stop", "length"] = (
-                    "stop" if token_ids[-1] in stop_ids else "length"
-                )
+            for row, prompt, draft_ids in zip(rows, prompts, drafts, strict=True):
+                token_ids, logprobs, top = _answer(model, prompt, draft_ids, stop_ids, config)
                 continuations.append(
                     Continuation(
                         messages=list(row.prompt),
@@ -77,34 +74,60 @@ def build_reference(
                         logprobs=logprobs,
                         top_logprobs=top,
                         text=tokenizer.decode(token_ids, skip_special_tokens=True),
-                        finish_reason=finish,
+                        finish_reason="stop" if token_ids[-1] in stop_ids else "length",
                         expected=row.answer,
                     )
                 )
                 advance(len(continuations))
+        differences = [
+            _difference(continuation, _answer(model, prompt, (), stop_ids, config))
+            for prompt, continuation in zip(prompts, continuations[:NUM_REPEATED], strict=False)
+        ]
         write_continuations(draft.dir / REFERENCE_FILE, continuations)
         draft.metrics.update(
             {
                 "num_prompts": len(continuations),
                 "num_tokens": sum(len(c.token_ids) for c in continuations),
                 "num_stopped": sum(c.finish_reason == "stop" for c in continuations),
-                "repeat_max_logprob_difference": _repeat_difference(
-                    model, continuations[:NUM_REPEATED]
-                ),
+                "repeat_max_logprob_difference": max(differences),
             }
         )
     return open_artifact(out, kind="reference")
 
 
-def _repeat_difference(model: Any, continuations: Sequence[Continuation]) -> float:
-    largest = 0.0
-    for continuation in continuations:
-        start = len(continuation.prompt_token_ids)
-        ids = continuation.prompt_token_ids + continuation.token_ids
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
-        scores = logits[start - 1 : -1].float().log_softmax(dim=-1)
-        again = scores.gather(1, torch.tensor(continuation.token_ids, device=model.device)[:, None])
-        first = torch.tensor(continuation.logprobs, device=model.device)
-        largest = max(largest, float((again[:, 0] - first).abs().max()))
-    return largest
+def _drafts(
+    model: Any, prompts: Sequence[list[int]], stop_ids: frozenset[int], max_new_tokens: int
+) -> list[list[int]]:
+    """Return answers that were decoded in batches with padding, in order."""
+    drafts: list[list[int]] = [[] for _ in prompts]
+    longest = max(len(prompt) for prompt in prompts) + max_new_tokens
+    batch_size = fitting_batch_size(model, longest)
+    for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+        found = greedy_answers(model, [prompts[i] for i in batch], stop_ids, max_new_tokens)
+        for index, token_ids in zip(batch, found, strict=True):
+            drafts[index] = token_ids
+    return drafts
+
+
+def _answer(
+    model: Any,
+    prompt: list[int],
+    draft_ids: Sequence[int],
+    stop_ids: frozenset[int],
+    config: ReferenceConfig,
+) -> Scored:
+    return greedy_answer(
+        cached_scores(model),
+        prompt,
+        draft=draft_ids,
+        stop_ids=stop_ids,
+        max_new_tokens=config.max_new_tokens,
+        num_top=config.top_logprobs,
+    )
+
+
+def _difference(continuation: Continuation, again: Scored) -> float:
+    """Return the largest difference of log-probabilities, in nats, up to the first other token."""
+    pairs = zip(continuation.token_ids, continuation.logprobs, again[0], again[1], strict=False)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[2], pairs)
+    return max((abs(first - second) for _, first, _, second in same), default=0.0)

@@ -11,7 +11,8 @@ from statistics import median
 from typing import Any
 
 from training.config import DataConfig
-from training.data.rows import Row, read_rows
+from training.data.rows import read_rows
+from training.data.shapes import Row
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
@@ -22,7 +23,9 @@ TRAIN_FILE = "train.jsonl"
 REPORT_FILE = "report.json"
 
 
-def prepare(config: DataConfig, *, path: Path, heldout_path: Path | None, out: Path) -> Artifact:
+def prepare_dataset(
+    config: DataConfig, *, path: Path, heldout_path: Path | None, out: Path
+) -> Artifact:
     """Check, clean and split rows into a `dataset` artifact.
 
     Exact duplicates are dropped. Rows whose prompt is also held out (compared without regard to
@@ -73,9 +76,7 @@ def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> l
     lines = (dataset.path / file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     try:
         for number, line in enumerate(lines[:num_rows], start=1):
-            value = json.loads(line)
-            answer = value["completion"][0]["content"]
-            rows.append(Row(tuple(value["prompt"]), answer, number))
+            rows.append(Row.from_json(json.loads(line), number))
     except (ValueError, KeyError, IndexError, TypeError):
         raise NotAnArtifactError(
             f"{dataset.path / file}: line {number}: expected prompt and completion messages"
@@ -89,9 +90,9 @@ def file_input(role: str, path: Path) -> Input:
 
 
 def _without_duplicates(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    kept: dict[tuple[str, str], Row] = {}
+    kept: dict[str, Row] = {}
     for row in rows:
-        kept.setdefault((json.dumps(row.prompt), row.answer), row)
+        kept.setdefault(json.dumps(row.as_json()), row)
     return list(kept.values()), len(rows) - len(kept)
 
 

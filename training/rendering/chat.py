@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from training.data.rows import Row
+from training.data.shapes import Row
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.chat import conversation_token_ids, prompt_token_ids
 

@@ -246,12 +246,11 @@ def calibration_data(path: Path) -> CalibrationData:
     from tuneline.core.artifact import open_artifact
 
     if path.is_dir():
-        from training.data.prepare import TRAIN_FILE, dataset_rows
+        from training import TRAIN_FILE, dataset_rows
 
         dataset = open_artifact(path, kind="dataset")
         rows = dataset_rows(dataset, TRAIN_FILE)
         return CalibrationData([row.messages for row in rows], dataset.as_input("data"))
-    from training.data.prepare import file_input
-    from training.data.rows import read_rows
+    from training import file_input, read_rows
 
     return CalibrationData([row.messages for row in read_rows(path)], file_input("data", path))

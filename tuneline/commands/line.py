@@ -115,7 +115,7 @@ def evaluate(
 
         run_stages(run, stage_names(run, kind="evaluation"), as_json=as_json)
         return
-    from training.evaluation.evaluate import evaluate_endpoint
+    from training import evaluate_endpoint
     from tuneline.pipeline.stage import DATASET
     from tuneline.pipeline.up import up as up_run
 

@@ -27,11 +27,11 @@ from tuneline.pipeline.stage import (
 
 
 def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
-    from training.data.prepare import prepare
+    from training import prepare_dataset
 
     data = line.run.config.data
     heldout = data.heldout_path
-    return prepare(
+    return prepare_dataset(
         data,
         path=line.run.resolve(data.path),
         heldout_path=None if heldout is None else line.run.resolve(heldout),
@@ -40,26 +40,26 @@ def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
 
 
 def _adapter(line: Line, made: Made, out: Path) -> Artifact:
-    from training.train import train
+    from training import train_adapter
 
-    return train(line.run.config.training, made[DATASET], line.base, out)
+    return train_adapter(line.run.config.training, made[DATASET], line.base, out)
 
 
 def _reference(line: Line, made: Made, out: Path) -> Artifact:
-    from training.reference import build_reference
+    from training import build_reference
 
     config = line.run.config.reference
     return build_reference(config, made[DATASET], line.base, made[ADAPTER], out)
 
 
 def _evaluation_base(line: Line, made: Made, out: Path) -> Artifact:
-    from training.evaluation.evaluate import evaluate_model
+    from training import evaluate_model
 
     return evaluate_model(line.run.config.evaluation, made[DATASET], line.base, None, out)
 
 
 def _evaluation_tuned(line: Line, made: Made, out: Path) -> Artifact:
-    from training.evaluation.evaluate import evaluate_model
+    from training import evaluate_model
 
     config = line.run.config.evaluation
     return evaluate_model(config, made[DATASET], line.base, made[ADAPTER], out)
@@ -99,7 +99,7 @@ def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
 
 
 def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
-    from training.evaluation.evaluate import evaluate_endpoint
+    from training import evaluate_endpoint
 
     config = line.run.config.evaluation
     inputs = served(line.run, line.base, made).inputs

@@ -47,8 +47,8 @@ class Line:
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     import torch
 
-    from training.data.prepare import prepare
-    from training.train import train
+    from training.data.prepare import prepare_dataset
+    from training.train import train_adapter
 
     # These models are so small that a second thread only waits.
     torch.set_num_threads(1)
@@ -63,10 +63,10 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     rows = [{**row, "output": ANSWER} for row in color_rows(100)]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dataset = prepare(
+    dataset = prepare_dataset(
         DataConfig(path="rows.jsonl"), path=data, heldout_path=None, out=folder / "dataset"
     )
     base = resolve_model("base", relative_to=folder)
     config = TrainingConfig.model_validate(SETTINGS)
-    adapter = train(config, dataset, base, folder / "adapter")
+    adapter = train_adapter(config, dataset, base, folder / "adapter")
     return Line(folder, base, dataset, adapter)

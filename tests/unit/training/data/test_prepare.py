@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.config import DataConfig
-from training.data.prepare import TRAIN_FILE, dataset_rows, prepare
+from training.data.prepare import TRAIN_FILE, dataset_rows, prepare_dataset
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
@@ -29,7 +29,7 @@ def _prepare(tmp_path: Path, rows: list[tuple[str, str]], *, out: str = "ds", se
         seed=seed,
     )
     path = _write(tmp_path / "rows.jsonl", rows)
-    return prepare(config, path=path, heldout_path=heldout_path, out=tmp_path / out)
+    return prepare_dataset(config, path=path, heldout_path=heldout_path, out=tmp_path / out)
 
 
 def _prompts(dataset: Artifact, file: str) -> list[str]:
@@ -129,7 +129,7 @@ def test_a_problem_in_the_heldout_file_names_that_file(tmp_path: Path) -> None:
     heldout.write_text('{"instruction": "a"}\n')
     config = DataConfig(path="rows.jsonl", heldout_path="heldout.jsonl")
     with pytest.raises(DataError, match=r"heldout\.jsonl: line 1: missing field 'output'"):
-        prepare(config, path=rows, heldout_path=heldout, out=tmp_path / "ds")
+        prepare_dataset(config, path=rows, heldout_path=heldout, out=tmp_path / "ds")
 
 
 def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.integration.training.tiny import CHATML, make_base
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
 from training.model import load_base, load_tuned
-from training.train import train
+from training.train import train_adapter
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import ArtifactError, ConfigError, DataError
@@ -147,7 +147,7 @@ def test_our_loading_gives_the_logits_of_plain_peft(line: Line) -> None:
 
 def test_packed_rows_do_not_see_one_another(line: Line, tmp_path: Path) -> None:
     settings = {**line.config.model_dump(), **ONE_STEP, "packing": True}
-    packed = train(TrainingConfig(**settings), line.dataset, line.base, tmp_path / "packed")
+    packed = train_adapter(TrainingConfig(**settings), line.dataset, line.base, tmp_path / "packed")
     # Before the first step the adapter does nothing, so both losses are of the same model.
     assert packed.manifest.metrics["eval_loss_before"] == pytest.approx(
         line.adapter.manifest.metrics["eval_loss_before"], rel=1e-4
@@ -159,7 +159,7 @@ def test_an_untrained_stop_token_is_an_error_before_any_step(line: Line, tmp_pat
     make_base(tmp_path / "base", chat_template=template)
     base = resolve_model("base", relative_to=tmp_path)
     with pytest.raises(ConfigError, match="never stops by itself"):
-        train(line.config, line.dataset, base, tmp_path / "adapter")
+        train_adapter(line.config, line.dataset, base, tmp_path / "adapter")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -167,7 +167,7 @@ def test_a_base_without_a_chat_template_is_an_error(line: Line, tmp_path: Path) 
     make_base(tmp_path / "base", chat_template=None)
     base = resolve_model("base", relative_to=tmp_path)
     with pytest.raises(ConfigError, match="no chat template"):
-        train(line.config, line.dataset, base, tmp_path / "adapter")
+        train_adapter(line.config, line.dataset, base, tmp_path / "adapter")
 
 
 def test_an_eos_token_that_is_named_is_served(line: Line, tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_an_eos_token_that_is_named_is_served(line: Line, tmp_path: Path) -> Non
     base = resolve_model("base", relative_to=tmp_path)
     settings = {**line.config.model_dump(), **ONE_STEP}
     with pytest.raises(ConfigError, match="without a stop token"):
-        train(TrainingConfig(**settings), line.dataset, base, tmp_path / "a")
+        train_adapter(TrainingConfig(**settings), line.dataset, base, tmp_path / "a")
     settings["eos_token"] = "<|endoftext|>"
-    adapter = train(TrainingConfig(**settings), line.dataset, base, tmp_path / "a")
+    adapter = train_adapter(TrainingConfig(**settings), line.dataset, base, tmp_path / "a")
     generation = json.loads((adapter.path / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [0, 2]
 
@@ -185,19 +185,19 @@ def test_an_eos_token_that_is_named_is_served(line: Line, tmp_path: Path) -> Non
 def test_rows_above_max_length_are_an_error(line: Line, tmp_path: Path) -> None:
     settings = {**line.config.model_dump(), "max_length": 8}
     with pytest.raises(DataError, match="90 of 90 rows are longer than max_length=8"):
-        train(TrainingConfig(**settings), line.dataset, line.base, tmp_path / "a")
+        train_adapter(TrainingConfig(**settings), line.dataset, line.base, tmp_path / "a")
 
 
 def test_unknown_target_modules_are_named_with_the_models_own(line: Line, tmp_path: Path) -> None:
     settings = {**line.config.model_dump(), "target_modules": ["query"]}
     with pytest.raises(ConfigError, match="target_modules") as caught:
-        train(TrainingConfig(**settings), line.dataset, line.base, tmp_path / "a")
+        train_adapter(TrainingConfig(**settings), line.dataset, line.base, tmp_path / "a")
     assert caught.value.hint is not None and "q_proj" in caught.value.hint
 
 
 def test_an_existing_artifact_is_not_written_over(line: Line) -> None:
     with pytest.raises(ArtifactError, match="exists already"):
-        train(line.config, line.dataset, line.base, line.adapter.path)
+        train_adapter(line.config, line.dataset, line.base, line.adapter.path)
 
 
 def _truncate(folder: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_damaged_base_model_is_an_error(
     damage(tmp_path / "base")
     base = resolve_model("base", relative_to=tmp_path)
     with pytest.raises(ArtifactError):
-        train(line.config, line.dataset, base, tmp_path / "adapter")
+        train_adapter(line.config, line.dataset, base, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
@@ -263,7 +263,7 @@ def test_weights_that_are_no_numbers_end_the_run(line: Line, tmp_path: Path) -> 
     save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     base = resolve_model("base", relative_to=tmp_path)
     with pytest.raises(ConfigError, match="loss is nan at step 0"):
-        train(line.config, line.dataset, base, tmp_path / "adapter")
+        train_adapter(line.config, line.dataset, base, tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_base_is_refused(line: Line, tmp_path: Path) -> None:

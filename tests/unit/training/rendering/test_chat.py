@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.training.tiny import CHATML, make_tokenizer
-from training.data.rows import Row
+from training.data.shapes import Row
 from training.rendering.chat import IGNORED, Rendered, render_rows
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.chat import prompt_token_ids, require_chat_template

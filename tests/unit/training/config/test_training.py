@@ -55,7 +55,8 @@ def test_defaults_are_valid_and_dump_to_json() -> None:
 
 def test_configuration_imports_no_heavy_library() -> None:
     code = (
-        "import sys, training.config, training.data, training.evaluate, training.scoring\n"
+        "import sys, training, training.config, training.data.prepare, training.methods, "
+        "training.evaluation.endpoint, training.evaluation.scoring\n"
         "print([n for n in ('torch', 'transformers', 'numpy', 'openai', 'datasets') "
         "if n in sys.modules])"
     )

@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.training.conftest import SETTINGS, Line
 from training.config import TrainingConfig
-from training.train import train
+from training.train import train_adapter
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import DiskFullError
 
@@ -21,13 +21,13 @@ SCRIPT = """
 import json, signal, sys, torch
 from pathlib import Path
 from training.config import TrainingConfig
-from training.train import train
+from training.train import train_adapter
 from tuneline.core.artifact import open_artifact
 from tuneline.models.source import resolve_model
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 line, out = Path(sys.argv[1]), Path(sys.argv[2])
-train(TrainingConfig(**json.loads(sys.argv[3])), open_artifact(line / "dataset"),
+train_adapter(TrainingConfig(**json.loads(sys.argv[3])), open_artifact(line / "dataset"),
       resolve_model("base", relative_to=line), out)
 """
 
@@ -35,7 +35,7 @@ train(TrainingConfig(**json.loads(sys.argv[3])), open_artifact(line / "dataset")
 def _interrupt(line: Line, out: Path, number: signal.Signals) -> int:
     """Train in a child process, send it a signal after its first whole checkpoint, and give its
     exit status."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     with (out.parent / "log").open("w") as log:
         child = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(line.folder), str(out), json.dumps(SETTINGS)],
@@ -73,7 +73,7 @@ def test_an_interrupted_run_continues_and_ends_as_a_straight_one(
     assert status == -number, (tmp_path / "log").read_text()
     assert not out.exists()
 
-    adapter = train(line.config, line.dataset, line.base, out)
+    adapter = train_adapter(line.config, line.dataset, line.base, out)
     metrics = adapter.manifest.metrics
     resumed = metrics["num_steps_resumed"]
     assert 6 <= resumed < metrics["num_steps"] == line.adapter.manifest.metrics["num_steps"]
@@ -94,7 +94,7 @@ def test_an_interrupted_run_continues_and_ends_as_a_straight_one(
 
 
 def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
-    from training.loop.checkpoints import StopOnSignal
+    from training.loop.signals import StopOnSignal
 
     handled: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
@@ -134,8 +134,8 @@ def test_checkpoints_of_another_configuration_or_half_written_are_not_used(
 
 def test_the_same_run_twice_gives_the_same_artifact(line: Line, tmp_path: Path) -> None:
     settings = TrainingConfig.model_validate({**SETTINGS, "num_train_epochs": 1})
-    first = train(settings, line.dataset, line.base, tmp_path / "a")
-    again = train(settings, line.dataset, line.base, tmp_path / "b")
+    first = train_adapter(settings, line.dataset, line.base, tmp_path / "a")
+    again = train_adapter(settings, line.dataset, line.base, tmp_path / "b")
     assert first.digest == again.digest
 
 
@@ -145,9 +145,9 @@ def test_a_disk_that_fills_up_is_said_and_room_makes_it_go_on(
     disk = small_disk("256k")
     out = disk / "adapter"
     with pytest.raises(DiskFullError, match="the disk is full"):
-        train(line.config, line.dataset, line.base, out)
+        train_adapter(line.config, line.dataset, line.base, out)
     assert not out.exists()
     subprocess.run(["mount", "-o", "remount,size=256m", str(disk)], check=True)
-    resumed = train(line.config, line.dataset, line.base, out)
+    resumed = train_adapter(line.config, line.dataset, line.base, out)
     assert resumed.digest == line.adapter.digest
     assert [path.name for path in disk.iterdir()] == ["adapter"]

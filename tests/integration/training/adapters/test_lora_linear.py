@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from training.adapters.lora_linear import use_lora_linear
+
+
+def _model(**options: Any) -> Any:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(24, 40), torch.nn.ReLU(), torch.nn.Linear(40, 16, bias=False)
+    )
+    lora = LoraConfig(r=4, lora_alpha=12, target_modules=["0", "2"], **options)
+    model = get_peft_model(layers, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24)])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
+def test_output_and_gradients_are_pefts(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    plain, ours = _model(**options), _model(**options)
+    assert use_lora_linear(ours) == 2
+    results = []
+    for model in (plain, ours):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = model(x)
+        output.square().sum().backward()
+        trained = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append([output.detach(), x.grad, *trained])
+    assert len(results[0]) == 6
+    for expected, found in zip(*results, strict=True):
+        tolerance = 1e-6 * float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}]
+)
+def test_layers_with_more_to_them_keep_pefts_forward(options: dict[str, Any]) -> None:
+    assert use_lora_linear(_model(**options)) == 0
+
+
+def test_a_disabled_adapter_leaves_the_base() -> None:
+    model = _model()
+    base = model.get_base_model()
+    assert use_lora_linear(model) == 2
+    x = torch.randn(3, 24)
+    with model.disable_adapter():
+        found = model(x)
+    expected = base[2].base_layer(torch.relu(base[0].base_layer(x)))
+    assert torch.equal(found, expected)
+    assert not torch.allclose(model(x), expected)

@@ -1,0 +1,50 @@
+"""The keys of the `training` section that the Trainer reads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from training.config.types import PositiveFloat, PositiveInt
+from tuneline.core.config import StrictModel
+
+
+class TrainerConfig(StrictModel):
+    """The training loop, with the names of transformers' TrainingArguments."""
+
+    learning_rate: PositiveFloat = 2e-4
+    num_train_epochs: PositiveFloat = 3
+    per_device_train_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 2
+    train_sampling_strategy: Literal["group_by_length", "random"] = "group_by_length"
+    """`group_by_length` puts rows of like length into a batch, which saves most of the padding."""
+    max_length: PositiveInt = 2048
+    """Longest row in tokens, prompt and answer together. A longer row is an error: cutting it would
+    cut the stop token too."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    """Below 1 a fraction of all steps, else a number of steps."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the base model's weights; the adapter is trained in float32. `auto` is bfloat16 on a GPU
+    that computes in it and float32 elsewhere."""
+    packing: bool = False
+    """Put several short rows into one sequence of `max_length`; they do not see one another."""
+    gradient_checkpointing: bool = True
+    """Compute activations again in the backward pass: about a third slower, far less memory."""
+    logging_steps: PositiveInt = Field(default=10, json_schema_extra={"keyed": False})
+    eval_steps: PositiveInt | None = None
+    """Optimizer steps between held-out losses; at the end of each epoch if not given."""
+    save_steps: PositiveInt = Field(default=100, json_schema_extra={"keyed": False})
+    """Optimizer steps between checkpoints that an interrupted run continues from."""
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"warmup_steps is a fraction below 1 or a whole number, found {self.warmup_steps:g}"
+            )
+        return self

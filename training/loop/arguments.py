@@ -1,0 +1,54 @@
+"""The keyword arguments of TrainingArguments that every method shares."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import TrainingConfig
+from training.model import resolve_dtype
+
+
+def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> dict[str, Any]:
+    """Return the arguments; checkpoints go into `work`."""
+    return {
+        "output_dir": str(work),
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.num_train_epochs,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "warmup_steps": config.warmup_steps,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "bf16": resolve_dtype(config.dtype) is torch.bfloat16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "eval_strategy": "steps",
+        "eval_steps": config.eval_steps or 1,  # see evaluate_each_epoch
+        "eval_on_start": not resumed,
+        "save_strategy": "steps",
+        "save_steps": config.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": config.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+def evaluate_each_epoch(trainer: Any) -> None:
+    """Set `eval_steps` to the length of an epoch.
+
+    With `eval_strategy="epoch"` the Trainer evaluates after the checkpoint of the same step. A run
+    that continues from the checkpoint then has other random numbers and lacks that loss.
+    """
+    batches = len(trainer.get_train_dataloader())
+    trainer.args.eval_steps = math.ceil(batches / trainer.args.gradient_accumulation_steps)

@@ -1,0 +1,44 @@
+"""Steps and loss on the progress display."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+from transformers import TrainerCallback
+
+from tuneline.core.errors import ConfigError
+from tuneline.core.progress import progress
+
+
+class ShowProgress(TrainerCallback):  # type: ignore[misc]
+    """Shows steps and loss; ends a run whose loss is no longer a number."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self.note = ""
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Open the display."""
+        self.advance = self.stack.enter_context(progress("training", state.max_steps, "steps"))
+
+    def on_log(self, args: Any, state: Any, _control: Any, *, logs: Any, **_: Any) -> None:
+        """Check the logged losses.
+
+        Raises:
+            ConfigError: A loss is not a finite number.
+        """
+        for name in ("loss", "eval_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise ConfigError(
+                    f"training: {name} is {logs[name]} at step {state.global_step}",
+                    hint=f"Lower training.learning_rate (now {args.learning_rate:g}), or check the "
+                    "base model's weights.",
+                )
+        if "loss" in logs:
+            self.note = f"loss {logs['loss']:.3f}"
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Show the step."""
+        self.advance(state.global_step, self.note)
