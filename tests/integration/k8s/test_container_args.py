@@ -47,9 +47,9 @@ def parse() -> Parse:
 
 @pytest.fixture(scope="module")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Container]:
-    """The vLLM container of both overlays, as they stand and as a run fills them in."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not on PATH; it renders the manifests under test")
+    """The vLLM container of both overlays, as they are and as a run fills them in."""
+    if k8s.find_kubectl() is None:
+        pytest.skip("kubectl is not installed; it renders the manifests under test")
     directories = {name: ROOM / "manifests/overlays" / name for name in ("cpu", "gpu")}
     for overlay in ("cpu", "gpu"):
         source = ModelSource("tickets", Path(MODEL_DIR), DIGEST, "model")
@@ -124,7 +124,7 @@ def test_vllm_knows_the_variables(parse: Parse, containers: dict[str, Container]
 
 
 def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
-    """The files that the Dockerfiles copy, alone on the path, are enough to import it."""
+    """The files that the Dockerfiles copy, with no others on the path, are enough to import it."""
     pytest.importorskip("prometheus_client", reason="a part of the extra `serve`")
     for build_name in ("cpu", "gpu"):
         text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()

@@ -83,7 +83,7 @@ def render_run() -> Render:
 
 @pytest.fixture(scope="session")
 def objects_of(kubectl: str) -> Callable[..., Objects]:
-    """What `kubectl apply -k` would send for one or more directories."""
+    """Return the objects that `kubectl apply -k` would send for one or more directories."""
 
     def objects(*directories: Path) -> Objects:
         found: Objects = []

@@ -19,7 +19,7 @@ DIGEST = "sha256:" + "a" * 64
         "vllm/vllm-openai:v0.32.0",
         "registry.example.com:5000/team/server:1.0",
         f"server@{DIGEST}",
-        # A digest fixes the content, whatever the tag beside it says.
+        # A digest fixes the content, whatever the tag says.
         f"registry.example.com/server:latest@{DIGEST}",
     ],
 )

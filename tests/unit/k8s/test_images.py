@@ -34,7 +34,7 @@ def stages(path: Path) -> list[list[tuple[str, str]]]:
 
 
 def sources(path: Path) -> list[str]:
-    """What COPY takes from the build context."""
+    """Return the paths that COPY takes from the build context."""
     found = []
     for instruction, arguments in instructions(path):
         if instruction == "COPY" and "--from=" not in arguments:

@@ -41,7 +41,7 @@ def _custom_schema(kind: str, api_version: str) -> Any:
         for entry in definition["spec"]["versions"]
         if entry["name"] == version
     )
-    # `metadata: {type: object}` stands without properties in a CustomResourceDefinition.
+    # `metadata: {type: object}` has no properties in a CustomResourceDefinition.
     return _closed(schema)
 
 

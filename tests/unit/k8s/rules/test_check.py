@@ -114,7 +114,7 @@ def replaced(old: str, new: str, kind: str = "Deployment") -> Mutation:
 NAME = "app.kubernetes.io/name"
 SECURITY = "securityContext"
 
-# What is done to a sound deployment, and a part of the problem that must be reported.
+# A change to a sound deployment, and a part of the problem that must be reported.
 BROKEN: list[tuple[str, Mutation, str]] = [
     ("twice", lambda o: o.append(copy.deepcopy(one(o, "Service"))), "is defined twice"),
     (
