@@ -1,1 +1,1 @@
-"""Adapters and the files beside them."""
+"""Adapters and their companion files."""

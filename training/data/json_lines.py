@@ -50,5 +50,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise RowProblem(f"field {twice!r} stands twice")
+        raise RowProblem(f"field {twice!r} appears twice")
     return result

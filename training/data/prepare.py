@@ -31,7 +31,7 @@ def prepare_dataset(
     Exact duplicates are dropped. Rows whose prompt is also held out (compared without regard to
     case and spacing) are dropped from the training rows. Without `heldout_path`, whole prompts
     are held out, chosen by a hash of seed and prompt: the same file splits the same way, and a
-    prompt never stands on both sides.
+    prompt is never on both sides.
 
     Raises:
         DataError: A file is missing, or rows cannot be used; all are named.
@@ -119,7 +119,7 @@ def _split(
 
 
 def _prompt_key(prompt: Sequence[Message]) -> str:
-    """Equal for prompts that differ in case and spacing alone."""
+    """Return a key that is equal for prompts that differ only in case and spacing."""
     return json.dumps(
         [[message["role"], " ".join(message["content"].casefold().split())] for message in prompt]
     )
@@ -155,7 +155,7 @@ def _say(report: dict[str, Any]) -> None:
     for where in ("", "heldout_"):
         if report[f"num_{where}prompts_with_different_answers"]:
             logger.warning(
-                "  %d %sprompts stand with different answers",
+                "  %d %sprompts have different answers",
                 report[f"num_{where}prompts_with_different_answers"],
                 where.replace("_", "-").replace("-", " "),
             )

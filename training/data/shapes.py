@@ -47,7 +47,7 @@ class Row:
 
 
 class RowProblem(Exception):
-    """What is wrong with one row; never leaves `training.data`."""
+    """The problem of one row; never leaves `training.data`."""
 
 
 def read_shape(fields: dict[str, Any], line: int) -> Row:
@@ -155,7 +155,7 @@ def _text(
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RowProblem(
-            f"{field}: character {error.start + 1} is half a surrogate pair, which is no text"
+            f"{field}: character {error.start + 1} is half a surrogate pair; expected text"
         ) from None
     return value
 

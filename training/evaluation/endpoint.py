@@ -37,7 +37,7 @@ def evaluate_endpoint(
     """Answer the held-out prompts through an OpenAI-compatible endpoint and score them.
 
     `config.batch_size` requests, or 16, are in flight at once, at temperature 0. After the first
-    request that fails for good no further request is sent.
+    request that fails permanently no further request is sent.
 
     Raises:
         ServerError: Requests failed; the message counts them.

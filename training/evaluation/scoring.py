@@ -22,13 +22,13 @@ class Prediction(StrictModel):
     expected: str
     answer: str
     correct: bool
-    """Whether the two are equal, but for white space around them and a leading `<think>` block."""
+    """Whether the two are equal without white space around them and a leading `<think>` block."""
     finish_reason: Literal["stop", "length"]
-    """`stop` where the model ended the answer by itself."""
+    """`stop` if the model ended the answer by itself."""
 
 
 class Scores(StrictModel):
-    """What a set of predictions amounts to."""
+    """The scores of a set of predictions."""
 
     num_rows: int
     num_correct: int
@@ -114,7 +114,7 @@ def _field_accuracy(
     if not counts:
         raise ConfigError(
             f"evaluation.fields: {fields}: no expected answer has such fields",
-            hint="Leave evaluation.fields out to score whole answers alone.",
+            hint="Leave out evaluation.fields to score only whole answers.",
         )
     return {name: sum(equal) / len(equal) for name, equal in counts.items()}
 

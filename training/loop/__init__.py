@@ -1,1 +1,1 @@
-"""What surrounds a training loop: checkpoints, signals, curves."""
+"""The parts around a training loop: checkpoints, signals, curves."""

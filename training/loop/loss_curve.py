@@ -51,5 +51,5 @@ def write_curve(points: Sequence[dict[str, Any]], folder: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
-    # Without the metadata the bytes of the picture depend on the points alone.
+    # Without the metadata, the bytes of the picture depend only on the points.
     figure.savefig(folder / "loss.png", metadata={"Software": None})

@@ -27,9 +27,10 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for the stop; once it has happened, the signal goes on to whoever
-        handled it before. A second signal does not wait. A signal that is ignored stays ignored,
-        and off the main thread none is caught.
+        """Stop training on SIGINT and SIGTERM, then pass the signal to its earlier handler.
+
+        A second signal does not wait. An ignored signal stays ignored, and outside the main thread
+        no signal is caught.
 
         Raises:
             KeyboardInterrupt: The run was stopped, and the signal's own handler returned.

@@ -16,7 +16,7 @@ from training.config.method import METHODS, MethodConfig
 
 @dataclass(frozen=True)
 class Method:
-    """What one method does; the frame does the rest."""
+    """The part of training that one method defines; the frame does the rest."""
 
     render: Callable[..., Sequence[Any]]
     """`(config, tokenizer, rows, stop_ids, file)` -> one checked example per row. An example has

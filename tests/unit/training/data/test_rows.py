@@ -93,7 +93,7 @@ def test_line_separators_inside_text_do_not_end_a_line(tmp_path: Path) -> None:
         (b"null", "line 2: expected a JSON object, found null"),
         (b'"text"', "line 2: expected a JSON object, found text"),
         (b'{"instruction": "caf\xe9", "output": "b"}', "line 2: byte 21: not UTF-8 text"),
-        (b'{"output": "a", "output": "b"}', "line 2: field 'output' stands twice"),
+        (b'{"output": "a", "output": "b"}', "line 2: field 'output' appears twice"),
         ({"instruction": "a"}, "line 2: missing field 'output'"),
         ({}, "line 2: missing field 'instruction'; missing field 'output'"),
         (
