@@ -14,41 +14,27 @@ import asyncio
 import contextlib
 import errno
 import gc
-import select
-import socket
-import ssl
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine, MutableSequence
+from collections.abc import MutableSequence
 from typing import Any
 
 from loadtest.client.connection import (
-    READ_BYTES,
     Connection,
     Request,
-    TlsConnection,
     monotonic_ns,
     realtime_offset_ns,
 )
 from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
 from loadtest.client.plan import Plan
+from loadtest.client.pool import SPARE_PAUSE_NS, SPARES_PER_TICK, Pool
 from loadtest.client.read_pacing import MIN_NAP_NS, nap_ns
-from loadtest.client.self_check import SelfCheck
 from loadtest.client.timer import KernelTimer
-from loadtest.client.tls import TlsStream
 
 TICK_NS = 20_000_000
 """Interval at which the loop measures its own lag and looks for timeouts."""
 CLOCK_INTERVAL_NS = 1_000_000_000
 """Interval at which the two clocks are compared."""
-SPARE_SHARE = 8
-"""An open loop keeps one in this many of its connections idle until the last request is sent. A
-spare connection is then ready, with its TLS handshake done, before a request needs it."""
-SPARES_PER_TICK = 4
-"""Most new spares per tick: a TLS handshake costs the loop time during the window."""
-SPARE_PAUSE_NS = 1_000_000_000
-"""Pause before the next spare after a spare failed, or was closed before a request used it."""
 STALE_AFTER_NS = 1_000_000_000
 """The server may close a connection that was idle for longer while the client sends."""
 OUT_OF_SOCKETS = (
@@ -59,7 +45,7 @@ PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop pauses a slot for this long after a failure."""
 
 
-class Client:
+class Client(Pool):
     """Runs the part of a plan that falls to this process.
 
     Args:
@@ -69,9 +55,8 @@ class Client:
     """
 
     def __init__(self, plan: Plan, key: str | None, counters: MutableSequence[int]) -> None:
-        self.plan = plan
+        super().__init__(plan)
         self.counters = counters
-        self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(self.broken)
         self.head = plan.head.encode()
         authorization = f"Authorization: Bearer {key}\r\n" if key else ""
@@ -80,31 +65,15 @@ class Client:
             f"\r\n{authorization}Content-Length: {len(body)}\r\n\r\n".encode() + body
             for body in bodies
         ]
-        self.tls = ssl.create_default_context(cafile=plan.ca_file) if plan.tls else None
-        if self.tls is not None:
-            self.tls.options |= ssl.OP_NO_RENEGOTIATION  # reads answer nothing
-        self.address: tuple[int, tuple[str, int]] | None = None
-        self.kernel_clock = True
-        self.clock_offsets = [(monotonic_ns(), realtime_offset_ns())]
-        self.pool: deque[Connection] = deque()
-        self.num_spare = plan.num_connections // SPARE_SHARE if plan.arrivals_s is not None else 0
-        self.num_spares_opening = 0
-        self.next_spare_ns = 0
-        self.connections: set[Connection] = set()
         self.running: dict[int, Request] = {}
-        """In the order in which they began, so the first times out first."""
+        """In the order of their begin, so that the first times out first."""
         self.requests: list[Request] = []
-        self.tasks: set[asyncio.Task[None]] = set()
         self.done = self.loop.create_future()
         self.failures_in_a_row = 0
         self.pauses = 0
         """Slots of a closed loop that wait after a failure."""
         self.next_index = plan.worker
         self.stop_ns: int | None = None
-        self.stopping = False
-        # One of our own: the loop's costs more per read than the read.
-        self.epoll = select.epoll()
-        self.readers: dict[int, Callable[[], None]] = {}
         self.num_reads = 0
         """Since the last tick."""
         self.num_ended = self.sum_of_requests_ns = 0
@@ -115,38 +84,8 @@ class Client:
         self.ticker = KernelTimer(self.loop, self.tick)
         begin = self.begin_slots if plan.arrivals_s is None else self.begin_schedule
         self.timer = KernelTimer(self.loop, begin)
-        self.check = SelfCheck([], 0.0, 0, 0, 0)
-        self.arrivals_ns: list[int] = []
-        self.cursor = 0
 
     # --- before and after the window ---
-
-    async def open_pool(self) -> None:
-        """Open the connections that the start needs; a refusal shows again when a request is
-        sent."""
-        plan = self.plan
-        infos = await self.loop.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)
-        # A name may resolve to ::1 first although the server listens only on 127.0.0.1.
-        for family, _, _, _, address in infos:
-            self.address = (family, address[:2])  # type: ignore[assignment]
-            with contextlib.suppress(OSError, TimeoutError):
-                self.pool.append(await self.connect())
-                break
-        gate = asyncio.Semaphore(64)
-
-        async def one() -> None:
-            async with gate:
-                with contextlib.suppress(OSError, TimeoutError):
-                    self.pool.append(await self.connect())
-
-        await asyncio.gather(*(one() for _ in range(plan.num_connections - len(self.pool))))
-
-    def close_pool(self) -> None:
-        """Let go of the connections that wait for the start."""
-        for connection in self.pool:
-            connection.close()
-            self.connections.discard(connection)
-        self.pool.clear()
 
     async def run(self, start_ns: int) -> list[Request]:
         """Send everything at its time from `start_ns` on; returns when all has ended."""
@@ -271,54 +210,6 @@ class Client:
             else:
                 self.pool.append(connection)
 
-    async def connect(self) -> Connection:
-        assert self.address is not None  # noqa: S101 (open_pool resolves it)
-        family, address = self.address
-        connection: Connection
-        async with asyncio.timeout(min(self.plan.timeout_s, 10.0)):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                await self.loop.sock_connect(sock, address)
-                if self.tls is None:
-                    connection = Connection(self, sock)
-                else:
-                    stream = await self.shake_hands(sock, self.tls)
-                    connection = TlsConnection(self, sock, stream)
-            except BaseException:
-                sock.close()
-                raise
-        self.connections.add(connection)
-        return connection
-
-    async def shake_hands(self, sock: socket.socket, context: ssl.SSLContext) -> TlsStream:
-        """Raises OSError, which ssl.SSLError is, where the server's certificate is not trusted."""
-        stream = TlsStream(context, self.plan.host)
-        done, data = stream.shake_hands()
-        while True:
-            if data:
-                await self.loop.sock_sendall(sock, data)
-            if done:
-                return stream
-            data = await self.loop.sock_recv(sock, READ_BYTES)
-            if not data:
-                raise ConnectionResetError("the server closed the connection in the TLS handshake")
-            done, data = stream.shake_hands(data)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None:
-        self.epoll.register(sock, select.EPOLLIN)
-        self.readers[sock.fileno()] = reader
-
-    def unwatch(self, sock: socket.socket) -> None:
-        self.epoll.unregister(sock)
-        del self.readers[sock.fileno()]
-
     def read_all(self) -> None:
         """Read what has come, then let a little more arrive before the next look: fewer wake-ups,
         and the kernel keeps the time."""
@@ -412,28 +303,6 @@ class Client:
                 self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
             elif self.has_next() and self.num_spares_opening < SPARES_PER_TICK:
                 self.begin_spare()
-
-    def keep_spares(self) -> None:
-        """In an open loop a longer queue needs more connections: open them before it does."""
-        num_left = len(self.arrivals_ns) - self.cursor
-        wanted = min(self.num_spare, num_left) - len(self.pool) - self.num_spares_opening
-        for _ in range(min(wanted, SPARES_PER_TICK)):
-            self.begin_spare()
-
-    def begin_spare(self) -> None:
-        if not self.stopping and monotonic_ns() >= self.next_spare_ns:
-            self.num_spares_opening += 1
-            self.spawn(self.open_spare())
-
-    async def open_spare(self) -> None:
-        """Have another idle connection ready; one that cannot be had is met by its request."""
-        try:
-            self.pool.appendleft(await self.connect())
-            self.check.num_spares_opened += 1
-        except (OSError, TimeoutError):
-            self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
-        finally:
-            self.num_spares_opening -= 1
 
     def follow(self, *, pause: bool) -> None:
         """A request has ended: a closed loop begins the next."""

@@ -23,12 +23,12 @@ COUNTERS_BYTES = 4 * 8
 START_DELAY_S = 0.2
 WATCH_INTERVAL_S = 1.0
 END_MARGIN_S = 60.0
-"""For connecting, closing and parsing."""
+"""Time for connecting, closing and parsing."""
 
 
 @dataclass(frozen=True)
 class Counters:
-    """The clients' progress."""
+    """Requests of all client processes so far."""
 
     num_begun: int
     num_answered: int
@@ -38,19 +38,19 @@ class Counters:
 
 @dataclass(frozen=True)
 class Measured:
-    """The records of one scenario."""
+    """The raw results of one scenario."""
 
     records: Records
     workers: list[dict[str, Any]]
-    """Each process's account of itself."""
+    """The account of each process."""
     start_unix_s: float
     """Wall-clock time of second zero of the records."""
     ended_early: bool = False
-    """The watch ended it."""
+    """Whether the watch ended the run."""
 
 
 Watch = Callable[[Counters], bool]
-"""Called each second; True ends the run, and what is in flight stays unfinished."""
+"""Called each second; True ends the run, and requests in flight stay unfinished."""
 
 
 def run_workers(
@@ -67,9 +67,9 @@ def run_workers(
         plan: What to send.
         key: The API key.
         watch: Called each second.
-        workers: Only these of the plan's processes; others run elsewhere.
-        start: Called when all are ready; says when to begin, in seconds since 1970. At once by
-            default.
+        workers: Numbers of the processes to run here; the others run elsewhere.
+        start: Called when all processes are ready; returns when to begin, in seconds since 1970.
+            The default is at once.
 
     Raises:
         ConfigError: The start has passed already.
@@ -78,62 +78,28 @@ def run_workers(
     with tempfile.TemporaryDirectory(prefix="tuneline-loadtest-") as directory:
         out = Path(directory)
         numbers = range(plan.num_workers) if workers is None else workers
-        processes = []
-        views = []
-        descriptors: list[int] = []
+        processes: list[subprocess.Popen[str]] = []
+        counters: list[_SharedCounters] = []
         try:
             for worker in numbers:
-                # Only in memory: a write to a page of a file waits while the disk takes the page.
-                counters = os.memfd_create("counters")
-                descriptors.append(counters)
-                os.ftruncate(counters, COUNTERS_BYTES)
-                mapped = mmap.mmap(counters, COUNTERS_BYTES)
-                views.append(memoryview(mapped).cast("B").cast("q"))
+                counters.append(_SharedCounters())
+                processes.append(_start(counters[-1].descriptor))
                 order = {
                     "plan": replace(plan, worker=worker).to_json(),
                     "key": key,
                     "out": str(out),
-                    "counters": counters,
+                    "counters": counters[-1].descriptor,
                 }
-                process = _start(counters)
-                processes.append(process)
-                _tell(process, json.dumps(order))
+                _tell(processes[-1], json.dumps(order))
             for process in processes:
                 _expect_ready(process)
-            start_unix_s = time.time() + START_DELAY_S if start is None else start()
-            delay_s = start_unix_s - time.time()
-            if delay_s < 0:
-                raise ConfigError(
-                    f"the common start lies {-delay_s:.1f} s in the past",
-                    hint="Give a start that leaves all pods time to come up.",
-                )
-            start_ns = time.monotonic_ns() + round(delay_s * 1e9)
-            for process in processes:
-                _tell(process, f"start {start_ns}")
+            start_unix_s, delay_s = _begin(processes, start)
             deadline_s = time.monotonic() + delay_s + longest_s(plan) + END_MARGIN_S
-            ended_early = False
-            while any(process.poll() is None for process in processes):
-                _wait(processes)
-                if time.monotonic() > deadline_s:
-                    raise ServerError("a load-test client did not end in time")
-                totals = [sum(int(view[place]) for view in views) for place in range(4)]
-                if watch(Counters(*totals)):
-                    ended_early = True
-                    for process in processes:
-                        process.terminate()
-            for process in processes:
-                if process.returncode:
-                    raise _died(process)
+            ended_early = _watch_to_the_end(processes, counters, watch, deadline_s)
         finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-                for pipe in (process.stdin, process.stdout, process.stderr):
-                    if pipe is not None:
-                        pipe.close()
-            for descriptor in descriptors:
-                os.close(descriptor)
+            _end(processes)
+            for one in counters:
+                os.close(one.descriptor)
         return Measured(
             join_records([Records.load(out / f"records-{number}.npz") for number in numbers]),
             [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers],
@@ -142,8 +108,77 @@ def run_workers(
         )
 
 
+class _SharedCounters:
+    """Four numbers in memory that a client process writes and this process reads."""
+
+    def __init__(self) -> None:
+        # Only in memory: a write to a page of a file waits while the disk takes the page.
+        self.descriptor = os.memfd_create("counters")
+        os.ftruncate(self.descriptor, COUNTERS_BYTES)
+        self.values = memoryview(mmap.mmap(self.descriptor, COUNTERS_BYTES)).cast("B").cast("q")
+
+
+def _begin(
+    processes: list[subprocess.Popen[str]], start: Callable[[], float] | None
+) -> tuple[float, float]:
+    """Tell all processes when to begin; return that time and the seconds until then.
+
+    Raises:
+        ConfigError: The start has passed already.
+    """
+    start_unix_s = time.time() + START_DELAY_S if start is None else start()
+    delay_s = start_unix_s - time.time()
+    if delay_s < 0:
+        raise ConfigError(
+            f"the common start lies {-delay_s:.1f} s in the past",
+            hint="Give a start that leaves all pods time to come up.",
+        )
+    start_ns = time.monotonic_ns() + round(delay_s * 1e9)
+    for process in processes:
+        _tell(process, f"start {start_ns}")
+    return start_unix_s, delay_s
+
+
+def _watch_to_the_end(
+    processes: list[subprocess.Popen[str]],
+    counters: list[_SharedCounters],
+    watch: Watch,
+    deadline_s: float,
+) -> bool:
+    """Call `watch` each second until all processes have ended; return whether it ended them.
+
+    Raises:
+        ServerError: A process died, or did not end in time.
+    """
+    ended_early = False
+    while any(process.poll() is None for process in processes):
+        _wait(processes)
+        if time.monotonic() > deadline_s:
+            raise ServerError("a load-test client did not end in time")
+        totals = [sum(int(one.values[place]) for one in counters) for place in range(4)]
+        if watch(Counters(*totals)):
+            ended_early = True
+            for process in processes:
+                process.terminate()
+    for process in processes:
+        if process.returncode:
+            raise _died(process)
+    return ended_early
+
+
+def _end(processes: list[subprocess.Popen[str]]) -> None:
+    """Kill the processes that still run, and close their pipes."""
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
 def longest_s(plan: Plan) -> float:
-    """Seconds after which every request has ended or timed out, whatever the server does."""
+    """Return after how many seconds every request has ended or timed out."""
     if plan.arrivals_s is not None:
         return plan.arrivals_s[-1] + plan.timeout_s
     streams = plan.concurrency or 1
@@ -165,7 +200,7 @@ def _start(counters: int) -> subprocess.Popen[str]:
 
 
 def subprocess_environment() -> dict[str, str]:
-    """Ours, with the packages findable however they were found here, and one thread for numpy."""
+    """Return this environment, with the path to these packages and one thread for numpy."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
@@ -189,7 +224,7 @@ def _expect_ready(process: subprocess.Popen[str]) -> None:
 
 
 def _wait(processes: list[subprocess.Popen[str]]) -> None:
-    """Until the next second, or until a process has ended."""
+    """Wait until the next second, or until a process ends."""
     deadline_s = time.monotonic() + WATCH_INTERVAL_S
     for process in processes:
         try:

@@ -20,8 +20,6 @@ from loadtest.client.http1 import Framer, ProtocolError, size_line
 
 DONE = b"[DONE]"
 BOM = b"\xef\xbb\xbf"
-
-
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
@@ -205,9 +203,21 @@ def parse_response(
     answer.http_status = framer.status
     if keep_text:
         answer.text = _encodable("".join(events.texts))
-    if answer.error is not None:
-        return answer
-    whole = framer.close() if closed else framer.complete
+    if answer.error is None:
+        whole = framer.close() if closed else framer.complete
+        _find_failure(answer, framer, body, whole=whole, is_stream=events.num_taken > 0)
+    return answer
+
+
+def _find_failure(
+    answer: Answer, framer: Framer, body: list[bytes], *, whole: bool, is_stream: bool
+) -> None:
+    """Give the answer its class of failure, where the response is not a good one.
+
+    Args:
+        whole: Whether the response came to its end.
+        is_stream: Whether it held an event.
+    """
     if framer.status and framer.status != 200:
         answer.error = f"http_{framer.status}"
         answer.message = error_message(b"".join(body))
@@ -216,20 +226,19 @@ def parse_response(
         answer.error = "connection_reset"
         answer.message = "the connection ended before the response began"
     elif answer.done:
-        # An answer may have only a stop token, which comes with the finish reason.
+        # A stop token is an answer of its own, and comes with the finish reason.
         only_stop = answer.finish_time is not None and answer.completion_tokens
         if not answer.token_times and not only_stop:
             answer.error, answer.message = "empty_answer", "the stream held no token"
     elif not whole:
         answer.error = "truncated_stream"
         answer.message = f"the connection ended after {len(answer.token_times)} token events"
-    elif not events.num_taken:
+    elif not is_stream:
         answer.error = "not_a_stream"
         answer.message = error_message(b"".join(body))
     else:
         answer.error = "truncated_stream"
         answer.message = f"no [DONE] after {len(answer.token_times)} token events"
-    return answer
 
 
 class _Events:

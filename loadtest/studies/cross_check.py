@@ -1,7 +1,7 @@
-"""The same requests through the `openai` client: do its tokens and times agree with ours?
+"""The same requests through the `openai` client: do its tokens agree with the load client's?
 
 A cross-check of meaning, not of speed: the client that users call the model with must see the
-answers that the load test counts. Times differ by what that client itself costs.
+answers that the load test counts. Times differ by the cost of that client.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from loadtest.client.plan import Plan
 from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
 from loadtest.client.records import SUCCEEDED
@@ -57,42 +59,9 @@ def cross_check(
     """
     if scenario.loop == "closed":
         raise ValueError("the cross-check needs an open loop: a closed one has no schedule")
-    openai = require("openai", "loadtest")
     plan, workload = make_plan(config, scenario, endpoint, prompts, seed=config.seed)
     result = judged(config, scenario, plan, workload, run_workers(plan, endpoint.api_key))
-    assert plan.arrivals_s is not None  # noqa: S101 (an open loop has them)
-    arrivals_s = plan.arrivals_s
-
-    async def one(client: object, index: int, start_s: float) -> tuple[float, int] | None:
-        body = json.loads(plan.bodies[plan.body_of[index % len(plan.body_of)]])
-        known = {k: body.pop(k) for k in ("model", "messages", "max_tokens", "stream_options")}
-        body.pop("stream")
-        await asyncio.sleep(max(start_s + arrivals_s[index] - time.monotonic(), 0))
-        sent_s = time.monotonic()
-        first_s, tokens = None, None
-        try:
-            stream = await client.chat.completions.create(  # type: ignore[attr-defined]
-                **known, stream=True, extra_body=body, timeout=config.timeout_s
-            )
-            async for event in stream:
-                if first_s is None and event.choices and event.choices[0].delta.content:
-                    first_s = time.monotonic()
-                if event.usage is not None:
-                    tokens = event.usage.completion_tokens
-        except (openai.OpenAIError, ValueError):  # the latter: an event that is not JSON
-            return None
-        return None if first_s is None or tokens is None else (first_s - sent_s, tokens)
-
-    async def all_of_them() -> list[tuple[float, int] | None]:
-        async with async_openai_client(
-            endpoint, timeout_s=config.timeout_s, max_retries=0, extra="loadtest"
-        ) as client:
-            start_s = time.monotonic() + 0.2
-            return await asyncio.gather(
-                *(one(client, index, start_s) for index in range(len(arrivals_s)))
-            )
-
-    answers = asyncio.run(all_of_them())
+    answers = asyncio.run(_send_all(plan, endpoint, config.timeout_s))
     seen = [answer for answer in answers if answer is not None]
     ours = {
         int(index): float(tokens)
@@ -113,3 +82,40 @@ def cross_check(
         our_ttft_p50_s=float(np.median(ok.first_token_s - ok.sent_s)) if len(ok) else None,
         result=result,
     )
+
+
+async def _send_all(
+    plan: Plan, endpoint: Endpoint, timeout_s: float
+) -> list[tuple[float, int] | None]:
+    """Send a schedule with the openai client; return TTFT and tokens of each request, None where it
+    failed."""
+    openai = require("openai", "loadtest")
+    arrivals_s = plan.arrivals_s or []
+
+    async def send(client: Any, index: int, start_s: float) -> tuple[float, int] | None:
+        body = json.loads(plan.bodies[plan.body_of[index % len(plan.body_of)]])
+        known = {k: body.pop(k) for k in ("model", "messages", "max_tokens", "stream_options")}
+        body.pop("stream")
+        await asyncio.sleep(max(start_s + arrivals_s[index] - time.monotonic(), 0))
+        sent_s = time.monotonic()
+        first_s, tokens = None, None
+        try:
+            stream = await client.chat.completions.create(
+                **known, stream=True, extra_body=body, timeout=timeout_s
+            )
+            async for event in stream:
+                if first_s is None and event.choices and event.choices[0].delta.content:
+                    first_s = time.monotonic()
+                if event.usage is not None:
+                    tokens = event.usage.completion_tokens
+        except (openai.OpenAIError, ValueError):  # a ValueError: an event that is not JSON
+            return None
+        return None if first_s is None or tokens is None else (first_s - sent_s, tokens)
+
+    async with async_openai_client(
+        endpoint, timeout_s=timeout_s, max_retries=0, extra="loadtest"
+    ) as client:
+        start_s = time.monotonic() + 0.2
+        return await asyncio.gather(
+            *(send(client, index, start_s) for index in range(len(arrivals_s)))
+        )

@@ -1,7 +1,9 @@
 """`tuneline loadtest ...` as it is typed, against the bundled server of known delays."""
 
+import contextlib
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 
 from loadtest.config import LoadTestConfig
+from loadtest.shards import rendezvous
 from loadtest.shards.rendezvous import run_together
+from tests.commands import tuneline_here
 from tuneline.core.errors import MissingError
 
 ROOT = Path(__file__).parents[3]
@@ -19,17 +23,28 @@ FAST = ("--set", "loadtest.calibrate=false", "--set", "loadtest.max_client_lag_s
 
 
 def tuneline(*arguments: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tuneline", "loadtest", *map(str, arguments)],
-        cwd=cwd, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environ},
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+    """Run a load-test command in this process."""
+    before = os.environ.copy()
+    os.environ.update(environ)
+    try:
+        with contextlib.chdir(cwd):
+            return tuneline_here("loadtest", *map(str, arguments))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def measuring(
+    *arguments: str | Path, cwd: Path, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that measures, and skip the test where the host makes that INVALID."""
+    done = tuneline(*arguments, cwd=cwd, **environ)
     skip_on_a_host_that_takes_the_cpu(done.returncode, done.stderr)
     return done
 
 
 def skip_on_a_host_that_takes_the_cpu(code: int, said: str) -> None:
-    """Measurements are then INVALID, rightly; that rule is tested on given figures."""
+    """Skip the test: the measurement is INVALID, rightly. Unit tests check that rule."""
     reasons = ("the hypervisor took", "a CPU quota stopped")
     if code == 8 and any(reason in said for reason in reasons):
         pytest.skip("this machine's host takes its CPU away: a load test is INVALID here now")
@@ -44,13 +59,13 @@ def measured(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A load report by the plain command."""
     folder = tmp_path_factory.mktemp("measured")
     options = ("--rate", "50", "--requests", "100", "--max-tokens", "8", "--out", "report", *FAST)
-    done = tuneline(*at(known), *options, cwd=folder)
+    done = measuring(*at(known), *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "report"
 
 
 def test_search_says_the_rate_and_the_replicas(known: Any, tmp_path: Path) -> None:
-    done = tuneline(
+    done = measuring(
         "search", *at(known), "--set", "loadtest.slo.ttft_s.p50=0.5", *FAST,
         "--start-rate", "20", "--max-rate", "40", "--requests", "60", "--max-tokens", "8",
         "--peak-rate", "100",
@@ -72,7 +87,7 @@ def test_search_needs_an_objective(known: Any, tmp_path: Path) -> None:
 
 def test_sweep_measures_each_rate(known: Any, tmp_path: Path) -> None:
     options = ("--rates", "50,20", "--requests", "20", *FAST, "--out", "swept", "--json")
-    done = tuneline("sweep", *at(known), *options, cwd=tmp_path)
+    done = measuring("sweep", *at(known), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "swept" / "report.json").read_text())
     assert [probe["rate_rps"] for probe in report["probes"]] == [20, 50]
@@ -95,13 +110,13 @@ def test_compare_two_urls_and_two_reports(
 ) -> None:
     load = ("--rate", "50", "--requests", "100", "--max-tokens", "8", *FAST)
     with start_known_server("--ttft-s", "0.09", "--itl-s", "0.004", "--num-tokens", "8") as slow:
-        done = tuneline(
+        done = measuring(
             "compare", known.endpoint.url, slow.endpoint.url, "--model", "known", "--rounds", "1",
             *load, "--out", "compared", cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 6, done.stderr
         assert "ttft_s: B - A is" in done.stderr
-        again = tuneline(*at(slow), *load, "--out", "slow", cwd=tmp_path)
+        again = measuring(*at(slow), *load, "--out", "slow", cwd=tmp_path)
         assert again.returncode == 0, again.stderr
     done = tuneline("compare", measured, "slow", "--out", "c", "--json", cwd=tmp_path)
     assert done.returncode == 6, done.stderr
@@ -150,7 +165,7 @@ def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
     ]  # fmt: skip
     running = [subprocess.Popen(c, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) for c in commands]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
-    done = tuneline("join", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
+    done = measuring("join", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (scenario,) = json.loads(done.stdout)["report"]["scenarios"]
     assert scenario["requests"]["offered"] == 40
@@ -202,8 +217,13 @@ def test_pods_that_share_a_folder_begin_together_and_leave_one_report(
     [((), "did not come within 1 s: ready-1"), (("ready-1",), "did not end within 1 s: shard-1")],
 )
 def test_a_pod_that_is_missing_ends_the_wait(
-    known: Any, arrived: tuple[str, ...], problem: str, tmp_path: Path
+    known: Any,
+    arrived: tuple[str, ...],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rendezvous, "LEAD_S", 4.0)
     pods = tmp_path / "pods"
     pods.mkdir()
     for name in arrived:
@@ -253,7 +273,7 @@ def test_a_report_in_every_form(measured: Path, tmp_path: Path) -> None:
 
 def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> None:
     options = ("--rate", "20", "--requests", "20", *FAST, "--json")
-    done = tuneline("cross-check", *at(known), *options, cwd=tmp_path)
+    done = measuring("cross-check", *at(known), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["num_requests"] == found["num_succeeded"] == found["num_equal_tokens"] >= 20
@@ -296,7 +316,7 @@ def test_a_key_with_a_line_break_works_and_a_password_in_the_url_does_not(
     known: Any, tmp_path: Path
 ) -> None:
     load = ("--rate", "50", "--requests", "20", *FAST)
-    done = tuneline(*at(known), *load, "--out", "x", cwd=tmp_path, VLLM_API_KEY="s3cret-key\n")
+    done = measuring(*at(known), *load, "--out", "x", cwd=tmp_path, VLLM_API_KEY="s3cret-key\n")
     assert done.returncode == 0, done.stderr
     url = known.endpoint.url.replace("//", "//user:topsecret@")
     refused = tuneline("--url", url, "--model", "known", *load, "--out", "y", cwd=tmp_path)
