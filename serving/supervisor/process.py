@@ -22,6 +22,7 @@ from pathlib import Path
 from serving.command.arguments import Command, served_names, vllm_command
 from serving.command.environment import api_key
 from serving.config import ServingConfig
+from serving.supervisor.diagnosis import why_not_loaded
 from serving.supervisor.group import kill_group
 from serving.supervisor.ports import reachable, reserved_port
 from serving.supervisor.signals import Stops
@@ -70,6 +71,7 @@ def running_server(
         port: None takes a free one.
 
     Raises:
+        ArtifactError: The server died while loading, and the model folder is broken.
         ConfigError: A key is required and missing, or the mode and the adapter do not fit.
         MissingError: vLLM is not installed.
         ServerError: The port is taken, or the server died or was not ready in time.
@@ -118,6 +120,7 @@ class Launch:
     """The data to start a server, and to start it again."""
 
     config: ServingConfig
+    model: ModelSource
     command: Command
     names: list[str]
     address: tuple[str, int]
@@ -149,7 +152,7 @@ def plan_launch(
         environ=os.environ,
     )  # fmt: skip
     key = api_key(config, host, os.environ)
-    return Launch(config, command, names, (reachable(host), port), key, log_path)
+    return Launch(config, model, command, names, (reachable(host), port), key, log_path)
 
 
 class Server:
@@ -207,7 +210,7 @@ class Server:
                 if stops.requested:
                     return False
                 if self.exit_code() is not None:
-                    raise self.death("while loading")
+                    raise why_not_loaded(self.death("while loading"), self.launch.model)
                 if time.monotonic() > deadline_s:
                     raise self._failure(
                         f"vLLM was not ready after {self.launch.config.ready_timeout_s:g} s",

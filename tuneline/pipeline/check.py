@@ -18,6 +18,7 @@ def check_run(run: Run) -> dict[str, str]:
     """
     from export import read_base
     from training import check_data
+    from tuneline.models.load import check_model
     from tuneline.models.source import resolve_model
 
     config = run.config
@@ -30,6 +31,7 @@ def check_run(run: Run) -> dict[str, str]:
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     names = filter(None, (config.data.path, config.data.heldout_path))
     files = {str(name): run.resolve(name) for name in names}
+    check_model(base.path, f"base model {base.name}")
     found |= check_data(config.training, base, files, config.data.system_prompt)
     if workload_inputs(run):
         found["load test"] = f"{config.loadtest.workload.path} is there"

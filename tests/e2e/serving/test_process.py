@@ -13,7 +13,7 @@ import pytest
 
 from serving.config import ServingConfig
 from serving.supervisor.process import running_server
-from tuneline.core.errors import ServerError
+from tuneline.core.errors import ArtifactError, ServerError
 from tuneline.models.source import ModelSource, resolve_model
 
 
@@ -25,7 +25,7 @@ def test_a_model_that_cannot_be_read_says_why(
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4096])
     log_path = tmp_path / "vllm.log"
-    with pytest.raises(ServerError) as caught:  # noqa: SIM117
+    with pytest.raises(ArtifactError) as caught:  # noqa: SIM117
         with running_server(
             ServingConfig(**serving_settings), resolve_model(str(broken)), name="t",
             log_path=log_path,
@@ -39,6 +39,8 @@ def test_a_model_that_cannot_be_read_says_why(
     assert len(shown) == 15
     assert "SafetensorError" in shown[-1], "they lead to the error, not past it"
     assert f"  whole log: {log_path}" in lines
+    assert any(f"{broken}: transformers cannot load it: SafetensorError" in line for line in lines)
+    assert caught.value.exit_code == 3
     assert "SafetensorError" in log_path.read_text()
 
 

@@ -14,6 +14,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.judging.server_metrics import COUNTERS, HISTOGRAMS, scrape
 from serving.chat import answers, converse
 from serving.config import ServedParityConfig
 from serving.parity import prove_served
@@ -103,6 +104,13 @@ def test_every_metric_that_is_relied_on_is_there(
     expected = {**VLLM_METRICS, **TUNELINE_METRICS}
     assert len(expected) > 20
     assert {name: types.get(name) for name in expected} == expected
+
+    read = scrape(merged_server.endpoint)
+    assert read is not None
+    histograms = [f"{name}_{part}" for name in HISTOGRAMS.values() for part in ("sum", "count")]
+    load_test_reads = {*COUNTERS.values(), *histograms}
+    assert len(load_test_reads) >= 14
+    assert load_test_reads <= read.values.keys()
 
     samples = {family.name: family.samples for family in families}
     info = samples["tuneline_artifact_info"]
