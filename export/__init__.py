@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from export.find_form import (
+        form_name,
+        open_chat,
+        open_form,
+        resolve_folder,
+        resolve_form,
+        resolve_weights,
+        weights_of_folder,
+    )
     from export.forms import (
         FORMS,
         MODEL_KINDS,
@@ -19,15 +28,6 @@ if TYPE_CHECKING:
         make_form,
         missing_modules,
         prepare_form,
-    )
-    from export.forms_on_disk import (
-        form_name,
-        open_chat,
-        open_form,
-        resolve_folder,
-        resolve_form,
-        resolve_weights,
-        weights_of_folder,
     )
     from export.graphs.to_onnx import export_onnx
     from export.merge.merge import merge as merge_adapter
@@ -46,13 +46,13 @@ _WHERE = {
     "CalibrationData": "export.forms:CalibrationData",
     "Form": "export.forms:Form",
     "export_onnx": "export.graphs.to_onnx:export_onnx",
-    "form_name": "export.forms_on_disk:form_name",
+    "form_name": "export.find_form:form_name",
     "install_calibration": "export.quantize.calibration_environment:install_calibration",
     "make_form": "export.forms:make_form",
     "merge_adapter": "export.merge.merge:merge",
     "missing_modules": "export.forms:missing_modules",
-    "open_chat": "export.forms_on_disk:open_chat",
-    "open_form": "export.forms_on_disk:open_form",
+    "open_chat": "export.find_form:open_chat",
+    "open_form": "export.find_form:open_form",
     "prepare_form": "export.forms:prepare_form",
     "prune_model": "export.prune:prune_model",
     "prove_model": "export.parity:prove_model",
@@ -60,11 +60,11 @@ _WHERE = {
     "quantize_calibrated": "export.quantize.calibrated:quantize_calibrated",
     "quantize_model": "export.quantize.quantize:quantize_model",
     "read_base": "export.weights.model_folder:read_base",
-    "resolve_folder": "export.forms_on_disk:resolve_folder",
-    "resolve_form": "export.forms_on_disk:resolve_form",
-    "resolve_weights": "export.forms_on_disk:resolve_weights",
+    "resolve_folder": "export.find_form:resolve_folder",
+    "resolve_form": "export.find_form:resolve_form",
+    "resolve_weights": "export.find_form:resolve_weights",
     "weight_tolerances": "export.parity:weight_tolerances",
-    "weights_of_folder": "export.forms_on_disk:weights_of_folder",
+    "weights_of_folder": "export.find_form:weights_of_folder",
     "write_model_card": "export.publish.model_card:write_model_card",
 }
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.config import ParityConfig
-from export.forms_on_disk import form_weights, open_form, weights_of_folder
+from export.find_form import form_weights, open_form, weights_of_folder
 from export.runtimes.scores import OpenedForm
 from export.runtimes.transformers_folder import sampling_defaults
 from tuneline.core.artifact import Artifact

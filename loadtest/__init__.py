@@ -17,7 +17,7 @@ from tuneline.core.lazy import lazy_face
 if TYPE_CHECKING:
     from loadtest.calibration.client import calibrate_client as calibrate_client
     from loadtest.report.files import read_report as read_report
-    from loadtest.report.forms import report_text as report_text
+    from loadtest.report.formats import report_text as report_text
     from loadtest.report.terminal import calibration_lines as calibration_lines
     from loadtest.report.terminal import report_lines as report_lines
     from loadtest.run import run_loadtest as run_loadtest
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loadtest.studies.compare import compare_endpoints as compare_endpoints
     from loadtest.studies.compare import compare_reports as compare_reports
     from loadtest.studies.cross_check import cross_check as cross_check
-    from loadtest.studies.objectives import require_objective as require_objective
+    from loadtest.studies.requirements import require_objective as require_objective
     from loadtest.studies.search import search_rate as search_rate
     from loadtest.studies.sweep import sweep_rates as sweep_rates
     from loadtest.workload.prompts import read_prompts as read_prompts
@@ -44,8 +44,8 @@ __getattr__ = lazy_face(
         "read_prompts": "loadtest.workload.prompts:read_prompts",
         "read_report": "loadtest.report.files:read_report",
         "report_lines": "loadtest.report.terminal:report_lines",
-        "report_text": "loadtest.report.forms:report_text",
-        "require_objective": "loadtest.studies.objectives:require_objective",
+        "report_text": "loadtest.report.formats:report_text",
+        "require_objective": "loadtest.studies.requirements:require_objective",
         "run_loadtest": "loadtest.run:run_loadtest",
         "run_shard": "loadtest.shards.shard:run_shard",
         "run_together": "loadtest.shards.rendezvous:run_together",

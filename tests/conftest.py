@@ -8,7 +8,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.skips import unexpected_skips
 from tuneline.core.progress import logger
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that skipped a test for a reason that `tests/skips.py` does not list."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return
+    reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", [])]
+    problems = unexpected_skips(reasons)
+    if problems and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    session.config.stash[SKIPS] = (len(reasons), problems)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    num_skipped, problems = config.stash.get(SKIPS, (0, []))
+    terminalreporter.write_line(f"skipped tests: {num_skipped}")
+    for problem in problems:
+        terminalreporter.write_line(f"error: {problem}", red=True)
+
+
+SKIPS = pytest.StashKey[tuple[int, list[str]]]()
 
 
 @pytest.fixture(autouse=True)

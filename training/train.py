@@ -63,6 +63,7 @@ def train_adapter(
         ArtifactError: `out` exists, or the base model cannot be loaded.
         DiskFullError: Checkpoints and adapter would not fit.
     """
+    # Over 60 lines: the frame of every training run, which reads from top to bottom.
     quiet_libraries()
     require_one_gpu()
     settings = config.model_dump(mode="json")

@@ -72,7 +72,7 @@ class ExportGroup(LazyGroup):
             AT + "export:export_merge",
             "Merge an adapter into its base: a run's own, or any with --base and --adapter.",
         ),
-        "form": Row("tuneline.commands.form_group:form_app", FORM),
+        "form": Row("tuneline.commands.export_form:form_app", FORM),
         "quantize": Row(
             AT + "export:export_quantize", "Quantize a model's linear layers to compressed-tensors."
         ),
@@ -101,6 +101,7 @@ class ExportGroup(LazyGroup):
 
 class LoadTestGroup(LazyGroup):
     default = "run"
+    renamed: ClassVar = {"merge": "join"}
     table: ClassVar = {
         "run": Row(
             AT + "loadtest:loadtest_run",

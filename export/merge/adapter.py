@@ -13,8 +13,8 @@ from export.merge.methods import (
     option_forms,
     unsupported_options,
 )
-from export.merge.methods.copies import COPY
 from export.merge.methods.method import Part
+from export.merge.methods.saved_modules import COPY
 from export.weights.tensor_file import (
     TORCH_DTYPES,
     Stored,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from export.merge.adapter import Adapter
 from export.merge.edits import read_edits
-from export.merge.methods import copies, method_of
+from export.merge.methods import method_of, saved_modules
 from export.merge.methods.method import Edit
 from export.merge.tied_head import settle_tied_head
 from export.weights.blocks import Change
@@ -75,7 +75,9 @@ def _weighted(adapter: Adapter, base: ModelFolder, name: str, edit: Edit) -> Edi
     if edit.copy is not None:
         shared = base.embedding if name == base.head and base.is_tied else name
         if not same_values(edit.copy, base.stored(shared or name)):
-            raise ArtifactError(f"{where}: {edit.copy.name}: {copies.METHOD.title} {merges_alone}")
+            raise ArtifactError(
+                f"{where}: {edit.copy.name}: {saved_modules.METHOD.title} {merges_alone}"
+            )
     for change in edit.changes:
         method = method_of(change)
         if method.add is None:

@@ -49,7 +49,21 @@ def write_loadtest(
     shutil.copytree(MANIFESTS / "loadtest", tree / "k8s" / "loadtest")
     directory = tree / "load-test"
     directory.mkdir()
-    kustomization = {
+    kustomization = _kustomization(config, name, model_digest)
+    write_yaml(directory / "kustomization.yaml", kustomization)
+    write_yaml(directory / "job.yaml", _job_patch(config, name, url, model, deadline_s))
+    write_yaml(directory / "run.yaml", run_config)
+    lines = _fitting([json.dumps(list(prompt), ensure_ascii=False) for prompt in prompts])
+    if len(lines) < len(prompts):
+        logger.info(
+            "load test: %d of %d prompts fit a ConfigMap and are taken", len(lines), len(prompts)
+        )
+    (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _kustomization(config: DeployConfig, name: str, model_digest: str) -> dict[str, Any]:
+    """Return the kustomization of the load test's Job."""
+    return {
         **common(config, name, model_digest),
         "resources": ["../k8s/loadtest"],
         "configMapGenerator": [
@@ -70,7 +84,12 @@ def write_loadtest(
             ),
         ],
     }
-    write_yaml(directory / "kustomization.yaml", kustomization)
+
+
+def _job_patch(
+    config: DeployConfig, name: str, url: str, model: str, deadline_s: int
+) -> dict[str, Any]:
+    """Return what one run changes in the Job of `manifests/loadtest`."""
     job = yaml.safe_load((MANIFESTS / "loadtest" / "job.yaml").read_text(encoding="utf-8"))
     (base,) = job["spec"]["template"]["spec"]["containers"]
     told = {"--url": url, "--model": model}
@@ -103,20 +122,12 @@ def write_loadtest(
             "parallelism": config.load_pods,
             "activeDeadlineSeconds": deadline_s + GATHER_S,
         }
-    patch = {
+    return {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
         "metadata": {"name": job["metadata"]["name"]},
         "spec": spec,
     }
-    write_yaml(directory / "job.yaml", patch)
-    write_yaml(directory / "run.yaml", run_config)
-    lines = _fitting([json.dumps(list(prompt), ensure_ascii=False) for prompt in prompts])
-    if len(lines) < len(prompts):
-        logger.info(
-            "load test: %d of %d prompts fit a ConfigMap and are taken", len(lines), len(prompts)
-        )
-    (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _job_facts(config: DeployConfig) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.inputs import open_run
+from tuneline.commands.opening import open_run
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.inputs import given, open_run, refuse, required
+from tuneline.commands.opening import given, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

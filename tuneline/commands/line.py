@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tuneline.commands.inputs import endpoint_of, open_run, refuse, required
+from tuneline.commands.opening import endpoint_of, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

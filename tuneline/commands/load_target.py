@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.commands.inputs import endpoint_of, open_run, refuse, required
+from tuneline.commands.opening import endpoint_of, open_run, refuse, required
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:

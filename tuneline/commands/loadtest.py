@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.inputs import open_run, refuse, required
 from tuneline.commands.load_target import Chosen, load_target
+from tuneline.commands.opening import open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

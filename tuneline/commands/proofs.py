@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.inputs import endpoint_of, is_url, open_run, refuse, required
+from tuneline.commands.opening import endpoint_of, is_url, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

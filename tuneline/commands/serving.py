@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneline.commands.inputs import endpoint_of, open_run, refuse, required
+from tuneline.commands.opening import endpoint_of, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

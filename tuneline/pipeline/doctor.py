@@ -30,6 +30,8 @@ FREE_DISK_GIB = 5.0
 
 def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     """Return one finding for each part of this machine: `what`, `found`, `ok`, `room`."""
+    from k8s import find_kubectl
+
     hardware = hardware_facts()
     findings: list[dict[str, Any]] = []
 
@@ -47,9 +49,9 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
         problems, installed = room_state(room)
         found = "; ".join(problems) + "; try, in the checkout: make setup"
         note(f"room {room}", found if problems else ", ".join(installed), not problems, room)
-    for tool, purpose in {"kubectl": "renders and applies k8s manifests"}.items():
-        path = shutil.which(tool)
-        note(tool, path or f"not found; it {purpose}", path is not None, "k8s")
+    kubectl = find_kubectl()
+    lack = "not found; it renders and applies k8s manifests"
+    note("kubectl", kubectl or lack, kubectl is not None, "k8s")
     for form, lack in _lacking_forms().items():
         note(f"form {form}", lack, True)
     key = "set" if os.environ.get("VLLM_API_KEY") else "not set; needed beyond loopback only"

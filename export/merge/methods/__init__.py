@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.merge.methods import bias, copies, dora, experts, ia3, loha, lora, lora_bias, token_rows
+from export.merge.methods import (
+    bias,
+    dora,
+    experts,
+    ia3,
+    loha,
+    lora,
+    lora_bias,
+    saved_modules,
+    token_rows,
+)
 from export.merge.methods.method import Config, Method, Part
 from export.merge.methods.targets import NEUTRAL, TargetOptions
 from export.weights.blocks import Change
 from tuneline.models.schemas import JsonForm
 
 METHODS: tuple[Method, ...] = (
-    copies.METHOD,
+    saved_modules.METHOD,
     bias.METHOD,
     token_rows.METHOD,
     experts.METHOD,

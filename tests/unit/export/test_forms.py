@@ -17,8 +17,8 @@ from export.config import (
     PruneConfig,
     QuantizeConfig,
 )
+from export.find_form import form_name, form_weights, resolve_form
 from export.forms import find_function, missing_modules
-from export.forms_on_disk import form_name, form_weights, resolve_form
 from tuneline.core.artifact import new_artifact
 from tuneline.core.config import StrictModel, validate_config
 from tuneline.core.errors import ConfigError
