@@ -36,6 +36,10 @@ OWN_FLAGS = {
 }
 
 
+NOT_SECRET_FLAGS = {"allow_credentials"}
+"""Flags of vLLM that are named like a secret and hold none: this flag is a CORS setting."""
+
+
 class ServedParityConfig(StrictModel):
     """How the server's answers are compared with the reference."""
 
@@ -105,7 +109,7 @@ class ServingConfig(StrictModel):
                 problems.append(f"{name} cannot be set here: {OWN_FLAGS[key]}")
             elif key in cls.model_fields:
                 problems.append(f"{name} cannot be set here: set serving.{key}")
-            elif is_secret_name(key):
+            elif is_secret_name(key) and key not in NOT_SECRET_FLAGS:
                 problems.append(f"{name} cannot be set here: secrets come from the environment")
         if problems:
             raise ValueError("; ".join(problems))

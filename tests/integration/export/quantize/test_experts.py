@@ -331,7 +331,7 @@ def test_a_folder_that_says_otherwise_than_it_stores_is_an_error(
     static["group_0"]["input_activations"].update(dynamic=False, strategy="tensor")
     assert "activations are quantized by tensor" in refusal(config["ignore"], config_groups=static)
     two = {"group_0": config["config_groups"]["group_0"], "group_1": static["group_0"]}
-    assert "by 2 schemes" in refusal(config["ignore"], config_groups=two)
+    assert "has 2 quantization schemes" in refusal(config["ignore"], config_groups=two)
 
     # As llm-compressor may say it.
     patterns = {**config, "ignore": ["lm_head", r"re:.*mlp\.gate$"]}
