@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
 from collections.abc import Callable
@@ -19,12 +20,12 @@ RowFunction = Callable[[torch.Tensor, int, int], torch.Tensor]
 """`change(block, start, stop)`: rows `start` to `stop` of a tensor, in float32, changed."""
 
 
-class Change:
+class Change(abc.ABC):
     """One change of one tensor, computed block by block."""
 
+    @abc.abstractmethod
     def load(self, dtype: torch.dtype) -> RowFunction:
         """Read the matrices of the change, for a tensor that is kept in `dtype`."""
-        raise NotImplementedError
 
     def is_same(self, other: Change) -> bool:
         """Return whether a change of a tied output layer gives the values that this change gives
