@@ -11,12 +11,12 @@ from statistics import median
 from typing import Any
 
 from training.config import DataConfig
+from training.data.row import Row
 from training.data.rows import read_rows
-from training.data.shapes import Row
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
-from tuneline.core.messages import Message
+from tuneline.core.messages import Message, content_of
 from tuneline.core.progress import logger
 
 TRAIN_FILE = "train.jsonl"
@@ -56,7 +56,7 @@ def prepare_dataset(
         "num_heldout": len(heldout),
         "num_prompts_with_different_answers": _contradictions(train),
         "num_heldout_prompts_with_different_answers": _contradictions(heldout),
-        "prompt_characters": _lengths([sum(len(m["content"]) for m in r.prompt) for r in train]),
+        "prompt_characters": _lengths([sum(len(content_of(m)) for m in r.prompt) for r in train]),
         "answer_characters": _lengths([len(row.answer) for row in train]),
     }
     _say(report)
@@ -76,8 +76,8 @@ def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> l
     lines = (dataset.path / file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     try:
         for number, line in enumerate(lines[:num_rows], start=1):
-            rows.append(Row.from_json(json.loads(line), number))
-    except (ValueError, KeyError, IndexError, TypeError):
+            rows.append(Row.from_json(json.loads(line), number, file))
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise NotAnArtifactError(
             f"{dataset.path / file}: line {number}: expected prompt and completion messages"
         ) from None
@@ -121,7 +121,7 @@ def _split(
 def _prompt_key(prompt: Sequence[Message]) -> str:
     """Return a key that is equal for prompts that differ only in case and spacing."""
     return json.dumps(
-        [[message["role"], " ".join(message["content"].casefold().split())] for message in prompt]
+        [[message["role"], " ".join(content_of(message).casefold().split())] for message in prompt]
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from training.data.formats import find_format
-from training.data.shapes import Row, RowProblem, read_shape
+from training.data.row import Row
+from training.data.shapes import RowProblem, read_shape
 from tuneline.core.errors import DataError
-from tuneline.core.messages import Message
 
 NUM_PROBLEMS_SHOWN = 20
 
@@ -31,10 +30,7 @@ def read_rows(path: Path, *, system_prompt: str | None = None) -> list[Row]:
         except RowProblem as problem:
             problems.append(f"{path}: line {number}: {problem}")
             continue
-        if system_prompt is not None and row.prompt[0]["role"] != "system":
-            system: Message = {"role": "system", "content": system_prompt}
-            row = replace(row, prompt=(system, *row.prompt))
-        rows.append(row)
+        rows.append(row.with_system(system_prompt))
     if problems:
         raise DataError(_shortened(problems), hint=source.hint(data))
     if not rows:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from training.data.row import Row
 from tuneline.core.messages import Message
 
 # Fields of the three shapes a row can have: required first, then optional ones.
@@ -15,35 +15,6 @@ SHAPES = {
     "prompt": (("prompt", "completion"), ()),
     "messages": (("messages",), ()),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training example: the chat up to the last user turn, and the answer to it."""
-
-    prompt: tuple[Message, ...]
-    answer: str
-    line: int
-    """Its line in the file, from 1."""
-
-    @property
-    def messages(self) -> list[Message]:
-        """Return the whole conversation, the answer last."""
-        return [*self.prompt, {"role": "assistant", "content": self.answer}]
-
-    @classmethod
-    def from_json(cls, value: Any, line: int) -> Row:
-        """Return the row that `as_json` wrote.
-
-        Raises:
-            ValueError, KeyError, IndexError, TypeError: `value` is not such a row.
-        """
-        return cls(tuple(value["prompt"]), value["completion"][0]["content"], line)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return TRL's conversational prompt-completion form."""
-        completion = [{"role": "assistant", "content": self.answer}]
-        return {"prompt": list(self.prompt), "completion": completion}
 
 
 class RowProblem(Exception):
@@ -59,7 +30,8 @@ def read_shape(fields: dict[str, Any], line: int) -> Row:
     shape = _find_shape(fields)
     _check_fields(fields, shape)
     prompt, answer = _READERS[shape](fields)
-    return Row(tuple(prompt), answer, line)
+    completion: Message = {"role": "assistant", "content": answer}
+    return Row(tuple(prompt), (completion,), line=line)
 
 
 def _find_shape(row: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training.config import EvaluationConfig
 from training.data.prepare import dataset_rows
-from training.data.shapes import Row
+from training.data.row import Row
 from training.evaluation.results import write_results
 from training.evaluation.scoring import Prediction, predict
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact

@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from training.config import TrainingConfig
-from training.data.shapes import Row
+from training.data.row import Row
 from training.loop.answer_loss import add_answer_loss
 from training.loop.batches import GroupedByLength
 from training.methods import Method

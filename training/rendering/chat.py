@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from training.data.shapes import Row
+from training.data.row import Row
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.chat import conversation_token_ids, prompt_token_ids
 
@@ -65,10 +65,9 @@ def render_rows(
 
 def _render(tokenizer: Any, row: Row, stop_ids: frozenset[int], file: str) -> Rendered:
     where = f"{file}: line {row.line}"
-    messages = [*row.prompt, {"role": "assistant", "content": row.answer}]
     try:
         prompt = prompt_token_ids(tokenizer, row.prompt)
-        whole = conversation_token_ids(tokenizer, messages)
+        whole = conversation_token_ids(tokenizer, row.messages)
     except TemplateError as error:
         raise DataError(f"{where}: the chat template refuses the row: {error}") from None
     if whole[: len(prompt)] != prompt:

@@ -10,6 +10,7 @@ from typing import Any
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.kinds import KINDS
+from tuneline.core.messages import content_of
 from tuneline.pipeline.stage import Stage
 
 Done = Sequence[tuple[Stage, Artifact]]
@@ -94,7 +95,7 @@ def _example(evaluations: Done) -> list[str]:
         with payload_path(evaluation).open(encoding="utf-8") as file:
             answers.append((stage.label, json.loads(file.readline())))
     _, first = answers[0]
-    lines = ["\nThe first of them", *_quoted("asked", first["prompt"][-1]["content"])]
+    lines = ["\nThe first of them", *_quoted("asked", content_of(first["prompt"][-1]))]
     for label, prediction in answers:
         lines += _quoted(label, prediction["answer"])
     return [*lines, *_quoted("expected", first["expected"])]

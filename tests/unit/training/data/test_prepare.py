@@ -134,6 +134,6 @@ def test_a_problem_in_the_heldout_file_names_that_file(tmp_path: Path) -> None:
 
 def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
     dataset = _prepare(tmp_path, MANY)
-    (dataset.path / TRAIN_FILE).write_text('{"text": "a"}\n')
+    (dataset.path / TRAIN_FILE).write_text('{"words": "a"}\n')
     with pytest.raises(NotAnArtifactError, match=r"train\.jsonl: line 1"):
         dataset_rows(dataset, TRAIN_FILE)

@@ -7,16 +7,22 @@ from typing import Any
 import pytest
 
 from tests.integration.training.tiny import CHATML, make_tokenizer
-from training.data.shapes import Row
+from training.data.row import Row
 from training.rendering.chat import IGNORED, Rendered, render_rows
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.chat import prompt_token_ids, require_chat_template
 from tuneline.models.stop_tokens import served_stop_ids
 
-ROWS = [
-    Row(({"role": "user", "content": "Hi there"},), "Ho", 1),
-    Row(({"role": "user", "content": "How long?"},), "Quite a long answer", 2),
-]
+
+def _row(question: str, answer: str, line: int) -> Row:
+    return Row(
+        ({"role": "user", "content": question},),
+        ({"role": "assistant", "content": answer},),
+        line=line,
+    )
+
+
+ROWS = [_row("Hi there", "Ho", 1), _row("How long?", "Quite a long answer", 2)]
 
 NO_STOP = CHATML.replace("<|im_end|>\n{% endfor %}", "\n{% endfor %}")
 OTHER_STOP = CHATML.replace("<|im_end|>", "<|im_start|>")
@@ -83,7 +89,7 @@ def test_a_template_whose_prompt_is_no_prefix_is_an_error() -> None:
 
 
 def test_a_stop_token_inside_an_answer_is_an_error() -> None:
-    row = Row(({"role": "user", "content": "Hi"},), "One<|im_end|>two", 7)
+    row = _row("Hi", "One<|im_end|>two", 7)
     with pytest.raises(DataError, match="line 7: the answer holds the stop token") as caught:
         _render(CHATML, [row])
     assert "two" in caught.value.message

@@ -1,0 +1,130 @@
+"""One row of training data, in the form that every step after intake reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+from tuneline.core.messages import Message, content_of
+
+Kind = Literal["answer", "preference", "label", "prompt", "text"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example.
+
+    Attributes:
+        prompt: The conversation up to the last turn before the answer; empty for plain text.
+        completion: The answer, normally one assistant message. Of a preference pair, the chosen
+            answer.
+        rejected: Of a preference pair, the answer that is worse.
+        label: Of an answer without a pair, whether it is a good one.
+        tools: The tools that the conversation may call, as OpenAI's JSON.
+        text: Plain text, which has no turns.
+        untrained: Indices of assistant messages of `prompt` that the data excludes from the loss.
+        fields: The other columns, as they were read.
+        line: Its line or row in the file, from 1.
+        file: The file's name.
+    """
+
+    prompt: tuple[Message, ...] = ()
+    completion: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    text: str | None = None
+    untrained: tuple[int, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    line: int = 0
+    file: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """Return what the row can train: each training method names the kinds that it takes."""
+        if self.text is not None:
+            return "text"
+        if self.rejected:
+            return "preference"
+        if self.label is not None:
+            return "label"
+        return "answer" if self.completion else "prompt"
+
+    @property
+    def messages(self) -> list[Message]:
+        """Return the whole conversation, the answer last."""
+        return [*self.prompt, *self.completion]
+
+    @property
+    def answer(self) -> str:
+        """Return the text of the last message of the answer; empty if there is none."""
+        return content_of(self.completion[-1]) if self.completion else ""
+
+    def with_system(self, prompt: str | None) -> Row:
+        """Return the row with a system message in front, if it is a chat that has none."""
+        has_own = bool(self.prompt) and self.prompt[0]["role"] in ("system", "developer")
+        if prompt is None or has_own or self.text is not None:
+            return self
+        return replace(
+            self,
+            prompt=({"role": "system", "content": prompt}, *self.prompt),
+            untrained=tuple(index + 1 for index in self.untrained),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row in TRL's conversational keys; absent parts have no key.
+
+        `{"prompt", "completion"}`, with `"label"` if there is one; `{"prompt", "chosen",
+        "rejected"}`; `{"prompt"}`; or `{"text"}`. `tools`, `untrained` and `fields` follow where
+        they are not empty. `fields` is one object, so that no column hides a key.
+        """
+        row: dict[str, Any] = {}
+        if self.text is not None:
+            row["text"] = self.text
+        else:
+            row["prompt"] = list(self.prompt)
+        if self.rejected:
+            row |= {"chosen": list(self.completion), "rejected": list(self.rejected)}
+        elif self.completion:
+            row["completion"] = list(self.completion)
+        if self.label is not None:
+            row["label"] = self.label
+        for name in ("tools", "untrained"):
+            if getattr(self, name):
+                row[name] = list(getattr(self, name))
+        if self.fields:
+            row["fields"] = dict(self.fields)
+        return row
+
+    @classmethod
+    def from_json(cls, value: Any, line: int, file: str = "") -> Self:
+        """Return the row that `as_json` wrote.
+
+        Raises:
+            ValueError, KeyError, AttributeError, TypeError: `value` is not such a row.
+        """
+        text, label = value.get("text"), value.get("label")
+        if not isinstance(text, str | None) or not isinstance(label, bool | None):
+            raise TypeError("expected text and a boolean label")
+        return cls(
+            prompt=_messages([] if text is not None else value["prompt"]),
+            completion=_messages(value.get("chosen", value.get("completion", []))),
+            rejected=_messages(value.get("rejected", [])),
+            label=label,
+            tools=tuple(value.get("tools", [])),
+            text=text,
+            untrained=tuple(value.get("untrained", [])),
+            fields=dict(value.get("fields", {})),
+            line=line,
+            file=file,
+        )
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        raise TypeError("expected a list of messages")
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message["role"], str):
+            raise TypeError("expected messages with a role")
+    return tuple(value)
