@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from export.prune import prune_model
     from export.publish.model_card import write_model_card
     from export.publish.push import push_model
-    from export.quantize.calibrated import quantize_calibrated
-    from export.quantize.calibration_environment import install_calibration
+    from export.quantize.llm_compressor import quantize_calibrated
+    from export.quantize.llm_compressor_environment import install_calibration
     from export.quantize.quantize import quantize_model
     from export.weights.model_folder import read_base
 
@@ -47,7 +47,7 @@ _WHERE = {
     "Form": "export.forms:Form",
     "export_onnx": "export.graphs.to_onnx:export_onnx",
     "form_name": "export.find_form:form_name",
-    "install_calibration": "export.quantize.calibration_environment:install_calibration",
+    "install_calibration": "export.quantize.llm_compressor_environment:install_calibration",
     "make_form": "export.forms:make_form",
     "merge_adapter": "export.merge.merge:merge",
     "missing_modules": "export.forms:missing_modules",
@@ -57,7 +57,7 @@ _WHERE = {
     "prune_model": "export.prune:prune_model",
     "prove_model": "export.parity:prove_model",
     "push_model": "export.publish.push:push_model",
-    "quantize_calibrated": "export.quantize.calibrated:quantize_calibrated",
+    "quantize_calibrated": "export.quantize.llm_compressor:quantize_calibrated",
     "quantize_model": "export.quantize.quantize:quantize_model",
     "read_base": "export.weights.model_folder:read_base",
     "resolve_folder": "export.find_form:resolve_folder",

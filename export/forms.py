@@ -121,14 +121,14 @@ def _calibrated(title: str, method: str, scheme: str, weights: str) -> Form:
         kind=MODEL,
         weights=weights,
         config=CalibratedConfig,
-        make="export.quantize.calibrated:quantize_calibrated",
+        make="export.quantize.llm_compressor:quantize_calibrated",
         fixed={"method": method, "scheme": scheme},
         run_options=lambda export: {
             **export.calibration.model_dump(),
             **_group_size(scheme, export),
         },
         needs_data=True,
-        prepare="export.quantize.calibration_environment:calibration_python",
+        prepare="export.quantize.llm_compressor_environment:calibration_python",
     )
 
 

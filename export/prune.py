@@ -34,7 +34,7 @@ from export.weights.writer import COMPANION_BYTES
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, require_disk_space
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import progress
-from tuneline.models.companions import check_companions, copy_companions
+from tuneline.models.companion_files import check_companions, copy_companions
 from tuneline.models.folder import CONFIG, INDEX
 from tuneline.models.source import ModelSource
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from loadtest.calibration.client import calibrate_client as calibrate_client
+    from loadtest.calibration.calibrate import calibrate_client as calibrate_client
     from loadtest.report.files import read_report as read_report
     from loadtest.report.formats import report_text as report_text
     from loadtest.report.terminal import calibration_lines as calibration_lines
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loadtest.studies.compare import compare_endpoints as compare_endpoints
     from loadtest.studies.compare import compare_reports as compare_reports
     from loadtest.studies.cross_check import cross_check as cross_check
-    from loadtest.studies.requirements import require_objective as require_objective
+    from loadtest.studies.judgeable_objectives import require_objective as require_objective
     from loadtest.studies.search import search_rate as search_rate
     from loadtest.studies.sweep import sweep_rates as sweep_rates
     from loadtest.workload.prompts import read_prompts as read_prompts
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __getattr__ = lazy_face(
     __name__,
     {
-        "calibrate_client": "loadtest.calibration.client:calibrate_client",
+        "calibrate_client": "loadtest.calibration.calibrate:calibrate_client",
         "calibration_lines": "loadtest.report.terminal:calibration_lines",
         "compare_endpoints": "loadtest.studies.compare:compare_endpoints",
         "compare_reports": "loadtest.studies.compare:compare_reports",
@@ -45,7 +45,7 @@ __getattr__ = lazy_face(
         "read_report": "loadtest.report.files:read_report",
         "report_lines": "loadtest.report.terminal:report_lines",
         "report_text": "loadtest.report.formats:report_text",
-        "require_objective": "loadtest.studies.requirements:require_objective",
+        "require_objective": "loadtest.studies.judgeable_objectives:require_objective",
         "run_loadtest": "loadtest.run:run_loadtest",
         "run_shard": "loadtest.shards.shard:run_shard",
         "run_together": "loadtest.shards.rendezvous:run_together",

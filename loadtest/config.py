@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from loadtest.arrivals import ARRIVALS, option_problems, slowest_rps
+from loadtest.arrivals.table import ARRIVALS, option_problems, slowest_rps
 from loadtest.percentiles import percentile_of
 from tuneline.core.config import StrictModel, apply_override, validate_config
 from tuneline.core.errors import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loadtest.client.probe import Served, probe
+from loadtest.client.server_check import Served, probe
 from loadtest.config import LoadTestConfig
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, load_report, summary_metrics

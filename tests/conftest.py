@@ -70,7 +70,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 @pytest.fixture(scope="session")
 def calibration() -> Path:
     """llm-compressor's own environment, made on first use."""
-    from export.quantize.calibration_environment import install_calibration
+    from export.quantize.llm_compressor_environment import install_calibration
     from tuneline.core.errors import MissingError
 
     try:

@@ -32,16 +32,14 @@ DEPLOY = "Write Kubernetes manifests from a run."
 
 class TunelineGroup(LazyGroup):
     table: ClassVar = {
-        "check": Row(AT + "line:check", "Validate a run before anything is trained."),
-        "plan": Row(AT + "line:plan", "Show what `up` would run, and why."),
-        "up": Row(AT + "line:up", "Run the whole line."),
-        "train": Row(AT + "line:train", "Fine-tune a LoRA adapter and record its answers."),
-        "evaluate": Row(
-            AT + "line:evaluate", "Score base, tuned and served model on held-out rows."
-        ),
+        "check": Row(AT + "up:check", "Validate a run before anything is trained."),
+        "plan": Row(AT + "up:plan", "Show what `up` would run, and why."),
+        "up": Row(AT + "up:up", "Run the whole line."),
+        "train": Row(AT + "up:train", "Fine-tune a LoRA adapter and record its answers."),
+        "evaluate": Row(AT + "up:evaluate", "Score base, tuned and served model on held-out rows."),
         "export": Row("tuneline.cli:export_app", EXPORT),
         "prove": Row(
-            AT + "proofs:prove", "Compare every form with the trained model, with a verdict."
+            AT + "prove:prove", "Compare every form with the trained model, with a verdict."
         ),
         "serve": Row(AT + "serving:serve", "Serve a run's model, or any folder, with vLLM."),
         "chat": Row(
@@ -61,7 +59,7 @@ class TunelineGroup(LazyGroup):
             AT + "artifacts:inspect", "Show an artifact's manifest, or every artifact of a run."
         ),
         "verify": Row(AT + "artifacts:verify", "Compare every byte with the manifests."),
-        "doctor": Row(AT + "line:doctor", "Say what this machine has and lacks."),
+        "doctor": Row(AT + "doctor:doctor", "Say what this machine has and lacks."),
     }
 
 
@@ -108,24 +106,26 @@ class LoadTestGroup(LazyGroup):
             "Load-test a run's endpoint, or any OpenAI-compatible server with --url.",
         ),
         "search": Row(
-            AT + "studies:search", "Find the highest rate at which every objective holds."
+            AT + "load_studies:search", "Find the highest rate at which every objective holds."
         ),
         "sweep": Row(
-            AT + "studies:sweep",
+            AT + "load_studies:sweep",
             "Measure several rates and draw latency and throughput against them.",
         ),
-        "compare": Row(AT + "studies:compare", "Say whether B is slower than A."),
+        "compare": Row(AT + "load_studies:compare", "Say whether B is slower than A."),
         "calibrate": Row(
-            AT + "studies:calibrate",
+            AT + "load_studies:calibrate",
             "Measure what the client itself adds, against a bundled server of known delays.",
         ),
         "cross-check": Row(
-            AT + "studies:cross_check",
+            AT + "load_studies:cross_check",
             "Send one open-loop schedule with the openai client too, and compare what both saw.",
         ),
-        "join": Row(AT + "reports:join", "Join the shards of several load pods into one report."),
+        "join": Row(
+            AT + "load_reports:join", "Join the shards of several load pods into one report."
+        ),
         "report": Row(
-            AT + "reports:report",
+            AT + "load_reports:report",
             "Print a load report as a table, JSON, CSV, vLLM's benchmark JSON or Prometheus text.",
         ),
     }

@@ -19,7 +19,7 @@ from export.runtimes.transformers_folder import load_model
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
-from tuneline.models.companions import copy_companions
+from tuneline.models.companion_files import copy_companions
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource
 

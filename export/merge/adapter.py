@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.merge.methods import (
+from export.merge.methods.method import Part
+from export.merge.methods.saved_modules import COPY
+from export.merge.methods.table import (
     PEFT_TYPES,
     find_suffix,
     methods_of,
     option_forms,
     unsupported_options,
 )
-from export.merge.methods.method import Part
-from export.merge.methods.saved_modules import COPY
 from export.weights.tensor_file import (
     TORCH_DTYPES,
     Stored,

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from export.merge.adapter import Adapter
-from export.merge.methods import methods_of
 from export.merge.methods.method import BaseTensor, Edits, MergeContext, Method, Want
 from export.merge.methods.saved_modules import saved_by
+from export.merge.methods.table import methods_of
 from export.merge.methods.targets import is_targeted
 from export.merge.tied_head import ties_changes
 from export.weights.model_folder import ModelFolder

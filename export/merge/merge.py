@@ -29,7 +29,7 @@ from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger, progress
-from tuneline.models.companions import (
+from tuneline.models.companion_files import (
     chat_template,
     check_companions,
     copy_companions,

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from export.merge.adapter import Adapter
-from export.merge.edits import read_edits
-from export.merge.methods import method_of, saved_modules
+from export.merge.adapter_edits import read_edits
+from export.merge.methods import saved_modules
 from export.merge.methods.method import Edit
+from export.merge.methods.table import method_of
 from export.merge.tied_head import settle_tied_head
 from export.weights.blocks import Change
 from export.weights.families import HEAD

@@ -26,7 +26,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
-from tuneline.models.companions import has_tokenizer
+from tuneline.models.companion_files import has_tokenizer
 from tuneline.models.tokenizer import load_tokenizer
 
 MergeBase = Literal["original", "dequantized"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from export.merge.adapter import Adapter
-from export.merge.methods import method_of
 from export.merge.methods.method import Edit, Edits
+from export.merge.methods.table import method_of
 from export.weights.families import HEAD, NEOX_HEAD
 from export.weights.model_folder import ModelFolder
 from export.weights.tensor_file import Stored, same_values

@@ -27,7 +27,7 @@ from export.weights.writer import in_mib, require_free, write_files
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import progress
-from tuneline.models.companions import check_companions, copy_companions
+from tuneline.models.companion_files import check_companions, copy_companions
 from tuneline.models.source import ModelSource
 
 OF_TEXT = re.compile(r"^((model|language_model|text_model)\.)+")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.arrivals import pattern_of
 from loadtest.arrivals.pattern import Draw
+from loadtest.arrivals.table import pattern_of
 from loadtest.config import Scenario
 
 

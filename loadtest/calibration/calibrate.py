@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.arrivals import brief
+from loadtest.arrivals.table import brief
 from loadtest.calibration.start import known_server
 from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
 from loadtest.client.records import SUCCEEDED, Records
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.judging.latency import tpot_s
+from loadtest.judging.validity import calibration_problems, lag_budget_s
 from loadtest.report.schema import Calibration
 
 TTFT_S = 0.1
@@ -24,6 +25,31 @@ NUM_TOKENS = 32
 LOAD_S = 2.0
 MAX_REQUESTS = 5000
 MAX_BUSY_SHARE = 0.5
+
+
+def calibrate_client(
+    config: LoadTestConfig, *, tls: bool = False
+) -> tuple[dict[str, Calibration], list[str]]:
+    """Measure what the client adds at the load of each scenario.
+
+    Args:
+        tls: Whether the endpoint is reached over TLS: decrypting costs the client time.
+
+    Returns:
+        The calibration of each scenario by name, and the problems of a client that adds too much.
+
+    Raises:
+        ServerError: The bundled server or a client process died.
+    """
+    found = {one.name: calibrate(config, one, tls=tls) for one in config.scenarios}
+    problems = [
+        f"{scenario.name}: {problem}"
+        for scenario in config.scenarios
+        for problem in calibration_problems(
+            found[scenario.name], lag_budget_s(config, scenario.slo or config.slo)
+        )
+    ]
+    return found, problems
 
 
 def calibrate(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.calibration.certificate import write_certificate
-from loadtest.client.probe import MAX_PAGE_BYTES, get
 from loadtest.client.processes import subprocess_environment
+from loadtest.client.server_check import MAX_PAGE_BYTES, get
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loadtest.arrivals import peak_rps
 from loadtest.arrivals.schedule import arrival_times
+from loadtest.arrivals.table import peak_rps
 from loadtest.client.plan import Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
 from loadtest.config import LoadTestConfig, Scenario

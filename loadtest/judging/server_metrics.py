@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from loadtest.client.probe import MAX_PAGE_BYTES, get
+from loadtest.client.server_check import MAX_PAGE_BYTES, get
 from loadtest.report.schema import Reconciliation
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.client.probe import Served
 from loadtest.client.records import SUCCEEDED, Records
+from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.judging.latency import distribution, latency_values
 from loadtest.judging.statistics import Statistics

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.client.plan import Plan
-from loadtest.client.probe import Served
 from loadtest.client.processes import Measured
 from loadtest.client.records import Records, join_records
+from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig
 from loadtest.judging.server_metrics import COUNTERS, Scrape
 from loadtest.measure import judged, server_figures

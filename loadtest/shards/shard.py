@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.arrivals import rates
+from loadtest.arrivals.table import rates
 from loadtest.calibration.calibrate import calibrate
 from loadtest.client.plan import Plan
 from loadtest.client.prepare import make_plan, plan_digest
-from loadtest.client.probe import Served
 from loadtest.client.processes import Measured
+from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.judging.server_metrics import Scrape, scrape, settled_scrape
 from loadtest.measure import run_plan

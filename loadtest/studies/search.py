@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from loadtest.client.probe import Served
+from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig
 from loadtest.judging.intervals import CONFIDENCE
 from loadtest.report.build import endpoint_report
@@ -17,8 +17,8 @@ from loadtest.report.plots import plot_rates
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
 from loadtest.studies.bracket import LOWEST_SHARE, Outcome, bracket
-from loadtest.studies.probe import measure_rate, summarize_rate
-from loadtest.studies.requirements import require_objective
+from loadtest.studies.judgeable_objectives import require_objective
+from loadtest.studies.measure_rate import measure_rate, summarize_rate
 from loadtest.studies.schema import Capacity, Probe, SearchReport
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint

@@ -13,7 +13,7 @@ from loadtest.report.files import records_path, write_document
 from loadtest.report.plots import plot_rates
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
-from loadtest.studies.probe import measure_rate, summarize_rate
+from loadtest.studies.measure_rate import measure_rate, summarize_rate
 from loadtest.studies.schema import SweepReport
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint

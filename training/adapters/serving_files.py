@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneline.models.companions import copy_tokenizer
+from tuneline.models.companion_files import copy_tokenizer
 from tuneline.models.folder import CHAT_TEMPLATE, GENERATION_CONFIG, read_json, write_json
 from tuneline.models.schemas import GenerationConfig
 

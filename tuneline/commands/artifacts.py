@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.opening import open_run
+from tuneline.commands.option_values import open_run
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -28,8 +28,8 @@ def inspect(
 ) -> None:
     """Show an artifact's manifest, or every artifact of a run."""
     from tuneline.core.artifact import open_artifact
+    from tuneline.pipeline.artifact_summary import describe_artifact, summarize
     from tuneline.pipeline.plan import all_current
-    from tuneline.pipeline.results import describe_artifact, summarize
 
     if target.is_dir():
         artifact = open_artifact(target)

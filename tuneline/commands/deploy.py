@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneline.commands.opening import open_run, required
+from tuneline.commands.option_values import open_run, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.opening import given, open_run, refuse, required
+from tuneline.commands.option_values import given, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -22,7 +22,7 @@ from tuneline.commands.options import (
     RunsDir,
 )
 from tuneline.commands.printing import emit, emit_artifact
-from tuneline.commands.running import run_stages
+from tuneline.commands.run_stages import run_stages
 from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tuneline.commands.opening import required
+from tuneline.commands.option_values import required
 from tuneline.commands.options import AsJson
 from tuneline.commands.printing import emit_artifact
 

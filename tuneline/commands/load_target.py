@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.commands.opening import endpoint_of, open_run, refuse, required
+from tuneline.commands.option_values import endpoint_of, open_run, refuse, required
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from loadtest.config import LoadTestConfig
-    from tuneline.pipeline.targets import LoadTarget
+    from tuneline.pipeline.finished_run import LoadTarget
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
     """
     from loadtest import read_prompts
     from tuneline.core.dataset import heldout_prompts
+    from tuneline.pipeline.finished_run import LoadTarget, serve_for_loadtest
     from tuneline.pipeline.plan import current
     from tuneline.pipeline.stage import DATASET
-    from tuneline.pipeline.targets import LoadTarget, serve_for_loadtest
 
     run_file, prompts = chosen.run_file, chosen.prompts
     if chosen.url is None and run_file is not None:

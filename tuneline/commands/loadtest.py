@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.load_target import Chosen, load_target
-from tuneline.commands.opening import open_run, refuse, required
+from tuneline.commands.option_values import open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -29,12 +29,12 @@ from tuneline.commands.options import (
     Url,
 )
 from tuneline.commands.printing import emit_artifact
-from tuneline.commands.running import run_stages
+from tuneline.commands.run_stages import run_stages
 from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
-    from tuneline.pipeline.targets import LoadTarget
+    from tuneline.pipeline.finished_run import LoadTarget
 
 
 LATEST_START = 1e10

@@ -43,8 +43,8 @@ def emit(document: Any, lines: list[str], as_json: bool) -> None:
 
 def emit_artifact(artifact: Artifact, as_json: bool) -> None:
     """Print an artifact's manifest, and the payload of a kind that is printed whole."""
-    from tuneline.core.kinds import KINDS
-    from tuneline.pipeline.results import describe_artifact, payload_path
+    from tuneline.core.artifact_kinds import KINDS
+    from tuneline.pipeline.artifact_summary import describe_artifact, payload_path
 
     document = {"path": str(artifact.path), **artifact.manifest.model_dump()}
     if artifact.kind in KINDS and KINDS[artifact.kind].is_printed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneline.commands.opening import endpoint_of, open_run, refuse, required
+from tuneline.commands.option_values import endpoint_of, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -114,7 +114,7 @@ def _to_serve(
     from serving.config import ServingConfig
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
-    from tuneline.pipeline.targets import served_by_run
+    from tuneline.pipeline.finished_run import served_by_run
 
     if target.is_dir():
         refuse("with a model folder", {"--set": overrides})

@@ -6,8 +6,8 @@ import json
 from enum import StrEnum
 
 from tuneline.core.artifact import Artifact
+from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.errors import InconclusiveError, InvalidError, VerdictError
-from tuneline.core.kinds import KINDS
 
 
 class Verdict(StrEnum):

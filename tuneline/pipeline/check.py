@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tuneline.core.digests import short_digest
-from tuneline.pipeline.inputs import workload_inputs
 from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.stage_inputs import workload_inputs
 
 
 def check_run(run: Run) -> dict[str, str]:

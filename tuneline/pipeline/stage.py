@@ -11,8 +11,8 @@ from tuneline.core.artifact import Artifact, Input
 from tuneline.core.config import StrictModel
 from tuneline.core.endpoint import Endpoint
 from tuneline.models.source import ModelSource
-from tuneline.pipeline.inputs import base_input
 from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.stage_inputs import base_input
 
 Made = dict[str, Artifact]
 """Artifacts by the name of their stage."""
@@ -50,7 +50,7 @@ class Stage:
         name: Also the first part of its artifact's directory name.
         title: The step in a few words, for people.
         group: The part of the line; commands run stages by group or by kind.
-        kind: The kind of its artifact, a row of `core.kinds.KINDS`, which also has its verdict.
+        kind: The kind of its artifact, a row of `KINDS` in `core.artifact_kinds`.
         sections: The configuration that decides its result, as far as its fields are keyed.
         needs: Names of the stages whose artifacts it reads.
         step: Writes the artifact.

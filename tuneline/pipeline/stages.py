@@ -10,7 +10,6 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import heldout_prompts
 from tuneline.models.source import computed_dtype
 from tuneline.pipeline.form_stages import form_stages
-from tuneline.pipeline.inputs import data_inputs, loadtest_inputs, workload_inputs
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import model_source, served, served_stage
 from tuneline.pipeline.stage import (
@@ -24,6 +23,7 @@ from tuneline.pipeline.stage import (
     Made,
     Stage,
 )
+from tuneline.pipeline.stage_inputs import data_inputs, loadtest_inputs, workload_inputs
 
 
 def _dataset(line: Line, _made: Made, out: Path) -> Artifact:

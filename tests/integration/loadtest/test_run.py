@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from loadtest import read_prompts, run_loadtest
-from loadtest.client import probe
+from loadtest.client import server_check
 from loadtest.config import SLO, LoadTestConfig, Scenario
 from tests.integration.loadtest.small import Answering
 from tuneline.core.artifact import Input, open_artifact, verify_artifact
@@ -231,10 +231,10 @@ def dripping(head: bytes, piece: bytes, pause_s: float) -> Iterator[str]:
 def test_an_answer_without_an_end_is_not_waited_for(
     head: bytes, piece: bytes, pause_s: float, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(server_check, "TIMEOUT_S", 1.0)
     began_s = time.monotonic()
     with dripping(head, piece, pause_s) as url, pytest.raises(ServerError, match=message):
-        probe.get(url, "/v1/models", None)
+        server_check.get(url, "/v1/models", None)
     assert time.monotonic() - began_s < 5
 
 

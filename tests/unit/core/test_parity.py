@@ -16,7 +16,7 @@ from tuneline.core.tolerances import (
     add_tolerances,
 )
 from tuneline.core.verdict import require_verdict
-from tuneline.pipeline.results import summarize
+from tuneline.pipeline.artifact_summary import summarize
 
 
 def answer(

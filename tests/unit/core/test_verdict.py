@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.errors import VerdictError
-from tuneline.core.kinds import KINDS
 from tuneline.core.verdict import Verdict, read_verdict, require_verdict
 
 WITH_VERDICT = ("parity", "load-report", "load-search", "load-sweep", "load-comparison")

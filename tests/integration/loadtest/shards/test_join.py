@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from loadtest.client.prepare import make_plan
-from loadtest.client.probe import Served
 from loadtest.client.processes import Measured, run_workers
 from loadtest.client.records import Records
+from loadtest.client.server_check import Served
 from loadtest.measure import judged
 from loadtest.run import run_loadtest
 from loadtest.shards.join import join_shards

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loadtest.config import SLO
-from loadtest.studies.probe import measure_rate, summarize_rate
-from loadtest.studies.requirements import require_objective
+from loadtest.studies.judgeable_objectives import require_objective
+from loadtest.studies.measure_rate import measure_rate, summarize_rate
 from loadtest.studies.search import replicas, search_rate
 from loadtest.studies.sweep import sweep_rates
 from tests.integration.loadtest.small import PROMPTS, config, report_of

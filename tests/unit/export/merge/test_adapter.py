@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from export.merge.adapter import PREFIX, parse_key
-from export.merge.methods import METHODS, PEFT_TYPES, unsupported_options
+from export.merge.methods.table import METHODS, PEFT_TYPES, unsupported_options
 from tests.unit.export.merge.made import adapter_of
 from tuneline.core.errors import ArtifactError
 from tuneline.models.adapter_config import foreign_options

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from tuneline.cli import app
-from tuneline.commands.opening import DEFAULT_KEY_ENV
+from tuneline.commands.option_values import DEFAULT_KEY_ENV
 
 
 def _parse(command: list[str], args: list[str]) -> dict[str, Any]:

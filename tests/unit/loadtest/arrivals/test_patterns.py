@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.arrivals import ARRIVALS, brief, peak_rps, rates, slowest_rps
+from loadtest.arrivals.table import ARRIVALS, brief, peak_rps, rates, slowest_rps
 from loadtest.arrivals.trace import busiest_second
 from loadtest.config import LoadTestConfig, Scenario, longest_s
 

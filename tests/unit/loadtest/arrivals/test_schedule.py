@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.arrivals import ARRIVALS
 from loadtest.arrivals.dispersion import ARRIVALS_PER_BIN, dispersion
 from loadtest.arrivals.schedule import arrival_times
+from loadtest.arrivals.table import ARRIVALS
 from loadtest.config import Scenario
 
 SEEDS = range(20)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.opening import required
+from tuneline.commands.option_values import required
 from tuneline.commands.options import (
     AsJson,
     Out,

@@ -15,10 +15,10 @@ import torch
 
 from export import CalibrationData, quantize_model, write_model_card
 from export.config import CalibratedConfig, QuantizeConfig
-from export.quantize import calibrated
-from export.quantize import calibration_environment as calibration_env
-from export.quantize.calibrated import quantize_calibrated
-from export.quantize.calibration_environment import install_calibration
+from export.quantize import llm_compressor
+from export.quantize import llm_compressor_environment as calibration_env
+from export.quantize.llm_compressor import quantize_calibrated
+from export.quantize.llm_compressor_environment import install_calibration
 from export.runtimes.transformers_folder import load_model
 from tests.commands import tuneline_here
 from tests.integration.export import families
@@ -190,7 +190,7 @@ def test_what_the_worker_says_when_it_fails_is_shown(
     base = families.make_base(tmp_path / "base")
     broken = tmp_path / "worker.py"
     broken.write_text("raise ValueError('no such layer')\n")
-    monkeypatch.setattr(calibrated, "WORKER", broken)
+    monkeypatch.setattr(llm_compressor, "WORKER", broken)
     with pytest.raises(ArtifactError, match="exit code 1: ValueError: no such layer"):
         run(base, "gptq", "int8", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.load_target import Chosen, flags, load_target
-from tuneline.commands.opening import endpoint_of, is_url, refuse, required
+from tuneline.commands.option_values import endpoint_of, is_url, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,

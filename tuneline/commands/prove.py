@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.opening import endpoint_of, is_url, open_run, refuse, required
+from tuneline.commands.option_values import endpoint_of, is_url, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -18,7 +18,7 @@ from tuneline.commands.options import (
     RunsDir,
 )
 from tuneline.commands.printing import emit_artifact
-from tuneline.commands.running import run_stages
+from tuneline.commands.run_stages import run_stages
 from tuneline.core.errors import ArtifactError, ConfigError, VerdictError
 
 if TYPE_CHECKING:

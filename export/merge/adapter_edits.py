@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from export.merge.adapter import Adapter, AdapterTensor
 from export.merge.completeness import check_complete
-from export.merge.methods import methods_of
 from export.merge.methods.method import Changes, Edit, MergeContext, Method
+from export.merge.methods.table import methods_of
 from export.merge.naming import Naming, namings
 from export.weights.blocks import Change
 from export.weights.families import EMBEDDINGS, HEAD, NEOX_HEAD

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuneline.core.kinds import KINDS
+from tuneline.core.artifact_kinds import KINDS
 
 ROOT = Path(__file__).parents[3]
 ROOMS = ("training", "export", "serving", "loadtest", "k8s", "tuneline")

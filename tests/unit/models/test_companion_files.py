@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tuneline.core.errors import ArtifactError
-from tuneline.models.companions import (
+from tuneline.models.companion_files import (
     TOKENIZER_FILES,
     chat_template,
     check_companions,

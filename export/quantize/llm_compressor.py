@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from export.config import CalibratedConfig
 from export.forms import CalibrationData
-from export.quantize.calibration_environment import PINS, calibration_python
+from export.quantize.llm_compressor_environment import PINS, calibration_python
 from export.quantize.quantize import plan_quantized
 from export.quantize.schemes import quantization_config
 from export.weights.model_folder import read_base
@@ -33,12 +33,12 @@ from tuneline.core.messages import Messages
 from tuneline.core.progress import logger, progress
 from tuneline.core.secrets import without_secrets
 from tuneline.models.chat import conversation_token_ids
-from tuneline.models.companions import check_companions, copy_companions
+from tuneline.models.companion_files import check_companions, copy_companions
 from tuneline.models.folder import CONFIG, INDEX, write_json
 from tuneline.models.source import ModelSource
 from tuneline.models.tokenizer import load_tokenizer
 
-WORKER = Path(__file__).with_name("calibration_worker.py")
+WORKER = Path(__file__).with_name("llm_compressor_worker.py")
 IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"
 STEP = re.compile(r"\((\d+)/(\d+)\): (Calibrating|Propagating)")
 RENAMED = ("mixtral",)

@@ -1,4 +1,4 @@
-"""GPTQ or AWQ by llm-compressor: `python calibration_worker.py JOB.json`.
+"""GPTQ or AWQ by llm-compressor: `python llm_compressor_worker.py JOB.json`.
 
 Runs in llm-compressor's own environment, which does not have Tuneline, so this file imports nothing
 of it. The job names the model folder, the folder of the result, the samples (one JSON list of token

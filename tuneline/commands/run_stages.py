@@ -29,8 +29,9 @@ def run_stages(
         TunelineError: A stage fails, or a verdict is not PASS; the results are printed all the
             same.
     """
-    from tuneline.pipeline.ladder import write_ladder
-    from tuneline.pipeline.results import of_kind, results, summarize
+    from tuneline.pipeline.artifact_summary import summarize
+    from tuneline.pipeline.parity_ladder import write_ladder
+    from tuneline.pipeline.run_report import of_kind, run_report_lines
     from tuneline.pipeline.up import up
 
     done: list[tuple[Stage, Artifact]] = []
@@ -56,7 +57,7 @@ def run_stages(
     finally:
         if done:
             document: dict[str, Any] = {"name": run.config.name, "stages": entries}
-            lines = results(done)
+            lines = run_report_lines(done)
             proofs = of_kind(done, "parity")
             if ladder and proofs:
                 document["ladder"] = str(write_ladder(run.dir, proofs).path)

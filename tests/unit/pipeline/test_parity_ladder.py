@@ -10,7 +10,7 @@ from tuneline.core.parity import compare
 from tuneline.core.parity_report import write_parity
 from tuneline.core.reference import Continuation
 from tuneline.core.tolerances import Tolerances
-from tuneline.pipeline.ladder import ladder_lines, write_ladder
+from tuneline.pipeline.parity_ladder import ladder_lines, write_ladder
 
 
 def answer(logprob: float, token: int = 5) -> Continuation:

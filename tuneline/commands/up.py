@@ -1,17 +1,16 @@
-"""The commands on a whole line: check, plan, up, train, evaluate, doctor."""
+"""The commands that plan a line and run its stages: check, plan, up, train, evaluate."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from tuneline.commands.opening import endpoint_of, open_run, refuse, required
+from tuneline.commands.option_values import endpoint_of, open_run, refuse, required
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
     KeyEnv,
     ModelName,
-    OptionalRun,
     Out,
     Overrides,
     RunFile,
@@ -19,7 +18,7 @@ from tuneline.commands.options import (
     Url,
 )
 from tuneline.commands.printing import emit, emit_artifact
-from tuneline.commands.running import run_stages
+from tuneline.commands.run_stages import run_stages
 from tuneline.core.progress import logger
 
 
@@ -123,20 +122,3 @@ def evaluate(
     endpoint = endpoint_of(url, model, api_key_env)
     result = evaluate_endpoint(run.config.evaluation, dataset, endpoint, required(out, "--out"))
     emit_artifact(result, as_json)
-
-
-def doctor(
-    run_file: OptionalRun = None,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Say what this machine has and lacks."""
-    from tuneline.pipeline.doctor import examine_machine, require_rooms
-
-    run = None if run_file is None else open_run(run_file, overrides, runs_dir)
-    findings = examine_machine(runs_dir)
-    lines = [f"{'ok' if f['ok'] else '--':3} {f['what']:22} {f['found']}" for f in findings]
-    emit(findings, lines, as_json)
-    if run is not None:
-        require_rooms(findings)
