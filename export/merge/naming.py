@@ -19,7 +19,9 @@ from export.merge.methods.targets import without_wrappers
 from export.weights.families import HEAD
 from export.weights.model_folder import ModelFolder
 from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
+from tuneline.models.load import damage_named
 
 EXPERT_LAYOUTS = tuple(
     (f"{{}}.{block}.experts", f"{{}}.{stored}.experts", parts)
@@ -233,13 +235,13 @@ def library_namings(base: ModelFolder) -> Iterator[Naming]:
     builders = [getattr(named, "_from_config", None), transformers.AutoModelForCausalLM.from_config]
     for build in builders:
         try:
-            config = transformers.AutoConfig.from_pretrained(
-                base.path, local_files_only=True, trust_remote_code=False
-            )
-            with torch.device("meta"):
+            with damage_named(f"{base.path}: transformers cannot build it"), torch.device("meta"):
+                config = transformers.AutoConfig.from_pretrained(
+                    base.path, local_files_only=True, trust_remote_code=False
+                )
                 network = build(config) if build else None
-        except Exception as error:  # noqa: BLE001  # configurations fail in every way
-            logger.debug("%s: transformers cannot build it: %s", base.path, error)
+        except ArtifactError as error:
+            logger.debug("%s", error.message)
             continue  # the plain rules say which tensors are missing
         if network is not None:
             yield _naming_of(base, network)

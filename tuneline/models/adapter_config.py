@@ -8,21 +8,12 @@ from typing import Any
 
 from tuneline.core.errors import ArtifactError
 from tuneline.core.vllm_limits import LORA_RANKS, MAX_LORA_RANK
+from tuneline.models.adapter_options import KNOWN_LORA_OPTIONS, AdapterOptions
 from tuneline.models.folder import read_json
-from tuneline.models.schemas import AdapterOptions, check_form
+from tuneline.models.schemas import check_form
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-# Options that do not change what the tensors mean, and options whose meaning is known.
-_KNOWN_OPTIONS = frozenset({
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
-    "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout",
-    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters",
-    "task_type", "trainable_token_indices", "use_dora", "use_rslora",
-})  # fmt: skip
 
 # Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq, ...) change
 # the base's weights at the start of training, so that the adapter does not fit the base on disk.
@@ -64,7 +55,7 @@ def foreign_options(config: Mapping[str, Any]) -> list[str]:
     found = [
         f"{name}={value!r}"
         for name, value in config.items()
-        if value and name not in _KNOWN_OPTIONS
+        if value and name not in KNOWN_LORA_OPTIONS
     ]
     initialisation = config.get("init_lora_weights")
     if initialisation not in NEUTRAL_INITIALISATIONS:

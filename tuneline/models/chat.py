@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.errors import ArtifactError
 from tuneline.core.messages import Message
 
 
@@ -46,12 +46,12 @@ def require_chat_template(tokenizer: Any, name: str) -> str:
     """Return the chat template that a server uses.
 
     Raises:
-        ConfigError: The base model has no template, or has several and no default.
+        ArtifactError: The base model has no template, or has several and no default.
     """
     try:
         template: str = tokenizer.get_chat_template()
     except ValueError:
-        raise ConfigError(
+        raise ArtifactError(
             f"base model {name}: its tokenizer has no chat template; training and serving a chat "
             "model need one",
             hint="Try: the instruct variant of the model, or a chat_template.jinja in its folder.",

@@ -14,7 +14,7 @@ from tuneline.models.tokenizer import load_tokenizer
 
 DAMAGE = (
     OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError,
-    ArithmeticError,
+    ArithmeticError, AssertionError,
 )  # fmt: skip
 """The errors of transformers and peft for a folder that is not the model it claims to be. Errors of
 safetensors, huggingface_hub and tokenizers come on top; see `damage_named`."""

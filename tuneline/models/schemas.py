@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import AfterValidator, Field, FiniteFloat, PositiveInt
@@ -57,29 +57,6 @@ class ShardIndex(JsonForm):
 
     weight_map: dict[str, str] = Field(min_length=1)
     metadata: dict[str, Any] | None = None
-
-
-class AdapterOptions(JsonForm):
-    """adapter_config.json, as PEFT's LoraConfig writes it."""
-
-    peft_type: str | None = None
-    base_model_name_or_path: str | None = None
-    r: PositiveInt = 8
-    lora_alpha: FiniteFloat = 8
-    rank_pattern: dict[Pattern, PositiveInt] | None = None
-    alpha_pattern: dict[Pattern, FiniteFloat] | None = None
-    target_modules: Names | Pattern | None = None
-    exclude_modules: Names | Pattern | None = None
-    target_parameters: Names | None = None
-    modules_to_save: Names | None = None
-    layers_to_transform: int | list[int] | None = None
-    layers_pattern: Pattern | list[Pattern] | None = None
-    trainable_token_indices: TokenIds | dict[str, TokenIds] | None = None
-    bias: Literal["none", "all", "lora_only"] = "none"
-    use_dora: bool | None = None
-    use_rslora: bool | None = None
-    lora_bias: bool | None = None
-    ensure_weight_tying: bool | None = None
 
 
 class Vocabulary(JsonForm):

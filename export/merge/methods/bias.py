@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from export.merge.methods.method import BaseTensor, Config, Method, Part, Want
-from tuneline.models.schemas import JsonForm
-
-
-class BiasOptions(JsonForm):
-    """The option of adapter_config.json that says which biases are trained."""
-
-    bias: Literal["none", "all", "lora_only"] = "none"
+from tuneline.models.adapter_options import BiasOptions
 
 
 def _claims(config: Config, name: str) -> bool:

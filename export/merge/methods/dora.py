@@ -24,15 +24,9 @@ from export.weights.blocks import Change, RowFunction
 from export.weights.families import is_conv1d
 from export.weights.tensor_file import Stored
 from tuneline.core.errors import ArtifactError
-from tuneline.models.schemas import JsonForm
+from tuneline.models.adapter_options import DoraOptions
 
 MAGNITUDE = Part("lora_magnitude_vector")
-
-
-class DoraOptions(JsonForm):
-    """The option of adapter_config.json that turns DoRA on."""
-
-    use_dora: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,7 @@ from export.merge.methods.method import (
 from export.merge.methods.targets import matches, without_wrappers
 from export.weights.blocks import Change, RowFunction, product_rows
 from tuneline.core.errors import ArtifactError
-from tuneline.models.schemas import JsonForm, Names
-
-
-class ExpertOptions(JsonForm):
-    """The option of adapter_config.json that names parameters instead of modules."""
-
-    target_parameters: Names | None = None
+from tuneline.models.adapter_options import ExpertOptions
 
 
 @dataclass(frozen=True)

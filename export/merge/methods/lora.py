@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import FiniteFloat, PositiveInt
 
 from export.merge.methods.method import Changes, Config, MergeContext, Method, Part, Parts
 from export.merge.methods.targets import for_module, matches, want_targeted_weight
@@ -19,20 +18,9 @@ from export.weights.blocks import Change, RowFunction, product_rows
 from export.weights.families import is_conv1d
 from export.weights.tensor_file import Stored
 from tuneline.models.adapter_config import NEUTRAL_INITIALISATIONS
-from tuneline.models.schemas import JsonForm, Pattern
+from tuneline.models.adapter_options import LORA_NEUTRAL_OPTIONS, LoraOptions
 
 LORA_A, LORA_B = Part("lora_A"), Part("lora_B")
-
-
-class LoraOptions(JsonForm):
-    """The options of adapter_config.json that say how a product is scaled."""
-
-    r: PositiveInt = 8
-    lora_alpha: FiniteFloat = 8
-    rank_pattern: dict[Pattern, PositiveInt] | None = None
-    alpha_pattern: dict[Pattern, FiniteFloat] | None = None
-    use_rslora: bool | None = None
-    ensure_weight_tying: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -156,10 +144,7 @@ METHOD = Method(
     title="LoRA",
     peft_types=frozenset({"LORA"}),
     options=LoraOptions,
-    neutral=frozenset({
-        "eva_config", "fan_in_fan_out", "init_lora_weights", "lora_dropout", "megatron_core",
-        "qalora_group_size", "runtime_config",
-    }),
+    neutral=LORA_NEUTRAL_OPTIONS,
     unsupported=_unsupported,
     suffixes={
         ".lora_A.weight": LORA_A,

@@ -21,15 +21,9 @@ from export.merge.methods.method import (
 from export.weights.blocks import Change, RowFunction
 from export.weights.families import EMBEDDINGS
 from export.weights.tensor_file import Stored
-from tuneline.models.schemas import JsonForm
+from tuneline.models.adapter_options import LoraBiasOptions
 
 BIAS = Part("lora_B.bias", ending=".bias")
-
-
-class LoraBiasOptions(JsonForm):
-    """The option of adapter_config.json that gives B a bias."""
-
-    lora_bias: bool | None = None
 
 
 @dataclass(frozen=True)

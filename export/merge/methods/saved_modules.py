@@ -6,15 +6,9 @@ from collections.abc import Iterator
 
 from export.merge.methods.method import BaseTensor, Config, Method, Part, Want
 from export.weights.families import EMBEDDINGS, HEAD
-from tuneline.models.schemas import JsonForm, Names
+from tuneline.models.adapter_options import CopyOptions
 
 COPY = Part("copy", is_copy=True)
-
-
-class CopyOptions(JsonForm):
-    """The option of adapter_config.json that names modules to replace."""
-
-    modules_to_save: Names | None = None
 
 
 def saved_by(config: Config, module: str) -> list[str]:

@@ -16,8 +16,8 @@ from export.merge.methods import (
     token_rows,
 )
 from export.merge.methods.method import Config, Method, Part
-from export.merge.methods.targets import NEUTRAL, TargetOptions
 from export.weights.blocks import Change
+from tuneline.models.adapter_options import NEUTRAL_OPTIONS, TargetOptions
 from tuneline.models.schemas import JsonForm
 
 METHODS: tuple[Method, ...] = (
@@ -56,7 +56,7 @@ def option_forms(config: Config) -> list[type[JsonForm]]:
 def unsupported_options(config: dict[str, Any]) -> list[str]:
     """Return, as `name=value`, the options that no method knows or whose value none can merge."""
     methods = methods_of(config)
-    known = NEUTRAL.union(*(method.neutral for method in methods))
+    known = NEUTRAL_OPTIONS.union(*(method.neutral for method in methods))
     known |= {name for form in option_forms(config) for name in form.model_fields}
     unknown = [f"{name}={value!r}" for name, value in config.items() if value and name not in known]
     return unknown + [one for method in methods for one in method.unsupported(config)]

@@ -1,4 +1,4 @@
-"""Options that all PEFT methods share: which modules an adapter changes.
+"""Which modules an adapter changes: the options that all PEFT methods share.
 
 PEFT's own rules are `check_target_module_exists` and `_set_trainable` in PEFT 0.21.2.
 """
@@ -10,23 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from export.merge.methods.method import BaseTensor, Config, Want
-from tuneline.models.schemas import JsonForm, Names, Pattern
-
-NEUTRAL = frozenset({
-    "auto_mapping", "inference_mode", "peft_version", "revision", "task_type",
-})  # fmt: skip
-"""Options of every method that do not change the meaning of a merge."""
-
-
-class TargetOptions(JsonForm):
-    """The options of adapter_config.json that all methods have."""
-
-    peft_type: str | None = None
-    base_model_name_or_path: str | None = None
-    target_modules: Names | Pattern | None = None
-    exclude_modules: Names | Pattern | None = None
-    layers_to_transform: int | list[int] | None = None
-    layers_pattern: Pattern | list[Pattern] | None = None
 
 
 def matches(targets: Any, name: str) -> bool:

@@ -21,15 +21,9 @@ from export.merge.methods.method import (
 from export.weights.blocks import Change, RowFunction
 from export.weights.tensor_file import Stored, same_values
 from tuneline.core.errors import ArtifactError
-from tuneline.models.schemas import JsonForm, TokenIds
+from tuneline.models.adapter_options import TokenOptions
 
 OPTION = "trainable_token_indices"
-
-
-class TokenOptions(JsonForm):
-    """The option of adapter_config.json that lists trained tokens."""
-
-    trainable_token_indices: TokenIds | dict[str, TokenIds] | None = None
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def known_server(*options: str, scheme: str = "http") -> Iterator[Known]:
 def shared_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accept a host that takes the CPU away, for tests whose subject is another rule.
 
-    A rented machine would otherwise make their measurements INVALID. test_validity.py checks that
-    the rule reaches the verdict.
+    A rented machine would otherwise make their measurements INVALID. That the rule reaches the
+    verdict is tested in tests/unit/loadtest/judging/test_verdict.py.
     """
     monkeypatch.setattr(validity, "MAX_STEAL_SHARE", 1.0)
     monkeypatch.setattr(validity, "MAX_THROTTLED_SHARE", 1.0)

@@ -52,6 +52,7 @@ DAMAGES: dict[str, Damage] = {
     "no heads: ZeroDivisionError": config_with(num_attention_heads=0),
     "unknown number format: AttributeError": config_with(dtype="float99"),
     "negative vocabulary: RuntimeError": config_with(vocab_size=-5),
+    "padding token past the vocabulary: AssertionError": config_with(pad_token_id=10**6),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "weights are cut: SafetensorError": cut,
     "a tensor is missing": without_a_tensor,

@@ -166,7 +166,7 @@ def test_an_untrained_stop_token_is_an_error_before_any_step(line: Line, tmp_pat
 def test_a_base_without_a_chat_template_is_an_error(line: Line, tmp_path: Path) -> None:
     make_base(tmp_path / "base", chat_template=None)
     base = resolve_model("base", relative_to=tmp_path)
-    with pytest.raises(ConfigError, match="no chat template"):
+    with pytest.raises(ArtifactError, match="no chat template"):
         train_adapter(line.config, line.dataset, base, tmp_path / "adapter")
 
 

@@ -20,29 +20,29 @@ pytestmark = pytest.mark.usefixtures("shared_host")
 def test_search_finds_the_rate_that_a_server_of_known_capacity_holds(
     start_known_server: Any, tmp_path: Path
 ) -> None:
-    # It serves one request at a time, 20 ms each: 50 a second and no more.
-    options = ("--ttft-s", "0.02", "--itl-s", "0", "--num-tokens", "1", "--one-at-a-time")
+    # It serves one request at a time, 10 ms each: 100 a second and no more.
+    options = ("--ttft-s", "0.01", "--itl-s", "0", "--num-tokens", "1", "--one-at-a-time")
     with start_known_server(*options) as server:
         artifact = search_rate(
-            config(slo=SLO(e2e_s={"p90": 0.4}), timeout_s=10.0, max_tokens=1),
+            config(slo=SLO(e2e_s={"p90": 0.2}), timeout_s=10.0, max_tokens=1),
             server.endpoint,
             tmp_path / "search",
             prompts=PROMPTS,
-            start_rps=10.0,
-            max_rps=500.0,
+            start_rps=20.0,
+            max_rps=1000.0,
             num_requests=120,
-            precision=0.3,
+            precision=0.5,
         )
     assert artifact.kind == "load-search"
     report = report_of(artifact)
     assert report["verdict"] == "PASS"
     assert report["confirmed"]
-    # An M/D/1 queue of 20 ms holds less than 50/s; a busy machine makes the server slower.
-    assert 10 <= report["max_rate_rps"] < 50
+    # An M/D/1 queue of 10 ms holds less than 100/s; a busy machine makes the server slower.
+    assert 20 <= report["max_rate_rps"] < 100
     assert report["lowest_failing_rate_rps"] > report["max_rate_rps"]
     assert report["capacity"]["rate_per_replica_rps"] == pytest.approx(0.7 * report["max_rate_rps"])
     rates = [probe["rate_rps"] for probe in report["probes"]]
-    assert rates[:2] == [10.0, 20.0]
+    assert rates[:2] == [20.0, 40.0]
     assert len(rates) < 15
     assert replicas(100, 20) == 8
 
@@ -62,31 +62,31 @@ def test_search_needs_an_objective_and_says_when_no_rate_holds(known: Any, tmp_p
         )  # fmt: skip
     artifact = search_rate(
         config(slo=SLO(ttft_s={"p50": 0.001})), known.endpoint, tmp_path / "a", prompts=PROMPTS,
-        start_rps=100, num_requests=30,
+        start_rps=400, num_requests=30,
     )  # fmt: skip
     assert artifact.manifest.metrics["verdict"] == "INCONCLUSIVE"
     assert report_of(artifact)["max_rate_rps"] is None
 
 
 def test_a_floor_of_throughput_is_searched_upwards(known: Any, tmp_path: Path) -> None:
-    floor = SLO(min_request_throughput_rps=60.0, ttft_s={"p90": 1.0})
+    floor = SLO(min_request_throughput_rps=120.0, ttft_s={"p90": 1.0})
     artifact = search_rate(
         config(slo=floor), known.endpoint, tmp_path / "a", prompts=PROMPTS,
-        start_rps=20.0, max_rps=120.0, num_requests=120,
+        start_rps=40.0, max_rps=240.0, num_requests=120,
     )  # fmt: skip
     report = report_of(artifact)
     assert report["verdict"] == "PASS", report["problems"]
     rates = [probe["rate_rps"] for probe in report["probes"]]
-    assert rates[:3] == [20.0, 40.0, 80.0]
+    assert rates[:3] == [40.0, 80.0, 160.0]
     assert [probe["is_too_low"] for probe in report["probes"][:2]] == [True, True]
-    assert report["max_rate_rps"] == 120.0
+    assert report["max_rate_rps"] == 240.0
     artifact = search_rate(
         config(slo=floor), known.endpoint, tmp_path / "b", prompts=PROMPTS,
-        start_rps=20.0, max_rps=40.0, num_requests=60,
+        start_rps=40.0, max_rps=80.0, num_requests=60,
     )  # fmt: skip
     report = report_of(artifact)
     assert (report["verdict"], report["max_rate_rps"]) == ("INCONCLUSIVE", None)
-    assert "40 requests/s are too few for the throughput objective" in report["problems"][0]
+    assert "80 requests/s are too few for the throughput objective" in report["problems"][0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.training.tiny import CHATML, make_tokenizer
 from training.data.row import Row
 from training.rendering.chat import IGNORED, Rendered, render_rows
-from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.errors import ArtifactError, ConfigError, DataError
 from tuneline.models.chat import prompt_token_ids, require_chat_template
 from tuneline.models.stop_tokens import served_stop_ids
 
@@ -114,8 +114,10 @@ def test_long_rows_are_counted_and_the_needed_length_is_named() -> None:
 
 
 def test_a_missing_chat_template_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="base model tiny: its tokenizer has no chat template"):
+    said = "base model tiny: its tokenizer has no chat template"
+    with pytest.raises(ArtifactError, match=said) as caught:
         require_chat_template(make_tokenizer(None), "tiny")
+    assert caught.value.exit_code == 3, "as where the finished model has none"
 
 
 def test_stop_tokens_are_those_of_every_source(tmp_path: Path) -> None:
