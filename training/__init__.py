@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from training.check import check_data
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
+    from training.data.sources import data_inputs
     from training.evaluation.endpoint import evaluate_endpoint
     from training.evaluation.local import evaluate_model
     from training.reference import build_reference
@@ -22,6 +23,7 @@ __all__ = [
     "TRAIN_FILE",
     "build_reference",
     "check_data",
+    "data_inputs",
     "dataset_rows",
     "evaluate_endpoint",
     "evaluate_model",
@@ -37,6 +39,7 @@ __getattr__ = lazy_face(
         "TRAIN_FILE": "training.data.prepare:TRAIN_FILE",
         "build_reference": "training.reference:build_reference",
         "check_data": "training.check:check_data",
+        "data_inputs": "training.data.sources:data_inputs",
         "dataset_rows": "training.data.prepare:dataset_rows",
         "evaluate_endpoint": "training.evaluation.endpoint:evaluate_endpoint",
         "evaluate_model": "training.evaluation.local:evaluate_model",

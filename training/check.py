@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from training.config import TrainingConfig
-from training.data.rows import read_rows
+from training.config import DataConfig, TrainingConfig
+from training.data.rows import Counts, stream_rows
+from training.data.sources import open_sources
 from training.methods import find_method
 from training.model import quiet_libraries
 from tuneline.models.chat import require_chat_template
@@ -18,10 +18,10 @@ from tuneline.models.tokenizer import load_tokenizer
 def check_data(
     config: TrainingConfig,
     base: ModelSource,
-    files: Mapping[str, Path],
-    system_prompt: str | None = None,
+    data: DataConfig,
+    relative_to: Path,
 ) -> dict[str, str]:
-    """Read and render every row of the files as training does, and return what was found.
+    """Read and render every row of the data as training does, and return what was found.
 
     Raises:
         TunelineError: The first file, template or row that cannot be used.
@@ -34,8 +34,14 @@ def check_data(
     found: dict[str, str] = {}
     longest = 0
     last: set[str] = set()
-    for name, path in files.items():
-        rows = read_rows(path, system_prompt=system_prompt)
+    train, heldout = open_sources(data, relative_to)
+    for source in [*train, *filter(None, [heldout])]:
+        name = source.config.path + (f" {source.config.split}" if source.config.split else "")
+        rows = list(
+            stream_rows(
+                [source], Counts(), system_prompt=data.system_prompt, bad_rows=data.bad_rows
+            )
+        )
         rendered = method.render(config, tokenizer, rows, stop_ids, name)
         longest = max(longest, *(len(row.input_ids) for row in rendered))
         last |= {tokenizer.decode(row.input_ids[-1]) for row in rendered}

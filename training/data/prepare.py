@@ -6,13 +6,16 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from training.config import DataConfig
 from training.data.row import Row
-from training.data.rows import read_rows
+from training.data.rows import Counts, stream_rows
+from training.data.sources import Source, open_sources
+from training.data.weights import apply_weights
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
@@ -23,35 +26,57 @@ TRAIN_FILE = "train.jsonl"
 REPORT_FILE = "report.json"
 
 
-def prepare_dataset(
-    config: DataConfig, *, path: Path, heldout_path: Path | None, out: Path
-) -> Artifact:
+def prepare_dataset(config: DataConfig, *, relative_to: Path, out: Path) -> Artifact:
     """Check, clean and split rows into a `dataset` artifact.
 
     Exact duplicates are dropped. Rows whose prompt is also held out (compared without regard to
-    case and spacing) are dropped from the training rows. Without `heldout_path`, whole prompts
-    are held out, chosen by a hash of seed and prompt: the same file splits the same way, and a
-    prompt is never on both sides.
+    case and spacing) are dropped from the training rows. Without held-out rows of their own, whole
+    prompts are held out, chosen by a hash of seed and prompt: the same file splits the same way,
+    and a prompt is never on both sides. The weights of sources apply to the training rows that are
+    left.
+
+    Args:
+        config: The section `data`.
+        relative_to: The folder that its paths start from.
+        out: The new artifact.
 
     Raises:
         DataError: A file is missing, or rows cannot be used; all are named.
+        MissingError: A dataset of the Hub cannot be had.
     """
-    rows = read_rows(path, system_prompt=config.system_prompt)
-    inputs = [file_input("data", path)]
-    report: dict[str, Any] = {"num_rows_read": len(rows)}
+    sources, heldout_source = open_sources(config, relative_to)
+    inputs = [source.as_input() for source in [*sources, *filter(None, [heldout_source])]]
+    where = ", ".join(source.config.path for source in sources)
+    counts, heldout_counts = Counts(), Counts()
+    rows = _read(config, sources, counts)
+    report: dict[str, Any] = {"num_rows_read": counts.num_read}
     rows, report["num_duplicates_dropped"] = _without_duplicates(rows)
-    if heldout_path is None:
-        train, heldout = _split(rows, config.heldout_fraction or 0.0, config.seed, path)
+    counts.drop("exact duplicate", report["num_duplicates_dropped"])
+    if heldout_source is None:
+        train, heldout = _split(rows, config.heldout_fraction or 0.0, config.seed, where)
+        counts.drop("held out", len(heldout))
+        heldout_counts.num_read = len(heldout)
     else:
         train = rows
-        heldout = read_rows(heldout_path, system_prompt=config.system_prompt)
-        inputs.append(file_input("heldout", heldout_path))
-        report["num_heldout_rows_read"] = len(heldout)
+        heldout = _read(config, [heldout_source], heldout_counts)
+        report["num_heldout_rows_read"] = heldout_counts.num_read
         heldout, report["num_heldout_duplicates_dropped"] = _without_duplicates(heldout)
+        heldout_counts.drop("exact duplicate", report["num_heldout_duplicates_dropped"])
     train, report["num_leaked_dropped"] = _without_leaks(train, heldout)
+    counts.drop("prompt is held out", report["num_leaked_dropped"])
+    counts.check(len(train))
+    heldout_counts.check(len(heldout))
     if not train:
-        raise DataError(f"{path}: every prompt is also held out in {heldout_path}; none is left")
+        held = config.heldout_path or f"split {config.heldout_split}"
+        raise DataError(f"{where}: every prompt is also held out in {held}; none is left")
+    weights = [source.config.weight for source in sources]
+    num_before = len(train)
+    train, num_left_out = apply_weights(train, weights, config.seed)
+    counts.drop("left out by weight", num_left_out)
     report |= {
+        "dropped": counts.dropped,
+        "heldout_dropped": heldout_counts.dropped,
+        "num_repeated_by_weight": len(train) - (num_before - num_left_out),
         "num_train": len(train),
         "num_heldout": len(heldout),
         "num_prompts_with_different_answers": _contradictions(train),
@@ -84,6 +109,12 @@ def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> l
     return rows
 
 
+def _read(config: DataConfig, sources: Sequence[Source], counts: Counts) -> list[Row]:
+    return list(
+        stream_rows(sources, counts, system_prompt=config.system_prompt, bad_rows=config.bad_rows)
+    )
+
+
 def file_input(role: str, path: Path) -> Input:
     """A file by its digest, for a manifest."""
     return Input(role=role, kind="file", digest=f"sha256:{file_sha256(path)}")
@@ -92,7 +123,7 @@ def file_input(role: str, path: Path) -> Input:
 def _without_duplicates(rows: Sequence[Row]) -> tuple[list[Row], int]:
     kept: dict[str, Row] = {}
     for row in rows:
-        kept.setdefault(json.dumps(row.as_json()), row)
+        kept.setdefault(json.dumps(replace(row, fields={}).as_json()), row)
     return list(kept.values()), len(rows) - len(kept)
 
 
@@ -103,12 +134,12 @@ def _without_leaks(train: Sequence[Row], heldout: Sequence[Row]) -> tuple[list[R
 
 
 def _split(
-    rows: Sequence[Row], fraction: float, seed: int, path: Path
+    rows: Sequence[Row], fraction: float, seed: int, where: str
 ) -> tuple[list[Row], list[Row]]:
     keys = {_prompt_key(row.prompt) for row in rows}
     if len(keys) < 2:
         raise DataError(
-            f"{path}: has one distinct prompt; expected at least two, to hold one out",
+            f"{where}: has one distinct prompt; expected at least two, to hold one out",
             hint="Give more rows, or a second file as data.heldout_path.",
         )
     ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())

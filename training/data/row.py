@@ -27,6 +27,7 @@ class Row:
         fields: The other columns, as they were read.
         line: Its line or row in the file, from 1.
         file: The file's name.
+        source: The place of its source in the configuration, from 0.
     """
 
     prompt: tuple[Message, ...] = ()
@@ -39,6 +40,7 @@ class Row:
     fields: Mapping[str, Any] = field(default_factory=dict)
     line: int = 0
     file: str = ""
+    source: int = 0
 
     @property
     def kind(self) -> Kind:

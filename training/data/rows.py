@@ -1,64 +1,132 @@
-"""Rows of training data. Every row is checked, and all problems are shown at once."""
+"""Rows of training data, one at a time; every row is checked, and all problems are shown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
-from training.data.formats import find_format
+from training.config.data import SourceConfig
+from training.data.formats import Format, find_format
+from training.data.formats.opening import hint_for
+from training.data.problem import RowProblem
 from training.data.row import Row
-from training.data.shapes import RowProblem, read_shape
+from training.data.shapes import read_shape
+from training.data.sources import Source
 from tuneline.core.errors import DataError
+from tuneline.core.progress import logger
 
 NUM_PROBLEMS_SHOWN = 20
+UNREADABLE = "cannot be read"
 
 
-def read_rows(path: Path, *, system_prompt: str | None = None) -> list[Row]:
-    """Read and check a data file.
+@dataclass
+class Counts:
+    """The rows that entered, and those that left, by reason. Every step that drops rows adds."""
+
+    num_read: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, num_rows: int = 1) -> None:
+        if num_rows:
+            self.dropped[reason] = self.dropped.get(reason, 0) + num_rows
+
+    def check(self, num_kept: int) -> None:
+        """Check that every row is accounted for; a difference is a bug of this package."""
+        num_dropped = sum(self.dropped.values())
+        if self.num_read != num_kept + num_dropped:
+            raise RuntimeError(
+                f"{self.num_read} rows were read, {num_kept} are kept and {num_dropped} are dropped"
+            )
+
+
+def stream_rows(
+    sources: Sequence[Source],
+    counts: Counts,
+    *,
+    system_prompt: str | None = None,
+    bad_rows: Literal["refuse", "drop"] = "refuse",
+) -> Iterator[Row]:
+    """Return the rows of all sources in order, one at a time; `Row.source` counts the sources.
 
     Raises:
-        DataError: The file is missing, empty or of another format, or rows cannot be used. Each
-            problem reads `file: line N: problem`; the first twenty are shown, then a count.
+        DataError: After the last row, if rows cannot be read, each as `file: line N: problem`; the
+            first twenty are shown, then a count. At once, if a file cannot be read or a source has
+            no rows. With `bad_rows` `drop`, rows that cannot be read are counted and shown as
+            warnings, and it is an error that none is left.
     """
-    data = _read(path)
-    source = find_format(path)
-    problems, rows = [], []
-    for number, fields in source.read(data):
+    problems: list[str] = []
+    num_problems = 0
+    hint = None
+    for index, source in enumerate(sources):
+        num_before = counts.num_read
+        for path in source.files:
+            for found in _read_file(path, source.config):
+                counts.num_read += 1
+                if isinstance(found, Row):
+                    yield replace(found, source=index).with_system(system_prompt)
+                    continue
+                counts.drop(UNREADABLE)
+                num_problems += 1
+                if num_problems <= NUM_PROBLEMS_SHOWN:
+                    problems.append(found)
+                    hint = hint or hint_for(path)
+        if counts.num_read == num_before:
+            raise DataError(
+                f"{source.files[0] if len(source.files) == 1 else source.config.path}: is empty; "
+                "expected one row at least",
+                hint='Such as: {"instruction": "…", "input": "…", "output": "…"}',
+            )
+    if num_problems > NUM_PROBLEMS_SHOWN:
+        problems.append(f"… and {num_problems - NUM_PROBLEMS_SHOWN} more lines with problems")
+    if problems and (bad_rows == "refuse" or num_problems == counts.num_read):
+        raise DataError(problems, hint=hint)
+    for problem in problems:
+        logger.warning("  dropped: %s", problem)
+
+
+def read_rows(
+    path: Path, *, system_prompt: str | None = None, config: SourceConfig | None = None
+) -> list[Row]:
+    """Read and check one data file.
+
+    Raises:
+        DataError: The file is missing, empty or of another format, or rows cannot be used; see
+            `stream_rows`.
+    """
+    config = config or SourceConfig(path=str(path))
+    source = Source(config, (path,), "data.path")
+    return list(stream_rows([source], Counts(), system_prompt=system_prompt))
+
+
+def _read_file(path: Path, config: SourceConfig) -> Iterator[Row | str]:
+    """Return each row of a file, or its problem with file and line."""
+    source: Format = find_format(path)
+    for number, found in source.read(path):
         try:
-            if isinstance(fields, RowProblem):
-                raise fields
-            row = read_shape(fields, number)
+            if isinstance(found, RowProblem):
+                raise found
+            row = read_shape(_renamed(found, config.columns), config.shape)
         except RowProblem as problem:
-            problems.append(f"{path}: line {number}: {problem}")
+            yield f"{path}: {source.unit} {number}: {problem}"
             continue
-        rows.append(row.with_system(system_prompt))
-    if problems:
-        raise DataError(_shortened(problems), hint=source.hint(data))
-    if not rows:
-        raise DataError(
-            f"{path}: is empty; expected one JSON object on each line",
-            hint='Such as: {"instruction": "…", "input": "…", "output": "…"}',
+        yield replace(row, line=number, file=str(path))
+
+
+def _renamed(row: dict[str, Any], columns: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return a row under our names of columns; `columns` maps our name to the file's.
+
+    Raises:
+        RowProblem: A column that the configuration names is not there.
+    """
+    if not columns:
+        return row
+    absent = [theirs for theirs in columns.values() if theirs is not None and theirs not in row]
+    if absent:
+        raise RowProblem(
+            f"missing field {absent[0]!r}, which data.columns names; found {', '.join(row)}"
         )
-    return rows
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; expected the training data",
-            hint="Set data.path in run.yaml; it is relative to the run.yaml.",
-        ) from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a directory; expected a JSON Lines file") from None
-    except PermissionError:
-        raise DataError(f"{path}: may not be read; check its permissions") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _shortened(problems: list[str]) -> list[str]:
-    more = len(problems) - NUM_PROBLEMS_SHOWN
-    if more <= 0:
-        return problems
-    return [*problems[:NUM_PROBLEMS_SHOWN], f"… and {more} more lines with problems"]
+    taken = {*columns, *columns.values()}
+    kept = {name: value for name, value in row.items() if name not in taken}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs is not None}

@@ -29,10 +29,8 @@ def check_run(run: Run) -> dict[str, str]:
     found["base model"] = f"{base.name} ({short_digest(base.digest)})"
     weights = read_base(base.path)
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
-    names = filter(None, (config.data.path, config.data.heldout_path))
-    files = {str(name): run.resolve(name) for name in names}
     check_model(base.path, f"base model {base.name}")
-    found |= check_data(config.training, base, files, config.data.system_prompt)
+    found |= check_data(config.training, base, config.data, run.path.parent)
     if workload_inputs(run):
         found["load test"] = f"{config.loadtest.workload.path} is there"
     return found

@@ -15,14 +15,15 @@ def base_input(_run: Run, base: ModelSource) -> list[Input]:
 
 
 def data_inputs(run: Run, _base: ModelSource) -> list[Input]:
-    """Return the data files.
+    """Return the content of the data files; a dataset of the Hub is downloaded if need be.
 
     Raises:
         DataError: One of them does not exist.
+        MissingError: A dataset of the Hub cannot be had.
     """
-    data = run.config.data
-    named = {"data.path": data.path, "data.heldout_path": data.heldout_path}
-    return [_file_input(run, key, path) for key, path in named.items() if path is not None]
+    from training import data_inputs
+
+    return data_inputs(run.config.data, run.path.parent)
 
 
 def loadtest_inputs(run: Run, base: ModelSource) -> list[Input]:

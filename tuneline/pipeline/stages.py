@@ -29,14 +29,7 @@ from tuneline.pipeline.stage_inputs import data_inputs, loadtest_inputs, workloa
 def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
     from training import prepare_dataset
 
-    data = line.run.config.data
-    heldout = data.heldout_path
-    return prepare_dataset(
-        data,
-        path=line.run.resolve(data.path),
-        heldout_path=None if heldout is None else line.run.resolve(heldout),
-        out=out,
-    )
+    return prepare_dataset(line.run.config.data, relative_to=line.run.path.parent, out=out)
 
 
 def _adapter(line: Line, made: Made, out: Path) -> Artifact:

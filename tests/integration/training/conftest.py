@@ -64,7 +64,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = prepare_dataset(
-        DataConfig(path="rows.jsonl"), path=data, heldout_path=None, out=folder / "dataset"
+        DataConfig(path="rows.jsonl"), relative_to=folder, out=folder / "dataset"
     )
     base = resolve_model("base", relative_to=folder)
     config = TrainingConfig.model_validate(SETTINGS)

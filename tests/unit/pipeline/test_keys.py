@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from loadtest.config import SLO, Length
 from tests.unit.pipeline.fake_line import fake_made
+from training.config.data import SourceConfig
 from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
 from tuneline.pipeline.keys import stage_key
@@ -34,7 +35,10 @@ LENGTH = "distribution mean stddev min max"
 
 STALE: dict[tuple[str, ...], dict[str, str]] = {
     ALL_BUT_DATASET: {"": "base_model"},
-    ("dataset",): {"data": "heldout_fraction system_prompt seed"},
+    ("dataset",): {
+        "data": "shape columns heldout_fraction system_prompt bad_rows seed",
+        "data.sources.0": "shape columns weight",
+    },
     ("adapter",): {
         "training": """r lora_alpha lora_dropout target_modules use_rslora eos_token learning_rate
             num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length
@@ -73,7 +77,8 @@ NOT_KEYED: dict[str, str] = {
     # The run's directory has its name; the revision only says where the base model is found.
     "": "name base_revision",
     # The content of a file is an input; its path is not.
-    "data": "path heldout_path",
+    "data": "path heldout_path heldout_split revision config split",
+    "data.sources.0": "path revision config split",
     "loadtest.workload": "path",
     "training": "logging_steps save_steps",
     # A further form is a further stage.
@@ -87,8 +92,12 @@ NOT_KEYED: dict[str, str] = {
 
 CHANGED: dict[str, Any] = {
     "base_model": "other-base",
-    "data.path": "copy.jsonl",
-    "data.heldout_path": "copy.jsonl",
+    "data.path": "copy",
+    "data.heldout_path": "copy",
+    "data.split": "train",
+    "data.shape": "alpaca",
+    "data.columns": {"prompt": "question"},
+    "data.heldout_split": "train",
     "loadtest.workload.path": Path("copy.jsonl"),
     "export.merge.group_size": 64,
     "export.parity.forms": {"pruned": Tolerances()},
@@ -120,6 +129,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
     for name in ("rows.jsonl", "copy.jsonl"):
         (folder / name).write_text("{}\n")
+        (folder / name).with_suffix("").mkdir()
+        (folder / name).with_suffix("").joinpath("train.jsonl").write_text("{}\n")
     for name in ("base", "other-base"):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(f'{{"_name": "{name}"}}')
@@ -127,7 +138,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     values = {
         "name": "keys",
         "base_model": "base",
-        "data": {"path": "rows.jsonl", "heldout_path": "rows.jsonl"},
+        "data": {"path": "rows", "heldout_path": "rows"},
         "export": {
             "forms": list(FORMS),
             "prune": {"sparsity": 0.5},
@@ -137,6 +148,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     }
     config = validate_config(RunConfig, values, "test")
     for path, value in {
+        "data.sources": [SourceConfig(path="rows")],
         "loadtest.scenarios.0.slo": SLO(),
         "loadtest.workload.input_tokens": Length(mean=8),
         "loadtest.workload.output_tokens": Length(mean=8),
@@ -170,6 +182,7 @@ def test_a_changed_field_makes_its_stages_stale(run: Run, field: str) -> None:
 def test_changed_data_makes_the_dataset_stale(run: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(run.path.parent, tmp_path / "run")
     (folder / "rows.jsonl").write_text("{} \n")
+    (folder / "rows" / "train.jsonl").write_text("{} \n")
     changed = Run(folder / "run.yaml", run.config, run.dir)
     before, after = keys(run), keys(changed)
     assert {name for name in before if before[name] != after[name]} == {"dataset", "loadtest"}

@@ -21,15 +21,16 @@ def _write(path: Path, rows: list[tuple[str, str]]) -> Path:
 def _prepare(tmp_path: Path, rows: list[tuple[str, str]], *, out: str = "ds", seed: int = 0,
              fraction: float | None = None, heldout: list[tuple[str, str]] | None = None
              ) -> Artifact:  # fmt: skip
-    heldout_path = _write(tmp_path / "heldout.jsonl", heldout) if heldout else None
+    if heldout:
+        _write(tmp_path / "heldout.jsonl", heldout)
     config = DataConfig(
         path="rows.jsonl",
         heldout_path="heldout.jsonl" if heldout else None,
         heldout_fraction=fraction,
         seed=seed,
     )
-    path = _write(tmp_path / "rows.jsonl", rows)
-    return prepare_dataset(config, path=path, heldout_path=heldout_path, out=tmp_path / out)
+    _write(tmp_path / "rows.jsonl", rows)
+    return prepare_dataset(config, relative_to=tmp_path, out=tmp_path / out)
 
 
 def _prompts(dataset: Artifact, file: str) -> list[str]:
@@ -50,7 +51,9 @@ def test_the_artifact_holds_exactly_its_files_in_conversational_form(tmp_path: P
         "prompt": [{"role": "user", "content": "question 0"}],
         "completion": [{"role": "assistant", "content": "answer 0"}],
     }
-    assert [(entry.role, entry.kind) for entry in dataset.manifest.inputs] == [("data", "file")]
+    assert [(entry.role, entry.kind) for entry in dataset.manifest.inputs] == [
+        ("data.path", "file")
+    ]
     assert str(tmp_path) not in (dataset.path / "manifest.json").read_text()
 
 
@@ -124,12 +127,12 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_problem_in_the_heldout_file_names_that_file(tmp_path: Path) -> None:
-    rows = _write(tmp_path / "rows.jsonl", MANY)
+    _write(tmp_path / "rows.jsonl", MANY)
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text('{"instruction": "a"}\n')
     config = DataConfig(path="rows.jsonl", heldout_path="heldout.jsonl")
     with pytest.raises(DataError, match=r"heldout\.jsonl: line 1: missing field 'output'"):
-        prepare_dataset(config, path=rows, heldout_path=heldout, out=tmp_path / "ds")
+        prepare_dataset(config, relative_to=tmp_path, out=tmp_path / "ds")
 
 
 def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:

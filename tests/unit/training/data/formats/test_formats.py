@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from training.data.formats import FORMATS
+from training.data.formats.json_array import CHUNK_BYTES
+from training.data.problem import RowProblem
+from training.data.rows import read_rows
+from tuneline.core.errors import DataError
+
+# Values that readers with type guessing lose or change.
+KEPT = ["None", "NA", "n/a", "null", "nan", "00123", "12345678901234567890", "2024-01-31", "1e5",
+        "TRUE", " a ", "1.50", "é\u2028b", 'say "x", y', "two\nlines"]  # fmt: skip
+ROWS = [{"instruction": f"Say {n}.", "output": text} for n, text in enumerate(KEPT)]
+
+
+def as_csv(rows: list[dict[str, str]], delimiter: str = ",") -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def as_json_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+FILES = {
+    "rows.jsonl": as_json_lines(ROWS),
+    "rows.json": json.dumps(ROWS).encode(),
+    "indented.json": b"\xef\xbb\xbf" + json.dumps(ROWS, indent=2).encode(),
+    "wrapped.json": json.dumps({"data": ROWS}).encode(),
+    "lines.json": as_json_lines(ROWS),
+    "rows.csv": as_csv(ROWS),
+    "marked.csv": b"\xef\xbb\xbf" + as_csv(ROWS),
+    "rows.tsv": as_csv(ROWS, "\t"),
+    "rows.parquet": as_parquet(ROWS),
+    "rows.jsonl.gz": gzip.compress(as_json_lines(ROWS)),
+    "rows.csv.zst": pyarrow.compress(as_csv(ROWS), "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_keeps_the_text_of_every_row(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(FILES[name])
+    read = read_rows(path)
+    assert [row.answer for row in read] == KEPT
+    assert [row.prompt[0]["content"] for row in read] == [row["instruction"] for row in ROWS]
+
+
+def test_a_long_whole_number_keeps_every_digit(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "id": 12345678901234567890123}\n')
+    assert read_rows(path)[0].fields == {"id": 12345678901234567890123}
+
+
+def test_the_line_of_a_csv_row_is_where_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'prompt,completion\r\n"a\nb",c\r\n\r\nd,e\r\n')
+    assert [row.line for row in read_rows(path)] == [2, 5]
+
+
+def test_keys_that_parquet_fills_with_null_are_absent(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    call = {"type": "function", "function": {"name": "f", "arguments": json.dumps({"a": None})}}
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "a"},
+                      {"role": "assistant", "tool_calls": [call]}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    ]  # fmt: skip
+    path.write_bytes(as_parquet(rows))
+    first, second = read_rows(path)
+    assert second.prompt == ({"role": "user", "content": "a"},)
+    assert second.completion == ({"role": "assistant", "content": "b"},)
+    # Arguments are JSON text, which keeps its null.
+    assert first.completion[0]["tool_calls"][0]["function"]["arguments"] == {"a": None}
+
+
+def test_an_array_longer_than_the_buffer_is_read(tmp_path: Path) -> None:
+    long = "é\\" * CHUNK_BYTES
+    rows = [{"prompt": "a", "completion": long}, *[{"prompt": "b", "completion": "c"}] * 3]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+    assert [row.answer for row in read_rows(path)] == [long, "c", "c", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "problem"),
+    [
+        ("a.json", b'[{"prompt": "a", "completion": "b"}', "row 2: line 1: the file ends inside"),
+        ("a.json", b'[{"prompt": "a"\n, 5}]', "row 1: line 2: not valid JSON"),
+        ("a.json", b'[{"prompt": "a", "completion": "b"}\n{}]', "line 2: not valid JSON: expected"),
+        ("a.json", b"[1]", "row 1: expected a JSON object, found a number"),
+        ("a.json", b"[{}] x", "line 1: text after the end of the array"),
+        ("a.json", b'[{"prompt": "a", "prompt": "b"}]', "row 1: field 'prompt' appears twice"),
+        ("a.json", b'[{"prompt": "\xe9"}]', "not UTF-8 text"),
+        ("a.json", b'{"data": 5}', "field 'data': expected a list of rows, found a number"),
+        ("a.json", b"[]", "a.json: is empty"),
+        ("a.json", b"", "a.json: is empty"),
+        ("a.jsonl", b'{"prompt": "a", "completion": NaN}', "line 1: NaN is not a JSON value"),
+        ("a.jsonl", b'{"prompt": "a", "n": 1e999}', "1e999 is larger than a float can be"),
+        ("a.csv", b"prompt,completion\na,b,c\n", "line 2: has 3 cells; the header has 2"),
+        ("a.csv", b"prompt;completion\na;b,c\n", "separated by semicolons"),
+        ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' appears twice in the header"),
+        ("a.csv", b'prompt,completion\na,"b', "line 2: not valid csv: unexpected end of data"),
+        ("a.csv", b"prompt,completion\na,\xe9\n", "line 2: byte 3: not UTF-8 text"),
+        ("a.csv", b"prompt,completion\na,\n", "line 2: field 'completion': is empty"),
+        ("a.csv", b"prompt,completion\n", "a.csv: is empty"),
+        ("a.parquet", b"PAR1 nothing PAR1", "row 1 or after: not valid Parquet"),
+        ("a.parquet", b"", "not valid Parquet"),
+        ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "a.jsonl.gz: is damaged"),
+        ("a.jsonl.zst", b"plain", "a.jsonl.zst: cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, problem: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    assert str(path) in caught.value.message
+    assert problem in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "hint"),
+    [
+        ("a.jsonl", "{}".encode("utf-16"), "iconv -f UTF-16"),
+        ("a.jsonl", as_parquet(ROWS), "the suffix .parquet"),
+        ("a.jsonl", gzip.compress(b"{}"), "the suffix .gz"),
+        ("a.jsonl", b"prompt,completion\na,b\n", "the suffix .csv or .tsv"),
+    ],
+)
+def test_a_file_of_another_format_gets_a_hint(
+    tmp_path: Path, name: str, data: bytes, hint: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    assert hint in (caught.value.hint or "")
+
+
+FUZZ = settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+FRAGMENTS = st.sampled_from(
+    [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\r", b"\t", b"\\", b"\x00", b"\xff",
+     b"null", b"1e999", b"prompt", b'{"prompt": "a", "completion": "b"}', b"\\ud800", b"PAR1",
+     b"\xef\xbb\xbf"]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".jsonl.gz", ".csv.zst"])
+@FUZZ
+@given(data=st.one_of(st.binary(max_size=200), st.lists(FRAGMENTS, max_size=30).map(b"".join)))
+def test_no_bytes_end_in_a_traceback(tmp_path: Path, suffix: str, data: bytes) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(data)
+    try:
+        assert read_rows(path)
+    except DataError as error:
+        assert error.problems
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "rows.jsonl"])
+@FUZZ
+@given(at=st.integers(0, 10_000), value=st.binary(max_size=3))
+def test_a_file_with_a_changed_place_is_read_or_refused(
+    tmp_path: Path, name: str, at: int, value: bytes
+) -> None:
+    data = FILES[name]
+    at %= len(data)
+    path = tmp_path / name
+    path.write_bytes(data[:at] + value + data[at + len(value) + 1 :])
+    try:
+        assert read_rows(path)
+    except DataError as error:
+        assert error.problems
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: text.strip() and "\r" not in text and "\x00" not in text
+)
+
+
+@FUZZ
+@given(texts=st.lists(TEXT, min_size=1, max_size=5))
+def test_every_text_survives_csv_json_and_parquet(tmp_path: Path, texts: list[str]) -> None:
+    rows = [{"prompt": text, "completion": text} for text in texts]
+    written = {
+        "a.csv": as_csv(rows), "a.tsv": as_csv(rows, "\t"), "a.parquet": as_parquet(rows),
+        "a.jsonl": as_json_lines(rows), "a.json": json.dumps(rows, ensure_ascii=False).encode(),
+    }  # fmt: skip
+    for name, data in written.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert [row.answer for row in read_rows(path)] == texts, name
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["role", "content", "from", "value", "tool_calls", "function", "name",
+                         "arguments", "weight", "text", "messages"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+COLUMNS = ["instruction", "input", "output", "prompt", "completion", "messages", "conversations",
+           "chosen", "rejected", "label", "tools", "system", "history", "text",
+           "preferred_output", "non_preferred_output"]  # fmt: skip
+
+
+@settings(FUZZ, max_examples=300)
+@given(row=st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=5))
+def test_no_row_ends_in_a_traceback(row: dict[str, Any]) -> None:
+    from training.data.shapes import read_shape
+
+    try:
+        read = read_shape(row)
+    except RowProblem as problem:
+        assert str(problem)
+    else:
+        assert read.kind

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from training.config.data import ShapeName, SourceConfig
+from training.data.problem import RowProblem
+from training.data.row import Row
+from training.data.rows import read_rows
+from training.data.shapes import SHAPES, read_shape
+
+Q: dict[str, Any] = {"role": "user", "content": "Is it on?"}
+A: dict[str, Any] = {"role": "assistant", "content": "Yes."}
+NO: dict[str, Any] = {"role": "assistant", "content": "No."}
+SYSTEM: dict[str, Any] = {"role": "system", "content": "Be brief."}
+FUNCTION = {"name": "ping", "parameters": {}}
+TOOL = {"type": "function", "function": FUNCTION}
+CALL = {"type": "function", "function": {"name": "ping", "arguments": {"n": 1}}}
+CALLS: dict[str, Any] = {"role": "assistant", "tool_calls": [CALL]}
+RESULT: dict[str, Any] = {"role": "tool", "content": "on"}
+OPENAI_CALLS = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": "c", "type": "function", "function": {"name": "ping", "arguments": '{"n": 1}'}}
+    ],
+}
+ANSWER = Row((Q,), (A,))
+
+READ: list[tuple[dict[str, Any], Row]] = [
+    # What pandas, and logs with other columns, write.
+    ({"instruction": "Is it on?", "input": None, "output": "Yes."}, ANSWER),
+    (
+        {"id": 0, "source": "desk", "messages": [Q, A]},
+        Row((Q,), (A,), fields={"id": 0, "source": "desk"}),
+    ),
+    ({"instruction": "Is it on?", "output": "Yes.", "system": "Be brief.", "history": []},
+     Row((SYSTEM, Q), (A,))),
+    ({"instruction": "Is it on?", "output": "Yes.", "history": [["1", "2"]]},
+     Row(({"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, Q), (A,))),
+    ({"instruction": "Is it on?", "output": "Yes.", "text": "### Instruction", "label": "None"},
+     Row((Q,), (A,), fields={"text": "### Instruction", "label": "None"})),
+    # OpenAI's fine-tuning files.
+    (
+        {"messages": [Q, OPENAI_CALLS, {**RESULT, "tool_call_id": "c"}, A], "tools": [TOOL]},
+        Row(
+            (Q, {"role": "assistant", "tool_calls": [{"id": "c", **CALL}]},
+             {**RESULT, "tool_call_id": "c"}),
+            (A,),
+            tools=(TOOL,),
+        ),
+    ),
+    ({"messages": [Q, CALLS], "tools": [TOOL], "parallel_tool_calls": False},
+     Row((Q,), (CALLS,), tools=(TOOL,), fields={"parallel_tool_calls": False})),
+    (
+        {
+            "messages": [
+                Q,
+                {"role": "assistant", "content": None,
+                 "function_call": {"name": "ping", "arguments": '{"n": 1}'}},
+                {"role": "function", "name": "ping", "content": "on"},
+                A,
+            ],
+            "functions": [FUNCTION],
+        },
+        Row((Q, CALLS, {**RESULT, "name": "ping"}), (A,), tools=(TOOL,)),
+    ),
+    ({"messages": [Q, {**A, "weight": 0}, Q, {**NO, "weight": 1}]},
+     Row((Q, A, Q), (NO,), untrained=(1,))),
+    ({"messages": [SYSTEM, Q, A, Q, {**NO, "weight": 0}]}, Row((SYSTEM, Q), (A,))),
+    ({"messages": [Q, {**A, "weight": 0}, Q, NO], "system": "Be brief."},
+     Row((SYSTEM, Q, A, Q), (NO,), untrained=(2,))),
+    ({"messages": [{"role": "developer", "content": "Be brief."}, Q, A]}, Row((SYSTEM, Q), (A,))),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Is it"},
+                                                {"type": "text", "text": "on?"}]}, A]},
+     Row(({"role": "user", "content": "Is it\non?"},), (A,))),
+    ({"messages": [Q, {**A, "reasoning_content": "The lamp is lit."}]},
+     Row((Q,), ({**A, "reasoning_content": "The lamp is lit."},))),
+    ({"messages": [Q, {**A, "thinking": "The lamp is lit."}]},
+     Row((Q,), ({**A, "reasoning_content": "The lamp is lit."},))),
+    # ShareGPT and its relatives.
+    ({"conversations": [{"from": "human", "value": "Is it on?"}, {"from": "gpt", "value": "Yes."}]},
+     ANSWER),
+    ({"conversations": [Q, A]}, ANSWER),
+    ({"messages": [{"from": "user", "value": "Is it on?"}, {"from": "model", "value": "Yes."}]},
+     ANSWER),
+    (
+        {
+            "conversations": [
+                {"from": "human", "value": "Is it on?"},
+                {"from": "function_call", "value": '{"name": "ping", "arguments": {"n": 1}}'},
+                {"from": "observation", "value": "on"},
+                {"from": "gpt", "value": "Yes.", "weight": None},
+            ],
+            "system": "Be brief.",
+            "tools": json.dumps([FUNCTION]),
+        },
+        Row((SYSTEM, Q, CALLS, RESULT), (A,), tools=(TOOL,)),
+    ),
+    # What `datasets` makes of a list of structures, and lists that are written as JSON text.
+    ({"messages": {"role": ["user", "assistant"], "content": ["Is it on?", "Yes."],
+                   "name": [None, None]}}, ANSWER),
+    ({"messages": json.dumps([Q, A]), "tools": "[]"}, ANSWER),
+    # Preference pairs.
+    ({"prompt": "Is it on?", "chosen": "Yes.", "rejected": "No."}, Row((Q,), (A,), (NO,))),
+    ({"prompt": [SYSTEM, Q], "chosen": [A], "rejected": [NO]}, Row((SYSTEM, Q), (A,), (NO,))),
+    ({"prompt": "Is it on?", "chosen": [Q, A], "rejected": [Q, NO], "messages": [Q, A],
+      "score_chosen": 8.5}, Row((Q,), (A,), (NO,), fields={"score_chosen": 8.5})),
+    ({"chosen": [Q, A, Q, A], "rejected": [Q, A, Q, NO]}, Row((Q, A, Q), (A,), (NO,))),
+    ({"chosen": "\n\nHuman: Is it on?\n\nAssistant: Yes.",
+      "rejected": "\n\nHuman: Is it on?\n\nAssistant: No."}, Row((Q,), (A,), (NO,))),
+    ({"instruction": "Is it", "input": "on?", "chosen": "Yes.", "rejected": "No."},
+     Row(({"role": "user", "content": "Is it\n\non?"},), (A,), (NO,))),
+    ({"conversations": [{"from": "human", "value": "Is it on?"}],
+      "chosen": {"from": "gpt", "value": "Yes."}, "rejected": {"from": "gpt", "value": "No."}},
+     Row((Q,), (A,), (NO,))),
+    ({"input": {"messages": [Q], "tools": [TOOL]}, "preferred_output": [A],
+      "non_preferred_output": [NO]}, Row((Q,), (A,), (NO,), tools=(TOOL,))),
+    # Unpaired, with a label.
+    ({"prompt": "Is it on?", "completion": "Yes.", "label": True}, Row((Q,), (A,), label=True)),
+    ({"prompt": [Q], "completion": [NO], "label": "FALSE"}, Row((Q,), (NO,), label=False)),
+    # One column.
+    ({"prompt": "Is it on?", "answer": "Yes."}, Row((Q,), fields={"answer": "Yes."})),
+    ({"prompt": [SYSTEM, Q], "text": "-"}, Row((SYSTEM, Q), fields={"text": "-"})),
+    ({"text": "Once upon a time.", "id": None}, Row(text="Once upon a time.", fields={"id": None})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "row"), READ)
+def test_each_shape_is_read(columns: dict[str, Any], row: Row) -> None:
+    assert read_shape(columns) == row
+    assert Row.from_json(json.loads(json.dumps(row.as_json())), 0) == row
+
+
+REFUSED = [
+    ({"question": "a", "reply": "b"}, "no shape has the columns 'question', 'reply'"),
+    ({"question": "a", "reply": "b"}, "data.columns, such as {prompt: question, completion: "),
+    ({"instruction": "a", "output": "b", "inptu": "c"}, "'inptu' (did you mean input?)"),
+    ({"instruction": "a", "output": "b", "messages": [Q, A]}, "fit 2 shapes: alpaca, messages"),
+    ({"messages": None, "id": 1}, "field 'messages': expected a list of messages, found null"),
+    ({"messages": [Q, {**A, "mood": "good"}]}, "messages[1]: expected role and content, found "
+     "mood"),
+    ({"messages": [Q, {**A, "content": None}]}, "messages[1]: expected role and content"),
+    ({"messages": [Q, Q, A]}, "messages[1]: user after user"),
+    ({"messages": [A, Q, A]}, "messages[0]: assistant at the start"),
+    ({"messages": [Q, SYSTEM, Q, A]}, "messages[1]: system after user"),
+    ({"messages": [Q, CALLS, A]}, "messages[2]: assistant after assistant"),
+    ({"messages": [Q, RESULT, A]}, "messages[1]: tool after user"),
+    ({"messages": [Q, CALLS, RESULT]}, "expected an optional system message"),
+    ({"messages": [Q, {**A, "weight": 0}]}, "every assistant message has weight 0"),
+    ({"messages": [Q, {**A, "weight": 0.5}]}, "messages[1].weight: expected 0 or 1, found 0.5"),
+    ({"messages": "[1"}, "field 'messages': column 3: not valid JSON"),
+    ({"messages": [Q, {**CALLS, "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+     "messages[1].tool_calls[0]: expected a function with name and arguments"),
+    ({"messages": [Q, {"role": "assistant", "function_call": {"name": "a", "arguments": "{1"}}]},
+     "messages[1].tool_calls[0].arguments: column 2: not valid JSON"),
+    ({"messages": [Q, {"role": "assistant", "function_call": {"name": "a", "arguments": "[]"}}]},
+     "tool_calls[0].arguments: expected an object, found a list"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, A]},
+     "messages[0].content[0]: expected a part with text, found image_url"),
+    ({"messages": [Q, A], "tools": "ping"}, "field 'tools': expected a list of tools, found text"),
+    ({"messages": [Q, A], "tools": [{"type": "function"}]}, "tools[0]: expected a function with a"),
+    ({"messages": [SYSTEM, Q, A], "system": "Other."}, "have a system message of their own"),
+    ({"instruction": "a", "output": "b", "history": [["a"]]}, "history[0]: expected a question"),
+    ({"prompt": "a", "completion": "b", "label": "billing"},
+     "field 'label': expected true or false, found 'billing'"),
+    ({"prompt": "a", "completion": "b", "label": 2}, "field 'label': expected true or false"),
+    ({"prompt": [Q, A]}, "prompt: ends with assistant; expected a user's message"),
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "'chosen' and 'rejected' are equal"),
+    ({"chosen": "b", "rejected": "c"}, "missing field 'prompt': chosen and rejected do not begin"),
+    ({"chosen": [Q, A, Q, A], "rejected": [Q, NO, Q, A]},
+     "field 'chosen': after the prompt come assistant, user, assistant; expected one answer"),
+    ({"prompt": "a", "chosen": "b"}, "missing field 'rejected'"),
+    ({"prompt": "a", "completion": None}, "field 'completion': expected text, found null"),
+    ({"input": "a", "preferred_output": [A], "non_preferred_output": [NO]},
+     "field 'input': expected an object with messages"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "problem"), REFUSED)
+def test_each_bad_row_is_refused(columns: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RowProblem) as caught:
+        read_shape(columns)
+    assert problem in str(caught.value)
+
+
+def test_a_shape_that_is_named_settles_which_columns_count() -> None:
+    columns = {"instruction": "Is it on?", "output": "Yes.", "messages": [Q, NO]}
+    assert read_shape(columns, "messages").answer == "No."
+    assert read_shape(columns, "alpaca").fields == {"messages": [Q, NO]}
+    with pytest.raises(RowProblem, match="missing field 'conversations'"):
+        read_shape(columns, "sharegpt")
+
+
+def test_the_configuration_names_every_shape() -> None:
+    assert tuple(SHAPES) == get_args(ShapeName)
+
+
+def test_columns_are_read_under_our_names(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"question": "Is it on?", "reply": "Yes.", "label": "None", "text": "x"}
+    path.write_text(json.dumps(row) + "\n")
+    config = SourceConfig(
+        path="rows.jsonl",
+        columns={"prompt": "question", "completion": "reply", "class": "label", "text": None},
+    )
+    [read] = read_rows(path, config=config)
+    assert (read.prompt, read.answer) == ((Q,), "Yes.")
+    assert read.fields == {"class": "None"}
+
+
+def test_a_mapped_column_that_is_missing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a"}\n')
+    config = SourceConfig(path="rows.jsonl", columns={"prompt": "query"})
+    with pytest.raises(Exception, match=r"missing field 'query', which data\.columns names"):
+        read_rows(path, config=config)

@@ -1,0 +1,65 @@
+"""JSON without silent changes: a repeated name, NaN and a number beyond a float are problems.
+
+Whole numbers keep every digit. A fraction is read as a float, which is JSON's own meaning of it.
+"""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import Any
+
+from training.data.problem import RowProblem
+
+
+def parse_json(text: str) -> Any:
+    """Return the value that the whole text is.
+
+    Raises:
+        RowProblem: The text is not JSON, or would not survive being read.
+    """
+    problems: list[str] = []
+    try:
+        value = _decoder(problems).decode(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise RowProblem(f"{line}column {error.colno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise RowProblem(f"not valid JSON: {error}") from None
+    if problems:
+        raise RowProblem(problems[0])
+    return value
+
+
+def parse_json_at(text: str, start: int) -> tuple[Any, int]:
+    """Return the value that begins at `start`, or its problem, and the index after the value.
+
+    Raises:
+        json.JSONDecodeError, ValueError, RecursionError: No value can be read from there.
+    """
+    problems: list[str] = []
+    value, end = _decoder(problems).raw_decode(text, start)
+    return (RowProblem(problems[0]) if problems else value), end
+
+
+def _decoder(problems: list[str]) -> json.JSONDecoder:
+    """Return a decoder that reads on after a problem, so that the value's end is known."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            problems.append(f"field {twice!r} appears twice")
+        return result
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if not isfinite(value):
+            problems.append(f"the number {text} is larger than a float can be")
+        return value
+
+    def constant(text: str) -> None:
+        problems.append(f"{text} is not a JSON value")
+
+    return json.JSONDecoder(object_pairs_hook=unique, parse_float=finite, parse_constant=constant)

@@ -1,0 +1,92 @@
+"""Opening a data file, plain or compressed, and naming a file that cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from training.data.problem import RowProblem
+from tuneline.core.environment import require
+from tuneline.core.errors import DataError
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading, behind its byte order mark; `.gz` and `.zst` are decompressed.
+
+    Raises:
+        DataError: The file is missing, a directory, may not be read or is damaged.
+    """
+    with named(path):
+        if path.suffix.lower() == ".gz":
+            file: Any = gzip.open(path)  # noqa: SIM115 (closed below)
+        elif path.suffix.lower() == ".zst":
+            pyarrow = require("pyarrow", "train")
+            file = pyarrow.input_stream(str(path), compression="zstd")
+        else:
+            file = path.open("rb", buffering=0)
+        with io.BufferedReader(file) as stream:
+            if stream.peek(len(BYTE_ORDER_MARK)).startswith(BYTE_ORDER_MARK):
+                stream.read(len(BYTE_ORDER_MARK))
+            yield stream
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into a DataError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; expected the training data",
+            hint="Set data.path in run.yaml; it is relative to the run.yaml.",
+        ) from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a directory; expected a data file") from None
+    except PermissionError:
+        raise DataError(f"{path}: may not be read; check its permissions") from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is damaged: {error}; expected a whole gzip file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def decode_utf8(line: bytes) -> str:
+    """Return the text of a line.
+
+    Raises:
+        RowProblem: It is not UTF-8.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowProblem(f"byte {error.start + 1}: not UTF-8 text ({error.reason})") from None
+
+
+def hint_for(path: Path) -> str | None:
+    """Return what to do about a file whose first bytes are those of another format."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return None
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return f"The file is UTF-16. Try: iconv -f UTF-16 -t UTF-8 {path} > utf8{path.suffix}"
+    if head.startswith(b"PAR1"):
+        return "The file is Parquet; give its name the suffix .parquet."
+    if head.startswith(b"\x1f\x8b") and path.suffix.lower() != ".gz":
+        return "The file is compressed with gzip; give its name the suffix .gz."
+    if head.startswith(b"\x28\xb5\x2f\xfd") and path.suffix.lower() != ".zst":
+        return "The file is compressed with zstd; give its name the suffix .zst."
+    if b"\x00" not in head and path.suffix.lower() in (".jsonl", ".json", ""):
+        first = head.split(b"\n")[0].lstrip(BYTE_ORDER_MARK + b" ")
+        if first[:1] not in (b"{", b"[") and (b"," in first or b"\t" in first):
+            return "If the file is CSV or TSV, give its name the suffix .csv or .tsv."
+    return None

@@ -1,0 +1,66 @@
+"""Parquet. Text stays text; a type that JSON does not have becomes text of one fixed form.
+
+Parquet has one set of keys for every message of a file, and fills absent keys with nulls. A null
+inside a list or an object therefore counts as an absent key.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from training.data.formats.opening import named
+from training.data.problem import RowProblem
+from tuneline.core.environment import require
+from tuneline.core.errors import DataError
+
+BATCH_ROWS = 1024
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]:
+    """Return each row's number, from 1, and its fields or its problem."""
+    pyarrow = require("pyarrow", "train")
+    parquet = require("pyarrow.parquet", "train")
+    number = 0
+    try:
+        with named(path), path.open("rb") as stream, parquet.ParquetFile(stream) as file:
+            names = file.schema_arrow.names
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise DataError(f"{path}: column {twice[0]!r} appears twice")
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _plain_row(row)
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}: row {number + 1} or after: not valid Parquet: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _plain_row(row: dict[str, Any]) -> dict[str, Any] | RowProblem:
+    try:
+        return {name: _plain(value, name) for name, value in row.items()}
+    except RowProblem as problem:
+        return problem
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return a value in the types of JSON; keys of inner objects that are null are left out."""
+    if isinstance(value, dict):
+        return {k: _plain(v, f"{where}.{k}") for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    if isinstance(value, float) and not isfinite(value):
+        raise RowProblem(f"field {where!r}: {value} is not a JSON value")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    raise RowProblem(f"field {where!r}: expected text, a number or a list, found bytes or a map")

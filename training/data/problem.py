@@ -1,0 +1,26 @@
+"""The problem of one row, and the names of JSON types in messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RowProblem(Exception):
+    """The problem of one row; never leaves `training.data`."""
+
+
+def kind_of(value: Any) -> str:
+    """Return the JSON type of a value, with its article."""
+    if value is None:
+        return "null"
+    names = {
+        bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list",
+        dict: "an object",
+    }  # fmt: skip
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def excerpt(value: object) -> str:
+    """Return the beginning of a value in quotes."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,149 @@
+"""The shapes that a row can have, and the rows that they make.
+
+A new shape is one file with a function, and one row here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from training.data.problem import RowProblem
+from training.data.row import Row
+from training.data.shapes.alpaca import read_alpaca
+from training.data.shapes.conversation import read_messages, read_sharegpt
+from training.data.shapes.openai_pairs import read_openai_pairs
+from training.data.shapes.plain import read_prompt, read_text
+from training.data.shapes.preference import read_preference
+from training.data.shapes.prompt_completion import read_labelled, read_prompt_completion
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The columns of a shape, and what they make.
+
+    Attributes:
+        required: Columns that every row of the shape has.
+        optional: Columns that the shape reads where they are there.
+        read: The columns of one row, without those that are null, -> the row. Raises RowProblem.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], Row]
+
+
+_CHAT = ("system", "system_prompt", "tools", "functions")
+
+SHAPES = {
+    "alpaca": Shape(("instruction", "output"), ("input", "history", *_CHAT), read_alpaca),
+    "prompt-completion": Shape(("prompt", "completion"), _CHAT, read_prompt_completion),
+    "messages": Shape(("messages",), _CHAT, read_messages),
+    "sharegpt": Shape(("conversations",), _CHAT, read_sharegpt),
+    "preference": Shape(
+        ("chosen", "rejected"),
+        ("prompt", "messages", "conversations", "instruction", "input", "history", *_CHAT),
+        read_preference,
+    ),
+    "openai-preference": Shape(
+        ("input", "preferred_output", "non_preferred_output"), (), read_openai_pairs
+    ),
+    "label": Shape(("prompt", "completion", "label"), _CHAT, read_labelled),
+    "prompt": Shape(("prompt",), _CHAT, read_prompt),
+    "text": Shape(("text",), (), read_text),
+}
+SINGLE = ("prompt", "text")
+"""Shapes of one column that other shapes may have as an extra one; the first wins."""
+ANSWERS = ("completion", "chosen", "rejected", "output")
+"""Columns that no row of a single column has, unless `data.shape` says so."""
+_TYPES = {"messages": "a list of messages", "conversations": "a list of messages"}
+
+
+def read_shape(columns: Mapping[str, Any], shape: str | None = None) -> Row:
+    """Return the row that a file's columns make; `fields` has the columns that it does not use.
+
+    Args:
+        columns: Values by the name of their column.
+        shape: The name of the only shape that the row may have; any shape if not given.
+
+    Raises:
+        RowProblem: Columns are missing, misspelt or of another type, or fit two shapes.
+    """
+    given = {name: value for name, value in columns.items() if value is not None}
+    name, problem = _find_shape(tuple(columns), tuple(given), shape)
+    if problem:
+        raise RowProblem(problem)
+    found = SHAPES[name]
+    known = (*found.required, *found.optional)
+    row = found.read({name: given[name] for name in known if name in given})
+    return replace(row, fields={k: v for k, v in columns.items() if k not in known})
+
+
+@lru_cache(maxsize=4096)
+def _find_shape(
+    columns: tuple[str, ...], given: tuple[str, ...], shape: str | None
+) -> tuple[str, str]:
+    """Return the shape of rows with these columns, of which `given` are not null, or a problem."""
+    names = [shape] if shape else list(SHAPES)
+    complete = [name for name in names if set(SHAPES[name].required) <= set(given)]
+    if shape is None and set(ANSWERS) & set(columns):
+        complete = [name for name in complete if name not in SINGLE]
+        names = [name for name in names if name not in SINGLE]
+    widest = [name for name in complete if not any(_covers(other, name) for other in complete)]
+    if len(widest) > 1:
+        fitting = ", ".join(widest)
+        return "", f"the columns fit {len(widest)} shapes: {fitting}; choose one as data.shape"
+    problems = _misspelt(columns, widest[0], 0.75) if widest else _missing(columns, given, names)
+    return (widest or [""])[0], "; ".join(problems)
+
+
+def _covers(wide: str, narrow: str) -> bool:
+    """Return whether rows with the columns of both shapes have the wide one."""
+    if narrow in SINGLE:
+        return wide != narrow and wide not in SINGLE[SINGLE.index(narrow) :]
+    shape, required = SHAPES[wide], set(SHAPES[narrow].required)
+    return required <= {*shape.required, *shape.optional} and not set(shape.required) <= required
+
+
+def _missing(columns: tuple[str, ...], given: tuple[str, ...], names: list[str]) -> list[str]:
+    """Return what a row lacks of the shape that it has most of; near spellings count half."""
+
+    def fit(name: str) -> float:
+        required = SHAPES[name].required
+        near = [column for column in columns if column not in required and _near(column, required)]
+        exact = sum(column in required for column in columns)
+        known = sum(column in SHAPES[name].optional for column in columns)
+        return (exact + len(near) / 2 + known / 10) / len(required) if exact or near else 0.0
+
+    best = max(names, key=fit)
+    if not fit(best) and columns and len(names) > 1:
+        wanted = "; ".join(" and ".join(SHAPES[name].required) for name in names)
+        return [
+            f"no shape has the columns {', '.join(map(repr, columns))}; expected one of: {wanted}. "
+            "Name yours in data.columns, such as {prompt: question, completion: answer}"
+        ]
+    absent = [name for name in SHAPES[best].required if name not in given]
+    return _misspelt(columns, best, 0.6) + [
+        f"field {name!r}: expected {_TYPES.get(name, 'text')}, found null"
+        if name in columns
+        else f"missing field {name!r}"
+        for name in absent
+    ]
+
+
+def _misspelt(columns: tuple[str, ...], shape: str, cutoff: float) -> list[str]:
+    known = (*SHAPES[shape].required, *SHAPES[shape].optional)
+    absent = [name for name in known if name not in columns]
+    near = {name: _near(name, absent, cutoff) for name in columns if name not in known}
+    return [
+        f"unknown field {name!r} (did you mean {found[0]}?)"
+        for name, found in near.items()
+        if found
+    ]
+
+
+def _near(name: str, known: Sequence[str], cutoff: float = 0.6) -> list[str]:
+    return difflib.get_close_matches(name.casefold(), known, n=1, cutoff=cutoff)

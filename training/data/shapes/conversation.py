@@ -1,0 +1,69 @@
+"""Whole conversations: `messages`, and ShareGPT's `conversations`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from training.data.problem import RowProblem
+from training.data.row import Row
+from training.data.shapes.turns import Conversation, check_text, read_conversation, read_tools
+from tuneline.core.messages import Message
+
+
+def read_messages(row: Mapping[str, Any]) -> Row:
+    """Return the row of `{"messages": [...]}`."""
+    return as_row(read_conversation(row["messages"], "messages"), row, "messages")
+
+
+def read_sharegpt(row: Mapping[str, Any]) -> Row:
+    """Return the row of `{"conversations": [{"from", "value"}, ...]}`."""
+    return as_row(read_conversation(row["conversations"], "conversations"), row, "conversations")
+
+
+def as_row(conversation: Conversation, row: Mapping[str, Any], where: str) -> Row:
+    """Return a conversation whose last trained answer is the completion.
+
+    Raises:
+        RowProblem: No answer is at the end, or none is trained.
+    """
+    messages = conversation.messages
+    if messages[-1]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in messages[-8:])
+        raise RowProblem(
+            f"{where}: roles are {roles}; expected an optional system message, then user and "
+            "assistant in turn, the assistant last"
+        )
+    trained = [
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and index not in conversation.untrained
+    ]
+    if not trained:
+        raise RowProblem(f"{where}: every assistant message has weight 0; expected one to train")
+    last = trained[-1]
+    prompt = with_system(messages[:last], row)
+    shift = len(prompt) - last
+    return Row(
+        prompt,
+        (messages[last],),
+        tools=read_tools(row),
+        untrained=tuple(index + shift for index in conversation.untrained if index < last),
+    )
+
+
+def with_system(messages: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Return messages behind the system message that a row's `system` column gives.
+
+    Raises:
+        RowProblem: The column is not text, or the messages have a system message of their own.
+    """
+    name = "system" if "system" in row else "system_prompt"
+    text = check_text(row.get(name, ""), f"field {name!r}", may_be_empty=True)
+    if not text.strip():
+        return messages
+    if messages and messages[0]["role"] == "system":
+        if messages[0]["content"] == text:
+            return messages
+        raise RowProblem(f"field {name!r}: the messages have a system message of their own")
+    return ({"role": "system", "content": text}, *messages)
