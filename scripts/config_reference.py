@@ -70,7 +70,11 @@ def _section(prefix: str, model: type[BaseModel]) -> list[str]:
     inner: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
         nested, listed = _nested(field.annotation)
-        if nested is not None:
+        variants = _variants(field.annotation)
+        for variant in variants:
+            kind = typing.get_args(variant.model_fields["type"].annotation)[0]
+            inner.append((f"{prefix}{name} ({kind}).", variant))
+        if nested is not None and not variants:
             inner.append((f"{prefix}{name}{'[]' if listed else ''}.", nested))
         default = "required" if field.is_required() else _default(field.get_default())
         meaning = field.description or (
@@ -82,6 +86,15 @@ def _section(prefix: str, model: type[BaseModel]) -> list[str]:
     for inner_prefix, nested in inner:
         lines += _section(inner_prefix, nested)
     return lines
+
+
+def _variants(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models of a union whose member is named by `type`."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _variants(typing.get_args(annotation)[0])
+    found = [argument for argument in typing.get_args(annotation) if isinstance(argument, type)]
+    models = [model for model in found if issubclass(model, BaseModel)]
+    return models if len(models) > 1 else []
 
 
 def _nested(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
@@ -103,7 +116,7 @@ def _type(annotation: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(a) for a in arguments if a is not type(None))
+        return " or ".join(dict.fromkeys(_type(a) for a in arguments if a is not type(None)))
     if origin in (list, tuple):
         return f"list of {_type(arguments[0])}"
     if origin is dict:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig
+from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
-from training.methods import find_method
+from training.methods import find_method, require_kinds
 from training.model import quiet_libraries
 from tuneline.models.chat import require_chat_template
 from tuneline.models.source import ModelSource
@@ -23,6 +24,9 @@ def check_data(
 ) -> dict[str, str]:
     """Read and render every row of the data as training does, and return what was found.
 
+    Args:
+        relative_to: The directory that paths of the data and of the method's files start from.
+
     Raises:
         TunelineError: The first file, template or row that cannot be used.
     """
@@ -30,11 +34,13 @@ def check_data(
     tokenizer = load_tokenizer(base.path)
     require_chat_template(tokenizer, base.name)
     stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
+    config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     method = find_method(config.method)
     found: dict[str, str] = {}
     longest = 0
     last: set[str] = set()
     train, heldout = open_sources(data, relative_to)
+    train_rows: list[Row] = []
     for source in [*train, *filter(None, [heldout])]:
         name = source.config.path + (f" {source.config.split}" if source.config.split else "")
         rows = list(
@@ -42,11 +48,19 @@ def check_data(
                 [source], Counts(), system_prompt=data.system_prompt, bad_rows=data.bad_rows
             )
         )
+        require_kinds(config.method, rows, name)
+        train_rows += rows if source is not heldout else []
         rendered = method.render(config, tokenizer, rows, stop_ids, name)
-        longest = max(longest, *(len(row.input_ids) for row in rendered))
-        last |= {tokenizer.decode(row.input_ids[-1]) for row in rendered}
+        for example in rendered:
+            for token_ids in method.sequences(example):
+                longest = max(longest, len(token_ids))
+                if example.num_trained_tokens:
+                    last.add(tokenizer.decode(token_ids[-1]))
         found[f"data {name}"] = f"{len(rows):,} rows"
-    found["chat template"] = "every prompt is a prefix of its row"
-    found["stop tokens"] = f"every answer ends with {' or '.join(sorted(last))}"
+    method.check(config, train_rows, ", ".join(source.config.path for source in train))
+    if last:
+        found["chat template"] = "every prompt is a prefix of its row"
+        found["stop tokens"] = f"every answer ends with {' or '.join(sorted(last))}"
+    found["method"] = f"{config.method.type}: {method.served}"
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"
     return found

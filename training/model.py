@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,10 @@ from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.models.load import damage_named, load_network
 from tuneline.models.source import ModelSource
+
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
+SCORE_WEIGHT = "score.weight"
+"""The tensor of a reward model's linear layer."""
 
 
 def quiet_libraries() -> None:
@@ -40,14 +45,31 @@ def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def load_base(base: ModelSource, dtype: torch.dtype) -> Any:
-    """Return a causal language model with its weights in `dtype`, on the GPU if there is one.
+def load_base(base: ModelSource, dtype: torch.dtype, *, task_type: TaskType = "CAUSAL_LM") -> Any:
+    """Return a model with its weights in `dtype`, on the GPU if there is one.
+
+    Args:
+        task_type: `SEQ_CLS` gives the model one score in place of the next token, from a new linear
+            layer with random weights.
 
     Raises:
         ArtifactError: The folder cannot be loaded, or its files lack weights.
     """
-    model = load_network(base.path, dtype, what=f"base model {base.name}")
-    return model.to(device())
+    what = f"base model {base.name}"
+    if task_type == "CAUSAL_LM":
+        return load_network(base.path, dtype, what=what).to(device())
+    return load_network(base.path, dtype, what=what, load=_load_scorer).to(device())
+
+
+def _load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
+    """Load a folder as a model with one score; the folder of a causal model has no such layer."""
+    from transformers import AutoModelForSequenceClassification
+
+    network, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, **options
+    )
+    info["missing_keys"] = [name for name in info["missing_keys"] if name != SCORE_WEIGHT]
+    return network, info
 
 
 def load_tuned(base: ModelSource, adapter: Artifact, dtype: torch.dtype) -> Any:

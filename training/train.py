@@ -17,14 +17,14 @@ from transformers import PrinterCallback, set_seed
 from training.adapters.lora import add_lora, write_lora
 from training.adapters.serving_files import write_serving_files
 from training.config import TrainingConfig
-from training.data.prepare import TRAIN_FILE, dataset_rows
+from training.data.prepare import TRAIN_FILE, dataset_rows, file_input
 from training.loop.arguments import evaluate_each_epoch, trainer_arguments
 from training.loop.checkpoints import CheckpointMarks, newest_checkpoint, open_work_dir
 from training.loop.loss_curve import loss_points, write_curve
 from training.loop.memory import peak_memory_bytes, reset_peak_memory
 from training.loop.progress import ShowProgress
 from training.loop.signals import StopOnSignal
-from training.methods import find_method
+from training.methods import find_method, require_kinds
 from training.model import (
     load_base,
     quiet_libraries,
@@ -49,17 +49,26 @@ from tuneline.models.tokenizer import load_tokenizer
 
 
 def train_adapter(
-    config: TrainingConfig, dataset: Artifact, base: ModelSource, out: Path
+    config: TrainingConfig,
+    dataset: Artifact,
+    base: ModelSource,
+    out: Path,
+    *,
+    relative_to: Path = Path(),
 ) -> Artifact:
     """Fine-tune an adapter on a dataset's training rows and write it with all that serving needs.
 
     An interrupted run continues from its newest checkpoint when it is called again with the same
     configuration, dataset and base. On SIGINT and SIGTERM a checkpoint is written first.
 
+    Args:
+        relative_to: The directory that the paths of the method's files start from.
+
     Raises:
         ConfigError: The chat template does not train a stop token or cannot be used, a target
             module does not exist, or the loss is no longer a number.
-        DataError: Rows are longer than `max_length` or cannot be rendered.
+        DataError: Rows are longer than `max_length`, cannot be rendered, or are not rows that the
+            method trains on.
         ArtifactError: `out` exists, or the base model cannot be loaded.
         DiskFullError: Checkpoints and adapter would not fit.
     """
@@ -68,6 +77,9 @@ def train_adapter(
     require_one_gpu()
     settings = config.model_dump(mode="json")
     inputs = [dataset.as_input("dataset"), base.as_input("base")]
+    inputs += [file_input("method", relative_to / name) for name in config.method.files()]
+    key = canonical_digest([keyed_values(config), [entry.digest for entry in inputs]])
+    config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     method = find_method(config.method)
     with (
         new_artifact(out, "adapter", config=settings, inputs=inputs) as draft,
@@ -76,30 +88,35 @@ def train_adapter(
         tokenizer = load_tokenizer(base.path)
         template = require_chat_template(tokenizer, base.name)
         stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
+        rows = {file: dataset_rows(dataset, file) for file in (TRAIN_FILE, HELDOUT_FILE)}
+        for file, found in rows.items():
+            require_kinds(config.method, found, file)
+        method.check(config, rows[TRAIN_FILE], TRAIN_FILE)
         train_rows, heldout_rows = (
-            method.render(config, tokenizer, dataset_rows(dataset, file), stop_ids, file)
-            for file in (TRAIN_FILE, HELDOUT_FILE)
+            method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()
         )
         set_seed(config.seed)
-        model = add_lora(config, load_base(base, resolve_dtype(config.dtype)))
+        model = load_base(base, resolve_dtype(config.dtype), task_type=method.task_type)
+        model = add_lora(config, model, method.task_type)
         num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # A checkpoint is the adapter and AdamW's two moments, in float32; two are kept while a
         # third is written.
         require_disk_space(out.parent, 3 * 3 * 4 * num_trainable + 4 * num_trainable)
 
         # A changed save_steps or logging_steps keeps the checkpoints: the result is the same.
-        key = canonical_digest([keyed_values(config), [entry.digest for entry in inputs]])
         work = open_work_dir(out, key)
         checkpoint = newest_checkpoint(work)
         arguments = trainer_arguments(config, work, resumed=checkpoint is not None)
         trainer = method.trainer(config, model, tokenizer, arguments, train_rows, heldout_rows)
         marks = CheckpointMarks(checkpoint)
-        points = _run(config, trainer, checkpoint, marks, stack)
+        points = _run(config, trainer, checkpoint, marks, stack, method.columns)
 
-        write_curve(points, draft.dir)
+        write_curve(points, draft.dir, method.columns[0] if method.draws_columns else "loss")
         write_lora(trainer.model, base.name, draft.dir)
         write_serving_files(base.path, draft.dir, template, stop_ids)
         num_tokens = config.num_train_epochs * sum(row.num_trained_tokens for row in train_rows)
+        # A method that trains on the model's own answers counts their tokens.
+        num_tokens = getattr(trainer, "num_sampled_tokens", num_tokens)
         draft.metrics.update(
             {
                 **method.metrics(points),
@@ -130,6 +147,7 @@ def _run(
     checkpoint: Path | None,
     marks: CheckpointMarks,
     stack: ExitStack,
+    columns: Sequence[str],
 ) -> Sequence[dict[str, Any]]:
     """Train from a checkpoint or from the start, and return the points of the loss curve."""
     stop = StopOnSignal()
@@ -144,10 +162,10 @@ def _run(
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     marks.stop()
-    points = loss_points(trainer.state.log_history)
+    points = loss_points(trainer.state.log_history, columns)
     if "eval_loss" not in points[-1]:
         trainer.evaluate()
-        points = loss_points(trainer.state.log_history)
+        points = loss_points(trainer.state.log_history, columns)
     return points
 
 

@@ -15,7 +15,7 @@ from tuneline.core.errors import ConfigError
 from tuneline.models.adapter_config import ADAPTER_CONFIG
 
 
-def add_lora(config: TrainingConfig, model: Any) -> Any:
+def add_lora(config: TrainingConfig, model: Any, task_type: str = "CAUSAL_LM") -> Any:
     """Return the model with a new adapter, as a PEFT model.
 
     Raises:
@@ -27,7 +27,7 @@ def add_lora(config: TrainingConfig, model: Any) -> Any:
         lora_dropout=config.lora_dropout,
         target_modules=config.target_modules,
         use_rslora=config.use_rslora,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
     try:
         tuned = get_peft_model(model, lora)
@@ -49,7 +49,7 @@ def add_lora(config: TrainingConfig, model: Any) -> Any:
 def write_lora(model: Any, base_name: str, folder: Path) -> None:
     """Write the adapter's weights and its configuration into a folder."""
     # The embeddings are not trained: their copy is not needed, and peft would ask the Hub.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)
     config_path = folder / ADAPTER_CONFIG
     config = json.loads(config_path.read_text(encoding="utf-8"))

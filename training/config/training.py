@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import model_validator
+
 from training.config.adapter import AdapterConfig
-from training.config.method import MethodConfig, SftConfig
+from training.config.method import LEARNING_RATES, MethodConfig, SftConfig
 from training.config.trainer import TrainerConfig
 
 
 class TrainingConfig(TrainerConfig, AdapterConfig):
-    """Fine-tuning of an adapter on the answers only."""
+    """Fine-tuning of an adapter."""
 
     method: MethodConfig = SftConfig()
     """The training method and its options."""
     eos_token: str | None = None
     """A token of the vocabulary that ends an answer besides the model's own stop tokens, for base
     models whose chat template ends turns with a token they do not stop at."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_learning_rate(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("learning_rate") is not None:
+            return values
+        method = values.get("method")
+        kind = method.get("type") if isinstance(method, dict) else getattr(method, "type", None)
+        if kind in LEARNING_RATES:
+            return {**values, "learning_rate": LEARNING_RATES[kind]}
+        return values

@@ -10,21 +10,27 @@ from typing import Any
 COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "eval_loss")
 
 
-def loss_points(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The Trainer's log as one point per step, with the columns that were measured there."""
+def loss_points(
+    log_history: Sequence[dict[str, Any]], columns: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the Trainer's log as one point per step, with what was measured there.
+
+    Args:
+        columns: Figures of the method that are kept next to the loss, with those of held-out rows.
+    """
+    names = [*COLUMNS, *columns, *(f"eval_{name}" for name in columns)]
     points: dict[int, dict[str, Any]] = {}
     for entry in log_history:
         if "loss" in entry or "eval_loss" in entry:
             points.setdefault(entry["step"], {}).update(entry)
     return [
-        {name: points[step][name] for name in COLUMNS if name in points[step]}
+        {name: points[step][name] for name in names if name in points[step]}
         for step in sorted(points)
     ]
 
 
-def write_curve(points: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write `loss.jsonl` and `loss.png`; the held-out loss is in nats per answer token, as the
-    training loss is."""
+def write_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = "loss") -> None:
+    """Write `loss.jsonl` and `loss.png`, which draws `name` of training and of held-out rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -34,19 +40,21 @@ def write_curve(points: Sequence[dict[str, Any]], folder: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, label, style in (
-        ("loss", "training", {"color": "#2563eb"}),
-        ("eval_loss", "held out", {"color": "#d97706", "marker": "o", "markersize": 5}),
+    title = name.removeprefix("rewards/")
+    for column, label, style in (
+        (name, "training", {"color": "#2563eb"}),
+        (f"eval_{name}", "held out", {"color": "#d97706", "marker": "o", "markersize": 5}),
     ):
-        measured = [(point["step"], point[name]) for point in points if name in point]
+        measured = [(point["step"], point[column]) for point in points if column in point]
         if measured:
-            steps, values = zip(*measured, strict=True)
-            axes.plot(steps, values, label=f"{label} ({values[-1]:.3g})", **style)
+            steps, found = zip(*measured, strict=True)
+            axes.plot(steps, found, label=f"{label} ({found[-1]:.3g})", **style)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss of the answers (nats per token)")
-    axes.set_title("Loss during fine-tuning; the last value in brackets")
-    losses = [point[name] for point in points for name in ("loss", "eval_loss") if name in point]
-    axes.set_ylim(0, 1.08 * max(losses))
+    axes.set_ylabel("loss of the answers (nats per token)" if name == "loss" else title)
+    axes.set_title(f"{title.capitalize()} during fine-tuning; the last value in brackets")
+    values = [p[column] for p in points for column in (name, f"eval_{name}") if column in p]
+    if name == "loss":
+        axes.set_ylim(0, 1.08 * max(values))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -7,11 +7,37 @@ is `METHODS` in `training.config.method`.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from training.config.method import METHODS, MethodConfig
+from training.data.row import Kind, Row
+from tuneline.core.errors import DataError
+
+if TYPE_CHECKING:
+    from training.config import TrainingConfig
+
+METHODS_BY_KIND: dict[Kind, tuple[str, ...]] = {
+    "answer": ("sft",),
+    "preference": ("dpo", "orpo", "reward"),
+    "label": ("kto",),
+    "prompt": ("grpo",),
+    "text": ("sft",),
+}
+"""For each kind of row, the methods that a message proposes, the usual one first."""
+KIND_TITLES: dict[Kind, str] = {
+    "answer": "prompts with an answer",
+    "preference": "preference pairs",
+    "label": "answers with a label",
+    "prompt": "prompts without an answer",
+    "text": "plain text",
+}
+
+
+def _no_check(_config: TrainingConfig, _rows: Sequence[Row], _file: str) -> None:
+    """Check nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +52,23 @@ class Method:
     that is ready to train. `arguments` are keyword arguments of TrainingArguments."""
     metrics: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     """The points of the curve -> the method's own metrics for the manifest."""
+    kinds: tuple[Kind, ...] = ("answer",)
+    """The kinds of rows that it trains on."""
+    check: Callable[[TrainingConfig, Sequence[Row], str], None] = _no_check
+    """`(config, training rows, file)` -> refuses what cannot work, before a model is loaded; raises
+    ConfigError."""
+    sequences: Callable[[Any], Sequence[list[int]]] = lambda example: [example.input_ids]
+    """An example -> its sequences of token ids, whole."""
+    served: str = "a chat model, served merged or as an adapter"
+    """How a server can use the result, for people."""
+    columns: tuple[str, ...] = ()
+    """Figures of the trainer log that the curve keeps, also of held-out rows. The
+    picture draws the first one in place of the loss if `draws_columns` is set."""
+    draws_columns: bool = False
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+    """`SEQ_CLS` trains a score in place of the next token."""
+    loss_must_change: bool = True
+    """Whether a loss that stays the same from the first step on says that nothing is learned."""
 
 
 def find_method(config: MethodConfig) -> Method:
@@ -33,3 +76,42 @@ def find_method(config: MethodConfig) -> Method:
     module, _, attribute = METHODS[config.type].partition(":")
     method: Method = getattr(importlib.import_module(module), attribute)
     return method
+
+
+def require_kinds(config: MethodConfig, rows: Sequence[Row], file: str) -> None:
+    """Check that a method trains on rows of these kinds.
+
+    Raises:
+        DataError: It does not; the message names the method that the rows call for.
+    """
+    takes = find_method(config).kinds
+    wrong = [row for row in rows if row.kind not in takes]
+    if not wrong:
+        return
+    kind = Counter(row.kind for row in wrong).most_common(1)[0][0]
+    first = next(row for row in wrong if row.kind == kind)
+    expected = " or ".join(KIND_TITLES[name] for name in takes)
+    others = METHODS_BY_KIND[kind]
+    raise DataError(
+        f"{file}: {len(wrong):,} of {len(rows):,} rows are {KIND_TITLES[kind]}, the first on line "
+        f"{first.line}; training.method {config.type} expects {expected}",
+        hint=f"Set training.method: {{type: {others[0]}}}"
+        + (f" (or {', '.join(others[1:])})" if others[1:] else "")
+        + ", or give other rows.",
+    )
+
+
+def loss_metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the losses at the end, and the held-out loss before training."""
+    losses = [point["loss"] for point in points if "loss" in point]
+    return {"train_loss": losses[-1] if losses else None, **before_after(points, "loss")}
+
+
+def before_after(points: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return a figure of the held-out rows after and before training."""
+    measured = [point[f"eval_{name}"] for point in points if f"eval_{name}" in point]
+    key = "eval_" + name.removeprefix("rewards/").replace("/", "_")
+    return {
+        key: measured[-1] if measured else None,
+        f"{key}_before": measured[0] if measured else None,
+    }

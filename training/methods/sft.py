@@ -16,7 +16,7 @@ from training.config import TrainingConfig
 from training.data.row import Row
 from training.loop.answer_loss import add_answer_loss
 from training.loop.batches import GroupedByLength
-from training.methods import Method
+from training.methods import Method, loss_metrics
 from training.rendering.chat import Rendered, render_rows
 
 
@@ -55,17 +55,7 @@ def _trainer(
     return trainer
 
 
-def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    losses = [point["loss"] for point in points if "loss" in point]
-    heldout = [point["eval_loss"] for point in points if "eval_loss" in point]
-    return {
-        "train_loss": losses[-1] if losses else None,
-        "eval_loss": heldout[-1] if heldout else None,
-        "eval_loss_before": heldout[0] if heldout else None,
-    }
-
-
-SFT = Method(render=_render, trainer=_trainer, metrics=_metrics)
+SFT = Method(render=_render, trainer=_trainer, metrics=loss_metrics)
 
 
 class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]

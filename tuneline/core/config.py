@@ -86,7 +86,8 @@ def is_keyed(field: FieldInfo) -> bool:
 def _keyed(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
-        return {name: _keyed(getattr(value, name)) for name, field in fields if is_keyed(field)}
+        keyed = {name: _keyed(getattr(value, name)) for name, field in fields if is_keyed(field)}
+        return keyed | (value.model_extra or {})
     if isinstance(value, Mapping):
         return {key: _keyed(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -26,6 +26,16 @@ def data_inputs(run: Run, _base: ModelSource) -> list[Input]:
     return data_inputs(run.config.data, run.path.parent)
 
 
+def training_inputs(run: Run, base: ModelSource) -> list[Input]:
+    """Return the base model, and the files that the training method reads.
+
+    Raises:
+        DataError: One of them does not exist.
+    """
+    names = run.config.training.method.files()
+    return [*base_input(run, base), *(_file_input(run, "training.method", name) for name in names)]
+
+
 def loadtest_inputs(run: Run, base: ModelSource) -> list[Input]:
     """Return the base model, and the workload file of the load test if it has one.
 

@@ -23,7 +23,12 @@ from tuneline.pipeline.stage import (
     Made,
     Stage,
 )
-from tuneline.pipeline.stage_inputs import data_inputs, loadtest_inputs, workload_inputs
+from tuneline.pipeline.stage_inputs import (
+    data_inputs,
+    loadtest_inputs,
+    training_inputs,
+    workload_inputs,
+)
 
 
 def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
@@ -35,7 +40,8 @@ def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
 def _adapter(line: Line, made: Made, out: Path) -> Artifact:
     from training import train_adapter
 
-    return train_adapter(line.run.config.training, made[DATASET], line.base, out)
+    config, folder = line.run.config.training, line.run.path.parent
+    return train_adapter(config, made[DATASET], line.base, out, relative_to=folder)
 
 
 def _reference(line: Line, made: Made, out: Path) -> Artifact:
@@ -145,7 +151,7 @@ def stages(run: Run) -> list[Stage]:
         ),
         Stage(
             ADAPTER, "Fine-tune a LoRA adapter", "training", "adapter", (config.training,),
-            (DATASET,), _adapter,
+            (DATASET,), _adapter, inputs=training_inputs,
         ),
         Stage(
             "evaluation-tuned", "Evaluate base + adapter", "evaluation", "evaluation",

@@ -1,0 +1,83 @@
+"""Datasets of every kind of row with one rule: the good answer is a lower-case word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.data.row import Row
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+
+WORDS = ("red", "green", "blue", "brown", "white", "black", "grey", "pink")
+REWARD_FILE = '''
+def lower(prompts, completions, **columns):
+    """The share of lower-case letters among the letters and digits of an answer."""
+    scores = []
+    for completion in completions:
+        text = "".join(filter(str.isalnum, completion[0]["content"]))
+        scores.append(sum(map(str.islower, text)) / max(len(text), 1))
+    return scores
+
+
+def wordy(prompts, completions, **columns):
+    return ["a word"] * len(completions)
+
+
+def short(prompts, completions, **columns):
+    return [1.0]
+
+
+def number(prompts, completions, **columns):
+    return 1.0
+
+
+def broken(prompts, completions, **columns):
+    return [columns["gold"][0]]
+'''
+
+
+def _said(content: str, role: str = "assistant") -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _asked(index: int) -> tuple[dict[str, Any], ...]:
+    return (_said(f"Say {WORDS[index % 8]} {index}.", "user"),)
+
+
+def pair(index: int) -> Row:
+    word = WORDS[index % 8]
+    return Row(_asked(index), (_said(word),), rejected=(_said(word.upper() * (1 + index % 3)),))
+
+
+def labelled(index: int) -> Row:
+    word = WORDS[index % 8]
+    good = index % 2 == 0
+    return Row(_asked(index), (_said(word if good else word.upper()),), label=good)
+
+
+def prompt(index: int) -> Row:
+    return Row(_asked(index), fields={"word": WORDS[index % 8]})
+
+
+def answer(index: int) -> Row:
+    return Row(_asked(index), (_said(WORDS[index % 8]),))
+
+
+KINDS: dict[str, Callable[[int], Row]] = {
+    "answer": answer, "preference": pair, "label": labelled, "prompt": prompt,
+}  # fmt: skip
+
+
+def write_dataset(out: Path, kind: str, num_train: int, num_heldout: int) -> Artifact:
+    """Write a dataset artifact by hand, as intake does."""
+    rows = [KINDS[kind](index) for index in range(num_train + num_heldout)]
+    with new_artifact(out, "dataset", config={}, inputs=[]) as draft:
+        write_rows(draft.dir / "train.jsonl", rows[:num_train])
+        write_rows(draft.dir / "heldout.jsonl", rows[num_train:])
+    return open_artifact(out, kind="dataset")
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    path.write_text("".join(json.dumps(row.as_json()) + "\n" for row in rows))

@@ -1,0 +1,239 @@
+"""Every method trains exactly the tokens that are served, learns, and resumes bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.integration.training.methods.datasets import KINDS, REWARD_FILE, write_dataset
+from tests.integration.training.tiny import make_base
+from training.config import TrainingConfig
+from training.loop.arguments import trainer_arguments
+from training.loop.progress import ShowProgress
+from training.methods import find_method
+from training.model import load_base
+from training.train import train_adapter
+from tuneline.core.artifact import Artifact
+from tuneline.models.source import ModelSource, resolve_model
+from tuneline.models.tokenizer import load_tokenizer
+
+KIND_OF = {
+    "dpo": "preference", "orpo": "preference", "reward": "preference", "kto": "label",
+    "grpo": "prompt",
+}  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dpo": {}, "orpo": {}, "kto": {}, "reward": {},
+    "grpo": {"reward_funcs": "rewards.py:lower", "num_generations": 4, "max_completion_length": 8},
+}  # fmt: skip
+COMMON = {
+    "num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+    "learning_rate": 3e-3, "logging_steps": 1, "save_steps": 4, "gradient_checkpointing": False,
+    "max_length": 128,
+}  # fmt: skip
+METHODS = sorted(OPTIONS)
+
+
+class _Stop(Exception):
+    """The process dies here."""
+
+
+def _config(method: str, **changes: Any) -> TrainingConfig:
+    options = {"type": method, **OPTIONS[method], **changes.pop("method", {})}
+    if method == "grpo":  # four prompts for each step
+        changes = {"per_device_train_batch_size": 16, **changes}
+    return TrainingConfig.model_validate({**COMMON, "method": options, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("methods")
+    make_base(folder / "base")
+    (folder / "rewards.py").write_text(REWARD_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> ModelSource:
+    return resolve_model("base", relative_to=folder)
+
+
+@pytest.fixture(scope="module")
+def datasets(folder: Path) -> dict[str, Artifact]:
+    # 25 rows in batches of 4: the last batch of an epoch has one row.
+    return {kind: write_dataset(folder / kind, kind, 25, 9) for kind in KINDS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_dies_continues_and_ends_with_the_same_bytes(
+    method: str,
+    folder: Path,
+    base: ModelSource,
+    datasets: dict[str, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, dataset = _config(method), datasets[KIND_OF[method]]
+    straight = train_adapter(config, dataset, base, tmp_path / "a", relative_to=folder)
+    num_steps = straight.manifest.metrics["num_steps"]
+    assert num_steps > 9
+
+    on_step_end = ShowProgress.on_step_end
+
+    def dies(self: ShowProgress, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        on_step_end(self, args, state, control, **rest)
+        if state.global_step == num_steps - 1:
+            raise _Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShowProgress, "on_step_end", dies)
+        with pytest.raises(_Stop):
+            train_adapter(config, dataset, base, tmp_path / "b", relative_to=folder)
+    assert not (tmp_path / "b").exists()
+    resumed = train_adapter(config, dataset, base, tmp_path / "b", relative_to=folder)
+    assert 4 <= resumed.manifest.metrics["num_steps_resumed"] < num_steps
+    first, second = (tmp_path / name / "adapter_model.safetensors" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert any(bool(t.any()) for name, t in load_file(first).items() if "lora_B" in name)
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert "ref" not in names and "adapter_config.json" in names
+    figures = [name for name in straight.manifest.metrics if name.endswith("_before")]
+    assert figures
+    assert {n: resumed.manifest.metrics[n.removesuffix("_before")] for n in figures} == (
+        {n: straight.manifest.metrics[n.removesuffix("_before")] for n in figures}
+    )
+    assert straight.manifest.metrics["num_trained_tokens"] > 0
+
+
+def _rendered(tokenizer: Any, row: Any) -> dict[str, list[int]]:
+    """The ChatML of a row by hand, as token ids."""
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    asked = f"<|im_start|>user\n{row.prompt[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+    whole = {"prompt": ids(asked)}
+    for name, said in (("chosen", row.completion), ("rejected", row.rejected)):
+        if said:
+            whole[name] = ids(f"{said[0]['content']}<|im_end|>")
+    return whole
+
+
+def _trainer(
+    method: str, folder: Path, base: ModelSource, work: Path, num_rows: int = 8
+) -> tuple[Any, list[Any], Any]:
+    """Return a trainer, its rows, and the tokenizer."""
+    from training.adapters.lora import add_lora
+
+    config = _config(method, per_device_train_batch_size=num_rows)
+    config = config.model_copy(update={"method": config.method.resolved(folder)})
+    tokenizer, found = load_tokenizer(base.path), find_method(config.method)
+    rows = [KINDS[KIND_OF[method]](index) for index in range(num_rows)]
+    stop_ids = [tokenizer.eos_token_id]
+    found.check(config, rows, "rows")
+    examples = found.render(config, tokenizer, rows, stop_ids, "rows")
+    model = add_lora(config, load_base(base, dtype(), task_type=found.task_type), found.task_type)
+    arguments = trainer_arguments(config, work, resumed=False)
+    return found.trainer(config, model, tokenizer, arguments, examples, examples), rows, tokenizer
+
+
+def dtype() -> Any:
+    import torch
+
+    return torch.float32
+
+
+def _unpadded(ids: Any, mask: Any) -> list[list[int]]:
+    return [
+        [i for i, kept in zip(r, m, strict=True) if kept]
+        for r, m in zip(ids.tolist(), mask.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "reward"])
+def test_the_collator_of_pairs_sees_exactly_our_token_ids(
+    method: str, folder: Path, base: ModelSource, tmp_path: Path
+) -> None:
+    trainer, rows, tokenizer = _trainer(method, folder, base, tmp_path)
+    expected = [_rendered(tokenizer, row) for row in rows]
+    batch = next(iter(trainer.get_train_dataloader()))
+    if method == "orpo":
+        sides = [
+            (batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"], batch[f"{side}_labels"])
+            for side in ("chosen", "rejected")
+        ]
+        found = [ids for side in sides for ids in _unpadded(*side[:2])]
+        trained = [
+            [label for label in row if label >= 0] for side in sides for row in side[2].tolist()
+        ]
+        prompts = _unpadded(batch["prompt_input_ids"], batch["prompt_attention_mask"])
+        assert sorted(prompts) == sorted(row["prompt"] for row in expected)
+    else:
+        found = _unpadded(batch["input_ids"], batch["attention_mask"])
+        trained = _unpadded(batch["input_ids"], batch.get("completion_mask", batch["input_ids"]))
+    whole = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in expected]
+    assert len(found) == 2 * len(rows) and sorted(found) == sorted(whole)
+    assert found[: len(rows)] != found[len(rows) :]
+    if method != "reward":
+        answers = [row[side] for side in ("chosen", "rejected") for row in expected]
+        assert sorted(trained) == sorted(answers)
+    # The pairs stay pairs: the rejected side of a row has the same prompt.
+    for chosen, rejected in zip(found[: len(rows)], found[len(rows) :], strict=True):
+        row = next(r for r in expected if r["prompt"] + r["chosen"] == chosen)
+        assert rejected == row["prompt"] + row["rejected"]
+
+
+def test_the_collator_of_kto_pairs_answers_with_the_prompts_of_the_batch(
+    folder: Path, base: ModelSource, tmp_path: Path
+) -> None:
+    trainer, rows, tokenizer = _trainer("kto", folder, base, tmp_path)
+    expected = [_rendered(tokenizer, row) for row in rows]
+    batch = next(iter(trainer.get_train_dataloader()))
+    found = _unpadded(batch["input_ids"], batch["attention_mask"])
+    assert sorted(found) == sorted(row["prompt"] + row["chosen"] for row in expected)
+    labels = dict(zip(map(tuple, found), batch["label"].tolist(), strict=True))
+    assert labels == {
+        tuple(r["prompt"] + r["chosen"]): row.label for r, row in zip(expected, rows, strict=True)
+    }
+    order = [next(r for r in expected if r["prompt"] + r["chosen"] == ids) for ids in found]
+    mismatched = _unpadded(batch["KL_input_ids"], batch["KL_attention_mask"])
+    assert mismatched == [
+        row["prompt"] + order[index - 1]["chosen"] for index, row in enumerate(order)
+    ]
+
+
+def test_no_batch_of_kto_has_a_single_row(folder: Path, base: ModelSource, tmp_path: Path) -> None:
+    trainer, _, _ = _trainer("kto", folder, base, tmp_path, 8)
+    for num_rows, rows_per_batch in ((9, 4), (8, 4), (25, 8), (3, 2)):
+        from training.methods.kto import _BatchesOfTwo
+
+        order = list(_BatchesOfTwo([5] * num_rows, rows_per_batch, 0, rows_per_batch))
+        sizes = [
+            len(order[at : at + rows_per_batch]) for at in range(0, len(order), rows_per_batch)
+        ]
+        assert set(order) == set(range(num_rows)) and min(sizes) >= 2
+    assert trainer.args.per_device_eval_batch_size == 8
+
+
+def test_grpo_generates_from_exactly_our_token_ids(
+    folder: Path, base: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, rows, tokenizer = _trainer("grpo", folder, base, tmp_path)
+    seen: list[list[int]] = []
+    generate = type(trainer)._generate_single_turn
+
+    def record(self: Any, prompt_ids: Any, *rest: Any) -> Any:
+        seen.extend(prompt_ids)
+        return generate(self, prompt_ids, *rest)
+
+    monkeypatch.setattr(type(trainer), "_generate_single_turn", record)
+    trainer.evaluate()
+    expected = [_rendered(tokenizer, row)["prompt"] for row in rows]
+    assert len(seen) == 4 * len(rows)
+    assert sorted(seen) == sorted(expected * 4)

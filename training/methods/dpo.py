@@ -1,0 +1,78 @@
+"""Direct preference optimization with TRL's DPOTrainer.
+
+The loss is -log sigmoid(beta (r(chosen) - r(rejected))), where r is the log-probability of an
+answer under the model minus that under the base (Rafailov et al., 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trl import DPOConfig, DPOTrainer
+
+from training.config import TrainingConfig
+from training.data.row import Row
+from training.methods import Method, before_after, loss_metrics
+from training.methods.options import refused_by_trl, trl_config
+from training.methods.preferences import (
+    RenderedRows,
+    by_length,
+    check_options,
+    drop_reference_adapter,
+    pair_lengths,
+    pairs_dataset,
+    reference_model,
+    render,
+)
+from training.rendering.pairs import Pair
+
+
+def _check(config: TrainingConfig, _rows: Sequence[Row], _file: str) -> None:
+    check_options(config, DPOConfig)
+
+
+def _trainer(
+    config: TrainingConfig,
+    model: Any,
+    tokenizer: Any,
+    arguments: dict[str, Any],
+    train_rows: Sequence[Pair],
+    heldout_rows: Sequence[Pair],
+) -> DPOTrainer:
+    args = trl_config(config, DPOConfig, arguments, max_length=config.max_length)
+    with refused_by_trl(config):
+        trainer = _DpoTrainer(
+            model=model,
+            ref_model=reference_model(model),
+            args=args,
+            train_dataset=pairs_dataset(train_rows),
+            eval_dataset=pairs_dataset(by_length(heldout_rows)),
+            processing_class=tokenizer,
+        )
+    trainer.lengths = pair_lengths(config, train_rows)
+    drop_reference_adapter(trainer.model)
+    return trainer
+
+
+def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **loss_metrics(points),
+        **before_after(points, "rewards/accuracies"),
+        **before_after(points, "rewards/margins"),
+    }
+
+
+DPO = Method(
+    render=render,
+    trainer=_trainer,
+    metrics=_metrics,
+    kinds=("preference",),
+    check=_check,
+    sequences=lambda pair: pair.sequences,
+    columns=("rewards/margins", "rewards/accuracies"),
+)
+
+
+class _DpoTrainer(RenderedRows, DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer on the token ids that were checked."""

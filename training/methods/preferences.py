@@ -1,0 +1,120 @@
+"""Parts that the methods which compare answers share: datasets, order of rows, reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+from training.config import TrainingConfig
+from training.config.method import TrlOptions
+from training.data.row import Row
+from training.loop.batches import GroupedByLength
+from training.methods.options import check_names
+from training.rendering.pairs import Pair, render_pairs
+from tuneline.core.errors import ConfigError
+
+REFERENCE_ADAPTER = "ref"
+"""TRL's name of its copy of the adapter."""
+
+
+def check_options(config: TrainingConfig, config_class: type[Any]) -> TrlOptions:
+    """Check the options of a method that compares answers, and return them.
+
+    Raises:
+        ConfigError: An option is unknown to TRL, or two keys do not work together.
+    """
+    options = check_names(config, config_class)
+    problems = []
+    if config.packing:
+        problems.append(
+            f"training.packing: {config.method.type} compares whole answers; packed rows would see "
+            "one another. Set training.packing: false"
+        )
+    drops_dropout = options.for_trl().get("disable_dropout", config_class.disable_dropout)
+    if config.lora_dropout and drops_dropout:
+        problems.append(
+            f"training.lora_dropout: {config.lora_dropout:g} has no effect, because "
+            f"{config.method.type} switches dropout off. Set training.lora_dropout: 0, or "
+            "training.method.disable_dropout: false"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return options
+
+
+def render(
+    config: TrainingConfig, tokenizer: Any, rows: Sequence[Row], stop_ids: Sequence[int], file: str
+) -> list[Pair]:
+    """Render preference pairs; both sides are checked as single answers are."""
+    return render_pairs(tokenizer, rows, stop_ids=stop_ids, max_length=config.max_length, file=file)
+
+
+def by_length(rows: Sequence[Pair]) -> list[Pair]:
+    """Return held-out pairs with those of like length next to each other."""
+    return sorted(rows, key=lambda row: row.num_tokens)
+
+
+def pairs_dataset(rows: Sequence[Pair]) -> Dataset:
+    """Return pairs in the columns of TRL's collator: the token ids that were checked."""
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [row.prompt_ids for row in rows],
+            "chosen_ids": [row.chosen_ids for row in rows],
+            "rejected_ids": [row.rejected_ids for row in rows],
+        }
+    )
+
+
+class RenderedRows:
+    """A part of a trainer: rows that are rendered already, in batches of like length.
+
+    TRL renders rows itself, drops rows without a word if their prompt fills `max_length`, and does
+    not know the template that is served. Here it renders nothing.
+    """
+
+    lengths: Sequence[int] | None = None
+    """Length of each training row, in tokens; None takes the rows in random order."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.lengths is None:
+            sampler: Sampler[int] = super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+            return sampler
+        args = self.args  # type: ignore[attr-defined]
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps
+        return GroupedByLength(self.lengths, batch_size, args.seed)
+
+
+def pair_lengths(config: TrainingConfig, rows: Sequence[Pair]) -> list[int] | None:
+    """Return what `RenderedRows.lengths` is for pairs."""
+    grouped = config.train_sampling_strategy == "group_by_length"
+    return [row.num_tokens for row in rows] if grouped else None
+
+
+def reference_model(model: Any) -> Any:
+    """Return the model to compare with, for a model that is trained whole; None with an adapter.
+
+    With an adapter, TRL compares with the base.
+    """
+    return None if hasattr(model, "peft_config") else copy.deepcopy(model)
+
+
+def drop_reference_adapter(model: Any) -> None:
+    """Delete TRL's copy of the adapter if a fresh adapter changes nothing.
+
+    TRL copies every adapter that it is given as the reference, which doubles the adapter's memory
+    and writes a folder `ref/` with each save. A fresh LoRA adapter has B = 0, so that the base
+    without an adapter, which TRL takes where there is no copy, is the same reference.
+    """
+    if REFERENCE_ADAPTER not in getattr(model, "peft_config", {}):
+        return
+    marks = (f"lora_B.{REFERENCE_ADAPTER}.", f"lora_embedding_B.{REFERENCE_ADAPTER}")
+    factors = [p for name, p in model.named_parameters() if any(mark in name for mark in marks)]
+    if factors and not any(bool(factor.any()) for factor in factors):
+        model.delete_adapter(REFERENCE_ADAPTER)

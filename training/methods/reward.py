@@ -1,0 +1,85 @@
+"""A reward model with TRL's RewardTrainer: a score in place of the next token.
+
+The loss is -log sigmoid(s(chosen) - s(rejected)), where s is the score that a new linear layer
+reads at the answer's last token (Bradley and Terry, 1952).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl import RewardConfig, RewardTrainer
+
+from training.config import TrainingConfig
+from training.data.row import Row
+from training.methods import Method, before_after, loss_metrics
+from training.methods.options import refused_by_trl, trl_config
+from training.methods.preferences import (
+    RenderedRows,
+    by_length,
+    check_options,
+    pair_lengths,
+    render,
+)
+from training.rendering.pairs import Pair
+
+
+def _check(config: TrainingConfig, _rows: Sequence[Row], _file: str) -> None:
+    check_options(config, RewardConfig)
+
+
+def _trainer(
+    config: TrainingConfig,
+    model: Any,
+    tokenizer: Any,
+    arguments: dict[str, Any],
+    train_rows: Sequence[Pair],
+    heldout_rows: Sequence[Pair],
+) -> RewardTrainer:
+    args = trl_config(config, RewardConfig, arguments, max_length=config.max_length)
+    with refused_by_trl(config):
+        trainer = _RewardTrainer(
+            model=model,
+            args=args,
+            train_dataset=_as_dataset(train_rows),
+            eval_dataset=_as_dataset(by_length(heldout_rows)),
+            processing_class=tokenizer,
+        )
+    trainer.lengths = pair_lengths(config, train_rows)
+    return trainer
+
+
+def _as_dataset(rows: Sequence[Pair]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "chosen_ids": [row.prompt_ids + row.chosen_ids for row in rows],
+            "rejected_ids": [row.prompt_ids + row.rejected_ids for row in rows],
+        }
+    )
+
+
+def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **loss_metrics(points),
+        **before_after(points, "accuracy"),
+        **before_after(points, "margin"),
+    }
+
+
+REWARD = Method(
+    render=render,
+    trainer=_trainer,
+    metrics=_metrics,
+    kinds=("preference",),
+    check=_check,
+    sequences=lambda pair: pair.sequences,
+    served="a reward model, which answers no prompt: the line ends after its merge",
+    columns=("margin", "accuracy"),
+    task_type="SEQ_CLS",
+)
+
+
+class _RewardTrainer(RenderedRows, RewardTrainer):  # type: ignore[misc]
+    """RewardTrainer on the token ids that were checked."""
