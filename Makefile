@@ -11,7 +11,7 @@ LONGEST := tests/integration/pipeline tests/integration/loadtest
 INTEGRATION := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/integration/*))
 # Pages and folders whose prose follows docs/style.md.
 PAGES := $(wildcard *.md docs/*.md docs/decisions/*.md docs/how-to/*.md examples/*/*.md)
-PROSE := $(PAGES) scripts benchmarks examples tuneline training export loadtest serving k8s
+PROSE := $(PAGES) scripts benchmarks examples tuneline training export loadtest serving k8s tests
 
 .PHONY: setup demo test check unit lock clean
 

@@ -2,8 +2,8 @@
 
 Reads the prose of Markdown files (without code) and the docstrings, comments and messages of Python
 files. Prints `file:line: phrase: what to write instead` and exits with 1 if it finds any.
-A Markdown block between `<!-- prose: off -->` and `<!-- prose: on -->`, and a Python line that ends
-with `# prose: ok`, is not checked.
+A Markdown block between `<!-- prose: off -->` and `<!-- prose: on -->`, a Python block between
+`# prose: off` and `# prose: on`, and a Python line that ends with `# prose: ok` are not checked.
 """
 
 from __future__ import annotations
@@ -96,13 +96,25 @@ def _sentences(prose: str) -> Iterator[tuple[int, str]]:
 
 def _check_python(text: str) -> Iterator[Finding]:
     lines = text.splitlines()
+    off = _lines_switched_off(lines)
     seen = set()
     for line, prose in [*_strings(text), *_comments(text)]:
         for finding in _banned(prose, first_line=line):
             found_line = min(finding[0], len(lines))
-            if finding not in seen and not lines[found_line - 1].endswith("# prose: ok"):
+            is_off = found_line in off or lines[found_line - 1].endswith("# prose: ok")
+            if finding not in seen and not is_off:
                 seen.add(finding)
                 yield finding
+
+
+def _lines_switched_off(lines: list[str]) -> set[int]:
+    """Return the numbers of the lines between `# prose: off` and `# prose: on`."""
+    off, is_off = set(), False
+    for number, line in enumerate(lines, start=1):
+        is_off = (is_off or line == "# prose: off") and line != "# prose: on"
+        if is_off:
+            off.add(number)
+    return off
 
 
 def _strings(text: str) -> Iterator[tuple[int, str]]:

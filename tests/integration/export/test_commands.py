@@ -63,7 +63,7 @@ def test_a_candidate_that_is_not_the_model_exits_with_6(line: Line, tmp_path: Pa
     assert "FAIL" in error and "greedy_agreement" in shown
 
 
-def test_a_proof_goes_beside_unless_told_otherwise(
+def test_a_proof_goes_next_to_the_form_by_default(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

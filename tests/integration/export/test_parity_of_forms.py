@@ -154,7 +154,7 @@ def test_an_output_layer_replaced_by_the_embedding_is_caught(
     assert parity.verdict == "FAIL"
 
 
-def test_another_template_beside_the_graph_is_caught(
+def test_another_template_next_to_the_graph_is_caught(
     line: Line, decoder: Artifact, tmp_path: Path
 ) -> None:
     def edit(out: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_compressed_tensors_folder_is_dequantized(line: Line, tmp_path: Path) 
     assert expected.max_logprob_difference > 1e-4  # the rounding shows
 
 
-def test_a_reference_is_no_candidate(line: Line, tmp_path: Path) -> None:
+def test_a_reference_is_not_a_candidate(line: Line, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="kind 'reference'"):
         resolve_form(str(line.reference.path))
 

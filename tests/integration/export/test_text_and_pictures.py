@@ -53,7 +53,7 @@ def test_a_merge_is_the_trained_model_and_a_broken_one_is_not(family: str, tmp_p
     assert verdict("broken") == "FAIL"
 
 
-def test_graphs_are_of_text_models_alone(tmp_path: Path) -> None:
+def test_graphs_are_made_only_of_text_models(tmp_path: Path) -> None:
     base = families.save_random(
         tmp_path / "base", families.NAMED_OTHERWISE["gemma3"](), torch.float32
     )
@@ -115,7 +115,7 @@ def test_quantizing_leaves_that_half_too(family: str, scheme: str, tmp_path: Pat
     assert len(seen) == len([name for name in halves[0] if "vis" in name])
 
 
-def test_a_linear_layer_beside_the_text_layers_is_said_to_stay(tmp_path: Path) -> None:
+def test_a_linear_layer_next_to_the_text_layers_stays(tmp_path: Path) -> None:
     config = transformers.Gemma4Config(
         text_config={**families.HEADS, "sliding_window": 16, "hidden_size_per_layer_input": 16,
                      "vocab_size_per_layer_input": 320},

@@ -41,7 +41,7 @@ def cut(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
-# What transformers 5.19 raises, where it is transformers that refuses.
+# A name has the error that transformers 5.19 raises, where transformers refuses the folder.
 DAMAGES: dict[str, Damage] = {
     "no configuration": lambda folder: (folder / "config.json").unlink(),
     "configuration is cut": lambda folder: (folder / "config.json").write_text('{"model_type": '),

@@ -61,7 +61,7 @@ def test_a_second_run_does_nothing_in_under_two_seconds(run: Path) -> None:
     assert min(times_s) < 2
 
 
-def test_a_changed_section_runs_its_stage_and_those_after_it_alone(run: Path) -> None:
+def test_a_changed_section_runs_only_its_stage_and_later_stages(run: Path) -> None:
     assert ran(tuneline(run, "export", "--set", "export.merge.dtype=bfloat16")) == [
         "model", "parity-merged",
     ]  # fmt: skip

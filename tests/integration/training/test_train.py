@@ -69,7 +69,7 @@ def test_the_artifact_holds_exactly_its_files_and_no_pickle(line: Line) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    # Nothing of the run lies beside it either: no checkpoints, no partial directory, no lock.
+    # Nothing of the run is next to it either: no checkpoints, no partial directory, no lock.
     assert sorted(path.name for path in line.folder.glob(".*")) == []
 
 
@@ -254,7 +254,7 @@ def test_a_damaged_base_model_is_an_error(
     assert not (tmp_path / "adapter").exists()
 
 
-def test_weights_that_are_no_numbers_end_the_run(line: Line, tmp_path: Path) -> None:
+def test_weights_that_are_not_numbers_end_the_run(line: Line, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(line.base.path, tmp_path / "base")

@@ -60,7 +60,7 @@ def test_a_renamed_command_names_its_new_name() -> None:
 
 
 def test_help_imports_no_command_and_no_library_but_typer() -> None:
-    """What `--help` imports decides how long it takes, whatever the machine is busy with."""
+    """The imports of `--help` decide how long it takes, also on a busy machine."""
     loaded = modules_after("--help")
     assert "typer" in loaded
     heavy = {
@@ -203,7 +203,7 @@ def test_a_hub_id_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.Monk
          "cannot be written"),
     ],
 )  # fmt: skip
-def test_a_path_that_cannot_be_is_no_fault_of_tuneline(
+def test_a_path_that_cannot_be_is_not_a_fault_of_tuneline(
     arguments: tuple[str | Path, ...], code: int, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("a file")
@@ -305,7 +305,7 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_file_that_is_no_file() -> None:
+def test_a_run_file_that_is_not_a_file() -> None:
     done = tuneline("plan", EXAMPLE / "run.yaml")
     assert done.returncode == 2
     assert "cannot be read" in done.stderr

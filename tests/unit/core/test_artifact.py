@@ -51,7 +51,7 @@ def test_written_whole_and_read_back(tmp_path: Path) -> None:
     verify_artifact(opened)
 
 
-def test_digest_covers_kind_and_files_alone(tmp_path: Path) -> None:
+def test_digest_covers_only_kind_and_files(tmp_path: Path) -> None:
     write(tmp_path / "x")
     write(tmp_path / "elsewhere" / "y")
     write(tmp_path / "z", "other")
@@ -142,7 +142,7 @@ def test_missing_extra_and_rewritten_manifest_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema_version": 99}', '{"kind": "model"}'])
-def test_a_broken_manifest_is_no_artifact(tmp_path: Path, text: str) -> None:
+def test_a_broken_manifest_is_not_an_artifact(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(NotAnArtifactError, match=r"manifest\.json"):
         open_artifact(tmp_path)
@@ -229,7 +229,7 @@ def test_a_resumable_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hash_made_while_writing_stands_in_the_manifest(tmp_path: Path) -> None:
+def test_a_hash_made_while_writing_is_in_the_manifest(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with new_artifact(out, "model", config={}) as draft:
         (draft.dir / "a.txt").write_text("hello")

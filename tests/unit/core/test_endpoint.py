@@ -30,7 +30,7 @@ def test_a_key_that_no_header_carries_is_refused_without_being_shown(key: str) -
         "http://h/v 1",
     ],
 )
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_text_that_is_not_a_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="Try: --url http"):
         split_url(url)
 

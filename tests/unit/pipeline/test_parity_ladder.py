@@ -31,7 +31,7 @@ def proofs(tmp_path: Path) -> list[Artifact]:
     return found
 
 
-def test_the_first_rung_is_the_references_own_noise(proofs: list[Artifact]) -> None:
+def test_the_first_row_is_the_reference_s_own_noise(proofs: list[Artifact]) -> None:
     header, trained, merged, int4 = (line.split() for line in ladder_lines(proofs))
     assert header[:2] == ["form", "verdict"]
     assert trained[0] == "trained" and "3.6e-06" in trained and trained[-1] == "100.0%"

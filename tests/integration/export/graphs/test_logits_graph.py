@@ -150,7 +150,7 @@ print(repr(graph(ids)[:, -1].tolist()))
 
 
 @pytest.mark.parametrize("form", ["torchscript", "torch-export"])
-def test_torch_alone_loads_it(
+def test_only_torch_is_needed_to_load_it(
     form: str, bases: dict[str, Path], exported: Callable[[str, str], Artifact], tmp_path: Path
 ) -> None:
     base = bases["mixtral"]
@@ -308,7 +308,7 @@ def test_a_truncated_model_writes_nothing(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["torchscript", "torch-export", "onnx-logits"])
-def test_a_disk_that_fills_up_is_no_fault_of_the_family(
+def test_a_disk_that_fills_up_is_not_a_fault_of_the_family(
     form: str, bases: dict[str, Path], small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("64k")

@@ -197,7 +197,7 @@ def test_a_family_that_the_decoder_cannot_take(bases: dict[str, Path], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_model_is_no_fault_of_the_family(tmp_path: Path) -> None:
+def test_a_truncated_model_is_not_a_fault_of_the_family(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama")
     data = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(data[:-9])

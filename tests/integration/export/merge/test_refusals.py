@@ -148,7 +148,7 @@ def test_a_pickled_adapter_is_refused(base: Path, adapter: Path, tmp_path: Path)
     assert "holds only pickled weights (adapter_model.bin)" in message
 
 
-def test_a_folder_that_is_no_adapter_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     assert "no such folder" in refusal(base, tmp_path / "nowhere", tmp_path / "out")
     assert "adapter_config.json: no such file" in refusal(base, base, tmp_path / "out")
 

@@ -203,7 +203,7 @@ def test_a_bad_option_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_one_pass_merge_is_no_model(tmp_path: Path) -> None:
+def test_a_killed_one_pass_merge_is_not_a_model(tmp_path: Path) -> None:
     """A merge that quantizes does not continue the remains of a plain merge."""
     base = families.make_base(tmp_path / "base", "llama", torch.bfloat16)
     adapter = families.make_adapter(tmp_path / "adapter", base)

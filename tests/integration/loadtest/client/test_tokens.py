@@ -10,7 +10,7 @@ from tests.integration.loadtest.client.test_client import measure
 pytestmark = pytest.mark.usefixtures("shared_host")
 
 
-def test_a_stop_token_alone_is_the_first_and_the_last_token(known: Any) -> None:
+def test_a_single_stop_token_is_the_first_and_the_last_token(known: Any) -> None:
     before = len(known.truths())
     result = measure(known.endpoint, {"concurrency": 4, "num_requests": 40}, [None, "stop-only"])
     truths = {int(truth["request_id"]): truth for truth in known.truths()[before:]}

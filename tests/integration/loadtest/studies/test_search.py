@@ -160,7 +160,7 @@ def test_a_probe_that_is_stopped_early_has_failed(start_known_server: Any) -> No
     assert summarize_rate(60.0, result, stopped).verdict == "FAIL", result.judgement.problems
 
 
-def test_limits_of_good_requests_are_no_objective_of_their_own() -> None:
+def test_limits_of_good_requests_are_not_an_objective() -> None:
     with pytest.raises(ConfigError, match="not how many must be") as caught:
         require_objective(config(slo={"goodput_ttft_s": 0.5}), 300)
     assert caught.value.hint == "Try: --set loadtest.slo.min_goodput_share=0.9"

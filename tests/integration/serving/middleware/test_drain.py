@@ -1,4 +1,4 @@
-"""The middleware hears SIGTERM beside a handler that the event loop already has, as in vLLM's
+"""The middleware hears SIGTERM next to a handler that the event loop already has, as in vLLM's
 server: a real uvicorn, on each of the two loops."""
 
 from __future__ import annotations

@@ -71,6 +71,6 @@ def test_bytes_after_the_end_are_noticed() -> None:
         b"HTTP/1.1 200 " + b"x" * 70000,
     ],
 )
-def test_what_is_no_response_is_refused(data: bytes) -> None:
+def test_bytes_that_are_not_a_response_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         Framer().feed(data)

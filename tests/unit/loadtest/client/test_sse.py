@@ -130,7 +130,7 @@ def test_events_that_are_alike_are_taken_for_what_they_say(seed: int) -> None:
         assert getattr(by_event, name) == getattr(by_byte, name), name
 
 
-def test_a_line_without_a_field_name_is_no_part_of_an_event_that_is_like_others() -> None:
+def test_a_line_without_a_field_name_is_not_part_of_an_event() -> None:
     two_lines = b'data: {"choices": [{"delta":\ndata: {"content": "a"}}]}\n\n'
     broken = two_lines.replace(b"\ndata: ", b"\n")
     answer = parse([HEAD, chunk(ROLE), chunk(two_lines), chunk(broken), chunk(DONE), END])
@@ -213,7 +213,7 @@ def test_each_failure_has_its_class(response: bytes, closed: bool, error: str) -
         assert parse(pieces, closed=closed).error == error
 
 
-def test_a_stop_token_alone_is_an_answer() -> None:
+def test_a_single_stop_token_is_an_answer() -> None:
     answer = parse([body(ROLE), chunk(FINISH), chunk(usage(1)), chunk(DONE), END])
     assert (answer.error, answer.token_times, answer.finish_time) == (None, [], 1)
 
@@ -252,7 +252,7 @@ def test_usage_in_every_event_gives_the_tokens_of_each() -> None:
     assert answer.token_counts == [3, 5, 9]
 
 
-def test_a_byte_order_mark_at_the_start_is_no_part_of_the_first_event() -> None:
+def test_a_byte_order_mark_at_the_start_is_not_part_of_the_event() -> None:
     stream = b"\xef\xbb\xbfdata: one\n\ndata: two\n\n"
     for cut in range(len(stream) + 1):
         decoder = SseDecoder()

@@ -194,7 +194,7 @@ def test_goodput_is_never_more_than_what_succeeded_in_the_window() -> None:
     assert found.good is not None and found.good.value == 1.0
 
 
-def test_warmup_is_no_part_of_the_figures_but_of_the_load() -> None:
+def test_warmup_is_part_of_the_load_but_not_of_the_figures() -> None:
     rows = [row(0, 0.0, [5.5, 5.6], warmup=True)]
     rows += [row(i, float(i), [i + 0.1, i + 0.2]) for i in range(1, 12)]
     found = stats(rows)
@@ -261,7 +261,7 @@ def test_merging_keeps_every_row_and_its_events_in_order() -> None:
     assert len(together) == 6
 
 
-def test_a_refused_connection_is_no_arrival_that_the_client_kept_back() -> None:
+def test_a_refused_connection_is_not_an_arrival_that_the_client_held() -> None:
     sent = [row(i, i * 0.1, [i * 0.1 + 0.05]) for i in range(20)]
     refused = [row(i, i * 0.1, [], state=FAILED, error="connection_refused", sent_s=NAN)
                for i in range(20, 40)]  # fmt: skip

@@ -174,7 +174,7 @@ def test_an_error_rate_that_few_requests_cannot_tell_is_inconclusive() -> None:
     assert verdict(one, max_error_rate=0.0).verdict == "FAIL"
 
 
-def test_an_error_rate_is_held_against_the_requests_that_count_alone() -> None:
+def test_an_error_rate_counts_only_the_requests_that_count() -> None:
     # Five of 1,000, in one run: as sure as a hundredth of them would be.
     together = measured(1000, num_succeeded=995, num_failed=5, failed=share(5, 1000, 10.0))
     apart = replace(together, failed=share(5, 1000))
@@ -283,7 +283,7 @@ def test_missing_usage_voids_only_what_needs_it() -> None:
     assert verdict(stats, tpot_s={"p90": 1.0}).verdict == "INVALID"
 
 
-def test_too_few_requests_for_the_load_in_flight_are_no_pass() -> None:
+def test_too_few_requests_for_the_load_in_flight_do_not_pass() -> None:
     # 100 in flight: blocks of 200, and five of them before their dependence can be seen.
     def judged(num: int, limit: float) -> Judgement:
         values = np.full(num, 0.1)
@@ -318,7 +318,7 @@ def test_a_client_without_sockets_says_nothing_of_the_server() -> None:
     assert verdict(servers, max_error_rate=0.1).verdict == "PASS"
 
 
-def test_the_worst_verdict_stands_for_all() -> None:
+def test_the_worst_verdict_counts_for_all() -> None:
     assert worst([Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE]) == "FAIL"
     assert worst([Verdict.PASS, Verdict.INVALID, Verdict.FAIL]) == "INVALID"
     assert worst([Verdict.PASS, Verdict.INCONCLUSIVE]) == "INCONCLUSIVE"
@@ -355,7 +355,7 @@ def test_a_percentile_far_below_its_limit_passes_though_few_values_cannot_tell()
     assert verdict(with_ttft(apart), values=apart, ttft_s={"p90": 0.2}).verdict == "FAIL"
 
 
-def test_a_queue_that_grows_is_no_pass() -> None:
+def test_a_queue_that_grows_does_not_pass() -> None:
     stats = measured(steady_state=steady(2.0, growing=True))
     found = verdict(stats, ttft_s={"p90": 1.0})
     assert found.verdict == "INCONCLUSIVE"

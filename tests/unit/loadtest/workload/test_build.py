@@ -80,7 +80,7 @@ def test_synthetic_prompts_have_exact_lengths_and_shared_prefixes() -> None:
     assert made.output_tokens == [12] * 50
 
 
-def test_a_nonce_stands_first_and_differs_in_every_request_and_run() -> None:
+def test_a_nonce_comes_first_and_differs_in_every_request_and_run() -> None:
     made, again = (build(unique_prompts=True) for _ in range(2))
     texts = [json.loads(body)["messages"][0]["content"] for body in made.bodies + again.bodies]
     assert len({text[:14] for text in texts}) == 2  # a run's own beginning
@@ -140,7 +140,7 @@ def test_turns_are_sent_with_their_history_and_in_order(tmp_path: Path) -> None:
         ('[{"conversations": [{"from": "gpt", "value": "x"}]}]', "no human turn"),
     ],
 )
-def test_a_file_that_is_no_sharegpt_is_refused(text: str, problem: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_sharegpt_is_refused(text: str, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=problem):
@@ -190,7 +190,7 @@ def test_a_trace_keeps_its_times_lengths_and_shared_blocks(tmp_path: Path) -> No
         ({"timestamp": 1e300}, "timestamp"),
     ],
 )
-def test_a_line_that_is_no_part_of_a_trace(
+def test_a_line_that_is_not_part_of_a_trace(
     change: dict[str, object], problem: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "trace.jsonl"

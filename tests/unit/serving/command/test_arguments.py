@@ -134,7 +134,7 @@ def command_env(tmp_path: Path, environ: dict[str, str], host: str = "127.0.0.1"
     return command.env
 
 
-def test_the_key_travels_in_the_environment_alone(tmp_path: Path) -> None:
+def test_the_key_travels_only_in_the_environment(tmp_path: Path) -> None:
     assert command_env(tmp_path, {"MY_KEY": "s3cret"})["VLLM_API_KEY"] == "s3cret"
     # A key meant for another server is not taken over.
     assert "VLLM_API_KEY" not in command_env(tmp_path, {"VLLM_API_KEY": "s3cret"})

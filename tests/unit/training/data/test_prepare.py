@@ -67,7 +67,7 @@ def test_the_split_is_whole_disjoint_and_the_same_each_time(tmp_path: Path) -> N
     assert _prompts(other, HELDOUT_FILE) != heldout
 
 
-def test_one_prompt_never_stands_on_both_sides_of_a_split(tmp_path: Path) -> None:
+def test_one_prompt_is_never_on_both_sides_of_a_split(tmp_path: Path) -> None:
     rows = [(f"Question  {n % 10}" if n < 10 else f"question {n % 10}", f"{n}") for n in range(30)]
     dataset = _prepare(tmp_path, rows, fraction=0.5)
     train = {" ".join(p.casefold().split()) for p in _prompts(dataset, TRAIN_FILE)}

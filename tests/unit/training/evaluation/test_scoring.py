@@ -28,7 +28,7 @@ def test_scores_equal_hand_counted_ones() -> None:
     assert scores.stopped == 0.6
 
 
-def test_whole_answers_alone_where_no_fields_are_asked_for() -> None:
+def test_only_whole_answers_are_scored_without_fields() -> None:
     assert score([_predict("yes", "yes")], None).field_accuracy == {}
 
 
@@ -60,6 +60,6 @@ def test_fields_that_do_not_fit_are_an_error() -> None:
         score([_predict("yes", "yes")], "json")
 
 
-def test_no_predictions_are_no_score() -> None:
+def test_no_predictions_have_no_score() -> None:
     with pytest.raises(ValueError, match="no predictions"):
         score([], None)

@@ -83,7 +83,7 @@ def test_a_template_that_stops_with_another_token_is_an_error_unless_it_is_named
     assert tokenizer.decode(rendered[0].input_ids).endswith("Ho<|im_start|>")
 
 
-def test_a_template_whose_prompt_is_no_prefix_is_an_error() -> None:
+def test_a_template_whose_prompt_is_not_a_prefix_is_an_error() -> None:
     with pytest.raises(ConfigError, match="renders the prompt differently once an answer follows"):
         _render(NO_PREFIX)
 
