@@ -31,7 +31,7 @@ OPENAI_CALLS = {
 ANSWER = Row((Q,), (A,))
 
 READ: list[tuple[dict[str, Any], Row]] = [
-    # What pandas, and logs with other columns, write.
+    # Rows as pandas writes them, and logs with other columns.
     ({"instruction": "Is it on?", "input": None, "output": "Yes."}, ANSWER),
     (
         {"id": 0, "source": "desk", "messages": [Q, A]},
@@ -100,7 +100,7 @@ READ: list[tuple[dict[str, Any], Row]] = [
         },
         Row((SYSTEM, Q, CALLS, RESULT), (A,), tools=(TOOL,)),
     ),
-    # What `datasets` makes of a list of structures, and lists that are written as JSON text.
+    # Rows as `datasets` makes them of a list of structures, and lists written as JSON text.
     ({"messages": {"role": ["user", "assistant"], "content": ["Is it on?", "Yes."],
                    "name": [None, None]}}, ANSWER),
     ({"messages": json.dumps([Q, A]), "tools": "[]"}, ANSWER),
