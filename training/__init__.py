@@ -11,6 +11,7 @@ from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
     from training.check import check_data
+    from training.data.convert import convert_data
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
     from training.data.sources import data_inputs
@@ -23,6 +24,7 @@ __all__ = [
     "TRAIN_FILE",
     "build_reference",
     "check_data",
+    "convert_data",
     "data_inputs",
     "dataset_rows",
     "evaluate_endpoint",
@@ -39,6 +41,7 @@ __getattr__ = lazy_face(
         "TRAIN_FILE": "training.data.prepare:TRAIN_FILE",
         "build_reference": "training.reference:build_reference",
         "check_data": "training.check:check_data",
+        "convert_data": "training.data.convert:convert_data",
         "data_inputs": "training.data.sources:data_inputs",
         "dataset_rows": "training.data.prepare:dataset_rows",
         "evaluate_endpoint": "training.evaluation.endpoint:evaluate_endpoint",

@@ -28,6 +28,7 @@ EXPORT = "Merge the adapter into the base; write the model in other forms."
 FORM = "Write a model as one of the forms that a run can export."
 LOADTEST = "Measure an endpoint under load."
 DEPLOY = "Write Kubernetes manifests from a run."
+DATA = "Read, convert and inspect data files."
 
 
 class TunelineGroup(LazyGroup):
@@ -37,6 +38,7 @@ class TunelineGroup(LazyGroup):
         "up": Row(AT + "up:up", "Run the whole line."),
         "train": Row(AT + "up:train", "Fine-tune a LoRA adapter and record its answers."),
         "evaluate": Row(AT + "up:evaluate", "Score base, tuned and served model on held-out rows."),
+        "data": Row("tuneline.cli:data_app", DATA),
         "export": Row("tuneline.cli:export_app", EXPORT),
         "prove": Row(
             AT + "prove:prove", "Compare every form with the trained model, with a verdict."
@@ -131,6 +133,16 @@ class LoadTestGroup(LazyGroup):
     }
 
 
+class DataGroup(LazyGroup):
+    table: ClassVar = {
+        "convert": Row(
+            AT + "data:data_convert",
+            "Convert a file, a folder or a Hub dataset to JSON Lines of one form, and count its "
+            "rows.",
+        ),
+    }
+
+
 class DeployGroup(LazyGroup):
     table: ClassVar = {
         "render": Row(
@@ -154,6 +166,10 @@ export_app = typer.Typer(
 )  # fmt: skip
 loadtest_app = typer.Typer(
     cls=LoadTestGroup, help=LOADTEST, no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+data_app = typer.Typer(
+    cls=DataGroup, help=DATA, no_args_is_help=True,
     rich_markup_mode=None,
 )  # fmt: skip
 deploy_app = typer.Typer(

@@ -26,8 +26,9 @@ def parse_json(text: str) -> Any:
         raise RowProblem(f"{line}column {error.colno}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise RowProblem(f"not valid JSON: {error}") from None
-    if problems:
-        raise RowProblem(problems[0])
+    problem = _problem(problems, text, value)
+    if problem:
+        raise RowProblem(problem)
     return value
 
 
@@ -39,7 +40,18 @@ def parse_json_at(text: str, start: int) -> tuple[Any, int]:
     """
     problems: list[str] = []
     value, end = _decoder(problems).raw_decode(text, start)
-    return (RowProblem(problems[0]) if problems else value), end
+    problem = _problem(problems, text[start:end], value)
+    return (RowProblem(problem) if problem else value), end
+
+
+def _problem(problems: list[str], text: str, value: Any) -> str:
+    """Return the first problem of a value that was read from text; empty if there is none."""
+    if not problems and "\\ud" in text.casefold():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return "a text has half a surrogate pair, which UTF-8 cannot write"
+    return problems[0] if problems else ""
 
 
 def _decoder(problems: list[str]) -> json.JSONDecoder:

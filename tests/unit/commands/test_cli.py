@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from tests.commands import tuneline_here
-from tuneline.cli import DeployGroup, ExportGroup, LoadTestGroup, TunelineGroup
+from tuneline.cli import DataGroup, DeployGroup, ExportGroup, LoadTestGroup, TunelineGroup
 from tuneline.commands.lazy_group import LazyGroup, load_command
 from tuneline.core.artifact import new_artifact
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets" / "run.yaml"
 BASE = EXAMPLE.parents[1] / "tiny-base"
 GROUPS: tuple[type[LazyGroup], ...] = (
-    TunelineGroup, ExportGroup, LoadTestGroup, DeployGroup,
+    TunelineGroup, DataGroup, ExportGroup, LoadTestGroup, DeployGroup,
 )  # fmt: skip
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "loadtest",
-    "inspect", "verify", "doctor", "deploy", "card", "push",
+    "inspect", "verify", "doctor", "deploy", "card", "push", "data",
 )  # fmt: skip
 
 
@@ -81,11 +81,7 @@ def test_help_is_instant() -> None:
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [
-        (group, name)
-        for group in (TunelineGroup, ExportGroup, LoadTestGroup, DeployGroup)
-        for name in group.table
-    ],
+    [(group, name) for group in GROUPS for name in group.table],
 )
 def test_a_command_of_the_table_is_there_and_says_what_the_table_says(
     group: type[LazyGroup], name: str
