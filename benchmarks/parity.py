@@ -11,6 +11,8 @@ Prints the tables of docs/parity.md, then one JSON document on the last line.
     python benchmarks/parity.py --runs-dir DIR      # keeps the trained models and reuses them
 """
 
+# ruff: noqa: E402 (imports follow the change of the path)
+
 from __future__ import annotations
 
 import argparse
@@ -27,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+
+# benchmarks/training.py would be imported in place of the package.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
 from export import (
     CalibrationData,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
     from training.data.sources import data_inputs
+    from training.estimates.report import estimate_lines, estimate_memory
     from training.evaluation.endpoint import evaluate_endpoint
     from training.evaluation.local import evaluate_model
     from training.reference import build_reference
@@ -27,6 +28,8 @@ __all__ = [
     "convert_data",
     "data_inputs",
     "dataset_rows",
+    "estimate_lines",
+    "estimate_memory",
     "evaluate_endpoint",
     "evaluate_model",
     "file_input",
@@ -44,6 +47,8 @@ __getattr__ = lazy_face(
         "convert_data": "training.data.convert:convert_data",
         "data_inputs": "training.data.sources:data_inputs",
         "dataset_rows": "training.data.prepare:dataset_rows",
+        "estimate_lines": "training.estimates.report:estimate_lines",
+        "estimate_memory": "training.estimates.report:estimate_memory",
         "evaluate_endpoint": "training.evaluation.endpoint:evaluate_endpoint",
         "evaluate_model": "training.evaluation.local:evaluate_model",
         "file_input": "training.data.prepare:file_input",

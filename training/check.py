@@ -8,6 +8,7 @@ from training.config import DataConfig, TrainingConfig
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
+from training.hardware import require_hardware
 from training.methods import find_method, require_kinds
 from training.model import quiet_libraries
 from tuneline.models.chat import require_chat_template
@@ -31,6 +32,7 @@ def check_data(
         TunelineError: The first file, template or row that cannot be used.
     """
     quiet_libraries()
+    require_hardware(config)
     tokenizer = load_tokenizer(base.path)
     require_chat_template(tokenizer, base.name)
     stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)

@@ -45,20 +45,30 @@ def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def load_base(base: ModelSource, dtype: torch.dtype, *, task_type: TaskType = "CAUSAL_LM") -> Any:
+def load_base(
+    base: ModelSource,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    *,
+    task_type: TaskType = "CAUSAL_LM",
+) -> Any:
     """Return a model with its weights in `dtype`, on the GPU if there is one.
 
     Args:
+        attention: The implementation by transformers' name. A network that has no `sdpa` is loaded
+            with its own.
         task_type: `SEQ_CLS` gives the model one score in place of the next token, from a new linear
             layer with random weights.
 
     Raises:
         ArtifactError: The folder cannot be loaded, or its files lack weights.
     """
-    what = f"base model {base.name}"
-    if task_type == "CAUSAL_LM":
-        return load_network(base.path, dtype, what=what).to(device())
-    return load_network(base.path, dtype, what=what, load=_load_scorer).to(device())
+    # transformers takes sdpa by itself, and eager attention where a network has no sdpa.
+    options: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
+    if task_type != "CAUSAL_LM":
+        options["load"] = _load_scorer
+    model = load_network(base.path, dtype, what=f"base model {base.name}", **options)
+    return model.to(device())
 
 
 def _load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:

@@ -18,10 +18,12 @@ from training.adapters.lora import add_lora, write_lora
 from training.adapters.serving_files import write_serving_files
 from training.config import TrainingConfig
 from training.data.prepare import TRAIN_FILE, dataset_rows, file_input
+from training.estimates.step import estimate_step
+from training.hardware import require_hardware
 from training.loop.arguments import evaluate_each_epoch, trainer_arguments
 from training.loop.checkpoints import CheckpointMarks, newest_checkpoint, open_work_dir
 from training.loop.loss_curve import loss_points, write_curve
-from training.loop.memory import peak_memory_bytes, reset_peak_memory
+from training.loop.memory import peak_memory_bytes, start_measurement
 from training.loop.progress import ShowProgress
 from training.loop.signals import StopOnSignal
 from training.methods import find_method, require_kinds
@@ -75,6 +77,7 @@ def train_adapter(
     # Over 60 lines: the frame of every training run, which reads from top to bottom.
     quiet_libraries()
     require_one_gpu()
+    require_hardware(config)
     settings = config.model_dump(mode="json")
     inputs = [dataset.as_input("dataset"), base.as_input("base")]
     inputs += [file_input("method", relative_to / name) for name in config.method.files()]
@@ -96,7 +99,11 @@ def train_adapter(
             method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()
         )
         set_seed(config.seed)
-        model = load_base(base, resolve_dtype(config.dtype), task_type=method.task_type)
+        lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
+        chosen, estimate = estimate_step(config, base.path, lengths)
+        memory_before = start_measurement()
+        dtype = resolve_dtype(config.dtype)
+        model = load_base(base, dtype, chosen.attn_implementation, task_type=method.task_type)
         model = add_lora(config, model, method.task_type)
         num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # A checkpoint is the adapter and AdamW's two moments, in float32; two are kept while a
@@ -106,7 +113,7 @@ def train_adapter(
         # A changed save_steps or logging_steps keeps the checkpoints: the result is the same.
         work = open_work_dir(out, key)
         checkpoint = newest_checkpoint(work)
-        arguments = trainer_arguments(config, work, resumed=checkpoint is not None)
+        arguments = trainer_arguments(chosen, work, resumed=checkpoint is not None)
         trainer = method.trainer(config, model, tokenizer, arguments, train_rows, heldout_rows)
         marks = CheckpointMarks(checkpoint)
         points = _run(config, trainer, checkpoint, marks, stack, method.columns)
@@ -128,6 +135,8 @@ def train_adapter(
                 "trained_tokens_per_s": num_tokens / marks.wall_s,
                 "wall_s": marks.wall_s,
                 "peak_memory_bytes": peak_memory_bytes(),
+                "training_memory_bytes": peak_memory_bytes() - memory_before,
+                "estimated_training_memory_bytes": None if estimate is None else estimate.total,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "servable_as_adapter": config.r <= MAX_LORA_RANK,
             }
@@ -158,7 +167,6 @@ def _run(
         evaluate_each_epoch(trainer)
     if checkpoint is not None:
         logger.info("  continuing after step %d", _step(checkpoint))
-    reset_peak_memory()
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     marks.stop()

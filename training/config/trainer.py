@@ -9,6 +9,12 @@ from pydantic import Field, model_validator
 from training.config.types import PositiveFloat, PositiveInt
 from tuneline.core.config import StrictModel
 
+Optimizer = Literal[
+    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "adafactor",
+]  # fmt: skip
+"""Optimizers by their names in TrainingArguments."""
+
 
 class TrainerConfig(StrictModel):
     """The training loop, with the names of transformers' TrainingArguments."""
@@ -32,9 +38,20 @@ class TrainerConfig(StrictModel):
     """Of the base model's weights; the adapter is trained in float32. `auto` is bfloat16 on a GPU
     that computes in it and float32 elsewhere."""
     packing: bool = False
-    """Put several short rows into one sequence of `max_length`; they do not see one another."""
-    gradient_checkpointing: bool = True
-    """Compute activations again in the backward pass: about a third slower, far less memory."""
+    """Put several short rows into one sequence of `max_length`. Before the first step, a test on
+    the loaded model checks that rows do not see one another; a model where they do is refused."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute activations again in the backward pass: about a third slower, far less memory. `auto`
+    does so if the estimated memory of a step is above half of the free memory; the result is the
+    same."""
+    optim: Optimizer = "adamw_torch_fused"
+    """8-bit optimizers keep the two moments of a large matrix in a byte each; paged ones move them
+    to the host's memory when the GPU's is full."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """`auto` is flash_attention_2 where the package flash-attn is installed and the base model is
+    in bfloat16 on a GPU, else torch's own attention."""
+    use_liger_kernel: bool = False
+    """Liger's kernels for norms, rotary embeddings and the MLP; they need a GPU."""
     logging_steps: PositiveInt = Field(default=10, json_schema_extra={"keyed": False})
     eval_steps: PositiveInt | None = None
     """Optimizer steps between held-out losses; at the end of each epoch if not given."""

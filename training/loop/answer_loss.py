@@ -9,20 +9,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import linear_cross_entropy
+from torch.nn.functional import linear_cross_entropy, pad
+
+from training.loop.last_layer import limit_last_layer
 
 IGNORED = -100
 MAX_RELATIVE_DIFFERENCE = 1e-4
+MAX_COMPARED, MAX_COMPARED_SIZE = 64, 2**20
+"""Parameters whose gradients are compared, and their largest number of elements."""
+CHUNK_LOGITS = 2**24
+"""Logits that are in memory at once: 64 MiB in float32."""
 
 
 def add_answer_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]) -> bool:
     """Let `model(..., answer_loss=True)` return the summed loss of trained tokens, in nats.
 
-    The hidden states of positions whose next token is trained are projected onto the vocabulary
-    with torch's chunked `linear_cross_entropy`, which keeps no logits for the backward pass.
+    Three things are left out that do not change it:
+    - Only trained positions are projected onto the vocabulary, in chunks that keep no logits for
+      the backward pass.
+    - The last layer computes only trained positions; see `training.loop.last_layer`.
+    - The mask of padding on the right: no token attends to what comes after it.
 
-    The loss is compared with the model's own on one row, `input_ids` and `labels`. A model whose
-    head does more than one matrix product (soft caps, scales, router losses) differs there.
+    Loss and gradients are compared with the model's own on one row, `input_ids` and `labels`, next
+    to a shorter row with padding. A model that differs there (soft caps, scales, router losses,
+    attention to later tokens) keeps its own loss.
 
     Returns:
         Whether the model has the loss. It is not added on a GPU, where TRL's own kernel also reads
@@ -36,6 +46,8 @@ def add_answer_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int])
         or head.weight.device.type != "cpu"
     ):
         return False
+    before = [(module, module.__dict__.get("forward")) for module in model.modules()]
+    limit_last_layer(base.base_model)
     original = base.forward
 
     # The signature stays the original one: generation reads it.
@@ -43,38 +55,69 @@ def add_answer_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int])
     def forward(self: Any, *args: Any, answer_loss: bool = False, **kwargs: Any) -> Any:
         if not answer_loss:
             return original(*args, **kwargs)
-        targets = kwargs.pop("labels")[:, 1:]
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        trained = targets != IGNORED
-        head = self.get_output_embeddings()
-        return linear_cross_entropy(
-            hidden[trained],
-            head.weight,
-            targets[trained],
-            linear_bias=head.bias,
-            reduction="sum",
-            options=torch.nn.LinearCrossEntropyOptions(),
-        )
+        return _answer_loss(self, *args, **kwargs)
 
     base.forward = types.MethodType(forward, base)
     if _equals_own_loss(model, input_ids, labels):
         return True
-    base.forward = original
+    for module, own in before:
+        module.__dict__.pop("forward", None)
+        if own is not None:
+            module.forward = own
     return False
 
 
+def _answer_loss(model: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) -> Any:
+    targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    trained = (targets != IGNORED).nonzero().squeeze(1)
+    mask = kwargs.get("attention_mask")
+    if mask is not None and bool(mask[:, 0].all()):
+        kwargs["attention_mask"] = None
+    hidden = model.base_model(*args, trained=trained, **kwargs).last_hidden_state
+    head = model.get_output_embeddings()
+    rows = max(64, CHUNK_LOGITS // head.weight.shape[0])
+    return linear_cross_entropy(
+        hidden.flatten(0, 1).index_select(0, trained),
+        head.weight,
+        targets.index_select(0, trained),
+        linear_bias=head.bias,
+        reduction="sum",
+        options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None),
+    )
+
+
 def _equals_own_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]) -> bool:
-    row = {
-        "input_ids": torch.tensor([input_ids], device=model.device),
-        "labels": torch.tensor([labels], device=model.device),
+    device = model.device
+    batch = {
+        "input_ids": torch.tensor([[*input_ids], [*input_ids[1:], input_ids[0]]], device=device),
+        "labels": torch.tensor([[*labels], [*labels[1:], IGNORED]], device=device),
+        "attention_mask": torch.ones(2, len(input_ids), dtype=torch.long, device=device),
         "use_cache": False,
     }
-    num_trained = sum(label != IGNORED for label in labels)
+    batch["attention_mask"][1, -1] = 0
+    num_trained = int((batch["labels"][:, 1:] != IGNORED).sum())
+    compared = _compared_parameters(model)
     was_training = model.training
     model.eval()  # without dropout, so that two passes are comparable
-    with torch.no_grad():
-        own = float(model(**row).loss)
-        found = float(model(**row, answer_loss=True)) / num_trained
+    own = model(**batch).loss
+    found = model(**batch, answer_loss=True) / num_trained
+    gradients = [
+        torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, compared, materialize_grads=True)]
+        )
+        for loss in (own, found)
+    ]
     model.train(was_training)
     # A loss that is not a number is the same on either path; the loop reports it.
-    return math.isnan(own) or abs(found - own) <= MAX_RELATIVE_DIFFERENCE * abs(own)
+    return math.isnan(float(own.detach())) or all(
+        float((ours - theirs).norm()) <= MAX_RELATIVE_DIFFERENCE * float(theirs.norm())
+        for ours, theirs in ((found.detach(), own.detach()), gradients[::-1])
+    )
+
+
+def _compared_parameters(model: Any) -> list[torch.Tensor]:
+    """Return trained parameters from all layers, few enough that two gradients are small."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    small = [parameter for parameter in trained if parameter.numel() <= MAX_COMPARED_SIZE]
+    # An odd step: lora_A and lora_B alternate, and the gradient of lora_A is 0 at the start.
+    return small[:: len(small) // MAX_COMPARED | 1] or trained[-1:]

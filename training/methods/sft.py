@@ -16,6 +16,7 @@ from training.config import TrainingConfig
 from training.data.row import Row
 from training.loop.answer_loss import add_answer_loss
 from training.loop.batches import GroupedByLength
+from training.loop.packing import require_rows_apart
 from training.methods import Method, loss_metrics
 from training.rendering.chat import Rendered, render_rows
 
@@ -40,6 +41,8 @@ def _trainer(
         completion_only_loss=True,
         packing=config.packing,
     )
+    if config.packing:
+        require_rows_apart(model)
     # Held-out rows of like length share a batch; their order does not change the mean.
     ordered = sorted(heldout_rows, key=lambda row: len(row.input_ids))
     trainer = _AnswerTrainer(

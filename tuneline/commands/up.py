@@ -20,6 +20,7 @@ from tuneline.commands.options import (
 from tuneline.commands.printing import emit, emit_artifact
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.progress import logger
+from tuneline.pipeline.stage import ADAPTER
 
 
 def check(
@@ -45,21 +46,28 @@ def plan(
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Show what `up` would run, and why."""
+    """Show what `up` would run, and why.
+
+    It also prints the memory of training, merging and serving, and what `auto` means here.
+    """
+    from tuneline.pipeline.plan import estimate_run
     from tuneline.pipeline.plan import plan as plan_run
 
-    planned = plan_run(open_run(run_file, overrides, runs_dir))
+    run = open_run(run_file, overrides, runs_dir)
+    planned = plan_run(run)
+    estimate, estimate_text = estimate_run(run)
     document = [
         {
             "stage": entry.stage.name,
             "state": entry.state,
             "reason": entry.reason,
             "path": None if entry.path is None else str(entry.path),
+            **({"estimate": estimate} if entry.stage.name == ADAPTER else {}),
         }
         for entry in planned
     ]
     lines = [f"{e.state:8} {e.stage.name:18} {e.stage.title} ({e.reason})" for e in planned]
-    emit(document, lines, as_json)
+    emit(document, [*lines, "", *estimate_text], as_json)
 
 
 def up(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tuneline.core.artifact import Artifact, open_artifact
-from tuneline.core.errors import ConfigError, NotAnArtifactError
+from tuneline.core.errors import ArtifactError, ConfigError, NotAnArtifactError
 from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.keys import stage_key
@@ -131,3 +131,30 @@ def all_current(run: Run) -> Made:
             f"{run.dir}: holds no artifact of {run.path}", hint=f"Try: tuneline up {run.path}"
         )
     return found
+
+
+def estimate_run(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the memory that a line takes, as values and as lines for people.
+
+    A base model whose files name no sizes has no estimate; the line says why.
+
+    Raises:
+        MissingError: The base model is not here.
+    """
+    from training import estimate_lines, estimate_memory
+
+    serving = run.config.serving
+    num_tokens = None
+    if serving.max_model_len is not None and serving.max_num_seqs is not None:
+        num_tokens = serving.max_model_len * serving.max_num_seqs
+    base = resolve_base(run, download=False).path
+    try:
+        found = estimate_memory(
+            run.config.training,
+            base,
+            serving_dtype=serving.dtype,
+            num_served_tokens=num_tokens,
+        )
+    except ArtifactError as error:
+        return None, [f"no estimate of the memory: {error}"]
+    return found, estimate_lines(found)

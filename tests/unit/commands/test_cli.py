@@ -149,6 +149,25 @@ def test_plan_of_the_example(tmp_path: Path) -> None:
     assert planned[0]["state"] == "stale"
     assert {entry["state"] for entry in planned[1:]} == {"waiting"}
     assert list(tmp_path.iterdir()) == []
+    estimate = planned[2]["estimate"]
+    assert estimate["training"]["weights"] == 4 * 2_934_528  # parameters of the tiny base, float32
+    assert estimate["fits"] is True and estimate["change"] is None
+    assert {choice["key"] for choice in estimate["choices"]} == {
+        "dtype", "attn_implementation", "gradient_checkpointing",
+    }  # fmt: skip
+
+
+def test_plan_prints_memory_and_the_reason_of_each_default(tmp_path: Path) -> None:
+    run = ["--set", "training.gradient_checkpointing=auto"]
+    done = tuneline("plan", EXAMPLE, *run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "training takes ",
+        "merging takes ",
+        "KV cache",
+        "gradient_checkpointing: false (",
+    ):
+        assert text in done.stdout
 
 
 def test_unknown_keys_are_named_with_a_suggestion(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
         "training": """r lora_alpha lora_dropout target_modules use_rslora eos_token learning_rate
             num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length
             warmup_steps lr_scheduler_type weight_decay max_grad_norm seed dtype packing
-            gradient_checkpointing eval_steps train_sampling_strategy""",
+            gradient_checkpointing eval_steps train_sampling_strategy optim attn_implementation
+            use_liger_kernel""",
         "training.method": "type",
     },
     EVALUATIONS: {"evaluation": "max_new_tokens batch_size num_rows fields"},

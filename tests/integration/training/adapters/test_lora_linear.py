@@ -22,7 +22,7 @@ def _model(**options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24)])
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (64, 24)])
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
 def test_output_and_gradients_are_pefts(shape: tuple[int, ...], options: dict[str, Any]) -> None:
     plain, ours = _model(**options), _model(**options)

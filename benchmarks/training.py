@@ -1,0 +1,347 @@
+"""Measure the speed of training: `python benchmarks/training.py [--quick] [--against CHECKOUT]`.
+
+Three trainers fit a LoRA adapter (r 16, seven modules) to the same rows, for the same number of
+epochs and with the same learning rate, each in a process of its own, round by round:
+
+- `tuneline`: `train_adapter` of this checkout, with batches as in examples/support-tickets;
+- `against`: the same function of another checkout, with that checkout's own environment;
+- `script`: the script that most tutorials show. TRL's SFTTrainer reads the messages, with batch 4,
+  accumulation 4, `max_length` 512 and its other defaults.
+
+Two cases: the shipped tickets on the tiny base, and rows of 50 to 1,000 tokens on a network of the
+shape of Qwen2.5-0.5B with random weights. Tokens are those of the rows, without padding; a token
+that a trainer cuts off does not count for it. Time is that of the training loop, without held-out
+losses in between and without loading. The held-out loss is computed by one function for all: nats
+per answer token, by transformers' own forward pass. `cpu_s` is the processor time of the loop:
+other work on the machine changes it less than the wall time. The peak memory is the process's.
+
+`share_of_matmul_rate` is (multiplications and additions of the network for the tokens) / (time x
+measured rate of a float32 matrix product). For each token it counts 4 for a weight of a frozen
+layer (the output and the gradient of the input), and 6 for a weight of the adapter.
+
+Prints a table for people, then one JSON document on the last line. A whole run takes about ten
+minutes on two cores, --quick about two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.environment import hardware_facts
+
+# benchmarks/training.py would be imported in place of the package.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
+
+ROOT = Path(__file__).parents[1]
+TICKETS = ROOT / "examples" / "support-tickets"
+BASE = ROOT / "examples" / "tiny-base"
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LEARNING_RATE = 4e-3
+SCRIPT_MAX_LENGTH = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rows, one round, tickets only")
+    parser.add_argument("--against", type=Path, help="a second checkout, with its .venv")
+    parser.add_argument("--rows", type=int, help="training rows of the tickets")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--cases", nargs="+", default=None, choices=["tickets", "half-billion"])
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        trainer, folder, out = given.child
+        Path(out).write_text(json.dumps(run_child(trainer, Path(folder))))
+        return
+    cases = given.cases or (["tickets"] if given.quick else ["tickets", "half-billion"])
+    rounds = given.rounds or (1 if given.quick else 3)
+    figures: dict[str, Any] = {"hardware": hardware_facts(), "matmul_gflops": matmul_gflops()}
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in cases:
+            folder = Path(scratch) / case
+            folder.mkdir()
+            if case == "tickets":
+                make_tickets(folder, given.rows or (160 if given.quick else 640))
+            else:
+                make_half_billion(folder)
+            figures[case] = measure(folder, given.against, rounds if case == "tickets" else 1)
+    for case in cases:
+        print_case(case, figures[case], figures["matmul_gflops"])
+    print(json.dumps(figures))
+
+
+def measure(folder: Path, against: Path | None, rounds: int) -> dict[str, Any]:
+    """Return the medians over interleaved rounds, for each trainer."""
+    pythons = {"tuneline": sys.executable, "script": sys.executable}
+    if against is not None:
+        pythons["against"] = str(against / ".venv" / "bin" / "python")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
+    for _ in range(rounds):
+        for name, python in pythons.items():
+            out = folder / "result.json"
+            directory = against if name == "against" and against is not None else ROOT
+            subprocess.run(
+                [python, __file__, "--child", name, str(folder), str(out)],
+                cwd=directory, env={**os.environ, "PYTHONPATH": str(directory)},
+                stdout=sys.stderr, check=True,
+            )  # fmt: skip
+            found[name].append(json.loads(out.read_text()))
+            print(name, found[name][-1], file=sys.stderr)
+    return {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in found.items()
+    }
+
+
+def print_case(case: str, figures: dict[str, Any], matmul_gflops: float) -> None:
+    print(f"\n{case}: a matrix product reaches {matmul_gflops:.0f} GFLOP/s")
+    print("trainer      tokens/s  tokens/cpu s  held-out loss  peak GiB  share of matmul rate")
+    for name, run in figures.items():
+        run["share_of_matmul_rate"] = (
+            run["flops_per_token"] * run["tokens_per_s"] / (matmul_gflops * 1e9)
+        )
+        print(
+            f"{name:10} {run['tokens_per_s']:10.0f} {run['tokens_per_cpu_s']:13.0f} "
+            f"{run['heldout_loss']:14.4f} {run['peak_bytes'] / 2**30:9.2f} "
+            f"{run['share_of_matmul_rate']:21.2f}"
+        )
+    for name in figures.keys() - {"tuneline"}:
+        ratio = figures["tuneline"]["tokens_per_s"] / figures[name]["tokens_per_s"]
+        memory = figures["tuneline"]["peak_bytes"] / figures[name]["peak_bytes"]
+        print(f"tuneline is {ratio:.2f} times as fast as {name}, with {memory:.2f} of its memory")
+
+
+def matmul_gflops() -> float:
+    """Return the rate of a float32 matrix product of 1024 x 1024 on all cores, the best of 20."""
+    import torch
+
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    times = []
+    for _ in range(20):
+        start_s = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - start_s)
+    return 2 * 1024**3 / min(times) / 1e9
+
+
+def make_tickets(folder: Path, num_rows: int) -> None:
+    """Write the first rows of the example; the settings are the example's, for one epoch."""
+    for name, count in (("train", num_rows), ("heldout", 128)):
+        lines = (TICKETS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {
+        "learning_rate": LEARNING_RATE, "num_train_epochs": 1, "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1, "max_length": 256, "gradient_checkpointing": False,
+    }  # fmt: skip
+    (folder / "case.json").write_text(json.dumps({"base": str(BASE), "settings": settings}))
+
+
+def make_half_billion(folder: Path) -> None:
+    """Write four rows of 50 to 1,000 tokens, and a random network of the shape of Qwen2.5-0.5B."""
+    import shutil
+
+    import torch
+    import transformers
+
+    config = transformers.Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=2048,
+        tie_word_embeddings=True, eos_token_id=2, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = transformers.Qwen2ForCausalLM(config)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(1) if "norm" in name else weight.normal_(std=0.02)
+    model.save_pretrained(folder / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(BASE / name, folder / "base" / name)
+    shutil.copy(BASE / "generation_config.json", folder / "base" / "generation_config.json")
+    draw, tokenizer = random.Random(0), transformers.AutoTokenizer.from_pretrained(BASE)
+    words = (TICKETS / "train.jsonl").read_text(encoding="utf-8").split()[:2000]
+    for name, lengths in (("train", (60, 240, 480, 960)), ("heldout", (200,))):
+        rows = []
+        for length in lengths:
+            text: list[str] = []
+            while len(tokenizer(" ".join(text))["input_ids"]) < length - 20:
+                text.append(draw.choice(words))
+            cut = len(text) * 2 // 3
+            row = {"instruction": " ".join(text[:cut]), "output": " ".join(text[cut:])}
+            rows.append(json.dumps(row) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    settings = {
+        "learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4, "max_length": 1024,
+    }  # fmt: skip
+    case = {"base": str(folder / "base"), "settings": settings}
+    (folder / "case.json").write_text(json.dumps(case))
+
+
+def run_child(trainer: str, folder: Path) -> dict[str, Any]:
+    """Train once in this process, and return its figures."""
+    import resource
+
+    case = json.loads((folder / "case.json").read_text())
+    loop = watch_loop()
+    with tempfile.TemporaryDirectory() as scratch:
+        if trainer == "script":
+            train_by_script(case, folder, Path(scratch))
+        else:
+            train_by_tuneline(case, folder, Path(scratch))
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    num_tokens = loop["num_tokens"] * case["settings"]["num_train_epochs"]
+    model = loop.pop("model")
+    lora = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    frozen = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if "base_layer" in name and p.ndim == 2 and "embed" not in name
+    )
+    return {
+        "tokens_per_s": num_tokens / loop["wall_s"],
+        "tokens_per_cpu_s": num_tokens / loop["cpu_s"],
+        "flops_per_token": 4 * frozen + 6 * lora,
+        "heldout_loss": heldout_loss(model, token_rows(case, folder / "heldout.jsonl")),
+        "peak_bytes": peak_bytes,
+        **loop,
+    }
+
+
+def watch_loop() -> dict[str, Any]:
+    """Let transformers' loop record its time, without evaluations, and its model."""
+    import transformers
+
+    found: dict[str, Any] = {"wall_s": 0.0, "cpu_s": 0.0}
+
+    def timed(function: Any, sign: int) -> Any:
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            start_s, start_cpu_s = time.perf_counter(), time.process_time()
+            result = function(self, *args, **kwargs)
+            if sign > 0 or found.get("inside"):
+                found["wall_s"] += sign * (time.perf_counter() - start_s)
+                found["cpu_s"] += sign * (time.process_time() - start_cpu_s)
+            found["model"] = self.model
+            found["num_tokens"] = sum(len(ids) for ids in self.train_dataset["input_ids"])
+            return result
+
+        return run
+
+    loop = timed(transformers.Trainer._inner_training_loop, 1)
+
+    def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found["inside"] = True
+        result = loop(self, *args, **kwargs)
+        found.pop("inside")
+        return result
+
+    transformers.Trainer._inner_training_loop = inside
+    transformers.Trainer.evaluate = timed(transformers.Trainer.evaluate, -1)
+    return found
+
+
+def train_by_tuneline(case: dict[str, Any], folder: Path, scratch: Path) -> None:
+    import importlib
+
+    from training.config import DataConfig, TrainingConfig
+
+    names = (
+        "training:prepare_dataset",
+        "training:train_adapter",
+        "tuneline.models.source:resolve_model",
+    )
+    older = not (Path(importlib.import_module("training").__path__[0]) / "train.py").is_file()
+    if older:
+        names = (
+            "training.data:prepare", "training.finetune:train",
+            "tuneline.core.model_source:resolve_model",
+        )  # fmt: skip
+    prepare_dataset, train_adapter, resolve_model = (
+        getattr(importlib.import_module(module), attribute)
+        for module, _, attribute in (name.partition(":") for name in names)
+    )
+    out, data = scratch / "dataset", DataConfig(path="train.jsonl", heldout_path="heldout.jsonl")
+    if older:
+        files = {"path": folder / "train.jsonl", "heldout_path": folder / "heldout.jsonl"}
+        dataset = prepare_dataset(data, **files, out=out)
+    else:
+        dataset = prepare_dataset(data, relative_to=folder, out=out)
+    config = TrainingConfig(r=16, lora_alpha=32, target_modules=MODULES, **case["settings"])
+    train_adapter(config, dataset, resolve_model(case["base"]), scratch / "adapter")
+
+
+def train_by_script(case: dict[str, Any], folder: Path, scratch: Path) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"messages": messages(row)} for row in read(folder / "train.jsonl")]
+    SFTTrainer(
+        model=case["base"],
+        args=SFTConfig(
+            output_dir=str(scratch),
+            num_train_epochs=case["settings"]["num_train_epochs"],
+            learning_rate=case["settings"]["learning_rate"],
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=4,
+            max_length=SCRIPT_MAX_LENGTH,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=MODULES, task_type="CAUSAL_LM"),
+    ).train()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    prompt = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["output"]}]
+
+
+def token_rows(case: dict[str, Any], path: Path) -> list[tuple[list[int], int]]:
+    """Return the token ids of each row up to its stop token, and the length of its prompt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(case["base"])
+    rows = []
+    for row in read(path):
+        prompt, answer = messages(row)
+        ids = tokenizer.apply_chat_template([prompt], add_generation_prompt=True, return_dict=False)
+        text = tokenizer(answer["content"], add_special_tokens=False)["input_ids"]
+        rows.append(([*ids, *text, tokenizer.eos_token_id], len(ids)))
+    return rows
+
+
+def heldout_loss(model: Any, rows: list[tuple[list[int], int]]) -> float:
+    """Return nats per answer token, row by row, by transformers' own forward pass."""
+    import torch
+
+    total, count = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for ids, num_prompt in rows:
+            logits = model(input_ids=torch.tensor([ids])).logits[0, num_prompt - 1 : -1].float()
+            targets = torch.tensor(ids[num_prompt:])
+            total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+            count += len(targets)
+    return total / count
+
+
+if __name__ == "__main__":
+    main()

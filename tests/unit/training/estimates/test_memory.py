@@ -1,0 +1,105 @@
+"""Memory by hand: a network whose numbers can be added up on paper."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.config import TrainingConfig
+from training.estimates.choices import choose_checkpointing
+from training.estimates.memory import (
+    LOGIT_COPIES,
+    RUNTIME_BYTES,
+    Batch,
+    change_that_fits,
+    estimate_training,
+    largest_batch,
+)
+from training.estimates.network import Network
+
+LAYER = "model.layers.0."
+NETWORK = Network(
+    num_layers=1,
+    hidden_size=8,
+    intermediate_size=16,
+    query_size=8,
+    key_value_size=4,
+    vocab_size=100,
+    tied=True,
+    tensors={
+        "model.embed_tokens.weight": (100, 8),
+        "lm_head.weight": (100, 8),
+        LAYER + "self_attn.q_proj.weight": (8, 8),
+        LAYER + "mlp.up_proj.weight": (16, 8),
+        LAYER + "input_layernorm.weight": (8,),
+    },
+    file_bytes=0,
+)
+CONFIG = TrainingConfig(r=2, gradient_checkpointing=False)
+
+
+def test_the_parts_are_those_counted_by_hand() -> None:
+    memory = estimate_training(CONFIG, NETWORK, Batch(2, 5), 4)
+    assert memory.weights == 4 * (800 + 64 + 128 + 8)
+    assert memory.adapter == memory.gradients == 4 * 2 * (16 + 24)
+    assert memory.optimizer == 2 * memory.adapter
+    # 4 h + 2 q + 2 k + 4 i = 120 numbers stay, 3 i + 2 h = 64 pass.
+    assert memory.activations == 10 * (120 + 64) * 4
+    assert memory.logits == LOGIT_COPIES * 4 * 10 * 100
+    assert memory.runtime == RUNTIME_BYTES
+    assert memory.total == sum(
+        (memory.weights, memory.adapter, memory.gradients, memory.optimizer, memory.activations,
+         memory.logits, memory.runtime)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("optim", "bytes_per_parameter"),
+    [("adamw_torch", 8), ("adamw_8bit", 2), ("lion_32bit", 4), ("lion_8bit", 1), ("adafactor", 0)],
+)
+def test_moments_of_an_optimizer(optim: str, bytes_per_parameter: int) -> None:
+    config = TrainingConfig.model_validate({"r": 2, "optim": optim})
+    assert estimate_training(config, NETWORK, Batch(1, 1), 4).optimizer == 80 * bytes_per_parameter
+
+
+def test_named_modules_and_names_of_layers() -> None:
+    assert NETWORK.linear_shapes() == [(8, 8), (16, 8)]
+    assert NETWORK.linear_shapes(["up_proj"]) == [(16, 8)]
+    assert NETWORK.linear_shapes(["none"]) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "packing", "expected"),
+    [
+        ((), False, Batch(8, 2048)),
+        ((5, 90, 7), False, Batch(3, 90)),
+        ([30] * 20, False, Batch(8, 30)),
+        ((5, 90, 7), True, Batch(8, 2048)),
+    ],
+)
+def test_the_largest_batch(lengths: tuple[int, ...], packing: bool, expected: Batch) -> None:
+    assert largest_batch(TrainingConfig(packing=packing), lengths) == expected
+
+
+@pytest.mark.parametrize(("free_gib", "value"), [(1000.0, False), (0.01, True)])
+def test_checkpointing_depends_on_the_free_memory(free_gib: float, value: bool) -> None:
+    config = TrainingConfig(r=2)
+    choice = choose_checkpointing(config, NETWORK, Batch(8, 2048), 4, int(free_gib * 2**30))
+    assert choice.value is value
+    assert ("above" if value else "below") in choice.reason
+
+
+def test_the_change_is_the_first_that_fits() -> None:
+    batch, deep = Batch(8, 2048), Network(**{**vars(NETWORK), "num_layers": 40})
+    checkpointed = CONFIG.model_copy(update={"gradient_checkpointing": True})
+    limits = [
+        estimate_training(checkpointed, deep, Batch(rows, length), 4).total
+        for rows, length in ((8, 2048), (2, 2048), (1, 512))
+    ]
+    found = [change_that_fits(CONFIG, deep, batch, 4, limit) for limit in (*limits, 1000)]
+    assert found == [
+        "training.gradient_checkpointing: true",
+        "training.gradient_checkpointing: true, per_device_train_batch_size: 2, "
+        "gradient_accumulation_steps: 8",
+        "training.gradient_checkpointing: true, per_device_train_batch_size: 1, max_length: 512",
+        None,
+    ]

@@ -1,0 +1,1 @@
+"""Memory and time of training, merging and serving, from configuration and headers only."""

@@ -1,0 +1,140 @@
+"""The memory that training takes beyond the process that has loaded its libraries.
+
+The parts are those that are in memory at once, at the peak of a step: weights, adapter, gradients,
+AdamW's two moments, activations, and the logits of a chunk. For a token, a decoder layer with LoRA
+keeps for the backward pass, in numbers (h hidden, q queries, k keys, i width of the MLP):
+
+    4 h  two inputs of the norms, two outputs of the norms
+    2 q + 2 k  queries, keys, values and the output of attention
+    4 i  the outputs of gate and up, the activation, the input of down
+
+With gradient checkpointing a layer keeps its input only, h, and one layer at a time has the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from training.config import TrainingConfig
+from training.estimates.network import Network
+
+CHUNK_LOGITS = 2**24
+"""Logits in memory at once; equal to that of the loss in `training.loop.answer_loss`."""
+LOGIT_COPIES = 3
+"""The logits of a chunk, their exponentials and the gradient."""
+RUNTIME_BYTES = 60 * 2**20
+"""Memory of libraries and allocator at the first step: kernels, threads, Python objects."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of each part."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    runtime: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest batch of a run: rows, and the tokens of the longest row."""
+
+    num_rows: int
+    length: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_rows * self.length
+
+
+def largest_batch(config: TrainingConfig, lengths: Sequence[int] = ()) -> Batch:
+    """Return the batch that needs most memory; without lengths, rows of `max_length` tokens."""
+    if config.packing:
+        return Batch(config.per_device_train_batch_size, config.max_length)
+    rows = config.per_device_train_batch_size
+    longest = max(lengths, default=config.max_length)
+    return Batch(min(rows, len(lengths)) if lengths else rows, longest)
+
+
+def estimate_training(
+    config: TrainingConfig, network: Network, batch: Batch, item_bytes: int
+) -> TrainingMemory:
+    """Return the memory of a step.
+
+    Args:
+        item_bytes: Bytes of a number of the weights and activations: 4 for float32.
+    """
+    trained = sum(
+        config.r * (rows + columns)
+        for rows, columns in network.linear_shapes(config.target_modules)
+    )
+    hidden, width = network.hidden_size, network.intermediate_size
+    layer = 4 * hidden + 2 * network.query_size + 2 * network.key_value_size + 4 * width
+    if config.lora_dropout:
+        layer += 5 * hidden + 2 * width  # a copy of each layer's input, and peft's own arithmetic
+    # The backward pass of one MLP has three gradients of its width, and the residual's.
+    passing = 3 * width + 2 * hidden
+    if config.gradient_checkpointing is True:
+        kept = network.num_layers * hidden + layer
+    else:
+        kept = network.num_layers * layer
+    chunk = min(batch.num_tokens * network.vocab_size, max(CHUNK_LOGITS, 64 * network.vocab_size))
+    moments = 2 if "8bit" in config.optim else 8
+    if config.optim == "adafactor":
+        moments = 0  # a row and a column of each matrix
+    elif "lion" in config.optim:
+        moments //= 2
+    return TrainingMemory(
+        weights=network.num_parameters * item_bytes,
+        adapter=4 * trained,
+        gradients=4 * trained,
+        optimizer=moments * trained,
+        activations=batch.num_tokens * (kept + passing) * item_bytes,
+        logits=LOGIT_COPIES * 4 * chunk,
+        runtime=RUNTIME_BYTES,
+    )
+
+
+def change_that_fits(
+    config: TrainingConfig, network: Network, batch: Batch, item_bytes: int, free_bytes: int
+) -> str | None:
+    """Return the first change of run.yaml with which a step fits into memory; None if none does."""
+    changed = config.model_copy(update={"gradient_checkpointing": True})
+    if config.gradient_checkpointing is not True and _fits(
+        changed, network, batch, item_bytes, free_bytes
+    ):
+        return "training.gradient_checkpointing: true"
+    rows = batch.num_rows
+    while rows > 1:
+        rows //= 2
+        if _fits(changed, network, replace(batch, num_rows=rows), item_bytes, free_bytes):
+            steps = config.gradient_accumulation_steps * config.per_device_train_batch_size // rows
+            return (
+                f"training.gradient_checkpointing: true, per_device_train_batch_size: {rows}, "
+                f"gradient_accumulation_steps: {steps}"
+            )
+    length = batch.length
+    while length > 64:
+        length //= 2
+        if _fits(changed, network, Batch(1, length), item_bytes, free_bytes):
+            return (
+                "training.gradient_checkpointing: true, per_device_train_batch_size: 1, "
+                f"max_length: {length}"
+            )
+    return None
+
+
+def _fits(
+    config: TrainingConfig, network: Network, batch: Batch, item_bytes: int, free_bytes: int
+) -> bool:
+    return estimate_training(config, network, batch, item_bytes).total <= free_bytes

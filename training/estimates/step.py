@@ -1,0 +1,49 @@
+"""The estimate of a run whose rows are known, and what `auto` means for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.config import TrainingConfig
+from training.estimates.choices import choose_all, item_bytes
+from training.estimates.machine import free_memory_bytes
+from training.estimates.memory import (
+    TrainingMemory,
+    change_that_fits,
+    estimate_training,
+    largest_batch,
+)
+from training.estimates.network import read_network
+from tuneline.core.errors import ArtifactError
+from tuneline.core.progress import logger
+
+
+def estimate_step(
+    config: TrainingConfig, base: Path, lengths: Sequence[int]
+) -> tuple[TrainingConfig, TrainingMemory | None]:
+    """Return the configuration without `auto`, and the memory that a step is estimated to take.
+
+    A base whose files name no sizes has no estimate; its activations are computed again.
+    """
+    try:
+        network = read_network(base)
+    except ArtifactError as error:
+        logger.warning("  no estimate of the memory: %s", error)
+        checkpointing = config.gradient_checkpointing is not False
+        return config.model_copy(update={"gradient_checkpointing": checkpointing}), None
+    free_bytes = free_memory_bytes()
+    batch = largest_batch(config, lengths)
+    choices = choose_all(config, network, batch, free_bytes)
+    # The format is resolved where torch knows the device; see training.model.
+    chosen = {choice.key: choice.value for choice in choices if choice.key != "dtype"}
+    size = item_bytes(str(choices[0].value))
+    config = config.model_copy(update=chosen)
+    memory = estimate_training(config, network, batch, size)
+    if memory.total > free_bytes:
+        change = change_that_fits(config, network, batch, size, free_bytes)
+        logger.warning(
+            "  training may not fit: a step takes about %.2f GiB, and %.2f GiB are free%s",
+            memory.total / 2**30, free_bytes / 2**30, f"; try: {change}" if change else "",
+        )  # fmt: skip
+    return config, memory
