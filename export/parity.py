@@ -21,10 +21,11 @@ from tuneline.core.reference import (
     Continuation,
     comparable_settings,
     read_reference,
+    reference_date,
     reference_noise,
 )
 from tuneline.core.tolerances import Tolerances, tolerances_of_weights
-from tuneline.models.chat import render_prompt
+from tuneline.models.chat import render_prompt, set_date
 from tuneline.models.greedy import greedy_answer
 from tuneline.models.source import ModelSource
 
@@ -53,6 +54,8 @@ def prove_model(
         raise ArtifactError(f"{reference.path}: the reference has 0 prompts; expected at least 1")
     settings = comparable_settings(reference)
     opened = open_form(model)
+    date = reference_date(reference)
+    set_date(opened.tokenizer, date)
     found = []
     with progress(f"parity of {form}", len(expected), "prompts") as advance:
         for index, continuation in enumerate(expected):
@@ -61,7 +64,10 @@ def prove_model(
     chosen = config.tolerances if form == "merged" else config.forms.get(form)
     tolerances = chosen or tolerances_of_weights(form_weights(model))
     noise = reference_noise(reference)
-    parity = compare(form, expected, found, tolerances, reference_noise=noise)
+    parity = compare(
+        form, expected, found, tolerances, reference_noise=noise,
+        template_date=date.isoformat() if date else None,
+    )  # fmt: skip
     parity = parity.model_copy(update={"sampling_defaults": sampling_defaults(model.path)})
     if parity.sampling_defaults:
         logger.info("  a server's defaults for %s: %s", form, said_defaults(parity))

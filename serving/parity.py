@@ -65,11 +65,13 @@ def prove_served(
     """
     expected = read_reference(reference)
     settings = comparable_settings(reference)
+    metrics = reference.manifest.metrics
+    kwargs = metrics.get("chat_template_date_variable") or {}
     found: list[Continuation] = []
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
 
         def answer(continuation: Continuation) -> Continuation:
-            return _answer(client, endpoint, continuation, **settings)
+            return _answer(client, endpoint, continuation, kwargs, **settings)
 
         pool = ThreadPoolExecutor(config.concurrency)
         try:
@@ -84,7 +86,10 @@ def prove_served(
         default if weights is None else add_tolerances(weights, default)
     )
     noise = reference_noise(reference)
-    parity = compare("served", expected, found, tolerances, reference_noise=noise)
+    parity = compare(
+        "served", expected, found, tolerances, reference_noise=noise,
+        template_date=metrics.get("chat_template_date"),
+    )  # fmt: skip
     return write_parity(
         out,
         parity.model_copy(update={"stated_weights": stated_weights}),
@@ -98,6 +103,7 @@ def _answer(
     client: OpenAI,
     endpoint: Endpoint,
     expected: Continuation,
+    template_kwargs: dict[str, str],
     *,
     max_new_tokens: int,
     top_logprobs: int,
@@ -114,6 +120,8 @@ def _answer(
             "return_tokens_as_token_ids": True,
             # The folder's generation_config may set one; the reference is plain greedy.
             "repetition_penalty": 1.0,
+            # The recorded date, where the template takes one from the request.
+            **({"chat_template_kwargs": template_kwargs} if template_kwargs else {}),
         },
     )
     return served_continuation(response.model_dump(), expected.messages, endpoint.url)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig
@@ -11,7 +13,7 @@ from training.data.sources import open_sources
 from training.hardware import require_hardware
 from training.methods import find_method, require_kinds
 from training.model import quiet_libraries
-from tuneline.models.chat import require_chat_template
+from tuneline.models.chat import require_chat_template, set_template, writes_date
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.tokenizer import load_tokenizer
@@ -34,13 +36,16 @@ def check_data(
     quiet_libraries()
     require_hardware(config)
     tokenizer = load_tokenizer(base.path)
-    require_chat_template(tokenizer, base.name)
+    today = datetime.datetime.now(datetime.UTC).date()
+    template = require_chat_template(tokenizer, base.name)
+    set_template(tokenizer, base.name, data.template_settings(today))
     stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     method = find_method(config.method)
     found: dict[str, str] = {}
     longest = 0
     last: set[str] = set()
+    dated = False
     train, heldout = open_sources(data, relative_to)
     train_rows: list[Row] = []
     for source in [*train, *filter(None, [heldout])]:
@@ -58,11 +63,27 @@ def check_data(
                 longest = max(longest, len(token_ids))
                 if example.num_trained_tokens:
                     last.add(tokenizer.decode(token_ids[-1]))
-        found[f"data {name}"] = f"{len(rows):,} rows"
+        dated = dated or writes_date(tokenizer, template, (row.prompt for row in rows))
+        examples = "" if len(rendered) == len(rows) else f", {len(rendered):,} examples"
+        found[f"data {name}"] = f"{len(rows):,} rows{examples}"
     method.check(config, train_rows, ", ".join(source.config.path for source in train))
     if last:
         found["chat template"] = "every prompt is a prefix of its row"
         found["stop tokens"] = f"every answer ends with {' or '.join(sorted(last))}"
+    if data.chat_template_kwargs:
+        found["template variables"] = json.dumps(data.chat_template_kwargs)
+    if dated:
+        found["date"] = _date_said(data.chat_template_date)
     found["method"] = f"{config.method.type}: {method.served}"
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"
     return found
+
+
+def _date_said(date: datetime.date | None) -> str:
+    if date is not None:
+        return f"the chat template writes today's date; in this run and its model {date}"
+    return (
+        "the chat template writes today's date; training, evaluation and proofs use the day on "
+        "which the dataset is made, and the served model writes the day of the request. "
+        "data.chat_template_date fixes the day everywhere"
+    )

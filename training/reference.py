@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ from training.model import load_tuned, quiet_libraries
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.progress import progress
-from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
-from tuneline.models.chat import prompt_token_ids, require_chat_template
+from tuneline.core.reference import (
+    REFERENCE_FILE,
+    Continuation,
+    reference_date,
+    write_continuations,
+)
+from tuneline.models.chat import (
+    date_facts,
+    prompt_token_ids,
+    require_chat_template,
+    set_template,
+)
 from tuneline.models.greedy import cached_scores, greedy_answer
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
+from tuneline.models.template import dataset_settings
 from tuneline.models.tokenizer import load_tokenizer
 
 NUM_REPEATED = 4
@@ -57,10 +69,14 @@ def build_reference(
     ) as draft:
         rows = dataset_rows(dataset, HELDOUT_FILE, config.num_prompts)
         tokenizer = load_tokenizer(adapter.path)
-        require_chat_template(tokenizer, base.name)
+        template = require_chat_template(tokenizer, base.name)
+        settings = dataset_settings(dataset)
+        # The day of the training, where the same rows were made into a dataset again later.
+        settings = replace(settings, date=reference_date(adapter) or settings.date)
+        set_template(tokenizer, base.name, settings)
         stop_ids = frozenset(served_stop_ids(adapter.path, tokenizer))
         model = load_tuned(base, adapter, torch.float32)
-        prompts = [prompt_token_ids(tokenizer, row.prompt) for row in rows]
+        prompts = [prompt_token_ids(tokenizer, row.prompt, row.tools) for row in rows]
         drafts = _drafts(model, prompts, stop_ids, config.max_new_tokens)
         continuations: list[Continuation] = []
         with progress("reference", len(rows), "prompts") as advance:
@@ -90,6 +106,7 @@ def build_reference(
                 "num_tokens": sum(len(c.token_ids) for c in continuations),
                 "num_stopped": sum(c.finish_reason == "stop" for c in continuations),
                 "repeat_max_logprob_difference": max(differences),
+                **date_facts(tokenizer, template, [row.prompt for row in rows], settings.date),
             }
         )
     return open_artifact(out, kind="reference")

@@ -44,9 +44,10 @@ from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.progress import logger
 from tuneline.core.vllm_limits import MAX_LORA_RANK
-from tuneline.models.chat import require_chat_template
+from tuneline.models.chat import date_facts, set_template
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
+from tuneline.models.template import dataset_settings
 from tuneline.models.tokenizer import load_tokenizer
 
 
@@ -89,7 +90,8 @@ def train_adapter(
         ExitStack() as stack,
     ):
         tokenizer = load_tokenizer(base.path)
-        template = require_chat_template(tokenizer, base.name)
+        rendering = dataset_settings(dataset)
+        template = set_template(tokenizer, base.name, rendering)
         stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
         rows = {file: dataset_rows(dataset, file) for file in (TRAIN_FILE, HELDOUT_FILE)}
         for file, found in rows.items():
@@ -139,6 +141,9 @@ def train_adapter(
                 "estimated_training_memory_bytes": None if estimate is None else estimate.total,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "servable_as_adapter": config.r <= MAX_LORA_RANK,
+                **date_facts(
+                    tokenizer, template, [row.prompt for row in rows[TRAIN_FILE]], rendering.date
+                ),
             }
         )
     shutil.rmtree(work)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from serving.command.environment import api_key, artifact_facts, inherited, server_env
@@ -20,8 +21,11 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ConfigError
 from tuneline.models.source import ModelSource
+from tuneline.models.template import folder_defaults
 
 MIDDLEWARE = "serving.middleware.TunelineMiddleware"
+
+DEFAULT_KWARGS = "default_chat_template_kwargs"
 
 # Flags that have no `--no-` form; `false` leaves them out.
 FLAGS_WITHOUT_NEGATION = frozenset({
@@ -69,6 +73,7 @@ def vllm_command(
         served_names=served_names,
         host=host,
         port=port,
+        template_defaults=_template_defaults(model.path, adapter_path),
     )
     env = inherited(environ)
     env.update(server_env(config, artifact_facts(model, adapter, served_names[0])))
@@ -90,6 +95,7 @@ def server_args(
     host: str,
     port: int,
     adapter_at: str | None = None,
+    template_defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """Return the arguments of `vllm serve`, the same in a process here and in a container.
 
@@ -97,6 +103,8 @@ def server_args(
         model: The model's folder as the server sees it.
         adapter: The adapter's folder as this process sees it, in adapter mode.
         adapter_at: The adapter's folder as the server sees it, if that is another path.
+        template_defaults: The variables that the chat template sets itself. The reasoning parsers
+            of vLLM read the variables of a request and never the template.
 
     Raises:
         ConfigError: The mode and the adapter do not fit each other.
@@ -128,6 +136,9 @@ def server_args(
     args += ["--shutdown-timeout", str(config.shutdown_timeout)]
     args += ["--disable-fastapi-docs", "--middleware", MIDDLEWARE]
     args += ["--disable-access-log-for-endpoints", "/health,/ready,/metrics"]
+    given = {name.removeprefix("--").replace("-", "_") for name in config.extra_args}
+    if template_defaults and DEFAULT_KWARGS not in given:
+        args += _flag(DEFAULT_KWARGS, dict(template_defaults))
     for name, value in config.extra_args.items():
         args += _flag(name, value)
     return args
@@ -136,6 +147,13 @@ def server_args(
 def served_names(name: str, digest: str) -> list[str]:
     """Return `[name, name@digest12]`: the second name fixes the artifact that answers."""
     return [name, f"{name}@{short_digest(digest)}"]
+
+
+def _template_defaults(model: Path, adapter: Path | None) -> dict[str, Any]:
+    """Return the defaults in the template that the server uses: the adapter's, if it has one."""
+    if adapter is not None and (adapter / "tokenizer_config.json").is_file():
+        return folder_defaults(adapter)
+    return folder_defaults(model)
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -171,6 +189,6 @@ def plan_container(
     """
     args = server_args(
         config, model=model_dir, adapter=None, served_names=served_names(model.name, model.digest),
-        host=host, port=port,
+        host=host, port=port, template_defaults=folder_defaults(model.path),
     )  # fmt: skip
     return args, server_env(config, artifact_facts(model, None, model.name))

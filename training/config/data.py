@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from training.config.template import TemplateConfig
 from tuneline.core.config import StrictModel
 
 DEFAULT_HELDOUT_FRACTION = 0.1
@@ -52,7 +53,7 @@ class SourceConfig(ReadingConfig):
     rows, 1.5 is each once and a random half again. Held-out rows are used once."""
 
 
-class DataConfig(ReadingConfig):
+class DataConfig(TemplateConfig, ReadingConfig):
     """The files with the rows, and how held-out rows are chosen."""
 
     path: str | None = Field(default=None, json_schema_extra=UNKEYED)

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from training.config.adapter import AdapterConfig
 from training.config.method import LEARNING_RATES, MethodConfig, SftConfig
 from training.config.trainer import TrainerConfig
+from training.config.types import TrainOn
 
 
 class TrainingConfig(TrainerConfig, AdapterConfig):
@@ -16,6 +17,8 @@ class TrainingConfig(TrainerConfig, AdapterConfig):
 
     method: MethodConfig = SftConfig()
     """The training method and its options."""
+    train_on: TrainOn = "all_turns"
+    """Which assistant turns of a conversation are trained: all, or the last only."""
     eos_token: str | None = None
     """A token of the vocabulary that ends an answer besides the model's own stop tokens, for base
     models whose chat template ends turns with a token they do not stop at."""

@@ -15,6 +15,7 @@ from training.config import DataConfig
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import Source, open_sources
+from training.data.template_settings import write_template_settings
 from training.data.weights import apply_weights
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
@@ -88,6 +89,7 @@ def prepare_dataset(config: DataConfig, *, relative_to: Path, out: Path) -> Arti
     with new_artifact(out, "dataset", config=config.recorded(), inputs=inputs) as draft:
         _write(draft.dir / TRAIN_FILE, train)
         _write(draft.dir / HELDOUT_FILE, heldout)
+        write_template_settings(config, draft.dir)
         text = json.dumps(report, indent=2) + "\n"
         (draft.dir / REPORT_FILE).write_text(text, encoding="utf-8")
         draft.metrics.update(report)

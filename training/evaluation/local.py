@@ -37,8 +37,9 @@ def evaluate_model(
         fitting_batch_size,
         greedy_answers,
     )
-    from tuneline.models.chat import prompt_token_ids, require_chat_template
+    from tuneline.models.chat import prompt_token_ids, set_template
     from tuneline.models.stop_tokens import served_stop_ids
+    from tuneline.models.template import dataset_settings
     from tuneline.models.tokenizer import load_tokenizer
 
     models.quiet_libraries()
@@ -50,14 +51,14 @@ def evaluate_model(
         rows = dataset_rows(dataset, HELDOUT_FILE, config.num_rows)
         folder = adapter.path if adapter else base.path
         tokenizer = load_tokenizer(folder)
-        require_chat_template(tokenizer, base.name)
+        set_template(tokenizer, base.name, dataset_settings(dataset))
         stop_ids = frozenset(served_stop_ids(folder, tokenizer))
         dtype = models.resolve_dtype("auto")
         model = (
             models.load_tuned(base, adapter, dtype) if adapter else models.load_base(base, dtype)
         )
         start_s = time.monotonic()
-        prompts = [prompt_token_ids(tokenizer, row.prompt) for row in rows]
+        prompts = [prompt_token_ids(tokenizer, row.prompt, row.tools) for row in rows]
         longest = max(len(prompt) for prompt in prompts) + config.max_new_tokens
         batch_size = config.batch_size or fitting_batch_size(model, longest)
         predictions: list[Prediction | None] = [None] * len(rows)

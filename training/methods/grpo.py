@@ -128,7 +128,7 @@ def _render(
     longest = config.max_length - options.max_completion_length
     prompts = []
     for row in rows:
-        ids = prompt_token_ids(tokenizer, row.prompt)
+        ids = prompt_token_ids(tokenizer, row.prompt, row.tools)
         if len(ids) > longest:
             raise DataError(
                 f"{file}: line {row.line}: the prompt has {len(ids):,} tokens; max_length="

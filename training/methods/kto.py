@@ -80,8 +80,9 @@ def _render(
             hint="Add rows.",
         )
     rendered = render_rows(
-        tokenizer, rows, stop_ids=stop_ids, max_length=config.max_length, file=file
-    )
+        tokenizer, rows, stop_ids=stop_ids, max_length=config.max_length, file=file,
+        train_on="last_turn",
+    )  # fmt: skip
     return [
         _Labelled(
             found.input_ids[: found.num_prompt_tokens],

@@ -24,7 +24,10 @@ from training.rendering.chat import Rendered, render_rows
 def _render(
     config: TrainingConfig, tokenizer: Any, rows: Sequence[Row], stop_ids: Sequence[int], file: str
 ) -> list[Rendered]:
-    return render_rows(tokenizer, rows, stop_ids=stop_ids, max_length=config.max_length, file=file)
+    return render_rows(
+        tokenizer, rows, stop_ids=stop_ids, max_length=config.max_length, file=file,
+        train_on=config.train_on,
+    )  # fmt: skip
 
 
 def _trainer(
@@ -58,7 +61,7 @@ def _trainer(
     return trainer
 
 
-SFT = Method(render=_render, trainer=_trainer, metrics=loss_metrics)
+SFT = Method(render=_render, trainer=_trainer, metrics=loss_metrics, kinds=("answer", "text"))
 
 
 class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]

@@ -8,40 +8,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
+from training.config.types import TrainOn
 from training.data.row import Row
+from training.rendering.turns import Turn, render_turn
 from tuneline.core.errors import ConfigError, DataError
-from tuneline.models.chat import conversation_token_ids, prompt_token_ids
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One row as the model is trained on it; it ends with the stop token."""
+    """Token ids as the model is trained on them; they end with a stop token.
+
+    Attributes:
+        input_ids: The tokens.
+        spans: The trained tokens as `(start, end)`, in order.
+        line: The row's line in its file.
+    """
 
     input_ids: list[int]
-    num_prompt_tokens: int
+    spans: tuple[tuple[int, int], ...]
+    line: int = 0
 
     @property
     def labels(self) -> list[int]:
-        """The answer and its stop token; the prompt is ignored."""
-        return [IGNORED] * self.num_prompt_tokens + self.input_ids[self.num_prompt_tokens :]
+        """Return the trained tokens; every other token is ignored."""
+        labels = [IGNORED] * len(self.input_ids)
+        for start, end in self.spans:
+            labels[start:end] = self.input_ids[start:end]
+        return labels
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Return how many tokens come before the first trained token."""
+        return self.spans[0][0]
 
     @property
     def num_trained_tokens(self) -> int:
-        return len(self.input_ids) - self.num_prompt_tokens
+        return sum(end - start for start, end in self.spans)
 
 
 def render_rows(
-    tokenizer: Any, rows: Sequence[Row], *, stop_ids: Sequence[int], max_length: int, file: str
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    stop_ids: Sequence[int],
+    max_length: int,
+    file: str,
+    train_on: TrainOn = "all_turns",
 ) -> list[Rendered]:
     """Render rows and check each one: the prompt is a prefix of prompt and answer, the answer ends
     with a stop token, nothing is cut.
 
-    What the template puts after the stop token (a line end, in ChatML) is left off: the server
-    never sees it, and a model need not learn it.
+    A row gives several examples where the template renders an earlier turn otherwise than when the
+    turn was the last one, for example without its reasoning.
 
     Raises:
         ConfigError: The chat template cannot train this model to stop, or renders prompts
@@ -49,71 +69,83 @@ def render_rows(
         DataError: Rows are longer than `max_length`, hold a stop token inside, or are refused by
             the template.
     """
-    rendered = [_render(tokenizer, row, frozenset(stop_ids), file) for row in rows]
-    too_long = [(len(row.input_ids), i) for i, row in enumerate(rendered)]
-    too_long = [(length, i) for length, i in too_long if length > max_length]
+    rendered = [
+        example
+        for row in rows
+        for example in render_row(tokenizer, row, stop_ids=stop_ids, file=file, train_on=train_on)
+    ]
+    too_long = {one.line: len(one.input_ids) for one in rendered if len(one.input_ids) > max_length}
     if too_long:
-        longest, index = max(too_long)
+        line, longest = max(too_long.items(), key=lambda item: item[1])
         raise DataError(
             f"{file}: {len(too_long)} of {len(rows)} rows are longer than max_length={max_length} "
-            f"tokens; the longest, line {rows[index].line}, has {longest}. Cutting a row would cut "
+            f"tokens; the longest, line {line}, has {longest}. Cutting a row would cut "
             "its stop token",
             hint=f"Set training.max_length: {longest}, or remove the rows.",
         )
     return rendered
 
 
-def _render(tokenizer: Any, row: Row, stop_ids: frozenset[int], file: str) -> Rendered:
+def render_row(
+    tokenizer: Any,
+    row: Row,
+    *,
+    stop_ids: Sequence[int],
+    file: str,
+    train_on: TrainOn = "all_turns",
+) -> list[Rendered]:
+    """Return the examples of one row, the one with its last turn last; see `render_rows`."""
     where = f"{file}: line {row.line}"
-    try:
-        prompt = prompt_token_ids(tokenizer, row.prompt)
-        whole = conversation_token_ids(tokenizer, row.messages)
-    except TemplateError as error:
-        raise DataError(f"{where}: the chat template refuses the row: {error}") from None
-    if whole[: len(prompt)] != prompt:
-        raise ConfigError(_no_prefix(tokenizer, prompt, whole, where))
-    answer = whole[len(prompt) :]
-    stop = next((i for i, token in enumerate(answer) if token in stop_ids), None)
-    if stop is None:
+    if row.text is not None:
+        return [_plain_text(tokenizer, row, where)]
+    messages = row.messages
+    ends = [
+        index + 1
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and index not in row.untrained
+    ]
+    if not ends:
+        raise DataError(f"{where}: has no assistant message to train; expected an answer")
+    if train_on == "last_turn":
+        ends = ends[-1:]
+    stops = frozenset(stop_ids)
+    turns = [
+        render_turn(
+            tokenizer,
+            messages[:end],
+            row.tools,
+            stops,
+            where if end == len(messages) else f"{where}: messages[{end - 1}]",
+        )
+        for end in ends
+    ]
+    return _joined(turns, row.line)
+
+
+def _joined(turns: Sequence[Turn], line: int) -> list[Rendered]:
+    """Return as few examples as train every turn on the tokens that a server generates.
+
+    A turn shares a later turn's example if the later prompt begins with the turn's own tokens.
+    """
+    examples: list[Rendered] = []
+    left = list(turns)
+    while left:
+        last = left[-1]
+        shared = [turn for turn in left if last.input_ids[: len(turn.input_ids)] == turn.input_ids]
+        spans = tuple((turn.start, len(turn.input_ids)) for turn in shared)
+        examples.insert(0, Rendered(last.input_ids, spans, line))
+        left = [turn for turn in left if turn not in shared]
+    return examples
+
+
+def _plain_text(tokenizer: Any, row: Row, where: str) -> Rendered:
+    """Return plain text with the tokenizer's end token. Nothing predicts the first token."""
+    end = tokenizer.eos_token_id
+    if end is None:
         raise ConfigError(
-            _untrained_stop(tokenizer, answer, stop_ids, where),
-            hint="If the model should stop at the token that the template writes, name it: "
-            'training.eos_token: "<the token>". Otherwise mend chat_template.jinja in the base '
-            "model's folder so that an answer ends with a stop token.",
+            f"{where}: is plain text, and the tokenizer has no end token",
+            hint="Set eos_token in the base model's tokenizer_config.json.",
         )
-    rest = tokenizer.decode(answer[stop + 1 :])
-    if rest.strip():
-        raise DataError(
-            f"{where}: the answer holds the stop token {tokenizer.decode([answer[stop]])!r} inside "
-            f"its text; after it comes {_excerpt(rest)!r}",
-            hint="Remove the token from the row.",
-        )
-    return Rendered(whole[: len(prompt) + stop + 1], len(prompt))
-
-
-def _untrained_stop(
-    tokenizer: Any, answer: Sequence[int], stop_ids: frozenset[int], where: str
-) -> str:
-    stops = ", ".join(f"{tokenizer.decode([i])!r} ({i})" for i in sorted(stop_ids)) or "none"
-    end = tokenizer.decode(answer[-8:])
-    return (
-        f"{where}: the chat template ends the answer with {end!r}, without a stop token of the "
-        f"model (stop tokens: {stops}): a model trained on this never stops by itself"
-    )
-
-
-def _no_prefix(tokenizer: Any, prompt: Sequence[int], whole: Sequence[int], where: str) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-        min(len(prompt), len(whole)),
-    )
-    return (
-        f"{where}: the chat template renders the prompt differently once an answer follows: "
-        f"{_excerpt(tokenizer.decode(prompt[at:]))!r} becomes "
-        f"{_excerpt(tokenizer.decode(whole[at:]))!r} (token {at}): the model would be trained on a "
-        "prompt that no server sends. Mend chat_template.jinja in the base model's folder"
-    )
-
-
-def _excerpt(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    ids: list[int] = tokenizer(row.text)["input_ids"]
+    ids = ids if ids and ids[-1] == end else [*ids, end]
+    return Rendered(ids, ((min(1, len(ids) - 1), len(ids)),), row.line)

@@ -43,7 +43,14 @@ def render_pairs(
         ConfigError, DataError: As `render_rows` does, or the two answers of a row are equal.
     """
     sides = [
-        render_rows(tokenizer, side, stop_ids=stop_ids, max_length=max_length, file=file)
+        render_rows(
+            tokenizer,
+            side,
+            stop_ids=stop_ids,
+            max_length=max_length,
+            file=file,
+            train_on="last_turn",
+        )
         for side in (
             [replace(row, rejected=()) for row in rows],
             [replace(row, completion=row.rejected, rejected=()) for row in rows],

@@ -60,6 +60,8 @@ class Parity(StrictModel):
     that both report and one bucket for all others: a lower bound of the full one. In nats."""
     reference_noise: float | None = None
     """The largest difference, in nats, between two runs of the reference; None if not measured."""
+    template_date: str | None = None
+    """The day that the prompts have in place of today; None if the chat template writes no date."""
     num_expected_answers: int = 0
     """Prompts whose right answer the data gives."""
     reference_accuracy: float | None = None
@@ -84,6 +86,7 @@ def compare(
     tolerances: Tolerances,
     *,
     reference_noise: float | None = None,
+    template_date: str | None = None,
 ) -> Parity:
     """Compare a form's greedy answers with the reference's, prompt by prompt.
 
@@ -93,6 +96,7 @@ def compare(
 
     Args:
         reference_noise: The difference of two runs of the reference, in nats, for the report.
+        template_date: The day that the reference's prompts have in place of today.
 
     Raises:
         ValueError: The two have no prompts, or different numbers of prompts.
@@ -148,6 +152,7 @@ def compare(
         mean_logprob_difference=_mean(differences),
         mean_kl=_mean(divergences_kl),
         reference_noise=reference_noise,
+        template_date=template_date,
         num_expected_answers=len(judged),
         reference_accuracy=_share([right == own for right, own, _ in judged]),
         accuracy=_share([right == answer for right, _, answer in judged]),
@@ -168,6 +173,11 @@ def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
         problems.append(
             f"{different} of {parity.num_prompts} prompts have other token ids: the chat template "
             "or the tokenizer differs"
+            + (
+                f", or the template writes another day than {parity.template_date}, the reference's"
+                if parity.template_date is not None
+                else ""
+            )
         )
     if parity.num_other_texts:
         problems.append(

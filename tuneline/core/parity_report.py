@@ -50,6 +50,11 @@ def describe(parity: Parity) -> str:
     ]
     if parity.stated_weights is not None:
         lines.append(f"  the served weights are {parity.stated_weights}, as the caller states")
+    if parity.template_date is not None:
+        lines.append(
+            "  the chat template writes today's date; this comparison is of prompts with "
+            f"{parity.template_date}"
+        )
     for divergence in parity.first_divergences[:3]:
         margin = (
             f"; the reference preferred its own by {divergence.expected_margin:.2g} nats"

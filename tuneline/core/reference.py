@@ -5,6 +5,7 @@ An artifact of kind `reference` has one file, `reference.jsonl`, with a `Continu
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,12 @@ def reference_noise(reference: Artifact) -> float | None:
     """Return the largest difference of two runs of the reference in nats; None if not measured."""
     noise = reference.manifest.metrics.get("repeat_max_logprob_difference")
     return None if noise is None else float(noise)
+
+
+def reference_date(reference: Artifact) -> datetime.date | None:
+    """Return the day that the reference's prompts have in place of today; None without a date."""
+    day = reference.manifest.metrics.get("chat_template_date")
+    return None if day is None else datetime.date.fromisoformat(day)
 
 
 def comparable_settings(reference: Artifact) -> dict[str, Any]:

@@ -2,29 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import ArtifactError
 from tuneline.core.messages import Message
+from tuneline.models.template import (
+    TemplateSettings,
+    date_formats,
+    require_variables,
+    template_variables,
+    with_date,
+    with_defaults,
+    with_settings,
+)
+
+Tools = Sequence[dict[str, Any]]
+"""The tools that a conversation may call, as OpenAI's JSON."""
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""The names by which templates read the text that an assistant thinks before its answer."""
 
 
-def prompt_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Return a conversation with the generation prompt, as a server renders it."""
-    ids = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return [int(token) for token in ids]
+def prompt_token_ids(
+    tokenizer: Any, messages: Sequence[Message], tools: Tools = (), *, template: str | None = None
+) -> list[int]:
+    """Return a conversation with the generation prompt, as a server renders it.
+
+    Args:
+        template: Another template than the tokenizer's own.
+    """
+    return _token_ids(tokenizer, messages, tools, template, add_generation_prompt=True)
 
 
-def conversation_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def conversation_token_ids(
+    tokenizer: Any, messages: Sequence[Message], tools: Tools = (), *, template: str | None = None
+) -> list[int]:
     """Return a whole conversation, the answer last, without a generation prompt."""
-    ids = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
+    return _token_ids(tokenizer, messages, tools, template, add_generation_prompt=False)
+
+
+def prompt_text(
+    tokenizer: Any, messages: Sequence[Message], tools: Tools = (), *, template: str | None = None
+) -> str:
+    """Return the text of `prompt_token_ids`."""
+    text: str = _apply(
+        tokenizer, messages, tools, template, add_generation_prompt=True, tokenize=False
+    )
+    return text
+
+
+def conversation_text(tokenizer: Any, messages: Sequence[Message], tools: Tools = ()) -> str:
+    """Return the text of `conversation_token_ids`."""
+    text: str = _apply(
+        tokenizer, messages, tools, None, add_generation_prompt=False, tokenize=False
+    )
+    return text
+
+
+def _token_ids(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Tools,
+    template: str | None,
+    *,
+    add_generation_prompt: bool,
+) -> list[int]:
+    ids = _apply(
+        tokenizer, messages, tools, template,
+        add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False,
+    )  # fmt: skip
     return [int(token) for token in ids]
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], folder: Path) -> list[int]:
+def _apply(
+    tokenizer: Any, messages: Sequence[Message], tools: Tools, template: str | None, **options: Any
+) -> Any:
+    text = template or tokenizer.chat_template
+    return tokenizer.apply_chat_template(
+        [_for_template(message, str(text)) for message in messages],
+        tools=list(tools) or None,
+        chat_template=template,
+        **options,
+    )
+
+
+def _for_template(message: Message, template: str) -> Message:
+    """Return a message as vLLM hands it to a template: with a content, the reasoning by the name
+    that the template reads."""
+    found = message if "content" in message else {**message, "content": ""}
+    if (reasoning := message.get(REASONING_KEYS[0])) is None or REASONING_KEYS[0] in template:
+        return found
+    return {**found, **{name: reasoning for name in REASONING_KEYS[1:] if name in template}}
+
+
+def render_prompt(
+    tokenizer: Any, messages: Sequence[Message], folder: Path, tools: Tools = ()
+) -> list[int]:
     """Return `prompt_token_ids` by the tokenizer of a finished model.
 
     Raises:
@@ -35,7 +111,7 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], folder: Path) -> 
     if not tokenizer.chat_template:
         raise ArtifactError(f"{folder}: the tokenizer has no chat template")
     try:
-        return prompt_token_ids(tokenizer, messages)
+        return prompt_token_ids(tokenizer, messages, tools)
     except TemplateError as error:
         raise ArtifactError(
             f"{folder}: its chat template refuses a conversation: {error}"
@@ -57,3 +133,85 @@ def require_chat_template(tokenizer: Any, name: str) -> str:
             hint="Try: the instruct variant of the model, or a chat_template.jinja in its folder.",
         ) from None
     return template
+
+
+def set_template(tokenizer: Any, name: str, settings: TemplateSettings) -> str:
+    """Make a tokenizer render with a run's settings, and return the trained model's template.
+
+    The returned template has the run's variables as defaults. It writes the run's date only if
+    the run fixes one; otherwise a server writes the day of the request.
+
+    Raises:
+        ConfigError: The base model has no template, or the template reads no such variable.
+    """
+    template = require_chat_template(tokenizer, name)
+    require_variables(template, settings.kwargs)
+    tokenizer.chat_template = with_settings(template, settings)
+    if settings.serves_date:
+        return with_settings(template, settings)
+    return with_defaults(template, settings.kwargs)
+
+
+def set_date(tokenizer: Any, date: datetime.date | None) -> None:
+    """Make the tokenizer of a finished model write one date; None leaves today's."""
+    if date is not None and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = with_date(tokenizer.chat_template, date)
+
+
+def writes_date(tokenizer: Any, template: str, conversations: Iterable[Sequence[Message]]) -> bool:
+    """Return whether a template renders any of the prompts differently on another day."""
+    if not date_formats(template):
+        return False
+    early, late = (with_date(template, day) for day in _TWO_DAYS)
+    return any(
+        prompt_text(tokenizer, messages, template=early)
+        != prompt_text(tokenizer, messages, template=late)
+        for messages in conversations
+    )
+
+
+def date_variable(
+    tokenizer: Any, template: str, messages: Sequence[Message], date: datetime.date
+) -> dict[str, str]:
+    """Return the variable by which a request sets the date, with its text; {} without one.
+
+    The variable is found by rendering: with its text and on another day, the prompt is the prompt
+    of `date`.
+    """
+    if not date_formats(template):
+        return {}
+    wanted = prompt_text(tokenizer, messages, template=with_date(template, date))
+    other_day = with_date(template, next(day for day in _TWO_DAYS if day != date))
+    if prompt_text(tokenizer, messages, template=other_day) == wanted:
+        return {}
+    for name in sorted(template_variables(template)):
+        for text in date_formats(template):
+            value = {name: date.strftime(text)}
+            if prompt_text(tokenizer, messages, template=with_defaults(other_day, value)) == wanted:
+                return value
+    return {}
+
+
+def date_facts(
+    tokenizer: Any,
+    template: str,
+    conversations: Sequence[Sequence[Message]],
+    date: datetime.date | None,
+) -> dict[str, Any]:
+    """Return for a manifest which day a template writes in place of today; {} if it writes none.
+
+    Args:
+        template: The template of the trained model.
+        conversations: The prompts that are rendered.
+        date: The day that the run renders with.
+    """
+    if date is None or not writes_date(tokenizer, template, conversations):
+        return {}
+    return {
+        "chat_template_date": date.isoformat(),
+        "chat_template_date_variable": date_variable(tokenizer, template, conversations[0], date),
+    }
+
+
+_TWO_DAYS = (datetime.date(2001, 2, 3), datetime.date(2010, 11, 24))
+"""Two days that differ in year, month, day of the month and day of the week."""

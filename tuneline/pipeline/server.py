@@ -6,11 +6,18 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.reference import reference_date
+from tuneline.models.companion_files import chat_template
 from tuneline.models.source import ModelSource
+from tuneline.models.template import with_date
 from tuneline.pipeline.run_config import Run, RunConfig
-from tuneline.pipeline.stage import ADAPTER, MODEL, Made
+from tuneline.pipeline.stage import ADAPTER, MODEL, REFERENCE, Made
+
+DATED = (REFERENCE, ADAPTER)
+"""Stages whose artifacts record the day that the chat template writes in place of today."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,30 @@ class LazyServer:
         config = self.run.config
         what = served(self.run, self.base, made)
         return running_server(
-            config.serving,
+            self._with_date(config.serving, what, made),
             what.model,
             name=config.name,
             adapter=what.adapter,
             log_path=self.run.dir / "vllm.log",
             port=config.serving.port,
         )
+
+    def _with_date(self, config: ServingConfig, what: Served, made: Made) -> ServingConfig:
+        """Return the section with a template that writes the run's date in place of today's.
+
+        The stages compare with a reference of that day. `tuneline serve` uses the model's own
+        template.
+        """
+        folder = what.model.path if what.adapter is None else what.adapter.path
+        template = chat_template(folder)
+        date = next((reference_date(made[name]) for name in DATED if name in made), None)
+        given = {name.removeprefix("--").replace("-", "_") for name in config.extra_args}
+        if not isinstance(template, str) or date is None or "chat_template" in given:
+            return config
+        dated = with_date(template, date)
+        if dated == template:
+            return config
+        path = self.run.dir / "served_chat_template.jinja"
+        path.write_text(dated, encoding="utf-8")
+        extra_args = {**config.extra_args, "chat_template": str(path.resolve())}
+        return config.model_copy(update={"extra_args": extra_args})

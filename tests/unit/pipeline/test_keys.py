@@ -1,5 +1,6 @@
 """Every field of run.yaml and the stages that its change makes stale, by the keys themselves."""
 
+import datetime
 import shutil
 import types
 import typing
@@ -36,11 +37,13 @@ LENGTH = "distribution mean stddev min max"
 STALE: dict[tuple[str, ...], dict[str, str]] = {
     ALL_BUT_DATASET: {"": "base_model"},
     ("dataset",): {
-        "data": "shape columns heldout_fraction system_prompt bad_rows seed",
+        "data": """shape columns heldout_fraction system_prompt bad_rows seed
+            chat_template_kwargs chat_template_date""",
         "data.sources.0": "shape columns weight",
     },
     ("adapter",): {
         "training": """r lora_alpha lora_dropout target_modules use_rslora eos_token learning_rate
+            train_on
             num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length
             warmup_steps lr_scheduler_type weight_decay max_grad_norm seed dtype packing
             gradient_checkpointing eval_steps train_sampling_strategy optim attn_implementation
@@ -99,6 +102,9 @@ CHANGED: dict[str, Any] = {
     "data.shape": "alpaca",
     "data.columns": {"prompt": "question"},
     "data.heldout_split": "train",
+    "data.chat_template_kwargs": {"enable_thinking": False},
+    "data.chat_template_date": datetime.date(2026, 11, 28),
+    "training.train_on": "last_turn",
     "loadtest.workload.path": Path("copy.jsonl"),
     "export.merge.group_size": 64,
     "export.parity.forms": {"pruned": Tolerances()},

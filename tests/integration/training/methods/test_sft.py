@@ -28,7 +28,7 @@ def _rows(num_rows: int) -> list[Rendered]:
     for index in range(num_rows):
         num_prompt, num_answer = 8 + 7 * (index % 6), 1 + index % 11
         ids = torch.randint(3, 250, (num_prompt + num_answer,), generator=generator).tolist()
-        rows.append(Rendered(ids, num_prompt))
+        rows.append(Rendered(ids, ((num_prompt, len(ids)),)))
     return rows
 
 

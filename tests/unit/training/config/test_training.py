@@ -27,7 +27,8 @@ def test_both_split_options_are_refused() -> None:
 
 def test_recorded_settings_hold_no_path() -> None:
     recorded = DataConfig(path="/data/a.jsonl", heldout_path="/data/b.jsonl").recorded()
-    assert recorded == {"heldout_fraction": None, "system_prompt": None, "seed": 0}
+    assert recorded["seed"] == 0
+    assert not [value for value in recorded.values() if "/data" in str(value)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,308 @@
+"""The trained tokens are the tokens that a server would have generated, for every turn.
+
+The templates below have the structure of well-known ones. TRL's own copies are read where it is
+installed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+
+from tests.integration.training.tiny import CHATML, make_tokenizer
+from training.data.row import Row
+from training.rendering.chat import Rendered, render_row
+from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.messages import Message
+from tuneline.models.template import with_defaults
+
+STOPS = (
+    "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|call|>", "</s>",
+    "<|endoftext|>",
+)  # fmt: skip
+
+HEADER = (  # Llama 3: a header per message, the content trimmed
+    "{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content | trim }}"
+    "{% endif %}<|eot_id|>{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|/head|>\n\n{% endif %}"
+)
+HEADER = (
+    "{% if tools %}<|head|>system<|/head|>\n\n{{ tools | tojson }}<|eot_id|>{% endif %}"
+    + HEADER.replace("{% if tools %}{{ tools | tojson }}{% endif %}", "")
+)
+FORGETS = (  # Qwen 3: reasoning is written after the last user message only
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last %}<think>\n"
+    "{{ m.reasoning_content | default('') | trim }}\n</think>\n\n{% endif %}{{ m.content }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OPENS = FORGETS.replace(  # Qwen 3.5: the generation prompt opens the block
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}"
+    "{% endif %}",
+)
+HIDES = (  # R1 distills: no conversation shows any reasoning
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}"
+    "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+MODEL = (  # Gemma 3: the assistant is called model
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+    "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+INST = (  # Mistral: no generation prompt
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+CHANNELS = (  # gpt-oss: channels, and another end for the last turn
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% if m.thinking and loop.last %}<|start|>assistant<|channel|>analysis<|message|>"
+    "{{ m.thinking }}<|stop|>{% endif %}"
+    "<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|stop|>' }}"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|stop|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+TWO_ENDS = (  # Phi 3: one stop token ends the turn, another the conversation
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
+)
+STATES = FORGETS.replace(" and loop.index0 > ns.last", "")  # reasoning of every turn stays
+
+TEMPLATES = {
+    "chatml": CHATML, "header": HEADER, "forgets": FORGETS, "opens": OPENS, "model": MODEL,
+    "inst": INST, "channels": CHANNELS, "two ends": TWO_ENDS, "states": STATES, "hides": HIDES,
+}  # fmt: skip
+REASONS = ("forgets", "opens", "channels", "states", "hides")
+"""Templates that write reasoning."""
+ONE_EXAMPLE = ("chatml", "header", "model", "inst", "two ends", "states")
+"""Templates that keep every earlier turn as it was generated."""
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str, reasoning: str | None = None) -> Message:
+    message: Message = {"role": "assistant", "content": text}
+    return message if reasoning is None else {**message, "reasoning_content": reasoning}
+
+
+def _tokenizer(template: str) -> Any:
+    tokenizer = make_tokenizer(template)
+    added = [AddedToken(text, special=True, normalized=False) for text in (*STOPS, "<s>")]
+    tokenizer.add_special_tokens({"additional_special_tokens": added, "bos_token": "<s>"})
+    return tokenizer
+
+
+def _stop_ids(tokenizer: Any) -> list[int]:
+    return [int(tokenizer.convert_tokens_to_ids(text)) for text in STOPS]
+
+
+def _examples(tokenizer: Any, row: Row, train_on: Any = "all_turns") -> list[Rendered]:
+    return render_row(
+        tokenizer, row, stop_ids=_stop_ids(tokenizer), file="rows.jsonl", train_on=train_on
+    )
+
+
+def _talk(name: str, num_turns: int) -> Row:
+    reasons = [f"because {turn}" if name in REASONS else None for turn in range(num_turns)]
+    pairs = [(_user(f"Ask {i}"), _assistant(f"Say {i}", reasons[i])) for i in range(num_turns)]
+    *prompt, answer = itertools.chain.from_iterable(pairs)
+    return Row(tuple(prompt), (answer,), line=3)
+
+
+def _served_prompt(tokenizer: Any, row: Row, end: int) -> list[int]:
+    """The prompt of one turn, by transformers itself as a server calls it."""
+    messages = [
+        {**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else m
+        for m in row.messages[:end]
+    ]
+    return list(
+        tokenizer.apply_chat_template(
+            messages, tools=list(row.tools) or None, add_generation_prompt=True, return_dict=False
+        )
+    )
+
+
+@pytest.mark.parametrize("num_turns", [1, 2, 3])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_trained_tokens_are_those_that_a_server_generates(name: str, num_turns: int) -> None:
+    tokenizer, row = _tokenizer(TEMPLATES[name]), _talk(name, num_turns)
+    stop_ids = set(_stop_ids(tokenizer))
+    spans = [(one, start, end) for one in _examples(tokenizer, row) for start, end in one.spans]
+    assert len(spans) == num_turns
+    found = {tuple(one.input_ids[:start]): one.input_ids[start:end] for one, start, end in spans}
+    for turn in range(num_turns):
+        generated = found[tuple(_served_prompt(tokenizer, row, 2 * turn + 1))]
+        assert generated[-1] in stop_ids
+        assert not stop_ids & set(generated[:-1])
+        text = tokenizer.decode(generated)
+        assert f"Say {turn}" in text
+        assert (f"because {turn}" in text) == (name in REASONS)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_turns_share_an_example_if_the_template_keeps_them(name: str) -> None:
+    tokenizer = _tokenizer(TEMPLATES[name])
+    examples = _examples(tokenizer, _talk(name, 3))
+    assert len(examples) == (1 if name in ONE_EXAMPLE else 3)
+    assert {one.line for one in examples} == {3}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_last_turn_only_is_trained_by_choice(name: str) -> None:
+    tokenizer = _tokenizer(TEMPLATES[name])
+    (example,) = _examples(tokenizer, _talk(name, 3), "last_turn")
+    ((start, end),) = example.spans
+    text = tokenizer.decode(example.input_ids[start:end])
+    assert "Say 2" in text and "Say 1" not in text
+    assert end == len(example.input_ids)
+
+
+def test_a_turn_that_the_data_excludes_is_not_trained() -> None:
+    tokenizer, row = _tokenizer(CHATML), _talk("chatml", 3)
+    row = Row(row.prompt, row.completion, untrained=(1,))
+    (example,) = _examples(tokenizer, row)
+    texts = [tokenizer.decode(example.input_ids[a:b]) for a, b in example.spans]
+    assert texts == ["Say 1<|im_end|>", "Say 2<|im_end|>"]
+
+
+def test_calls_are_trained_and_tool_results_are_not() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
+    row = Row(
+        (
+            _user("Weather?"),
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "sunny"},
+        ),
+        (_assistant("Sun"),),
+        tools=({"type": "function", "function": {"name": "look", "parameters": {}}},),
+    )
+    tokenizer = _tokenizer(HEADER)
+    (example,) = _examples(tokenizer, row)
+    texts = [tokenizer.decode(example.input_ids[a:b]) for a, b in example.spans]
+    assert texts == ['{"name": "look", "arguments": {"city": "Oslo"}}<|eot_id|>', "Sun<|eot_id|>"]
+    prompt = example.input_ids[: example.spans[0][0]]
+    assert prompt == _served_prompt(tokenizer, row, 1)
+    for template, part in ((CHATML, "tools"), (HEADER.replace("m.tool_calls", "no"), "tool_calls")):
+        with pytest.raises(ConfigError, match=f"leaves out the row's {part}, 'look'"):
+            _examples(_tokenizer(template), row)
+
+
+@pytest.mark.parametrize(
+    ("template", "hint"),
+    [
+        (OPENS, "Set data.chat_template_kwargs: {enable_thinking: false}"),
+        (HIDES, "Give every row its reasoning"),
+    ],
+)
+def test_an_opened_block_without_reasoning_is_refused_with_a_way_out(
+    template: str, hint: str
+) -> None:
+    row = Row((_user("Hi"),), (_assistant("Ho"),), line=4)
+    with pytest.raises(ConfigError, match=r"generation prompt .* opens <think>") as one:
+        _examples(_tokenizer(template), row)
+    assert "rows.jsonl: line 4: " in one.value.message
+    assert one.value.hint is not None and hint in one.value.hint
+    assert one.value.exit_code == 2
+
+
+def test_a_switch_of_the_template_trains_rows_without_reasoning() -> None:
+    tokenizer = _tokenizer(with_defaults(OPENS, {"enable_thinking": False}))
+    (example,) = _examples(tokenizer, Row((_user("Hi"),), (_assistant("Ho"),)))
+    ((start, end),) = example.spans
+    assert tokenizer.decode(example.input_ids[start:end]) == "Ho<|im_end|>"
+    reasoning = Row((_user("Hi"),), (_assistant("Ho", "deep"),))
+    with pytest.raises(ConfigError) as caught:
+        _examples(tokenizer, reasoning)
+    assert "{enable_thinking: true}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("template", [OPENS, HIDES])
+def test_an_empty_reasoning_trains_the_model_to_close_the_block(template: str) -> None:
+    tokenizer = _tokenizer(template)
+    tokenizer.add_tokens(["\n\n"])  # one token, as in real vocabularies
+    (example,) = _examples(tokenizer, Row((_user("Hi"),), (_assistant("Ho", ""),)))
+    ((start, end),) = example.spans
+    text = tokenizer.decode(example.input_ids[start:end])
+    assert text.startswith("\n</think>\n\nHo")
+    assert example.input_ids[:start] == _served_prompt(
+        tokenizer, Row((_user("Hi"),), (_assistant("Ho"),)), 1
+    )
+
+
+def test_reasoning_that_the_template_leaves_out_is_refused() -> None:
+    row = Row((_user("Hi"),), (_assistant("Ho", "deep"),))
+    with pytest.raises(ConfigError, match="leaves out the row's reasoning_content, 'deep'"):
+        _examples(_tokenizer(CHATML), row)
+
+
+def test_a_stop_token_inside_an_answer_is_refused_where_the_template_has_two_ends() -> None:
+    tokenizer = _tokenizer(TWO_ENDS)
+    for text in ("One<|end|>two", "One<|end|>\n<|endoftext|>"):
+        with pytest.raises(DataError, match=r"the stop token '<\|end\|>' inside its text"):
+            _examples(tokenizer, Row((_user("Hi"),), (_assistant(text),)))
+
+
+def test_an_answer_that_begins_like_the_prompt_ends_keeps_the_prompt_of_the_server() -> None:
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.add_tokens(["\n\n"])
+    row = Row((_user("Hi"),), (_assistant("\nHo"),))
+    (example,) = render_row(tokenizer, row, stop_ids=[tokenizer.eos_token_id], file="f")
+    prompt = _served_prompt(tokenizer, row, 1)
+    assert example.input_ids[: len(prompt)] == prompt
+    assert tokenizer.decode(example.input_ids[len(prompt) :]) == "\nHo<|im_end|>"
+
+
+def test_plain_text_is_trained_up_to_its_end_token() -> None:
+    tokenizer = _tokenizer(CHATML)
+    (example,) = _examples(tokenizer, Row(text="red blue"))
+    assert tokenizer.decode(example.input_ids) == "red blue<|im_end|>"
+    assert example.spans == ((1, len(example.input_ids)),)
+
+
+def test_a_row_without_an_answer_is_refused() -> None:
+    with pytest.raises(DataError, match=r"rows.jsonl: line 9: has no assistant message to train"):
+        _examples(_tokenizer(CHATML), Row((_user("Hi"),), line=9))
+
+
+SHIPPED = {
+    "llama3": ("<|eot_id|>", False), "llama3_2": ("<|eot_id|>", False),
+    "qwen3": ("<|im_end|>", True),
+    "qwen3_5_think": ("<|im_end|>", True), "gemma3": ("<end_of_turn>", False),
+    "gptoss": ("<|return|>", True), "phi3": ("<|end|>", False),
+    "deepseek_r1_distill": ("<｜end▁of▁sentence｜>", True), "nemotron_3_nano": ("<|im_end|>", True),
+}  # fmt: skip
+"""Templates that TRL ships, with the stop token of each and whether it writes reasoning."""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_templates_that_trl_ships_train_what_a_server_generates(name: str) -> None:
+    trl = pytest.importorskip("trl")
+    text = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    stop, reasons = SHIPPED[name]
+    tokenizer = _tokenizer(text)
+    tokenizer.add_special_tokens({"eos_token": stop})
+    row = _talk("forgets" if reasons else "chatml", 3)
+    examples = render_row(tokenizer, row, stop_ids=[tokenizer.eos_token_id], file="rows.jsonl")
+    found = {
+        tuple(one.input_ids[:start]): tokenizer.decode(one.input_ids[start:end])
+        for one in examples
+        for start, end in one.spans
+    }
+    assert len(found) == 3
+    for turn in range(3):
+        generated = found[tuple(_served_prompt(tokenizer, row, 2 * turn + 1))]
+        assert generated.endswith(f"Say {turn}{stop}")
+        assert (f"because {turn}" in generated) == reasons
