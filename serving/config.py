@@ -15,9 +15,12 @@ OWN_FLAGS = {
     "config": "write its keys under serving and serving.extra_args",
     "disable_access_log_for_endpoints": "probes are always left out",
     "disable_fastapi_docs": "only the routes of the API are open",
+    "disable_log_stats": "the heartbeat and the metrics need the counters",
+    "disable_uvicorn_access_log": "the access log is Tuneline's: set serving.log_format",
     "api_key": "keys travel in the environment; set serving.api_key_env",
     "enable_lora": "set serving.mode to adapter",
     "generation_config": "it comes from the model's folder",
+    "grpc": "the server answers HTTP",
     "headless": "the server answers HTTP",
     "host": "set serving.host",
     "lora_modules": "set serving.mode to adapter",
@@ -27,7 +30,12 @@ OWN_FLAGS = {
     "model_tag": "it is the artifact that is served",
     "port": "set serving.port",
     "root_path": "the middleware knows routes from the root",
+    "runner": "the server generates text",
     "served_model_name": "it is the run's name and the artifact's digest",
+    "enable_sleep_mode": "the routes that it needs are closed",
+    "enable_ssl_refresh": "TLS ends in front of the server",
+    "ssl_ca_certs": "TLS ends in front of the server",
+    "ssl_cert_reqs": "TLS ends in front of the server",
     "ssl_certfile": "TLS ends in front of the server",
     "ssl_keyfile": "TLS ends in front of the server",
     "tokenizer": "it comes from the model's folder",
@@ -49,6 +57,21 @@ class ServedParityConfig(StrictModel):
     """Requests in flight. With more than one, vLLM computes them in batches, and float results
     depend on the batch."""
     request_timeout_s: float = Field(default=120.0, gt=0, json_schema_extra={"keyed": False})
+
+
+class LimitsConfig(StrictModel):
+    """Limits of every request, whatever its key; a request beyond a limit never reaches vLLM."""
+
+    max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """A larger body is answered with 413."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """A body that has not come by then is answered with 408."""
+    max_n: int = Field(default=16, ge=1)
+    """Answers that one request may ask for."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of answer that one request may ask for."""
+    max_in_flight: int = Field(default=1024, ge=1)
+    """Requests in progress, waiting ones included; one more is answered with 503."""
 
 
 class ServingConfig(StrictModel):
@@ -83,12 +106,28 @@ class ServingConfig(StrictModel):
         json_schema_extra={"keyed": False},
     )
     """The environment variable that holds the key; where it is unset, no key is asked for."""
+    keys_file: str | None = Field(default=None, json_schema_extra={"keyed": False})
+    """A file of named keys with limits, made by `tuneline keys add`; relative to the run.yaml. It
+    is read again when it changes."""
+    limits: LimitsConfig = Field(default=LimitsConfig(), json_schema_extra={"keyed": False})
+    routes: list[Literal["responses", "messages", "tokenize"]] = Field(
+        default_factory=list, json_schema_extra={"keyed": False}
+    )
+    """Routes that are open next to chat, completions and models: `/v1/responses`; `/v1/messages`,
+    which Anthropic's client calls; `/tokenize` and `/detokenize`, for admin keys."""
+    log_format: Literal["text", "json"] = Field(default="text", json_schema_extra={"keyed": False})
+    """Of the access log."""
+    stall_after_s: float = Field(default=12.0, gt=0, json_schema_extra={"keyed": False})
+    """An engine that computes nothing for so long while requests run is not ready; for twice as
+    long, it is not healthy and its requests end with an error. A slow engine has four times its
+    longest step, and before its first step the time that it took to load."""
     ready_timeout_s: float = Field(default=600.0, gt=0, json_schema_extra={"keyed": False})
     """How long loading may take."""
     shutdown_timeout: int = Field(default=30, ge=0, json_schema_extra={"keyed": False})
     """Seconds that answers in progress may take to finish after SIGTERM."""
-    max_restarts: int = Field(default=0, ge=0, json_schema_extra={"keyed": False})
-    """How often `tuneline serve` starts a crashed server again."""
+    max_restarts: int = Field(default=3, ge=0, json_schema_extra={"keyed": False})
+    """How often within an hour `tuneline serve` starts a crashed or stuck server again, after a
+    pause that doubles from one second to a minute."""
     extra_args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = Field(
         default_factory=dict
     )

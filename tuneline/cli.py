@@ -27,6 +27,7 @@ AT = "tuneline.commands."
 EXPORT = "Merge the adapter into the base; write the model in other forms."
 FORM = "Write a model as one of the forms that a run can export."
 LOADTEST = "Measure an endpoint under load."
+KEYS = "Write the named API keys of a server, with their limits."
 DEPLOY = "Write Kubernetes manifests from a run."
 DATA = "Read, convert and inspect data files."
 
@@ -47,6 +48,7 @@ class TunelineGroup(LazyGroup):
         "chat": Row(
             AT + "serving:chat", "Talk to a run's model, to any endpoint, or to an ONNX artifact."
         ),
+        "keys": Row("tuneline.cli:keys_app", KEYS),
         "loadtest": Row("tuneline.cli:loadtest_app", LOADTEST),
         "deploy": Row("tuneline.cli:deploy_app", DEPLOY),
         "card": Row(
@@ -143,6 +145,17 @@ class DataGroup(LazyGroup):
     }
 
 
+class KeysGroup(LazyGroup):
+    table: ClassVar = {
+        "add": Row(AT + "keys:keys_add", "Add a named key to a file, and print the key once."),
+        "list": Row(AT + "keys:keys_list", "List the names and limits of a file's keys."),
+        "remove": Row(
+            AT + "keys:keys_remove",
+            "Remove a key; a running server refuses it from the next second on.",
+        ),
+    }
+
+
 class DeployGroup(LazyGroup):
     table: ClassVar = {
         "render": Row(
@@ -170,6 +183,10 @@ loadtest_app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(
     cls=DataGroup, help=DATA, no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+keys_app = typer.Typer(
+    cls=KeysGroup, help=KEYS, no_args_is_help=True,
     rich_markup_mode=None,
 )  # fmt: skip
 deploy_app = typer.Typer(

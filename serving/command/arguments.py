@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from serving.command.environment import api_key, artifact_facts, inherited, server_env
+from serving.command.keys import readable_keys
 from serving.command.lora import adapter_args
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
@@ -33,6 +34,13 @@ FLAGS_WITHOUT_NEGATION = frozenset({
     "grpc", "headless",
 })  # fmt: skip
 
+# Flags whose value is one JSON text; a list of words is refused by vLLM's parser.
+JSON_FLAGS = frozenset({"allowed-headers", "allowed-methods", "allowed-origins"})
+
+# vLLM's default lets the first structured request choose the grammar backend for all clients, and
+# allows white space without end between fields, which a small model may never leave.
+STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -41,6 +49,8 @@ class Command:
     argv: list[str]
     env: dict[str, str] = field(repr=False)
     """The whole environment of the process; holds the key, so it is never shown."""
+    key: str | None = field(repr=False)
+    """The key by which this process asks the server."""
 
 
 def vllm_command(
@@ -82,8 +92,10 @@ def vllm_command(
         env["PYTHONPATH"] = ":".join(filter(None, [here, environ.get("PYTHONPATH")]))
     if key is not None:
         env["VLLM_API_KEY"] = key
+    if config.keys_file is not None:
+        env["TUNELINE_KEYS_FILE"] = str(readable_keys(Path(config.keys_file)))
     # -P: the current directory, which may hold a folder named like a library, stays off the path.
-    return Command([sys.executable, "-P", "-m", "serving.supervisor.launch", *args], env)
+    return Command([sys.executable, "-P", "-m", "serving.supervisor.launch", *args], env, key)
 
 
 def server_args(
@@ -135,10 +147,12 @@ def server_args(
         args += ["--enforce-eager"]
     args += ["--shutdown-timeout", str(config.shutdown_timeout)]
     args += ["--disable-fastapi-docs", "--middleware", MIDDLEWARE]
-    args += ["--disable-access-log-for-endpoints", "/health,/ready,/metrics"]
-    given = {name.removeprefix("--").replace("-", "_") for name in config.extra_args}
+    args += ["--disable-uvicorn-access-log"]
+    given = {_key(name) for name in config.extra_args}
     if template_defaults and DEFAULT_KWARGS not in given:
         args += _flag(DEFAULT_KWARGS, dict(template_defaults))
+    if "structured_outputs_config" not in given:
+        args += ["--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS)]
     for name, value in config.extra_args.items():
         args += _flag(name, value)
     return args
@@ -164,12 +178,16 @@ def _flag(name: str, value: Any) -> list[str]:
         return [f"--{flag}"]
     if value is False:
         return [] if flag in FLAGS_WITHOUT_NEGATION else [f"--no-{flag}"]
-    if isinstance(value, dict):
+    if isinstance(value, dict) or (flag in JSON_FLAGS and isinstance(value, list)):
         return [f"--{flag}", json.dumps(value)]
     if isinstance(value, list):
         return [f"--{flag}", *(_text(item) for item in value)]
     # Joined, so that a value that begins with a hyphen is not taken for a flag.
     return [f"--{flag}={_text(value)}"]
+
+
+def _key(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")
 
 
 def _text(value: Any) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from serving.config import ServingConfig
+from serving.middleware.settings import VARIABLE as SETTINGS_VARIABLE
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import read_key
 from tuneline.core.errors import ConfigError
@@ -28,6 +32,7 @@ def server_env(config: ServingConfig, facts: Mapping[str, str]) -> dict[str, str
     """
     return {
         **facts,
+        SETTINGS_VARIABLE: json.dumps(_settings(config)),
         "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kvcache_space_gib),
         "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(config.ready_timeout_s)),
         "VLLM_NO_USAGE_STATS": "1",
@@ -35,6 +40,20 @@ def server_env(config: ServingConfig, facts: Mapping[str, str]) -> dict[str, str
         # The model is a folder: nothing has to be asked of the Hub while it is served.
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+    }
+
+
+def _settings(config: ServingConfig) -> dict[str, Any]:
+    """Return the middleware's settings; `serving.middleware.settings` has their meaning."""
+    traces = any("otlp" in name for name in config.extra_args)
+    return {
+        **config.limits.model_dump(),
+        "routes": list(config.routes),
+        "log_format": config.log_format,
+        "stall_after_s": config.stall_after_s,
+        "shutdown_timeout_s": config.shutdown_timeout,
+        # The exporter of traces sends what it has when the process ends by itself.
+        "exits_at_once": not traces,
     }
 
 
@@ -55,18 +74,22 @@ def artifact_facts(
 
 
 def api_key(config: ServingConfig, host: str, environ: Mapping[str, str]) -> str | None:
-    """Return the key that clients must send, or None.
+    """Return the key of the environment, or None.
+
+    A server with a keys file and without that key gets a key of its own, for this process only.
 
     Raises:
         ConfigError: `host` is reachable from other machines and there is no key.
     """
     key = read_key(environ, config.api_key_env)
+    if key is None and config.keys_file is not None:
+        return secrets.token_urlsafe(24)
     if key is None and not _is_loopback(host):
         raise ConfigError(
             f"serving.host {host} is reachable from other machines and {config.api_key_env} is not "
             "set; a key is required beyond loopback",
             hint=f"Try: export {config.api_key_env}=$(openssl rand -hex 24)   "
-            "(or serving.host=127.0.0.1)",
+            "(or name keys with serving.keys_file, or serving.host=127.0.0.1)",
         )
     return key
 

@@ -1,11 +1,12 @@
 """Tuneline's part of vLLM's server: `--middleware serving.middleware.TunelineMiddleware`.
 
-- `/ready`: 200 while it serves, 503 from the moment SIGTERM arrives. vLLM's own `/health` stays 200
-  until the process is gone, so a load balancer would go on sending.
-- A drain refuses new work with 503 and `Retry-After`; vLLM answers 500.
 - Paths without a row in `routes.py` do not exist. vLLM's key guards only `/v1`: without the list,
   `/invocations` answers prompts and `/adapters` loads weights, for anyone.
-- Metrics of our own on vLLM's `/metrics` page.
+- Keys with names and limits, and limits of every request, before vLLM sees the request.
+- `/ready`: 200 while it serves; 503 from the moment SIGTERM arrives, when the engine is gone, and
+  when it makes no progress. vLLM's own `/health` stays 200 until the process is gone.
+- A drain refuses new work with 503 and `Retry-After`, and loses nothing that it has accepted.
+- Metrics of our own on vLLM's `/metrics` page, a request id, and an access log.
 
 This package needs only the standard library and prometheus-client, and an image copies it whole. It
 reads what it serves from `TUNELINE_*` variables, so it runs alike below `tuneline serve` and as the
@@ -14,39 +15,84 @@ first process of a container.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 
-from serving.middleware.asgi import App, Message, Receive, Scope, Send, answer, refuse
-from serving.middleware.drain import call_on_sigterm
+from serving.middleware.access_log import write_access
+from serving.middleware.asgi import (
+    App,
+    Header,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    header,
+    refuse,
+    retry_after,
+)  # fmt: skip
+from serving.middleware.body import Refusal, check_fields, parse_body, read_body, replayed
+from serving.middleware.drain import call_on_sigterm, hand_on
+from serving.middleware.exchange import Exchange
+from serving.middleware.heartbeat import (
+    INTERVAL_S,
+    Heartbeat,
+    State,
+    ask_engine,
+    engine_processes,
+    engine_progress,
+)  # fmt: skip
+from serving.middleware.key_file import Key
+from serving.middleware.keys import Keys
+from serving.middleware.limits import admitted, ask_for_usage, take_tokens
 from serving.middleware.metrics import (
     ARTIFACT_INFO,
+    CLIENTS_LEFT,
     DRAINING,
+    IN_FLIGHT,
+    KEY_REQUESTS,
     READY_SECONDS,
+    REQUESTS,
     RESTARTS,
-    counted_send,
+    STALLED,
     process_age_s,
-)
-from serving.middleware.routes import ROUTES
+)  # fmt: skip
+from serving.middleware.models_page import answer_models
+from serving.middleware.routes import MODELS, Route, find_route
+from serving.middleware.settings import read_settings
 
-RETRY_AFTER_S = 5
+RETRY_AFTER_S = 5.0
 
 
 class TunelineMiddleware:
     """ASGI middleware; vLLM builds one per front-end process, around everything of its own."""
 
     def __init__(self, app: App) -> None:
+        environ = os.environ
         self.app = app
+        self.settings = read_settings(environ)
+        self.keys = Keys(environ)
+        self.state: State = "moving"
         self.draining = False
-        ARTIFACT_INFO.labels(
-            name=os.environ.get("TUNELINE_ARTIFACT_NAME", ""),
-            kind=os.environ.get("TUNELINE_ARTIFACT_KIND", ""),
-            digest=os.environ.get("TUNELINE_ARTIFACT_DIGEST", ""),
-        ).set(1)
+        self.in_flight: set[Exchange] = set()
+        self._has_handed_on = False
+        self._inner_scope: Scope = {}
+        self._engines = engine_processes()
+        self._facts = {
+            name: environ.get(f"TUNELINE_ARTIFACT_{name.upper()}", "")
+            for name in ("name", "kind", "digest")
+        }
+        self._instance = environ.get("TUNELINE_INSTANCE", "")
+        self._headers = [(b"x-tuneline-artifact", self._facts["digest"].encode())]
+        ARTIFACT_INFO.labels(**self._facts).set(1)
         DRAINING.set(0)
-        RESTARTS.inc(int(os.environ.get("TUNELINE_RESTARTS", "0")))
+        STALLED.set(0)
+        RESTARTS.inc(int(environ.get("TUNELINE_RESTARTS", "0")))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            self._inner_scope = {key: scope[key] for key in ("app", "state") if key in scope}
             await self.app(scope, receive, self._at_start(send))
         elif scope["type"] == "http":
             await self._request(scope, receive, send)
@@ -54,30 +100,169 @@ class TunelineMiddleware:
             await send({"type": "websocket.close", "code": 1008})
 
     def drain(self) -> None:
-        """From now on refuse new work; what is in progress goes on."""
+        """From now on refuse new work; vLLM ends when what is in flight is done."""
+        if self.draining:
+            return
         self.draining = True
         DRAINING.set(1)
+        if not self.in_flight:
+            self._hand_on()
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.settings.shutdown_timeout_s, self._hand_on)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        route = ROUTES.get(path)
-        send = counted_send(send, "other" if route is None else path)
-        if route is None:
-            message = f"Unknown route: {scope['method']} {path}"
-            await refuse(send, 404, "NotFoundError", message)
-        elif path == "/ready" and not self.draining:
-            await answer(send, 200, {"status": "ready"})
-        elif self.draining and (route.is_work or path == "/ready"):
-            message = "This server is shutting down; ask again and another one answers."
-            await refuse(send, 503, "ServiceUnavailableError", message, RETRY_AFTER_S)
+        found = find_route(scope["path"], self.settings.routes)
+        exchange = Exchange(scope, receive, send, self._headers)
+        name, route = ("other", Route()) if found is None else found
+        try:
+            if found is None:
+                message = f"Unknown route: {scope['method']} {scope['path']}"
+                await refuse(exchange.send, 404, "NotFoundError", message)
+            elif name == "/ready":
+                await self._ready(exchange)
+            elif name == "/health":
+                await self._health(exchange)
+            else:
+                await self._guarded(exchange, name, route)
+        except Refusal as refusal:
+            wait_s = refusal.retry_after_s
+            await refuse(
+                exchange.send, refusal.status, refusal.kind, str(refusal), code=refusal.code,
+                param=refusal.param,
+                headers=_challenge(refusal.status) if wait_s is None else [retry_after(wait_s)],
+            )  # fmt: skip
+        except ConnectionError:
+            exchange.client_left = True
+        finally:
+            if exchange.status == 0 and not exchange.client_left:
+                exchange.status = 500  # vLLM raised; its own outer layer answers
+            REQUESTS.labels(route=name, status=str(exchange.status)).inc()
+            if exchange.client_left:
+                CLIENTS_LEFT.labels(route=name).inc()
+            if route.is_work:
+                KEY_REQUESTS.labels(key=exchange.key_name, status=str(exchange.status)).inc()
+                write_access(exchange, self.settings.log_format)
+
+    async def _guarded(self, exchange: Exchange, name: str, route: Route) -> None:
+        """Answer a route that may need a key."""
+        key = None
+        if self.keys.are_required and not route.is_open:
+            key = self._authenticate(exchange, route)
+        if route.is_work:
+            await self._work(exchange, key)
+        elif name == MODELS:
+            await answer_models(self.app, exchange.scope, exchange.receive, exchange.send)
         else:
-            await self.app(scope, receive, send)
+            await self.app(exchange.scope, exchange.receive, exchange.send)
+
+    def _authenticate(self, exchange: Exchange, route: Route) -> Key:
+        key = self.keys.find(exchange.scope)
+        if key is None:
+            raise Refusal(
+                401, "The API key is missing or is not known.", kind="AuthenticationError",
+                code="invalid_api_key",
+            )  # fmt: skip
+        exchange.key_name = key.name
+        if route.needs_admin and not key.admin:
+            raise Refusal(
+                403, f"The key {key.name!r} is not an admin key.", kind="PermissionDeniedError",
+                code="admin_key_required",
+            )  # fmt: skip
+        self.keys.authorize(exchange.scope)
+        return key
+
+    async def _work(self, exchange: Exchange, key: Key | None) -> None:
+        """Run the model: the limits first, then vLLM."""
+        self._refuse_if_unable()
+        use = None if key is None else self.keys.use(key)
+        with admitted(key, use):
+            length = header(exchange.scope, b"content-length")
+            body = await read_body(exchange.receive, self.settings, length)
+            self._refuse_if_unable()  # the body of a slow client may come after SIGTERM
+            if len(self.in_flight) >= self.settings.max_in_flight:
+                raise Refusal(
+                    503, f"{self.settings.max_in_flight} requests are in progress.",
+                    kind="ServiceUnavailableError", retry_after_s=RETRY_AFTER_S,
+                )  # fmt: skip
+            fields = parse_body(body)
+            if fields is not None:
+                check_fields(fields, self.settings, key)
+                if use is not None and use.tokens is not None:
+                    body = ask_for_usage(exchange, fields, body)
+            self.in_flight.add(exchange)
+            IN_FLIGHT.inc()
+            try:
+                await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
+            finally:
+                take_tokens(exchange, use, body)
+                IN_FLIGHT.dec()
+                self.in_flight.discard(exchange)
+                if self.draining and not self.in_flight:
+                    self._hand_on()
+
+    def _refuse_if_unable(self) -> None:
+        why = None
+        if self.draining:
+            why = "This server is shutting down; ask again and another one answers."
+        elif not self._engine_lives():
+            why = "The engine of this server has ended; ask again."
+        elif self.state != "moving":
+            why = "The engine of this server makes no progress; ask again."
+        if why is not None:
+            raise Refusal(503, why, kind="ServiceUnavailableError", retry_after_s=RETRY_AFTER_S)
+
+    async def _ready(self, exchange: Exchange) -> None:
+        self._refuse_if_unable()
+        await answer(
+            exchange.send, 200, {"status": "ready", "instance": self._instance, **self._facts}
+        )
+
+    async def _health(self, exchange: Exchange) -> None:
+        """Answer as vLLM does while the engine lives and moves; HEAD like GET."""
+        if not self._engine_lives() or self.state == "stuck":
+            self._refuse_if_unable()
+        scope = {**exchange.scope, "method": "GET"}
+        await self.app(scope, exchange.receive, exchange.send)
+
+    def _engine_lives(self) -> bool:
+        return all(process.is_alive() for process in self._engines)
+
+    def _hand_on(self) -> None:
+        if not self._has_handed_on:
+            self._has_handed_on = True
+            hand_on(exits_at_once=self.settings.exits_at_once)
 
     def _at_start(self, send: Send) -> Send:
         async def started(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 call_on_sigterm(self.drain)
                 READY_SECONDS.set(process_age_s())
+                self._engines = engine_processes()
+                self._watching = asyncio.create_task(self._watch())
             await send(message)
 
         return started
+
+    async def _watch(self) -> None:
+        """Look at the engine's progress for as long as the server runs."""
+        progress = engine_progress()
+        if progress is None:
+            return
+        beat = Heartbeat(self.settings.stall_after_s, first_limit_s=process_age_s())
+        question: asyncio.Task[None] | None = None
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            self.state = beat.observe(progress(), bool(self.in_flight), time.monotonic())
+            STALLED.set(self.state != "moving")
+            if self.state == "stuck":
+                message = "The engine made no progress; the answer was ended."
+                for exchange in list(self.in_flight):
+                    await exchange.end(503, "ServiceUnavailableError", message)
+            if self.state != "moving" and (question is None or question.done()):
+                scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
+                question = asyncio.create_task(ask_engine(self.app, self._facts["name"], scope))
+
+
+def _challenge(status: int) -> list[Header]:
+    return [(b"www-authenticate", b"Bearer")] if status == 401 else []

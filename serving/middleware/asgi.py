@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -11,23 +11,50 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a request header's value; `name` is in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+def error_body(
+    kind: str, message: str, code: str | int | None = None, param: str | None = None
+) -> dict[str, Any]:
+    """Return an error in OpenAI's shape, which clients turn into their own exceptions."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 async def refuse(
-    send: Send, status: int, kind: str, message: str, retry_after_s: int | None = None
+    send: Send,
+    status: int,
+    kind: str,
+    message: str,
+    *,
+    code: str | int | None = None,
+    param: str | None = None,
+    headers: Sequence[Header] = (),
 ) -> None:
-    """Send an error in OpenAI's shape, which clients turn into their own exceptions."""
-    body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
-    await answer(send, status, body, retry_after_s)
+    """Answer with an error; `code` is the status if it has no name."""
+    body = error_body(kind, message, status if code is None else code, param)
+    await answer(send, status, body, headers)
 
 
 async def answer(
-    send: Send, status: int, body: dict[str, Any], retry_after_s: int | None = None
+    send: Send, status: int, body: dict[str, Any], headers: Sequence[Header] = ()
 ) -> None:
     """Send a JSON document."""
     content = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-    if retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % retry_after_s))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    length = (b"content-length", b"%d" % len(content))
+    start = [(b"content-type", b"application/json"), length, *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": content})
+
+
+def retry_after(seconds: float) -> Header:
+    """Return the header; whole seconds, rounded up."""
+    return (b"retry-after", b"%d" % max(1, -int(-seconds // 1)))

@@ -1,25 +1,53 @@
-"""SIGTERM: the server refuses new work while answers in progress finish."""
+"""The end: SIGTERM refuses new work, and vLLM ends when the work in flight is done.
+
+vLLM's own handler stops the engine's intake at once. A request that was accepted just before has
+not reached the engine, and is answered with 200 and no text, or with 500. So the signal reaches
+vLLM only when nothing is in flight.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable
-from types import FrameType
+from pathlib import Path
+
+EXIT_AFTER_S = 2.0
+"""How long vLLM may take to end by itself. It has nothing left to lose by then."""
 
 
-def call_on_sigterm(drain: Callable[[], None]) -> None:
-    """Call `drain` on SIGTERM before vLLM's own handler runs.
+def call_on_sigterm(begin: Callable[[], None]) -> None:
+    """Call `begin` on SIGTERM, in place of vLLM's own handler."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, begin)
 
-    An event loop runs its handlers from a wake-up descriptor. The C-level handler writes to it for
-    whatever Python function is installed, so a function in front takes nothing away. The two loops
-    differ in the function that was there; a call of it keeps both right.
-    """
-    before = signal.getsignal(signal.SIGTERM)
 
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        drain()
-        if callable(before):
-            before(number, frame)
+def hand_on(*, exits_at_once: bool) -> None:
+    """Tell vLLM to end, with the signal that it treats like SIGTERM."""
+    # A front end that is a process of vLLM's own has a parent that waits for it.
+    if exits_at_once and multiprocessing.parent_process() is None:
+        asyncio.get_running_loop().call_later(EXIT_AFTER_S, _exit)
+    os.kill(os.getpid(), signal.SIGINT)
 
-    signal.signal(signal.SIGTERM, on_sigterm)
-    signal.siginterrupt(signal.SIGTERM, False)
+
+def _exit() -> None:
+    for child in _descendants(os.getpid()):
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    os._exit(0)
+
+
+def _descendants(process: int) -> list[int]:
+    """Return the processes that `process` has started, and those that they have started."""
+    found: list[int] = []
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            direct = [int(child) for child in children.read_text().split()]
+        except OSError:
+            continue  # the thread is gone
+        for child in direct:
+            found += [*_descendants(child), child]
+    return found

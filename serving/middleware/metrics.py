@@ -7,8 +7,6 @@ import time
 
 from prometheus_client import Counter, Gauge
 
-from serving.middleware.asgi import Message, Send
-
 # Gauges and counters with labels, no Info and no collector: only these work when several
 # front-end processes share one /metrics page through files.
 ARTIFACT_INFO = Gauge(
@@ -25,6 +23,16 @@ READY_SECONDS = Gauge(
 DRAINING = Gauge(
     "tuneline_draining", "1 from SIGTERM until the process ends.", multiprocess_mode="max"
 )
+STALLED = Gauge(
+    "tuneline_stalled",
+    "1 while requests run and the engine makes no progress.",
+    multiprocess_mode="max",
+)
+IN_FLIGHT = Gauge(
+    "tuneline_requests_in_flight",
+    "Requests that run the model and are not answered yet.",
+    multiprocess_mode="livesum",
+)
 RESTARTS = Counter(
     "tuneline_restarts", "Times that the supervisor has started this server again after a crash."
 )
@@ -33,17 +41,24 @@ REQUESTS = Counter(
     "Requests answered, by route and status; routes that do not exist count as other.",
     ["route", "status"],
 )
-
-
-def counted_send(send: Send, route: str) -> Send:
-    """Return `send`, counting the answer to a request for `route`."""
-
-    async def counted(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            REQUESTS.labels(route=route, status=str(message["status"])).inc()
-        await send(message)
-
-    return counted
+KEY_REQUESTS = Counter(
+    "tuneline_key_requests",
+    "Requests that run the model, by the name of the key and the status of the answer.",
+    ["key", "status"],
+)
+KEY_TOKENS = Counter(
+    "tuneline_key_tokens",
+    "Tokens of prompts and answers, by the name of a key that has a limit of tokens.",
+    ["key"],
+)
+CLIENTS_LEFT = Counter(
+    "tuneline_clients_left", "Requests whose client left before the end of the answer.", ["route"]
+)
+KEYS_FILE_OK = Gauge(
+    "tuneline_keys_file_ok",
+    "0 while the keys file cannot be used and the earlier keys stay.",
+    multiprocess_mode="min",
+)
 
 
 def process_age_s() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -10,15 +11,40 @@ class Route:
     """One path of vLLM's server, or of ours."""
 
     is_work: bool = False
-    """It runs the model: a server that drains refuses it."""
+    """It runs the model: it is counted, limited, and refused by a server that drains."""
+    is_open: bool = False
+    """It answers without a key."""
+    needs_admin: bool = False
+    """It answers an admin key only."""
+    option: str | None = None
+    """The value of `serving.routes` that opens it; None if it is always open."""
 
 
 ROUTES = {
     "/v1/chat/completions": Route(is_work=True),
     "/v1/completions": Route(is_work=True),
     "/v1/models": Route(),
-    "/health": Route(),
-    "/ready": Route(),
-    "/metrics": Route(),
-    "/version": Route(),
+    "/v1/responses": Route(is_work=True, option="responses"),
+    "/v1/messages": Route(is_work=True, option="messages"),
+    "/v1/messages/count_tokens": Route(option="messages"),
+    "/tokenize": Route(needs_admin=True, option="tokenize"),
+    "/detokenize": Route(needs_admin=True, option="tokenize"),
+    "/health": Route(is_open=True),
+    "/ready": Route(is_open=True),
+    "/metrics": Route(is_open=True),
+    "/version": Route(is_open=True),
 }
+
+MODELS = "/v1/models"
+
+
+def find_route(path: str, options: Collection[str]) -> tuple[str, Route] | None:
+    """Return the row of a path and its name for metrics; None if the path does not exist.
+
+    `/v1/models/NAME` is the only path with a part that varies.
+    """
+    name = MODELS if path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1 else path
+    route = ROUTES.get(name)
+    if route is None or (route.option is not None and route.option not in options):
+        return None
+    return name, route

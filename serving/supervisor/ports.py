@@ -27,7 +27,24 @@ def reserved_port(host: str, port: int | None) -> Iterator[int]:
             holder.bind((host, port or 0))
         except (OSError, OverflowError) as error:
             raise _bind_error(host, port, error) from None
-        yield holder.getsockname()[1]
+        taken = holder.getsockname()[1]
+        with _claimed(host, taken):
+            yield taken
+
+
+@contextmanager
+def _claimed(host: str, port: int) -> Iterator[None]:
+    """Keep a second supervisor off the port.
+
+    Two supervisors can both bind a port that neither listens on, because both set SO_REUSEADDR. A
+    name in Linux's abstract namespace has one owner, and the kernel frees it with its process.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
+        try:
+            claim.bind(f"\0tuneline-port-{port}")
+        except OSError as error:
+            raise _bind_error(host, port, error) from None
+        yield
 
 
 def _bind_error(host: str, port: int | None, error: Exception) -> ServerError:

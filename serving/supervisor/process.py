@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import json
 import os
+import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving.command.arguments import Command, served_names, vllm_command
-from serving.command.environment import api_key
+from serving.command.keys import readable_keys
 from serving.config import ServingConfig
 from serving.supervisor.diagnosis import why_not_loaded
 from serving.supervisor.group import kill_group
 from serving.supervisor.ports import reachable, reserved_port
 from serving.supervisor.signals import Stops
-from serving.supervisor.vllm_log import cause, last_lines
+from serving.supervisor.vllm_log import cause, keep_earlier_logs, last_lines
 from tuneline.core.artifact import Artifact, cannot_write
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import MissingError, ServerError, TunelineError
@@ -67,7 +69,7 @@ def running_server(
     Args:
         name: The first name that it is served as; the second is `name@digest`.
         adapter: In adapter mode, the adapter to serve next to `model`, its base.
-        log_path: Where vLLM's output goes; an earlier file is replaced.
+        log_path: Where vLLM's output goes; earlier files are kept as `NAME.1`, `NAME.2`.
         port: None takes a free one.
 
     Raises:
@@ -94,15 +96,18 @@ def running_server(
             server.stop()
 
 
-def require_server(port: int | None) -> None:
+def require_server(config: ServingConfig) -> None:
     """Check what can be known of a server on loopback before there is a model to serve.
 
     Raises:
+        ConfigError: The keys file cannot be used.
         MissingError: vLLM is not installed.
         ServerError: The port is taken.
     """
     _require_vllm()
-    with reserved_port("127.0.0.1", port):
+    if config.keys_file is not None:
+        readable_keys(Path(config.keys_file))
+    with reserved_port("127.0.0.1", config.port):
         pass
 
 
@@ -125,7 +130,6 @@ class Launch:
     names: list[str]
     address: tuple[str, int]
     """Where this machine reaches it."""
-    key: str | None = field(repr=False)
     log_path: Path
 
 
@@ -151,8 +155,7 @@ def plan_launch(
         config, model=model, adapter=adapter, served_names=names, host=host, port=port,
         environ=os.environ,
     )  # fmt: skip
-    key = api_key(config, host, os.environ)
-    return Launch(config, model, command, names, (reachable(host), port), key, log_path)
+    return Launch(config, model, command, names, (reachable(host), port), log_path)
 
 
 class Server:
@@ -164,19 +167,24 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
         self._ready_s: float | None = None
+        self._instance = ""
 
     def start(self) -> None:
         self._started_s = time.monotonic()
         self._ready_s = None
+        self._instance = secrets.token_hex(8)
         try:
             self.launch.log_path.parent.mkdir(parents=True, exist_ok=True)
-            log = self.launch.log_path.open("ab" if self.restarts else "wb")
+            if self.restarts == 0:
+                keep_earlier_logs(self.launch.log_path)
+            log = self.launch.log_path.open("ab")
         except OSError as error:
             raise cannot_write(self.launch.log_path, error) from error
         read_end, self._lifeline = os.pipe()
         env = self.launch.command.env | {
             "TUNELINE_LIFELINE": str(read_end),
             "TUNELINE_RESTARTS": str(self.restarts),
+            "TUNELINE_INSTANCE": self._instance,
         }
         try:
             with log:
@@ -206,7 +214,7 @@ class Server:
         stops = stops or Stops()
         deadline_s = self._started_s + self.launch.config.ready_timeout_s
         with progress("loading the model", unit="s") as advance:
-            while not _answers_ready(self.launch.address):
+            while not self._answers_ready():
                 if stops.requested:
                     return False
                 if self.exit_code() is not None:
@@ -226,7 +234,7 @@ class Server:
         host, port = self.launch.address
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return RunningServer(
-            endpoint=Endpoint(f"{url}/v1", self.launch.names[0], self.launch.key),
+            endpoint=Endpoint(f"{url}/v1", self.launch.names[0], self.launch.command.key),
             metrics_url=f"{url}/metrics",
             pid=self.pid,
             ready_s=self._ready_s,
@@ -245,12 +253,15 @@ class Server:
             )
         return self._failure(f"vLLM died {when}, after {age_s:.0f} s ({how})", hint)
 
+    def stuck(self) -> ServerError:
+        return self._failure("vLLM made no progress while requests were running", None)
+
     def stop(self, stops: Stops | None = None) -> None:
         """End every process of the group; called again it does nothing."""
         if self._process is None:
             return
         try:
-            if self._ready_s is not None and self.exit_code() is None:
+            if self._ready_s is not None and self.exit_code() is None and not self.is_stuck():
                 self._drain(stops or Stops())
         finally:
             kill_group(self.pid)
@@ -270,6 +281,32 @@ class Server:
                 return
             time.sleep(POLL_INTERVAL_S)
 
+    def _answers_ready(self) -> bool:
+        """Return whether the server is ready.
+
+        Raises:
+            ServerError: Another server answers on the port.
+        """
+        status, body = ask(self.launch.address, "/ready")
+        if status != 200:
+            return False
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get("instance") != self._instance:
+            host, port = self.launch.address
+            raise ServerError(
+                f"port {port} on {host} is answered by another server",
+                hint=f"Who holds it: ss -ltnp 'sport = :{port}'; leave serving.port out for a "
+                "free port.",
+            )
+        return True
+
+    def is_stuck(self) -> bool:
+        """Return whether the server says that its engine makes no progress, or that it is gone."""
+        return ask(self.launch.address, "/health")[0] == 503
+
     def _failure(self, what: str, hint: str | None) -> ServerError:
         why, shown = cause(last_lines(self.launch.log_path, self._log_start))
         lines = [f"{what}{': ' + why if why else ''}", *(f"  | {line}" for line in shown)]
@@ -282,12 +319,14 @@ class Server:
         return ServerError("\n".join(lines), hint=hint)
 
 
-def _answers_ready(address: tuple[str, int]) -> bool:
+def ask(address: tuple[str, int], path: str) -> tuple[int | None, bytes]:
+    """Return status and body of a GET; the status is None where nothing answers in two seconds."""
     connection = http.client.HTTPConnection(*address, timeout=2)
     try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
     except (OSError, http.client.HTTPException):
-        return False
+        return None, b""
     finally:
         connection.close()

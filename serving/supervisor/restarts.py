@@ -10,12 +10,20 @@ from pathlib import Path
 from serving.config import ServingConfig
 from serving.supervisor.ports import reserved_port
 from serving.supervisor.process import POLL_INTERVAL_S, RunningServer, Server, plan_launch
-from serving.supervisor.signals import stop_signals
+from serving.supervisor.signals import Stops, stop_signals
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
+
+HEALTH_INTERVAL_S = 2.0
+GRACE_S = 8.0
+"""How long a server that is not healthy may take to end by itself."""
+RESTART_WINDOW_S = 3600.0
+LONGEST_PAUSE_S = 60.0
+SIGNAL_EXIT = 128
+"""A shell reports the end of a program by a signal as 128 and the number of the signal."""
 
 
 def serve_model(
@@ -28,18 +36,19 @@ def serve_model(
     on_ready: Callable[[Endpoint], None] | None = None,
 ) -> int:
     """Serve until SIGINT or SIGTERM, then let answers in progress finish; a second signal ends it
-    at once. A server that crashes is started again, `config.max_restarts` times at most.
+    at once. A server that crashes or whose engine is stuck is started again, after a pause and at
+    most `config.max_restarts` times within an hour.
 
     Listens on `config.host` and `config.port`. Call it from the main thread.
 
     Args:
         name: The first name that it is served as; the second is `name@digest`.
         adapter: In adapter mode, the adapter to serve next to `model`, its base.
-        log_path: Where vLLM's output goes; an earlier file is replaced.
+        log_path: Where vLLM's output goes; an earlier files are kept.
         on_ready: Called when it can be asked, again after each restart.
 
     Returns:
-        0 after a signal.
+        0 after a signal; 128 and the signal's number if the server was not ready by then.
 
     Raises:
         ConfigError: A key is required and missing, or the mode and the adapter do not fit.
@@ -49,6 +58,7 @@ def serve_model(
     """
     with reserved_port(config.host, config.port) as port, stop_signals() as stops:
         server = Server(plan_launch(config, model, adapter, name, log_path, config.host, port))
+        ended_s: list[float] = []
         while True:
             server.start()
             try:
@@ -56,31 +66,72 @@ def serve_model(
                     logger.info("%s", _how_to_call(server.running(), config))
                     if on_ready is not None:
                         on_ready(server.running().endpoint)
-                while server.exit_code() is None and not stops.requested:
-                    time.sleep(POLL_INTERVAL_S)
-                if stops.requested:
-                    server.stop(stops)
-                    return 0
-                death = server.death("while serving")
+                    is_stuck = _watch(server, stops)
+                    if stops.requested:
+                        server.stop(stops)
+                        return 0
+                    death = server.stuck() if is_stuck else server.death("while serving")
+                else:
+                    return SIGNAL_EXIT + stops.first
             except ServerError as error:
                 if server.restarts == 0:
                     raise
                 death = error
             finally:
                 server.stop()
-            if server.restarts == config.max_restarts:
+            now_s = time.monotonic()
+            ended_s = [at_s for at_s in ended_s if now_s - at_s < RESTART_WINDOW_S]
+            if len(ended_s) >= config.max_restarts:
                 raise death
+            pause_s = min(2.0 ** len(ended_s), LONGEST_PAUSE_S)
+            ended_s.append(now_s)
             server.restarts += 1
             logger.warning(
-                "%s\nrestart %d of %d", death.message, server.restarts, config.max_restarts
-            )
+                "%s\nrestart %d of at most %d within an hour, in %g s", death.message,
+                len(ended_s), config.max_restarts, pause_s,
+            )  # fmt: skip
+            if _sleep(pause_s, stops):
+                return SIGNAL_EXIT + stops.first
+
+
+def _watch(server: Server, stops: Stops) -> bool:
+    """Return when the server has ended, must end, or is stuck; True if it is stuck."""
+    asked_s = time.monotonic()
+    while server.exit_code() is None and not stops.requested:
+        time.sleep(POLL_INTERVAL_S)
+        if time.monotonic() - asked_s >= HEALTH_INTERVAL_S:
+            asked_s = time.monotonic()
+            # A server whose engine has died says so too; its own end gives a better reason.
+            if server.is_stuck() and server.exit_code() is None:
+                return not _ends_within(server, GRACE_S, stops)
+    return False
+
+
+def _ends_within(server: Server, seconds: float, stops: Stops) -> bool:
+    """Return whether the server ends by itself, or must end."""
+    deadline_s = time.monotonic() + seconds
+    while time.monotonic() < deadline_s:
+        if server.exit_code() is not None or stops.requested:
+            return True
+        time.sleep(POLL_INTERVAL_S)
+    return False
+
+
+def _sleep(seconds: float, stops: Stops) -> bool:
+    """Sleep; return True at once when a signal has asked to stop."""
+    deadline_s = time.monotonic() + seconds
+    while time.monotonic() < deadline_s and not stops.requested:
+        time.sleep(POLL_INTERVAL_S)
+    return bool(stops.requested)
 
 
 def _how_to_call(ready: RunningServer, config: ServingConfig) -> str:
     endpoint = ready.endpoint
     authorization = ""
     if endpoint.api_key is not None:
-        authorization = f' -H "Authorization: Bearer ${config.api_key_env}"'
+        # The key of this process is not for clients where a file names theirs.
+        variable = config.api_key_env if config.keys_file is None else "KEY"
+        authorization = f' -H "Authorization: Bearer ${variable}"'
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hello"}]}
     names = ", ".join(ready.served_names)
     return (

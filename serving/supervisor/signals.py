@@ -15,8 +15,11 @@ class Stops:
 
     def __init__(self) -> None:
         self.requested = 0
+        self.first = 0
+        """The number of the first signal."""
 
-    def request(self, _number: int, _frame: FrameType | None) -> None:
+    def request(self, number: int, _frame: FrameType | None) -> None:
+        self.first = self.first or number
         # No lock: a handler runs inside whatever the main thread does, which may hold it.
         self.requested += 1
 

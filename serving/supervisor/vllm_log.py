@@ -8,6 +8,7 @@ from pathlib import Path
 
 TAIL_BYTES = 64 * 1024
 NUM_SHOWN = 15
+NUM_KEPT = 2
 
 # "(EngineCore pid=12) ERROR 11-21 09:15:02 [core.py:1234] " in front of a line of a traceback.
 PREFIX = re.compile(
@@ -18,6 +19,14 @@ USAGE = re.compile(r"^vllm serve: error: (.*)$")
 
 # The front end's own error, which only says that the engine had one.
 SECOND_HAND = ("Engine core initialization failed", "WorkerProc initialization failed")
+
+
+def keep_earlier_logs(path: Path) -> None:
+    """Rename `NAME` to `NAME.1`, and `NAME.1` to `NAME.2`; the oldest log is removed."""
+    for number in range(NUM_KEPT, 0, -1):
+        earlier = path if number == 1 else path.with_name(f"{path.name}.{number - 1}")
+        if earlier.exists() and earlier.stat().st_size:
+            earlier.replace(path.with_name(f"{path.name}.{number}"))
 
 
 def last_lines(path: Path, start: int = 0) -> list[str]:

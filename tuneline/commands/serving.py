@@ -115,6 +115,7 @@ def _to_serve(
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
     from tuneline.pipeline.finished_run import served_by_run
+    from tuneline.pipeline.server import serving_config
 
     if target.is_dir():
         refuse("with a model folder", {"--set": overrides})
@@ -127,7 +128,7 @@ def _to_serve(
         return config, model, None, target.resolve().name
     run = open_run(target, overrides, runs_dir)
     served = served_by_run(run)
-    values = {**run.config.serving.model_dump(), **chosen}
+    values = {**serving_config(run).model_dump(), **chosen}
     config = validate_config(ServingConfig, values, "tuneline serve")
     return config, served.model, served.adapter, run.config.name
 

@@ -45,6 +45,14 @@ def served_stage(config: RunConfig) -> str:
     return ADAPTER if serves_adapter(config) else MODEL
 
 
+def serving_config(run: Run) -> ServingConfig:
+    """Return the section `serving`, with the keys file's path as this process sees it."""
+    config = run.config.serving
+    if config.keys_file is None:
+        return config
+    return config.model_copy(update={"keys_file": str(run.resolve(config.keys_file))})
+
+
 def served(run: Run, base: ModelSource, made: Made) -> Served:
     """Return what the run serves, from the artifacts that are made."""
     artifact = made[served_stage(run.config)]
@@ -83,7 +91,7 @@ class LazyServer:
         config = self.run.config
         what = served(self.run, self.base, made)
         return running_server(
-            self._with_date(config.serving, what, made),
+            self._with_date(serving_config(self.run), what, made),
             what.model,
             name=config.name,
             adapter=what.adapter,

@@ -11,7 +11,7 @@ from tuneline.core.dataset import heldout_prompts
 from tuneline.models.source import computed_dtype
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.run_config import Run, RunConfig
-from tuneline.pipeline.server import model_source, served, served_stage
+from tuneline.pipeline.server import model_source, served, served_stage, serving_config
 from tuneline.pipeline.stage import (
     ADAPTER,
     DATASET,
@@ -120,7 +120,7 @@ def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
 def _require_server(run: Run) -> None:
     from serving import require_server
 
-    require_server(run.config.serving.port)
+    require_server(serving_config(run))
 
 
 def _require_workload(run: Run) -> None:

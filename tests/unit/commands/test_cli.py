@@ -10,18 +10,25 @@ from pathlib import Path
 import pytest
 
 from tests.commands import tuneline_here
-from tuneline.cli import DataGroup, DeployGroup, ExportGroup, LoadTestGroup, TunelineGroup
+from tuneline.cli import (
+    DataGroup,
+    DeployGroup,
+    ExportGroup,
+    KeysGroup,
+    LoadTestGroup,
+    TunelineGroup,
+)
 from tuneline.commands.lazy_group import LazyGroup, load_command
 from tuneline.core.artifact import new_artifact
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets" / "run.yaml"
 BASE = EXAMPLE.parents[1] / "tiny-base"
 GROUPS: tuple[type[LazyGroup], ...] = (
-    TunelineGroup, DataGroup, ExportGroup, LoadTestGroup, DeployGroup,
+    TunelineGroup, DataGroup, ExportGroup, LoadTestGroup, KeysGroup, DeployGroup,
 )  # fmt: skip
 COMMANDS = (
-    "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "loadtest",
-    "inspect", "verify", "doctor", "deploy", "card", "push", "data",
+    "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "keys",
+    "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "data",
 )  # fmt: skip
 
 

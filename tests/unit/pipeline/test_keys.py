@@ -87,7 +87,9 @@ NOT_KEYED: dict[str, str] = {
     "training": "logging_steps save_steps",
     # A further form is a further stage.
     "export": "forms",
-    "serving": "host port api_key_env ready_timeout_s shutdown_timeout max_restarts",
+    "serving": """host port api_key_env ready_timeout_s shutdown_timeout max_restarts keys_file
+        routes log_format stall_after_s""",
+    "serving.limits": "max_body_bytes body_timeout_s max_n max_tokens max_in_flight",
     "serving.parity": "request_timeout_s",
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
         image_pull_secrets model_path model_image secret_name monitoring_namespace""",

@@ -44,7 +44,9 @@ def test_merged(parser: Any) -> None:
     assert (args.enforce_eager, args.shutdown_timeout) == (True, 7)
     assert args.middleware == [MIDDLEWARE]
     assert args.disable_fastapi_docs is True
-    assert args.disable_access_log_for_endpoints == "/health,/ready,/metrics"
+    assert args.disable_uvicorn_access_log is True
+    assert args.structured_outputs_config.backend == "xgrammar"
+    assert args.structured_outputs_config.disable_any_whitespace is True
     assert args.generation_config == "auto"
     assert not args.trust_remote_code
     assert not args.enable_lora
@@ -76,9 +78,8 @@ def test_extra_args_reach_flags_of_every_kind(parser: Any) -> None:
             "max-num-queued-reqs": 64,
             "kv_cache_memory_bytes": "512M",
             "hf_overrides": {"rope_scaling": None},
-            "disable_log_stats": False,
             "aggregate_engine_logging": True,
-            "allowed_origins": '["https://a.example"]',
+            "allowed_origins": ["https://a.example"],
             "seed": -1,
             "quantization": None,
         },
@@ -87,7 +88,7 @@ def test_extra_args_reach_flags_of_every_kind(parser: Any) -> None:
     assert args.max_num_queued_reqs == 64
     assert args.kv_cache_memory_bytes == 512 * 2**20
     assert args.hf_overrides == {"rope_scaling": None}
-    assert (args.disable_log_stats, args.aggregate_engine_logging) == (False, True)
+    assert args.aggregate_engine_logging is True
     assert args.allowed_origins == ["https://a.example"]
     assert args.seed == -1
     assert args.quantization is None

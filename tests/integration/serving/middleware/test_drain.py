@@ -1,5 +1,5 @@
-"""The middleware hears SIGTERM next to a handler that the event loop already has, as in vLLM's
-server: a real uvicorn, on each of the two loops."""
+"""SIGTERM reaches vLLM's own handler when nothing is in flight: a real uvicorn, on each of the two
+loops, with the handlers of vLLM's launcher."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import http.client
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-# As vLLM's launcher does: uvicorn without signal handlers of its own, SIGTERM on the loop, and only
-# then the application's start.
+from serving.middleware.drain import EXIT_AFTER_S
+
+# As vLLM's launcher does: uvicorn without signal handlers of its own, both signals on the loop, and
+# only then the application's start. It may also take long to end.
 SERVER = """
 import asyncio, contextlib, signal, socket, sys
 import uvicorn
@@ -31,7 +35,10 @@ async def app(scope, receive, send):
             if message["type"] == "lifespan.shutdown":
                 return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"inner"})
+    await send({"type": "http.response.body", "body": b"in", "more_body": True})
+    if scope["path"] == "/v1/completions":
+        await asyncio.to_thread(sys.stdin.readline)
+    await send({"type": "http.response.body", "body": b"ner"})
 
 async def main():
     with socket.socket() as listener:
@@ -39,14 +46,15 @@ async def main():
         server = Server(uvicorn.Config(TunelineMiddleware(app), log_level="error"))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         heard = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, heard.set)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, heard.set)
         while not server.started:
             await asyncio.sleep(0.01)
         print(listener.getsockname()[1], flush=True)
         await heard.wait()
         print("the loop heard it", flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-        server.should_exit = True
+        if sys.argv[2] == "ends":
+            server.should_exit = True
         await task
 
 if sys.argv[1] == "uvloop":
@@ -58,33 +66,64 @@ else:
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
-def server(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", SERVER, request.param]
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@contextmanager
+def server(loop: str, end: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    command = [sys.executable, "-c", SERVER, loop, end]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        yield process
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
         process.kill()
 
 
-def test_sigterm_is_heard_and_handed_on(server: subprocess.Popen[str]) -> None:
-    assert server.stdout is not None
-    port = int(server.stdout.readline())
-    assert status(port, "/ready") == status(port, "/v1/completions") == 200
-    server.send_signal(signal.SIGTERM)
-    assert server.stdout.readline() == "the loop heard it\n"
-    assert status(port, "/ready") == status(port, "/v1/completions") == 503
-    assert status(port, "/health") == 200
-    server.send_signal(signal.SIGTERM)  # a second one changes nothing
-    assert status(port, "/ready") == 503
-    server.communicate(timeout=30)
-    assert server.returncode == 0
+def test_vllm_hears_of_the_end_when_nothing_is_in_flight(loop: str) -> None:
+    with server(loop, "ends") as (process, port):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("POST", "/v1/completions", body="{}")
+        response = connection.getresponse()
+        assert response.read(2) == b"in"
+        process.send_signal(signal.SIGTERM)
+        wait_until_draining(port)
+        assert status(port, "/v1/completions", "POST") == 503
+        assert status(port, "/health") == 200
+        process.send_signal(signal.SIGTERM)  # a second one changes nothing
+        assert status(port, "/ready") == 503
+        assert process.poll() is None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert response.read() == b"ner"
+        connection.close()
+        assert process.stdout.readline() == "the loop heard it\n"
+        assert process.wait(timeout=30) == 0
 
 
-def status(port: int, path: str) -> int:
+def test_a_drained_server_ends_soon_whatever_vllm_still_does(loop: str) -> None:
+    with server(loop, "lingers") as (process, port):
+        assert status(port, "/ready") == 200
+        began_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert time.monotonic() - began_s < EXIT_AFTER_S + 3
+
+
+def wait_until_draining(port: int) -> None:
+    deadline_s = time.monotonic() + 10
+    while status(port, "/ready") != 503:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def status(port: int, path: str, method: str = "GET") -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("GET", path)
+        connection.request(method, path, body="{}" if method == "POST" else None)
         return connection.getresponse().status
     finally:
         connection.close()

@@ -50,7 +50,8 @@ def test_merged_arguments(tmp_path: Path) -> None:
         "/m", "--host", "127.0.0.1", "--port", "8000", "--served-model-name", *NAMES,
         "--dtype=float32", "--max-model-len=512", "--enforce-eager", "--shutdown-timeout", "30",
         "--disable-fastapi-docs", "--middleware", "serving.middleware.TunelineMiddleware",
-        "--disable-access-log-for-endpoints", "/health,/ready,/metrics",
+        "--disable-uvicorn-access-log", "--structured-outputs-config",
+        '{"backend": "xgrammar", "disable_any_whitespace": true}',
     ]  # fmt: skip
 
 
@@ -65,8 +66,8 @@ def test_gpu_options_are_flags_only_where_set(tmp_path: Path) -> None:
     [
         ("enable_prefix_caching", True, ["--enable-prefix-caching"]),
         ("enable-prefix-caching", False, ["--no-enable-prefix-caching"]),
-        ("disable_log_stats", False, []),
-        ("disable_log_stats", True, ["--disable-log-stats"]),
+        ("aggregate_engine_logging", False, []),
+        ("aggregate_engine_logging", True, ["--aggregate-engine-logging"]),
         ("max_num_queued_reqs", 64, ["--max-num-queued-reqs=64"]),
         ("swap", None, []),
         ("seed", -1, ["--seed=-1"]),
@@ -94,7 +95,8 @@ def test_adapter_arguments(tmp_path: Path) -> None:
         '{"name": "tickets@0123456789ab", "path": "/adapter"}',
         "--tokenizer", "/adapter", "--dtype=auto", "--shutdown-timeout", "30",
         "--disable-fastapi-docs", "--middleware", "serving.middleware.TunelineMiddleware",
-        "--disable-access-log-for-endpoints", "/health,/ready,/metrics",
+        "--disable-uvicorn-access-log", "--structured-outputs-config",
+        '{"backend": "xgrammar", "disable_any_whitespace": true}',
     ]  # fmt: skip
 
 

@@ -4,49 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+from serving.middleware import app as app_module
 from serving.middleware.app import TunelineMiddleware
-from serving.middleware.asgi import Message, Receive, Scope, Send
-
-
-class Inner:
-    """Answers 200 to everything and remembers what reached it."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        self.paths.append(scope["path"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"inner"})
+from serving.middleware.asgi import Message
+from tests.unit.serving.middleware.harness import CHAT, Inner, ask, send_request
 
 
 @pytest.fixture
-def inner() -> Iterator[Inner]:
-    yield Inner()
+def inner() -> Inner:
+    return Inner()
+
+
+@pytest.fixture(autouse=True)
+def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Keep the signal that ends vLLM's process from the process of the tests."""
+    calls: list[bool] = []
+
+    def hand_on(*, exits_at_once: bool) -> None:
+        calls.append(exits_at_once)
+
+    monkeypatch.setattr(app_module, "hand_on", hand_on)
+    return calls
 
 
 def request(
     middleware: TunelineMiddleware, path: str, method: str = "GET"
 ) -> tuple[int, dict[str, str], bytes]:
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope: dict[str, Any] = {"type": "http", "path": path, "method": method, "headers": []}
-    asyncio.run(middleware(scope, receive, send))
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], headers, sent[1]["body"]
+    answer = ask(middleware, path, method=method)
+    return answer.status, answer.headers, answer.body
 
 
 @pytest.mark.parametrize(
@@ -97,6 +87,54 @@ def test_new_work_is_refused_during_the_drain_and_the_rest_goes_on(inner: Inner)
     assert inner.paths == []
     assert request(middleware, "/health")[0] == request(middleware, "/metrics")[0] == 200
     assert inner.paths == ["/health", "/metrics"]
+
+
+def test_vllm_ends_when_nothing_is_in_flight(handed_on: list[bool]) -> None:
+    async def scene() -> list[object]:
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+        streams = [
+            asyncio.create_task(send_request(middleware, CHAT, {"stream": True})) for _ in range(3)
+        ]
+        slow = asyncio.create_task(send_request(middleware, CHAT, parts=[b"{", 0.2, b"}"]))
+        while inner.running < 3:
+            await asyncio.sleep(0.001)
+        middleware.drain()
+        middleware.drain()  # a second signal changes nothing
+        during = len(handed_on)
+        refused = await send_request(middleware, CHAT, {})
+        late = await slow  # its body came after the signal
+        inner.gate.set()
+        answers = [answer.body for answer in await asyncio.gather(*streams)]
+        assert all(body.endswith(b"data: [DONE]\n\n") for body in answers)
+        return [during, refused.status, late.status, len(handed_on), len(answers)]
+
+    assert asyncio.run(scene()) == [0, 503, 503, 1, 3]
+
+
+def test_a_drain_ends_at_its_deadline(
+    handed_on: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNELINE_SETTINGS", '{"shutdown_timeout_s": 0.1}')
+
+    async def scene() -> None:
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+        stream = asyncio.create_task(send_request(middleware, CHAT, {"stream": True}))
+        while not inner.running:
+            await asyncio.sleep(0.001)
+        middleware.drain()
+        await asyncio.sleep(0.05)
+        assert handed_on == []
+        await asyncio.sleep(0.15)
+        assert handed_on == [True]
+        inner.gate.set()
+        await stream
+
+    asyncio.run(scene())
+    assert handed_on == [True]
 
 
 def test_a_websocket_is_closed(inner: Inner) -> None:

@@ -1,15 +1,43 @@
 """The table of routes: what is open, and what a drain refuses."""
 
-from serving.middleware.routes import ROUTES
+import pytest
+
+from serving.middleware.routes import ROUTES, find_route
+
+ALWAYS = {
+    "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics",
+    "/version",
+}  # fmt: skip
 
 
 def test_only_these_routes_are_open() -> None:
-    assert set(ROUTES) == {
-        "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics",
-        "/version",
-    }  # fmt: skip
+    assert {path for path in ROUTES if find_route(path, ()) is not None} == ALWAYS
+
+
+@pytest.mark.parametrize(
+    ("option", "paths"),
+    [
+        ("responses", {"/v1/responses"}),
+        ("messages", {"/v1/messages", "/v1/messages/count_tokens"}),
+        ("tokenize", {"/tokenize", "/detokenize"}),
+    ],
+)
+def test_an_option_opens_its_routes(option: str, paths: set[str]) -> None:
+    opened = {path for path in ROUTES if find_route(path, (option,)) is not None}
+    assert opened - ALWAYS == paths
 
 
 def test_a_drain_refuses_only_what_runs_the_model() -> None:
     work = {path for path, route in ROUTES.items() if route.is_work}
-    assert work == {"/v1/chat/completions", "/v1/completions"}
+    assert work == {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
+
+
+def test_only_probes_and_metrics_answer_without_a_key() -> None:
+    without = {path for path, route in ROUTES.items() if route.is_open}
+    assert without == {"/health", "/ready", "/metrics", "/version"}
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/models", "/v1/modelsx/a", "/v1/models/a"])
+def test_one_model_has_a_route(path: str) -> None:
+    expected = {"/v1/models": True, "/v1/models/a": True}
+    assert (find_route(path, ()) is not None) == expected.get(path, False)

@@ -1,0 +1,109 @@
+"""The file of named keys: `tuneline keys add`, `list` and `remove`.
+
+The middleware reads the file; this module writes it. Only a key's digest is in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.middleware.key_file import Key, read_keys
+from tuneline.core.artifact import cannot_write
+from tuneline.core.errors import ConfigError
+
+_HINT = "Try: tuneline keys add NAME --file KEYS.toml"
+
+
+def readable_keys(path: Path) -> Path:
+    """Return the absolute path of a file that has keys.
+
+    Raises:
+        ConfigError: The file is missing, broken or has no key.
+    """
+    if not list_keys(path):
+        raise ConfigError(f"{path}: has no key; expected at least one", hint=_HINT)
+    return path.resolve()
+
+
+def list_keys(path: Path) -> list[Key]:
+    """Return the keys of a file.
+
+    Raises:
+        ConfigError: The file is missing or broken.
+    """
+    try:
+        return read_keys(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected the named keys", hint=_HINT) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is not a file of keys: {error}", hint=_HINT) from None
+
+
+def add_key(path: Path, name: str, limits: Mapping[str, Any]) -> str:
+    """Add a new key to a file, which is made if it does not exist, and return the key.
+
+    The key is shown once; the file has its digest.
+
+    Args:
+        limits: Fields of `serving.middleware.key_file.Key`; None and False are left out.
+
+    Raises:
+        ConfigError: The name is taken or not a name, or a limit is not a number above 0.
+        DiskFullError, ArtifactError: The file cannot be written.
+    """
+    keys = list_keys(path) if path.exists() else []
+    if name in {key.name for key in keys}:
+        raise ConfigError(
+            f"{path}: has a key {name!r} already",
+            hint=f"Try: tuneline keys remove {name} --file {path}   (or another name)",
+        )
+    presented = f"tl-{secrets.token_urlsafe(24)}"
+    fields = {"sha256": hashlib.sha256(presented.encode()).hexdigest()}
+    fields |= {field: value for field, value in limits.items() if value not in (None, False)}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = f"{text.rstrip()}\n\n{_table(name, fields)}".lstrip()
+    try:
+        read_keys(text)
+    except (ValueError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"key {name!r}: {error}") from None
+    _replace(path, text)
+    return presented
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Remove a key from a file. A running server refuses it from the next second on.
+
+    Raises:
+        ConfigError: The file has no such key.
+    """
+    keys = list_keys(path)
+    if name not in {key.name for key in keys}:
+        names = ", ".join(key.name for key in keys) or "none"
+        raise ConfigError(f"{path}: has no key {name!r}; its keys: {names}")
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    _replace(path, "\n".join(_table(key, table) for key, table in tables.items() if key != name))
+
+
+def _table(name: str, fields: Mapping[str, Any]) -> str:
+    # A JSON text, number, list or boolean is the same in TOML.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join([f"[{json.dumps(name)}]", *lines, ""])
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file as a whole, readable by its owner only; a server never reads half of it."""
+    try:
+        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(draft).replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error

@@ -1,0 +1,121 @@
+"""The body of a request: read once within its limits, checked, and given to vLLM again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from serving.middleware.asgi import Message, Receive
+from serving.middleware.key_file import Key
+from serving.middleware.settings import Settings
+
+
+class Refusal(Exception):
+    """A request that is refused before vLLM sees it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "BadRequestError",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+async def read_body(receive: Receive, settings: Settings, length: str | None) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        Refusal: The body is larger than `max_body_bytes` (413), or has not come within
+            `body_timeout_s` (408).
+        ConnectionError: The client left.
+    """
+    limit = settings.max_body_bytes
+    too_large = Refusal(
+        413, f"The body is larger than {limit} bytes.", kind="RequestTooLargeError",
+        code="request_too_large",
+    )  # fmt: skip
+    if length is not None and length.isdecimal() and int(length) > limit:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionError
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise Refusal(
+            408, f"The body has not come within {settings.body_timeout_s:g} s.",
+            kind="RequestTimeoutError",
+        ) from None  # fmt: skip
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives `body` first, and then what the connection gives."""
+    is_given = False
+
+    async def again() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def parse_body(body: bytes) -> dict[str, Any] | None:
+    """Return the fields of a request; None if it is not a JSON object, which vLLM then refuses in
+    its own words."""
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def check_fields(fields: dict[str, Any], settings: Settings, key: Key | None) -> None:
+    """Check a request against the limits of the server and of its key.
+
+    Raises:
+        Refusal: A limit is passed (400), or the key may not use the model (403).
+    """
+    for name in ("chat_template", "mm_processor_kwargs"):
+        if fields.get(name) is not None:
+            raise Refusal(400, f"{name} in a request is not accepted.", param=name)
+    for name in ("n", "best_of"):
+        value = fields.get(name)
+        if isinstance(value, int) and value > settings.max_n:
+            raise Refusal(400, f"{name} is {value}; at most {settings.max_n}.", param=name)
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        value = fields.get(name)
+        if (
+            settings.max_tokens is not None
+            and isinstance(value, int)
+            and value > settings.max_tokens
+        ):
+            raise Refusal(400, f"{name} is {value}; at most {settings.max_tokens}.", param=name)
+    model = fields.get("model")
+    if key is not None and key.models is not None and model not in key.models:
+        raise Refusal(
+            403, f"The key {key.name!r} may not use the model {model!r}.",
+            kind="PermissionDeniedError", code="model_not_allowed", param="model",
+        )  # fmt: skip

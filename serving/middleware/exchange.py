@@ -1,0 +1,114 @@
+"""One request and its answer: what was sent of it, so that it can be counted, logged and ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Sequence
+
+from serving.middleware.asgi import (
+    Header,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    error_body,
+    header,
+)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TOTAL_TOKENS = re.compile(rb'"total_tokens":\s*(\d+)')
+_USAGE_ONLY = re.compile(rb'"choices":\s*\[\]')
+
+
+class Exchange:
+    """A request in progress. A class, since the heartbeat ends the exchanges of a stuck engine."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, headers: Sequence[Header]
+    ) -> None:
+        self.started_s = time.monotonic()
+        self.request_id = _request_id(scope)
+        self.key_name = "-"
+        self.status = 0
+        """0 until an answer begins."""
+        self.is_done = False
+        self.client_left = False
+        self.num_events = 0
+        """Messages of the answer's body."""
+        self.num_tokens: int | None = None
+        """Tokens of prompt and answer, as the server reports them; only if `reads_usage`."""
+        self.reads_usage = False
+        self.hides_usage = False
+        """The client did not ask for the event with the usage of a stream."""
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._headers = [*headers, (b"x-request-id", self.request_id.encode())]
+        self._is_stream = False
+        self._is_ended = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self.is_done:
+            self.client_left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._is_ended:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [entry for entry in message.get("headers", ()) if entry[0] != b"x-request-id"]
+            self._is_stream = any(
+                name == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in headers
+            )
+            message = {**message, "headers": [*headers, *self._headers]}
+        elif message["type"] == "http.response.body":
+            self.num_events += 1
+            if self.reads_usage and self._drops(message.get("body", b"")):
+                return
+            self.is_done = not message.get("more_body", False)
+        await self._send(message)
+
+    async def end(self, status: int, kind: str, text: str) -> None:
+        """End an answer that the server does not give: with an error, or with an error event."""
+        if self._is_ended or self.is_done:
+            return
+        if self.status == 0:
+            body = error_body(kind, text, status)
+            await answer(self.send, status, body)
+            self._is_ended = True
+            return
+        self._is_ended = True
+        last: Message = {"type": "http.response.body", "body": b""}
+        if self._is_stream:
+            event = json.dumps(error_body(kind, text, status))
+            last["body"] = f"data: {event}\n\ndata: [DONE]\n\n".encode()
+        await self._send(last)
+
+    def _drops(self, body: bytes) -> bool:
+        """Read the usage from a piece of the answer; return whether the client must not see it."""
+        if b'"usage"' not in body:
+            return False
+        if found := _TOTAL_TOKENS.findall(body):
+            self.num_tokens = int(found[-1])
+        return self.hides_usage and _USAGE_ONLY.search(body) is not None and b"[DONE]" not in body
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the client's own request id, or a new one for a client that gives none.
+
+    vLLM names its request by the header, so a new id is added to the scope.
+    """
+    given = header(scope, b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    fresh = secrets.token_hex(16)
+    others = [entry for entry in scope["headers"] if entry[0] != b"x-request-id"]
+    scope["headers"] = [*others, (b"x-request-id", fresh.encode())]
+    return fresh

@@ -1,0 +1,127 @@
+"""The heartbeat: does the engine make progress while requests run?
+
+A stopped or stuck engine keeps its process and its connections, so `/health` stays 200 and clients
+wait. A busy engine is slow but moves: vLLM computes a long prompt in pieces, and each piece counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import REGISTRY
+
+from serving.middleware.asgi import App, Message, Scope
+
+INTERVAL_S = 0.5
+SLACK = 4.0
+"""A silence is too long at this multiple of the longest silence that ended by itself."""
+
+State = Literal["moving", "silent", "stuck"]
+
+
+@dataclass
+class Heartbeat:
+    """The present silence, and the longest silence that ended by itself. Times in seconds."""
+
+    stall_after_s: float
+    first_limit_s: float
+    """The limit until the engine has moved once under a request: nothing is known of its speed."""
+    state: State = "moving"
+    _has_moved: bool = False
+    _longest_s: float = 0.0
+    _progress: float = -1.0
+    _since_s: float | None = None
+
+    def observe(self, progress: float, is_busy: bool, now_s: float) -> State:
+        """Return the engine's state.
+
+        An engine that was silent stays so until it moves, also when nobody asks it any longer.
+
+        Args:
+            progress: Any number that changes whenever the engine computes a step.
+            is_busy: Requests are in flight.
+
+        Returns:
+            `silent` from the limit on: no new requests should come. `stuck` from twice the limit
+            on: nothing will come of the open requests.
+        """
+        if self._since_s is None or (not is_busy and self.state == "moving"):
+            self._progress, self._since_s = progress, now_s
+            return self.state
+        silence_s = now_s - self._since_s
+        if progress != self._progress:
+            self._has_moved = True
+            if is_busy:
+                self._longest_s = max(self._longest_s, silence_s)
+            self._progress, self._since_s, self.state = progress, now_s, "moving"
+        elif is_busy and silence_s >= 2 * self.limit_s:
+            self.state = "stuck"
+        elif is_busy and silence_s >= self.limit_s:
+            self.state = "silent"
+        return self.state
+
+    @property
+    def limit_s(self) -> float:
+        """Return how long the engine may be silent under a request."""
+        least = self.stall_after_s
+        if not self._has_moved:
+            least = max(least, self.first_limit_s)
+        return max(least, SLACK * self._longest_s)
+
+
+def engine_progress() -> Callable[[], float] | None:
+    """Return a function that adds up vLLM's counters of tokens; None if vLLM keeps none."""
+    names = ("vllm:iteration_tokens_total", "vllm:generation_tokens", "vllm:prompt_tokens")
+    ends = ("_sum", "_count", "_total")
+    page = REGISTRY.restricted_registry([f"{name}{end}" for name in names for end in ends])
+
+    def total() -> float:
+        return sum(
+            sample.value
+            for metric in page.collect()
+            for sample in metric.samples
+            if not sample.name.endswith(("_bucket", "_created"))
+        )
+
+    return total if any(True for _ in page.collect()) else None
+
+
+def engine_processes() -> Sequence[multiprocessing.process.BaseProcess]:
+    """Return the engine's processes, if they are children of this one."""
+    return multiprocessing.active_children()
+
+
+async def ask_engine(app: App, model: str, given: Scope) -> None:
+    """Ask for one token, so that an engine that nobody asks can show that it moves again.
+
+    `given` are the parts of the scope that the server sets, and vLLM's key as `headers`.
+    """
+    content = json.dumps({"model": model, "prompt": "a", "max_tokens": 1}).encode()
+    scope: Scope = {
+        **given,
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "scheme": "http", "path": "/v1/completions", "raw_path": b"/v1/completions",
+        "query_string": b"", "root_path": "", "client": ("127.0.0.1", 0), "server": None,
+        "headers": [
+            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content)),
+            *given["headers"],
+        ],
+    }  # fmt: skip
+    is_given = False
+
+    async def receive() -> Message:
+        nonlocal is_given
+        if is_given:
+            await asyncio.Event().wait()  # the connection stays open
+        is_given = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def send(_message: Message) -> None:
+        return
+
+    await app(scope, receive, send)

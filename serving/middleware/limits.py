@@ -1,0 +1,82 @@
+"""The limits of one key: requests and tokens per minute, and requests at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from serving.middleware.body import Refusal
+from serving.middleware.exchange import Exchange
+from serving.middleware.key_file import Key
+from serving.middleware.keys import Use
+from serving.middleware.metrics import KEY_TOKENS
+
+CHARACTERS_PER_TOKEN = 4
+"""For an answer whose tokens the server does not report, since the client left before its end."""
+
+
+@contextmanager
+def admitted(key: Key | None, use: Use | None) -> Iterator[None]:
+    """Count one request of a key from its header to the end of its answer.
+
+    Raises:
+        Refusal: The key has asked for too much (429).
+    """
+    if key is None or use is None:
+        yield
+        return
+    now_s = time.monotonic()
+    if key.max_concurrency is not None and use.in_flight >= key.max_concurrency:
+        raise _too_much(key, f"{key.max_concurrency} requests at once", 1.0)
+    if use.requests is not None and (wait_s := use.requests.wait_s(1, now_s)) > 0:
+        raise _too_much(key, f"{key.requests_per_minute:g} requests per minute", wait_s)
+    # An answer's length is not known before: a request is admitted while the level is above zero,
+    # and its tokens are taken afterwards.
+    if use.tokens is not None and (wait_s := use.tokens.wait_s(1, now_s)) > 0:
+        raise _too_much(key, f"{key.tokens_per_minute:g} tokens per minute", wait_s)
+    if use.requests is not None:
+        use.requests.take(1)
+    use.in_flight += 1
+    try:
+        yield
+    finally:
+        use.in_flight -= 1
+
+
+def ask_for_usage(exchange: Exchange, fields: dict[str, Any], body: bytes) -> bytes:
+    """Make the server report the tokens of an answer, and return the body that asks for them.
+
+    A stream reports them only when asked. The client does not see an event that it did not ask for.
+    """
+    exchange.reads_usage = True
+    if not fields.get("stream") or exchange.scope["path"] not in (
+        "/v1/chat/completions", "/v1/completions",
+    ):  # fmt: skip
+        return body
+    options = fields.get("stream_options") or {}
+    if not isinstance(options, dict) or options.get("include_usage"):
+        return body
+    exchange.hides_usage = True
+    asked = {**fields, "stream_options": {**options, "include_usage": True}}
+    return json.dumps(asked, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def take_tokens(exchange: Exchange, use: Use | None, body: bytes) -> None:
+    """Take an answer's tokens from the level of its key."""
+    if use is None or use.tokens is None or exchange.status != 200:
+        return
+    tokens = exchange.num_tokens
+    if tokens is None:
+        tokens = len(body) // CHARACTERS_PER_TOKEN + exchange.num_events
+    use.tokens.take(tokens)
+    KEY_TOKENS.labels(key=exchange.key_name).inc(tokens)
+
+
+def _too_much(key: Key, limit: str, wait_s: float) -> Refusal:
+    return Refusal(
+        429, f"The key {key.name!r} has reached its limit of {limit}.", kind="RateLimitError",
+        code="rate_limit_exceeded", retry_after_s=wait_s,
+    )  # fmt: skip

@@ -1,0 +1,40 @@
+"""`/v1/models` and `/v1/models/NAME`. vLLM's own list names folders of the server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import unquote
+
+from serving.middleware.asgi import App, Message, Receive, Scope, Send, answer, refuse
+from serving.middleware.routes import MODELS
+
+
+async def answer_models(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with vLLM's list without paths, or with one entry of the list."""
+    sent: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        sent.append(message)
+
+    path = scope["path"]
+    await app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, keep)
+    start = next(message for message in sent if message["type"] == "http.response.start")
+    content = b"".join(message.get("body", b"") for message in sent)
+    if start["status"] != 200:
+        await send(start)
+        await send({"type": "http.response.body", "body": content})
+        return
+    page: dict[str, Any] = json.loads(content)
+    for entry in page["data"]:
+        entry["root"] = entry["id"]
+    if path == MODELS:
+        await answer(send, 200, page)
+        return
+    name = unquote(path.removeprefix(f"{MODELS}/"))
+    entry = next((entry for entry in page["data"] if entry["id"] == name), None)
+    if entry is None:
+        message = f"The model {name!r} does not exist; GET {MODELS} lists the names."
+        await refuse(send, 404, "NotFoundError", message, code="model_not_found", param="model")
+        return
+    await answer(send, 200, entry)

@@ -1,0 +1,119 @@
+"""The heartbeat: a stuck engine is found, a slow engine goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from serving.middleware import app as app_module
+from serving.middleware.app import TunelineMiddleware
+from serving.middleware.heartbeat import Heartbeat
+from tests.unit.serving.middleware.harness import CHAT, Inner, send_request
+
+
+async def until(middleware: TunelineMiddleware, state: str) -> None:
+    while middleware.state != state:
+        await asyncio.sleep(0.01)
+
+
+def states(beat: Heartbeat, events: Sequence[tuple[float, float, bool]]) -> list[str]:
+    return [beat.observe(progress, busy, now_s) for now_s, progress, busy in events]
+
+
+def test_a_silent_engine_is_not_ready_and_then_stuck() -> None:
+    beat = Heartbeat(stall_after_s=12, first_limit_s=0)
+    events = [(0.0, 1, False), (1.0, 1, True), (12.0, 1, True), (13.0, 1, True), (23.9, 1, True),
+              (25.0, 1, True)]  # fmt: skip
+    # The silence counts from the last look at which nothing was asked.
+    assert states(beat, events) == ["moving", "moving", "silent", "silent", "silent", "stuck"]
+
+
+def test_an_idle_engine_is_never_silent() -> None:
+    beat = Heartbeat(stall_after_s=1, first_limit_s=0)
+    assert set(states(beat, [(float(now), 5, False) for now in range(1000)])) == {"moving"}
+
+
+def test_an_engine_that_moves_is_never_silent_however_long_its_requests_are() -> None:
+    beat = Heartbeat(stall_after_s=2, first_limit_s=0)
+    assert set(states(beat, [(float(now), now, True) for now in range(1000)])) == {"moving"}
+
+
+def test_a_slow_engine_is_given_four_times_its_longest_step() -> None:
+    beat = Heartbeat(stall_after_s=1, first_limit_s=100)
+    assert states(beat, [(0.0, 0, True), (90.0, 1, True)]) == ["moving", "moving"]
+    assert beat.limit_s == 360
+
+
+def test_before_the_first_step_the_limit_is_the_time_that_loading_took() -> None:
+    beat = Heartbeat(stall_after_s=12, first_limit_s=60)
+    assert states(beat, [(0.0, 0, True), (59.0, 0, True), (60.0, 0, True)])[1:] == [
+        "moving", "silent",
+    ]  # fmt: skip
+
+
+def test_a_stuck_engine_stays_stuck_until_it_moves() -> None:
+    beat = Heartbeat(stall_after_s=1, first_limit_s=0)
+    events = [(0.0, 0, True), (2.0, 0, True), (3.0, 0, False), (50.0, 0, False), (51.0, 1, False)]
+    assert states(beat, events) == ["moving", "stuck", "stuck", "stuck", "moving"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_open_requests_of_a_stuck_engine_end_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setenv("TUNELINE_SETTINGS", '{"stall_after_s": 0.2}')
+    monkeypatch.setattr(app_module, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(app_module, "process_age_s", lambda: 0.0)
+    steps = 0.0
+    monkeypatch.setattr(app_module, "engine_progress", lambda: lambda: steps)
+
+    async def scene() -> tuple[bytes, int, list[int], list[int]]:
+        nonlocal steps
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+        watching = asyncio.create_task(middleware._watch())
+        request = asyncio.create_task(send_request(middleware, CHAT, {"stream": stream}))
+        await until(middleware, "stuck")
+        await asyncio.sleep(0.1)
+        during = [
+            (await send_request(middleware, path)).status for path in ("/ready", "/health")
+        ] + [(await send_request(middleware, CHAT, {})).status]
+        steps = 1.0
+        inner.gate.set()
+        answer = await request
+        await until(middleware, "moving")
+        after = [(await send_request(middleware, path)).status for path in ("/ready", "/health")]
+        watching.cancel()
+        return answer.body, answer.status, during, after
+
+    body, status, during, after = asyncio.run(asyncio.wait_for(scene(), 30))
+    assert during == [503, 503, 503]
+    assert after == [200, 200]
+    if stream:
+        events = body.decode().split("\n\n")
+        assert json.loads(events[1].removeprefix("data: "))["error"]["code"] == 503
+        assert events[2] == "data: [DONE]"
+        assert status == 200
+    else:
+        assert (status, json.loads(body)["error"]["type"]) == (503, "ServiceUnavailableError")
+
+
+def test_a_server_without_an_engine_is_not_ready() -> None:
+    class Ended:
+        def is_alive(self) -> bool:
+            return False
+
+    async def scene() -> list[int]:
+        inner = Inner()
+        middleware = TunelineMiddleware(inner)
+        middleware._engines = [Ended()]  # type: ignore[list-item]
+        ready = await send_request(middleware, "/ready")
+        work = await send_request(middleware, CHAT, {})
+        assert inner.paths == []
+        return [ready.status, work.status]
+
+    assert asyncio.run(scene()) == [503, 503]

@@ -1,0 +1,265 @@
+"""Named keys: who is let in, with which limits, and what a change of the file does."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from serving.middleware import keys as keys_module
+from serving.middleware.app import TunelineMiddleware
+from serving.middleware.key_file import read_keys
+from serving.middleware.keys import Bucket
+from tests.unit.serving.middleware.harness import CHAT, USAGE, Inner, ask, send_request
+
+CHAT_FIELDS = {"model": "tickets", "messages": []}
+
+
+def table(name: str, key: str, **limits: Any) -> str:
+    lines = [f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"']
+    lines += [f"{limit} = {json.dumps(value)}" for limit, value in limits.items()]
+    return "\n".join([f"[{name}]", *lines, ""])
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "keys.toml"
+    monkeypatch.setenv("TUNELINE_KEYS_FILE", str(path))
+    monkeypatch.setattr(keys_module, "RELOAD_INTERVAL_S", 0.0)
+    return path
+
+
+@pytest.mark.parametrize("presented", [None, "wrong", "", "key-of-a ", "KEY-OF-A"])
+def test_a_wrong_key_is_refused_in_openai_s_shape(keys_file: Path, presented: str | None) -> None:
+    keys_file.write_text(table("a", "key-of-a"))
+    inner = Inner()
+    answer = ask(TunelineMiddleware(inner), CHAT, CHAT_FIELDS, key=presented)
+    if presented == "key-of-a ":  # white space around a header's value is not part of it
+        assert answer.status == 200
+        return
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.error == {
+        "message": "The API key is missing or is not known.",
+        "type": "AuthenticationError", "param": None, "code": "invalid_api_key",
+    }  # fmt: skip
+    assert inner.paths == []
+
+
+@pytest.mark.parametrize(
+    "path", [CHAT, "/v1/completions", "/v1/models", "/v1/models/tickets", "/v1/responses",
+             "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize"],
+)  # fmt: skip
+def test_every_route_of_the_api_needs_a_key(
+    keys_file: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    keys_file.write_text(table("a", "key-of-a"))
+    everything = {"routes": ["responses", "messages", "tokenize"]}
+    monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps(everything))
+    inner = Inner()
+    assert ask(TunelineMiddleware(inner), path, CHAT_FIELDS).status == 401
+    assert inner.paths == []
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/version"])
+def test_probes_and_metrics_need_no_key(keys_file: Path, path: str) -> None:
+    keys_file.write_text(table("a", "key-of-a"))
+    assert ask(TunelineMiddleware(Inner()), path).status == 200
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_vllm_sees_its_own_key_in_place_of_the_client_s(
+    keys_file: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    keys_file.write_text(table("a", "key-of-a"))
+    monkeypatch.setenv("VLLM_API_KEY", "vllm-s-own")
+    inner = Inner()
+    value = "key-of-a" if header == "x-api-key" else "bearer key-of-a"
+    answer = ask(TunelineMiddleware(inner), CHAT, CHAT_FIELDS, headers={header: value})
+    assert answer.status == 200
+    headers = dict(inner.scopes[0]["headers"])
+    assert headers[b"authorization"] == b"Bearer vllm-s-own"
+    assert b"x-api-key" not in headers
+
+
+def test_vllm_s_own_key_is_named_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "only")
+    labels = {"key": "default", "status": "200"}
+    before = REGISTRY.get_sample_value("tuneline_key_requests_total", labels) or 0.0
+    middleware = TunelineMiddleware(Inner())
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="only").status == 200
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="other").status == 401
+    assert REGISTRY.get_sample_value("tuneline_key_requests_total", labels) == before + 1
+
+
+def test_a_key_may_use_only_its_models(keys_file: Path) -> None:
+    keys_file.write_text(table("a", "key-of-a", models=["tickets"]))
+    middleware = TunelineMiddleware(Inner())
+    assert ask(middleware, CHAT, {"model": "tickets"}, key="key-of-a").status == 200
+    for fields in ({"model": "tickets-base"}, {}):
+        answer = ask(middleware, CHAT, fields, key="key-of-a")
+        assert (answer.status, answer.error["code"]) == (403, "model_not_allowed")
+
+
+def test_admin_routes_need_an_admin_key(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys_file.write_text(table("a", "key-of-a") + table("root", "key-of-root", admin=True))
+    monkeypatch.setenv("TUNELINE_SETTINGS", '{"routes": ["tokenize"]}')
+    middleware = TunelineMiddleware(Inner())
+    answer = ask(middleware, "/tokenize", {}, key="key-of-a")
+    assert (answer.status, answer.error["code"]) == (403, "admin_key_required")
+    assert ask(middleware, "/tokenize", {}, key="key-of-root").status == 200
+
+
+def test_requests_per_minute(keys_file: Path) -> None:
+    keys_file.write_text(table("a", "key-of-a", requests_per_minute=3) + table("b", "key-of-b"))
+    middleware = TunelineMiddleware(Inner())
+    statuses = [ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    answer = ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a")
+    assert answer.error["type"] == "RateLimitError"
+    assert "3 requests per minute" in answer.error["message"]
+    # One request every 20 s.
+    assert 15 <= int(answer.headers["retry-after"]) <= 20
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
+
+
+def test_requests_at_once(keys_file: Path) -> None:
+    keys_file.write_text(table("a", "key-of-a", max_concurrency=2))
+
+    async def scene() -> list[int]:
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+        running = [
+            asyncio.create_task(send_request(middleware, CHAT, CHAT_FIELDS, key="key-of-a"))
+            for _ in range(2)
+        ]
+        while inner.running < 2:
+            await asyncio.sleep(0.001)
+        third = await send_request(middleware, CHAT, CHAT_FIELDS, key="key-of-a")
+        inner.gate.set()
+        answers = await asyncio.gather(*running)
+        fourth = await send_request(middleware, CHAT, CHAT_FIELDS, key="key-of-a")
+        return [third.status, *(answer.status for answer in answers), fourth.status]
+
+    assert asyncio.run(scene()) == [429, 200, 200, 200]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_per_minute_are_those_that_the_server_reports(keys_file: Path, stream: bool) -> None:
+    keys_file.write_text(table("a", "key-of-a", tokens_per_minute=20))
+    name = {"key": "a"}
+    before = REGISTRY.get_sample_value("tuneline_key_tokens_total", name) or 0.0
+    middleware = TunelineMiddleware(Inner())
+    fields = {**CHAT_FIELDS, "stream": stream}
+    answers = [ask(middleware, CHAT, fields, key="key-of-a") for _ in range(3)]
+    # 20 - 12 = 8 is above zero, 8 - 12 is not.
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    after = REGISTRY.get_sample_value("tuneline_key_tokens_total", name)
+    assert after == before + 2 * USAGE["total_tokens"]
+    if stream:  # the client did not ask for the usage, and does not see it
+        assert b"usage" not in answers[0].body
+        assert answers[0].body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_client_that_asks_for_the_usage_of_a_stream_gets_it(keys_file: Path) -> None:
+    keys_file.write_text(table("a", "key-of-a", tokens_per_minute=20))
+    fields = {**CHAT_FIELDS, "stream": True, "stream_options": {"include_usage": True}}
+    answer = ask(TunelineMiddleware(Inner()), CHAT, fields, key="key-of-a")
+    assert b'"total_tokens": 12' in answer.body
+
+
+def test_the_file_is_read_again_when_it_changes(
+    keys_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys_file.write_text(table("a", "key-of-a"))
+    middleware = TunelineMiddleware(Inner())
+    keys_file.write_text(table("b", "key-of-b") + "\n")
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status == 401
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
+    keys_file.write_text("[b\nbroken, and longer than before")
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
+    assert REGISTRY.get_sample_value("tuneline_keys_file_ok") == 0
+    assert "the earlier keys stay" in capsys.readouterr().err
+    keys_file.unlink()
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
+    keys_file.write_text(table("c", "key-of-c"))
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 401
+    assert REGISTRY.get_sample_value("tuneline_keys_file_ok") == 1
+
+
+def test_a_change_of_one_key_leaves_the_use_of_another(keys_file: Path) -> None:
+    keys_file.write_text(table("a", "key-of-a", requests_per_minute=1))
+    middleware = TunelineMiddleware(Inner())
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status == 200
+    keys_file.write_text(table("a", "key-of-a", requests_per_minute=1) + table("b", "key-of-b"))
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status == 429
+
+
+def test_a_server_does_not_start_without_its_keys(keys_file: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        TunelineMiddleware(Inner())
+    keys_file.write_text("[a]\nsha256 = 5\n")
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        TunelineMiddleware(Inner())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a = 1", "a: expected a table, [a]"),
+        ("[a]\nlimit = 3", "[a]: unknown limit; known: admin, max_concurrency, models, "),
+        ("[a]", "[a]: sha256 is not 64 hexadecimal digits in lower case"),
+        (table("default", "k"), "[default]: expected letters"),
+        (table('"a b"', "k"), "[a b]: expected letters"),
+        (table("a", "k", requests_per_minute=0), "[a]: requests_per_minute is 0; expected"),
+        (table("a", "k", max_concurrency=True), "[a]: max_concurrency is True; expected"),
+        (table("a", "k", admin="yes"), "[a]: admin is 'yes'; expected true or false"),
+        (table("a", "k", models="tickets"), "[a]: models is not a list of names"),
+        (table("a", "k") + table("b", "k"), "two names have the same sha256"),
+        ("[a", "Expected ']'"),
+    ],
+)
+def test_a_broken_file_is_named_and_no_digest_is_shown(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)) as raised:
+        read_keys(text)
+    assert hashlib.sha256(b"k").hexdigest() not in str(raised.value)
+
+
+def test_a_bucket_fills_with_time() -> None:
+    bucket = Bucket(per_minute=60, level=60, updated_s=0.0)
+    bucket.take(90)
+    assert bucket.wait_s(1, 0.0) == pytest.approx(31)
+    assert bucket.wait_s(1, 10.0) == pytest.approx(21)
+    assert bucket.wait_s(1, 31.0) == 0
+    assert bucket.wait_s(60, 10_000.0) == 0
+    assert bucket.level == 60  # no more than a minute's worth
+
+
+def test_no_key_is_ever_in_a_log(
+    keys_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys_file.write_text(table("a", "key-of-a"))
+    for log_format in ("text", "json"):
+        monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps({"log_format": log_format}))
+        middleware = TunelineMiddleware(Inner())
+        prompt = {"model": "m", "messages": [{"role": "user", "content": "a private question"}]}
+        ask(middleware, CHAT, prompt, key="key-of-a", headers={"x-request-id": "id-1"})
+        ask(middleware, CHAT, prompt, key="a-wrong-key")
+    log = capsys.readouterr().err
+    lines = log.splitlines()
+    assert len(lines) == 4
+    assert "request=id-1 key=a" in lines[0]
+    assert json.loads(lines[2])["key"] == "a"
+    assert json.loads(lines[3])["status"] == 401
+    for secret in ("key-of-a", "a-wrong-key", "private"):
+        assert secret not in log
+    assert os.environ["TUNELINE_KEYS_FILE"] not in log

@@ -1,0 +1,140 @@
+"""Limits of every request: what is refused before vLLM sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from serving.middleware.app import TunelineMiddleware
+from serving.middleware.settings import Settings, read_settings
+from tests.unit.serving.middleware.harness import CHAT, Inner, ask, send_request
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, inner: Inner, **settings: Any) -> TunelineMiddleware:
+    monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps(settings))
+    return TunelineMiddleware(inner)
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_body_that_is_too_large(monkeypatch: pytest.MonkeyPatch, says_length: bool) -> None:
+    inner = Inner()
+    middleware = limited(monkeypatch, inner, max_body_bytes=2000)
+    headers = {"content-length": "3000"} if says_length else {}
+    answer = ask(middleware, CHAT, headers=headers, parts=[b"x" * 1000] * 3)
+    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+    assert inner.paths == []
+    assert ask(middleware, CHAT, parts=[b"x" * 1000] * 2).status == 200
+
+
+def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Inner()
+    middleware = limited(monkeypatch, inner, body_timeout_s=0.05)
+    answer = ask(middleware, CHAT, parts=[b"{", 5.0, b"}"])
+    assert (answer.status, answer.error["type"]) == (408, "RequestTimeoutError")
+    assert inner.paths == []
+
+
+def test_a_client_that_leaves_is_counted() -> None:
+    labels = {"route": CHAT}
+    before = REGISTRY.get_sample_value("tuneline_clients_left_total", labels) or 0.0
+    inner = Inner()
+    answer = ask(TunelineMiddleware(inner), CHAT, parts=[b"{", None])
+    assert answer.status == 0
+    assert inner.paths == []
+    assert REGISTRY.get_sample_value("tuneline_clients_left_total", labels) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 17}, "n"),
+        ({"best_of": 100000}, "best_of"),
+        ({"max_tokens": 101}, "max_tokens"),
+        ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
+        ({"max_output_tokens": 101}, "max_output_tokens"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
+        ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
+    ],
+)
+def test_a_field_beyond_its_limit(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], param: str
+) -> None:
+    inner = Inner()
+    answer = ask(limited(monkeypatch, inner, max_n=16, max_tokens=100), CHAT, fields)
+    assert (answer.status, answer.error["param"]) == (400, param)
+    assert param in answer.error["message"]
+    assert inner.paths == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"n": "many"}', b'{"n": true}']
+)
+def test_vllm_judges_what_is_no_request(body: bytes) -> None:
+    inner = Inner()
+    assert ask(TunelineMiddleware(inner), CHAT, parts=[body]).status == 200
+    assert inner.bodies == [body]
+
+
+def test_the_body_reaches_vllm_byte_for_byte() -> None:
+    inner = Inner()
+    body = (
+        '{"model" : "m",\n "messages":[{"role":"user","content":"한글 \\ud83d"}], "n": 2}'.encode()
+    )
+    assert ask(TunelineMiddleware(inner), CHAT, parts=[body[:9], body[9:]]).status == 200
+    assert inner.bodies == [body]
+
+
+def test_too_many_requests_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> tuple[int, str, int]:
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = limited(monkeypatch, inner, max_in_flight=1)
+        first = asyncio.create_task(send_request(middleware, CHAT, {"stream": True}))
+        while not inner.running:
+            await asyncio.sleep(0.001)
+        second = await send_request(middleware, CHAT, {"stream": True})
+        inner.gate.set()
+        return (await first).status, second.headers.get("retry-after", ""), second.status
+
+    assert asyncio.run(scene()) == (200, "5", 503)
+
+
+def test_every_answer_names_its_request_and_the_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELINE_ARTIFACT_DIGEST", "sha256:0123")
+    inner = Inner()
+    middleware = TunelineMiddleware(inner)
+    answer = ask(middleware, CHAT, {}, headers={"x-request-id": "mine"})
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["x-tuneline-artifact"] == "sha256:0123"
+    for given in ({}, {"x-request-id": "with a blank"}, {"x-request-id": "x" * 129}):
+        answer = ask(middleware, CHAT, {}, headers=given)
+        fresh = answer.headers["x-request-id"]
+        assert len(fresh) == 32
+        assert dict(inner.scopes[-1]["headers"])[b"x-request-id"] == fresh.encode()
+    assert ask(middleware, "/nowhere").headers["x-request-id"]
+
+
+def test_models_are_listed_without_folders() -> None:
+    inner = Inner()
+    inner.models = ["tickets", "tickets@0123"]
+    middleware = TunelineMiddleware(inner)
+    page = json.loads(ask(middleware, "/v1/models").body)
+    assert [entry["root"] for entry in page["data"]] == ["tickets", "tickets@0123"]
+    one = ask(middleware, "/v1/models/tickets@0123")
+    assert json.loads(one.body) == {"id": "tickets@0123", "root": "tickets@0123"}
+    assert json.loads(ask(middleware, "/v1/models/tickets%400123").body)["id"] == "tickets@0123"
+    answer = ask(middleware, "/v1/models/other")
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+def test_settings_that_are_not_known_stop_the_start() -> None:
+    assert read_settings({}) == Settings()
+    assert read_settings({"TUNELINE_SETTINGS": '{"routes": ["responses"]}'}).routes == (
+        "responses",
+    )
+    with pytest.raises(ValueError, match="unknown settings max_bodies"):
+        read_settings({"TUNELINE_SETTINGS": '{"max_bodies": 3}'})
