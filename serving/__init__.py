@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from serving.command.keys import add_key, list_keys, remove_key
     from serving.parity import prove_served
     from serving.supervisor.process import RunningServer, require_server, running_server
-    from serving.supervisor.restarts import serve_model
+    from serving.supervisor.restarts import answers_chats, serve_model
 
 __all__ = [
     "Answer",
     "RunningServer",
     "add_key",
     "answers",
+    "answers_chats",
     "converse",
     "list_keys",
     "plan_container",
@@ -38,6 +39,7 @@ __getattr__ = lazy_face(
         "RunningServer": "serving.supervisor.process:RunningServer",
         "add_key": "serving.command.keys:add_key",
         "answers": "serving.chat:answers",
+        "answers_chats": "serving.supervisor.restarts:answers_chats",
         "converse": "serving.chat:converse",
         "list_keys": "serving.command.keys:list_keys",
         "plan_container": "serving.command.arguments:plan_container",

@@ -138,6 +138,11 @@ class ServingConfig(StrictModel):
         default=ServedParityConfig(), json_schema_extra={"keyed": False}
     )
 
+    @property
+    def given_args(self) -> set[str]:
+        """Return the flags of `extra_args`, each with underscores and without leading hyphens."""
+        return {name.removeprefix("--").replace("-", "_") for name in self.extra_args}
+
     @field_validator("extra_args")
     @classmethod
     def _no_flag_twice(cls, extra_args: dict[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from training.evaluation.endpoint import evaluate_endpoint
     from training.evaluation.local import evaluate_model
     from training.reference import build_reference
+    from training.rendering.show import ShownToken
+    from training.show import show_data
     from training.train import train_adapter
 
 __all__ = [
     "TRAIN_FILE",
+    "ShownToken",
     "build_reference",
     "check_data",
     "convert_data",
@@ -35,6 +38,7 @@ __all__ = [
     "file_input",
     "prepare_dataset",
     "read_rows",
+    "show_data",
     "train_adapter",
 ]
 
@@ -42,6 +46,7 @@ __getattr__ = lazy_face(
     __name__,
     {
         "TRAIN_FILE": "training.data.prepare:TRAIN_FILE",
+        "ShownToken": "training.rendering.show:ShownToken",
         "build_reference": "training.reference:build_reference",
         "check_data": "training.check:check_data",
         "convert_data": "training.data.convert:convert_data",
@@ -54,6 +59,7 @@ __getattr__ = lazy_face(
         "file_input": "training.data.prepare:file_input",
         "prepare_dataset": "training.data.prepare:prepare_dataset",
         "read_rows": "training.data.rows:read_rows",
+        "show_data": "training.show:show_data",
         "train_adapter": "training.train:train_adapter",
     },
 )

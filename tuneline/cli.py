@@ -142,6 +142,10 @@ class DataGroup(LazyGroup):
             "Convert a file, a folder or a Hub dataset to JSON Lines of one form, and count its "
             "rows.",
         ),
+        "show": Row(
+            AT + "data:data_show",
+            "Print a row token by token, with the tokens that training learns marked.",
+        ),
     }
 
 

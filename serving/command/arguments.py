@@ -148,7 +148,7 @@ def server_args(
     args += ["--shutdown-timeout", str(config.shutdown_timeout)]
     args += ["--disable-fastapi-docs", "--middleware", MIDDLEWARE]
     args += ["--disable-uvicorn-access-log"]
-    given = {_key(name) for name in config.extra_args}
+    given = config.given_args
     if template_defaults and DEFAULT_KWARGS not in given:
         args += _flag(DEFAULT_KWARGS, dict(template_defaults))
     if "structured_outputs_config" not in given:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from serving.config import ServingConfig
 from serving.supervisor.ports import reserved_port
@@ -15,8 +16,13 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger
+from tuneline.models.companion_files import has_chat_template
 from tuneline.models.source import ModelSource
 
+WITHOUT_TEMPLATE = (
+    "has no chat template: the server refuses every chat with status 400 and answers "
+    "/v1/completions only\n  Try: --set serving.extra_args.chat_template=FILE.jinja"
+)
 HEALTH_INTERVAL_S = 2.0
 GRACE_S = 8.0
 """How long a server that is not healthy may take to end by itself."""
@@ -56,6 +62,9 @@ def serve_model(
         ServerError: The port is taken, the server was not ready in time, or it crashed more than
             `max_restarts` times.
     """
+    chats = answers_chats(config, model, adapter)
+    if not chats:
+        logger.warning("%s", f"{model.path} {WITHOUT_TEMPLATE}")
     with reserved_port(config.host, config.port) as port, stop_signals() as stops:
         server = Server(plan_launch(config, model, adapter, name, log_path, config.host, port))
         ended_s: list[float] = []
@@ -63,7 +72,7 @@ def serve_model(
             server.start()
             try:
                 if server.wait_until_ready(stops):
-                    logger.info("%s", _how_to_call(server.running(), config))
+                    logger.info("%s", _how_to_call(server.running(), config, chats))
                     if on_ready is not None:
                         on_ready(server.running().endpoint)
                     is_stuck = _watch(server, stops)
@@ -125,18 +134,34 @@ def _sleep(seconds: float, stops: Stops) -> bool:
     return bool(stops.requested)
 
 
-def _how_to_call(ready: RunningServer, config: ServingConfig) -> str:
+def answers_chats(
+    config: ServingConfig, model: ModelSource, adapter: Artifact | Path | None
+) -> bool:
+    """Return whether the server has a chat template: an option's, the adapter's or the model's.
+
+    Raises:
+        ArtifactError: A file of the folder cannot be read.
+    """
+    if config.given_args & {"chat_template"}:
+        return True
+    folder = adapter.path if isinstance(adapter, Artifact) else adapter
+    return any(has_chat_template(one) for one in (folder, model.path) if one is not None)
+
+
+def _how_to_call(ready: RunningServer, config: ServingConfig, chats: bool) -> str:
     endpoint = ready.endpoint
     authorization = ""
     if endpoint.api_key is not None:
         # The key of this process is not for clients where a file names theirs.
         variable = config.api_key_env if config.keys_file is None else "KEY"
         authorization = f' -H "Authorization: Bearer ${variable}"'
-    body = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hello"}]}
+    body: dict[str, Any] = {"model": endpoint.model}
+    body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Hello"}
+    route = "chat/completions" if chats else "completions"
     names = ", ".join(ready.served_names)
     return (
         f"ready after {ready.ready_s:.0f} s: {endpoint.url} serves {names}\n"
-        f"  curl {endpoint.url}/chat/completions -H 'Content-Type: application/json'"
+        f"  curl {endpoint.url}/{route} -H 'Content-Type: application/json'"
         f"{authorization} -d '{json.dumps(body)}'\n"
         f"  metrics: {ready.metrics_url}   log: {ready.log_path}   stop: Ctrl-C"
     )

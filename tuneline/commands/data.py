@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneline.commands.options import AsJson
+from tuneline.commands.options import AsJson, Overrides
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training import ShownToken
 
 DataFile = Annotated[
     str, typer.Argument(metavar="FILE", help="A data file, a folder of them, or hf:owner/name.")
@@ -88,3 +95,59 @@ def column_map(columns: list[str]) -> dict[str, str | None]:
             )
         found[ours] = theirs or None
     return found
+
+
+def data_show(
+    file: DataFile,
+    row: Annotated[int, typer.Option("--row", min=1, help="The row, from 1.")],
+    base: Annotated[
+        str, typer.Option(metavar="MODEL", help="The base model: a folder, an id, or tiny-base.")
+    ] = "tiny-base",
+    overrides: Overrides = None,
+    columns: Columns = None,
+    shape: Shape = None,
+    split: Split = None,
+    configuration: Configuration = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a row token by token, with the tokens that training learns marked."""
+    from training import show_data
+    from training.config import DataConfig, TrainingConfig
+    from tuneline.core.config import apply_override, validate_config
+    from tuneline.models.source import resolve_model
+
+    given = {"shape": shape, "split": split, "config": configuration, "revision": revision}
+    data = {"path": file, "columns": column_map(columns or []), **given}
+    sections: dict[str, Any] = {"data": data, "training": {}}
+    for override in overrides or []:
+        apply_override(sections, override)
+    if unknown := sections.keys() - {"data", "training"}:
+        raise ConfigError(
+            f"--set {sorted(unknown)[0]}: expected a key of data or training",
+            hint="Try: --set data.chat_template_kwargs.enable_thinking=false",
+        )
+    examples = show_data(
+        validate_config(DataConfig, sections["data"], "data"),
+        validate_config(TrainingConfig, sections["training"], "training"),
+        resolve_model(base),
+        row,
+        Path(),
+    )
+    in_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    lines: list[str] = []
+    for example in examples:
+        num_trained = sum(token.is_trained for token in example.tokens)
+        lines.append(f"{example.side}: {len(example.tokens)} tokens, {num_trained} trained (*)")
+        lines += [
+            _token_line(place, token, in_colour) for place, token in enumerate(example.tokens)
+        ]
+    document = {"file": file, "row": row, "base": base, "examples": [asdict(e) for e in examples]}
+    emit(document, lines, as_json)
+
+
+def _token_line(place: int, token: ShownToken, in_colour: bool) -> str:
+    """Return a line with mark, position, id and text; the text is quoted as JSON."""
+    text = json.dumps(token.text, ensure_ascii=False)
+    line = f"{'*' if token.is_trained else ' '} {place:>6} {token.id:>8}  {text}"
+    return typer.style(line, fg="green") if in_colour and token.is_trained else line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,18 +38,22 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a run's model, or any folder, with vLLM."""
-    from serving import serve_model
+    from serving import answers_chats, serve_model
 
     config, model, adapter, name = _to_serve(target, overrides, runs_dir, host, port)
     log_path = runs_dir / name / "serve.log"
+    chats = answers_chats(config, model, adapter)
 
     def on_ready(endpoint: Endpoint) -> None:
         document = {"url": endpoint.url, "model": endpoint.model, "log": str(log_path)}
-        lines = [
-            f"ready: {endpoint.url}  model {endpoint.model}",
-            f"  tuneline chat --url {endpoint.url} --model {endpoint.model}",
-        ]
-        emit(document, lines, as_json)
+        lines = [f"ready: {endpoint.url}  model {endpoint.model}"]
+        if chats:
+            lines.append(
+                f"  tuneline chat --url {endpoint.url} --model {shlex.quote(endpoint.model)}"
+            )
+        else:
+            lines.append("  for /v1/completions only: the model has no chat template")
+        emit({**document, "answers_chats": chats}, lines, as_json)
 
     code = serve_model(
         config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready
@@ -94,9 +99,14 @@ def chat(
         return
     where = required(target, "RUN.yaml, a model folder, or --url")
     refuse("without --url", of_a_server)
-    from serving import running_server
+    from serving import answers_chats, running_server
 
     config, source, adapter, name = _to_serve(where, overrides, runs_dir, None, None)
+    if not answers_chats(config, source, adapter):
+        raise ConfigError(
+            f"{source.path}: the model has no chat template, so it cannot chat",
+            hint="Try: --set serving.extra_args.chat_template=FILE.jinja",
+        )
     log_path = runs_dir / name / "chat.log"
     with running_server(config, source, name=name, adapter=adapter, log_path=log_path) as server:
         of = {"model": server.endpoint.model}
@@ -117,20 +127,39 @@ def _to_serve(
     from tuneline.pipeline.finished_run import served_by_run
     from tuneline.pipeline.server import serving_config
 
-    if target.is_dir():
-        refuse("with a model folder", {"--set": overrides})
     chosen = {
         key: value for key, value in {"host": host, "port": port}.items() if value is not None
     }
     if target.is_dir():
         model = resolve_model(str(target))
-        config = validate_config(ServingConfig, chosen, "tuneline serve")
+        values = {**_serving_overrides(overrides or []), **chosen}
+        config = validate_config(ServingConfig, values, "tuneline serve")
         return config, model, None, target.resolve().name
     run = open_run(target, overrides, runs_dir)
     served = served_by_run(run)
     values = {**serving_config(run).model_dump(), **chosen}
     config = validate_config(ServingConfig, values, "tuneline serve")
     return config, served.model, served.adapter, run.config.name
+
+
+def _serving_overrides(overrides: list[str]) -> dict[str, Any]:
+    """Return the section `serving` that `--set` gives for a model folder, which has no run.yaml.
+
+    Raises:
+        ConfigError: An override is of another section, or malformed.
+    """
+    from tuneline.core.config import apply_override
+
+    values: dict[str, Any] = {}
+    for override in overrides:
+        if not override.startswith("serving."):
+            raise ConfigError(
+                f"--set {override}: a model folder has the section serving only",
+                hint="Try: --set serving.max_model_len=4096",
+            )
+        apply_override(values, override)
+    section = values.get("serving", {})
+    return section if isinstance(section, dict) else {}
 
 
 def _talk(

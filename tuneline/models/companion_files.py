@@ -114,6 +114,18 @@ def chat_template(folder: Path) -> str | list[Any] | None:
     return read_json(folder / TOKENIZER_CONFIG, TokenizerConfig).get("chat_template") or None
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Return whether a server finds a chat template: a single one, or the one named default.
+
+    Raises:
+        ArtifactError: A file cannot be read.
+    """
+    template = chat_template(folder)
+    if isinstance(template, list):
+        return any(entry.get("name") == "default" for entry in template)
+    return bool(template)
+
+
 def max_token_id(folder: Path) -> int | None:
     """Return the highest token id of the tokenizer in `folder`; None without tokenizer.json."""
     if not (folder / "tokenizer.json").is_file():

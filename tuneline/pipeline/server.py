@@ -108,8 +108,7 @@ class LazyServer:
         folder = what.model.path if what.adapter is None else what.adapter.path
         template = chat_template(folder)
         date = next((reference_date(made[name]) for name in DATED if name in made), None)
-        given = {name.removeprefix("--").replace("-", "_") for name in config.extra_args}
-        if not isinstance(template, str) or date is None or "chat_template" in given:
+        if not isinstance(template, str) or date is None or "chat_template" in config.given_args:
             return config
         dated = with_date(template, date)
         if dated == template:

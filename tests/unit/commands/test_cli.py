@@ -315,7 +315,6 @@ def test_doctor_names_the_forms_that_cannot_be_made_here(
         ("loadtest", EXAMPLE, "--rate", "3"),
         ("chat", EXAMPLE, "--url", "http://127.0.0.1:1/v1", "--model", "x"),
         ("chat", EXAMPLE, "--model", "x"),
-        ("serve", EXAMPLE.parents[1] / "tiny-base", "--set", "serving.port=1"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(

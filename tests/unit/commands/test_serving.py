@@ -1,0 +1,87 @@
+"""Options of `tuneline serve` and `tuneline chat` with a model folder; no server starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import answers_chats
+from serving.config import ServingConfig
+from tuneline.commands.serving import _serving_overrides, _to_serve, chat
+from tuneline.core.errors import ConfigError
+from tuneline.models.source import resolve_model
+
+BASE = Path(__file__).resolve().parents[3] / "examples" / "tiny-base"
+
+
+def _without_template(folder: Path) -> Path:
+    shutil.copytree(BASE, folder)
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_a_model_folder_takes_the_section_serving() -> None:
+    overrides = ["serving.max_model_len=512", "serving.extra_args.swap_space=1"]
+    config, model, adapter, name = _to_serve(BASE, overrides, Path("runs"), None, 18000)
+    assert (config.max_model_len, config.port) == (512, 18000)
+    assert config.extra_args == {"swap_space": 1}
+    assert (model.path, adapter, name) == (BASE, None, "tiny-base")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.r=4", "a model folder has the section serving only"),
+        ("max_model_len=4", "a model folder has the section serving only"),
+        ("serving.max_model_len=none at all", "max_model_len: input should be a valid integer"),
+        ("serving.max_len=4", "did you mean max_model_len?"),
+        ("serving.max_model_len", "expected key=value"),
+        ("serving=4", "a model folder has the section serving only"),
+    ],
+)
+def test_another_override_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _to_serve(BASE, [override], Path("runs"), None, None)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_overrides_of_a_folder_reach_nested_keys() -> None:
+    assert _serving_overrides([]) == {}
+    assert _serving_overrides(["serving.parity.concurrency=2"]) == {"parity": {"concurrency": 2}}
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "expected"),
+    [
+        (None, {}, False),
+        (None, {"extra_args": {"chat-template": "t.jinja"}}, True),
+        ("{{ messages }}", {}, True),
+        ([{"name": "tool_use", "template": "x"}], {}, False),
+        ([{"name": "default", "template": "x"}], {}, True),
+    ],
+)
+def test_a_folder_answers_chats_if_it_has_a_template(
+    tmp_path: Path, template: Any, options: dict[str, Any], expected: bool
+) -> None:
+    folder = _without_template(tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "chat_template": template}))
+    config = ServingConfig.model_validate(options)
+    assert answers_chats(config, resolve_model(str(folder)), None) is expected
+    # An adapter's own template serves too.
+    assert answers_chats(config, resolve_model(str(folder)), BASE)
+
+
+def test_a_chat_with_a_folder_without_a_template_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(ConfigError, match="has no chat template, so it cannot chat"):
+        chat(_without_template(tmp_path / "model"), message="Hello", runs_dir=tmp_path)

@@ -1,0 +1,48 @@
+"""One row of any data file, token by token, as a base model is trained on it."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from pathlib import Path
+
+from training.config import DataConfig, TrainingConfig
+from training.data.rows import Counts, stream_rows
+from training.data.sources import open_sources
+from training.model import quiet_libraries
+from training.rendering.show import ShownExample, show_row
+from tuneline.core.errors import DataError
+from tuneline.models.chat import set_template
+from tuneline.models.source import ModelSource
+from tuneline.models.stop_tokens import served_stop_ids
+from tuneline.models.tokenizer import load_tokenizer
+
+
+def show_data(
+    data: DataConfig, training: TrainingConfig, base: ModelSource, number: int, relative_to: Path
+) -> list[ShownExample]:
+    """Return the examples of one row, with its trained tokens marked.
+
+    Args:
+        number: The row among the training rows of the sources, from 1.
+        relative_to: The folder that paths start from.
+
+    Raises:
+        ConfigError: The base model has no chat template, or cannot train on it.
+        DataError: There is no such row, or it cannot be read or rendered.
+    """
+    quiet_libraries()
+    sources, _ = open_sources(data, relative_to)
+    counts = Counts()
+    rows = stream_rows(sources, counts, system_prompt=data.system_prompt, bad_rows=data.bad_rows)
+    row = next(itertools.islice(rows, number - 1, None), None)
+    where = ", ".join(source.config.path for source in sources)
+    if row is None:
+        raise DataError(f"{where}: has {counts.num_read:,} rows; expected a row {number:,}")
+    tokenizer = load_tokenizer(base.path)
+    today = datetime.datetime.now(datetime.UTC).date()
+    set_template(tokenizer, base.name, data.template_settings(today))
+    stop_ids = served_stop_ids(base.path, tokenizer, training.eos_token)
+    return show_row(
+        tokenizer, row, stop_ids=stop_ids, file=row.file or where, train_on=training.train_on
+    )
