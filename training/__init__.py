@@ -2,7 +2,9 @@
 
 `prepare_dataset` makes a `dataset` artifact, `train_adapter` an `adapter`, `build_reference` the
 trained model's recorded answers, and `evaluate_model` and `evaluate_endpoint` an `evaluation` of a
-model in this process or behind an endpoint. Configuration is in `training.config`.
+model in this process or behind an endpoint. `report_evaluations` compares two, and
+`measure_forgetting` compares base and tuned model on general skills.
+Configuration is in `training.config`.
 """
 
 from typing import TYPE_CHECKING
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from training.data.rows import read_rows
     from training.data.sources import data_inputs
     from training.estimates.report import estimate_lines, estimate_memory
-    from training.evaluation.endpoint import evaluate_endpoint
-    from training.evaluation.local import evaluate_model
+    from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
+    from training.evaluation.forgetting.items import suite_input
+    from training.evaluation.forgetting.suite import measure_forgetting
+    from training.evaluation.report.report import report_evaluations
     from training.reference import build_reference
     from training.rendering.show import ShownToken
     from training.show import show_data
@@ -36,9 +40,12 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "file_input",
+    "measure_forgetting",
     "prepare_dataset",
     "read_rows",
+    "report_evaluations",
     "show_data",
+    "suite_input",
     "train_adapter",
 ]
 
@@ -54,12 +61,15 @@ __getattr__ = lazy_face(
         "dataset_rows": "training.data.prepare:dataset_rows",
         "estimate_lines": "training.estimates.report:estimate_lines",
         "estimate_memory": "training.estimates.report:estimate_memory",
-        "evaluate_endpoint": "training.evaluation.endpoint:evaluate_endpoint",
-        "evaluate_model": "training.evaluation.local:evaluate_model",
+        "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",
+        "evaluate_model": "training.evaluation.evaluate:evaluate_model",
         "file_input": "training.data.prepare:file_input",
+        "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
         "prepare_dataset": "training.data.prepare:prepare_dataset",
         "read_rows": "training.data.rows:read_rows",
         "show_data": "training.show:show_data",
+        "report_evaluations": "training.evaluation.report.report:report_evaluations",
+        "suite_input": "training.evaluation.forgetting.items:suite_input",
         "train_adapter": "training.train:train_adapter",
     },
 )

@@ -82,31 +82,36 @@ def _load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
     return network, info
 
 
-def load_tuned(base: ModelSource, adapter: Artifact, dtype: torch.dtype) -> Any:
+def load_tuned(base: ModelSource, adapter: Artifact | Path, dtype: torch.dtype) -> Any:
     """Return base and adapter as a PEFT model, not merged; the adapter's weights stay float32.
+
+    Args:
+        adapter: An artifact, or any PEFT folder, whose base model is not known.
 
     Raises:
         ArtifactError: The adapter was trained on another base, or does not fit this one.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    trained_on = [entry.digest for entry in adapter.manifest.inputs if entry.role == "base"]
+    folder = adapter.path if isinstance(adapter, Artifact) else adapter
+    inputs = adapter.manifest.inputs if isinstance(adapter, Artifact) else []
+    trained_on = [entry.digest for entry in inputs if entry.role == "base"]
     if trained_on and trained_on[0] != base.digest:
         raise ArtifactError(
-            f"{adapter.path}: was trained on a base model with digest "
+            f"{folder}: was trained on a base model with digest "
             f"{short_digest(trained_on[0])}; {base.name} has {short_digest(base.digest)}",
             hint="Give the base model that the adapter was trained on.",
         )
     model = load_base(base, dtype)
-    with damage_named(f"{adapter.path}: the adapter does not fit base model {base.name}"):
-        tuned = PeftModel.from_pretrained(model, adapter.path, is_trainable=False)
-        with safe_open(adapter.path / "adapter_model.safetensors", framework="pt") as file:
+    with damage_named(f"{folder}: the adapter does not fit base model {base.name}"):
+        tuned = PeftModel.from_pretrained(model, folder, is_trainable=False)
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())
     # peft only warns about tensors that it does not use or that keep their random start.
     different = sorted(given ^ set(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
     if different:
         raise ArtifactError(
-            f"{adapter.path}: the adapter does not fit base model {base.name}: {len(different)} "
+            f"{folder}: the adapter does not fit base model {base.name}: {len(different)} "
             f"tensors have no counterpart, the first {different[0]}"
         )
     return tuned.eval()

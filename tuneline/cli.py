@@ -38,7 +38,10 @@ class TunelineGroup(LazyGroup):
         "plan": Row(AT + "up:plan", "Show what `up` would run, and why."),
         "up": Row(AT + "up:up", "Run the whole line."),
         "train": Row(AT + "up:train", "Fine-tune a LoRA adapter and record its answers."),
-        "evaluate": Row(AT + "up:evaluate", "Score base, tuned and served model on held-out rows."),
+        "evaluate": Row(
+            AT + "evaluate:evaluate",
+            "Score answers to held-out rows: a run's, or any model or URL.",
+        ),
         "data": Row("tuneline.cli:data_app", DATA),
         "export": Row("tuneline.cli:export_app", EXPORT),
         "prove": Row(

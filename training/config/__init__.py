@@ -4,7 +4,19 @@ Option names are those of peft, TRL and transformers.
 """
 
 from training.config.data import DataConfig
-from training.config.evaluation import EvaluationConfig, ReferenceConfig
+from training.config.evaluation import (
+    EvaluationConfig,
+    JudgeConfig,
+    MetricName,
+    ReferenceConfig,
+)
 from training.config.training import TrainingConfig
 
-__all__ = ["DataConfig", "EvaluationConfig", "ReferenceConfig", "TrainingConfig"]
+__all__ = [
+    "DataConfig",
+    "EvaluationConfig",
+    "JudgeConfig",
+    "MetricName",
+    "ReferenceConfig",
+    "TrainingConfig",
+]

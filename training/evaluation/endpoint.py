@@ -1,106 +1,184 @@
-"""Evaluation of a model behind an OpenAI-compatible endpoint."""
+"""A model behind an OpenAI-compatible endpoint: greedy answers, and losses of expected answers."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
-from training.config import EvaluationConfig
-from training.data.prepare import dataset_rows
 from training.data.row import Row
-from training.evaluation.results import write_results
-from training.evaluation.scoring import Prediction, predict
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
-from tuneline.core.dataset import HELDOUT_FILE
+from training.evaluation.answerer import Answerer, AnswerLoss, LossesAbsentError, Question, Reply
+from training.evaluation.local import DEFAULT_SETTINGS
+from training.evaluation.tool_calls import parse_tool_calls, plain_call
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
 from tuneline.core.openai_client import openai_client, server_error
 from tuneline.core.progress import progress
+from tuneline.models.template import TemplateSettings
 
 REQUEST_TIMEOUT_S = 120.0
 DEFAULT_CONCURRENCY = 16
 """Requests in flight without `batch_size`."""
 
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 
-def evaluate_endpoint(
-    config: EvaluationConfig,
-    dataset: Artifact,
+
+def endpoint_answerer(
     endpoint: Endpoint,
-    out: Path,
     *,
-    inputs: Sequence[Input] = (),
-) -> Artifact:
-    """Answer the held-out prompts through an OpenAI-compatible endpoint and score them.
+    batch_size: int | None = None,
+    tokenizer_folder: Path | None = None,
+    settings: TemplateSettings = DEFAULT_SETTINGS,
+) -> Answerer:
+    """Return a model behind an endpoint, asked at temperature 0.
 
-    `config.batch_size` requests, or 16, are in flight at once, at temperature 0. After the first
-    request that fails permanently no further request is sent.
+    After the first request that fails permanently no further request is sent.
 
-    Raises:
-        ServerError: Requests failed; the message counts them.
-        ArtifactError: `out` exists.
-        ConfigError: `config.fields` does not fit the expected answers.
+    Args:
+        batch_size: Requests in flight at once.
+        tokenizer_folder: The served model's tokenizer, which the losses of expected answers need.
+        settings: The settings of that tokenizer's chat template.
     """
-    recorded = [dataset.as_input("dataset"), *inputs]
-    with new_artifact(
-        out, "evaluation", config=config.model_dump(mode="json"), inputs=recorded
-    ) as draft:
-        rows = dataset_rows(dataset, HELDOUT_FILE, config.num_rows)
-        start_s = time.monotonic()
-        predictions = _ask_all(config, rows, endpoint)
-        draft.metrics["served_model"] = endpoint.model
-        write_results(draft.dir, draft.metrics, predictions, config, time.monotonic() - start_s)
-    return open_artifact(out, kind="evaluation")
+    concurrency = batch_size or DEFAULT_CONCURRENCY
+
+    def answer(questions: Sequence[Question], max_new_tokens: int) -> list[Reply]:
+        return _answers(endpoint, concurrency, questions, max_new_tokens)
+
+    def losses(rows: Sequence[Row]) -> list[AnswerLoss]:
+        if tokenizer_folder is None:
+            raise LossesAbsentError("the served model's tokenizer is not known; give --tokenizer")
+        return _losses(endpoint, concurrency, rows, tokenizer_folder, settings)
+
+    return Answerer(answer, losses, {"served_model": endpoint.model})
 
 
-def _ask_all(config: EvaluationConfig, rows: Sequence[Row], endpoint: Endpoint) -> list[Prediction]:
+def _answers(
+    endpoint: Endpoint, concurrency: int, questions: Sequence[Question], max_new_tokens: int
+) -> list[Reply]:
+    openai = require("openai", "train")
+    without_parser = threading.Event()
+
+    def create(client: Any, question: Question) -> Any:
+        options: dict[str, Any] = {"tools": list(question.tools)} if question.tools else {}
+        if question.tools and without_parser.is_set():
+            options["tool_choice"] = "none"
+        return client.chat.completions.create(
+            model=endpoint.model,
+            messages=list(question.messages),
+            temperature=0,
+            max_tokens=max_new_tokens,
+            **options,
+        )
+
+    def ask(client: Any, question: Question) -> Reply:
+        try:
+            response = create(client, question)
+        except openai.BadRequestError:
+            if not question.tools or without_parser.is_set():
+                raise
+            # vLLM without a parser of tool calls refuses the choice "auto"; with "none" it shows
+            # the tools to the model and returns the calls as text.
+            without_parser.set()
+            response = create(client, question)
+        choice = response.choices[0]
+        text = choice.message.content or ""
+        calls = tuple(
+            found
+            for call in choice.message.tool_calls or ()
+            if (found := plain_call(call.function.name, call.function.arguments))
+        )
+        ended = choice.finish_reason in ("stop", "tool_calls")
+        calls = calls or parse_tool_calls(text, question.tools)
+        return Reply(text, "stop" if ended else "length", calls)
+
+    return _ask_all(endpoint, concurrency, questions, ask, "evaluating")
+
+
+def _losses(
+    endpoint: Endpoint,
+    concurrency: int,
+    rows: Sequence[Row],
+    tokenizer_folder: Path,
+    settings: TemplateSettings,
+) -> list[AnswerLoss]:
+    """Return losses by the log-probabilities of prompt tokens, which `echo` asks for."""
+    from training.evaluation.local import rendered_rows
+    from tuneline.models.chat import set_template
+    from tuneline.models.stop_tokens import served_stop_ids
+    from tuneline.models.tokenizer import load_tokenizer
+
+    openai = require("openai", "train")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    set_template(tokenizer, str(tokenizer_folder), settings)
+    stop_ids = frozenset(served_stop_ids(tokenizer_folder, tokenizer))
+    rendered = rendered_rows(tokenizer, rows, stop_ids)
+
+    def ask(client: Any, row: tuple[list[int], int]) -> AnswerLoss:
+        ids, num_prompt = row
+        response = client.completions.create(
+            model=endpoint.model, prompt=ids, echo=True, logprobs=1, max_tokens=1, temperature=0
+        )
+        logprobs = response.choices[0].logprobs.token_logprobs[num_prompt : len(ids)]
+        if len(logprobs) != len(ids) - num_prompt:
+            raise ValueError(f"{len(logprobs)} log-probabilities for {len(ids)} prompt tokens")
+        return AnswerLoss(-sum(float(value) for value in logprobs), len(logprobs))
+
+    # One request first: a server that cannot do it is not asked again.
+    with openai_client(endpoint, timeout_s=REQUEST_TIMEOUT_S, extra="train") as client:
+        try:
+            ask(client, rendered[0])
+        except (openai.BadRequestError, openai.NotFoundError, *_OTHER_SHAPE) as error:
+            reason = getattr(error, "message", str(error))
+            raise LossesAbsentError(
+                f"the server gives no log-probabilities of prompt tokens ({reason})"
+            ) from None
+    return _ask_all(endpoint, concurrency, rendered, ask, "scoring")
+
+
+_OTHER_SHAPE = (ValueError, AttributeError, IndexError, TypeError)
+"""Errors of reading a body of another shape, which the client passes on."""
+
+
+def _ask_all(
+    endpoint: Endpoint,
+    concurrency: int,
+    asked: Sequence[Asked],
+    ask: Callable[[Any, Asked], Found],
+    doing: str,
+) -> list[Found]:
     openai = require("openai", "train")
     failed = threading.Event()
-    concurrency = config.batch_size or DEFAULT_CONCURRENCY
     errors: list[ServerError] = []
-    predictions: list[Prediction | None] = [None] * len(rows)
+    found: dict[int, Found] = {}
 
-    def ask(index: int) -> None:
+    def one(index: int) -> None:
         if failed.is_set():
             return
-        row = rows[index]
         try:
-            response = client.chat.completions.create(
-                model=endpoint.model,
-                messages=list(row.prompt),  # type: ignore[arg-type]  # which tells roles apart
-                temperature=0,
-                max_tokens=config.max_new_tokens,
-            )
-            choice = response.choices[0]
-            answer = choice.message.content or ""
-        except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError) as error:
-            # The client passes a body of another shape on; reading the body then fails.
+            found[index] = ask(client, asked[index])
+        except (openai.OpenAIError, *_OTHER_SHAPE) as error:
             failed.set()
             errors.append(server_error(error, endpoint, REQUEST_TIMEOUT_S))
-            return
-        predictions[index] = predict(
-            row.prompt, row.answer, answer, "stop" if choice.finish_reason == "stop" else "length"
-        )
 
     with (
         openai_client(endpoint, timeout_s=REQUEST_TIMEOUT_S, extra="train") as client,
         ThreadPoolExecutor(concurrency, thread_name_prefix="evaluate") as pool,
-        progress("evaluating", len(rows), "prompts") as advance,
+        progress(doing, len(asked), "prompts") as advance,
     ):
         try:
-            for done, _ in enumerate(pool.map(ask, range(len(rows))), start=1):
+            for done, _ in enumerate(pool.map(one, range(len(asked))), start=1):
                 advance(done)
         finally:
             failed.set()  # on an interrupt, what still waits in the pool is not sent
-    measured = [prediction for prediction in predictions if prediction is not None]
     if errors:
         raise ServerError(
             f"{endpoint.url}: {len(errors)} requests to model {endpoint.model!r} failed, "
-            f"{len(measured)} of {len(rows)} prompts were answered; the first failure: "
+            f"{len(found)} of {len(asked)} prompts were answered; the first failure: "
             f"{errors[0].message.removeprefix(f'{endpoint.url}: ')}",
             hint=errors[0].hint or f"Try: curl {endpoint.url}/models",
         )
-    return measured
+    return [found[index] for index in range(len(asked))]

@@ -1,83 +1,156 @@
-"""Evaluation of a model in this process: greedy answers to the held-out prompts."""
+"""A model in this process: greedy answers, and the losses of expected answers."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from training.config import EvaluationConfig
-from training.data.prepare import dataset_rows
-from training.evaluation.results import write_results
-from training.evaluation.scoring import Prediction, predict
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact
-from tuneline.core.dataset import HELDOUT_FILE
+from training.data.row import Row
+from training.evaluation.answerer import Answerer, AnswerLoss, Question, Reply
+from training.evaluation.tool_calls import parse_tool_calls
+from tuneline.core.artifact import Artifact
 from tuneline.core.progress import progress
 from tuneline.models.source import ModelSource
+from tuneline.models.template import TemplateSettings
+
+DEFAULT_SETTINGS = TemplateSettings()
+MAX_LOGITS_BYTES = 2**28
+"""Of one batch of losses."""
 
 
-def evaluate_model(
-    config: EvaluationConfig,
-    dataset: Artifact,
+def local_answerer(
     base: ModelSource,
-    adapter: Artifact | None,
-    out: Path,
-) -> Artifact:
-    """Answer the held-out prompts with base and adapter, or the base only, and score them.
+    adapter: Artifact | Path | None,
+    *,
+    batch_size: int | None = None,
+    settings: TemplateSettings = DEFAULT_SETTINGS,
+) -> Answerer:
+    """Load base and adapter, or the base only.
 
     Weights are bfloat16 on a GPU that computes in it and float32 elsewhere.
 
+    Args:
+        batch_size: Prompts answered at once; as many as fit into memory if not given.
+        settings: The settings of the chat template.
+
     Raises:
-        ArtifactError: `out` exists, or the model or adapter cannot be loaded.
-        ConfigError: `config.fields` does not fit the expected answers, or the model has no chat
-            template.
+        ArtifactError: The model or adapter cannot be loaded.
+        ConfigError: The model has no chat template.
     """
     from training import model as models
-    from training.evaluation.decoding import (
-        batches_by_length,
-        fitting_batch_size,
-        greedy_answers,
-    )
-    from tuneline.models.chat import prompt_token_ids, set_template
+    from tuneline.models.chat import set_template
     from tuneline.models.stop_tokens import served_stop_ids
-    from tuneline.models.template import dataset_settings
     from tuneline.models.tokenizer import load_tokenizer
 
     models.quiet_libraries()
-    inputs = [dataset.as_input("dataset"), base.as_input("base")]
-    inputs += [adapter.as_input("adapter")] if adapter else []
-    with new_artifact(
-        out, "evaluation", config=config.model_dump(mode="json"), inputs=inputs
-    ) as draft:
-        rows = dataset_rows(dataset, HELDOUT_FILE, config.num_rows)
-        folder = adapter.path if adapter else base.path
-        tokenizer = load_tokenizer(folder)
-        set_template(tokenizer, base.name, dataset_settings(dataset))
-        stop_ids = frozenset(served_stop_ids(folder, tokenizer))
-        dtype = models.resolve_dtype("auto")
-        model = (
-            models.load_tuned(base, adapter, dtype) if adapter else models.load_base(base, dtype)
-        )
-        start_s = time.monotonic()
-        prompts = [prompt_token_ids(tokenizer, row.prompt, row.tools) for row in rows]
-        longest = max(len(prompt) for prompt in prompts) + config.max_new_tokens
-        batch_size = config.batch_size or fitting_batch_size(model, longest)
-        predictions: list[Prediction | None] = [None] * len(rows)
-        num_done = 0
-        with progress("evaluating", len(rows), "prompts") as advance:
-            for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size):
-                answers = greedy_answers(
-                    model, [prompts[i] for i in batch], stop_ids, config.max_new_tokens
+    folder = base.path
+    if adapter is not None:
+        folder = adapter.path if isinstance(adapter, Artifact) else adapter
+    tokenizer = load_tokenizer(folder)
+    set_template(tokenizer, base.name, settings)
+    stop_ids = frozenset(served_stop_ids(folder, tokenizer))
+    dtype = models.resolve_dtype("auto")
+    model = models.load_tuned(base, adapter, dtype) if adapter else models.load_base(base, dtype)
+    model.eval()
+
+    def answer(questions: Sequence[Question], max_new_tokens: int) -> list[Reply]:
+        return _answers(model, tokenizer, stop_ids, questions, max_new_tokens, batch_size)
+
+    def losses(rows: Sequence[Row]) -> list[AnswerLoss]:
+        return _losses(model, rendered_rows(tokenizer, rows, stop_ids))
+
+    return Answerer(answer, losses)
+
+
+def _answers(
+    model: Any,
+    tokenizer: Any,
+    stop_ids: frozenset[int],
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    batch_size: int | None,
+) -> list[Reply]:
+    from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
+    from tuneline.models.chat import prompt_token_ids
+
+    prompts = [prompt_token_ids(tokenizer, q.messages, q.tools) for q in questions]
+    longest = max(len(prompt) for prompt in prompts) + max_new_tokens
+    fitting = batch_size or fitting_batch_size(model, longest)
+    replies: dict[int, Reply] = {}
+    with progress("evaluating", len(questions), "prompts") as advance:
+        for batch in batches_by_length([len(prompt) for prompt in prompts], fitting):
+            found = greedy_answers(model, [prompts[i] for i in batch], stop_ids, max_new_tokens)
+            for index, ids in zip(batch, found, strict=True):
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                tools = questions[index].tools
+                replies[index] = Reply(
+                    text,
+                    "stop" if ids[-1] in stop_ids else "length",
+                    parse_tool_calls(text, tools) if tools else (),
                 )
-                for index, ids in zip(batch, answers, strict=True):
-                    row = rows[index]
-                    predictions[index] = predict(
-                        row.prompt,
-                        row.answer,
-                        tokenizer.decode(ids, skip_special_tokens=True),
-                        "stop" if ids[-1] in stop_ids else "length",
-                    )
-                num_done += len(batch)
-                advance(num_done)
-        measured = [prediction for prediction in predictions if prediction is not None]
-        write_results(draft.dir, draft.metrics, measured, config, time.monotonic() - start_s)
-    return open_artifact(out, kind="evaluation")
+            advance(len(replies))
+    return [replies[index] for index in range(len(questions))]
+
+
+def rendered_rows(
+    tokenizer: Any, rows: Sequence[Row], stop_ids: frozenset[int]
+) -> list[tuple[list[int], int]]:
+    """Return each row's token ids up to its stop token, and the number of tokens of its prompt.
+
+    Raises:
+        ConfigError: The chat template renders a prompt differently with and without an answer.
+        DataError: The template refuses a row.
+    """
+    import sys
+
+    from training.rendering.chat import render_rows
+
+    rendered = render_rows(
+        tokenizer,
+        rows,
+        stop_ids=sorted(stop_ids),
+        max_length=sys.maxsize,
+        file="held-out rows",
+        train_on="last_turn",
+    )
+    if len(rendered) != len(rows):
+        raise RuntimeError(f"{len(rows)} rows gave {len(rendered)} answers")
+    return [(row.input_ids, row.num_prompt_tokens) for row in rendered]
+
+
+def _losses(model: Any, rendered: Sequence[tuple[list[int], int]]) -> list[AnswerLoss]:
+    import torch
+
+    from training.evaluation.decoding import batches_by_length
+
+    losses: dict[int, AnswerLoss] = {}
+    longest = max(len(ids) - num_prompt for ids, num_prompt in rendered) + 1
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    batch_size = max(1, min(16, MAX_LOGITS_BYTES // (longest * vocabulary * 4)))
+    with progress("scoring", len(rendered), "answers") as advance:
+        for batch in batches_by_length([len(ids) for ids, _ in rendered], batch_size):
+            rows = [rendered[index] for index in batch]
+            width = max(len(ids) for ids, _ in rows)
+            # Padded on the left, so that every answer ends in the last column.
+            padded = [[0] * (width - len(ids)) + ids for ids, _ in rows]
+            mask = torch.tensor(
+                [[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in rows], device=model.device
+            )
+            kept = max(len(ids) - num_prompt for ids, num_prompt in rows) + 1
+            tokens = torch.tensor(padded, device=model.device)
+            with torch.inference_mode():
+                logits = model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                    logits_to_keep=kept,
+                    use_cache=False,
+                ).logits[:, -kept:-1]
+            scores = logits.float().log_softmax(-1)
+            found = scores.gather(2, tokens[:, 1 - kept :, None])[:, :, 0].double()
+            for row, (index, (ids, num_prompt)) in enumerate(zip(batch, rows, strict=True)):
+                num_answer = len(ids) - num_prompt
+                losses[index] = AnswerLoss(-float(found[row, -num_answer:].sum()), num_answer)
+            advance(len(losses))
+    return [losses[index] for index in range(len(rendered))]

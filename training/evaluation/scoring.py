@@ -1,30 +1,31 @@
-"""Scoring answers against expected ones. Pure calculation."""
+"""Scores of answers, by every chosen metric."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
+from training.config import EvaluationConfig
+from training.evaluation.metrics.metric import Metric, Scored
+from training.evaluation.metrics.table import METRICS, choose_metrics
+from training.evaluation.prediction import Prediction
 from tuneline.core.config import StrictModel
-from tuneline.core.errors import ConfigError, DataError
-from tuneline.core.messages import Message, Messages
-from tuneline.core.statistics import wilson_interval
-
-_REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+from tuneline.core.statistics import bootstrap_interval, wilson_interval
 
 
-class Prediction(StrictModel):
-    """One held-out prompt, the answer expected and the answer given."""
+class MetricResult(StrictModel):
+    """One metric over all rows that it applies to."""
 
-    prompt: Messages
-    expected: str
-    answer: str
-    correct: bool
-    """Whether the two are equal without white space around them and a leading `<think>` block."""
-    finish_reason: Literal["stop", "length"]
-    """`stop` if the model ended the answer by itself."""
+    title: str
+    value: float | None
+    """The mean over `num_rows` rows; null without a row."""
+    interval: tuple[float, float] | None
+    """At 95 %: Wilson's for shares, bootstrapped for other means."""
+    num_rows: int
+    higher_is_better: bool
+    details: dict[str, Any]
+    note: str
+    """Why values are absent."""
 
 
 class Scores(StrictModel):
@@ -40,85 +41,65 @@ class Scores(StrictModel):
     """For each field, the share of rows expecting it whose answer has it with the same value."""
     stopped: float
     """Share of answers that the model ended by itself."""
+    metrics: dict[str, MetricResult]
+    """The metrics by name, exact match among them."""
 
 
-def predict(
-    prompt: Sequence[Message],
-    expected: str,
-    answer: str,
-    finish_reason: Literal["stop", "length"],
-) -> Prediction:
-    return Prediction(
-        prompt=list(prompt),
-        expected=expected,
-        answer=answer,
-        correct=_bare(answer) == _bare(expected),
-        finish_reason=finish_reason,
-    )
+def score(
+    predictions: Sequence[Prediction], config: EvaluationConfig, *, no_losses: str = ""
+) -> tuple[list[Prediction], Scores]:
+    """Return the predictions with each row's values, and the scores.
 
-
-def score(predictions: Sequence[Prediction], fields: Literal["lines", "json"] | None) -> Scores:
-    """Score predictions.
+    Args:
+        no_losses: Why the predictions have no losses, as the note of metrics that read them.
 
     Raises:
-        ValueError: There are none.
-        ConfigError: No expected answer has `Name: value` lines, with `fields` `lines`.
-        DataError: An expected answer is not a JSON object, with `fields` `json`.
+        ValueError: There are no predictions.
+        ConfigError, DataError: A metric does not fit the configuration or the expected answers.
     """
     if not predictions:
         raise ValueError("no predictions to score")
+    results: dict[str, MetricResult] = {}
+    values: list[dict[str, float | None]] = [{} for _ in predictions]
+    for name in choose_metrics(config, [prediction.expected for prediction in predictions]):
+        metric = METRICS[name]
+        scored = metric.score(predictions, config)
+        for row, value in zip(values, scored.values, strict=True):
+            row[name] = value
+        note = scored.note or (no_losses if metric.needs_losses else "")
+        results[name] = _result(metric, scored, note)
     num_correct = sum(prediction.correct for prediction in predictions)
-    return Scores(
+    fields = results["fields"].details if "fields" in results else {}
+    scores = Scores(
         num_rows=len(predictions),
         num_correct=num_correct,
         exact_match=num_correct / len(predictions),
         exact_match_interval=wilson_interval(num_correct / len(predictions), len(predictions)),
-        field_accuracy=_field_accuracy(predictions, fields) if fields else {},
+        field_accuracy={name: rates["recall"] for name, rates in fields.items()},
         stopped=sum(p.finish_reason == "stop" for p in predictions) / len(predictions),
+        metrics=results,
     )
+    scored_rows = [
+        prediction.model_copy(update={"scores": row})
+        for prediction, row in zip(predictions, values, strict=True)
+    ]
+    return scored_rows, scores
 
 
-def split_fields(answer: str, fields: Literal["lines", "json"]) -> dict[str, Any]:
-    """An answer's fields by name; empty where it has none. The first line of a name counts."""
-    bare = _bare(answer)
-    if fields == "json":
-        try:
-            value = json.loads(bare)
-        except (ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
-    found: dict[str, Any] = {}
-    for line in bare.split("\n"):
-        name, colon, value = line.partition(":")
-        if colon and name.strip():
-            found.setdefault(name.strip(), value.strip())
-    return found
-
-
-def _field_accuracy(
-    predictions: Sequence[Prediction], fields: Literal["lines", "json"]
-) -> dict[str, float]:
-    counts: dict[str, list[int]] = {}
-    for index, prediction in enumerate(predictions):
-        expected = split_fields(prediction.expected, fields)
-        if not expected and fields == "json" and _bare(prediction.expected) != "{}":
-            raise DataError(
-                f"held-out row {index + 1}: the expected answer is not a JSON object: "
-                f"{prediction.expected[:60]!r}",
-                hint="Set evaluation.fields to lines, or leave it out.",
-            )
-        given = split_fields(prediction.answer, fields)
-        for name, value in expected.items():
-            equal = name in given and given[name] == value
-            counts.setdefault(name, []).append(equal)
-    if not counts:
-        raise ConfigError(
-            f"evaluation.fields: {fields}: no expected answer has such fields",
-            hint="Leave out evaluation.fields to score only whole answers.",
+def _result(metric: Metric, scored: Scored, note: str) -> MetricResult:
+    values = [value for value in scored.values if value is not None]
+    mean = sum(values) / len(values) if values else None
+    interval = None
+    if mean is not None:
+        interval = (
+            wilson_interval(mean, len(values)) if metric.is_share else bootstrap_interval(values)
         )
-    return {name: sum(equal) / len(equal) for name, equal in counts.items()}
-
-
-def _bare(text: str) -> str:
-    """Without white space around it, and without the reasoning that some models write first."""
-    return _REASONING.sub("", text).strip()
+    return MetricResult(
+        title=metric.title,
+        value=mean,
+        interval=interval,
+        num_rows=len(values),
+        higher_is_better=metric.higher_is_better,
+        details=scored.details,
+        note=note,
+    )

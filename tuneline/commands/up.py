@@ -1,23 +1,19 @@
-"""The commands that plan a line and run its stages: check, plan, up, train, evaluate."""
+"""The commands that plan a line and run its stages: check, plan, up, train."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from tuneline.commands.option_values import endpoint_of, open_run, refuse, required
+from tuneline.commands.option_values import open_run
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
-    KeyEnv,
-    ModelName,
-    Out,
     Overrides,
     RunFile,
     RunsDir,
-    Url,
 )
-from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.printing import emit
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.progress import logger
 from tuneline.pipeline.stage import ADAPTER
@@ -99,34 +95,3 @@ def train(
 
     run = open_run(run_file, overrides, runs_dir)
     run_stages(run, stage_names(run, groups=("training",)), as_json=as_json)
-
-
-def evaluate(
-    run_file: RunFile,
-    url: Url = None,
-    model: ModelName = None,
-    api_key_env: KeyEnv = None,
-    out: Out = None,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Score base, tuned and served model on held-out rows.
-
-    With --url, score any OpenAI-compatible endpoint.
-    """
-    run = open_run(run_file, overrides, runs_dir)
-    if url is None:
-        refuse("without --url", {"--model": model, "--out": out, "--api-key-env": api_key_env})
-        from tuneline.pipeline.stages import stage_names
-
-        run_stages(run, stage_names(run, kind="evaluation"), as_json=as_json)
-        return
-    from training import evaluate_endpoint
-    from tuneline.pipeline.stage import DATASET
-    from tuneline.pipeline.up import up as up_run
-
-    dataset = up_run(run, (DATASET,))[DATASET]
-    endpoint = endpoint_of(url, model, api_key_env)
-    result = evaluate_endpoint(run.config.evaluation, dataset, endpoint, required(out, "--out"))
-    emit_artifact(result, as_json)

@@ -45,6 +45,25 @@ def _evaluation(metrics: Metrics) -> str:
     return f"exact match {metrics['exact_match']:.1%} of {metrics['num_rows']}"
 
 
+def _comparison(metrics: Metrics) -> str:
+    match = metrics["metrics"]["exact_match"]
+    low, high = match["interval"]
+    return (
+        f"exact match {match['base']:.1%} → {match['tuned']:.1%}, difference "
+        f"{100 * match['difference']:+.1f} points (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+    )
+
+
+def _forgetting(metrics: Metrics) -> str:
+    low, high = metrics["interval"]
+    if not metrics["num_items"]:
+        return f"{_verdict(metrics)}, the base has none of the skills: nothing to forget"
+    return (
+        f"{_verdict(metrics)}, {100 * metrics['difference']:+.1f} points on "
+        f"{metrics['num_items']} items (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+    )
+
+
 def _reference(metrics: Metrics) -> str:
     return f"{metrics['num_prompts']} prompts, {metrics['num_tokens']:,} tokens"
 
@@ -87,6 +106,8 @@ KINDS: dict[str, Kind] = {
     "dataset": Kind(_dataset),
     "adapter": Kind(_adapter, payload="adapter_model.safetensors"),
     "evaluation": Kind(_evaluation, payload="predictions.jsonl"),
+    "evaluation-report": Kind(_comparison, payload="comparison.json"),
+    "forgetting": Kind(_forgetting, payload="forgetting.json"),
     "reference": Kind(_reference, payload="reference.jsonl"),
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),

@@ -39,15 +39,19 @@ def read_verdict(artifact: Artifact) -> Verdict:
     return Verdict(report["verdict"])
 
 
-def require_verdict(artifact: Artifact) -> None:
+def require_verdict(artifact: Artifact, verdict: Verdict | None = None) -> None:
     """Check that an artifact's verdict is PASS.
+
+    Args:
+        artifact: The measurement.
+        verdict: Its verdict, for a kind whose verdict does not stop a line.
 
     Raises:
         VerdictError: The verdict is FAIL.
         InconclusiveError: The verdict is INCONCLUSIVE.
         InvalidError: The verdict is INVALID.
     """
-    verdict = read_verdict(artifact)
+    verdict = verdict or read_verdict(artifact)
     if verdict is Verdict.PASS:
         return
     reasons = artifact.manifest.metrics.get("problems", [])

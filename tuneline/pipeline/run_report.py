@@ -24,6 +24,12 @@ def run_report_lines(done: Done) -> list[str]:
         lines.append("\nHeld-out answers")
         lines += [f"  {s.label:16} {_accuracies(a.manifest.metrics)}" for s, a in evaluations]
         lines += _example(evaluations)
+    for compared in of_kind(done, "evaluation-report"):
+        lines += ["\nBase against tuned", *comparison_lines(compared.manifest.metrics)]
+        lines.append(f"  answers side by side: {compared.path / 'mismatches.html'}")
+    for forgetting in of_kind(done, "forgetting"):
+        lines += ["\nForgetting suite", *forgetting_lines(forgetting.manifest.metrics)]
+        lines.append(f"  answers side by side: {forgetting.path / 'mismatches.html'}")
     proofs = of_kind(done, "parity")
     if proofs:
         from tuneline.pipeline.parity_ladder import ladder_lines
@@ -42,6 +48,38 @@ def run_report_lines(done: Done) -> list[str]:
 def of_kind(done: Done, kind: str) -> list[Artifact]:
     """Return the finished artifacts of one kind, in order."""
     return [artifact for _, artifact in done if artifact.kind == kind]
+
+
+def comparison_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return one line for each metric of an `evaluation-report`."""
+    lines = []
+    for entry in metrics["metrics"].values():
+        low, high = entry["interval"]
+        p = entry["mcnemar_p"]
+        lines.append(
+            f"  {entry['title']:22} {entry['base']:.3f} → {entry['tuned']:.3f}  difference "
+            f"{entry['difference']:+.3f} (95 %: {low:+.3f} to {high:+.3f})"
+            + (f", McNemar p {p:.2g}" if p is not None else "")
+        )
+    if judge := metrics.get("judge"):
+        rate = "unknown" if judge["win_rate"] is None else f"{judge['win_rate']:.1%}"
+        lines.append(
+            f"  judge: the tuned model's win rate is {rate} ({judge['wins']} wins, "
+            f"{judge['losses']} losses, {judge['ties'] + judge['swapped']} ties)"
+        )
+    return lines
+
+
+def forgetting_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return one line for each skill of the forgetting suite, and the problems."""
+    lines = [f"  {KINDS['forgetting'].summary(metrics)}"]
+    for name, skill in metrics["skills"].items():
+        low, high = skill["interval"]
+        lines.append(
+            f"  {name:14} {skill['base']:6.1%} → {skill['tuned']:6.1%}  "
+            f"(95 %: {100 * low:+.1f} to {100 * high:+.1f} points)  {skill['verdict']}"
+        )
+    return lines + [f"  {problem}" for problem in metrics["problems"]]
 
 
 def _accuracies(metrics: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ Group = Literal["data", "training", "evaluation", "export", "parity", "served"]
 DATASET = "dataset"
 ADAPTER = "adapter"
 REFERENCE = "reference"
+EVALUATION_BASE = "evaluation-base"
+EVALUATION_TUNED = "evaluation-tuned"
 MODEL = "model"
 PARITY_MERGED = "parity-merged"
 

@@ -36,6 +36,26 @@ def training_inputs(run: Run, base: ModelSource) -> list[Input]:
     return [*base_input(run, base), *(_file_input(run, "training.method", name) for name in names)]
 
 
+def evaluation_inputs(run: Run, base: ModelSource) -> list[Input]:
+    """Return the base model, and the files that metrics read.
+
+    Raises:
+        DataError: One of the files does not exist.
+    """
+    config = run.config.evaluation
+    code = None if config.python is None else config.python.rpartition(":")[0]
+    named = {"evaluation.json_schema": config.json_schema, "evaluation.python": code}
+    files = [_file_input(run, key, path) for key, path in named.items() if path is not None]
+    return [*base_input(run, base), *files]
+
+
+def forgetting_inputs(run: Run, base: ModelSource) -> list[Input]:
+    """Return the base model, and the items of the forgetting suite."""
+    from training import suite_input
+
+    return [*base_input(run, base), suite_input()]
+
+
 def loadtest_inputs(run: Run, base: ModelSource) -> list[Input]:
     """Return the base model, and the workload file of the load test if it has one.
 

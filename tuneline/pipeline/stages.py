@@ -6,15 +6,19 @@ from pathlib import Path
 
 from export.config import ParityConfig
 from loadtest.config import LoadTestConfig
+from training.config import EvaluationConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import heldout_prompts
 from tuneline.models.source import computed_dtype
+from tuneline.models.template import dataset_settings
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import model_source, served, served_stage, serving_config
 from tuneline.pipeline.stage import (
     ADAPTER,
     DATASET,
+    EVALUATION_BASE,
+    EVALUATION_TUNED,
     MODEL,
     PARITY_MERGED,
     REFERENCE,
@@ -25,6 +29,8 @@ from tuneline.pipeline.stage import (
 )
 from tuneline.pipeline.stage_inputs import (
     data_inputs,
+    evaluation_inputs,
+    forgetting_inputs,
     loadtest_inputs,
     training_inputs,
     workload_inputs,
@@ -54,14 +60,31 @@ def _reference(line: Line, made: Made, out: Path) -> Artifact:
 def _evaluation_base(line: Line, made: Made, out: Path) -> Artifact:
     from training import evaluate_model
 
-    return evaluate_model(line.run.config.evaluation, made[DATASET], line.base, None, out)
+    return evaluate_model(evaluation_config(line.run), made[DATASET], line.base, None, out)
 
 
 def _evaluation_tuned(line: Line, made: Made, out: Path) -> Artifact:
     from training import evaluate_model
 
-    config = line.run.config.evaluation
+    config = evaluation_config(line.run)
     return evaluate_model(config, made[DATASET], line.base, made[ADAPTER], out)
+
+
+def _evaluation_report(line: Line, made: Made, out: Path) -> Artifact:
+    from training import report_evaluations
+
+    config = evaluation_config(line.run)
+    return report_evaluations(config, made[EVALUATION_BASE], made[EVALUATION_TUNED], out)
+
+
+def _forgetting(line: Line, made: Made, out: Path) -> Artifact:
+    from training import measure_forgetting
+
+    batch_size = line.run.config.evaluation.batch_size
+    settings = dataset_settings(made[DATASET])
+    return measure_forgetting(
+        line.base, made[ADAPTER], out, batch_size=batch_size, settings=settings
+    )
 
 
 def _model(line: Line, made: Made, out: Path) -> Artifact:
@@ -100,9 +123,15 @@ def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
 def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
     from training import evaluate_endpoint
 
-    config = line.run.config.evaluation
-    inputs = served(line.run, line.base, made).inputs
-    return evaluate_endpoint(config, made[DATASET], line.endpoint(made), out, inputs=inputs)
+    what = served(line.run, line.base, made)
+    return evaluate_endpoint(
+        evaluation_config(line.run),
+        made[DATASET],
+        line.endpoint(made),
+        out,
+        inputs=what.inputs,
+        tokenizer_folder=what.model.path if what.adapter is None else what.adapter.path,
+    )
 
 
 def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
@@ -137,6 +166,15 @@ def loadtest_config(run: Run) -> LoadTestConfig:
     return config.model_copy(update={"workload": workload})
 
 
+def evaluation_config(run: Run) -> EvaluationConfig:
+    """Return the section `evaluation`, with paths of files as this process sees them."""
+    config = run.config.evaluation
+    paths = {name: getattr(config, name) for name in ("json_schema", "python")}
+    return config.model_copy(
+        update={name: str(run.resolve(path)) for name, path in paths.items() if path is not None}
+    )
+
+
 def stages(run: Run) -> list[Stage]:
     """Return the stages of a run, in order."""
     config = run.config
@@ -146,17 +184,25 @@ def stages(run: Run) -> list[Stage]:
             _dataset, inputs=data_inputs,
         ),
         Stage(
-            "evaluation-base", "Evaluate the base model", "evaluation", "evaluation",
-            (config.evaluation,), (DATASET,), _evaluation_base, label="base model",
+            EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",
+            (config.evaluation,), (DATASET,), _evaluation_base, inputs=evaluation_inputs,
+            label="base model",
         ),
         Stage(
             ADAPTER, "Fine-tune a LoRA adapter", "training", "adapter", (config.training,),
             (DATASET,), _adapter, inputs=training_inputs,
         ),
         Stage(
-            "evaluation-tuned", "Evaluate base + adapter", "evaluation", "evaluation",
-            (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, label="base + adapter",
+            EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",
+            (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
+            label="base + adapter",
         ),
+        Stage(
+            "evaluation-report", "Compare base and tuned answers", "evaluation",
+            "evaluation-report", (config.evaluation,), (EVALUATION_BASE, EVALUATION_TUNED),
+            _evaluation_report,
+        ),
+        *_forgetting_stage(config),
         Stage(
             REFERENCE, "Record the trained model's answers", "training", "reference",
             (config.reference,), (DATASET, ADAPTER), _reference,
@@ -174,6 +220,19 @@ def stages(run: Run) -> list[Stage]:
     ]  # fmt: skip
 
 
+def _forgetting_stage(config: RunConfig) -> list[Stage]:
+    """Return the stage of the forgetting suite, if the run asks for it."""
+    if not config.evaluation.forgetting:
+        return []
+    return [
+        Stage(
+            "forgetting", "Ask the forgetting suite", "evaluation", "forgetting", (),
+            (DATASET, ADAPTER),
+            _forgetting, inputs=forgetting_inputs,
+        )
+    ]  # fmt: skip
+
+
 def _served_stages(config: RunConfig) -> list[Stage]:
     """Return the stages that ask the running server."""
     served_by, serving = served_stage(config), config.serving
@@ -186,7 +245,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
         Stage(
             "evaluation-served", "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
-            prepare=(_require_server,), label="served by vLLM",
+            inputs=evaluation_inputs, prepare=(_require_server,), label="served by vLLM",
         ),
         Stage(
             "loadtest", "Load-test the endpoint", "served", "load-report",
@@ -197,7 +256,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
 
 
 def stage_names(run: Run, *, groups: tuple[Group, ...] = (), kind: str = "") -> tuple[str, ...]:
-    """Return the names of the stages in any of `groups`, or whose artifact is of `kind`."""
+    """Return the names of the stages in any of `groups`, and of those that make a `kind`."""
     return tuple(s.name for s in stages(run) if s.group in groups or s.kind == kind)
 
 

@@ -150,8 +150,8 @@ def test_plan_of_the_example(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     planned = json.loads(done.stdout)
     assert [entry["stage"] for entry in planned] == [
-        "dataset", "evaluation-base", "adapter", "evaluation-tuned", "reference", "model",
-        "parity-merged", "parity-served", "evaluation-served", "loadtest",
+        "dataset", "evaluation-base", "adapter", "evaluation-tuned", "evaluation-report",
+        "reference", "model", "parity-merged", "parity-served", "evaluation-served", "loadtest",
     ]  # fmt: skip
     assert planned[0]["state"] == "stale"
     assert {entry["state"] for entry in planned[1:]} == {"waiting"}

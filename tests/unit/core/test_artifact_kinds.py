@@ -17,6 +17,20 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         "9 steps, held-out loss 2.500 → 0.250, 1,500 trained tokens/s",
     ),
     "evaluation": ({"exact_match": 0.925, "num_rows": 40}, "exact match 92.5% of 40"),
+    "evaluation-report": (
+        {
+            "metrics": {
+                "exact_match": {
+                    "base": 0.1, "tuned": 0.85, "difference": 0.75, "interval": [0.625, 0.875],
+                }
+            }
+        },
+        "exact match 10.0% → 85.0%, difference +75.0 points (95 %: +62.5 to +87.5)",
+    ),
+    "forgetting": (
+        {"verdict": "FAIL", "difference": -0.125, "num_items": 305, "interval": [-0.25, -0.05]},
+        "FAIL, -12.5 points on 305 items (95 %: -25.0 to -5.0)",
+    ),
     "reference": ({"num_prompts": 4, "num_tokens": 2048}, "4 prompts, 2,048 tokens"),
     "model": (
         {"num_changed_tensors": 3, "num_tensors": 7, "size_bytes": 2**21},

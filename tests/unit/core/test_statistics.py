@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+import itertools
+import random
+
 import pytest
 
-from tuneline.core.statistics import wilson_interval
+from tuneline.core.statistics import (
+    PairedCounts,
+    bootstrap_interval,
+    count_pairs,
+    mcnemar_p,
+    paired_share_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,3 +47,96 @@ def test_no_trial_says_nothing() -> None:
 def test_more_trials_narrow_the_interval() -> None:
     widths = [high - low for low, high in (wilson_interval(0.3, n) for n in (10, 12.5, 100))]
     assert widths == sorted(widths, reverse=True)
+
+
+def test_pairs_are_counted_by_who_is_right() -> None:
+    first = [True, True, False, False, True]
+    second = [True, False, True, False, False]
+    assert count_pairs(first, second) == PairedCounts(1, 2, 1, 1)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        count_pairs([True], [])
+
+
+def test_mcnemar_p_equals_a_binomial_test_of_scipy() -> None:
+    from scipy.stats import binomtest
+
+    counts = [*itertools.product(range(12), repeat=2), (40, 12), (3000, 2900)]
+    assert len(counts) == 146
+    for first, second in counts:
+        expected = binomtest(first, first + second).pvalue if first + second else 1.0
+        assert mcnemar_p(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("counts", "p"),
+    [((0, 0), 1.0), ((1, 0), 1.0), ((6, 0), 0.03125), ((0, 6), 0.03125), ((5, 5), 1.0)],
+)
+def test_mcnemar_p_at_the_edges(counts: tuple[int, int], p: float) -> None:
+    # Six rows on one side: 2 / 2**6.
+    assert mcnemar_p(*counts) == p
+
+
+@pytest.mark.parametrize(
+    ("counts", "interval"),
+    [
+        # Newcombe, Improved confidence intervals for the difference between binomial proportions
+        # based on paired data, Statistics in Medicine 17 (1998), method 10.
+        (PairedCounts(36, 12, 2, 0), (-0.3404, -0.0569)),
+        (PairedCounts(36, 2, 12, 0), (0.0569, 0.3404)),
+        (PairedCounts(36, 0, 14, 0), (0.1528, 0.4167)),
+    ],
+)
+def test_paired_interval_equals_published_values(
+    counts: PairedCounts, interval: tuple[float, float]
+) -> None:
+    assert paired_share_interval(counts) == pytest.approx(interval, abs=5e-5)
+
+
+@pytest.mark.parametrize("counts", [PairedCounts(20, 0, 0, 0), PairedCounts(0, 0, 0, 20)])
+def test_two_equal_systems_have_an_interval_around_zero(counts: PairedCounts) -> None:
+    low, high = paired_share_interval(counts)
+    assert -0.25 < low < 0 < high < 0.25
+    assert low == pytest.approx(-high)
+
+
+def test_a_paired_interval_stays_between_minus_one_and_one() -> None:
+    counts = [PairedCounts(*cells) for cells in itertools.product(range(5), repeat=4)]
+    intervals = [(c, paired_share_interval(c)) for c in counts if c.num_rows]
+    assert len(intervals) == 624
+    for c, (low, high) in intervals:
+        assert -1 <= low <= (c.second_only - c.first_only) / c.num_rows <= high <= 1
+    assert paired_share_interval(PairedCounts(0, 0, 0, 0)) == (-1.0, 1.0)
+
+
+def test_a_paired_interval_covers_the_true_difference() -> None:
+    draw = random.Random(0)
+    cells, weights = ((1, 1), (1, 0), (0, 1), (0, 0)), (0.5, 0.1, 0.25, 0.15)
+    covered = 0
+    for _ in range(400):
+        pairs = draw.choices(cells, weights, k=60)
+        low, high = paired_share_interval(
+            count_pairs([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs])
+        )
+        covered += low <= 0.25 - 0.1 <= high
+    assert 0.93 <= covered / 400 <= 0.99
+
+
+def test_a_bootstrap_interval_covers_the_true_mean() -> None:
+    draw = random.Random(2)
+    found = [bootstrap_interval([draw.gauss(3, 1) for _ in range(40)]) for _ in range(60)]
+    # 93 % of many such intervals cover it, and 60 intervals vary by 3 points.
+    assert 0.85 <= sum(low <= 3 <= high for low, high in found) / 60 < 1
+    # The width of a normal mean's interval: 2 * 1.96 / sqrt(40).
+    widths = sorted(high - low for low, high in found)
+    assert widths[30] == pytest.approx(0.62, abs=0.06)
+
+
+def test_a_bootstrap_interval_resamples_within_groups() -> None:
+    values, groups = [0.0] * 10 + [1.0] * 10, ["a"] * 10 + ["b"] * 10
+    assert bootstrap_interval(values, groups=groups) == (0.5, 0.5)
+    low, high = bootstrap_interval(values)
+    assert low < 0.35 and high > 0.65
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval([2.0]) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_interval([])

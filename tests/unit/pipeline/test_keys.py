@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from loadtest.config import SLO, Length
 from tests.unit.pipeline.fake_line import fake_made
+from training.config import JudgeConfig
 from training.config.data import SourceConfig
 from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
@@ -20,7 +21,9 @@ from tuneline.pipeline.keys import stage_key
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 from tuneline.pipeline.stages import stages
 
-EVALUATIONS = ("evaluation-base", "evaluation-served", "evaluation-tuned")
+EVALUATIONS = (
+    "evaluation-base", "evaluation-report", "evaluation-served", "evaluation-tuned",
+)  # fmt: skip
 SERVED = ("evaluation-served", "loadtest", "parity-served")
 FORMS = ("gptq-w4a16", "onnx-float32", "pruned", "quantized-w4a16")
 ALL_BUT_DATASET = (
@@ -50,7 +53,11 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
             use_liger_kernel""",
         "training.method": "type",
     },
-    EVALUATIONS: {"evaluation": "max_new_tokens batch_size num_rows fields"},
+    EVALUATIONS: {
+        "evaluation": "max_new_tokens batch_size num_rows fields metrics python",
+        "evaluation.judge": "url model criteria num_rows max_new_tokens",
+    },
+    ("evaluation-base", "evaluation-served", "evaluation-tuned"): {"evaluation": "json_schema"},
     ("reference",): {"reference": "num_prompts max_new_tokens top_logprobs"},
     ("model",): {"export.merge": "dtype merge_base quantize"},
     ("gptq-w4a16", "model", "quantized-w4a16"): {"export.merge": "group_size"},
@@ -85,6 +92,9 @@ NOT_KEYED: dict[str, str] = {
     "data.sources.0": "path revision config split",
     "loadtest.workload": "path",
     "training": "logging_steps save_steps",
+    # A further stage.
+    "evaluation": "forgetting",
+    "evaluation.judge": "api_key_env concurrency timeout_s",
     # A further form is a further stage.
     "export": "forms",
     "serving": """host port api_key_env ready_timeout_s shutdown_timeout max_restarts keys_file
@@ -108,6 +118,8 @@ CHANGED: dict[str, Any] = {
     "data.chat_template_date": datetime.date(2026, 11, 28),
     "training.train_on": "last_turn",
     "loadtest.workload.path": Path("copy.jsonl"),
+    "evaluation.json_schema": "rows.jsonl",
+    "evaluation.python": "rows.jsonl:score",
     "export.merge.group_size": 64,
     "export.parity.forms": {"pruned": Tolerances()},
     "export.prune.sparsity": 0.25,
@@ -158,6 +170,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = validate_config(RunConfig, values, "test")
     for path, value in {
         "data.sources": [SourceConfig(path="rows")],
+        "evaluation.judge": JudgeConfig(url="http://127.0.0.1:1/v1", model="judge"),
         "loadtest.scenarios.0.slo": SLO(),
         "loadtest.workload.input_tokens": Length(mean=8),
         "loadtest.workload.output_tokens": Length(mean=8),

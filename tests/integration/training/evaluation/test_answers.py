@@ -13,9 +13,8 @@ import pytest
 from tests.integration.training.conftest import ANSWER, Line
 from training.config import EvaluationConfig, ReferenceConfig
 from training.data.prepare import dataset_rows
-from training.evaluation.endpoint import evaluate_endpoint
-from training.evaluation.local import evaluate_model
-from training.evaluation.scoring import Prediction
+from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
+from training.evaluation.prediction import Prediction
 from training.reference import build_reference
 from tuneline.core.artifact import Artifact, Input, verify_artifact
 from tuneline.core.dataset import HELDOUT_FILE

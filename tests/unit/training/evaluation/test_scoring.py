@@ -1,17 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
 
-from training.evaluation.scoring import Prediction, predict, score, split_fields
+from training.config import EvaluationConfig
+from training.data.row import Row
+from training.evaluation.answer_text import split_fields
+from training.evaluation.prediction import Prediction, predict
+from training.evaluation.scoring import Scores, score
 from tuneline.core.errors import ConfigError, DataError
 
-PROMPT = [{"role": "user", "content": "?"}]
+PROMPT = ({"role": "user", "content": "?"},)
 
 
 def _predict(expected: str, answer: str, finish: Literal["stop", "length"] = "stop") -> Prediction:
-    return predict(PROMPT, expected, answer, finish)
+    row = Row(prompt=PROMPT, completion=({"role": "assistant", "content": expected},))
+    return predict(row, answer, finish)
+
+
+def _scores(
+    predictions: Sequence[Prediction], fields: Literal["lines", "json"] | None = None
+) -> Scores:
+    return score(predictions, EvaluationConfig(fields=fields))[1]
 
 
 def test_scores_equal_hand_counted_ones() -> None:
@@ -22,14 +34,14 @@ def test_scores_equal_hand_counted_ones() -> None:
         _predict("Category: B", "Priority: low", "length"),
         _predict("Category: C", "nonsense", "length"),
     ]
-    scores = score(predictions, "lines")
+    scores = _scores(predictions, "lines")
     assert (scores.num_rows, scores.num_correct, scores.exact_match) == (5, 2, 0.4)
     assert scores.field_accuracy == {"Category": 3 / 5, "Priority": 2 / 3}
     assert scores.stopped == 0.6
 
 
 def test_only_whole_answers_are_scored_without_fields() -> None:
-    assert score([_predict("yes", "yes")], None).field_accuracy == {}
+    assert _scores([_predict("yes", "yes")]).field_accuracy == {}
 
 
 def test_json_fields_compare_values() -> None:
@@ -39,7 +51,7 @@ def test_json_fields_compare_values() -> None:
         _predict('{"a": 1}', "[1]"),
         _predict('{"a": null}', "{}"),
     ]
-    assert score(predictions, "json").field_accuracy == {"a": 0.0, "b": 1.0}
+    assert _scores(predictions, "json").field_accuracy == {"a": 0.0, "b": 1.0}
 
 
 def test_reasoning_before_an_answer_is_not_part_of_it() -> None:
@@ -55,11 +67,11 @@ def test_line_fields_keep_colons_and_the_first_of_a_name() -> None:
 
 def test_fields_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ConfigError, match="no expected answer has such fields"):
-        score([_predict("yes", "yes")], "lines")
+        _scores([_predict("yes", "yes")], "lines")
     with pytest.raises(DataError, match="row 1: the expected answer is not a JSON object"):
-        score([_predict("yes", "yes")], "json")
+        _scores([_predict("yes", "yes")], "json")
 
 
 def test_no_predictions_have_no_score() -> None:
     with pytest.raises(ValueError, match="no predictions"):
-        score([], None)
+        _scores([])

@@ -1,0 +1,85 @@
+"""A model of this process behind an OpenAI-compatible URL, as vLLM would serve it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.answerer import Answerer, Question
+from tuneline.models.source import ModelSource
+
+
+@contextmanager
+def serve_answers(
+    answerer: Answerer, base: ModelSource, adapter: Path, *, losses: bool = True
+) -> Iterator[str]:
+    """Serve the answers of `answerer`; a model named `judge` prefers the first answer.
+
+    Log-probabilities of a prompt are transformers' own.
+    """
+    lock = threading.Lock()
+
+    def reply(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path == "/v1/completions":
+            if not losses:
+                return 400, {"error": {"message": "echo is not supported"}}
+            return 200, {
+                "choices": [
+                    {"logprobs": {"token_logprobs": _logprobs(base, adapter, body["prompt"])}}
+                ]
+            }
+        if body["model"] == "judge":
+            return 200, _completion("The first one.\n[[A]]", "stop")
+        (answer,) = answerer.answer([Question(tuple(body["messages"]))], body["max_tokens"])
+        return 200, _completion(answer.text, answer.finish_reason)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                status, document = reply(self.path, body)
+            text = json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _completion(content: str, finish_reason: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content}
+    return {
+        "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+    }  # fmt: skip
+
+
+def _logprobs(base: ModelSource, adapter: Path, ids: list[int]) -> list[float | None]:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(network, str(adapter)).eval()
+    with torch.inference_mode():
+        scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    found = scores[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    return [None, *found, -1.0]  # the last is the token that max_tokens=1 adds

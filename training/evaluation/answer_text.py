@@ -1,0 +1,57 @@
+"""Answers as text: without reasoning, split into fields, split into tokens of any language."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from typing import Any, Literal
+
+FieldForm = Literal["lines", "json"]
+
+_REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+# Letters of scripts that put no blanks between words, and Hangul syllables, whose words carry
+# particles: each is a token.
+_SINGLE = re.compile(
+    "[\u0e00-\u0edf\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def bare_answer(text: str) -> str:
+    """Return an answer without the reasoning that some models write first, and trimmed."""
+    return _REASONING.sub("", text).strip()
+
+
+def split_fields(answer: str, fields: FieldForm) -> dict[str, Any]:
+    """Return an answer's fields by name; empty if it has none. The first line of a name counts."""
+    bare = bare_answer(answer)
+    if fields == "json":
+        try:
+            value = json.loads(bare)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+    found: dict[str, Any] = {}
+    for line in bare.split("\n"):
+        name, colon, value = line.partition(":")
+        if colon and name.strip():
+            found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def text_tokens(text: str) -> list[str]:
+    """Return the tokens that ROUGE-L compares, in lower case and composed form (NFC).
+
+    A token is a word of letters, marks and digits. Chinese and Japanese characters, Hangul
+    syllables, and letters of Thai, Lao, Burmese and Khmer are single tokens.
+    """
+    words = ""
+    for character in unicodedata.normalize("NFC", text).casefold():
+        if unicodedata.category(character)[0] not in "LMN":
+            words += " "
+        elif _SINGLE.match(character):
+            words += f" {character} "
+        else:
+            words += character
+    return words.split()

@@ -1,0 +1,185 @@
+"""Evaluate a model on held-out rows: ask, score, write an `evaluation` artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from training.config import EvaluationConfig
+from training.data.prepare import dataset_rows, file_input
+from training.data.row import Row
+from training.data.rows import read_rows
+from training.evaluation.answerer import Answerer, LossesAbsentError, Question
+from training.evaluation.metrics.table import METRICS, choose_metrics
+from training.evaluation.prediction import Prediction, predict
+from training.evaluation.report.page import mismatch_page
+from training.evaluation.scoring import score
+from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
+from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import DataError
+from tuneline.core.progress import logger
+from tuneline.models.source import ModelSource
+from tuneline.models.template import TemplateSettings, dataset_settings
+
+PREDICTIONS_FILE = "predictions.jsonl"
+SCORES_FILE = "evaluation.json"
+PAGE_FILE = "mismatches.html"
+
+Data = Artifact | Path
+"""A dataset artifact, whose held-out rows are taken, or a data file, whose rows are all taken."""
+
+
+def evaluate_model(
+    config: EvaluationConfig,
+    data: Data,
+    base: ModelSource,
+    adapter: Artifact | Path | None,
+    out: Path,
+) -> Artifact:
+    """Answer the held-out prompts with base and adapter, or the base only, and score them.
+
+    Weights are bfloat16 on a GPU that computes in it and float32 elsewhere.
+
+    Raises:
+        ArtifactError: `out` exists, or the model or adapter cannot be loaded.
+        ConfigError: A metric does not fit the expected answers, or the model has no chat template.
+        DataError: A row of the file cannot be used.
+    """
+    from training.evaluation.local import local_answerer
+
+    inputs = [base.as_input("base")]
+    if isinstance(adapter, Artifact):
+        inputs.append(adapter.as_input("adapter"))
+    with _new_evaluation(config, data, inputs, out) as draft:
+        rows = evaluation_rows(data, config.num_rows)
+        answerer = local_answerer(
+            base, adapter, batch_size=config.batch_size, settings=_settings(data)
+        )
+        _evaluate(draft, config, rows, answerer)
+    return open_artifact(out, kind="evaluation")
+
+
+def evaluate_endpoint(
+    config: EvaluationConfig,
+    data: Data,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    inputs: Sequence[Input] = (),
+    tokenizer_folder: Path | None = None,
+) -> Artifact:
+    """Answer the held-out prompts through an OpenAI-compatible endpoint and score them.
+
+    `config.batch_size` requests, or 16, are in flight at once, at temperature 0. After the first
+    request that fails permanently no further request is sent.
+
+    Args:
+        inputs: The model that the endpoint serves, for the manifest.
+        tokenizer_folder: The served model's tokenizer. Without it, or if the server gives no
+            log-probabilities of prompt tokens, `nats` is absent, with the reason.
+
+    Raises:
+        ServerError: Requests failed; the message counts them.
+        ArtifactError: `out` exists.
+        ConfigError: A metric does not fit the expected answers.
+        DataError: A row of the file cannot be used.
+    """
+    from training.evaluation.endpoint import endpoint_answerer
+
+    with _new_evaluation(config, data, inputs, out) as draft:
+        rows = evaluation_rows(data, config.num_rows)
+        answerer = endpoint_answerer(
+            endpoint,
+            batch_size=config.batch_size,
+            tokenizer_folder=tokenizer_folder,
+            settings=_settings(data),
+        )
+        _evaluate(draft, config, rows, answerer)
+    return open_artifact(out, kind="evaluation")
+
+
+def evaluation_rows(data: Data, num_rows: int | None) -> list[Row]:
+    """Return the rows to evaluate.
+
+    Raises:
+        DataError: A row of a file cannot be used, or no row has an answer.
+    """
+    if isinstance(data, Path):
+        rows = read_rows(data)[:num_rows]
+    else:
+        rows = dataset_rows(data, HELDOUT_FILE, num_rows)
+    answered = [row for row in rows if row.completion and row.label is not False]
+    if not answered:
+        where = data if isinstance(data, Path) else data.path / HELDOUT_FILE
+        raise DataError(f"{where}: no row has an answer; expected rows with prompt and answer")
+    if len(answered) < len(rows):
+        logger.info("  %d rows without a good answer are left out", len(rows) - len(answered))
+    return answered
+
+
+def _settings(data: Data) -> TemplateSettings:
+    """Return the chat template's settings of a dataset's run; a file has none."""
+    return TemplateSettings() if isinstance(data, Path) else dataset_settings(data)
+
+
+def read_predictions(evaluation: Artifact) -> list[Prediction]:
+    """Return the predictions of an evaluation, in order."""
+    text = (evaluation.path / PREDICTIONS_FILE).read_text(encoding="utf-8")
+    lines = text.removesuffix("\n").split("\n")
+    return [Prediction.model_validate_json(line) for line in lines]
+
+
+def _new_evaluation(
+    config: EvaluationConfig, data: Data, inputs: Sequence[Input], out: Path
+) -> AbstractContextManager[Draft]:
+    own = file_input("data", data) if isinstance(data, Path) else data.as_input("dataset")
+    recorded = config.model_dump(mode="json", exclude={"json_schema", "python", "forgetting"})
+    files = [own, *inputs]
+    if config.json_schema is not None and Path(config.json_schema).is_file():
+        files.append(file_input("json_schema", Path(config.json_schema)))
+    if config.python is not None:
+        path = Path(config.python.rpartition(":")[0])
+        recorded["python"] = Path(config.python).name
+        files += [file_input("python", path)] if path.is_file() else []
+    return new_artifact(out, "evaluation", config=recorded, inputs=files)
+
+
+def _evaluate(
+    draft: Draft, config: EvaluationConfig, rows: Sequence[Row], answerer: Answerer
+) -> None:
+    start_s = time.monotonic()
+    questions = [Question(row.prompt, row.tools) for row in rows]
+    replies = answerer.answer(questions, config.max_new_tokens)
+    predictions = [
+        predict(row, reply.text, reply.finish_reason, reply.tool_calls)
+        for row, reply in zip(rows, replies, strict=True)
+    ]
+    no_losses = ""
+    chosen = choose_metrics(config, [row.answer for row in rows])
+    if any(METRICS[name].needs_losses for name in chosen):
+        try:
+            losses = answerer.losses(rows)
+            predictions = [
+                p.model_copy(update={"nats": loss.nats, "num_answer_tokens": loss.num_tokens})
+                for p, loss in zip(predictions, losses, strict=True)
+            ]
+        except LossesAbsentError as error:
+            no_losses = f"absent: {error}"
+            logger.warning("  nats per answer token are %s", no_losses)
+    predictions, scores = score(predictions, config, no_losses=no_losses)
+    lines = (prediction.model_dump_json() + "\n" for prediction in predictions)
+    (draft.dir / PREDICTIONS_FILE).write_text("".join(lines), encoding="utf-8")
+    text = scores.model_dump_json(indent=2) + "\n"
+    (draft.dir / SCORES_FILE).write_text(text, encoding="utf-8")
+    page = mismatch_page("Answers to the held-out rows", {"model": predictions}, config)
+    (draft.dir / PAGE_FILE).write_text(page, encoding="utf-8")
+    brief = {
+        name: result.model_dump(mode="json", include={"value", "interval", "num_rows"})
+        for name, result in scores.metrics.items()
+    }
+    draft.metrics.update(answerer.about)
+    draft.metrics.update(scores.model_dump(mode="json", exclude={"metrics"}))
+    draft.metrics.update(metrics=brief, wall_s=time.monotonic() - start_s)

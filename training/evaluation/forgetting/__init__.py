@@ -1,0 +1,1 @@
+"""The forgetting suite: skills that a base model has and that fine-tuning can damage."""

@@ -1,0 +1,171 @@
+"""Judge what a tuned model forgot: skill by skill, item by item. Pure calculation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from training.evaluation.answerer import Reply
+from training.evaluation.forgetting.items import Item
+from tuneline.core.config import StrictModel
+from tuneline.core.statistics import (
+    bootstrap_interval,
+    count_pairs,
+    mcnemar_p,
+    paired_share_interval,
+)
+from tuneline.core.verdict import Verdict
+
+MAX_DROP = 0.05
+"""The drop over all skills that a PASS rules out, at 95 %."""
+MAX_SKILL_DROP = 0.15
+"""The same for one skill. Of 29 items, two equal models leave 12 points open."""
+ALPHA = 0.05
+"""For one test; the tests of single skills share it (Bonferroni)."""
+CONSTANT = "Okay."
+"""The answer of a model that cannot do anything; some items accept it."""
+
+
+class SkillResult(StrictModel):
+    """One skill of base and tuned model."""
+
+    num_items: int
+    base: float
+    tuned: float
+    constant: float
+    """The share of a model that always answers "Okay."."""
+    difference: float
+    """`tuned` minus `base`."""
+    interval: tuple[float, float]
+    """Of the difference, at 95 %, Newcombe's."""
+    base_only: int
+    tuned_only: int
+    mcnemar_p: float
+    verdict: Verdict
+    """INVALID if the base is not better than the constant answer: there is nothing to forget."""
+
+
+class ForgettingReport(StrictModel):
+    """The suite's result."""
+
+    verdict: Verdict
+    problems: tuple[str, ...]
+    base: float
+    tuned: float
+    difference: float
+    """Over the skills that the base has; 0 if it has none."""
+    interval: tuple[float, float]
+    """Of the difference, at 95 %: items are resampled within their skills."""
+    num_items: int
+    """Items of the skills that the base has."""
+    skills: dict[str, SkillResult]
+
+
+def judge_forgetting(
+    items: Sequence[Item], base: Sequence[bool], tuned: Sequence[bool]
+) -> ForgettingReport:
+    """Return the report of two models that answered the same items.
+
+    FAIL: over all skills that the base has, or for one of them, the tuned model is worse by more
+    than chance explains. PASS: no skill fails, and the interval excludes a drop over `MAX_DROP`.
+    INVALID: the base has none of the skills.
+
+    Args:
+        items: The items of the suite.
+        base: Whether the base passed each item.
+        tuned: Whether the tuned model passed each item.
+    """
+    skills: dict[str, SkillResult] = {
+        skill: _skill(
+            [
+                (item, first, second)
+                for item, first, second in zip(items, base, tuned, strict=True)
+                if item.skill == skill
+            ]
+        )
+        for skill in dict.fromkeys(item.skill for item in items)
+    }
+    skills = _with_verdicts(skills)
+    held: set[str] = {
+        name for name, found in skills.items() if found.verdict is not Verdict.INVALID
+    }
+    problems = [f"{name}: nothing to forget: the base is at {_percent(found.base)}, the answer "
+                f'"{CONSTANT}" at {_percent(found.constant)}'
+                for name, found in skills.items() if name not in held]  # fmt: skip
+    problems += [
+        f"{name}: forgotten: {_percent(found.base)} → {_percent(found.tuned)}, "
+        f"McNemar p {found.mcnemar_p:.2g}"
+        for name, found in skills.items()
+        if found.verdict is Verdict.FAIL
+    ]
+    changes = [
+        (float(second) - float(first), item.skill)
+        for item, first, second in zip(items, base, tuned, strict=True)
+        if item.skill in held
+    ]
+    interval = (0.0, 0.0)
+    if changes:
+        interval = bootstrap_interval(
+            [change for change, _ in changes], groups=[skill for _, skill in changes]
+        )
+    return ForgettingReport(
+        verdict=_verdict(skills, held, interval),
+        problems=tuple(problems),
+        base=sum(base) / len(base),
+        tuned=sum(tuned) / len(tuned),
+        difference=sum(change for change, _ in changes) / len(changes) if changes else 0.0,
+        interval=interval,
+        num_items=len(changes),
+        skills=skills,
+    )
+
+
+def _skill(rows: Sequence[tuple[Item, bool, bool]]) -> SkillResult:
+    counts = count_pairs([first for _, first, _ in rows], [second for _, _, second in rows])
+    constant = [item.passes(Reply(CONSTANT, "stop")) for item, _, _ in rows]
+    first = [base for _, base, _ in rows]
+    against = count_pairs(constant, first)
+    has_skill = (
+        against.second_only > against.first_only
+        and mcnemar_p(against.first_only, against.second_only) < ALPHA
+    )
+    n = len(rows)
+    return SkillResult(
+        num_items=n,
+        base=sum(first) / n,
+        tuned=sum(second for _, _, second in rows) / n,
+        constant=sum(constant) / n,
+        difference=(counts.second_only - counts.first_only) / n,
+        interval=paired_share_interval(counts),
+        base_only=counts.first_only,
+        tuned_only=counts.second_only,
+        mcnemar_p=mcnemar_p(counts.first_only, counts.second_only),
+        verdict=Verdict.INCONCLUSIVE if has_skill else Verdict.INVALID,
+    )
+
+
+def _with_verdicts(skills: Mapping[str, SkillResult]) -> dict[str, SkillResult]:
+    num_held = sum(found.verdict is not Verdict.INVALID for found in skills.values())
+    judged: dict[str, SkillResult] = {}
+    for name, found in skills.items():
+        verdict = found.verdict
+        if verdict is not Verdict.INVALID:
+            if found.difference < 0 and found.mcnemar_p < ALPHA / num_held:
+                verdict = Verdict.FAIL
+            elif found.interval[0] >= -MAX_SKILL_DROP:
+                verdict = Verdict.PASS
+        judged[name] = found.model_copy(update={"verdict": verdict})
+    return judged
+
+
+def _verdict(
+    skills: Mapping[str, SkillResult], held: set[str], interval: tuple[float, float]
+) -> Verdict:
+    if not held:
+        return Verdict.INVALID
+    if interval[1] < 0 or any(skills[name].verdict is Verdict.FAIL for name in held):
+        return Verdict.FAIL
+    return Verdict.PASS if interval[0] >= -MAX_DROP else Verdict.INCONCLUSIVE
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

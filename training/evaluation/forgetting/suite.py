@@ -1,0 +1,134 @@
+"""Ask base and tuned model the forgetting suite, and write a `forgetting` artifact."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.config import EvaluationConfig
+from training.evaluation.answerer import Answerer, Reply
+from training.evaluation.evaluate import PAGE_FILE
+from training.evaluation.forgetting.items import Item, suite_input, suite_items
+from training.evaluation.forgetting.judging import judge_forgetting
+from training.evaluation.local import DEFAULT_SETTINGS
+from training.evaluation.prediction import Prediction
+from training.evaluation.report.page import mismatch_page
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.models.source import ModelSource
+from tuneline.models.template import TemplateSettings
+
+REPORT_FILE = "forgetting.json"
+ANSWERS_FILE = "answers.jsonl"
+MAX_NEW_TOKENS = 256
+
+
+def measure_forgetting(
+    base: ModelSource,
+    tuned: Artifact | Path | ModelSource | Endpoint,
+    out: Path,
+    *,
+    batch_size: int | None = None,
+    settings: TemplateSettings = DEFAULT_SETTINGS,
+) -> Artifact:
+    """Let both models answer the suite greedily, and judge which skills the tuned model lost.
+
+    The interval of the difference resamples items within their skills. Answers are greedy, so that
+    a second run gives the same answers.
+
+    Args:
+        base: The model before fine-tuning.
+        tuned: An adapter of `base`, a model folder, or an endpoint.
+        batch_size: Prompts answered at once; as many as fit into memory if not given.
+        settings: The settings of the chat template.
+
+    Raises:
+        ArtifactError: `out` exists, or a model cannot be loaded.
+        ServerError: A request to the endpoint failed.
+    """
+    inputs = [suite_input(), base.as_input("base")]
+    if isinstance(tuned, Artifact):
+        inputs.append(tuned.as_input("adapter"))
+    elif isinstance(tuned, ModelSource):
+        inputs.append(tuned.as_input("model"))
+    config = {"max_new_tokens": MAX_NEW_TOKENS}
+    with new_artifact(out, "forgetting", config=config, inputs=inputs) as draft:
+        start_s = time.monotonic()
+        items = suite_items()
+        # One model at a time is in memory.
+        replies = {
+            "base": _replies(items, _answerer(base, None, batch_size, settings)),
+            "tuned": _replies(items, _answerer(base, tuned, batch_size, settings)),
+        }
+        passed = {
+            who: [item.passes(reply) for item, reply in zip(items, found, strict=True)]
+            for who, found in replies.items()
+        }
+        report = judge_forgetting(items, passed["base"], passed["tuned"])
+        text = report.model_dump_json(indent=2) + "\n"
+        (draft.dir / REPORT_FILE).write_text(text, encoding="utf-8")
+        _write_answers(draft.dir, items, replies, passed)
+        draft.metrics.update(report.model_dump(mode="json"), wall_s=time.monotonic() - start_s)
+    return open_artifact(out, kind="forgetting")
+
+
+def _answerer(
+    base: ModelSource,
+    tuned: Artifact | Path | ModelSource | Endpoint | None,
+    batch_size: int | None,
+    settings: TemplateSettings,
+) -> Answerer:
+    if isinstance(tuned, Endpoint):
+        from training.evaluation.endpoint import endpoint_answerer
+
+        return endpoint_answerer(tuned, batch_size=batch_size)
+    from training.evaluation.local import local_answerer
+
+    if isinstance(tuned, ModelSource):
+        return local_answerer(tuned, None, batch_size=batch_size, settings=settings)
+    return local_answerer(base, tuned, batch_size=batch_size, settings=settings)
+
+
+def _replies(items: Sequence[Item], answerer: Answerer) -> list[Reply]:
+    return answerer.answer([item.question() for item in items], MAX_NEW_TOKENS)
+
+
+def _write_answers(
+    folder: Path,
+    items: Sequence[Item],
+    replies: dict[str, list[Reply]],
+    passed: dict[str, list[bool]],
+) -> None:
+    with (folder / ANSWERS_FILE).open("w", encoding="utf-8") as file:
+        for index, item in enumerate(items):
+            answers = {
+                who: {
+                    "answer": found[index].text,
+                    "tool_calls": found[index].tool_calls,
+                    "passed": passed[who][index],
+                }
+                for who, found in replies.items()
+            }
+            row = {"id": item.id, "skill": item.skill, **answers}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    columns = {
+        who: [_prediction(*entry) for entry in zip(items, replies[who], passed[who], strict=True)]
+        for who in replies
+    }
+    page = mismatch_page("Forgetting suite: base and tuned model", columns, EvaluationConfig())
+    (folder / PAGE_FILE).write_text(page, encoding="utf-8")
+
+
+def _prediction(item: Item, reply: Reply, passed: bool) -> Prediction:
+    """Return an item as the page shows it, with its id and its checks."""
+    about = f"{item.id}\n" + json.dumps(item.checks, ensure_ascii=False)
+    return Prediction(
+        prompt=[{"role": item.skill, "content": about}, {"role": "user", "content": item.prompt}],
+        expected=item.right,
+        answer=reply.text,
+        correct=passed,
+        finish_reason=reply.finish_reason,
+        tool_calls=reply.tool_calls,
+    )

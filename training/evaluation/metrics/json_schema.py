@@ -1,0 +1,96 @@
+"""JSON validity: the answer parses, and fits a schema if there is one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from training.config import EvaluationConfig
+from training.evaluation.answer_text import bare_answer
+from training.evaluation.metrics.metric import Scored
+from training.evaluation.prediction import Prediction
+from tuneline.core.environment import require
+from tuneline.core.errors import ConfigError
+
+OUTSIDE = "is outside this schema; expected references within it"
+
+
+def score_json_schema(predictions: Sequence[Prediction], config: EvaluationConfig) -> Scored:
+    """Return 1 for each answer that is JSON and fits `evaluation.json_schema`.
+
+    The details count the answers that are not JSON, and the schema keywords that others break.
+
+    Raises:
+        ConfigError: The schema cannot be used.
+        MissingError: jsonschema is not installed.
+    """
+    validator = schema_validator(config.json_schema)
+    faults = [json_fault(bare_answer(p.answer), validator) for p in predictions]
+    counts = Counter(fault for fault in faults if fault)
+    return Scored([float(not fault) for fault in faults], {"faults": dict(counts.most_common())})
+
+
+def json_fault(text: str, validator: Any | None) -> str:
+    """Return why text is not JSON that fits a schema; empty if it fits."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if validator is None:
+        return ""
+    try:
+        error = next(validator.iter_errors(value), None)
+    except RecursionError:
+        return "nested too deeply"
+    except require("referencing", "train").exceptions.Unresolvable as error:
+        raise ConfigError(f"evaluation.json_schema: {error.ref!r} {OUTSIDE}") from None
+    return "" if error is None else str(error.validator)
+
+
+def schema_validator(path: str | None) -> Any | None:
+    """Return the validator of a schema file; None without a file. Nothing is downloaded.
+
+    Raises:
+        ConfigError: The file cannot be read or is not a JSON schema.
+    """
+    if path is None:
+        return None
+    try:
+        schema = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"evaluation.json_schema: {path}: cannot be read: {error.strerror}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"evaluation.json_schema: {path}: is not JSON: {error}") from None
+    return validator_of(schema, f"evaluation.json_schema: {path}")
+
+
+def validator_of(schema: Any, where: str) -> Any:
+    """Return the validator of a schema.
+
+    Raises:
+        ConfigError: It is not a JSON schema, or refers to another document.
+    """
+    jsonschema = require("jsonschema", "train")
+    referencing = require("referencing", "train")
+    kind = jsonschema.validators.validator_for(
+        schema, default=jsonschema.validators.Draft202012Validator
+    )
+    try:
+        kind.check_schema(schema)
+        # Without a registry, jsonschema would download what `$ref` names.
+        validator = kind(schema, registry=referencing.Registry())
+        next(validator.iter_errors({}), None)
+    except jsonschema.exceptions.SchemaError as error:
+        raise ConfigError(f"{where}: is not a JSON schema: {error.message}") from None
+    except referencing.exceptions.Unresolvable as error:
+        raise ConfigError(f"{where}: {error.ref!r} {OUTSIDE}") from None
+    return validator
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,148 @@
+"""A judge: another model says which of two answers is better, in both orders."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from training.config import EvaluationConfig, JudgeConfig
+from training.evaluation.answer_text import bare_answer
+from training.evaluation.metrics.metric import Scored
+from training.evaluation.prediction import Prediction
+from tuneline.core.endpoint import Endpoint, read_key, split_url
+from tuneline.core.errors import ConfigError, ServerError
+from tuneline.core.messages import Messages, content_of
+from tuneline.core.openai_client import openai_client, server_error
+from tuneline.core.progress import progress
+
+MAX_CHARACTERS = 8000
+"""Of each text in a question to the judge; the rest is cut."""
+
+Choice = Literal["A", "B", "tie"]
+Pair = tuple[Messages, str, str]
+"""A prompt, the first answer and the second answer."""
+
+INSTRUCTION = """Two assistants answered the same conversation. {criteria}
+The order of the answers has no meaning, and neither has their length.
+
+[Conversation]
+{prompt}
+
+[Answer A]
+{first}
+
+[Answer B]
+{second}
+
+Compare them in at most three sentences. End with a line that holds only your verdict:
+[[A]] if A is better, [[B]] if B is better, [[C]] if neither is better."""
+
+_VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
+_CHOICES: dict[str, Choice] = {"A": "A", "B": "B", "C": "tie"}
+
+
+def score_judge(predictions: Sequence[Prediction], config: EvaluationConfig) -> Scored:
+    """Return, for the first `judge.num_rows` rows, whether the answer beats the expected one.
+
+    A row has 1 if the judge prefers the answer in both orders, 0 if it prefers the expected answer
+    in both, and 0.5 for a tie. Two orders with different verdicts are a tie, counted as `swapped`.
+    An answer equal to the expected one is a tie without a request.
+
+    Raises:
+        ConfigError: There is no judge in the configuration, or its URL or key cannot be used.
+        ServerError: A request failed.
+    """
+    if config.judge is None:
+        raise ConfigError(
+            "evaluation.metrics: judge needs evaluation.judge; found none",
+            hint="Try: --set evaluation.judge.url=http://127.0.0.1:8000/v1 "
+            "--set evaluation.judge.model=NAME",
+        )
+    judged = predictions[: config.judge.num_rows]
+    pairs: list[Pair] = [(p.prompt, bare_answer(p.answer), bare_answer(p.expected)) for p in judged]
+    values, details = judge_pairs(config.judge, pairs)
+    return Scored([*values, *[None] * (len(predictions) - len(judged))], details)
+
+
+def judge_pairs(
+    config: JudgeConfig, pairs: Sequence[Pair]
+) -> tuple[list[float | None], dict[str, int]]:
+    """Return 1, 0.5 or 0 for a first answer that wins, ties or loses, and the counts.
+
+    None is a pair of which the judge gave no readable verdict.
+    """
+    split_url(config.url)
+    endpoint = Endpoint(
+        config.url.rstrip("/"), config.model, read_key(os.environ, config.api_key_env)
+    )
+    different = [index for index, (_, first, second) in enumerate(pairs) if first != second]
+    questions = [_question(config, pairs[i], swap) for i in different for swap in (False, True)]
+    replies = _ask(config, endpoint, questions)
+    values: list[float | None] = [0.5] * len(pairs)
+    counts = {"wins": 0, "losses": 0, "ties": len(pairs) - len(different), "swapped": 0}
+    counts["unreadable"] = 0
+    for number, index in enumerate(different):
+        straight, swapped = map(read_choice, replies[2 * number : 2 * number + 2])
+        if straight is None or swapped is None:
+            values[index], kind = None, "unreadable"
+        elif straight == "A" and swapped == "B":
+            values[index], kind = 1.0, "wins"
+        elif straight == "B" and swapped == "A":
+            values[index], kind = 0.0, "losses"
+        else:
+            kind = "ties" if straight == swapped == "tie" else "swapped"
+        counts[kind] += 1
+    return values, {**counts, "num_requests": len(questions)}
+
+
+def read_choice(reply: str) -> Choice | None:
+    """Return the last verdict of a judgement; None without one."""
+    found = _VERDICT.findall(bare_answer(reply))
+    return _CHOICES[found[-1]] if found else None
+
+
+def _question(config: JudgeConfig, pair: Pair, swap: bool) -> str:
+    messages, first, second = pair
+    prompt = "\n".join(f"{message['role']}: {content_of(message)}" for message in messages)
+    first, second = (second, first) if swap else (first, second)
+    prompt, first, second = (text[:MAX_CHARACTERS] for text in (prompt, first, second))
+    return INSTRUCTION.format(criteria=config.criteria, prompt=prompt, first=first, second=second)
+
+
+def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> list[str]:
+    def ask(question: str) -> str:
+        try:
+            response = client.chat.completions.create(
+                model=endpoint.model,
+                messages=[{"role": "user", "content": question}],
+                temperature=0,
+                max_tokens=config.max_new_tokens,
+            )
+            return response.choices[0].message.content or ""
+        except (ValueError, AttributeError, IndexError, TypeError) as error:
+            # The client passes a body of another shape on; reading the body then fails.
+            raise server_error(error, endpoint, config.timeout_s) from None
+
+    replies: list[str] = []
+    try:
+        with (
+            openai_client(endpoint, timeout_s=config.timeout_s, extra="train") as client,
+            ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge") as pool,
+            progress("judging", len(questions), "judgements") as advance,
+        ):
+            waiting = [pool.submit(ask, question) for question in questions]
+            try:
+                for done, future in enumerate(waiting, start=1):
+                    replies.append(future.result())
+                    advance(done)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    except ServerError as error:
+        raise ServerError(
+            f"evaluation.judge: {error.message}",
+            hint=f"Try: export {config.api_key_env}=KEY, if the judge needs a key",
+        ) from None
+    return replies

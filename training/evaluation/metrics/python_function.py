@@ -1,0 +1,77 @@
+"""A user's own metric: a function in a Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.config import EvaluationConfig
+from training.evaluation.metrics.metric import Scored
+from training.evaluation.prediction import Prediction
+from tuneline.core.errors import ConfigError
+
+
+def score_python(predictions: Sequence[Prediction], config: EvaluationConfig) -> Scored:
+    """Return `function(prediction)` of each row.
+
+    The function gets a dict with `prompt`, `expected`, `answer`, `tool_calls` and `finish_reason`,
+    and returns a number, a boolean, or None for a row that it does not apply to.
+
+    Raises:
+        ConfigError: The function cannot be loaded, raises, or returns another type.
+    """
+    where = f"evaluation.python: {config.python}"
+    if config.python is None:
+        raise ConfigError(
+            "evaluation.metrics: python needs evaluation.python; found none",
+            hint="Try: --set evaluation.python=metric.py:score",
+        )
+    function = load_function(config.python)
+    values: list[float | None] = []
+    for number, prediction in enumerate(predictions, start=1):
+        row = prediction.model_dump(mode="json", exclude={"scores"})
+        # The function is the user's code and may raise anything.
+        try:
+            value = function(row)
+        except Exception as error:
+            raise ConfigError(
+                f"{where}: held-out row {number}: {type(error).__name__}: {error}"
+            ) from error
+        if value is not None and not (
+            isinstance(value, bool | int | float) and math.isfinite(value)
+        ):
+            raise ConfigError(
+                f"{where}: held-out row {number}: returned {value!r}; expected a finite number, "
+                "a boolean or None"
+            )
+        values.append(None if value is None else float(value))
+    return Scored(values)
+
+
+def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:
+    """Return the function that `file.py:function` names.
+
+    Raises:
+        ConfigError: There is no such file or function, or the file raises.
+    """
+    path, _, name = spec.rpartition(":")
+    where = f"evaluation.python: {spec}"
+    if not path or not name.isidentifier():
+        raise ConfigError(f"{where}: expected file.py:function")
+    if not Path(path).is_file():
+        raise ConfigError(f"{where}: {path} is not a file")
+    module_spec = importlib.util.spec_from_file_location("user_metric", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"{where}: {path} is not a Python file; expected a name that ends in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{where}: {path} raises {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{where}: {path} has no function {name}")
+    return function  # type: ignore[no-any-return]

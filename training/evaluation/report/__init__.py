@@ -1,0 +1,1 @@
+"""Two evaluations of the same rows side by side: comparison, page of mismatches, plots."""

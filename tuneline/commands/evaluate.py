@@ -1,0 +1,209 @@
+"""The command that scores answers: of a run's models, or of any model or endpoint on any file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuneline.commands.option_values import endpoint_of, open_run, refuse, required
+from tuneline.commands.options import (
+    DEFAULT_RUNS,
+    AsJson,
+    KeyEnv,
+    OptionalRun,
+    Out,
+    Overrides,
+    RunsDir,
+    Url,
+)
+from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.run_stages import run_stages
+from tuneline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.config import EvaluationConfig
+    from tuneline.core.artifact import Artifact
+    from tuneline.core.endpoint import Endpoint
+
+
+class Suite(StrEnum):
+    forgetting = "forgetting"
+
+
+def evaluate(
+    run_file: OptionalRun = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rows with prompts and answers.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model folder or Hugging Face id; with --url, its name on the server."),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A PEFT adapter on top of --model.")
+    ] = None,
+    url: Url = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --url: the model's tokenizer, for perplexity."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The base model, folder or id, for a comparison."),
+    ] = None,
+    suite: Annotated[
+        Suite | None, typer.Option(help="Ask a built-in suite in place of --data.")
+    ] = None,
+    api_key_env: KeyEnv = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Score answers to held-out rows: a run's, or any model or URL.
+
+    With RUN.yaml, score base, tuned and served model; with --url too, only that endpoint. Without
+    RUN.yaml, score --model or --url on --data; options are --set evaluation.KEY=VALUE. With --suite
+    forgetting, compare general skills with --against.
+    """
+    # Over 60 lines: most of them are options.
+    of_a_file = {"--data": data, "--adapter": adapter, "--against": against, "--suite": suite}
+    of_a_server = {"--api-key-env": api_key_env, "--tokenizer": tokenizer}
+    if url is None:
+        refuse("without --url", of_a_server)
+    endpoint = None if url is None else endpoint_of(url, model, api_key_env)
+    if run_file is None:
+        asked = Asked(endpoint, tokenizer, model, adapter)
+        if suite is not None:
+            refuse("with --suite", {"--data": data, "--tokenizer": tokenizer, "--set": overrides})
+            _ask_suite(asked, against, required(out, "--out"), as_json)
+            return
+        _evaluate_file(asked, required(data, "--data"), against, out, overrides, as_json)
+        return
+    refuse("with RUN.yaml", of_a_file)
+    run = open_run(run_file, overrides, runs_dir)
+    if endpoint is None:
+        refuse("without --url", {"--model": model, "--out": out})
+        from tuneline.pipeline.stages import stage_names
+
+        names = stage_names(run, groups=("evaluation",), kind="evaluation")
+        run_stages(run, names, as_json=as_json)
+        return
+    from training import evaluate_endpoint
+    from tuneline.pipeline.stage import DATASET
+    from tuneline.pipeline.stages import evaluation_config
+    from tuneline.pipeline.up import up as up_run
+
+    folder = required(out, "--out")
+    dataset = up_run(run, (DATASET,))[DATASET]
+    config = evaluation_config(run)
+    result = evaluate_endpoint(config, dataset, endpoint, folder, tokenizer_folder=tokenizer)
+    emit_artifact(result, as_json)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that name the model to score: an endpoint, or a folder with an adapter."""
+
+    endpoint: Endpoint | None
+    tokenizer: Path | None = None
+    model: str | None = None
+    adapter: Path | None = None
+
+
+def _evaluate_file(
+    asked: Asked,
+    data: Path,
+    against: str | None,
+    out: Path | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    """Score a model on a file, and a second model if there is one."""
+    config, folder = _section(overrides), required(out, "--out")
+    if against is None:
+        emit_artifact(_evaluate(config, data, asked, folder), as_json)
+        return
+    from training import report_evaluations
+    from tuneline.pipeline.run_report import comparison_lines
+
+    tuned = _evaluate(config, data, asked, folder / "tuned")
+    base = _evaluate(config, data, Asked(None, model=against), folder / "base")
+    report = report_evaluations(config, base, tuned, folder / "report")
+    metrics = report.manifest.metrics
+    lines = [*comparison_lines(metrics), f"answers side by side: {report.path / 'mismatches.html'}"]
+    emit({"path": str(report.path), **report.manifest.model_dump()}, lines, as_json)
+
+
+def _evaluate(config: EvaluationConfig, data: Path, asked: Asked, out: Path) -> Artifact:
+    if asked.endpoint is not None:
+        from training import evaluate_endpoint
+
+        refuse("with --url", {"--adapter": asked.adapter})
+        return evaluate_endpoint(
+            config, data, asked.endpoint, out, tokenizer_folder=asked.tokenizer
+        )
+    from training import evaluate_model
+    from tuneline.models.source import resolve_model
+
+    base = resolve_model(required(asked.model, "--model"))
+    return evaluate_model(config, data, base, _adapter(asked.adapter), out)
+
+
+def _adapter(folder: Path | None) -> Artifact | Path | None:
+    """Return an adapter artifact, or the path of any other PEFT folder."""
+    from tuneline.core.artifact import MANIFEST, open_artifact
+
+    if folder is None or not (folder / MANIFEST).is_file():
+        return folder
+    return open_artifact(folder, kind="adapter")
+
+
+def _ask_suite(asked: Asked, against: str | None, out: Path, as_json: bool) -> None:
+    """Measure forgetting, and end with the verdict's exit code."""
+    from training import measure_forgetting
+    from tuneline.core.verdict import Verdict, require_verdict
+    from tuneline.models.source import resolve_model
+    from tuneline.pipeline.run_report import forgetting_lines
+
+    if asked.adapter is not None:
+        refuse("with --url", {"--adapter": asked.adapter if asked.endpoint else None})
+        refuse("with --adapter, whose base is --model", {"--against": against})
+        base = resolve_model(required(asked.model, "--model"))
+        result = measure_forgetting(base, _adapter(asked.adapter) or asked.adapter, out)
+    else:
+        base = resolve_model(required(against, "--against"))
+        tuned = asked.endpoint or resolve_model(required(asked.model, "--model"))
+        result = measure_forgetting(base, tuned, out)
+    metrics = result.manifest.metrics
+    lines = [*forgetting_lines(metrics), f"answers side by side: {result.path / 'mismatches.html'}"]
+    emit({"path": str(result.path), **result.manifest.model_dump()}, lines, as_json)
+    require_verdict(result, Verdict(metrics["verdict"]))
+
+
+def _section(overrides: list[str] | None) -> EvaluationConfig:
+    """Return the section `evaluation` from `--set` options only.
+
+    Raises:
+        ConfigError: A value does not fit, or belongs to another section.
+    """
+    from training.config import EvaluationConfig
+    from tuneline.core.config import apply_override, validate_config
+
+    values: dict[str, object] = {}
+    for override in overrides or ():
+        apply_override(values, override)
+    foreign = sorted(set(values) - {"evaluation"})
+    if foreign:
+        raise ConfigError(
+            f"--set {foreign[0]}…: has no meaning without RUN.yaml; expected evaluation.KEY=VALUE",
+            hint="Try: --set evaluation.fields=lines",
+        )
+    section = values.get("evaluation", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"--set evaluation={section}: expected evaluation.KEY=VALUE")
+    return validate_config(EvaluationConfig, section, "evaluation")
