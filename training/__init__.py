@@ -13,6 +13,7 @@ from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
     from training.check import check_data
+    from training.data.checks.files import check_files
     from training.data.convert import convert_data
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
@@ -32,6 +33,7 @@ __all__ = [
     "ShownToken",
     "build_reference",
     "check_data",
+    "check_files",
     "convert_data",
     "data_inputs",
     "dataset_rows",
@@ -56,6 +58,7 @@ __getattr__ = lazy_face(
         "ShownToken": "training.rendering.show:ShownToken",
         "build_reference": "training.reference:build_reference",
         "check_data": "training.check:check_data",
+        "check_files": "training.data.checks.files:check_files",
         "convert_data": "training.data.convert:convert_data",
         "data_inputs": "training.data.sources:data_inputs",
         "dataset_rows": "training.data.prepare:dataset_rows",

@@ -140,6 +140,10 @@ class LoadTestGroup(LazyGroup):
 
 class DataGroup(LazyGroup):
     table: ClassVar = {
+        "check": Row(
+            AT + "data:data_check",
+            "Find duplicates, leaks, bad answers, personal data and more in data files.",
+        ),
         "convert": Row(
             AT + "data:data_convert",
             "Convert a file, a folder or a Hub dataset to JSON Lines of one form, and count its "

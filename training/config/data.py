@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from training.config.checks import ChecksConfig
 from training.config.template import TemplateConfig
 from tuneline.core.config import StrictModel
 
@@ -75,6 +76,12 @@ class DataConfig(TemplateConfig, ReadingConfig):
     """A row that cannot be read is an error, or is dropped and counted."""
     seed: int = 0
     """Chooses which prompts are held out, and which rows a weight repeats or leaves out."""
+    group_by: str | None = None
+    """A column; the rows with one value of it are all trained on or all held out."""
+    stratify_by: str | None = None
+    """A column; `heldout_fraction` is held out of the rows with each value of it."""
+    checks: ChecksConfig = ChecksConfig()
+    """Checks of the rows, and what happens to the rows that they find."""
 
     @model_validator(mode="before")
     @classmethod
@@ -87,6 +94,9 @@ class DataConfig(TemplateConfig, ReadingConfig):
             if (path or split) and fraction:
                 other = "heldout_path" if path else "heldout_split"
                 raise ValueError(f"give {other} or heldout_fraction, not both")
+            for name in ("group_by", "stratify_by"):
+                if (path or split) and values.get(name) is not None:
+                    raise ValueError(f"{name} needs heldout_fraction; held-out rows are given")
             if not path and not split and not fraction:
                 return {**values, "heldout_fraction": DEFAULT_HELDOUT_FRACTION}
         return values

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from training.config import DataConfig
+from training.data.checks.contradictions import num_disputed
+from training.data.checks.length import LengthLimit
+from training.data.checks.report import describe_example, dropped_rows, report_of, warn_of
+from training.data.checks.run import Checked, Split, check_rows, require_accepted
+from training.data.checks.spool import Spool
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import Source, open_sources
 from training.data.template_settings import write_template_settings
-from training.data.weights import apply_weights
+from training.data.weights import copies_of
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
-from tuneline.core.messages import Message, content_of
 from tuneline.core.progress import logger
+from tuneline.models.source import ModelSource
 
 TRAIN_FILE = "train.jsonl"
 REPORT_FILE = "report.json"
 
 
-def prepare_dataset(config: DataConfig, *, relative_to: Path, out: Path) -> Artifact:
+def prepare_dataset(
+    config: DataConfig,
+    *,
+    relative_to: Path,
+    out: Path,
+    limit: tuple[ModelSource, int] | None = None,
+) -> Artifact:
     """Check, clean and split rows into a `dataset` artifact.
 
-    Exact duplicates are dropped. Rows whose prompt is also held out (compared without regard to
-    case and spacing) are dropped from the training rows. Without held-out rows of their own, whole
-    prompts are held out, chosen by a hash of seed and prompt: the same file splits the same way,
-    and a prompt is never on both sides. The weights of sources apply to the training rows that are
-    left.
+    `data.checks` says what happens to the rows that a check finds. Without held-out rows of their
+    own, whole prompts are held out, chosen by a hash of seed and prompt: the same file splits the
+    same way, and a prompt is never on both sides. The weights of sources apply to the training rows
+    that are left. Rows are read once and kept on disk, so memory does not grow with their text.
 
     Args:
         config: The section `data`.
         relative_to: The folder that its paths start from.
         out: The new artifact.
+        limit: The base model and the most tokens of a row, if `data.checks.length` is `fix`.
 
     Raises:
         DataError: A file is missing, or rows cannot be used; all are named.
@@ -47,52 +56,54 @@ def prepare_dataset(config: DataConfig, *, relative_to: Path, out: Path) -> Arti
     """
     sources, heldout_source = open_sources(config, relative_to)
     inputs = [source.as_input() for source in [*sources, *filter(None, [heldout_source])]]
-    where = ", ".join(source.config.path for source in sources)
     counts, heldout_counts = Counts(), Counts()
-    rows = _read(config, sources, counts)
-    report: dict[str, Any] = {"num_rows_read": counts.num_read}
-    rows, report["num_duplicates_dropped"] = _without_duplicates(rows)
-    counts.drop("exact duplicate", report["num_duplicates_dropped"])
-    if heldout_source is None:
-        train, heldout = _split(rows, config.heldout_fraction or 0.0, config.seed, where)
-        counts.drop("held out", len(heldout))
-        heldout_counts.num_read = len(heldout)
-    else:
-        train = rows
-        heldout = _read(config, [heldout_source], heldout_counts)
-        report["num_heldout_rows_read"] = heldout_counts.num_read
-        heldout, report["num_heldout_duplicates_dropped"] = _without_duplicates(heldout)
-        heldout_counts.drop("exact duplicate", report["num_heldout_duplicates_dropped"])
-    train, report["num_leaked_dropped"] = _without_leaks(train, heldout)
-    counts.drop("prompt is held out", report["num_leaked_dropped"])
-    counts.check(len(train))
-    heldout_counts.check(len(heldout))
-    if not train:
-        held = config.heldout_path or f"split {config.heldout_split}"
-        raise DataError(f"{where}: every prompt is also held out in {held}; none is left")
-    weights = [source.config.weight for source in sources]
-    num_before = len(train)
-    train, num_left_out = apply_weights(train, weights, config.seed)
-    counts.drop("left out by weight", num_left_out)
-    report |= {
-        "dropped": counts.dropped,
-        "heldout_dropped": heldout_counts.dropped,
-        "num_repeated_by_weight": len(train) - (num_before - num_left_out),
-        "num_train": len(train),
-        "num_heldout": len(heldout),
-        "num_prompts_with_different_answers": _contradictions(train),
-        "num_heldout_prompts_with_different_answers": _contradictions(heldout),
-        "prompt_characters": _lengths([sum(len(content_of(m)) for m in r.prompt) for r in train]),
-        "answer_characters": _lengths([len(row.answer) for row in train]),
-    }
-    _say(report)
-    with new_artifact(out, "dataset", config=config.recorded(), inputs=inputs) as draft:
-        _write(draft.dir / TRAIN_FILE, train)
-        _write(draft.dir / HELDOUT_FILE, heldout)
-        write_template_settings(config, draft.dir)
-        text = json.dumps(report, indent=2) + "\n"
-        (draft.dir / REPORT_FILE).write_text(text, encoding="utf-8")
-        draft.metrics.update(report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(prefix=".rows-", dir=out.parent) as folder,
+        Spool(Path(folder) / "rows.jsonl") as spool,
+    ):
+        spool.add(_read(config, sources, counts))
+        split, max_tokens = None, None
+        if limit is not None:
+            inputs.append(limit[0].as_input("base"))
+            max_tokens = LengthLimit(
+                limit[0].path,
+                limit[1],
+                config.checks.length,
+                json.dumps(config.chat_template_kwargs),
+            )
+        if heldout_source is None:
+            split = Split(config.heldout_fraction or 0.0, config.group_by, config.stratify_by)
+        else:
+            spool.add(_read(config, [heldout_source], heldout_counts), heldout=True)
+        checked = check_rows(spool, config.checks, seed=config.seed, split=split, limit=max_tokens)
+        require_accepted(checked)
+        num_held_out = _count(checked, counts, heldout_counts, is_split=split is not None)
+        _require_both_sides(config, sources, checked)
+        weights = [source.config.weight for source in sources]
+        trained = checked.whole.kept(False)
+        copies = copies_of([spool.sources[row] for row in trained], weights, config.seed)
+        counts.drop("left out by weight", copies.count(0))
+        found = report_of(checked)
+        report = _counts_of(checked, counts, heldout_counts, found)
+        report |= {
+            "num_repeated_by_weight": sum(copies) - sum(1 for number in copies if number),
+            "num_train": sum(copies),
+            "num_heldout": num_held_out,
+        }
+        if heldout_source is not None:
+            report["num_heldout_rows_read"] = heldout_counts.num_read
+            num_twice = heldout_counts.dropped.get("exact duplicate", 0)
+            report["num_heldout_duplicates_dropped"] = num_twice
+        _say(report, checked)
+        with new_artifact(out, "dataset", config=config.recorded(), inputs=inputs) as draft:
+            _write(draft.dir / TRAIN_FILE, checked.rows(False), copies)
+            _write(draft.dir / HELDOUT_FILE, checked.rows(True))
+            write_template_settings(config, draft.dir)
+            details = {name: found[name] for name in ("checks", "scripts", "languages", "labels")}
+            text = json.dumps(report | _without_folders(details), indent=2, ensure_ascii=False)
+            (draft.dir / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+            draft.metrics.update(report)
     return open_artifact(out, kind="dataset")
 
 
@@ -111,9 +122,9 @@ def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> l
     return rows
 
 
-def _read(config: DataConfig, sources: Sequence[Source], counts: Counts) -> list[Row]:
-    return list(
-        stream_rows(sources, counts, system_prompt=config.system_prompt, bad_rows=config.bad_rows)
+def _read(config: DataConfig, sources: Sequence[Source], counts: Counts) -> Iterator[Row]:
+    return stream_rows(
+        sources, counts, system_prompt=config.system_prompt, bad_rows=config.bad_rows
     )
 
 
@@ -122,73 +133,82 @@ def file_input(role: str, path: Path) -> Input:
     return Input(role=role, kind="file", digest=f"sha256:{file_sha256(path)}")
 
 
-def _without_duplicates(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    kept: dict[str, Row] = {}
-    for row in rows:
-        kept.setdefault(json.dumps(replace(row, fields={}).as_json()), row)
-    return list(kept.values()), len(rows) - len(kept)
+def _count(checked: Checked, counts: Counts, heldout_counts: Counts, *, is_split: bool) -> int:
+    """Count the rows that each side keeps and drops; return the number that is held out."""
+    whole = checked.whole
+    trained, held = len(whole.kept(False)), len(whole.kept(True))
+    for reason, number in dropped_rows(checked, False).items():
+        counts.drop(reason, number)
+    if is_split:
+        heldout_counts.num_read = int(whole.heldout.sum())
+        counts.drop("held out", heldout_counts.num_read)
+    for reason, number in dropped_rows(checked, True).items():
+        heldout_counts.drop(reason, number)
+    counts.check(trained)
+    heldout_counts.check(held)
+    return held
 
 
-def _without_leaks(train: Sequence[Row], heldout: Sequence[Row]) -> tuple[list[Row], int]:
-    held = {_prompt_key(row.prompt) for row in heldout}
-    kept = [row for row in train if _prompt_key(row.prompt) not in held]
-    return kept, len(train) - len(kept)
+def _counts_of(
+    checked: Checked, counts: Counts, heldout_counts: Counts, found: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the counts of rows and the lengths, as the manifest has them."""
+    return {
+        "num_rows_read": counts.num_read,
+        "num_duplicates_dropped": counts.dropped.get("exact duplicate", 0),
+        "num_leaked_dropped": counts.dropped.get("prompt is held out", 0),
+        "dropped": counts.dropped,
+        "heldout_dropped": heldout_counts.dropped,
+        "num_prompts_with_different_answers": num_disputed(checked.whole, False),
+        "num_heldout_prompts_with_different_answers": num_disputed(checked.whole, True),
+        "prompt_characters": found["prompt_characters"],
+        "answer_characters": found["answer_characters"],
+    }
 
 
-def _split(
-    rows: Sequence[Row], fraction: float, seed: int, where: str
-) -> tuple[list[Row], list[Row]]:
-    keys = {_prompt_key(row.prompt) for row in rows}
-    if len(keys) < 2:
+def _require_both_sides(config: DataConfig, sources: Sequence[Source], checked: Checked) -> None:
+    where = ", ".join(source.config.path for source in sources)
+    whole = checked.whole
+    if not len(whole.kept(True)) and config.heldout_fraction is not None:
         raise DataError(
             f"{where}: has one distinct prompt; expected at least two, to hold one out",
             hint="Give more rows, or a second file as data.heldout_path.",
         )
-    ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
-    num_heldout = min(max(round(fraction * len(keys)), 1), len(keys) - 1)
-    held = set(ranked[:num_heldout])
-    train = [row for row in rows if _prompt_key(row.prompt) not in held]
-    return train, [row for row in rows if _prompt_key(row.prompt) in held]
+    if not len(whole.kept(False)):
+        held = config.heldout_path or f"split {config.heldout_split}"
+        raise DataError(f"{where}: every prompt is also held out in {held}; none is left")
 
 
-def _prompt_key(prompt: Sequence[Message]) -> str:
-    """Return a key that is equal for prompts that differ only in case and spacing."""
-    return json.dumps(
-        [[message["role"], " ".join(content_of(message).casefold().split())] for message in prompt]
-    )
+def _without_folders(details: dict[str, Any]) -> dict[str, Any]:
+    """Return the findings with names of files only: the same data gives the same report."""
+
+    def short(place: str) -> str:
+        return place.rpartition("/")[2]
+
+    def shown(example: dict[str, Any]) -> dict[str, Any]:
+        names = {key: short(example[key]) for key in ("file", "other") if key in example}
+        return example | names
+
+    checks = [
+        check | {"examples": [shown(example) for example in check["examples"]]}
+        for check in details["checks"]
+    ]
+    return details | {"checks": checks}
 
 
-def _contradictions(rows: Sequence[Row]) -> int:
-    answers = defaultdict(set)
-    for row in rows:
-        answers[_prompt_key(row.prompt)].add(row.answer.strip())
-    return sum(len(found) > 1 for found in answers.values())
+def _write(path: Path, rows: Iterable[Row], copies: Sequence[int] | None = None) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for index, row in enumerate(rows):
+            line = json.dumps(row.as_json(), ensure_ascii=False) + "\n"
+            file.write(line * (1 if copies is None else copies[index]))
 
 
-def _lengths(lengths: Sequence[int]) -> dict[str, float]:
-    ranked = sorted(lengths)
-    p95 = ranked[max(-(-95 * len(ranked) // 100) - 1, 0)]
-    return {"min": ranked[0], "median": median(ranked), "p95": p95, "max": ranked[-1]}
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    lines = (json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def _say(report: dict[str, Any]) -> None:
-    dropped = report["num_duplicates_dropped"] + report.get("num_heldout_duplicates_dropped", 0)
+def _say(report: dict[str, Any], checked: Checked) -> None:
     logger.info("  %d rows to train on, %d held out", report["num_train"], report["num_heldout"])
-    if dropped:
-        logger.info("  %d exact duplicates dropped", dropped)
-    if report["num_leaked_dropped"]:
-        logger.warning(
-            "  %d training rows dropped: their prompts are held out", report["num_leaked_dropped"]
-        )
-    for where in ("", "heldout_"):
-        if report[f"num_{where}prompts_with_different_answers"]:
-            logger.warning(
-                "  %d %sprompts have different answers",
-                report[f"num_{where}prompts_with_different_answers"],
-                where.replace("_", "-").replace("-", " "),
-            )
+    for result in checked.results:
+        line = warn_of(result)
+        if line is not None:
+            level = logging.INFO if result.check.name == "duplicates" else logging.WARNING
+            logger.log(level, "  %s", line)
+            if not result.num_dropped and not result.num_changed:
+                logger.log(level, "    %s", describe_example(result.examples[0]))

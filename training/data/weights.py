@@ -5,29 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from training.data.row import Row
 
-
-def apply_weights(
-    rows: Sequence[Row], weights: Sequence[float], seed: int
-) -> tuple[list[Row], int]:
-    """Return the rows as often as their source's weight says, in order, and the number left out.
+def copies_of(sources: Sequence[int], weights: Sequence[float], seed: int) -> list[int]:
+    """Return how often each training row is used; `sources` has the place of each row's source.
 
     Of `n` rows with weight `w`, every row is used `floor(w)` times, and a random sample of
     `round((w - floor(w)) * n)` rows once more. Seed and place of the source choose the sample.
     """
-    if all(weight == 1 for weight in weights):
-        return list(rows), 0
     num_rows = [0] * len(weights)
-    for row in rows:
-        num_rows[row.source] += 1
-    copies = [
-        draw_copies(count, weight, f"{seed}/{source}")
+    for source in sources:
+        num_rows[source] += 1
+    taken = [
+        iter(draw_copies(count, weight, f"{seed}/{source}"))
         for source, (count, weight) in enumerate(zip(num_rows, weights, strict=True))
     ]
-    taken = [iter(drawn) for drawn in copies]
-    used = [(row, next(taken[row.source])) for row in rows]
-    return [row for row, times in used for _ in range(times)], sum(not n for _, n in used)
+    return [next(taken[source]) for source in sources]
 
 
 def draw_copies(num_rows: int, weight: float, seed: str) -> list[int]:

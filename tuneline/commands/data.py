@@ -80,6 +80,59 @@ def data_convert(
     )
 
 
+def data_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training rows.")],
+    heldout: Annotated[
+        str | None, typer.Option("--eval", metavar="FILE", help="Held-out rows, for leaks.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Base model, whose tokenizer counts the tokens."),
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(min=1, help="With --base, most tokens of a row.")
+    ] = 2048,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of data.checks: refusals=fix"),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the findings: a .png or .svg file.")
+    ] = None,
+    columns: Columns = None,
+    shape: Shape = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find duplicates, leaks, bad answers, personal data and more in data files.
+
+    Only the picture is written. The counts are what the intake of a run drops and changes.
+    Exit code 2 if a check with the action refuse has findings.
+    """
+    from training import check_files
+    from training.config.checks import ChecksConfig
+    from training.config.data import ReadingConfig
+    from tuneline.core.config import apply_override, validate_config
+    from tuneline.models.source import resolve_model
+
+    values: dict[str, Any] = {}
+    for override in overrides or []:
+        apply_override(values, override)
+    reading = {"columns": column_map(columns or []), "shape": shape}
+    report = check_files(
+        files,
+        heldout=heldout,
+        checks=validate_config(ChecksConfig, values, "--set"),
+        base=None if base is None else resolve_model(base),
+        max_length=max_length,
+        reading=validate_config(ReadingConfig, reading, "options"),
+        picture=picture,
+    )
+    drawn = [] if picture is None else ["", f"written: {picture}"]
+    emit(report.document, [*report.lines, *drawn], as_json)
+    if report.refusal is not None:
+        raise report.refusal
+
+
 def column_map(columns: list[str]) -> dict[str, str | None]:
     """Return the names of columns that options give as `ours=theirs`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneline.core.artifact import Input, file_sha256
+from tuneline.core.artifact import Input, canonical_digest, file_sha256
 from tuneline.core.errors import DataError
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.run_config import Run
@@ -14,8 +14,11 @@ def base_input(_run: Run, base: ModelSource) -> list[Input]:
     return [base.as_input("base")]
 
 
-def data_inputs(run: Run, _base: ModelSource) -> list[Input]:
+def data_inputs(run: Run, base: ModelSource) -> list[Input]:
     """Return the content of the data files; a dataset of the Hub is downloaded if need be.
+
+    If rows that are too long are dropped or cut, the rows depend on the tokenizer and on
+    `training.max_length` too.
 
     Raises:
         DataError: One of them does not exist.
@@ -23,7 +26,11 @@ def data_inputs(run: Run, _base: ModelSource) -> list[Input]:
     """
     from training import data_inputs
 
-    return data_inputs(run.config.data, run.path.parent)
+    files = data_inputs(run.config.data, run.path.parent)
+    if run.config.data.checks.length.action != "fix":
+        return files
+    length = canonical_digest(run.config.training.max_length)
+    return [*files, *base_input(run, base), Input(role="max_length", kind="value", digest=length)]
 
 
 def training_inputs(run: Run, base: ModelSource) -> list[Input]:

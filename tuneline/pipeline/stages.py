@@ -40,7 +40,10 @@ from tuneline.pipeline.stage_inputs import (
 def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
     from training import prepare_dataset
 
-    return prepare_dataset(line.run.config.data, relative_to=line.run.path.parent, out=out)
+    config, limit = line.run.config, None
+    if config.data.checks.length.action == "fix":
+        limit = (line.base, config.training.max_length)
+    return prepare_dataset(config.data, relative_to=line.run.path.parent, out=out, limit=limit)
 
 
 def _adapter(line: Line, made: Made, out: Path) -> Artifact:

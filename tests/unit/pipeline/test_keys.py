@@ -40,8 +40,22 @@ LENGTH = "distribution mean stddev min max"
 STALE: dict[tuple[str, ...], dict[str, str]] = {
     ALL_BUT_DATASET: {"": "base_model"},
     ("dataset",): {
-        "data": """shape columns heldout_fraction system_prompt bad_rows seed
-            chat_template_kwargs chat_template_date""",
+        "data": """shape columns heldout_fraction system_prompt bad_rows seed group_by
+            stratify_by chat_template_kwargs chat_template_date""",
+        "data.checks.contradictions": "action",
+        "data.checks.duplicates": "action",
+        "data.checks.empty_answers": "action",
+        "data.checks.languages": "action expected",
+        "data.checks.leakage": "action",
+        "data.checks.near_duplicates": "action similarity",
+        "data.checks.near_leakage": "action similarity",
+        "data.checks.personal_data": "action regions",
+        "data.checks.refusals": "action",
+        "data.checks.repetition": "action",
+        "data.checks.truncation": "action",
+        "data.checks.words": "action words",
+        "data.checks.labels": "action max_ratio",
+        "data.checks.length": "action by",
         "data.sources.0": "shape columns weight",
     },
     ("adapter",): {
@@ -117,6 +131,12 @@ CHANGED: dict[str, Any] = {
     "data.chat_template_kwargs": {"enable_thinking": False},
     "data.chat_template_date": datetime.date(2026, 11, 28),
     "training.train_on": "last_turn",
+    "data.group_by": "user",
+    "data.stratify_by": "topic",
+    "data.checks.languages.expected": ("ko",),
+    "data.checks.words.words": ("word",),
+    "data.checks.personal_data.regions": ("JP",),
+    "data.checks.length.action": "fix",
     "loadtest.workload.path": Path("copy.jsonl"),
     "evaluation.json_schema": "rows.jsonl",
     "evaluation.python": "rows.jsonl:score",

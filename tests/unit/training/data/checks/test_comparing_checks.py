@@ -1,0 +1,178 @@
+"""Checks that compare rows: duplicates, leaks, contradictions, languages, labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.training.data.checks.made import checked, clean_rows, lines, result_of, row
+from training.data.row import Row
+from tuneline.core.errors import DataError
+
+
+def changed(original: Row, line: int, *, prompt: bool = False, answer: bool = False) -> Row:
+    """Return a row with one word added to its prompt or to its answer."""
+    return row(
+        original.prompt[0]["content"] + (" Soon?" if prompt else ""),
+        original.answer + (" Bye." if answer else ""),
+        line,
+    )
+
+
+def test_the_later_of_equal_rows_is_dropped(tmp_path: Path) -> None:
+    rows = [*clean_rows(20), *(row(r.prompt[0]["content"], r.answer, 30) for r in clean_rows(3))]
+    found = checked(tmp_path, rows)
+    result = result_of(found, "duplicates")
+    assert (result.num_rows, result.num_dropped) == (3, 3)
+    assert [e["other"] for e in result.examples] == [f"rows.jsonl: line {n}" for n in (1, 2, 3)]
+    assert [kept.line for kept in found.rows(False)] == list(range(1, 21))
+
+
+def test_rows_that_differ_in_another_column_are_equal(tmp_path: Path) -> None:
+    rows = [row("Q", "A", 1, fields={"id": 1}), row("Q", "A", 2, fields={"id": 2})]
+    assert result_of(checked(tmp_path, rows), "duplicates").num_dropped == 1
+
+
+def test_a_similar_row_is_found_and_kept_by_default(tmp_path: Path) -> None:
+    rows = clean_rows(40)
+    rows.append(changed(rows[4], 41, prompt=True, answer=True))
+    found = checked(tmp_path, rows)
+    result = result_of(found, "near_duplicates")
+    assert (lines(result), result.num_dropped) == ([41], 0)
+    assert result.examples[0]["other"] == "rows.jsonl: line 5"
+    assert len(list(found.rows(False))) == 41
+
+
+def test_fix_drops_a_similar_row(tmp_path: Path) -> None:
+    rows = clean_rows(40)
+    rows.append(changed(rows[4], 41, answer=True))
+    found = checked(tmp_path, rows, near_duplicates={"action": "fix", "similarity": 0.85})
+    assert result_of(found, "near_duplicates").num_dropped == 1
+
+
+def test_a_similar_prompt_with_another_answer_is_no_duplicate(tmp_path: Path) -> None:
+    rows = clean_rows(40)
+    rows.append(row(rows[4].prompt[0]["content"] + " Soon?", "The lamp has to be green first.", 41))
+    assert result_of(checked(tmp_path, rows), "near_duplicates").num_rows == 0
+
+
+def test_a_shared_instruction_makes_no_duplicates(tmp_path: Path) -> None:
+    instruction = "Read the ticket below and name its category, its urgency and the team. " * 4
+    rows = [
+        row(instruction + r.prompt[0]["content"], f"Category: {n % 5}", n)
+        for n, r in enumerate(clean_rows(60) + clean_rows(60)[:0], start=1)
+    ]
+    more = [row(instruction + f"Word {n * 977} and {n * 331}", "Category: 1", n + 100)
+            for n in range(60)]  # fmt: skip
+    assert result_of(checked(tmp_path, rows + more), "near_duplicates").num_rows == 0
+
+
+def test_a_held_out_prompt_leaks_by_case_and_spacing(tmp_path: Path) -> None:
+    rows = clean_rows(40)
+    leaked = row("  " + rows[35].prompt[0]["content"].upper(), "Another answer.", 41)
+    found = checked(tmp_path, [*rows[:30], leaked], rows[30:])
+    result = result_of(found, "leakage")
+    assert (lines(result), result.num_dropped) == ([41], 1)
+    assert result.examples[0]["other"] == "rows.jsonl: line 36"
+    assert len(list(found.rows(True))) == 10
+
+
+@pytest.mark.parametrize(("action", "num_left"), [("warn", 31), ("fix", 30)])
+def test_a_similar_held_out_prompt_leaks(tmp_path: Path, action: str, num_left: int) -> None:
+    rows = clean_rows(40)
+    leaked = row(rows[35].prompt[0]["content"] + " Soon?", "Another answer.", 41)
+    found = checked(tmp_path, [*rows[:30], leaked], rows[30:], near_leakage=action)
+    assert lines(result_of(found, "near_leakage")) == [41]
+    assert len(list(found.rows(False))) == num_left
+
+
+def test_leaks_are_refused_with_both_places(tmp_path: Path) -> None:
+    rows = clean_rows(40)
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, [*rows[:30], changed(rows[35], 41)], rows[30:], leakage="refuse")
+    (problem,) = caught.value.problems
+    assert problem.startswith("rows.jsonl: line 41: prompt: equal prompts (rows.jsonl: line 36): ")
+
+
+def test_different_answers_to_one_prompt_are_found(tmp_path: Path) -> None:
+    rows = [*clean_rows(20), row("Is it open?", "Yes.", 21), row("is it  open?", "No.", 22)]
+    result = result_of(checked(tmp_path, rows), "contradictions")
+    assert (lines(result), result.num_dropped) == ([21, 22], 0)
+
+
+def test_fix_keeps_the_answer_of_the_majority_with_duplicates(tmp_path: Path) -> None:
+    votes = [row("Is it open?", a, 21 + n) for n, a in enumerate(["Yes.", "No.", "Yes.", "Yes."])]
+    found = checked(tmp_path, [*clean_rows(20), *votes], contradictions="fix")
+    assert [r.line for r in found.rows(False) if r.answer in ("Yes.", "No.")] == [21]
+
+
+def test_fix_drops_all_answers_without_a_majority(tmp_path: Path) -> None:
+    votes = [row("Is it open?", a, 21 + n) for n, a in enumerate(["Yes.", "No."])]
+    found = checked(tmp_path, [*clean_rows(20), *votes], contradictions="fix")
+    assert len(list(found.rows(False))) == 20
+
+
+def test_labels_and_preferences_contradict_in_their_own_way(tmp_path: Path) -> None:
+    good, bad = row("Q", "A", 1, label=True), row("Q", "A", 2, label=False)
+    other = row("Q", "B", 3, label=False)
+    result = result_of(checked(tmp_path, [good, bad, other]), "contradictions")
+    assert lines(result) == [1, 2]
+    one, two = ({"role": "assistant", "content": text} for text in ("A", "B"))
+    pair = row("Q", "A", 1, rejected=(two,))
+    swapped, same = row("Q", "B", 2, rejected=(one,)), row("Q", "C", 3, rejected=(two,))
+    (tmp_path / "pairs").mkdir()
+    result = result_of(checked(tmp_path / "pairs", [pair, swapped, same]), "contradictions")
+    assert lines(result) == [1, 2]
+
+
+def test_a_rare_script_is_found_by_default(tmp_path: Path) -> None:
+    korean = row("Who helps?", "라우터를 다시 시작하고 삼십 초 동안 기다려 주세요.", 61)
+    result = result_of(checked(tmp_path, [*clean_rows(60), korean]), "languages")
+    assert (lines(result), result.kinds) == ([61], {"Hangul/ko": 1})
+
+
+def test_an_unexpected_language_is_found_if_languages_are_named(tmp_path: Path) -> None:
+    german = "Bitte schalten Sie das Gerät aus, warten Sie kurz und starten Sie es dann neu."
+    rows = [*clean_rows(60), row("Who helps?", german, 61)]
+    found = checked(tmp_path, rows, languages={"expected": ["en"]})
+    assert lines(result_of(found, "languages")) == [61]
+    (tmp_path / "both").mkdir()
+    both = checked(tmp_path / "both", rows, languages={"expected": ["en", "de"]})
+    assert result_of(both, "languages").num_rows == 0
+
+
+def test_two_languages_in_like_shares_are_no_finding(tmp_path: Path) -> None:
+    korean = [row(f"Q{n}", f"{n}번 기기를 끄고 삼십 초 뒤에 다시 켜 주세요.", n) for n in range(20)]
+    assert result_of(checked(tmp_path, [*clean_rows(60), *korean]), "languages").num_rows == 0
+
+
+def labelled(**counts: int) -> list[Row]:
+    texts = [label for label, count in counts.items() for _ in range(count)]
+    prompts = [f"Ticket {n * 7919}: {n * 104729 % 1000003}" for n in range(len(texts))]
+    return [row(p, t, n) for n, (p, t) in enumerate(zip(prompts, texts, strict=True), start=1)]
+
+
+def test_a_rare_label_is_found(tmp_path: Path) -> None:
+    found = checked(tmp_path, labelled(Network=100, Billing=90, Sales=4))
+    (example,) = result_of(found, "labels").examples
+    assert "4 rows have the answer 'Sales'" in example["excerpt"]
+
+
+def test_labels_in_balance_are_no_finding(tmp_path: Path) -> None:
+    assert result_of(checked(tmp_path, labelled(Network=90, Sales=10)), "labels").num_rows == 0
+
+
+def test_one_label_for_all_rows_is_found(tmp_path: Path) -> None:
+    assert result_of(checked(tmp_path, labelled(Network=20)), "labels").kinds == {"one label": 1}
+
+
+def test_each_dropped_row_has_one_reason(tmp_path: Path) -> None:
+    """A duplicate of a refusal whose prompt is held out is dropped once."""
+    rows = clean_rows(40)
+    bad = row(rows[35].prompt[0]["content"], "As an AI language model, I cannot.", 41)
+    data = [*rows[:30], bad, bad, row("Q", "As an AI model, I cannot.", 42)]
+    found = checked(tmp_path, data, rows[30:], refusals="fix")
+    dropped = {r.check.name: r.num_dropped for r in found.results if r.num_dropped}
+    assert dropped == {"duplicates": 1, "leakage": 1, "refusals": 1}
+    assert len(data) == len(list(found.rows(False))) + sum(dropped.values())

@@ -1,0 +1,53 @@
+"""Rows that are held out: by the seed's order of prompts, in groups and in strata."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.data.split import choose_heldout
+
+
+def keys(values: list[int]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    return np.array(values, dtype=np.uint64)
+
+
+def test_the_prompts_with_the_least_keys_are_held_out() -> None:
+    held = choose_heldout(keys([50, 10, 30, 10, 20]), 0.5)
+    assert held.tolist() == [False, True, False, True, True]
+
+
+def test_at_least_one_prompt_is_on_each_side() -> None:
+    assert choose_heldout(keys([2, 1]), 0.01).tolist() == [False, True]
+    assert choose_heldout(keys([2, 1]), 0.99).tolist() == [False, True]
+
+
+def test_a_group_is_on_one_side_and_ties_prompts() -> None:
+    held = choose_heldout(keys([1, 2, 2, 3, 4, 5]), 0.3, groups=keys([7, 7, 8, 8, 9, 9]))
+    assert held.tolist() == [True, True, True, True, False, False]
+
+
+def test_each_stratum_has_its_share() -> None:
+    strata = keys([0] * 90 + [1] * 10)
+    held = choose_heldout(keys(list(range(100))), 0.2, strata=strata)
+    assert (held[:90].sum(), held[90:].sum()) == (18, 2)
+
+
+def test_a_stratum_of_one_prompt_is_trained() -> None:
+    assert not choose_heldout(keys([1, 2, 3]), 0.5, strata=keys([0, 0, 1]))[2]
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12), st.integers(0, 3)), min_size=1),
+    st.floats(0.05, 0.9),
+)
+def test_no_prompt_and_no_group_is_on_both_sides(
+    rows: list[tuple[int, int, int]], fraction: float
+) -> None:
+    prompts, groups, strata = (keys(list(column)) for column in zip(*rows, strict=True))
+    held = choose_heldout(prompts, fraction, groups=groups, strata=strata)
+    assert set(prompts[held]).isdisjoint(prompts[~held])
+    assert set(groups[held]).isdisjoint(groups[~held])
+    assert not held.all()

@@ -1,0 +1,174 @@
+"""One pass over the rows on disk: each row's findings, keys and signatures, in two processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.config.checks import ChecksConfig
+from training.data.checks.check import Check
+from training.data.checks.keys import claim_keys, content_key, prompt_key, short_key
+from training.data.checks.languages import NUM_SAMPLED, language_of
+from training.data.checks.length import LengthLimit
+from training.data.checks.minhash import bands_of, jaccard, own_shingles, signature
+from training.data.checks.spool import Spool
+from training.data.checks.table import CHECKS
+from training.data.checks.texts import answers_text, prompt_text
+from training.data.row import Kind, Row
+
+CHUNK_ROWS = 4_000
+NUM_PROCESSES = 2
+# Two processes take two seconds to start, so a small file is read by this process.
+MIN_ROWS_FOR_PROCESSES = 20_000
+KINDS: tuple[Kind, ...] = ("answer", "preference", "label", "prompt", "text")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration of a scan."""
+
+    checks: ChecksConfig
+    common: npt.NDArray[np.bool_]
+    seed: int = 0
+    group_by: str | None = None
+    stratify_by: str | None = None
+    limit: LengthLimit | None = None
+
+    def config_of(self, check: Check) -> Any:
+        """Return the configuration of a check; None for lengths without a base model."""
+        return self.limit if check.name == "length" else getattr(self.checks, check.name)
+
+
+@dataclass
+class Part:
+    """The result of a scan of some rows. Arrays have one entry per row."""
+
+    flagged: dict[str, dict[str, npt.NDArray[np.int64]]]
+    """The indices of the rows with findings, by check and kind of finding."""
+    languages: list[str]
+    keys: npt.NDArray[np.uint64]
+    """[n, 6]: content, prompt, question, answer, group, stratum."""
+    kinds: npt.NDArray[np.uint8]
+    row_bands: npt.NDArray[np.uint32]
+    prompt_bands: npt.NDArray[np.uint32]
+    characters: npt.NDArray[np.uint32]
+    """[n, 2]: of prompt and answer."""
+
+
+def scan_rows(spool: Spool, run: Callable[..., Iterator[Any]]) -> Iterator[Part]:
+    """Return the parts of a scan of all rows, in order."""
+    starts = range(0, len(spool), CHUNK_ROWS)
+    tasks = [(start, min(start + CHUNK_ROWS, len(spool))) for start in starts]
+    yield from run(_scan_part, tasks)
+
+
+@contextmanager
+def workers(spool: Spool, settings: Settings) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Return a function that maps a worker's function over tasks, in order.
+
+    Many rows are shared between two processes. The processes are spawned: a fork of a process
+    with threads may hang.
+    """
+    if len(spool) < MIN_ROWS_FOR_PROCESSES:
+        _start(spool, settings)
+        yield lambda work, tasks: map(work, tasks)
+        return
+    spool.detach()
+    pool = ProcessPoolExecutor(
+        min(NUM_PROCESSES, os.cpu_count() or 1),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(spool, settings),
+    )
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_spool: Spool
+_settings: Settings
+
+
+def _start(spool: Spool, settings: Settings) -> None:
+    """Keep the rows and the settings for the tasks of this process."""
+    global _spool, _settings
+    _spool, _settings = spool, settings
+
+
+def _scan_part(task: tuple[int, int]) -> Part:
+    start, end = task
+    flagged: dict[str, dict[str, list[int]]] = {}
+    languages, keys, kinds, characters = [], [], [], []
+    prompts, wholes = [], []
+    single = [(c.name, c.find, _settings.config_of(c)) for c in CHECKS if c.find is not None]
+    single = [entry for entry in single if entry[2] is not None and entry[2].action != "ignore"]
+    languages_config = _settings.checks.languages
+    has_languages = languages_config.action != "ignore"
+    step = 1 if languages_config.expected else max(len(_spool) // NUM_SAMPLED, 1)
+    for index, row in enumerate(_spool.read_all(start, end), start=start):
+        for name, find, config in single:
+            for kind in {found.kind for found in find(row, config)}:
+                flagged.setdefault(name, {}).setdefault(kind, []).append(index)
+        for key in ("group_by", "stratify_by"):
+            column = getattr(_settings, key)
+            if column is not None and row.fields.get(column) is None:
+                flagged.setdefault(key, {}).setdefault("missing", []).append(index)
+        languages.append(
+            language_of(row, script_only=index % step > 0) if has_languages else "none"
+        )
+        keys.append(_keys(row, _settings))
+        kinds.append(KINDS.index(row.kind))
+        prompt, answer = prompt_text(row), answers_text(row)
+        characters.append((len(prompt), len(answer)))
+        prompts.append(signature(own_shingles(prompt, _settings.common)))
+        wholes.append(np.minimum(prompts[-1], signature(own_shingles(answer, _settings.common))))
+    return Part(
+        flagged={
+            name: {kind: np.array(rows, dtype=np.int64) for kind, rows in found.items()}
+            for name, found in flagged.items()
+        },
+        languages=languages,
+        keys=np.array(keys, dtype=np.uint64),
+        kinds=np.array(kinds, dtype=np.uint8),
+        row_bands=bands_of(np.stack(wholes)),
+        prompt_bands=bands_of(np.stack(prompts)),
+        characters=np.array(characters, dtype=np.uint32),
+    )
+
+
+def _keys(row: Row, settings: Settings) -> tuple[int, ...]:
+    prompt = prompt_key(row, settings.seed)
+    columns = (settings.group_by, settings.stratify_by)
+    group, stratum = (short_key(row.fields.get(name)) if name else 0 for name in columns)
+    return (content_key(row), prompt, *claim_keys(row, prompt), group, stratum)
+
+
+def compare_texts(task: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the similarities of pairs of rows, in a worker: [n, 2] -> [n, 2].
+
+    Of each pair, the first number is the Jaccard similarity of the prompts, the second that of the
+    answers. Rows are read again from disk.
+    """
+
+    @lru_cache(maxsize=256)
+    def sets(index: int) -> tuple[frozenset[int], frozenset[int]]:
+        row = _spool.read(index)
+        texts = prompt_text(row), answers_text(row)
+        prompt, answer = (own_shingles(text, _settings.common).tolist() for text in texts)
+        return frozenset(prompt), frozenset(answer)
+
+    found = np.zeros((len(task), 2), dtype=np.float32)
+    for place, (first, second) in enumerate(task.tolist()):
+        one, other = sets(first), sets(second)
+        found[place] = jaccard(one[0], other[0]), jaccard(one[1], other[1])
+    return found

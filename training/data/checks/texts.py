@@ -1,0 +1,88 @@
+"""The texts of a row, each with the column that it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from training.data.row import Row
+from tuneline.core.messages import Message, content_of
+
+# Keys of a message that hold text.
+_TEXT_KEYS = ("content", "reasoning_content")
+
+
+def columns(row: Row) -> Iterator[tuple[str, str]]:
+    """Return each text of a row with its column, such as `prompt[0].content`."""
+    if row.text is not None:
+        yield "text", row.text
+    yield from message_columns("prompt", row.prompt)
+    yield from answer_columns(row)
+
+
+def answer_columns(row: Row) -> Iterator[tuple[str, str]]:
+    """Return each text of a row's answers with its column; of plain text, the text."""
+    if row.text is not None:
+        yield "text", row.text
+    chosen = "chosen" if row.rejected else "completion"
+    yield from message_columns(chosen, row.completion)
+    yield from message_columns("rejected", row.rejected)
+
+
+def message_columns(name: str, messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+    """Return each text of a list of messages with its column."""
+    for index, message in enumerate(messages):
+        for key in _TEXT_KEYS:
+            if message.get(key):
+                yield f"{name}[{index}].{key}", message[key]
+        if message.get("tool_calls"):
+            calls = json.dumps(message["tool_calls"], ensure_ascii=False)
+            yield f"{name}[{index}].tool_calls", calls
+
+
+def prompt_text(row: Row) -> str:
+    """Return the text that asks: every message of the prompt but the system message."""
+    if row.text is not None:
+        return row.text
+    return "\n".join(
+        content_of(message)
+        for message in row.prompt
+        if message["role"] not in ("system", "developer")
+    )
+
+
+def answers_text(row: Row) -> str:
+    """Return the text of all answers of a row; empty for a row without an answer."""
+    parts = message_columns("completion", (*row.completion, *row.rejected))
+    return "\n".join(text for _, text in parts)
+
+
+def map_texts(row: Row, change: Callable[[str], str]) -> Row:
+    """Return the row with every text changed, those inside of tool calls too."""
+    return replace(
+        row,
+        text=None if row.text is None else change(row.text),
+        prompt=_changed(row.prompt, change),
+        completion=_changed(row.completion, change),
+        rejected=_changed(row.rejected, change),
+    )
+
+
+def _changed(messages: Sequence[Message], change: Callable[[str], str]) -> tuple[Message, ...]:
+    keys = (*_TEXT_KEYS, "tool_calls")
+    return tuple(
+        {key: _map(value, change) if key in keys else value for key, value in message.items()}
+        for message in messages
+    )
+
+
+def _map(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map(entry, change) for entry in value]
+    if isinstance(value, dict):
+        return {key: _map(entry, change) for key, entry in value.items()}
+    return value

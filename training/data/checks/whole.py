@@ -1,0 +1,109 @@
+"""All rows as arrays: the view of the checks that compare rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.checks.scan import KINDS, Part, compare_texts
+from training.data.checks.spool import Spool
+
+PAIRS_PER_TASK = 2_000
+
+
+@dataclass
+class Whole:
+    """Every row that was read; arrays have one entry per row.
+
+    Attributes:
+        content, prompt, question, answer, group, stratum: Keys of eight bytes; see `keys`.
+        heldout: Whether a row is held out.
+        dropped: 0 for a row that is kept, else 1 + the index of its reason in `reasons`.
+        languages: Indices in `language_names`.
+    """
+
+    spool: Spool
+    run: Callable[..., Iterator[Any]]
+    content: npt.NDArray[np.uint64]
+    prompt: npt.NDArray[np.uint64]
+    question: npt.NDArray[np.uint64]
+    answer: npt.NDArray[np.uint64]
+    group: npt.NDArray[np.uint64]
+    stratum: npt.NDArray[np.uint64]
+    kinds: npt.NDArray[np.uint8]
+    heldout: npt.NDArray[np.bool_]
+    dropped: npt.NDArray[np.uint8]
+    row_bands: npt.NDArray[np.uint32]
+    prompt_bands: npt.NDArray[np.uint32]
+    characters: npt.NDArray[np.uint32]
+    languages: npt.NDArray[np.uint16]
+    language_names: list[str]
+    flagged: dict[str, dict[str, npt.NDArray[np.int64]]]
+    """The rows with findings of the checks of single rows, by check and kind of finding."""
+    reasons: list[str]
+
+    def kept(
+        self, heldout: bool | None = None, *, kinds: tuple[str, ...] = KINDS
+    ) -> npt.NDArray[np.int64]:
+        """Return the indices of the rows that are kept: all, or of one side; of some kinds."""
+        wanted = self.dropped == 0
+        if heldout is not None:
+            wanted = wanted & (self.heldout == heldout)
+        if kinds != KINDS:
+            wanted = wanted & np.isin(self.kinds, [KINDS.index(kind) for kind in kinds])
+        return np.flatnonzero(wanted)
+
+    def read_rows(self, heldout: bool) -> npt.NDArray[np.int64]:
+        """Return the indices of the rows of one side that were read, dropped rows included."""
+        return np.flatnonzero(self.heldout == heldout)
+
+    def similarities(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the similarities of the prompts and of the answers of pairs: [n, 2] -> [n, 2]."""
+        starts = range(0, len(pairs), PAIRS_PER_TASK)
+        tasks = [pairs[start : start + PAIRS_PER_TASK] for start in starts]
+        parts = list(self.run(compare_texts, tasks))
+        return np.concatenate([np.zeros((0, 2), dtype=np.float32), *parts])
+
+
+def gather(spool: Spool, parts: Iterator[Part], run: Callable[..., Iterator[Any]]) -> Whole:
+    """Return all rows as arrays. The arrays are made once, at their full size."""
+    size = len(spool)
+    keys = np.zeros((size, 6), dtype=np.uint64)
+    kinds, languages = np.zeros(size, dtype=np.uint8), np.zeros(size, dtype=np.uint16)
+    characters = np.zeros((size, 2), dtype=np.uint32)
+    row_bands = prompt_bands = np.zeros((size, 0), dtype=np.uint32)
+    names: dict[str, int] = {}
+    flagged: dict[str, dict[str, list[npt.NDArray[np.int64]]]] = {}
+    at = 0
+    for part in parts:
+        end = at + len(part.keys)
+        if not at:
+            row_bands, prompt_bands = (
+                np.zeros((size, part.row_bands.shape[1]), dtype=np.uint32) for _ in range(2)
+            )
+        keys[at:end], kinds[at:end], characters[at:end] = part.keys, part.kinds, part.characters
+        row_bands[at:end], prompt_bands[at:end] = part.row_bands, part.prompt_bands
+        languages[at:end] = [names.setdefault(name, len(names)) for name in part.languages]
+        for check, found in part.flagged.items():
+            for kind, rows in found.items():
+                flagged.setdefault(check, {}).setdefault(kind, []).append(rows)
+        at = end
+    content, prompt, question, answer, group, stratum = (
+        np.ascontiguousarray(column) for column in keys.T
+    )
+    return Whole(
+        spool, run, content, prompt, question, answer, group, stratum, kinds,
+        heldout=np.array(spool.heldout, dtype=np.bool_),
+        dropped=np.zeros(size, dtype=np.uint8),
+        row_bands=row_bands, prompt_bands=prompt_bands, characters=characters,
+        languages=languages, language_names=list(names),
+        flagged={
+            check: {kind: np.concatenate(rows) for kind, rows in found.items()}
+            for check, found in flagged.items()
+        },
+        reasons=[],
+    )  # fmt: skip
