@@ -6,9 +6,10 @@ BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 READY := .venv/.ready-$(BUILD)
 RUN := examples/support-tickets/run.yaml
-# The modules that take longest first, so that no worker ends long after the others.
-LONGEST := tests/integration/pipeline tests/integration/loadtest
-INTEGRATION := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/integration/*))
+# The tests that take longest first, so that no worker ends long after the others. Load tests come
+# before the servers, which would take the processor from their clients.
+FIRST := tests/e2e/line tests/integration/loadtest tests/e2e/serving tests/integration/pipeline
+TESTS := $(FIRST) $(filter-out $(FIRST),$(wildcard tests/integration/*)) tests/unit
 # Pages and folders whose prose follows docs/style.md.
 PAGES := $(wildcard *.md docs/*.md docs/decisions/*.md docs/how-to/*.md examples/*/*.md)
 PROSE := $(PAGES) scripts benchmarks examples tuneline training export loadtest serving k8s tests
@@ -24,12 +25,10 @@ $(READY): pyproject.toml constraints/$(BUILD).txt scripts/setup.sh
 demo: $(READY)
 	$(BIN)/tuneline up $(RUN)
 
-# What only computes or waits side by side, one thread each; then servers; then the whole line, which
-# trains with every core, alone.
+# Four workers for two cores: the load tests and the servers wait for most of their time. One thread
+# each, since the matrices are small.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/unit $(INTEGRATION)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e/serving
-	$(BIN)/python -m pytest tests/e2e/line
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(READY)
 	$(BIN)/ruff check .

