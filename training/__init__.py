@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from training.evaluation.forgetting.items import suite_input
     from training.evaluation.forgetting.suite import measure_forgetting
     from training.evaluation.report.report import report_evaluations
+    from training.evaluation.suspects import find_suspects
     from training.reference import build_reference
     from training.rendering.show import ShownToken
     from training.show import show_data
@@ -42,6 +43,7 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "file_input",
+    "find_suspects",
     "measure_forgetting",
     "prepare_dataset",
     "read_rows",
@@ -59,6 +61,7 @@ __getattr__ = lazy_face(
         "build_reference": "training.reference:build_reference",
         "check_data": "training.check:check_data",
         "check_files": "training.data.checks.files:check_files",
+        "find_suspects": "training.evaluation.suspects:find_suspects",
         "convert_data": "training.data.convert:convert_data",
         "data_inputs": "training.data.sources:data_inputs",
         "dataset_rows": "training.data.prepare:dataset_rows",

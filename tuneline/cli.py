@@ -140,6 +140,10 @@ class LoadTestGroup(LazyGroup):
 
 class DataGroup(LazyGroup):
     table: ClassVar = {
+        "suspects": Row(
+            AT + "data:data_suspects",
+            "List rows that may be mislabelled, by the trained model's loss.",
+        ),
         "check": Row(
             AT + "data:data_check",
             "Find duplicates, leaks, bad answers, personal data and more in data files.",

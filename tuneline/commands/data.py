@@ -133,6 +133,27 @@ def data_check(
         raise report.refusal
 
 
+def data_suspects(
+    evaluation: Annotated[
+        Path, typer.Argument(metavar="DIR", help="An evaluation of the trained model.")
+    ],
+    num_rows: Annotated[int, typer.Option("--rows", min=1, help="Most rows to list.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List rows that may be mislabelled: wrong answers, the highest loss of the expected first."""
+    from training import find_suspects
+    from tuneline.core.artifact import open_artifact
+
+    found = find_suspects(open_artifact(evaluation, kind="evaluation"), num_rows)
+    lines = [
+        f"line {row.line}: {row.nats_per_token:.2f} nats per token: expected {row.expected!r}, "
+        f"the model answers {row.answer!r}: {row.prompt}"
+        for row in found
+    ]
+    document = {"suspects": [asdict(row) for row in found]}
+    emit(document, lines or ["no row: the model gives every expected answer"], as_json)
+
+
 def column_map(columns: list[str]) -> dict[str, str | None]:
     """Return the names of columns that options give as `ours=theirs`.
 
