@@ -132,7 +132,7 @@ def _calibrated(title: str, method: str, scheme: str, weights: str) -> Form:
     )
 
 
-def _onnx(title: str, weights: str, fixed: Mapping[str, Any]) -> Form:
+def _onnx(title: str, weights: str, fixed: Mapping[str, Any], version: int = 1) -> Form:
     return Form(
         title=title,
         kind="onnx",
@@ -143,6 +143,7 @@ def _onnx(title: str, weights: str, fixed: Mapping[str, Any]) -> Form:
         open="export.runtimes.onnx_folder:open_onnx",
         answer="export.runtimes.onnx_folder:answers",
         modules=ONNX_MODULES,
+        version=version,
     )
 
 
@@ -165,10 +166,10 @@ FORMS: dict[str, Form] = {
         "ONNX decoder, float32 weights", "float32", {"weights": "float32", "graph": "decoder"}
     ),
     "onnx-int8": _onnx(
-        "ONNX decoder, INT8 weights", "int8", {"weights": "int8", "graph": "decoder"}
+        "ONNX decoder, INT8 weights", "int8", {"weights": "int8", "graph": "decoder"}, version=2
     ),
     "onnx-int4": _onnx(
-        "ONNX decoder, 4-bit weights", "int4", {"weights": "int4", "graph": "decoder"}
+        "ONNX decoder, 4-bit weights", "int4", {"weights": "int4", "graph": "decoder"}, version=2
     ),
     "onnx-logits": _onnx("ONNX graph of the logits", "float32", {"graph": "logits"}),
     "torchscript": Form(

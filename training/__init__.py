@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from training.adapters.check import check_targets
     from training.check import check_data
     from training.data.checks.files import check_files
     from training.data.convert import convert_data
@@ -35,6 +36,7 @@ __all__ = [
     "build_reference",
     "check_data",
     "check_files",
+    "check_targets",
     "convert_data",
     "data_inputs",
     "dataset_rows",
@@ -64,6 +66,7 @@ __getattr__ = lazy_face(
         "find_suspects": "training.evaluation.suspects:find_suspects",
         "convert_data": "training.data.convert:convert_data",
         "data_inputs": "training.data.sources:data_inputs",
+        "check_targets": "training.adapters.check:check_targets",
         "dataset_rows": "training.data.prepare:dataset_rows",
         "estimate_lines": "training.estimates.report:estimate_lines",
         "estimate_memory": "training.estimates.report:estimate_memory",

@@ -1,4 +1,4 @@
-"""Checks of data and chat template that need no training step."""
+"""Checks of data, chat template and targets that need no training step."""
 
 from __future__ import annotations
 

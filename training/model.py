@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
+from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.models.load import damage_named, load_network
 from tuneline.models.source import ModelSource
@@ -51,6 +52,7 @@ def load_base(
     attention: str = "sdpa",
     *,
     task_type: TaskType = "CAUSAL_LM",
+    in_4bit: bool = False,
 ) -> Any:
     """Return a model with its weights in `dtype`, on the GPU if there is one.
 
@@ -60,18 +62,38 @@ def load_base(
         task_type: `SEQ_CLS` gives the model one score in place of the next token, from a new linear
             layer with random weights.
 
+    Args:
+        in_4bit: Whether bitsandbytes keeps the linear layers in NF4; they compute in `dtype`.
+
     Raises:
         ArtifactError: The folder cannot be loaded, or its files lack weights.
     """
     # transformers takes sdpa by itself, and eager attention where a network has no sdpa.
     options: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
     if task_type != "CAUSAL_LM":
-        options["load"] = _load_scorer
-    model = load_network(base.path, dtype, what=f"base model {base.name}", **options)
-    return model.to(device())
+        options["load"] = load_scorer
+    what = f"base model {base.name}"
+    if not in_4bit:
+        return load_network(base.path, dtype, what=what, **options).to(device())
+    from transformers import BitsAndBytesConfig
+
+    require("bitsandbytes", "train")
+    options["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = load_network(base.path, dtype, what=what, device_map={"": device()}, **options)
+    for module in model.modules():
+        # Outside training, on a processor that multiplies bfloat16, bitsandbytes 0.50 computes in
+        # it whatever `compute_dtype` says.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = dtype is torch.bfloat16
+    return model
 
 
-def _load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
+def load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
     """Load a folder as a model with one score; the folder of a causal model has no such layer."""
     from transformers import AutoModelForSequenceClassification
 
@@ -83,36 +105,46 @@ def _load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
 
 
 def load_tuned(base: ModelSource, adapter: Artifact | Path, dtype: torch.dtype) -> Any:
-    """Return base and adapter as a PEFT model, not merged; the adapter's weights stay float32.
+    """Return the trained model: a whole model, or base and adapter as a PEFT model, not merged.
+
+    The adapter's weights stay float32. An adapter that was trained on a 4-bit base gets that base.
 
     Args:
-        adapter: An artifact, or any PEFT folder, whose base model is not known.
+        adapter: An artifact of training, or any PEFT folder, whose base model is not known.
 
     Raises:
         ArtifactError: The adapter was trained on another base, or does not fit this one.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    folder = adapter.path if isinstance(adapter, Artifact) else adapter
-    inputs = adapter.manifest.inputs if isinstance(adapter, Artifact) else []
-    trained_on = [entry.digest for entry in inputs if entry.role == "base"]
+    if isinstance(adapter, Path):
+        return _with_adapter(load_base(base, dtype), adapter, base.name)
+    folder, manifest = adapter.path, adapter.manifest
+    trained_on = [entry.digest for entry in manifest.inputs if entry.role == "base"]
     if trained_on and trained_on[0] != base.digest:
         raise ArtifactError(
             f"{folder}: was trained on a base model with digest "
             f"{short_digest(trained_on[0])}; {base.name} has {short_digest(base.digest)}",
             hint="Give the base model that the adapter was trained on.",
         )
-    model = load_base(base, dtype)
-    with damage_named(f"{folder}: the adapter does not fit base model {base.name}"):
-        tuned = PeftModel.from_pretrained(model, folder, is_trainable=False)
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+    if adapter.kind == "model":
+        whole = load_network(folder, dtype, what=f"trained model {folder}")
+        return whole.to(device()).eval()
+    in_4bit = bool(manifest.config.get("load_in_4bit"))
+    return _with_adapter(load_base(base, dtype, in_4bit=in_4bit), folder, base.name)
+
+
+def _with_adapter(model: Any, adapter: Path, base_name: str) -> Any:
+    from peft import PeftModel, get_peft_model_state_dict
+
+    problem = f"{adapter}: the adapter does not fit base model {base_name}"
+    with damage_named(problem):
+        tuned = PeftModel.from_pretrained(model, adapter, is_trainable=False)
+        with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())
     # peft only warns about tensors that it does not use or that keep their random start.
     different = sorted(given ^ set(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
     if different:
         raise ArtifactError(
-            f"{folder}: the adapter does not fit base model {base.name}: {len(different)} "
-            f"tensors have no counterpart, the first {different[0]}"
+            f"{problem}: {len(different)} tensors have no counterpart, the first {different[0]}"
         )
     return tuned.eval()
 

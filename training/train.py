@@ -14,8 +14,14 @@ from typing import Any
 
 from transformers import PrinterCallback, set_seed
 
-from training.adapters.lora import add_lora, write_lora
-from training.adapters.serving_files import write_serving_files
+from training.adapters.reach import reach_table
+from training.adapters.servable import unservable
+from training.adapters.trainable import (
+    four_bit_figures,
+    load_trainable,
+    train_in_float32,
+    write_trained,
+)
 from training.config import TrainingConfig
 from training.data.prepare import TRAIN_FILE, dataset_rows, file_input
 from training.estimates.step import estimate_step
@@ -25,14 +31,10 @@ from training.loop.checkpoints import CheckpointMarks, newest_checkpoint, open_w
 from training.loop.loss_curve import loss_points, write_curve
 from training.loop.memory import peak_memory_bytes, start_measurement
 from training.loop.progress import ShowProgress
+from training.loop.proof import ProofOfTraining, by_pattern, proof_table, write_proof
 from training.loop.signals import StopOnSignal
 from training.methods import find_method, require_kinds
-from training.model import (
-    load_base,
-    quiet_libraries,
-    require_one_gpu,
-    resolve_dtype,
-)
+from training.model import quiet_libraries, require_one_gpu
 from tuneline.core.artifact import (
     Artifact,
     canonical_digest,
@@ -43,9 +45,8 @@ from tuneline.core.artifact import (
 from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.progress import logger
-from tuneline.core.vllm_limits import MAX_LORA_RANK
 from tuneline.models.chat import date_facts, set_template
-from tuneline.models.source import ModelSource
+from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.template import dataset_settings
 from tuneline.models.tokenizer import load_tokenizer
@@ -85,8 +86,9 @@ def train_adapter(
     key = canonical_digest([keyed_values(config), [entry.digest for entry in inputs]])
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     method = find_method(config.method)
+    kind = "model" if config.finetuning_type == "full" else "adapter"
     with (
-        new_artifact(out, "adapter", config=settings, inputs=inputs) as draft,
+        new_artifact(out, kind, config=settings, inputs=inputs) as draft,
         ExitStack() as stack,
     ):
         tokenizer = load_tokenizer(base.path)
@@ -104,9 +106,11 @@ def train_adapter(
         lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
         chosen, estimate = estimate_step(config, base.path, lengths)
         memory_before = start_measurement()
-        dtype = resolve_dtype(config.dtype)
-        model = load_base(base, dtype, chosen.attn_implementation, task_type=method.task_type)
-        model = add_lora(config, model, method.task_type)
+        model, reached, without = load_trainable(
+            config, base, chosen.attn_implementation, method.task_type
+        )
+        for text in reach_table(reached, without):
+            logger.info("  %s", text)
         num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # A checkpoint is the adapter and AdamW's two moments, in float32; two are kept while a
         # third is written.
@@ -117,12 +121,19 @@ def train_adapter(
         checkpoint = newest_checkpoint(work)
         arguments = trainer_arguments(chosen, work, resumed=checkpoint is not None)
         trainer = method.trainer(config, model, tokenizer, arguments, train_rows, heldout_rows)
+        train_in_float32(trainer.model)
         marks = CheckpointMarks(checkpoint)
-        points = _run(config, trainer, checkpoint, marks, stack, method.columns)
+        proof = ProofOfTraining(checkpoint, loss_must_change=method.loss_must_change)
+        points = _run(config, trainer, checkpoint, marks, proof, stack, method.columns)
 
+        moved = proof.finish(trainer.state.global_step)
+        trained = by_pattern(moved)
+        for text in proof_table(trained):
+            logger.info("  %s", text)
+        write_proof(moved, draft.dir)
         write_curve(points, draft.dir, method.columns[0] if method.draws_columns else "loss")
-        write_lora(trainer.model, base.name, draft.dir)
-        write_serving_files(base.path, draft.dir, template, stop_ids)
+        write_trained(config, trainer.model, base, draft.dir, template, stop_ids)
+        reasons = unservable(config, base.path, trainer.model)
         num_tokens = config.num_train_epochs * sum(row.num_trained_tokens for row in train_rows)
         # A method that trains on the model's own answers counts their tokens.
         num_tokens = getattr(trainer, "num_sampled_tokens", num_tokens)
@@ -140,19 +151,22 @@ def train_adapter(
                 "training_memory_bytes": peak_memory_bytes() - memory_before,
                 "estimated_training_memory_bytes": None if estimate is None else estimate.total,
                 "dtype": str(model.dtype).removeprefix("torch."),
-                "servable_as_adapter": config.r <= MAX_LORA_RANK,
+                "servable_as_adapter": not reasons,
+                "merged_only_because": reasons,
+                "trained": trained,
+                "left_out": without,
+                "base_dtype": computed_dtype("auto", base),
                 **date_facts(
                     tokenizer, template, [row.prompt for row in rows[TRAIN_FILE]], rendering.date
                 ),
             }
         )
+        if config.load_in_4bit:
+            draft.metrics.update(four_bit_figures(trainer.model))
     shutil.rmtree(work)
-    if config.r > MAX_LORA_RANK:
-        logger.warning(
-            "  r=%d is above vLLM's largest --max-lora-rank, %d: this adapter can be served merged "
-            "only", config.r, MAX_LORA_RANK,
-        )  # fmt: skip
-    return open_artifact(out, kind="adapter")
+    if reasons and kind == "adapter":
+        logger.warning("  this adapter can be served merged only: %s", "; ".join(reasons))
+    return open_artifact(out, kind=kind)
 
 
 def _run(
@@ -160,13 +174,16 @@ def _run(
     trainer: Any,
     checkpoint: Path | None,
     marks: CheckpointMarks,
+    proof: ProofOfTraining,
     stack: ExitStack,
     columns: Sequence[str],
 ) -> Sequence[dict[str, Any]]:
     """Train from a checkpoint or from the start, and return the points of the loss curve."""
     stop = StopOnSignal()
     trainer.remove_callback(PrinterCallback)
-    for callback in (marks, stop, ShowProgress(stack)):
+    proof.watch(trainer)
+    # The marks come last: a checkpoint is whole when every callback has written into it.
+    for callback in (proof, marks, stop, ShowProgress(stack)):
         trainer.add_callback(callback)
     if config.eval_steps is None:
         evaluate_each_epoch(trainer)

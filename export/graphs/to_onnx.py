@@ -236,7 +236,8 @@ def run_builder(model: ModelSource, folder: Path, weights: str) -> None:
         command = [
             sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(model.path),
             "-o", str(folder), "-p", BUILDER_NAMES[weights], "-e", "cpu", "-c", cache,
-            "--extra_options", "hf_token=false",
+            # A tied embedding would be read from the output layer's rounded weights.
+            "--extra_options", "hf_token=false", "shared_embeddings=false",
         ]  # fmt: skip
         environment = without_secrets(os.environ)
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -40,7 +40,8 @@ from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json
 from tuneline.models.source import ModelSource, folder_digest
 
 Adapters = Path | Artifact | Sequence[tuple[Path | Artifact, float]]
-"""One adapter as it is, or one or more adapters with a weight each."""
+"""One adapter as it is, or one or more adapters with a weight each; none for a model that was
+trained whole."""
 
 
 def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) -> Artifact:
@@ -51,7 +52,8 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
 
     Args:
         config: The number format of the result, and whether it is quantized.
-        base: The model that the adapter was trained on, not quantized.
+        base: The model that the adapter was trained on, not quantized. Without an adapter, a model
+            that was trained whole: its weights are cast, and quantized if asked for.
         adapter: An artifact of kind `adapter` or any PEFT adapter folder; or a list of them with
             their weights. Tokenizer, chat template and stop tokens come from the first.
         out: The directory to write; it must not exist.
@@ -72,28 +74,30 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
         raise ArtifactError(f"{base.path}: is an adapter; expected the base model")
     opened, inputs = _open_adapters(adapter, base)
     model = read_base(base.path)
+    companions = opened[0].path if opened else base.path
     for one in opened:
         check_companions(base.path, one.path)
     _check_one_tokenizer(base.path, opened)
     plan = plan_merge(opened, model)
-    _check_vocabulary(opened[0].path, model, plan)
+    _check_vocabulary(companions, model, plan)
     onto, figures = _merge_base(config, base, adapter, opened, out)
     if onto == "dequantized":
-        plan = through_four_bits(plan, model)
-    files, schemes, changed = _plan_files(config, model, plan)
+        plan = through_four_bits(plan, model, _four_bit_modules(opened[0].path))
+    cast = config if opened else config.model_copy(update={"dtype": _whole_dtype(config, base)})
+    files, schemes, changed = _plan_files(cast, model, plan)
     total_bytes = sum(file.size_bytes for file in files)
     require_free(out, total_bytes)
 
     recorded = config.model_dump()
     if any(one.weight is not None for one in opened):
         recorded["adapter_weights"] = [one.weight for one in opened]
-    inputs = [base.as_input("base"), *inputs]
+    inputs = [base.as_input("base" if opened else "trained"), *inputs]
     with new_artifact(out, "model", config=recorded, inputs=inputs, resumable=True) as draft:
         with progress("merge", total_bytes / 2**20, "MiB") as advance:
             hashes, resumed_bytes = write_files(files, draft.dir, draft.journal, in_mib(advance))
         draft.sha256.update(hashes)
         write_config(model, files, draft.dir, changed)
-        copy_companions(model.path, opened[0].path, draft.dir)
+        copy_companions(model.path, companions, draft.dir)
         check_tensors(files, draft.dir)
         draft.metrics.update(
             num_tensors=sum(len(file.outputs) for file in files),
@@ -145,6 +149,8 @@ def _merge_base(
     config: MergeConfig, base: ModelSource, adapter: Adapters, opened: Sequence[Adapter], out: Path
 ) -> tuple[MergeBase, dict[str, Any]]:
     """Return which weights the adapter is merged into, and the figures that decided it."""
+    if not opened:
+        return "original", {}
     if config.merge_base != "auto":
         return config.merge_base, {"merge_base": config.merge_base}
     if len(opened) > 1 or not _trained_in_four_bits(opened[0].path):
@@ -163,14 +169,33 @@ def _merge_base(
     return closer, {"merge_base": closer, **figures}
 
 
+def _whole_dtype(config: MergeConfig, trained: ModelSource) -> str:
+    """Return the number format of a model that was trained whole, which is stored in float32.
+
+    `auto` is the format of the base that the training started from.
+    """
+    if config.dtype != "auto" or not (trained.path / MANIFEST).is_file():
+        return config.dtype
+    return str(open_artifact(trained.path).manifest.metrics.get("base_dtype", config.dtype))
+
+
 def _trained_in_four_bits(adapter: Path) -> bool:
     if not (adapter / MANIFEST).is_file():
         return False
     return bool(open_artifact(adapter).manifest.config.get("load_in_4bit"))
 
 
+def _four_bit_modules(adapter: Path) -> list[str]:
+    """Return the layers that training kept in NF4; none if the manifest says nothing."""
+    if not (adapter / MANIFEST).is_file():
+        return []
+    return list(open_artifact(adapter).manifest.metrics.get("four_bit_modules", []))
+
+
 def _check_one_tokenizer(base: Path, adapters: Sequence[Adapter]) -> None:
     """Refuse adapters with different prompts: their sum would be a model without a prompt."""
+    if not adapters:
+        return
     first, *others = (_prompt_of(base, adapter.path) for adapter in adapters)
     for adapter, other in zip(adapters[1:], others, strict=True):
         for what, mine in first.items():

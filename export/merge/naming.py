@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from export.merge.adapter import PREFIX, Adapter, AdapterTensor
+from export.merge.methods.saved_modules import WRAPPER
 from export.merge.methods.targets import without_wrappers
 from export.weights.families import HEAD
 from export.weights.model_folder import ModelFolder
@@ -36,8 +37,6 @@ on disk of the two halves of `gate_up_proj` and of `down_proj`."""
 BUFFERS = ("inv_freq", "masked_bias")
 """Tensors in the files of old releases that are not parameters."""
 
-WRAPPER = re.compile(r"\.(modules_to_save|original_module)\.")
-"""In the second names that PEFT saves a replaced module under."""
 
 TEXT_HALF = re.compile(r"(^|\.)language_model\.")
 IN_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")

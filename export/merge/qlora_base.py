@@ -9,8 +9,9 @@ closer one is kept.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,8 +85,13 @@ class FourBitBase(Change):
         return bitsandbytes.dequantize_blockwise(codes, state) + offset
 
 
-def through_four_bits(plan: MergePlan, base: ModelFolder) -> MergePlan:
+def through_four_bits(plan: MergePlan, base: ModelFolder, modules: Sequence[str] = ()) -> MergePlan:
     """Return the same merge, onto the linear layers as NF4 kept them in training.
+
+    Args:
+        modules: The layers that training kept in NF4, with `*` for numbers, as the adapter's
+            manifest names them; every linear layer of a decoder layer if there are none. Fused
+            experts and routers are not among them.
 
     Raises:
         ArtifactError: The base has no linear layers, or has some that bitsandbytes does not
@@ -101,6 +107,8 @@ def through_four_bits(plan: MergePlan, base: ModelFolder) -> MergePlan:
     count = 0
     for name, entry in base.tensors.items():
         if not IN_DECODER_LAYER.fullmatch(name) or len(entry.shape) != 2:
+            continue
+        if modules and re.sub(r"\.\d+(?=\.)", ".*", name.removesuffix(".weight")) not in modules:
             continue
         stored = base.stored(name)
         planned = tensors.get(name) or Planned(stored, ())

@@ -21,6 +21,8 @@ TRAINING_KEYS = (
     "r", "lora_alpha", "target_modules", "learning_rate", "num_train_epochs", "max_length", "seed",
 )  # fmt: skip
 
+FULL_KEYS = ("finetuning_type", "learning_rate", "num_train_epochs", "max_length", "seed")
+
 
 def write_model_card(model: Artifact) -> str:
     """Return the card of a model artifact, in Markdown with the metadata block that the Hub reads.
@@ -38,6 +40,9 @@ def write_model_card(model: Artifact) -> str:
         )
     made_from, measured = connected(model)
     by_kind = {artifact.kind: artifact for artifact in made_from}
+    trained = next(
+        (a.manifest for a in (*made_from, model) if "num_steps" in a.manifest.metrics), None
+    )
     lines = ["---", "library_name: transformers", "tags: [tuneline]", "---", "", "# Model card", ""]
     lines += _identity(model)
     lines += _made_from(model, made_from)
@@ -45,12 +50,12 @@ def write_model_card(model: Artifact) -> str:
         metrics = by_kind["dataset"].manifest.metrics
         lines += ["", "## Data", ""]
         lines += _figures(metrics, ("num_train", "num_heldout"))
-    if "adapter" in by_kind:
-        adapter = by_kind["adapter"].manifest
+    if trained is not None:
         lines += ["", "## Training", ""]
-        lines += _figures(adapter.config, TRAINING_KEYS)
+        is_full = trained.config.get("finetuning_type") == "full"
+        lines += _figures(trained.config, FULL_KEYS if is_full else TRAINING_KEYS)
         lines += _figures(
-            adapter.metrics, ("num_steps", "eval_loss_before", "eval_loss", "num_trained_tokens")
+            trained.metrics, ("num_steps", "eval_loss_before", "eval_loss", "num_trained_tokens")
         )
     lines += _measured(model, measured)
     lines += ["", "## What this card does not say", ""]

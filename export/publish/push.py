@@ -163,6 +163,8 @@ def _to_hub(files: dict[str, Path], extra: dict[str, str], name: str) -> str:
             f"{TOKEN} is not set; expected a token for the upload to the Hugging Face Hub",
             hint=f"Try: {TOKEN}=... tuneline push ...",
         )
+    # huggingface_hub 2 passes on the errors of its HTTP library, which are not OSErrors.
+    unreachable = require("httpx2", "export").HTTPError
     api = hub.HfApi(token=token)
     operations = [
         hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
@@ -175,8 +177,9 @@ def _to_hub(files: dict[str, Path], extra: dict[str, str], name: str) -> str:
     try:
         url = api.create_repo(name, private=True, exist_ok=True)
         api.create_commit(name, operations, commit_message="Upload a model made by Tuneline")
-    except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].replace(token, "***")
+    except (unreachable, hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0].replace(token, "***")
         raise ServerError(
             f"hf:{name}: the Hugging Face Hub refused the upload: {reason}",
             hint="Check the name, the network, and that the token may write there.",

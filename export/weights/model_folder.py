@@ -21,7 +21,9 @@ from export.weights.tensor_file import (
 )
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.progress import logger
 from tuneline.models.folder import CONFIG, INDEX, WEIGHTS, read_json, write_json
+from tuneline.models.load import is_left_over
 from tuneline.models.schemas import ModelConfig, ShardIndex
 
 
@@ -120,7 +122,10 @@ def read_base(path: Path) -> ModelFolder:
         raise MissingError(f"{path}: no such folder; expected a model folder")
     config = read_json(path / CONFIG, ModelConfig)
     quantization = config.get("quantization_config")
-    if quantization:
+    if quantization and is_left_over(path, config):
+        logger.info("  %s: quantization_config is on plain weights; left out", path / CONFIG)
+        config = {key: one for key, one in config.items() if key != "quantization_config"}
+    elif quantization:
         method = quantization.get("quant_method", "unknown")
         raise ArtifactError(
             f"{path / CONFIG}: the base is quantized ({method}); a merge into quantized weights "
@@ -160,7 +165,8 @@ def write_config(
 
     A file whose content does not change is the base's own, byte for byte.
     """
-    if changed:
+    left_over = "quantization_config" in read_json(base.path / CONFIG, ModelConfig)
+    if changed or left_over:
         values = {name: value for name, value in base.config.items() if name not in changed}
         if "dtype" in changed:
             values.pop("torch_dtype", None)

@@ -20,6 +20,7 @@ class TrainerConfig(StrictModel):
     """The training loop, with the names of transformers' TrainingArguments."""
 
     learning_rate: PositiveFloat = 2e-4
+    """2e-5 if not given and `finetuning_type` is `full`."""
     num_train_epochs: PositiveFloat = 3
     per_device_train_batch_size: PositiveInt = 8
     gradient_accumulation_steps: PositiveInt = 2
@@ -33,6 +34,9 @@ class TrainerConfig(StrictModel):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: PositiveFloat = 1.0
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the router's loss of a mixture of experts, which evens out the use of experts. With
+    0 all losses are nats per answer token."""
     seed: Annotated[int, Field(ge=0)] = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the base model's weights; the adapter is trained in float32. `auto` is bfloat16 on a GPU

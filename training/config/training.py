@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -11,9 +11,11 @@ from training.config.method import LEARNING_RATES, MethodConfig, SftConfig
 from training.config.trainer import TrainerConfig
 from training.config.types import TrainOn
 
+FULL_LEARNING_RATE = 2e-5
+
 
 class TrainingConfig(TrainerConfig, AdapterConfig):
-    """Fine-tuning of an adapter."""
+    """Fine-tuning of an adapter, or of the whole model."""
 
     method: MethodConfig = SftConfig()
     """The training method and its options."""
@@ -30,6 +32,18 @@ class TrainingConfig(TrainerConfig, AdapterConfig):
             return values
         method = values.get("method")
         kind = method.get("type") if isinstance(method, dict) else getattr(method, "type", None)
-        if kind in LEARNING_RATES:
-            return {**values, "learning_rate": LEARNING_RATES[kind]}
+        is_full = values.get("finetuning_type") == "full"
+        chosen = [LEARNING_RATES[kind]] if kind in LEARNING_RATES else []
+        chosen += [FULL_LEARNING_RATE] if is_full else []
+        if chosen:
+            return {**values, "learning_rate": min(chosen)}
         return values
+
+    @model_validator(mode="after")
+    def _check_scorer(self) -> Self:
+        if self.method.type == "reward" and (self.finetuning_type == "full" or self.load_in_4bit):
+            raise ValueError(
+                "method: a reward model is trained with LoRA on the plain base; remove "
+                "finetuning_type and load_in_4bit"
+            )
+        return self

@@ -13,6 +13,7 @@ With gradient checkpointing a layer keeps its input only, h, and one layer at a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -21,6 +22,9 @@ from training.estimates.network import Network
 
 CHUNK_LOGITS = 2**24
 """Logits in memory at once; equal to that of the loss in `training.loop.answer_loss`."""
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Bytes of a weight in NF4 with double quantization: 4 bits, a scale of 8 bits for 64 weights, and
+one of 32 bits for 256 scales (Dettmers et al., arXiv:2305.14314)."""
 LOGIT_COPIES = 3
 """The logits of a chunk, their exponentials and the gradient."""
 RUNTIME_BYTES = 60 * 2**20
@@ -78,6 +82,13 @@ def estimate_training(
         config.r * (rows + columns)
         for rows, columns in network.linear_shapes(config.target_modules)
     )
+    weights, adapter = network.num_parameters * item_bytes, 4 * trained
+    if config.finetuning_type == "full":
+        trained, adapter = network.num_parameters, 0
+        weights = 4 * trained
+    elif config.load_in_4bit:
+        reduced = sum(math.prod(shape) for shape in network.four_bit_shapes())
+        weights -= round(reduced * (item_bytes - NF4_BYTES))
     hidden, width = network.hidden_size, network.intermediate_size
     layer = 4 * hidden + 2 * network.query_size + 2 * network.key_value_size + 4 * width
     if config.lora_dropout:
@@ -95,8 +106,8 @@ def estimate_training(
     elif "lion" in config.optim:
         moments //= 2
     return TrainingMemory(
-        weights=network.num_parameters * item_bytes,
-        adapter=4 * trained,
+        weights=weights,
+        adapter=adapter,
         gradients=4 * trained,
         optimizer=moments * trained,
         activations=batch.num_tokens * (kept + passing) * item_bytes,

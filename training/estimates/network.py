@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,11 +60,23 @@ class Network:
             if len(shape) != 2 or module == name or not any(p.isdigit() for p in module.split(".")):
                 continue
             last = module.rpartition(".")[2]
-            if targets == "all-linear" or any(
-                last == target or fnmatch.fnmatch(module, f"*.{target}") for target in targets
-            ):
+            if isinstance(targets, str):
+                named = targets == "all-linear" or re.fullmatch(targets, module) is not None
+            else:
+                named = any(
+                    last == target or fnmatch.fnmatch(module, f"*.{target}") for target in targets
+                )
+            if named:
                 found.append((shape[0], shape[1]))
         return found
+
+    def four_bit_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the weights that bitsandbytes keeps in 4 bits: no fused experts."""
+        return [
+            shape
+            for name, shape in self.tensors.items()
+            if len(shape) == 2 and re.search(r"\.\d+\.", name) and ".experts." not in name
+        ]
 
 
 def read_network(folder: Path) -> Network:

@@ -27,6 +27,8 @@ def trl_config(
             values that TRL does not take.
     """
     given = check_names(config, config_class).for_trl()
+    if "router_aux_loss_coef" in {field.name for field in dataclasses.fields(config_class)}:
+        own["router_aux_loss_coef"] = config.router_aux_loss_coef
     with refused_by_trl(config):
         return config_class(**{**arguments, **own, **given})
 

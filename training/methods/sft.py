@@ -43,6 +43,7 @@ def _trainer(
         max_length=config.max_length,
         completion_only_loss=True,
         packing=config.packing,
+        router_aux_loss_coef=config.router_aux_loss_coef,
     )
     if config.packing:
         require_rows_apart(model)

@@ -69,6 +69,8 @@ def _reference(metrics: Metrics) -> str:
 
 
 def _model(metrics: Metrics) -> str:
+    if "num_steps" in metrics:  # trained whole
+        return _adapter(metrics)
     changed = (
         f"{metrics['num_changed_tensors']} of {metrics['num_tensors']} tensors changed"
         if "num_changed_tensors" in metrics

@@ -63,6 +63,14 @@ def foreign_options(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def merged_only_options(config: Mapping[str, Any]) -> list[str]:
+    """Return, as `name=value`, the options of an adapter that vLLM serves merged only."""
+    found = [f"{name}={config[name]!r}" for name in _MERGED_ONLY if config.get(name)]
+    if config.get("bias", "none") != "none":
+        found.append(f"bias={config['bias']!r}")
+    return found + foreign_options(config)
+
+
 def require_servable(config: Mapping[str, Any], path: Path) -> None:
     """Check that vLLM can serve an adapter next to its base model.
 
@@ -72,10 +80,7 @@ def require_servable(config: Mapping[str, Any], path: Path) -> None:
     Raises:
         ArtifactError: The adapter needs a merge.
     """
-    refused = [f"{name}={config[name]!r}" for name in _MERGED_ONLY if config.get(name)]
-    if config.get("bias", "none") != "none":
-        refused.append(f"bias={config['bias']!r}")
-    refused += foreign_options(config)
+    refused = merged_only_options(config)
     if refused:
         raise ArtifactError(
             f"{path}: {', '.join(refused)}; vLLM serves only plain LoRA weights next to a base",

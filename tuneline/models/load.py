@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ DAMAGE = (
 )  # fmt: skip
 """The errors of transformers and peft for a folder that is not the model it claims to be. Errors of
 safetensors, huggingface_hub and tokenizers come on top; see `damage_named`."""
+
+
+PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Number formats of weights that are not quantized, as safetensors names them."""
 
 
 @contextmanager
@@ -71,6 +75,11 @@ def load_network(
     import transformers
 
     load = load or transformers.AutoModelForCausalLM.from_pretrained
+    if is_left_over(folder, read_json(folder / CONFIG, ModelConfig)):
+        options["config"] = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        del options["config"].quantization_config
     with damage_named(
         f"{what}: transformers cannot load it",
         "Expected config.json and complete safetensors files of a causal language model. Download "
@@ -96,6 +105,30 @@ def load_network(
                 + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             )
     return network.eval()
+
+
+def is_left_over(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether a folder's `quantization_config` of bitsandbytes is on plain weights.
+
+    Merges of QLoRA adapters often keep the key. transformers would quantize such weights as it
+    loads them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != "bitsandbytes":
+        return False
+    found = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                    found += 1
+                    if file.get_slice(name).get_dtype() not in PLAIN_DTYPES:
+                        return False
+        except (SafetensorError, OSError):
+            return False  # the step that reads the weights names the damage
+    return found > 0
 
 
 def served_class(folder: Path) -> Any:
@@ -126,7 +159,7 @@ def check_model(folder: Path, what: str) -> None:
 
     config = read_json(folder / CONFIG, ModelConfig)
     load_tokenizer(folder)
-    if not config.get("quantization_config"):
+    if not config.get("quantization_config") or is_left_over(folder, config):
         load = served_class(folder).from_pretrained
         load_network(folder, torch.float32, what=what, load=load, device_map="meta")
 

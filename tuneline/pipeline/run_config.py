@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from export.config import ExportConfig
 from k8s.config import DeployConfig
@@ -36,6 +37,16 @@ class RunConfig(StrictModel):
     serving: ServingConfig = ServingConfig()
     loadtest: LoadTestConfig = LoadTestConfig()
     k8s: DeployConfig = DeployConfig()
+
+    @model_validator(mode="after")
+    def _check_served(self) -> Self:
+        reasons = self.training.merged_only()
+        if self.serving.mode == "adapter" and reasons:
+            raise ValueError(
+                f"serving.mode: adapter cannot serve what training makes ({', '.join(reasons)}); "
+                "set serving.mode: merged"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ Group = Literal["data", "training", "evaluation", "export", "parity", "served"]
 
 DATASET = "dataset"
 ADAPTER = "adapter"
+"""The training stage; a full fine-tuning makes a model."""
 REFERENCE = "reference"
 EVALUATION_BASE = "evaluation-base"
 EVALUATION_TUNED = "evaluation-tuned"

@@ -11,6 +11,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import heldout_prompts
 from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
+from tuneline.pipeline.check import require_served_weights
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import model_source, served, served_stage, serving_config
@@ -93,7 +94,10 @@ def _forgetting(line: Line, made: Made, out: Path) -> Artifact:
 def _model(line: Line, made: Made, out: Path) -> Artifact:
     from export import merge_adapter
 
-    return merge_adapter(line.run.config.export.merge, line.base, made[ADAPTER], out)
+    config, trained = line.run.config.export.merge, made[ADAPTER]
+    if trained.kind == "model":
+        return merge_adapter(config, model_source(trained), (), out)
+    return merge_adapter(config, line.base, trained, out)
 
 
 def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
@@ -181,6 +185,7 @@ def evaluation_config(run: Run) -> EvaluationConfig:
 def stages(run: Run) -> list[Stage]:
     """Return the stages of a run, in order."""
     config = run.config
+    whole = config.training.finetuning_type == "full"
     return [
         Stage(
             DATASET, "Check, clean and split the data", "data", "dataset", (config.data,), (),
@@ -192,8 +197,9 @@ def stages(run: Run) -> list[Stage]:
             label="base model",
         ),
         Stage(
-            ADAPTER, "Fine-tune a LoRA adapter", "training", "adapter", (config.training,),
-            (DATASET,), _adapter, inputs=training_inputs,
+            ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
+            "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
+            inputs=training_inputs, version=2,
         ),
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",
@@ -211,8 +217,8 @@ def stages(run: Run) -> list[Stage]:
             (config.reference,), (DATASET, ADAPTER), _reference,
         ),
         Stage(
-            MODEL, "Merge adapter and base", "export", "model", (config.export.merge,), (ADAPTER,),
-            _model,
+            MODEL, "Cast the trained model" if whole else "Merge adapter and base", "export",
+            "model", (config.export.merge,), (ADAPTER,), _model, prepare=(require_served_weights,),
         ),
         Stage(
             PARITY_MERGED, "Prove the merged model", "parity", "parity", (_merged_parity(config),),

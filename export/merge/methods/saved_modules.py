@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from export.merge.methods.method import BaseTensor, Config, Method, Part, Want
 from export.weights.families import EMBEDDINGS, HEAD
 from tuneline.models.adapter_options import CopyOptions
+
+WRAPPER = re.compile(r"\.(modules_to_save|original_module)\.")
+"""In the second names that PEFT saves a replaced module under."""
 
 COPY = Part("copy", is_copy=True)
 
@@ -22,9 +26,10 @@ def saved_by(config: Config, module: str) -> list[str]:
 def _claims(config: Config, name: str) -> bool:
     """Return whether a tensor belongs to a saved module.
 
-    PEFT also saves an embedding or an output layer unasked where the vocabulary was resized.
+    PEFT also saves an embedding or an output layer unasked where the vocabulary was resized; with
+    `ensure_weight_tying`, it does so under the names of its wrappers too.
     """
-    module = name.rpartition(".")[0]
+    module = WRAPPER.sub(r".", name).rpartition(".")[0]
     if module.rpartition(".")[2] in (*EMBEDDINGS, HEAD):
         return True
     return bool(module) and bool(saved_by(config, module))

@@ -3,8 +3,9 @@ layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -56,9 +57,9 @@ def _make(context: MergeContext, module: str, parts: Parts) -> Changes:
     context.require_parts(module, parts, "trainable_tokens_delta")
     rows = parts["trainable_tokens_delta"]
     indices = context.adapter.config.get(OPTION)
-    if isinstance(indices, dict):
-        indices = next((value for key, value in indices.items() if module.endswith(key)), None)
     target, shape = context.matrix(module, rows)
+    if isinstance(indices, dict):
+        indices = _indices_of(context, indices, module, is_head=context.is_head(target))
     if (
         not isinstance(indices, list)
         or not all(type(index) is int and 0 <= index < shape[0] for index in indices)
@@ -77,6 +78,18 @@ def _make(context: MergeContext, module: str, parts: Parts) -> Changes:
             "output layer without a bias"
         )
     return [(target.name, TokenRows(rows, tuple(indices)))]
+
+
+def _indices_of(
+    context: MergeContext, indices: Mapping[str, Any], module: str, *, is_head: bool
+) -> Any:
+    """Return the trained tokens of a module. PEFT gives a tied output layer those of the embedding
+    where the option does not name it."""
+    names = [module]
+    if is_head and context.base.is_tied and context.base.embedding is not None:
+        names.append(context.base.embedding.removesuffix(".weight"))
+    found = (value for name in names for key, value in indices.items() if name.endswith(key))
+    return next(found, None)
 
 
 def _wants(config: Config, tensor: BaseTensor) -> Iterator[Want]:

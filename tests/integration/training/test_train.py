@@ -64,6 +64,7 @@ def test_the_artifact_holds_exactly_its_files_and_no_pickle(line: Line) -> None:
         "loss.jsonl",
         "loss.png",
         "manifest.json",
+        "proof.json",
         "spiece.model",
         "tekken.json",
         "tokenizer.json",
@@ -75,7 +76,7 @@ def test_the_artifact_holds_exactly_its_files_and_no_pickle(line: Line) -> None:
 
 def test_no_file_names_a_path_of_this_machine(line: Line) -> None:
     texts = [path for path in line.adapter.path.iterdir() if path.suffix in (".json", ".jsonl")]
-    assert len(texts) == 7
+    assert len(texts) == 8
     for path in texts:
         assert str(line.folder) not in path.read_text()
     config = json.loads((line.adapter.path / "adapter_config.json").read_text())

@@ -64,7 +64,10 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
             num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length
             warmup_steps lr_scheduler_type weight_decay max_grad_norm seed dtype packing
             gradient_checkpointing eval_steps train_sampling_strategy optim attn_implementation
-            use_liger_kernel""",
+            use_liger_kernel finetuning_type
+            exclude_modules target_parameters layers_to_transform use_dora bias rank_pattern
+            alpha_pattern modules_to_save trainable_token_indices ensure_weight_tying lora_config
+            load_in_4bit router_aux_loss_coef""",
         "training.method": "type",
     },
     EVALUATIONS: {

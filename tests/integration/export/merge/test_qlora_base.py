@@ -148,3 +148,29 @@ def test_auto_without_a_tokenizer_to_measure_with_is_refused(tmp_path: Path) -> 
     with pytest.raises(ArtifactError, match="cannot load its tokenizer"):
         merge(MergeConfig(), resolve_model(str(base)), trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_left_over_quantization_config_does_no_harm(tmp_path: Path) -> None:
+    """Merges of QLoRA adapters often keep the key on weights that are plain again."""
+    from safetensors.torch import load_file, save_file
+
+    from tests.integration.export.merging import edit_json
+    from tuneline.models.load import load_network
+
+    base, adapter = made(tmp_path, torch.bfloat16)
+    expected = tensors(run_merge(base, adapter, tmp_path / "expected").path)
+    left_over = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    edit_json(base / "config.json", quantization_config=left_over)
+    merged = run_merge(base, adapter, tmp_path / "out").path
+    found = tensors(merged)
+    assert found.keys() == expected.keys() and len(found) > 14
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert "quantization_config" not in (merged / "config.json").read_text()
+    network = load_network(base, torch.float32, what="base")
+    assert not [one for one in network.modules() if isinstance(one, Linear4bit)]
+
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(64, 1, dtype=torch.uint8)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match="the base is quantized"):
+        run_merge(base, adapter, tmp_path / "refused")

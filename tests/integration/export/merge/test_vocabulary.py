@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from export.config import MergeConfig
 from export.merge.merge import merge
@@ -134,7 +135,21 @@ RESIZED: dict[str, tuple[str, dict[str, Any]]] = {
     "saved-whole": ("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}),
     "new-tokens-tied": ("llama-tied", {"trainable_token_indices": [320, 321, 327]}),
     "lora-embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
-}
+    "saved-tied": (
+        "llama-tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "saved-head-tied": ("qwen3", {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}),
+    "tokens-by-name-tied": (
+        "llama-tied", {"trainable_token_indices": {"embed_tokens": [320, 321, 327]}},
+    ),
+    "tokens-by-name-ensured": (
+        "qwen3",
+        {
+            "trainable_token_indices": {"embed_tokens": [320, 321, 327]},
+            "ensure_weight_tying": True,
+        },
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", RESIZED)
@@ -158,6 +173,12 @@ def test_a_resized_vocabulary_comes_with_the_adapter(case: str, tmp_path: Path) 
     assert json.loads((merged.path / "config.json").read_text())["vocab_size"] == 328
     index = json.loads((merged.path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in found.values())
+    saved = load_file(adapter / WEIGHTS)
+    if f"{EMBEDDING}.weight" in saved:
+        assert torch.equal(found[embedding], saved[f"{EMBEDDING}.weight"])
+    rows = saved.get(f"{EMBEDDING}.token_adapter.trainable_tokens_delta")
+    if rows is not None:
+        assert torch.equal(found[embedding][[320, 321, 327]], rows)
     live = families.live_logits(base, adapter, 328)
     assert (families.merged_logits(merged.path, 328) - live).abs().max() < 2e-5
     assert len(transformers.AutoTokenizer.from_pretrained(merged.path)) == 328

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import logging
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -205,6 +206,22 @@ def test_a_hub_that_refuses(model: Artifact, hub: type[_Hub]) -> None:
     with pytest.raises(ServerError, match="refused the upload") as raised:
         push_model(model.path, "hf:org/name", None)
     assert TOKEN not in str(raised.value)
+
+
+def test_a_hub_that_cannot_be_reached(model: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    with socket.socket() as closed:  # bound and not listening: a connection is refused
+        closed.bind(("127.0.0.1", 0))
+        url, real = f"http://127.0.0.1:{closed.getsockname()[1]}", huggingface_hub.HfApi
+        monkeypatch.setattr(
+            huggingface_hub, "HfApi", lambda **options: real(endpoint=url, **options)
+        )
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        with pytest.raises(ServerError, match=r"refused the upload: .*[Cc]onnect") as raised:
+            push_model(model.path, "hf:org/name", None)
+    assert raised.value.exit_code == 5
+    assert "the network" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("to", ["out", "out.tar"])

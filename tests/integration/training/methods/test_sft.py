@@ -34,6 +34,8 @@ def _rows(num_rows: int) -> list[Rendered]:
 
 def _model(line: Line, config: TrainingConfig) -> Any:
     torch.manual_seed(0)
+    if config.finetuning_type == "full":
+        return load_base(line.base, torch.float32).requires_grad_(True)
     model = add_lora(config, load_base(line.base, torch.float32))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zeros at first, which would hide the gradient of lora_A
@@ -55,9 +57,11 @@ class _Record(TrainerCallback):  # type: ignore[misc]
         self.gradients.append({name: p.grad.clone() for name, p in _trained(model)})
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+@pytest.mark.parametrize(
+    ("strategy", "way"), [("group_by_length", "lora"), ("random", "lora"), ("random", "full")]
+)
 def test_gradients_equal_those_of_one_padded_batch(
-    line: Line, tmp_path: Path, strategy: str
+    line: Line, tmp_path: Path, strategy: str, way: str
 ) -> None:
     # 18 rows in batches of 4, three batches to a window: the last window has two batches and the
     # last batch two rows.
@@ -65,7 +69,8 @@ def test_gradients_equal_those_of_one_padded_batch(
         {
             "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3,
             "num_train_epochs": 1, "warmup_steps": 0, "max_grad_norm": 1e9, "learning_rate": 1e-12,
-            "train_sampling_strategy": strategy, "gradient_checkpointing": False, "eval_steps": 99,
+            "train_sampling_strategy": strategy, "finetuning_type": way,
+            "gradient_checkpointing": False, "eval_steps": 99,
         }
     )  # fmt: skip
     model, rows, record = _model(line, config), _rows(18), _Record()
@@ -93,7 +98,7 @@ def test_gradients_equal_those_of_one_padded_batch(
         plain.zero_grad()
         _own_loss(plain, window).backward()
         expected = {name: p.grad for name, p in _trained(plain)}
-        assert expected.keys() == found.keys() and len(found) == 28
+        assert expected.keys() == found.keys() and len(found) == (28 if way == "lora" else 20)
         for name, gradient in expected.items():
             assert gradient.abs().max() > 0
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,112 @@
+"""Full fine-tuning and QLoRA through the line: train, reference, merge, parity."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export import merge_adapter, prove_model
+from export.config import MergeConfig, ParityConfig
+from tests.integration.training.conftest import FOREIGN_TOKENIZER_FILES, SETTINGS, Line
+from training import build_reference, train_adapter
+from training.adapters.check import check_targets
+from training.adapters.servable import takes_lora
+from training.config import ReferenceConfig, TrainingConfig
+from tuneline.core.artifact import Artifact
+from tuneline.models.source import ModelSource, resolve_model
+
+FEW = {**SETTINGS, "num_train_epochs": 2, "lora_dropout": 0.0, "save_steps": 4}
+
+
+def _config(**values: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate({**FEW, **values})
+
+
+@pytest.fixture
+def base(line: Line, tmp_path: Path) -> ModelSource:
+    """The base without the made-up tokenizer files, which no merge reads."""
+    foreign = shutil.ignore_patterns(*FOREIGN_TOKENIZER_FILES)
+    shutil.copytree(line.base.path, tmp_path / "base", ignore=foreign)
+    return resolve_model("base", relative_to=tmp_path)
+
+
+def _prove(
+    line: Line, base: ModelSource, trained: Artifact, merged: Artifact, folder: Path
+) -> dict[str, Any]:
+    config = ReferenceConfig(num_prompts=3, max_new_tokens=6)
+    reference = build_reference(config, line.dataset, base, trained, folder / "reference")
+    parity = prove_model(
+        ParityConfig(), reference, resolve_model(str(merged.path)), folder / "parity",
+        form="merged",
+    )  # fmt: skip
+    return dict(parity.manifest.metrics)
+
+
+def test_a_whole_model_is_trained_cast_and_proven(
+    line: Line, base: ModelSource, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    config = _config(finetuning_type="full", learning_rate=1e-3)
+    trained = train_adapter(config, line.dataset, base, tmp_path / "trained")
+    metrics = trained.manifest.metrics
+    before = load_file(base.path / "model.safetensors")
+    after = load_file(trained.path / "model.safetensors")
+    assert trained.kind == "model" and after.keys() == before.keys()
+    assert metrics["num_trainable_parameters"] == sum(value.numel() for value in before.values())
+    assert not any(torch.equal(after[name], before[name]) for name in before)
+    assert metrics["eval_loss"] < metrics["eval_loss_before"]
+    assert metrics["servable_as_adapter"] is False
+    assert all(row["num_without_gradient"] == 0 for row in metrics["trained"])
+    source = resolve_model(str(trained.path))
+    merged = merge_adapter(MergeConfig(), source, (), tmp_path / "merged")
+    found = load_file(merged.path / "model.safetensors")
+    assert all(torch.equal(found[name], after[name]) for name in after)
+    parity = _prove(line, base, trained, merged, tmp_path)
+    assert parity["verdict"] == "pass" and parity["max_logprob_difference"] < 1e-5
+    half = merge_adapter(MergeConfig(dtype="bfloat16"), source, (), tmp_path / "half")
+    rounded = load_file(half.path / "model.safetensors")
+    assert all(torch.equal(rounded[name], after[name].bfloat16()) for name in after)
+    assert json.loads((half.path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_adapter_of_a_4bit_base_merges_into_what_was_trained(
+    line: Line, base: ModelSource, tmp_path: Path
+) -> None:
+    config = _config(load_in_4bit=True)
+    adapter = train_adapter(config, line.dataset, base, tmp_path / "adapter")
+    metrics = adapter.manifest.metrics
+    assert len(metrics["four_bit_modules"]) == 7
+    assert 0 < metrics["four_bit_share"] < 1
+    assert metrics["num_expert_parameters_not_in_4bit"] == 0
+    assert metrics["eval_loss"] < metrics["eval_loss_before"]
+    assert metrics["merged_only_because"] == ["it belongs to the base rounded to NF4"]
+    merged = merge_adapter(MergeConfig(), base, adapter, tmp_path / "merged")
+    figures = merged.manifest.metrics
+    assert figures["merge_base"] == "dequantized"
+    assert figures["kl_dequantized"] < 1e-6 < figures["kl_original"]
+    parity = _prove(line, base, adapter, merged, tmp_path)
+    assert parity["verdict"] == "pass" and parity["max_logprob_difference"] < 1e-4
+
+
+def test_the_check_says_what_would_be_trained(line: Line) -> None:
+    found = check_targets(_config(load_in_4bit=True, use_dora=True), line.base)
+    assert found["trained model.layers.*.mlp.up_proj"].startswith("2 modules, ")
+    assert "use_dora=True" in found["served"] and "NF4" in found["served"]
+    assert "of the weights in NF4" in found["4 bits"]
+    whole = check_targets(_config(finetuning_type="full"), line.base)
+    assert "100.00% of the base's" in whole["trained"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [("LlamaForCausalLM", True), ("Phi3ForCausalLM", True), ("GPT2LMHeadModel", False),
+     ("NoSuchModel", None)],
+)  # fmt: skip
+def test_vllm_says_which_models_take_adapters(architecture: str, expected: bool | None) -> None:
+    assert takes_lora(architecture) is expected

@@ -1,0 +1,76 @@
+"""Combinations of sections that cannot work end before training, with the change to make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneline.core.config import validate_config
+from tuneline.core.environment import hardware_facts
+from tuneline.core.errors import ConfigError
+from tuneline.pipeline.check import require_served_weights
+from tuneline.pipeline.run_config import Run, RunConfig
+
+
+def run_of(**sections: Any) -> Run:
+    values = {"name": "refused", "data": {"path": "rows.jsonl"}, **sections}
+    return Run(Path("run.yaml"), validate_config(RunConfig, values, "run.yaml"), Path("runs"))
+
+
+def test_int8_in_float32_on_a_cpu_is_refused() -> None:
+    if hardware_facts()["gpus"]:
+        pytest.skip("needs a machine without a GPU")
+    int8 = {"merge": {"quantize": "int8"}}
+    with pytest.raises(ConfigError, match="takes bfloat16 or float16, and fails at the") as error:
+        require_served_weights(run_of(export=int8, serving={"dtype": "float32"}))
+    assert error.value.exit_code == 2
+    assert "--set serving.dtype=bfloat16" in str(error.value.hint)
+    require_served_weights(run_of(export=int8, serving={"dtype": "bfloat16"}))
+    require_served_weights(run_of(serving={"dtype": "float32"}))
+
+
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        ({"finetuning_type": "full"}, "finetuning_type: full"),
+        ({"load_in_4bit": True}, "load_in_4bit"),
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"bias": "all"}, "bias: all"),
+        ({"r": 513}, "rank above 512"),
+        ({"rank_pattern": {"q_proj": 600}}, "rank above 512"),
+        ({"lora_config": {"lora_bias": True}}, "lora_config.lora_bias"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_load_is_not_served(
+    training: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match="cannot serve what training makes") as error:
+        run_of(training=training, serving={"mode": "adapter"})
+    assert reason in str(error.value)
+    run_of(training=training)
+
+
+@pytest.mark.parametrize(
+    ("training", "problem"),
+    [
+        ({"finetuning_type": "full", "r": 8}, "trains every parameter; r has no effect"),
+        ({"finetuning_type": "full", "load_in_4bit": True}, "load_in_4bit has no effect"),
+        ({"lora_config": {"r": 8}}, "set training.r"),
+        ({"lora_config": {"task_type": "SEQ_CLS"}}, "task_type is set by the training method"),
+        ({"method": {"type": "reward"}, "load_in_4bit": True}, "with LoRA on the plain base"),
+        ({"layers_to_transform": []}, "layers_to_transform"),
+    ],
+)
+def test_options_that_contradict_are_refused(training: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        run_of(training=training)
+
+
+def test_full_fine_tuning_has_a_lower_learning_rate_of_its_own() -> None:
+    assert run_of(training={"finetuning_type": "full"}).config.training.learning_rate == 2e-5
+    given = {"finetuning_type": "full", "learning_rate": 1e-4}
+    assert run_of(training=given).config.training.learning_rate == 1e-4
