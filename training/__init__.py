@@ -14,6 +14,7 @@ from tuneline.core.lazy import lazy_face
 if TYPE_CHECKING:
     from training.adapters.check import check_targets
     from training.check import check_data
+    from training.data.augment import augment_data, endpoint_writer, function_writer, writer_name
     from training.data.checks.files import check_files
     from training.data.convert import convert_data
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TRAIN_FILE",
     "ShownToken",
+    "augment_data",
     "build_reference",
     "check_data",
     "check_files",
@@ -40,12 +42,14 @@ __all__ = [
     "convert_data",
     "data_inputs",
     "dataset_rows",
+    "endpoint_writer",
     "estimate_lines",
     "estimate_memory",
     "evaluate_endpoint",
     "evaluate_model",
     "file_input",
     "find_suspects",
+    "function_writer",
     "measure_forgetting",
     "prepare_dataset",
     "read_rows",
@@ -53,6 +57,7 @@ __all__ = [
     "show_data",
     "suite_input",
     "train_adapter",
+    "writer_name",
 ]
 
 __getattr__ = lazy_face(
@@ -62,6 +67,10 @@ __getattr__ = lazy_face(
         "ShownToken": "training.rendering.show:ShownToken",
         "build_reference": "training.reference:build_reference",
         "check_data": "training.check:check_data",
+        "augment_data": "training.data.augment:augment_data",
+        "endpoint_writer": "training.data.augment:endpoint_writer",
+        "function_writer": "training.data.augment:function_writer",
+        "writer_name": "training.data.augment:writer_name",
         "check_files": "training.data.checks.files:check_files",
         "find_suspects": "training.evaluation.suspects:find_suspects",
         "convert_data": "training.data.convert:convert_data",

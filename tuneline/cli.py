@@ -140,6 +140,10 @@ class LoadTestGroup(LazyGroup):
 
 class DataGroup(LazyGroup):
     table: ClassVar = {
+        "augment": Row(
+            AT + "data:data_augment",
+            "Write more training rows, by a Python function or a model that rewrites prompts.",
+        ),
         "suspects": Row(
             AT + "data:data_suspects",
             "List rows that may be mislabelled, by the trained model's loss.",

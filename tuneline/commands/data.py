@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneline.commands.options import AsJson, Overrides
+from tuneline.commands.options import AsJson, KeyEnv, ModelName, Overrides, Url
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
 
@@ -152,6 +152,48 @@ def data_suspects(
     ]
     document = {"suspects": [asdict(row) for row in found]}
     emit(document, lines or ["no row: the model gives every expected answer"], as_json)
+
+
+def data_augment(
+    dataset: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset artifact of a run.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new JSON Lines file.")],
+    function: Annotated[
+        str | None, typer.Option("--with", metavar="FILE.py:FUNCTION", help="Makes the rows.")
+    ] = None,
+    url: Url = None,
+    model: ModelName = None,
+    api_key_env: KeyEnv = None,
+    copies: Annotated[int, typer.Option(min=1, max=20, help="With --url, rewrites per row.")] = 1,
+    num_rows: Annotated[int, typer.Option("--rows", min=1, help="Most rows to start from.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Write more training rows, by a Python function or a model that rewrites prompts.
+
+    Rows start from the dataset's training rows. Rows that repeat a row or resemble a held-out
+    prompt are dropped. The same command continues after an interruption.
+    """
+    from training import augment_data, endpoint_writer, function_writer, writer_name
+    from tuneline.commands.option_values import endpoint_of, required
+    from tuneline.core.artifact import open_artifact
+
+    if (function is None) == (url is None):
+        raise ConfigError("give --with or --url, one of the two")
+    endpoint = None
+    if url is not None:
+        endpoint = endpoint_of(url, model, api_key_env)
+        write = endpoint_writer(endpoint, copies)
+    else:
+        write = function_writer(required(function, "--with"))
+    counts = augment_data(
+        open_artifact(dataset, kind="dataset"),
+        write,
+        out,
+        origin=writer_name(function, endpoint, copies),
+        max_rows=num_rows,
+    )
+    dropped = [f"{count:,} dropped: {reason}" for reason, count in counts.dropped.items()]
+    lines = [f"written: {out}", f"{counts.num_made:,} rows made, {counts.num_written:,} written"]
+    emit({"path": str(out), **asdict(counts)}, [*lines, *dropped], as_json)
 
 
 def column_map(columns: list[str]) -> dict[str, str | None]:

@@ -1,0 +1,163 @@
+"""New rows of a dataset: by a function, by a server of this process, and after an interruption."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.commands import tuneline_here
+from tests.unit.training.data.checks.made import clean_rows
+from training.config import DataConfig
+from training.data.augment import augment_data, function_writer
+from training.data.prepare import TRAIN_FILE, dataset_rows, prepare_dataset
+from training.data.row import Row
+from tuneline.core.artifact import Artifact
+from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.errors import ConfigError, DataError
+
+FUNCTION = """
+def shorter(row):
+    text = row["prompt"][-1]["content"]
+    return [{"instruction": "In short: " + text[:40], "output": row["completion"][0]["content"]}]
+
+def broken(row):
+    return [{"words": 1}]
+
+def fails(row):
+    raise KeyError("no")
+"""
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Artifact:
+    lines = [json.dumps(row.as_json()) + "\n" for row in clean_rows(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    (tmp_path / "more.py").write_text(FUNCTION)
+    return prepare_dataset(DataConfig(path="rows.jsonl"), relative_to=tmp_path, out=tmp_path / "ds")
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_new_row_names_its_origin(dataset: Artifact, tmp_path: Path) -> None:
+    write = function_writer(f"{tmp_path}/more.py:shorter")
+    counts = augment_data(dataset, write, tmp_path / "new.jsonl", origin="shorter", max_rows=5)
+    assert (counts.num_originals, counts.num_made, counts.num_written) == (5, 5, 5)
+    originals = dataset_rows(dataset, TRAIN_FILE, 5)
+    new = read(tmp_path / "new.jsonl")
+    assert [row["origin"] for row in new] == [f"shorter line {n}" for n in range(1, 6)]
+    assert [row["completion"] for row in new] == [list(row.completion) for row in originals]
+
+
+def test_a_new_row_that_rewrites_a_held_out_prompt_is_dropped(
+    dataset: Artifact, tmp_path: Path
+) -> None:
+    held = dataset_rows(dataset, HELDOUT_FILE)
+
+    def write(row: Row) -> list[Row]:
+        return [held[row.line - 1], row, clean_rows(60)[-row.line]]
+
+    counts = augment_data(dataset, write, tmp_path / "new.jsonl", origin="o", max_rows=2)
+    assert counts.num_made == 6
+    assert counts.dropped == {"exact duplicate": 2, "prompt is held out": 2}
+    assert counts.num_written == 2
+
+
+def test_an_interrupted_call_continues_with_the_same_result(
+    dataset: Artifact, tmp_path: Path
+) -> None:
+    write = function_writer(f"{tmp_path}/more.py:shorter")
+    asked: list[int] = []
+
+    def stops(row: Row) -> list[Row]:
+        asked.append(row.line)
+        if row.line == 4 and asked.count(4) == 1:
+            raise KeyboardInterrupt
+        return write(row)
+
+    for name in ("a.jsonl", "b.jsonl"):
+        if name == "a.jsonl":
+            with pytest.raises(KeyboardInterrupt):
+                augment_data(dataset, stops, tmp_path / name, origin="o")
+            assert not (tmp_path / name).exists()
+            with pytest.raises(ConfigError, match="belongs to another dataset or writer"):
+                augment_data(dataset, stops, tmp_path / name, origin="other")
+        augment_data(dataset, stops, tmp_path / name, origin="o")
+    assert asked[:6] == [1, 2, 3, 4, 4, 5]
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("broken", "row 1: "), ("fails", "row 1: KeyError: 'no'")],
+)
+def test_rows_that_cannot_be_used_name_function_and_row(
+    dataset: Artifact, tmp_path: Path, name: str, said: str
+) -> None:
+    write = function_writer(f"{tmp_path}/more.py:{name}")
+    with pytest.raises(DataError) as caught:
+        augment_data(dataset, write, tmp_path / "new.jsonl", origin="o")
+    assert f"more.py:{name}: {said}" in str(caught.value)
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["absent.py:f", "more.py:absent"])
+def test_a_function_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "more.py").write_text(FUNCTION)
+    with pytest.raises(ConfigError, match=name):
+        function_writer(f"{tmp_path}/{name}")
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        message = {"role": "assistant", "content": "Say: " + body["messages"][-1]["content"][:30]}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                  "choices": [choice]}  # fmt: skip
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_command_asks_an_endpoint(dataset: Artifact, tmp_path: Path, url: str) -> None:
+    out = tmp_path / "new.jsonl"
+    done = tuneline_here(
+        "data", "augment", str(dataset.path), "--url", url, "--model", "m", "--rows", "3",
+        "--out", str(out), "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_written"] == 3
+    assert [row["origin"] for row in read(out)] == [f"m copies 1 line {n}" for n in (1, 2, 3)]
+    assert "Say: " in str(read(out)[0]["prompt"])
+
+
+def test_the_command_needs_one_writer(dataset: Artifact, tmp_path: Path) -> None:
+    done = tuneline_here("data", "augment", str(dataset.path), "--out", str(tmp_path / "n.jsonl"))
+    assert done.returncode == 2
+    assert "give --with or --url, one of the two" in done.stderr

@@ -1,0 +1,226 @@
+"""More training rows from those of a dataset: by a user's function, or by a model that rewrites.
+
+Rows come from a dataset's training rows only, after the split, so no held-out row is rewritten. New
+rows that equal another row, or whose prompt is equal or similar to a held-out prompt, are dropped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from training.config.checks import ChecksConfig
+from training.data.checks.run import check_rows
+from training.data.checks.spool import Spool
+from training.data.prepare import TRAIN_FILE, dataset_rows
+from training.data.problem import RowProblem
+from training.data.row import Row
+from training.data.shapes import read_shape
+from tuneline.core.artifact import Artifact, canonical_digest
+from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.messages import content_of
+
+REQUEST = (
+    "Rewrite the user's message in other words. Keep its language, its meaning, and every name, "
+    "number and code. Answer with the rewritten message only."
+)
+TIMEOUT_S = 120
+KEPT_CHECKS = ("duplicates", "leakage", "near_leakage", "empty_answers")
+
+Writer = Callable[[Row], list[Row]]
+"""A training row -> new rows."""
+
+
+@dataclass
+class Augmented:
+    """The counts of an augmentation: rows that were made are rows written plus rows dropped."""
+
+    num_originals: int = 0
+    num_made: int = 0
+    num_written: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def augment_data(
+    dataset: Artifact, write: Writer, out: Path, *, origin: str, max_rows: int = 1_000
+) -> Augmented:
+    """Write new rows as JSON Lines; their column `origin` names the writer and the original row.
+
+    An interrupted call continues: each original's new rows are kept in `.<out>.partial`, which
+    belongs to one dataset and one origin.
+
+    Args:
+        dataset: A dataset artifact.
+        write: Makes new rows of one row.
+        out: The new file; it appears when every row is written.
+        origin: The writer's name.
+        max_rows: The first training rows of which new rows are made.
+
+    Raises:
+        ConfigError: `out` exists, or the partial file belongs to another call.
+        DataError: The writer's rows cannot be used.
+        ServerError: The endpoint fails.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: exists; expected a new file", hint="Give another --out.")
+    partial = out.with_name(f".{out.name}.partial")
+    rows = dataset_rows(dataset, TRAIN_FILE, max_rows)
+    head = {"dataset": dataset.digest, "origin": origin}
+    made = list(_continued(partial, head))
+    with partial.open("a", encoding="utf-8") as file:
+        if not made:
+            file.write(json.dumps(head) + "\n")
+            made.append([])
+        for row in rows[len(made) - 1 :]:
+            new = [_json(replace(one, fields={**row.fields, "origin": f"{origin} line {row.line}"}))
+                   for one in write(row)]  # fmt: skip
+            made.append(new)
+            file.write(json.dumps(new, ensure_ascii=False) + "\n")
+            file.flush()
+    counts = Augmented(num_originals=len(rows))
+    _write_checked(dataset, [one for new in made[1:] for one in new], out, counts)
+    partial.unlink()
+    return counts
+
+
+def _continued(partial: Path, head: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
+    """Return an empty entry for the head, then the new rows of each original that is done."""
+    if not partial.exists():
+        return
+    text = partial.read_text(encoding="utf-8")
+    # The last line may be half-written.
+    whole = text[: text.rfind("\n") + 1]
+    if not whole:
+        partial.unlink()
+        return
+    first, *lines = whole.removesuffix("\n").split("\n")
+    if json.loads(first) != head:
+        raise ConfigError(
+            f"{partial}: belongs to another dataset or writer; expected that of this call",
+            hint=f"Try: rm {partial}",
+        )
+    if whole != text:
+        partial.write_text(whole, encoding="utf-8")
+    yield []
+    for line in lines:
+        yield json.loads(line)
+
+
+def _write_checked(
+    dataset: Artifact, made: list[dict[str, Any]], out: Path, counts: Augmented
+) -> None:
+    """Write the new rows that are new and leak nothing."""
+    actions = dict.fromkeys(ChecksConfig.model_fields, "ignore") | dict.fromkeys(KEPT_CHECKS, "fix")
+    checks = ChecksConfig.model_validate({k: v for k, v in actions.items() if k != "length"})
+    partial = out.with_name(f".{out.name}.rows")
+    with TemporaryDirectory() as folder, Spool(Path(folder) / "rows.jsonl") as spool:
+        originals = dataset_rows(dataset, TRAIN_FILE)
+        spool.add(originals)
+        spool.add(_row(value, number) for number, value in enumerate(made, start=1))
+        spool.add(dataset_rows(dataset, HELDOUT_FILE), heldout=True)
+        checked = check_rows(spool, checks)
+        counts.num_made = len(made)
+        new = range(len(originals), len(originals) + len(made))
+        with partial.open("w", encoding="utf-8") as file:
+            for index in new:
+                if not checked.whole.dropped[index]:
+                    file.write(json.dumps(made[index - len(originals)], ensure_ascii=False) + "\n")
+                    counts.num_written += 1
+        reasons = [int(checked.whole.dropped[index]) for index in new]
+        for reason in filter(None, reasons):
+            name = checked.whole.reasons[reason - 1]
+            counts.dropped[name] = counts.dropped.get(name, 0) + 1
+    partial.replace(out)
+
+
+def _json(row: Row) -> dict[str, Any]:
+    """Return a row with its other columns next to its texts, as every reader takes it."""
+    value = row.as_json()
+    return {**value.pop("fields", {}), **value}
+
+
+def _row(value: dict[str, Any], line: int) -> Row:
+    return replace(read_shape(value, None), line=line, file="new rows")
+
+
+def function_writer(name: str) -> Writer:
+    """Return the writer that `file.py:function` names.
+
+    The function gets a row as an object, `{"prompt": [...], "completion": [...]}`, and returns a
+    list of such objects, in any shape that a data file may have.
+
+    Raises:
+        ConfigError: The file is missing or cannot be imported, or has no such function.
+    """
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file() or path.suffix != ".py":
+        raise ConfigError(f"--with {name}: expected FILE.py:FUNCTION of a file that exists")
+    spec = importlib.util.spec_from_file_location(f"tuneline_augment_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # noqa: S101 (the path ends in .py)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"--with {name}: the file cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"--with {name}: the file has no function {attribute!r}")
+
+    def write(row: Row) -> list[Row]:
+        try:
+            return [_row(value, row.line) for value in function(_json(row))]
+        except RowProblem as problem:
+            raise DataError(f"--with {name}: row {row.line}: {problem}") from None
+        except Exception as error:
+            raise DataError(
+                f"--with {name}: row {row.line}: {type(error).__name__}: {error}"
+            ) from error
+
+    return write
+
+
+def endpoint_writer(endpoint: Endpoint, copies: int = 1) -> Writer:
+    """Return a writer that asks a model to rewrite the last message before the answer."""
+    from tuneline.core.openai_client import openai_client
+
+    def write(row: Row) -> list[Row]:
+        if not row.prompt:
+            return []
+        messages: list[Any] = [
+            {"role": "system", "content": REQUEST},
+            {"role": "user", "content": content_of(row.prompt[-1])},
+        ]
+        texts = []
+        with openai_client(endpoint, timeout_s=TIMEOUT_S, extra="train") as client:
+            for _ in range(copies):
+                answer = client.chat.completions.create(
+                    model=endpoint.model, messages=messages, temperature=1.0
+                )
+                texts.append((answer.choices[0].message.content or "").strip())
+        return [
+            replace(row, prompt=(*row.prompt[:-1], {**row.prompt[-1], "content": text}))
+            for text in texts
+            if text
+        ]
+
+    return write
+
+
+def writer_name(function: str | None, endpoint: Endpoint | None, copies: int) -> str:
+    """Return the origin of the new rows: the function with its file's digest, or the model."""
+    if function is not None:
+        text = Path(function.rpartition(":")[0]).read_text(encoding="utf-8")
+        digest = canonical_digest(text).rpartition(":")[2][:8]
+        return f"{function.rpartition('/')[2]} {digest}"
+    assert endpoint is not None  # noqa: S101 (the command gives one of the two)
+    return f"{endpoint.model} copies {copies}"
