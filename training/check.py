@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig
@@ -24,11 +25,13 @@ def check_data(
     base: ModelSource,
     data: DataConfig,
     relative_to: Path,
+    require_fit: Callable[[int], dict[str, str]] = lambda _longest: {},
 ) -> dict[str, str]:
     """Read and render every row of the data as training does, and return what was found.
 
     Args:
         relative_to: The directory that paths of the data and of the method's files start from.
+        require_fit: Checks the length of the longest row, in tokens, and returns what it found.
 
     Raises:
         TunelineError: The first file, template or row that cannot be used.
@@ -76,7 +79,7 @@ def check_data(
         found["date"] = _date_said(data.chat_template_date)
     found["method"] = f"{config.method.type}: {method.served}"
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"
-    return found
+    return found | require_fit(longest)
 
 
 def _date_said(date: datetime.date | None) -> str:

@@ -46,6 +46,7 @@ from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.progress import logger
 from tuneline.models.chat import date_facts, set_template
+from tuneline.models.context import require_context
 from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.template import dataset_settings
@@ -104,6 +105,7 @@ def train_adapter(
         )
         set_seed(config.seed)
         lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
+        require_context(base, max(lengths, default=0))
         chosen, estimate = estimate_step(config, base.path, lengths)
         memory_before = start_measurement()
         model, reached, without = load_trainable(

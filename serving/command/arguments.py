@@ -186,10 +186,6 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{flag}={_text(value)}"]
 
 
-def _key(name: str) -> str:
-    return name.removeprefix("--").replace("-", "_")
-
-
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 

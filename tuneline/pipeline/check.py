@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from tuneline.core.digests import short_digest
 from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline.lengths import require_rows_fit
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.stage_inputs import workload_inputs
 
@@ -34,7 +37,10 @@ def check_run(run: Run) -> dict[str, str]:
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     check_model(base.path, f"base model {base.name}")
     found |= check_targets(config.training, base)
-    found |= check_data(config.training, base, config.data, run.path.parent)
+    found |= check_data(
+        config.training, base, config.data, run.path.parent,
+        functools.partial(require_rows_fit, config, base),
+    )  # fmt: skip
     if workload_inputs(run):
         found["load test"] = f"{config.loadtest.workload.path} is there"
     return found

@@ -13,6 +13,7 @@ from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
 from tuneline.pipeline.check import require_served_weights
 from tuneline.pipeline.form_stages import form_stages
+from tuneline.pipeline.lengths import require_prompts_fit
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import model_source, served, served_stage, serving_config
 from tuneline.pipeline.stage import (
@@ -50,6 +51,7 @@ def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
 def _adapter(line: Line, made: Made, out: Path) -> Artifact:
     from training import train_adapter
 
+    require_prompts_fit(line.run, line.base, made[DATASET])
     config, folder = line.run.config.training, line.run.path.parent
     return train_adapter(config, made[DATASET], line.base, out, relative_to=folder)
 
