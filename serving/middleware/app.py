@@ -33,13 +33,14 @@ from serving.middleware.asgi import (
     retry_after,
 )  # fmt: skip
 from serving.middleware.body import Refusal, check_fields, parse_body, read_body, replayed
-from serving.middleware.drain import call_on_sigterm, hand_on
+from serving.middleware.drain import call_on_sigterm, descendants, hand_on
 from serving.middleware.exchange import Exchange
 from serving.middleware.heartbeat import (
     INTERVAL_S,
     Heartbeat,
     State,
     ask_engine,
+    cpu_waits_s,
     engine_processes,
     engine_progress,
 )  # fmt: skip
@@ -250,10 +251,13 @@ class TunelineMiddleware:
         if progress is None:
             return
         beat = Heartbeat(self.settings.stall_after_s, first_limit_s=process_age_s())
+        engine = descendants(os.getpid())
         question: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(INTERVAL_S)
-            self.state = beat.observe(progress(), bool(self.in_flight), time.monotonic())
+            waits_s = cpu_waits_s(engine)
+            is_busy = bool(self.in_flight)
+            self.state = beat.observe(progress(), is_busy, time.monotonic(), waits_s)
             STALLED.set(self.state != "moving")
             if self.state == "stuck":
                 message = "The engine made no progress; the answer was ended."

@@ -32,7 +32,7 @@ def hand_on(*, exits_at_once: bool) -> None:
 
 
 def _exit() -> None:
-    for child in _descendants(os.getpid()):
+    for child in descendants(os.getpid()):
         try:
             os.kill(child, signal.SIGKILL)
         except ProcessLookupError:
@@ -40,7 +40,7 @@ def _exit() -> None:
     os._exit(0)
 
 
-def _descendants(process: int) -> list[int]:
+def descendants(process: int) -> list[int]:
     """Return the processes that `process` has started, and those that they have started."""
     found: list[int] = []
     for children in Path(f"/proc/{process}/task").glob("*/children"):
@@ -49,5 +49,5 @@ def _descendants(process: int) -> list[int]:
         except OSError:
             continue  # the thread is gone
         for child in direct:
-            found += [*_descendants(child), child]
+            found += [*descendants(child), child]
     return found

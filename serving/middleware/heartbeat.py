@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from prometheus_client import REGISTRY
@@ -36,8 +37,15 @@ class Heartbeat:
     _longest_s: float = 0.0
     _progress: float = -1.0
     _since_s: float | None = None
+    _waits_s: Mapping[int, float] = field(default_factory=dict)
 
-    def observe(self, progress: float, is_busy: bool, now_s: float) -> State:
+    def observe(
+        self,
+        progress: float,
+        is_busy: bool,
+        now_s: float,
+        waits_s: Mapping[int, float] = MappingProxyType({}),
+    ) -> State:
         """Return the engine's state.
 
         An engine that was silent stays so until it moves, also when nobody asks it any longer.
@@ -45,20 +53,24 @@ class Heartbeat:
         Args:
             progress: Any number that changes whenever the engine computes a step.
             is_busy: Requests are in flight.
+            waits_s: By process of the engine, how long it has waited for a CPU since it started. A
+                process that waits for a CPU is not stuck, so that time does not count.
 
         Returns:
             `silent` from the limit on: no new requests should come. `stuck` from twice the limit
             on: nothing will come of the open requests.
         """
         if self._since_s is None or (not is_busy and self.state == "moving"):
-            self._progress, self._since_s = progress, now_s
+            self._progress, self._since_s, self._waits_s = progress, now_s, waits_s
             return self.state
-        silence_s = now_s - self._since_s
+        waited_s = (wait_s - self._waits_s.get(process, 0) for process, wait_s in waits_s.items())
+        silence_s = now_s - self._since_s - max(waited_s, default=0)
         if progress != self._progress:
             self._has_moved = True
             if is_busy:
                 self._longest_s = max(self._longest_s, silence_s)
-            self._progress, self._since_s, self.state = progress, now_s, "moving"
+            self._progress, self._since_s, self._waits_s = progress, now_s, waits_s
+            self.state = "moving"
         elif is_busy and silence_s >= 2 * self.limit_s:
             self.state = "stuck"
         elif is_busy and silence_s >= self.limit_s:
@@ -94,6 +106,23 @@ def engine_progress() -> Callable[[], float] | None:
 def engine_processes() -> Sequence[multiprocessing.process.BaseProcess]:
     """Return the engine's processes, if they are children of this one."""
     return multiprocessing.active_children()
+
+
+def cpu_waits_s(processes: Iterable[int]) -> dict[int, float]:
+    """Return by process how long its main thread has waited for a CPU (the second field of
+    /proc/ID/schedstat). vLLM's engine and workers compute in their main threads.
+
+    A kernel without that file gives nothing, and all silence counts.
+    """
+    waits_s = {}
+    for process in processes:
+        try:
+            # pathlib would triple the cost of a look.
+            with open(f"/proc/{process}/schedstat", encoding="ascii") as file:  # noqa: PTH123
+                waits_s[process] = int(file.read().split()[1]) / 1e9
+        except (OSError, IndexError):
+            continue  # the process is gone
+    return waits_s
 
 
 async def ask_engine(app: App, model: str, given: Scope) -> None:

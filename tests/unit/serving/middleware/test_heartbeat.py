@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 
 import pytest
 
 from serving.middleware import app as app_module
 from serving.middleware.app import TunelineMiddleware
-from serving.middleware.heartbeat import Heartbeat
+from serving.middleware.heartbeat import Heartbeat, cpu_waits_s
 from tests.unit.serving.middleware.harness import CHAT, Inner, send_request
 
 
@@ -52,6 +56,30 @@ def test_before_the_first_step_the_limit_is_the_time_that_loading_took() -> None
     assert states(beat, [(0.0, 0, True), (59.0, 0, True), (60.0, 0, True)])[1:] == [
         "moving", "silent",
     ]  # fmt: skip
+
+
+def test_time_in_which_the_engine_waits_for_a_cpu_is_no_silence() -> None:
+    beat = Heartbeat(stall_after_s=10, first_limit_s=0)
+    beat.observe(0, True, 0.0, {1: 100.0, 2: 0.0})
+    # On a loaded machine one process of the engine has waited 45 of 50 s for a CPU.
+    assert beat.observe(0, True, 50.0, {1: 145.0, 2: 0.0, 3: 1.0}) == "moving"
+    assert beat.observe(0, True, 60.0, {1: 145.0, 2: 0.0, 3: 1.0}) == "silent"
+
+
+def test_a_process_that_waits_for_a_cpu_is_seen() -> None:
+    """Three loops on one CPU: each waits for about two thirds of the time."""
+    cpu = min(os.sched_getaffinity(0))
+    program = f"import os; os.sched_setaffinity(0, [{cpu}])\nwhile True: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    try:
+        time.sleep(2.0)
+        waits_s = cpu_waits_s([loop.pid for loop in loops])
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert set(waits_s) == {loop.pid for loop in loops}
+    assert sum(waits_s.values()) > 1.0
 
 
 def test_a_stuck_engine_stays_stuck_until_it_moves() -> None:
