@@ -73,7 +73,7 @@ def main() -> None:
             folder = Path(scratch) / case
             folder.mkdir()
             if case == "tickets":
-                make_tickets(folder, given.rows or (160 if given.quick else 640))
+                make_tickets(folder, given.rows or (160 if given.quick else 480))
             else:
                 make_half_billion(folder)
             figures[case] = measure(folder, given.against, rounds if case == "tickets" else 1)

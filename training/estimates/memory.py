@@ -25,9 +25,11 @@ CHUNK_LOGITS = 2**24
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in NF4 with double quantization: 4 bits, a scale of 8 bits for 64 weights, and
 one of 32 bits for 256 scales (Dettmers et al., arXiv:2305.14314)."""
+PAIRED = ("dpo", "orpo", "reward")
+"""Methods that compute two sequences for each row."""
 LOGIT_COPIES = 3
 """The logits of a chunk, their exponentials and the gradient."""
-RUNTIME_BYTES = 60 * 2**20
+RUNTIME_BYTES = 150 * 2**20
 """Memory of libraries and allocator at the first step: kernels, threads, Python objects."""
 
 
@@ -51,7 +53,7 @@ class TrainingMemory:
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest batch of a run: rows, and the tokens of the longest row."""
+    """The largest batch of a run: sequences, and the tokens of the longest sequence."""
 
     num_rows: int
     length: int
@@ -62,10 +64,14 @@ class Batch:
 
 
 def largest_batch(config: TrainingConfig, lengths: Sequence[int] = ()) -> Batch:
-    """Return the batch that needs most memory; without lengths, rows of `max_length` tokens."""
+    """Return the batch that needs most memory; without lengths, rows of `max_length` tokens.
+
+    Args:
+        lengths: Tokens of each sequence of the training rows; a preference pair has two.
+    """
+    rows = config.per_device_train_batch_size * _sequences_per_row(config)
     if config.packing:
-        return Batch(config.per_device_train_batch_size, config.max_length)
-    rows = config.per_device_train_batch_size
+        return Batch(rows, config.max_length)
     longest = max(lengths, default=config.max_length)
     return Batch(min(rows, len(lengths)) if lengths else rows, longest)
 
@@ -125,10 +131,11 @@ def change_that_fits(
         changed, network, batch, item_bytes, free_bytes
     ):
         return "training.gradient_checkpointing: true"
-    rows = batch.num_rows
+    rows, sequences = config.per_device_train_batch_size, _sequences_per_row(config)
     while rows > 1:
         rows //= 2
-        if _fits(changed, network, replace(batch, num_rows=rows), item_bytes, free_bytes):
+        smaller = replace(batch, num_rows=rows * sequences)
+        if _fits(changed, network, smaller, item_bytes, free_bytes):
             steps = config.gradient_accumulation_steps * config.per_device_train_batch_size // rows
             return (
                 f"training.gradient_checkpointing: true, per_device_train_batch_size: {rows}, "
@@ -137,12 +144,16 @@ def change_that_fits(
     length = batch.length
     while length > 64:
         length //= 2
-        if _fits(changed, network, Batch(1, length), item_bytes, free_bytes):
+        if _fits(changed, network, Batch(sequences, length), item_bytes, free_bytes):
             return (
                 "training.gradient_checkpointing: true, per_device_train_batch_size: 1, "
                 f"max_length: {length}"
             )
     return None
+
+
+def _sequences_per_row(config: TrainingConfig) -> int:
+    return 2 if config.method.type in PAIRED else 1
 
 
 def _fits(

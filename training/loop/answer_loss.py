@@ -17,6 +17,8 @@ IGNORED = -100
 MAX_RELATIVE_DIFFERENCE = 1e-4
 MAX_COMPARED, MAX_COMPARED_SIZE = 64, 2**20
 """Parameters whose gradients are compared, and their largest number of elements."""
+COMPARED_TOKENS = 16
+"""Tokens before and after the first trained one that are compared."""
 CHUNK_LOGITS = 2**24
 """Logits that are in memory at once: 64 MiB in float32."""
 
@@ -88,6 +90,10 @@ def _answer_loss(model: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) ->
 
 def _equals_own_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]) -> bool:
     device = model.device
+    # The end of the prompt and the start of the answer: the model's own loss keeps all logits.
+    first = next(index for index, label in enumerate(labels) if label != IGNORED)
+    window = slice(max(0, first - COMPARED_TOKENS), first + COMPARED_TOKENS)
+    input_ids, labels = input_ids[window], labels[window]
     batch = {
         "input_ids": torch.tensor([[*input_ids], [*input_ids[1:], input_ids[0]]], device=device),
         "labels": torch.tensor([[*labels], [*labels[1:], IGNORED]], device=device),

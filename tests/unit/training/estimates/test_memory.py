@@ -103,3 +103,16 @@ def test_the_change_is_the_first_that_fits() -> None:
         "training.gradient_checkpointing: true, per_device_train_batch_size: 1, max_length: 512",
         None,
     ]
+
+
+def test_a_preference_pair_has_two_sequences() -> None:
+    config = TrainingConfig.model_validate({"r": 2, "method": {"type": "dpo"}})
+    assert largest_batch(config) == Batch(16, 2048)
+    batch = largest_batch(config, [10, 20] * 8)
+    limit = estimate_training(
+        config.model_copy(update={"gradient_checkpointing": True}), NETWORK, Batch(8, 20), 4
+    ).total
+    assert change_that_fits(config, NETWORK, batch, 4, limit) == (
+        "training.gradient_checkpointing: true, per_device_train_batch_size: 4, "
+        "gradient_accumulation_steps: 4"
+    )
