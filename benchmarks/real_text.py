@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ training:
   max_length: 512
   gradient_checkpointing: false
   seed: 0
-evaluation: {max_new_tokens: 12}
+reference: {num_prompts: 1, max_new_tokens: 12}
 """
 
 
@@ -63,20 +64,21 @@ def main() -> None:
     write(out / "heldout.jsonl", heldout)
     (out / "run.yaml").write_text(RUN, encoding="utf-8")
     started_s = time.monotonic()
-    for stage in ("base", "tuned"):
-        # The stages up to this one only: no server is needed.
-        run_stage(out / "run.yaml", out / "runs", f"evaluation-{stage}")
+    tuneline("train", out / "run.yaml", "--runs-dir", out / "runs")
+    (adapter,) = (out / "runs" / "real-text").glob("adapter-*")
+    (dataset,) = (out / "runs" / "real-text").glob("dataset-*")
+    tuneline(
+        "evaluate", "--model", "tiny-base", "--adapter", adapter, "--against", "tiny-base",
+        "--data", dataset / "heldout.jsonl", "--set", "evaluation.max_new_tokens=12",
+        "--out", out / "scores",
+    )  # fmt: skip
     wall_s = time.monotonic() - started_s
     print(json.dumps({**compare(out, train), "wall_s": round(wall_s, 1)}, indent=2))
 
 
-def run_stage(run_file: Path, runs_dir: Path, name: str) -> None:
-    from tuneline.core.progress import set_up_logging
-    from tuneline.pipeline.run_config import load_run
-    from tuneline.pipeline.up import up
-
-    set_up_logging(False)
-    up(load_run(run_file, (), runs_dir), (name,))
+def tuneline(*words: str | Path) -> None:
+    command = [sys.executable, "-m", "tuneline", *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def packages() -> Iterator[tuple[str, str, str]]:
@@ -117,8 +119,8 @@ def split(found: Iterator[tuple[str, str, str]]) -> tuple[list[Any], list[Any]]:
 
 
 def compare(out: Path, train: list[Any]) -> dict[str, Any]:
-    def predictions(stage: str) -> list[dict[str, Any]]:
-        (path,) = (out / "runs" / "real-text").glob(f"evaluation-{stage}-*/predictions.jsonl")
+    def predictions(who: str) -> list[dict[str, Any]]:
+        path = out / "scores" / who / "predictions.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     base, tuned = predictions("base"), predictions("tuned")

@@ -1,0 +1,137 @@
+"""The judge against a server whose verdicts are known by construction."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.unit.training.evaluation.metrics.rows import made
+from training.config import EvaluationConfig, JudgeConfig
+from training.evaluation.metrics.judge import MAX_CHARACTERS, read_choice, score_judge
+from tuneline.core.errors import ConfigError, ServerError
+
+KEY = "sk-secret-of-the-judge"
+
+
+@contextmanager
+def judge(verdict: Callable[[str, str], str], status: int = 200) -> Iterator[tuple[str, list[Any]]]:
+    """Serve `verdict(first answer, second answer)`, and keep the requests."""
+    requests: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append({**body, "key": self.headers["Authorization"]})
+            question = body["messages"][0]["content"]
+            first = question.split("[Answer A]\n")[1].split("\n\n[Answer B]")[0]
+            second = question.split("[Answer B]\n")[1].split("\n\nCompare")[0]
+            message = {"role": "assistant", "content": verdict(first, second)}
+            document = {
+                "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            }  # fmt: skip
+            error = {"error": {"message": f"bad key {KEY}"}}
+            text = json.dumps(document if status == 200 else error).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _longer(first: str, second: str) -> str:
+    return "Compared.\n" + ("[[A]]" if len(first) > len(second) else "[[B]]")
+
+
+def _config(url: str, **options: Any) -> EvaluationConfig:
+    return EvaluationConfig(judge=JudgeConfig(url=url, model="judge", **options))
+
+
+def test_answers_win_and_lose_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    rows = made([("short", "a longer one"), ("a longer one", "short"), ("same", "same")])
+    with judge(_longer) as (url, requests):
+        scored = score_judge(rows, _config(url))
+    assert scored.values == [1.0, 0.0, 0.5]
+    assert scored.details == {
+        "wins": 1, "losses": 1, "ties": 1, "swapped": 0, "unreadable": 0, "num_requests": 4,
+    }  # fmt: skip
+    # Equal answers cost no request; every other pair costs two, at temperature 0.
+    assert len(requests) == 4
+    assert {(r["temperature"], r["key"]) for r in requests} == {(0, f"Bearer {KEY}")}
+
+
+@pytest.mark.parametrize(
+    ("reply", "values", "kind"),
+    [
+        ("[[A]]", [0.5], "swapped"),  # whatever is first
+        ("[[C]]", [0.5], "ties"),
+        ("I cannot decide.", [None], "unreadable"),
+        ("[[B]] at first, but in the end\n[[C]]", [0.5], "ties"),
+    ],
+)
+def test_a_judge_that_looks_at_positions_gives_a_tie(
+    reply: str, values: list[float | None], kind: str
+) -> None:
+    with judge(lambda *_: reply) as (url, _requests):
+        scored = score_judge(made([("a", "b")]), _config(url))
+    assert scored.values == values
+    assert scored.details[kind] == 1
+
+
+def test_a_judge_is_bounded_in_rows_and_characters() -> None:
+    rows = made([("a", "b" * (2 * MAX_CHARACTERS))] * 5)
+    with judge(_longer) as (url, requests):
+        scored = score_judge(rows, _config(url, num_rows=2))
+    assert scored.values == [1.0, 1.0, None, None, None]
+    assert len(requests) == 4
+    assert max(len(r["messages"][0]["content"]) for r in requests) < MAX_CHARACTERS + 2000
+
+
+def test_a_key_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    with (
+        caplog.at_level(logging.DEBUG),
+        judge(_longer, status=401) as (url, _requests),
+        pytest.raises(ServerError) as caught,
+    ):
+        score_judge(made([("a", "b")]), _config(url))
+    assert caught.value.exit_code == 5
+    assert caught.value.message.startswith(f"evaluation.judge: {url}")
+    assert KEY not in str(caught.value) and KEY not in caplog.text
+    assert KEY not in json.dumps(_config(url).model_dump(mode="json"))
+
+
+def test_a_missing_judge_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"judge needs evaluation\.judge; found none"):
+        score_judge(made([("a", "b")]), EvaluationConfig(metrics=("judge",)))
+    with pytest.raises(ConfigError, match="expected http://HOST:PORT"):
+        score_judge(made([("a", "b")]), _config("ftp://host/v1"))
+
+
+def test_the_last_verdict_after_reasoning_counts() -> None:
+    assert read_choice("<think>[[A]]</think>\n[[B]]") == "B"
+    assert read_choice("[[ C ]]") == "tie"
+    assert read_choice("A") is None
