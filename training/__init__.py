@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
     from training.evaluation.forgetting.items import suite_input
     from training.evaluation.forgetting.suite import measure_forgetting
+    from training.evaluation.harness import run_harness
     from training.evaluation.report.report import report_evaluations
     from training.evaluation.suspects import find_suspects
     from training.reference import build_reference
@@ -54,6 +55,7 @@ __all__ = [
     "prepare_dataset",
     "read_rows",
     "report_evaluations",
+    "run_harness",
     "show_data",
     "suite_input",
     "train_adapter",
@@ -87,6 +89,7 @@ __getattr__ = lazy_face(
         "read_rows": "training.data.rows:read_rows",
         "show_data": "training.show:show_data",
         "report_evaluations": "training.evaluation.report.report:report_evaluations",
+        "run_harness": "training.evaluation.harness:run_harness",
         "suite_input": "training.evaluation.forgetting.items:suite_input",
         "train_adapter": "training.train:train_adapter",
     },

@@ -58,6 +58,14 @@ def evaluate(
     suite: Annotated[
         Suite | None, typer.Option(help="Ask a built-in suite in place of --data.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="With --url: tasks of lm-evaluation-harness."),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder with further tasks.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="First documents of each task.")] = None,
     api_key_env: KeyEnv = None,
     out: Out = None,
     overrides: Overrides = None,
@@ -72,6 +80,13 @@ def evaluate(
     """
     # Over 60 lines: most of them are options.
     of_a_file = {"--data": data, "--adapter": adapter, "--against": against, "--suite": suite}
+    if tasks is not None:
+        refuse("with --tasks", {"RUN.yaml": run_file, **of_a_file, "--set": overrides})
+        asked = Asked(endpoint_of(required(url, "--url"), model, api_key_env), tokenizer)
+        harness = Harness(tasks, include_path, limit)
+        emit_artifact(_run_tasks(asked, harness, required(out, "--out")), as_json)
+        return
+    refuse("without --tasks", {"--include-path": include_path, "--limit": limit})
     of_a_server = {"--api-key-env": api_key_env, "--tokenizer": tokenizer}
     if url is None:
         refuse("without --url", of_a_server)
@@ -113,6 +128,29 @@ class Asked:
     tokenizer: Path | None = None
     model: str | None = None
     adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Harness:
+    """The options of lm-evaluation-harness."""
+
+    tasks: str
+    include_path: Path | None
+    limit: int | None
+
+
+def _run_tasks(asked: Asked, harness: Harness, out: Path) -> Artifact:
+    from training import run_harness
+
+    assert asked.endpoint is not None  # noqa: S101 (the caller requires --url)
+    return run_harness(
+        asked.endpoint,
+        required(asked.tokenizer, "--tokenizer"),
+        harness.tasks.split(","),
+        out,
+        include_path=harness.include_path,
+        limit=harness.limit,
+    )
 
 
 def _evaluate_file(

@@ -64,6 +64,15 @@ def _forgetting(metrics: Metrics) -> str:
     )
 
 
+def _harness(metrics: Metrics) -> str:
+    return ", ".join(
+        f"{task} {key.partition(',')[0]} {value:.3f}"
+        for task, row in metrics["tasks"].items()
+        for key, value in row.items()
+        if not key.startswith(("sample", "alias")) and "_stderr" not in key
+    )
+
+
 def _reference(metrics: Metrics) -> str:
     return f"{metrics['num_prompts']} prompts, {metrics['num_tokens']:,} tokens"
 
@@ -110,6 +119,7 @@ KINDS: dict[str, Kind] = {
     "evaluation": Kind(_evaluation, payload="predictions.jsonl"),
     "evaluation-report": Kind(_comparison, payload="comparison.json"),
     "forgetting": Kind(_forgetting, payload="forgetting.json"),
+    "harness": Kind(_harness, payload="harness.json"),
     "reference": Kind(_reference, payload="reference.jsonl"),
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),

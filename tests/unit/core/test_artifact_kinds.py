@@ -31,6 +31,10 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         {"verdict": "FAIL", "difference": -0.125, "num_items": 305, "interval": [-0.25, -0.05]},
         "FAIL, -12.5 points on 305 items (95 %: -25.0 to -5.0)",
     ),
+    "harness": (
+        {"tasks": {"colors": {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3}}},
+        "colors acc 0.500",
+    ),
     "reference": ({"num_prompts": 4, "num_tokens": 2048}, "4 prompts, 2,048 tokens"),
     "model": (
         {"num_changed_tensors": 3, "num_tensors": 7, "size_bytes": 2**21},

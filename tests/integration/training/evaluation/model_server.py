@@ -28,11 +28,7 @@ def serve_answers(
         if path == "/v1/completions":
             if not losses:
                 return 400, {"error": {"message": "echo is not supported"}}
-            return 200, {
-                "choices": [
-                    {"logprobs": {"token_logprobs": _logprobs(base, adapter, body["prompt"])}}
-                ]
-            }
+            return 200, {"choices": _scored_prompts(base, adapter, body["prompt"])}
         if body["model"] == "judge":
             return 200, _completion("The first one.\n[[A]]", "stop")
         (answer,) = answerer.answer([Question(tuple(body["messages"]))], body["max_tokens"])
@@ -70,6 +66,24 @@ def _completion(content: str, finish_reason: str) -> dict[str, Any]:
         "id": "1", "object": "chat.completion", "created": 0, "model": "m",
         "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
     }  # fmt: skip
+
+
+def _scored_prompts(base: ModelSource, adapter: Path, prompt: list[Any]) -> list[dict[str, Any]]:
+    """Return a choice for each prompt; one prompt may come without a list around it."""
+    prompts = prompt if isinstance(prompt[0], list) else [prompt]
+    found = [_logprobs(base, adapter, ids) for ids in prompts]
+    return [
+        {
+            "index": index,
+            "text": "",
+            "finish_reason": "length",
+            "logprobs": {
+                "token_logprobs": values,
+                "top_logprobs": [None, *({"token": value} for value in values[1:])],
+            },
+        }
+        for index, values in enumerate(found)
+    ]
 
 
 def _logprobs(base: ModelSource, adapter: Path, ids: list[int]) -> list[float | None]:
