@@ -1,6 +1,6 @@
 """Time, memory, recall and precision of the data checks on rows with planted facts.
 
-    python benchmarks/data_checks.py --rows 1000000
+    python -m benchmarks.data_checks --rows 1000000
 
 Rows of about 1 kB are made of random words of a vocabulary with a natural distribution (Zipf).
 Known numbers of rows get a fact each: an exact or near duplicate, a leak of a held-out prompt, a

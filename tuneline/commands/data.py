@@ -94,7 +94,9 @@ def data_check(
     ] = 2048,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of data.checks: refusals=fix"),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A key of the checks: data.checks.refusals=fix"
+        ),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the findings: a .png or .svg file.")
@@ -116,12 +118,17 @@ def data_check(
 
     values: dict[str, Any] = {}
     for override in overrides or []:
-        apply_override(values, override)
+        if not override.startswith("data.checks."):
+            raise ConfigError(
+                f"--set {override}: is not a key of data.checks; only they are read here",
+                hint="Try: --set data.checks.refusals=fix",
+            )
+        apply_override(values, override.removeprefix("data.checks."))
     reading = {"columns": column_map(columns or []), "shape": shape}
     report = check_files(
         files,
         heldout=heldout,
-        checks=validate_config(ChecksConfig, values, "--set"),
+        checks=validate_config(ChecksConfig, values, "--set: data.checks"),
         base=None if base is None else resolve_model(base),
         max_length=max_length,
         reading=validate_config(ReadingConfig, reading, "options"),

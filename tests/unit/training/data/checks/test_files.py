@@ -72,7 +72,7 @@ def test_a_picture_of_another_type_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_prints_one_document_and_refuses(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", [*clean_rows(40), *BAD])
-    done = tuneline_here("data", "check", path, "--set", "refusals=refuse", "--json")
+    done = tuneline_here("data", "check", path, "--set", "data.checks.refusals=refuse", "--json")
     assert done.returncode == 2
     report = json.loads(done.stdout)
     assert [c["num_rows"] for c in report["checks"] if c["check"] == "refusals"] == [1]
@@ -82,6 +82,13 @@ def test_the_command_prints_one_document_and_refuses(tmp_path: Path) -> None:
 
 def test_the_command_names_an_unknown_check(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", clean_rows(10))
-    done = tuneline_here("data", "check", path, "--set", "refusal=fix")
+    done = tuneline_here("data", "check", path, "--set", "data.checks.refusal=fix")
     assert done.returncode == 2
-    assert "--set: refusal: unknown key (did you mean refusals?)" in done.stderr
+    assert "--set: data.checks: refusal: unknown key (did you mean refusals?)" in done.stderr
+
+
+def test_the_command_takes_only_keys_of_the_checks(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", clean_rows(10))
+    done = tuneline_here("data", "check", path, "--set", "data.seed=1")
+    assert done.returncode == 2
+    assert "data.seed=1: is not a key of data.checks" in done.stderr
