@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from training.data.augment import augment_data, endpoint_writer, function_writer, writer_name
     from training.data.checks.files import check_files
     from training.data.convert import convert_data
+    from training.data.measure import DataFacts, measure_data
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
-    from training.data.sources import data_inputs
+    from training.data.sources import data_inputs, find_heldout
     from training.estimates.report import estimate_lines, estimate_memory
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
     from training.evaluation.forgetting.items import suite_input
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TRAIN_FILE",
+    "DataFacts",
     "ShownToken",
     "augment_data",
     "build_reference",
@@ -49,8 +51,10 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "file_input",
+    "find_heldout",
     "find_suspects",
     "function_writer",
+    "measure_data",
     "measure_forgetting",
     "prepare_dataset",
     "read_rows",
@@ -65,6 +69,7 @@ __all__ = [
 __getattr__ = lazy_face(
     __name__,
     {
+        "DataFacts": "training.data.measure:DataFacts",
         "TRAIN_FILE": "training.data.prepare:TRAIN_FILE",
         "ShownToken": "training.rendering.show:ShownToken",
         "build_reference": "training.reference:build_reference",
@@ -85,6 +90,8 @@ __getattr__ = lazy_face(
         "evaluate_model": "training.evaluation.evaluate:evaluate_model",
         "file_input": "training.data.prepare:file_input",
         "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
+        "find_heldout": "training.data.sources:find_heldout",
+        "measure_data": "training.data.measure:measure_data",
         "prepare_dataset": "training.data.prepare:prepare_dataset",
         "read_rows": "training.data.rows:read_rows",
         "show_data": "training.show:show_data",

@@ -34,6 +34,10 @@ DATA = "Read, convert and inspect data files."
 
 class TunelineGroup(LazyGroup):
     table: ClassVar = {
+        "init": Row(
+            AT + "init:init",
+            "Write a run.yaml with choices that fit the data, the base model and this machine.",
+        ),
         "check": Row(AT + "up:check", "Validate a run before anything is trained."),
         "plan": Row(AT + "up:plan", "Show what `up` would run, and why."),
         "up": Row(AT + "up:up", "Run the whole line."),

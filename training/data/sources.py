@@ -99,6 +99,31 @@ def open_source(config: SourceConfig, relative_to: Path, key: str) -> Source:
     return Source(config, (path,), key)
 
 
+def find_heldout(path: str, relative_to: Path) -> dict[str, str]:
+    """Return the key of `data` for held-out rows that lie with the data; empty if there are none.
+
+    They are another split of the same folder, or a file of the same format in the folder of a file.
+    """
+    file = relative_to / path
+    if path.startswith(HUB) or not file.exists():
+        return {}
+    if file.is_dir():
+        names = [str(f.relative_to(file)) for f in file.rglob("*") if _is_data(f.name)]
+        splits = {split_of(name) for name in names}
+        found = [split for split in ("validation", "test", "heldout") if split in splits]
+        return {"heldout_split": found[0]} if found and "train" in splits else {}
+    others = sorted(
+        other
+        for other in file.parent.iterdir()
+        if other != file
+        and format_suffix(other) == format_suffix(file)
+        and split_of(other.name) in ("validation", "test", "heldout")
+    )
+    if not others or split_of(file.name) != "train":
+        return {}
+    return {"heldout_path": str(Path(path).parent / others[0].name)}
+
+
 def select_files(names: Iterable[str], split: str | None, where: str) -> list[str]:
     """Return the data files of one split among names, sorted; `train` if there are several splits.
 

@@ -28,7 +28,7 @@ GROUPS: tuple[type[LazyGroup], ...] = (
 )  # fmt: skip
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "keys",
-    "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "data",
+    "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "data", "init",
 )  # fmt: skip
 
 

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import tuneline_here
+from tuneline.core.config import load_config
+from tuneline.pipeline.run_config import RunConfig
+
+
+def _init(folder: Path, *args: str) -> Any:
+    with contextlib.chdir(folder):
+        return tuneline_here("init", *args)
+
+
+def _rows(path: Path, *rows: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+QUESTIONS = [
+    {"prompt": f"Say {n}.", "completion": "yes " * n, "chosen": "a", "rejected": "b",
+     "label": n % 2 == 0} for n in range(1, 61)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "method", "kind"),
+    [
+        (["prompt", "completion"], "sft", "answer"),
+        (["prompt", "chosen", "rejected"], "dpo", "preference"),
+        (["prompt", "completion", "label"], "kto", "label"),
+        (["prompt"], "grpo", "prompt"),
+    ],
+)
+def test_the_kind_of_rows_chooses_the_method(
+    tmp_path: Path, columns: list[str], method: str, kind: str
+) -> None:
+    _rows(tmp_path / "my_rows.jsonl", *[{k: row[k] for k in columns} for row in QUESTIONS])
+    done = _init(tmp_path, "--data", "my_rows.jsonl", "--base", "tiny-base", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kind"] == kind
+    config = load_config(tmp_path / "run.yaml", RunConfig)
+    assert config.name == "my-rows"
+    assert config.training.method.type == method
+    longest = json.loads(done.stdout)["longest_row_tokens"]
+    assert config.training.max_length % 64 == 0
+    assert 0 <= config.training.max_length - longest < 64
+    assert config.data.heldout_fraction == 0.1
+    text = (tmp_path / "run.yaml").read_text()
+    assert f"60 rows of kind {kind}" in text
+
+
+def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:
+    (tmp_path / "tickets").mkdir()
+    _rows(tmp_path / "tickets" / "train.jsonl", *[{"prompt": "a", "completion": "b"}] * 9)
+    _rows(tmp_path / "tickets" / "heldout.jsonl", {"prompt": "c", "completion": "d " * 200})
+    (tmp_path / "runs").mkdir()
+    out = "runs/run.yaml"
+    done = _init(tmp_path, "--data", "tickets/train.jsonl", "--base", "tiny-base", "--out", out)
+    assert done.returncode == 0, done.stderr
+    config = load_config(tmp_path / out, RunConfig)
+    assert (config.name, config.data.path) == ("tickets", "../tickets/train.jsonl")
+    assert config.data.heldout_path == "../tickets/heldout.jsonl"
+    # The longest row is a held-out one.
+    assert config.training.max_length > 192
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), "--data is required here"),
+        (("--data", "rows.jsonl"), "--base is required here"),
+        (("--data", "none.csv", "--base", "tiny-base"), "no such file"),
+        (("--data", "mixed.jsonl", "--base", "tiny-base"), "rows of several kinds: 1 of kind ans"),
+        (("--data", "rows.jsonl", "--base", "tiny-base", "--out", "rows.jsonl"), "exists"),
+        (("--data", "rows.jsonl", "--base", "tiny-base", "--out", "no/run.yaml"), "does not exist"),
+        (("--from", "none.yaml"), "no such file; expected a configuration"),
+        (("--from", "a.yaml", "--data", "rows.jsonl"), "--data: has no meaning with --from"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_an_error(
+    tmp_path: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    _rows(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"})
+    _rows(tmp_path / "mixed.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": "a"})
+    done = _init(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert problem in done.stderr
+    assert not (tmp_path / "run.yaml").exists()

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tuneline.core.config import load_config
+from tuneline.core.errors import ConfigError
+from tuneline.pipeline.foreign import TRAINERS, write_foreign_run
+from tuneline.pipeline.run_config import RunConfig
+
+AXOLOTL: dict[str, Any] = {
+    "base_model": "owner/model",
+    "load_in_4bit": True,
+    "adapter": "qlora",
+    "datasets": [
+        {"path": "owner/set", "type": "alpaca", "split": "train", "name": "small"},
+        {
+            "path": "json",
+            "data_files": "chats.jsonl",
+            "type": "chat_template",
+            "field_messages": "turns",
+            "message_property_mappings": {"role": "from", "content": "value"},
+            "repeats": 2,
+        },
+    ],
+    "val_set_size": 0.05,
+    "output_dir": "./out",
+    "sequence_len": 4096,
+    "sample_packing": True,
+    "lora_r": 32,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_target_linear": True,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "num_epochs": 4,
+    "optimizer": "adamw_bnb_8bit",
+    "lr_scheduler": "cosine",
+    "learning_rate": "2e-4",
+    "warmup_ratio": 0.1,
+    "bf16": "auto",
+    "tf32": False,
+    "flash_attention": True,
+    "wandb_project": "p",
+    "rl": "dpo",
+    "dpo_beta": 0.2,
+    "surprise": 3,
+}
+LLAMA_FACTORY: dict[str, Any] = {
+    "model_name_or_path": "owner/model",
+    "stage": "dpo",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_rank": 8,
+    "lora_target": "q_proj,v_proj",
+    "pref_beta": 0.1,
+    "pref_loss": "orpo",
+    "dataset": "pairs",
+    "dataset_dir": "data",
+    "template": "llama3",
+    "cutoff_len": 2048,
+    "max_samples": 1000,
+    "output_dir": "saves",
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": 5.0e-6,
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "polynomial",
+    "warmup_ratio": 0.1,
+    "bf16": True,
+    "quantization_bit": 4,
+    "val_size": 0.1,
+}
+INFO = {
+    "pairs": {
+        "file_name": "pairs.json",
+        "ranking": True,
+        "columns": {"prompt": "question", "chosen": "good", "rejected": "rejected"},
+    }
+}
+TRL: dict[str, Any] = {
+    "model_name_or_path": "owner/model",
+    "model_revision": "v1",
+    "dataset_name": "owner/set",
+    "dataset_config": "small",
+    "dataset_train_split": "train_prefs",
+    "dataset_test_split": "test_prefs",
+    "use_peft": True,
+    "lora_r": 64,
+    "lora_target_modules": ["q_proj", "v_proj"],
+    "beta": 0.2,
+    "max_length": 1024,
+    "learning_rate": 5.0e-6,
+    "torch_dtype": "bfloat16",
+    "optim": "paged_adamw_8bit",
+    "report_to": "wandb",
+    "max_steps": 100,
+}
+
+CASES = [
+    (
+        "Axolotl",
+        AXOLOTL,
+        {
+            "data.sources.0.path": "hf:owner/set",
+            "data.sources.0.config": "small",
+            "data.sources.0.shape": "alpaca",
+            "data.sources.1.path": "chats.jsonl",
+            "data.sources.1.columns": {"messages": "turns"},
+            "data.sources.1.weight": 2.0,
+            "data.heldout_fraction": 0.05,
+            "training.max_length": 4096,
+            "training.packing": True,
+            "training.r": 32,
+            "training.lora_alpha": 16,
+            "training.target_modules": "all-linear",
+            "training.per_device_train_batch_size": 2,
+            "training.num_train_epochs": 4,
+            "training.learning_rate": 2e-4,
+            "training.warmup_steps": 0.1,
+            "training.method.type": "dpo",
+            "training.method.beta": 0.2,
+            "training.optim": "adamw_8bit",
+        },
+        ["qlora", "output_dir", "surprise: 3: has no counterpart"],
+    ),
+    (
+        "LLaMA-Factory",
+        LLAMA_FACTORY,
+        {
+            "data.path": "data/pairs.json",
+            "data.shape": "preference",
+            "data.columns": {"instruction": "question", "chosen": "good"},
+            "data.heldout_fraction": 0.1,
+            "training.method.type": "orpo",
+            "training.method.beta": 0.1,
+            "training.r": 8,
+            "training.finetuning_type": "lora",
+            "training.target_modules": ["q_proj", "v_proj"],
+            "training.max_length": 2048,
+            "training.dtype": "bfloat16",
+            "training.learning_rate": 5e-6,
+        },
+        ["template: llama3", "max_samples: 1000", "polynomial", "quantization_bit", "output_dir"],
+    ),
+    (
+        "TRL",
+        TRL,
+        {
+            "base_revision": "v1",
+            "data.path": "hf:owner/set",
+            "data.config": "small",
+            "data.split": "train_prefs",
+            "data.heldout_split": "test_prefs",
+            "training.method.type": "dpo",
+            "training.method.beta": 0.2,
+            "training.r": 64,
+            "training.dtype": "bfloat16",
+            "training.max_length": 1024,
+            "training.optim": "paged_adamw_8bit",
+        },
+        ["report_to: wandb", "max_steps: 100"],
+    ),
+]
+
+
+def _write(folder: Path, values: dict[str, Any]) -> Path:
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "dataset_info.json").write_text(json.dumps(INFO))
+    path = folder / "other.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def _at(value: Any, key: str) -> Any:
+    for name in key.split("."):
+        value = value[int(name)] if name.isdecimal() else getattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize(("title", "values", "expected", "words"), CASES)
+def test_a_configuration_becomes_a_run_and_names_the_rest(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    title: str,
+    values: dict[str, Any],
+    expected: dict[str, Any],
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path, values)
+    out = Path("run.yaml")
+    found, notes = write_foreign_run(Path("other.yaml"), out)
+    assert found == title
+    config = load_config(out, RunConfig)
+    assert config.base_model == "owner/model"
+    assert {key: _at(config, key) for key in expected} == expected
+    text = out.read_text()
+    for word in words:
+        assert any(word in note for note in notes), (word, notes)
+        assert word in " ".join(text.replace("\n# ", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [", "cannot be read as YAML or JSON"),
+        ("- 1", "expected a mapping of options"),
+        ("learning_rate: 1", "is not a configuration of LLaMA-Factory, Axolotl, TRL"),
+        ("{model_name_or_path: a, datasets: []}", "names no data or no base model"),
+    ],
+)
+def test_a_file_of_no_trainer_is_an_error(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        write_foreign_run(tmp_path / "other.yaml", tmp_path / "run.yaml")
+    assert problem in caught.value.message
+    assert not (tmp_path / "run.yaml").exists()
+
+
+def test_a_value_that_cannot_be_used_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    path = _write(tmp_path, {**TRL, "max_length": "long"})
+    with pytest.raises(ConfigError, match=r"training\.max_length"):
+        write_foreign_run(path, tmp_path / "run.yaml")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["data", "other.yaml"]
+
+
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.text(max_size=3), st.just([]), st.just({}),
+    st.lists(st.text(max_size=2), max_size=2), st.just([{"path": "a.json"}]),
+)  # fmt: skip
+
+
+@settings(
+    max_examples=60, derandomize=True, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(data=st.data(), case=st.sampled_from([values for _, values, _, _ in CASES]))
+def test_no_configuration_ends_in_a_traceback(
+    tmp_path: Path, data: st.DataObject, case: dict[str, Any]
+) -> None:
+    changed = data.draw(st.dictionaries(st.sampled_from(sorted(case)), VALUES, max_size=3))
+    path = _write(tmp_path, {**case, **changed})
+    out = tmp_path / "run.yaml"
+    out.unlink(missing_ok=True)
+    try:
+        write_foreign_run(path, out)
+    except ConfigError as error:
+        assert error.message
+        assert not out.exists()
+    else:
+        assert load_config(out, RunConfig).name == "other"
+
+
+def test_every_trainer_has_a_case() -> None:
+    assert {trainer.title for trainer in TRAINERS} == {title for title, _, _, _ in CASES}

@@ -1,0 +1,80 @@
+"""The command that writes a first run.yaml."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneline.commands.data import Columns, Shape, Split, column_map
+from tuneline.commands.option_values import refuse, required
+from tuneline.commands.options import AsJson
+from tuneline.commands.printing import emit
+from tuneline.core.errors import ConfigError
+
+
+def init(
+    data: Annotated[
+        str | None, typer.Option(help="A data file, a folder of them, or hf:owner/name.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="tiny-base, a model folder, or a Hugging Face id.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="A configuration of Axolotl, LLaMA-Factory or TRL."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new file.")] = Path(
+        "run.yaml"
+    ),
+    columns: Columns = None,
+    shape: Shape = None,
+    split: Split = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run.yaml with choices that fit the data, the base model and this machine.
+
+    With --from, take over the configuration of another trainer.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
+    done = [f"written: {out}", f"Next: tuneline check {out}"]
+    if source is not None:
+        given = {"--data": data, "--base": base, "--shape": shape, "--split": split}
+        refuse("with --from", {**given, "--column": columns})
+        from tuneline.pipeline.foreign import write_foreign_run
+
+        title, notes = write_foreign_run(source, out)
+        lines = [f"not taken over: {note}" for note in notes]
+        emit(
+            {"path": str(out), "trainer": title, "not_taken_over": notes},
+            [f"{source} is a configuration of {title}", *lines, *done],
+            as_json,
+        )
+        return
+    from tuneline.models.source import resolve_model
+    from tuneline.pipeline.first_run import write_first_run
+
+    file, name = required(data, "--data"), required(base, "--base")
+    model = resolve_model(name, relative_to=Path())
+    written_name = os.path.relpath(name, out.parent) if Path(name).is_dir() else name
+    options = {"columns": column_map(columns or []), "shape": shape, "split": split}
+    facts = write_first_run(file, model, written_name, out, options)
+    emit(
+        {
+            "path": str(out),
+            "num_rows": facts.counts.num_read,
+            "kind": facts.kind,
+            "longest_row_tokens": facts.longest,
+        },
+        [
+            f"{facts.counts.num_read:,} rows of kind {facts.kind}; the longest has "
+            f"{facts.longest:,} tokens",
+            *done,
+        ],
+        as_json,
+    )

@@ -1,0 +1,189 @@
+"""A first run.yaml for data and a base model: every choice follows from a measured fact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.config import DataConfig, TrainingConfig
+from tuneline.core.config import validate_config
+from tuneline.models.source import ModelSource
+from tuneline.pipeline.choices import Choice, relative_path, run_name, write_choices
+
+if TYPE_CHECKING:
+    from training import DataFacts
+
+HEAD = (
+    "Written by tuneline init. The comment above each key has the reason for its value. "
+    "docs/configuration.md has every key. Next: tuneline check RUN.yaml"
+)
+LARGEST_BATCH = 8
+ROWS_PER_STEP = 16
+STEPS_PER_EPOCH = 20
+"""At least; smaller data gets smaller steps."""
+
+
+def write_first_run(
+    file: str, base: ModelSource, base_name: str, out: Path, data: Mapping[str, Any]
+) -> DataFacts:
+    """Write a run.yaml whose choices fit the data, the base model and this machine.
+
+    Args:
+        file: As `data.path`, relative to the current folder.
+        base: The base model.
+        base_name: Its name as it is written in run.yaml.
+        out: The new run.yaml.
+        data: Other keys of the section `data`.
+
+    Raises:
+        ConfigError: `out` exists, or the base model has no chat template.
+        DataError: Rows cannot be read.
+    """
+    from training import find_heldout, measure_data
+
+    heldout = find_heldout(file, Path())
+    config = validate_config(DataConfig, {"path": file, **data, **heldout}, "options")
+    facts = measure_data(config, base, Path())
+    path = Path(file.removeprefix("hf:"))
+    stem = path.name.partition(".")[0]
+    stem = path.resolve().parent.name if stem in ("train", "data", "rows") else stem
+    written = {k: relative_path(v, out) if k == "heldout_path" else v for k, v in heldout.items()}
+    choices = [
+        Choice("name", run_name(stem), "Names the run's folder and the served model."),
+        Choice("base_model", base_name),
+        Choice("data.path", relative_path(file, out), _data_reason(facts)),
+        *[Choice(f"data.{key}", value) for key, value in data.items() if value],
+        *_heldout_choices(written, facts),
+        *_training_choices(facts, base),
+    ]
+    write_choices(out, [HEAD], choices)
+    return facts
+
+
+def _data_reason(facts: DataFacts) -> str:
+    counted = "" if facts.num_measured == facts.counts.num_read else (
+        f" (of a random sample of {facts.num_measured:,} rows)"
+    )  # fmt: skip
+    return (
+        f"{facts.counts.num_read:,} rows of kind {facts.kind}. In tokens{counted}: the longest row "
+        f"has {facts.longest:,}, 95 % have at most {facts.usual:,}; the longest prompt has "
+        f"{facts.longest_prompt:,} and the longest answer {facts.longest_answer:,}."
+    )
+
+
+def _heldout_choices(heldout: Mapping[str, str], facts: DataFacts) -> list[Choice]:
+    if heldout:
+        reason = "Lies with the data; its name says that it is not for training."
+        return [Choice(f"data.{key}", value, reason) for key, value in heldout.items()]
+    rows = facts.counts.num_read
+    share = 0.1 if rows <= 20_000 else max(round(2000 / rows, 4), 0.0001)
+    reason = "A tenth of the prompts" if share == 0.1 else "About 2,000 prompts"
+    why = "; enough to tell accuracies apart by 2 points." if share != 0.1 else "."
+    return [Choice("data.heldout_fraction", share, f"{reason}, by a hash of seed and prompt{why}")]
+
+
+def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
+    """Return the keys of training, evaluation and serving."""
+    rows = facts.counts.num_read
+    # A sample may miss the longest row.
+    slack = 1.0 if facts.num_measured == rows else 1.25
+    context = _context(base)
+    wanted = _up(facts.longest * slack, 64)
+    max_length = min(wanted, context)
+    fits = f"the longest row ({facts.longest:,} tokens), rounded up to a multiple of 64."
+    if wanted > context:
+        fits = (
+            f"the base model's context. The longest row has {facts.longest:,} tokens: remove the "
+            "rows that do not fit, or choose a base with a longer context."
+        )
+    rows_per_step = min(ROWS_PER_STEP, max(rows // STEPS_PER_EPOCH, 2))
+    if facts.kind == "prompt":
+        rows_per_step = ROWS_PER_STEP  # a multiple of the answers per prompt
+    methods = _method(facts)
+    batch, memory, automatic = _batch(methods, max_length, rows_per_step, base)
+    epochs = 3 if rows < 10_000 else 2 if rows < 100_000 else 1
+    new_tokens = _up(max(facts.longest_answer * slack, 16) * 1.25, 16)
+    served = min(_up(facts.longest_prompt * slack + new_tokens, 64), context)
+    accumulation = max(rows_per_step // batch, 1)
+    return [
+        *methods,
+        Choice("training.max_length", max_length, f"Fits {fits}"),
+        Choice("training.num_train_epochs", epochs, f"{rows:,} rows."),
+        Choice("training.per_device_train_batch_size", batch, memory),
+        Choice(
+            "training.gradient_accumulation_steps", accumulation,
+            f"{batch * accumulation} rows per step, so that an epoch has "
+            f"{-(-rows // (batch * accumulation)):,} steps.",
+        ),
+        *automatic,
+        Choice("evaluation.max_new_tokens", new_tokens, "A quarter more than the longest answer."),
+        Choice("reference.max_new_tokens", min(new_tokens, 128),
+               "The proof compares this many tokens of each answer at most."),
+        Choice("serving.max_model_len", served, "The longest prompt and the longest answer."),
+    ]  # fmt: skip
+
+
+def _method(facts: DataFacts) -> list[Choice]:
+    """Return the method that trains this kind of rows."""
+    name, reason = {
+        "answer": ("sft", "Rows are prompts with an answer."),
+        "text": ("sft", "Rows are plain text."),
+        "preference": ("dpo", "Rows are pairs of a chosen and a rejected answer. orpo needs no "
+                              "reference model; reward trains a model that scores."),
+        "label": ("kto", "Rows are answers with a label."),
+        "prompt": ("grpo", "Rows are prompts without an answer: the model's own answers are "
+                           "scored by a function."),
+    }[facts.kind]  # fmt: skip
+    choices = [Choice("training.method.type", name, reason)]
+    if name == "grpo":
+        choices.append(
+            Choice(
+                "training.method.reward_funcs",
+                ["rewards.py:reward"],
+                "Write this function; docs/training.md has its signature.",
+            )
+        )
+    return choices
+
+
+def _batch(
+    methods: Sequence[Choice], max_length: int, most: int, base: ModelSource
+) -> tuple[int, str, list[Choice]]:
+    """Return the most rows per batch that fit, the reason, and what `auto` chooses then."""
+    from training import estimate_memory
+
+    method = {choice.key.rpartition(".")[2]: choice.value for choice in methods}
+    # KTO compares answers within a batch, and GRPO the answers to one prompt.
+    least = {"kto": 2, "grpo": 8}.get(method["type"], 1)
+    batch = max(least, min(LARGEST_BATCH, most))
+    while True:
+        config = TrainingConfig.model_validate(
+            {"method": method, "max_length": max_length, "per_device_train_batch_size": batch}
+        )
+        found = estimate_memory(config, base.path, serving_dtype="auto", num_served_tokens=None)
+        if found["fits"] or batch // 2 < least:
+            break
+        batch //= 2
+    needed, free = found["training"]["total"] / 2**30, found["free_bytes"] / 2**30
+    reason = f"A step needs about {needed:,.1f} GiB; {free:,.1f} GiB are free here."
+    if not found["fits"]:
+        reason += f" It does not fit; try: {found['change']}."
+    automatic = [
+        Choice(f"training.{choice['key']}", "auto", f"{choice['value']} here: {choice['reason']}")
+        for choice in found["choices"]
+        if getattr(config, choice["key"], None) == "auto"
+    ]
+    return batch, reason, automatic
+
+
+def _context(base: ModelSource) -> int:
+    """Return the most tokens that a base model takes."""
+    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    return int(config.get("max_position_embeddings") or 4096)
+
+
+def _up(value: float, multiple: int) -> int:
+    return int(-(-value // multiple)) * multiple

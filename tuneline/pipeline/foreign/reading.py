@@ -1,0 +1,146 @@
+"""The state of a configuration that is being read, and keys that several trainers share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from training.config.trainer import Optimizer
+from tuneline.pipeline.choices import Choice, relative_path
+
+OPTIMIZERS = {
+    **{name: name for name in get_args(Optimizer)},
+    "adamw_bnb_8bit": "adamw_8bit", "adamw_hf": "adamw_torch", "adamw": "adamw_torch",
+}  # fmt: skip
+"""Names of optimizers, and ours."""
+SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+SAME = (
+    "learning_rate", "weight_decay", "max_grad_norm", "seed", "warmup_steps",
+    "gradient_accumulation_steps", "gradient_checkpointing", "logging_steps", "lora_alpha",
+    "lora_dropout", "num_train_epochs", "per_device_train_batch_size", "packing", "max_length",
+)  # fmt: skip
+"""Keys of our section `training` that other trainers have under the same name."""
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+WITHOUT_EFFECT = {
+    "output_dir": "artifacts go to runs/<name>",
+    "overwrite_output_dir": "an artifact is written once",
+    "save_total_limit": "two checkpoints are kept",
+    "save_strategy": "training.save_steps chooses checkpoints",
+    "eval_strategy": "held-out losses are computed at the end of each epoch, or by eval_steps",
+    "report_to": "no tracker is set here",
+    "fp16": "training.dtype is bfloat16 or float32",
+    "ddp_timeout": "training runs in one process",
+    "deepspeed": "training runs in one process",
+    "trust_remote_code": "no code of a model folder is run",
+    "resume_from_checkpoint": "an interrupted run continues by itself",
+    "push_to_hub": "tuneline push publishes a model",
+    "hub_model_id": "tuneline push publishes a model",
+    "dataloader_num_workers": "rows are rendered before training",
+    "preprocessing_num_workers": "rows are rendered before training",
+    "overwrite_cache": "a dataset is made again only if its data change",
+    "flash_attn": "training.attn_implementation chooses the attention",
+    "attn_implementation": "training.attn_implementation chooses the attention",
+    "max_samples": "every row is used; give a smaller file",
+}
+"""Keys of several trainers that have no counterpart here, each with the reason."""
+
+
+@dataclass
+class Foreign:
+    """A configuration that is being read: keys are taken out of `values` one after the other."""
+
+    source: Path
+    out: Path
+    values: dict[str, Any]
+    choices: list[Choice] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, *names: str) -> Any:
+        """Return the value of the first name that is given, and take all the names out."""
+        found = [self.values.pop(name) for name in names if name in self.values]
+        return next((value for value in found if value is not None), None)
+
+    def choose(self, key: str, value: Any, reason: str = "") -> None:
+        """Set a key of ours, unless the value is not given."""
+        if value is not None:
+            self.choices.append(Choice(key, value, reason))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def copy(self, names: Mapping[str, str]) -> None:
+        """Take over keys that only have another name here; ours by theirs."""
+        for theirs, ours in names.items():
+            value = self.take(theirs)
+            if isinstance(value, str) and ours in ("training.learning_rate",):
+                value = float(value)
+            self.choose(ours, value)
+
+    def copy_same(self) -> None:
+        """Take over the keys of training that have the same name."""
+        self.copy({name: f"training.{name}" for name in SAME if name in self.values})
+
+    def scheduler(self, name: str) -> None:
+        value = self.take(name)
+        if value in SCHEDULERS:
+            self.choose("training.lr_scheduler_type", value)
+        elif value is not None:
+            self.note(f"{name}: {value}: known are {', '.join(SCHEDULERS)}; cosine is used")
+
+    def optimizer(self, name: str) -> None:
+        value = self.take(name)
+        if value in OPTIMIZERS:
+            self.choose("training.optim", OPTIMIZERS[value])
+        elif value is not None:
+            self.note(f"{name}: {value}: the optimizer is AdamW")
+
+    def dtype(self, name: str = "bf16") -> None:
+        value = self.take(name)
+        if value is True:
+            self.choose("training.dtype", "bfloat16")
+        elif value is False:
+            self.choose("training.dtype", "float32")
+
+    def quantized(self, *names: str) -> None:
+        for name in names:
+            if self.take(name):
+                self.note(f"{name}: the base model is trained in the precision of training.dtype")
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Name the keys that have no counterpart, with the reason of each."""
+        for name, reason in reasons.items():
+            value = self.take(name)
+            if value not in (None, False, "", [], {}):
+                self.note(f"{name}: {_short(value)}: {reason}")
+
+    def refuse_rest(self) -> None:
+        """Name every key that nothing has taken."""
+        self.refuse(WITHOUT_EFFECT)
+        for name in list(self.values):
+            value = self.values.pop(name)
+            if value not in (None, "", [], {}):
+                self.note(f"{name}: {_short(value)}: has no counterpart")
+
+    def data_path(self, path: str) -> str:
+        """Return a path or a Hub name as `data.path`; paths are relative to the current folder."""
+        if Path(path).exists() or path.startswith((".", "/")) or Path(path).suffix in FILES:
+            return relative_path(path, self.out)
+        return f"hf:{path}"
+
+    def base(self, name: str, revision: str) -> None:
+        """Take over the base model and its revision."""
+        base = self.take(name)
+        if base is not None:
+            self.choose("base_model", relative_path(base, self.out) if _is_local(base) else base)
+        self.choose("base_revision", self.take(revision))
+
+
+def _is_local(path: Any) -> bool:
+    return isinstance(path, str) and (path.startswith((".", "/")) or Path(path).is_dir())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 50 else f"{text[:50]}…"

@@ -1,0 +1,114 @@
+"""The YAML of TRL's command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tuneline.pipeline.foreign.reading import Foreign
+
+REFUSED = {
+    "assistant_only_loss": "set training.train_on",
+    "completion_only_loss": "the loss is on answers only",
+    "eos_token": "set training.eos_token",
+    "chat_template_path": "the base model's own chat template is trained and served",
+    "max_steps": "training.num_train_epochs chooses the length",
+    "dataset_streaming": "rows are read one at a time",
+    "packing_strategy": "whole rows are packed; none is cut",
+    "padding_free": "batches have rows of like length",
+    "use_vllm": "answers of GRPO are generated in this process",
+}
+QUIET = (
+    "do_eval", "per_device_eval_batch_size", "remove_unused_columns", "dataset_num_proc",
+    "gradient_checkpointing_kwargs", "log_level", "bf16_full_eval", "ignore_bias_buffers",
+)  # fmt: skip
+"""Keys that choose nothing about the result."""
+
+
+def is_trl(values: Mapping[str, Any]) -> bool:
+    """Return whether keys are those of TRL's scripts."""
+    return "model_name_or_path" in values and bool({"dataset_name", "datasets"} & set(values))
+
+
+def read_trl(foreign: Foreign) -> None:
+    """Take over the keys of a TRL configuration."""
+    foreign.base("model_name_or_path", "model_revision")
+    _data(foreign)
+    if not foreign.take("use_peft"):
+        foreign.choose("training.finetuning_type", "full")
+    foreign.copy(
+        {
+            "lora_r": "training.r",
+            "use_rslora": "training.use_rslora",
+            "use_dora": "training.use_dora",
+            "use_liger_kernel": "training.use_liger_kernel",
+            "lora_modules_to_save": "training.modules_to_save",
+            "eval_steps": "training.eval_steps",
+            "save_steps": "training.save_steps",
+        }
+    )
+    foreign.choose("training.target_modules", foreign.take("lora_target_modules"))
+    ratio = foreign.take("warmup_ratio")
+    if "warmup_steps" not in foreign.values:
+        foreign.choose("training.warmup_steps", ratio)
+    dtype = foreign.take("dtype", "torch_dtype")
+    foreign.choose("training.dtype", dtype if dtype in ("float32", "bfloat16") else None)
+    foreign.take("bf16") if dtype else foreign.dtype()
+    foreign.quantized("load_in_4bit", "load_in_8bit")
+    foreign.take("bnb_4bit_quant_type", "use_bnb_nested_quant")
+    foreign.optimizer("optim")
+    foreign.scheduler("lr_scheduler_type")
+    foreign.copy_same()
+    _method(foreign)
+    for name in QUIET:
+        foreign.take(name)
+    foreign.refuse(REFUSED)
+
+
+def _method(foreign: Foreign) -> None:
+    """Choose the method by options that only one of TRL's scripts has."""
+    beta, losses = foreign.take("beta"), foreign.take("loss_type")
+    rewards, generations = foreign.take("reward_funcs"), foreign.take("num_generations")
+    if rewards or generations:
+        foreign.note(
+            "reward_funcs, num_generations: GRPO needs reward functions as file.py:function; set "
+            "training.method"
+        )
+    elif "desirable_weight" in foreign.values or losses in ("kto", ["kto"]):
+        foreign.choose("training.method.type", "kto")
+        foreign.choose("training.method.beta", beta)
+        foreign.copy(
+            {name: f"training.method.{name}" for name in ("desirable_weight", "undesirable_weight")}
+        )
+    elif beta is not None or losses is not None:
+        foreign.choose("training.method.type", "dpo", "A beta or a loss_type is given.")
+        foreign.choose("training.method.beta", beta)
+        foreign.choose("training.method.loss_type", losses)
+
+
+def _data(foreign: Foreign) -> None:
+    name = foreign.take("dataset_name")
+    train, test = foreign.take("dataset_train_split"), foreign.take("dataset_test_split")
+    config = foreign.take("dataset_config")
+    entries = foreign.take("datasets") or ([{"path": name, "name": config}] if name else [])
+    sources = []
+    for entry in entries:
+        left = dict(entry)
+        source: dict[str, Any] = {"path": foreign.data_path(str(left.pop("path")))}
+        is_hub = source["path"].startswith("hf:")
+        for theirs, ours in {"name": "config", "split": "split"}.items():
+            if (value := left.pop(theirs, None)) is not None and is_hub:
+                source[ours] = value
+        for key, value in left.items():
+            foreign.note(f"{key} of {source['path']}: {value}: has no counterpart")
+        sources.append(source)
+    if len(sources) == 1:
+        for key, value in sources[0].items():
+            foreign.choose(f"data.{key}", value)
+        if sources[0]["path"].startswith("hf:"):
+            foreign.choose("data.split", train if "split" not in sources[0] else None)
+            foreign.choose("data.heldout_split", test)
+    elif sources:
+        foreign.choose("data.sources", sources)
+    share = foreign.take("test_split_size")
+    foreign.choose("data.heldout_fraction", share)
