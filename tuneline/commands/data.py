@@ -147,7 +147,7 @@ def data_suspects(
     num_rows: Annotated[int, typer.Option("--rows", min=1, help="Most rows to list.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List rows that may be mislabelled: wrong answers, the highest loss of the expected first."""
+    """List rows that may be mislabelled, by the trained model's loss."""
     from training import find_suspects
     from tuneline.core.artifact import open_artifact
 
