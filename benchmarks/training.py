@@ -284,6 +284,7 @@ def train_by_tuneline(case: dict[str, Any], folder: Path, scratch: Path) -> None
 
 
 def train_by_script(case: dict[str, Any], folder: Path, scratch: Path) -> None:
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -299,6 +300,7 @@ def train_by_script(case: dict[str, Any], folder: Path, scratch: Path) -> None:
             gradient_accumulation_steps=4,
             max_length=SCRIPT_MAX_LENGTH,
             report_to="none",
+            use_cpu=not torch.cuda.is_available(),  # without it, TRL's bf16 is an error on a CPU
         ),
         train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=MODULES, task_type="CAUSAL_LM"),
