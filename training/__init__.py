@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from training.evaluation.forgetting.items import suite_input
     from training.evaluation.forgetting.suite import measure_forgetting
     from training.evaluation.harness import run_harness
+    from training.evaluation.preferences import evaluate_preferences
     from training.evaluation.report.report import report_evaluations
     from training.evaluation.suspects import find_suspects
     from training.reference import build_reference
@@ -50,6 +51,7 @@ __all__ = [
     "estimate_memory",
     "evaluate_endpoint",
     "evaluate_model",
+    "evaluate_preferences",
     "file_input",
     "find_heldout",
     "find_suspects",
@@ -88,6 +90,7 @@ __getattr__ = lazy_face(
         "estimate_memory": "training.estimates.report:estimate_memory",
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",
         "evaluate_model": "training.evaluation.evaluate:evaluate_model",
+        "evaluate_preferences": "training.evaluation.preferences:evaluate_preferences",
         "file_input": "training.data.prepare:file_input",
         "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
         "find_heldout": "training.data.sources:find_heldout",

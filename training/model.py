@@ -104,7 +104,13 @@ def load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
     return network, info
 
 
-def load_tuned(base: ModelSource, adapter: Artifact | Path, dtype: torch.dtype) -> Any:
+def load_tuned(
+    base: ModelSource,
+    adapter: Artifact | Path,
+    dtype: torch.dtype,
+    *,
+    task_type: TaskType = "CAUSAL_LM",
+) -> Any:
     """Return the trained model: a whole model, or base and adapter as a PEFT model, not merged.
 
     The adapter's weights stay float32. An adapter that was trained on a 4-bit base gets that base.
@@ -126,10 +132,12 @@ def load_tuned(base: ModelSource, adapter: Artifact | Path, dtype: torch.dtype) 
             hint="Give the base model that the adapter was trained on.",
         )
     if adapter.kind == "model":
-        whole = load_network(folder, dtype, what=f"trained model {folder}")
+        load = load_scorer if task_type == "SEQ_CLS" else None
+        whole = load_network(folder, dtype, what=f"trained model {folder}", load=load)
         return whole.to(device()).eval()
     in_4bit = bool(manifest.config.get("load_in_4bit"))
-    return _with_adapter(load_base(base, dtype, in_4bit=in_4bit), folder, base.name)
+    model = load_base(base, dtype, task_type=task_type, in_4bit=in_4bit)
+    return _with_adapter(model, folder, base.name)
 
 
 def _with_adapter(model: Any, adapter: Path, base_name: str) -> Any:

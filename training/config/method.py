@@ -51,7 +51,14 @@ DpoLoss = Literal[
 
 
 class MethodOptions(StrictModel):
-    """The options of a method."""
+    """The options of a method, and how a line goes on after it."""
+
+    has_expected_answers: ClassVar[bool] = True
+    """Whether held-out rows have one right answer each, which exact match compares with."""
+    compares: ClassVar[bool] = False
+    """Whether the trained model is compared with its base by preference or reward."""
+    answers_prompts: ClassVar[bool] = True
+    """Whether the result is a chat model; the line of another model ends with its evaluation."""
 
     def files(self) -> list[str]:
         """Return the files that the method reads, relative to the run.yaml."""
@@ -97,6 +104,8 @@ class SftConfig(MethodOptions):
 class DpoConfig(TrlOptions):
     """Preference pairs: the chosen answer becomes likelier than the rejected one (DPO)."""
 
+    compares: ClassVar[bool] = True
+
     type: Literal["dpo"]
     beta: PositiveFloat = 0.1
     """How closely the model stays to the base: larger is closer."""
@@ -107,6 +116,8 @@ class DpoConfig(TrlOptions):
 class OrpoConfig(TrlOptions):
     """Preference pairs without a reference model: answers and preference in one loss (ORPO)."""
 
+    compares: ClassVar[bool] = True
+
     type: Literal["orpo"]
     beta: PositiveFloat = 0.1
     """Weight of the preference in the loss."""
@@ -114,6 +125,9 @@ class OrpoConfig(TrlOptions):
 
 class KtoConfig(TrlOptions):
     """Single answers, each labelled good or bad (KTO)."""
+
+    compares: ClassVar[bool] = True
+    has_expected_answers: ClassVar[bool] = False
 
     type: Literal["kto"]
     beta: PositiveFloat = 0.1
@@ -130,6 +144,8 @@ class GrpoConfig(TrlOptions):
     """Prompts and a reward: the model's own answers are compared with one another (GRPO)."""
 
     not_for_trl: ClassVar[frozenset[str]] = frozenset({"type", "reward_funcs"})
+    compares: ClassVar[bool] = True
+    has_expected_answers: ClassVar[bool] = False
 
     type: Literal["grpo"]
     reward_funcs: Annotated[list[str], AsList, Field(min_length=1)]
@@ -162,6 +178,9 @@ class GrpoConfig(TrlOptions):
 
 class RewardConfig(TrlOptions):
     """A reward model: a score for an answer, learned from preference pairs."""
+
+    compares: ClassVar[bool] = True
+    answers_prompts: ClassVar[bool] = False
 
     type: Literal["reward"]
     center_rewards_coefficient: PositiveFloat | None = None

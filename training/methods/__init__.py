@@ -107,10 +107,12 @@ def loss_metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"train_loss": losses[-1] if losses else None, **before_after(points, "loss")}
 
 
-def before_after(points: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Return a figure of the held-out rows after and before training."""
+def before_after(
+    points: Sequence[dict[str, Any]], name: str, called: str | None = None
+) -> dict[str, Any]:
+    """Return a figure of the held-out rows after and before training, by another name if given."""
     measured = [point[f"eval_{name}"] for point in points if f"eval_{name}" in point]
-    key = "eval_" + name.removeprefix("rewards/").replace("/", "_")
+    key = f"eval_{called or name}"
     return {
         key: measured[-1] if measured else None,
         f"{key}_before": measured[0] if measured else None,

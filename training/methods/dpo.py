@@ -58,8 +58,8 @@ def _trainer(
 def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **loss_metrics(points),
-        **before_after(points, "rewards/accuracies"),
-        **before_after(points, "rewards/margins"),
+        **before_after(points, "rewards/accuracies", "accuracy"),
+        **before_after(points, "rewards/margins", "margin"),
     }
 
 

@@ -150,7 +150,7 @@ def _as_dataset(rows: Sequence[_Labelled]) -> Dataset:
 
 
 def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {**loss_metrics(points), **before_after(points, "rewards/margins")}
+    return {**loss_metrics(points), **before_after(points, "rewards/margins", "margin")}
 
 
 KTO = Method(

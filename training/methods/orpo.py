@@ -80,7 +80,7 @@ def _as_dataset(rows: Sequence[Pair]) -> Dataset:
 
 
 def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {**loss_metrics(points), **before_after(points, "rewards/accuracies")}
+    return {**loss_metrics(points), **before_after(points, "rewards/accuracies", "accuracy")}
 
 
 ORPO = Method(

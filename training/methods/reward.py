@@ -75,7 +75,7 @@ REWARD = Method(
     kinds=("preference",),
     check=_check,
     sequences=lambda pair: pair.sequences,
-    served="a reward model, which answers no prompt: the line ends after its merge",
+    served="a reward model, which answers no prompt: the line ends with its evaluation",
     columns=("margin", "accuracy"),
     task_type="SEQ_CLS",
 )

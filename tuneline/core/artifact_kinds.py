@@ -35,9 +35,25 @@ def _dataset(metrics: Metrics) -> str:
 
 
 def _adapter(metrics: Metrics) -> str:
+    figure = next(name for name in ("reward", "accuracy", "loss") if f"eval_{name}" in metrics)
+    before, after = metrics[f"eval_{figure}_before"], metrics[f"eval_{figure}"]
     return (
-        f"{metrics['num_steps']} steps, held-out loss {metrics['eval_loss_before']:.3f} → "
-        f"{metrics['eval_loss']:.3f}, {metrics['trained_tokens_per_s']:,.0f} trained tokens/s"
+        f"{metrics['num_steps']} steps, held-out {figure} {before:.3f} → {after:.3f}, "
+        f"{metrics['trained_tokens_per_s']:,.0f} trained tokens/s"
+    )
+
+
+def _preferences(metrics: Metrics) -> str:
+    if "reward_difference" in metrics:
+        low, high = metrics["reward_difference_interval"]
+        return (
+            f"reward {metrics['reward_base']:.3f} → {metrics['reward']:.3f} "
+            f"(difference {low:+.3f} to {high:+.3f})"
+        )
+    low, high = metrics["accuracy_interval"]
+    return (
+        f"prefers the better answer in {metrics['accuracy']:.1%} of {metrics['num_pairs']} pairs "
+        f"({low:.1%} to {high:.1%}), margin {metrics['margin']:.3f}"
     )
 
 
@@ -120,6 +136,7 @@ KINDS: dict[str, Kind] = {
     "evaluation-report": Kind(_comparison, payload="comparison.json"),
     "forgetting": Kind(_forgetting, payload="forgetting.json"),
     "harness": Kind(_harness, payload="harness.json"),
+    "preferences": Kind(_preferences, payload="preferences.jsonl"),
     "reference": Kind(_reference, payload="reference.jsonl"),
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),

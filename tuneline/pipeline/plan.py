@@ -88,7 +88,14 @@ def select_stages(run: Run, until: Sequence[str]) -> list[Stage]:
     by_name = {stage.name: stage for stage in all_stages}
     unknown = [name for name in until if name not in by_name]
     if unknown:
-        raise ConfigError(f"no stage {unknown[0]!r}; the stages are {', '.join(by_name)}")
+        method = run.config.training.method
+        raise ConfigError(
+            f"no stage {unknown[0]!r}; the stages are {', '.join(by_name)}",
+            hint=None
+            if method.answers_prompts
+            else f"training.method {method.type} makes a model that answers no prompt: the line "
+            "ends with its evaluation.",
+        )
     wanted = set(until) or set(by_name)
     for stage in reversed(all_stages):
         if stage.name in wanted:

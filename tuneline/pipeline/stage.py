@@ -27,6 +27,7 @@ REFERENCE = "reference"
 EVALUATION_BASE = "evaluation-base"
 EVALUATION_TUNED = "evaluation-tuned"
 MODEL = "model"
+PREFERENCES = "evaluation-preferences"
 PARITY_MERGED = "parity-merged"
 
 

@@ -23,6 +23,7 @@ from tuneline.pipeline.stage import (
     EVALUATION_TUNED,
     MODEL,
     PARITY_MERGED,
+    PREFERENCES,
     REFERENCE,
     Group,
     Line,
@@ -54,6 +55,16 @@ def _adapter(line: Line, made: Made, out: Path) -> Artifact:
     require_prompts_fit(line.run, line.base, made[DATASET])
     config, folder = line.run.config.training, line.run.path.parent
     return train_adapter(config, made[DATASET], line.base, out, relative_to=folder)
+
+
+def _evaluation_preferences(line: Line, made: Made, out: Path) -> Artifact:
+    from training import evaluate_preferences
+
+    config = line.run.config
+    return evaluate_preferences(
+        config.evaluation, config.training, made[DATASET], line.base, made[ADAPTER], out,
+        relative_to=line.run.path.parent,
+    )  # fmt: skip
 
 
 def _reference(line: Line, made: Made, out: Path) -> Artifact:
@@ -185,7 +196,18 @@ def evaluation_config(run: Run) -> EvaluationConfig:
 
 
 def stages(run: Run) -> list[Stage]:
-    """Return the stages of a run, in order."""
+    """Return the stages of a run, in order; the training method decides how its model is judged."""
+    method = run.config.training.method
+    left_out = set() if method.compares else {PREFERENCES}
+    if not method.has_expected_answers:
+        left_out |= {EVALUATION_BASE, EVALUATION_TUNED, "evaluation-report", "evaluation-served"}
+    made = [stage for stage in _all_stages(run) if stage.name not in left_out]
+    if method.answers_prompts:
+        return made
+    return [stage for stage in made if stage.name in (DATASET, ADAPTER, PREFERENCES)]
+
+
+def _all_stages(run: Run) -> list[Stage]:
     config = run.config
     whole = config.training.finetuning_type == "full"
     return [
@@ -212,6 +234,11 @@ def stages(run: Run) -> list[Stage]:
             "evaluation-report", "Compare base and tuned answers", "evaluation",
             "evaluation-report", (config.evaluation,), (EVALUATION_BASE, EVALUATION_TUNED),
             _evaluation_report,
+        ),
+        Stage(
+            PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
+            (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
+            inputs=training_inputs, label="base + adapter",
         ),
         *_forgetting_stage(config),
         Stage(

@@ -35,6 +35,12 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         {"tasks": {"colors": {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3}}},
         "colors acc 0.500",
     ),
+    "preferences": (
+        {
+            "num_pairs": 40, "accuracy": 0.9, "accuracy_interval": [0.77, 0.96], "margin": 1.25,
+        },
+        "prefers the better answer in 90.0% of 40 pairs (77.0% to 96.0%), margin 1.250",
+    ),
     "reference": ({"num_prompts": 4, "num_tokens": 2048}, "4 prompts, 2,048 tokens"),
     "model": (
         {"num_changed_tensors": 3, "num_tensors": 7, "size_bytes": 2**21},
@@ -62,6 +68,30 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_kind_has_a_one_line_summary(kind: str) -> None:
     metrics, expected = METRICS[kind]
     assert KINDS[kind].summary(metrics) == expected
+
+
+@pytest.mark.parametrize(
+    ("figures", "summary"),
+    [
+        ({"eval_accuracy_before": 0.5, "eval_accuracy": 1.0}, "accuracy 0.500 → 1.000"),
+        ({"eval_reward_before": 0.25, "eval_reward": 2.0}, "reward 0.250 → 2.000"),
+    ],
+)
+def test_an_adapter_is_summed_up_by_the_figure_of_its_method(
+    figures: dict[str, float], summary: str
+) -> None:
+    metrics = {**METRICS["adapter"][0], **figures}
+    expected = f"9 steps, held-out {summary}, 1,500 trained tokens/s"
+    assert KINDS["adapter"].summary(metrics) == expected
+
+
+def test_a_reward_is_summed_up_by_its_difference() -> None:
+    metrics = {
+        "reward_difference": 0.5, "reward_difference_interval": [0.25, 0.75], "reward": 1.0,
+        "reward_base": 0.5,
+    }  # fmt: skip
+    expected = "reward 0.500 → 1.000 (difference +0.250 to +0.750)"
+    assert KINDS["preferences"].summary(metrics) == expected
 
 
 def test_a_quantized_model_counts_quantized_tensors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.integration.training.methods.datasets import KINDS, REWARD_FILE, write_dataset
 from tests.integration.training.tiny import make_base
-from training.config import TrainingConfig
+from training.config import EvaluationConfig, TrainingConfig
+from training.evaluation.preferences import evaluate_preferences
 from training.loop.arguments import trainer_arguments
 from training.loop.progress import ShowProgress
 from training.methods import find_method
@@ -108,6 +110,43 @@ def test_a_run_that_dies_continues_and_ends_with_the_same_bytes(
         {n: straight.manifest.metrics[n.removesuffix("_before")] for n in figures}
     )
     assert straight.manifest.metrics["num_trained_tokens"] > 0
+    _compare_with_base(config, dataset, base, straight, tmp_path / "c", folder)
+
+
+def _compare_with_base(
+    config: TrainingConfig,
+    dataset: Artifact,
+    base: ModelSource,
+    trained: Artifact,
+    out: Path,
+    folder: Path,
+) -> None:
+    """Check that the evaluation agrees with the held-out figures of the trainer."""
+    found = evaluate_preferences(
+        EvaluationConfig(), config, dataset, base, trained, out, relative_to=folder
+    )
+    figures, at_end = found.manifest.metrics, trained.manifest.metrics
+    lines = (out / "preferences.jsonl").read_text().splitlines()
+    rewards = [json.loads(line) for line in lines]
+    assert len(rewards) == 9
+    if config.method.type == "grpo":
+        # A reward of the file by hand.
+        row = rewards[0]
+        text = "".join(filter(str.isalnum, row["answer"]))
+        assert row["reward"] == sum(map(str.islower, text)) / max(len(text), 1)
+        low, high = figures["reward_difference_interval"]
+        assert low <= figures["reward_difference"] <= high
+        return
+    low, high = figures["margin_interval"]
+    assert low <= figures["margin"] <= high
+    if config.method.type == "kto":
+        assert figures["num_pairs"] == 4  # five good rows, four bad ones
+        return
+    assert figures["num_pairs"] == 9
+    assert figures["accuracy"] == pytest.approx(at_end["eval_accuracy"], abs=0.26)
+    if config.method.type in ("dpo", "reward"):  # TRL computed the same margin in batches of four
+        weighted = sum(row["rewards"][0] - row["rewards"][1] for row in rewards) / 9
+        assert figures["margin"] == pytest.approx(weighted)
 
 
 def _rendered(tokenizer: Any, row: Any) -> dict[str, list[int]]:

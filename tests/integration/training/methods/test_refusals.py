@@ -1,0 +1,160 @@
+"""Recipes that cannot work are refused before a model is loaded, with the nearest that works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.training.methods.datasets import REWARD_FILE
+from tests.integration.training.tiny import make_base
+from tuneline.core.errors import ConfigError, DataError
+from tuneline.pipeline.check import check_run
+from tuneline.pipeline.run_config import load_run
+
+PAIRS = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+ANSWERS = [{"prompt": f"Say {i}.", "completion": f"yes {i}"} for i in range(20)]
+LABELS = [{**row, "label": index % 2 == 0} for index, row in enumerate(ANSWERS)]
+PROMPTS = [{"prompt": f"Say {i}."} for i in range(20)]
+GRPO = {"type": "grpo", "reward_funcs": "rewards.py:lower", "max_completion_length": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("refusals")
+    make_base(folder / "base")
+    (folder / "rewards.py").write_text(REWARD_FILE)
+    (folder / "broken.py").write_text("import no_such_module\n")
+    return folder
+
+
+def _check(
+    folder: Path, rows: Sequence[dict[str, Any]], method: dict[str, Any], **training: Any
+) -> dict[str, str]:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "name": "refused",
+        "base_model": "base",
+        "data": {"path": "rows.jsonl"},
+        "training": {"max_length": 128, **training, "method": method},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    return check_run(load_run(folder / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "method", "served"),
+    [
+        (PAIRS, {"type": "dpo"}, "a chat model"),
+        (PAIRS, {"type": "dpo", "loss_type": "ipo", "label_smoothing": 0.0}, "a chat model"),
+        (PAIRS, {"type": "orpo"}, "a chat model"),
+        (PAIRS, {"type": "reward"}, "a reward model"),
+        (LABELS, {"type": "kto"}, "a chat model"),
+        (PROMPTS, GRPO, "a chat model"),
+        (ANSWERS, GRPO, "a chat model"),
+    ],
+)
+def test_recipes_that_work_say_how_they_are_served(
+    folder: Path, rows: list[dict[str, Any]], method: dict[str, Any], served: str
+) -> None:
+    found = _check(folder, rows, method)
+    assert found["method"].startswith(f"{method['type']}: {served}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "method", "message", "hint"),
+    [
+        (PAIRS, {"type": "sft"}, "20 of 20 rows are preference pairs, the first on line 1; "
+         "training.method sft expects prompts with an answer", "{type: dpo} (or orpo, reward)"),
+        (ANSWERS, {"type": "dpo"}, "dpo expects preference pairs", "{type: sft}"),
+        (ANSWERS, {"type": "kto"}, "kto expects answers with a label", "{type: sft}"),
+        (LABELS, {"type": "orpo"}, "rows are answers with a label", "{type: kto}"),
+        (PROMPTS, {"type": "sft"}, "rows are prompts without an answer", "{type: grpo}"),
+        (PAIRS, GRPO, "grpo expects prompts without an answer or prompts with an answer",
+         "{type: dpo}"),
+        (LABELS[::2], {"type": "kto"}, "no row of 10 has the label false", "{type: sft}"),
+        (LABELS[1::2], {"type": "kto"}, "no row of 10 has the label true", "other label"),
+        (LABELS[:1], {"type": "kto"}, "has 1 row; kto compares", "Add rows"),
+        ([{**PAIRS[0], "rejected": "yes 0"}, *PAIRS[1:]], {"type": "dpo"},
+         "line 1: fields 'chosen' and 'rejected' are equal", ""),
+        (PROMPTS[:1], GRPO, "has 1 prompts; a step takes 2", "gradient_accumulation_steps: 1"),
+        (PROMPTS, {**GRPO, "max_completion_length": 120}, "line 1: the prompt has",
+         "Set training.max_length:"),
+        ([*PAIRS, {**PAIRS[0], "prompt": "long", "rejected": "word " * 90}], {"type": "dpo"},
+         "1 of 21 rows are longer than max_length=128", "Set training.max_length:"),
+    ],
+)  # fmt: skip
+def test_rows_that_a_method_cannot_train_on_are_refused(
+    folder: Path, rows: list[dict[str, Any]], method: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        _check(folder, rows, method)
+    assert message in caught.value.message and hint in (caught.value.hint or "")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "method", "training", "message"),
+    [
+        (PAIRS, {"type": "dpo", "betta": 0.1}, {}, "training.method.betta: DPOConfig has no such "
+         "option (did you mean beta?)"),
+        (PAIRS, {"type": "dpo", "optim": "adafactor"}, {}, "an option of the training loop"),
+        (PAIRS, {"type": "dpo", "push_to_hub": True}, {}, "an option of the training loop"),
+        (PAIRS, {"type": "dpo", "label_smoothing": "much"}, {}, "training.method.label_smoothing"),
+        (PAIRS, {"type": "dpo", "beta": -1}, {}, "greater than 0"),
+        (PAIRS, {"type": "dpo", "loss_type": ["sigmoid", "magic"]}, {}, "'sigmoid', 'hinge'"),
+        (PAIRS, {"type": "dpo", "trust_remote_code": True}, {}, "no code of a model folder is run"),
+        (PAIRS, {"type": "dpo", "max_length": 64}, {}, "set training.max_length"),
+        (PAIRS, {"type": "dpo", "learning_rate": 1e-6}, {}, "set training.learning_rate"),
+        (PAIRS, {"type": "dpo", "truncation_mode": "keep_end"}, {}, "no row is cut"),
+        (PAIRS, {"type": "dpo", "bf16": True}, {}, "set training.dtype"),
+        (PAIRS, {"type": "dpo"}, {"packing": True}, "dpo compares whole answers"),
+        (PAIRS, {"type": "dpo"}, {"lora_dropout": 0.1}, "dpo switches dropout off"),
+        (PAIRS, {"type": "dpo"}, {"target_modules": ["lm_head"]}, "adapter on lm_head"),
+        (PAIRS, {"type": "ppo"}, {}, "'dpo'"),
+        (LABELS, {"type": "kto"}, {"per_device_train_batch_size": 1}, "1 is too small for kto"),
+        (LABELS, {"type": "kto", "precompute_ref_log_probs": True}, {}, "drawn anew in each"),
+        (PROMPTS, {**GRPO, "num_generations": 5}, {}, "5 does not divide the 16 answers of a step"),
+        (PROMPTS, {**GRPO, "num_generations": 1}, {}, "greater than or equal to 2"),
+        (PROMPTS, {**GRPO, "reward_funcs": "none.py:f"}, {}, "no such file"),
+        (PROMPTS, {**GRPO, "reward_funcs": "rewards.py"}, {}, "is not file.py:function"),
+        (PROMPTS, {**GRPO, "reward_funcs": "rewards.py:missing"}, {}, "has no function missing"),
+        (PROMPTS, {**GRPO, "reward_funcs": "broken.py:f"}, {}, "cannot be imported"),
+        (PROMPTS, {**GRPO, "reward_funcs": "rewards.py:wordy"}, {}, "answer 1 is 'a word'"),
+        (PROMPTS, {**GRPO, "reward_funcs": "rewards.py:number"}, {}, "returned float"),
+        (PROMPTS, {**GRPO, "reward_funcs": "rewards.py:broken"}, {}, "raised KeyError: 'gold'"),
+        (PROMPTS, {**GRPO, "reward_weights": [1.0, 2.0]}, {}, "has 2 numbers for 1"),
+        (PROMPTS, {**GRPO, "use_vllm": True}, {}, "vLLM 0.22 to 0.31"),
+        (PROMPTS, {"type": "grpo"}, {}, "reward_funcs: missing"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused_by_name(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    method: dict[str, Any],
+    training: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _check(folder, rows, method, **training)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_reward_that_is_not_a_number_ends_the_run() -> None:
+    from training.methods.rewards import _checked
+
+    rewards = _checked("r.py:f", lambda **_: [1, True, 2.5])
+    assert rewards(completions=["a", "b", "c"]) == [1.0, 1.0, 2.5]
+    for found, message in (
+        ([1.0, None], "answer 2 is None"),
+        ([float("nan"), 1], "answer 1 is nan"),
+        ([1.0], "returned 1 rewards; expected 2"),
+        (["1", 2], "answer 1 is '1'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            _checked("r.py:f", lambda found=found, **_: found)(completions=["a", "b"])

@@ -1,0 +1,63 @@
+"""Options of methods: TRL's names pass, keys of the frame do not, and every option is keyed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from training.config import TrainingConfig
+from training.config.method import LEARNING_RATES, METHODS
+from tuneline.core.config import keyed_values
+
+
+def _training(**method: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate({"method": method})
+
+
+def test_an_option_of_trl_that_is_not_declared_changes_the_key() -> None:
+    plain, smoothed = _training(type="dpo"), _training(type="dpo", label_smoothing=0.1)
+    assert keyed_values(plain)["method"] == {"type": "dpo", "beta": 0.1, "loss_type": ["sigmoid"]}
+    assert keyed_values(smoothed)["method"]["label_smoothing"] == 0.1
+    assert keyed_values(smoothed) != keyed_values(plain)
+
+
+def test_one_loss_may_be_written_without_a_list() -> None:
+    assert _training(type="dpo", loss_type="ipo") == _training(type="dpo", loss_type=["ipo"])
+
+
+@pytest.mark.parametrize("method", sorted(LEARNING_RATES))
+def test_each_method_has_a_learning_rate_of_its_own(method: str) -> None:
+    options = {"reward_funcs": "a.py:f"} if method == "grpo" else {}
+    assert _training(type=method, **options).learning_rate == LEARNING_RATES[method]
+    given = {"learning_rate": 0.5, "method": {"type": method, **options}}
+    assert TrainingConfig.model_validate(given).learning_rate == 0.5
+
+
+def test_supervised_tuning_keeps_its_learning_rate() -> None:
+    assert TrainingConfig().learning_rate == 2e-4
+    assert set(METHODS) == {"sft", *LEARNING_RATES}
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("max_length", "set training.max_length"),
+        ("learning_rate", "set training.learning_rate"),
+        ("fp16", "set training.dtype"),
+        ("trust_remote_code", "no code of a model folder is run"),
+        ("chat_template_path", "chat_template.jinja"),
+    ],
+)
+def test_options_that_the_frame_owns_are_refused_with_its_key(name: str, instead: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is not an option of a method: .*{instead}"):
+        _training(type="dpo", **{name: 1})
+
+
+def test_the_files_of_rewards_start_from_the_run_file() -> None:
+    config = _training(type="grpo", reward_funcs=["a.py:f", "a.py:g", "b/c.py:h"])
+    assert config.method.files() == ["a.py", "b/c.py"]
+    resolved = config.method.resolved(Path("/run")).model_dump()
+    assert resolved["reward_funcs"] == ["/run/a.py:f", "/run/a.py:g", "/run/b/c.py:h"]
