@@ -68,7 +68,7 @@ def test_a_whole_model_is_trained_cast_and_proven(
     found = load_file(merged.path / "model.safetensors")
     assert all(torch.equal(found[name], after[name]) for name in after)
     parity = _prove(line, base, trained, merged, tmp_path)
-    assert parity["verdict"] == "pass" and parity["max_logprob_difference"] < 1e-5
+    assert parity["verdict"] == "PASS" and parity["max_logprob_difference"] < 1e-5
     half = merge_adapter(MergeConfig(dtype="bfloat16"), source, (), tmp_path / "half")
     rounded = load_file(half.path / "model.safetensors")
     assert all(torch.equal(rounded[name], after[name].bfloat16()) for name in after)
@@ -91,7 +91,7 @@ def test_an_adapter_of_a_4bit_base_merges_into_what_was_trained(
     assert figures["merge_base"] == "dequantized"
     assert figures["kl_dequantized"] < 1e-6 < figures["kl_original"]
     parity = _prove(line, base, adapter, merged, tmp_path)
-    assert parity["verdict"] == "pass" and parity["max_logprob_difference"] < 1e-4
+    assert parity["verdict"] == "PASS" and parity["max_logprob_difference"] < 1e-4
 
 
 def test_the_check_says_what_would_be_trained(line: Line) -> None:
