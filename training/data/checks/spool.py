@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from training.data.row import Row
+from tuneline.core.artifact import cannot_write
 
 
 @dataclass
@@ -47,23 +48,31 @@ class Spool:
             self._reader = None
 
     def add(self, rows: Iterable[Row], *, heldout: bool = False) -> None:
-        """Append rows."""
+        """Append rows.
+
+        Raises:
+            DiskFullError: The disk has too little space.
+        """
         known = {name: index for index, name in enumerate(self.file_names)}
         at = self.offsets[-1]
-        with self.path.open("ab") as file:
-            for row in rows:
-                if row.file not in known:
-                    # The 256th file and later ones share an index.
-                    known[row.file] = min(len(self.file_names), 255)
-                    self.file_names[known[row.file] :] = [row.file]
-                data = json.dumps(row.as_json(), ensure_ascii=False).encode() + b"\n"
-                file.write(data)
-                at += len(data)
-                self.offsets.append(at)
-                self.lines.append(row.line)
-                self.files.append(known[row.file])
-                self.heldout.append(heldout)
-                self.sources.append(row.source)
+        try:
+            with self.path.open("ab") as file:
+                for row in rows:
+                    if row.file not in known:
+                        # The 256th file and later ones share an index.
+                        known[row.file] = min(len(self.file_names), 255)
+                        self.file_names[known[row.file] :] = [row.file]
+                    data = json.dumps(row.as_json(), ensure_ascii=False).encode() + b"\n"
+                    file.write(data)
+                    at += len(data)
+                    self.offsets.append(at)
+                    self.lines.append(row.line)
+                    self.files.append(known[row.file])
+                    self.heldout.append(heldout)
+                    self.sources.append(row.source)
+        except OSError as error:
+            # Readers turn the errors of their own files into a DataError.
+            raise cannot_write(self.path, error) from None
 
     def read(self, index: int) -> Row:
         """Return one row."""
