@@ -128,7 +128,7 @@ def test_an_array_longer_than_the_buffer_is_read(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 nothing PAR1", "row 1 or after: not valid Parquet"),
         ("a.parquet", b"", "not valid Parquet"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "a.jsonl.gz: is damaged"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "a.jsonl.gz: is damaged"),
         ("a.jsonl.zst", b"plain", "a.jsonl.zst: cannot be read"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, problem
     [
         ("a.jsonl", "{}".encode("utf-16"), "iconv -f UTF-16"),
         ("a.jsonl", as_parquet(ROWS), "the suffix .parquet"),
-        ("a.jsonl", gzip.compress(b"{}"), "the suffix .gz"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "the suffix .gz"),
         ("a.jsonl", b"prompt,completion\na,b\n", "the suffix .csv or .tsv"),
     ],
 )
