@@ -6,6 +6,7 @@ import ipaddress
 import json
 import math
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ UNWANTED = frozenset({
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",
     "VLLM_PORT", "VLLM_SERVER_DEV_MODE",
 })  # fmt: skip
+
+LOG_LEVEL = "VLLM_LOGGING_LEVEL"
 
 
 def server_env(config: ServingConfig, facts: Mapping[str, str]) -> dict[str, str]:
@@ -96,7 +99,12 @@ def api_key(config: ServingConfig, host: str, environ: Mapping[str, str]) -> str
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of this process that the server may have; no secrets."""
-    return {name: value for name, value in without_secrets(environ).items() if name not in UNWANTED}
+    kept = {name: value for name, value in without_secrets(environ).items() if name not in UNWANTED}
+    # TRL sets this variable in the process that trains; the log of a server then lacks every line
+    # that says what was loaded.
+    if "trl" in sys.modules and kept.get(LOG_LEVEL) == "ERROR":
+        del kept[LOG_LEVEL]
+    return kept
 
 
 def _is_loopback(host: str) -> bool:

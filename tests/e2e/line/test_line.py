@@ -113,7 +113,7 @@ def test_the_load_report_is_bound_to_the_artifact(stages: dict[str, dict[str, An
 def test_every_artifact_is_whole_and_names_no_path_of_this_machine(
     stages: dict[str, dict[str, Any]], runs: Path
 ) -> None:
-    assert len(stages) == 10
+    assert len(stages) == 11
     for entry in stages.values():
         artifact = open_artifact(Path(entry["path"]))
         verify_artifact(artifact)

@@ -26,7 +26,9 @@ def write(folder: Path, name: str, kind: str, inputs: list[Input], **metrics: ob
 def run(tmp_path: Path) -> dict[str, Artifact]:
     """A run's directory, with artifacts of another run next to them."""
     dataset = write(tmp_path, "d", "dataset", [], num_train=1794, num_heldout=273)
-    adapter = write(tmp_path, "a", "adapter", [dataset.as_input("dataset")], eval_loss=0.138)
+    adapter = write(
+        tmp_path, "a", "adapter", [dataset.as_input("dataset")], num_steps=336, eval_loss=0.138
+    )
     model = write(tmp_path, "m", "model", [adapter.as_input("adapter")], size_bytes=123456)
     evaluation = write(
         tmp_path, "e", "evaluation", [dataset.as_input("dataset"), adapter.as_input("adapter")],
@@ -35,7 +37,7 @@ def run(tmp_path: Path) -> dict[str, Artifact]:
     of_base = write(
         tmp_path, "b", "evaluation", [dataset.as_input("dataset")], exact_match=0.5, num_rows=273
     )
-    other = write(tmp_path, "o", "adapter", [], eval_loss=9.0)
+    other = write(tmp_path, "o", "adapter", [], num_steps=2, eval_loss=9.0)
     write(tmp_path, "p", "evaluation", [other.as_input("adapter")], exact_match=0.1, num_rows=7)
     answer = Continuation(
         messages=[], prompt_token_ids=[1], token_ids=[5], logprobs=[-0.1], top_logprobs=[{}],

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from serving.command.arguments import (
     server_args,
     vllm_command,
 )
-from serving.command.environment import artifact_facts
+from serving.command.environment import artifact_facts, inherited
 from serving.config import ServingConfig
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.models.source import ModelSource
@@ -183,3 +185,16 @@ def test_the_facts_are_those_of_what_was_trained(tmp_path: Path) -> None:
     assert artifact_facts(model(tmp_path), tmp_path, "tickets")["TUNELINE_ARTIFACT_KIND"] == (
         "adapter"
     )
+
+
+@pytest.mark.parametrize(
+    ("level", "trains", "kept"),
+    [("ERROR", True, False), ("ERROR", False, True), ("DEBUG", True, True)],
+)
+def test_the_log_level_that_trl_sets_does_not_reach_vllm(
+    monkeypatch: pytest.MonkeyPatch, level: str, trains: bool, kept: bool
+) -> None:
+    monkeypatch.delitem(sys.modules, "trl", raising=False)
+    if trains:
+        monkeypatch.setitem(sys.modules, "trl", ModuleType("trl"))
+    assert ("VLLM_LOGGING_LEVEL" in inherited({"VLLM_LOGGING_LEVEL": level})) is kept
