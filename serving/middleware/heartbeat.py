@@ -22,6 +22,11 @@ INTERVAL_S = 0.5
 SLACK = 4.0
 """A silence is too long at this multiple of the longest silence that ended by itself."""
 
+PROGRESS = (
+    "vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total",
+)  # fmt: skip
+"""vLLM's counters that move with each step of the engine."""
+
 State = Literal["moving", "silent", "stuck"]
 
 
@@ -88,17 +93,10 @@ class Heartbeat:
 
 def engine_progress() -> Callable[[], float] | None:
     """Return a function that adds up vLLM's counters of tokens; None if vLLM keeps none."""
-    names = ("vllm:iteration_tokens_total", "vllm:generation_tokens", "vllm:prompt_tokens")
-    ends = ("_sum", "_count", "_total")
-    page = REGISTRY.restricted_registry([f"{name}{end}" for name in names for end in ends])
+    page = REGISTRY.restricted_registry(PROGRESS)
 
     def total() -> float:
-        return sum(
-            sample.value
-            for metric in page.collect()
-            for sample in metric.samples
-            if not sample.name.endswith(("_bucket", "_created"))
-        )
+        return sum(sample.value for metric in page.collect() for sample in metric.samples)
 
     return total if any(True for _ in page.collect()) else None
 

@@ -45,8 +45,12 @@ TUNELINE_METRICS: dict[str, MetricType] = {
     "tuneline_artifact_info": "gauge",
     "tuneline_ready_seconds": "gauge",
     "tuneline_draining": "gauge",
+    "tuneline_stalled": "gauge",
+    "tuneline_requests_in_flight": "gauge",
     "tuneline_restarts_total": "counter",
     "tuneline_http_requests_total": "counter",
+    "tuneline_key_requests_total": "counter",
+    "tuneline_keys_file_ok": "gauge",
 }
 """The metrics of our own middleware, which runs inside the server."""
 

@@ -2,11 +2,11 @@
 
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,18 +47,24 @@ def test_a_disk_that_fills_up_leaves_no_artifact(
     assert [path.name for path in (disk / "runs" / "small").iterdir() if path.is_dir()] == []
 
 
-def test_a_second_run_does_nothing_in_under_two_seconds(run: Path) -> None:
+def cpu_seconds_of_children() -> float:
+    """Return a time that other tests on the machine do not change much."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_a_second_run_does_nothing_in_two_seconds_of_cpu_time(run: Path) -> None:
     assert ran(tuneline(run, "export")) == []
     times_s = []
     for _ in range(3):
-        start_s = time.monotonic()
+        start_s = cpu_seconds_of_children()
         done = subprocess.run(
             command(run, "export"), capture_output=True, text=True, check=False, timeout=100
         )
-        times_s.append(time.monotonic() - start_s)
+        times_s.append(cpu_seconds_of_children() - start_s)
         assert ran(done) == []
-    print(f"a run with nothing to do: {min(times_s):.2f} s")
-    assert min(times_s) < 2
+    print(f"a run with nothing to do: {min(times_s):.2f} s of CPU time")
+    assert 0 < min(times_s) < 2
 
 
 def test_a_changed_section_runs_only_its_stage_and_later_stages(run: Path) -> None:

@@ -102,7 +102,7 @@ def test_rows_that_a_method_cannot_train_on_are_refused(
     [
         (PAIRS, {"type": "dpo", "betta": 0.1}, {}, "training.method.betta: DPOConfig has no such "
          "option (did you mean beta?)"),
-        (PAIRS, {"type": "dpo", "optim": "adafactor"}, {}, "an option of the training loop"),
+        (PAIRS, {"type": "dpo", "optim": "adafactor"}, {}, "set training.optim"),
         (PAIRS, {"type": "dpo", "push_to_hub": True}, {}, "an option of the training loop"),
         (PAIRS, {"type": "dpo", "label_smoothing": "much"}, {}, "training.method.label_smoothing"),
         (PAIRS, {"type": "dpo", "beta": -1}, {}, "greater than 0"),

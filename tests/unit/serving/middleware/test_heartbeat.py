@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import REGISTRY, Counter, Histogram
 
 from serving.middleware import app as app_module
 from serving.middleware.app import TunelineMiddleware
-from serving.middleware.heartbeat import Heartbeat, cpu_waits_s
+from serving.middleware.heartbeat import Heartbeat, cpu_waits_s, engine_progress
 from tests.unit.serving.middleware.harness import CHAT, Inner, send_request
 
 
@@ -145,3 +146,21 @@ def test_a_server_without_an_engine_is_not_ready() -> None:
         return [ready.status, work.status]
 
     assert asyncio.run(scene()) == [503, 503]
+
+
+def test_progress_is_the_sum_of_vllm_s_counters() -> None:
+    tokens = Counter("vllm:prompt_tokens", "Prompt tokens.", ["engine"])
+    steps = Histogram("vllm:iteration_tokens_total", "Tokens of a step.", ["engine"])
+    try:
+        tokens.labels("0")  # vLLM makes both when it starts
+        steps.labels("0")
+        progress = engine_progress()
+        assert progress is not None
+        before = progress()
+        tokens.labels("0").inc(7)
+        steps.labels("0").observe(100)
+        assert progress() == before + 7 + 1  # seven tokens in one step
+    finally:
+        REGISTRY.unregister(tokens)
+        REGISTRY.unregister(steps)
+    assert engine_progress() is None
