@@ -148,7 +148,9 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
         Raises:
             ConfigError: A parameter never had a gradient, or its gradient did not move it.
         """
-        if num_steps > 1:
+        # A warm-up takes the first step at a learning rate of 0: B of LoRA is still zero in the
+        # second step, and A has no gradient.
+        if num_steps > 2:
             self._check_gradients(num_steps)
         found = []
         norms, counts = self.max_norms.tolist(), self.num_steps.tolist()

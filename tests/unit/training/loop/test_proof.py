@@ -83,6 +83,30 @@ def test_a_parameter_without_a_gradient_ends_the_run_by_name() -> None:
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize("num_steps", [2, 3])
+def test_a_factor_that_a_warm_up_leaves_without_a_gradient(num_steps: int) -> None:
+    """B of LoRA starts at zero, and the first step has a learning rate of 0."""
+    model = Net()
+    model.unused.requires_grad_(True)  # the factor A: its gradient is B times something
+    factor = torch.nn.Parameter(torch.zeros(()))
+    model.register_parameter("factor", factor)
+
+    def loss_of(net: Any, inputs: Any) -> Any:
+        return (net.used(inputs["x"]) + net.factor * net.unused(inputs["x"])).square().sum()
+
+    proof = ProofOfTraining(None)
+    state = SimpleNamespace(global_step=0)
+    trainer = SimpleNamespace(
+        model=model, state=state, training_step=lambda _m, x, *_: _backward(loss_of(model, x))
+    )
+    proof.watch(trainer)
+    proof.on_train_begin(None, state, None)
+    steps(proof, trainer, 1, learning_rate=0.0)
+    steps(proof, trainer, num_steps - 1)
+    counts = {moved.name: moved.num_steps_with_gradient for moved in proof.finish(num_steps)}
+    assert counts["unused.weight"] == num_steps - 2
+
+
 def test_a_short_run_is_checked_at_its_end() -> None:
     model = Net()
     model.unused.requires_grad_(True)
