@@ -1,0 +1,279 @@
+"""`release.json`: what a release proves, as types with their reader and writer.
+
+An artifact of kind `release` holds the file. The report and the manifests are made from it, so it
+names every figure with the file that the figure comes from. Raise FORMAT_VERSION when a key changes
+its name or its meaning; a new key with a default keeps the version.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from tuneline.core.artifact import FileEntry, Input
+from tuneline.core.config import StrictModel
+from tuneline.core.errors import ArtifactError, NotAnArtifactError
+from tuneline.core.verdict import Verdict
+
+FormatVersion = Literal[1]
+FORMAT_VERSION: FormatVersion = 1
+RELEASE_KIND = "release"
+RELEASE_FILE = "release.json"
+BOM_FILE = "bom.json"
+CARD_FILE = "README.md"
+STATEMENT_FILE = "statement.json"
+ROWS_FILE = "rows.json"
+MODEL_SIGNATURE = "model.sig"
+RELEASE_SIGNATURE = "release.sig"
+
+
+class Outcome(StrEnum):
+    """The result of a gate."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    WAIVED = "waived"
+    """The gate failed, and the caller of `tuneline release` waived it."""
+    NOT_ASKED = "not asked"
+    """The run does not have the stage or the setting that the gate is about."""
+
+
+class Source(StrictModel):
+    """The place that a figure or a gate comes from."""
+
+    stage: str
+    kind: str
+    digest: str
+    """Of the artifact."""
+    file: str
+    """Relative to the artifact's directory; `manifest.json` for figures that only the manifest
+    has."""
+    sha256: str
+    """Of the file, as hexadecimal digits."""
+    pointer: str = ""
+    """JSON pointer into the file (RFC 6901); empty for the whole file."""
+
+
+class Gate(StrictModel):
+    """One condition of a release and its outcome."""
+
+    name: str
+    title: str
+    """The question that the gate answers, in a few words."""
+    outcome: Outcome
+    required: str
+    observed: str
+    words: str
+    """The outcome in one sentence."""
+    hint: str = ""
+    """The next command to type, if the gate failed."""
+    why: str = ""
+    """The reason of a waiver."""
+    sources: list[Source] = []
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the gate does not stop the release."""
+        return self.outcome is not Outcome.FAILED
+
+
+class Figure(StrictModel):
+    """One measured number."""
+
+    name: str
+    """Unique in a release, such as `evaluation.tuned.exact_match` or
+    `load.open-poisson.ttft_s.p90`."""
+    title: str
+    value: float | int | str | None
+    """Null where the measurement withholds the number."""
+    unit: str = ""
+    """`s`, `nats`, `tokens/s`, ...; empty for shares and counts."""
+    interval: tuple[float | None, float | None] | None = None
+    """At 95 %; a null bound is infinite."""
+    source: Source
+
+
+class Link(StrictModel):
+    """One artifact of the chain from the data to the load report."""
+
+    stage: str
+    title: str
+    kind: str
+    digest: str
+    directory: str
+    """Name of its directory, which is next to the release in the run's directory."""
+    manifest_sha256: str
+    inputs: list[Input]
+    size_bytes: int
+    num_files: int
+    created_at: str
+
+
+class ReleasedModel(StrictModel):
+    """The artifact that is served."""
+
+    stage: str
+    form: Literal["merged", "adapter"]
+    """`adapter` if the server applies the adapter to the base model."""
+    kind: str
+    digest: str
+    directory: str
+    size_bytes: int
+    served_name: str
+    """The name that clients ask for."""
+    weights: str
+    """Number format of the weights, such as float32."""
+    files: list[FileEntry]
+    """Every file with its SHA-256, so that a copy can be checked without its manifest."""
+
+
+class Base(StrictModel):
+    """The base model."""
+
+    id: str
+    """As run.yaml names it."""
+    revision: str | None
+    """Branch, tag or commit, for a model of the Hugging Face Hub."""
+    digest: str
+    license: str | None
+    """SPDX identifier where there is one; None if it is not known, which fails a gate."""
+    license_source: str = ""
+    """Where the licence was found."""
+
+
+class Data(StrictModel):
+    """The data that the model was trained on and evaluated with."""
+
+    paths: list[str]
+    """As run.yaml names them."""
+    inputs: list[Input]
+    """The files that were read, with their digests."""
+    digest: str
+    """Of the dataset artifact."""
+    num_train: int
+    num_heldout: int
+    train_sha256: str
+    heldout_sha256: str
+    license: str | None
+    license_source: str = ""
+
+
+class Waiver(StrictModel):
+    """A failed gate that does not stop the release."""
+
+    gate: str
+    why: str
+
+
+class Reproduce(StrictModel):
+    """How the line was run."""
+
+    command: str
+    python: str
+    git_commit: str | None
+    libraries: dict[str, str]
+    hardware: dict[str, Any]
+
+
+class Previous(StrictModel):
+    """The earlier release that this one was compared with."""
+
+    name: str
+    digest: str
+    """Of the release artifact."""
+    model_digest: str
+    created_at: str
+
+
+class Release(StrictModel):
+    """The content of `release.json`."""
+
+    format_version: FormatVersion
+    name: str
+    """Of the run."""
+    verdict: Literal[Verdict.PASS, Verdict.FAIL]
+    """PASS if no gate failed; a waived gate does not fail."""
+    created_at: str
+    """UTC, ISO 8601."""
+    tuneline_version: str
+    model: ReleasedModel
+    base: Base
+    data: Data
+    gates: list[Gate]
+    figures: list[Figure]
+    chain: list[Link]
+    """In the order of the stages."""
+    waivers: list[Waiver] = []
+    reproduce: Reproduce
+    previous: Previous | None = None
+    config: dict[str, Any] = Field(default={})
+    """The resolved run.yaml."""
+
+    def gate(self, name: str) -> Gate | None:
+        """Return the gate of that name."""
+        return next((gate for gate in self.gates if gate.name == name), None)
+
+    def figure(self, name: str) -> Figure | None:
+        """Return the figure of that name."""
+        return next((figure for figure in self.figures if figure.name == name), None)
+
+    def link(self, stage: str) -> Link | None:
+        """Return the artifact of a stage."""
+        return next((link for link in self.chain if link.stage == stage), None)
+
+    def failed(self) -> list[Gate]:
+        """Return the gates that stop the release."""
+        return [gate for gate in self.gates if not gate.passed]
+
+
+def release_text(release: Release) -> str:
+    """Return the text of `release.json`."""
+    return release.model_dump_json(indent=2) + "\n"
+
+
+def write_release(path: Path, release: Release) -> None:
+    """Write `release.json`, and read it back: a release that cannot be read must not leave."""
+    text = release_text(release)
+    Release.model_validate_json(text)
+    path.write_text(text, encoding="utf-8")
+
+
+def read_release(path: Path) -> Release:
+    """Read a release from its directory or from the file itself.
+
+    The digest of the release is not checked here; `tuneline verify` does that.
+
+    Raises:
+        NotAnArtifactError: There is no such file.
+        ArtifactError: It is not a release, or has another format version.
+    """
+    file = path / RELEASE_FILE if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise NotAnArtifactError(
+            f"{file}: no such file; expected the directory of a release",
+            hint="Try: tuneline release RUN.yaml",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file}: is not JSON ({error}); expected a release") from None
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{file}: format_version is {version!r}; expected {FORMAT_VERSION}",
+            hint="Read it with the version of Tuneline that wrote it, or release again.",
+        )
+    try:
+        return Release.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ArtifactError(
+            f"{file}: {where}: {first['msg']}; expected a release of format version "
+            f"{FORMAT_VERSION}",
+            hint="Try: tuneline release RUN.yaml",
+        ) from None
