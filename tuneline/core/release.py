@@ -73,7 +73,7 @@ class Gate(StrictModel):
     """The next command to type, if the gate failed."""
     why: str = ""
     """The reason of a waiver."""
-    sources: list[Source] = []
+    sources: list[Source] = Field(default=[])
 
     @property
     def passed(self) -> bool:
@@ -207,7 +207,7 @@ class Release(StrictModel):
     figures: list[Figure]
     chain: list[Link]
     """In the order of the stages."""
-    waivers: list[Waiver] = []
+    waivers: list[Waiver] = Field(default=[])
     reproduce: Reproduce
     previous: Previous | None = None
     config: dict[str, Any] = Field(default={})
