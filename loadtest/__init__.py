@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from loadtest.calibration.calibrate import calibrate_client as calibrate_client
     from loadtest.report.files import read_report as read_report
     from loadtest.report.formats import report_text as report_text
+    from loadtest.report.page import build_load_blocks as build_load_blocks
+    from loadtest.report.page import build_load_tiles as build_load_tiles
     from loadtest.report.terminal import calibration_lines as calibration_lines
     from loadtest.report.terminal import report_lines as report_lines
     from loadtest.run import run_loadtest as run_loadtest
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 __getattr__ = lazy_face(
     __name__,
     {
+        "build_load_blocks": "loadtest.report.page:build_load_blocks",
+        "build_load_tiles": "loadtest.report.page:build_load_tiles",
         "calibrate_client": "loadtest.calibration.calibrate:calibrate_client",
         "calibration_lines": "loadtest.report.terminal:calibration_lines",
         "compare_endpoints": "loadtest.studies.compare:compare_endpoints",
@@ -55,6 +59,8 @@ __getattr__ = lazy_face(
 )
 
 __all__ = [
+    "build_load_blocks",
+    "build_load_tiles",
     "calibrate_client",
     "calibration_lines",
     "compare_endpoints",

@@ -137,7 +137,7 @@ class LoadTestGroup(LazyGroup):
         ),
         "report": Row(
             AT + "load_reports:report",
-            "Print a load report as a table, JSON, CSV, vLLM's benchmark JSON or Prometheus text.",
+            "Print a load report as a table, a page, JSON, CSV, vLLM's JSON or Prometheus text.",
         ),
     }
 

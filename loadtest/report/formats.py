@@ -27,9 +27,25 @@ def _vllm(artifact: Artifact) -> str:
     return json.dumps(vllm_documents(artifact), indent=2) + "\n"
 
 
+def _html(artifact: Artifact) -> str:
+    from loadtest.report.page import load_document
+    from tuneline.core.page.to_html import html_page
+
+    return html_page(load_document(artifact))
+
+
+def _markdown(artifact: Artifact) -> str:
+    from loadtest.report.page import load_document
+    from tuneline.core.page.to_markdown import markdown_page
+
+    return markdown_page(load_document(artifact))
+
+
 FORMS: dict[str, Callable[[Artifact], str]] = {
     "table": _table,
     "json": _json,
+    "html": _html,
+    "markdown": _markdown,
     "csv": csv_text,
     "vllm": _vllm,
     "prometheus": prometheus_text,

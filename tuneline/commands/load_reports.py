@@ -19,6 +19,8 @@ from tuneline.core.errors import ConfigError
 
 class Form(StrEnum):
     table = "table"
+    html = "html"
+    markdown = "markdown"
     json = "json"
     csv = "csv"
     vllm = "vllm"
@@ -49,7 +51,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a load report as a table, JSON, CSV, vLLM's benchmark JSON or Prometheus text."""
+    """Print a load report as a table, a page, JSON, CSV, vLLM's JSON or Prometheus text."""
     from loadtest import report_text
     from tuneline.core.artifact import cannot_write, open_artifact
 

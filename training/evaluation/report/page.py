@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from training.config import EvaluationConfig
@@ -12,10 +12,10 @@ from training.evaluation.answer_text import bare_answer, split_fields
 from training.evaluation.metrics.classes import class_targets, score_classes
 from training.evaluation.prediction import Prediction
 from tuneline.core.messages import content_of
+from tuneline.core.page.to_html import script_page
 
 MAX_ROWS = 2000
 """Rows on a page, those with a wrong answer first; a phone still scrolls them."""
-DATA = "/*DATA*/"
 
 
 def mismatch_page(
@@ -40,12 +40,8 @@ def mismatch_page(
         "confusion": [_confusions(column, config) if targets else {} for column in columns],
         "rows": rows[:MAX_ROWS],
     }
-    text = json.dumps(data, ensure_ascii=False)
-    # In a script element, "</" and "<!--" would end or change it; JSON may write "<" as an escape.
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    return template.replace(DATA, text)
+    here = Path(__file__).parent
+    return script_page(title, here / "page.html", data, here / "page.js", here / "page.css")
 
 
 def _row(index: int, predictions: Sequence[Prediction], config: EvaluationConfig) -> dict[str, Any]:

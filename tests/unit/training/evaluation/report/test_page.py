@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser import OPEN_ALL, OVERFLOW, chromium, opened
 from tests.unit.training.evaluation.metrics.rows import made
 from training.config import EvaluationConfig
 from training.evaluation.report.page import MAX_ROWS, mismatch_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 CONFIG = EvaluationConfig(fields="lines")
 RIGHT = "Category: Email\nPriority: low"
@@ -35,21 +38,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def opened(page: Path, state: str = "") -> str:
-    """Return the text of the page's body after its script ran."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium here")
-    done = subprocess.run(
-        [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-            f"--user-data-dir={page.parent / 'profile'}", f"file://{page}#{state}",
-        ],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    assert "broken" not in re.findall("<title>(.*?)</title>", done.stdout)
-    body = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
-    return html.unescape(re.sub(r"<[^>]+>", "", body))
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
 
 
 CHOICES: list[tuple[dict[str, str], list[int]]] = [
@@ -62,30 +54,30 @@ CHOICES: list[tuple[dict[str, str], list[int]]] = [
     ({"show": "all", "class": "Category=Email"}, [2, 1]),
     ({"show": "all", "search": "메일"}, [4]),
 ]
-DRIVER = """
-const found = [];
-for (const choice of CHOICES) {
+DRIVER = """(choices) => choices.map((choice) => {
   for (const id of ["show", "field", "class", "search"]) {
     document.getElementById(id).value = choice[id] || (id === "show" ? "mismatches" : "");
     document.getElementById(id).dispatchEvent(new Event("input"));
   }
-  found.push([...document.querySelectorAll("article > .role")].map((e) => +e.textContent.slice(4)));
-}
-document.body.append("FOUND " + JSON.stringify(found) + " END");
-"""
+  return [...document.querySelectorAll("article > .role")].map((e) => +e.textContent.slice(4));
+})"""
 
 
-def test_the_page_shows_the_rows_that_its_filters_choose(page: Path) -> None:
-    driven = page.with_name("driven.html")
-    choices = json.dumps([choice for choice, _ in CHOICES])
-    script = f"<script>{DRIVER.replace('CHOICES', choices)}</script></body>"
-    driven.write_text(page.read_text(encoding="utf-8").replace("</body>", script))
-    (found,) = re.findall("FOUND (.*?) END", opened(driven))
-    assert json.loads(found) == [rows for _, rows in CHOICES]
+def test_the_page_shows_the_rows_that_its_filters_choose(browser: Browser, page: Path) -> None:
+    with opened(browser, page) as shown:
+        found = shown.page.evaluate(DRIVER, [choice for choice, _ in CHOICES])
+        assert found == [rows for _, rows in CHOICES]
+        assert shown.problems == []
+        assert shown.requests == [f"file://{page}"]
 
 
-def test_a_view_can_be_linked(page: Path) -> None:
-    text = opened(page, "show=all&class=Category%3DEmail")
+def test_a_view_can_be_linked(browser: Browser, page: Path) -> None:
+    with opened(browser, page, state="#show=all&class=Category%3DEmail", width=360) as shown:
+        text = shown.page.inner_text("body")
+        assert shown.page.title() == "Four rows"
+        assert shown.page.evaluate(OVERFLOW) <= 0
+        shown.page.evaluate(OPEN_ALL)
+        assert shown.violations() == []
     assert re.findall(r"row (\d+)", text) == ["2", "1"]
     assert "2 rows" in text
     assert "base: 2 of 4 right (50.0 %) · tuned: 2 of 4 right (50.0 %)" in text
