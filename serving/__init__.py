@@ -1,5 +1,5 @@
 """Serving: vLLM's command line, its process, our routes and metrics inside it, the proof that its
-answers are the trained model's, and a chat with it.
+answers are the trained model's, adapters that are added while it runs, and a chat with it.
 
 vLLM runs only in a process of its own.
 """
@@ -9,25 +9,42 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from serving.adapters.client import (
+        add_adapter,
+        list_adapters,
+        remove_adapter,
+        roll_back_adapter,
+    )
     from serving.chat import Answer, answers, converse
-    from serving.command.arguments import plan_container
+    from serving.command.arguments import explain_server, plan_container
+    from serving.command.flags import Flag
     from serving.command.keys import add_key, list_keys, remove_key
+    from serving.command.memory import require_memory
+    from serving.command.parser_check import check_flags
     from serving.parity import prove_served
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
 
 __all__ = [
     "Answer",
+    "Flag",
     "RunningServer",
+    "add_adapter",
     "add_key",
     "answers",
     "answers_chats",
+    "check_flags",
     "converse",
+    "explain_server",
+    "list_adapters",
     "list_keys",
     "plan_container",
     "prove_served",
+    "remove_adapter",
     "remove_key",
+    "require_memory",
     "require_server",
+    "roll_back_adapter",
     "running_server",
     "serve_model",
 ]
@@ -36,16 +53,24 @@ __getattr__ = lazy_face(
     __name__,
     {
         "Answer": "serving.chat:Answer",
+        "Flag": "serving.command.flags:Flag",
         "RunningServer": "serving.supervisor.process:RunningServer",
+        "add_adapter": "serving.adapters.client:add_adapter",
         "add_key": "serving.command.keys:add_key",
         "answers": "serving.chat:answers",
         "answers_chats": "serving.supervisor.restarts:answers_chats",
+        "check_flags": "serving.command.parser_check:check_flags",
         "converse": "serving.chat:converse",
+        "explain_server": "serving.command.arguments:explain_server",
+        "list_adapters": "serving.adapters.client:list_adapters",
         "list_keys": "serving.command.keys:list_keys",
         "plan_container": "serving.command.arguments:plan_container",
         "prove_served": "serving.parity:prove_served",
+        "remove_adapter": "serving.adapters.client:remove_adapter",
         "remove_key": "serving.command.keys:remove_key",
+        "require_memory": "serving.command.memory:require_memory",
         "require_server": "serving.supervisor.process:require_server",
+        "roll_back_adapter": "serving.adapters.client:roll_back_adapter",
         "running_server": "serving.supervisor.process:running_server",
         "serve_model": "serving.supervisor.restarts:serve_model",
     },

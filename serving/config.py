@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuneline.core.config import StrictModel
 from tuneline.core.secrets import is_secret_name
@@ -18,13 +18,15 @@ OWN_FLAGS = {
     "disable_log_stats": "the heartbeat and the metrics need the counters",
     "disable_uvicorn_access_log": "the access log is Tuneline's: set serving.log_format",
     "api_key": "keys travel in the environment; set serving.api_key_env",
-    "enable_lora": "set serving.mode to adapter",
+    "enable_lora": "set serving.mode to adapter, or serving.adapters",
     "generation_config": "it comes from the model's folder",
     "grpc": "the server answers HTTP",
     "headless": "the server answers HTTP",
     "host": "set serving.host",
     "lora_modules": "set serving.mode to adapter",
-    "max_lora_rank": "it follows from the adapter",
+    "max_cpu_loras": "set serving.adapters.max_adapters",
+    "max_lora_rank": "it follows from the adapter, or from serving.adapters.max_lora_rank",
+    "max_loras": "set serving.adapters.max_adapters",
     "middleware": "Tuneline's own is the outermost",
     "model": "it is the artifact that is served",
     "model_tag": "it is the artifact that is served",
@@ -74,6 +76,18 @@ class LimitsConfig(StrictModel):
     """Requests in progress, waiting ones included; one more is answered with 503."""
 
 
+class AdaptersConfig(StrictModel):
+    """Adapters that an admin key adds to the running server, each proven before it has its name."""
+
+    root: str
+    """The only folder from which adapters and their references are read; relative to the
+    run.yaml."""
+    max_adapters: int = Field(default=4, ge=1)
+    """Names at once. The version before each is kept for a roll-back."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 64
+    """The highest rank of an adapter. vLLM reserves memory for it."""
+
+
 class ServingConfig(StrictModel):
     """Options named as in vLLM reach the flag of that name; None leaves vLLM's default."""
 
@@ -110,6 +124,9 @@ class ServingConfig(StrictModel):
     """A file of named keys with limits, made by `tuneline keys add`; relative to the run.yaml. It
     is read again when it changes."""
     limits: LimitsConfig = Field(default=LimitsConfig(), json_schema_extra={"keyed": False})
+    adapters: AdaptersConfig | None = Field(default=None, json_schema_extra={"keyed": False})
+    """Adapters at run time, with `tuneline adapters`; only `tuneline serve` offers them. Needs
+    `keys_file` with an admin key."""
     routes: list[Literal["responses", "messages", "tokenize"]] = Field(
         default_factory=list, json_schema_extra={"keyed": False}
     )
@@ -137,6 +154,17 @@ class ServingConfig(StrictModel):
     parity: ServedParityConfig = Field(
         default=ServedParityConfig(), json_schema_extra={"keyed": False}
     )
+
+    @model_validator(mode="after")
+    def _adapters_have_an_admin_and_one_process(self) -> ServingConfig:
+        if self.adapters is None:
+            return self
+        if self.keys_file is None:
+            raise ValueError("adapters: needs keys_file, with an admin key")
+        several = self.given_args & {"api_server_count", "data_parallel_size"}
+        if several:
+            raise ValueError(f"adapters: need one server process; remove {', '.join(several)}")
+        return self
 
     @property
     def given_args(self) -> set[str]:

@@ -108,23 +108,38 @@ def _answer(
     max_new_tokens: int,
     top_logprobs: int,
 ) -> Continuation:
+    fields = proof_fields(
+        expected, template_kwargs, max_new_tokens=max_new_tokens, top_logprobs=top_logprobs
+    )
     response: Any = client.chat.completions.create(
         model=endpoint.model,
-        messages=expected.messages,  # type: ignore[arg-type]
-        temperature=0,
-        max_tokens=max_new_tokens,
-        logprobs=True,
-        top_logprobs=top_logprobs,
-        extra_body={
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-            # The folder's generation_config may set one; the reference is plain greedy.
-            "repetition_penalty": 1.0,
-            # The recorded date, where the template takes one from the request.
-            **({"chat_template_kwargs": template_kwargs} if template_kwargs else {}),
-        },
+        messages=fields.pop("messages"),
+        extra_body=fields,
     )
     return served_continuation(response.model_dump(), expected.messages, endpoint.url)
+
+
+def proof_fields(
+    expected: Continuation,
+    template_kwargs: dict[str, str],
+    *,
+    max_new_tokens: int,
+    top_logprobs: int,
+) -> dict[str, Any]:
+    """Return the fields of a chat request for a plain greedy answer with its log-probabilities."""
+    return {
+        "messages": expected.messages,
+        "temperature": 0,
+        "max_tokens": max_new_tokens,
+        "logprobs": True,
+        "top_logprobs": top_logprobs,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        # The folder's generation_config may set one; the reference is plain greedy.
+        "repetition_penalty": 1.0,
+        # The recorded date, where the template takes one from the request.
+        **({"chat_template_kwargs": template_kwargs} if template_kwargs else {}),
+    }
 
 
 def served_continuation(response: dict[str, Any], messages: Messages, url: str) -> Continuation:

@@ -28,6 +28,7 @@ EXPORT = "Merge the adapter into the base; write the model in other forms."
 FORM = "Write a model as one of the forms that a run can export."
 LOADTEST = "Measure an endpoint under load."
 KEYS = "Write the named API keys of a server, with their limits."
+ADAPTERS = "Change the adapters of a live server: proven first, named then."
 DEPLOY = "Write Kubernetes manifests from a run."
 DATA = "Read, convert and inspect data files."
 
@@ -56,6 +57,7 @@ class TunelineGroup(LazyGroup):
             AT + "serving:chat", "Talk to a run's model, to any endpoint, or to an ONNX artifact."
         ),
         "keys": Row("tuneline.cli:keys_app", KEYS),
+        "adapters": Row("tuneline.cli:adapters_app", ADAPTERS),
         "loadtest": Row("tuneline.cli:loadtest_app", LOADTEST),
         "deploy": Row("tuneline.cli:deploy_app", DEPLOY),
         "card": Row(
@@ -179,6 +181,23 @@ class KeysGroup(LazyGroup):
     }
 
 
+class AdaptersGroup(LazyGroup):
+    table: ClassVar = {
+        "add": Row(
+            AT + "adapters:adapters_add",
+            "Load an adapter, prove it, and only then give it its name.",
+        ),
+        "list": Row(AT + "adapters:adapters_list", "List the adapters of a server."),
+        "remove": Row(
+            AT + "adapters:adapters_remove", "Remove an adapter; requests in progress finish."
+        ),
+        "roll-back": Row(
+            AT + "adapters:adapters_roll_back",
+            "Give the name back to the version before, which is still loaded.",
+        ),
+    }
+
+
 class DeployGroup(LazyGroup):
     table: ClassVar = {
         "render": Row(
@@ -210,6 +229,10 @@ data_app = typer.Typer(
 )  # fmt: skip
 keys_app = typer.Typer(
     cls=KeysGroup, help=KEYS, no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+adapters_app = typer.Typer(
+    cls=AdaptersGroup, help=ADAPTERS, no_args_is_help=True,
     rich_markup_mode=None,
 )  # fmt: skip
 deploy_app = typer.Typer(

@@ -5,7 +5,6 @@ Pure calculation, apart from reading `adapter_config.json`.
 
 from __future__ import annotations
 
-import json
 import site
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,32 +13,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from serving.command.adapters_env import adapters_env
 from serving.command.environment import api_key, artifact_facts, inherited, server_env
+from serving.command.flags import Flag, configured_flags, flatten, source
 from serving.command.keys import readable_keys
-from serving.command.lora import adapter_args
+from serving.command.lora import lora_flags
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
+from tuneline.core.environment import gpu_names
 from tuneline.core.errors import ConfigError
 from tuneline.models.source import ModelSource
 from tuneline.models.template import folder_defaults
-
-MIDDLEWARE = "serving.middleware.TunelineMiddleware"
-
-DEFAULT_KWARGS = "default_chat_template_kwargs"
-
-# Flags that have no `--no-` form; `false` leaves them out.
-FLAGS_WITHOUT_NEGATION = frozenset({
-    "aggregate-engine-logging", "data-parallel-multi-port-external-lb", "disable-log-stats",
-    "grpc", "headless",
-})  # fmt: skip
-
-# Flags whose value is one JSON text; a list of words is refused by vLLM's parser.
-JSON_FLAGS = frozenset({"allowed-headers", "allowed-methods", "allowed-origins"})
-
-# vLLM's default lets the first structured request choose the grammar backend for all clients, and
-# allows white space without end between fields, which a small model may never leave.
-STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 
 @dataclass(frozen=True)
@@ -47,6 +32,8 @@ class Command:
     """How to start the server as a process of this machine."""
 
     argv: list[str]
+    flags: list[Flag]
+    """The arguments of `vllm serve` among them, each with its reason."""
     env: dict[str, str] = field(repr=False)
     """The whole environment of the process; holds the key, so it is never shown."""
     key: str | None = field(repr=False)
@@ -62,29 +49,22 @@ def vllm_command(
     host: str,
     port: int,
     environ: Mapping[str, str],
+    state_dir: Path | None = None,
 ) -> Command:
     """Return the process that serves `model`, with `adapter` next to it in adapter mode.
 
     Args:
         served_names: The names that clients ask for; the first is the run's name.
         environ: The environment to start from; it holds the key, if there is one.
+        state_dir: Where adapters that are added later are kept; needed for `serving.adapters`.
 
     Raises:
-        ConfigError: `host` is reachable from other machines and there is no key; or the mode and
-            the adapter do not fit each other.
+        ConfigError: `host` is reachable from other machines and there is no key; the mode and the
+            adapter do not fit each other; or `serving.adapters` has no admin key or no folder.
         ArtifactError: The adapter cannot be served next to its base.
     """
     key = api_key(config, host, environ)
-    adapter_path = adapter.path if isinstance(adapter, Artifact) else adapter
-    args = server_args(
-        config,
-        model=str(model.path.resolve()),
-        adapter=None if adapter_path is None else adapter_path.resolve(),
-        served_names=served_names,
-        host=host,
-        port=port,
-        template_defaults=_template_defaults(model.path, adapter_path),
-    )
+    flags = _flags_here(config, model, adapter, served_names, host, port)
     env = inherited(environ)
     env.update(server_env(config, artifact_facts(model, adapter, served_names[0])))
     here = str(Path(__file__).resolve().parents[2])
@@ -94,11 +74,53 @@ def vllm_command(
         env["VLLM_API_KEY"] = key
     if config.keys_file is not None:
         env["TUNELINE_KEYS_FILE"] = str(readable_keys(Path(config.keys_file)))
+    if config.adapters is not None and state_dir is not None:
+        names = base_names(served_names, adapter)
+        env |= adapters_env(config, model, names, served_names, state_dir)
     # -P: the current directory, which may hold a folder named like a library, stays off the path.
-    return Command([sys.executable, "-P", "-m", "serving.supervisor.launch", *args], env, key)
+    argv = [sys.executable, "-P", "-m", "serving.supervisor.launch", *flatten(flags)]
+    return Command(argv, flags, env, key)
 
 
-def server_args(
+def explain_server(
+    config: ServingConfig, model: ModelSource, *, name: str, adapter: Artifact | Path | None = None
+) -> list[Flag]:
+    """Return the variables and the flags of the server that `serve_model` starts, with reasons.
+
+    Without `serving.port` the server takes a free port; the flag then has port 0.
+
+    Raises:
+        ConfigError: The mode and the adapter do not fit each other.
+        ArtifactError: The adapter cannot be served next to its base.
+    """
+    digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
+    names = served_names(name, digest)
+    variables = []
+    if not gpu_names():
+        space = f"VLLM_CPU_KVCACHE_SPACE={config.cpu_kvcache_space_gib}"
+        reason = f"{source(config, 'cpu_kvcache_space_gib')}; this machine has no GPU"
+        variables.append(Flag((space,), reason))
+    return variables + _flags_here(config, model, adapter, names, config.host, config.port or 0)
+
+
+def _flags_here(
+    config: ServingConfig, model: ModelSource, adapter: Artifact | Path | None,
+    names: Sequence[str], host: str, port: int,
+) -> list[Flag]:  # fmt: skip
+    """Return the flags of a server that is a process of this machine."""
+    adapter_path = adapter.path if isinstance(adapter, Artifact) else adapter
+    return server_flags(
+        config,
+        model=str(model.path.resolve()),
+        adapter=None if adapter_path is None else adapter_path.resolve(),
+        served_names=names,
+        host=host,
+        port=port,
+        template_defaults=_template_defaults(model.path, adapter_path),
+    )
+
+
+def server_flags(
     config: ServingConfig,
     *,
     model: str,
@@ -108,15 +130,14 @@ def server_args(
     port: int,
     adapter_at: str | None = None,
     template_defaults: Mapping[str, Any] = MappingProxyType({}),
-) -> list[str]:
-    """Return the arguments of `vllm serve`, the same in a process here and in a container.
+) -> list[Flag]:
+    """Return the flags of `vllm serve`, the same in a process here and in a container.
 
     Args:
         model: The model's folder as the server sees it.
         adapter: The adapter's folder as this process sees it, in adapter mode.
         adapter_at: The adapter's folder as the server sees it, if that is another path.
-        template_defaults: The variables that the chat template sets itself. The reasoning parsers
-            of vLLM read the variables of a request and never the template.
+        template_defaults: The variables that the chat template sets itself.
 
     Raises:
         ConfigError: The mode and the adapter do not fit each other.
@@ -129,33 +150,28 @@ def server_args(
         )
     if config.mode == "adapter" and adapter is None:
         raise ConfigError("serving.mode is adapter and no adapter is given")
-    args = [model, "--host", host, "--port", str(port)]
-    if adapter is None:
-        args += ["--served-model-name", *served_names]
-    else:
-        args += adapter_args(adapter, adapter_at or str(adapter), served_names)
-    for name in (
-        "dtype",
-        "max_model_len",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "gpu_memory_utilization",
-        "tensor_parallel_size",
-    ):
-        args += _flag(name, getattr(config, name))
-    if config.enforce_eager:
-        args += ["--enforce-eager"]
-    args += ["--shutdown-timeout", str(config.shutdown_timeout)]
-    args += ["--disable-fastapi-docs", "--middleware", MIDDLEWARE]
-    args += ["--disable-uvicorn-access-log"]
-    given = config.given_args
-    if template_defaults and DEFAULT_KWARGS not in given:
-        args += _flag(DEFAULT_KWARGS, dict(template_defaults))
-    if "structured_outputs_config" not in given:
-        args += ["--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS)]
-    for name, value in config.extra_args.items():
-        args += _flag(name, value)
-    return args
+    flags = [
+        Flag((model,), "the base model" if adapter is not None else "the model that is served"),
+        Flag(("--host", host), "serving.host"),
+        Flag(
+            ("--port", str(port)), "serving.port" if config.port == port else "a port that is free"
+        ),
+    ]
+    reason = "the run's name; the artifact's digest, from its manifest"
+    flags.append(Flag(("--served-model-name", *base_names(served_names, adapter)), reason))
+    if adapter is not None or config.adapters is not None:
+        flags += lora_flags(config, adapter, adapter_at or str(adapter), served_names)
+    return flags + configured_flags(config, template_defaults)
+
+
+def server_args(config: ServingConfig, **place: Any) -> list[str]:
+    """Return the words of `server_flags`."""
+    return flatten(server_flags(config, **place))
+
+
+def base_names(served_names: Sequence[str], adapter: object | None) -> list[str]:
+    """Return the names of the model that vLLM loads, which is the base next to an adapter."""
+    return list(served_names) if adapter is None else [f"{served_names[0]}-base"]
 
 
 def served_names(name: str, digest: str) -> list[str]:
@@ -170,26 +186,6 @@ def _template_defaults(model: Path, adapter: Path | None) -> dict[str, Any]:
     return folder_defaults(model)
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    flag = name.removeprefix("--").replace("_", "-")
-    if value is None:
-        return []
-    if value is True:
-        return [f"--{flag}"]
-    if value is False:
-        return [] if flag in FLAGS_WITHOUT_NEGATION else [f"--no-{flag}"]
-    if isinstance(value, dict) or (flag in JSON_FLAGS and isinstance(value, list)):
-        return [f"--{flag}", json.dumps(value)]
-    if isinstance(value, list):
-        return [f"--{flag}", *(_text(item) for item in value)]
-    # Joined, so that a value that begins with a hyphen is not taken for a flag.
-    return [f"--{flag}={_text(value)}"]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def plan_container(
     config: ServingConfig, model: ModelSource, *, model_dir: str, host: str, port: int
 ) -> tuple[list[str], dict[str, str]]:
@@ -199,8 +195,13 @@ def plan_container(
         model_dir: Where the container has the model's folder.
 
     Raises:
-        ConfigError: `serving.mode` is adapter.
+        ConfigError: `serving.mode` is adapter, or `serving.adapters` is set.
     """
+    if config.adapters is not None:
+        raise ConfigError(
+            "serving.adapters is set; a container has no adapters at run time",
+            hint="Try: --set serving.adapters=null",
+        )
     args = server_args(
         config, model=model_dir, adapter=None, served_names=served_names(model.name, model.digest),
         host=host, port=port, template_defaults=folder_defaults(model.path),

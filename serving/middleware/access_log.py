@@ -21,11 +21,13 @@ def write_access(exchange: Exchange, log_format: str) -> None:
         "status": exchange.status,
         "seconds": seconds,
         "client_left": exchange.client_left,
+        **({"adapter": exchange.adapter} if exchange.adapter else {}),
     }
     if log_format == "json":
         line = json.dumps(facts)
     else:
-        left = " client left" if exchange.client_left else ""
+        left = f" adapter={exchange.adapter}" if exchange.adapter else ""
+        left += " client left" if exchange.client_left else ""
         line = (
             f"{facts['time']} {facts['method']} {facts['path']} {exchange.status} {seconds:.4f}s"
             f" request={exchange.request_id} key={exchange.key_name}{left}"

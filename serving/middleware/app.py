@@ -7,17 +7,21 @@
   when it makes no progress. vLLM's own `/health` stays 200 until the process is gone.
 - A drain refuses new work with 503 and `Retry-After`, and loses nothing that it has accepted.
 - Metrics of our own on vLLM's `/metrics` page, a request id, and an access log.
+- Adapters at run time, if the server has `serving.adapters`.
 
-This package needs only the standard library and prometheus-client, and an image copies it whole. It
-reads what it serves from `TUNELINE_*` variables, so it runs alike below `tuneline serve` and as the
-first process of a container.
+This package needs only the standard library and prometheus-client, and an image copies it whole.
+Only adapters need more of Tuneline. The middleware reads its settings from `TUNELINE_*` variables,
+so it runs alike below `tuneline serve` and as the first process of a container.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from serving.middleware.access_log import write_access
 from serving.middleware.asgi import (
@@ -44,10 +48,13 @@ from serving.middleware.heartbeat import (
     engine_processes,
     engine_progress,
 )  # fmt: skip
+from serving.middleware.inner import call_inner
 from serving.middleware.key_file import Key
 from serving.middleware.keys import Keys
 from serving.middleware.limits import admitted, ask_for_usage, take_tokens
 from serving.middleware.metrics import (
+    ADAPTER_REQUESTS,
+    ADAPTER_SECONDS,
     ARTIFACT_INFO,
     CLIENTS_LEFT,
     DRAINING,
@@ -60,8 +67,11 @@ from serving.middleware.metrics import (
     process_age_s,
 )  # fmt: skip
 from serving.middleware.models_page import answer_models
-from serving.middleware.routes import MODELS, Route, find_route
+from serving.middleware.routes import ADAPTERS, MODELS, Route, find_route
 from serving.middleware.settings import read_settings
+
+if TYPE_CHECKING:
+    from serving.middleware.adapters import Adapters
 
 RETRY_AFTER_S = 5.0
 
@@ -86,6 +96,9 @@ class TunelineMiddleware:
         }
         self._instance = environ.get("TUNELINE_INSTANCE", "")
         self._headers = [(b"x-tuneline-artifact", self._facts["digest"].encode())]
+        self.adapters = self._open_adapters(environ)
+        opened = ("adapters",) if self.adapters is not None else ()
+        self._open_routes = (*self.settings.routes, *opened)
         ARTIFACT_INFO.labels(**self._facts).set(1)
         DRAINING.set(0)
         STALLED.set(0)
@@ -113,7 +126,7 @@ class TunelineMiddleware:
             loop.call_later(self.settings.shutdown_timeout_s, self._hand_on)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = find_route(scope["path"], self.settings.routes)
+        found = find_route(scope["path"], self._open_routes)
         exchange = Exchange(scope, receive, send, self._headers)
         name, route = ("other", Route()) if found is None else found
         try:
@@ -141,6 +154,10 @@ class TunelineMiddleware:
             REQUESTS.labels(route=name, status=str(exchange.status)).inc()
             if exchange.client_left:
                 CLIENTS_LEFT.labels(route=name).inc()
+            if exchange.adapter:
+                status, seconds = str(exchange.status), time.monotonic() - exchange.started_s
+                ADAPTER_REQUESTS.labels(adapter=exchange.adapter, status=status).inc()
+                ADAPTER_SECONDS.labels(adapter=exchange.adapter).inc(seconds)
             if route.is_work:
                 KEY_REQUESTS.labels(key=exchange.key_name, status=str(exchange.status)).inc()
                 write_access(exchange, self.settings.log_format)
@@ -153,7 +170,16 @@ class TunelineMiddleware:
         if route.is_work:
             await self._work(exchange, key)
         elif name == MODELS:
-            await answer_models(self.app, exchange.scope, exchange.receive, exchange.send)
+            edit = None if self.adapters is None else self.adapters.list_models
+            await answer_models(self.app, exchange.scope, exchange.receive, exchange.send, edit)
+        elif name == ADAPTERS:
+            await self._change_adapters(exchange, key)
+        elif route.names_model and self.adapters is not None:
+            body = await self._body(exchange)
+            fields = parse_body(body)
+            if fields is not None:
+                _, body = self._choose_adapter(exchange, fields, body)
+            await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
         else:
             await self.app(exchange.scope, exchange.receive, exchange.send)
 
@@ -178,8 +204,7 @@ class TunelineMiddleware:
         self._refuse_if_unable()
         use = None if key is None else self.keys.use(key)
         with admitted(key, use):
-            length = header(exchange.scope, b"content-length")
-            body = await read_body(exchange.receive, self.settings, length)
+            body = await self._body(exchange)
             self._refuse_if_unable()  # the body of a slow client may come after SIGTERM
             if len(self.in_flight) >= self.settings.max_in_flight:
                 raise Refusal(
@@ -189,6 +214,7 @@ class TunelineMiddleware:
             fields = parse_body(body)
             if fields is not None:
                 check_fields(fields, self.settings, key)
+                fields, body = self._choose_adapter(exchange, fields, body)
                 if use is not None and use.tokens is not None:
                     body = ask_for_usage(exchange, fields, body)
             self.in_flight.add(exchange)
@@ -201,6 +227,53 @@ class TunelineMiddleware:
                 self.in_flight.discard(exchange)
                 if self.draining and not self.in_flight:
                     self._hand_on()
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        length = header(exchange.scope, b"content-length")
+        return await read_body(exchange.receive, self.settings, length)
+
+    def _choose_adapter(
+        self, exchange: Exchange, fields: dict[str, Any], body: bytes
+    ) -> tuple[dict[str, Any], bytes]:
+        """Return fields and body with the name by which vLLM knows the adapter that is named."""
+        found = None if self.adapters is None else self.adapters.resolve(fields.get("model"))
+        if found is None:
+            return fields, body
+        hidden, name, digest = found
+        exchange.answered_by(name, digest)
+        if fields["model"] != hidden:
+            fields = {**fields, "model": hidden}
+            body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return fields, body
+
+    async def _change_adapters(self, exchange: Exchange, key: Key | None) -> None:
+        """Answer an admin key; a server without keys has no admin."""
+        if key is None or self.adapters is None:
+            raise Refusal(
+                403, "Adapters are changed with an admin key.", kind="PermissionDeniedError",
+                code="admin_key_required",
+            )  # fmt: skip
+        self._refuse_if_unable()
+        method, path = exchange.scope["method"], exchange.scope["path"]
+        fields = {} if method == "GET" else parse_body(await self._body(exchange) or b"{}")
+        if fields is None:
+            raise Refusal(400, "The body is not a JSON object.")
+        below = path.removeprefix(ADAPTERS).removeprefix("/")
+        await answer(exchange.send, 200, await self.adapters.answer(method, below, fields))
+
+    def _open_adapters(self, environ: Mapping[str, str]) -> Adapters | None:
+        if not environ.get("TUNELINE_ADAPTERS"):
+            return None
+        from serving.adapters.settings import read_settings
+        from serving.middleware.adapters import Adapters
+
+        settings = read_settings(environ)
+        return None if settings is None else Adapters(settings, self._call_vllm)
+
+    async def _call_vllm(self, path: str, fields: Mapping[str, Any]) -> tuple[int, bytes]:
+        self._refuse_if_unable()
+        scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
+        return await call_inner(self.app, scope, path, fields)
 
     def _refuse_if_unable(self) -> None:
         why = None
@@ -215,9 +288,12 @@ class TunelineMiddleware:
 
     async def _ready(self, exchange: Exchange) -> None:
         self._refuse_if_unable()
-        await answer(
-            exchange.send, 200, {"status": "ready", "instance": self._instance, **self._facts}
-        )
+        document: dict[str, Any] = {"status": "ready", "instance": self._instance, **self._facts}
+        if self.adapters is not None:
+            if not self.adapters.is_restored:
+                raise Refusal(503, "The adapters are being proven.", retry_after_s=RETRY_AFTER_S)
+            document["failed_adapters"] = self.adapters.failed
+        await answer(exchange.send, 200, document)
 
     async def _health(self, exchange: Exchange) -> None:
         """Answer as vLLM does while the engine lives and moves; HEAD like GET."""
@@ -241,6 +317,8 @@ class TunelineMiddleware:
                 READY_SECONDS.set(process_age_s())
                 self._engines = engine_processes()
                 self._watching = asyncio.create_task(self._watch())
+                if self.adapters is not None:
+                    self._restoring = asyncio.create_task(self.adapters.restore())
             await send(message)
 
         return started

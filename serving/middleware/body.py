@@ -114,7 +114,9 @@ def check_fields(fields: dict[str, Any], settings: Settings, key: Key | None) ->
         ):
             raise Refusal(400, f"{name} is {value}; at most {settings.max_tokens}.", param=name)
     model = fields.get("model")
-    if key is not None and key.models is not None and model not in key.models:
+    # Who may use a name may use each version of it.
+    names = {str(model), str(model).partition("@")[0]}
+    if key is not None and key.models is not None and not names & set(key.models):
         raise Refusal(
             403, f"The key {key.name!r} may not use the model {model!r}.",
             kind="PermissionDeniedError", code="model_not_allowed", param="model",

@@ -33,6 +33,8 @@ class Exchange:
         self.started_s = time.monotonic()
         self.request_id = _request_id(scope)
         self.key_name = "-"
+        self.adapter = ""
+        """The adapter at run time that answers; empty for every other model."""
         self.status = 0
         """0 until an answer begins."""
         self.is_done = False
@@ -50,6 +52,12 @@ class Exchange:
         self._headers = [*headers, (b"x-request-id", self.request_id.encode())]
         self._is_stream = False
         self._is_ended = False
+
+    def answered_by(self, adapter: str, digest: str) -> None:
+        """Name the adapter that answers, in the log, the metrics and a header."""
+        self.adapter = adapter
+        others = [entry for entry in self._headers if entry[0] != b"x-tuneline-artifact"]
+        self._headers = [(b"x-tuneline-artifact", digest.encode()), *others]
 
     async def receive(self) -> Message:
         message = await self._receive()

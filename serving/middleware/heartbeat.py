@@ -6,8 +6,6 @@ wait. A busy engine is slow but moves: vLLM computes a long prompt in pieces, an
 
 from __future__ import annotations
 
-import asyncio
-import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ from typing import Literal
 
 from prometheus_client import REGISTRY
 
-from serving.middleware.asgi import App, Message, Scope
+from serving.middleware.asgi import App, Scope
+from serving.middleware.inner import call_inner
 
 INTERVAL_S = 0.5
 SLACK = 4.0
@@ -128,27 +127,6 @@ async def ask_engine(app: App, model: str, given: Scope) -> None:
 
     `given` are the parts of the scope that the server sets, and vLLM's key as `headers`.
     """
-    content = json.dumps({"model": model, "prompt": "a", "max_tokens": 1}).encode()
-    scope: Scope = {
-        **given,
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
-        "scheme": "http", "path": "/v1/completions", "raw_path": b"/v1/completions",
-        "query_string": b"", "root_path": "", "client": ("127.0.0.1", 0), "server": None,
-        "headers": [
-            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content)),
-            *given["headers"],
-        ],
-    }  # fmt: skip
-    is_given = False
-
-    async def receive() -> Message:
-        nonlocal is_given
-        if is_given:
-            await asyncio.Event().wait()  # the connection stays open
-        is_given = True
-        return {"type": "http.request", "body": content, "more_body": False}
-
-    async def send(_message: Message) -> None:
-        return
-
-    await app(scope, receive, send)
+    await call_inner(
+        app, given, "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}
+    )

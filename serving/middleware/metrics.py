@@ -54,6 +54,27 @@ KEY_TOKENS = Counter(
 CLIENTS_LEFT = Counter(
     "tuneline_clients_left", "Requests whose client left before the end of the answer.", ["route"]
 )
+ADAPTER_INFO = Gauge(
+    "tuneline_adapter_info",
+    "The version that the name of an adapter means. Always 1.",
+    ["adapter", "digest"],
+    multiprocess_mode="max",
+)
+ADAPTER_REQUESTS = Counter(
+    "tuneline_adapter_requests",
+    "Requests that an adapter answered, by its name and the status of the answer.",
+    ["adapter", "status"],
+)
+ADAPTER_SECONDS = Counter(
+    "tuneline_adapter_request_seconds",
+    "Seconds of these requests, from their header to the end of the answer.",
+    ["adapter"],
+)
+ADAPTER_PROOFS = Counter(
+    "tuneline_adapter_proofs",
+    "Proofs of adapters before they are served, by verdict.",
+    ["adapter", "verdict"],
+)
 KEYS_FILE_OK = Gauge(
     "tuneline_keys_file_ok",
     "0 while the keys file cannot be used and the earlier keys stay.",

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
 from serving.middleware.asgi import App, Message, Receive, Scope, Send, answer, refuse
 from serving.middleware.routes import MODELS
 
+Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
-async def answer_models(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with vLLM's list without paths, or with one entry of the list."""
+
+async def answer_models(
+    app: App, scope: Scope, receive: Receive, send: Send, edit: Edit | None = None
+) -> None:
+    """Answer with vLLM's list without paths, or with one entry of the list.
+
+    Args:
+        edit: Returns the entries that clients see, from vLLM's.
+    """
     sent: list[Message] = []
 
     async def keep(message: Message) -> None:
@@ -26,6 +35,8 @@ async def answer_models(app: App, scope: Scope, receive: Receive, send: Send) ->
         await send({"type": "http.response.body", "body": content})
         return
     page: dict[str, Any] = json.loads(content)
+    if edit is not None:
+        page["data"] = edit(page["data"])
     for entry in page["data"]:
         entry["root"] = entry["id"]
     if path == MODELS:

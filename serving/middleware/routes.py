@@ -18,17 +18,20 @@ class Route:
     """It answers an admin key only."""
     option: str | None = None
     """The value of `serving.routes` that opens it; None if it is always open."""
+    names_model: bool = False
+    """Its body names a model."""
 
 
 ROUTES = {
-    "/v1/chat/completions": Route(is_work=True),
-    "/v1/completions": Route(is_work=True),
+    "/v1/chat/completions": Route(is_work=True, names_model=True),
+    "/v1/completions": Route(is_work=True, names_model=True),
     "/v1/models": Route(),
-    "/v1/responses": Route(is_work=True, option="responses"),
-    "/v1/messages": Route(is_work=True, option="messages"),
-    "/v1/messages/count_tokens": Route(option="messages"),
-    "/tokenize": Route(needs_admin=True, option="tokenize"),
-    "/detokenize": Route(needs_admin=True, option="tokenize"),
+    "/v1/responses": Route(is_work=True, option="responses", names_model=True),
+    "/v1/messages": Route(is_work=True, option="messages", names_model=True),
+    "/v1/messages/count_tokens": Route(option="messages", names_model=True),
+    "/tokenize": Route(needs_admin=True, option="tokenize", names_model=True),
+    "/detokenize": Route(needs_admin=True, option="tokenize", names_model=True),
+    "/v1/adapters": Route(needs_admin=True, option="adapters"),
     "/health": Route(is_open=True),
     "/ready": Route(is_open=True),
     "/metrics": Route(is_open=True),
@@ -36,14 +39,17 @@ ROUTES = {
 }
 
 MODELS = "/v1/models"
+ADAPTERS = "/v1/adapters"
+WITH_PARTS = (MODELS, ADAPTERS)
+"""Paths that may have a part behind them which varies."""
 
 
 def find_route(path: str, options: Collection[str]) -> tuple[str, Route] | None:
-    """Return the row of a path and its name for metrics; None if the path does not exist.
-
-    `/v1/models/NAME` is the only path with a part that varies.
-    """
-    name = MODELS if path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1 else path
+    """Return the row of a path and its name for metrics; None if the path does not exist."""
+    name = path
+    for known in WITH_PARTS:
+        if path.startswith(f"{known}/") and len(path) > len(known) + 1:
+            name = known
     route = ROUTES.get(name)
     if route is None or (route.option is not None and route.option not in options):
         return None

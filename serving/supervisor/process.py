@@ -9,7 +9,6 @@ still loading and vLLM does not hear SIGTERM; or by the lifeline (see
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import os
 import secrets
@@ -23,6 +22,9 @@ from pathlib import Path
 
 from serving.command.arguments import Command, served_names, vllm_command
 from serving.command.keys import readable_keys
+from serving.command.memory import require_memory
+from serving.command.parser_check import check_flags
+from serving.command.vllm_version import require_vllm
 from serving.config import ServingConfig
 from serving.supervisor.diagnosis import why_not_loaded
 from serving.supervisor.group import kill_group
@@ -31,7 +33,7 @@ from serving.supervisor.signals import Stops
 from serving.supervisor.vllm_log import cause, keep_earlier_logs, last_lines
 from tuneline.core.artifact import Artifact, cannot_write
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import MissingError, ServerError, TunelineError
+from tuneline.core.errors import ServerError, TunelineError
 from tuneline.core.progress import logger, progress
 from tuneline.core.vllm_limits import EXIT_MARGIN_S
 from tuneline.models.source import ModelSource
@@ -100,24 +102,16 @@ def require_server(config: ServingConfig) -> None:
     """Check what can be known of a server on loopback before there is a model to serve.
 
     Raises:
-        ConfigError: The keys file cannot be used.
-        MissingError: vLLM is not installed.
+        ConfigError: The keys file cannot be used, or vLLM's parser refuses a flag.
+        MissingError: vLLM is not installed, or its version has known holes.
         ServerError: The port is taken.
     """
-    _require_vllm()
+    require_vllm()
+    check_flags(config)
     if config.keys_file is not None:
         readable_keys(Path(config.keys_file))
     with reserved_port("127.0.0.1", config.port):
         pass
-
-
-def _require_vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        raise MissingError(
-            "vLLM is not installed",
-            hint="Try, in the checkout: make setup   (or: pip install -e '.[serve,cpu]'; "
-            "with a GPU: serve,gpu)",
-        )
 
 
 @dataclass(frozen=True)
@@ -145,15 +139,17 @@ def plan_launch(
     """Return how to serve `model` as `name` on a port that is reserved already.
 
     Raises:
-        ConfigError: A key is required and missing, or the mode and the adapter do not fit.
-        MissingError: vLLM is not installed.
+        ConfigError: A key is required and missing, the mode and the adapter do not fit, or the
+            server does not fit into memory.
+        MissingError: vLLM is not installed, or its version has known holes.
     """
-    _require_vllm()
+    require_vllm()
+    require_memory(config, model.path, is_start=True)
     digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
     names = served_names(name, digest)
     command = vllm_command(
         config, model=model, adapter=adapter, served_names=names, host=host, port=port,
-        environ=os.environ,
+        environ=os.environ, state_dir=log_path.parent / "adapters",
     )  # fmt: skip
     return Launch(config, model, command, names, (reachable(host), port), log_path)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from training.config import TrainingConfig
 from training.estimates.memory import Batch, estimate_training
-from training.estimates.network import Network
 from tuneline.core.environment import gpu_names
+from tuneline.models.network import Network
 
 SHARE_WITHOUT_CHECKPOINTING = 0.5
 """Share of the free memory that a step may take before activations are computed again."""

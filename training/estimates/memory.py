@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from training.config import TrainingConfig
-from training.estimates.network import Network
+from tuneline.models.network import Network
 
 CHUNK_LOGITS = 2**24
 """Logits in memory at once; equal to that of the loss in `training.loop.answer_loss`."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from training.config import TrainingConfig
 from training.estimates.choices import choose_all, item_bytes
-from training.estimates.machine import free_memory_bytes
 from training.estimates.memory import change_that_fits, estimate_training, largest_batch
-from training.estimates.network import read_network
+from tuneline.core.free_memory import free_memory_bytes
+from tuneline.models.network import read_network
 
 MERGE_BYTES = 128 * 2**20
 """The merge streams rows in blocks of 2 MiB; the rest is torch and the factors of the adapter."""

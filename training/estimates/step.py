@@ -7,16 +7,16 @@ from pathlib import Path
 
 from training.config import TrainingConfig
 from training.estimates.choices import choose_all, item_bytes
-from training.estimates.machine import free_memory_bytes
 from training.estimates.memory import (
     TrainingMemory,
     change_that_fits,
     estimate_training,
     largest_batch,
 )
-from training.estimates.network import read_network
 from tuneline.core.errors import ArtifactError
+from tuneline.core.free_memory import free_memory_bytes
 from tuneline.core.progress import logger
+from tuneline.models.network import read_network
 
 
 def estimate_step(

@@ -24,7 +24,7 @@ from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from serving import Answer
+    from serving import Answer, Flag
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
 
@@ -35,12 +35,19 @@ def serve(
     runs_dir: RunsDir = DEFAULT_RUNS,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    show: Annotated[
+        bool, typer.Option("--print", help="Print vLLM's flags, each with its reason, and exit.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Serve a run's model, or any folder, with vLLM."""
-    from serving import answers_chats, serve_model
+    from serving import answers_chats, explain_server, serve_model
 
     config, model, adapter, name = _to_serve(target, overrides, runs_dir, host, port)
+    if show:
+        flags = explain_server(config, model, name=name, adapter=adapter)
+        _print_flags(flags, as_json)
+        return
     log_path = runs_dir / name / "serve.log"
     chats = answers_chats(config, model, adapter)
 
@@ -59,6 +66,19 @@ def serve(
         config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready
     )
     raise typer.Exit(code)
+
+
+def _print_flags(flags: list[Flag], as_json: bool) -> None:
+    """Print a server's variables and flags, one a line."""
+    rows = [(shlex.join(flag.words), flag.reason) for flag in flags]
+    width = min(max(len(words) for words, _ in rows), 60)
+    variables = sum("=" in words and not words.startswith("-") for words, _ in rows[:1])
+    lines = [f"{words:{width}}  # {reason}" for words, reason in rows]
+    emit(
+        [{"words": list(flag.words), "reason": flag.reason} for flag in flags],
+        [*lines[:variables], "vllm serve", *(f"  {line}" for line in lines[variables:])],
+        as_json,
+    )
 
 
 def chat(

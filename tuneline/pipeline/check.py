@@ -22,6 +22,7 @@ def check_run(run: Run) -> dict[str, str]:
         TunelineError: The first part that does not hold, with all its problems.
     """
     from export import read_base
+    from serving import check_flags, require_memory
     from training import check_data, check_targets
     from tuneline.models.load import check_model
     from tuneline.models.source import resolve_model
@@ -41,6 +42,12 @@ def check_run(run: Run) -> dict[str, str]:
         config.training, base, config.data, run.path.parent,
         functools.partial(require_rows_fit, config, base),
     )  # fmt: skip
+    if config.training.method.answers_prompts:
+        found["vLLM flags"] = check_flags(config.serving)
+        reduced = config.export.merge.quantize is not None and config.serving.mode == "merged"
+        found["server memory"] = require_memory(
+            config.serving, base.path, knows_weights=not reduced
+        )
     if workload_inputs(run):
         found["load test"] = f"{config.loadtest.workload.path} is there"
     return found

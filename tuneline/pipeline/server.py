@@ -46,11 +46,15 @@ def served_stage(config: RunConfig) -> str:
 
 
 def serving_config(run: Run) -> ServingConfig:
-    """Return the section `serving`, with the keys file's path as this process sees it."""
+    """Return the section `serving`, with its paths as this process sees them."""
     config = run.config.serving
-    if config.keys_file is None:
-        return config
-    return config.model_copy(update={"keys_file": str(run.resolve(config.keys_file))})
+    paths: dict[str, Any] = {}
+    if config.keys_file is not None:
+        paths["keys_file"] = str(run.resolve(config.keys_file))
+    if config.adapters is not None:
+        root = str(run.resolve(config.adapters.root))
+        paths["adapters"] = config.adapters.model_copy(update={"root": root})
+    return config.model_copy(update=paths)
 
 
 def served(run: Run, base: ModelSource, made: Made) -> Served:
@@ -90,8 +94,10 @@ class LazyServer:
 
         config = self.run.config
         what = served(self.run, self.base, made)
+        # The stages ask for the run's own model only.
+        section = serving_config(self.run).model_copy(update={"adapters": None})
         return running_server(
-            self._with_date(serving_config(self.run), what, made),
+            self._with_date(section, what, made),
             what.model,
             name=config.name,
             adapter=what.adapter,

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from serving.config import ServingConfig
 from serving.supervisor.process import RunningServer, running_server
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
 from tuneline.models.source import ModelSource, resolve_model
 
@@ -150,9 +150,11 @@ def merged_server(
     base: ModelSource, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     log_path = tmp_path_factory.mktemp("serving-merged") / "vllm.log"
-    with running_server(
-        ServingConfig(**SERVING), base, name="tickets", log_path=log_path
-    ) as server:
+    config = ServingConfig(
+        **SERVING, routes=["responses", "messages"],
+        extra_args={"tool_call_parser": "hermes", "enable_auto_tool_choice": True},
+    )  # fmt: skip
+    with running_server(config, base, name="tickets", log_path=log_path) as server:
         yield server
 
 
@@ -198,7 +200,9 @@ def _learn(
     assert loss.item() < 0.1, f"the fixture did not learn: loss {loss.item():.3f}"
 
 
-def reference_of(model: Any, base: ModelSource, out: Path) -> Artifact:
+def reference_of(
+    model: Any, base: ModelSource, out: Path, inputs: Sequence[Input] = ()
+) -> Artifact:
     """Greedy answers by plain forward passes over the whole sequence: no cache, no batch."""
     from transformers import AutoTokenizer
 
@@ -208,7 +212,7 @@ def reference_of(model: Any, base: ModelSource, out: Path) -> Artifact:
         _greedy(model, tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS
     ]
     config = {"max_new_tokens": MAX_NEW_TOKENS, "top_logprobs": TOP_LOGPROBS}
-    with new_artifact(out, "reference", config=config) as draft:
+    with new_artifact(out, "reference", config=config, inputs=inputs) as draft:
         write_continuations(draft.dir / REFERENCE_FILE, continuations)
     return open_artifact(out)
 

@@ -18,8 +18,9 @@ from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render.kustomize import build
 from k8s.render.tree import render_manifests
 from k8s.rules.objects import servers
-from serving.command.arguments import MIDDLEWARE, served_names, server_args
+from serving.command.arguments import served_names, server_args
 from serving.command.environment import artifact_facts, server_env
+from serving.command.flags import MIDDLEWARE
 from serving.config import ServingConfig
 from tuneline.models.source import ModelSource
 

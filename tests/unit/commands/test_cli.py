@@ -11,6 +11,7 @@ import pytest
 
 from tests.commands import tuneline_here
 from tuneline.cli import (
+    AdaptersGroup,
     DataGroup,
     DeployGroup,
     ExportGroup,
@@ -24,11 +25,13 @@ from tuneline.core.artifact import new_artifact
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets" / "run.yaml"
 BASE = EXAMPLE.parents[1] / "tiny-base"
 GROUPS: tuple[type[LazyGroup], ...] = (
-    TunelineGroup, DataGroup, ExportGroup, LoadTestGroup, KeysGroup, DeployGroup,
+    TunelineGroup, DataGroup, ExportGroup, LoadTestGroup, KeysGroup, AdaptersGroup,
+    DeployGroup,
 )  # fmt: skip
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "keys",
     "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "data", "init",
+    "adapters",
 )  # fmt: skip
 
 

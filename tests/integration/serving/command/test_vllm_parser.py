@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from serving.command.arguments import FLAGS_WITHOUT_NEGATION, MIDDLEWARE, server_args
+from serving.command.arguments import server_args
+from serving.command.flags import FLAGS_WITHOUT_NEGATION, MIDDLEWARE
 from serving.config import OWN_FLAGS, ServingConfig
 from tuneline.core.vllm_limits import LORA_RANKS
 

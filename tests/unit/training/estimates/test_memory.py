@@ -14,7 +14,7 @@ from training.estimates.memory import (
     estimate_training,
     largest_batch,
 )
-from training.estimates.network import Network
+from tuneline.models.network import Network
 
 LAYER = "model.layers.0."
 NETWORK = Network(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from training.config import TrainingConfig
 from training.estimates.memory import Batch, estimate_training
-from training.estimates.network import Network, read_network
+from tuneline.models.network import Network, read_network
 from tuneline.models.source import embedded_base
 
 

@@ -122,6 +122,15 @@ def _size(folder: Path, config: dict[str, Any], name: str, default: int | None =
     raise ArtifactError(f"{folder / CONFIG}: {name} is missing; expected a positive number")
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a safetensors file.
+
+    Raises:
+        ArtifactError: The file is missing, or its header cannot be read.
+    """
+    return {name: shape for name, (_, shape) in _header(path).items()}
+
+
 def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return format and shape of each tensor of a file; the library itself imports numpy."""
     try:

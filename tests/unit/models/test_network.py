@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from training.estimates.network import read_network
 from tuneline.core.errors import ArtifactError
+from tuneline.models.network import read_network
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,

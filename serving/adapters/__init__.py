@@ -1,0 +1,1 @@
+"""Adapters that a live server loads, proves and names, without a restart."""

@@ -1,0 +1,131 @@
+"""Change the adapters of a live server, with an admin key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import (
+    ArtifactError,
+    ConfigError,
+    InconclusiveError,
+    MissingError,
+    TunelineError,
+    VerdictError,
+)
+from tuneline.core.openai_client import openai_client
+
+TIMEOUT_S = 1800.0
+"""A proof answers every prompt of the reference twice, one at a time."""
+
+ERRORS: dict[str | None, type[TunelineError]] = {
+    "adapter_path_refused": ConfigError,
+    "adapter_refused": ArtifactError,
+    "adapter_not_stored": MissingError,
+    "adapter_proof_failed": VerdictError,
+    "adapter_proof_inconclusive": InconclusiveError,
+}
+"""By the code of the server's answer; every other error is a ServerError."""
+
+
+def add_adapter(
+    endpoint: Endpoint, name: str, adapter: Path, reference: Path | None = None
+) -> dict[str, Any]:
+    """Add an adapter to a server, which proves it and then gives it the name.
+
+    Args:
+        adapter: An adapter artifact below `serving.adapters.root`, as the server sees it.
+        reference: Its reference; by default the one next to it.
+
+    Returns:
+        The server's entry of the adapter, with the figures of the proof in `proof`.
+
+    Raises:
+        ConfigError: A path is not below the server's root, or the name cannot be used.
+        ArtifactError: The adapter does not fit the server.
+        VerdictError: The proof fails; the earlier version is still served.
+        InconclusiveError: The proof cannot tell whether the adapter is applied.
+        ServerError: The server cannot be reached, or the key is not an admin key.
+    """
+    fields = {"name": name, "adapter": str(adapter.absolute())}
+    if (adapter / MANIFEST).is_file():
+        found = open_artifact(adapter, kind="adapter")
+        fields["digest"] = found.digest
+        reference = reference or find_reference(found)
+    if reference is None:
+        raise ConfigError(
+            f"{adapter}: is not a folder of this machine, and its reference is not given",
+            hint="Try: --reference DIR, as the server sees it",
+        )
+    fields["reference"] = str(reference.absolute())
+    return _send(endpoint, "POST", "/adapters", fields)
+
+
+def list_adapters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    """Return the server's adapters, in the order in which they were added.
+
+    Raises:
+        ServerError: The server cannot be reached, or the key is not an admin key.
+    """
+    return cast("list[dict[str, Any]]", _send(endpoint, "GET", "/adapters")["adapters"])
+
+
+def remove_adapter(endpoint: Endpoint, name: str) -> None:
+    """Remove an adapter and its earlier version from a server.
+
+    Raises:
+        ConfigError: The server has no such adapter.
+        ServerError: The server cannot be reached, or the key is not an admin key.
+    """
+    _send(endpoint, "DELETE", f"/adapters/{quote(name, safe='')}")
+
+
+def roll_back_adapter(endpoint: Endpoint, name: str) -> dict[str, Any]:
+    """Give a name back to the version before, and return the server's entry.
+
+    Raises:
+        ConfigError: The server has no such adapter, or no version before.
+        ServerError: The server cannot be reached, or the key is not an admin key.
+    """
+    return _send(endpoint, "POST", f"/adapters/{quote(name, safe='')}/roll-back", {})
+
+
+def find_reference(adapter: Artifact) -> Path:
+    """Return the reference of an adapter in the folder that holds both, as in a run.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    for manifest in sorted(adapter.path.absolute().parent.glob(f"reference*/{MANIFEST}")):
+        inputs = open_artifact(manifest.parent).manifest.inputs
+        if any(entry.digest == adapter.digest for entry in inputs):
+            return manifest.parent
+    raise ArtifactError(
+        f"{adapter.path}: no reference of this adapter is next to it",
+        hint="Try: --reference DIR",
+    )
+
+
+def _send(
+    endpoint: Endpoint, method: str, path: str, fields: dict[str, str] | None = None
+) -> dict[str, Any]:
+    with openai_client(endpoint, timeout_s=TIMEOUT_S, max_retries=0) as client:
+        import openai
+
+        request: Any = {"POST": client.post, "GET": client.get, "DELETE": client.delete}[method]
+        options = {} if fields is None else {"body": fields}
+        try:
+            answer: Any = request(path, cast_to=object, **options)
+        except openai.APIStatusError as error:
+            if error.code not in ERRORS:
+                raise
+            raise ERRORS[error.code](_message(error)) from None
+    return cast("dict[str, Any]", answer)
+
+
+def _message(error: Any) -> str:
+    body = error.body
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message

@@ -1,0 +1,343 @@
+"""Names, keys and failures of adapters at run time. The app around it plays vLLM's LoRA routes;
+tests/e2e/serving/test_adapters_live.py has the same with vLLM itself."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from serving.adapters.settings import VARIABLE
+from serving.adapters.store import STATE_FILE, read_state
+from serving.middleware import keys as keys_module
+from serving.middleware.app import TunelineMiddleware
+from serving.middleware.asgi import Receive, Scope, Send, answer, refuse
+from tests.unit.serving.adapters.made import (
+    make_adapter,
+    make_base,
+    make_reference,
+    settings_of,
+)
+from tests.unit.serving.adapters.test_proof import completion
+from tests.unit.serving.middleware.harness import CHAT, Answer, send_request
+from tuneline.core.artifact import Artifact
+
+ADAPTERS = "/v1/adapters"
+
+
+class Vllm:
+    """The routes that adapters need. The base answers with token 3, an adapter with token 7."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, str] = {}
+        self.asked: list[str] = []
+        self.refuses_loading = False
+        self.broken: set[str] = set()
+        """Digests, in names, of adapters that answer as the base does."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        fields: dict[str, Any] = {}
+        if scope["method"] == "POST":
+            fields = json.loads((await receive())["body"])
+        if path == "/v1/models":
+            names = ["tickets", *self.loaded]
+            await answer(send, 200, {"data": [{"id": name, "root": "/x"} for name in names]})
+        elif path == "/v1/load_lora_adapter" and self.refuses_loading:
+            await refuse(send, 500, "InternalServerError", "expected target modules in {...}")
+        elif path == "/v1/load_lora_adapter":
+            self.loaded[fields["lora_name"]] = fields["lora_path"]
+            await answer(send, 200, {})
+        elif path == "/v1/unload_lora_adapter":
+            del self.loaded[fields["lora_name"]]
+            await answer(send, 200, {})
+        else:
+            model = fields["model"]
+            self.asked.append(model)
+            if model != "tickets" and model not in self.loaded:
+                await refuse(send, 404, "NotFoundError", "no such model")
+                return
+            is_base = model == "tickets" or model.partition("@")[2] in self.broken
+            await answer(send, 200, completion(3 if is_base else 7, -0.5) | {"model": model})
+
+
+class Scene:
+    """A middleware with keys, and artifacts below its root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.vllm = Vllm()
+        self.middleware = TunelineMiddleware(self.vllm)
+
+    def artifact(self, name: str, scale: float = 1.0) -> Artifact:
+        made = make_adapter(self.root / name, scale=scale)
+        make_reference(self.root / f"{name}-reference", made)
+        return made
+
+    async def add(self, name: str, artifact: Artifact, key: str | None = "admin") -> Answer:
+        at = str(artifact.path)
+        fields = {"name": name, "adapter": at, "reference": f"{at}-reference"}
+        return await send_request(self.middleware, ADAPTERS, fields, key=key)
+
+    async def send(self, path: str, method: str = "GET", key: str = "admin") -> Answer:
+        fields: dict[str, Any] | None = {} if method == "POST" else None
+        return await send_request(self.middleware, path, fields, method=method, key=key)
+
+    async def ask(self, model: str, key: str = "admin") -> Answer:
+        return await send_request(self.middleware, CHAT, {"model": model}, key=key)
+
+    async def models(self) -> list[str]:
+        page = json.loads((await self.send("/v1/models")).body)
+        return [entry["id"] for entry in page["data"]]
+
+
+@pytest.fixture
+def new_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Scene]:
+    root = tmp_path / "root"
+    make_base(root / "base")
+    monkeypatch.setenv(VARIABLE, settings_of(root).model_dump_json())
+    keys = tmp_path / "keys.toml"
+    lines = []
+    for name, more in (("admin", "admin = true"), ("app", 'models = ["replies"]')):
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        lines += [f"[{name}]", f'sha256 = "{digest}"', more]
+    keys.write_text("\n".join(lines))
+    monkeypatch.setenv("TUNELINE_KEYS_FILE", str(keys))
+    monkeypatch.setattr(keys_module, "RELOAD_INTERVAL_S", 0.0)
+
+    def start() -> Scene:
+        scene = Scene(root)
+        assert scene.middleware.adapters is not None
+        return scene
+
+    return start
+
+
+@pytest.fixture
+def scene(new_scene: Callable[[], Scene]) -> Scene:
+    found = new_scene()
+    assert found.middleware.adapters is not None
+    asyncio.run(found.middleware.adapters.restore())
+    return found
+
+
+def close(scene: Scene) -> None:
+    """Free the folder as the end of the process does."""
+    assert scene.middleware.adapters is not None
+    scene.middleware.adapters._state_lock.close()
+
+
+def test_a_name_reaches_the_proven_version(scene: Scene) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+
+    async def play() -> None:
+        assert (await scene.ask("replies", "app")).status == 404
+        added = await scene.add("replies", one)
+        assert added.status == 200, added.body
+        first = await scene.ask("replies", "app")
+        assert json.loads(first.body)["model"] == f"replies@{one.short_digest}"
+        assert first.headers["x-tuneline-artifact"] == one.digest
+        assert (await scene.add("replies", two)).status == 200
+        assert (await scene.ask("replies")).headers["x-tuneline-artifact"] == two.digest
+        earlier = await scene.ask(f"replies@{one.short_digest}", "app")
+        assert earlier.headers["x-tuneline-artifact"] == one.digest
+        assert await scene.models() == [
+            "tickets", "replies", f"replies@{two.short_digest}", f"replies@{one.short_digest}",
+        ]  # fmt: skip
+        back = await scene.send(f"{ADAPTERS}/replies/roll-back", "POST")
+        assert json.loads(back.body)["digest"] == one.digest
+        assert (await scene.ask("replies")).headers["x-tuneline-artifact"] == one.digest
+        assert (await scene.ask("tickets")).headers["x-tuneline-artifact"] == ""
+
+    asyncio.run(play())
+
+
+def test_a_third_version_unloads_the_first(scene: Scene) -> None:
+    artifacts = [scene.artifact(str(number), 1.0 + number) for number in range(3)]
+
+    async def play() -> None:
+        for made in artifacts:
+            assert (await scene.add("replies", made)).status == 200
+        kept = {f"replies@{made.short_digest}" for made in artifacts[1:]}
+        assert set(scene.vllm.loaded) == kept
+        assert (await scene.ask(f"replies@{artifacts[0].short_digest}")).status == 404
+        assert (await scene.send(f"{ADAPTERS}/replies", "DELETE")).status == 200
+        assert scene.vllm.loaded == {}
+        assert await scene.models() == ["tickets"]
+
+    asyncio.run(play())
+
+
+def test_a_failed_proof_unloads_and_leaves_the_old_version(scene: Scene) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+    scene.vllm.broken.add(two.short_digest)
+
+    async def play() -> None:
+        await scene.add("replies", one)
+        failed = await scene.add("replies", two)
+        assert (failed.status, failed.error["code"]) == (422, "adapter_proof_failed")
+        assert "the adapter is loaded and not applied" in failed.error["message"]
+        assert list(scene.vllm.loaded) == [f"replies@{one.short_digest}"]
+        assert (await scene.ask("replies")).headers["x-tuneline-artifact"] == one.digest
+
+    before = sample("tuneline_adapter_proofs_total", adapter="replies", verdict="FAIL")
+    asyncio.run(play())
+    after = sample("tuneline_adapter_proofs_total", adapter="replies", verdict="FAIL")
+    assert after - before == 1
+
+
+def test_vllm_s_own_refusal_is_passed_on(scene: Scene) -> None:
+    scene.vllm.refuses_loading = True
+    answered = asyncio.run(scene.add("replies", scene.artifact("one")))
+    assert (answered.status, answered.error["code"]) == (422, "adapter_refused")
+    assert "vLLM refuses the adapter: expected target modules" in answered.error["message"]
+
+
+def test_a_version_has_no_name_before_its_proof_ends(scene: Scene) -> None:
+    one = scene.artifact("one")
+    hidden = f"replies@{one.short_digest}"
+    seen: list[tuple[int, int, list[str]]] = []
+
+    async def play() -> None:
+        vllm = scene.vllm
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            if hidden in vllm.loaded and not seen:
+                seen.append((0, 0, []))
+                by_name, by_hidden = await scene.ask("replies"), await scene.ask(hidden)
+                seen[0] = (by_name.status, by_hidden.status, await scene.models())
+            await vllm(scope, receive, send)
+
+        scene.middleware.app = slow
+        assert (await scene.add("replies", one)).status == 200
+
+    asyncio.run(play())
+    assert seen == [(404, 404, ["tickets"])]
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "code"),
+    [("app", 403, "admin_key_required"), (None, 401, "invalid_api_key")],
+)
+def test_only_an_admin_key_changes_adapters(
+    scene: Scene, key: str | None, status: int, code: str
+) -> None:
+    refused = asyncio.run(scene.add("replies", scene.artifact("one"), key))
+    assert (refused.status, refused.error["code"]) == (status, code)
+    assert scene.vllm.loaded == {}
+
+
+def test_a_server_without_keys_has_no_admin(
+    scene: Scene, new_scene: Callable[[], Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close(scene)
+    monkeypatch.delenv("TUNELINE_KEYS_FILE")
+    open_scene = new_scene()
+    refused = asyncio.run(open_scene.add("replies", scene.artifact("one"), None))
+    assert (refused.status, refused.error["code"]) == (403, "admin_key_required")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tickets", "a name of the server's own model"), ("a@b", "expected letters"), ("", "name is")],
+)
+def test_a_name_that_cannot_be_used_is_refused(scene: Scene, name: str, message: str) -> None:
+    refused = asyncio.run(scene.add(name, scene.artifact("one")))
+    assert refused.status == 400
+    assert message in refused.error["message"]
+
+
+def test_more_adapters_than_the_server_has_room_for(scene: Scene) -> None:
+    artifacts = [scene.artifact(str(number), 1.0 + number) for number in range(3)]
+
+    async def play() -> list[int]:
+        return [(await scene.add(f"a{n}", made)).status for n, made in enumerate(artifacts)]
+
+    assert asyncio.run(play()) == [200, 200, 400]
+
+
+def test_a_key_without_the_name_may_not_use_the_adapter(scene: Scene) -> None:
+    one = scene.artifact("one")
+
+    async def play() -> list[int]:
+        await scene.add("other", one)
+        names = ("other", f"other@{one.short_digest}", "tickets")
+        return [(await scene.ask(name, "app")).status for name in names]
+
+    assert asyncio.run(play()) == [403, 403, 403]
+
+
+def test_adapters_are_proven_again_before_the_server_is_ready(
+    scene: Scene, new_scene: Callable[[], Scene]
+) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+    asyncio.run(scene.add("good", one))
+    asyncio.run(scene.add("bad", two))
+    close(scene)
+    again = new_scene()
+    again.vllm.broken.add(two.short_digest)
+
+    async def play() -> None:
+        assert (await again.send("/ready")).status == 503
+        early = await again.ask("good")
+        assert (early.status, early.headers["retry-after"]) == (503, "5")
+        assert again.middleware.adapters is not None
+        await again.middleware.adapters.restore()
+        ready = json.loads((await again.send("/ready")).body)
+        assert "not applied" in ready["failed_adapters"].pop("bad")
+        assert ready["failed_adapters"] == {}
+        assert (await again.ask("good")).headers["x-tuneline-artifact"] == one.digest
+        failed = await again.ask("bad")
+        assert (failed.status, failed.error["code"]) == (503, "adapter_failed")
+        listed = json.loads((await again.send(ADAPTERS)).body)["adapters"]
+        assert [(e["name"], e["state"]) for e in listed] == [("good", "serving"), ("bad", "failed")]
+
+    asyncio.run(play())
+
+
+def test_a_list_that_cannot_be_written_leaves_what_is_served(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+    asyncio.run(scene.add("replies", one))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        failed = asyncio.run(scene.add("replies", two))
+    assert (failed.status, failed.error["code"]) == (507, "adapter_not_stored")
+    assert list(scene.vllm.loaded) == [f"replies@{one.short_digest}"]
+    state = scene.root / "state"
+    assert read_state(state)["replies"].current.digest == one.digest
+    assert (state / STATE_FILE).is_file()
+
+
+def test_requests_are_counted_by_adapter(scene: Scene) -> None:
+    labels = {"adapter": "counted", "status": "200"}
+    asyncio.run(scene.add("counted", scene.artifact("one")))
+    before = sample("tuneline_adapter_requests_total", **labels)
+    asyncio.run(scene.ask("counted"))
+    assert sample("tuneline_adapter_requests_total", **labels) - before == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters"])
+def test_vllm_s_own_routes_stay_closed(scene: Scene, path: str) -> None:
+    assert asyncio.run(scene.send(path, "POST")).status == 404
+
+
+def test_without_the_setting_the_route_does_not_exist() -> None:
+    middleware = TunelineMiddleware(Vllm())
+    assert asyncio.run(send_request(middleware, ADAPTERS)).status == 404
+
+
+def sample(name: str, **labels: Any) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
