@@ -187,7 +187,10 @@ class AdaptersGroup(LazyGroup):
             AT + "adapters:adapters_add",
             "Load an adapter, prove it, and only then give it its name.",
         ),
-        "list": Row(AT + "adapters:adapters_list", "List the adapters of a server."),
+        "list": Row(
+            AT + "adapters:adapters_list",
+            "List the adapters of a server, with those that failed their proof after a start.",
+        ),
         "remove": Row(
             AT + "adapters:adapters_remove", "Remove an adapter; requests in progress finish."
         ),

@@ -8,6 +8,7 @@ for the version that `NAME` means at that moment; a request in progress keeps it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import sys
@@ -240,7 +241,7 @@ class Adapters:
         if hidden not in self._loaded:
             fields = {"lora_name": hidden, "lora_path": str(adapter.path)}
             self._loaded.add(hidden)
-            status, body = await self._call("/v1/load_lora_adapter", fields)
+            status, body = await self._ask_vllm("/v1/load_lora_adapter", fields)
             if status != 200:
                 self._loaded.discard(hidden)
                 raise ArtifactError(f"{name}: vLLM refuses the adapter: {_message(body)}")
@@ -256,7 +257,7 @@ class Adapters:
         return parity
 
     async def _chat(self, fields: dict[str, Any]) -> dict[str, Any]:
-        status, body = await self._call("/v1/chat/completions", fields)
+        status, body = await self._ask_vllm("/v1/chat/completions", fields)
         if status != 200:
             raise ServerError(f"{fields['model']}: status {status}: {_message(body)}")
         answer: dict[str, Any] = json.loads(body)
@@ -269,9 +270,23 @@ class Adapters:
 
     async def _unload(self, hidden: str) -> None:
         # The copy stays until the next start: a request in progress may make vLLM read it again.
-        if hidden in self._loaded:
-            await self._call("/v1/unload_lora_adapter", {"lora_name": hidden})
-            self._loaded.discard(hidden)
+        if hidden not in self._loaded:
+            return
+        with contextlib.suppress(ServerError):  # it stays loaded, and has no public name
+            status, _ = await self._ask_vllm("/v1/unload_lora_adapter", {"lora_name": hidden})
+            if status == 200:
+                self._loaded.discard(hidden)
+
+    async def _ask_vllm(self, path: str, fields: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Send a request to vLLM.
+
+        Raises:
+            ServerError: The server drains, or its engine makes no progress.
+        """
+        try:
+            return await self._call(path, fields)
+        except Refusal as refusal:
+            raise ServerError(str(refusal)) from None
 
     def _publish(self, name: str, desired: Desired) -> None:
         self._unpublish(name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -32,6 +34,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "file": str(file),
         "ops": add_key(file, "ops", {"admin": True}),
         "batch": add_key(file, "batch", {"requests_per_minute": 2, "models": ["tickets"]}),
+        "single": add_key(file, "single", {"max_concurrency": 1}),
     }
 
 
@@ -69,6 +72,20 @@ def test_named_keys_and_their_limits(server: RunningServer, keys: dict[str, str]
     log = server.log_path.read_text()
     assert '"key": "batch"' in log
     assert not any(secret in log for secret in (keys["ops"], keys["batch"], "refund"))
+
+
+def test_the_openai_client_waits_as_long_as_a_refusal_says(
+    server: RunningServer, keys: dict[str, str]
+) -> None:
+    body: Any = {"model": "tickets", "messages": [QUESTION], "max_tokens": 600,
+                 "extra_body": {"ignore_eos": True}}  # fmt: skip
+    patient = openai.OpenAI(base_url=server.endpoint.url, api_key=keys["single"], max_retries=20)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(patient.chat.completions.create, **body) for _ in range(2)]
+        lengths = [answer.result().usage.completion_tokens for answer in answers]
+    assert lengths == [600, 600]
+    refused = re.search(r'"key": "single".*"status": 429', server.log_path.read_text())
+    assert refused is not None, "the two requests did not meet"
 
 
 def test_further_routes(server: RunningServer, keys: dict[str, str]) -> None:

@@ -193,6 +193,29 @@ def test_a_failed_proof_unloads_and_leaves_the_old_version(scene: Scene) -> None
     assert after - before == 1
 
 
+def test_a_drain_ends_a_proof_and_the_version_gets_no_name(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.middleware.app.hand_on", lambda **_: None)
+    one = scene.artifact("one")
+
+    async def play() -> None:
+        vllm = scene.vllm
+
+        async def ends(scope: Scope, receive: Receive, send: Send) -> None:
+            await vllm(scope, receive, send)
+            if vllm.asked:
+                scene.middleware.drain()
+
+        scene.middleware.app = ends
+        failed = await scene.add("replies", one)
+        assert (failed.status, failed.error["code"]) == (502, "adapter_not_answered")
+        assert "is shutting down" in failed.error["message"]
+
+    asyncio.run(play())
+    assert read_state(scene.root / "state") == {}
+
+
 def test_vllm_s_own_refusal_is_passed_on(scene: Scene) -> None:
     scene.vllm.refuses_loading = True
     answered = asyncio.run(scene.add("replies", scene.artifact("one")))
