@@ -49,7 +49,7 @@ def adapters_env(
         base_digest=model.digest,
         base_name=base_names[0],
         # A later version may take over the name of the run's adapter, and never its digest.
-        reserved_names=(*base_names, *served_names[1:]),
+        reserved_names=tuple(dict.fromkeys([*base_names, *served_names[1:]])),
         max_adapters=adapters.max_adapters,
         max_lora_rank=adapters.max_lora_rank,
         tolerances=config.parity.tolerances or ARITHMETIC_TOLERANCES[dtype],

@@ -29,6 +29,7 @@ from serving import (
 from serving.config import AdaptersConfig, ServingConfig
 from serving.supervisor.group import group_members
 from serving.supervisor.process import RunningServer
+from tests.commands import tuneline_here
 from tests.e2e.serving.adapter_variants import (
     SERVED_MODULES,
     forged_reference,
@@ -289,6 +290,29 @@ def test_files_that_change_after_the_manifest_are_refused(admin: Endpoint, scene
     with pytest.raises(ArtifactError, match="differs from its manifest"):
         add_adapter(admin, "other", adapter, scene.second[1].path)
     assert [entry["name"] for entry in list_adapters(admin)] == ["replies"]
+
+
+def test_the_commands_say_what_happened(
+    server: RunningServer, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", scene.keys["ops"])
+    url, adapter = server.endpoint.url, scene.second[0]
+    listed = tuneline_here("adapters", "list", url)
+    assert listed.stdout.startswith(f"replies  {scene.first[0].short_digest}  serving\n")
+    added = tuneline_here("adapters", "add", url, str(adapter.path), "--name", "by-hand")
+    assert added.returncode == 0, added.stderr
+    assert added.stdout.startswith(f"by-hand: {adapter.short_digest} is served; 8 of 8 answers")
+    weak = scene.root / "too_weak"
+    failed = tuneline_here(
+        "adapters", "add", url, str(weak / "adapter"), "--name", "by-hand", "--reference",
+        str(weak / "reference"),
+    )  # fmt: skip
+    assert failed.returncode == 6
+    assert "error: the proof of by-hand@" in failed.stderr
+    none = tuneline_here("adapters", "roll-back", url, "by-hand")
+    assert none.returncode == 2
+    assert "has no earlier version" in none.stderr
+    assert tuneline_here("adapters", "remove", url, "by-hand").stdout == "removed by-hand\n"
 
 
 def test_a_removed_adapter_is_gone(admin: Endpoint, server: RunningServer, scene: Scene) -> None:

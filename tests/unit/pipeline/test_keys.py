@@ -117,6 +117,7 @@ NOT_KEYED: dict[str, str] = {
     "serving": """host port api_key_env ready_timeout_s shutdown_timeout max_restarts keys_file
         routes log_format stall_after_s""",
     "serving.limits": "max_body_bytes body_timeout_s max_n max_tokens max_in_flight",
+    "serving.adapters": "root max_adapters max_lora_rank",
     "serving.parity": "request_timeout_s",
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
         image_pull_secrets model_path model_image secret_name monitoring_namespace""",
@@ -188,7 +189,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "prune": {"sparsity": 0.5},
             "parity": {"tolerances": {}},
         },
-        "serving": {"parity": {"tolerances": {}}},
+        "serving": {
+            "parity": {"tolerances": {}},
+            "keys_file": "keys.toml",
+            "adapters": {"root": "runs"},
+        },
     }
     config = validate_config(RunConfig, values, "test")
     for path, value in {
