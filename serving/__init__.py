@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serving.command.keys import add_key, list_keys, remove_key
     from serving.command.memory import require_memory
     from serving.command.parser_check import check_flags
+    from serving.compare import ask_each, converse_with_each
     from serving.parity import prove_served
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
@@ -33,8 +34,10 @@ __all__ = [
     "add_key",
     "answers",
     "answers_chats",
+    "ask_each",
     "check_flags",
     "converse",
+    "converse_with_each",
     "explain_server",
     "list_adapters",
     "list_keys",
@@ -59,8 +62,10 @@ __getattr__ = lazy_face(
         "add_key": "serving.command.keys:add_key",
         "answers": "serving.chat:answers",
         "answers_chats": "serving.supervisor.restarts:answers_chats",
+        "ask_each": "serving.compare:ask_each",
         "check_flags": "serving.command.parser_check:check_flags",
         "converse": "serving.chat:converse",
+        "converse_with_each": "serving.compare:converse_with_each",
         "explain_server": "serving.command.arguments:explain_server",
         "list_adapters": "serving.adapters.client:list_adapters",
         "list_keys": "serving.command.keys:list_keys",

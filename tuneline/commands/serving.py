@@ -88,6 +88,13 @@ def chat(
     api_key_env: KeyEnv = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Ask once and exit.")] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A second model that answers side by side: `base` of a run, or a name at --url.",
+        ),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy; by default the server's own.")
     ] = None,
@@ -107,7 +114,7 @@ def chat(
     of_a_server = {"--url": url, "--model": model, "--api-key-env": api_key_env}
     if artifact is not None:
         given = {"RUN.yaml": target, "--temperature": temperature, "--set": overrides}
-        refuse("with --artifact", {**given, **of_a_server})
+        refuse("with --artifact", {**given, "--compare": compare, **of_a_server})
         from export import open_chat
 
         _talk(open_chat(artifact), {"artifact": str(artifact)}, system, message, as_json)
@@ -115,12 +122,18 @@ def chat(
     if url is not None:
         refuse("with --url", {"RUN.yaml": target, "--set": overrides})
         endpoint = endpoint_of(url, model, api_key_env)
+        if compare is not None:
+            _talk_to_both(endpoint, compare, options, system, message, as_json)
+            return
         _talk(answers(endpoint, options), {"model": endpoint.model}, system, message, as_json)
         return
     where = required(target, "RUN.yaml, a model folder, or --url")
     refuse("without --url", of_a_server)
     from serving import answers_chats, running_server
 
+    if compare is not None:
+        # One server holds both: the base model, and the adapter on it.
+        overrides = [*(overrides or []), *_to_compare(where, compare)]
     config, source, adapter, name = _to_serve(where, overrides, runs_dir, None, None)
     if not answers_chats(config, source, adapter):
         raise ConfigError(
@@ -130,7 +143,63 @@ def chat(
     log_path = runs_dir / name / "chat.log"
     with running_server(config, source, name=name, adapter=adapter, log_path=log_path) as server:
         of = {"model": server.endpoint.model}
+        if compare is not None:
+            base = f"{name}-base"
+            _talk_to_both(server.endpoint, base, options, system, message, as_json)
+            return
         _talk(answers(server.endpoint, options), of, system, message, as_json)
+
+
+def _to_compare(target: Path, compare: str) -> list[str]:
+    """Return the overrides with which a run's server holds the base next to the tuned model."""
+    if target.is_dir():
+        raise ConfigError(
+            f"--compare {compare}: a model folder holds a single model",
+            hint="Try: tuneline chat RUN.yaml --compare base",
+        )
+    if compare != "base":
+        raise ConfigError(
+            f"--compare {compare}: a run has its base model to compare with; expected base",
+            hint=f"Try: --compare base, or --url URL --model NAME --compare {shlex.quote(compare)}",
+        )
+    return ["serving.mode=adapter"]
+
+
+def _talk_to_both(
+    endpoint: Endpoint,
+    other: str,
+    options: dict[str, Any],
+    system: str | None,
+    message: str | None,
+    as_json: bool,
+) -> None:
+    """Ask both models of a server one question, or hold a conversation with each."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from serving import answers, ask_each, converse_with_each
+
+    if other == endpoint.model:
+        raise ConfigError(
+            f"--compare {other}: this model answers already; expected another model's name"
+        )
+    answer_to = {
+        name: answers(replace(endpoint, model=name), options) for name in (other, endpoint.model)
+    }
+    console = Console()
+    if message is None:
+        # Here Ctrl-C ends an answer, not the program.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        converse_with_each(answer_to, system, console=console)
+        return
+    beginning = [{"role": "system", "content": system}] if system else []
+    messages = [*beginning, {"role": "user", "content": message}]
+    found = ask_each(
+        answer_to, dict.fromkeys(answer_to, messages), console=None if as_json else console
+    )
+    if as_json:
+        emit({"answers": found}, [], as_json)
 
 
 def _to_serve(

@@ -11,6 +11,8 @@ from urllib.request import urlopen
 import openai
 import pytest
 
+from serving.chat import answers
+from serving.compare import ask_each
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
 from serving.supervisor.group import group_members
@@ -18,6 +20,7 @@ from serving.supervisor.process import RunningServer, running_server
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
+from tuneline.core.reference import read_reference
 from tuneline.models.source import ModelSource
 
 
@@ -60,5 +63,26 @@ def assert_both_are_served(
         parity = prove_served(ServedParityConfig(), golden, endpoint, out / name)
         assert parity.manifest.metrics["problems"] == []
         assert parity.manifest.metrics["num_equal_answers"] == 8
+    assert_they_answer_side_by_side(server, adapter_reference, reference)
     with urlopen(server.metrics_url) as page:  # noqa: S310 (http, our own server)
         assert 'kind="adapter",name="tickets"' in page.read().decode()
+
+
+def assert_they_answer_side_by_side(
+    server: RunningServer, adapter_reference: Artifact, reference: Artifact
+) -> None:
+    """The first prompt whose answers differ gives both answers at once, streamed."""
+    tuned, base = read_reference(adapter_reference), read_reference(reference)
+    tuned_entry, base_entry = next(
+        (mine, other) for mine, other in zip(tuned, base, strict=True) if mine.text != other.text
+    )
+    assert tuned_entry.messages == base_entry.messages
+    length = {"temperature": 0, "max_tokens": min(len(tuned_entry.token_ids), 8)}
+    names = {"tickets-base": base_entry, server.served_names[0]: tuned_entry}
+    found = ask_each(
+        {name: answers(Endpoint(server.endpoint.url, name), length) for name in names},
+        {name: list(entry.messages) for name, entry in names.items()},
+    )
+    assert list(found) == list(names)
+    for name, entry in names.items():
+        assert found[name] and entry.text.startswith(found[name])
