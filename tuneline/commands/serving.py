@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,12 +131,24 @@ def chat(
         return
     where = required(target, "RUN.yaml, a model folder, or --url")
     refuse("without --url", of_a_server)
-    from serving import answers_chats, running_server
-
     if compare is not None:
         # One server holds both: the base model, and the adapter on it.
         overrides = [*(overrides or []), *_to_compare(where, compare)]
-    config, source, adapter, name = _to_serve(where, overrides, runs_dir, None, None)
+    with _chat_server(where, overrides, runs_dir) as (endpoint, name):
+        if compare is not None:
+            _talk_to_both(endpoint, f"{name}-base", options, system, message, as_json)
+            return
+        _talk(answers(endpoint, options), {"model": endpoint.model}, system, message, as_json)
+
+
+@contextlib.contextmanager
+def _chat_server(
+    target: Path, overrides: list[str] | None, runs_dir: Path
+) -> Iterator[tuple[Endpoint, str]]:
+    """Serve a run's model or a model folder for a chat; give its endpoint and the run's name."""
+    from serving import answers_chats, running_server
+
+    config, source, adapter, name = _to_serve(target, overrides, runs_dir, None, None)
     if not answers_chats(config, source, adapter):
         raise ConfigError(
             f"{source.path}: the model has no chat template, so it cannot chat",
@@ -142,12 +156,7 @@ def chat(
         )
     log_path = runs_dir / name / "chat.log"
     with running_server(config, source, name=name, adapter=adapter, log_path=log_path) as server:
-        of = {"model": server.endpoint.model}
-        if compare is not None:
-            base = f"{name}-base"
-            _talk_to_both(server.endpoint, base, options, system, message, as_json)
-            return
-        _talk(answers(server.endpoint, options), of, system, message, as_json)
+        yield server.endpoint, name
 
 
 def _to_compare(target: Path, compare: str) -> list[str]:

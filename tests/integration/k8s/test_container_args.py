@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -130,7 +131,9 @@ def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
     for build_name in ("cpu", "gpu"):
         text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()
         copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/(\S+)$", text, re.MULTILINE)
-        assert copied == [("serving/middleware", "serving/middleware")]
+        # vLLM's functions for GPUs need no correction.
+        engine = [("serving/engine", "serving/engine")] if build_name == "cpu" else []
+        assert copied == [("serving/middleware", "serving/middleware"), *engine]
         empty = re.findall(
             r"install --mode=0444 /dev/null /opt/tuneline/(\S+)$", text, re.MULTILINE
         )
@@ -152,3 +155,25 @@ def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [str(target / "middleware/__init__.py")]
+
+
+def test_the_cpu_image_names_the_plugin_as_the_package_does(tmp_path: Path) -> None:
+    """The metadata that the Dockerfile writes, made by its own commands, is found by Python."""
+    text = (ROOM / "images" / "Dockerfile.cpu").read_text()
+    (commands,) = re.findall(
+        r"^RUN (mkdir /opt/tuneline/tuneline_engine.+?entry_points\.txt)$",
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
+    script = commands.replace("\\\n", "").replace("/opt/tuneline", str(tmp_path))
+    subprocess.run(["sh", "-ec", script], check=True, timeout=10)
+    code = (
+        "from importlib.metadata import entry_points\n"
+        "print(*(e.value for e in entry_points(group='vllm.general_plugins', name='tuneline')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert set(done.stdout.split()) == {package["vllm.general_plugins"]["tuneline"]}

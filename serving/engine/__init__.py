@@ -1,0 +1,1 @@
+"""Corrections inside vLLM's processes, loaded as a plugin (group `vllm.general_plugins`)."""
