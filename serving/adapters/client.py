@@ -22,7 +22,7 @@ TIMEOUT_S = 1800.0
 """A proof answers every prompt of the reference twice, one at a time."""
 
 ERRORS: dict[str | None, type[TunelineError]] = {
-    "adapter_path_refused": ConfigError,
+    "adapter_request_refused": ConfigError,
     "adapter_refused": ArtifactError,
     "adapter_not_stored": MissingError,
     "adapter_proof_failed": VerdictError,

@@ -46,7 +46,7 @@ FIGURES = (
 
 # By the exit code of the error: the status and the code of the answer.
 STATUS = {
-    2: (400, "adapter_path_refused"),
+    2: (400, "adapter_request_refused"),
     3: (422, "adapter_refused"),
     4: (507, "adapter_not_stored"),
     5: (502, "adapter_not_answered"),
@@ -171,11 +171,10 @@ class Adapters:
             store_version, state_dir, self.settings.root, adapter_at, reference_at,
             None if digest is None else str(digest),
         )  # fmt: skip
-        before = self._desired.get(name)
+        # A version that failed after a start is not loaded, so no roll-back may lead to it.
+        before = None if name in self.failed else self._desired.get(name)
         if before is not None and before.current.digest == adapter.digest:
-            if name not in self.failed:
-                raise ConfigError(f"{name}: {adapter.short_digest} is served already")
-            before = None
+            raise ConfigError(f"{name}: {adapter.short_digest} is served already")
         version = Version(
             digest=adapter.digest, reference_digest=reference.digest, figures={},
             added_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,7 +187,7 @@ class Adapters:
         try:
             write_state(state_dir, {**self._desired, name: desired})
         except TunelineError:
-            await self._unload(_hidden(name, version))
+            await self._unload_unused(name, version)
             raise
         # From here on nothing waits: requests see the earlier version, and then this one.
         self._desired[name] = desired

@@ -321,6 +321,10 @@ def test_adapters_are_proven_again_before_the_server_is_ready(
         assert (failed.status, failed.error["code"]) == (503, "adapter_failed")
         listed = json.loads((await again.send(ADAPTERS)).body)["adapters"]
         assert [(e["name"], e["state"]) for e in listed] == [("good", "serving"), ("bad", "failed")]
+        rolled = await again.send(f"{ADAPTERS}/bad/roll-back", "POST")
+        assert (rolled.status, rolled.error["code"]) == (400, "adapter_request_refused")
+        mended = json.loads((await again.add("bad", again.artifact("three", 3.0))).body)
+        assert (mended["state"], mended["previous"]) == ("serving", None)
 
     asyncio.run(play())
 
@@ -342,6 +346,20 @@ def test_a_list_that_cannot_be_written_leaves_what_is_served(
     state = scene.root / "state"
     assert read_state(state)["replies"].current.digest == one.digest
     assert (state / STATE_FILE).is_file()
+
+
+def test_the_version_before_may_be_added_again(scene: Scene) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+
+    async def play() -> None:
+        for made in (one, two, one):
+            assert (await scene.add("replies", made)).status == 200
+        names = {f"replies@{made.short_digest}" for made in (one, two)}
+        assert set(scene.vllm.loaded) == names
+        assert (await scene.ask("replies")).headers["x-tuneline-artifact"] == one.digest
+        assert set(await scene.models()) == {"tickets", "replies", *names}
+
+    asyncio.run(play())
 
 
 def test_requests_are_counted_by_adapter(scene: Scene) -> None:
