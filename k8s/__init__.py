@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from k8s.capacity import read_capacity
     from k8s.render.kustomize import find_kubectl
     from k8s.render.tree import render_manifests
     from k8s.rules.check import check_manifests
 
-__all__ = ["check_manifests", "find_kubectl", "render_manifests"]
+__all__ = ["check_manifests", "find_kubectl", "read_capacity", "render_manifests"]
 
 __getattr__ = lazy_face(
     __name__,
     {
         "check_manifests": "k8s.rules.check:check_manifests",
         "find_kubectl": "k8s.render.kustomize:find_kubectl",
+        "read_capacity": "k8s.capacity:read_capacity",
         "render_manifests": "k8s.render.tree:render_manifests",
     },
 )

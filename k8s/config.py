@@ -21,6 +21,13 @@ DnsSubdomain = Annotated[
 # Kubernetes' resource.Quantity as people write it: 4, 500m, 1.5, 24Gi.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 
+# RFC 1123 subdomain or an extended resource: the keys of labels, with an optional prefix.
+LabelKey = Annotated[
+    str,
+    Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$"),
+]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?$")]
+
 # Values that the base fixes for the server's container; the arguments must match them.
 MODEL_DIR = "/model"
 HOST = "0.0.0.0"  # noqa: S104 (the pod's own network; a NetworkPolicy and a key guard it)
@@ -48,10 +55,162 @@ class Resources(StrictModel):
 
     cpu: Quantity | None = None
     """Cores, e.g. `4`: requested, and on the CPU overlay also the limit."""
+    cpu_limit: Quantity | None = None
+    """A limit of cores on the GPU overlay, for a namespace whose quota asks for one."""
     memory: Quantity | None = None
     """Requested and limit, e.g. `24Gi`."""
+    ephemeral_storage: Quantity | None = None
+    """The limit of the node's disk: above the emptyDirs, which have 11 GiB."""
     gpus: int | None = Field(default=None, ge=1)
     """`nvidia.com/gpu`, only with the overlay `gpu`."""
+
+
+class LoadTestResources(StrictModel):
+    """The resources of one load pod, requested and limit."""
+
+    cpu: Quantity = "2"
+    """Whole cores: a throttled client measures itself."""
+    memory: Quantity = "2Gi"
+
+
+class Toleration(StrictModel):
+    """A taint that the server's pods tolerate."""
+
+    key: LabelKey
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Toleration:
+        if (self.operator == "Equal") != (self.value is not None):
+            raise ValueError("value goes with operator: Equal")
+        return self
+
+
+class Placement(StrictModel):
+    """The nodes that the server's pods run on."""
+
+    node_selector: dict[LabelKey, LabelValue] = Field(default={})
+    """Labels of the nodes, e.g. `cloud.google.com/gke-accelerator: nvidia-l4`."""
+    gpu_product: LabelValue | None = None
+    """The label `nvidia.com/gpu.product` that NVIDIA's feature discovery sets, e.g.
+    `NVIDIA-H100-80GB-HBM3`."""
+    tolerations: tuple[Toleration, ...] = ()
+    """In addition to `nvidia.com/gpu` on the overlay `gpu`."""
+    priority_class: DnsSubdomain | None = None
+    runtime_class: DnsSubdomain | None = None
+    """`nvidia` on k3s, RKE2 and MicroK8s, where the NVIDIA runtime is not the default."""
+
+
+class HubModel(StrictModel):
+    """A model that an init container downloads from the Hugging Face Hub."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    """A commit: a branch or a tag may name other content tomorrow."""
+    secret_name: DnsLabel | None = None
+    """A Secret whose key `token` may read the repository."""
+    size: Quantity = "50Gi"
+    """The limit of the folder on the node's disk."""
+
+
+class FetchedModel(StrictModel):
+    """A model that an init container copies from object storage into the folder `/model`."""
+
+    image: str
+    """An image that holds the storage's own client, e.g. of S3, GCS or Azure."""
+    command: tuple[str, ...] = Field(min_length=1)
+    """Its whole command, e.g. `[aws, s3, cp, --recursive, s3://models/tickets, /model]`."""
+    secret_name: DnsLabel | None = None
+    """A Secret whose keys become environment variables of the init container."""
+    port: int = Field(default=443, ge=1, le=65535)
+    """The storage's port, which the NetworkPolicy opens."""
+    size: Quantity = "50Gi"
+    """The limit of the folder on the node's disk."""
+
+    @field_validator("image")
+    @classmethod
+    def _pinned(cls, reference: str) -> str:
+        if problem := image_problem(reference):
+            raise ValueError(problem)
+        return reference
+
+    @model_validator(mode="after")
+    def _fills_the_folder(self) -> FetchedModel:
+        if not any(MODEL_DIR in part for part in self.command):
+            raise ValueError(f"command does not name {MODEL_DIR}, the folder that is served")
+        return self
+
+
+class Autoscaling(StrictModel):
+    """A number of pods that follows the load. The targets come from the run's load report."""
+
+    by: Literal["hpa", "keda"]
+    """`hpa`: HorizontalPodAutoscaler on the requests in flight, which needs an adapter that serves
+    `tuneline_requests_in_flight` as a metric of pods. `keda`: ScaledObject on the requests in
+    flight and on the worse of TTFT and TPOT against their objectives."""
+    min_replicas: int = Field(default=1, ge=0)
+    """0 only with `by: keda` and `wake_query`."""
+    max_replicas: int = Field(ge=1)
+    headroom: float = Field(default=0.8, gt=0, le=1)
+    """The share of the measured requests in flight that one pod gets: a new pod takes a start-up
+    until it serves."""
+    ready_s: float = Field(default=120.0, gt=0)
+    """Seconds from a pod's start until it serves; `tuneline_ready_seconds` shows them. Pods are
+    taken away after a pause of four times this long, at least 300 s."""
+    prometheus_url: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """KEDA's source, e.g. `http://prometheus-operated.monitoring.svc:9090`."""
+    wake_query: str | None = None
+    """A PromQL query above 0 when requests come although no pod runs, e.g. of a gateway's rate."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Autoscaling:
+        problems = []
+        if self.min_replicas > self.max_replicas:
+            problems.append("min_replicas is above max_replicas")
+        if (self.by == "keda") != (self.prometheus_url is not None):
+            problems.append("prometheus_url goes with by: keda")
+        if (self.min_replicas == 0) != (self.wake_query is not None):
+            problems.append("min_replicas: 0 and wake_query go together")
+        if self.wake_query is not None and self.by != "keda":
+            problems.append("wake_query goes with by: keda")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Canary(StrictModel):
+    """A second run that gets a share of the requests."""
+
+    run: DnsLabel
+    """Its name; its manifests are applied in the same namespace."""
+    weight: int = Field(ge=1, le=99)
+    """Percent of the requests."""
+
+
+class Gateway(StrictModel):
+    """An HTTPRoute (Gateway API) to the server."""
+
+    name: DnsSubdomain
+    """The Gateway."""
+    namespace: DnsLabel
+    """The Gateway's namespace."""
+    hostnames: tuple[DnsSubdomain, ...] = ()
+    pods_namespace: DnsLabel | None = None
+    """Where the gateway's own pods run, if it is another namespace, e.g. `envoy-gateway-system`:
+    the NetworkPolicy lets it in."""
+    canary: Canary | None = None
+
+
+class EndpointPicker(StrictModel):
+    """An InferencePool (Gateway API Inference Extension) with an endpoint picker of yours."""
+
+    name: DnsLabel
+    """The endpoint picker's Service in the same namespace."""
+    port: int = Field(default=9002, ge=1, le=65535)
+    failure_mode: Literal["FailOpen", "FailClose"] = "FailOpen"
+    """`FailClose` answers nothing while the endpoint picker is away."""
 
 
 class DeployConfig(StrictModel):
@@ -70,23 +229,56 @@ class DeployConfig(StrictModel):
     results_claim: DnsLabel | None = None
     """The PersistentVolumeClaim that keeps the load test's reports; with several load pods it is
     needed, and all of them mount it (ReadWriteMany)."""
+    loadtest_resources: LoadTestResources = LoadTestResources()
+    loadtest_prompts: Literal["config-map", "claim"] = "config-map"
+    """Where the load test's prompts are. A ConfigMap is readable by everybody who may view the
+    namespace; with `claim`, you copy a file `<run name>-prompts.jsonl` to `results_claim`."""
     replicas: int = Field(default=1, ge=1)
+    surge: bool = False
+    """Start a new pod before the old one ends. It needs a free node or GPU."""
+    scheduling_s: int = Field(default=300, ge=1)
+    """Seconds for scheduling a pod and pulling its image, before a rollout counts as failed; more
+    where a node has to be added first."""
+    autoscaling: Autoscaling | None = None
+    """In place of `replicas`."""
     model_claim: DnsLabel | None = None
     """The PersistentVolumeClaim that holds the model folder. Exclusive with `model_image`."""
+    model_claim_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany"] = "ReadWriteOnce"
+    """The claim's access mode. With `ReadWriteOnce`, all pods run on one node."""
     model_path: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)*$")
     """The model folder inside the claim; `<run name>-<first 12 digits of the digest>` by default,
     so that versions lie side by side and a rollback finds the earlier one."""
     model_image: str | None = None
     """An OCI image that holds the model folder at its root, mounted as an image volume
     (Kubernetes 1.35 or later). Exclusive with `model_claim`."""
+    model_hub: HubModel | None = None
+    """In place of a claim or an image; needs access to the Hub from the cluster."""
+    model_fetch: FetchedModel | None = None
+    """In place of a claim or an image."""
+    verify_model: bool = False
+    """An init container compares every byte of the model with its manifest, and the manifest with
+    the digest of this run, before vLLM starts. It uses `loadtest_image`."""
+    cache_claim: DnsLabel | None = None
+    """A PersistentVolumeClaim for compiled kernels, so that a new pod does not compile them again.
+    Mounted by every pod; more than one pod needs ReadWriteMany."""
     secret_name: DnsLabel = "tuneline-api-key"  # noqa: S105 (a name)
     """The Secret whose key `api-key` is the server's API key; it is created by hand."""
     image_pull_secrets: tuple[DnsSubdomain, ...] = ()
     """Secrets of type `kubernetes.io/dockerconfigjson` in the namespace, for images in a private
     registry: the server's, the model's and the load test's."""
     resources: Resources = Resources()
+    run_as_user: int | None = Field(default=10001, ge=1)
+    """The user and group of all pods. null leaves them to the cluster, as OpenShift asks."""
+    placement: Placement = Placement()
+    queue_name: DnsLabel | None = None
+    """A Kueue LocalQueue that admits the server and the load test."""
+    gateway: Gateway | None = None
+    endpoint_picker: EndpointPicker | None = None
     monitoring_namespace: DnsLabel | None = None
-    """Where a Prometheus operator runs: adds a ServiceMonitor and lets that namespace scrape."""
+    """Where a Prometheus operator runs: adds a ServiceMonitor, alerts and a Grafana dashboard, and
+    lets that namespace scrape."""
+    monitoring_labels: dict[LabelKey, LabelValue] = Field(default={})
+    """Labels by which your Prometheus picks monitors and rules, e.g. `release: prometheus`."""
 
     @field_validator("image", "loadtest_image", "model_image")
     @classmethod
@@ -104,10 +296,18 @@ class DeployConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> DeployConfig:
-        if self.model_claim is not None and self.model_image is not None:
-            raise ValueError("model_claim and model_image exclude one another; give one of them")
+        sources = ("model_claim", "model_image", "model_hub", "model_fetch")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude one another; give one of them")
         if self.model_path is not None and self.model_claim is None:
             raise ValueError("model_path is a folder inside model_claim; give model_claim too")
+        if self.verify_model and self.loadtest_image is None:
+            raise ValueError("verify_model uses loadtest_image; give loadtest_image too")
+        if self.loadtest_prompts == "claim" and self.results_claim is None:
+            raise ValueError("loadtest_prompts: claim needs results_claim")
+        if self.monitoring_labels and self.monitoring_namespace is None:
+            raise ValueError("monitoring_labels needs monitoring_namespace")
         if self.load_pods > 1 and self.results_claim is None:
             raise ValueError(
                 "load_pods above 1 needs results_claim: the volume claim (ReadWriteMany) through "
@@ -115,4 +315,14 @@ class DeployConfig(StrictModel):
             )
         if self.resources.gpus is not None and self.overlay == "cpu":
             raise ValueError("resources.gpus needs overlay: gpu")
+        if self.resources.cpu_limit is not None and self.overlay == "cpu":
+            raise ValueError("resources.cpu is the limit too on overlay: cpu; leave out cpu_limit")
+        if self.placement.gpu_product is not None and self.overlay == "cpu":
+            raise ValueError("placement.gpu_product needs overlay: gpu")
         return self
+
+    @property
+    def most_pods(self) -> int:
+        """Return how many pods of the server may run at one time."""
+        replicas = self.autoscaling.max_replicas if self.autoscaling else self.replicas
+        return replicas + (1 if self.surge else 0)

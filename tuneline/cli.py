@@ -16,7 +16,7 @@ import typer
 
 from tuneline import __version__
 from tuneline.commands.lazy_group import LazyGroup, Row
-from tuneline.commands.printing import emit_error, one_output
+from tuneline.commands.printing import emit_error, join_streams, one_output, write_message
 from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
 from tuneline.core.progress import logger, set_up_logging
@@ -205,7 +205,7 @@ class DeployGroup(LazyGroup):
     table: ClassVar = {
         "render": Row(
             AT + "deploy:deploy_render",
-            "Write the Kubernetes manifests of a run, with its image, model and digest filled in.",
+            "Write the Kubernetes manifests of a released run, with its image and model filled in.",
         ),
     }
 
@@ -260,10 +260,12 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     refuse_fetched_kernels()
+    join_streams()
     with one_output() as output:
         try:
             app()
         except TunelineError as error:
+            output.error = str(error)
             if "--json" in sys.argv and not output.is_printed:
                 emit_error(error)
             print(f"error: {error}", file=sys.stderr)
@@ -272,6 +274,8 @@ def main() -> NoReturn:
             # The reader of stdout has gone (`| head`): nothing more can be said there.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        finally:
+            write_message(output)
     sys.exit(0)
 
 

@@ -10,26 +10,32 @@ from typing import Any
 
 import yaml
 
-from k8s.config import DeployConfig
-from k8s.render.components import wanted_components
-from k8s.render.kustomize import INSTANCE_LABEL, MANIFESTS, common, key_from_secret, write_yaml
-from k8s.rules.objects import DIGEST_LABEL
-from tuneline.core.digests import short_digest
+from k8s.config import DeployConfig, LoadTestResources
+from k8s.render.components.table import wanted_components
+from k8s.render.facts import Facts
+from k8s.render.kustomize import (
+    INSTANCE_LABEL,
+    MANIFESTS,
+    common,
+    key_from_secret,
+    plain_labels,
+    write_yaml,
+)
+from k8s.rules.objects import escaped_size
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
-# `kubectl apply` keeps a copy of an object in one annotation of at most 256 KiB.
-PROMPTS_SIZE_BYTES = 128 * 1024
+# `kubectl apply` keeps a copy of an object in one annotation of at most 256 KiB, and writes the
+# characters <, > and & as six bytes each. The rest is for run.yaml.
+PROMPTS_SIZE_BYTES = 192 * 1024
 # Time for all load pods to be scheduled, and for the first pod to join their results.
 GATHER_S = 1200
 
 
 def write_loadtest(
-    config: DeployConfig,
+    facts: Facts,
     tree: Path,
     *,
-    name: str,
-    model_digest: str,
     url: str,
     model: str,
     run_config: Mapping[str, Any],
@@ -49,10 +55,11 @@ def write_loadtest(
     shutil.copytree(MANIFESTS / "loadtest", tree / "k8s" / "loadtest")
     directory = tree / "load-test"
     directory.mkdir()
-    kustomization = _kustomization(config, name, model_digest)
-    write_yaml(directory / "kustomization.yaml", kustomization)
-    write_yaml(directory / "job.yaml", _job_patch(config, name, url, model, deadline_s))
+    write_yaml(directory / "kustomization.yaml", _kustomization(facts))
+    write_yaml(directory / "job.yaml", _job_patch(facts, url, model, deadline_s))
     write_yaml(directory / "run.yaml", run_config)
+    if facts.config.loadtest_prompts == "claim":
+        return
     lines = _fitting([json.dumps(list(prompt), ensure_ascii=False) for prompt in prompts])
     if len(lines) < len(prompts):
         logger.info(
@@ -61,38 +68,39 @@ def write_loadtest(
     (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def _kustomization(config: DeployConfig, name: str, model_digest: str) -> dict[str, Any]:
+def _kustomization(facts: Facts) -> dict[str, Any]:
     """Return the kustomization of the load test's Job."""
+    files = ["run.yaml"]
+    if facts.config.loadtest_prompts == "config-map":
+        files.append("prompts.jsonl")
     return {
-        **common(config, name, model_digest),
+        **common(facts),
         "resources": ["../k8s/loadtest"],
-        "configMapGenerator": [
-            {"name": "load-test", "behavior": "replace", "files": ["run.yaml", "prompts.jsonl"]}
-        ],
+        "generatorOptions": {"disableNameSuffixHash": True},
+        "configMapGenerator": [{"name": "load-test", "behavior": "replace", "files": files}],
         "labels": [
-            {
-                "pairs": {INSTANCE_LABEL: name, DIGEST_LABEL: short_digest(model_digest)},
-                "includeTemplates": True,
-            }
+            {"pairs": {INSTANCE_LABEL: facts.name}, "includeTemplates": True},
+            plain_labels(facts, "load-test"),
         ],
         "patches": [
             {"path": "job.yaml"},
             *(
                 patch
-                for part in wanted_components(config)
-                for patch in part.loadtest_patches(config)
+                for part in wanted_components(facts.config)
+                for patch in part.loadtest_patches(facts)
             ),
         ],
     }
 
 
-def _job_patch(
-    config: DeployConfig, name: str, url: str, model: str, deadline_s: int
-) -> dict[str, Any]:
+def _job_patch(facts: Facts, url: str, model: str, deadline_s: int) -> dict[str, Any]:
     """Return what one run changes in the Job of `manifests/loadtest`."""
+    config, name = facts.config, facts.name
     job = yaml.safe_load((MANIFESTS / "loadtest" / "job.yaml").read_text(encoding="utf-8"))
     (base,) = job["spec"]["template"]["spec"]["containers"]
     told = {"--url": url, "--model": model}
+    if config.loadtest_prompts == "claim":
+        told["--prompts"] = f"/results/{name}-prompts.jsonl"
     if config.results_claim is not None:
         # Each run of the Job has a folder of its own on the volume.
         told["--out"] = f"/results/{name}-$(JOB_UID)"
@@ -109,6 +117,9 @@ def _job_patch(
         "args": args,
         "env": [key_from_secret(config), *_job_facts(config)],
     }
+    if config.loadtest_resources != LoadTestResources():
+        asked = config.loadtest_resources.model_dump()
+        container["resources"] = {"requests": asked, "limits": asked}
     pod: dict[str, Any] = {"containers": [container]}
     spec: dict[str, Any] = {"activeDeadlineSeconds": deadline_s, "template": {"spec": pod}}
     if config.results_claim is not None:
@@ -144,16 +155,18 @@ def _job_facts(config: DeployConfig) -> list[dict[str, Any]]:
 
 
 def _fitting(lines: Sequence[str]) -> list[str]:
+    """Return the first lines that fit a ConfigMap, by their size in the annotation of `apply`."""
     taken: list[str] = []
     size_bytes = 0
     for line in lines:
-        size_bytes += len(line.encode()) + 1
+        size_bytes += escaped_size(line + "\n")
         if size_bytes > PROMPTS_SIZE_BYTES:
             break
         taken.append(line + "\n")
     if not taken:
         raise ConfigError(
             f"load test: the first prompt has {size_bytes:,} bytes; a ConfigMap takes "
-            f"{PROMPTS_SIZE_BYTES:,}"
+            f"{PROMPTS_SIZE_BYTES:,}",
+            hint="Try: --set k8s.loadtest_prompts=claim --set k8s.results_claim=results",
         )
     return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,76 +11,96 @@ from typing import Any
 import yaml
 
 from k8s.config import MODEL_DIR, DeployConfig
-from k8s.render.components import wanted_components
+from k8s.render.components.table import wanted_components
+from k8s.render.facts import Facts, Files, Fill
 from k8s.render.kustomize import (
     INSTANCE_LABEL,
+    LOADER,
     MANIFESTS,
     common,
     key_from_secret,
+    plain_labels,
     write_yaml,
 )
-from k8s.rules.objects import DIGEST_LABEL, flags
+from k8s.rules.objects import flags
 from k8s.rules.server import PATIENCE
-from tuneline.core.digests import short_digest
 from tuneline.core.vllm_limits import EXIT_MARGIN_S
 
 # The startup probe waits this much longer than vLLM itself, whose clock starts after its imports.
 STARTUP_MARGIN_S = 60
-# For scheduling a pod and pulling its image.
-SCHEDULING_S = 300
 
 
 def write_server(
-    config: DeployConfig,
-    name: str,
-    model_digest: str,
-    served_args: Sequence[str],
-    served_env: Mapping[str, str],
-    tree: Path,
+    facts: Facts, served_args: Sequence[str], served_env: Mapping[str, str], tree: Path
 ) -> None:
     """Write the server's kustomization, its patch, and copies of the manifests that they use."""
+    config = facts.config
     components = wanted_components(config)
-    folders = [f"components/{part.folder}" for part in components if part.folder is not None]
-    for part in ["base", f"overlays/{config.overlay}", *folders]:
+    for part in ["base", f"overlays/{config.overlay}"]:
         shutil.copytree(MANIFESTS / part, tree / "k8s" / part)
+    folders = [part.folder for part in components if part.folder is not None]
+    for component in components:
+        if component.folder is not None:
+            _write_component(component.folder, component.fill, facts, tree)
     kustomization: dict[str, Any] = {
-        **common(config, name, model_digest),
+        **common(facts),
         "resources": [f"k8s/overlays/{config.overlay}"],
         "labels": [
             {
-                "pairs": {INSTANCE_LABEL: name},
+                "pairs": {INSTANCE_LABEL: facts.name},
                 "includeSelectors": True,
                 "fields": [
                     {"path": "spec/selector/matchLabels", "kind": "ServiceMonitor", "create": True}
                 ],
             },
-            # Not in selectors: they cannot change, and every model has another digest.
-            {"pairs": {DIGEST_LABEL: short_digest(model_digest)}, "includeTemplates": True},
+            plain_labels(facts, "model-server"),
         ],
         "patches": [
             {"path": "server.yaml"},
-            *(patch for part in components for patch in part.patches(config)),
+            *(patch for part in components for patch in part.patches(facts)),
         ],
     }
     if folders:
-        kustomization["components"] = [f"k8s/{folder}" for folder in folders]
+        kustomization["components"] = [f"k8s/components/{folder}" for folder in folders]
     write_yaml(tree / "kustomization.yaml", kustomization)
     deployment = yaml.safe_load(
         (MANIFESTS / "base" / "deployment.yaml").read_text(encoding="utf-8")
     )
-    patch = _server_patch(config, name, model_digest, served_args, served_env, deployment)
-    write_yaml(tree / "server.yaml", patch)
+    write_yaml(tree / "server.yaml", _server_patch(facts, served_args, served_env, deployment))
+
+
+def _write_component(folder: str, fill: Fill, facts: Facts, tree: Path) -> None:
+    """Copy a component's folder into the tree, with the run's values in its files."""
+    source = MANIFESTS / "components" / folder
+    target = tree / "k8s" / "components" / folder
+    target.mkdir(parents=True)
+    paths = sorted(path for path in source.iterdir() if path.name != "kustomization.yaml")
+    files: Files = {path.name: _read(path) for path in paths}
+    fill(files, facts)
+    for name, document in files.items():
+        if name.endswith(".json"):
+            text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+            (target / name).write_text(text, encoding="utf-8")
+        else:
+            write_yaml(target / name, document)
+    shutil.copyfile(source / "kustomization.yaml", target / "kustomization.yaml")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    found: dict[str, Any]
+    found = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=LOADER)  # noqa: S506 (a SafeLoader)
+    return found
 
 
 def _server_patch(
-    config: DeployConfig,
-    name: str,
-    model_digest: str,
+    facts: Facts,
     served_args: Sequence[str],
     served_env: Mapping[str, str],
     deployment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A strategic-merge patch: lists of named things merge by name, `args` are replaced."""
+    config = facts.config
     (base,) = deployment["spec"]["template"]["spec"]["containers"]
     startup_s = int(served_env.get(PATIENCE, _value(base, PATIENCE))) + STARTUP_MARGIN_S
     period_s = base["startupProbe"]["periodSeconds"]
@@ -88,7 +109,7 @@ def _server_patch(
     container: dict[str, Any] = {
         "name": base["name"],
         "image": config.image,
-        "args": list(served_args),
+        "args": [facts.model_path if arg == MODEL_DIR else arg for arg in served_args],
         "env": [
             *({"name": key, "value": served_env[key]} for key in sorted(served_env)),
             key_from_secret(config),
@@ -102,21 +123,21 @@ def _server_patch(
         "containers": [container],
     }
     if config.model_claim is not None:
-        folder = config.model_path or f"{name}-{short_digest(model_digest)}"
-        container["volumeMounts"] = [{"mountPath": MODEL_DIR, "name": "model", "subPath": folder}]
         claim = {"claimName": config.model_claim}
         pod["volumes"] = [{"name": "model", "persistentVolumeClaim": claim}]
-    else:
-        pod["volumes"] = [{"name": "model", "image": {"reference": config.model_image}}]
+    spec: dict[str, Any] = {
+        "progressDeadlineSeconds": startup_s + grace_s + config.scheduling_s,
+        "template": {"spec": pod},
+    }
+    if config.autoscaling is None:
+        spec["replicas"] = config.replicas
+    if config.surge:
+        spec["strategy"] = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     return {
         "apiVersion": deployment["apiVersion"],
         "kind": deployment["kind"],
         "metadata": {"name": deployment["metadata"]["name"]},
-        "spec": {
-            "replicas": config.replicas,
-            "progressDeadlineSeconds": startup_s + grace_s + SCHEDULING_S,
-            "template": {"spec": pod},
-        },
+        "spec": spec,
     }
 
 
@@ -133,8 +154,12 @@ def _resources(config: DeployConfig) -> dict[str, Any]:
         requests["cpu"] = wanted.cpu
         if config.overlay == "cpu":
             limits["cpu"] = wanted.cpu
+    if wanted.cpu_limit is not None:
+        limits["cpu"] = wanted.cpu_limit
     if wanted.memory is not None:
         requests["memory"] = limits["memory"] = wanted.memory
+    if wanted.ephemeral_storage is not None:
+        limits["ephemeral-storage"] = wanted.ephemeral_storage
     if wanted.gpus is not None:
         requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(wanted.gpus)
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}

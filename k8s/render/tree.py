@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from k8s.capacity import Capacity
 from k8s.config import PORT, DeployConfig
+from k8s.render.facts import Facts
 from k8s.render.job import write_loadtest
 from k8s.render.kustomize import build
 from k8s.render.server import write_server
@@ -46,6 +48,8 @@ def render_manifests(
     run_config: Mapping[str, Any] | None = None,
     prompts: Sequence[Sequence[Mapping[str, str]]] = (),
     loadtest_deadline_s: int = 3600,
+    capacity: Capacity | None = None,
+    release: str | None = None,
 ) -> Path:
     """Write the manifests of one run to `out` and return it.
 
@@ -60,6 +64,8 @@ def render_manifests(
         run_config: The whole resolved run.yaml, for the load test.
         prompts: Chat messages that the load test sends. As many as fit a ConfigMap are taken.
         loadtest_deadline_s: After so many seconds the load test's Job is ended.
+        capacity: The load that one pod was measured to carry; autoscaling needs it.
+        release: The digest of the release; None puts a mark on every object.
 
     Raises:
         ConfigError: Values are missing or do not fit together, or the manifests break a rule.
@@ -67,21 +73,20 @@ def render_manifests(
         DiskFullError: The file system ran out of space.
     """
     _check_inputs(config, name, served_env)
+    facts = Facts(config, name, model_digest, capacity, release)
     _check_replaceable(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             tree = Path(scratch) / "new"
             tree.mkdir()
-            write_server(config, name, model_digest, served_args, served_env, tree)
+            write_server(facts, served_args, served_env, tree)
             targets = [tree]
             if config.loadtest_image is not None and run_config is not None and prompts:
                 write_loadtest(
-                    config,
+                    facts,
                     tree,
-                    name=name,
-                    model_digest=model_digest,
-                    url=f"http://{name}-model-server:{PORT}/v1",
+                    url=f"http://{facts.server}:{PORT}/v1",
                     model=flags(served_args)["--served-model-name"][-1],
                     run_config=run_config,
                     prompts=prompts,
@@ -89,7 +94,7 @@ def render_manifests(
                 )
                 targets.append(tree / "load-test")
             _check_rendered(targets)
-            _write_marker(tree, name, model_digest)
+            _write_marker(tree, name, model_digest, release)
             if out.exists():
                 out.rename(Path(scratch) / "old")
             tree.rename(out)
@@ -107,10 +112,11 @@ def _check_inputs(config: DeployConfig, name: str, served_env: Mapping[str, str]
             "k8s.image: missing; expected the image built from "
             f"k8s/images/Dockerfile.{config.overlay}"
         )
-    if config.model_claim is None and config.model_image is None:
+    sources = (config.model_claim, config.model_image, config.model_hub, config.model_fetch)
+    if all(source is None for source in sources):
         found.append(
             "k8s.model_claim, k8s.model_image: one is needed: the volume claim or the OCI image "
-            "that holds the model"
+            "that holds the model, or else model_hub or model_fetch"
         )
     if not name[:1].isalpha():
         found.append(f"name: {name!r} begins with a digit, which no Kubernetes Service may")
@@ -159,11 +165,12 @@ def _check_rendered(directories: Sequence[Path]) -> None:
         raise ConfigError([f"rendered manifests: {problem}" for problem in found])
 
 
-def _write_marker(tree: Path, name: str, model_digest: str) -> None:
+def _write_marker(tree: Path, name: str, model_digest: str, release: str | None) -> None:
     marker = {
         "tuneline": __version__,
         "name": name,
         "model_digest": model_digest,
+        "release": release,
         "files": _digests(tree),
     }
     (tree / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

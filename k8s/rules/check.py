@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from k8s.rules import jobs, pods, server, services
+from k8s.rules import jobs, metadata, pods, server, services, traffic
 from k8s.rules.objects import Object
 
-RULES = (*services.RULES, *pods.RULES, *jobs.RULES, *server.RULES)
+RULES = (
+    *metadata.RULES, *services.RULES, *pods.RULES, *jobs.RULES, *server.RULES, *traffic.RULES,
+)  # fmt: skip
 
 
 def check_manifests(objects: Sequence[Object]) -> list[str]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from k8s.rules.objects import Object, flags, namespace, of_kind, pods, servers
+from k8s.rules.objects import Object, Pod, env, flags, namespace, of_kind, pods, servers
+
+MESSAGE = "TUNELINE_POD_MESSAGE"
+EXIT_CODES = range(1, 9)
+"""All that `tuneline` ends with: see tuneline/core/errors.py."""
 
 
 def _jobs(objects: Sequence[Object]) -> Iterator[str]:
@@ -27,7 +31,22 @@ def _jobs(objects: Sequence[Object]) -> Iterator[str]:
         for key in ("activeDeadlineSeconds", "ttlSecondsAfterFinished"):
             if key not in spec:
                 yield f"{pod.where}: {key} is not set"
+        yield from _failures(pod)
+        if spec.get("completionMode") == "Indexed":
+            if spec.get("completions") != spec.get("parallelism"):
+                yield (
+                    f"{pod.where}: parallelism {spec.get('parallelism')} differs from completions "
+                    f"{spec.get('completions')}; the load pods begin together"
+                )
+            longest = f"{pod.owner['metadata']['name']}-{spec.get('completions', 1) - 1}"
+            if len(longest) > 63:
+                yield f"{pod.where}: {longest} has {len(longest)} characters; a pod's may have 63"
         for container in pod.containers:
+            if MESSAGE not in env(container):
+                yield (
+                    f"{pod.where}: {MESSAGE} is not set; lines of stderr would appear inside the "
+                    "report, and the pod would not name its verdict"
+                )
             args = flags(container.get("args", []))
             for url in args.get("--url", []):
                 if urls.get(url) != namespace(pod.owner):
@@ -38,6 +57,29 @@ def _jobs(objects: Sequence[Object]) -> Iterator[str]:
             for name in args.get("--model", []):
                 if name not in names:
                     yield f"{pod.where}: model {name!r} is not served; served are {sorted(names)}"
+
+
+def _failures(pod: Pod) -> Iterator[str]:
+    """A drained node is tried again; every exit code of a verdict or a mistake is named."""
+    rules = pod.owner["spec"].get("podFailurePolicy", {}).get("rules", [])
+    ignored = [
+        condition["type"]
+        for rule in rules
+        if rule["action"] == "Ignore"
+        for condition in rule.get("onPodConditions", [])
+    ]
+    if "DisruptionTarget" not in ignored:
+        yield f"{pod.where}: podFailurePolicy must ignore DisruptionTarget: the drain of a node"
+    names = [container["name"] for container in pod.containers]
+    codes = set()
+    for rule in rules:
+        ends = rule.get("onExitCodes", {})
+        if rule["action"] == "FailJob" and ends.get("operator") == "In":
+            codes |= set(ends["values"])
+        if ends and ends.get("containerName", names[0]) not in names:
+            yield f"{pod.where}: podFailurePolicy names {ends['containerName']}; it has {names}"
+    if missing := sorted(set(EXIT_CODES) - codes):
+        yield f"{pod.where}: podFailurePolicy does not name the exit codes {missing}"
 
 
 RULES = (_jobs,)

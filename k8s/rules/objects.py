@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 Object = Mapping[str, Any]
 
 DIGEST_LABEL = "tuneline/model-digest"
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 _UNITS = {
     "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
@@ -111,3 +113,29 @@ def quantity(text: str | int | float) -> float:
     if match is None or match[2] not in _UNITS:
         return float("nan")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def escaped_size(text: str) -> int:
+    """Return the bytes of a text inside a JSON string as Go writes it, without the quotes.
+
+    Go's encoder (encoding/json, HTMLEscape) writes <, > and & and two line separators as six bytes.
+    """
+    escaped = json.dumps(text, ensure_ascii=False)[1:-1]
+    return len(escaped.encode()) + _escapes(escaped)
+
+
+def applied_size(item: Object) -> int:
+    """Return the bytes of an object's annotations after `kubectl apply`, with its copy of it."""
+    copied = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
+    own = item["metadata"].get("annotations", {})
+    return (
+        len(LAST_APPLIED)
+        + len(copied.encode())
+        + _escapes(copied)
+        + 1
+        + sum(len(str(key).encode()) + len(str(value).encode()) for key, value in own.items())
+    )
+
+
+def _escapes(text: str) -> int:
+    return 5 * sum(map(text.count, "<>&")) + 3 * sum(map(text.count, "\u2028\u2029"))

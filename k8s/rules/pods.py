@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from k8s.config import image_problem
-from k8s.rules.objects import Object, env, flags, namespace, of_kind, pods, where
+from k8s.rules.objects import Object, env, flags, namespace, of_kind, pods, quantity, where
 from tuneline.core.secrets import is_secret_name
 
 # The volume types that the Pod Security Standard `restricted` allows.
@@ -72,8 +72,9 @@ def _security(objects: Sequence[Object]) -> Iterator[str]:
         shared = spec.get("securityContext", {})
         if shared.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield f"{pod.where}: seccompProfile must be RuntimeDefault"
-        if shared.get("runAsNonRoot") is not True or shared.get("runAsUser") in (None, 0):
-            yield f"{pod.where}: must run as a user other than root, named by number"
+        # Without a number, the cluster gives one: OpenShift refuses any other.
+        if shared.get("runAsNonRoot") is not True or shared.get("runAsUser") == 0:
+            yield f"{pod.where}: must run as a user other than root"
         for container in pod.containers:
             own = container.get("securityContext", {})
             name = f"{pod.where}: container {container['name']}"
@@ -104,6 +105,11 @@ def _volumes(objects: Sequence[Object]) -> Iterator[str]:
             for mount in container.get("volumeMounts", []):
                 if mount["name"] not in volumes:
                     yield f"{pod.where}: volume {mount['name']!r} is mounted but not declared"
+                if {"subPath", "subPathExpr"} & set(mount):
+                    yield (
+                        f"{pod.where}: volume {mount['name']!r} is mounted by subPath; the kubelet "
+                        "creates a missing folder, empty and owned by root"
+                    )
 
 
 def _resources(objects: Sequence[Object]) -> Iterator[str]:
@@ -112,8 +118,38 @@ def _resources(objects: Sequence[Object]) -> Iterator[str]:
             asked = container.get("resources", {})
             if not {"cpu", "memory"} <= set(asked.get("requests", {})):
                 yield f"{pod.where}: container {container['name']} requests no cpu or no memory"
-            if "memory" not in asked.get("limits", {}):
-                yield f"{pod.where}: container {container['name']} has no memory limit"
+            for resource in ("memory", "ephemeral-storage"):
+                if resource not in asked.get("limits", {}):
+                    yield f"{pod.where}: container {container['name']} has no {resource} limit"
 
 
-RULES = (_references, _images, _secrets, _security, _volumes, _resources)
+def _disk(objects: Sequence[Object]) -> Iterator[str]:
+    """The kubelet evicts a pod whose emptyDirs and layers are above its containers' limits."""
+    for pod in pods(objects):
+        needed = 0.0
+        for volume in pod.spec.get("volumes", []):
+            folder = volume.get("emptyDir")
+            if folder is None:
+                continue
+            if "sizeLimit" not in folder:
+                yield f"{pod.where}: volume {volume['name']} has no sizeLimit"
+            elif folder.get("medium") != "Memory":
+                needed += quantity(folder["sizeLimit"])
+        limits = [
+            quantity(container.get("resources", {}).get("limits", {}).get("ephemeral-storage", 0))
+            for container in pod.spec.get("containers", [])
+        ]
+        if sum(limits) < needed:
+            yield (
+                f"{pod.where}: the limit of ephemeral-storage is {sum(limits) / 2**30:g} GiB; its "
+                f"emptyDirs may hold {needed / 2**30:g} GiB"
+            )
+
+
+def _accounts(objects: Sequence[Object]) -> Iterator[str]:
+    for pod in pods(objects):
+        if pod.spec.get("serviceAccountName", "default") == "default":
+            yield f"{pod.where}: runs as `default`; expected a ServiceAccount of its own"
+
+
+RULES = (_references, _images, _secrets, _security, _volumes, _resources, _disk, _accounts)

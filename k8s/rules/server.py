@@ -17,12 +17,14 @@ def _rollout(objects: Sequence[Object]) -> Iterator[str]:
     for pod, _ in servers(objects):
         strategy = pod.owner["spec"].get("strategy", {})
         rolling = strategy.get("rollingUpdate", {})
-        if strategy.get("type") != "Recreate" and (
-            rolling.get("maxSurge") != 0 or rolling.get("maxUnavailable") in (None, 0, "0%")
-        ):
+        surge, unavailable = rolling.get("maxSurge"), rolling.get("maxUnavailable")
+        # The defaults of 25 % ask for a second accelerator and give up an answer at once.
+        frees_first = surge == 0 and unavailable not in (None, 0, "0%")
+        adds_first = unavailable == 0 and surge not in (None, 0, "0%")
+        if strategy.get("type") != "Recreate" and not (frees_first or adds_first):
             yield (
-                f"{pod.where}: a rollout must free an accelerator before it asks for one: "
-                "maxSurge 0 and maxUnavailable 1"
+                f"{pod.where}: a rollout must free an accelerator before it asks for one "
+                "(maxSurge 0, maxUnavailable 1), or the other way round (1, 0)"
             )
 
 
@@ -83,6 +85,18 @@ def _probes(objects: Sequence[Object]) -> Iterator[str]:
         laxer &= alive.get("timeoutSeconds", 1) >= ready.get("timeoutSeconds", 1)
         if not laxer:
             yield f"{pod.where}: liveness must be laxer than readiness; a busy server is not dead"
+        grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+        if not alive.get("terminationGracePeriodSeconds", grace) < grace:
+            yield (
+                f"{pod.where}: livenessProbe needs a terminationGracePeriodSeconds below {grace}; "
+                "a hung server would get the whole drain"
+            )
+        gpus = container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu")
+        if gpus is None and ready.get("timeoutSeconds", 1) < 5:
+            yield (
+                f"{pod.where}: readinessProbe allows {ready.get('timeoutSeconds', 1)} s; a CPU "
+                "under load needs 5 s, or its clients are refused instead of queued"
+            )
 
 
 def _process(objects: Sequence[Object]) -> Iterator[str]:
@@ -128,8 +142,25 @@ def _mounts(objects: Sequence[Object]) -> Iterator[str]:
             if path not in mounts:
                 yield f"{pod.where}: vLLM writes to {path}; mount an emptyDir there"
         model = flags(container.get("args", []))[""]
-        if len(model) != 1 or model[0] not in mounts or not mounts[model[0]].get("readOnly"):
-            yield f"{pod.where}: the model {model} must be one read-only mount"
+        root = "/" + model[0].lstrip("/").partition("/")[0] if len(model) == 1 else ""
+        mount = mounts.get(root)
+        if mount is None or not mount.get("readOnly"):
+            yield f"{pod.where}: the model {model} must be one folder of a read-only mount"
+
+
+def _inits(objects: Sequence[Object]) -> Iterator[str]:
+    """The init container verifies the folder that is served, after it was copied."""
+    for pod, container in servers(objects):
+        inits = [entry["name"] for entry in pod.spec.get("initContainers", [])]
+        if "verify-model" not in inits:
+            continue
+        if inits[-1] != "verify-model":
+            yield f"{pod.where}: init containers {inits}; expected verify-model as the last"
+        verify = pod.spec["initContainers"][inits.index("verify-model")]
+        asked = flags(verify.get("args", []))[""]
+        served = flags(container.get("args", []))[""]
+        if asked != served:
+            yield f"{pod.where}: verify-model reads {asked}; the server reads {served}"
 
 
 def _capacity(objects: Sequence[Object]) -> Iterator[str]:
@@ -158,5 +189,5 @@ def _capacity(objects: Sequence[Object]) -> Iterator[str]:
 
 RULES = (
     _process, _rollout, _grace_period, _startup, _probes, _arguments, _digests, _key,
-    _mounts, _capacity,
+    _mounts, _inits, _capacity,
 )  # fmt: skip

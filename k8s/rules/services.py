@@ -10,6 +10,7 @@ from k8s.rules.objects import (
     matches,
     namespace,
     of_kind,
+    pods,
     selected,
     servers,
     where,
@@ -41,6 +42,8 @@ def _services(objects: Sequence[Object]) -> Iterator[str]:
         if not item["spec"].get("selector") or not hit:
             yield f"{where(item)}: selector {item['spec'].get('selector')} matches no pod"
         for port in item["spec"]["ports"]:
+            if "appProtocol" not in port:
+                yield f"{where(item)}: port {port['port']} has no appProtocol; a mesh would guess"
             target = port.get("targetPort", port["port"])
             for pod in hit:
                 if target not in pod.ports and target not in pod.ports.values():
@@ -53,6 +56,11 @@ def _disruption_budgets(objects: Sequence[Object]) -> Iterator[str]:
         hit = selected(objects, item, spec.get("selector", {}).get("matchLabels", {}))
         if not hit:
             yield f"{where(item)}: selector matches no pod"
+        if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            yield (
+                f"{where(item)}: unhealthyPodEvictionPolicy must be AlwaysAllow; pods that are not "
+                "ready would hold up a drain"
+            )
         for pod in hit:
             replicas = pod.owner["spec"].get("replicas", 1)
             blocked = spec.get("maxUnavailable") in (0, "0%")
@@ -84,11 +92,11 @@ def _network_policies(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def _isolation(objects: Sequence[Object]) -> Iterator[str]:
-    policies = of_kind(objects, "NetworkPolicy")
-    for pod, _ in servers(objects):
+    serving = {pod.where for pod, _ in servers(objects)}
+    for pod in pods(objects):
         own = [
             item
-            for item in policies
+            for item in of_kind(objects, "NetworkPolicy")
             if pod in selected(objects, item, item["spec"]["podSelector"].get("matchLabels", {}))
         ]
         if not own:
@@ -100,7 +108,7 @@ def _isolation(objects: Sequence[Object]) -> Iterator[str]:
             for rule in item["spec"].get("ingress", [])
             for peer in rule.get("from", [])
         )
-        if own and not local:
+        if own and not local and pod.where in serving:
             yield f"{pod.where}: no NetworkPolicy lets pods of its own namespace in"
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
@@ -19,7 +24,15 @@ class Output:
     """Whether a command has printed its result; its error is then not printed as JSON too."""
 
     is_printed: bool = False
+    lines: tuple[str, ...] = ()
+    """The result for people, also if JSON is printed."""
+    error: str = ""
 
+
+POD_MESSAGE = "TUNELINE_POD_MESSAGE"
+"""The variable that names a pod's termination message; the manifests set it."""
+MESSAGE_SIZE_BYTES = 4096
+"""The kubelet's limit of a termination message."""
 
 _output: ContextVar[Output] = ContextVar("output")
 
@@ -35,9 +48,34 @@ def one_output() -> Iterator[Output]:
         _output.reset(token)
 
 
+def join_streams() -> None:
+    """Let stderr join stdout in a pod, whose log merges the two in any order.
+
+    A line of stderr would otherwise appear inside a JSON document.
+    """
+    if POD_MESSAGE in os.environ:
+        sys.stdout.flush()
+        os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
+
+
+def write_message(output: Output) -> None:
+    """Write the result or the error to the pod's termination message, if there is one."""
+    path = os.environ.get(POD_MESSAGE)
+    text = "\n".join([*output.lines, *([f"error: {output.error}"] if output.error else [])])
+    if path and text:
+        # The kubelet keeps the first bytes; the error is what must be read.
+        kept = text.encode()[-MESSAGE_SIZE_BYTES:].decode(errors="ignore")
+        try:
+            Path(path).write_text(kept, encoding="utf-8")
+        except OSError as error:
+            logger.warning("%s: cannot be written: %s", path, error.strerror)
+
+
 def emit(document: Any, lines: list[str], as_json: bool) -> None:
     """Print a command's result."""
-    _output.get(Output()).is_printed = True
+    output = _output.get(Output())
+    output.is_printed = True
+    output.lines = tuple(lines)
     print(json.dumps(document, indent=2) if as_json else "\n".join(lines), flush=True)
 
 

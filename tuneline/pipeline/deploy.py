@@ -1,33 +1,46 @@
-"""`deploy render`: the manifests of a run, from artifacts whose proof holds."""
+"""`deploy render`: the manifests of a run, from a release whose gates pass."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
-from k8s import render_manifests
+from k8s import read_capacity, render_manifests
 from k8s.config import HOST, MODEL_DIR, PORT
 from loadtest.config import longest_s
 from serving import plan_container
-from tuneline.core.artifact import verify_artifact
+from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
+from tuneline.core.artifact_kinds import REPORT
 from tuneline.core.dataset import heldout_prompts
-from tuneline.core.errors import ConfigError
+from tuneline.core.errors import ConfigError, TamperedError
 from tuneline.core.progress import logger
+from tuneline.core.release import Release
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
-from tuneline.pipeline.plan import current
+from tuneline.pipeline.plan import current, plan
+from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED
+from tuneline.pipeline.stages import stage_names
 
 
-def render_run(run: Run, out: Path) -> Path:
+def render_run(
+    run: Run, out: Path, *, release_dir: Path | None = None, allow_unreleased: bool = False
+) -> Path:
     """Write the kustomize tree that serves the run's merged model, and return its directory.
+
+    Args:
+        run: The run.
+        out: The directory of the tree.
+        release_dir: The release to render from; by default the newest one of the run's model.
+        allow_unreleased: Render without a release, with a mark on every object.
 
     Raises:
         NotAnArtifactError: The model, its parity or the dataset is stale.
-        VerdictError: The merged model is not the trained one.
+        VerdictError: The merged model is not the trained one, or has no release that passes.
         TamperedError: The model or its parity differs from its manifest.
         ConfigError: The section `k8s` lacks something, or the manifests break a rule.
         ArtifactError: `out` exists and was not rendered, or was changed since.
@@ -56,7 +69,12 @@ def render_run(run: Run, out: Path) -> Path:
     for artifact in (model, parity):
         verify_artifact(artifact)
     require_verdict(parity)
+    released: Artifact | None = None
+    release: Release | None = None
+    if not allow_unreleased:
+        released, release = find_release(run.dir, run.path, model.digest, release_dir)
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
+    measured = _measured(run, release)
     args, env = plan_container(serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT)
     return render_manifests(
         run.config.k8s,
@@ -68,7 +86,42 @@ def render_run(run: Run, out: Path) -> Path:
         run_config=_job_config(run),
         prompts=heldout_prompts(dataset),
         loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
+        capacity=None if measured is None else read_capacity(*measured),
+        release=None if released is None else released.digest,
     )
+
+
+def _measured(run: Run, release: Release | None) -> tuple[dict[str, Any], str] | None:
+    """Return the load report and its digest, if the manifests need one and there is one.
+
+    Raises:
+        TamperedError: The load report differs from its manifest.
+    """
+    config = run.config.k8s
+    if config.autoscaling is None and config.monitoring_namespace is None:
+        return None
+    report = _load_report(run, release)
+    if report is None:
+        return None
+    verify_artifact(report)
+    document = json.loads((report.path / REPORT).read_text(encoding="utf-8"))
+    return document, report.digest
+
+
+def _load_report(run: Run, release: Release | None) -> Artifact | None:
+    """Return the load report that the release names, or else the run's current one."""
+    (stage,) = stage_names(run, kind="load-report")
+    if release is not None:
+        link = release.link(stage)
+        path = None if link is None else run.dir / link.directory
+    else:
+        path = next(entry.path for entry in plan(run, (stage,)) if entry.stage.name == stage)
+    if path is None or not path.exists():
+        return None
+    report = open_artifact(path, kind="load-report")
+    if release is not None and link is not None and report.digest != link.digest:
+        raise TamperedError(f"{path}: has digest {report.digest}; the release names {link.digest}")
+    return report
 
 
 def _job_config(run: Run) -> dict[str, Any]:

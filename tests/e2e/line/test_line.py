@@ -143,7 +143,7 @@ def test_deploy_render_names_the_model(
     rendered = subprocess.run(
         [
             sys.executable, "-m", "tuneline", "deploy", "render", str(RUN),
-            "--runs-dir", str(runs), "--out", str(tmp_path / "manifests"),
+            "--runs-dir", str(runs), "--out", str(tmp_path / "manifests"), "--allow-unreleased",
         ],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip

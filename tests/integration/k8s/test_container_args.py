@@ -84,7 +84,8 @@ def test_vllm_takes_the_arguments(parse: Parse, containers: dict[str, Container]
     for name, container in containers.items():
         assert container["command"] == ["vllm", "serve"]
         args = parse(container["args"])
-        assert args.model_tag == "/model", name
+        folder = "tickets-0123456789ab" if name.startswith("a run") else "example"
+        assert args.model_tag == f"/model/{folder}", name
         assert (args.host, args.port) == ("0.0.0.0", 8000)  # noqa: S104
         assert args.middleware == [MIDDLEWARE]
         assert args.shutdown_timeout > 0

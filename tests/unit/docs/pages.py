@@ -18,7 +18,10 @@ FOLDERS = (
     "tuneline", "training", "export", "serving", "loadtest", "k8s", "tests", "docs", "scripts",
     "benchmarks", "examples", "constraints",
 )  # fmt: skip
-NOT_PATHS = {"tuneline/model-digest", "tuneline/model-loader"}
+NOT_PATHS = {
+    "tuneline/formula-", "tuneline/model-digest", "tuneline/model-loader", "tuneline/release",
+    "tuneline/unreleased",
+}  # fmt: skip
 """Names on Kubernetes objects."""
 
 

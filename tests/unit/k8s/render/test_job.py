@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,17 @@ def test_the_command_line_takes_the_jobs_arguments(deployed: list[dict[str, Any]
     ] * 2
 
 
-def test_load_pods_share_a_schedule_by_their_index(trees: dict[str, list[dict[str, Any]]]) -> None:
-    (job,) = (item for item in trees["load pods"] if item["kind"] == "Job")
+def test_load_pods_share_a_schedule_by_their_index(
+    tmp_path: Path, render_run: Callable[..., Path], objects_of: Callable[..., Any]
+) -> None:
+    out = render_run(
+        tmp_path / "out", loadtest_image="tests:1", load_pods=4, results_claim="results"
+    )
+    objects = objects_of(out / "load-test")
+    (job,) = (item for item in objects if item["kind"] == "Job")
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
-    container = _container(trees["load pods"])
+    container = _container(objects)
     params = _parse(container["command"], container["args"])
     assert params["shard"] == "$(SHARD)/4"
     assert params["out"] is None

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from k8s.render.job import PROMPTS_SIZE_BYTES
-from k8s.rules.objects import flags
+from k8s.rules.objects import applied_size, escaped_size, flags
+from k8s.rules.updates import check_update
 from serving.config import ServingConfig
 from tuneline.core.errors import ArtifactError, ConfigError
 
@@ -52,15 +53,13 @@ def test_image_model_names_and_digest_are_filled_in(deployed: Objects) -> None:
     assert template["labels"]["tuneline/model-digest"] == "0123456789ab"
     assert template["annotations"]["tuneline/model-digest"] == DIGEST
     model = container["volumeMounts"][0]
-    assert model == {
-        "name": "model", "mountPath": "/model", "subPath": "support-tickets-0123456789ab",
-        "readOnly": True,
-    }  # fmt: skip
+    assert model == {"name": "model", "mountPath": "/model", "readOnly": True}
+    assert container["args"][0] == "/model/support-tickets-0123456789ab"
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
 
 
 def test_everything_lies_in_the_namespace_under_the_runs_name(deployed: Objects) -> None:
-    assert len(deployed) == 9
+    assert len(deployed) == 17
     for item in deployed:
         assert item["metadata"]["namespace"] == "tuneline"
         assert item["metadata"]["name"].startswith("support-tickets-")
@@ -72,11 +71,14 @@ def test_the_monitoring_namespace_may_scrape(deployed: Objects) -> None:
         peer
         for policy in deployed
         if policy["kind"] == "NetworkPolicy"
-        for rule in policy["spec"]["ingress"]
+        for rule in policy["spec"].get("ingress", [])
         for peer in rule["from"]
     ]
-    scraper = {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}
-    assert peers == [{"podSelector": {}}, {"namespaceSelector": scraper}]
+    scraper, gateway = (
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+        for name in ("observability", "gateways")
+    )
+    assert peers == [{"podSelector": {}}, gateway, scraper]
 
 
 def test_no_monitor_without_a_monitoring_namespace(
@@ -112,12 +114,17 @@ def test_resources_replace_the_overlays(
     objects = objects_of(render_run(tmp_path / "gpu", serving=serving, resources=resources))
     asked = server_pod(objects)["containers"][0]["resources"]
     assert asked == {
-        "requests": {"cpu": "16", "memory": "96Gi", "nvidia.com/gpu": "2"},
-        "limits": {"memory": "96Gi", "nvidia.com/gpu": "2"},
+        "requests": {
+            "cpu": "16",
+            "memory": "96Gi",
+            "nvidia.com/gpu": "2",
+            "ephemeral-storage": "4Gi",
+        },
+        "limits": {"memory": "96Gi", "nvidia.com/gpu": "2", "ephemeral-storage": "12Gi"},
     }
     objects = objects_of(render_run(tmp_path / "cpu", overlay="cpu", resources={"cpu": "2"}))
     asked = server_pod(objects)["containers"][0]["resources"]
-    assert asked["limits"] == {"cpu": "2", "memory": "12Gi"}
+    assert asked["limits"] == {"cpu": "2", "memory": "12Gi", "ephemeral-storage": "12Gi"}
 
 
 def test_the_job_tests_this_server_with_this_runs_prompts(deployed: Objects) -> None:
@@ -135,7 +142,11 @@ def test_the_job_tests_this_server_with_this_runs_prompts(deployed: Objects) -> 
     assert references == [
         {"secretKeyRef": {"name": "tuneline-api-key", "key": "api-key"}}
     ] * 2  # fmt: skip
-    config = one(deployed, "ConfigMap")
+    (config,) = (
+        item
+        for item in deployed
+        if item["metadata"]["name"] == "support-tickets-load-test" and item["kind"] == "ConfigMap"
+    )
     volumes = job["spec"]["template"]["spec"]["volumes"]
     assert {"name": "config", "configMap": {"name": config["metadata"]["name"]}} in volumes
     prompts = [json.loads(line) for line in config["data"]["prompts.jsonl"].splitlines()]
@@ -155,15 +166,76 @@ def test_prompts_that_do_not_fit_a_config_map_are_left_out_and_counted(
     kept = [json.loads(line) for line in text.splitlines()]
     assert 100 < len(kept) < 500
     assert kept == prompts[: len(kept)]
-    assert PROMPTS_SIZE_BYTES - 1100 < len(text) <= PROMPTS_SIZE_BYTES
+    assert PROMPTS_SIZE_BYTES - 1100 < escaped_size(text) <= PROMPTS_SIZE_BYTES
     assert f"{len(kept)} of 500 prompts" in caplog.text
+
+
+def test_prompts_of_html_fit_the_annotation_of_apply(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    # Go writes each of these characters as six bytes.
+    prompts = [[{"role": "user", "content": "<td>&amp;</td>" * 70}] for _ in range(500)]
+    out = render_run(tmp_path / "out", loadtest_image=LOADTEST_IMAGE, prompts=prompts)
+    (config,) = (o for o in objects_of(out / "load-test") if o["kind"] == "ConfigMap")
+    assert 20 < len(config["data"]["prompts.jsonl"].splitlines()) < 500
+    assert 150_000 < applied_size(config) <= 256 * 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("a", 1), ("é", 2), ("<", 6), ("&>", 12), ('"', 2), ("\n", 2), ("\u2028", 6)]
+)
+def test_sizes_are_those_of_gos_encoder(text: str, size: int) -> None:
+    assert escaped_size(text) == size
+
+
+def test_prompts_may_stay_out_of_the_namespaces_config_maps(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    out = render_run(
+        tmp_path / "out",
+        loadtest_image=LOADTEST_IMAGE,
+        loadtest_prompts="claim",
+        results_claim="results",
+    )
+    objects = objects_of(out / "load-test")
+    assert list(one(objects, "ConfigMap")["data"]) == ["run.yaml"]
+    (container,) = one(objects, "Job")["spec"]["template"]["spec"]["containers"]
+    assert "--prompts=/results/support-tickets-prompts.jsonl" in container["args"]
+    assert not any("Ticket 1" in text.decode(errors="ignore") for text in files(out).values())
+
+
+def test_the_jobs_values_leave_nothing_behind(deployed: Objects) -> None:
+    # A name with a hash would keep the prompts of every earlier rendering in the cluster.
+    names = [item["metadata"]["name"] for item in deployed if item["kind"] == "ConfigMap"]
+    assert names == ["support-tickets-model-server-dashboard", "support-tickets-load-test"]
+
+
+@pytest.mark.parametrize("digits", ["123456789e01", "012345678901", "0e1234567890"])
+def test_digits_that_yaml_reads_as_a_number_stay_text(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf, digits: str
+) -> None:
+    digest = f"sha256:{digits}{'0' * 52}"
+    objects = objects_of(render_run(tmp_path / "out", digest=digest, name="y", namespace="n"))
+    assert one(objects, "Deployment")["metadata"]["labels"]["tuneline/model-digest"] == digits
+    assert {item["metadata"]["namespace"] for item in objects} == {"n"}
+
+
+def test_a_second_rendering_changes_nothing_that_is_fixed(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf, deployed: Objects
+) -> None:
+    other = objects_of(
+        render_run(
+            tmp_path / "out", digest="sha256:" + "f" * 64, overlay="cpu", model_image="models:1"
+        )
+    )
+    assert list(check_update(deployed, other)) == []
 
 
 def test_one_prompt_larger_than_a_config_map_is_an_error(
     tmp_path: Path, render_run: Render
 ) -> None:
     prompts = [[{"role": "user", "content": "x" * PROMPTS_SIZE_BYTES}]]
-    with pytest.raises(ConfigError, match="a ConfigMap takes 131,072"):
+    with pytest.raises(ConfigError, match="a ConfigMap takes 196,608"):
         render_run(tmp_path / "out", loadtest_image=LOADTEST_IMAGE, prompts=prompts)
     assert list(tmp_path.iterdir()) == []
 

@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 import pytest
 
 from k8s.config import HOST
-from k8s.rules import jobs, pods, server, services
+from k8s.rules import jobs, metadata, pods, server, services, traffic
 from k8s.rules.check import RULES, check_manifests
 from k8s.rules.objects import flags
 
 Objects: TypeAlias = list[dict[str, Any]]
 Mutation: TypeAlias = Callable[[Objects], Any]
+MODULES = (metadata, services, pods, jobs, server, traffic)
 
 
 def test_every_tree_meets_every_rule(manifests: Objects) -> None:
@@ -30,18 +31,23 @@ def test_every_tree_meets_every_rule(manifests: Objects) -> None:
 def test_every_generator_of_a_rule_module_is_a_rule() -> None:
     found = {
         function
-        for module in (services, pods, jobs, server)
+        for module in MODULES
         for function in vars(module).values()
         if inspect.isgeneratorfunction(function) and function.__module__ == module.__name__
     }
-    assert set(RULES) == found
-    assert len(RULES) == len(found) == 24
+    # Parts of rules, which a rule calls.
+    parts = {metadata._empty, jobs._failures, traffic._scaled}
+    assert set(RULES) == found - parts
+    assert len(RULES) == len(found - parts) == 35
 
 
 def one(objects: Objects, kind: str) -> dict[str, Any]:
     found = [item for item in objects if item["kind"] == kind]
-    if kind == "NetworkPolicy":  # the base's own; a component brings another
+    if kind == "NetworkPolicy":  # the base's own; components bring others
         found = [item for item in found if item["metadata"]["name"].endswith("-model-server")]
+    if kind in ("ServiceAccount", "ConfigMap"):  # the server's account, the load test's values
+        end = "-model-server" if kind == "ServiceAccount" else "-load-test"
+        found = [item for item in found if item["metadata"]["name"].endswith(end)]
     (only,) = found
     return only
 
@@ -85,7 +91,7 @@ def with_args(*args: str) -> Mutation:
 
 def cover_no_pod(objects: Objects) -> None:
     policies = [item for item in objects if item["kind"] == "NetworkPolicy"]
-    assert len(policies) == 2
+    assert len(policies) == 4
     for policy in policies:
         policy["spec"]["podSelector"]["matchLabels"].update({NAME: "x"})
 
@@ -109,6 +115,29 @@ def replaced(old: str, new: str, kind: str = "Deployment") -> Mutation:
         args[args.index(old)] = new
 
     return mutation
+
+
+def hpa(objects: Objects, **changes: Any) -> None:
+    """Put a HorizontalPodAutoscaler in the place of the ScaledObject."""
+    target = {"kind": "Deployment", "name": one(objects, "Deployment")["metadata"]["name"]}
+    metric = {"name": changes.pop("metric", "tuneline_requests_in_flight")}
+    item = one(objects, "ScaledObject")
+    item["kind"] = "HorizontalPodAutoscaler"
+    item["spec"] = {"scaleTargetRef": target, "metrics": [{"pods": {"metric": metric}}], **changes}
+
+
+def trigger(objects: Objects) -> Any:
+    return spec(objects, "ScaledObject")["triggers"][0]["metadata"]
+
+
+def exit_codes(objects: Objects) -> Any:
+    return spec(objects, "Job")["podFailurePolicy"]["rules"][1]["onExitCodes"]
+
+
+def twins(objects: Objects) -> None:
+    twin = copy.deepcopy(one(objects, "ScaledObject"))
+    twin["metadata"]["name"] = "other"
+    objects.append(twin)
 
 
 NAME = "app.kubernetes.io/name"
@@ -218,7 +247,7 @@ BROKEN: list[tuple[str, Mutation, str]] = [
     ),
     (
         "a Secret in the manifests",
-        lambda o: o.append({"kind": "Secret", "metadata": {"name": "key"}}),
+        lambda o: o.append({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key"}}),
         "created by hand",
     ),
     (
@@ -246,6 +275,200 @@ BROKEN: list[tuple[str, Mutation, str]] = [
     ("service links", lambda o: pod(o).pop("enableServiceLinks"), "enableServiceLinks"),
     ("no seccomp", lambda o: pod(o)[SECURITY].pop("seccompProfile"), "seccompProfile"),
     ("root", lambda o: pod(o)[SECURITY].update(runAsUser=0), "other than root"),
+    (
+        "a label is missing",
+        lambda o: one(o, "HTTPRoute")["metadata"]["labels"].pop("app.kubernetes.io/version"),
+        "HTTPRoute/support-tickets-model-server: the label app.kubernetes.io/version is not set",
+    ),
+    (
+        "a long name",
+        lambda o: one(o, "Service")["metadata"].update(name="s" * 64),
+        "the name has 64 characters",
+    ),
+    (
+        "a long label",
+        lambda o: one(o, "Service")["metadata"]["labels"].update({NAME: "s" * 64}),
+        f"the label {NAME} has 64 characters",
+    ),
+    (
+        "an empty list",
+        lambda o: spec(o, "NetworkPolicy").update(egress=[]),
+        "spec.egress is an empty list",
+    ),
+    (
+        "more than an annotation takes",
+        lambda o: one(o, "ConfigMap")["data"].update({"a.html": "<p>&</p>" * 10_000}),
+        "`kubectl apply` would keep a copy of",
+    ),
+    (
+        "a folder by subPath",
+        lambda o: container(o)["volumeMounts"][0].update(subPath="tickets"),
+        "volume 'model' is mounted by subPath",
+    ),
+    (
+        "no limit of the disk",
+        lambda o: container(o)["resources"]["limits"].pop("ephemeral-storage"),
+        "has no ephemeral-storage limit",
+    ),
+    (
+        "less disk than the folders",
+        lambda o: container(o)["resources"]["limits"].update({"ephemeral-storage": "10Gi"}),
+        "the limit of ephemeral-storage is 10 GiB; its emptyDirs may hold 11 GiB",
+    ),
+    (
+        "a folder without a limit",
+        lambda o: pod(o)["volumes"][1]["emptyDir"].clear(),
+        "volume cache has no sizeLimit",
+    ),
+    (
+        "the default account",
+        lambda o: pod(o, "Job").pop("serviceAccountName"),
+        "Job/support-tickets-load-test: runs as `default`",
+    ),
+    (
+        "a mesh guesses",
+        lambda o: spec(o, "Service")["ports"][0].pop("appProtocol"),
+        "port 8000 has no appProtocol",
+    ),
+    (
+        "budget that holds up a drain",
+        lambda o: spec(o, "PodDisruptionBudget").pop("unhealthyPodEvictionPolicy"),
+        "unhealthyPodEvictionPolicy must be AlwaysAllow",
+    ),
+    (
+        "a drain as a result",
+        lambda o: spec(o, "Job")["podFailurePolicy"]["rules"].pop(0),
+        "must ignore DisruptionTarget",
+    ),
+    (
+        "an exit code without a name",
+        lambda o: exit_codes(o).update(values=[9]),
+        "does not name the exit codes [6]",
+    ),
+    (
+        "exit codes of another container",
+        lambda o: exit_codes(o).update(containerName="main"),
+        "podFailurePolicy names main; it has ['load-test']",
+    ),
+    (
+        "fewer load pods at once",
+        lambda o: spec(o, "Job").update(completionMode="Indexed", completions=4, parallelism=2),
+        "parallelism 2 differs from completions 4",
+    ),
+    (
+        "a load pod with a long name",
+        lambda o: (
+            spec(o, "Job").update(completionMode="Indexed", completions=256, parallelism=256),
+            one(o, "Job")["metadata"].update(name="j" * 60),
+        ),
+        "has 64 characters; a pod's may have 63",
+    ),
+    (
+        "a log of two streams",
+        lambda o: container(o, "Job")["env"].pop(1),
+        "TUNELINE_POD_MESSAGE is not set",
+    ),
+    (
+        "a hung server that drains",
+        lambda o: container(o)["livenessProbe"].update(terminationGracePeriodSeconds=60),
+        "livenessProbe needs a terminationGracePeriodSeconds below 60",
+    ),
+    (
+        "a hung server that drains by default",
+        lambda o: container(o)["livenessProbe"].pop("terminationGracePeriodSeconds"),
+        "livenessProbe needs a terminationGracePeriodSeconds below 60",
+    ),
+    (
+        "a CPU that is asked to hurry",
+        lambda o: container(o)["resources"]["limits"].pop("nvidia.com/gpu"),
+        "readinessProbe allows 3 s; a CPU under load needs 5 s",
+    ),
+    (
+        "verified before it is copied",
+        lambda o: pod(o)["initContainers"].append({"name": "fetch-model"}),
+        "expected verify-model as the last",
+    ),
+    (
+        "another folder is verified",
+        lambda o: pod(o)["initContainers"][0].update(args=["/model/other"]),
+        "verify-model reads ['/model/other']; the server reads",
+    ),
+    (
+        "a metric that no server has",
+        lambda o: trigger(o).update(
+            query='sum(vllm:num_requests{namespace="tuneline",service='
+            '"support-tickets-model-server"})'
+        ),
+        "no server of ours shows the metric vllm:num_requests",
+    ),
+    (
+        "a query without labels",
+        lambda o: trigger(o).update(query="sum(up)"),
+        "selects no series",
+    ),
+    (
+        "another server's metrics",
+        lambda o: trigger(o).update(query='sum(up{namespace="tuneline",service="other"})'),
+        "up is asked of service ('other', 'tuneline')",
+    ),
+    (
+        "a missing metric as no load",
+        lambda o: trigger(o).pop("ignoreNullValues"),
+        'trigger in-flight needs ignoreNullValues "false"',
+    ),
+    (
+        "an autoscaler without a target",
+        lambda o: spec(o, "ScaledObject")["scaleTargetRef"].update(name="model-server"),
+        "scales Deployment/model-server, which is not in the manifests",
+    ),
+    (
+        "two sources of the number of pods",
+        lambda o: spec(o).update(replicas=2),
+        "has replicas, so that an apply takes back what scales it",
+    ),
+    ("two autoscalers", twins, "scale one Deployment"),
+    (
+        "KEDA's own name",
+        lambda o: (
+            one(o, "ScaledObject")["metadata"].update(name="s" * 55),
+            spec(o, "ScaledObject").pop("advanced"),
+        ),
+        f"its autoscaler keda-hpa-{'s' * 55} has 64 characters",
+    ),
+    ("no pods by HPA", lambda o: hpa(o, minReplicas=0), "minReplicas 0 needs a feature gate"),
+    ("HPA's metric", lambda o: hpa(o, metric="gpu"), "shows the metric gpu"),
+    (
+        "a route that cuts streams",
+        lambda o: spec(o, "HTTPRoute")["rules"][0].pop("timeouts"),
+        "timeouts.request must be 0s",
+    ),
+    (
+        "a route's port",
+        lambda o: spec(o, "HTTPRoute")["rules"][0].update(
+            backendRefs=[{"name": "support-tickets-model-server", "port": 80}]
+        ),
+        "port 80 is not one of [8000]",
+    ),
+    (
+        "a route to nowhere",
+        lambda o: spec(o, "HTTPRoute")["rules"][0]["backendRefs"][0].update(name="model-server"),
+        "none of its backends is in the manifests",
+    ),
+    (
+        "the alpha pool",
+        lambda o: one(o, "InferencePool").update(apiVersion="inference.networking.x-k8s.io/v1"),
+        "is not served; expected inference.networking.k8s.io/v1",
+    ),
+    (
+        "a pool without pods",
+        lambda o: spec(o, "InferencePool")["selector"]["matchLabels"].update({NAME: "x"}),
+        "InferencePool/support-tickets-model-server: selector",
+    ),
+    (
+        "a pool's port",
+        lambda o: spec(o, "InferencePool")["targetPorts"][0].update(number=80),
+        "port 80 is not a port of Deployment",
+    ),
     (
         "seccomp off in the container",
         lambda o: container(o)[SECURITY].update(seccompProfile={"type": "Unconfined"}),
@@ -293,11 +516,15 @@ BROKEN: list[tuple[str, Mutation, str]] = [
         lambda o: container(o)["volumeMounts"].pop(),
         "vLLM writes to /dev/shm",
     ),
-    ("another model folder", replaced("/model", "/models/x"), "must be one read-only mount"),
+    (
+        "another model folder",
+        replaced("/model/support-tickets-0123456789ab", "/models/x"),
+        "must be one folder of a read-only mount",
+    ),
     (
         "writable model",
         lambda o: container(o)["volumeMounts"][0].update(readOnly=False),
-        "must be one read-only mount",
+        "must be one folder of a read-only mount",
     ),
     ("no requests", lambda o: container(o)["resources"].pop("requests"), "requests no cpu"),
     ("no limit", lambda o: container(o)["resources"].pop("limits"), "has no memory limit"),
@@ -408,7 +635,7 @@ def test_a_broken_manifest_is_found(deployed: Objects, mutation: Mutation, expec
 
 def test_every_problem_that_can_be_reported_is_reported_above(deployed: Objects) -> None:
     """No check without a test that breaks it: each `yield` of a rule runs for one of BROKEN."""
-    files = {inspect.getfile(module) for module in (services, pods, jobs, server)}
+    files = {inspect.getfile(module) for module in MODULES}
     wanted = {
         (file, node.lineno)
         for file in files

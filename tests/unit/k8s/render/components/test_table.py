@@ -11,10 +11,16 @@ from pydantic import ValidationError
 
 import k8s
 from k8s.config import DeployConfig
-from k8s.render.components import COMPONENTS, wanted_components
+from k8s.render.components.table import COMPONENTS, wanted_components
 
 Objects: TypeAlias = list[dict[str, Any]]
 FOLDERS = Path(k8s.__file__).parent / "manifests" / "components"
+
+
+def test_every_row_is_asked_for_below() -> None:
+    (mark,) = test_a_row_is_wanted_by_its_field.pytestmark
+    asked = {name for _, names in mark.args[1] for name in names}
+    assert asked == set(COMPONENTS)
 
 
 def test_every_folder_belongs_to_a_row() -> None:
@@ -28,7 +34,24 @@ def test_every_folder_belongs_to_a_row() -> None:
     [
         ({}, []),
         ({"model_image": "models:1"}, ["model-image"]),
-        ({"monitoring_namespace": "observability"}, ["service-monitor"]),
+        ({"monitoring_namespace": "observability"}, ["service-monitor", "alerts", "dashboard"]),
+        ({"run_as_user": None}, ["user"]),
+        ({"placement": {"runtime_class": "nvidia"}}, ["placement"]),
+        ({"queue_name": "team"}, ["queue"]),
+        ({"model_claim": "models", "replicas": 2}, ["one-node"]),
+        ({"model_claim": "models", "surge": True}, ["one-node"]),
+        ({"model_claim": "m", "model_claim_mode": "ReadWriteMany", "replicas": 2}, []),
+        ({"model_hub": {"repo": "a/b", "revision": "0" * 40}}, ["model-hub"]),
+        ({"model_fetch": {"image": "a:1", "command": ["cp", "/model"]}}, ["model-fetch"]),
+        ({"verify_model": True, "loadtest_image": "a:1"}, ["verify-model"]),
+        ({"cache_claim": "kernels"}, ["cache-claim"]),
+        ({"autoscaling": {"by": "hpa", "max_replicas": 2}}, ["hpa"]),
+        (
+            {"autoscaling": {"by": "keda", "max_replicas": 2, "prometheus_url": "http://p"}},
+            ["keda"],
+        ),
+        ({"gateway": {"name": "g", "namespace": "gateways"}}, ["gateway"]),
+        ({"endpoint_picker": {"name": "picker"}}, ["endpoint-picker"]),
         ({"image_pull_secrets": ["registry"]}, ["image-pull-secrets"]),
     ],
 )

@@ -1,0 +1,109 @@
+"""The load that one pod was measured to carry, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from k8s.config import Autoscaling
+
+# Kubernetes' own default; a shorter pause takes away pods that the next minute needs.
+LEAST_PAUSE_S = 300
+# A rule waits for so many starts of a pod: one is on its way, and the next may be needed.
+PAUSE_STARTS = 4
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A number and the formula that it comes from."""
+
+    value: float
+    formula: str
+
+    @property
+    def text(self) -> str:
+        """Return the number as Kubernetes and Prometheus read it."""
+        return f"{self.value:.6g}"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A latency objective of the load test: a percentile and its limit in seconds."""
+
+    percentile: float
+    limit_s: float
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The load of the fastest scenario in which every objective held, by one pod."""
+
+    report: str
+    """The digest of the load report."""
+    scenario: str
+    rate_rps: float
+    in_flight: float
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
+    """By metric: `ttft_s`, `tpot_s`."""
+
+    def in_flight_per_pod(self, headroom: float) -> Derived:
+        """Return the requests in flight that one pod gets before another pod is added."""
+        value = max(1.0, round(headroom * self.in_flight, 1))
+        return Derived(
+            value,
+            f"max(1, headroom {headroom:g} x {self.in_flight:.4g} requests in flight at "
+            f"{self.rate_rps:.4g} requests/s), {self.origin}",
+        )
+
+    def queue_per_pod(self) -> Derived:
+        """Return the requests in flight per pod from which an objective is in danger."""
+        value = float(math.ceil(2 * max(1.0, self.in_flight)))
+        return Derived(
+            value,
+            f"2 x {self.in_flight:.4g} requests in flight at {self.rate_rps:.4g} requests/s, "
+            f"{self.origin}",
+        )
+
+    @property
+    def origin(self) -> str:
+        """Return where the figures were measured."""
+        return f"scenario {self.scenario} of load report {self.report[7:19]}"
+
+
+def pause_s(scaling: Autoscaling) -> Derived:
+    """Return the seconds for which the load must be lower before a pod is taken away."""
+    value = float(max(LEAST_PAUSE_S, math.ceil(PAUSE_STARTS * scaling.ready_s)))
+    return Derived(
+        value, f"max({LEAST_PAUSE_S} s, {PAUSE_STARTS} x {scaling.ready_s:g} s until a pod serves)"
+    )
+
+
+def read_capacity(report: Mapping[str, Any], digest: str) -> Capacity | None:
+    """Return what a load report says about one pod; None if no scenario has the verdict PASS.
+
+    Args:
+        report: `report.json` of an artifact of kind `load-report`.
+        digest: The artifact's digest.
+    """
+    found = None
+    for scenario in report["scenarios"]:
+        rate_rps = scenario["throughput"]["succeeded_rps"]
+        in_flight = scenario["mean_in_flight"]
+        if scenario["verdict"] != "PASS" or not rate_rps or not in_flight:
+            continue
+        if found is None or rate_rps > found.rate_rps:
+            objectives = {
+                metric: _strictest(scenario["slo"][metric])
+                for metric in ("ttft_s", "tpot_s")
+                if scenario["slo"].get(metric)
+            }
+            found = Capacity(digest, scenario["name"], rate_rps, in_flight, objectives)
+    return found
+
+
+def _strictest(limits: Mapping[str, float]) -> Objective:
+    """Return the objective at p90, or else at the percentile that is nearest to it."""
+    name = min(limits, key=lambda name: (abs(float(name[1:]) - 90), name))
+    return Objective(float(name[1:]), limits[name])

@@ -1,0 +1,84 @@
+"""How the model and the compiled kernels reach the pod."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from k8s.config import FetchedModel, HubModel
+from k8s.render.facts import Facts, Files
+from k8s.rules.objects import quantity
+from tuneline.core.digests import short_digest
+
+# The sum of the disk that the base's emptyDirs and the logs may take.
+BASE_STORAGE_GIB = 12
+
+
+def fill_image(files: Files, facts: Facts) -> None:
+    """Put the model's image into the volume."""
+    (volume,) = _pod(files["image.yaml"])["volumes"]
+    volume["image"]["reference"] = facts.config.model_image
+
+
+def fill_verify(files: Files, facts: Facts) -> None:
+    """Put the image, the model's folder and its digest into the container that verifies."""
+    (container,) = _pod(files["init.yaml"])["initContainers"]
+    container["image"] = facts.config.loadtest_image
+    container["args"] = [facts.model_path, f"--digest={facts.model_digest}"]
+
+
+def fill_hub(files: Files, facts: Facts) -> None:
+    """Put the repository, its commit and its token into the container that downloads."""
+    wanted = facts.config.model_hub
+    assert wanted is not None  # noqa: S101 (the row is wanted only with it)
+    (container,) = _pod(files["init.yaml"])["initContainers"]
+    # vLLM's own image has the Hub's client.
+    container["image"] = facts.config.image
+    container["args"] = [wanted.repo, f"--revision={wanted.revision}", "--local-dir=/model"]
+    if wanted.secret_name is not None:
+        key = {"secretKeyRef": {"name": wanted.secret_name, "key": "token"}}
+        container["env"].append({"name": "HF_TOKEN", "valueFrom": key})
+    _size(files, wanted)
+
+
+def fill_fetch(files: Files, facts: Facts) -> None:
+    """Put the command, its secret and the port of the storage into the files."""
+    wanted = facts.config.model_fetch
+    assert wanted is not None  # noqa: S101 (the row is wanted only with it)
+    (container,) = _pod(files["init.yaml"])["initContainers"]
+    container["image"] = wanted.image
+    container["command"] = list(wanted.command)
+    if wanted.secret_name is not None:
+        container["envFrom"] = [{"secretRef": {"name": wanted.secret_name}}]
+    files["network-policy.yaml"]["spec"]["egress"][0]["ports"][0]["port"] = wanted.port
+    _size(files, wanted)
+
+
+def fill_cache(files: Files, facts: Facts) -> None:
+    """Give each model a folder of the claim of its own."""
+    pod = _pod(files["cache.yaml"])
+    folder = f"{facts.name}-{short_digest(facts.model_digest)}"
+    for entry in pod["containers"][0]["env"]:
+        entry["value"] = entry["value"].replace("/example/", f"/{folder}/")
+    (volume,) = pod["volumes"]
+    volume["persistentVolumeClaim"]["claimName"] = facts.config.cache_claim
+
+
+def _size(files: Files, wanted: HubModel | FetchedModel) -> None:
+    """Limit the folder, and let the pod have it on top of the base's own disk."""
+    pod = _pod(files["init.yaml"])
+    (volume,) = pod["volumes"]
+    volume["emptyDir"]["sizeLimit"] = wanted.size
+    limit = with_gibibytes(wanted.size, BASE_STORAGE_GIB)
+    for container in (*pod["initContainers"], *pod["containers"]):
+        container["resources"]["limits"]["ephemeral-storage"] = limit
+
+
+def with_gibibytes(size: str, gibibytes: int) -> str:
+    """Return a quantity that is larger by some gibibytes, rounded up to whole mebibytes."""
+    total = quantity(size) + gibibytes * 2**30
+    return f"{-(-int(total) // 2**20)}Mi"
+
+
+def _pod(document: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = document["spec"]["template"]["spec"]
+    return pod

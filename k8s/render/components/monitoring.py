@@ -1,0 +1,75 @@
+"""Scraping, alerts and the dashboard."""
+
+from __future__ import annotations
+
+from k8s.render.components.scaling import FORMULA
+from k8s.render.facts import Document, Facts, Files
+from k8s.render.queries import EXAMPLE, quantile, selector
+
+MEASURED = ("TunelineTtft", "TunelineTpot", "TunelineQueue")
+"""The alerts whose limits come from a load report."""
+WINDOW = "5m"
+
+
+def fill_monitor(files: Files, facts: Facts) -> None:
+    """Put the labels of the operator and its namespace into the files."""
+    files["service-monitor.yaml"]["metadata"]["labels"] |= facts.config.monitoring_labels
+    (rule,) = files["network-policy.yaml"]["spec"]["ingress"]
+    (peer,) = rule["from"]
+    labels = peer["namespaceSelector"]["matchLabels"]
+    labels["kubernetes.io/metadata.name"] = facts.config.monitoring_namespace
+
+
+def fill_alerts(files: Files, facts: Facts) -> None:
+    """Put the run's labels, digest and measured limits into the alerts.
+
+    Without a load report whose objectives hold, the alerts on latency and queue are left out.
+    """
+    item = files["rules.yaml"]
+    item["metadata"].setdefault("labels", {}).update(facts.config.monitoring_labels)
+    (group,) = item["spec"]["groups"]
+    rules = {rule["alert"]: rule for rule in group["rules"]}
+    group["name"] = facts.server
+    where = selector(facts)
+    for rule in rules.values():
+        rule["expr"] = rule["expr"].replace(EXAMPLE, where)
+    other = rules["TunelineOtherModel"]
+    other["expr"] = other["expr"].replace("sha256:example", facts.model_digest)
+    group["rules"] = [rule for name, rule in rules.items() if _measured(name, rule, facts)]
+
+
+def _measured(name: str, rule: Document, facts: Facts) -> bool:
+    """Put a measured limit into an alert; False if there is no such measurement."""
+    if name not in MEASURED:
+        return True
+    capacity = facts.capacity
+    if capacity is None:
+        return False
+    if name == "TunelineQueue":
+        limit = capacity.queue_per_pod()
+        query, _, _ = rule["expr"].rpartition(">")
+        rule["expr"] = f"{query}> {limit.text}"
+        rule["annotations"][FORMULA.replace("/", "_")] = limit.formula
+        return True
+    metric = {"TunelineTtft": "ttft_s", "TunelineTpot": "tpot_s"}[name]
+    objective = capacity.objectives.get(metric)
+    if objective is None:
+        return False
+    query = quantile(metric, objective.percentile, selector(facts), WINDOW)
+    rule["expr"] = f"{query} > {objective.limit_s:g}"
+    rule["annotations"][FORMULA.replace("/", "_")] = (
+        f"the objective {metric} p{objective.percentile:g} of {capacity.origin}"
+    )
+    return True
+
+
+def fill_dashboard(files: Files, facts: Facts) -> None:
+    """Name the dashboard and its server."""
+    board = files["dashboard.json"]
+    # Grafana's limit of a uid is 40 characters; names of runs may be longer.
+    board["uid"] = f"tuneline-{facts.model_digest[7:19]}"
+    board["title"] = f"Tuneline: {facts.name}"
+    values = {"namespace": facts.config.namespace, "service": facts.server}
+    for variable in board["templating"]["list"]:
+        if variable["name"] in values:
+            variable["query"] = values[variable["name"]]

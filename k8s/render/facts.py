@@ -1,0 +1,66 @@
+"""The facts that a component may know about the run that is rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from k8s.capacity import Capacity
+from k8s.config import MODEL_DIR, DeployConfig
+from tuneline.core.digests import short_digest
+from tuneline.core.errors import ConfigError
+
+Document = dict[str, Any]
+Files = dict[str, Document]
+"""The YAML files of a component's folder, by name; a component changes them in place."""
+Patch = Document
+"""An entry of `patches` in a kustomization."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run and its configuration."""
+
+    config: DeployConfig
+    name: str
+    model_digest: str
+    capacity: Capacity | None = None
+    """None without a load report whose objectives hold."""
+    release: str | None = None
+    """The digest of the release; None marks every object."""
+
+    @property
+    def server(self) -> str:
+        """Return the name of the server's Deployment and Service in the cluster."""
+        return server_name(self.name)
+
+    @property
+    def model_path(self) -> str:
+        """Return the folder of the model in the server's container."""
+        if self.config.model_claim is None:
+            return MODEL_DIR
+        folder = self.config.model_path or f"{self.name}-{short_digest(self.model_digest)}"
+        return f"{MODEL_DIR}/{folder}"
+
+    def need_capacity(self, key: str) -> Capacity:
+        """Return the measured capacity.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.capacity is None:
+            raise ConfigError(
+                f"{key}: its numbers come from a load test, and no load report of this run has a "
+                "scenario with the verdict PASS",
+                hint="Try: tuneline loadtest RUN.yaml",
+            )
+        return self.capacity
+
+
+Fill = Callable[[Files, Facts], None]
+
+
+def server_name(run: str) -> str:
+    """Return the name of a run's Deployment and Service in the cluster."""
+    return f"{run}-model-server"

@@ -1,0 +1,155 @@
+"""Rules on autoscalers, routes and queries: every name exists, and silence never scales."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from k8s.rules.objects import Object, matches, namespace, of_kind, pods, where
+from tuneline.core.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
+
+_SERIES = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+INFERENCE = "inference.networking.k8s.io/"
+
+
+def series_names() -> set[str]:
+    """Return the names of all series that a server shows, and Prometheus' own `up`."""
+    names = {"up"}
+    for name, kind in {**VLLM_METRICS, **TUNELINE_METRICS}.items():
+        histogram = {f"{name}_bucket", f"{name}_sum", f"{name}_count"}
+        names |= histogram if kind == "histogram" else {name}
+    return names
+
+
+def queries(objects: Sequence[Object]) -> list[tuple[Object, str]]:
+    """Return every PromQL query, with the object that holds it; dashboards have variables."""
+    found: list[tuple[Object, str]] = []
+    for item in of_kind(objects, "PrometheusRule"):
+        found += [
+            (item, rule["expr"]) for group in item["spec"]["groups"] for rule in group["rules"]
+        ]
+    for item in of_kind(objects, "ScaledObject"):
+        found += [
+            (item, trigger["metadata"]["query"])
+            for trigger in item["spec"]["triggers"]
+            # The wake query is the user's own, about another server's metrics.
+            if trigger.get("name") != "wake"
+        ]
+    for item in of_kind(objects, "ConfigMap"):
+        if board := item.get("data", {}).get("dashboard.json"):
+            found += [
+                (item, target["expr"])
+                for panel in json.loads(board)["panels"]
+                for target in panel["targets"]
+            ]
+    return found
+
+
+def _queries(objects: Sequence[Object]) -> Iterator[str]:
+    known = series_names()
+    services = {(s["metadata"]["name"], namespace(s)) for s in of_kind(objects, "Service")}
+    for item, query in queries(objects):
+        series = _SERIES.findall(query)
+        if not series:
+            yield f"{where(item)}: the query {query!r} selects no series"
+        for name, selector in series:
+            if name not in known:
+                yield f"{where(item)}: no server of ours shows the metric {name}"
+            labels = dict(_LABEL.findall(selector))
+            target = (labels.get("service", ""), labels.get("namespace", ""))
+            if item["kind"] != "ConfigMap" and target not in services:
+                yield f"{where(item)}: {name} is asked of service {target}; it is not here"
+
+
+def _scaled(objects: Sequence[Object], item: Object) -> Iterator[str]:
+    """Check an autoscaler's target and its limits."""
+    target = item["spec"]["scaleTargetRef"]
+    name = (target.get("kind", "Deployment"), target["name"])
+    hit = [
+        other
+        for other in objects
+        if (other["kind"], other["metadata"]["name"]) == name
+        and namespace(other) == namespace(item)
+    ]
+    if not hit:
+        yield f"{where(item)}: scales {'/'.join(name)}, which is not in the manifests"
+    for other in hit:
+        if "replicas" in other["spec"]:
+            yield f"{where(other)}: has replicas, so that an apply takes back what scales it"
+
+
+def _autoscalers(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "HorizontalPodAutoscaler"):
+        yield from _scaled(objects, item)
+        for metric in item["spec"].get("metrics", []):
+            name = metric.get("pods", {}).get("metric", {}).get("name")
+            if name not in series_names():
+                yield f"{where(item)}: no server of ours shows the metric {name}"
+        if item["spec"].get("minReplicas", 1) < 1:
+            yield f"{where(item)}: minReplicas 0 needs a feature gate that is off by default"
+    for item in of_kind(objects, "ScaledObject"):
+        yield from _scaled(objects, item)
+        for trigger in item["spec"]["triggers"]:
+            is_wake = trigger.get("name") == "wake"
+            if not is_wake and trigger["metadata"].get("ignoreNullValues") != "false":
+                yield (
+                    f"{where(item)}: trigger {trigger.get('name')} needs ignoreNullValues "
+                    '"false"; a missing metric would count as no load'
+                )
+        name = (
+            item["spec"].get("advanced", {}).get("horizontalPodAutoscalerConfig", {}).get("name")
+            or f"keda-hpa-{item['metadata']['name']}"
+        )
+        if len(name) > 63:
+            yield f"{where(item)}: its autoscaler {name} has {len(name)} characters; expected 63"
+    scaled = [
+        (where(item), item["spec"]["scaleTargetRef"]["name"])
+        for kind in ("HorizontalPodAutoscaler", "ScaledObject")
+        for item in of_kind(objects, kind)
+    ]
+    if len({name for _, name in scaled}) < len(scaled):
+        yield f"{' and '.join(who for who, _ in scaled)} scale one Deployment"
+
+
+def _routes(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "HTTPRoute"):
+        own = 0
+        for rule in item["spec"]["rules"]:
+            if rule.get("timeouts", {}).get("request") != "0s":
+                yield f"{where(item)}: timeouts.request must be 0s; a gateway would cut streams"
+            for backend in rule["backendRefs"]:
+                kind = backend.get("kind", "Service")
+                hit = [
+                    other
+                    for other in of_kind(objects, kind)
+                    if other["metadata"]["name"] == backend["name"]
+                ]
+                own += len(hit)
+                ports = [port["port"] for o in hit for port in o["spec"].get("ports", [])]
+                if hit and kind == "Service" and backend.get("port") not in ports:
+                    yield f"{where(item)}: port {backend.get('port')} is not one of {ports}"
+        if not own:
+            yield f"{where(item)}: none of its backends is in the manifests"
+
+
+def _pools(objects: Sequence[Object]) -> Iterator[str]:
+    for item in of_kind(objects, "InferencePool"):
+        if not item["apiVersion"].startswith(INFERENCE):
+            yield f"{where(item)}: {item['apiVersion']} is not served; expected {INFERENCE}v1"
+        selector = item["spec"]["selector"]["matchLabels"]
+        hit = [
+            pod
+            for pod in pods(objects)
+            if namespace(pod.owner) == namespace(item) and matches(selector, pod.labels)
+        ]
+        if not hit:
+            yield f"{where(item)}: selector {selector} matches no pod"
+        for pod in hit:
+            for port in item["spec"]["targetPorts"]:
+                if port["number"] not in pod.ports.values():
+                    yield f"{where(item)}: port {port['number']} is not a port of {pod.where}"
+
+
+RULES = (_queries, _autoscalers, _routes, _pools)

@@ -1,0 +1,98 @@
+"""How the model reaches the pod, and how it is verified there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from k8s.render.components.model import with_gibibytes
+
+Objects: TypeAlias = list[dict[str, Any]]
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+IMAGE = "registry.example.com/tuneline-loadtest:0.1.0"
+
+
+@pytest.fixture
+def server_pod(
+    tmp_path: Path, render_run: Callable[..., Path], objects_of: Callable[..., Objects]
+) -> Callable[..., dict[str, Any]]:
+    def rendered(**options: Any) -> dict[str, Any]:
+        objects = objects_of(render_run(tmp_path / "out", **options))
+        (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+        found: dict[str, Any] = deployment["spec"]["template"]["spec"]
+        return found
+
+    return rendered
+
+
+def volumes(pod: dict[str, Any]) -> dict[str, Any]:
+    return {volume["name"]: volume for volume in pod["volumes"]}
+
+
+def test_a_model_of_the_hub_is_copied_at_one_commit_and_verified(
+    server_pod: Callable[..., dict[str, Any]],
+) -> None:
+    pod = server_pod(
+        model_hub={"repo": "team/tickets", "revision": "a" * 40, "secret_name": "hub"},
+        verify_model=True,
+        loadtest_image=IMAGE,
+    )
+    fetch, verify = pod["initContainers"]
+    assert fetch["command"] == ["hf", "download"]
+    assert fetch["args"] == ["team/tickets", f"--revision={'a' * 40}", "--local-dir=/model"]
+    env = {entry["name"]: entry for entry in fetch["env"]}
+    assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
+    assert env["HF_HUB_OFFLINE"]["value"] == "0"
+    assert fetch["volumeMounts"][0] == {"name": "model", "mountPath": "/model"}
+    assert volumes(pod)["model"] == {"name": "model", "emptyDir": {"sizeLimit": "50Gi"}}
+    assert verify["args"] == ["/model", f"--digest={DIGEST}"]
+    (server,) = pod["containers"]
+    assert server["args"][0] == "/model"
+    assert server["resources"]["limits"]["ephemeral-storage"] == "63488Mi"  # 50 + 12 GiB
+
+
+def test_a_model_of_a_bucket_is_copied_by_the_storages_own_client(
+    server_pod: Callable[..., dict[str, Any]],
+) -> None:
+    command = ["aws", "s3", "cp", "--recursive", "s3://models/tickets", "/model"]
+    image = "registry.example.com/aws-cli:2"
+    pod = server_pod(
+        model_fetch={"image": image, "command": command, "secret_name": "s3", "size": "4Gi"}
+    )
+    (fetch,) = pod["initContainers"]
+    assert (fetch["image"], fetch["command"]) == (image, command)
+    assert fetch["envFrom"] == [{"secretRef": {"name": "s3"}}]
+    assert volumes(pod)["model"]["emptyDir"] == {"sizeLimit": "4Gi"}
+
+
+def test_a_claim_is_mounted_whole_and_the_folder_is_an_argument(
+    server_pod: Callable[..., dict[str, Any]],
+) -> None:
+    pod = server_pod(model_path="1e5", verify_model=True, loadtest_image=IMAGE)
+    (server,) = pod["containers"]
+    (mount,) = (entry for entry in server["volumeMounts"] if entry["name"] == "model")
+    assert mount == {"name": "model", "mountPath": "/model", "readOnly": True}
+    assert server["args"][0] == "/model/1e5"
+    assert pod["initContainers"][0]["args"][0] == "/model/1e5"
+
+
+def test_compiled_kernels_lie_on_a_claim_by_model(
+    server_pod: Callable[..., dict[str, Any]],
+) -> None:
+    pod = server_pod(cache_claim="kernels")
+    claim = {"name": "cache", "persistentVolumeClaim": {"claimName": "kernels"}}
+    assert volumes(pod)["cache"] == claim
+    env = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    folder = "/cache/support-tickets-0123456789ab"
+    assert env["VLLM_CACHE_ROOT"] == f"{folder}/vllm"
+    assert env["TRITON_CACHE_DIR"] == f"{folder}/triton"
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("50Gi", "63488Mi"), ("1500M", "13719Mi"), ("1Mi", "12289Mi")]
+)
+def test_sizes_add_up(size: str, expected: str) -> None:
+    assert with_gibibytes(size, 12) == expected

@@ -1,0 +1,135 @@
+"""The numbers of an autoscaler, from a load report, with the formula next to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from k8s.capacity import Capacity, Objective, read_capacity
+from tuneline.core.errors import ConfigError
+
+Objects: TypeAlias = list[dict[str, Any]]
+Render: TypeAlias = Callable[..., Path]
+ObjectsOf: TypeAlias = Callable[..., Objects]
+
+KEDA = {"by": "keda", "max_replicas": 4, "prometheus_url": "http://p:9090"}
+
+
+def one(objects: Objects, kind: str) -> dict[str, Any]:
+    (found,) = (item for item in objects if item["kind"] == kind)
+    return found
+
+
+def scenario(name: str, verdict: str, rate_rps: float, in_flight: float | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "verdict": verdict,
+        "throughput": {"succeeded_rps": rate_rps},
+        "mean_in_flight": in_flight,
+        "slo": {"ttft_s": {"p50": 0.5, "p99": 2.0}, "tpot_s": {}},
+    }
+
+
+def test_the_fastest_scenario_that_holds_is_the_capacity() -> None:
+    report = {
+        "scenarios": [
+            scenario("slow", "PASS", 2.0, 1.5),
+            scenario("fast", "PASS", 8.0, 6.5),
+            scenario("too fast", "FAIL", 12.0, 90.0),
+            scenario("unsettled", "PASS", 20.0, None),
+        ]
+    }
+    found = read_capacity(report, "sha256:" + "a" * 64)
+    assert found == Capacity(
+        # p99 is nearer to p90 than the median is.
+        "sha256:" + "a" * 64, "fast", 8.0, 6.5, {"ttft_s": Objective(99.0, 2.0)},
+    )  # fmt: skip
+    assert read_capacity({"scenarios": report["scenarios"][2:]}, "sha256:" + "a" * 64) is None
+
+
+def test_a_target_is_the_headroom_of_the_measured_load() -> None:
+    capacity = Capacity("sha256:" + "a" * 64, "fast", 8.0, 6.5)
+    target = capacity.in_flight_per_pod(0.8)
+    assert target.value == 5.2  # 0.8 x 6.5
+    assert target.text == "5.2"
+    assert "headroom 0.8 x 6.5 requests in flight at 8 requests/s" in target.formula
+    # A pod that carries less than one request at a time still gets one.
+    assert Capacity("sha256:" + "a" * 64, "x", 1.0, 0.3).in_flight_per_pod(0.8).value == 1.0
+    assert capacity.queue_per_pod().value == 13.0  # 2 x 6.5
+
+
+def test_keda_reads_the_worst_objective_and_credits_pods_that_load(deployed: Objects) -> None:
+    item = one(deployed, "ScaledObject")
+    spec = item["spec"]
+    in_flight, objectives = spec["triggers"]
+    assert spec["scaleTargetRef"] == {"name": "support-tickets-model-server"}
+    assert "replicas" not in one(deployed, "Deployment")["spec"]
+    assert in_flight["metadata"]["threshold"] == "2.6"  # 0.8 x 3.3, to one place
+    where = 'namespace="tuneline",service="support-tickets-model-server"'
+    assert in_flight["metadata"]["query"] == f"sum(tuneline_requests_in_flight{{{where}}})"
+    query = objectives["metadata"]["query"]
+    assert query.startswith("max(label_replace(histogram_quantile(0.9,")
+    # Times the pods that serve: a pod that still loads does not multiply the ratio again.
+    assert query.endswith(f" * count(tuneline_ready_seconds{{{where}}})")
+    assert "/ 1 >= 0" in query and "/ 0.1 >= 0" in query
+    assert {trigger["metricType"] for trigger in spec["triggers"]} == {"AverageValue"}
+    notes = item["metadata"]["annotations"]
+    assert notes["tuneline/formula-in-flight"].endswith("of load report 555555555555")
+    assert notes["tuneline/formula-pause"] == "max(300 s, 4 x 120 s until a pod serves)"
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 480
+
+
+def test_no_pod_is_no_fault_where_none_may_run(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    scaling = {**KEDA, "min_replicas": 0, "wake_query": "sum(rate(gateway_requests_total[1m]))"}
+    spec = one(objects_of(render_run(tmp_path / "out", autoscaling=scaling)), "ScaledObject")[
+        "spec"
+    ]
+    *own, wake = spec["triggers"]
+    assert spec["minReplicaCount"] == 0
+    assert len(own) == 2
+    assert all(trigger["metadata"]["query"].endswith(") or vector(0)") for trigger in own)
+    assert wake["metadata"]["query"] == scaling["wake_query"]
+    assert wake["metadata"]["activationThreshold"] == "0"
+
+
+def test_the_autoscaler_of_kubernetes_gets_the_same_target(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    scaling = {"by": "hpa", "max_replicas": 5, "min_replicas": 2, "ready_s": 30, "headroom": 0.5}
+    objects = objects_of(render_run(tmp_path / "out", autoscaling=scaling))
+    spec = one(objects, "HorizontalPodAutoscaler")["spec"]
+    assert spec["scaleTargetRef"]["name"] == "support-tickets-model-server"
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 5)
+    assert spec["metrics"][0]["pods"]["target"]["averageValue"] == "1.6"  # 0.5 x 3.3 = 1.65
+    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+    assert "replicas" not in one(objects, "Deployment")["spec"]
+
+
+def test_without_a_load_report_nothing_is_scaled(tmp_path: Path, render_run: Render) -> None:
+    with pytest.raises(ConfigError, match=r"k8s.autoscaling: its numbers come from a load test"):
+        render_run(tmp_path / "out", autoscaling=KEDA, capacity=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_of_alerts_come_from_the_load_report(
+    deployed: Objects, tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    def alerts(objects: Objects) -> dict[str, Any]:
+        (group,) = one(objects, "PrometheusRule")["spec"]["groups"]
+        return {rule["alert"]: rule for rule in group["rules"]}
+
+    with_report = alerts(deployed)
+    assert with_report["TunelineTtft"]["expr"].endswith(" > 1")
+    assert with_report["TunelineTpot"]["expr"].endswith(" > 0.1")
+    assert with_report["TunelineQueue"]["expr"].endswith("> 7")  # 2 x 3.3, rounded up
+    assert "open-4rps" in with_report["TunelineTtft"]["annotations"]["tuneline_formula"]
+    assert "sha256:0123" in with_report["TunelineOtherModel"]["expr"]
+    out = render_run(tmp_path / "out", monitoring_namespace="observability", capacity=None)
+    measured = {"TunelineTtft", "TunelineTpot", "TunelineQueue"}
+    assert set(alerts(objects_of(out))) == set(with_report) - measured

@@ -1,0 +1,94 @@
+"""Manifests come from a release whose gates pass, of the model that is deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneline.core.artifact import new_artifact, open_artifact
+from tuneline.core.errors import NotAnArtifactError, TamperedError, VerdictError
+from tuneline.core.release import RELEASE_FILE, RELEASE_KIND, Release, write_release
+from tuneline.pipeline.released import find_release
+
+MODEL = "sha256:" + "a" * 64
+SHA = "0" * 64
+
+
+def release(verdict: str, created_at: str, model: str = MODEL) -> Release:
+    outcome = "passed" if verdict == "PASS" else "failed"
+    gate = {
+        "name": "load", "title": "Does it hold the load?", "outcome": outcome, "required": "PASS",
+        "observed": verdict, "words": f"The load test says {verdict}.",
+    }  # fmt: skip
+    served: dict[str, Any] = {
+        "stage": "model", "form": "merged", "kind": "model", "digest": model, "directory": "m",
+        "size_bytes": 1, "served_name": "tickets", "weights": "float32", "files": [],
+    }  # fmt: skip
+    values = {
+        "format_version": 1, "name": "tickets", "verdict": verdict, "created_at": created_at,
+        "tuneline_version": "0.1.0", "model": served,
+        "base": {"id": "base", "revision": None, "digest": MODEL, "license": "Apache-2.0"},
+        "data": {
+            "paths": [], "inputs": [], "digest": MODEL, "num_train": 1, "num_heldout": 1,
+            "train_sha256": SHA, "heldout_sha256": SHA, "license": None,
+        },
+        "gates": [gate], "figures": [], "chain": [],
+        "reproduce": {
+            "command": "tuneline up", "python": "3.11", "git_commit": None, "libraries": {},
+            "hardware": {},
+        },
+    }  # fmt: skip
+    return Release.model_validate(values)
+
+
+def put(run_dir: Path, key: str, written: Release) -> Path:
+    out = run_dir / f"release-{key}"
+    with new_artifact(out, RELEASE_KIND, config={}) as draft:
+        write_release(draft.dir / RELEASE_FILE, written)
+    return out
+
+
+def test_the_newest_release_that_passes_is_taken(tmp_path: Path) -> None:
+    put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
+    newest = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z"))
+    put(tmp_path, "c", release("FAIL", "2026-11-03T00:00:00Z"))
+    put(tmp_path, "d", release("PASS", "2026-11-04T00:00:00Z", model="sha256:" + "b" * 64))
+    artifact, found = find_release(tmp_path, Path("run.yaml"), MODEL)
+    assert artifact.path == newest
+    assert found.created_at == "2026-11-02T00:00:00Z"
+
+
+def test_a_release_that_fails_names_its_gates(tmp_path: Path) -> None:
+    put(tmp_path, "a", release("FAIL", "2026-11-01T00:00:00Z"))
+    with pytest.raises(VerdictError, match=r"load: The load test says FAIL\.") as caught:
+        find_release(tmp_path, Path("run.yaml"), MODEL)
+    assert caught.value.exit_code == 6
+    assert "tuneline release run.yaml" in (caught.value.hint or "")
+    assert "--allow-unreleased" in (caught.value.hint or "")
+
+
+def test_a_model_without_a_release_is_not_deployed(tmp_path: Path) -> None:
+    with pytest.raises(VerdictError, match="has no release"):
+        find_release(tmp_path, Path("run.yaml"), MODEL)
+    other = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z", "sha256:" + "b" * 64))
+    with pytest.raises(
+        VerdictError, match=r"has no release; .*release-b is of sha256:bbb"
+    ) as error:
+        find_release(tmp_path, Path("run.yaml"), MODEL, other)
+    assert error.value.exit_code == 6
+
+
+def test_a_directory_that_is_no_release_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotAnArtifactError):
+        find_release(tmp_path, Path("run.yaml"), MODEL, tmp_path / "nowhere")
+
+
+def test_a_release_that_was_changed_is_refused(tmp_path: Path) -> None:
+    out = put(tmp_path, "a", release("FAIL", "2026-11-01T00:00:00Z"))
+    assert open_artifact(out).kind == RELEASE_KIND
+    file = out / RELEASE_FILE
+    file.write_text(file.read_text().replace('"FAIL"', '"PASS"').replace("failed", "passed"))
+    with pytest.raises(TamperedError, match=r"release\.json"):
+        find_release(tmp_path, Path("run.yaml"), MODEL)
