@@ -16,10 +16,12 @@ from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
     from loadtest.calibration.calibrate import calibrate_client as calibrate_client
+    from loadtest.report.files import read_comparison as read_comparison
     from loadtest.report.files import read_report as read_report
     from loadtest.report.formats import report_text as report_text
     from loadtest.report.page import build_load_blocks as build_load_blocks
     from loadtest.report.page import build_load_tiles as build_load_tiles
+    from loadtest.report.schema import LoadReport as LoadReport
     from loadtest.report.terminal import calibration_lines as calibration_lines
     from loadtest.report.terminal import report_lines as report_lines
     from loadtest.run import run_loadtest as run_loadtest
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from loadtest.studies.compare import compare_reports as compare_reports
     from loadtest.studies.cross_check import cross_check as cross_check
     from loadtest.studies.judgeable_objectives import require_objective as require_objective
+    from loadtest.studies.schema import ComparisonReport as ComparisonReport
     from loadtest.studies.search import search_rate as search_rate
     from loadtest.studies.sweep import sweep_rates as sweep_rates
     from loadtest.workload.prompts import read_prompts as read_prompts
@@ -39,12 +42,15 @@ __getattr__ = lazy_face(
     {
         "build_load_blocks": "loadtest.report.page:build_load_blocks",
         "build_load_tiles": "loadtest.report.page:build_load_tiles",
+        "ComparisonReport": "loadtest.studies.schema:ComparisonReport",
+        "LoadReport": "loadtest.report.schema:LoadReport",
         "calibrate_client": "loadtest.calibration.calibrate:calibrate_client",
         "calibration_lines": "loadtest.report.terminal:calibration_lines",
         "compare_endpoints": "loadtest.studies.compare:compare_endpoints",
         "compare_reports": "loadtest.studies.compare:compare_reports",
         "cross_check": "loadtest.studies.cross_check:cross_check",
         "join_shards": "loadtest.shards.join:join_shards",
+        "read_comparison": "loadtest.report.files:read_comparison",
         "read_prompts": "loadtest.workload.prompts:read_prompts",
         "read_report": "loadtest.report.files:read_report",
         "report_lines": "loadtest.report.terminal:report_lines",
@@ -59,6 +65,8 @@ __getattr__ = lazy_face(
 )
 
 __all__ = [
+    "ComparisonReport",
+    "LoadReport",
     "build_load_blocks",
     "build_load_tiles",
     "calibrate_client",
@@ -67,6 +75,7 @@ __all__ = [
     "compare_reports",
     "cross_check",
     "join_shards",
+    "read_comparison",
     "read_prompts",
     "read_report",
     "report_lines",

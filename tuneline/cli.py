@@ -59,6 +59,10 @@ class TunelineGroup(LazyGroup):
         "keys": Row("tuneline.cli:keys_app", KEYS),
         "adapters": Row("tuneline.cli:adapters_app", ADAPTERS),
         "loadtest": Row("tuneline.cli:loadtest_app", LOADTEST),
+        "release": Row(
+            AT + "release:release",
+            "Judge a finished run by its gates, and write its release.",
+        ),
         "deploy": Row("tuneline.cli:deploy_app", DEPLOY),
         "card": Row(
             AT + "artifacts:card",
@@ -71,7 +75,10 @@ class TunelineGroup(LazyGroup):
         "inspect": Row(
             AT + "artifacts:inspect", "Show an artifact's manifest, or every artifact of a run."
         ),
-        "verify": Row(AT + "artifacts:verify", "Compare every byte with the manifests."),
+        "verify": Row(
+            AT + "artifacts:verify",
+            "Compare every byte with the manifests, and a release with its signature.",
+        ),
         "doctor": Row(AT + "doctor:doctor", "Say what this machine has and lacks."),
     }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION, LoadReport
+from loadtest.studies.schema import ComparisonReport
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 
@@ -68,6 +69,17 @@ def read_report(path: Path) -> LoadReport:
         ArtifactError: It is of another kind, or its report is damaged or of another version.
     """
     return report_of(open_artifact(path, kind="load-report"))
+
+
+def read_comparison(path: Path) -> ComparisonReport:
+    """Read the report of a load comparison.
+
+    Raises:
+        NotAnArtifactError: The directory is not a complete artifact.
+        ArtifactError: It is of another kind, or its report is damaged or of another version.
+    """
+    artifact = open_artifact(path, kind="load-comparison")
+    return read_document(artifact.path / REPORT_FILE, ComparisonReport)
 
 
 def report_of(artifact: Artifact) -> LoadReport:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.option_values import open_run
+from tuneline.commands.option_values import open_run, refuse
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -18,6 +18,8 @@ from tuneline.commands.options import (
 )
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ArtifactError
+from tuneline.core.release import RELEASE_KIND
+from tuneline.release import Trust
 
 
 def inspect(
@@ -46,24 +48,84 @@ def inspect(
 
 def verify(
     target: RunOrDir,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="PUB.pem", help="Of a release: the public key of its signature."),
+    ] = None,
+    certificate: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="CERT.pem", help="Of a release: the root certificate of its signer."),
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="Of a release: who signed it by Sigstore (with --issuer).")
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="The OpenID issuer of --identity.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of a release: a copy of its model, file by file."),
+    ] = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every byte with the manifests."""
+    """Compare every byte with the manifests, and a release with its signature.
+
+    Of a release it also checks that the chain of digests closes, that the files say the same, that
+    a model is the released one, and with --key whose signature it has.
+    """
     from tuneline.core.artifact import open_artifact, verify_artifact
     from tuneline.pipeline.plan import all_current
 
+    of_releases = {
+        "--key": key, "--certificate": certificate or None, "--identity": identity,
+        "--issuer": issuer, "--model": model,
+    }  # fmt: skip
     if target.is_dir():
-        artifacts = {target.name: open_artifact(target)}
+        artifacts = {target.name: open_artifact(target, check_sizes=False)}
+        if artifacts[target.name].kind == RELEASE_KIND:
+            trust = Trust(key, tuple(certificate or ()), identity, issuer)
+            _verify_release(target, model, trust, as_json)
+            return
     else:
         artifacts = all_current(open_run(target, overrides, runs_dir))
+    refuse("without a release", of_releases)
     for artifact in artifacts.values():
         verify_artifact(artifact)
     document = {name: artifact.digest for name, artifact in artifacts.items()}
     lines = [
         f"ok  {name}: {len(artifact.manifest.files)} files, {artifact.digest}"
         for name, artifact in artifacts.items()
+    ]
+    emit(document, lines, as_json)
+
+
+def _verify_release(path: Path, model: Path | None, trust: Trust, as_json: bool) -> None:
+    from tuneline.release import verify_release
+
+    found = verify_release(path, model=model, trust=trust)
+    release, artifact = found.release, found.artifact
+    document = {
+        artifact.path.name: artifact.digest,
+        "verdict": release.verdict,
+        "model": release.model.digest,
+        "model_dir": None if found.model is None else str(found.model),
+        "num_artifacts_compared": found.num_links,
+        "signed_by": trust.said if found.is_trusted else None,
+        "waivers": [waiver.model_dump() for waiver in release.waivers],
+    }
+    lines = [
+        f"ok  {artifact.path.name}: {len(artifact.manifest.files)} files, {artifact.digest}",
+        f"ok  chain: {len(release.chain)} artifacts, {found.num_links} of them compared here",
+        f"ok  model: {len(release.model.files)} files of {found.model}, {release.model.digest}"
+        if found.model is not None
+        else "--  model: not here; give a copy of it with --model DIR",
+        f"ok  signed by {trust.said}"
+        if found.is_trusted
+        else "--  signature: not checked; give the key that you trust with --key PUB.pem",
+        f"verdict {release.verdict}",
+        *(f"waived {waiver.gate}: {waiver.why}" for waiver in release.waivers),
     ]
     emit(document, lines, as_json)
 

@@ -26,9 +26,12 @@ from tuneline.core.config import StrictModel
 from tuneline.core.digests import short_digest
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactError, TamperedError
+from tuneline.core.files import MANIFEST as MANIFEST
+from tuneline.core.files import FileEntry as FileEntry
+from tuneline.core.files import difference_lines, payload_files, relative_name
+from tuneline.core.files import file_sha256 as file_sha256
 
 SCHEMA_VERSION: Literal[1] = 1
-MANIFEST = "manifest.json"
 JOURNAL = ".journal.jsonl"
 LIBRARY_DISK_FULL = (
     "No space left on device",
@@ -45,15 +48,6 @@ class Input(StrictModel):
     """Its role in the step, e.g. `base` or `dataset`."""
     kind: str
     digest: str
-
-
-class FileEntry(StrictModel):
-    """A file of an artifact, as the manifest lists it."""
-
-    path: str
-    """Relative, with forward slashes."""
-    size_bytes: int
-    sha256: str
 
 
 class Manifest(StrictModel):
@@ -222,8 +216,12 @@ def partial_dir(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
-def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Artifact:
+def open_artifact(
+    path: Path, *, kind: str | Sequence[str] | None = None, check_sizes: bool = True
+) -> Artifact:
     """Open a complete artifact and check the sizes of its files; `verify_artifact` checks contents.
+
+    Without `check_sizes`, the caller compares every file, and names every difference.
 
     Raises:
         NotAnArtifactError: No readable manifest: missing, foreign or half-written.
@@ -254,7 +252,7 @@ def open_artifact(path: Path, *, kind: str | Sequence[str] | None = None) -> Art
             hint=_make_again(path),
         ) from None
     artifact = Artifact(path, manifest)
-    for entry in manifest.files:
+    for entry in manifest.files if check_sizes else []:
         file = path / entry.path
         if not file.is_file() or file.stat().st_size != entry.size_bytes:
             found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
@@ -274,18 +272,10 @@ def verify_artifact(artifact: Artifact) -> None:
     """Read every byte of an artifact and compare it with the manifest.
 
     Raises:
-        TamperedError: A file differs, is missing or is not listed, or the digest does not match;
-            the message names every difference.
+        TamperedError: A file differs, is missing, is renamed or is not listed, or the digest does
+            not match; the message names every difference.
     """
-    problems = []
-    listed = {entry.path: entry for entry in artifact.manifest.files}
-    found = {_relative(file, artifact.path): file for file in _files(artifact.path)}
-    problems += [f"{path}: missing" for path in sorted(listed.keys() - found.keys())]
-    problems += [f"{path}: not in the manifest" for path in sorted(found.keys() - listed.keys())]
-    for path in sorted(listed.keys() & found.keys()):
-        sha256 = file_sha256(found[path])
-        if sha256 != listed[path].sha256:
-            problems.append(f"{path}: sha256 {sha256[:12]}…, expected {listed[path].sha256[:12]}…")
+    problems = difference_lines(artifact.path, artifact.manifest.files)
     if not problems and _digest(artifact.kind, artifact.manifest.files) != artifact.digest:
         problems.append("manifest.json: its digest does not match its files and kind")
     if problems:
@@ -298,12 +288,6 @@ def verify_artifact(artifact: Artifact) -> None:
 
 def _make_again(path: Path) -> str:
     return f"Remove it and run its step again: rm -r {path}"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_digest(value: Any) -> str:
@@ -349,13 +333,13 @@ def _journal_key(draft: Draft) -> str | None:
 
 def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[Input]) -> None:
     files = []
-    for file in _files(draft.dir):
+    for file in payload_files(draft.dir):
         _sync(file)
         files.append(
             FileEntry(
-                path=_relative(file, draft.dir),
+                path=relative_name(file, draft.dir),
                 size_bytes=file.stat().st_size,
-                sha256=draft.sha256.get(_relative(file, draft.dir)) or file_sha256(file),
+                sha256=draft.sha256.get(relative_name(file, draft.dir)) or file_sha256(file),
             )
         )
     files.sort(key=lambda entry: entry.path)
@@ -378,18 +362,6 @@ def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[In
 def _digest(kind: str, files: Sequence[FileEntry]) -> str:
     entries = sorted([entry.path, entry.size_bytes, entry.sha256] for entry in files)
     return canonical_digest({"kind": kind, "files": entries})
-
-
-def _files(directory: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(directory.rglob("*"))
-        if file.is_file() and file != directory / MANIFEST
-    ]
-
-
-def _relative(file: Path, directory: Path) -> str:
-    return file.relative_to(directory).as_posix()
 
 
 def _sync(path: Path) -> None:

@@ -127,7 +127,14 @@ def _shard(_metrics: Metrics) -> str:
     return "the records of one load pod"
 
 
+def _release(metrics: Metrics) -> str:
+    waived = ", ".join(metrics["waived"])
+    signed = "signed" if metrics["is_signed"] else "not signed"
+    return f"{_verdict(metrics)}, {signed}" + (f", waived: {waived}" if waived else "")
+
+
 REPORT = "report.json"
+RELEASE = "release.json"
 
 KINDS: dict[str, Kind] = {
     "dataset": Kind(_dataset),
@@ -146,4 +153,5 @@ KINDS: dict[str, Kind] = {
     "load-search": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "load-sweep": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "load-comparison": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
+    "release": Kind(_release, payload=RELEASE, verdict_file=RELEASE, is_printed=True),
 }

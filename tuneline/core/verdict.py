@@ -7,7 +7,12 @@ from enum import StrEnum
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.artifact_kinds import KINDS
-from tuneline.core.errors import InconclusiveError, InvalidError, VerdictError
+from tuneline.core.errors import (
+    InconclusiveError,
+    InvalidError,
+    TamperedError,
+    VerdictError,
+)
 
 
 class Verdict(StrEnum):
@@ -31,12 +36,22 @@ REPEATED = (Verdict.INCONCLUSIVE, Verdict.INVALID)
 
 
 def read_verdict(artifact: Artifact) -> Verdict:
-    """Return the verdict in an artifact's payload, which its digest covers; PASS without one."""
+    """Return the verdict in an artifact's payload, which its digest covers; PASS without one.
+
+    Raises:
+        TamperedError: The payload is not a document with a verdict.
+    """
     kind = KINDS.get(artifact.kind)
     if kind is None or kind.verdict_file is None:
         return Verdict.PASS
-    report = json.loads((artifact.path / kind.verdict_file).read_text(encoding="utf-8"))
-    return Verdict(report["verdict"])
+    path = artifact.path / kind.verdict_file
+    try:
+        return Verdict(json.loads(path.read_text(encoding="utf-8"))["verdict"])
+    except (ValueError, KeyError, TypeError):
+        raise TamperedError(
+            f"{path}: has no verdict; expected {', '.join(Verdict)}",
+            hint=f"Remove it and run its step again: rm -r {artifact.path}",
+        ) from None
 
 
 def require_verdict(artifact: Artifact, verdict: Verdict | None = None) -> None:

@@ -27,6 +27,9 @@ DROP_BYTES = 16 * 2**20
 # Weights as safetensors, configuration and tokenizer; never pickles, never code.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
 
+# The licence is there. No digest covers them.
+CARD_FILES = ("README.md", "LICENSE*")
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -113,7 +116,10 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
     at = f"{name}@{revision}" if revision else name
     try:
         path = hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=not download
+            name,
+            revision=revision,
+            allow_patterns=[*MODEL_FILES, *CARD_FILES],
+            local_files_only=not download,
         )
     except (
         OSError,

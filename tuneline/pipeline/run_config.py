@@ -17,6 +17,7 @@ from training.config import DataConfig, EvaluationConfig, ReferenceConfig, Train
 from tuneline.core.config import StrictModel, load_config
 from tuneline.core.errors import MissingError
 from tuneline.models.source import EMBEDDED, ModelSource, resolve_model
+from tuneline.release.config import ReleaseConfig
 
 
 class RunConfig(StrictModel):
@@ -37,6 +38,7 @@ class RunConfig(StrictModel):
     serving: ServingConfig = ServingConfig()
     loadtest: LoadTestConfig = LoadTestConfig()
     k8s: DeployConfig = DeployConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
     @model_validator(mode="after")
     def _check_served(self) -> Self:

@@ -153,6 +153,43 @@ def test_deploy_render_names_the_model(
     assert manifests
 
 
+def test_the_line_is_released_signed_and_verified_within_ten_seconds(
+    stages: dict[str, dict[str, Any]], runs: Path, tmp_path: Path
+) -> None:
+    key, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    generate = ["openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", str(key)]
+    subprocess.run(generate, check=True, timeout=60)
+    publish = ["openssl", "ec", "-in", str(key), "-pubout", "-out", str(public)]
+    subprocess.run(publish, check=True, capture_output=True, timeout=60)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = tuneline(runs, "release", "--json", "--sign-key", str(key), *QUICK)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # CPU time, since other tests run at the same time.
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"a release: {cpu_s:.2f} s of CPU time")
+    assert 0 < cpu_s < 10
+    found = json.loads(done.stdout)
+    assert found["release"]["verdict"] == "PASS"
+    outcomes = {gate["name"]: gate["outcome"] for gate in found["release"]["gates"]}
+    assert len(outcomes) == 12
+    not_asked = {"forgetting", "regression", "speed"}
+    assert {name for name, outcome in outcomes.items() if outcome != "passed"} == not_asked
+    assert found["release"]["model"]["digest"] == stages["model"]["digest"]
+    model = Path(shutil.copytree(stages["model"]["path"], tmp_path / "model"))
+    verify = [
+        sys.executable, "-m", "tuneline", "verify", found["path"], "--key", str(public),
+        "--model", str(model),
+    ]  # fmt: skip
+    assert subprocess.run(verify, check=False, timeout=120).returncode == 0
+    with (model / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, os.SEEK_END)
+        weights.write(b"\x7f")
+    refused = subprocess.run(verify, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode == 3
+    assert "model.safetensors: sha256" in refused.stderr
+
+
 @dataclass(frozen=True)
 class Serving:
     process: subprocess.Popen[str]

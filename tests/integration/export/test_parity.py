@@ -129,6 +129,18 @@ def test_one_delta_that_is_dropped_is_caught(line: Line, tmp_path: Path) -> None
     assert any("max_logprob_difference" in problem for problem in parity.problems)
 
 
+def test_a_delta_that_is_added_twice_is_caught(line: Line, tmp_path: Path) -> None:
+    """The adapter is merged into a model that has it already."""
+    model = copy_of(line, tmp_path / "model")
+    base, merged = (load_file(path / "model.safetensors") for path in (line.base, line.merged))
+    changed = [name for name in merged if not torch.equal(merged[name], base[name])]
+    assert changed
+    edit_weights(model, lambda values: values.update({n: 2 * merged[n] - base[n] for n in changed}))
+    _, parity = prove(line, model, tmp_path / "parity")
+    assert parity.verdict == "FAIL"
+    assert any("max_logprob_difference" in problem for problem in parity.problems)
+
+
 def test_the_base_itself_is_caught(line: Line, tmp_path: Path) -> None:
     _, parity = prove(line, line.base, tmp_path / "parity")
     assert parity.verdict == "FAIL"

@@ -273,6 +273,30 @@ def test_a_compressed_tensors_folder_is_dequantized(line: Line, tmp_path: Path) 
     assert expected.max_logprob_difference > 1e-4  # the rounding shows
 
 
+def test_a_coarse_quantizer_is_caught(line: Line, tmp_path: Path) -> None:
+    """A model that says int8 and has three values per weight."""
+    right = quantize_model(
+        QuantizeConfig(scheme="int8"), resolve_model(str(line.merged)), tmp_path / "right"
+    )
+    fine = prove(line, right.path, tmp_path / "parity-right")
+    assert not any("max_logprob_difference" in problem for problem in fine.problems)
+
+    def coarsen(model: Path) -> None:
+        values = load_file(model / "model.safetensors")
+        codes = {name: value for name, value in values.items() if value.dtype == torch.int8}
+        assert codes
+        values |= {
+            name: (torch.round(value.float() / 127) * 127).to(torch.int8)
+            for name, value in codes.items()
+        }
+        save_file(values, model / "model.safetensors", metadata={"format": "pt"})
+
+    parity = prove(line, remade(right, tmp_path / "coarse", coarsen), tmp_path / "parity")
+    assert parity.verdict == "FAIL"
+    assert parity.num_prompts_with_equal_ids == parity.num_prompts
+    assert any("max_logprob_difference" in problem for problem in parity.problems)
+
+
 def test_a_reference_is_not_a_candidate(line: Line, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="kind 'reference'"):
         resolve_form(str(line.reference.path))

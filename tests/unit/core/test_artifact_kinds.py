@@ -61,6 +61,10 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
     "load-search": ({"verdict": "INCONCLUSIVE"}, "INCONCLUSIVE"),
     "load-sweep": ({"verdict": "INVALID"}, "INVALID"),
     "load-comparison": ({"verdict": "FAIL"}, "FAIL"),
+    "release": (
+        {"verdict": "PASS", "is_signed": True, "waived": ["load", "speed"]},
+        "PASS, signed, waived: load, speed",
+    ),
 }  # fmt: skip
 
 

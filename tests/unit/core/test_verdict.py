@@ -7,10 +7,10 @@ import pytest
 
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.artifact_kinds import KINDS
-from tuneline.core.errors import VerdictError
+from tuneline.core.errors import TamperedError, VerdictError
 from tuneline.core.verdict import Verdict, read_verdict, require_verdict
 
-WITH_VERDICT = ("parity", "load-report", "load-search", "load-sweep", "load-comparison")
+WITH_VERDICT = ("parity", "load-report", "load-search", "load-sweep", "load-comparison", "release")
 
 
 def artifact(out: Path, kind: str, verdict: str) -> Artifact:
@@ -48,6 +48,18 @@ def test_a_kind_without_a_verdict_passes(kind: str, tmp_path: Path) -> None:
     with new_artifact(tmp_path / "x", kind, config={}) as draft:
         (draft.dir / "report.json").write_text('{"verdict": "FAIL"}')
     assert read_verdict(open_artifact(tmp_path / "x")) is Verdict.PASS
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"verdict": "maybe"}', "\x00"])
+def test_a_file_without_a_verdict_is_named(text: str, tmp_path: Path) -> None:
+    with new_artifact(tmp_path / "x", "parity", config={}) as draft:
+        (draft.dir / "parity.json").write_text(text)
+    with pytest.raises(
+        TamperedError, match=r"parity\.json: has no verdict; expected PASS"
+    ) as caught:
+        read_verdict(open_artifact(tmp_path / "x"))
+    assert caught.value.exit_code == 3
+    assert caught.value.hint == f"Remove it and run its step again: rm -r {tmp_path / 'x'}"
 
 
 def test_earlier_artifacts_have_lower_case_verdicts() -> None:

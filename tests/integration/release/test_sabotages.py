@@ -1,0 +1,354 @@
+"""A release refuses what was tampered with, leaked, forgotten, lost or measured on something else.
+
+SABOTAGES lists every kind of sabotage with the test in which the command that a user runs refuses
+it; most of these tests are in the rooms.
+"""
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loadtest.report.schema import EndpointReport
+from loadtest.studies.schema import ComparisonReport
+from tests.integration.release.line import (
+    NUM_HELDOUT,
+    Answers,
+    FinishedLine,
+    write_line,
+)
+from tuneline.core.artifact import new_artifact, open_artifact
+from tuneline.core.release import Outcome, read_release
+
+TESTS = Path(__file__).parents[2]
+HERE = "integration/release/test_sabotages.py"
+VERIFY = "integration/release/test_verify.py"
+PARITY = "integration/export/test_parity.py"
+REFUSALS = "integration/export/merge/test_refusals.py"
+SABOTAGES = {
+    "LoRA scale": (PARITY, "test_a_wrong_scale_is_caught"),
+    "delta twice": (PARITY, "test_a_delta_that_is_added_twice_is_caught"),
+    "dropped delta": (PARITY, "test_one_delta_that_is_dropped_is_caught"),
+    "lost tensor": (
+        "integration/export/merge/test_completeness.py",
+        "test_an_adapter_that_lost_a_tensor_is_refused",
+    ),
+    "other base": (REFUSALS, "test_an_adapter_of_another_base_is_refused_by_digest"),
+    "other template": (PARITY, "test_another_chat_template_is_caught"),
+    "lost stop token": (PARITY, "test_a_missing_stop_token_is_caught"),
+    "vocabulary cut": (
+        "integration/export/merge/test_vocabulary.py",
+        "test_a_vocabulary_resized_in_part_is_refused",
+    ),
+    "coarse quantizer": (
+        "integration/export/test_parity_of_forms.py",
+        "test_a_coarse_quantizer_is_caught",
+    ),
+    "NaN": (REFUSALS, "test_a_base_with_nan_is_refused"),
+    "tampered artifact": (HERE, "test_a_tampered_artifact_is_refused"),
+    "tampered release": (VERIFY, "test_a_changed_added_removed_or_renamed_file_is_named"),
+    "wrong key": (VERIFY, "test_a_wrong_key_is_refused"),
+    "saturated load client": (
+        "integration/loadtest/test_validity.py",
+        "test_a_client_that_is_always_late_is_measured_twice_and_no_more",
+    ),
+    "clumped arrivals": (
+        "unit/loadtest/judging/test_verdict.py",
+        "test_a_run_that_says_nothing_of_the_server_is_invalid",
+    ),
+    "cache-inflated run": (
+        "integration/loadtest/test_validity.py",
+        "test_a_declared_hit_rate_that_is_not_met_voids_the_run",
+    ),
+    "another digest served": (
+        "integration/loadtest/test_run.py",
+        "test_another_artifact_behind_the_endpoint_is_an_error",
+    ),
+    "another digest in the load report": (HERE, "test_a_report_of_another_artifact_is_refused"),
+    "regression inside the noise": (HERE, "test_a_regression_inside_the_noise_is_refused"),
+    "leaked held-out rows": (HERE, "test_leaked_heldout_rows_are_refused"),
+    "forgotten skill": (HERE, "test_a_forgotten_skill_is_refused"),
+    "adapter on the wrong base at run time": (
+        "integration/training/test_train.py",
+        "test_an_adapter_of_another_base_is_refused",
+    ),
+    "missing proof": (HERE, "test_a_missing_proof_is_refused"),
+    "pickle or remote code": (HERE, "test_a_file_that_runs_code_is_refused"),
+}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_every_sabotage_has_a_test(sabotage: str) -> None:
+    file, name = SABOTAGES[sabotage]
+    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_table_has_at_least_twenty_sabotages() -> None:
+    assert len(SABOTAGES) >= 20
+    assert len(set(SABOTAGES.values())) == len(SABOTAGES)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> FinishedLine:
+    return write_line(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def line(whole: FinishedLine, tmp_path: Path) -> FinishedLine:
+    """A copy that a test may damage."""
+    shutil.copytree(whole.run.path.parent, tmp_path / "line")
+    run = type(whole.run)(
+        tmp_path / "line" / "run.yaml",
+        whole.run.config,
+        tmp_path / "line" / "runs" / whole.run.config.name,
+    )
+    return FinishedLine(run)
+
+
+def change_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "gate"),
+    [
+        ("evaluation-tuned", "predictions.jsonl", "evaluation"),
+        ("evaluation-base", "predictions.jsonl", "chain"),
+        ("reference", "reference.jsonl", "chain"),
+        ("adapter", "adapter_model.safetensors", "chain"),
+        ("parity-served", "parity.json", "parity-served"),
+        ("loadtest", "report.json", "load"),
+    ],
+)
+def test_a_tampered_artifact_is_refused(
+    line: FinishedLine, stage: str, file: str, gate: str
+) -> None:
+    change_a_byte(line.artifact(stage) / file)
+    done = line.release()
+    assert done.returncode == 6
+    assert f"{file}: {'has no verdict' if file.endswith('.json') else 'sha256'}" in done.stderr
+    assert line.judged().gate(gate).outcome is Outcome.FAILED  # type: ignore[union-attr]
+    assert line.judged().gate("chain").outcome is Outcome.FAILED  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stage", ["model", "dataset"])
+def test_a_tampered_model_or_dataset_leaves_nothing_to_release(
+    line: FinishedLine, stage: str
+) -> None:
+    file = {"model": "model.safetensors", "dataset": "train.jsonl"}[stage]
+    change_a_byte(line.artifact(stage) / file)
+    done = line.release("--waive", "chain", "--why", "no")
+    assert done.returncode == 3
+    assert f"{file}: sha256" in done.stderr
+    assert list(line.run.dir.glob("release-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "gate"),
+    [
+        ("loadtest", "load"),
+        ("parity-served", "parity-served"),
+        ("parity-merged", "parity"),
+        ("evaluation-report", "evaluation"),
+        ("evaluation-served", "evaluation-served"),
+    ],
+)
+def test_a_missing_proof_is_refused(line: FinishedLine, stage: str, gate: str) -> None:
+    shutil.rmtree(line.artifact(stage))
+    done = line.release()
+    assert done.returncode == 6
+    assert f"{gate}: The proof is missing: stage {stage}: not made yet." in done.stderr
+    assert "Try: tuneline up" in done.stderr
+    assert [found.name for found in line.judged().failed()] == [gate]
+
+
+def test_another_configuration_has_no_proof(line: FinishedLine) -> None:
+    done = line.release("--set", "loadtest.max_tokens=64")
+    assert done.returncode == 6
+    assert "stage loadtest: its configuration or an input changed" in done.stderr
+
+
+def copy_under_the_name_of(other: Path, own: Path) -> None:
+    shutil.rmtree(own)
+    shutil.copytree(other, own)
+
+
+@pytest.mark.parametrize(
+    ("stage", "gate"), [("loadtest", "load"), ("parity-served", "parity-served")]
+)
+def test_a_report_of_another_artifact_is_refused(
+    line: FinishedLine, tmp_path: Path, stage: str, gate: str
+) -> None:
+    other = write_line(tmp_path / "other", Answers(weight=1.5))
+    copy_under_the_name_of(other.artifact(stage), line.artifact(stage))
+    done = line.release()
+    assert done.returncode == 6
+    assert f"{gate}: " in done.stderr
+    assert "which is not of this line" in done.stderr
+    failed = {found.name for found in line.judged().failed()}
+    assert failed == {"chain", gate}
+
+
+def test_leaked_heldout_rows_are_refused(tmp_path: Path) -> None:
+    config = {
+        "data": {
+            "path": "train.jsonl", "heldout_path": "heldout.jsonl",
+            "checks": {"leakage": {"action": "warn"}, "near_leakage": {"action": "warn"}},
+        }
+    }  # fmt: skip
+    write_line(tmp_path / "clean")
+    folder = tmp_path / "leaked"
+    shutil.copytree(tmp_path / "clean", folder, ignore=shutil.ignore_patterns("runs"))
+    heldout = (folder / "heldout.jsonl").read_text().split("\n")
+    shouted = json.loads(heldout[4])
+    shouted["input"] = shouted["input"].upper().replace(" ", "  ")
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(heldout[0] + "\n" + json.dumps(shouted) + "\n")
+    line = write_line(folder, config=config)
+    done = line.release()
+    assert done.returncode == 6
+    assert f"heldout: 2 of {NUM_HELDOUT} held-out prompts are trained on" in done.stderr
+    assert "(heldout.jsonl: line 1, 5)" in done.stderr
+
+
+def test_a_forgotten_skill_is_refused(tmp_path: Path) -> None:
+    config = {"evaluation": {"metrics": ["exact_match"], "forgetting": True}}
+    kept = write_line(tmp_path / "kept", config=config)
+    gate = read_release(kept.released()).gate("forgetting")
+    assert gate is not None and gate.outcome is Outcome.PASSED
+    lost = write_line(tmp_path / "lost", Answers(lost_skill="json"), config)
+    done = lost.release()
+    assert done.returncode == 6
+    assert "forgetting: The tuned model lost a skill: json: forgotten: 100" in done.stderr
+
+
+def with_previous(folder: Path, previous: Path, answers: Answers, comparison: str) -> FinishedLine:
+    release = {"previous": str(previous), "load_comparison": comparison}
+    return write_line(folder, answers, {"release": release})
+
+
+def test_a_regression_inside_the_noise_is_refused(whole: FinishedLine, tmp_path: Path) -> None:
+    """Six of a hundred rows are lost and four won: the interval holds zero, and a drop of 8 %."""
+    previous = whole.released()
+    worse = Answers(tuned_wrong=range(50, 56), served_wrong=range(50, 56))
+    line = with_previous(tmp_path / "worse", previous, worse, "none")
+    done = line.release()
+    assert done.returncode == 6
+    assert "regression: This release may be worse: the noise hides it." in done.stderr
+    same = with_previous(tmp_path / "same", previous, Answers(), "none")
+    gate = same.judged().gate("regression")
+    assert gate is not None and gate.outcome is Outcome.PASSED
+    far = Answers(tuned_wrong=range(30), served_wrong=range(30))
+    gate = with_previous(tmp_path / "far", previous, far, "none").judged().gate("regression")
+    assert gate is not None and gate.outcome is Outcome.FAILED
+    assert "This release is worse than release" in gate.words
+
+
+def endpoint(digest: str) -> EndpointReport:
+    return EndpointReport(
+        url="http://127.0.0.1:8000/v1", model="m", served_names=["m"], server=None,
+        artifact_name="m@" + digest[7:19], artifact_short_digest=digest[7:19],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"interleaved": False}, "its two sides were not measured in turns"),
+        ({"verdict": "FAIL", "problems": ["closed-4: B is slower"]}, "closed-4: B is slower"),
+        ({"swap": True}, "side a served"),
+    ],
+    ids=["sound", "not in turns", "slower", "the other way round"],
+)
+def test_speed_is_judged_by_an_interleaved_comparison(
+    whole: FinishedLine, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    previous = whole.released()
+    old = read_release(previous).model.digest
+    line = with_previous(tmp_path / "new", previous, Answers(), "../comparison")
+    new = open_artifact(line.artifact("model")).digest
+    assert old == new  # the two lines trained the same
+    other = "sha256:" + "0" * 64
+    sides = {"a": endpoint(other if changes.get("swap") else old), "b": endpoint(new)}
+    values = {"verdict": "PASS", "problems": [], "margin": 0.05, "interleaved": True}
+    values |= {key: value for key, value in changes.items() if key != "swap"}
+    report = ComparisonReport.model_validate(
+        {"schema_version": 3, "endpoints": sides, "scenarios": [], "environment": {}, **values}
+    )
+    with new_artifact(tmp_path / "comparison", "load-comparison", config={}) as draft:
+        (draft.dir / "report.json").write_text(report.model_dump_json())
+    gate = line.judged().gate("speed")
+    assert gate is not None
+    assert gate.outcome is (Outcome.FAILED if words else Outcome.PASSED)
+    assert words in gate.words
+
+
+def test_an_earlier_release_without_a_load_comparison_is_no_proof(
+    whole: FinishedLine, tmp_path: Path
+) -> None:
+    line = write_line(tmp_path, config={"release": {"previous": str(whole.released())}})
+    done = line.release()
+    assert done.returncode == 6
+    assert "speed: The proof is missing: no load comparison with release" in done.stderr
+    assert "tuneline loadtest compare" in done.stderr
+
+
+def _pickle(model: Path) -> None:
+    (model / "weights.dat").write_bytes(b"\x80\x04\x95hello.")
+
+
+def _bin(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"hello")
+
+
+def _code(model: Path) -> None:
+    (model / "modeling_own.py").write_text("print('hello')")
+
+
+def _auto_map(model: Path) -> None:
+    path = model / "config.json"
+    config = {**json.loads(path.read_text()), "auto_map": {"AutoModel": "own.Model"}}
+    path.write_text(json.dumps(config))
+
+
+def _archive(model: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(model / "model.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02.")
+
+
+@pytest.mark.parametrize(
+    ("add", "words"),
+    [
+        (_pickle, "weights.dat is a pickle"),
+        (_bin, "pytorch_model.bin has the name of a pickle"),
+        (_code, "modeling_own.py is code"),
+        (_auto_map, "config.json names code of its own (auto_map)"),
+        (_archive, "model.pt is an archive with the pickle archive/data.pkl"),
+    ],
+)
+def test_a_file_that_runs_code_is_refused(
+    line: FinishedLine, add: Callable[[Path], None], words: str
+) -> None:
+    path = line.artifact("reference")
+    before = open_artifact(path)
+    with new_artifact(
+        path.with_name("new"), "reference", config={}, inputs=before.manifest.inputs
+    ) as draft:
+        shutil.copytree(path, draft.dir, dirs_exist_ok=True)
+        (draft.dir / "manifest.json").unlink()
+        (draft.dir / "config.json").write_text("{}")
+        add(draft.dir)
+    shutil.rmtree(path)
+    path.with_name("new").rename(path)
+    gate = line.judged().gate("safe-files")
+    assert gate is not None and gate.outcome is Outcome.FAILED
+    assert words in gate.words

@@ -1,0 +1,356 @@
+"""`tuneline verify` of releases: content, chain, model and signature."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.commands import tuneline_here
+from tests.integration.release.line import Answers, FinishedLine, write_line
+from tuneline.core.artifact import file_sha256, new_artifact, open_artifact
+
+Key = ec.EllipticCurvePrivateKey
+
+
+def write_private(key: Key | rsa.RSAPrivateKey, path: Path, password: bytes | None = None) -> Path:
+    encryption = (
+        serialization.NoEncryption()
+        if password is None
+        else serialization.BestAvailableEncryption(password)
+    )
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    )
+    return path
+
+
+def write_key(folder: Path, name: str, password: bytes | None = None) -> Path:
+    """Write NAME.pem and NAME.pub, and return the private key's path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (folder / f"{name}.pub").write_bytes(public)
+    return write_private(key, folder / f"{name}.pem", password)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("own", "other"):
+        write_key(folder, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> FinishedLine:
+    return write_line(tmp_path_factory.mktemp("line"))
+
+
+@pytest.fixture(scope="module")
+def signed(line: FinishedLine, keys: Path) -> Path:
+    return line.released("--sign-key", str(keys / "own.pem"))
+
+
+@pytest.fixture
+def shipped(line: FinishedLine, signed: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of the release and of the model, without the run."""
+    release = shutil.copytree(signed, tmp_path / "release")
+    model = shutil.copytree(line.artifact("model"), tmp_path / "served-model")
+    return Path(release), Path(model)
+
+
+def verify(release: Path, *options: object) -> CompletedProcess[str]:
+    return tuneline_here("verify", str(release), *map(str, options))
+
+
+def test_a_signed_release_verifies_with_its_run(signed: Path, keys: Path) -> None:
+    done = verify(signed, "--key", keys / "own.pub", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["num_artifacts_compared"] == 11
+    assert found["verdict"] == "PASS"
+    assert found["signed_by"] == f"the key {keys / 'own.pub'}"
+
+
+def test_a_shipped_release_verifies_without_its_run(shipped: tuple[Path, Path], keys: Path) -> None:
+    release, model = shipped
+    done = verify(release, "--key", keys / "own.pub", "--model", model, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["num_artifacts_compared"] == 0
+    assert found["model_dir"] == str(model)
+    done = verify(release)
+    assert done.returncode == 0
+    assert "--  model: not here" in done.stdout
+    assert "--  signature: not checked" in done.stdout
+
+
+def test_model_signing_itself_accepts_the_signature(shipped: tuple[Path, Path], keys: Path) -> None:
+    from model_signing import verifying
+
+    release, model = shipped
+    config: Any = verifying.Config  # its functions have no types
+    config = config().use_elliptic_key_verifier(public_key=keys / "own.pub")
+    config.verify(model, release / "model.sig")
+    (model / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"Hash mismatch for 'config\.json'"):
+        config.verify(model, release / "model.sig")
+
+
+def test_a_wrong_key_is_refused(shipped: tuple[Path, Path], keys: Path) -> None:
+    release, model = shipped
+    done = verify(release, "--key", keys / "other.pub", "--model", model)
+    assert done.returncode == 3
+    assert f"release.sig: is not a signature by the key {keys / 'other.pub'}" in done.stderr
+
+
+def test_an_unsigned_release_is_refused_where_a_key_is_given(
+    line: FinishedLine, keys: Path
+) -> None:
+    done = verify(line.released(), "--key", keys / "own.pub")
+    assert done.returncode == 3
+    assert "release.sig: no such file: the release is not signed" in done.stderr
+    assert "--sign-key KEY.pem" in done.stderr
+
+
+def _change(folder: Path, name: str) -> str:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    return f"{name}: sha256 "
+
+
+def _add(folder: Path, _: str) -> str:
+    (folder / "notes.txt").write_text("hello")
+    return "notes.txt: not in the manifest"
+
+
+def _remove(folder: Path, name: str) -> str:
+    (folder / name).unlink()
+    return f"{name}: missing"
+
+
+def _rename(folder: Path, name: str) -> str:
+    (folder / name).rename(folder / "renamed")
+    return f"{name}: renamed to renamed"
+
+
+@pytest.mark.parametrize("damage", [_change, _add, _remove, _rename])
+@pytest.mark.parametrize("part", ["release", "model"])
+def test_a_changed_added_removed_or_renamed_file_is_named(
+    shipped: tuple[Path, Path], keys: Path, part: str, damage: Callable[[Path, str], str]
+) -> None:
+    release, model = shipped
+    folder, name = (release, "README.md") if part == "release" else (model, "tokenizer_config.json")
+    words = damage(folder, name)
+    done = verify(release, "--model", model)
+    assert done.returncode == 3
+    assert words in done.stderr
+    assert verify(release, "--key", keys / "own.pub", "--model", model).returncode == 3
+
+
+def rewrite(release: Path, name: str, edit: Callable[[str], str]) -> None:
+    """Change a file and make the manifest fit, as somebody would who knows how."""
+    before = open_artifact(release)
+    (release / name).write_text(edit((release / name).read_text()))
+    moved = release.with_name("moved")
+    release.rename(moved)
+    (moved / "manifest.json").unlink()
+    with new_artifact(release, "release", config={}, inputs=before.manifest.inputs) as draft:
+        shutil.copytree(moved, draft.dir, dirs_exist_ok=True)
+        draft.metrics.update(before.manifest.metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("release.json", '"outcome": "passed"', '"outcome": "waived"', "statement.json: is about"),
+        ("bom.json", '"content": "', '"content": "0', "bom.json: is about another model"),
+        ("README.md", "Verdict", "verdict", ""),
+    ],
+)
+def test_a_change_with_a_manifest_that_fits_it_is_found(
+    shipped: tuple[Path, Path], keys: Path, name: str, old: str, new: str, words: str
+) -> None:
+    release, _ = shipped
+    rewrite(release, name, lambda text: text.replace(old, new))
+    done = verify(release)
+    assert done.returncode == (3 if words else 0)
+    assert words in done.stderr
+    done = verify(release, "--key", keys / "own.pub")
+    assert done.returncode == 3
+    assert words in done.stderr or f"Hash mismatch for '{name}'" in done.stderr
+
+
+def test_another_signature_in_place_of_the_own_is_refused(
+    shipped: tuple[Path, Path], keys: Path
+) -> None:
+    release, model = shipped
+    rewrite(release, "release.sig", lambda _: (release / "model.sig").read_text())
+    done = verify(release, "--key", keys / "own.pub", "--model", model)
+    assert done.returncode == 3
+    assert "differs from the signed files" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"mediaType": 1}', "\x00"])
+def test_a_signature_that_cannot_be_read_is_refused(
+    shipped: tuple[Path, Path], keys: Path, text: str
+) -> None:
+    release, _ = shipped
+    rewrite(release, "release.sig", lambda _: text)
+    done = verify(release, "--key", keys / "own.pub")
+    assert done.returncode == 3
+    assert "release.sig: is not a signature by" in done.stderr
+
+
+def test_an_artifact_changed_after_the_release_is_found(line: FinishedLine, tmp_path: Path) -> None:
+    own = write_line(tmp_path)
+    release = own.released()
+    manifest = own.artifact("loadtest") / "manifest.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**values, "metrics": {"verdict": "PASS", "better": 1}}))
+    done = verify(release)
+    assert done.returncode == 3
+    assert f"{manifest.parent.name}/manifest.json: was changed after the release" in done.stderr
+    (own.artifact("reference") / "reference.jsonl").write_text("")
+    assert "reference.jsonl: sha256" in verify(release).stderr
+
+
+def test_a_failed_release_is_not_signed(tmp_path: Path, keys: Path) -> None:
+    line = write_line(tmp_path, Answers(parity_noise=0.5))
+    done = line.release("--sign-key", str(keys / "own.pem"))
+    assert done.returncode == 6
+    assert "FAIL, not signed" in done.stdout
+    (release,) = line.run.dir.glob("release-*")
+    assert not list(release.glob("*.sig"))
+
+
+def test_a_waiver_is_said_by_verify(tmp_path: Path) -> None:
+    line = write_line(tmp_path, Answers(parity_noise=0.5))
+    release = line.released("--waive", "parity-served", "--why", "known rounding")
+    assert "waived parity-served: known rounding" in verify(release).stdout
+
+
+def test_a_key_with_a_password_signs(
+    line: FinishedLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = write_key(tmp_path, "locked", b"hunter2")
+    done = line.release("--sign-key", str(key))
+    assert done.returncode == 2
+    assert "Password was not given" in done.stderr
+    assert "TUNELINE_SIGN_PASSWORD" in done.stderr
+    monkeypatch.setenv("TUNELINE_SIGN_PASSWORD", "hunter2")
+    release = line.released("--sign-key", str(key))
+    assert verify(release, "--key", tmp_path / "locked.pub").returncode == 0
+    assert "hunter2" not in "".join(path.read_text() for path in release.iterdir())
+
+
+@pytest.mark.parametrize("content", ["own.pub", "rsa", "text"])
+def test_a_file_that_is_not_an_ec_key_is_refused_before_the_gates(
+    line: FinishedLine, keys: Path, tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "key.pem"
+    if content == "rsa":
+        write_private(rsa.generate_private_key(65537, 2048), path)
+    elif content == "text":
+        path.write_text("hello")
+    else:
+        path = keys / content
+    done = line.release("--sign-key", str(path))
+    assert done.returncode == 2
+    assert f"--sign-key {path}: " in done.stderr
+    assert "openssl ecparam" in done.stderr
+
+
+def certificate(
+    name: str, key: Key, issuer: x509.Name | None, issuer_key: Key, *, ca: bool
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    usage = x509.KeyUsage(
+        digital_signature=not ca, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, key_cert_sign=ca, crl_sign=ca,
+        encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+    )
+    if not ca:
+        builder = builder.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False
+        )
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def test_a_certificate_signs_and_another_root_is_refused(
+    line: FinishedLine, tmp_path: Path
+) -> None:
+    root_key, leaf_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    root = certificate("root", root_key, None, root_key, ca=True)
+    leaf = certificate("team", leaf_key, root.subject, root_key, ca=False)
+    stranger = certificate("other", leaf_key, None, leaf_key, ca=True)
+    for name, one in (("root", root), ("leaf", leaf), ("stranger", stranger)):
+        (tmp_path / f"{name}.pem").write_bytes(one.public_bytes(serialization.Encoding.PEM))
+    key = write_private(leaf_key, tmp_path / "key.pem")
+    release = line.released(
+        "--sign-key", str(key), "--sign-certificate", str(tmp_path / "leaf.pem"),
+        "--sign-chain", str(tmp_path / "root.pem"),
+    )  # fmt: skip
+    assert verify(release, "--certificate", tmp_path / "root.pem").returncode == 0
+    done = verify(release, "--certificate", tmp_path / "stranger.pem")
+    assert done.returncode == 3
+    assert "release.sig: is not a signature by the certificate" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--key", "absent.pub"], "--key absent.pub: cannot be read"),
+        (["--identity", "me@example.com"], "--identity: needs the issuer"),
+        (["--key", "k", "--identity", "i"], "expected one of --key, --certificate and --identity"),
+    ],
+)
+def test_wrong_options_of_trust_are_refused(signed: Path, options: list[str], message: str) -> None:
+    done = verify(signed, *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_options_of_a_release_have_no_meaning_for_other_artifacts(
+    line: FinishedLine, keys: Path
+) -> None:
+    done = verify(line.artifact("model"), "--key", keys / "own.pub")
+    assert done.returncode == 2
+    assert "--key: has no meaning without a release" in done.stderr
+
+
+def test_a_model_of_another_release_is_refused(
+    shipped: tuple[Path, Path], line: FinishedLine
+) -> None:
+    release, model = shipped
+    assert file_sha256(model / "config.json")
+    done = verify(release, "--model", line.artifact("adapter"))
+    assert done.returncode == 3
+    assert "is not the released model" in done.stderr
+    assert "model.safetensors: missing" in done.stderr
+    done = verify(release, "--model", model / "absent")
+    assert done.returncode == 3
+    assert "no such directory" in done.stderr

@@ -1,0 +1,35 @@
+"""The `release` section: the limits of the gates, and the facts that no artifact holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from training.config.evaluation import MetricName
+from tuneline.core.config import StrictModel
+
+
+class ReleaseConfig(StrictModel):
+    """The gates of `tuneline release`. No stage reads this section, so a change of it leaves every
+    artifact current."""
+
+    metric: MetricName = "exact_match"
+    """The metric that the evaluation gates read."""
+    threshold: float | None = None
+    """The limit for the tuned model's `metric`: the smallest value, or the largest one if lower is
+    better. Without a limit, only the comparison with the base counts."""
+    max_regression: Annotated[float, Field(ge=0)] = 0.05
+    """The drop of `metric` below an earlier release, and of the served below the tuned model, that
+    the paired interval at 95 % must rule out."""
+    previous: str | None = None
+    """The directory of an earlier release that this one is compared with, relative to this file."""
+    load_comparison: str | None = None
+    """The artifact of `tuneline loadtest compare` that measured the earlier release (A) and this
+    one (B) in turns, relative to this file. Needed with `previous`."""
+    base_license: str | None = None
+    """Licence of the base model, such as Apache-2.0. If not given, it is read from the model card
+    or the LICENSE file in the base model's folder."""
+    data_license: str | None = None
+    """Licence of the data. If not given, it is read from the card or the LICENSE file next to the
+    data."""

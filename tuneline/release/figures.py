@@ -1,0 +1,167 @@
+"""Every figure of a release, each with the file and the place that it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tuneline.core.parity import PARITY_FILE
+from tuneline.core.release import Figure
+from tuneline.pipeline.stage import ADAPTER, DATASET, EVALUATION_BASE, EVALUATION_TUNED
+from tuneline.release.gates.evaluation import COMPARISON_FILE, REPORT, SCORES_FILE, SERVED
+from tuneline.release.gates.forgetting import FILE as FORGETTING_FILE
+from tuneline.release.gates.forgetting import STAGE as FORGETTING
+from tuneline.release.gates.load import REPORT as LOAD_FILE
+from tuneline.release.proofs import LOADTEST, Proofs
+
+EVALUATIONS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", SERVED: "served"}
+TRAINING = {
+    "num_steps": ("Optimizer steps", ""),
+    "num_trained_tokens": ("Trained tokens", "tokens"),
+    "trained_tokens_per_s": ("Training throughput", "tokens/s"),
+    "eval_loss_before": ("Held-out loss before training", "nats"),
+    "eval_loss": ("Held-out loss after training", "nats"),
+    "wall_s": ("Time of training", "s"),
+    "peak_memory_bytes": ("Peak memory of training", "bytes"),
+}
+PARITY = {
+    "greedy_agreement": ("answers equal", ""),
+    "max_logprob_difference": ("largest log-probability difference", "nats"),
+    "mean_logprob_difference": ("mean log-probability difference", "nats"),
+    "mean_kl": ("mean KL divergence", "nats"),
+    "accuracy": ("right answers", ""),
+}
+LATENCIES = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "itl_s": "ITL",
+    "e2e_s": "End-to-end latency",
+}
+THROUGHPUT = {
+    "offered_rps": ("Offered rate", "requests/s"),
+    "succeeded_rps": ("Served rate", "requests/s"),
+    "output_tokens_per_s": ("Output throughput", "tokens/s"),
+    "prompt_tokens_per_s": ("Prompt throughput", "tokens/s"),
+    "goodput_rps": ("Goodput", "requests/s"),
+}
+
+
+def figures_of(proofs: Proofs) -> list[Figure]:
+    """Return the figures in the order of the line."""
+    return [
+        *_of_manifests(proofs),
+        *_of_evaluations(proofs),
+        *_of_forgetting(proofs),
+        *_of_parities(proofs),
+        *_of_load(proofs),
+    ]
+
+
+def _of_manifests(proofs: Proofs) -> Iterator[Figure]:
+    names = {"num_train": ("Training rows", ""), "num_heldout": ("Held-out rows", "")}
+    for stage, wanted, prefix in ((DATASET, names, "data"), (ADAPTER, TRAINING, "training")):
+        artifact = proofs.made.get(stage)
+        if artifact is None:
+            continue
+        for name, (title, unit) in wanted.items():
+            if name in artifact.manifest.metrics:
+                yield Figure(
+                    name=f"{prefix}.{name}", title=title, unit=unit,
+                    value=artifact.manifest.metrics[name],
+                    source=proofs.metrics_source(stage, f"/{name}"),
+                )  # fmt: skip
+
+
+def _of_evaluations(proofs: Proofs) -> Iterator[Figure]:
+    for stage, who in EVALUATIONS.items():
+        if stage not in proofs.made:
+            continue
+        for name, found in proofs.read(stage, SCORES_FILE)["metrics"].items():
+            yield Figure(
+                name=f"evaluation.{who}.{name}", title=_title(found["title"], f"{who} model"),
+                value=found["value"], interval=found["interval"],
+                source=proofs.source(stage, SCORES_FILE, f"/metrics/{name}/value"),
+            )  # fmt: skip
+    if REPORT in proofs.made:
+        for name, found in proofs.read(REPORT, COMPARISON_FILE)["metrics"].items():
+            yield Figure(
+                name=f"evaluation.difference.{name}",
+                title=_title(found["title"], "tuned minus base"),
+                value=found["difference"], interval=found["interval"],
+                source=proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{name}/difference"),
+            )  # fmt: skip
+
+
+def _title(metric: str, of: str) -> str:
+    return f"{metric[0].upper()}{metric[1:]}, {of}"
+
+
+def _of_forgetting(proofs: Proofs) -> Iterator[Figure]:
+    if FORGETTING not in proofs.made:
+        return
+    report = proofs.read(FORGETTING, FORGETTING_FILE)
+    yield Figure(
+        name="forgetting.difference", title="Forgetting suite, tuned minus base",
+        value=report["difference"], interval=report["interval"],
+        source=proofs.source(FORGETTING, FORGETTING_FILE, "/difference"),
+    )  # fmt: skip
+    for skill, found in report["skills"].items():
+        yield Figure(
+            name=f"forgetting.{skill}", title=f"Skill {skill}, tuned minus base",
+            value=found["difference"], interval=found["interval"],
+            source=proofs.source(FORGETTING, FORGETTING_FILE, f"/skills/{skill}/difference"),
+        )  # fmt: skip
+
+
+def _of_parities(proofs: Proofs) -> Iterator[Figure]:
+    for stage in proofs.names_of("parity"):
+        if stage not in proofs.made:
+            continue
+        found = proofs.read(stage, PARITY_FILE)
+        for name, (title, unit) in PARITY.items():
+            yield Figure(
+                name=f"parity.{found['form']}.{name}", title=f"{found['form']}: {title}",
+                value=found[name], unit=unit, source=proofs.source(stage, PARITY_FILE, f"/{name}"),
+            )  # fmt: skip
+
+
+def _of_load(proofs: Proofs) -> Iterator[Figure]:
+    if LOADTEST not in proofs.made:
+        return
+    for index, scenario in enumerate(proofs.read(LOADTEST, LOAD_FILE)["scenarios"]):
+        name, at = scenario["name"], f"/scenarios/{index}"
+        for metric, title in LATENCIES.items():
+            yield from _percentiles(proofs, scenario, metric, f"{name}: {title}", at)
+        for key, (title, unit) in THROUGHPUT.items():
+            yield Figure(
+                name=f"load.{name}.{key}", title=f"{name}: {title}", unit=unit,
+                value=scenario["throughput"][key],
+                source=proofs.source(LOADTEST, LOAD_FILE, f"{at}/throughput/{key}"),
+            )  # fmt: skip
+        for key, title in (("offered", "Requests"), ("error_rate", "Error rate")):
+            yield Figure(
+                name=f"load.{name}.{key}", title=f"{name}: {title}",
+                value=scenario["requests"][key],
+                source=proofs.source(LOADTEST, LOAD_FILE, f"{at}/requests/{key}"),
+            )  # fmt: skip
+        yield Figure(
+            name=f"load.{name}.mean_in_flight", title=f"{name}: Requests in flight",
+            value=scenario["mean_in_flight"],
+            source=proofs.source(LOADTEST, LOAD_FILE, f"{at}/mean_in_flight"),
+        )  # fmt: skip
+
+
+def _percentiles(
+    proofs: Proofs, scenario: dict[str, Any], metric: str, title: str, at: str
+) -> Iterator[Figure]:
+    found = scenario["latency"].get(metric)
+    if found is None:
+        return
+    for percentile, value in found["percentiles"].items():
+        yield Figure(
+            name=f"load.{scenario['name']}.{metric}.{percentile}", title=f"{title} {percentile}",
+            value=value, unit=found["unit"], interval=found["ci95"].get(percentile),
+            source=proofs.source(
+                LOADTEST, LOAD_FILE, f"{at}/latency/{metric}/percentiles/{percentile}"
+            ),
+        )  # fmt: skip

@@ -1,0 +1,121 @@
+"""Gates `evaluation` and `evaluation-served`: the tuned model is better, and so is the served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuneline.pipeline.stage import EVALUATION_TUNED, PREFERENCES
+from tuneline.release.gates.finding import Finding, judged, missing, not_asked
+from tuneline.release.proofs import Proofs
+from tuneline.release.rows import compare_rows, read_rows
+
+REPORT = "evaluation-report"
+COMPARISON_FILE = "comparison.json"
+SCORES_FILE = "evaluation.json"
+SERVED = "evaluation-served"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def judge_evaluation(proofs: Proofs) -> Finding:
+    """Compare the tuned model with the base on the held-out rows, and with the threshold."""
+    if not proofs.has_stage(REPORT):
+        return _judge_preferences(proofs)
+    config = proofs.config
+    required = f"{config.metric} better than the base's (paired interval at 95 %)"
+    if config.threshold is not None:
+        required += f", limit {config.threshold:g}"
+    for stage in (REPORT, EVALUATION_TUNED):
+        if stage not in proofs.made:
+            return missing(proofs, stage, required)
+    found = proofs.read(REPORT, COMPARISON_FILE)["metrics"].get(config.metric)
+    scores = proofs.read(EVALUATION_TUNED, SCORES_FILE)["metrics"].get(config.metric)
+    if found is None or scores is None or scores["value"] is None:
+        return judged(
+            False, required, "no value", f"The evaluation has no metric {config.metric}.",
+            hint=f"Try: --set evaluation.metrics=[{config.metric}], or another release.metric.",
+        )  # fmt: skip
+    low, high = found["interval"]
+    sign = 1 if scores["higher_is_better"] else -1
+    within = config.threshold is None or sign * scores["value"] >= sign * config.threshold
+    better = found["better"] == "tuned"
+    observed = (
+        f"{found['base']:.4g} → {found['tuned']:.4g}, difference {low:+.3g} to {high:+.3g}, "
+        f"{found['num_rows']} rows"
+    )
+    sentences = [
+        f"The tuned model is {'' if better else 'not shown to be '}better than the base: {observed}"
+    ]
+    if config.threshold is not None:
+        sentences.append(
+            f"{config.metric} {scores['value']:.4g} is {'within' if within else 'outside'} the "
+            f"limit {config.threshold:g}"
+        )
+    return judged(
+        better and within,
+        required,
+        observed,
+        ". ".join(sentences) + ".",
+        hint="Train longer or on more data, or evaluate more held-out rows.",
+        sources=(
+            proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{config.metric}"),
+            proofs.source(EVALUATION_TUNED, SCORES_FILE, f"/metrics/{config.metric}"),
+        ),
+    )
+
+
+def _judge_preferences(proofs: Proofs) -> Finding:
+    """Compare the tuned model's preferences with the base's, for methods without right answers."""
+    required = "the better answer preferred more often than by the base (interval at 95 %)"
+    preferences = proofs.made.get(PREFERENCES)
+    if preferences is None:
+        return missing(proofs, PREFERENCES, required)
+    metrics = preferences.manifest.metrics
+    if "reward_difference_interval" in metrics:
+        name, limit, interval = "reward difference", 0.0, metrics["reward_difference_interval"]
+    else:
+        name, limit, interval = "preference accuracy", 0.5, metrics["accuracy_interval"]
+    low, high = interval
+    better = low > limit
+    return judged(
+        better,
+        required,
+        f"{name} {low:.3g} to {high:.3g}",
+        f"The tuned model is {'' if better else 'not shown to be '}better than the base: {name} "
+        f"{low:.3g} to {high:.3g}; expected above {limit:g}.",
+        hint="Train longer or on more data, or evaluate more held-out rows.",
+        sources=(proofs.metrics_source(PREFERENCES),),
+    )
+
+
+def judge_served_evaluation(proofs: Proofs) -> Finding:
+    """Compare the answers through the API with those of the tuned model, row by row."""
+    config = proofs.config
+    required = (
+        f"{config.metric} through the API not below the tuned model's by more than "
+        f"{config.max_regression:g} (paired interval at 95 %)"
+    )
+    if not proofs.has_stage(SERVED):
+        return not_asked(required, "The training method has no right answers to compare with.")
+    for stage in (EVALUATION_TUNED, SERVED):
+        if stage not in proofs.made:
+            return missing(proofs, stage, required)
+    tuned, served = (
+        read_rows(Path(proofs.made[stage].path), config.metric)
+        for stage in (EVALUATION_TUNED, SERVED)
+    )
+    compared = compare_rows(tuned, served)
+    passed = compared is not None and compared.rules_out(config.max_regression)
+    return judged(
+        passed,
+        required,
+        "no common row" if compared is None else compared.observed,
+        "The served model was not evaluated on the tuned model's rows."
+        if compared is None
+        else f"The served model answers as well as the tuned model: {compared.observed}."
+        if passed
+        else f"The served model may be worse than the tuned model: {compared.observed}.",
+        hint="Evaluate more held-out rows, or look at mismatches.html of evaluation-served.",
+        sources=tuple(
+            proofs.source(stage, PREDICTIONS_FILE) for stage in (EVALUATION_TUNED, SERVED)
+        ),
+    )

@@ -1,0 +1,28 @@
+"""Gate `licenses`: the licences of the base model and of the data are recorded."""
+
+from __future__ import annotations
+
+from tuneline.release.gates.finding import Finding, judged
+from tuneline.release.licenses import base_license, data_license
+from tuneline.release.proofs import Proofs
+
+REQUIRED = "the licences of the base model and of the data are known"
+
+
+def judge_licenses(proofs: Proofs) -> Finding:
+    """Check that both licences are known; whether they allow the use is for people to judge."""
+    found = {
+        "base": base_license(proofs.run, proofs.base.path),
+        "data": data_license(proofs.run),
+    }
+    absent = [name for name, one in found.items() if one is None]
+    known = [f"{name} {one.name} ({one.source})" for name, one in found.items() if one is not None]
+    return judged(
+        not absent,
+        REQUIRED,
+        ", ".join([*known, *(f"{name} unknown" for name in absent)]),
+        f"The licence of the {' and of the '.join(absent)} is not known."
+        if absent
+        else f"Both licences are recorded: {', '.join(known)}.",
+        hint="Try: " + " ".join(f"--set release.{name}_license=Apache-2.0" for name in absent),
+    )

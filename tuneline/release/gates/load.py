@@ -1,0 +1,74 @@
+"""Gate `load`: the load test's verdict is PASS, on this artifact and this configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuneline.core.digests import short_digest
+from tuneline.core.verdict import Verdict
+from tuneline.pipeline.stages import loadtest_config
+from tuneline.release.gates.finding import Finding, judged, missing
+from tuneline.release.proofs import LOADTEST, Proofs
+
+if TYPE_CHECKING:
+    from loadtest import LoadReport
+
+REQUIRED = "verdict PASS, measured on the released artifact with the run's own limits"
+REPORT = "report.json"
+
+
+def judge_load(proofs: Proofs) -> Finding:
+    """Check the report's verdict, and that it measured what the release is about."""
+    if LOADTEST not in proofs.made or proofs.served is None:
+        return missing(proofs, LOADTEST, REQUIRED)
+    from loadtest import read_report
+
+    report = read_report(proofs.made[LOADTEST].path)
+    problems = [*_other_artifact(proofs, report), *_other_configuration(proofs, report)]
+    if report.verdict is not Verdict.PASS:
+        problems += report.problems or [f"verdict {report.verdict}"]
+    names = ", ".join(scenario.name for scenario in report.scenarios)
+    return judged(
+        not problems,
+        REQUIRED,
+        str(report.verdict),
+        f"The load test does not hold: {'; '.join(problems)}."
+        if problems
+        else f"Every objective holds under load: {names}.",
+        hint=f"Measure again: rm -r {proofs.made[LOADTEST].path} && tuneline up {proofs.run.path}",
+        sources=(proofs.source(LOADTEST, REPORT),),
+    )
+
+
+def _other_artifact(proofs: Proofs, report: LoadReport) -> list[str]:
+    """Return why the report is not about the served artifact.
+
+    The digest is asked twice: of the caller, as an input, and of the server, by its model's name.
+    """
+    assert proofs.served is not None  # noqa: S101 (the caller has checked)
+    own, problems = proofs.served.digest, []
+    for inputs in (report.inputs, proofs.made[LOADTEST].manifest.inputs):
+        if own not in {entry.digest for entry in inputs}:
+            measured = ", ".join(short_digest(entry.digest) for entry in inputs) or "no artifact"
+            problems.append(f"it measured {measured}; expected {short_digest(own)}")
+            break
+    said = report.endpoint.artifact_short_digest
+    if said != short_digest(own):
+        problems.append(
+            f"the server named the artifact {said or 'by no digest'}; expected {short_digest(own)}"
+        )
+    return problems
+
+
+def _other_configuration(proofs: Proofs, report: LoadReport) -> list[str]:
+    """Return why the report was not measured with the run's `loadtest` section."""
+    config = loadtest_config(proofs.run)
+    expected = {scenario.name: scenario for scenario in config.scenarios}
+    found = {scenario.name: scenario for scenario in report.scenarios}
+    if expected.keys() != found.keys():
+        return [f"it has the scenarios {', '.join(found)}; expected {', '.join(expected)}"]
+    return [
+        f"scenario {name} was judged by other limits or at another load than run.yaml's"
+        for name, scenario in expected.items()
+        if found[name].config != scenario or found[name].slo != (scenario.slo or config.slo)
+    ]

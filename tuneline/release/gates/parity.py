@@ -1,0 +1,65 @@
+"""Gates `parity` and `parity-served`: every form, and the served model, is the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuneline.core.parity import PARITY_FILE, Parity
+from tuneline.core.verdict import Verdict
+from tuneline.release.gates.finding import Finding, judged, missing
+from tuneline.release.proofs import Proofs
+
+SERVED = "parity-served"
+
+
+def judge_forms(proofs: Proofs) -> Finding:
+    """Check that the parity of every exported form is PASS."""
+    names = [name for name in proofs.names_of("parity") if name != SERVED]
+    return _judge(proofs, names, "every form of the ladder is PASS")
+
+
+def judge_served_parity(proofs: Proofs) -> Finding:
+    """Check that the parity through the API is PASS, and that it is about the released model."""
+    required = "the served model is PASS"
+    if SERVED not in proofs.made or proofs.served is None:
+        return missing(proofs, SERVED, required)
+    digests = {entry.digest for entry in proofs.made[SERVED].manifest.inputs}
+    if proofs.served.digest not in digests:
+        return judged(
+            False, required, "another artifact",
+            f"The served parity is of another artifact than {proofs.served.path.name}.",
+            hint=proofs.up, sources=(proofs.source(SERVED, "manifest.json"),),
+        )  # fmt: skip
+    return _judge(proofs, [SERVED], required)
+
+
+def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
+    for name in names or ["parity-merged"]:
+        if name not in proofs.made:
+            return missing(proofs, name, required)
+    found = {
+        name: Parity.model_validate_json(
+            (proofs.made[name].path / PARITY_FILE).read_text(encoding="utf-8")
+        )
+        for name in names
+    }
+    failed = {name: one for name, one in found.items() if one.verdict is not Verdict.PASS}
+    problems = [
+        f"{one.form}: {problem}"
+        for one in failed.values()
+        for problem in one.problems or [str(one.verdict)]
+    ]
+    forms = ", ".join(one.form for one in found.values())
+    words = (
+        f"Not the trained model: {'; '.join(problems)}."
+        if failed
+        else f"The answers are the trained model's: {forms}."
+    )
+    return judged(
+        not failed,
+        required,
+        ", ".join(f"{one.form} {one.verdict}" for one in found.values()),
+        words,
+        hint=f"Look at the first divergences: tuneline prove {proofs.run.path}",
+        sources=tuple(proofs.source(name, PARITY_FILE) for name in names),
+    )

@@ -1,0 +1,121 @@
+"""Find the licences of the base model and of the data: run.yaml, a card, a LICENSE file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneline.pipeline.run_config import Run
+
+CARDS = ("README.md", "MODEL_CARD.md", "DATASET_CARD.md")
+LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "COPYING")
+HUB_NAMES = {
+    "apache-2.0": "Apache-2.0",
+    "mit": "MIT",
+    "bsd-3-clause": "BSD-3-Clause",
+    "bsd-2-clause": "BSD-2-Clause",
+    "cc0-1.0": "CC0-1.0",
+    "cc-by-4.0": "CC-BY-4.0",
+    "cc-by-sa-4.0": "CC-BY-SA-4.0",
+    "cc-by-nc-4.0": "CC-BY-NC-4.0",
+    "odc-by": "ODC-By-1.0",
+    "gpl-3.0": "GPL-3.0-only",
+    "agpl-3.0": "AGPL-3.0-only",
+    "mpl-2.0": "MPL-2.0",
+}
+"""The Hub's names, in lower case, with their SPDX identifiers; other names stay as they are."""
+TITLES = {
+    "Apache License": "Apache-2.0",
+    "MIT License": "MIT",
+    "Mozilla Public License": "MPL-2.0",
+    "CC0 1.0 Universal": "CC0-1.0",
+    "Attribution 4.0 International": "CC-BY-4.0",
+    "Attribution-ShareAlike 4.0 International": "CC-BY-SA-4.0",
+    "Attribution-NonCommercial 4.0 International": "CC-BY-NC-4.0",
+}
+"""First lines of licence texts."""
+HEAD_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class License:
+    """A licence and where it was found."""
+
+    name: str
+    source: str
+
+
+def base_license(run: Run, folder: Path) -> License | None:
+    """Return the licence of the base model; None if it is not known."""
+    given = run.config.release.base_license
+    if given is not None:
+        return License(given, "run.yaml: release.base_license")
+    return _in_folder(folder)
+
+
+def data_license(run: Run) -> License | None:
+    """Return the licence of the data; None if it is not known, or if sources disagree."""
+    given = run.config.release.data_license
+    if given is not None:
+        return License(given, "run.yaml: release.data_license")
+    found = [_of_source(run, path) for path in data_paths(run)]
+    names = {one.name for one in found if one is not None}
+    return found[0] if len(names) == 1 and None not in found else None
+
+
+def data_paths(run: Run) -> list[str]:
+    """Return the paths of the data, as run.yaml names them."""
+    config = run.config.data
+    heldout = config.heldout_source()
+    paths = [source.path for source in config.train_sources()]
+    return list(dict.fromkeys([*paths, *([heldout.path] if heldout else [])]))
+
+
+def _of_source(run: Run, path: str) -> License | None:
+    if path.startswith("hf:"):
+        return None
+    whole = run.resolve(path)
+    return _in_folder(whole if whole.is_dir() else whole.parent)
+
+
+def _in_folder(folder: Path) -> License | None:
+    for name in CARDS:
+        found = _of_card(folder / name)
+        if found is not None:
+            return License(HUB_NAMES.get(found.lower(), found), name)
+    for name in LICENSE_FILES:
+        title = _of_text(folder / name)
+        if title is not None:
+            return License(title, name)
+    return None
+
+
+def _of_card(path: Path) -> str | None:
+    """Return the licence that the metadata block of a card names, as the Hub reads it."""
+    block = re.match(r"---\n(.*?)\n---\n", _read(path), flags=re.DOTALL)
+    try:
+        values: Any = yaml.safe_load(block[1]) if block is not None else None
+    except yaml.YAMLError:
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("license"), str):
+        return None
+    # `other` means that `license_name` has the name.
+    name = values.get("license_name")
+    return name if values["license"] == "other" and isinstance(name, str) else values["license"]
+
+
+def _of_text(path: Path) -> str | None:
+    text = _read(path)
+    head = " ".join(text[:HEAD_CHARACTERS].split())
+    return next((name for title, name in TITLES.items() if title in head), None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

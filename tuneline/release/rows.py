@@ -1,0 +1,106 @@
+"""Each held-out row's value of a metric, and the paired comparison of two models by them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneline.core.artifact import open_artifact
+from tuneline.core.config import StrictModel
+from tuneline.core.release import ROWS_FILE
+from tuneline.core.statistics import bootstrap_interval, count_pairs, paired_share_interval
+
+PREDICTIONS_FILE = "predictions.jsonl"
+SCORES_FILE = "evaluation.json"
+
+
+class Rows(StrictModel):
+    """The values of one metric, by row. A row's key is a hash, so the file does not have its text.
+
+    A release holds the file so that a later release can be compared with it row by row.
+    """
+
+    metric: str
+    higher_is_better: bool
+    evaluation: str
+    """Digest of the evaluation."""
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The second model minus the first, over the rows that both answered."""
+
+    num_rows: int
+    first: float
+    second: float
+    low: float
+    high: float
+    """Interval of the difference at 95 %; positive is better."""
+
+    @property
+    def observed(self) -> str:
+        return (
+            f"{self.first:.4g} → {self.second:.4g}, gain {self.low:+.3g} to {self.high:+.3g} "
+            f"(95 %), {self.num_rows} rows"
+        )
+
+    def rules_out(self, max_drop: float) -> bool:
+        """Return whether a drop of more than `max_drop` is ruled out at 95 %."""
+        return self.low >= -max_drop
+
+
+def read_rows(evaluation: Path, metric: str) -> Rows:
+    """Return the values of an evaluation artifact; a metric that it lacks has no rows."""
+    text = (evaluation / PREDICTIONS_FILE).read_text(encoding="utf-8")
+    scores = json.loads((evaluation / SCORES_FILE).read_text(encoding="utf-8"))
+    predictions = [json.loads(line) for line in text.removesuffix("\n").split("\n") if line]
+    values = {
+        _key(prediction): float(value)
+        for prediction in predictions
+        if (value := prediction.get("scores", {}).get(metric)) is not None
+    }
+    found = scores["metrics"].get(metric, {})
+    return Rows(
+        metric=metric,
+        higher_is_better=found.get("higher_is_better", True),
+        evaluation=open_artifact(evaluation).digest,
+        values=values,
+    )
+
+
+def read_released_rows(release: Path) -> Rows | None:
+    """Return the rows that a release holds; None if its line has no right answers."""
+    path = release / ROWS_FILE
+    return Rows.model_validate_json(path.read_text("utf-8")) if path.is_file() else None
+
+
+def compare_rows(first: Rows, second: Rows) -> Compared | None:
+    """Return the paired comparison over the common rows; None without a common row.
+
+    The interval is Newcombe's for values that are all 0 or 1, and bootstrapped for others.
+    """
+    common = sorted(first.values.keys() & second.values.keys())
+    if not common or first.metric != second.metric:
+        return None
+    sign = 1 if second.higher_is_better else -1
+    old, new = ([rows.values[key] for key in common] for rows in (first, second))
+    low, high = _interval(old, new)
+    if sign < 0:
+        low, high = -high, -low
+    mean_old, mean_new = (sum(values) / len(common) for values in (old, new))
+    return Compared(len(common), mean_old, mean_new, low, high)
+
+
+def _interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
+    if {*old, *new} <= {0.0, 1.0}:
+        return paired_share_interval(count_pairs(*([bool(v) for v in side] for side in (old, new))))
+    return bootstrap_interval([b - a for a, b in zip(old, new, strict=True)])
+
+
+def _key(prediction: dict[str, object]) -> str:
+    asked = json.dumps([prediction["prompt"], prediction["expected"]], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()

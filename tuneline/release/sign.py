@@ -1,0 +1,212 @@
+"""Signatures by OpenSSF model-signing: over the files of the model, and over those of the release.
+
+A signature is a Sigstore bundle: a DSSE envelope with an in-toto statement that lists every file
+with its SHA-256. `model_signing verify` and the same project's validation operator read it too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.artifact import MANIFEST
+from tuneline.core.environment import require
+from tuneline.core.errors import ArtifactError, ConfigError, ServerError, TamperedError
+from tuneline.core.release import RELEASE_SIGNATURE
+
+EXTRA = "release"
+PASSWORD = "TUNELINE_SIGN_PASSWORD"  # noqa: S105 (the name of the variable)
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
+"""The errors that model-signing lets through for a file that is not a signature."""
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Who signs: a key, a key with its certificate, or an identity of Sigstore.
+
+    Attributes:
+        key: PEM file with an elliptic-curve private key; its password is in TUNELINE_SIGN_PASSWORD.
+        certificate: PEM file with the key's certificate.
+        chain: PEM files with the certificates between that one and the root.
+        keyless: Whether Sigstore's certificate authority issues a certificate for the identity of
+            this job or person. It needs the network.
+    """
+
+    key: Path | None = None
+    certificate: Path | None = None
+    chain: tuple[Path, ...] = ()
+    keyless: bool = False
+
+    def config(self) -> Any:
+        """Return the configuration of model-signing.
+
+        Raises:
+            ConfigError: The options exclude one another, or a file cannot be used.
+        """
+        signing = require("model_signing.signing", EXTRA)
+        if self.keyless:
+            if self.key is not None or self.certificate is not None:
+                raise ConfigError("--keyless: has no meaning with --sign-key or --sign-certificate")
+            return signing.Config().use_sigstore_signer(use_ambient_credentials=True)
+        if self.key is None:
+            raise ConfigError("--sign-certificate: needs the key of the certificate: --sign-key")
+        password = os.environ.get(PASSWORD)
+        with _key_errors("--sign-key", self.key):
+            if self.certificate is not None:
+                return signing.Config().use_certificate_signer(
+                    private_key=self.key,
+                    signing_certificate=self.certificate,
+                    certificate_chain=self.chain,
+                )
+            # model-signing passes the password on to a function that takes bytes.
+            return signing.Config().use_elliptic_key_signer(
+                private_key=self.key, password=None if password is None else password.encode()
+            )
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whose signature is accepted: a public key, a root certificate, or an identity of Sigstore."""
+
+    key: Path | None = None
+    certificates: tuple[Path, ...] = ()
+    identity: str | None = None
+    issuer: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.key is not None or bool(self.certificates) or self.identity is not None
+
+    @property
+    def said(self) -> str:
+        """Return the trusted party, for messages."""
+        if self.key is not None:
+            return f"the key {self.key}"
+        if self.certificates:
+            return f"the certificate {', '.join(map(str, self.certificates))}"
+        return f"the identity {self.identity}"
+
+    def config(self) -> Any:
+        """Return the configuration of model-signing.
+
+        Raises:
+            ConfigError: The options exclude one another, or a file cannot be used.
+        """
+        verifying = require("model_signing.verifying", EXTRA)
+        given = [self.key is not None, bool(self.certificates), self.identity is not None]
+        if sum(given) != 1:
+            raise ConfigError("expected one of --key, --certificate and --identity")
+        if self.key is not None:
+            with _key_errors("--key", self.key):
+                return verifying.Config().use_elliptic_key_verifier(public_key=self.key)
+        if self.certificates:
+            with _key_errors("--certificate", self.certificates[0]):
+                return verifying.Config().use_certificate_verifier(
+                    certificate_chain=self.certificates
+                )
+        if self.issuer is None:
+            raise ConfigError("--identity: needs the issuer of the identity: --issuer URL")
+        return verifying.Config().use_sigstore_verifier(
+            identity=self.identity, oidc_issuer=self.issuer
+        )
+
+
+def sign_model(signer: Signer, model: Path, signature: Path) -> None:
+    """Sign every file of a model's directory.
+
+    Raises:
+        ConfigError: The key or the certificate cannot be used.
+        ServerError: Sigstore does not answer.
+    """
+    _sign(signer, model, signature, ignored=())
+
+
+def sign_release(signer: Signer, folder: Path) -> None:
+    """Sign every file of a release folder; the signature is the one file that comes after it.
+
+    Raises:
+        ConfigError: The key or the certificate cannot be used.
+        ServerError: Sigstore does not answer.
+    """
+    _sign(signer, folder, folder / RELEASE_SIGNATURE, ignored=(RELEASE_SIGNATURE, MANIFEST))
+
+
+def check_signature(trust: Trust, folder: Path, signature: Path) -> None:
+    """Check that a folder is signed by a trusted party, and that its files are the signed ones.
+
+    Raises:
+        ArtifactError: There is no signature, another key made it, or it cannot be read.
+        TamperedError: The signature is right, and files differ from the signed ones.
+        ConfigError: The key or certificate cannot be used.
+    """
+    if not signature.is_file():
+        raise ArtifactError(
+            f"{signature}: no such file: the release is not signed; expected a signature by "
+            f"{trust.said}",
+            hint="Try: tuneline release RUN.yaml --sign-key KEY.pem",
+        )
+    config = trust.config()
+    refused = (
+        require("cryptography.exceptions", EXTRA).InvalidSignature,
+        require("OpenSSL.crypto", EXTRA).X509StoreContextError,
+        *UNREADABLE,
+    )
+    try:
+        config.verify(folder, signature)
+    except refused as error:
+        said = str(error).strip()
+        if said.startswith("Signature mismatch"):
+            raise TamperedError(
+                f"{folder}: differs from the signed files: {_plain(said)}"
+            ) from None
+        reason = said or "the signature does not fit its content"
+        raise ArtifactError(
+            f"{signature}: is not a signature by {trust.said}: {reason}",
+            hint="Check that it is the key of the team that released, and fetch the release again.",
+        ) from None
+
+
+def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, ...]) -> None:
+    hashing = require("model_signing.hashing", EXTRA)
+    config = signer.config().set_hashing_config(
+        hashing.Config().set_ignored_paths(paths=[Path(name) for name in ignored])
+    )
+    if not signer.keyless:
+        config.sign(folder, signature)
+        return
+    sigstore = require("sigstore.errors", EXTRA)
+    try:
+        config.sign(folder, signature)
+    except (sigstore.Error, OSError, ValueError) as error:
+        raise ServerError(
+            f"--keyless: Sigstore did not sign: {error}",
+            hint="Check the network and the identity of this job, or sign with --sign-key.",
+        ) from None
+
+
+@contextmanager
+def _key_errors(option: str, path: Path) -> Iterator[None]:
+    """Name a key file that cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be read: {error.strerror}") from None
+    except TypeError as error:  # a password is missing, or one too many is given
+        raise ConfigError(
+            f"{option} {path}: {error}",
+            hint=f"Put the key's password into the environment variable {PASSWORD}.",
+        ) from None
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{option} {path}: {error}; expected a PEM file with an elliptic-curve key",
+            hint="Try: openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem && "
+            "openssl ec -in KEY.pem -pubout -out PUB.pem",
+        ) from None
+
+
+def _plain(said: str) -> str:
+    """Return the difference that model-signing names, without Python's form of a digest."""
+    return said.removeprefix("Signature mismatch: ").replace("Digest(algorithm=", "(")
