@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from loadtest.arrivals.table import ARRIVALS, option_problems, slowest_rps
 from loadtest.percentiles import percentile_of
+from loadtest.workload_config import Length as Length
+from loadtest.workload_config import WorkloadConfig as WorkloadConfig
 from tuneline.core.config import StrictModel, apply_override, validate_config
 from tuneline.core.errors import ConfigError
 
@@ -55,6 +56,14 @@ class SLO(StrictModel):
     """Longest gap between two events of a request, seconds by percentile."""
     e2e_s: Limits = Field(default={})
     """End-to-end latency, seconds by percentile."""
+    session_s: Limits = Field(default={})
+    """With `workload.sessions`: time to finish a conversation, with its delays, seconds by
+    percentile."""
+    session_wait_s: Limits = Field(default={})
+    """With `workload.sessions`: time that a conversation waits for its answers, seconds by
+    percentile."""
+    max_session_error_rate: float | None = Field(default=None, ge=0, lt=1)
+    """With `workload.sessions`: most conversations with a failed or unfinished turn, as a share."""
     max_error_rate: float | None = Field(default=0.0, ge=0, lt=1)
     """Most failed or unfinished requests as a share of the offered requests. 0.0: no request that
     was sent may fail. Above 0.0, the 95 % interval of the share is judged, which takes enough
@@ -83,6 +92,13 @@ class SLO(StrictModel):
         return self
 
     @property
+    def has_sessions(self) -> bool:
+        """Return whether an objective is set on conversations."""
+        return bool(
+            self.session_s or self.session_wait_s or self.max_session_error_rate is not None
+        )
+
+    @property
     def has_goodput(self) -> bool:
         limits = (self.goodput_ttft_s, self.goodput_tpot_s, self.goodput_e2e_s)
         return any(limit is not None for limit in limits)
@@ -96,6 +112,8 @@ class SLO(StrictModel):
             "tpot_s": self.tpot_s,
             "worst_gap_s": self.worst_gap_s,
             "e2e_s": self.e2e_s,
+            "session_s": self.session_s,
+            "session_wait_s": self.session_wait_s,
         }
         return {
             metric: dict(sorted((percentile_of(name), limit) for name, limit in limits.items()))
@@ -154,78 +172,6 @@ class Scenario(StrictModel):
         return "open" if self.concurrency is None else "closed"
 
 
-class Length(StrictModel):
-    """A distribution of token counts."""
-
-    distribution: Literal["fixed", "normal", "lognormal"] = "fixed"
-    mean: float = Field(gt=0)
-    """Mean of the counts themselves, also for a lognormal distribution."""
-    stddev: float | None = Field(default=None, gt=0)
-    min: int = Field(default=1, ge=1)
-    """A draw below `min` or above `max` is drawn again."""
-    max: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        if (self.distribution == "fixed") == (self.stddev is not None):
-            raise ValueError("normal and lognormal need stddev; fixed has none")
-        if self.mean < self.min or (self.max is not None and self.mean > self.max):
-            raise ValueError("the mean lies outside min and max")
-        return self
-
-
-class WorkloadConfig(StrictModel):
-    """The content of the requests."""
-
-    source: Literal["prompts", "synthetic", "sharegpt", "mooncake"] = "prompts"
-    """`prompts`: the prompts given to the load test, such as the held-out rows. `synthetic`: random
-    token ids of exact lengths through `/v1/completions`. `sharegpt`: a JSON file of conversations.
-    `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks."""
-    path: Path | None = Field(default=None, json_schema_extra={"keyed": False})
-    """The `sharegpt` or `mooncake` file, relative to the current directory."""
-    input_tokens: Length | None = None
-    """`synthetic`: prompt lengths, shared prefix included."""
-    output_tokens: Length | None = None
-    """Answer lengths, in place of the common `max_tokens`; `ignore_eos` makes them exact."""
-    max_token_id: int = Field(default=1000, ge=256)
-    """`synthetic` and `mooncake`: token ids are drawn from 100 up to this one; keep it below the
-    vocabulary's size."""
-    shared_prefix_tokens: int | None = Field(default=None, ge=1)
-    """`synthetic`: number of first tokens that the requests of a group share."""
-    num_prefix_groups: int | None = Field(default=None, ge=1)
-    unique_prompts: bool = False
-    """Begin each prompt with a nonce, so that no prefix cache holds it."""
-    prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
-    """The share of prompt tokens that the server is expected to find in its cache; a run that
-    differs by more than 0.05 is INVALID."""
-    multi_turn: bool = False
-    """Send every user turn of a conversation as a request of its own, with the recorded answers
-    as history. Otherwise a request holds a whole conversation (`sharegpt`: its first turn)."""
-    models: dict[str, float] | None = None
-    """Served names (adapters) and their weights in the traffic, in place of a single model."""
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        problems = []
-        if (self.source in ("sharegpt", "mooncake")) != (self.path is not None):
-            problems.append("path goes with source: sharegpt and source: mooncake")
-        if (self.source == "synthetic") != (self.input_tokens is not None):
-            problems.append("input_tokens goes with source: synthetic")
-        if (self.shared_prefix_tokens is None) != (self.num_prefix_groups is None):
-            problems.append("shared_prefix_tokens and num_prefix_groups go together")
-        if self.shared_prefix_tokens is not None and self.source != "synthetic":
-            problems.append("shared_prefix_tokens is for source: synthetic")
-        if self.multi_turn and self.source not in ("prompts", "sharegpt"):
-            problems.append("multi_turn is for source: prompts and source: sharegpt")
-        if self.models is not None and not (
-            self.models and all(weight > 0 for weight in self.models.values())
-        ):
-            problems.append("models needs at least one name, each with a weight above 0")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-
 class LoadTestConfig(StrictModel):
     """The requests, their rate, and the objectives that the endpoint must meet."""
 
@@ -255,6 +201,9 @@ class LoadTestConfig(StrictModel):
     max_client_lag_s: float | None = Field(default=None, gt=0)
     """A run is INVALID when the p99 of the client's send lag or loop lag is above this. The default
     is 2 ms, or 2 % of the tightest TTFT or end-to-end objective where that is more."""
+    check_models: bool = Field(default=True, json_schema_extra={"keyed": False})
+    """Before any load, check in `/models` that the server serves the model. `false` is for a server
+    without such a list."""
     calibrate: bool = True
     """Before each scenario, measure the client's own bias against the bundled server of known
     delays at the same load, for about three seconds."""
@@ -268,9 +217,14 @@ class LoadTestConfig(StrictModel):
         if twice:
             raise ValueError(f"scenario names must differ; found twice: {', '.join(twice)}")
         for arrival in {scenario.arrival for scenario in self.scenarios if scenario.arrival}:
-            source = ARRIVALS[arrival].source
-            if source is not None and self.workload.source != source:
-                raise ValueError(f"arrival: {arrival} needs workload.source: {source}")
+            sources = ARRIVALS[arrival].sources
+            if sources and self.workload.source not in sources:
+                raise ValueError(
+                    f"arrival: {arrival} needs workload.source: {' or '.join(sources)}"
+                )
+        slos = [self.slo, *(one.slo for one in self.scenarios if one.slo)]
+        if self.workload.sessions is None and any(slo.has_sessions for slo in slos):
+            raise ValueError("session_s, session_wait_s and max_session_error_rate need sessions")
         ours = {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"}
         taken = sorted(ours & self.extra_body.keys())
         if taken:

@@ -53,7 +53,14 @@ def measure_scenario(
     )
     calibration = None
     if config.calibrate:
-        calibration = calibrate(config, scenario, tls=plan.tls, times_s=plan.arrivals_s or ())
+        per_arrival = 1.0 if plan.sessions is None else plan.sessions.mean_turns
+        calibration = calibrate(
+            config,
+            scenario,
+            tls=plan.tls,
+            times_s=plan.arrivals_s or (),
+            requests_per_arrival=per_arrival,
+        )
     before = scrape(endpoint)
     measured = run_plan(scenario.name, plan, endpoint.api_key, give_up)
     server = None
@@ -75,6 +82,8 @@ def run_plan(
 ) -> Measured:
     """Run a plan, or the part of it that falls to `workers`, with a progress display."""
     total = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)
+    if plan.sessions is not None and total is not None:
+        total = sum(map(plan.sessions.num_turns, range(total)))
     with progress(f"load test {label}", total, "requests") as advance:
 
         def watch(counters: Counters) -> bool:
@@ -112,7 +121,7 @@ def judged(
     """Return the figures and the verdict of a measured scenario."""
     records = with_unsent(plan, measured.records)
     slo = scenario.slo or config.slo
-    bodies = [plan.body_of[int(index) % len(plan.body_of)] for index in records.index]
+    bodies = [plan.body_place(int(index)) for index in records.index]
     asked = np.array([workload.output_tokens[body] for body in bodies], np.float64)
     stats = statistics(
         records,
@@ -120,6 +129,7 @@ def judged(
         exact_tokens=asked if config.ignore_eos else None,
         duration_s=scenario.duration_s,
         ended_early=measured.ended_early,
+        num_turns=None if plan.sessions is None else plan.sessions.num_turns,
     )
     client = client_figures(measured.workers, stats.send_lag)
     examples: dict[str, list[str]] = {}

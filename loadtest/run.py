@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loadtest.client.server_check import Served, probe
+from loadtest.client.server_check import Served, probe, unlisted
 from loadtest.config import LoadTestConfig
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, load_report, summary_metrics
@@ -95,9 +95,9 @@ def check_served(config: LoadTestConfig, endpoint: Endpoint, inputs: Sequence[In
         ServerError: The endpoint does not answer as an OpenAI-compatible server that serves the
             model and `workload.models`, or serves an artifact that is not among `inputs`.
     """
-    served = probe(endpoint)
+    served = probe(endpoint) if config.check_models else unlisted(endpoint)
     absent = sorted(set(config.workload.models or ()) - set(served.names))
-    if absent:
+    if absent and served.is_listed:
         raise ServerError(
             f"{endpoint.url}: does not serve {', '.join(absent)} of workload.models; it serves "
             f"{', '.join(served.names)}"

@@ -10,7 +10,7 @@ from typing import Any
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import TunelineError
 from tuneline.core.messages import Message
-from tuneline.core.openai_client import openai_client
+from tuneline.core.openai_client import openai_client, stream_text
 
 TIMEOUT_S = 120.0
 
@@ -40,8 +40,8 @@ def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({}
                 **options,
             )
             for chunk in chunks:
-                if chunk.choices and chunk.choices[0].delta.content:
-                    yield chunk.choices[0].delta.content
+                if text := stream_text(chunk, endpoint):
+                    yield text
 
     return answer
 

@@ -16,7 +16,7 @@ from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.messages import Messages
-from tuneline.core.openai_client import openai_client
+from tuneline.core.openai_client import first_choice, openai_client
 from tuneline.core.parity import compare
 from tuneline.core.parity_report import write_parity
 from tuneline.core.progress import progress
@@ -26,6 +26,7 @@ from tuneline.core.reference import (
     read_reference,
     reference_noise,
 )
+from tuneline.core.server_words import text_of
 from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, Tolerances, add_tolerances
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _answer(
         messages=fields.pop("messages"),
         extra_body=fields,
     )
+    first_choice(response, endpoint)
     return served_continuation(response.model_dump(), expected.messages, endpoint.url)
 
 
@@ -182,6 +184,6 @@ def served_continuation(response: dict[str, Any], messages: Messages, url: str) 
             }
             for step in steps
         ],
-        text=choice["message"]["content"] or "",
+        text=text_of(choice["message"]["content"]),
         finish_reason=choice["finish_reason"],
     )

@@ -41,8 +41,8 @@ class Pattern:
     """Further keys of the scenario that the pattern needs."""
     takes: tuple[str, ...] = ()
     """Further keys that it accepts."""
-    source: str | None = None
-    """The `workload.source` that holds its times."""
+    sources: tuple[str, ...] = ()
+    """The values of `workload.source` that hold its times; empty for a pattern that draws them."""
     steady: tuple[str, ...] = ()
     """Keys that a short calibration run at the peak rate keeps; the others are Poisson."""
     all_at_once: bool = False

@@ -58,6 +58,7 @@ def calibrate(
     *,
     tls: bool = False,
     times_s: Sequence[float] = (),
+    requests_per_arrival: float = 1.0,
 ) -> Calibration:
     """Run about two seconds of a scenario's load against the bundled server.
 
@@ -66,11 +67,12 @@ def calibrate(
         scenario: For its streams, or its arrivals at their highest rate.
         tls: Whether to use TLS, as for the endpoint: decrypting costs the client time.
         times_s: The arrival times, for a pattern that has no rate.
+        requests_per_arrival: The mean number of turns, where sessions arrive.
 
     Raises:
         ServerError: The bundled server or a client process died.
     """
-    load = _load(scenario, times_s)
+    load = _load(scenario, times_s, requests_per_arrival)
     trial = config.model_copy(
         update={
             "scenarios": [load],
@@ -99,14 +101,20 @@ def calibrate(
     return found.model_copy(update={"tls": tls})
 
 
-def _load(scenario: Scenario, times_s: Sequence[float]) -> Scenario:
-    """Return the same load for about LOAD_S, without warm-up."""
+def _load(scenario: Scenario, times_s: Sequence[float], requests_per_arrival: float) -> Scenario:
+    """Return the same load for about LOAD_S, without warm-up. Sessions become single requests, as
+    many per second."""
     if scenario.concurrency is not None:
         request_s = TTFT_S + ITL_S * (NUM_TOKENS - 1)
         rounds = math.ceil(LOAD_S / request_s)
         num = min(max(rounds * scenario.concurrency, 20), MAX_REQUESTS)
         return Scenario(name="calibration", concurrency=scenario.concurrency, num_requests=num)
     short = brief(scenario, times_s, duration_s=LOAD_S, max_requests=MAX_REQUESTS)
+    if "rate_rps" in short:
+        short["rate_rps"] *= requests_per_arrival
+        short["num_requests"] = min(
+            math.ceil(short["num_requests"] * requests_per_arrival), MAX_REQUESTS
+        )
     return Scenario.model_validate({"name": "calibration", **short})
 
 

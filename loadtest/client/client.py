@@ -28,7 +28,7 @@ from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
 from loadtest.client.plan import Plan
 from loadtest.client.pool import SPARE_PAUSE_NS, SPARES_PER_TICK, Pool
-from loadtest.client.read_pacing import MIN_NAP_NS, nap_ns
+from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS, nap_ns
 from loadtest.client.timer import KernelTimer
 
 TICK_NS = 20_000_000
@@ -36,11 +36,12 @@ TICK_NS = 20_000_000
 CLOCK_INTERVAL_NS = 1_000_000_000
 """Interval at which the two clocks are compared."""
 STALE_AFTER_NS = 1_000_000_000
-"""The server may close a connection that was idle for longer while the client sends."""
+"""The server may close a connection that was never used for longer while the client sends."""
 OUT_OF_SOCKETS = (
     errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC,
 )  # fmt: skip
 """The client's own machine has no file, port or memory left for a connection."""
+NEVER_NS = 2**62
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop pauses a slot for this long after a failure."""
 
@@ -78,6 +79,7 @@ class Client(Pool):
         """Since the last tick."""
         self.num_ended = self.sum_of_requests_ns = 0
         self.nap_ns = MIN_NAP_NS
+        self.most_nap_ns = MAX_NAP_NS
         self.next_tick_ns = 0
         self.loop.add_reader(self.epoll.fileno(), self.read_all)
         # Before the connections, which may take every file that the process is allowed.
@@ -142,8 +144,12 @@ class Client(Pool):
                 return
             index = self.plan.worker + self.cursor * self.plan.num_workers
             self.cursor += 1
-            self.begin(index, due_ns)
+            self.arrive(index, due_ns)
         self.settle()
+
+    def arrive(self, number: int, due_ns: int) -> None:
+        """Begin what arrives: a request, or a session."""
+        self.begin(number, due_ns)
 
     def begin_slots(self) -> None:
         assert self.plan.concurrency is not None  # noqa: S101 (a closed loop has it)
@@ -162,7 +168,7 @@ class Client(Pool):
         is_measured = index >= self.plan.num_warmup_requests
         if is_measured and self.stop_ns is None and self.plan.duration_s is not None:
             self.stop_ns = now_ns + round(self.plan.duration_s * 1e9)
-        self.begin(index, now_ns)
+        self.arrive(index, now_ns)
 
     def has_next(self) -> bool:
         if self.plan.arrivals_s is not None:
@@ -187,9 +193,12 @@ class Client(Pool):
         connection.request = request
         connection.framer = Framer()
         request.connection = connection
+        connection.send(b"%b%d%b" % (self.head, request.index, self.tail_of(request)))
+
+    def tail_of(self, request: Request) -> bytes:
+        """Return a request from after its id on."""
         body_of = self.plan.body_of
-        tail = self.tails[body_of[request.index % len(body_of)]]
-        connection.send(b"%b%d%b" % (self.head, request.index, tail))
+        return self.tails[body_of[request.index % len(body_of)]]
 
     async def connect_and_send(self, request: Request) -> None:
         self.check.num_connects_in_window += 1
@@ -222,12 +231,15 @@ class Client(Pool):
                 reader()
         if self.kernel_clock:
             now_ns = monotonic_ns()
-            is_scheduled = self.cursor < len(self.arrivals_ns)
-            if is_scheduled and self.arrivals_ns[self.cursor] - now_ns < self.nap_ns:
+            if self.next_due_ns() - now_ns < self.nap_ns:
                 return  # a request is due before
             left_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap does not count as lag
             if left_ns > 0:
                 time.sleep(left_ns / 1e9)
+
+    def next_due_ns(self) -> int:
+        """Return when the next request is due; far away without one."""
+        return self.arrivals_ns[self.cursor] if self.cursor < len(self.arrivals_ns) else NEVER_NS
 
     # --- ends ---
 
@@ -247,7 +259,7 @@ class Client(Pool):
         self.num_ended += 1
         self.sum_of_requests_ns += now_ns - request.intended_ns
         self.running.pop(request.index, None)
-        self.follow(pause=status != 200)
+        self.follow(request, pause=status != 200)
 
     def release(self, connection: Connection, now_ns: int) -> None:
         connection.request = None
@@ -262,8 +274,9 @@ class Client(Pool):
 
     def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None:
         """The connection ended under a request."""
-        idle_ns = connection.idle_since_ns or connection.opened_ns
-        stale = request.intended_ns - idle_ns > STALE_AFTER_NS
+        # Some servers close the connection after each answer without saying so.
+        is_reused = connection.idle_since_ns is not None
+        stale = is_reused or request.intended_ns - connection.opened_ns > STALE_AFTER_NS
         if stale and not request.reads and not request.resent and not self.stopping:
             # RFC 9112, 9.3.1: the server closed an idle connection while we wrote to it.
             self.drop(connection)
@@ -290,7 +303,7 @@ class Client(Pool):
         self.failures_in_a_row += 1
         if request.connection is not None:
             self.drop(request.connection)
-        self.follow(pause=True)
+        self.follow(request, pause=True)
 
     def drop(self, connection: Connection) -> None:
         connection.request = None
@@ -304,8 +317,11 @@ class Client(Pool):
             elif self.has_next() and self.num_spares_opening < SPARES_PER_TICK:
                 self.begin_spare()
 
-    def follow(self, *, pause: bool) -> None:
+    def follow(self, _request: Request, *, pause: bool) -> None:
         """A request has ended: a closed loop begins the next."""
+        self.free_slot(pause=pause)
+
+    def free_slot(self, *, pause: bool) -> None:
         if self.plan.arrivals_s is None and not self.stopping:
             if self.failures_in_a_row >= self.abort_after:
                 self.stop()
@@ -328,8 +344,13 @@ class Client(Pool):
         return max(30, 3 * (self.plan.concurrency or 1))
 
     def settle(self) -> None:
-        if not self.running and not self.pauses and not self.has_next() and not self.done.done():
+        is_busy = self.running or self.pauses or self.is_waiting() or self.has_next()
+        if not is_busy and not self.done.done():
             self.done.set_result(None)
+
+    def is_waiting(self) -> bool:
+        """Return whether a request is due later that no arrival begins."""
+        return False
 
     # --- the loop's own clock ---
 
@@ -347,7 +368,7 @@ class Client(Pool):
             mean_ns = now_ns - self.requests[0].intended_ns
             if self.num_ended:
                 mean_ns = self.sum_of_requests_ns // self.num_ended
-        self.nap_ns = nap_ns(gap_ns, mean_ns)
+        self.nap_ns = min(nap_ns(gap_ns, mean_ns), self.most_nap_ns)
         self.num_reads = 0
         self.counters[3] = len(self.running)
         self.keep_spares()

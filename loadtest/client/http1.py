@@ -75,6 +75,11 @@ class Framer:
         return self._state == _DONE
 
     @property
+    def is_delimited(self) -> bool:
+        """The body says where it ends; otherwise only the end of the connection does."""
+        return b"content-length" in self.headers or b"transfer-encoding" in self.headers
+
+    @property
     def between_chunks(self) -> bool:
         """Inside a chunked body, with the next chunk's size to come."""
         return self._state == _SIZE and not self._buffer
@@ -151,8 +156,8 @@ class Framer:
 
     def _parse_head(self, head: bytes) -> None:
         version, self.status, self.headers = _split_head(head)
-        connection = self.headers.get(b"connection", b"").lower()
-        self.keep_alive = connection != b"close" and version != b"HTTP/1.0"
+        options = {one.strip() for one in self.headers.get(b"connection", b"").lower().split(b",")}
+        self.keep_alive = b"close" not in options and version != b"HTTP/1.0"
         if self.status < 200:
             return
         if self.status in (204, 304):

@@ -7,6 +7,58 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class SessionPlan:
+    """The conversations of a scenario. Session i has conversation i modulo their number, and the
+    request of its turn t has the index i * stride + t."""
+
+    offsets: list[int]
+    """Place of each conversation's first turn in the lists of turns, and their length."""
+    stride: int
+    """Turns of the longest conversation."""
+    opens: list[str]
+    """Per conversation: the body up to the history."""
+    closes: list[str]
+    """Per turn: the body after the history."""
+    answers: list[str]
+    """Per turn: the recorded answer, as JSON messages; empty without one."""
+    is_fresh: list[bool]
+    """Per turn: the history is empty."""
+    delays_s: list[list[float]]
+    """Seconds from the end of a turn to the next; session i has row i modulo their number."""
+    keeps_own: bool
+    """The history has the server's own answers."""
+    nonce: str | None = None
+    """A part of each first turn that every session replaces by its own."""
+
+    @property
+    def num_conversations(self) -> int:
+        return len(self.offsets) - 1
+
+    def num_turns(self, session: int) -> int:
+        """Return how many turns a session has."""
+        number = session % self.num_conversations
+        return self.offsets[number + 1] - self.offsets[number]
+
+    def place(self, session: int, turn: int) -> int:
+        """Return a turn's place in the lists of turns."""
+        return self.offsets[session % self.num_conversations] + turn
+
+    @property
+    def mean_turns(self) -> float:
+        return self.offsets[-1] / self.num_conversations
+
+    @property
+    def longest_delay_s(self) -> float:
+        """Return the longest sum of a session's delays."""
+        return max((sum(row) for row in self.delays_s), default=0.0)
+
+    @property
+    def shortest_delay_s(self) -> float:
+        """Return the shortest delay between two turns; infinite without a second turn."""
+        return min((one for row in self.delays_s for one in row[1:]), default=float("inf"))
+
+
+@dataclass(frozen=True)
 class Plan:
     """The requests of one scenario, as each of its client processes is given them.
 
@@ -39,10 +91,31 @@ class Plan:
     """Connections that this process opens before the start."""
     ca_file: str | None = None
     """A file of certificates to trust, next to the system's."""
+    sessions: SessionPlan | None = None
+    """Conversations, which then are the unit of `arrivals_s`, `concurrency`, `num_requests` and
+    `num_warmup_requests`; `bodies` has what each turn adds."""
+
+    def split(self, index: int) -> tuple[int, int]:
+        """Return the session and the turn of a request; without sessions, the request and 0."""
+        if self.sessions is None:
+            return index, 0
+        return divmod(index, self.sessions.stride)
+
+    def body_place(self, index: int) -> int:
+        """Return the place of a request's body in `bodies`."""
+        if self.sessions is None:
+            return self.body_of[index % len(self.body_of)]
+        return self.sessions.place(*self.split(index))
+
+    def is_warmup(self, index: int) -> bool:
+        return self.split(index)[0] < self.num_warmup_requests
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
+        sessions = value.get("sessions")
+        if sessions is not None:
+            value = {**value, "sessions": SessionPlan(**sessions)}
         return cls(**value)

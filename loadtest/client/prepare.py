@@ -13,13 +13,14 @@ from loadtest.client.plan import Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.workload.build import Workload, build_workload
+from loadtest.workload.sessions.build import build_sessions
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
 
-MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS = 16384
 
 
 def make_plan(
@@ -41,21 +42,22 @@ def make_plan(
         ConfigError: There is nothing to send.
         DataError: A workload file cannot be used.
     """
-    workload = build_workload(
+    build = build_workload if config.workload.sessions is None else build_sessions
+    workload = build(
         config,
         endpoint.model,
         prompts,
         seed=seed,
-        num_requests=_count_known(scenario, config.num_warmup_requests),
         permutation_seed=permutation_seed,
         is_shard=is_shard,
+        **_count_known(config, scenario),
     )
     # In a closed loop, a process without a stream would leave its requests unsent.
     num_workers = min(config.num_workers, scenario.concurrency or config.num_workers)
     arrivals = num_requests = None
     if scenario.concurrency is None:
         arrivals = _arrivals(config, scenario, workload, seed)
-        num_connections = _open_loop_connections(scenario, len(arrivals), num_workers)
+        num_connections = _open_loop_connections(scenario, len(arrivals), num_workers, workload)
     else:
         num_connections = -(-scenario.concurrency // num_workers)
         if scenario.num_requests is not None:
@@ -84,19 +86,23 @@ def make_plan(
         num_workers=num_workers,
         worker=0,
         num_connections=min(num_connections, MAX_CONNECTIONS),
+        sessions=workload.sessions,
     )
     return plan, workload
 
 
-def _count_known(scenario: Scenario, num_warmup: int) -> int | None:
-    """Return how many requests the scenario sends, or more; None where only the server decides."""
+def _count_known(config: LoadTestConfig, scenario: Scenario) -> dict[str, int | None]:
+    """Return how many requests or sessions the scenario begins, or more, as an argument of the
+    workload's builder; None where only the server decides."""
+    num_warmup = config.num_warmup_requests
+    count = None
     if scenario.num_requests is not None:
-        return num_warmup + scenario.num_requests
-    if scenario.concurrency is None and scenario.duration_s is not None:
+        count = num_warmup + scenario.num_requests
+    elif scenario.concurrency is None and scenario.duration_s is not None:
         top = peak_rps(scenario)
         if top is not None:
-            return num_warmup + math.ceil(1.5 * top * scenario.duration_s) + 10
-    return None
+            count = num_warmup + math.ceil(1.5 * top * scenario.duration_s) + 10
+    return {"num_requests" if config.workload.sessions is None else "num_sessions": count}
 
 
 def _arrivals(
@@ -127,22 +133,32 @@ def plan_digest(plan: Plan, workload: Workload) -> str:
         [
             workload.digest, plan.arrivals_s, plan.concurrency, plan.num_requests,
             plan.duration_s, plan.num_warmup_requests, plan.timeout_s,
+            *([plan.sessions.delays_s] if plan.sessions else []),
         ]
     )  # fmt: skip
 
 
-def _open_loop_connections(scenario: Scenario, num_requests: int, num_workers: int) -> int:
-    """Return connections for four seconds of arrivals; a longer queue opens more as it grows."""
+def _open_loop_connections(
+    scenario: Scenario, num_arrivals: int, num_workers: int, workload: Workload
+) -> int:
+    """Return connections for four seconds of arrivals; a longer queue opens more as it grows.
+    Sessions overlap for longer, each with one request at a time."""
     top = peak_rps(scenario)
+    most = -(-num_arrivals // num_workers)
     if top is None:
-        return -(-num_requests // num_workers)
-    return min(-(-num_requests // num_workers), max(16, math.ceil(4 * top)))
+        return most
+    if workload.sessions is not None:
+        top *= workload.sessions.mean_turns
+    return min(most, max(16, math.ceil(4 * top)))
 
 
 def with_unsent(plan: Plan, records: Records) -> Records:
-    """Add an unfinished row for each request that was offered and never begun."""
+    """Add an unfinished row for each request that was offered and never begun.
+
+    A session that never began offers its first turn only: no later turn was due.
+    """
     offered = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)
-    missing = sorted(set(range(offered or 0)) - {int(index) for index in records.index})
+    missing = sorted(set(range(offered or 0)) - {int(number) for number in records.session})
     if not missing:
         return records
     count = len(missing)
@@ -150,16 +166,19 @@ def with_unsent(plan: Plan, records: Records) -> Records:
     if plan.arrivals_s is None:
         intended = never
     else:
-        intended = np.array([plan.arrivals_s[index] for index in missing])
+        intended = np.array([plan.arrivals_s[number] for number in missing])
+    stride = 1 if plan.sessions is None else plan.sessions.stride
     rows = Records(
-        index=np.array(missing, np.int64),
+        index=np.array(missing, np.int64) * stride,
+        session=np.array(missing, np.int64),
+        turn=zero,
         warmup=np.array(missing) < plan.num_warmup_requests,
         state=np.full(count, UNFINISHED, np.uint8),
         error=np.full(count, "", records.error.dtype),
         intended_s=intended,
         sent_s=never, first_byte_s=never, first_token_s=never, last_token_s=never, end_s=never,
         tokens=never, first_tokens=never, prompt_tokens=never, cached_tokens=never,
-        retry_after_s=never, merged_events=zero, num_events=zero,
+        retry_after_s=never, without_done=zero.astype(bool), merged_events=zero, num_events=zero,
         event_s=np.zeros(0), event_tokens=np.zeros(0),
     )  # fmt: skip
     return join_records([records, rows])

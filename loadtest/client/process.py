@@ -31,6 +31,7 @@ from loadtest.client.host import end_with_parent
 from loadtest.client.plan import Plan
 from loadtest.client.records import FAILED, SUCCEEDED, UNFINISHED, Records
 from loadtest.client.self_check import Lags, self_check_document
+from loadtest.client.session_client import SessionClient, find_model_changes
 from loadtest.client.sse import Answer, parse_response
 
 MAX_EXAMPLES = 3
@@ -76,7 +77,7 @@ def main() -> None:
 async def _run(
     plan: Plan, key: str | None, counters: MutableSequence[int]
 ) -> tuple[list[Request], Client, int]:
-    client = Client(plan, key, counters)
+    client = (Client if plan.sessions is None else SessionClient)(plan, key, counters)
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, client.stop)
     await client.open_pool()
@@ -115,30 +116,37 @@ def to_records(
     Returns:
         The records, up to three messages per class of failure, and the first texts.
     """
-    rows = []
-    examples: dict[str, list[str]] = {}
-    texts: list[str] = []
-    end = 0
+    answers = []
+    num_texts = end = 0
     for request in requests:
         begin, end = end, end + len(request.reads)
-        times = read_times[begin:end]
         answer = parse_response(
-            times,
+            read_times[begin:end],
             [data for _, _, data in request.reads],
             closed=request.closed,
-            keep_text=len(texts) < 3,
+            keep_text=num_texts < MAX_EXAMPLES,
         )
         # The connection's error has priority over the parser's, unless the server itself named a
         # more exact error before.
         if request.error is not None and not _says_more(answer):
             answer.error, answer.message = request.error, request.message
-        if answer.error is None and request.end_ns is not None and len(texts) < 3:
+        num_texts += answer.error is None and request.end_ns is not None
+        answers.append(answer)
+    if plan.sessions is not None:
+        find_model_changes(plan, requests, answers)
+    examples: dict[str, list[str]] = {}
+    texts: list[str] = []
+    rows = []
+    end = 0
+    for request, answer in zip(requests, answers, strict=True):
+        begin, end = end, end + len(request.reads)
+        if answer.error is None and request.end_ns is not None and len(texts) < MAX_EXAMPLES:
             texts.append(answer.text[:400])
         if answer.error is not None and request.end_ns is not None:
             seen = examples.setdefault(answer.error, [])
             if len(seen) < MAX_EXAMPLES and answer.message not in seen:
                 seen.append(answer.message)
-        rows.append(_Row(request, answer, times[0] if times else None))
+        rows.append(_Row(request, answer, read_times[begin] if end > begin else None))
     return _columns(plan, rows, start_ns), examples, texts
 
 
@@ -169,7 +177,9 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
     event_tokens = itertools.chain.from_iterable(map(_event_tokens, answers))
     return Records(
         index=np.array([request.index for request in requests], np.int64),
-        warmup=np.array([r.index < plan.num_warmup_requests for r in requests], np.bool_),
+        session=np.array([plan.split(r.index)[0] for r in requests], np.int64),
+        turn=np.array([plan.split(r.index)[1] for r in requests], np.int64),
+        warmup=np.array([plan.is_warmup(r.index) for r in requests], np.bool_),
         state=np.array(states, np.uint8),
         error=np.array(
             [a.error or "" if s == FAILED else "" for a, s in zip(answers, states, strict=True)],
@@ -186,6 +196,7 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
         prompt_tokens=counts([answer.prompt_tokens for answer in answers]),
         cached_tokens=counts([answer.cached_tokens for answer in answers]),
         retry_after_s=counts([answer.retry_after_s for answer in answers]),
+        without_done=np.array([answer.without_done for answer in answers], np.bool_),
         merged_events=np.array([answer.num_merged_events for answer in answers], np.int64),
         num_events=num_events,
         event_s=(np.fromiter(event_ns, np.int64, num_events.sum()) - start_ns) / 1e9,

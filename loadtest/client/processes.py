@@ -178,14 +178,17 @@ def _end(processes: list[subprocess.Popen[str]]) -> None:
 
 
 def longest_s(plan: Plan) -> float:
-    """Return after how many seconds every request has ended or timed out."""
+    """Return after how many seconds every request, or every session, has ended or timed out."""
+    one_s = plan.timeout_s
+    if plan.sessions is not None:
+        one_s = plan.sessions.stride * plan.timeout_s + plan.sessions.longest_delay_s
     if plan.arrivals_s is not None:
-        return plan.arrivals_s[-1] + plan.timeout_s
+        return plan.arrivals_s[-1] + one_s
     streams = plan.concurrency or 1
     if plan.num_requests is not None:
-        return -(-plan.num_requests // streams) * plan.timeout_s
+        return -(-plan.num_requests // streams) * one_s
     rounds_of_warmup = -(-plan.num_warmup_requests // streams)
-    return (rounds_of_warmup + 1) * plan.timeout_s + (plan.duration_s or 0.0)
+    return (rounds_of_warmup + 1) * one_s + (plan.duration_s or 0.0)
 
 
 def _start(counters: int) -> subprocess.Popen[str]:

@@ -20,6 +20,10 @@ class Records:
     that never happened. Unknown counts are NaN."""
 
     index: NDArray[np.int64]
+    session: NDArray[np.int64]
+    """The session of a request; without sessions, its index."""
+    turn: NDArray[np.int64]
+    """The turn within the session, from 0."""
     warmup: NDArray[np.bool_]
     state: NDArray[np.uint8]
     """SUCCEEDED, FAILED or UNFINISHED."""
@@ -41,6 +45,8 @@ class Records:
     prompt_tokens: Seconds
     cached_tokens: Seconds
     retry_after_s: Seconds
+    without_done: NDArray[np.bool_]
+    """Whole answers that end without `[DONE]`."""
     merged_events: NDArray[np.int64]
     """Token events that came in one read with the event before."""
     num_events: NDArray[np.int64]

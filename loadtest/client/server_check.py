@@ -9,16 +9,20 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from loadtest.client.http1 import MAX_HEAD_BYTES, Framer, ProtocolError
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ServerError
+from tuneline.core.progress import logger
+from tuneline.core.server_words import error_message, printable
 
 TIMEOUT_S = 10.0
-MAX_BYTES = 1_000_000
-"""Limit for a list of models; a page of metrics or of the known server's record may be longer."""
 MAX_PAGE_BYTES = 10_000_000
+MAX_NAMES_SHOWN = 12
+UP_TO_V1 = "The URL goes up to and with /v1: http://HOST:PORT/v1"
 ARTIFACT_NAME = re.compile(r"^(?P<name>.+)@(?P<digest>[0-9a-f]{12})$")
 
 
@@ -32,6 +36,8 @@ class Served:
     short_digest: str | None
     server: str | None
     """The `Server` header."""
+    is_listed: bool = True
+    """Whether `/models` lists the model."""
 
 
 def get(
@@ -40,9 +46,27 @@ def get(
     key: str | None,
     ca_file: str | None = None,
     *,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = MAX_PAGE_BYTES,
 ) -> tuple[int, bytes, str]:
-    """Status, body and `Server` header of a GET, all of it within TIMEOUT_S.
+    """Return status, body and `Server` header of a GET, all of it within TIMEOUT_S.
+
+    Raises:
+        ServerError: See `ask`.
+    """
+    status, body, headers = ask(url, path, key, ca_file, max_bytes=max_bytes)
+    return status, body, headers.get(b"server", b"").decode("latin-1")
+
+
+def ask(
+    url: str,
+    path: str,
+    key: str | None,
+    ca_file: str | None = None,
+    *,
+    document: Mapping[str, Any] | None = None,
+    max_bytes: int = MAX_PAGE_BYTES,
+) -> tuple[int, bytes, Mapping[bytes, bytes]]:
+    """Return status, body and headers of a GET, or of a POST of a JSON document, within TIMEOUT_S.
 
     Raises:
         ServerError: No answer, one that is not HTTP, does not end or is longer than `max_bytes`;
@@ -53,10 +77,13 @@ def get(
     port = parts.port or (443 if is_tls else 80)
     shown = f"[{host}]" if ":" in host else host
     authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    content = "" if document is None else json.dumps(document)
+    length = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
     request = (
-        f"GET {path} HTTP/1.1\r\nHost: {shown}:{port}\r\nUser-Agent: tuneline\r\n"
+        f"{'GET' if document is None else 'POST'} {path} HTTP/1.1\r\nHost: {shown}:{port}\r\n"
+        "User-Agent: tuneline\r\n"
         f"Accept: application/json\r\nAccept-Encoding: identity\r\n{authorization}"
-        "Connection: close\r\n\r\n"
+        f"{length if content else ''}Connection: close\r\n\r\n{content}"
     )
     deadline_s = time.monotonic() + TIMEOUT_S
     try:
@@ -67,7 +94,7 @@ def get(
                 sock = stack.enter_context(context.wrap_socket(sock, server_hostname=host))
             sock.sendall(request.encode())
             framer, body = _receive(sock, deadline_s, max_bytes)
-        return framer.status, body, framer.headers.get(b"server", b"").decode("latin-1")
+        return framer.status, body, framer.headers
     except ConnectionRefusedError:
         raise ServerError(
             f"{url}: connection refused; expected a server there",
@@ -123,8 +150,18 @@ def _receive(sock: socket.socket, deadline_s: float, max_bytes: int) -> tuple[Fr
     return framer, b"".join(pieces)
 
 
+class _NoListError(Exception):
+    """The server has no list of models that can be read."""
+
+    def __init__(self, problem: str, hint: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.hint = problem, hint
+
+
 def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
-    """Ask `/v1/models`.
+    """Ask `/v1/models`; where that is no list of models, ask the model for one token.
+
+    Gateways and some servers have no such list, or need a model's name to answer it.
 
     Raises:
         ServerError: Nothing answers, something else answers, the key is refused, or the model is
@@ -132,8 +169,46 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
         ConfigError: The URL is none.
     """
     url = endpoint.url
+    try:
+        names, server = _listed(endpoint, ca_file)
+    except _NoListError as error:
+        if not _answers(endpoint, ca_file):
+            hint = f"{error.hint}\n  " if error.hint else ""
+            raise ServerError(
+                f"{url}: {error.problem}",
+                hint=f"{hint}Try: --set loadtest.check_models=false, if the server has no list",
+            ) from None
+        logger.warning("%s: %s; the model answers, so the test goes on", url, error.problem)
+        return unlisted(endpoint)
+    if not {endpoint.model, f"models/{endpoint.model}"} & set(names):
+        near = difflib.get_close_matches(endpoint.model, names, n=1)
+        shown = ", ".join(printable(name[:80]) for name in names[:MAX_NAMES_SHOWN])
+        more = len(names) - MAX_NAMES_SHOWN
+        raise ServerError(
+            f"{url}: does not serve the model {endpoint.model!r}; it serves {shown}"
+            + (f" and {more} more" if more > 0 else ""),
+            hint=f"Try: --model {printable(near[0] if near else names[0])}",
+        )
+    artifact_name = next((name for name in names if _is_artifact_of(name, endpoint.model)), None)
+    match = ARTIFACT_NAME.match(artifact_name) if artifact_name else None
+    return Served(names, artifact_name, match["digest"] if match else None, server or None)
+
+
+def unlisted(endpoint: Endpoint) -> Served:
+    """Return what is known of an endpoint whose list of models is not read."""
+    return Served([endpoint.model], None, None, None, is_listed=False)
+
+
+def _listed(endpoint: Endpoint, ca_file: str | None) -> tuple[list[str], str]:
+    """Return the names in `/v1/models`, and the `Server` header.
+
+    Raises:
+        ServerError: Nothing answers, or the key is refused.
+        _NoListError: The answer is not a list of models.
+    """
+    url = endpoint.url
     path = split_url(url).path.rstrip("/") + "/models"
-    status, body, server = get(url, path, endpoint.api_key, ca_file)
+    status, body, headers = ask(url, path, endpoint.api_key, ca_file)
     if status in (401, 403):
         what = "refuses the API key" if endpoint.api_key else "asks for an API key"
         raise ServerError(
@@ -141,36 +216,57 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
             hint="Put the key into the environment variable that --api-key-env names.",
         )
     if status == 404:
-        raise ServerError(
-            f"{url}: has no {path} (status 404); expected an OpenAI-compatible server",
-            hint="The URL goes up to and with /v1: http://HOST:PORT/v1",
+        raise _NoListError(
+            f"has no {path} (status 404); expected an OpenAI-compatible server", UP_TO_V1
+        )
+    if 300 <= status < 400 and b"location" in headers:
+        place = printable(headers[b"location"][:200]).removesuffix("/models")
+        raise _NoListError(
+            f"answers {path} with status {status} and the location {place}; expected 200",
+            f"Try: --url {place}" if place.startswith("http") else None,
         )
     if status != 200:
-        raise ServerError(f"{url}: answers {path} with status {status}; expected 200")
-    names = _names(url, path, body)
-    if endpoint.model not in names:
-        near = difflib.get_close_matches(endpoint.model, names, n=1)
-        raise ServerError(
-            f"{url}: does not serve the model {endpoint.model!r}; it serves {', '.join(names)}",
-            hint=f"Try: --model {near[0] if near else names[0]}",
-        )
-    artifact_name = next((name for name in names if _is_artifact_of(name, endpoint.model)), None)
-    match = ARTIFACT_NAME.match(artifact_name) if artifact_name else None
-    return Served(names, artifact_name, match["digest"] if match else None, server or None)
-
-
-def _names(url: str, path: str, body: bytes) -> list[str]:
-    try:
-        names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        names = []
+        said = error_message(body) or "no words"
+        raise _NoListError(f"answers {path} with status {status} ({said}); expected 200")
+    names = _names(body)
     if not names:
-        raise ServerError(
-            f"{url}: {path} holds no list of models ({body[:60]!r}); expected an "
-            "OpenAI-compatible server",
-            hint="The URL goes up to and with /v1: http://HOST:PORT/v1",
+        raise _NoListError(
+            f"{path} holds no list of models ({body[:60]!r}); expected an OpenAI-compatible server",
+            UP_TO_V1,
         )
-    return names
+    return names, headers.get(b"server", b"").decode("latin-1")
+
+
+def _answers(endpoint: Endpoint, ca_file: str | None) -> bool:
+    """Return whether the model answers a question of one token."""
+    path = split_url(endpoint.url).path.rstrip("/") + "/chat/completions"
+    document = {
+        "model": endpoint.model,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 1,
+    }
+    try:
+        status, body, _ = ask(endpoint.url, path, endpoint.api_key, ca_file, document=document)
+    except ServerError:
+        return False
+    if status != 200 or body.lstrip().startswith(b"data:"):
+        return status == 200
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(answer, dict) and bool(answer.get("choices"))
+
+
+def _names(body: bytes) -> list[str]:
+    """Return the names in a list of models: OpenAI's, a bare list, or Ollama's own."""
+    try:
+        found = json.loads(body)
+        if isinstance(found, dict):
+            found = found.get("data", found.get("models"))
+        return [str(one["id"] if "id" in one else one["name"]) for one in found]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def _is_artifact_of(name: str, model: str) -> bool:

@@ -12,15 +12,24 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from loadtest.client.http1 import Framer, ProtocolError, size_line
+from loadtest.client.sse_decoder import SseDecoder
+from tuneline.core.server_words import (
+    encodable,
+    error_message,
+    names_context,
+    printable,
+    text_of,
+)
 
 DONE = b"[DONE]"
-BOM = b"\xef\xbb\xbf"
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+MAX_DONE_BYTES = 16
+"""Gateways put blanks around `[DONE]`; a longer payload is not stripped."""
+MAX_COUNT = 2**53
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -36,11 +45,12 @@ class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     text: Any = None
     finish_reason: Any = None
+    error: Any = None
 
 
 class _Usage(msgspec.Struct, gc=False):
-    completion_tokens: Count | None = None
-    prompt_tokens: Count | None = None
+    completion_tokens: Any = None
+    prompt_tokens: Any = None
     prompt_tokens_details: Any = None
 
 
@@ -50,6 +60,7 @@ class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
+    model: Any = None
 
 
 class _BareError(msgspec.Struct):
@@ -66,70 +77,6 @@ _decode_text = msgspec.json.Decoder(str).decode
 _event_chunk = re.compile(rb"([0-9a-fA-F]{1,8})\r\ndata: (.*+)\n\n\r\n").fullmatch
 """A chunk that is one event of one line: its size and its payload."""
 _AROUND_PAYLOAD = len(b"data: \n\n")
-
-
-class SseDecoder:
-    """Cuts a stream of bytes into the data of its events; keeps what is not complete."""
-
-    def __init__(self) -> None:
-        self._pending = b""
-        self._data: list[bytes] = []
-        self._at_start = True
-        self._after_return = False
-        """The last read ended in a carriage return, so a line feed that follows ends no new
-        line."""
-
-    @property
-    def between_events(self) -> bool:
-        return not self._pending and not self._data
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Data of each event that these bytes complete; comments and empty events give none."""
-        if self._pending:
-            data = self._pending + data
-            self._pending = b""
-        if self._at_start:
-            if len(data) < len(BOM) and BOM.startswith(data):
-                self._pending = data
-                return []
-            self._at_start = False
-            data = data.removeprefix(BOM)
-        if self._after_return and data:
-            self._after_return = False
-            data = data.removeprefix(b"\n")
-        # The common case: whole events of one data line each.
-        if not self._data and data.endswith(b"\n\n") and b"\r" not in data:
-            blocks = data[:-2].split(b"\n\n")
-            if all(block.startswith(b"data: ") and b"\n" not in block for block in blocks):
-                return [block[6:] for block in blocks]
-        return self._feed_lines(data)
-
-    def _feed_lines(self, data: bytes) -> list[bytes]:
-        events: list[bytes] = []
-        position = 0
-        while True:
-            line_end = _line_end(data, position)
-            if line_end is None:
-                self._pending = data[position:]
-                return events
-            line, position = data[position : line_end[0]], line_end[1]
-            self._after_return = position == len(data) and data.endswith(b"\r")
-            if not line:
-                if self._data:
-                    events.append(b"\n".join(self._data))
-                    self._data = []
-            elif line.startswith(b"data:"):
-                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
-            # Other fields (event, id, retry) and comments carry no token.
-
-
-def _line_end(data: bytes, start: int) -> tuple[int, int] | None:
-    """Where the line from `start` ends and the next begins; None when its end is not here yet."""
-    newline = data.find(b"\n", start)
-    carriage = data.find(b"\r", start, newline if newline >= 0 else len(data))
-    if carriage < 0:
-        return None if newline < 0 else (newline, newline + 1)
-    return carriage, carriage + 2 if data[carriage + 1 : carriage + 2] == b"\n" else carriage + 1
 
 
 @dataclass
@@ -151,6 +98,8 @@ class Answer:
     finish_reason: str | None = None
     done: bool = False
     """`[DONE]` came."""
+    without_done: bool = False
+    """A whole answer without `[DONE]`: the finish reason came, and the end of the HTTP body."""
     completion_tokens: int | None = None
     """By the server's own usage."""
     prompt_tokens: int | None = None
@@ -158,6 +107,8 @@ class Answer:
     num_merged_events: int = 0
     """Token events that share a read with the one before: their own time is lost."""
     text: str = ""
+    model: str = ""
+    """The model that the first event with choices names."""
 
 
 def parse_response(
@@ -202,7 +153,7 @@ def parse_response(
     events.settle()
     answer.http_status = framer.status
     if keep_text:
-        answer.text = _encodable("".join(events.texts))
+        answer.text = encodable("".join(events.texts))
     if answer.error is None:
         whole = framer.close() if closed else framer.complete
         _find_failure(answer, framer, body, whole=whole, is_stream=events.num_taken > 0)
@@ -218,24 +169,33 @@ def _find_failure(
         whole: Whether the response came to its end.
         is_stream: Whether it held an event.
     """
+    # A stop token is an answer of its own, and comes with the finish reason.
+    only_stop = answer.finish_time is not None and answer.completion_tokens
+    has_token = bool(answer.token_times or only_stop)
+    coding = framer.headers.get(b"content-encoding", b"identity").strip().lower()
     if framer.status and framer.status != 200:
         answer.error = f"http_{framer.status}"
         answer.message = error_message(b"".join(body))
         answer.retry_after_s = _seconds(framer.headers.get(b"retry-after"))
+        if framer.status in (400, 413, 422) and names_context(b"".join(body)):
+            answer.error = "context_exceeded"
     elif not framer.status:
         answer.error = "connection_reset"
         answer.message = "the connection ended before the response began"
     elif answer.done:
-        # A stop token is an answer of its own, and comes with the finish reason.
-        only_stop = answer.finish_time is not None and answer.completion_tokens
-        if not answer.token_times and not only_stop:
+        if not has_token:
             answer.error, answer.message = "empty_answer", "the stream held no token"
+    elif coding not in (b"identity", b""):
+        answer.error = "compressed_body"
+        answer.message = f"compressed ({printable(coding)}), although the request asks for identity"
     elif not whole:
         answer.error = "truncated_stream"
         answer.message = f"the connection ended after {len(answer.token_times)} token events"
     elif not is_stream:
         answer.error = "not_a_stream"
         answer.message = error_message(b"".join(body))
+    elif framer.is_delimited and answer.finish_time is not None and has_token:
+        answer.without_done = True
     else:
         answer.error = "truncated_stream"
         answer.message = f"no [DONE] after {len(answer.token_times)} token events"
@@ -286,7 +246,7 @@ class _Events:
         answer = self.answer
         if self.ended:
             return
-        if payload == DONE:
+        if payload == DONE or (len(payload) < MAX_DONE_BYTES and payload.strip() == DONE):
             answer.done = True
             return
         try:
@@ -304,18 +264,25 @@ class _Events:
             _take_usage(answer, usage)
         if not event.choices:
             return
+        if not answer.model and isinstance(event.model, str):
+            answer.model = encodable(event.model)
         choice = event.choices[0]
         text = _text_of(choice)
         if text:
             self.places.append(place)
             self.texts.append(text)
-            if usage is not None and usage.completion_tokens is not None:
-                answer.token_counts.append(usage.completion_tokens)
+            if usage is not None and (so_far := count_of(usage.completion_tokens)) is not None:
+                answer.token_counts.append(so_far)
         if choice.finish_reason is not None:
             answer.finish_time = self.times[place]
             answer.finish_reason = str(choice.finish_reason)
             if answer.finish_reason == "abort":
                 self.end("aborted", "the server gave the answer up (abort)")
+            elif answer.finish_reason == "error":
+                # OpenRouter puts the provider's words into the choice.
+                words = json.dumps({"error": choice.error}) if choice.error else "no reason given"
+                said = error_message(words.encode())
+                self.end("error_event", f"finish_reason is error: {said}")
         elif text and usage is None and self.before is None:
             self.learn(payload, text)
 
@@ -357,38 +324,28 @@ def _text_of(choice: _Choice) -> str:
     text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
     if not text and (call := delta.tool_calls or delta.function_call):
         text = json.dumps(call)
-    return str(text or "")
+    return text_of(text)
 
 
 def _take_usage(answer: Answer, usage: _Usage) -> None:
-    if usage.completion_tokens is not None:
-        answer.completion_tokens = usage.completion_tokens
-    if usage.prompt_tokens is not None:
-        answer.prompt_tokens = usage.prompt_tokens
+    if (count := count_of(usage.completion_tokens)) is not None:
+        answer.completion_tokens = count
+    if (count := count_of(usage.prompt_tokens)) is not None:
+        answer.prompt_tokens = count
     details = usage.prompt_tokens_details
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    if isinstance(cached, int) and 0 <= cached <= 2**53:
-        answer.cached_tokens = cached
+    if isinstance(details, dict) and (count := count_of(details.get("cached_tokens"))) is not None:
+        answer.cached_tokens = count
 
 
-def error_message(body: bytes) -> str:
-    """The message inside an error body, or its beginning; text that UTF-8 can hold."""
-    text = body.decode(errors="replace").strip()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return text[:200]
-    if isinstance(found, dict):
-        error = found.get("error", found)
-        if isinstance(error, dict):
-            error = error.get("message", error)
-        return _encodable(str(error)[:200])
-    return text[:200]
+def count_of(value: Any) -> int | None:
+    """Return a count of tokens; None for a value that is not one.
 
-
-def _encodable(text: str) -> str:
-    """JSON can name half of a surrogate pair, which no file can hold."""
-    return text.encode(errors="replace").decode()
+    Gateways written in Lua or JavaScript send 5.0 for 5, and some servers send -1 for unknown.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_COUNT or value != int(value):
+        return None
+    return int(value)
 
 
 def _seconds(value: bytes | None) -> float | None:

@@ -12,6 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.client.records import SUCCEEDED, Records
+from loadtest.judging.clusters import (
+    Labels,
+    cluster_block,
+    cluster_bootstrap,
+    num_independent,
+)
 from loadtest.judging.intervals import (
     MIN_BLOCKS,
     TIMES_PER_BLOCK,
@@ -21,7 +27,7 @@ from loadtest.judging.intervals import (
     integrated_time,
 )
 from loadtest.percentiles import name_of, num_needed, reported
-from loadtest.report.schema import Distribution, Interval, Share
+from loadtest.report.part import Distribution, Interval, Share
 from tuneline.core.statistics import wilson_interval
 
 Values = NDArray[np.float64]
@@ -47,6 +53,7 @@ def distribution(
     *,
     withhold: bool = True,
     block: int | None = None,
+    clusters: Labels | None = None,
     also: Iterable[float] = (),
 ) -> Distribution:
     """Return percentiles of values.
@@ -56,6 +63,7 @@ def distribution(
         withhold: Withhold a percentile that the number of values cannot support. False for values
             that are only described, such as the client's own lags.
         block: The least length of a bootstrap block; without it percentiles have no intervals.
+        clusters: The session of each value; intervals then draw whole sessions.
         also: Percentiles next to the reported ones.
     """
     finite = values[np.isfinite(values)]
@@ -71,7 +79,8 @@ def distribution(
         found[q] = value if np.isfinite(value) else None
         if found[q] is None:
             withheld[name_of(q)] = INFINITE
-    ci95, without = _intervals(values, [q for q in found if found[q] is not None], block)
+    shown = [q for q in found if found[q] is not None]
+    ci95, without = _intervals(values, shown, block, clusters)
     return Distribution(
         unit=unit,
         n=len(values),
@@ -88,19 +97,24 @@ INFINITE = "infinite: too many requests failed"
 
 
 def _intervals(
-    values: Values, shown: list[float], block: int | None
+    values: Values, shown: list[float], block: int | None, clusters: Labels | None
 ) -> tuple[dict[str, Interval], dict[str, str]]:
     """Return the intervals of the shown percentiles, and why the others have none."""
     if block is None or not shown:
         return {}, {}
-    block = correlated_block(values, block)
+    if clusters is None:
+        block = correlated_block(values, block)
+        found = bootstrap(values, shown, block)
+    else:
+        block = cluster_block(values, clusters, block)
+        found = cluster_bootstrap(values, clusters, shown, block)
     ci95: dict[str, Interval] = {}
-    for q, bounds in bootstrap(values, shown, block).items():
+    for q, bounds in found.items():
         low, high = (bound if np.isfinite(bound) else None for bound in bounds)
         ci95[name_of(q)] = (low, high)
     reason = (
         f"no interval from {len(values)} values that depend on their neighbours as these do; at "
-        f"least {MIN_BLOCKS * block} are needed"
+        f"least {MIN_BLOCKS * block}{'' if clusters is None else ' sessions'} are needed"
     )
     return ci95, {name_of(q): reason for q in shown if name_of(q) not in ci95}
 
@@ -110,13 +124,28 @@ def latency_values(records: Records) -> dict[str, Values]:
 
     `ttft_s` and `e2e_s` count from the intended time, `*_from_sent_s` from the sent time.
     """
+    # An answer of one token has no TPOT and no gap.
+    return {name: value[~np.isnan(value)] for name, value in _raw_values(records).items()}
+
+
+def latency_sessions(records: Records) -> dict[str, Labels]:
+    """Return the session of each of the `latency_values`, except for gaps."""
+    return {
+        name: records.session[~np.isnan(value)]
+        for name, value in _raw_values(records).items()
+        if name != "inter_chunk_gap_s"
+    }
+
+
+def _raw_values(records: Records) -> dict[str, Values]:
+    """Return seconds per request; NaN for a request without the metric."""
     ok = records.state == SUCCEEDED
 
     def since(start: Values, end: Values) -> Values:
         # A request without an end counts as infinitely slow.
         return np.where(ok & ~np.isnan(end), end - start, np.inf)
 
-    values = {
+    return {
         "ttft_s": since(records.intended_s, records.first_token_s),
         "ttft_from_sent_s": since(records.sent_s, records.first_token_s),
         "tpot_s": tpot_s(records),
@@ -125,8 +154,6 @@ def latency_values(records: Records) -> dict[str, Values]:
         "e2e_s": since(records.intended_s, records.last_token_s),
         "e2e_from_sent_s": since(records.sent_s, records.last_token_s),
     }
-    # An answer of one token has no TPOT and no gap.
-    return {name: value[~np.isnan(value)] for name, value in values.items()}
 
 
 def tpot_s(records: Records) -> Values:
@@ -160,6 +187,33 @@ def _worst_gaps_s(records: Records) -> Values:
     worst = np.where(np.isinf(worst), np.nan, worst)
     result: Values = np.where(records.state == SUCCEEDED, worst, np.inf)
     return result
+
+
+def share_of_clustered(
+    hits: NDArray[np.bool_],
+    labels: Labels,
+    *decisive: tuple[Values, Labels],
+    block: int = 1,
+) -> Share:
+    """Return the share of hits among requests of sessions, with its interval.
+
+    Args:
+        hits: One per request.
+        labels: The session of each request.
+        decisive: See `share_of`; each with the session of its values.
+        block: The least number of requests in a block of neighbouring sessions.
+    """
+    if not len(hits):
+        return share_of(hits)
+    count, needed = num_independent(hits, decisive, labels, block)
+    share = float(np.mean(hits))
+    return Share(
+        value=share,
+        n=len(hits),
+        num_independent=count,
+        ci95=wilson_interval(share, count),
+        num_needed=needed,
+    )
 
 
 def share_of(hits: NDArray[np.bool_], *decisive: Values, block: int = 1) -> Share:

@@ -24,6 +24,8 @@ def judge_objectives(slo: SLO, stats: Statistics) -> list[Objective]:
     ]
     if slo.max_error_rate is not None:
         found.append(_error_rate(slo.max_error_rate, stats))
+    if slo.max_session_error_rate is not None and stats.failed_sessions is not None:
+        found.append(_session_error_rate(slo.max_session_error_rate, stats.failed_sessions))
     throughput = stats.throughput
     for name, limit, measured, unit in (
         (
@@ -127,6 +129,35 @@ def _error_rate(limit: float, stats: Statistics) -> Objective:
         measured=rate,
         unit="1",
         n=n,
+        verdict=verdict,
+        reason=reason,
+        num_needed=num_needed,
+    )
+
+
+def _session_error_rate(limit: float, failed: Share) -> Objective:
+    """Judge the share of sessions with a failed turn; a limit of 0.0 allows none."""
+    reason = (
+        f"{round(failed.value * failed.n)} of {failed.n} conversations failed; at most "
+        f"{limit:.2%} is allowed"
+    )
+    verdict: Verdict = Verdict.FAIL if failed.value else Verdict.PASS
+    num_needed = None
+    if limit > 0.0:
+        low, high = failed.ci95
+        reason += f", {_interval(failed)}"
+        verdict = (
+            Verdict.PASS if high <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+        )
+        if verdict == Verdict.INCONCLUSIVE:
+            num_needed = _num_to_tell(failed, limit)
+            reason += _needed(num_needed)
+    return Objective(
+        name="max_session_error_rate",
+        limit=limit,
+        measured=failed.value,
+        unit="1",
+        n=failed.n,
         verdict=verdict,
         reason=reason,
         num_needed=num_needed,

@@ -7,6 +7,7 @@ number cannot support it; `offered = succeeded + failed + unfinished`, or the ru
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,13 +17,24 @@ from numpy.typing import NDArray
 from loadtest.arrivals.dispersion import dispersion
 from loadtest.client.records import FAILED, SUCCEEDED, UNFINISHED, Records
 from loadtest.config import SLO
+from loadtest.judging.clusters import Labels
 from loadtest.judging.intervals import block_length
-from loadtest.judging.latency import Values, distribution, latency_values, share_of, tpot_s
+from loadtest.judging.latency import (
+    Values,
+    distribution,
+    latency_sessions,
+    latency_values,
+    share_of,
+    share_of_clustered,
+    tpot_s,
+)
+from loadtest.judging.sessions import Sessions, failed_share, session_figures, sessions_of
 from loadtest.judging.steady_state import steady_state
 from loadtest.percentiles import name_of
 from loadtest.report.schema import (
     Dispersion,
     Distribution,
+    SessionFigures,
     Share,
     SteadyState,
     Throughput,
@@ -56,6 +68,9 @@ class Statistics:
     mean_in_flight: float | None
     """Requests in flight on average, by Little's law."""
     steady_state: SteadyState
+    sessions: SessionFigures | None = None
+    failed_sessions: Share | None = None
+    """Sessions with a failed or unfinished turn; None without sessions."""
 
 
 def good(records: Records, slo: SLO) -> NDArray[np.bool_]:
@@ -78,6 +93,7 @@ def statistics(
     exact_tokens: Values | None,
     duration_s: float | None,
     ended_early: bool = False,
+    num_turns: Callable[[int], int] | None = None,
 ) -> Statistics:
     """Return every figure of one scenario.
 
@@ -87,12 +103,14 @@ def statistics(
         exact_tokens: Tokens that each row's answer must have; None where they end by themselves.
         duration_s: The scenario's measured duration, where it has one.
         ended_early: The run was given up: what was not sent by then was not to be sent.
+        num_turns: With sessions: how many turns a session has.
     """
     measured = records.select(~records.warmup)
     states = {code: int(np.sum(measured.state == code)) for code in (0, 1, 2)}
     names, counts = np.unique(measured.error[measured.state == FAILED], return_counts=True)
     latencies = latency_values(measured)
-    decisive = [latencies[name] for name in ("ttft_s", "tpot_s", "e2e_s")]
+    labels = {} if num_turns is None else latency_sessions(measured)
+    decisive = ("ttft_s", "tpot_s", "e2e_s")
     in_flight = mean_in_flight(measured)
     block = block_length(in_flight or 1.0)
     sent = ~np.isnan(measured.sent_s)
@@ -100,29 +118,50 @@ def statistics(
     # arrival that the client kept back. One that the client never began is.
     kept_back = (measured.state == UNFINISHED) & ~np.isnan(measured.intended_s) & ~sent
     scheduled = sent if ended_early else sent | kept_back
+
+    def share(hits: NDArray[np.bool_], of_hits: Labels, names: Sequence[str], block: int) -> Share:
+        if num_turns is None:
+            return share_of(hits, *(latencies[name] for name in names), block=block)
+        pairs = [(latencies[name], labels[name]) for name in names]
+        return share_of_clustered(hits, of_hits, *pairs, block=block)
+
     good_share = None
     if slo.has_goodput and len(measured):
-        good_share = share_of(good(measured, slo), *decisive, block=block)
+        good_share = share(good(measured, slo), measured.session, decisive, block)
+    within = {
+        objective_name(metric, q): share(
+            latencies[metric] <= limit, labels.get(metric, measured.session), [metric], block
+        )
+        for metric, limits in slo.latency.items()
+        if metric in latencies
+        for q, limit in limits.items()
+    }
+    found = {
+        # Gaps are too many to resample, and no objective is set on them.
+        name: distribution(
+            values,
+            block=None if name == "inter_chunk_gap_s" else block,
+            clusters=labels.get(name),
+            also=slo.latency.get(name, ()),
+        )
+        for name, values in latencies.items()
+    }
+    sessions = None
+    if num_turns is not None:
+        sessions = sessions_of(measured, num_turns)
+        found |= _of_sessions(sessions, slo, within)
     return Statistics(
         num_offered=len(measured),
         num_succeeded=states[SUCCEEDED],
         num_failed=states[FAILED],
         num_unfinished=states[UNFINISHED],
         num_warmup=int(np.sum(records.warmup)),
-        failed=share_of(measured.state != SUCCEEDED),
+        failed=share(measured.state != SUCCEEDED, measured.session, [], 1),
         good=good_share,
-        within=_within(latencies, slo, block),
+        within=within,
         errors={str(name): int(count) for name, count in zip(names, counts, strict=True)},
         retry_after_s=sorted({float(v) for v in measured.retry_after_s if not np.isnan(v)}),
-        latencies={
-            # Gaps are too many to resample, and no objective is set on them.
-            name: distribution(
-                values,
-                block=None if name == "inter_chunk_gap_s" else block,
-                also=slo.latency.get(name, ()),
-            )
-            for name, values in latencies.items()
-        },
+        latencies=found,
         throughput=_throughput(records, measured, slo, duration_s),
         tokens=_tokens(measured, None if exact_tokens is None else exact_tokens[~records.warmup]),
         send_lag=distribution((measured.sent_s - measured.intended_s)[sent], withhold=False),
@@ -130,17 +169,23 @@ def statistics(
         arrivals_delivered=dispersion(measured.sent_s[sent]),
         mean_in_flight=in_flight,
         steady_state=_steady_state(measured, block),
+        sessions=None
+        if sessions is None
+        else session_figures(measured, sessions, len(np.unique(records.session[records.warmup]))),
+        failed_sessions=None if sessions is None else failed_share(sessions),
     )
 
 
-def _within(latencies: dict[str, Values], slo: SLO, block: int) -> dict[str, Share]:
-    return {
-        objective_name(metric, q): share_of(
-            latencies[metric] <= limit, latencies[metric], block=block
-        )
-        for metric, limits in slo.latency.items()
-        for q, limit in limits.items()
-    }
+def _of_sessions(sessions: Sessions, slo: SLO, within: dict[str, Share]) -> dict[str, Distribution]:
+    """Return the latencies of sessions, and add the shares that keep to their objectives."""
+    found = {}
+    for name in ("session_s", "session_wait_s"):
+        values = getattr(sessions, name)
+        limits = slo.latency.get(name, {})
+        found[name] = distribution(values, block=1, also=limits)
+        for q, limit in limits.items():
+            within[objective_name(name, q)] = share_of(values <= limit, values)
+    return found
 
 
 def objective_name(metric: str, q: float) -> str:
@@ -226,6 +271,7 @@ def _tokens(measured: Records, exact_tokens: Values | None) -> Tokens:
         num_prompt_tokens=int(np.nansum(ok.prompt_tokens)),
         num_cached_prompt_tokens=int(np.sum(cached)) if len(cached) else None,
         num_events=int(np.sum(ok.num_events)),
+        num_without_done=int(np.sum(ok.without_done)),
         num_without_usage=int(np.sum(~known)),
         num_more_events_than_tokens=int(np.sum(known & (ok.num_events > ok.tokens))),
         num_wrong_length=int(np.sum(wrong)),

@@ -130,6 +130,11 @@ def answer_problems(
             f"{tokens.num_wrong_length} answers do not have exactly {config.max_tokens} tokens, "
             "which ignore_eos asks for"
         )
+    if tokens.num_without_done:
+        warnings.append(
+            f"{tokens.num_without_done} answers end without [DONE]; the finish reason and the end "
+            "of the HTTP body show that they are whole"
+        )
     if tokens.num_first_tokens_estimated:
         warnings.append(
             f"{tokens.num_first_tokens_estimated} answers hold several tokens per event without a "
@@ -151,6 +156,21 @@ def calibration_problems(calibration: Calibration, budget_s: float) -> list[str]
                 "is allowed"
             )
     return problems
+
+
+def reuse_warnings(reusable: float | None, found: float | None) -> list[str]:
+    """Compare the server's cache hits with the prompt tokens that turns send again."""
+    if reusable is None or found is None or abs(found - reusable) <= MAX_HIT_RATE_DIFFERENCE:
+        return []
+    words = (
+        "the server computed a part of the history again"
+        if found < reusable
+        else "conversations share text, or an earlier run filled the cache"
+    )
+    return [
+        f"the prefix cache held {found:.0%} of the prompt tokens; {reusable:.0%} repeat an earlier "
+        f"turn: {words}"
+    ]
 
 
 def hit_rate_problems(declared: float, found: float | None) -> list[str]:

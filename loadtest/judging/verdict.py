@@ -19,6 +19,7 @@ from loadtest.judging.validity import (
     client_problems,
     hit_rate_problems,
     lag_budget_s,
+    reuse_warnings,
 )
 from loadtest.report.schema import Calibration, Client, Objective
 from tuneline.core.verdict import Verdict
@@ -65,6 +66,8 @@ def judge(
     declared = config.workload.prefix_hit_rate
     if declared is not None:
         of_answers += hit_rate_problems(declared, prefix_hit_rate)
+    if stats.sessions is not None:
+        warnings += reuse_warnings(stats.sessions.prefix_reuse, prefix_hit_rate)
     invalid = of_client + of_answers
     objectives = judge_objectives(slo, stats)
     missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != Verdict.PASS]

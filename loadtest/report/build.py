@@ -92,6 +92,7 @@ def endpoint_report(endpoint: Endpoint, served: Served) -> EndpointReport:
         artifact_name=served.artifact_name,
         artifact_short_digest=served.short_digest,
         server=served.server,
+        is_listed=served.is_listed,
     )
 
 
@@ -130,6 +131,7 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         mean_in_flight=stats.mean_in_flight,
         steady_state=stats.steady_state,
         models=_per_model(result),
+        sessions=stats.sessions,
         client=result.client,
         calibration=result.calibration,
         server=result.server,

@@ -41,6 +41,12 @@ def prometheus_text(artifact: Artifact) -> str:
             STATES, (requests.succeeded, requests.failed, requests.unfinished), strict=True
         ):
             add("requests", {**common, "state": state}, count)
+        if (sessions := scenario.sessions) is not None:
+            for state, count in zip(
+                STATES, (sessions.succeeded, sessions.failed, sessions.unfinished), strict=True
+            ):
+                add("sessions", {**common, "state": state}, count)
+            add("turns_not_reached", common, sessions.num_turns_not_reached)
         add("output_tokens_per_second", common, scenario.throughput.output_tokens_per_s)
         add("requests_per_second", common, scenario.throughput.succeeded_rps)
         for verdict in reversed(SEVERITY):

@@ -18,8 +18,8 @@ def csv_text(report: Artifact) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     columns = (
-        "index", "warmup", "state", "error", "intended_s", "sent_s", "first_byte_s",
-        "first_token_s", "last_token_s", "end_s", "tokens", "prompt_tokens",
+        "index", "session", "turn", "warmup", "state", "error", "intended_s", "sent_s",
+        "first_byte_s", "first_token_s", "last_token_s", "end_s", "tokens", "prompt_tokens",
     )  # fmt: skip
     writer.writerow(("scenario", *columns))
     for name, records in records_of(report, report_of(report)):

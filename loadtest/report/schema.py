@@ -8,63 +8,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from loadtest.config import SLO, Scenario, WorkloadConfig
-from loadtest.percentiles import name_of
+from loadtest.report.part import Distribution as Distribution
+from loadtest.report.part import Part as Part
+from loadtest.report.part import Share as Share
+from loadtest.report.session_schema import SessionFigures as SessionFigures
+from loadtest.report.session_schema import TurnFigures as TurnFigures
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict
 
-SchemaVersion = Literal[3]
-SCHEMA_VERSION: SchemaVersion = 3
+SchemaVersion = Literal[4]
+SCHEMA_VERSION: SchemaVersion = 4
 REPORT_FILE = "report.json"
-
-Interval = tuple[float | None, float | None]
-"""95 % interval; a null bound is infinite."""
-
-
-class Part(BaseModel):
-    """A part of a document. An unknown key, a missing key and a number that is not finite are
-    errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Distribution(Part):
-    """Percentiles of one metric. Infinite values belong to failed requests."""
-
-    unit: str
-    n: int
-    """Number of values, failed requests included."""
-    mean_of_succeeded: float | None
-    max_of_succeeded: float | None
-    percentiles: dict[str, float | None]
-    """By name (`p50`); null where it is withheld."""
-    withheld: dict[str, str] = {}
-    """Why a percentile is null."""
-    ci95: dict[str, Interval] = {}
-    """95 % moving-block bootstrap interval of each percentile; a null bound is infinite."""
-    without_interval: dict[str, str] = {}
-    """Why a percentile has no interval."""
-
-    def at(self, q: float) -> float | None:
-        """Return a percentile; None where it is withheld or not reported."""
-        return self.percentiles.get(name_of(q))
-
-
-class Share(Part):
-    """A share of the requests."""
-
-    value: float
-    n: int
-    num_independent: float
-    """As how many independent requests they count: requests that overlap succeed and fail
-    together."""
-    ci95: tuple[float, float]
-    num_needed: int
-    """Requests that it takes to see their dependence; with fewer the interval may be too narrow."""
 
 
 class Throughput(Part):
@@ -91,6 +46,8 @@ class Tokens(Part):
     num_prompt_tokens: int
     num_cached_prompt_tokens: int | None
     num_events: int
+    num_without_done: int
+    """Succeeded requests whose stream ends without `[DONE]`, after a finish reason."""
     num_without_usage: int
     """Succeeded requests whose stream carries no usage."""
     num_more_events_than_tokens: int
@@ -291,6 +248,8 @@ class ScenarioReport(Part):
     steady_state: SteadyState
     models: dict[str, ModelFigures] | None
     """Figures per served name of a mix; null for a single name."""
+    sessions: SessionFigures | None
+    """Figures of conversations; null without `workload.sessions`."""
     client: Client
     calibration: Calibration | None
     """The client's bias at this load; null without calibration."""
@@ -311,6 +270,8 @@ class EndpointReport(Part):
     artifact_short_digest: str | None
     server: str | None
     """The `Server` header."""
+    is_listed: bool = True
+    """Whether `/models` lists the model; false where the server has no such list."""
 
 
 class WorkloadReport(WorkloadConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtest.percentiles import percentile_of
-from loadtest.report.schema import Calibration, LoadReport, ScenarioReport
+from loadtest.report.schema import Calibration, LoadReport, ScenarioReport, SessionFigures
 
 ROWS = (
     ("TTFT", "ttft_s"),
@@ -11,7 +11,10 @@ ROWS = (
     ("inter-chunk gap", "inter_chunk_gap_s"),
     ("worst gap", "worst_gap_s"),
     ("end to end", "e2e_s"),
+    ("conversation", "session_s"),
+    ("waiting in it", "session_wait_s"),
 )
+MAX_TURNS_SHOWN = 6
 OPTIONAL_ROWS = ("worst_gap_s",)
 """Shown only where an objective is set on them."""
 
@@ -28,6 +31,8 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
         f"succeeded, {requests.failed} failed, {requests.unfinished} unfinished",
         *_latency_table(scenario),
     ]
+    if scenario.sessions is not None:
+        lines += _session_lines(scenario.sessions)
     rates = scenario.throughput
     lines.append(
         f"  {_number(rates.succeeded_rps)} requests/s, {_number(rates.output_tokens_per_s)} output "
@@ -48,11 +53,30 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
     return lines
 
 
+def _session_lines(sessions: SessionFigures) -> list[str]:
+    lines = [
+        f"  {sessions.succeeded} of {sessions.offered} conversations succeeded, {sessions.failed} "
+        f"failed, {sessions.unfinished} unfinished; {sessions.num_turns_sent} of "
+        f"{sessions.num_turns} turns sent, {sessions.num_turns_not_reached} not reached"
+    ]
+    for one in sessions.turns[:MAX_TURNS_SHOWN]:
+        cached = "" if one.cached_share is None else f", {one.cached_share:.0%} cached"
+        tokens = "" if one.mean_prompt_tokens is None else f"{one.mean_prompt_tokens:.0f}"
+        lines.append(
+            f"  turn {one.turn}: TTFT p50 {_ms(one.ttft_s.at(50))} ms, {tokens or '-'} prompt "
+            f"tokens{cached} (N = {one.offered})"
+        )
+    if len(sessions.turns) > MAX_TURNS_SHOWN:
+        lines.append(f"  and {len(sessions.turns) - MAX_TURNS_SHOWN} later turns")
+    return lines
+
+
 def _latency_table(scenario: ScenarioReport) -> list[str]:
     """Return a row per metric and a column per percentile that any of them has."""
     rows = [
         (label, scenario.latency[metric])
         for label, metric in ROWS
+        if metric in scenario.latency
         if metric not in OPTIONAL_ROWS or metric in scenario.slo.latency
     ]
     names = sorted({name for _, found in rows for name in found.percentiles}, key=percentile_of)

@@ -62,7 +62,11 @@ def join_shards(paths: Sequence[Path], out: Path) -> Artifact:
     asked = first.endpoint
     endpoint = Endpoint(asked.url, asked.model)
     served = Served(
-        asked.served_names, asked.artifact_name, asked.artifact_short_digest, asked.server
+        asked.served_names,
+        asked.artifact_name,
+        asked.artifact_short_digest,
+        asked.server,
+        asked.is_listed,
     )
     inputs = [one.as_input("shard") for one in artifacts]
     resolved = config.model_dump(mode="json")

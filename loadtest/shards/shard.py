@@ -108,7 +108,14 @@ def run_shard(
     calibration = None
     if config.calibrate:
         times_s = (plan.arrivals_s or [])[shard::num_shards]
-        calibration = calibrate(config, _share(scenario, num_shards), tls=plan.tls, times_s=times_s)
+        per_arrival = 1.0 if plan.sessions is None else plan.sessions.mean_turns
+        calibration = calibrate(
+            config,
+            _share(scenario, num_shards),
+            tls=plan.tls,
+            times_s=times_s,
+            requests_per_arrival=per_arrival,
+        )
     with new_artifact(out, "load-shard", config=resolved, inputs=inputs) as draft:
         before = scrape(endpoint)
         label = f"{scenario.name} {shard + 1}/{num_shards}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.client.plan import SessionPlan
 from loadtest.config import LoadTestConfig
 from loadtest.workload import mooncake, prompts, sharegpt, synthetic
 from loadtest.workload.content import FIRST_TOKEN_ID, Content, Prompt, Source, Wanted
@@ -43,6 +44,9 @@ class Workload:
     """Digest of the contents and their order, without model names, nonces and permutation. Runs
     with the same digest ask the same."""
     trace_s: list[float] | None = field(default=None)
+    sessions: SessionPlan | None = None
+    """With sessions, `bodies` has what each turn adds, and the lists next to it have an entry per
+    turn; `trace_s` has the begin of each conversation."""
 
 
 def build_workload(
@@ -88,9 +92,9 @@ def build_workload(
     lengths = None
     if workload.output_tokens is not None:
         lengths = draw_lengths(workload.output_tokens, rng, count)
-    names = _names(workload.models, model, rng, count)
+    names = draw_names(workload.models, model, rng, count)
     run_id = uuid.uuid4().hex[:12]
-    id_of = _permutation(workload.max_token_id, permutation_seed, is_shard)
+    id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
     bodies, tokens, contents = [], [], []
     for number in range(count):
         prompt = found[number % len(found)]
@@ -121,7 +125,7 @@ def _ordered(content: Content, multi_turn: bool, rng: np.random.Generator) -> li
     return [content.prompts[place] for place in rng.permutation(len(content.prompts))]
 
 
-def _names(
+def draw_names(
     mix: dict[str, float] | None, model: str, rng: np.random.Generator, count: int
 ) -> list[str]:
     """Return the served name that each request asks."""
@@ -131,7 +135,7 @@ def _names(
     return [str(name) for name in rng.choice(list(mix), count, p=weights / weights.sum())]
 
 
-def _permutation(
+def permutation(
     max_token_id: int, seed: int | None, is_shard: bool
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the token id that replaces each token id."""

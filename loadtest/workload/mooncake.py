@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,21 +27,47 @@ class _TraceLine(msgspec.Struct):
 
     timestamp: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
     """Milliseconds."""
-    input_length: Annotated[int, msgspec.Meta(ge=0, le=10**8)]
+    input_length: Annotated[int, msgspec.Meta(ge=0, le=10**7)]
     output_length: Annotated[int, msgspec.Meta(ge=0, le=10**8)]
     hash_ids: list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]] | None = None
 
 
+@dataclass(frozen=True)
+class TraceRequest:
+    """A request of a trace, before it has tokens."""
+
+    number: int
+    """Line in the file."""
+    time_s: float
+    length: int
+    answer_length: int
+    hashes: list[int] | None
+
+
 def mooncake(workload: WorkloadConfig, path: Path) -> tuple[list[Prompt], list[float]]:
-    """Read a Mooncake trace (Qin et al., FAST 2025): JSON Lines with `timestamp`
-    in milliseconds, `input_length`, `output_length`, and `hash_ids` of its 512-token blocks.
+    """Return the prompts of a trace and their times, in the order of the times.
 
     Equal hash ids become equal tokens, so requests share the prefixes that the trace shares.
 
     Raises:
         DataError: A line is not such a record; every such line is named.
     """
-    prompts, times_s, problems = [], [], []
+    lines = read_lines(path)
+    times_s = [line.time_s for line in lines]
+    order = np.argsort(times_s, kind="stable")
+    found = [lines[place] for place in order]
+    prompts = [Prompt(tokens_of(line, workload), max(line.answer_length, 1)) for line in found]
+    return prompts, [line.time_s for line in found]
+
+
+def read_lines(path: Path) -> list[TraceRequest]:
+    """Read a Mooncake trace (Qin et al., FAST 2025): JSON Lines with `timestamp`
+    in milliseconds, `input_length`, `output_length`, and `hash_ids` of its 512-token blocks.
+
+    Raises:
+        DataError: A line is not such a record; up to 20 such lines are named.
+    """
+    found, problems = [], []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -49,16 +76,27 @@ def mooncake(workload: WorkloadConfig, path: Path) -> tuple[list[Prompt], list[f
         except (msgspec.DecodeError, RecursionError) as error:
             problems.append(f"{path}: line {number}: {error}")
             continue
-        length, hashes = record.input_length, record.hash_ids or [number]
-        ids: list[int] = []
-        for place in range(-(-length // BLOCK_TOKENS)):
-            # A block beyond the listed blocks belongs to this request only.
-            key = [hashes[place]] if place < len(hashes) else [number, place, 1]
-            rng = np.random.default_rng(key)
-            ids += token_ids(rng, BLOCK_TOKENS, workload)
-        prompts.append(Prompt(ids[: max(length, 1)], max(record.output_length, 1)))
-        times_s.append(record.timestamp / 1000)
+        found.append(
+            TraceRequest(
+                number,
+                record.timestamp / 1000,
+                record.input_length,
+                record.output_length,
+                record.hash_ids,
+            )
+        )
     if problems:
         raise DataError(problems[:20])
-    order = np.argsort(times_s, kind="stable")
-    return [prompts[place] for place in order], [times_s[place] for place in order]
+    return found
+
+
+def tokens_of(request: TraceRequest, workload: WorkloadConfig) -> list[int]:
+    """Return token ids for a request's blocks."""
+    hashes = request.hashes or [request.number]
+    ids: list[int] = []
+    for place in range(-(-request.length // BLOCK_TOKENS)):
+        # A block beyond the listed blocks belongs to this request only.
+        key = [hashes[place]] if place < len(hashes) else [request.number, place, 1]
+        rng = np.random.default_rng(key)
+        ids += token_ids(rng, BLOCK_TOKENS, workload)
+    return ids[: max(request.length, 1)]

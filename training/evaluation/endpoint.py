@@ -15,8 +15,9 @@ from training.evaluation.tool_calls import parse_tool_calls, plain_call
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
-from tuneline.core.openai_client import openai_client, server_error
+from tuneline.core.openai_client import first_choice, openai_client, server_error
 from tuneline.core.progress import progress
+from tuneline.core.server_words import text_of
 from tuneline.models.template import TemplateSettings
 
 REQUEST_TIMEOUT_S = 120.0
@@ -84,8 +85,8 @@ def _answers(
             # the tools to the model and returns the calls as text.
             without_parser.set()
             response = create(client, question)
-        choice = response.choices[0]
-        text = choice.message.content or ""
+        choice = first_choice(response, endpoint)
+        text = text_of(choice.message.content)
         calls = tuple(
             found
             for call in choice.message.tool_calls or ()
@@ -163,6 +164,9 @@ def _ask_all(
         except (openai.OpenAIError, *_OTHER_SHAPE) as error:
             failed.set()
             errors.append(server_error(error, endpoint, REQUEST_TIMEOUT_S))
+        except ServerError as error:
+            failed.set()
+            errors.append(error)
 
     with (
         openai_client(endpoint, timeout_s=REQUEST_TIMEOUT_S, extra="train") as client,

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
+from tuneline.core.server_words import error_message, printable, text_of
+
+MAX_WORDS = 400
+"""Characters of a server's own words in an error."""
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -70,11 +74,12 @@ def server_error(error: Exception, endpoint: Endpoint, timeout_s: float) -> Serv
         )
     if isinstance(error, openai.NotFoundError):
         return ServerError(
-            f"{url}: model {endpoint.model!r}: {error.message}",
+            f"{url}: model {endpoint.model!r}: {printable(error.message[:MAX_WORDS])}",
             hint=f"Try: curl {url}/models   (the names that it serves)",
         )
     if isinstance(error, openai.APIStatusError):
-        return ServerError(f"{url}: status {error.status_code}: {error.message}")
+        words = printable(error.message[:MAX_WORDS])
+        return ServerError(f"{url}: status {error.status_code}: {words}")
     if isinstance(error, openai.APITimeoutError):
         return ServerError(f"{url}: no answer within {timeout_s:g} s")
     if isinstance(error, openai.APIConnectionError):
@@ -82,12 +87,63 @@ def server_error(error: Exception, endpoint: Endpoint, timeout_s: float) -> Serv
             f"{url}: cannot be reached ({error.__cause__ or error})",
             hint="Is it running? Start it with: tuneline serve RUN.yaml",
         )
+    if isinstance(error, openai.APIError) and error.body:
+        return ServerError(f"{url}: an error inside the stream: {_words_of(error.body)}")
     if isinstance(error, openai.OpenAIError):
-        return ServerError(f"{url}: {error}")
+        return ServerError(f"{url}: {printable(str(error)[:MAX_WORDS])}")
     return ServerError(
         f"{url}: the answer is not a chat completion ({type(error).__name__}: {error})",
         hint="Is an OpenAI-compatible server behind the URL?",
     )
+
+
+def first_choice(response: Any, endpoint: Endpoint) -> Any:
+    """Return the first choice of a chat completion.
+
+    The client builds a completion from any document that a server answers with status 200, and
+    returns a body that is not JSON as text.
+
+    Raises:
+        ServerError: The answer is an error or holds no message; the message has the server's words.
+    """
+    choices = getattr(response, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if getattr(choice, "message", None) is None:
+        raise ServerError(
+            f"{endpoint.url}: status 200 without a chat completion: {_words_of(response)}",
+            hint="Is an OpenAI-compatible server behind the URL?",
+        )
+    _check_finish(choice, endpoint)
+    return choice
+
+
+def stream_text(chunk: Any, endpoint: Endpoint) -> str:
+    """Return the text that a chunk of a streamed chat completion adds.
+
+    Raises:
+        ServerError: The chunk is an error; the message has the server's words.
+    """
+    if getattr(chunk, "error", None):
+        raise ServerError(f"{endpoint.url}: an error inside the stream: {_words_of(chunk)}")
+    choices = getattr(chunk, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    _check_finish(choice, endpoint)
+    return text_of(getattr(getattr(choice, "delta", None), "content", None))
+
+
+def _check_finish(choice: Any, endpoint: Endpoint) -> None:
+    """Check that an answer did not end with an error, as OpenRouter marks it."""
+    if getattr(choice, "finish_reason", None) == "error":
+        words = _words_of({"error": getattr(choice, "error", None) or "no reason given"})
+        raise ServerError(f"{endpoint.url}: the answer ended with finish_reason error: {words}")
+
+
+def _words_of(answer: Any) -> str:
+    """Return the server's own words in a body of any shape."""
+    if hasattr(answer, "model_dump"):
+        answer = {key: value for key, value in answer.model_dump().items() if value is not None}
+    text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+    return error_message(text.encode(errors="replace"))
 
 
 def _options(endpoint: Endpoint, timeout_s: float, max_retries: int) -> dict[str, Any]:

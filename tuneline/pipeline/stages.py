@@ -288,7 +288,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
         Stage(
             "loadtest", "Load-test the endpoint", "served", "load-report",
             (serving, config.loadtest), (DATASET, served_by), _loadtest,
-            inputs=loadtest_inputs, prepare=(_require_server, _require_workload), version=2,
+            inputs=loadtest_inputs, prepare=(_require_server, _require_workload), version=3,
         ),
     ]  # fmt: skip
 

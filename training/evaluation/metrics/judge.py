@@ -15,8 +15,9 @@ from training.evaluation.prediction import Prediction
 from tuneline.core.endpoint import Endpoint, read_key, split_url
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.messages import Messages, content_of
-from tuneline.core.openai_client import openai_client, server_error
+from tuneline.core.openai_client import first_choice, openai_client, server_error
 from tuneline.core.progress import progress
+from tuneline.core.server_words import text_of
 
 MAX_CHARACTERS = 8000
 """Of each text in a question to the judge; the rest is cut."""
@@ -121,7 +122,7 @@ def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> l
                 temperature=0,
                 max_tokens=config.max_new_tokens,
             )
-            return response.choices[0].message.content or ""
+            return text_of(first_choice(response, endpoint).message.content)
         except (ValueError, AttributeError, IndexError, TypeError) as error:
             # The client passes a body of another shape on; reading the body then fails.
             raise server_error(error, endpoint, config.timeout_s) from None

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from loadtest.client.sse import Answer, SseDecoder, parse_response
+from loadtest.client.sse import Answer, parse_response
+from loadtest.client.sse_decoder import SseDecoder
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -170,11 +171,23 @@ def body(*pieces: bytes) -> bytes:
 END = b"0\r\n\r\n"
 
 
+CLOSED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+GZIP_HEAD = HEAD.replace(b"Transfer", b"Content-Encoding: gzip\r\nTransfer")
+
+
 @pytest.mark.parametrize(
     ("response", "closed", "error"),
     [
         (body(*EVENTS[:3]), True, "truncated_stream"),
-        (body(*EVENTS[:-1]) + END, False, "truncated_stream"),
+        (body(*EVENTS[:4]) + END, False, "truncated_stream"),
+        (body(ROLE, FINISH, USAGE.replace(b"4", b"0")) + END, False, "truncated_stream"),
+        (CLOSED_HEAD + b"".join(EVENTS[:-1]), True, "truncated_stream"),
+        (GZIP_HEAD + chunk(b"\x1f\x8b\x08\x00\x1b[31m") + END, False, "compressed_body"),
+        (
+            body(*EVENTS[:3], event(delta("", finish_reason="error")), DONE) + END,
+            False,
+            "error_event",
+        ),
         (body(ROLE, b"data: {half\n\n", DONE) + END, False, "invalid_sse"),
         (body(ROLE, b"data: [1]\n\n", DONE) + END, False, "invalid_sse"),
         (body(ROLE, b"data: \xff\n\n", DONE) + END, False, "invalid_sse"),
@@ -191,8 +204,8 @@ END = b"0\r\n\r\n"
         (body(*EVENTS[:3], event(delta("", finish_reason="abort")), DONE) + END, False, "aborted"),
         (body(ROLE, FINISH, DONE) + END, False, "empty_answer"),
         (body(ROLE, USAGE, DONE) + END, False, "empty_answer"),
-        (body(ROLE, FINISH, usage(-5), DONE) + END, False, "invalid_sse"),
-        (body(ROLE, FINISH, usage(10**400), DONE) + END, False, "invalid_sse"),
+        (body(ROLE, FINISH, usage(-5), DONE) + END, False, "empty_answer"),
+        (body(ROLE, FINISH, usage(10**400), DONE) + END, False, "empty_answer"),
         (body(ROLE, b'data: {"x": ' + b"[" * 20000 + b"\n\n", DONE) + END, False, "invalid_sse"),
         (b"HTTP/1.1 200" + b"0" * 5000 + b" OK\r\n\r\n", False, "protocol_error"),
         (
@@ -281,3 +294,75 @@ def test_words_of_the_server_can_be_written_to_a_file() -> None:
     answer = parse([body(b'data: {"choices": [{"text": "a\\ud800"}]}\n\n', DONE) + END])
     answer.text.encode()
     answer.message.encode()
+
+
+@pytest.mark.parametrize(
+    "end", [END, chunk(b"data: [DONE]") + END, chunk(b"data: [DONE]\n") + END], ids=str
+)
+def test_a_finish_reason_and_a_whole_body_make_an_answer_without_done(end: bytes) -> None:
+    answer = parse([body(*EVENTS[:-1]) + end])
+    assert (answer.error, answer.without_done, answer.text) == (None, True, "".join(TEXTS))
+    with_done = parse([STREAM])
+    assert (with_done.error, with_done.without_done) == (None, False)
+
+
+@pytest.mark.parametrize("done", [b"data: [DONE] \n\n", b"data:[DONE]\n\n", b"data:  [DONE]\t\n\n"])
+def test_blanks_around_done_do_not_count(done: bytes) -> None:
+    answer = parse([body(*EVENTS[:-1], done) + END])
+    assert (answer.error, answer.done, answer.without_done) == (None, True, False)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (6, 6), (6.0, 6), (0, 0), (-1, None), (6.5, None), ("6", None), (True, None), (None, None),
+        (2**60, None), ([6], None),
+    ],
+)  # fmt: skip
+def test_a_count_that_is_no_whole_number_is_unknown(sent: object, read: int | None) -> None:
+    usage = {"completion_tokens": sent, "prompt_tokens": sent}
+    usage["prompt_tokens_details"] = {"cached_tokens": sent}
+    answer = parse([body(*EVENTS[:4], event({"choices": [], "usage": usage}), DONE) + END])
+    assert answer.error is None
+    assert (answer.completion_tokens, answer.prompt_tokens) == (read, read)
+    assert answer.cached_tokens == read
+
+
+def test_text_in_parts_is_text() -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"text": " yes"}]
+    answer = parse([body(event({"choices": [{"delta": {"content": parts}}]}), DONE) + END])
+    assert (answer.error, answer.text) == (None, "hm yes")
+
+
+def test_words_of_the_server_hold_no_control_characters() -> None:
+    words = b"<html>\x1b[31mBad\r\nGateway\x07</html>"
+    head = b"HTTP/1.1 502 X\r\nContent-Length: %d\r\n\r\n" % len(words)
+    message = parse([head + words]).message
+    assert message == "<html>\ufffd[31mBad  Gateway\ufffd</html>"
+    answer = parse([GZIP_HEAD + chunk(b"\x1f\x8b\x1b[31m") + END])
+    assert answer.message == "compressed (gzip), although the request asks for identity"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 64 tokens. However, your prompt contains 90.",
+        "request (9412 tokens) exceeds the available context size (8192 tokens), try increasing it",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096.",
+        "The input (99 tokens) is longer than the model's context length (64 tokens).",
+    ],
+)
+def test_a_prompt_beyond_the_context_has_its_class(words: str) -> None:
+    said = json.dumps({"error": {"message": words, "code": 400}}).encode()
+    head = b"HTTP/1.1 400 X\r\nContent-Length: %d\r\n\r\n" % len(said)
+    answer = parse([head + said])
+    assert (answer.error, answer.message) == ("context_exceeded", words[:200])
+    assert parse([head.replace(b"400", b"500") + said]).error == "http_500"
+
+
+def test_an_answer_names_its_model() -> None:
+    answer = parse(
+        [body(*(event({**delta("a"), "model": name}) for name in ("m1", "m2")), DONE) + END]
+    )
+    assert (answer.error, answer.model) == (None, "m1")
+    assert parse([STREAM]).model == ""

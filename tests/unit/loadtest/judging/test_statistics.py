@@ -33,6 +33,8 @@ def row(
     last_s = (events_s[-1] if events_s else NAN) if last_token_s is None else last_token_s
     one: dict[str, Any] = {
         "index": np.array([index]),
+        "session": np.array([index]),
+        "turn": np.array([0]),
         "warmup": np.array([warmup]),
         "state": np.array([state], np.uint8),
         "error": np.array([error], "U32"),
@@ -47,6 +49,7 @@ def row(
         "prompt_tokens": np.array([10.0]),
         "cached_tokens": np.array([NAN]),
         "retry_after_s": np.array([NAN]),
+        "without_done": np.array([False]),
         "merged_events": np.array([0]),
         "num_events": np.array([len(events_s)]),
         "event_s": np.array(events_s, float),

@@ -51,8 +51,9 @@ def throughput(**changes: float | None) -> Throughput:
 def tokens(num: int = 10, **changes: int | None) -> Tokens:
     values: dict[str, Any] = {
         "num_output_tokens": num, "num_prompt_tokens": num, "num_cached_prompt_tokens": None,
-        "num_events": num, "num_without_usage": 0, "num_more_events_than_tokens": 0,
-        "num_wrong_length": 0, "num_first_tokens_estimated": 0, "num_merged_events": 0,
+        "num_events": num, "num_without_done": 0, "num_without_usage": 0,
+        "num_more_events_than_tokens": 0, "num_wrong_length": 0,
+        "num_first_tokens_estimated": 0, "num_merged_events": 0,
     }  # fmt: skip
     return Tokens(**{**values, **changes})
 

@@ -1,0 +1,166 @@
+"""The client of conversations: the turns of a session follow each other.
+
+A turn is due when its delay has passed since the last byte of the turn before had arrived. The
+kernel's stamp says when that was, so a busy client shows as send lag, as for single requests.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import MutableSequence, Sequence
+
+from loadtest.client.client import NEVER_NS, Client
+from loadtest.client.connection import TIMESPEC, Request, monotonic_ns
+from loadtest.client.plan import Plan
+from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS
+from loadtest.client.sse import Answer, parse_response
+from loadtest.client.timer import KernelTimer
+
+LONG_DELAY_S = 0.02
+"""If every delay is longer, the client may see the end of a turn late: the next turn is due later
+than that all the same."""
+
+
+class Session:
+    """One conversation while it runs."""
+
+    __slots__ = ("history", "number", "turn")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.turn = 0
+        self.history: list[bytes] = []
+        """The JSON of what was said, up to and with this turn's own part."""
+
+
+class SessionClient(Client):
+    """Runs the sessions of a plan that fall to this process."""
+
+    def __init__(self, plan: Plan, key: str | None, counters: MutableSequence[int]) -> None:
+        assert plan.sessions is not None  # noqa: S101 (the caller checks)
+        super().__init__(plan, key, counters)
+        self.sessions = plan.sessions
+        self.added = [body.encode() for body in plan.bodies]
+        self.answers = [answer.encode() for answer in plan.sessions.answers]
+        self.opens = [text.encode() for text in plan.sessions.opens]
+        self.closes = [text.encode() for text in plan.sessions.closes]
+        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+        self.headers_end = f"\r\n{authorization}Content-Length: ".encode()
+        self.tails = []
+        self.session_of: dict[int, Session] = {}
+        """By the index of the request that is in flight."""
+        self.due: list[tuple[int, int, Session]] = []
+        """Turns that wait for their time: a heap of times, sessions' numbers and sessions."""
+        self.turn_timer = KernelTimer(self.loop, self.begin_turns)
+        if plan.sessions.shortest_delay_s < LONG_DELAY_S:
+            self.most_nap_ns = MIN_NAP_NS
+        else:
+            self.most_nap_ns = MAX_NAP_NS
+
+    async def run(self, start_ns: int) -> list[Request]:
+        try:
+            return await super().run(start_ns)
+        finally:
+            self.turn_timer.close()
+
+    # --- sending ---
+
+    def arrive(self, number: int, due_ns: int) -> None:
+        self.begin_turn(Session(number), due_ns)
+
+    def begin_turn(self, session: Session, due_ns: int) -> None:
+        sessions = self.sessions
+        place = sessions.place(session.number, session.turn)
+        added = self.added[place]
+        if sessions.nonce and session.turn == 0:
+            nonce = sessions.nonce.encode()
+            added = added.replace(nonce, b"%b-%d" % (nonce, session.number), 1)
+        if sessions.is_fresh[place]:
+            session.history.clear()
+        session.history.append(added)
+        index = session.number * sessions.stride + session.turn
+        self.session_of[index] = session
+        self.begin(index, due_ns)
+
+    def tail_of(self, request: Request) -> bytes:
+        session = self.session_of[request.index]
+        number = session.number % self.sessions.num_conversations
+        place = self.sessions.place(session.number, session.turn)
+        history = b", ".join(session.history)
+        size = len(self.opens[number]) + len(history) + len(self.closes[place])
+        return b"%b%d\r\n\r\n%b%b%b" % (
+            self.headers_end, size, self.opens[number], history, self.closes[place],
+        )  # fmt: skip
+
+    def begin_turns(self) -> None:
+        """Send every turn that is due; then sleep until the next."""
+        while self.due:
+            due_ns, _, session = self.due[0]
+            if due_ns > monotonic_ns():
+                self.turn_timer.at(due_ns)
+                return
+            heapq.heappop(self.due)
+            self.begin_turn(session, due_ns)
+
+    def next_due_ns(self) -> int:
+        next_turn_ns = self.due[0][0] if self.due else NEVER_NS
+        return min(next_turn_ns, super().next_due_ns())
+
+    def is_waiting(self) -> bool:
+        return bool(self.due)
+
+    # --- ends ---
+
+    def follow(self, request: Request, *, pause: bool) -> None:
+        """A turn has ended: plan the next one of its session, or end the session."""
+        session = self.session_of.pop(request.index)
+        if pause or self.stopping or not self.plan_next(session, request):
+            self.free_slot(pause=pause)
+
+    def plan_next(self, session: Session, request: Request) -> bool:
+        """Put the next turn of a session into the heap; return False where none follows."""
+        sessions = self.sessions
+        if session.turn + 1 >= sessions.num_turns(session.number):
+            return False
+        said = self.answers[sessions.place(session.number, session.turn)]
+        if sessions.keeps_own:
+            reads = [data for _, _, data in request.reads]
+            answer = parse_response([0] * len(reads), reads, closed=request.closed, keep_text=True)
+            if answer.error is not None:
+                return False  # an answer without content has no place in a history
+            message = {"role": "assistant", "content": answer.text}
+            said = json.dumps(message, ensure_ascii=False).encode()
+        if said:
+            session.history.append(said)
+        session.turn += 1
+        delays_s = sessions.delays_s[session.number % len(sessions.delays_s)]
+        due_ns = self.end_of(request) + round(delays_s[session.turn] * 1e9)
+        heapq.heappush(self.due, (due_ns, session.number, session))
+        if self.due[0][2] is session:
+            self.turn_timer.at(due_ns)
+        return True
+
+    def end_of(self, request: Request) -> int:
+        """Return when the last byte of a response had arrived, by the kernel where it says."""
+        seen_ns, stamp, _ = request.reads[-1]
+        if stamp is None:
+            return seen_ns
+        seconds, nanoseconds = TIMESPEC.unpack(stamp)
+        arrived_ns: int = seconds * 1_000_000_000 + nanoseconds - self.clock_offsets[-1][1]
+        return min(arrived_ns, seen_ns)
+
+
+def find_model_changes(plan: Plan, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+    """Give an answer the class `model_changed` if it names another model than the first turn's."""
+    first: dict[int, str] = {}
+    order = sorted(range(len(requests)), key=lambda place: requests[place].index)
+    for place in order:
+        answer = answers[place]
+        if answer.error is not None or not answer.model:
+            continue
+        session, _ = plan.split(requests[place].index)
+        name = first.setdefault(session, answer.model)
+        if name != answer.model:
+            answer.error = "model_changed"
+            answer.message = f"the answer names the model {answer.model}; turn 1 named {name}"

@@ -1,0 +1,139 @@
+"""How sure a figure is if its values come in clusters: the turns of one session. Pure.
+
+Turns of a session share its prompt, its length and its time, so they are not independent. The
+cluster bootstrap draws whole sessions (Field and Welsh, Journal of the Royal Statistical Society B
+69, 2007). Sessions that overlap depend on each other as well, so runs of neighbouring sessions are
+drawn, as the moving-block bootstrap does with requests (Künsch, Annals of Statistics 17, 1989).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.judging.intervals import (
+    CONFIDENCE,
+    MIN_BLOCKS,
+    NUM_RESAMPLES,
+    TIMES_PER_BLOCK,
+    Values,
+    autocorrelation_time,
+    correlated_block,
+)
+
+Labels = NDArray[np.int64]
+
+
+def bounds_of(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first row and the number of rows of each cluster; rows of one are neighbours."""
+    if not len(labels):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.concatenate(([True], labels[1:] != labels[:-1])))
+    return starts, np.diff(np.append(starts, len(labels)))
+
+
+def ranks(values: Values) -> Values:
+    """Return ranks from 1, the mean rank for equal values: infinite values keep a place."""
+    _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks: Values = (np.cumsum(sizes) - (sizes - 1) / 2)[places]
+    return mean_ranks
+
+
+def cluster_block(values: Values, labels: Labels, block: int) -> int:
+    """Return how many neighbouring clusters to draw together.
+
+    Args:
+        block: The least number of rows in a block.
+    """
+    starts, sizes = bounds_of(labels)
+    least = max(1, math.ceil(block / float(np.mean(sizes))))
+    means = np.add.reduceat(ranks(values), starts) / sizes
+    return correlated_block(means, least)
+
+
+def cluster_bootstrap(
+    values: Values, labels: Labels, percentiles: Sequence[float], block: int, *, seed: int = 0
+) -> dict[float, tuple[float, float]]:
+    """Return 95 % intervals of percentiles by drawing blocks of `block` neighbouring clusters.
+
+    Infinite values make a bound infinite where they reach it. The result is empty where there are
+    fewer than MIN_BLOCKS blocks.
+    """
+    starts, sizes = bounds_of(labels)
+    count = len(starts)
+    if count < MIN_BLOCKS * block:
+        return {}
+    rng = np.random.default_rng(seed)
+    num_blocks = -(-count // block)
+    offsets = np.arange(block)
+    drawn = np.empty((NUM_RESAMPLES, len(percentiles)))
+    for number in range(NUM_RESAMPLES):
+        firsts = rng.integers(0, count - block + 1, num_blocks)
+        clusters = (firsts[:, None] + offsets).ravel()[:count]
+        lengths = sizes[clusters]
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        resampled = values[np.repeat(starts[clusters], lengths) + within]
+        last = len(resampled) - 1
+        places = [min(math.ceil(round(last * q / 100, 9)), last) for q in percentiles]
+        drawn[number] = np.partition(resampled, places)[places]
+    tail = (1 - CONFIDENCE) / 2
+    drawn.sort(axis=0)
+    low, high = math.floor(tail * NUM_RESAMPLES), math.ceil((1 - tail) * NUM_RESAMPLES) - 1
+    return {
+        q: (float(drawn[low, column]), float(drawn[high, column]))
+        for column, q in enumerate(percentiles)
+    }
+
+
+def design_effect(values: Values, labels: Labels) -> float:
+    """Return how many clustered values count as one independent value, and no less than 1.
+
+    The variance of their mean by the totals of the clusters, over the variance of independent
+    values (Kish, Survey Sampling, 1965).
+    """
+    starts, _ = bounds_of(labels)
+    count, num_clusters = len(values), len(starts)
+    variance = float(np.var(values))
+    if num_clusters < 2 or variance == 0:
+        return 1.0
+    totals = np.add.reduceat(values - values.mean(), starts)
+    between = num_clusters / (num_clusters - 1) * float(np.sum(totals**2)) / count**2
+    return max(between / (variance / count), 1.0)
+
+
+def num_independent(
+    hits: NDArray[np.bool_], decisive: Sequence[tuple[Values, Labels]], labels: Labels, block: int
+) -> tuple[float, int]:
+    """Return as how many independent requests clustered hits count, and how many requests it takes.
+
+    Args:
+        hits: One per request.
+        decisive: Latencies that decide the hits, with their clusters: hits depend on each other as
+            the latencies do, also where all hits are equal.
+        labels: The cluster of each hit.
+        block: The least number of rows in a block.
+    """
+    starts, sizes = bounds_of(labels)
+    count, num_clusters = len(hits), len(starts)
+    effects = [design_effect(hits.astype(np.float64), labels)]
+    times = [_time(hits.astype(np.float64), labels)]
+    for values, of_values in decisive:
+        if len(values):
+            effects.append(design_effect(ranks(values), of_values))
+            times.append(_time(values, of_values))
+    mean_size = float(np.mean(sizes))
+    block_clusters = max(1, math.ceil(block / mean_size))
+    if max(times) > 1:
+        block_clusters = max(block_clusters, math.ceil(TIMES_PER_BLOCK * max(times)))
+    share = min(TIMES_PER_BLOCK / block_clusters, 1.0)
+    needed = math.ceil(MIN_BLOCKS * block_clusters * mean_size)
+    return min(count / max(effects) * share, num_clusters * mean_size), needed
+
+
+def _time(values: Values, labels: Labels) -> float:
+    starts, sizes = bounds_of(labels)
+    return autocorrelation_time(np.add.reduceat(ranks(values), starts) / sizes)

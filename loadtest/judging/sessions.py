@@ -1,0 +1,157 @@
+"""From records to the figures of sessions: their ends, their times, and their turns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.client.records import FAILED, SUCCEEDED, Records
+from loadtest.judging.clusters import bounds_of
+from loadtest.judging.latency import Values, distribution, latency_values, share_of
+from loadtest.report.schema import SessionFigures, Share, TurnFigures
+
+MAX_TURNS_SHOWN = 32
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """One row per measured session, in the order of their numbers."""
+
+    begin_s: Values
+    end_s: Values
+    """The end of the last turn that was sent."""
+    state: NDArray[np.uint8]
+    """As of a request: a session succeeds if every turn does, and fails if a turn fails."""
+    num_turns: NDArray[np.int64]
+    """Turns that the session has."""
+    num_sent: NDArray[np.int64]
+    session_s: Values
+    """From the begin to the last token of the last turn; infinite unless the session succeeded."""
+    session_wait_s: Values
+    """The same without the delays between the turns."""
+
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        failed: NDArray[np.bool_] = self.state != SUCCEEDED
+        return failed
+
+    @property
+    def mean_in_flight(self) -> float | None:
+        """Return sessions in flight on average, by Little's law."""
+        known = ~np.isnan(self.end_s) & ~np.isnan(self.begin_s)
+        if not np.any(known):
+            return None
+        begin, end = self.begin_s[known], self.end_s[known]
+        span_s = float(np.max(end) - np.min(begin))
+        return float(np.sum(end - begin)) / span_s if span_s > 0 else None
+
+
+def sessions_of(measured: Records, num_turns: Callable[[int], int]) -> Sessions:
+    """Return the sessions of measured requests.
+
+    Args:
+        measured: Requests without warm-up, ordered by session and turn.
+        num_turns: How many turns a session has.
+    """
+    starts, sizes = bounds_of(measured.session)
+    planned = np.array([num_turns(int(number)) for number in measured.session[starts]], np.int64)
+    last = starts + sizes - 1
+    ok = measured.state == SUCCEEDED
+    num_ok = np.add.reduceat(ok.astype(np.int64), starts) if len(starts) else planned
+    any_failed = np.array(
+        [np.any(measured.state[a : a + n] == FAILED) for a, n in zip(starts, sizes, strict=True)],
+        np.bool_,
+    )
+    whole = num_ok == planned
+    state = np.where(whole, SUCCEEDED, np.where(any_failed, FAILED, 2)).astype(np.uint8)
+    waits = np.where(ok, measured.last_token_s - measured.intended_s, 0.0)
+    total_waits = np.add.reduceat(waits, starts) if len(starts) else np.zeros(0)
+    begin_s = measured.intended_s[starts]
+    return Sessions(
+        begin_s=begin_s,
+        end_s=measured.end_s[last],
+        state=state,
+        num_turns=planned,
+        num_sent=sizes.astype(np.int64),
+        session_s=np.where(whole, measured.last_token_s[last] - begin_s, np.inf),
+        session_wait_s=np.where(whole, total_waits, np.inf),
+    )
+
+
+def failed_share(sessions: Sessions) -> Share:
+    """Return the share of sessions with a failed or unfinished turn."""
+    return share_of(sessions.failed)
+
+
+def session_figures(measured: Records, sessions: Sessions, num_warmup: int) -> SessionFigures:
+    """Return the report's part on sessions."""
+    states = [int(np.sum(sessions.state == code)) for code in (0, 1, 2)]
+    failed = failed_share(sessions)
+    return SessionFigures(
+        offered=len(sessions.state),
+        succeeded=states[0],
+        failed=states[1],
+        unfinished=states[2],
+        warmup=num_warmup,
+        error_rate=failed.value,
+        error_rate_ci95=failed.ci95,
+        num_turns=int(np.sum(sessions.num_turns)),
+        num_turns_sent=int(np.sum(sessions.num_sent)),
+        num_turns_not_reached=int(np.sum(sessions.num_turns - sessions.num_sent)),
+        num_model_changes=int(np.sum(measured.error == "model_changed")),
+        mean_in_flight=sessions.mean_in_flight,
+        delay_s=distribution(_delays(measured), withhold=False),
+        prefix_reuse=prefix_reuse(measured),
+        turns=_turns(measured),
+    )
+
+
+def prefix_reuse(measured: Records) -> float | None:
+    """Return the share of prompt tokens that an earlier turn of the same session has sent.
+
+    The prompt of a turn begins with the prompt of the turn before; the answer between them may be
+    recorded text that the server has never seen. None without counts of prompt tokens.
+    """
+    total = np.nansum(measured.prompt_tokens)
+    if not total:
+        return None
+    follows = (measured.session[1:] == measured.session[:-1]) & (np.diff(measured.turn) == 1)
+    before, after = measured.prompt_tokens[:-1], measured.prompt_tokens[1:]
+    # A conversation that starts anew has a shorter prompt.
+    reused = np.where(follows & (after >= before), before, 0.0)
+    return float(np.nansum(reused) / total)
+
+
+def _delays(measured: Records) -> Values:
+    """Return the seconds from the end of a turn to the time when the next one was due."""
+    follows = measured.session[1:] == measured.session[:-1]
+    delays = (measured.intended_s[1:] - measured.end_s[:-1])[follows]
+    known: Values = delays[~np.isnan(delays)]
+    return known
+
+
+def _turns(measured: Records) -> list[TurnFigures]:
+    found = []
+    for turn in range(min(int(np.max(measured.turn, initial=0)) + 1, MAX_TURNS_SHOWN)):
+        rows = measured.select(measured.turn == turn)
+        values = latency_values(rows)
+        known = rows.prompt_tokens[~np.isnan(rows.prompt_tokens)]
+        cached = rows.cached_tokens[~np.isnan(rows.cached_tokens)]
+        found.append(
+            TurnFigures(
+                turn=turn + 1,
+                offered=len(rows),
+                succeeded=int(np.sum(rows.state == SUCCEEDED)),
+                mean_prompt_tokens=float(np.mean(known)) if len(known) else None,
+                cached_share=float(np.sum(cached) / np.sum(known))
+                if len(cached) and np.sum(known)
+                else None,
+                ttft_s=distribution(values["ttft_s"]),
+                tpot_s=distribution(values["tpot_s"]),
+                e2e_s=distribution(values["e2e_s"]),
+            )
+        )
+    return found

@@ -1,0 +1,176 @@
+"""From conversations to what the client sends turn by turn."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from loadtest.client.plan import SessionPlan
+from loadtest.config import LoadTestConfig
+from loadtest.workload.build import Workload, draw_names, permutation
+from loadtest.workload.content import Wanted
+from loadtest.workload.lengths import draw_lengths
+from loadtest.workload.sessions.conversation import Conversation, Turn
+from loadtest.workload.sessions.table import READERS
+from loadtest.workload_config import Delay, SessionsConfig
+from tuneline.core.artifact import canonical_digest
+from tuneline.core.errors import ConfigError
+from tuneline.core.messages import Messages
+
+MIN_ROWS = 2000
+"""Sessions whose delays are drawn where their number is not known; later sessions repeat them."""
+
+
+def build_sessions(
+    config: LoadTestConfig,
+    model: str,
+    given: Sequence[Messages],
+    *,
+    seed: int,
+    num_sessions: int | None,
+    permutation_seed: int | None = None,
+    is_shard: bool = False,
+) -> Workload:
+    """Return the turns of a scenario of sessions; the arguments are those of `build_workload`.
+
+    The body of a turn is `open + history + added + close`, which the client joins when the turn is
+    due: the plan then has each message once, however long the conversation is.
+
+    Raises:
+        ConfigError: There are no conversations, or delays are asked that the file does not have.
+        DataError: A workload file cannot be used.
+    """
+    workload, sessions = config.workload, config.workload.sessions
+    assert sessions is not None  # noqa: S101 (the caller asks for sessions)
+    rng = np.random.default_rng([seed, 1])
+    found = READERS[workload.source](Wanted(workload, given, rng, num_sessions))
+    found = [_cut(one, sessions.max_turns) for one in found if one.turns]
+    if not found:
+        raise ConfigError("the load test has no conversations; expected at least one")
+    is_trace = all(one.start_s is not None for one in found)
+    if is_trace:
+        found.sort(key=lambda one: one.start_s or 0.0)
+    else:
+        found = [found[place] for place in rng.permutation(len(found))]
+    turns = [turn for one in found for turn in one.turns]
+    is_chat = isinstance(turns[0].added[0], dict)
+    id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
+    lengths = [turn.max_tokens or config.max_tokens for turn in turns]
+    if workload.output_tokens is not None:
+        lengths = draw_lengths(workload.output_tokens, rng, len(turns))
+    names = draw_names(workload.models, model, rng, len(found))
+    delays_s = _delays(found, sessions, np.random.default_rng([seed, 2]), num_sessions)
+    nonce = uuid.uuid4().hex[:12] if workload.unique_prompts else None
+    key = "messages" if is_chat else "prompt"
+    plan = SessionPlan(
+        offsets=[0, *(int(one) for one in np.cumsum([len(one.turns) for one in found]))],
+        stride=max(len(one.turns) for one in found),
+        opens=[f'{{"model": {json.dumps(name)}, "{key}": [' for name in names],
+        closes=[_close(config, length) for length in lengths],
+        answers=[_joined(turn.answers) for turn in turns],
+        is_fresh=[turn.is_fresh for turn in turns],
+        delays_s=delays_s,
+        keeps_own=sessions.history == "own" and is_chat,
+        nonce=nonce,
+    )
+    contents = [[turn.added, turn.answers, size] for turn, size in zip(turns, lengths, strict=True)]
+    return Workload(
+        path="chat/completions" if is_chat else "completions",
+        bodies=_added(found, id_of, nonce),
+        output_tokens=lengths,
+        models=[name for name, one in zip(names, found, strict=True) for _ in one.turns],
+        digest=canonical_digest(
+            [contents, plan.offsets, sessions.history, config.extra_body, config.ignore_eos]
+        ),
+        trace_s=[one.start_s or 0.0 for one in found] if is_trace else None,
+        sessions=plan,
+    )
+
+
+def _cut(conversation: Conversation, max_turns: int | None) -> Conversation:
+    return replace(conversation, turns=conversation.turns[:max_turns])
+
+
+def _added(found: Sequence[Conversation], id_of: Any, nonce: str | None) -> list[str]:
+    """Return the JSON that each turn adds to the list of messages or token ids."""
+    texts = []
+    for one in found:
+        for number, turn in enumerate(one.turns):
+            added = turn.added
+            if isinstance(added[0], dict):
+                first = added[0]
+                if nonce and number == 0:
+                    first = {**first, "content": f"[{nonce}] {first.get('content') or ''}"}
+                texts.append(_joined([first, *added[1:]]))
+            else:
+                texts.append(", ".join(str(int(id_)) for id_ in id_of[added]))
+    return texts
+
+
+def _joined(messages: Messages) -> str:
+    return ", ".join(json.dumps(message, ensure_ascii=False) for message in messages)
+
+
+def _close(config: LoadTestConfig, max_tokens: int) -> str:
+    rest: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **config.extra_body,
+    }
+    if config.ignore_eos:
+        rest |= {"ignore_eos": True, "min_tokens": max_tokens}
+    return "], " + json.dumps(rest, ensure_ascii=False)[1:]
+
+
+def _delays(
+    found: Sequence[Conversation],
+    sessions: SessionsConfig,
+    rng: np.random.Generator,
+    num_sessions: int | None,
+) -> list[list[float]]:
+    """Return the delay before each turn of each session; zero before the first turn.
+
+    Session i has row i modulo their number, and conversation i modulo theirs.
+
+    Raises:
+        ConfigError: A recorded delay is asked that the file does not have.
+    """
+    num_rows = num_sessions or len(found) * -(-MIN_ROWS // len(found))
+    return [
+        [
+            0.0 if number == 0 else min(_delay(turn, sessions, rng), sessions.max_delay_s)
+            for number, turn in enumerate(found[row % len(found)].turns)
+        ]
+        for row in range(num_rows)
+    ]
+
+
+def _delay(turn: Turn, sessions: SessionsConfig, rng: np.random.Generator) -> float:
+    asked = sessions.think_s
+    key = "think_s"
+    if turn.follows_tool and sessions.tool_delay_s is not None:
+        asked, key = sessions.tool_delay_s, "tool_delay_s"
+    if isinstance(asked, Delay):
+        return _drawn(asked, rng)
+    if turn.delay_s is None:
+        raise ConfigError(
+            f"workload.sessions.{key} is recorded; the file has no time for some turn",
+            hint=f"Try: --set loadtest.workload.sessions.{key}.mean=1",
+        )
+    return turn.delay_s
+
+
+def _drawn(delay: Delay, rng: np.random.Generator) -> float:
+    if delay.distribution == "exponential":
+        return float(rng.exponential(delay.mean))
+    if delay.distribution == "lognormal":
+        assert delay.stddev is not None  # noqa: S101 (the configuration requires it)
+        variance = np.log1p((delay.stddev / delay.mean) ** 2)
+        return float(rng.lognormal(np.log(delay.mean) - variance / 2, np.sqrt(variance)))
+    return delay.mean

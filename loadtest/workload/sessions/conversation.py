@@ -1,0 +1,83 @@
+"""A conversation of turns, and how lists of messages become one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadtest.workload.content import is_text
+from tuneline.core.messages import Message, Messages
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request of a conversation."""
+
+    added: Messages | list[int]
+    """What this turn adds to the history; token ids are a whole prompt for `/v1/completions`."""
+    answers: Messages
+    """The recorded answer; empty where the file has none."""
+    delay_s: float | None = None
+    """Recorded seconds between the end of the turn before and this one."""
+    max_tokens: int | None = None
+    """The recorded length of the answer."""
+    is_fresh: bool = False
+    """The prompt starts anew: nothing of the history is sent."""
+
+    @property
+    def follows_tool(self) -> bool:
+        """Whether the turn brings the result of a tool."""
+        first = self.added[0] if self.added else None
+        return isinstance(first, dict) and first["role"] == "tool"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of one session, in order."""
+
+    turns: list[Turn]
+    start_s: float | None = None
+    """When the trace begins it, in seconds."""
+
+
+def turns_of(messages: Sequence[Message]) -> list[Turn]:
+    """Return the turns of a recorded conversation: each ends before the assistant speaks.
+
+    An answer that opens the conversation is history. Messages after the last answer are a turn if
+    they end with a user or a tool.
+    """
+    turns: list[Turn] = []
+    added: Messages = []
+    answers: Messages = []
+    for message in messages:
+        if message["role"] == "assistant" and _asks(added):
+            answers.append(message)
+            continue
+        if answers:
+            turns.append(Turn(added, answers))
+            added, answers = [], []
+        added.append(message)
+    if _asks(added):
+        turns.append(Turn(added, answers))
+    return turns
+
+
+def _asks(messages: Messages) -> bool:
+    return bool(messages) and messages[-1]["role"] in ("user", "tool")
+
+
+def message_problem(message: object) -> str | None:
+    """Return why a value is not a chat message that can be sent; None for a message."""
+    if not isinstance(message, dict):
+        return "expected an object with role and content"
+    if message.get("role") not in ROLES:
+        return f"role is {str(message.get('role'))[:40]!r}; expected {', '.join(ROLES)}"
+    content = message.get("content")
+    calls = message.get("tool_calls")
+    if content is None and isinstance(calls, list) and calls:
+        return None
+    if not is_text(content):
+        return "content is not text"
+    return None

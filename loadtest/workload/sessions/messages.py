@@ -1,0 +1,63 @@
+"""`source: messages` and `source: prompts`: conversations as lists of chat messages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from loadtest.workload.content import Wanted, file_of, read_text
+from loadtest.workload.sessions.conversation import Conversation, message_problem, turns_of
+from tuneline.core.errors import DataError
+from tuneline.core.messages import Message
+
+MAX_PROBLEMS = 20
+
+
+def read_given(wanted: Wanted) -> list[Conversation]:
+    """Return the given prompts as conversations."""
+    return [Conversation(turns_of(messages)) for messages in wanted.given]
+
+
+def read_file(wanted: Wanted) -> list[Conversation]:
+    """Read JSON Lines: a list of messages, or an object with such a list as `messages`.
+
+    Raises:
+        DataError: A line is not a conversation; up to MAX_PROBLEMS such lines are named.
+    """
+    path = file_of(wanted.workload)
+    found, problems = [], []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{path}: line {number}: not valid JSON: {error}")
+            continue
+        messages: Any = value.get("messages") if isinstance(value, dict) else value
+        problem = list_problem(messages)
+        if problem is None and not turns_of(messages):
+            problem = "no message of a user; expected at least one"
+        if problem is not None:
+            problems.append(f"{path}: line {number}: {problem}")
+            continue
+        found.append(Conversation(turns_of([plain(message) for message in messages])))
+    if problems:
+        raise DataError(problems[:MAX_PROBLEMS])
+    return found
+
+
+def list_problem(messages: Any) -> str | None:
+    """Return why a value is not a list of chat messages; None for such a list."""
+    if not isinstance(messages, list) or not messages:
+        return "expected a list of messages"
+    for place, message in enumerate(messages):
+        if (problem := message_problem(message)) is not None:
+            return f"message {place + 1}: {problem}"
+    return None
+
+
+def plain(message: Message) -> Message:
+    """Return a message with the keys that a server takes, and no others."""
+    kept = ("role", "content", "tool_calls", "tool_call_id", "name")
+    return {key: message[key] for key in kept if message.get(key) is not None}

@@ -1,0 +1,192 @@
+"""`source: otel`: conversations from OpenTelemetry's GenAI spans, as OTLP JSON.
+
+Attributes: the semantic conventions for generative AI 1.37 (`gen_ai.conversation.id`,
+`gen_ai.input.messages`, `gen_ai.output.messages`, `gen_ai.system_instructions`,
+`gen_ai.usage.output_tokens`); messages have a `role` and `parts`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest.workload.content import Wanted, file_of, is_text, read_text
+from loadtest.workload.sessions.conversation import Conversation, Turn
+from tuneline.core.errors import DataError
+from tuneline.core.messages import Message, Messages
+
+MAX_PROBLEMS = 20
+CHAT = ("chat", "generate_content", "text_completion")
+
+
+@dataclass(frozen=True)
+class _Span:
+    key: str
+    """The conversation's id, or the trace's."""
+    start_s: float
+    end_s: float
+    messages: Messages
+    answers: Messages
+    max_tokens: int | None
+
+
+def read(wanted: Wanted) -> list[Conversation]:
+    """Read a file of OTLP JSON: one document, or one per line as the collector's exporter writes.
+
+    Spans of a conversation follow each other by their start. A delay is the time from the end of a
+    span to the start of the next one, and not below zero.
+
+    Raises:
+        DataError: The file is not OTLP JSON, or no span holds messages.
+    """
+    path = file_of(wanted.workload)
+    spans, problems = [], []
+    for place, document in _documents(path):
+        for number, span in enumerate(_spans(document), start=1):
+            try:
+                one = _chat(span)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                problems.append(f"{path}: {place}, span {number}: {type(error).__name__}: {error}")
+                continue
+            if one is not None:
+                spans.append(one)
+    if problems:
+        raise DataError(problems[:MAX_PROBLEMS])
+    if not spans:
+        raise DataError(
+            f"{path}: no span has gen_ai.input.messages; expected spans of chats with content",
+            hint="The content is opt-in: record it with OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_"
+            "CONTENT.",
+        )
+    first_s = min(span.start_s for span in spans)
+    by_key: dict[str, list[_Span]] = {}
+    for span in sorted(spans, key=lambda span: span.start_s):
+        by_key.setdefault(span.key, []).append(span)
+    return [_conversation(one, first_s) for one in by_key.values()]
+
+
+def _documents(path: Path) -> list[tuple[str, Any]]:
+    text = read_text(path)
+    found = []
+    try:
+        return [("the document", json.loads(text))]
+    except (ValueError, RecursionError):
+        pass
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append((f"line {number}", json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number}: not valid JSON: {error}") from None
+    return found
+
+
+def _spans(document: Any) -> list[Any]:
+    """Return the spans of an OTLP document; empty for another document."""
+    found = []
+    resources = document.get("resourceSpans") if isinstance(document, dict) else None
+    for resource in resources if isinstance(resources, list) else []:
+        scopes = resource.get("scopeSpans") if isinstance(resource, dict) else None
+        for scope in scopes if isinstance(scopes, list) else []:
+            spans = scope.get("spans") if isinstance(scope, dict) else None
+            found += spans if isinstance(spans, list) else []
+    return found
+
+
+def _chat(span: Any) -> _Span | None:
+    """Return a span of a chat with content; None for another span."""
+    attributes = {one["key"]: _value(one["value"]) for one in span.get("attributes", [])}
+    sent = _list(attributes.get("gen_ai.input.messages"))
+    if sent is None or attributes.get("gen_ai.operation.name", CHAT[0]) not in CHAT:
+        return None
+    messages = [message for one in sent for message in _messages(one)]
+    system = _list(attributes.get("gen_ai.system_instructions"))
+    if system:
+        messages = [*_messages({"role": "system", "parts": system}), *messages]
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError("the input ends with neither a user nor a tool")
+    received = _list(attributes.get("gen_ai.output.messages")) or []
+    answers = [message for one in received[:1] for message in _messages(one)]
+    tokens = attributes.get("gen_ai.usage.output_tokens")
+    start_s, end_s = (int(span[key]) / 1e9 for key in ("startTimeUnixNano", "endTimeUnixNano"))
+    if not 0 <= start_s <= end_s:
+        raise ValueError("the span ends before it starts")
+    return _Span(
+        key=str(attributes.get("gen_ai.conversation.id") or span["traceId"]),
+        start_s=start_s,
+        end_s=end_s,
+        messages=messages,
+        answers=answers,
+        max_tokens=tokens if isinstance(tokens, int) and 0 < tokens < 2**31 else None,
+    )
+
+
+def _value(value: dict[str, Any]) -> Any:
+    """Return the value of an attribute (`AnyValue` of OTLP; JSON writes an integer as text)."""
+    ((kind, inner),) = value.items()
+    if kind == "intValue":
+        return int(inner)
+    if kind == "arrayValue":
+        return [_value(one) for one in inner.get("values", [])]
+    if kind == "kvlistValue":
+        return {one["key"]: _value(one["value"]) for one in inner.get("values", [])}
+    return inner
+
+
+def _list(value: Any) -> list[Any] | None:
+    """Return a list that an attribute holds as such or as JSON; None without one."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    return value if isinstance(value, list) else None
+
+
+def _messages(message: Any) -> Messages:
+    """Return a message of the conventions as chat messages; each result of a tool is its own."""
+    role, parts = message["role"], message["parts"]
+    texts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    results: Messages = []
+    for part in parts:
+        kind = part.get("type")
+        if kind == "text":
+            texts.append(part["content"])
+        elif kind == "tool_call":
+            arguments = part.get("arguments")
+            if not isinstance(arguments, str):
+                arguments = json.dumps(arguments if arguments is not None else {})
+            function = {"name": part["name"], "arguments": arguments}
+            call_id = part.get("id") or f"call_{len(calls)}"
+            calls.append({"id": call_id, "type": "function", "function": function})
+        elif kind == "tool_call_response":
+            response = part.get("response", part.get("result"))
+            text = response if isinstance(response, str) else json.dumps(response)
+            one = {"role": "tool", "content": text, "tool_call_id": part.get("id") or "call_0"}
+            results.append(one)
+    text = "".join(texts)
+    if not is_text(text):
+        raise ValueError("a text holds half of a surrogate pair")
+    if results:
+        return results
+    found: Message = {"role": role, "content": text}
+    if calls:
+        found["tool_calls"] = calls
+    return [found] if text or calls else []
+
+
+def _conversation(spans: list[_Span], first_s: float) -> Conversation:
+    """Return the turns of spans in the order of their starts. A span whose input continues the one
+    before adds only what is new to the history; another starts anew."""
+    turns: list[Turn] = []
+    history: Messages = []
+    end_s = None
+    for span in spans:
+        continues = bool(history) and span.messages[: len(history)] == history
+        added = span.messages[len(history) :] if continues else span.messages
+        delay_s = None if end_s is None else max(span.start_s - end_s, 0.0)
+        turns.append(Turn(added, span.answers, delay_s, span.max_tokens, is_fresh=not continues))
+        history = [*span.messages, *span.answers]
+        end_s = max(end_s or 0.0, span.end_s)
+    return Conversation(turns, spans[0].start_s - first_s)

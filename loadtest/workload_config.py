@@ -1,0 +1,144 @@
+"""The section `loadtest.workload` of run.yaml: the content of the requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tuneline.core.config import StrictModel
+
+FILES = ("sharegpt", "mooncake", "messages", "otel", "weka")
+"""Sources that read a file."""
+ONLY_SESSIONS = ("messages", "otel", "weka")
+"""Sources that only hold conversations."""
+
+
+class Delay(StrictModel):
+    """A distribution of seconds between the end of a turn and the next turn."""
+
+    distribution: Literal["fixed", "exponential", "lognormal"] = "fixed"
+    mean: float = Field(ge=0)
+    """Mean of the seconds themselves, also for a lognormal distribution."""
+    stddev: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.distribution == "lognormal") != (self.stddev is not None):
+            raise ValueError("lognormal needs stddev; fixed and exponential have none")
+        if self.distribution != "fixed" and self.mean == 0:
+            raise ValueError(f"{self.distribution} needs a mean above 0")
+        return self
+
+
+class SessionsConfig(StrictModel):
+    """Conversations as the unit of arrival. `rate_rps` then counts conversations per second,
+    `concurrency` conversations in flight, and `num_requests` and `num_warmup_requests` count
+    conversations. The next turn is due when its delay has passed since the end of the last one."""
+
+    history: Literal["recorded", "own"] = "recorded"
+    """`recorded`: the history has the answers of the file, so that two servers get the same work.
+    `own`: it has the server's own answers."""
+    think_s: Delay | Literal["recorded"] = Delay(mean=1.0)
+    """Time before a turn of the user. `recorded`: as in the trace."""
+    tool_delay_s: Delay | Literal["recorded"] | None = None
+    """Time before a turn that begins with the result of a tool; without it, as `think_s`."""
+    max_delay_s: float = Field(default=60.0, gt=0)
+    """A longer delay is cut to this."""
+    max_turns: int | None = Field(default=None, ge=1)
+    """A longer conversation is cut after this many turns."""
+
+
+class Length(StrictModel):
+    """A distribution of token counts."""
+
+    distribution: Literal["fixed", "normal", "lognormal"] = "fixed"
+    mean: float = Field(gt=0)
+    """Mean of the counts themselves, also for a lognormal distribution."""
+    stddev: float | None = Field(default=None, gt=0)
+    min: int = Field(default=1, ge=1)
+    """A draw below `min` or above `max` is drawn again."""
+    max: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.distribution == "fixed") == (self.stddev is not None):
+            raise ValueError("normal and lognormal need stddev; fixed has none")
+        if self.mean < self.min or (self.max is not None and self.mean > self.max):
+            raise ValueError("the mean lies outside min and max")
+        return self
+
+
+class WorkloadConfig(StrictModel):
+    """The content of the requests."""
+
+    source: Literal["prompts", "synthetic", "sharegpt", "mooncake", "messages", "otel", "weka"] = (
+        "prompts"
+    )
+    """`prompts`: the prompts given to the load test, such as the held-out rows. `synthetic`: random
+    token ids of exact lengths through `/v1/completions`. `sharegpt`: a JSON file of conversations.
+    `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks. With `sessions` also
+    `messages`: JSON Lines with `messages`; `otel`: OpenTelemetry GenAI spans as OTLP JSON; `weka`:
+    a trace of an agent with blocks and think times."""
+    path: Path | None = Field(default=None, json_schema_extra={"keyed": False})
+    """The file of a source that reads one, relative to the current directory."""
+    input_tokens: Length | None = None
+    """`synthetic`: prompt lengths, shared prefix included."""
+    output_tokens: Length | None = None
+    """Answer lengths, in place of the common `max_tokens`; `ignore_eos` makes them exact."""
+    max_token_id: int = Field(default=1000, ge=256)
+    """`synthetic` and `mooncake`: token ids are drawn from 100 up to this one; keep it below the
+    vocabulary's size."""
+    shared_prefix_tokens: int | None = Field(default=None, ge=1)
+    """`synthetic`: number of first tokens that the requests of a group share."""
+    num_prefix_groups: int | None = Field(default=None, ge=1)
+    unique_prompts: bool = False
+    """Begin each prompt with a nonce, so that no prefix cache holds it."""
+    prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
+    """The share of prompt tokens that the server is expected to find in its cache; a run that
+    differs by more than 0.05 is INVALID."""
+    multi_turn: bool = False
+    """Send every user turn of a conversation as a request of its own, with the recorded answers
+    as history. Otherwise a request holds a whole conversation (`sharegpt`: its first turn)."""
+    sessions: SessionsConfig | None = None
+    """Conversations as the unit of arrival."""
+    models: dict[str, float] | None = None
+    """Served names (adapters) and their weights in the traffic, in place of a single model."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        problems = []
+        if (self.source in FILES) != (self.path is not None):
+            problems.append(f"path goes with source: {', '.join(FILES)}")
+        if self.source in ONLY_SESSIONS and self.sessions is None:
+            problems.append(f"source: {self.source} needs sessions")
+        if self.sessions is not None:
+            problems += self._problems_of_sessions()
+        if (self.source == "synthetic") != (self.input_tokens is not None):
+            problems.append("input_tokens goes with source: synthetic")
+        if (self.shared_prefix_tokens is None) != (self.num_prefix_groups is None):
+            problems.append("shared_prefix_tokens and num_prefix_groups go together")
+        if self.shared_prefix_tokens is not None and self.source != "synthetic":
+            problems.append("shared_prefix_tokens is for source: synthetic")
+        if self.multi_turn and self.source not in ("prompts", "sharegpt"):
+            problems.append("multi_turn is for source: prompts and source: sharegpt")
+        if self.models is not None and not (
+            self.models and all(weight > 0 for weight in self.models.values())
+        ):
+            problems.append("models needs at least one name, each with a weight above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems_of_sessions(self) -> list[str]:
+        problems = []
+        if self.source == "synthetic":
+            problems.append("sessions need a source of conversations; synthetic has none")
+        if self.multi_turn:
+            problems.append("sessions send every turn; multi_turn is for single requests")
+        if self.unique_prompts and self.source in ("mooncake", "weka"):
+            problems.append(
+                f"source: {self.source} draws its own tokens; unique_prompts has no use"
+            )
+        return problems

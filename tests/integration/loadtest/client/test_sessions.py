@@ -1,0 +1,275 @@
+"""Sessions against a server that keeps what it was asked, and against one of known delays."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest import report_text, run_loadtest
+from loadtest.calibration.start import known_server
+from loadtest.client.prepare import make_plan, with_unsent
+from loadtest.client.processes import run_workers
+from loadtest.client.records import SUCCEEDED, UNFINISHED
+from loadtest.config import LoadTestConfig
+from loadtest.measure import judged
+from loadtest.report.build import Result
+from tests.integration.loadtest.client.talk_server import TalkServer, talk_server
+from tuneline.core.endpoint import Endpoint
+
+pytestmark = pytest.mark.usefixtures("shared_host")
+
+
+def talk(*questions: str, name: str = "") -> list[dict[str, str]]:
+    """A recorded conversation: each question but the last has an answer."""
+    found = []
+    for number, question in enumerate(questions):
+        found.append({"role": "user", "content": f"{name} {question}".strip()})
+        found.append({"role": "assistant", "content": f"recorded {number}"})
+    return found[:-1]
+
+
+TALKS = [talk("one", "two", "three", name=f"talk{n}") for n in range(6)]
+
+
+def config(scenario: dict[str, Any], sessions: dict[str, Any], **options: Any) -> LoadTestConfig:
+    values = {
+        "scenarios": [{"name": "x", **scenario}], "num_warmup_requests": 0, "calibrate": False,
+        "max_tokens": 4, "max_client_lag_s": 1.0, "timeout_s": 5.0,
+        "workload": {"sessions": {"think_s": {"mean": 0.05}, **sessions}}, **options,
+    }  # fmt: skip
+    return LoadTestConfig.model_validate(values)
+
+
+def measure(
+    endpoint: Endpoint, talks: list[Any], scenario: dict[str, Any], **options: Any
+) -> Result:
+    chosen = config(scenario, options.pop("sessions", {}), **options)
+    plan, workload = make_plan(chosen, chosen.scenarios[0], endpoint, talks, seed=0)
+    measured = run_workers(plan, endpoint.api_key)
+    return judged(chosen, chosen.scenarios[0], plan, workload, measured)
+
+
+def turns_of(server: TalkServer) -> dict[str, list[Any]]:
+    """The requests of each conversation in the order of their arrival, by its first words."""
+    found: dict[str, list[Any]] = {}
+    for one in server.asked:
+        found.setdefault(one.messages[0]["content"], []).append(one)
+    return found
+
+
+@pytest.mark.parametrize("scenario", [{"rate_rps": 20.0}, {"concurrency": 3}])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_turns_follow_each_other_with_the_recorded_history(
+    scenario: dict[str, Any], num_workers: int
+) -> None:
+    with talk_server() as server:
+        result = measure(
+            server.endpoint, TALKS, {**scenario, "num_requests": 6}, num_workers=num_workers
+        )
+    assert result.stats.num_offered == result.stats.num_succeeded == 18
+    found = turns_of(server)
+    assert len(found) == 6
+    for asked in found.values():
+        whole = next(one for one in TALKS if one[0] == asked[0].messages[0])
+        assert [one.messages for one in asked] == [whole[:1], whole[:3], whole]
+        for before, after in itertools.pairwise(asked):
+            waited_s = (after.received_ns - before.answered_ns) / 1e9
+            assert 0.05 <= waited_s < 0.15
+    sessions = result.stats.sessions
+    assert sessions is not None
+    assert (sessions.offered, sessions.succeeded, sessions.num_turns_sent) == (6, 6, 18)
+    assert [one.offered for one in sessions.turns] == [6, 6, 6]
+    assert sessions.delay_s.percentiles["p50"] == pytest.approx(0.05, abs=0.02)
+    waiting = result.stats.latencies["session_wait_s"].percentiles["p50"]
+    whole_s = result.stats.latencies["session_s"].percentiles["p50"]
+    assert waiting is not None and whole_s is not None
+    assert whole_s - waiting == pytest.approx(0.1, abs=0.04)
+
+
+def test_the_history_may_have_the_servers_own_answers() -> None:
+    with talk_server() as server:
+        result = measure(
+            server.endpoint, TALKS, {"concurrency": 2, "num_requests": 4},
+            sessions={"history": "own"},
+        )  # fmt: skip
+    assert result.stats.num_succeeded == 12
+    for asked in turns_of(server).values():
+        said = [one["content"] for one in asked[2].messages if one["role"] == "assistant"]
+        assert said == ["r1.0 r1.1 r1.2 r1.3 ", "r3.0 r3.1 r3.2 r3.3 "]
+
+
+def test_a_turn_is_due_when_its_delay_has_passed_since_the_last_byte() -> None:
+    """The client's times against the server's own record of both turns."""
+    with known_server("--ttft-s", "0.03", "--itl-s", "0.004", "--num-tokens", "8") as server:
+        result = measure(
+            server.endpoint, TALKS, {"concurrency": 24, "num_requests": 48}, max_tokens=8,
+            sessions={"think_s": {"distribution": "exponential", "mean": 0.1}},
+        )  # fmt: skip
+        truths = {int(one["request_id"]): one for one in server.truths()}
+    records = result.records
+    assert len(records) == len(truths) == 144
+    plan_delays = []
+    for row in range(len(records)):
+        if records.turn[row] == 0:
+            continue
+        before, after = truths[records.index[row - 1]], truths[records.index[row]]
+        true_s = (after["received_ns"] - before["done_ns"]) / 1e9
+        plan_delays.append((records.intended_s[row] - records.end_s[row - 1], true_s))
+    planned, true = np.array(plan_delays).T
+    assert len(planned) == 96
+    # What the client calls the delay is what the server saw, but for its own send lag.
+    assert np.median(true - planned) < 0.003
+    assert np.min(true - planned) > -0.004
+    ttft_s = np.array(
+        [
+            (one["token_write_ns"][0] - one["received_ns"]) / 1e9
+            for one in (truths[index] for index in records.index)
+        ]
+    )
+    assert np.median((records.first_token_s - records.sent_s) - ttft_s) < 0.002
+
+
+def test_warm_up_sessions_and_a_duration_are_sessions() -> None:
+    with talk_server() as server:
+        result = measure(
+            server.endpoint, TALKS, {"rate_rps": 20.0, "duration_s": 0.5}, num_warmup_requests=2
+        )
+        closed = measure(
+            server.endpoint, TALKS, {"concurrency": 2, "duration_s": 0.4}, num_warmup_requests=2
+        )
+    for one in (result, closed):
+        sessions = one.stats.sessions
+        assert sessions is not None and sessions.warmup == 2
+        assert one.stats.num_warmup == 6
+        assert sessions.offered == sessions.succeeded > 1
+        assert one.stats.num_offered == 3 * sessions.offered
+
+
+def test_each_way_to_fail_ends_its_session_and_is_counted() -> None:
+    talks = [
+        talk("one", "fail", "three", name="a"),
+        talk("one", "nothing", "three", name="b"),
+        talk("one", "switch", "three", name="c"),
+        talk("1", "2", "3", "4", "5", "6", "7", name="d"),
+        talk("one", "two", name="e"),
+    ]
+    with talk_server() as server:
+        result = measure(server.endpoint, talks, {"rate_rps": 50.0, "num_requests": 10})
+    stats = result.stats
+    assert Counter(stats.errors) == {
+        "http_500": 2, "empty_answer": 2, "model_changed": 2, "context_exceeded": 2,
+    }  # fmt: skip
+    sessions = stats.sessions
+    assert sessions is not None
+    assert (sessions.offered, sessions.succeeded, sessions.failed) == (10, 2, 8)
+    assert sessions.num_model_changes == 2
+    # After an HTTP error no turn follows: one of a, and one of d.
+    assert (sessions.num_turns, sessions.num_turns_not_reached) == (2 * (3 + 3 + 3 + 7 + 2), 4)
+    assert stats.num_offered == stats.num_succeeded + stats.num_failed + stats.num_unfinished
+    assert stats.num_offered == sessions.num_turns_sent
+    assert "maximum context length" in result.examples["context_exceeded"][0]
+    assert "the answer names the model m2" in result.examples["model_changed"][0]
+    assert result.judgement.verdict == "FAIL"
+
+
+def test_an_empty_answer_ends_a_session_with_own_history() -> None:
+    with talk_server() as server:
+        result = measure(
+            server.endpoint, [talk("one", "nothing", "three")],
+            {"concurrency": 1, "num_requests": 2}, sessions={"history": "own"},
+        )  # fmt: skip
+    assert result.stats.errors == {"empty_answer": 2}
+    assert result.stats.sessions is not None
+    assert result.stats.sessions.num_turns_not_reached == 2
+
+
+@pytest.mark.parametrize("scenario", [{"rate_rps": 20.0}, {"concurrency": 2}])
+def test_a_server_that_dies_ends_the_run_in_bounded_time(scenario: dict[str, Any]) -> None:
+    talks = [talk("one", "two", name="a"), talk("one", "die", name="b")]
+    begin_s = time.monotonic()
+    with talk_server() as server:
+        result = measure(server.endpoint, talks, {**scenario, "num_requests": 20}, timeout_s=2.0)
+    assert time.monotonic() - begin_s < 15
+    stats = result.stats
+    assert stats.num_failed > 3
+    assert set(stats.errors) <= {"connection_refused", "connection_reset", "connection_failed"}
+    assert stats.num_offered == stats.num_succeeded + stats.num_failed + stats.num_unfinished
+    assert stats.sessions is not None and stats.sessions.offered == 20
+    assert result.judgement.verdict == "FAIL"
+
+
+def test_a_session_that_never_began_offers_its_first_turn_only() -> None:
+    chosen = config({"rate_rps": 5.0, "num_requests": 4}, {})
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, TALKS, seed=0)
+    with talk_server() as server:
+        other, _ = make_plan(chosen, chosen.scenarios[0], server.endpoint, TALKS, seed=0)
+        records = run_workers(other, None).records
+    rows = with_unsent(plan, records.select(records.session != 2))
+    assert len(rows) == 10
+    unsent = rows.select(rows.state == UNFINISHED)
+    assert (unsent.index.tolist(), unsent.session.tolist(), unsent.turn.tolist()) == ([6], [2], [0])
+
+
+def test_the_report_shows_sessions_in_every_form(tmp_path: Path) -> None:
+    with talk_server() as server:
+        chosen = config(
+            {"rate_rps": 20.0, "num_requests": 40}, {"think_s": {"mean": 0.01}},
+            slo={"session_s": {"p50": 5.0}, "session_wait_s": {"p50": 5.0},
+                 "max_session_error_rate": 0.0},
+        )  # fmt: skip
+        artifact = run_loadtest(chosen, server.endpoint, tmp_path / "r", prompts=TALKS)
+    document = json.loads(report_text(artifact, "json"))
+    (scenario,) = document["scenarios"]
+    assert scenario["verdict"] == "PASS", scenario["problems"]
+    names = [one["name"] for one in scenario["objectives"]]
+    assert names == [
+        "session_s.p50",
+        "session_wait_s.p50",
+        "max_error_rate",
+        "max_session_error_rate",
+    ]
+    sessions = scenario["sessions"]
+    assert (sessions["offered"], sessions["succeeded"], sessions["num_turns"]) == (40, 40, 120)
+    # The words of the first turn and of two recorded answers come again.
+    assert 0.4 < sessions["prefix_reuse"] < 0.7
+    assert scenario["server"]["figures"]["prefix_hit_rate"] > 0.4
+    assert sessions["turns"][2]["mean_prompt_tokens"] == 15
+    table = report_text(artifact, "table")
+    assert "40 of 40 conversations succeeded" in table and "turn 3: TTFT" in table
+    assert "conversation  " in table and "waiting in it" in table
+    rows = report_text(artifact, "csv").splitlines()
+    assert rows[0].startswith("scenario,index,session,turn,") and len(rows) == 121
+    text = report_text(artifact, "prometheus")
+    assert (
+        'tuneline_loadtest_sessions{scenario="x",model="m",digest="",state="succeeded"} 40' in text
+    )
+    assert "tuneline_loadtest_session_seconds{" in text
+    assert len(json.loads(report_text(artifact, "vllm"))) == 1
+
+
+def test_a_cache_that_forgets_the_history_is_noted(tmp_path: Path) -> None:
+    with talk_server(has_cache=False) as server:
+        chosen = config({"concurrency": 4, "num_requests": 12}, {"think_s": {"mean": 0.0}})
+        artifact = run_loadtest(chosen, server.endpoint, tmp_path / "r", prompts=TALKS)
+    (scenario,) = json.loads(report_text(artifact, "json"))["scenarios"]
+    assert any("computed a part of the history again" in one for one in scenario["warnings"])
+
+
+def test_a_missed_session_objective_fails(tmp_path: Path) -> None:
+    with talk_server() as server:
+        result = measure(
+            server.endpoint, TALKS, {"concurrency": 8, "num_requests": 40},
+            slo={"session_s": {"p50": 0.05}}, sessions={"think_s": {"mean": 0.04}},
+        )  # fmt: skip
+    (missed,) = [one for one in result.judgement.objectives if one.name == "session_s.p50"]
+    assert missed.verdict == "FAIL" and missed.n == 40
+    assert result.judgement.verdict == "FAIL"
+    assert result.records.select(result.records.state == SUCCEEDED).turn.max() == 2

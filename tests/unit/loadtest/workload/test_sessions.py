@@ -1,0 +1,438 @@
+"""Conversations from every format, and what a session sends turn by turn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.client.plan import Plan
+from loadtest.client.prepare import make_plan, plan_digest
+from loadtest.config import LoadTestConfig
+from loadtest.workload.content import Wanted
+from loadtest.workload.sessions.conversation import Conversation, turns_of
+from loadtest.workload.sessions.table import READERS
+from loadtest.workload_config import FILES
+from tuneline.core.config import validate_config
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ConfigError, DataError
+
+ENDPOINT = Endpoint("http://127.0.0.1:1/v1", "m")
+
+
+def says(role: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": text, **more}
+
+
+TALK = [
+    says("system", "be brief"), says("user", "q1"), says("assistant", "a1"), says("user", "q2"),
+    says("assistant", "a2"), says("user", "q3"),
+]  # fmt: skip
+
+
+def config(**options: Any) -> LoadTestConfig:
+    workload = {"sessions": {}, **options.pop("workload", {})}
+    values = {"num_warmup_requests": 0, "workload": workload, **options}
+    return validate_config(LoadTestConfig, values, "test")
+
+
+def plan_of(given: list[Any], scenario: dict[str, Any] | None = None, **options: Any) -> Plan:
+    one = {"name": "x", "rate_rps": 5.0, "num_requests": 6, **(scenario or {})}
+    chosen = config(scenarios=[one], **options)
+    plan, _ = make_plan(chosen, chosen.scenarios[0], ENDPOINT, given, seed=0)
+    return plan
+
+
+def read(source: str, text: str, tmp_path: Path, **sessions: Any) -> list[Conversation]:
+    path = tmp_path / "trace"
+    path.write_text(text, encoding="utf-8")
+    workload = {"source": source, "path": str(path), "sessions": sessions}
+    chosen = config(workload=workload).workload
+    return READERS[source](Wanted(chosen, [], np.random.default_rng(0), None))
+
+
+def body(plan: Plan, session: int, turn: int) -> dict[str, Any]:
+    """What the client joins for a turn, with recorded answers."""
+    sessions = plan.sessions
+    assert sessions is not None
+    history: list[str] = []
+    for number in range(turn + 1):
+        place = sessions.place(session, number)
+        if sessions.is_fresh[place]:
+            history.clear()
+        history.append(plan.bodies[place])
+        if number < turn and sessions.answers[place]:
+            history.append(sessions.answers[place])
+    number = session % sessions.num_conversations
+    close = sessions.closes[sessions.place(session, turn)]
+    found: dict[str, Any] = json.loads(sessions.opens[number] + ", ".join(history) + close)
+    return found
+
+
+def test_a_conversation_is_cut_where_the_assistant_speaks() -> None:
+    turns = turns_of(TALK)
+    assert [turn.added for turn in turns] == [TALK[:2], TALK[3:4], TALK[5:]]
+    assert [turn.answers for turn in turns] == [TALK[2:3], TALK[4:5], []]
+
+
+@pytest.mark.parametrize(
+    ("messages", "num_turns"),
+    [
+        ([], 0),
+        ([says("system", "x")], 0),
+        ([says("assistant", "hello"), says("user", "q")], 1),
+        ([says("user", "q"), says("assistant", "a"), says("assistant", "b")], 1),
+        ([says("user", "q"), says("user", "r"), says("assistant", "a")], 1),
+        ([says("user", "q"), says("assistant", ""), says("tool", "t"), says("assistant", "a")], 2),
+        ([says("user", "q"), says("assistant", "a"), says("system", "late")], 1),
+    ],
+)
+def test_turns_of_odd_conversations(messages: list[Any], num_turns: int) -> None:
+    turns = turns_of(messages)
+    assert len(turns) == num_turns
+    assert all(turn.added[-1]["role"] in ("user", "tool") for turn in turns)  # type: ignore[index]
+
+
+def test_a_turn_sends_the_whole_history_with_recorded_answers() -> None:
+    plan = plan_of([TALK])
+    assert plan.sessions is not None and plan.sessions.stride == 3
+    assert body(plan, 0, 0)["messages"] == TALK[:2]
+    assert body(plan, 4, 2)["messages"] == TALK
+    assert body(plan, 0, 1) | {"messages": None} == {
+        "model": "m", "messages": None, "max_tokens": 64, "stream": True,
+        "stream_options": {"include_usage": True}, "temperature": 0.0,
+    }  # fmt: skip
+    assert [plan.split(index) for index in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
+
+
+def test_conversations_repeat_and_keep_their_turns() -> None:
+    short = [says("user", "only")]
+    plan = plan_of([TALK, short])
+    assert plan.sessions is not None
+    lengths = [plan.sessions.num_turns(session) for session in range(4)]
+    assert sorted(lengths[:2]) == [1, 3] and lengths[:2] == lengths[2:]
+    assert [len(row) for row in plan.sessions.delays_s] == [*lengths, *lengths[:2]]
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@pytest.mark.parametrize(
+    ("delay", "mean", "stddev"),
+    [
+        ({"mean": 2.0}, 2.0, 0.0),
+        ({"distribution": "exponential", "mean": 2.0}, 2.0, 2.0),
+        ({"distribution": "lognormal", "mean": 2.0, "stddev": 0.5}, 2.0, 0.5),
+    ],
+)
+def test_think_times_follow_their_distribution(
+    delay: dict[str, Any], mean: float, stddev: float
+) -> None:
+    plan = plan_of(
+        [TALK], {"num_requests": 8000}, workload={"sessions": {"think_s": delay, "max_delay_s": 99}}
+    )
+    assert plan.sessions is not None
+    rows = np.array(plan.sessions.delays_s)
+    assert np.all(rows[:, 0] == 0) and rows.shape == (8000, 3)
+    assert np.mean(rows[:, 1:]) == pytest.approx(mean, rel=0.05)
+    assert np.std(rows[:, 1:]) == pytest.approx(stddev, rel=0.06)
+
+
+def test_delays_are_the_seeds_and_decide_the_digest() -> None:
+    chosen = config(
+        scenarios=[{"name": "x", "rate_rps": 5.0, "num_requests": 6}],
+        workload={"sessions": {"think_s": {"distribution": "exponential", "mean": 1.0}}},
+    )
+    plans = [make_plan(chosen, chosen.scenarios[0], ENDPOINT, [TALK], seed=n) for n in (1, 1, 2)]
+    digests = [plan_digest(plan, workload) for plan, workload in plans]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_delay_after_a_tool_is_its_own_and_long_delays_are_cut() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    agent = [
+        says("user", "q"), {"role": "assistant", "tool_calls": [call]},
+        says("tool", "result", tool_call_id="c"), says("assistant", "a"), says("user", "r"),
+    ]  # fmt: skip
+    sessions = {"think_s": {"mean": 100.0}, "tool_delay_s": {"mean": 0.25}, "max_delay_s": 3.0}
+    plan = plan_of([agent], workload={"sessions": sessions})
+    assert plan.sessions is not None
+    assert plan.sessions.delays_s[0] == [0.0, 0.25, 3.0]
+    assert body(plan, 0, 1)["messages"][1]["tool_calls"] == [call]
+
+
+def test_a_nonce_begins_each_session_and_no_later_turn() -> None:
+    plan = plan_of([TALK], workload={"sessions": {}, "unique_prompts": True})
+    assert plan.sessions is not None and plan.sessions.nonce
+    assert plan.sessions.nonce in plan.bodies[0]
+    assert plan.sessions.nonce not in plan.bodies[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workload": {"source": "synthetic", "input_tokens": {"mean": 8}}}, "synthetic has none"),
+        ({"workload": {"multi_turn": True}}, "sessions send every turn"),
+        ({"workload": {"source": "otel"}}, "path goes with source"),
+        (
+            {"workload": {"sessions": {"think_s": {"distribution": "lognormal", "mean": 1}}}},
+            "stddev",
+        ),
+        ({"workload": {"sessions": {"max_turns": 0}}}, "greater than or equal to 1"),
+        ({"workload": {"sessions": None}, "slo": {"session_s": {"p90": 1}}}, "need sessions"),
+        ({"workload": {"sessions": None, "source": "weka", "path": "x"}}, "needs sessions"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**options)
+
+
+def test_recorded_delays_that_are_not_recorded_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the file has no time") as caught:
+        plan_of([TALK], workload={"sessions": {"think_s": "recorded"}})
+    assert "think_s.mean=1" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="no conversations"):
+        plan_of([[says("system", "x")]])
+
+
+def test_messages_are_read_from_json_lines(tmp_path: Path) -> None:
+    lines = [json.dumps({"messages": TALK, "id": 7}), "", json.dumps(TALK[1:4])]
+    found = read("messages", "\n".join(lines), tmp_path)
+    assert [len(one.turns) for one in found] == [3, 2]
+
+
+def test_sharegpt_keeps_the_recorded_answers(tmp_path: Path) -> None:
+    turns = [("human", "q1"), ("gpt", "a1"), ("human", "q2"), ("gpt", "a2")]
+    entry = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    (one,) = read("sharegpt", json.dumps([entry]), tmp_path)
+    assert [turn.added for turn in one.turns] == [[says("user", "q1")], [says("user", "q2")]]
+    assert one.turns[0].answers == [says("assistant", "a1")]
+
+
+def mooncake_line(at_ms: float, length: int, hashes: list[int], out: int = 5) -> str:
+    return json.dumps(
+        {"timestamp": at_ms, "input_length": length, "output_length": out, "hash_ids": hashes}
+    )
+
+
+def test_a_mooncake_request_continues_the_prompt_that_it_begins_with(tmp_path: Path) -> None:
+    lines = [
+        mooncake_line(0, 1100, [1, 2, 3]),
+        mooncake_line(500, 600, [9, 8]),
+        mooncake_line(2000, 1700, [1, 2, 4, 5]),  # continues the first: 1 and 2 are whole
+        mooncake_line(2500, 1700, [1, 2, 6, 7]),  # a branch: the first has its next turn
+        mooncake_line(9000, 2600, [1, 2, 4, 10, 11, 12]),
+    ]
+    found = read("mooncake", "\n".join(lines), tmp_path, think_s="recorded")
+    assert [len(one.turns) for one in found] == [3, 1, 1]
+    assert [one.start_s for one in found] == [0.0, 0.5, 2.5]
+    first = found[0].turns
+    assert [turn.delay_s for turn in first] == [None, 2.0, 7.0]
+    assert [len(turn.added) for turn in first] == [1100, 1700, 2600]
+    assert first[0].added[:1024] == first[1].added[:1024]
+    assert first[0].added[1024:1100] != first[1].added[1024:1100]
+    assert all(turn.is_fresh and turn.max_tokens == 5 for turn in first)
+
+
+def test_a_mooncake_session_sends_whole_prompts_of_token_ids(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(mooncake_line(0, 600, [1, 2]) + "\n" + mooncake_line(9, 1200, [1, 3, 4]))
+    workload = {"source": "mooncake", "path": str(path), "sessions": {"think_s": "recorded"}}
+    plan = plan_of([], {"arrival": "trace", "rate_rps": None, "num_requests": 1}, workload=workload)
+    second = body(plan, 0, 1)
+    assert len(second["prompt"]) == 1200 and second["max_tokens"] == 5
+    assert second["prompt"][:512] == body(plan, 0, 0)["prompt"][:512]
+    assert "POST /v1/completions" in plan.head
+    assert plan.sessions is not None and plan.sessions.delays_s == [[0.0, 0.009]]
+
+
+def test_a_weka_session_has_its_think_times_and_shared_blocks(tmp_path: Path) -> None:
+    requests = [
+        {"t": 0.0, "type": "s", "model": "x", "in": 100, "out": 10, "hash_ids": [1, 2]},
+        {"t": 5.0, "type": "subagent", "agent_id": "a", "requests": []},
+        {"t": 9.0, "type": "n", "model": "x", "in": 150, "out": 20, "hash_ids": [1, 2, 3],
+         "think_time": 2.5, "api_time": 1.5},
+    ]  # fmt: skip
+    one = {"id": "s1", "models": ["x"], "block_size": 64, "hash_id_scope": "local"}
+    text = json.dumps({**one, "requests": requests})
+    for form in (text, f"[{text}]", text + "\n" + text):
+        found = read("weka", form, tmp_path, think_s="recorded")
+        turns = found[0].turns
+        assert [len(turn.added) for turn in turns] == [100, 150]
+        assert [turn.delay_s for turn in turns] == [None, 2.5]
+        assert [turn.max_tokens for turn in turns] == [10, 20]
+        assert turns[0].added[:64] == turns[1].added[:64]
+
+
+COUNTS = ("gen_ai.usage.output_tokens",)
+
+
+def otel_span(
+    start_s: float,
+    end_s: float,
+    messages: Any,
+    answer: str = "",
+    key: str = "c1",
+    num_tokens: int | None = None,
+) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "gen_ai.operation.name": "chat", "gen_ai.conversation.id": key,
+        "gen_ai.input.messages": json.dumps(messages),
+    }  # fmt: skip
+    if num_tokens is not None:
+        attributes["gen_ai.usage.output_tokens"] = num_tokens
+    if answer:
+        said = [{"role": "assistant", "parts": [part(answer)], "finish_reason": "stop"}]
+        attributes["gen_ai.output.messages"] = json.dumps(said)
+    return {
+        "traceId": "t", "name": "chat m", "startTimeUnixNano": str(round(start_s * 1e9)),
+        "endTimeUnixNano": str(round(end_s * 1e9)),
+        "attributes": [
+            {"key": name, "value": {f"{'int' if name in COUNTS else 'string'}Value": str(value)}}
+            for name, value in attributes.items()
+        ],
+    }  # fmt: skip
+
+
+def part(text: str) -> dict[str, str]:
+    return {"type": "text", "content": text}
+
+
+def asks(text: str) -> dict[str, Any]:
+    return {"role": "user", "parts": [part(text)]}
+
+
+def otlp(*spans: Any) -> str:
+    return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": list(spans)}]}]})
+
+
+def test_otel_spans_of_a_conversation_are_its_turns(tmp_path: Path) -> None:
+    first = [asks("q1")]
+    second = [*first, {"role": "assistant", "parts": [part("a1")]}, asks("q2")]
+    fresh = [asks("summarize")]
+    spans = [
+        otel_span(107.5, 109.0, second, "a2"),
+        otel_span(100.0, 104.0, first, "a1", num_tokens=12),
+        otel_span(101.0, 102.0, first, "b1", key="c2"),
+        otel_span(109.5, 110.0, fresh, "s"),
+        {"traceId": "t", "name": "execute_tool", "attributes": []},
+    ]
+    for text in (otlp(*spans), "\n".join(otlp(span) for span in spans)):
+        found = read("otel", text, tmp_path, think_s="recorded")
+        assert [one.start_s for one in found] == [0.0, 1.0]
+        turns = found[0].turns
+        assert [turn.delay_s for turn in turns] == [None, 3.5, 0.5]
+        assert [turn.added for turn in turns] == [
+            [says("user", "q1")], [says("user", "q2")], [says("user", "summarize")],
+        ]  # fmt: skip
+        assert [turn.is_fresh for turn in turns] == [True, False, True]
+        assert [turn.max_tokens for turn in turns] == [12, None, None]
+
+
+def test_an_otel_tool_call_and_its_result_are_chat_messages(tmp_path: Path) -> None:
+    call = {"type": "tool_call", "id": "c", "name": "f", "arguments": {"city": "Paris"}}
+    result = {"type": "tool_call_response", "id": "c", "response": {"rain": True}}
+    history = [
+        asks("q"), {"role": "assistant", "parts": [call]}, {"role": "tool", "parts": [result]},
+    ]  # fmt: skip
+    (one,) = read("otel", otlp(otel_span(1, 2, history, "a")), tmp_path)
+    _, called, answered = one.turns[0].added
+    assert called["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"city": "Paris"}'}  # type: ignore[index]
+    assert answered == {"role": "tool", "content": '{"rain": true}', "tool_call_id": "c"}
+
+
+BAD = {
+    "messages": [
+        ("[1]", "line 1: message 1: expected an object"),
+        ('{"messages": []}', "line 1: expected a list of messages"),
+        ('[{"role": "user", "content": 5}]', "content is not text"),
+        ('[{"role": "narrator", "content": "x"}]', "role is 'narrator'"),
+        ('[{"role": "user", "content": "\\ud800"}]', "content is not text"),
+        ('[{"role": "system", "content": "x"}]', "no message of a user"),
+        ("{", "line 1: not valid JSON"),
+        ("[" * 100_000, "line 1: not valid JSON"),
+    ],
+    "otel": [
+        ("{", "line 1: not valid JSON"),
+        ("{}", "no span has gen_ai.input.messages"),
+        (otlp(otel_span(2, 1, [asks("x")])), "span 1: ValueError: the span ends before it starts"),
+        (otlp(otel_span(1, 2, [{"role": "assistant", "parts": [part("x")]}])), "neither a user"),
+        (otlp(5), "span 1: AttributeError"),
+        (otlp({**otel_span(1, 2, [asks("x")]), "startTimeUnixNano": "soon"}), "ValueError"),
+        (otlp(otel_span(1, 2, [asks("x")]))[:-5], "not valid JSON"),
+        (otlp(otel_span(1, 2, [{"role": "user"}])), "KeyError: 'parts'"),
+    ],
+    "weka": [
+        ("{", "line 1"),
+        ("{}", "missing required field"),
+        ('{"id": "a", "block_size": 0, "requests": []}', "block_size"),
+        ('{"id": "a", "block_size": 64, "requests": [{"t": -1, "type": "n"}]}', "requests"),
+        ('{"id": "a", "block_size": 64, "requests": [{"t": 1, "type": "x"}]}', "requests"),
+        ('{"id": "a", "block_size": 64, "requests": [{"t": 1, "type": "n", "in": 1e99}]}', "in"),
+    ],
+    "mooncake": [
+        ("{", "line 1"),
+        ('{"timestamp": 1}', "line 1"),
+        ('{"timestamp": -1, "input_length": 1, "output_length": 1}', "line 1"),
+    ],
+    "sharegpt": [
+        ("{", "not valid JSON"),
+        ("[{}]", "entry 0"),
+        ("[]", "holds no human turn"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "message"),
+    [(source, text, message) for source, cases in BAD.items() for text, message in cases],
+)
+def test_a_damaged_trace_is_refused_by_place(
+    source: str, text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(source, text, tmp_path)
+    assert message in str(caught.value)
+    assert str(tmp_path / "trace") in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value)) < 5000
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10**12)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["messages", "role", "content", "resourceSpans", "scopeSpans", "spans", "attributes",
+             "key", "value", "requests", "id", "block_size", "t", "type", "in", "timestamp",
+             "input_length", "output_length", "hash_ids", "conversations", "from", "parts"]
+        ),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(document=JSON, cut=st.integers(0, 40))
+def test_no_file_breaks_a_reader(
+    document: Any, cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = json.dumps(document)
+    text = text[: max(len(text) - cut, 0)] if cut < 20 else text
+    for source in FILES:
+        try:
+            found = read(source, text, tmp_path_factory.getbasetemp())
+        except DataError:
+            continue
+        assert all(one.turns for one in found) or not text.strip()
