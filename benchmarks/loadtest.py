@@ -9,6 +9,9 @@ runs if vLLM is installed. Then Tuneline delivers twenty Poisson schedules, and 
 their rate, coefficient of variation and index of dispersion with simulated Poisson processes. It
 prints a table, then one JSON document on the last line.
 
+With `--sessions`, it measures conversations only: 256 in flight for the bias, 128 in flight for CPU
+time, and 10,000 open at once with a token per second each for the lags and the memory.
+
 Client and server share the cores of one machine, so compare only rows of the same run.
 """
 
@@ -18,6 +21,7 @@ import argparse
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -39,6 +43,7 @@ from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
 from loadtest.client.records import SUCCEEDED
 from loadtest.config import LoadTestConfig, Scenario
+from loadtest.measure import judged
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import hardware_facts
 
@@ -75,7 +80,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--streams", type=int, nargs="*", default=list(STREAMS))
     parser.add_argument("--without-vllm", action="store_true")
+    parser.add_argument("--sessions", action="store_true", help="Measure conversations only.")
     arguments = parser.parse_args()
+    if arguments.sessions:
+        measure_sessions()
+        return
     with_vllm = not arguments.without_vllm and importlib.util.find_spec("vllm") is not None
     rows = []
     for streams in arguments.streams:
@@ -95,6 +104,85 @@ def main() -> None:
         "arrivals": arrivals,
     }
     print(json.dumps(document))
+
+
+def measure_sessions() -> None:
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    rows = []
+    for streams in (128, 256):
+        rows.append(conversations(streams))
+        show(rows[-1])
+    crowd = open_sessions(10_000, rate_rps=500.0)
+    print(crowd, flush=True)
+    document = {
+        "hardware": hardware_facts(),
+        "rows": [vars(row) for row in rows],
+        "open_sessions": crowd,
+    }
+    print(json.dumps(document))
+
+
+def talk(num_turns: int) -> list[dict[str, str]]:
+    turns = [("user", PROMPT), ("assistant", "word " * NUM_TOKENS)] * num_turns
+    return [{"role": role, "content": text} for role, text in turns[:-1]]
+
+
+def conversations(streams: int) -> Row:
+    """Conversations of four turns without delays, so that as many streams are in flight."""
+    config = LoadTestConfig.model_validate(
+        {
+            "num_warmup_requests": 0, "max_tokens": NUM_TOKENS, "ignore_eos": True,
+            "calibrate": False, "workload": {"sessions": {"think_s": {"mean": 0.0}}},
+        }
+    )  # fmt: skip
+    scenario = Scenario(name="x", concurrency=streams, num_requests=streams)
+    with known_server("--ttft-s", str(TTFT_S), "--itl-s", str(ITL_S)) as server:
+        plan, _ = make_plan(config, scenario, server.endpoint, [talk(ROUNDS)], seed=0)
+        measured = run_workers(plan, None)
+        truths = server.truths()
+    ok = measured.records.select(measured.records.state == SUCCEEDED)
+    cpu_s = sum(
+        float(worker["self_check"]["cpu_s"]) + float(worker["parse_cpu_s"])
+        for worker in measured.workers
+    )
+    return row("tuneline sessions", streams, truths, ok.first_token_s - ok.sent_s, cpu_s)
+
+
+def open_sessions(num: int, rate_rps: float) -> dict[str, Any]:
+    """Open conversations at a rate until `num` are open at once; each has two turns of twelve
+    tokens, one per second, and thinks for eight seconds."""
+    config = LoadTestConfig.model_validate(
+        {
+            "num_warmup_requests": 0, "max_tokens": 12, "ignore_eos": True, "calibrate": False,
+            "timeout_s": 60.0, "workload": {"sessions": {"think_s": {"mean": 8.0}}},
+        }
+    )  # fmt: skip
+    scenario = Scenario(name="x", rate_rps=rate_rps, arrival="constant", num_requests=num)
+    with known_server("--ttft-s", "1.0", "--itl-s", "1.0") as server:
+        plan, workload = make_plan(config, scenario, server.endpoint, [talk(2)], seed=0)
+        measured = run_workers(plan, None)
+    result = judged(config, scenario, plan, workload, measured)
+    records, sessions = result.records, result.stats.sessions
+    assert sessions is not None
+    begins = records.intended_s[records.turn == 0]
+    ends = np.sort(records.end_s[records.turn == 1])
+    most = max(
+        int(number + 1 - np.searchsorted(ends, time)) for number, time in enumerate(np.sort(begins))
+    )
+    return {
+        "num_sessions": num,
+        "most_open": most,
+        "num_succeeded": sessions.succeeded,
+        "verdict": result.judgement.verdict,
+        "problems": result.judgement.problems,
+        "send_lag_p99_ms": 1e3 * (result.client.send_lag_s.at(99) or 0.0),
+        "loop_lag_p99_ms": 1e3 * (result.client.loop_lag_s.at(99) or 0.0),
+        "cpu_s_per_1000_tokens": 1000
+        * (result.client.cpu_s + result.client.parse_cpu_s)
+        / max(result.stats.tokens.num_output_tokens, 1),
+        "max_rss_mib": max(float(one["self_check"]["max_rss_mib"]) for one in measured.workers),
+    }
 
 
 def show(row: Row) -> None:

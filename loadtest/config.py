@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -13,6 +14,7 @@ from loadtest.workload_config import Length as Length
 from loadtest.workload_config import WorkloadConfig as WorkloadConfig
 from tuneline.core.config import StrictModel, apply_override, validate_config
 from tuneline.core.errors import ConfigError
+from tuneline.core.tolerances import Tolerances
 
 if TYPE_CHECKING:
     Arrival = str
@@ -31,6 +33,8 @@ def _percentile_limits(limits: dict[str, float]) -> dict[str, float]:
 
 Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_percentile_limits)]
 """Limits in seconds by percentile: `{p90: 1.0, p99: 5.0}`."""
+
+MAX_TURNS_ASSUMED = 32
 
 OLD_LIMITS = {
     f"{metric}_p{q}_s": f"{metric}_s: {{p{q}: ...}}"
@@ -172,6 +176,39 @@ class Scenario(StrictModel):
         return "open" if self.concurrency is None else "closed"
 
 
+class AnswersConfig(StrictModel):
+    """A share of the requests ask the reference's prompts, greedily. Their answers are compared
+    with the reference's, so that a server that is fast and wrong under load fails."""
+
+    share: float = Field(default=0.05, gt=0, le=1)
+    """Of the arrivals."""
+    reference: Path | None = Field(default=None, json_schema_extra={"keyed": False})
+    """The folder of an artifact of kind `reference`; a line takes its own."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    """The number format that the server computes in, without a line: it sets the tolerances."""
+    tolerances: Tolerances | None = None
+    """In place of those of `dtype`."""
+    max_length_drift: float = Field(default=0.1, ge=0)
+    """Most difference of the answers' tokens from the reference's tokens, as a share of these."""
+
+
+class CancellationsConfig(StrictModel):
+    """A share of the clients leave before their answer ends."""
+
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """Of the requests."""
+    after_s: float | None = Field(default=None, gt=0)
+    """They leave this long after the intended time, to within 20 ms."""
+    after_tokens: int | None = Field(default=None, ge=1)
+    """Or when this many events with text have come."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.after_s is None) == (self.after_tokens is None):
+            raise ValueError("give either after_s or after_tokens")
+        return self
+
+
 class LoadTestConfig(StrictModel):
     """The requests, their rate, and the objectives that the endpoint must meet."""
 
@@ -185,6 +222,10 @@ class LoadTestConfig(StrictModel):
     """Run one after the other."""
     slo: SLO = SLO()
     workload: WorkloadConfig = WorkloadConfig()
+    answers: AnswersConfig | None = None
+    """Compare answers with the reference's while the load runs."""
+    cancellations: CancellationsConfig | None = None
+    """Let a share of the clients leave."""
     max_tokens: int = Field(default=64, ge=1)
     """Most tokens per answer."""
     ignore_eos: bool = False
@@ -234,16 +275,20 @@ class LoadTestConfig(StrictModel):
 
 def longest_s(config: LoadTestConfig) -> float:
     """Return the most seconds that a whole load test takes: every request ends just in time, and
-    every scenario is measured twice."""
-    total_s = 0.0
+    every scenario is measured twice. A session counts as MAX_TURNS_ASSUMED such requests where its
+    turns are not limited."""
+    one_s, total_s = config.timeout_s, 0.0
+    if (sessions := config.workload.sessions) is not None:
+        turns = sessions.max_turns or MAX_TURNS_ASSUMED
+        one_s = turns * config.timeout_s + (turns - 1) * sessions.max_delay_s
     for scenario in config.scenarios:
         count = (scenario.num_requests or 0) + config.num_warmup_requests
         send_s = scenario.duration_s or 0.0
         if scenario.concurrency is not None:
-            send_s += -(-count // scenario.concurrency) * config.timeout_s
+            send_s += -(-count // scenario.concurrency) * one_s
         elif scenario.num_requests is not None and (slowest := slowest_rps(scenario)) is not None:
             send_s += 2 * count / slowest
-        total_s += 2 * (send_s + config.timeout_s + 60)
+        total_s += 2 * (send_s + one_s + 60)
     return total_s
 
 

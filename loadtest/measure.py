@@ -13,13 +13,23 @@ from loadtest.client.prepare import make_plan, plan_digest, with_unsent
 from loadtest.client.processes import Counters, Measured, run_workers
 from loadtest.client.records import SUCCEEDED, Records
 from loadtest.config import LoadTestConfig, Scenario
+from loadtest.judging.answers import judge_answers, repeat_figures
 from loadtest.judging.client_figures import client_figures
-from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
-from loadtest.judging.statistics import statistics
+from loadtest.judging.server_metrics import (
+    Scrape,
+    cancellation_figures,
+    cancellation_warnings,
+    deltas,
+    reconcile,
+    scrape,
+    settled_scrape,
+)
+from loadtest.judging.statistics import Statistics, statistics
 from loadtest.judging.verdict import judge
 from loadtest.report.build import Result
-from loadtest.report.schema import Calibration, Server
+from loadtest.report.schema import Calibration, RepeatFigures, Server
 from loadtest.workload.build import Workload
+from loadtest.workload.checks import Checks
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import Messages
 from tuneline.core.progress import progress
@@ -36,6 +46,7 @@ def measure_scenario(
     seed: int,
     give_up: GiveUp = lambda _: False,
     permutation_seed: int | None = None,
+    checks: Checks | None = None,
 ) -> Result:
     """Calibrate, run one scenario, read the server's own figures, and judge.
 
@@ -46,10 +57,16 @@ def measure_scenario(
         prompts: For `workload.source: prompts`.
         seed: Seed of the arrivals and the order.
         give_up: Asked each second; True ends the run, and requests in flight stay unfinished.
-        permutation_seed: See `build_workload`.
+        permutation_seed, checks: See `build_workload`.
     """
     plan, workload = make_plan(
-        config, scenario, endpoint, prompts, seed=seed, permutation_seed=permutation_seed
+        config,
+        scenario,
+        endpoint,
+        prompts,
+        seed=seed,
+        permutation_seed=permutation_seed,
+        checks=checks,
     )
     calibration = None
     if config.calibrate:
@@ -63,12 +80,18 @@ def measure_scenario(
         )
     before = scrape(endpoint)
     measured = run_plan(scenario.name, plan, endpoint.api_key, give_up)
-    server = None
+    server = after = None
     if before is not None:
         ok = measured.records.select(measured.records.state == SUCCEEDED)
         after = settled_scrape(endpoint, before, float(np.nansum(ok.tokens)))
         server = None if after is None else server_figures(before, after, measured.records)
-    return judged(config, scenario, plan, workload, measured, calibration, server)
+    result = judged(config, scenario, plan, workload, measured, calibration, server, checks)
+    if config.cancellations is None:
+        return result
+    left = cancellation_figures(measured.records, before, after)
+    said = [*result.judgement.warnings, *cancellation_warnings(left)]
+    judgement = replace(result.judgement, warnings=said)
+    return replace(result, cancellations=left, judgement=judgement)
 
 
 def run_plan(
@@ -117,28 +140,30 @@ def judged(
     measured: Measured,
     calibration: Calibration | None = None,
     server: Server | None = None,
+    checks: Checks | None = None,
 ) -> Result:
     """Return the figures and the verdict of a measured scenario."""
     records = with_unsent(plan, measured.records)
     slo = scenario.slo or config.slo
     bodies = [plan.body_place(int(index)) for index in records.index]
     asked = np.array([workload.output_tokens[body] for body in bodies], np.float64)
+    is_check = np.array([plan.check_of(int(index)) is not None for index in records.index])
+    # The reference's answers end by themselves.
+    exact = np.where(is_check, records.tokens, asked) if config.ignore_eos else None
     stats = statistics(
         records,
         slo,
-        exact_tokens=asked if config.ignore_eos else None,
+        exact_tokens=exact,
         duration_s=scenario.duration_s,
         ended_early=measured.ended_early,
         num_turns=None if plan.sessions is None else plan.sessions.num_turns,
     )
     client = client_figures(measured.workers, stats.send_lag)
-    examples: dict[str, list[str]] = {}
-    for worker in measured.workers:
-        for name, messages in worker["examples"].items():
-            examples[name] = (examples.get(name, []) + messages)[:3]
-    hit_rate = server.figures["prefix_hit_rate"] if server else None
-    if hit_rate is None and stats.tokens.num_cached_prompt_tokens is not None:
-        hit_rate = stats.tokens.num_cached_prompt_tokens / max(stats.tokens.num_prompt_tokens, 1)
+    repeats = None if plan.sessions is not None else _repeats(config, records, bodies)
+    answers = None
+    if checks is not None:
+        found = [tuple(one) for worker in measured.workers for one in worker["checked"]]
+        answers = judge_answers(checks, found, int(np.sum(is_check)))
     judgement = judge(
         config,
         slo,
@@ -146,7 +171,9 @@ def judged(
         client,
         open_loop=scenario.loop == "open",
         calibration=calibration,
-        prefix_hit_rate=hit_rate,
+        prefix_hit_rate=_hit_rate(server, stats),
+        answers=answers,
+        repeats=repeats,
     )
     if server is not None:
         judgement = replace(judgement, warnings=judgement.warnings + server.warnings)
@@ -160,7 +187,35 @@ def judged(
         models=[workload.models[body] for body in bodies],
         calibration=calibration,
         server=server,
-        examples=examples,
+        examples=_examples(measured),
         text_sample=[text for worker in measured.workers for text in worker["text_sample"]][:3],
         start_unix_s=measured.start_unix_s,
+        answers=answers,
+        repeats=repeats,
     )
+
+
+def _repeats(
+    config: LoadTestConfig, records: Records, bodies: Sequence[int]
+) -> RepeatFigures | None:
+    """Return the figures of repeated prompts, without warm-up."""
+    rows = ~records.warmup
+    of_rows = [body for body, row in zip(bodies, rows, strict=True) if row]
+    return repeat_figures(records.select(rows), of_rows, config.workload.min_repeat_ttft_share)
+
+
+def _examples(measured: Measured) -> dict[str, list[str]]:
+    """Return up to three messages per class of failure, from all processes."""
+    examples: dict[str, list[str]] = {}
+    for worker in measured.workers:
+        for name, messages in worker["examples"].items():
+            examples[name] = (examples.get(name, []) + messages)[:3]
+    return examples
+
+
+def _hit_rate(server: Server | None, stats: Statistics) -> float | None:
+    """Return the prefix cache's hit rate by the server's counters, or by its usage."""
+    hit_rate = server.figures["prefix_hit_rate"] if server else None
+    if hit_rate is None and stats.tokens.num_cached_prompt_tokens is not None:
+        hit_rate = stats.tokens.num_cached_prompt_tokens / max(stats.tokens.num_prompt_tokens, 1)
+    return hit_rate

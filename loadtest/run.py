@@ -14,12 +14,14 @@ from loadtest.report.files import records_path, write_document
 from loadtest.report.plots import plot_latency_cdf, plot_ttft_over_time
 from loadtest.report.schema import REPORT_FILE, LoadReport
 from loadtest.report.terminal import report_lines
+from loadtest.workload.checks import Checks, read_checks
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
+from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, Tolerances
 
 
 def run_loadtest(
@@ -29,6 +31,8 @@ def run_loadtest(
     *,
     prompts: Sequence[Messages],
     inputs: Sequence[Input] = (),
+    reference: Artifact | None = None,
+    tolerances: Tolerances | None = None,
 ) -> Artifact:
     """Measure an endpoint and write an artifact of kind `load-report`.
 
@@ -40,6 +44,8 @@ def run_loadtest(
         out: Where the artifact goes.
         prompts: Chat messages of each prompt; requests take them in an order drawn from the seed.
         inputs: The artifacts that the endpoint is known to serve.
+        reference: The right answers for `config.answers`, in place of the folder that it names.
+        tolerances: How much an answer may differ, in place of those of `config.answers.dtype`.
 
     Raises:
         ServerError: The endpoint does not answer as an OpenAI-compatible server that serves the
@@ -49,11 +55,12 @@ def run_loadtest(
     """
     if not prompts and config.workload.source == "prompts":
         raise ConfigError("the load test has no prompts; expected at least one")
+    checks = _checks(config, reference, tolerances)
     served = check_served(config, endpoint, inputs)
     resolved = config.model_dump(mode="json")
     with new_artifact(out, "load-report", config=resolved, inputs=inputs) as draft:
         results = [
-            _measure_until_valid(config, number, endpoint, prompts)
+            _measure_until_valid(config, number, endpoint, prompts, checks)
             for number in range(len(config.scenarios))
         ]
         report = load_report(config, endpoint, served, inputs, results)
@@ -65,7 +72,11 @@ def run_loadtest(
 
 
 def _measure_until_valid(
-    config: LoadTestConfig, number: int, endpoint: Endpoint, prompts: Sequence[Messages]
+    config: LoadTestConfig,
+    number: int,
+    endpoint: Endpoint,
+    prompts: Sequence[Messages],
+    checks: Checks | None,
 ) -> Result:
     """Measure a scenario, and once more where only the client or its host was in the way.
 
@@ -74,18 +85,41 @@ def _measure_until_valid(
     """
     scenario = config.scenarios[number]
     seed = config.seed + number
-    first = measure_scenario(config, scenario, endpoint, prompts, seed=seed)
+    first = measure_scenario(config, scenario, endpoint, prompts, seed=seed, checks=checks)
     all_succeeded = first.stats.num_failed == first.stats.num_unfinished == 0
     if not (first.judgement.is_worth_repeating and all_succeeded):
         return first
     reason = first.judgement.problems[0]
     logger.warning("%s: INVALID (%s); measuring it once more", scenario.name, reason)
-    result = measure_scenario(config, scenario, endpoint, prompts, seed=seed)
+    result = measure_scenario(config, scenario, endpoint, prompts, seed=seed, checks=checks)
     said = f"measured twice: the first measurement was INVALID ({reason})"
     if config.workload.source in ("prompts", "sharegpt") and not config.workload.unique_prompts:
         said += "; the server's prefix cache may hold that run's prompts"
     judgement = replace(result.judgement, warnings=[*result.judgement.warnings, said])
     return replace(result, judgement=judgement)
+
+
+def _checks(
+    config: LoadTestConfig, reference: Artifact | None, tolerances: Tolerances | None
+) -> Checks | None:
+    """Return the reference's prompts and answers; None where the configuration asks for none.
+
+    Raises:
+        ConfigError: There is no reference.
+        ArtifactError: The folder is not a reference.
+    """
+    asked = config.answers
+    if asked is None:
+        return None
+    if reference is None:
+        if asked.reference is None:
+            raise ConfigError(
+                "loadtest.answers.reference is missing; expected the folder of a reference",
+                hint="Try: --set loadtest.answers.reference=runs/NAME/reference-KEY",
+            )
+        reference = open_artifact(asked.reference, kind="reference")
+    limits = asked.tolerances or tolerances or ARITHMETIC_TOLERANCES[asked.dtype]
+    return read_checks(reference, limits, asked.share, asked.max_length_drift)
 
 
 def check_served(config: LoadTestConfig, endpoint: Endpoint, inputs: Sequence[Input]) -> Served:

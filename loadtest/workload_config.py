@@ -98,6 +98,9 @@ class WorkloadConfig(StrictModel):
     prefix_hit_rate: float | None = Field(default=None, ge=0, le=1)
     """The share of prompt tokens that the server is expected to find in its cache; a run that
     differs by more than 0.05 is INVALID."""
+    min_repeat_ttft_share: float | None = Field(default=None, gt=0, le=1)
+    """The least TTFT of a repeated prompt, as a share of the TTFT of its first sending. A run whose
+    repeats are faster is INVALID: a cache answers them."""
     multi_turn: bool = False
     """Send every user turn of a conversation as a request of its own, with the recorded answers
     as history. Otherwise a request holds a whole conversation (`sharegpt`: its first turn)."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import time
+from collections import deque
 from collections.abc import MutableSequence
 from typing import Any
 
+from loadtest.client.connect_errors import failure_of
 from loadtest.client.connection import (
     Connection,
     Request,
@@ -26,9 +27,10 @@ from loadtest.client.connection import (
 )
 from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
-from loadtest.client.plan import Plan
+from loadtest.client.plan import LEAVE_CYCLE, Plan
 from loadtest.client.pool import SPARE_PAUSE_NS, SPARES_PER_TICK, Pool
 from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS, nap_ns
+from loadtest.client.records import LEFT
 from loadtest.client.timer import KernelTimer
 
 TICK_NS = 20_000_000
@@ -37,10 +39,6 @@ CLOCK_INTERVAL_NS = 1_000_000_000
 """Interval at which the two clocks are compared."""
 STALE_AFTER_NS = 1_000_000_000
 """The server may close a connection that was never used for longer while the client sends."""
-OUT_OF_SOCKETS = (
-    errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC,
-)  # fmt: skip
-"""The client's own machine has no file, port or memory left for a connection."""
 NEVER_NS = 2**62
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop pauses a slot for this long after a failure."""
@@ -66,6 +64,9 @@ class Client(Pool):
             f"\r\n{authorization}Content-Length: {len(body)}\r\n\r\n".encode() + body
             for body in bodies
         ]
+        self.leaving = frozenset(plan.leaving or ())
+        self.leavers: deque[Request] = deque()
+        """Requests whose client leaves, in the order of their begin."""
         self.running: dict[int, Request] = {}
         """In the order of their begin, so that the first times out first."""
         self.requests: list[Request] = []
@@ -86,8 +87,6 @@ class Client(Pool):
         self.ticker = KernelTimer(self.loop, self.tick)
         begin = self.begin_slots if plan.arrivals_s is None else self.begin_schedule
         self.timer = KernelTimer(self.loop, begin)
-
-    # --- before and after the window ---
 
     async def run(self, start_ns: int) -> list[Request]:
         """Send everything at its time from `start_ns` on; returns when all has ended."""
@@ -131,8 +130,6 @@ class Client(Pool):
         self.stopping = True
         if not self.done.done():
             self.done.set_result(None)
-
-    # --- sending ---
 
     def begin_schedule(self) -> None:
         """Send every arrival that is due; then sleep until the next. Nothing is skipped."""
@@ -181,6 +178,9 @@ class Client(Pool):
 
     def begin(self, index: int, intended_ns: int) -> None:
         request = Request(index, intended_ns)
+        if index % LEAVE_CYCLE in self.leaving:
+            self.leavers.append(request)
+            request.events_left = self.plan.leave_after_tokens
         self.requests.append(request)
         self.running[index] = request
         self.counters[0] += 1
@@ -204,15 +204,8 @@ class Client(Pool):
         self.check.num_connects_in_window += 1
         try:
             connection = await self.connect()
-        except TimeoutError:
-            self.fail(request, "connect_timeout", "no connection in time")
-        except ConnectionRefusedError as error:
-            self.fail(request, "connection_refused", str(error))
-        except ConnectionResetError as error:
-            self.fail(request, "connection_reset", str(error))
-        except OSError as error:
-            is_ours = error.errno in OUT_OF_SOCKETS
-            self.fail(request, "client_exhausted" if is_ours else "connection_failed", str(error))
+        except OSError as error:  # TimeoutError is one
+            self.fail(request, *failure_of(error))
         else:
             if request.end_ns is None:
                 self.send(request, connection)
@@ -240,8 +233,6 @@ class Client(Pool):
     def next_due_ns(self) -> int:
         """Return when the next request is due; far away without one."""
         return self.arrivals_ns[self.cursor] if self.cursor < len(self.arrivals_ns) else NEVER_NS
-
-    # --- ends ---
 
     def finish(self, connection: Connection, request: Request, now_ns: int) -> None:
         """The response is whole; whether it is good is found out after the window."""
@@ -305,6 +296,26 @@ class Client(Pool):
             self.drop(request.connection)
         self.follow(request, pause=True)
 
+    def counts_out(self, request: Request, data: bytes) -> bool:
+        assert request.events_left is not None  # noqa: S101 (the caller checks)
+        request.events_left -= data.count(b'"content"') - data.count(b'"content":""')
+        if request.events_left > 0:
+            return False
+        self.leave(request)
+        return True
+
+    def leave(self, request: Request) -> None:
+        """The client leaves: the connection ends, and the answer with it."""
+        if request.end_ns is not None:
+            return
+        request.end_ns = monotonic_ns()
+        request.error = LEFT
+        self.running.pop(request.index, None)
+        self.counters[1] += 1
+        if request.connection is not None:
+            self.drop(request.connection)
+        self.follow(request, pause=False)
+
     def drop(self, connection: Connection) -> None:
         connection.request = None
         connection.close()
@@ -352,8 +363,6 @@ class Client(Pool):
         """Return whether a request is due later that no arrival begins."""
         return False
 
-    # --- the loop's own clock ---
-
     def tick(self) -> None:
         now_ns = monotonic_ns()
         # Ticks are absolute, and every missed tick counts: a loop that stops for 50 ms was late two
@@ -372,6 +381,10 @@ class Client(Pool):
         self.num_reads = 0
         self.counters[3] = len(self.running)
         self.keep_spares()
+        if self.plan.leave_after_s is not None:
+            leave_ns = now_ns - round(self.plan.leave_after_s * 1e9)
+            while self.leavers and self.leavers[0].intended_ns <= leave_ns:
+                self.leave(self.leavers.popleft())
         limit_ns = now_ns - round(self.plan.timeout_s * 1e9)
         while self.running:
             request = next(iter(self.running.values()))

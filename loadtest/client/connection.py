@@ -32,8 +32,8 @@ class Request:
     """One request while it runs. Times are monotonic nanoseconds."""
 
     __slots__ = (
-        "closed", "connection", "end_ns", "error", "index", "intended_ns", "message", "reads",
-        "resent", "sent_ns",
+        "closed", "connection", "end_ns", "error", "events_left", "index", "intended_ns", "message",
+        "reads", "resent", "sent_ns",
     )  # fmt: skip
 
     def __init__(self, index: int, intended_ns: int) -> None:
@@ -47,6 +47,8 @@ class Request:
         self.closed = False
         self.resent = False
         self.connection: Connection | None = None
+        self.events_left: int | None = None
+        """Events after which the client leaves; None for a client that stays."""
 
 
 class Owner(Protocol):
@@ -64,6 +66,8 @@ class Owner(Protocol):
     def fail(self, request: Request, reason: str, message: str) -> None: ...
 
     def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None: ...
+
+    def counts_out(self, request: Request, data: bytes) -> bool: ...
 
     def drop(self, connection: Connection) -> None: ...
 
@@ -111,6 +115,8 @@ class Connection:
             self.client.drop(self)  # bytes that nobody asked for
             return
         request.reads.append((now_ns, stamp, data))
+        if request.events_left is not None and self.client.counts_out(request, data):
+            return
         try:
             if self.framer.feed(data):
                 self.client.finish(self, request, now_ns)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+LEAVE_CYCLE = 1000
+
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """The conversations of a scenario. Session i has conversation i modulo their number, and the
-    request of its turn t has the index i * stride + t."""
+    """The conversations of a scenario. The request of turn t of session i has the index
+    i * stride + t."""
 
     offsets: list[int]
     """Place of each conversation's first turn in the lists of turns, and their length."""
@@ -27,25 +29,27 @@ class SessionPlan:
     """Seconds from the end of a turn to the next; session i has row i modulo their number."""
     keeps_own: bool
     """The history has the server's own answers."""
+    order: list[int]
+    """Session i has conversation order[i] modulo their number."""
     nonce: str | None = None
     """A part of each first turn that every session replaces by its own."""
 
-    @property
-    def num_conversations(self) -> int:
-        return len(self.offsets) - 1
+    def conversation(self, session: int) -> int:
+        """Return the number of a session's conversation."""
+        return self.order[session % len(self.order)]
 
     def num_turns(self, session: int) -> int:
         """Return how many turns a session has."""
-        number = session % self.num_conversations
+        number = self.conversation(session)
         return self.offsets[number + 1] - self.offsets[number]
 
     def place(self, session: int, turn: int) -> int:
         """Return a turn's place in the lists of turns."""
-        return self.offsets[session % self.num_conversations] + turn
+        return self.offsets[self.conversation(session)] + turn
 
     @property
     def mean_turns(self) -> float:
-        return self.offsets[-1] / self.num_conversations
+        return sum(map(self.num_turns, range(len(self.order)))) / len(self.order)
 
     @property
     def longest_delay_s(self) -> float:
@@ -91,6 +95,12 @@ class Plan:
     """Connections that this process opens before the start."""
     ca_file: str | None = None
     """A file of certificates to trust, next to the system's."""
+    num_unchecked: int | None = None
+    """The bodies from this one on are the reference's prompts, whose answers are kept."""
+    leaving: list[int] | None = None
+    """Requests whose index modulo LEAVE_CYCLE is in the list leave before the end."""
+    leave_after_s: float | None = None
+    leave_after_tokens: int | None = None
     sessions: SessionPlan | None = None
     """Conversations, which then are the unit of `arrivals_s`, `concurrency`, `num_requests` and
     `num_warmup_requests`; `bodies` has what each turn adds."""
@@ -106,6 +116,12 @@ class Plan:
         if self.sessions is None:
             return self.body_of[index % len(self.body_of)]
         return self.sessions.place(*self.split(index))
+
+    def check_of(self, index: int) -> int | None:
+        """Return which prompt of the reference a request asks; None for another request."""
+        if self.num_unchecked is None or (place := self.body_place(index)) < self.num_unchecked:
+            return None
+        return place - self.num_unchecked
 
     def is_warmup(self, index: int) -> bool:
         return self.split(index)[0] < self.num_warmup_requests

@@ -78,6 +78,10 @@ class Pool(abc.ABC):
         """Take note that a connection ended under a request."""
 
     @abc.abstractmethod
+    def counts_out(self, request: Request, data: bytes) -> bool:
+        """Count the events of a client that will leave; return whether it has left now."""
+
+    @abc.abstractmethod
     def drop(self, connection: Connection) -> None:
         """Close a connection and forget it."""
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from loadtest.arrivals.schedule import arrival_times
 from loadtest.arrivals.table import peak_rps
-from loadtest.client.plan import Plan
+from loadtest.client.plan import LEAVE_CYCLE, Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
-from loadtest.config import LoadTestConfig, Scenario
+from loadtest.config import CancellationsConfig, LoadTestConfig, Scenario
 from loadtest.workload.build import Workload, build_workload
+from loadtest.workload.checks import Checks
 from loadtest.workload.sessions.build import build_sessions
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.endpoint import Endpoint, split_url
@@ -32,11 +34,12 @@ def make_plan(
     seed: int,
     permutation_seed: int | None = None,
     is_shard: bool = False,
+    checks: Checks | None = None,
 ) -> tuple[Plan, Workload]:
     """Return everything that the client processes need, computed before the start.
 
     Args:
-        permutation_seed, is_shard: See `build_workload`.
+        permutation_seed, is_shard, checks: See `build_workload`.
 
     Raises:
         ConfigError: There is nothing to send.
@@ -50,6 +53,7 @@ def make_plan(
         seed=seed,
         permutation_seed=permutation_seed,
         is_shard=is_shard,
+        checks=checks,
         **_count_known(config, scenario),
     )
     # In a closed loop, a process without a stream would leave its requests unsent.
@@ -69,14 +73,9 @@ def make_plan(
         host=str(url.hostname),
         port=port,
         tls=url.scheme == "https",
-        head=(
-            f"POST {url.path.rstrip('/')}/{workload.path} HTTP/1.1\r\n"
-            f"Host: {host}:{port}\r\n"
-            "User-Agent: tuneline\r\nAccept: text/event-stream\r\nAccept-Encoding: identity\r\n"
-            "Content-Type: application/json\r\nX-Request-Id: "
-        ),
+        head=_head(f"{url.path.rstrip('/')}/{workload.path}", f"{host}:{port}"),
         bodies=workload.bodies,
-        body_of=list(range(len(workload.bodies))),
+        body_of=workload.body_of or list(range(len(workload.bodies))),
         num_warmup_requests=config.num_warmup_requests,
         arrivals_s=arrivals,
         concurrency=scenario.concurrency,
@@ -86,9 +85,31 @@ def make_plan(
         num_workers=num_workers,
         worker=0,
         num_connections=min(num_connections, MAX_CONNECTIONS),
+        num_unchecked=workload.num_unchecked,
         sessions=workload.sessions,
     )
+    if config.cancellations is not None:
+        plan = _with_cancellations(plan, config.cancellations, seed)
     return plan, workload
+
+
+def _head(path: str, host: str) -> str:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tuneline\r\n"
+        "Accept: text/event-stream\r\nAccept-Encoding: identity\r\n"
+        "Content-Type: application/json\r\nX-Request-Id: "
+    )
+
+
+def _with_cancellations(plan: Plan, config: CancellationsConfig, seed: int) -> Plan:
+    rng = np.random.default_rng([seed, 4])
+    leaving = rng.permutation(LEAVE_CYCLE)[: max(1, round(config.share * LEAVE_CYCLE))]
+    return replace(
+        plan,
+        leaving=sorted(int(one) for one in leaving),
+        leave_after_s=config.after_s,
+        leave_after_tokens=config.after_tokens,
+    )
 
 
 def _count_known(config: LoadTestConfig, scenario: Scenario) -> dict[str, int | None]:
@@ -178,7 +199,8 @@ def with_unsent(plan: Plan, records: Records) -> Records:
         intended_s=intended,
         sent_s=never, first_byte_s=never, first_token_s=never, last_token_s=never, end_s=never,
         tokens=never, first_tokens=never, prompt_tokens=never, cached_tokens=never,
-        retry_after_s=never, without_done=zero.astype(bool), merged_events=zero, num_events=zero,
+        retry_after_s=never, resent=zero.astype(bool), without_done=zero.astype(bool),
+        merged_events=zero, num_events=zero,
         event_s=np.zeros(0), event_tokens=np.zeros(0),
     )  # fmt: skip
     return join_records([records, rows])

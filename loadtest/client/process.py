@@ -27,9 +27,10 @@ import uvloop
 
 from loadtest.client.client import Client
 from loadtest.client.connection import Request, receive_times
+from loadtest.client.greedy import greedy_answer
 from loadtest.client.host import end_with_parent
 from loadtest.client.plan import Plan
-from loadtest.client.records import FAILED, SUCCEEDED, UNFINISHED, Records
+from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISHED, Records
 from loadtest.client.self_check import Lags, self_check_document
 from loadtest.client.session_client import SessionClient, find_model_changes
 from loadtest.client.sse import Answer, parse_response
@@ -70,6 +71,7 @@ def main() -> None:
         "parse_cpu_s": time.process_time() - parse_started_s,
         "examples": examples,
         "text_sample": text_sample,
+        "checked": checked_answers(plan, requests, records),
     }
     (out / f"worker-{plan.worker}.json").write_text(json.dumps(report), encoding="utf-8")
 
@@ -142,12 +144,27 @@ def to_records(
         begin, end = end, end + len(request.reads)
         if answer.error is None and request.end_ns is not None and len(texts) < MAX_EXAMPLES:
             texts.append(answer.text[:400])
-        if answer.error is not None and request.end_ns is not None:
-            seen = examples.setdefault(answer.error, [])
+        if answer.error not in (None, LEFT) and request.end_ns is not None:
+            seen = examples.setdefault(answer.error or "", [])
             if len(seen) < MAX_EXAMPLES and answer.message not in seen:
                 seen.append(answer.message)
         rows.append(_Row(request, answer, read_times[begin] if end > begin else None))
     return _columns(plan, rows, start_ns), examples, texts
+
+
+def checked_answers(
+    plan: Plan, requests: list[Request], records: Records
+) -> list[tuple[int, int, dict[str, Any]]]:
+    """Return index, prompt of the reference and answer of each check that succeeded."""
+    if plan.num_unchecked is None:
+        return []
+    found = []
+    for request, state in zip(requests, records.state, strict=True):
+        number = plan.check_of(request.index)
+        if number is not None and state == SUCCEEDED:
+            reads = [data for _, _, data in request.reads]
+            found.append((request.index, number, greedy_answer(reads)))
+    return found
 
 
 def _says_more(answer: Answer) -> bool:
@@ -170,6 +187,8 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
     for row in rows:
         if row.request.end_ns is None:
             states.append(UNFINISHED)
+        elif row.answer.error == LEFT:
+            states.append(CANCELLED)
         else:
             states.append(SUCCEEDED if row.answer.error is None else FAILED)
     num_events = np.array([len(answer.token_times) for answer in answers], np.int64)
@@ -196,6 +215,7 @@ def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
         prompt_tokens=counts([answer.prompt_tokens for answer in answers]),
         cached_tokens=counts([answer.cached_tokens for answer in answers]),
         retry_after_s=counts([answer.retry_after_s for answer in answers]),
+        resent=np.array([request.resent for request in requests], np.bool_),
         without_done=np.array([answer.without_done for answer in answers], np.bool_),
         merged_events=np.array([answer.num_merged_events for answer in answers], np.int64),
         num_events=num_events,

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-SUCCEEDED, FAILED, UNFINISHED = 0, 1, 2
-STATES = ("succeeded", "failed", "unfinished")
+SUCCEEDED, FAILED, UNFINISHED, CANCELLED = 0, 1, 2, 3
+STATES = ("succeeded", "failed", "unfinished", "cancelled")
+LEFT = "left"
+"""The error of a request whose client left, before it becomes the state CANCELLED."""
 
 Seconds = NDArray[np.float64]
 
@@ -26,7 +28,7 @@ class Records:
     """The turn within the session, from 0."""
     warmup: NDArray[np.bool_]
     state: NDArray[np.uint8]
-    """SUCCEEDED, FAILED or UNFINISHED."""
+    """SUCCEEDED, FAILED, UNFINISHED or CANCELLED."""
     error: NDArray[np.str_]
     """Class of failure; empty for a request that succeeded."""
     intended_s: Seconds
@@ -45,6 +47,8 @@ class Records:
     prompt_tokens: Seconds
     cached_tokens: Seconds
     retry_after_s: Seconds
+    resent: NDArray[np.bool_]
+    """Sent once more, because the server had closed the connection."""
     without_done: NDArray[np.bool_]
     """Whole answers that end without `[DONE]`."""
     merged_events: NDArray[np.int64]

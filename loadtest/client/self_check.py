@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
         "steal_share": check.steal_share,
         "throttled_s": check.throttled_s,
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "max_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "num_connects_in_window": check.num_connects_in_window,
         "num_spares_opened": check.num_spares_opened,
         "num_resent": check.num_resent,

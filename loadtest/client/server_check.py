@@ -75,16 +75,7 @@ def ask(
     parts = split_url(url)
     host, is_tls = str(parts.hostname), parts.scheme == "https"
     port = parts.port or (443 if is_tls else 80)
-    shown = f"[{host}]" if ":" in host else host
-    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
-    content = "" if document is None else json.dumps(document)
-    length = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
-    request = (
-        f"{'GET' if document is None else 'POST'} {path} HTTP/1.1\r\nHost: {shown}:{port}\r\n"
-        "User-Agent: tuneline\r\n"
-        f"Accept: application/json\r\nAccept-Encoding: identity\r\n{authorization}"
-        f"{length if content else ''}Connection: close\r\n\r\n{content}"
-    )
+    request = _request(f"[{host}]" if ":" in host else host, port, path, key, document)
     deadline_s = time.monotonic() + TIMEOUT_S
     try:
         with contextlib.ExitStack() as stack:
@@ -127,6 +118,20 @@ def ask(
         raise ServerError(f"{url}: {error.strerror or error}") from None
 
 
+def _request(
+    host: str, port: int, path: str, key: str | None, document: Mapping[str, Any] | None
+) -> str:
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    content = "" if document is None else json.dumps(document)
+    length = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    return (
+        f"{'GET' if document is None else 'POST'} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        "User-Agent: tuneline\r\n"
+        f"Accept: application/json\r\nAccept-Encoding: identity\r\n{authorization}"
+        f"{length if content else ''}Connection: close\r\n\r\n{content}"
+    )
+
+
 class _TooLongError(Exception):
     """The body is longer than it may be."""
 
@@ -159,7 +164,7 @@ class _NoListError(Exception):
 
 
 def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
-    """Ask `/v1/models`; where that is no list of models, ask the model for one token.
+    """Ask `/v1/models`; without such a list, ask the model for one token.
 
     Gateways and some servers have no such list, or need a model's name to answer it.
 

@@ -85,7 +85,7 @@ class SessionClient(Client):
 
     def tail_of(self, request: Request) -> bytes:
         session = self.session_of[request.index]
-        number = session.number % self.sessions.num_conversations
+        number = self.sessions.conversation(session.number)
         place = self.sessions.place(session.number, session.turn)
         history = b", ".join(session.history)
         size = len(self.opens[number]) + len(history) + len(self.closes[place])
@@ -115,7 +115,8 @@ class SessionClient(Client):
     def follow(self, request: Request, *, pause: bool) -> None:
         """A turn has ended: plan the next one of its session, or end the session."""
         session = self.session_of.pop(request.index)
-        if pause or self.stopping or not self.plan_next(session, request):
+        ended = pause or self.stopping or request.error is not None
+        if ended or not self.plan_next(session, request):
             self.free_slot(pause=pause)
 
     def plan_next(self, session: Session, request: Request) -> bool:

@@ -10,7 +10,12 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+import numpy as np
+
+from loadtest.client.records import CANCELLED, SUCCEEDED, Records
 from loadtest.client.server_check import MAX_PAGE_BYTES, get
+from loadtest.judging.latency import distribution
+from loadtest.report.answer_schema import CancellationFigures
 from loadtest.report.schema import Reconciliation
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -31,6 +36,9 @@ HISTOGRAMS = {
     "queue_s": vllm_metric("vllm:request_queue_time_seconds", "histogram"),
     "tpot_s": vllm_metric("vllm:request_time_per_output_token_seconds", "histogram"),
 }
+RUNNING = vllm_metric("vllm:num_requests_running", "gauge")
+ABORTED = f"{COUNTERS['num_succeeded']}{{abort}}"
+"""Our name of the requests that ended because their client left."""
 SETTLE_S = 3.0
 MAX_DIFFERENCE = 0.1
 
@@ -54,9 +62,12 @@ def parse(text: str) -> Scrape:
         if match is None or match[1].endswith("_bucket"):
             continue
         try:
-            values[match[1]] = values.get(match[1], 0.0) + float(match[3])
+            number = float(match[3])
         except ValueError:
             continue
+        values[match[1]] = values.get(match[1], 0.0) + number
+        if match[1] == COUNTERS["num_succeeded"] and 'finished_reason="abort"' in (match[2] or ""):
+            values[ABORTED] = values.get(ABORTED, 0.0) + number
     return Scrape(values)
 
 
@@ -103,6 +114,51 @@ def deltas(before: Scrape, after: Scrape) -> dict[str, float | None]:
     hits = found["prefix_cache_hits"]
     found["prefix_hit_rate"] = hits / queries if queries and hits is not None else None
     return found
+
+
+def cancellation_figures(
+    records: Records, before: Scrape | None, after: Scrape | None
+) -> CancellationFigures:
+    """Return what the server did with the requests of clients that left, by its counters.
+
+    Args:
+        records: All requests, warm-up included.
+    """
+    left = records.select(records.state == CANCELLED)
+    seen = left.select(~np.isnan(left.first_token_s))
+    aborted = running = unseen = None
+    if before is not None and after is not None:
+        if ABORTED in after.values:
+            aborted = round(_delta(before, after, ABORTED))
+        if RUNNING in after.values:
+            running = round(after.values[RUNNING])
+        ok = records.select(records.state == SUCCEEDED)
+        received = float(np.nansum(ok.tokens)) + float(np.sum(left.num_events))
+        unseen = max(round(_delta(before, after, COUNTERS["generation_tokens"]) - received), 0)
+    return CancellationFigures(
+        num_left=len(left),
+        num_left_before_token=len(left) - len(seen),
+        ttft_s=distribution(seen.first_token_s - seen.intended_s, withhold=False),
+        num_aborted=aborted,
+        num_running_after=running,
+        num_tokens_after_leaving=unseen,
+    )
+
+
+def cancellation_warnings(found: CancellationFigures) -> list[str]:
+    """Return what the server's counters say against it."""
+    warnings = []
+    if found.num_running_after:
+        warnings.append(
+            f"the server still runs {found.num_running_after} requests after the last answer, some "
+            "perhaps of clients that left"
+        )
+    if found.num_aborted is not None and found.num_aborted < found.num_left:
+        warnings.append(
+            f"{found.num_left} clients left; the server counts {found.num_aborted} aborted "
+            "requests: it may have finished the others for nobody"
+        )
+    return warnings
 
 
 def reconcile(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.client.records import FAILED, SUCCEEDED, Records
+from loadtest.client.records import CANCELLED, FAILED, SUCCEEDED, Records
 from loadtest.judging.clusters import bounds_of
 from loadtest.judging.latency import Values, distribution, latency_values, share_of
 from loadtest.report.schema import SessionFigures, Share, TurnFigures
@@ -24,18 +24,19 @@ class Sessions:
     end_s: Values
     """The end of the last turn that was sent."""
     state: NDArray[np.uint8]
-    """As of a request: a session succeeds if every turn does, and fails if a turn fails."""
+    """One of STATES: a session succeeds if every turn does, and fails if a turn fails."""
     num_turns: NDArray[np.int64]
     """Turns that the session has."""
     num_sent: NDArray[np.int64]
     session_s: Values
-    """From the begin to the last token of the last turn; infinite unless the session succeeded."""
+    """From the begin to the last token of the last turn; infinite unless the session succeeded. Not
+    of sessions whose client left."""
     session_wait_s: Values
     """The same without the delays between the turns."""
 
     @property
     def failed(self) -> NDArray[np.bool_]:
-        failed: NDArray[np.bool_] = self.state != SUCCEEDED
+        failed: NDArray[np.bool_] = ~np.isin(self.state, (SUCCEEDED, CANCELLED))
         return failed
 
     @property
@@ -61,24 +62,31 @@ def sessions_of(measured: Records, num_turns: Callable[[int], int]) -> Sessions:
     last = starts + sizes - 1
     ok = measured.state == SUCCEEDED
     num_ok = np.add.reduceat(ok.astype(np.int64), starts) if len(starts) else planned
-    any_failed = np.array(
-        [np.any(measured.state[a : a + n] == FAILED) for a, n in zip(starts, sizes, strict=True)],
-        np.bool_,
-    )
+    any_failed = np.isin(np.arange(len(starts)), _owners(measured, starts, sizes, FAILED))
     whole = num_ok == planned
-    state = np.where(whole, SUCCEEDED, np.where(any_failed, FAILED, 2)).astype(np.uint8)
+    left = np.isin(np.arange(len(starts)), _owners(measured, starts, sizes, CANCELLED))
+    state = np.where(whole, SUCCEEDED, np.where(any_failed, FAILED, np.where(left, CANCELLED, 2)))
     waits = np.where(ok, measured.last_token_s - measured.intended_s, 0.0)
     total_waits = np.add.reduceat(waits, starts) if len(starts) else np.zeros(0)
     begin_s = measured.intended_s[starts]
     return Sessions(
         begin_s=begin_s,
         end_s=measured.end_s[last],
-        state=state,
+        state=state.astype(np.uint8),
         num_turns=planned,
         num_sent=sizes.astype(np.int64),
-        session_s=np.where(whole, measured.last_token_s[last] - begin_s, np.inf),
-        session_wait_s=np.where(whole, total_waits, np.inf),
+        session_s=np.where(whole, measured.last_token_s[last] - begin_s, np.inf)[~left],
+        session_wait_s=np.where(whole, total_waits, np.inf)[~left],
     )
+
+
+def _owners(
+    measured: Records, starts: NDArray[np.int64], sizes: NDArray[np.int64], state: int
+) -> NDArray[np.int64]:
+    """Return the sessions with a request in a state."""
+    owners: NDArray[np.int64] = np.repeat(np.arange(len(starts)), sizes)
+    found: NDArray[np.int64] = owners[measured.state == state]
+    return found
 
 
 def failed_share(sessions: Sessions) -> Share:
@@ -88,13 +96,14 @@ def failed_share(sessions: Sessions) -> Share:
 
 def session_figures(measured: Records, sessions: Sessions, num_warmup: int) -> SessionFigures:
     """Return the report's part on sessions."""
-    states = [int(np.sum(sessions.state == code)) for code in (0, 1, 2)]
+    states = [int(np.sum(sessions.state == code)) for code in range(4)]
     failed = failed_share(sessions)
     return SessionFigures(
         offered=len(sessions.state),
         succeeded=states[0],
         failed=states[1],
         unfinished=states[2],
+        cancelled=states[CANCELLED],
         warmup=num_warmup,
         error_rate=failed.value,
         error_rate_ci95=failed.ci95,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.arrivals.dispersion import dispersion
-from loadtest.client.records import FAILED, SUCCEEDED, UNFINISHED, Records
+from loadtest.client.records import CANCELLED, FAILED, STATES, SUCCEEDED, UNFINISHED, Records
 from loadtest.config import SLO
 from loadtest.judging.clusters import Labels
 from loadtest.judging.intervals import block_length
@@ -71,6 +71,8 @@ class Statistics:
     sessions: SessionFigures | None = None
     failed_sessions: Share | None = None
     """Sessions with a failed or unfinished turn; None without sessions."""
+    num_cancelled: int = 0
+    """Requests whose client left; the latencies and shares leave them out."""
 
 
 def good(records: Records, slo: SLO) -> NDArray[np.bool_]:
@@ -105,8 +107,13 @@ def statistics(
         ended_early: The run was given up: what was not sent by then was not to be sent.
         num_turns: With sessions: how many turns a session has.
     """
-    measured = records.select(~records.warmup)
-    states = {code: int(np.sum(measured.state == code)) for code in (0, 1, 2)}
+    # Over 60 lines: one pass gathers every figure, and one call lists them all by name.
+    whole = records.select(~records.warmup)
+    states = {code: int(np.sum(whole.state == code)) for code in range(len(STATES))}
+    # Clients that left say nothing about the whole of an answer; the report has them apart.
+    measured = whole.select(whole.state != CANCELLED)
+    if exact_tokens is not None:
+        exact_tokens = exact_tokens[~records.warmup][whole.state != CANCELLED]
     names, counts = np.unique(measured.error[measured.state == FAILED], return_counts=True)
     latencies = latency_values(measured)
     labels = {} if num_turns is None else latency_sessions(measured)
@@ -148,10 +155,11 @@ def statistics(
     }
     sessions = None
     if num_turns is not None:
-        sessions = sessions_of(measured, num_turns)
+        sessions = sessions_of(whole, num_turns)
         found |= _of_sessions(sessions, slo, within)
     return Statistics(
-        num_offered=len(measured),
+        num_offered=len(whole),
+        num_cancelled=states[CANCELLED],
         num_succeeded=states[SUCCEEDED],
         num_failed=states[FAILED],
         num_unfinished=states[UNFINISHED],
@@ -163,15 +171,19 @@ def statistics(
         retry_after_s=sorted({float(v) for v in measured.retry_after_s if not np.isnan(v)}),
         latencies=found,
         throughput=_throughput(records, measured, slo, duration_s),
-        tokens=_tokens(measured, None if exact_tokens is None else exact_tokens[~records.warmup]),
-        send_lag=distribution((measured.sent_s - measured.intended_s)[sent], withhold=False),
+        tokens=_tokens(measured, exact_tokens),
+        send_lag=distribution(
+            # A request that is sent again is late by the server's doing.
+            (measured.sent_s - measured.intended_s)[sent & ~measured.resent],
+            withhold=False,
+        ),
         arrivals_scheduled=dispersion(measured.intended_s[scheduled]),
         arrivals_delivered=dispersion(measured.sent_s[sent]),
         mean_in_flight=in_flight,
         steady_state=_steady_state(measured, block),
         sessions=None
         if sessions is None
-        else session_figures(measured, sessions, len(np.unique(records.session[records.warmup]))),
+        else session_figures(whole, sessions, len(np.unique(records.session[records.warmup]))),
         failed_sessions=None if sessions is None else failed_share(sessions),
     )
 

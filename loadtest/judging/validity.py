@@ -108,7 +108,7 @@ def answer_problems(
     """
     problems: list[str] = []
     warnings: list[str] = []
-    total = stats.num_succeeded + stats.num_failed + stats.num_unfinished
+    total = stats.num_succeeded + stats.num_failed + stats.num_unfinished + stats.num_cancelled
     if total != stats.num_offered:
         problems.append(f"{stats.num_offered} requests were offered; {total} have an end")
     tokens = stats.tokens

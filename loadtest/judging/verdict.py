@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.config import SLO, LoadTestConfig
+from loadtest.judging.answers import repeat_problems
 from loadtest.judging.objectives import judge_objectives
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.validity import (
@@ -21,6 +22,7 @@ from loadtest.judging.validity import (
     lag_budget_s,
     reuse_warnings,
 )
+from loadtest.report.answer_schema import AnswerFigures, RepeatFigures
 from loadtest.report.schema import Calibration, Client, Objective
 from tuneline.core.verdict import Verdict
 
@@ -54,6 +56,8 @@ def judge(
     open_loop: bool,
     calibration: Calibration | None = None,
     prefix_hit_rate: float | None = None,
+    answers: AnswerFigures | None = None,
+    repeats: RepeatFigures | None = None,
 ) -> Judgement:
     """Judge a scenario's figures by its objectives and by the client's own limits."""
     of_client, warnings = client_problems(config, slo, stats, client, open_loop)
@@ -68,10 +72,15 @@ def judge(
         of_answers += hit_rate_problems(declared, prefix_hit_rate)
     if stats.sessions is not None:
         warnings += reuse_warnings(stats.sessions.prefix_reuse, prefix_hit_rate)
+    of_repeats, more = repeat_problems(repeats)
+    of_answers, warnings = of_answers + of_repeats, warnings + more
     invalid = of_client + of_answers
     objectives = judge_objectives(slo, stats)
     missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != Verdict.PASS]
     verdict = worst([Verdict.PASS, *(objective.verdict for objective in objectives)])
+    if answers is not None and answers.problems:
+        missed += [f"answers under load: {problem}" for problem in answers.problems]
+        verdict = worst([verdict, Verdict.FAIL])
     if open_loop and stats.steady_state.growing:
         missed.append(
             f"latency grew by {stats.steady_state.growth or 0:.0%} over the run and did not settle"

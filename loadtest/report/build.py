@@ -14,13 +14,16 @@ from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import Judgement, worst
 from loadtest.report.schema import (
     SCHEMA_VERSION,
+    AnswerFigures,
     Arrivals,
     Calibration,
+    CancellationFigures,
     Client,
     EndpointReport,
     FailureClass,
     LoadReport,
     ModelFigures,
+    RepeatFigures,
     Requests,
     ScenarioReport,
     Server,
@@ -51,6 +54,9 @@ class Result:
     """Up to three messages per class of failure."""
     text_sample: list[str]
     start_unix_s: float
+    answers: AnswerFigures | None = None
+    repeats: RepeatFigures | None = None
+    cancellations: CancellationFigures | None = None
 
 
 def load_report(
@@ -115,6 +121,7 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
             succeeded=stats.num_succeeded,
             failed=stats.num_failed,
             unfinished=stats.num_unfinished,
+            cancelled=stats.num_cancelled,
             warmup=stats.num_warmup,
             error_rate=stats.failed.value,
             error_rate_ci95=stats.failed.ci95,
@@ -132,6 +139,9 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         steady_state=stats.steady_state,
         models=_per_model(result),
         sessions=stats.sessions,
+        answers=result.answers,
+        repeats=result.repeats,
+        cancellations=result.cancellations,
         client=result.client,
         calibration=result.calibration,
         server=result.server,

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loadtest.client.records import SUCCEEDED, Records
+from loadtest.client.records import CANCELLED, SUCCEEDED, Records
 from loadtest.judging.latency import latency_values
 from loadtest.percentiles import name_of, percentile_of
 from loadtest.report.files import records_path, report_of
 from loadtest.report.schema import LoadReport, ScenarioReport
-from loadtest.report.terminal import OPTIONAL_ROWS, ROWS
+from loadtest.report.terminal import latency_rows
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.page.blocks import (
@@ -38,7 +38,14 @@ Measured = Sequence[tuple[ScenarioReport, Records]]
 NUM_BINS = 24
 MAX_POINTS = 240
 """Of one curve or one cloud; a plot has no more pixels to show them."""
-NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "worst_gap_s": "worst gap", "e2e_s": "end to end"}
+NAMES = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "worst_gap_s": "worst gap",
+    "e2e_s": "end to end",
+    "session_s": "conversation",
+    "session_wait_s": "waiting in it",
+}
 
 
 def load_document(artifact: Artifact) -> Document:
@@ -79,6 +86,8 @@ def build_load_blocks(artifact: Artifact) -> tuple[Block, ...]:
         if (path := records_path(artifact.path, scenario.name)).is_file()
     ]
     blocks: list[Block] = [_objectives(report), *map(_latencies, report.scenarios), _rates(report)]
+    for scenario in report.scenarios:
+        blocks += _conversations(scenario) + _checked(scenario)
     if any(one.withheld for scenario in report.scenarios for one in scenario.latency.values()):
         blocks.append(Paragraph("A dash: too few requests for that percentile."))
     plots = [*_against_limits(report), *_curves(measured), *_over_time(measured)]
@@ -144,11 +153,7 @@ def _objectives(report: LoadReport) -> Table:
 
 
 def _latencies(scenario: ScenarioReport) -> Table:
-    found = [
-        (label, scenario.latency[metric])
-        for label, metric in ROWS
-        if metric not in OPTIONAL_ROWS or metric in scenario.slo.latency
-    ]
+    found = latency_rows(scenario)
     names = sorted({name for _, one in found for name in one.percentiles}, key=percentile_of)
     rows = [
         (label, *(seconds(one.percentiles.get(name)) for name in names), count(one.n))
@@ -156,6 +161,60 @@ def _latencies(scenario: ScenarioReport) -> Table:
     ]
     columns = (Column("metric"), *(Column(name, True) for name in names), Column("N", True))
     return Table(f"Latencies of {scenario.name}, from the intended time", columns, tuple(rows))
+
+
+def _conversations(scenario: ScenarioReport) -> list[Block]:
+    """Return the figures of conversations and of their turns; empty without sessions."""
+    found = scenario.sessions
+    if found is None:
+        return []
+    columns = (
+        Column("turn"), Column("succeeded", True), Column("prompt tokens", True),
+        Column("cached", True), Column("TTFT p50", True), Column("TTFT p90", True),
+        Column("end to end p50", True),
+    )  # fmt: skip
+    rows = [
+        (
+            str(one.turn),
+            f"{one.succeeded} of {one.offered}",
+            digits(one.mean_prompt_tokens),
+            share(one.cached_share),
+            seconds(one.ttft_s.at(50)),
+            seconds(one.ttft_s.at(90)),
+            seconds(one.e2e_s.at(50)),
+        )
+        for one in found.turns
+    ]
+    text = (
+        f"{found.succeeded} of {found.offered} conversations succeeded, {found.failed} failed, "
+        f"{found.unfinished} are unfinished; {found.num_turns_sent} of {found.num_turns} turns "
+        f"were sent. {share(found.prefix_reuse)} of the prompt tokens repeat an earlier turn."
+    )
+    return [Paragraph(text), Table(f"Turns of {scenario.name}", columns, tuple(rows))]
+
+
+def _checked(scenario: ScenarioReport) -> list[Block]:
+    """Return the answers that differ from the reference, and the clients that left."""
+    blocks: list[Block] = []
+    if (answers := scenario.answers) is not None:
+        text = (
+            f"{scenario.name}: {answers.num_equal} of {answers.num_compared} answers to the "
+            f"reference's prompts are equal by their {answers.compared}."
+        )
+        blocks.append(Paragraph(text, Tone.BAD if answers.problems else Tone.QUIET))
+        wrong = [
+            f"request {one.request}, token {one.position}: {one.found!r}; the reference has "
+            f"{one.expected!r}"
+            for one in answers.first_divergences
+        ]
+        blocks += [Listing(tuple(wrong))] if wrong else []
+    if (left := scenario.cancellations) is not None:
+        aborted = "no" if left.num_aborted is None else count(left.num_aborted)
+        text = (
+            f"{scenario.name}: {left.num_left} clients left; the server counts {aborted} aborted."
+        )
+        blocks.append(Paragraph(text))
+    return blocks
 
 
 def _rates(report: LoadReport) -> Table:
@@ -228,7 +287,8 @@ def _over_time(measured: Measured) -> list[Plot]:
     clouds, rates, failures, says = [], [], [], []
     for scenario, records in measured:
         ok = (records.state == SUCCEEDED) & ~records.warmup
-        failures += records.intended_s[(records.state != SUCCEEDED) & ~records.warmup].tolist()
+        is_failure = ~np.isin(records.state, (SUCCEEDED, CANCELLED)) & ~records.warmup
+        failures += records.intended_s[is_failure].tolist()
         ttft = records.first_token_s - records.intended_s
         rows = np.flatnonzero(ok & np.isfinite(ttft))
         rows = rows[_thinned(len(rows))]

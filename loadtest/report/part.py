@@ -1,4 +1,4 @@
-"""What every part of a report has: strict types, distributions and shares."""
+"""Parts that every report shares: strict types, distributions and shares."""
 
 from __future__ import annotations
 

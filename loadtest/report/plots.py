@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest.client.records import SUCCEEDED
+from loadtest.client.records import CANCELLED, SUCCEEDED
 from loadtest.judging.latency import latency_values
 from tuneline.core.verdict import Verdict
 
@@ -62,7 +62,8 @@ def plot_ttft_over_time(results: Sequence[Result], directory: Path) -> None:
             (ok & records.warmup, "tab:gray", "warm-up"),
         ):
             axes.scatter(times[rows_shown], ttft[rows_shown], s=9, color=color, label=label)
-        for time in times[~ok & ~np.isnan(times)]:
+        failed = ~np.isin(records.state, (SUCCEEDED, CANCELLED))
+        for time in times[failed & ~np.isnan(times)]:
             axes.axvline(time, color="tab:red", linewidth=0.6)
         axes.set(title=result.scenario.name, xlabel="intended time, s", ylabel="TTFT, s")
         axes.set_ylim(bottom=0)

@@ -38,12 +38,17 @@ def prometheus_text(artifact: Artifact) -> str:
             add(f"{name}_count", common, found.n)
         requests = scenario.requests
         for state, count in zip(
-            STATES, (requests.succeeded, requests.failed, requests.unfinished), strict=True
+            STATES,
+            (requests.succeeded, requests.failed, requests.unfinished, requests.cancelled),
+            strict=True,
         ):
             add("requests", {**common, "state": state}, count)
+        if (answers := scenario.answers) is not None:
+            add("answers_compared", common, answers.num_compared)
+            add("answers_equal", common, answers.num_equal)
         if (sessions := scenario.sessions) is not None:
             for state, count in zip(
-                STATES, (sessions.succeeded, sessions.failed, sessions.unfinished), strict=True
+                STATES, (sessions.succeeded, sessions.failed, sessions.unfinished), strict=False
             ):
                 add("sessions", {**common, "state": state}, count)
             add("turns_not_reached", common, sessions.num_turns_not_reached)

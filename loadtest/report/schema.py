@@ -9,6 +9,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from loadtest.config import SLO, Scenario, WorkloadConfig
+from loadtest.report.answer_schema import AnswerFigures as AnswerFigures
+from loadtest.report.answer_schema import CancellationFigures as CancellationFigures
+from loadtest.report.answer_schema import RepeatFigures as RepeatFigures
+from loadtest.report.answer_schema import WrongAnswer as WrongAnswer
 from loadtest.report.part import Distribution as Distribution
 from loadtest.report.part import Part as Part
 from loadtest.report.part import Share as Share
@@ -128,12 +132,14 @@ class Calibration(Part):
 
 
 class Requests(Part):
-    """Every offered request has one of three ends: `offered = succeeded + failed + unfinished`."""
+    """Every request has one end: `offered = succeeded + failed + unfinished + cancelled`."""
 
     offered: int
     succeeded: int
     failed: int
     unfinished: int
+    cancelled: int
+    """Requests whose client left as `cancellations` asks."""
     warmup: int
     """Warm-up requests, which the other counts leave out."""
     error_rate: float
@@ -250,6 +256,12 @@ class ScenarioReport(Part):
     """Figures per served name of a mix; null for a single name."""
     sessions: SessionFigures | None
     """Figures of conversations; null without `workload.sessions`."""
+    answers: AnswerFigures | None
+    """The answers to the reference's prompts; null without `answers`."""
+    repeats: RepeatFigures | None
+    """Prompts that were sent more than once; null with too few."""
+    cancellations: CancellationFigures | None
+    """Clients that left; null without `cancellations`."""
     client: Client
     calibration: Calibration | None
     """The client's bias at this load; null without calibration."""

@@ -21,7 +21,7 @@ class TurnFigures(Part):
 
 
 class SessionFigures(Part):
-    """Conversations: `offered = succeeded + failed + unfinished`."""
+    """Conversations: `offered = succeeded + failed + unfinished + cancelled`."""
 
     offered: int
     succeeded: int
@@ -29,6 +29,8 @@ class SessionFigures(Part):
     failed: int
     """A turn failed; the later turns were not sent."""
     unfinished: int
+    cancelled: int
+    """The client left in some turn, as `cancellations` asks."""
     warmup: int
     error_rate: float
     """Failed and unfinished conversations as a share of the offered conversations."""

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from loadtest.percentiles import percentile_of
-from loadtest.report.schema import Calibration, LoadReport, ScenarioReport, SessionFigures
+from loadtest.report.schema import (
+    Calibration,
+    Distribution,
+    LoadReport,
+    ScenarioReport,
+    SessionFigures,
+)
 
 ROWS = (
     ("TTFT", "ttft_s"),
@@ -33,6 +39,7 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
     ]
     if scenario.sessions is not None:
         lines += _session_lines(scenario.sessions)
+    lines += _answer_lines(scenario)
     rates = scenario.throughput
     lines.append(
         f"  {_number(rates.succeeded_rps)} requests/s, {_number(rates.output_tokens_per_s)} output "
@@ -50,6 +57,28 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
         lines.append(f"  {failures.count} x {name}{example}")
     lines += [f"  ! {problem}" for problem in scenario.problems]
     lines += [f"  note: {warning}" for warning in scenario.warnings]
+    return lines
+
+
+def _answer_lines(scenario: ScenarioReport) -> list[str]:
+    lines = []
+    if (answers := scenario.answers) is not None:
+        lines.append(
+            f"  {answers.num_equal} of {answers.num_compared} answers to the reference's prompts "
+            f"are equal by their {answers.compared}; largest difference "
+            f"{_number(answers.max_logprob_difference, 4)} nats"
+        )
+        lines += [
+            f"    request {one.request}, token {one.position}: {one.found!r}; the reference has "
+            f"{one.expected!r}"
+            for one in answers.first_divergences[:1]
+        ]
+    if (left := scenario.cancellations) is not None:
+        lines.append(
+            f"  {left.num_left} clients left; the server counts "
+            f"{'no' if left.num_aborted is None else left.num_aborted} aborted requests, and "
+            f"generated {_number(left.num_tokens_after_leaving, 0)} tokens that no client received"
+        )
     return lines
 
 
@@ -71,14 +100,19 @@ def _session_lines(sessions: SessionFigures) -> list[str]:
     return lines
 
 
-def _latency_table(scenario: ScenarioReport) -> list[str]:
-    """Return a row per metric and a column per percentile that any of them has."""
-    rows = [
+def latency_rows(scenario: ScenarioReport) -> list[tuple[str, Distribution]]:
+    """Return the label and the distribution of each metric that tables show."""
+    return [
         (label, scenario.latency[metric])
         for label, metric in ROWS
         if metric in scenario.latency
-        if metric not in OPTIONAL_ROWS or metric in scenario.slo.latency
+        and (metric not in OPTIONAL_ROWS or metric in scenario.slo.latency)
     ]
+
+
+def _latency_table(scenario: ScenarioReport) -> list[str]:
+    """Return a row per metric and a column per percentile that any of them has."""
+    rows = latency_rows(scenario)
     names = sorted({name for _, found in rows for name in found.percentiles}, key=percentile_of)
     lines = [f"  {'ms':16}" + "".join(f"{name:>10}" for name in names) + f"{'N':>9}"]
     for label, found in rows:
@@ -101,5 +135,5 @@ def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

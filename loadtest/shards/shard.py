@@ -97,6 +97,12 @@ def run_shard(
         raise ConfigError(
             f"{len(config.scenarios)} scenarios; a sharded load test runs exactly one"
         )
+    if config.answers is not None or config.cancellations is not None:
+        raise ConfigError(
+            "a sharded load test compares no answers and lets no client leave; found "
+            "loadtest.answers or loadtest.cancellations",
+            hint="Try: --set loadtest.answers=null --set loadtest.cancellations=null",
+        )
     if not 0 <= shard < num_shards:
         raise ConfigError(f"shard {shard} of {num_shards}: expected 0 to {num_shards - 1}")
     (scenario,) = config.scenarios

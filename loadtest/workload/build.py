@@ -13,6 +13,7 @@ import numpy as np
 from loadtest.client.plan import SessionPlan
 from loadtest.config import LoadTestConfig
 from loadtest.workload import mooncake, prompts, sharegpt, synthetic
+from loadtest.workload.checks import Checks, check_bodies, with_checks
 from loadtest.workload.content import FIRST_TOKEN_ID, Content, Prompt, Source, Wanted
 from loadtest.workload.lengths import draw_lengths
 from tuneline.core.artifact import canonical_digest
@@ -47,6 +48,10 @@ class Workload:
     sessions: SessionPlan | None = None
     """With sessions, `bodies` has what each turn adds, and the lists next to it have an entry per
     turn; `trace_s` has the begin of each conversation."""
+    body_of: list[int] | None = None
+    """The body of each arrival, where it is not its number."""
+    num_unchecked: int | None = None
+    """The bodies from this one on are the reference's prompts; None without them."""
 
 
 def build_workload(
@@ -58,6 +63,7 @@ def build_workload(
     num_requests: int | None,
     permutation_seed: int | None = None,
     is_shard: bool = False,
+    checks: Checks | None = None,
 ) -> Workload:
     """Return the request bodies of a scenario.
 
@@ -74,6 +80,7 @@ def build_workload(
             every run has a permutation of its own.
         is_shard: Other pods, which know no common seed, send parts of the same test: no
             permutation.
+        checks: Prompts of the reference to mix in.
 
     Raises:
         ConfigError: There are no prompts.
@@ -89,12 +96,11 @@ def build_workload(
     if workload.unique_prompts or workload.models or workload.output_tokens:
         # These differ from request to request, so each request needs a body of its own.
         count = max(count, min(num_requests or MAX_UNIQUE_PROMPTS, MAX_UNIQUE_PROMPTS))
-    lengths = None
-    if workload.output_tokens is not None:
-        lengths = draw_lengths(workload.output_tokens, rng, count)
+    drawn = workload.output_tokens
+    lengths = None if drawn is None else draw_lengths(drawn, rng, count)
     names = draw_names(workload.models, model, rng, count)
-    run_id = uuid.uuid4().hex[:12]
     id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
+    run_id = uuid.uuid4().hex[:12]
     bodies, tokens, contents = [], [], []
     for number in range(count):
         prompt = found[number % len(found)]
@@ -108,14 +114,39 @@ def build_workload(
         bodies.append(_body(config, names[number], sent, max_tokens))
         tokens.append(max_tokens)
     is_chat = isinstance(found[0].content[0], dict)
+    body_of = num_unchecked = None
+    if checks is not None:
+        require_chat(is_chat)
+        num_unchecked = len(bodies)
+        body_of = with_checks(list(range(count)), count, checks, num_requests, seed)
+        bodies += check_bodies(checks, model)
+        tokens += [checks.settings["max_new_tokens"]] * len(checks.expected)
+        names += [model] * len(checks.expected)
     return Workload(
         path="chat/completions" if is_chat else "completions",
         bodies=bodies,
         output_tokens=tokens,
         models=names,
-        digest=canonical_digest([contents, config.extra_body, config.ignore_eos]),
+        digest=canonical_digest(
+            [contents, config.extra_body, config.ignore_eos, *([body_of] if body_of else [])]
+        ),
         trace_s=content.trace_s,
+        body_of=body_of,
+        num_unchecked=num_unchecked,
     )
+
+
+def require_chat(is_chat: bool) -> None:
+    """Check that the reference's prompts, which are chats, fit the workload's route.
+
+    Raises:
+        ConfigError: The workload sends token ids through `/v1/completions`.
+    """
+    if not is_chat:
+        raise ConfigError(
+            "loadtest.answers needs a workload of chats; this source sends token ids",
+            hint="Try: --set loadtest.answers=null",
+        )
 
 
 def _ordered(content: Content, multi_turn: bool, rng: np.random.Generator) -> list[Prompt]:

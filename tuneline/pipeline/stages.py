@@ -9,6 +9,7 @@ from loadtest.config import LoadTestConfig
 from training.config import EvaluationConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import heldout_prompts
+from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, add_tolerances
 from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
 from tuneline.pipeline.check import require_served_weights
@@ -155,14 +156,25 @@ def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
 
 
 def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
+    from export import weight_tolerances
     from loadtest import run_loadtest
 
+    config = loadtest_config(line.run)
+    what = served(line.run, line.base, made)
+    tolerances = None
+    if config.answers is not None:
+        dtype = computed_dtype(line.run.config.serving.dtype, what.model)
+        tolerances = ARITHMETIC_TOLERANCES[dtype]
+        if what.adapter is None and (rounding := weight_tolerances(what.model, dtype)) is not None:
+            tolerances = add_tolerances(rounding, tolerances)
     return run_loadtest(
-        loadtest_config(line.run),
+        config,
         line.endpoint(made),
         out,
         prompts=heldout_prompts(made[DATASET]),
-        inputs=served(line.run, line.base, made).inputs,
+        inputs=what.inputs,
+        reference=made[REFERENCE] if config.answers is not None else None,
+        tolerances=tolerances,
     )
 
 
@@ -274,6 +286,9 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
 def _served_stages(config: RunConfig) -> list[Stage]:
     """Return the stages that ask the running server."""
     served_by, serving = served_stage(config), config.serving
+    answers_by: tuple[str, ...] = (DATASET, served_by)
+    if config.loadtest.answers is not None:
+        answers_by = (*answers_by, REFERENCE)
     return [
         Stage(
             "parity-served", "Prove the served model", "served", "parity",
@@ -287,7 +302,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
         ),
         Stage(
             "loadtest", "Load-test the endpoint", "served", "load-report",
-            (serving, config.loadtest), (DATASET, served_by), _loadtest,
+            (serving, config.loadtest), answers_by, _loadtest,
             inputs=loadtest_inputs, prepare=(_require_server, _require_workload), version=3,
         ),
     ]  # fmt: skip

@@ -12,7 +12,8 @@ import numpy as np
 
 from loadtest.client.plan import SessionPlan
 from loadtest.config import LoadTestConfig
-from loadtest.workload.build import Workload, draw_names, permutation
+from loadtest.workload.build import Workload, draw_names, permutation, require_chat
+from loadtest.workload.checks import Checks, options_of, with_checks
 from loadtest.workload.content import Wanted
 from loadtest.workload.lengths import draw_lengths
 from loadtest.workload.sessions.conversation import Conversation, Turn
@@ -35,6 +36,7 @@ def build_sessions(
     num_sessions: int | None,
     permutation_seed: int | None = None,
     is_shard: bool = False,
+    checks: Checks | None = None,
 ) -> Workload:
     """Return the turns of a scenario of sessions; the arguments are those of `build_workload`.
 
@@ -48,63 +50,105 @@ def build_sessions(
     workload, sessions = config.workload, config.workload.sessions
     assert sessions is not None  # noqa: S101 (the caller asks for sessions)
     rng = np.random.default_rng([seed, 1])
-    found = READERS[workload.source](Wanted(workload, given, rng, num_sessions))
-    found = [_cut(one, sessions.max_turns) for one in found if one.turns]
-    if not found:
-        raise ConfigError("the load test has no conversations; expected at least one")
-    is_trace = all(one.start_s is not None for one in found)
-    if is_trace:
-        found.sort(key=lambda one: one.start_s or 0.0)
-    else:
-        found = [found[place] for place in rng.permutation(len(found))]
+    found, is_trace = _read(config, given, rng, num_sessions)
+    num_others = len(found)
+    order = list(range(num_others))
+    if checks is not None:
+        require_chat(isinstance(found[0].turns[0].added[0], dict))
+        order = with_checks(order, num_others, checks, num_sessions, seed)
+        tokens = checks.settings["max_new_tokens"]
+        found += [
+            Conversation([Turn(one.messages, [], max_tokens=tokens)]) for one in checks.expected
+        ]
     turns = [turn for one in found for turn in one.turns]
+    num_unchecked = sum(len(one.turns) for one in found[:num_others])
     is_chat = isinstance(turns[0].added[0], dict)
     id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
     lengths = [turn.max_tokens or config.max_tokens for turn in turns]
     if workload.output_tokens is not None:
         lengths = draw_lengths(workload.output_tokens, rng, len(turns))
     names = draw_names(workload.models, model, rng, len(found))
-    delays_s = _delays(found, sessions, np.random.default_rng([seed, 2]), num_sessions)
+    rows = num_sessions or len(order) * -(-MIN_ROWS // len(order))
+    delays_s = _delays(
+        [found[order[row % len(order)]] for row in range(rows)],
+        sessions,
+        np.random.default_rng([seed, 2]),
+    )
     nonce = uuid.uuid4().hex[:12] if workload.unique_prompts else None
     key = "messages" if is_chat else "prompt"
+    # Over 60 lines: the plan and the workload list every field by name.
     plan = SessionPlan(
         offsets=[0, *(int(one) for one in np.cumsum([len(one.turns) for one in found]))],
         stride=max(len(one.turns) for one in found),
         opens=[f'{{"model": {json.dumps(name)}, "{key}": [' for name in names],
-        closes=[_close(config, length) for length in lengths],
+        closes=[
+            _close(config, length)
+            if checks is None or place < num_unchecked
+            else "], " + json.dumps(options_of(checks))[1:]
+            for place, length in enumerate(lengths)
+        ],
         answers=[_joined(turn.answers) for turn in turns],
         is_fresh=[turn.is_fresh for turn in turns],
         delays_s=delays_s,
         keeps_own=sessions.history == "own" and is_chat,
+        order=order,
         nonce=nonce,
     )
     contents = [[turn.added, turn.answers, size] for turn, size in zip(turns, lengths, strict=True)]
     return Workload(
         path="chat/completions" if is_chat else "completions",
-        bodies=_added(found, id_of, nonce),
+        bodies=_added(found, id_of, nonce, num_others),
         output_tokens=lengths,
         models=[name for name, one in zip(names, found, strict=True) for _ in one.turns],
         digest=canonical_digest(
-            [contents, plan.offsets, sessions.history, config.extra_body, config.ignore_eos]
+            [contents, plan.offsets, order, sessions.history, config.extra_body, config.ignore_eos]
         ),
-        trace_s=[one.start_s or 0.0 for one in found] if is_trace else None,
+        trace_s=[one.start_s or 0.0 for one in found[:num_others]] if is_trace else None,
         sessions=plan,
+        num_unchecked=None if checks is None else num_unchecked,
     )
+
+
+def _read(
+    config: LoadTestConfig,
+    given: Sequence[Messages],
+    rng: np.random.Generator,
+    num_sessions: int | None,
+) -> tuple[list[Conversation], bool]:
+    """Return the conversations in the order of their sessions, and whether the file has times.
+
+    Raises:
+        ConfigError: There are no conversations.
+        DataError: A workload file cannot be used.
+    """
+    workload, sessions = config.workload, config.workload.sessions
+    assert sessions is not None  # noqa: S101 (the caller asks for sessions)
+    found = READERS[workload.source](Wanted(workload, given, rng, num_sessions))
+    found = [_cut(one, sessions.max_turns) for one in found if one.turns]
+    if not found:
+        raise ConfigError("the load test has no conversations; expected at least one")
+    is_trace = all(one.start_s is not None for one in found)
+    if is_trace:
+        return sorted(found, key=lambda one: one.start_s or 0.0), True
+    return [found[place] for place in rng.permutation(len(found))], False
 
 
 def _cut(conversation: Conversation, max_turns: int | None) -> Conversation:
     return replace(conversation, turns=conversation.turns[:max_turns])
 
 
-def _added(found: Sequence[Conversation], id_of: Any, nonce: str | None) -> list[str]:
-    """Return the JSON that each turn adds to the list of messages or token ids."""
+def _added(
+    found: Sequence[Conversation], id_of: Any, nonce: str | None, num_others: int
+) -> list[str]:
+    """Return the JSON that each turn adds to the list of messages or token ids; the prompts of the
+    reference, from `num_others` on, have no nonce."""
     texts = []
-    for one in found:
+    for place, one in enumerate(found):
         for number, turn in enumerate(one.turns):
             added = turn.added
             if isinstance(added[0], dict):
                 first = added[0]
-                if nonce and number == 0:
+                if nonce and number == 0 and place < num_others:
                     first = {**first, "content": f"[{nonce}] {first.get('content') or ''}"}
                 texts.append(_joined([first, *added[1:]]))
             else:
@@ -129,25 +173,19 @@ def _close(config: LoadTestConfig, max_tokens: int) -> str:
 
 
 def _delays(
-    found: Sequence[Conversation],
-    sessions: SessionsConfig,
-    rng: np.random.Generator,
-    num_sessions: int | None,
+    found: Sequence[Conversation], sessions: SessionsConfig, rng: np.random.Generator
 ) -> list[list[float]]:
     """Return the delay before each turn of each session; zero before the first turn.
-
-    Session i has row i modulo their number, and conversation i modulo theirs.
 
     Raises:
         ConfigError: A recorded delay is asked that the file does not have.
     """
-    num_rows = num_sessions or len(found) * -(-MIN_ROWS // len(found))
     return [
         [
             0.0 if number == 0 else min(_delay(turn, sessions, rng), sessions.max_delay_s)
-            for number, turn in enumerate(found[row % len(found)].turns)
+            for number, turn in enumerate(one.turns)
         ]
-        for row in range(num_rows)
+        for one in found
     ]
 
 

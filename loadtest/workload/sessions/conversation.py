@@ -16,7 +16,8 @@ class Turn:
     """One request of a conversation."""
 
     added: Messages | list[int]
-    """What this turn adds to the history; token ids are a whole prompt for `/v1/completions`."""
+    """Messages that this turn adds to the history; or token ids, a whole prompt for
+    `/v1/completions`."""
     answers: Messages
     """The recorded answer; empty where the file has none."""
     delay_s: float | None = None

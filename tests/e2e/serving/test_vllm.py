@@ -14,6 +14,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest import run_loadtest
+from loadtest.config import LoadTestConfig
+from loadtest.judging import validity
 from loadtest.judging.server_metrics import COUNTERS, HISTOGRAMS, scrape
 from serving.chat import answers, converse
 from serving.config import ServedParityConfig
@@ -175,3 +178,41 @@ def call(
     finally:
         connection.close()
     return response.status, json.loads(text) if text else None
+
+
+@pytest.mark.parametrize("has_sessions", [False, True])
+def test_answers_under_load_are_the_references(
+    merged_server: RunningServer, reference: Artifact, questions: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, has_sessions: bool,
+) -> None:  # fmt: skip
+    """Sixteen streams share batches with the reference's prompts, and some clients leave."""
+    monkeypatch.setattr(validity, "MAX_STEAL_SHARE", 1.0)
+    monkeypatch.setattr(validity, "MAX_THROTTLED_SHARE", 1.0)
+    talks = [
+        [
+            {"role": "user", "content": first}, {"role": "assistant", "content": answer},
+            {"role": "user", "content": second},
+        ]
+        for (first, answer), second in zip(questions.items(), reversed(questions), strict=True)
+    ]  # fmt: skip
+    config = LoadTestConfig.model_validate(
+        {
+            "scenarios": [{"name": "x", "concurrency": 16, "num_requests": 64}],
+            "calibrate": False, "max_client_lag_s": 5.0, "max_tokens": 24, "timeout_s": 120.0,
+            "answers": {"share": 0.4, "dtype": "float32"},
+            "cancellations": {"share": 0.1, "after_tokens": 2},
+            "workload": {"sessions": {"think_s": {"mean": 0.01}}} if has_sessions else {},
+        }
+    )  # fmt: skip
+    endpoint = merged_server.endpoint
+    report = run_loadtest(config, endpoint, tmp_path / "r", prompts=talks, reference=reference)
+    (scenario,) = json.loads((report.path / "report.json").read_text())["scenarios"]
+    found, left = scenario["answers"], scenario["cancellations"]
+    assert scenario["verdict"] == "PASS", scenario["problems"]
+    assert found["num_compared"] == found["num_equal"] > 15
+    assert found["compared"] == "token ids" and found["token_agreement"] == 1.0
+    assert 0 <= found["max_logprob_difference"] < 1e-3
+    assert left["num_left"] > 0 and left["num_running_after"] == 0
+    assert (scenario["sessions"] is not None) == has_sessions
+    if has_sessions:
+        assert scenario["sessions"]["prefix_reuse"] > 0.1

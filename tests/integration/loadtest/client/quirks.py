@@ -27,7 +27,7 @@ WHOLE = ROLE + WORDS + FINISH + USAGE + DONE
 
 @dataclass(frozen=True)
 class Quirk:
-    """What a server sends in answer to a streamed chat request."""
+    """A server's answer to a streamed chat request."""
 
     body: bytes
     error: str | None = None

@@ -41,6 +41,13 @@ class TalkServer:
     num_tokens: int = 4
     gap_s: float = 0.002
     has_cache: bool = True
+    has_ids: bool = True
+    """Sends token ids and log-probabilities where they are asked."""
+    wrong_after: int | None = None
+    """From this many requests on, the third token of a greedy answer is another."""
+    logprob_error: float = 0.0
+    first_ttft_s: float = 0.0
+    """Added to the first sending of a prompt."""
     asked: list[Asked] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     sockets: list[socket.socket] = field(default_factory=list)
@@ -124,10 +131,18 @@ class TalkServer:
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
         num_prompt, num_cached = self.cached(messages)
+        if num_cached < num_prompt:
+            time.sleep(self.first_ttft_s)
+        is_wrong = self.wrong_after is not None and len(self.asked) > self.wrong_after
         try:
             for place in range(number):
                 time.sleep(self.gap_s)
-                self.chunk(sock, self.token(place, messages, model, number))
+                wrong = 1 if is_wrong and place == 2 else 0
+                token = self.token(place, messages, model, number, wrong)
+                if self.has_ids and body.get("return_token_ids"):
+                    token |= {"prompt_token_ids": [1, 2, 3]} if place == 0 else {}
+                    token["choices"][0] |= greedy(place, wrong, self.logprob_error)
+                self.chunk(sock, event(token))
                 asked.num_sent += 1
             usage = {
                 "prompt_tokens": num_prompt, "completion_tokens": number,
@@ -145,13 +160,16 @@ class TalkServer:
             return False
         return True
 
-    def token(self, place: int, messages: list[Any], model: str, number: int) -> bytes:
+    def token(
+        self, place: int, messages: list[Any], model: str, number: int, wrong: int
+    ) -> dict[str, Any]:
         choice: dict[str, Any] = {
-            "index": 0, "delta": {"content": f"r{len(messages)}.{place} "}, "finish_reason": None,
+            "index": 0, "delta": {"content": word_of(len(messages), place, wrong)},
+            "finish_reason": None,
         }  # fmt: skip
         if place == number - 1:
             choice["finish_reason"] = "length"
-        return event({"model": model, "choices": [choice]})
+        return {"model": model, "choices": [choice]}
 
     def count(self, asked: Asked, num_prompt: int, num_cached: int) -> None:
         with self.lock:
@@ -188,6 +206,22 @@ class TalkServer:
     @property
     def endpoint(self) -> Endpoint:
         return Endpoint(f"http://127.0.0.1:{self.port}/v1", "m")
+
+
+def word_of(num_messages: int, place: int, wrong: int = 0) -> str:
+    return f"{'w' if wrong else 'r'}{num_messages}.{place} "
+
+
+def greedy(place: int, wrong: int = 0, error: float = 0.0) -> dict[str, Any]:
+    """The ids and log-probabilities of one token, as vLLM streams them."""
+    token = 100 + place + 50 * wrong
+    value = -0.5 - place / 10 + error
+    top = [
+        {"token": f"token_id:{token}", "logprob": value},
+        {"token": "token_id:7", "logprob": -3.0},
+    ]
+    step = {"token": f"token_id:{token}", "logprob": value, "top_logprobs": top}
+    return {"token_ids": [token], "logprobs": {"content": [step]}}
 
 
 @contextmanager

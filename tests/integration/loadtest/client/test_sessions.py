@@ -115,25 +115,18 @@ def test_a_turn_is_due_when_its_delay_has_passed_since_the_last_byte() -> None:
         truths = {int(one["request_id"]): one for one in server.truths()}
     records = result.records
     assert len(records) == len(truths) == 144
-    plan_delays = []
+    excess_s = []
     for row in range(len(records)):
         if records.turn[row] == 0:
             continue
         before, after = truths[records.index[row - 1]], truths[records.index[row]]
         true_s = (after["received_ns"] - before["done_ns"]) / 1e9
-        plan_delays.append((records.intended_s[row] - records.end_s[row - 1], true_s))
-    planned, true = np.array(plan_delays).T
-    assert len(planned) == 96
-    # What the client calls the delay is what the server saw, but for its own send lag.
-    assert np.median(true - planned) < 0.003
-    assert np.min(true - planned) > -0.004
-    ttft_s = np.array(
-        [
-            (one["token_write_ns"][0] - one["received_ns"]) / 1e9
-            for one in (truths[index] for index in records.index)
-        ]
-    )
-    assert np.median((records.first_token_s - records.sent_s) - ttft_s) < 0.002
+        planned_s = records.intended_s[row] - records.end_s[row - 1]
+        assert planned_s > 0
+        # The server saw the delay that the client reports, and the client's own send lag.
+        excess_s.append(true_s - planned_s - (records.sent_s[row] - records.intended_s[row]))
+    assert len(excess_s) == 96
+    assert abs(np.median(excess_s)) < 0.002
 
 
 def test_warm_up_sessions_and_a_duration_are_sessions() -> None:
@@ -253,6 +246,8 @@ def test_the_report_shows_sessions_in_every_form(tmp_path: Path) -> None:
     )
     assert "tuneline_loadtest_session_seconds{" in text
     assert len(json.loads(report_text(artifact, "vllm"))) == 1
+    page = report_text(artifact, "html")
+    assert "40 of 40 conversations succeeded" in page and "Turns of x" in page
 
 
 def test_a_cache_that_forgets_the_history_is_noted(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def row(
         "prompt_tokens": np.array([10.0]),
         "cached_tokens": np.array([NAN]),
         "retry_after_s": np.array([NAN]),
+        "resent": np.array([False]),
         "without_done": np.array([False]),
         "merged_events": np.array([0]),
         "num_events": np.array([len(events_s)]),

@@ -57,7 +57,7 @@ def read(source: str, text: str, tmp_path: Path, **sessions: Any) -> list[Conver
 
 
 def body(plan: Plan, session: int, turn: int) -> dict[str, Any]:
-    """What the client joins for a turn, with recorded answers."""
+    """Return the body that the client joins for a turn, with recorded answers."""
     sessions = plan.sessions
     assert sessions is not None
     history: list[str] = []
@@ -68,7 +68,7 @@ def body(plan: Plan, session: int, turn: int) -> dict[str, Any]:
         history.append(plan.bodies[place])
         if number < turn and sessions.answers[place]:
             history.append(sessions.answers[place])
-    number = session % sessions.num_conversations
+    number = sessions.conversation(session)
     close = sessions.closes[sessions.place(session, turn)]
     found: dict[str, Any] = json.loads(sessions.opens[number] + ", ".join(history) + close)
     return found
