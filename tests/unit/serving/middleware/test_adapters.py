@@ -1,5 +1,5 @@
 """Names, keys and failures of adapters at run time. The app around it plays vLLM's LoRA routes;
-tests/e2e/serving/test_adapters_live.py has the same with vLLM itself."""
+tests/e2e/serving/test_adapters.py has the same with vLLM itself."""
 
 from __future__ import annotations
 

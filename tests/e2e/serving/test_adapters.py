@@ -1,6 +1,7 @@
 """Adapters on a live vLLM: proven, named, rolled back, restored; and those that would do nothing.
 
-The server applies adapters to all linear layers but down_proj (`--lora-target-modules`).
+The server has an adapter of its own from its start, next to its base. It applies adapters to all
+linear layers except for down_proj (`--lora-target-modules`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from serving import (
     roll_back_adapter,
     running_server,
 )
-from serving.config import AdaptersConfig, ServingConfig
+from serving.config import AdaptersConfig, ServedParityConfig, ServingConfig
+from serving.parity import prove_served
 from serving.supervisor.group import group_members
 from serving.supervisor.process import RunningServer
 from tests.commands import tuneline_here
@@ -38,7 +41,6 @@ from tests.e2e.serving.adapter_variants import (
     with_reference,
 )
 from tuneline.core.artifact import Artifact, Input
-from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import (
     ArtifactError,
@@ -82,7 +84,7 @@ def scene(
         made = variant(adapter, root / name / "adapter", only(SERVED_MODULES, scale))
         pairs.append((made, with_reference(made, base, root / name / "reference-1")))
     config = ServingConfig(
-        **serving_settings, keys_file=str(file), log_format="json",
+        **serving_settings, mode="adapter", keys_file=str(file), log_format="json",
         adapters=AdaptersConfig(root=str(root), max_adapters=2, max_lora_rank=32),
         extra_args={"lora_target_modules": list(SERVED_MODULES)},
     )  # fmt: skip
@@ -96,10 +98,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(scene: Scene, base: ModelSource, run_dir: Path) -> Iterator[RunningServer]:
-    with running_server(
-        scene.config, base, name="tickets", log_path=run_dir / "vllm.log"
-    ) as running:
+    with start(scene, base, run_dir) as running:
         yield running
+
+
+def start(scene: Scene, base: ModelSource, run_dir: Path) -> AbstractContextManager[RunningServer]:
+    return running_server(
+        scene.config, base, name="tickets", adapter=scene.first[0], log_path=run_dir / "vllm.log"
+    )
 
 
 @pytest.fixture
@@ -125,6 +131,22 @@ def text_of(reference: Artifact) -> str:
     return found[QUESTION["content"]]
 
 
+def test_base_and_adapter_are_served_side_by_side(
+    server: RunningServer, scene: Scene, reference: Artifact, tmp_path: Path
+) -> None:
+    assert server.pid in group_members(server.pid)
+    assert len(group_members(server.pid)) >= 2  # the HTTP server and its engine
+    for name, expected in [
+        *((name, scene.first[1]) for name in server.served_names),
+        ("tickets-base", reference),
+    ]:
+        endpoint = Endpoint(server.endpoint.url, name, scene.keys["ops"])
+        parity = prove_served(ServedParityConfig(), expected, endpoint, tmp_path / name)
+        assert parity.manifest.metrics["problems"] == []
+        assert parity.manifest.metrics["num_equal_answers"] == 8
+    assert 'kind="adapter",name="tickets"' in httpx.get(server.metrics_url).text
+
+
 def test_an_adapter_is_proven_and_then_named(
     admin: Endpoint, app: openai.OpenAI, scene: Scene, server: RunningServer
 ) -> None:
@@ -146,7 +168,7 @@ def test_an_adapter_is_proven_and_then_named(
         answer(app, "tickets")
     models = [model.model_dump() for model in app.models.list()]
     names = [model["id"] for model in models]
-    assert names == [*server.served_names, "replies", fixed]
+    assert names == ["tickets-base", *server.served_names, "replies", fixed]
     assert {model["id"]: model["root"] for model in models}["replies"] == "replies"
     assert app.models.retrieve("replies").id == "replies"
     metrics = httpx.get(server.metrics_url).text
@@ -270,7 +292,7 @@ def test_only_an_admin_changes_adapters_and_only_below_the_root(
     with pytest.raises(ConfigError, match=r"below serving\.adapters\.root"):
         add_adapter(admin, "x", scene.root / "link", reference.path)
     with pytest.raises(ConfigError, match="is a name of the server's own model"):
-        add_adapter(admin, "tickets", adapter.path, reference.path)
+        add_adapter(admin, "tickets-base", adapter.path, reference.path)
     # vLLM's own routes load any folder; nobody reaches them.
     body = {"lora_name": "x", "lora_path": str(outside)}
     for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters"):
@@ -315,6 +337,24 @@ def test_the_commands_say_what_happened(
     assert tuneline_here("adapters", "remove", url, "by-hand").stdout == "removed by-hand\n"
 
 
+def test_a_new_version_takes_over_the_name_of_the_run_until_it_is_removed(
+    admin: Endpoint, server: RunningServer, scene: Scene
+) -> None:
+    (first, _), (second, reference) = scene.first, scene.second
+    with openai.OpenAI(
+        base_url=server.endpoint.url, api_key=scene.keys["ops"], max_retries=0
+    ) as ops:
+        add_adapter(admin, "tickets", second.path, reference.path)
+        assert answer(ops, "tickets").headers["x-tuneline-artifact"] == second.digest
+        fixed = f"tickets@{first.short_digest}"
+        assert answer(ops, fixed).headers["x-tuneline-artifact"] == first.digest
+        names = [model.id for model in ops.models.list()]
+        assert names.count("tickets") == 1
+        remove_adapter(admin, "tickets")
+        assert answer(ops, "tickets").headers["x-tuneline-artifact"] == first.digest
+        assert answer(ops, "tickets").parse().model == "tickets"
+
+
 def test_a_removed_adapter_is_gone(admin: Endpoint, server: RunningServer, scene: Scene) -> None:
     adapter, reference = scene.second
     add_adapter(admin, "short-lived", adapter.path, reference.path)
@@ -327,8 +367,8 @@ def test_a_removed_adapter_is_gone(admin: Endpoint, server: RunningServer, scene
     add_adapter(admin, "kept", adapter.path, reference.path)
 
 
-def test_adapters_survive_a_restart_and_a_changed_copy_is_named(
-    server: RunningServer, scene: Scene, base: ModelSource, run_dir: Path
+def test_adapters_survive_a_restart_and_a_kill_is_the_reason_of_an_error(
+    server: RunningServer, scene: Scene, base: ModelSource, run_dir: Path, tmp_path: Path
 ) -> None:
     """The last test of the module: a second server takes over the folder of the first."""
     os.kill(server.pid, signal.SIGTERM)
@@ -336,30 +376,41 @@ def test_adapters_survive_a_restart_and_a_changed_copy_is_named(
     while group_members(server.pid):
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
-    first, second = scene.first[0], scene.second[0]
     # The current version of "kept" is the version before of "replies"; both have one copy.
-    copy = next((run_dir / "adapters" / "versions").glob(f"{second.short_digest}-*"))
+    copy = next((run_dir / "adapters" / "versions").glob(f"{scene.second[0].short_digest}-*"))
     weights = copy / "adapter" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with running_server(scene.config, base, name="tickets", log_path=run_dir / "vllm.log") as again:
-        ready = httpx.get(again.endpoint.url.removesuffix("/v1") + "/ready").json()
-        assert "differs from its manifest" in ready["failed_adapters"]["kept"]
-        admin = Endpoint(again.endpoint.url, "adapters", scene.keys["ops"])
-        entries = {entry["name"]: entry for entry in list_adapters(admin)}
-        assert {name: entry["state"] for name, entry in entries.items()} == {
-            "replies": "serving", "kept": "failed",
-        }  # fmt: skip
-        assert entries["replies"]["digest"] == first.digest
-        assert entries["replies"]["previous"] is None
-        with openai.OpenAI(
-            base_url=again.endpoint.url, api_key=scene.keys["ops"], max_retries=0
-        ) as client:
-            assert answer(client).headers["x-tuneline-artifact"] == first.digest
-            with pytest.raises(openai.InternalServerError) as caught:
-                answer(client, "kept")
-            assert caught.value.code == "adapter_failed"
-            adapter, reference = scene.second
-            add_adapter(admin, "kept", adapter.path, reference.path)
-            assert answer(client, "kept").parse().model == f"kept@{short_digest(second.digest)}"
+    out = tmp_path / "killed"
+    with pytest.raises(ServerError, match="vLLM died while it was in use") as caught:  # noqa: SIM117
+        with start(scene, base, run_dir) as again:
+            assert_the_changed_copy_is_named(again, scene)
+            os.kill(again.pid, signal.SIGKILL)
+            prove_served(ServedParityConfig(), scene.first[1], again.endpoint, out)
+    assert "SIGKILL" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ServerError), "the client's error is kept"
+    assert group_members(again.pid) == []
+    assert not out.exists()
+
+
+def assert_the_changed_copy_is_named(server: RunningServer, scene: Scene) -> None:
+    (first, _), (second, reference) = scene.first, scene.second
+    ready = httpx.get(server.endpoint.url.removesuffix("/v1") + "/ready").json()
+    assert "differs from its manifest" in ready["failed_adapters"]["kept"]
+    admin = Endpoint(server.endpoint.url, "adapters", scene.keys["ops"])
+    entries = {entry["name"]: entry for entry in list_adapters(admin)}
+    assert {name: entry["state"] for name, entry in entries.items()} == {
+        "replies": "serving", "kept": "failed",
+    }  # fmt: skip
+    assert entries["replies"]["digest"] == first.digest
+    assert entries["replies"]["previous"] is None
+    with openai.OpenAI(
+        base_url=server.endpoint.url, api_key=scene.keys["ops"], max_retries=0
+    ) as client:
+        assert answer(client).headers["x-tuneline-artifact"] == first.digest
+        with pytest.raises(openai.InternalServerError) as caught:
+            answer(client, "kept")
+        assert caught.value.code == "adapter_failed"
+        add_adapter(admin, "kept", second.path, reference.path)
+        assert answer(client, "kept").parse().model == f"kept@{second.short_digest}"
