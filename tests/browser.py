@@ -27,7 +27,7 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
     def violations(self) -> list[str]:
-        """Return what axe-core finds against the page, contrast included."""
+        """Return the faults of access that axe-core finds, contrast among them."""
         from axe_playwright_python.sync_playwright import Axe
 
         found = Axe().run(self.page).response["violations"]

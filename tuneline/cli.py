@@ -72,6 +72,10 @@ class TunelineGroup(LazyGroup):
             AT + "artifacts:push",
             "Publish a model with its card: to the Hugging Face Hub, a folder or a tar file.",
         ),
+        "report": Row(
+            AT + "report:report",
+            "Write the report of a run or of its release, whatever its verdict.",
+        ),
         "inspect": Row(
             AT + "artifacts:inspect", "Show an artifact's manifest, or every artifact of a run."
         ),

@@ -121,7 +121,7 @@ def build_load_tiles(report: LoadReport) -> tuple[Tile, ...]:
     return (
         Tile("TTFT p90", seconds(first.latency["ttft_s"].at(90)), first.name),
         Tile("TPOT p90", seconds(first.latency["tpot_s"].at(90)), first.name),
-        Tile("throughput", f"{digits(rates.output_tokens_per_s)} tokens/s", first.name),
+        Tile("output tokens/s", digits(rates.output_tokens_per_s), first.name),
         Tile("requests", f"{requests.succeeded} of {requests.offered}", "succeeded"),
     )
 

@@ -41,6 +41,7 @@ from tuneline.release.proofs import Proofs, collect_proofs
 from tuneline.release.rows import read_rows
 from tuneline.release.sign import Signer, sign_model, sign_release
 from tuneline.release.statement import statement_text
+from tuneline.report import write_report
 
 
 def make_release(
@@ -148,3 +149,4 @@ def _fill(proofs: Proofs, release: Release, folder: Path) -> None:
         texts[ROWS_FILE] = rows.model_dump_json() + "\n"
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+    write_report(folder, proofs.run.dir)

@@ -137,6 +137,26 @@ def test_a_second_up_does_nothing_quickly(stages: dict[str, dict[str, Any]], run
     assert 0 < cpu_s < 2
 
 
+def test_the_report_of_the_line_is_small_and_quick(
+    stages: dict[str, dict[str, Any]], runs: Path
+) -> None:
+    target = runs / "report.html"
+    tuneline(runs, "report", "--html", str(target), *QUICK)  # reads the disk for the first time
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = tuneline(runs, "report", "--html", str(target), *QUICK)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    page = target.read_text(encoding="utf-8")
+    assert target.stat().st_size < 1_500_000
+    # CPU time: other work on this machine is not under test.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+    assert stages
+    for entry in stages.values():
+        assert Path(entry["path"]).name in page
+    assert page.count('role="img"') >= 9  # curves, differences, ladder, load
+    assert "<title>NOT RELEASED · support-tickets · Tuneline release report</title>" in page
+
+
 def test_deploy_render_names_the_model(
     stages: dict[str, dict[str, Any]], runs: Path, tmp_path: Path
 ) -> None:

@@ -136,6 +136,8 @@ def _write(
         return prepare_dataset(run.config.data, relative_to=run.path.parent, out=out)
     inputs = _inputs(stage, run, base, made)
     config: dict[str, Any] = {}
+    if stage.kind == "adapter":
+        config = run.config.training.model_dump(mode="json")
     if stage.kind == "parity":
         config = {"tolerances": Tolerances().model_dump()}
     with new_artifact(out, stage.kind, config=config, inputs=inputs) as draft:
@@ -158,6 +160,12 @@ def _inputs(stage: Stage, run: Run, base: ModelSource, made: Made) -> list[Input
 def _adapter(draft: Draft, *_: Any) -> None:
     (draft.dir / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (draft.dir / "adapter_model.safetensors").write_bytes(safetensors(2.0))
+    points = [
+        {"step": 0, "eval_loss": 8.5},
+        {"step": 6, "loss": 3.25, "learning_rate": 1e-3},
+        {"step": 12, "loss": 0.5, "learning_rate": 1e-4, "eval_loss": 0.25},
+    ]
+    (draft.dir / "loss.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in points))
     draft.metrics.update(
         num_steps=12, num_trained_tokens=4000, trained_tokens_per_s=130.0, wall_s=30.5,
         eval_loss_before=8.5, eval_loss=0.25,

@@ -36,7 +36,8 @@ def test_a_whole_line_passes_every_gate(released: Path) -> None:
     artifact = open_artifact(released, kind="release")
     verify_artifact(artifact)
     assert sorted(entry.path for entry in artifact.manifest.files) == [
-        "README.md", "bom.json", "release.json", "rows.json", "statement.json",
+        "README.md", "bom.json", "junit.xml", "release.json", "report.html", "report.md",
+        "rows.json", "statement.json",
     ]  # fmt: skip
     assert artifact.manifest.metrics["verdict"] == "PASS"
 
@@ -137,7 +138,7 @@ def test_the_card_has_the_licence_and_the_figures(released: Path) -> None:
 def test_no_path_of_this_machine_is_in_a_release(line: FinishedLine, released: Path) -> None:
     folder = str(line.run.path.parent)
     files = [path for path in released.iterdir() if path.suffix != ".sig"]
-    assert len(files) == 6
+    assert len(files) == 9
     assert [path.name for path in files if folder in path.read_text()] == []
 
 

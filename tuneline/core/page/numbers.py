@@ -49,10 +49,15 @@ def digits(value: float | None) -> str:
     """Return a number with three digits: `1,240`, `98.2`, `0.0141`."""
     if value is None:
         return ABSENT
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}" if value else "0"
     size = abs(value)
     return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
+
+
+def three_digits(value: float) -> str:
+    """Return a number as short as three digits allow: `0.00327`, `9.17e-06`."""
+    return f"{value:.3g}"
 
 
 def count(value: float | None) -> str:

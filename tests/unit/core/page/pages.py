@@ -50,7 +50,7 @@ def document(text: str) -> Document:
     )
     sections = (
         Section("one", text, blocks, ((text, text),), text),
-        Section("two", text, (Paragraph(text),)),
+        Section("two", f"{text} again", (Paragraph(text),)),
     )
     return Document(
         text, text, Badge(text, Tone.BAD), text, (Paragraph(text, Tone.BAD),),

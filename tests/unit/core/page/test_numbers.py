@@ -11,6 +11,7 @@ from tuneline.core.page.numbers import (
     share,
     short_seconds,
     size,
+    three_digits,
     whole_share,
 )
 
@@ -38,7 +39,9 @@ from tuneline.core.page.numbers import (
         (digits(0.1405), "0.141"),
         (digits(-0.5), "-0.500"),
         (digits(9.2e-6), "9.2e-06"),
-        (digits(0), "0.000"),
+        (digits(0), "0"),
+        (seconds(0), "0 ms"),
+        (three_digits(0.0032727), "0.00327"),
         (count(145314), "145,314"),
         (nats(4.05e-6), "4.1e-06"),
         (nats(0.0), "0"),

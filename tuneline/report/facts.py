@@ -1,0 +1,128 @@
+"""The facts of a report: the release, the artifacts that it names, and the artifacts that lack."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.artifact import Artifact, open_artifact
+from tuneline.core.errors import ArtifactError
+from tuneline.core.release import RELEASE_KIND, Release, read_release
+from tuneline.pipeline.plan import plan_stage
+from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.stage import Made
+from tuneline.pipeline.stages import stages
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The source of a report.
+
+    Attributes:
+        name: The name of the run.
+        up: The command line that runs the line.
+        release: The release; None for a run that has none.
+        made: The artifacts by their stage, in the order of the line.
+        absent: The stages without an artifact, each with the reason.
+        config: The resolved run.yaml.
+    """
+
+    name: str
+    up: str
+    release: Release | None
+    made: dict[str, Artifact]
+    absent: dict[str, str]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def of_kind(self, kind: str) -> list[tuple[str, Artifact]]:
+        """Return the stages of a kind with their artifacts."""
+        return [(stage, one) for stage, one in self.made.items() if one.kind == kind]
+
+    def read(self, stage: str, file: str) -> Any:
+        """Return a JSON document of a stage's artifact."""
+        return json.loads((self.made[stage].path / file).read_text(encoding="utf-8"))
+
+    def again(self, command: str) -> str:
+        """Return the command line of another command for the same run."""
+        return self.up.replace("tuneline up", f"tuneline {command}", 1)
+
+    def sources(self, *stages: str) -> tuple[tuple[str, str], ...]:
+        """Return directory and short digest of the artifacts of these stages."""
+        found = (self.made[stage] for stage in stages if stage in self.made)
+        return tuple((one.path.name, one.short_digest) for one in found)
+
+
+def facts_of_folder(folder: Path, artifacts: Path | None = None) -> Facts:
+    """Return the facts of a release's folder.
+
+    Args:
+        folder: The folder with `release.json`.
+        artifacts: The directory of the run's artifacts; the folder's parent by default.
+
+    Raises:
+        ArtifactError: The folder does not have the release.
+    """
+    release = read_release(folder)
+    made, absent = {}, {}
+    for link in release.chain:
+        path = (folder.absolute().parent if artifacts is None else artifacts) / link.directory
+        try:
+            artifact = open_artifact(path, kind=link.kind)
+        except ArtifactError as error:
+            absent[link.stage] = error.message
+            continue
+        if artifact.digest == link.digest:
+            made[link.stage] = artifact
+        else:
+            absent[link.stage] = f"{path}: is another artifact than the release names"
+    up = release.reproduce.command
+    return Facts(release.name, up, release, made, absent, release.config)
+
+
+def facts_of_run(run: Run, overrides: Sequence[str] = ()) -> Facts:
+    """Return the facts of a run: its last release if that is about the run's artifacts as they are.
+
+    Args:
+        run: The run.
+        overrides: The `--set` options of the run, for the command lines of the report.
+
+    Raises:
+        MissingError: The base model is not here.
+        DataError: A data file is missing.
+    """
+    base = resolve_base(run, download=False)
+    made: Made = {}
+    absent = {}
+    for stage in stages(run):
+        try:
+            entry = plan_stage(run, stage, base, made)
+            # An INVALID measurement is stale, and it is shown all the same.
+            if entry.path is not None and entry.path.exists():
+                made[stage.name] = open_artifact(entry.path, kind=stage.kind)
+            else:
+                absent[stage.name] = entry.reason
+        except ArtifactError as error:
+            absent[stage.name] = error.message
+    options = [part for override in overrides for part in ("--set", override)]
+    config = run.config.model_dump(mode="json")
+    release = last_release(run.dir, made)
+    up = shlex.join(["tuneline", "up", str(run.path), *options])
+    return Facts(run.config.name, up, release, made, absent, config)
+
+
+def last_release(runs: Path, made: dict[str, Artifact]) -> Release | None:
+    """Return the newest release in a run's directory that is about exactly these artifacts."""
+    found = []
+    for path in runs.glob(f"{RELEASE_KIND}-*"):
+        try:
+            open_artifact(path, kind=RELEASE_KIND)
+            found.append(read_release(path))
+        except ArtifactError:
+            continue  # one that is damaged or of another version says nothing about the run
+    about = {stage: artifact.digest for stage, artifact in made.items()}
+    same = [one for one in found if {link.stage: link.digest for link in one.chain} == about]
+    return max(same, key=lambda one: one.created_at, default=None)

@@ -1,0 +1,191 @@
+"""The evaluation: base against tuned with intervals, the fields, and the wrong answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tuneline.core.artifact import Artifact
+from tuneline.core.page.blocks import (
+    Answer,
+    Block,
+    Code,
+    Column,
+    Example,
+    Examples,
+    Fold,
+    Pairs,
+    Paragraph,
+    Plots,
+    Section,
+    Table,
+    Text,
+)
+from tuneline.core.page.numbers import ABSENT, digits, points, share, signed
+from tuneline.core.page.plot import Axis, Mark, Row, row_plot
+from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED, PREFERENCES
+from tuneline.report.facts import Facts
+from tuneline.report.sections.absent import absent_section
+
+TITLE = "Evaluation"
+COMPARISON = "evaluation-report"
+SERVED = "evaluation-served"
+LABELS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", SERVED: "served"}
+COMPARISON_FILE = "comparison.json"
+SCORES_FILE = "evaluation.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+MAX_EXAMPLES = 20
+NO_SHARES = ("chrf", "nats", "python")
+"""Metrics whose values are not shares of 1."""
+
+
+def evaluation_section(facts: Facts) -> Section | None:
+    """Return the metrics of base, tuned and served model with the tuned model's wrong answers."""
+    shown = [*LABELS, COMPARISON, PREFERENCES]
+    blocks: list[Block] = []
+    if COMPARISON in facts.made:
+        judge = facts.made[COMPARISON].manifest.metrics.get("judge")
+        blocks += _compared(facts.read(COMPARISON, COMPARISON_FILE), judge)
+    if any(stage in facts.made for stage in LABELS):
+        blocks.append(_scores(facts))
+    if PREFERENCES in facts.made:
+        blocks.append(_preferences(facts.made[PREFERENCES].manifest.metrics))
+    if EVALUATION_TUNED in facts.made:
+        blocks.append(_wrong_answers(facts))
+    if not blocks:
+        return absent_section("evaluation", TITLE, facts, shown)
+    sources, again = facts.sources(*shown), facts.again("evaluate")
+    return Section("evaluation", TITLE, tuple(blocks), sources, again)
+
+
+def _compared(comparison: dict[str, Any], judge: dict[str, Any] | None) -> list[Block]:
+    columns = (
+        Column("metric"), Column("base", True), Column("tuned", True), Column("difference", True),
+        Column("95 % interval", True), Column("McNemar p", True), Column("better"),
+    )  # fmt: skip
+    rows, drawn = [], []
+    for name, entry in comparison["metrics"].items():
+        value, change = (_number, _change) if name in NO_SHARES else (share, points)
+        low, high = entry["interval"]
+        p = entry["mcnemar_p"]
+        interval = f"{change(low)} to {change(high)}"
+        rows.append(
+            (
+                entry["title"], value(entry["base"]), value(entry["tuned"]),
+                change(entry["difference"]), interval,
+                ABSENT if p is None else f"{p:.2g}", entry["better"],
+            )
+        )  # fmt: skip
+        if name not in NO_SHARES:
+            says = f"{change(entry['difference'])} ({interval})"
+            mark = Mark(100 * entry["difference"])
+            drawn.append(Row(entry["title"], says, [mark], (100 * low, 100 * high)))
+    caption = f"Base against tuned on {comparison['num_rows']} held-out rows; differences in points"
+    blocks: list[Block] = [Table(caption, columns, tuple(rows))]
+    if drawn:
+        axis = Axis("percentage points, right of the line is more")
+        blocks.append(Plots((row_plot("Tuned minus base", drawn, axis, zero=True),)))
+    if judge is not None:
+        rate = share(judge["win_rate"])
+        blocks.append(
+            Paragraph(
+                f"Judge: the tuned model's win rate is {rate} ({judge['wins']} wins, "
+                f"{judge['losses']} losses, {judge['ties'] + judge['swapped']} ties)."
+            )
+        )
+    return blocks
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _change(value: float) -> str:
+    return signed(value, 3)
+
+
+def _scores(facts: Facts) -> Table:
+    """Return exact match and the fields of every evaluated model."""
+    found = {
+        label: facts.read(stage, SCORES_FILE)
+        for stage, label in LABELS.items()
+        if stage in facts.made
+    }
+    fields = dict.fromkeys(name for one in found.values() for name in one["field_accuracy"])
+    rows: list[tuple[Text, ...]] = [
+        ("exact match", *(share(one["exact_match"]) for one in found.values())),
+        ("exact match, 95 % interval", *(_interval(one) for one in found.values())),
+        *((name, *(share(one["field_accuracy"].get(name)) for one in found.values()))
+          for name in fields),
+        ("ended by itself", *(share(one["stopped"]) for one in found.values())),
+    ]  # fmt: skip
+    columns = (Column("share of answers"), *(Column(label, True) for label in found))
+    return Table("Right answers of each model", columns, tuple(rows))
+
+
+def _interval(metrics: dict[str, Any]) -> str:
+    low, high = metrics["exact_match_interval"]
+    return f"{share(low)} to {share(high)}"
+
+
+def _preferences(metrics: dict[str, Any]) -> Pairs:
+    pairs = [
+        (name.replace("_", " "), _shown(value))
+        for name, value in metrics.items()
+        if isinstance(value, int | float) or _is_interval(value)
+    ]
+    return Pairs(tuple(pairs))
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, float) for x in value)
+
+
+def _shown(value: Any) -> str:
+    return " to ".join(map(digits, value)) if isinstance(value, list) else digits(value)
+
+
+def _wrong_answers(facts: Facts) -> Block:
+    tuned = facts.made[EVALUATION_TUNED]
+    columns = {"tuned": _predictions(tuned)}
+    if EVALUATION_BASE in facts.made:
+        columns = {"base": _predictions(facts.made[EVALUATION_BASE]), **columns}
+    rows = list(zip(*columns.values(), strict=True))
+    wrong = [(number, row) for number, row in enumerate(rows, 1) if not row[-1]["correct"]]
+    if not wrong:
+        return Paragraph(f"The tuned model answers all {len(rows)} held-out rows rightly.")
+    examples = tuple(
+        Example(
+            f"Row {number}",
+            "\n".join(_content(message) for message in row[0]["prompt"]),
+            (
+                Answer("expected", _answer(row[0]["expected"], row[0]["expected_tool_calls"])),
+                *(
+                    Answer(label, _answer(one["answer"], one["tool_calls"]), one["correct"])
+                    for label, one in zip(columns, row, strict=True)
+                ),
+            ),
+        )
+        for number, row in wrong[:MAX_EXAMPLES]
+    )
+    page = (facts.made.get(COMPARISON) or tuned).path.name
+    said = f"{len(wrong)} of {len(rows)} held-out rows that the tuned model answers wrongly"
+    first = f"The first {len(examples)}. All rows are in " if len(wrong) > len(examples) else ""
+    where = Paragraph((first or "All rows are in ", Code(f"{page}/mismatches.html"), "."))
+    return Fold(said, (where, Examples(examples)))
+
+
+def _predictions(evaluation: Artifact) -> list[dict[str, Any]]:
+    path: Path = evaluation.path / PREDICTIONS_FILE
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _content(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def _answer(text: str, calls: list[dict[str, Any]]) -> str:
+    said = [f"{one['name']}({json.dumps(one['arguments'], ensure_ascii=False)})" for one in calls]
+    return "\n".join([*([text] if text else []), *said])
