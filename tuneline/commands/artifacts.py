@@ -17,7 +17,7 @@ from tuneline.commands.options import (
     RunsDir,
 )
 from tuneline.commands.printing import emit
-from tuneline.core.errors import ArtifactError
+from tuneline.core.errors import ArtifactError, TamperedError
 from tuneline.core.release import RELEASE_KIND
 from tuneline.release import Trust
 
@@ -48,6 +48,10 @@ def inspect(
 
 def verify(
     target: RunOrDir,
+    digest: Annotated[
+        str | None,
+        typer.Option(metavar="SHA256", help="Of a directory: the digest that it must have."),
+    ] = None,
     key: Annotated[
         Path | None,
         typer.Option(metavar="PUB.pem", help="Of a release: the public key of its signature."),
@@ -85,14 +89,21 @@ def verify(
     if target.is_dir():
         artifacts = {target.name: open_artifact(target, check_sizes=False)}
         if artifacts[target.name].kind == RELEASE_KIND:
+            refuse("of a release", {"--digest": digest})
             trust = Trust(key, tuple(certificate or ()), identity, issuer)
             _verify_release(target, model, trust, as_json)
             return
     else:
+        refuse("with a run.yaml", {"--digest": digest})
         artifacts = all_current(open_run(target, overrides, runs_dir))
     refuse("without a release", of_releases)
     for artifact in artifacts.values():
         verify_artifact(artifact)
+        if digest is not None and artifact.digest != digest:
+            raise TamperedError(
+                f"{artifact.path}: has digest {artifact.digest}; expected {digest}",
+                hint="Another artifact is in its place. Copy the right one there.",
+            )
     document = {name: artifact.digest for name, artifact in artifacts.items()}
     lines = [
         f"ok  {name}: {len(artifact.manifest.files)} files, {artifact.digest}"

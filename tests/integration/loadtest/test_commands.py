@@ -121,6 +121,18 @@ def test_compare_two_urls_and_two_reports(
     done = tuneline("compare", measured, "slow", "--out", "c", "--json", cwd=tmp_path)
     assert done.returncode == 6, done.stderr
     assert json.loads(done.stdout)["metrics"]["verdict"] == "FAIL"
+    # In a pod: one stream, the document whole, the verdict after it and in the pod's message.
+    words = ("loadtest", "compare", str(measured), "slow", "--out", "p", "--json")
+    pod = subprocess.run(
+        [sys.executable, "-m", "tuneline", *words], cwd=tmp_path,
+        env={**os.environ, "TUNELINE_POD_MESSAGE": str(tmp_path / "message")},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (pod.returncode, pod.stderr) == (6, "")
+    whole = pod.stdout[pod.stdout.index("{\n") : pod.stdout.index("\n}\n") + 3]
+    assert json.loads(whole)["metrics"]["verdict"] == "FAIL"
+    assert pod.stdout.partition(whole)[2].startswith("error: p: FAIL")
+    assert "error: p: FAIL" in (tmp_path / "message").read_text()
     mixed = tuneline("compare", measured, known.endpoint.url, "--out", "m", cwd=tmp_path)
     assert mixed.returncode == 2
     assert "expected two URLs or two directories" in mixed.stderr

@@ -251,6 +251,12 @@ def test_inspect_and_verify_an_artifact(tmp_path: Path) -> None:
     assert json.loads(shown.stdout)["metrics"] == {"num_train": 3}
     assert "sha256:" in tuneline("inspect", tmp_path / "x").stdout
     assert tuneline("verify", tmp_path / "x").returncode == 0
+    digest = json.loads((tmp_path / "x" / "manifest.json").read_text())["digest"]
+    assert tuneline("verify", tmp_path / "x", "--digest", digest).returncode == 0
+    other = tuneline("verify", tmp_path / "x", f"--digest=sha256:{'0' * 64}")
+    assert other.returncode == 3
+    assert f"has digest {digest}; expected sha256:000" in other.stderr
+    assert tuneline("verify", EXAMPLE, "--digest", digest).returncode == 2
     (tmp_path / "x" / "a.txt").write_text("b")
     tampered = tuneline("verify", tmp_path / "x")
     assert tampered.returncode == 3

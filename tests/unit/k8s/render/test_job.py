@@ -76,6 +76,16 @@ def test_load_pods_share_a_schedule_by_their_index(
     assert volume == {"name": "results", "persistentVolumeClaim": {"claimName": "results"}}
 
 
+def test_the_command_line_takes_the_arguments_that_verify_a_model(
+    deployed: list[dict[str, Any]],
+) -> None:
+    (deployment,) = (item for item in deployed if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["initContainers"]
+    params = _parse(container["command"], container["args"])
+    assert params["target"] == Path("/model/support-tickets-0123456789ab")
+    assert params["digest"] == deployment["metadata"]["annotations"]["tuneline/model-digest"]
+
+
 def test_an_option_that_the_command_line_has_not_is_an_error(
     deployed: list[dict[str, Any]],
 ) -> None:
