@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from loadtest.config import SLO, Length
+from loadtest.config import SLO, AnswersConfig, CancellationsConfig, Length
+from loadtest.workload_config import Delay, SessionsConfig
 from tests.unit.pipeline.fake_line import fake_made
 from training.config import JudgeConfig
 from training.config.data import SourceConfig
@@ -32,7 +33,8 @@ ALL_BUT_DATASET = (
 )  # fmt: skip
 TOLERANCES = """min_greedy_agreement min_token_agreement max_logprob_difference
     mean_logprob_difference mean_kl max_accuracy_drop"""
-SLO_FIELDS = """ttft_s tpot_s worst_gap_s e2e_s max_error_rate min_request_throughput_rps
+SLO_FIELDS = """session_s session_wait_s max_session_error_rate
+    ttft_s tpot_s worst_gap_s e2e_s max_error_rate min_request_throughput_rps
     min_output_throughput_tps goodput_ttft_s goodput_tpot_s goodput_e2e_s min_goodput_rps
     min_goodput_share"""
 LENGTH = "distribution mean stddev min max"
@@ -96,9 +98,15 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
             concurrency num_requests duration_s""",
         "loadtest.scenarios.0.slo": SLO_FIELDS,
         "loadtest.workload": """source max_token_id shared_prefix_tokens num_prefix_groups
-            unique_prompts prefix_hit_rate multi_turn models""",
+            unique_prompts prefix_hit_rate min_repeat_ttft_share multi_turn models""",
         "loadtest.workload.input_tokens": LENGTH,
         "loadtest.workload.output_tokens": LENGTH,
+        "loadtest.workload.sessions": "history max_delay_s max_turns",
+        "loadtest.workload.sessions.think_s": "distribution mean stddev",
+        "loadtest.workload.sessions.tool_delay_s": "distribution mean stddev",
+        "loadtest.answers": "share dtype max_length_drift",
+        "loadtest.answers.tolerances": TOLERANCES,
+        "loadtest.cancellations": "share after_s after_tokens",
     },
 }
 NOT_KEYED: dict[str, str] = {
@@ -107,6 +115,8 @@ NOT_KEYED: dict[str, str] = {
     # The content of a file is an input; its path is not.
     "data": "path heldout_path heldout_split revision config split",
     "data.sources.0": "path revision config split",
+    "loadtest": "check_models",
+    "loadtest.answers": "reference",
     "loadtest.workload": "path",
     "training": "logging_steps save_steps",
     # A further stage.
@@ -206,6 +216,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "loadtest.workload.input_tokens": Length(mean=8),
         "loadtest.workload.output_tokens": Length(mean=8),
         "loadtest.workload.path": Path("rows.jsonl"),
+        "loadtest.workload.sessions": SessionsConfig(tool_delay_s=Delay(mean=1.0)),
+        "loadtest.answers": AnswersConfig(tolerances=Tolerances()),
+        "loadtest.cancellations": CancellationsConfig(after_s=1.0),
     }.items():
         config = replaced(config, path.split("."), value)
     return Run(folder / "run.yaml", config, folder / "runs")
