@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
     from training.data.sources import data_inputs, find_heldout
+    from training.estimates.probe import probe_training, time_lines
     from training.estimates.report import estimate_lines, estimate_memory
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
     from training.evaluation.forgetting.items import suite_input
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from training.evaluation.suspects import find_suspects
     from training.reference import build_reference
     from training.rendering.show import ShownToken
+    from training.search.search import point_folder, search_settings
+    from training.search.space import ends_of, is_within
     from training.show import show_data
     from training.train import train_adapter
 
@@ -47,6 +50,7 @@ __all__ = [
     "data_inputs",
     "dataset_rows",
     "endpoint_writer",
+    "ends_of",
     "estimate_lines",
     "estimate_memory",
     "evaluate_endpoint",
@@ -56,14 +60,19 @@ __all__ = [
     "find_heldout",
     "find_suspects",
     "function_writer",
+    "is_within",
     "measure_data",
     "measure_forgetting",
+    "point_folder",
     "prepare_dataset",
+    "probe_training",
     "read_rows",
     "report_evaluations",
     "run_harness",
+    "search_settings",
     "show_data",
     "suite_input",
+    "time_lines",
     "train_adapter",
     "writer_name",
 ]
@@ -86,6 +95,8 @@ __getattr__ = lazy_face(
         "data_inputs": "training.data.sources:data_inputs",
         "check_targets": "training.adapters.check:check_targets",
         "dataset_rows": "training.data.prepare:dataset_rows",
+        "probe_training": "training.estimates.probe:probe_training",
+        "time_lines": "training.estimates.probe:time_lines",
         "estimate_lines": "training.estimates.report:estimate_lines",
         "estimate_memory": "training.estimates.report:estimate_memory",
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",
@@ -100,6 +111,10 @@ __getattr__ = lazy_face(
         "show_data": "training.show:show_data",
         "report_evaluations": "training.evaluation.report.report:report_evaluations",
         "run_harness": "training.evaluation.harness:run_harness",
+        "point_folder": "training.search.search:point_folder",
+        "search_settings": "training.search.search:search_settings",
+        "ends_of": "training.search.space:ends_of",
+        "is_within": "training.search.space:is_within",
         "suite_input": "training.evaluation.forgetting.items:suite_input",
         "train_adapter": "training.train:train_adapter",
     },

@@ -12,9 +12,11 @@ from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
 from training.hardware import require_hardware
+from training.loop.best import require_metric
 from training.methods import find_method, require_kinds
 from training.model import quiet_libraries
-from tuneline.models.chat import require_chat_template, set_template, writes_date
+from training.tracking.reporting import chosen_trackers
+from tuneline.models.chat import chosen_template, set_template, writes_date
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.tokenizer import load_tokenizer
@@ -40,11 +42,14 @@ def check_data(
     require_hardware(config)
     tokenizer = load_tokenizer(base.path)
     today = datetime.datetime.now(datetime.UTC).date()
-    template = require_chat_template(tokenizer, base.name)
-    set_template(tokenizer, base.name, data.template_settings(today))
+    settings = data.template_settings(today)
+    template = chosen_template(tokenizer, base.name, settings)
+    set_template(tokenizer, base.name, settings)
     stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     method = find_method(config.method)
+    require_metric(config, method)
+    chosen_trackers(config)
     found: dict[str, str] = {}
     longest = 0
     last: set[str] = set()

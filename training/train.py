@@ -7,50 +7,51 @@ checkpoints, signals and metrics; the method owns its rows and its trainer.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback
 
 from training.adapters.reach import reach_table
 from training.adapters.servable import unservable
-from training.adapters.trainable import (
-    four_bit_figures,
-    load_trainable,
-    train_in_float32,
-    write_trained,
-)
+from training.adapters.trainable import four_bit_figures, train_in_float32, write_trained
 from training.config import TrainingConfig
-from training.data.prepare import TRAIN_FILE, dataset_rows, file_input
-from training.estimates.step import estimate_step
+from training.config.checkpoints import EXACT_MATCH
+from training.data.prepare import TRAIN_FILE, file_input
 from training.hardware import require_hardware
 from training.loop.arguments import evaluate_each_epoch, trainer_arguments
-from training.loop.checkpoints import CheckpointMarks, newest_checkpoint, open_work_dir
+from training.loop.best import KeepBest, load_best
+from training.loop.checkpoints import (
+    CheckpointMarks,
+    checkpoint_step,
+    newest_checkpoint,
+    open_work_dir,
+    require_room,
+)
+from training.loop.exact_match import ExactMatchInTraining
 from training.loop.loss_curve import loss_points, write_curve
-from training.loop.memory import peak_memory_bytes, start_measurement
-from training.loop.progress import ShowProgress
+from training.loop.memory import peak_memory_bytes
+from training.loop.progress import ReportHeldout, ShowProgress
 from training.loop.proof import ProofOfTraining, by_pattern, proof_table, write_proof
 from training.loop.signals import StopOnSignal
-from training.methods import find_method, require_kinds
 from training.model import quiet_libraries, require_one_gpu
-from tuneline.core.artifact import (
-    Artifact,
-    canonical_digest,
-    new_artifact,
-    open_artifact,
-    require_disk_space,
-)
+from training.prepared import Prepared, prepare_training
+from training.tracking.curves import write_curves
+from training.tracking.figures import FiguresOfTraining
+from training.tracking.reporting import Reporting, chosen_trackers, opened_trackers
+from training.tracking.tracker import TrackedRun
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.progress import logger
-from tuneline.models.chat import date_facts, set_template
-from tuneline.models.context import require_context
+from tuneline.models.chat import date_facts
 from tuneline.models.source import ModelSource, computed_dtype
-from tuneline.models.stop_tokens import served_stop_ids
-from tuneline.models.template import dataset_settings
-from tuneline.models.tokenizer import load_tokenizer
+
+TRACKING = "tracking"
+"""The directory next to an adapter with the figures of its training. They are not files of the
+artifact: speed and memory differ between equal runs, whose artifacts have equal digests."""
 
 
 def train_adapter(
@@ -60,6 +61,7 @@ def train_adapter(
     out: Path,
     *,
     relative_to: Path = Path(),
+    on_heldout: Callable[[int, float], None] | None = None,
 ) -> Artifact:
     """Fine-tune an adapter on a dataset's training rows and write it with all that serving needs.
 
@@ -68,101 +70,108 @@ def train_adapter(
 
     Args:
         relative_to: The directory that the paths of the method's files start from.
+        on_heldout: Is called with step and loss after each held-out measurement; what it raises
+            ends the run.
 
     Raises:
         ConfigError: The chat template does not train a stop token or cannot be used, a target
-            module does not exist, or the loss is no longer a number.
+            module does not exist, the loss is no longer a number, or the method does not measure
+            `metric_for_best_model`.
         DataError: Rows are longer than `max_length`, cannot be rendered, or are not rows that the
             method trains on.
         ArtifactError: `out` exists, or the base model cannot be loaded.
         DiskFullError: Checkpoints and adapter would not fit.
+        MissingError: The package of a tracker is not installed.
     """
     # Over 60 lines: the frame of every training run, which reads from top to bottom.
     quiet_libraries()
     require_one_gpu()
     require_hardware(config)
+    trackers = opened_trackers(chosen_trackers(config))
     settings = config.model_dump(mode="json")
     inputs = [dataset.as_input("dataset"), base.as_input("base")]
     inputs += [file_input("method", relative_to / name) for name in config.method.files()]
-    key = canonical_digest([keyed_values(config), [entry.digest for entry in inputs]])
+    facts = {f"training.{name}": value for name, value in keyed_values(config).items()}
+    facts |= {f"{entry.role} {number}": entry.digest for number, entry in enumerate(inputs)}
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})
-    method = find_method(config.method)
     kind = "model" if config.finetuning_type == "full" else "adapter"
     with (
         new_artifact(out, kind, config=settings, inputs=inputs) as draft,
         ExitStack() as stack,
     ):
-        tokenizer = load_tokenizer(base.path)
-        rendering = dataset_settings(dataset)
-        template = set_template(tokenizer, base.name, rendering)
-        stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
-        rows = {file: dataset_rows(dataset, file) for file in (TRAIN_FILE, HELDOUT_FILE)}
-        for file, found in rows.items():
-            require_kinds(config.method, found, file)
-        method.check(config, rows[TRAIN_FILE], TRAIN_FILE)
-        train_rows, heldout_rows = (
-            method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()
-        )
-        set_seed(config.seed)
-        lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
-        require_context(base, max(lengths, default=0))
-        chosen, estimate = estimate_step(config, base.path, lengths)
-        memory_before = start_measurement()
-        model, reached, without = load_trainable(
-            config, base, chosen.attn_implementation, method.task_type
-        )
-        for text in reach_table(reached, without):
+        prepared = prepare_training(config, dataset, base)
+        method, model = prepared.method, prepared.model
+        for text in reach_table(prepared.reached, prepared.without):
             logger.info("  %s", text)
         num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        # A checkpoint is the adapter and AdamW's two moments, in float32; two are kept while a
-        # third is written.
-        require_disk_space(out.parent, 3 * 3 * 4 * num_trainable + 4 * num_trainable)
+        require_room(config, model, base.path, out)
 
         # A changed save_steps or logging_steps keeps the checkpoints: the result is the same.
-        work = open_work_dir(out, key)
+        work = open_work_dir(out, facts)
         checkpoint = newest_checkpoint(work)
-        arguments = trainer_arguments(chosen, work, resumed=checkpoint is not None)
-        trainer = method.trainer(config, model, tokenizer, arguments, train_rows, heldout_rows)
+        arguments = trainer_arguments(prepared.chosen, work, resumed=checkpoint is not None)
+        trainer = prepared.trainer(config, arguments)
         train_in_float32(trainer.model)
-        marks = CheckpointMarks(checkpoint)
+        tracked = TrackedRun(
+            out.name, out.parent / TRACKING / out.name, settings, checkpoint_step(checkpoint),
+            config.prometheus_port,
+        )  # fmt: skip
+        reporting = stack.enter_context(Reporting(tracked, trackers))
+        marks = CheckpointMarks(config, checkpoint)
         proof = ProofOfTraining(checkpoint, loss_must_change=method.loss_must_change)
-        points = _run(config, trainer, checkpoint, marks, proof, stack, method.columns)
-
+        figures = FiguresOfTraining(reporting)
+        figures.watch(trainer)
+        proof.watch(trainer)
+        callbacks = [proof, figures, ShowProgress(stack)]
+        callbacks += [ReportHeldout(on_heldout)] if on_heldout is not None else []
+        log = _run(config, prepared, trainer, checkpoint, marks, callbacks)
+        # The last step shows whether every parameter was trained; the best one may be an early one.
         moved = proof.finish(trainer.state.global_step)
+        best = load_best(trainer) if config.load_best_model_at_end else None
+        moved = moved if best is None else proof.moved()
+        last = best or trainer.state.global_step
+        if trackers:
+            write_curves(log, tracked.folder, [f"eval_{name}" for name in method.columns])
+
+        points = loss_points(log, method.columns)
         trained = by_pattern(moved)
         for text in proof_table(trained):
             logger.info("  %s", text)
         write_proof(moved, draft.dir)
         write_curve(points, draft.dir, method.columns[0] if method.draws_columns else "loss")
-        write_trained(config, trainer.model, base, draft.dir, template, stop_ids)
+        write_trained(config, trainer.model, base, draft.dir, prepared.template, prepared.stop_ids)
         reasons = unservable(config, base.path, trainer.model)
-        num_tokens = config.num_train_epochs * sum(row.num_trained_tokens for row in train_rows)
+        num_epochs = min(config.num_train_epochs, trainer.state.epoch or 0.0)
+        num_tokens = num_epochs * sum(row.num_trained_tokens for row in prepared.train_rows)
         # A method that trains on the model's own answers counts their tokens.
         num_tokens = getattr(trainer, "num_sampled_tokens", num_tokens)
+        estimate = prepared.estimate
         draft.metrics.update(
             {
-                **method.metrics(points),
+                **method.metrics([point for point in points if point["step"] <= last]),
+                **_best_figures(config, log, best),
                 "num_steps": trainer.state.global_step,
-                "num_steps_resumed": _step(checkpoint),
-                "num_train_rows": len(train_rows),
+                "num_steps_resumed": checkpoint_step(checkpoint),
+                "num_train_rows": len(prepared.train_rows),
                 "num_trainable_parameters": num_trainable,
                 "num_trained_tokens": round(num_tokens),
                 "trained_tokens_per_s": num_tokens / marks.wall_s,
                 "wall_s": marks.wall_s,
                 "peak_memory_bytes": peak_memory_bytes(),
-                "training_memory_bytes": peak_memory_bytes() - memory_before,
+                "training_memory_bytes": peak_memory_bytes() - prepared.memory_before,
                 "estimated_training_memory_bytes": None if estimate is None else estimate.total,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "servable_as_adapter": not reasons,
                 "merged_only_because": reasons,
                 "trained": trained,
-                "left_out": without,
+                "left_out": prepared.without,
                 "base_dtype": computed_dtype("auto", base),
                 **date_facts(
-                    tokenizer, template, [row.prompt for row in rows[TRAIN_FILE]], rendering.date
+                    prepared.tokenizer, prepared.template,
+                    [row.prompt for row in prepared.rows[TRAIN_FILE]], prepared.rendering.date,
                 ),
             }
-        )
+        )  # fmt: skip
         if config.load_in_4bit:
             draft.metrics.update(four_bit_figures(trainer.model))
     shutil.rmtree(work)
@@ -173,33 +182,45 @@ def train_adapter(
 
 def _run(
     config: TrainingConfig,
+    prepared: Prepared,
     trainer: Any,
     checkpoint: Path | None,
     marks: CheckpointMarks,
-    proof: ProofOfTraining,
-    stack: ExitStack,
-    columns: Sequence[str],
-) -> Sequence[dict[str, Any]]:
-    """Train from a checkpoint or from the start, and return the points of the loss curve."""
+    callbacks: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """Train from a checkpoint or from the start, and return the Trainer's log."""
     stop = StopOnSignal()
     trainer.remove_callback(PrinterCallback)
-    proof.watch(trainer)
-    # The marks come last: a checkpoint is whole when every callback has written into it.
-    for callback in (proof, marks, stop, ShowProgress(stack)):
+    # Exact match adds a figure that the others read. The marks come last: a checkpoint is whole
+    # when every callback has written into it.
+    if config.metric_for_best_model == EXACT_MATCH:
+        trainer.add_callback(
+            ExactMatchInTraining(
+                config, prepared.tokenizer, prepared.stop_ids, prepared.rows[HELDOUT_FILE],
+                stop.require_running,
+            )
+        )  # fmt: skip
+    for callback in (*callbacks, KeepBest(config), stop, marks):
         trainer.add_callback(callback)
     if config.eval_steps is None:
         evaluate_each_epoch(trainer)
     if checkpoint is not None:
-        logger.info("  continuing after step %d", _step(checkpoint))
-    with stop.listening():
+        logger.info("  continuing after step %d from %s", checkpoint_step(checkpoint), checkpoint)
+    with stop.listening(Path(trainer.args.output_dir)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     marks.stop()
-    points = loss_points(trainer.state.log_history, columns)
-    if "eval_loss" not in points[-1]:
+    log: list[dict[str, Any]] = trainer.state.log_history
+    if not any("eval_loss" in e and e["step"] == trainer.state.global_step for e in log):
         trainer.evaluate()
-        points = loss_points(trainer.state.log_history, columns)
-    return points
+    return trainer.state.log_history  # type: ignore[no-any-return]
 
 
-def _step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+def _best_figures(
+    config: TrainingConfig, log: Sequence[dict[str, Any]], best: int | None
+) -> dict[str, Any]:
+    """Return which step the result is, and its figure; {} where the result is the last step."""
+    if best is None:
+        return {}
+    name = config.metric_for_best_model
+    value = next(entry[name] for entry in log if name in entry and entry["step"] == best)
+    return {"best_step": best, f"best_{name}": value}

@@ -43,6 +43,9 @@ class TunelineGroup(LazyGroup):
         "plan": Row(AT + "up:plan", "Show what `up` would run, and why."),
         "up": Row(AT + "up:up", "Run the whole line."),
         "train": Row(AT + "up:train", "Fine-tune a LoRA adapter and record its answers."),
+        "search": Row(
+            AT + "search:search", "Find better settings by many trainings, pruned and resumable."
+        ),
         "evaluate": Row(
             AT + "evaluate:evaluate",
             "Score answers to held-out rows: a run's, or any model or URL.",

@@ -10,11 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from training.config.adapter import AdapterConfig
+from training.config.checkpoints import CheckpointConfig
+from training.config.tracking import TrackingConfig
 from training.config.trainer import TrainerConfig
-from training.config.types import PositiveFloat, PositiveInt
+from training.config.types import AsList, PositiveFloat, PositiveInt
 from tuneline.core.config import StrictModel
 
 OWNED = {
@@ -43,7 +45,6 @@ OWNED = {
 }
 """Options of TRL that the frame decides, each with what to do instead."""
 
-AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
@@ -80,7 +81,8 @@ class TrlOptions(MethodOptions):
 
     @model_validator(mode="after")
     def _refuse_owned(self) -> Self:
-        keys = {*TrainerConfig.model_fields, *AdapterConfig.model_fields}
+        sections = (TrainerConfig, CheckpointConfig, TrackingConfig, AdapterConfig)
+        keys = {name for section in sections for name in section.model_fields}
         declared = type(self).model_fields
         for name in self.model_extra or {}:
             if name in OWNED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
@@ -20,8 +20,12 @@ RENDERING_ARGUMENTS = frozenset({
 
 
 class TemplateConfig(StrictModel):
-    """The variables and the date of the chat template, for every stage and the trained model."""
+    """The chat template with its variables and its date, for every stage and the trained model."""
 
+    chat_template: Literal["alpaca"] | None = None
+    """The chat template of a base model whose tokenizer has none. It is trained, and written into
+    the trained model's folder, so that it is served too. `alpaca` is the prompt of Stanford Alpaca,
+    `### Instruction:` and `### Response:`."""
     chat_template_kwargs: dict[str, JsonValue] = Field(default={})
     """Variables of the chat template, such as `{enable_thinking: false}`, in training, evaluation
     and every proof. The trained model's own template has them as defaults, so that every server
@@ -47,4 +51,5 @@ class TemplateConfig(StrictModel):
             kwargs=self.chat_template_kwargs,
             date=self.chat_template_date or today,
             serves_date=self.chat_template_date is not None,
+            named=self.chat_template,
         )

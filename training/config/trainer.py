@@ -57,10 +57,10 @@ class TrainerConfig(StrictModel):
     use_liger_kernel: bool = False
     """Liger's kernels for norms, rotary embeddings and the MLP; they need a GPU."""
     logging_steps: PositiveInt = Field(default=10, json_schema_extra={"keyed": False})
-    eval_steps: PositiveInt | None = None
-    """Optimizer steps between held-out losses; at the end of each epoch if not given."""
-    save_steps: PositiveInt = Field(default=100, json_schema_extra={"keyed": False})
-    """Optimizer steps between checkpoints that an interrupted run continues from."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = Field(
+        default=0, json_schema_extra={"keyed": False}
+    )
+    """Processes that put batches together; 0 is the process that trains. The result is the same."""
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:

@@ -7,14 +7,16 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from training.config.adapter import AdapterConfig
+from training.config.checkpoints import CheckpointConfig
 from training.config.method import LEARNING_RATES, MethodConfig, SftConfig
+from training.config.tracking import TrackingConfig
 from training.config.trainer import TrainerConfig
 from training.config.types import TrainOn
 
 FULL_LEARNING_RATE = 2e-5
 
 
-class TrainingConfig(TrainerConfig, AdapterConfig):
+class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterConfig):
     """Fine-tuning of an adapter, or of the whole model."""
 
     method: MethodConfig = SftConfig()

@@ -71,6 +71,7 @@ def prepare_dataset(
                 limit[1],
                 config.checks.length,
                 json.dumps(config.chat_template_kwargs),
+                config.chat_template,
             )
         if heldout_source is None:
             split = Split(config.heldout_fraction or 0.0, config.group_by, config.stratify_by)

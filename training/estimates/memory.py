@@ -106,16 +106,11 @@ def estimate_training(
     else:
         kept = network.num_layers * layer
     chunk = min(batch.num_tokens * network.vocab_size, max(CHUNK_LOGITS, 64 * network.vocab_size))
-    moments = 2 if "8bit" in config.optim else 8
-    if config.optim == "adafactor":
-        moments = 0  # a row and a column of each matrix
-    elif "lion" in config.optim:
-        moments //= 2
     return TrainingMemory(
         weights=weights,
         adapter=adapter,
         gradients=4 * trained,
-        optimizer=moments * trained,
+        optimizer=moment_bytes(config.optim) * trained,
         activations=batch.num_tokens * (kept + passing) * item_bytes,
         logits=LOGIT_COPIES * 4 * chunk,
         runtime=RUNTIME_BYTES,
@@ -150,6 +145,14 @@ def change_that_fits(
                 f"max_length: {length}"
             )
     return None
+
+
+def moment_bytes(optimizer: str) -> int:
+    """Return the bytes that an optimizer keeps for each trained parameter."""
+    if optimizer == "adafactor":
+        return 0  # a row and a column of each matrix
+    moments = 2 if "8bit" in optimizer else 8
+    return moments // 2 if "lion" in optimizer else moments
 
 
 def _sequences_per_row(config: TrainingConfig) -> int:

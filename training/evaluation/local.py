@@ -55,7 +55,7 @@ def local_answerer(
     model.eval()
 
     def answer(questions: Sequence[Question], max_new_tokens: int) -> list[Reply]:
-        return _answers(model, tokenizer, stop_ids, questions, max_new_tokens, batch_size)
+        return answer_questions(model, tokenizer, stop_ids, questions, max_new_tokens, batch_size)
 
     def losses(rows: Sequence[Row]) -> list[AnswerLoss]:
         return _losses(model, rendered_rows(tokenizer, rows, stop_ids))
@@ -63,7 +63,7 @@ def local_answerer(
     return Answerer(answer, losses)
 
 
-def _answers(
+def answer_questions(
     model: Any,
     tokenizer: Any,
     stop_ids: frozenset[int],
@@ -71,6 +71,7 @@ def _answers(
     max_new_tokens: int,
     batch_size: int | None,
 ) -> list[Reply]:
+    """Return a loaded model's greedy answers, in the order of the questions."""
     from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
     from tuneline.models.chat import prompt_token_ids
 

@@ -37,7 +37,8 @@ def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> d
         "eval_on_start": not resumed,
         "save_strategy": "steps",
         "save_steps": config.save_steps,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # see CheckpointMarks
+        "dataloader_num_workers": config.dataloader_num_workers,
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,

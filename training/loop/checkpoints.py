@@ -8,52 +8,119 @@ they are working files and never part of an artifact.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
+from training.config import TrainingConfig
+from training.estimates.memory import moment_bytes
+from training.loop.proof import state_bytes
+from tuneline.core.artifact import canonical_digest, require_disk_space
 from tuneline.core.progress import logger
 
-KEY_FILE = "key"
+KEY_FILE = "key.json"
 COMPLETE_FILE = "complete.json"
+OTHER_FILES_BYTES = 2**17
+"""State of the Trainer and of the random numbers, schedule, arguments and configuration."""
 
 
-def open_work_dir(out: Path, key: str) -> Path:
-    """The directory of checkpoints for `out`; what another `key` left there is removed."""
+def open_work_dir(out: Path, facts: Mapping[str, Any]) -> Path:
+    """Return the directory of checkpoints for `out`; checkpoints of other facts are removed.
+
+    Args:
+        facts: The settings and inputs that decide the result, as JSON values by name.
+    """
     work = out.parent / f".{out.name}.work"
-    key_file = work / KEY_FILE
-    if work.exists() and (not key_file.is_file() or key_file.read_text() != key):
-        logger.info("  checkpoints of another configuration are removed")
-        shutil.rmtree(work)
+    if work.exists():
+        differences = _differences(work / KEY_FILE, facts)
+        if differences:
+            logger.warning(
+                "  %s: its checkpoints are of another run and are removed: %s", work, differences
+            )
+            shutil.rmtree(work)
     if not work.exists():
         work.mkdir(parents=True)
-        key_file.write_text(key)
+        partial = work / f"{KEY_FILE}.partial"
+        partial.write_text(json.dumps(facts), encoding="utf-8")
+        partial.rename(work / KEY_FILE)
     return work
 
 
 def newest_checkpoint(work: Path) -> Path | None:
-    """The furthest checkpoint that was written whole; half-written ones are removed."""
+    """Return the furthest checkpoint that is complete; the others are removed."""
     complete = []
     for checkpoint in work.glob("checkpoint-*"):
-        if (checkpoint / COMPLETE_FILE).is_file():
+        if is_complete(checkpoint):
             complete.append(checkpoint)
         else:
+            logger.info("  %s: is not complete and is removed", checkpoint)
             shutil.rmtree(checkpoint)
-    return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    return max(complete, key=checkpoint_step, default=None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether every file of a checkpoint has the size with which it was written."""
+    try:
+        mark = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
+        return all(
+            (checkpoint / name).stat().st_size == size for name, size in mark["files"].items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def checkpoint_step(checkpoint: Path | None) -> int:
+    """Return the number of steps that a checkpoint saves; 0 without one."""
+    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+
+
+def checkpoint_bytes(config: TrainingConfig, model: torch.nn.Module, base: Path) -> int:
+    """Return the estimated size of a checkpoint: weights, moments, tokenizer, the proof's state."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    num_trained = sum(parameter.numel() for parameter in trained)
+    size: int = num_trained * (4 + moment_bytes(config.optim)) + state_bytes(trained)
+    tokenizer = base / "tokenizer.json"
+    if tokenizer.is_file():
+        size += tokenizer.stat().st_size
+    return size + OTHER_FILES_BYTES
+
+
+def require_room(config: TrainingConfig, model: torch.nn.Module, base: Path, out: Path) -> None:
+    """Check that the disk takes the checkpoints that are kept, one more, and the result.
+
+    Raises:
+        DiskFullError: It does not.
+    """
+    size = checkpoint_bytes(config, model, base)
+    number = config.save_total_limit + 1 + config.load_best_model_at_end
+    result = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    require_disk_space(
+        out.parent,
+        number * size + result,
+        purpose=f"{number} checkpoints of {size:,} bytes and the result of {result:,} bytes",
+    )
 
 
 class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint when all of its files are written, with the time spent so far."""
+    """Marks a checkpoint when all of its files are on the disk, then removes older ones.
 
-    def __init__(self, resumed_from: Path | None) -> None:
+    The Trainer itself removes an old checkpoint before the new one is marked, and starts with any
+    of its files: a kill in between would leave no checkpoint, or one that only looks complete.
+    """
+
+    def __init__(self, config: TrainingConfig, resumed_from: Path | None) -> None:
+        self.limit, self.minutes = config.save_total_limit, config.save_minutes
         self.earlier_s = 0.0
         if resumed_from is not None:
             mark = json.loads((resumed_from / COMPLETE_FILE).read_text())
             self.earlier_s = float(mark["wall_s"])
-        self.start_s = time.monotonic()
+        self.start_s = self.saved_s = time.monotonic()
         self.end_s: float | None = None
 
     @property
@@ -67,10 +134,61 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
         self.end_s = time.monotonic()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.start_s = time.monotonic()
+        self.start_s = self.saved_s = time.monotonic()
+
+    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint if the last one is too old."""
+        if self.minutes is not None and time.monotonic() - self.saved_s >= 60 * self.minutes:
+            control.should_save = True
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        """Mark the checkpoint, and remove those that are not kept."""
+        work = Path(args.output_dir)
+        checkpoint = work / f"checkpoint-{state.global_step}"
+        files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+        for path in files:
+            _sync(path)
+        sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
         mark = checkpoint / f"{COMPLETE_FILE}.partial"
-        mark.write_text(json.dumps({"wall_s": self.wall_s}))
+        mark.write_text(json.dumps({"wall_s": self.wall_s, "files": sizes}))
+        _sync(mark)
         mark.rename(checkpoint / COMPLETE_FILE)
+        _sync(checkpoint)
+        best = state.best_global_step
+        others = sorted(
+            (path for path in work.glob("checkpoint-*") if checkpoint_step(path) != best),
+            key=checkpoint_step,
+        )
+        for old in others[: -self.limit]:
+            (old / COMPLETE_FILE).unlink(missing_ok=True)  # first: the rest is not complete
+            shutil.rmtree(old)
+        self.saved_s = time.monotonic()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _differences(key_file: Path, facts: Mapping[str, Any]) -> str:
+    """Return in words how the facts of earlier checkpoints differ; "" if they do not."""
+    try:
+        earlier = json.loads(key_file.read_text(encoding="utf-8"))
+        if canonical_digest(earlier) == canonical_digest(dict(facts)):
+            return ""
+        names = [*facts, *(name for name in earlier if name not in facts)]
+        return "; ".join(
+            f"{name} was {_short(earlier.get(name))}, now {_short(facts.get(name))}"
+            for name in names
+            if earlier.get(name) != facts.get(name)
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{key_file.name} cannot be read"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -28,6 +28,13 @@ def peak_memory_bytes() -> int:
     return _status_bytes("VmHWM")
 
 
+def memory_bytes() -> int:
+    """Return the memory in use now: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_allocated())
+    return _status_bytes("VmRSS")
+
+
 def _status_bytes(name: str) -> int:
     for line in STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}:"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -42,3 +43,21 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Show the step."""
         self.advance(state.global_step, self.note)
+
+
+class ReportHeldout(TrainerCallback):  # type: ignore[misc]
+    """Hands step and loss of each held-out measurement to a function."""
+
+    def __init__(self, on_heldout: Callable[[int, float], None]) -> None:
+        self.on_heldout = on_heldout
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Hand over what a continued run has measured already."""
+        for entry in state.log_history:
+            if "eval_loss" in entry and entry["step"]:
+                self.on_heldout(entry["step"], entry["eval_loss"])
+
+    def on_evaluate(self, _args: Any, state: Any, _control: Any, *, metrics: Any, **_: Any) -> None:
+        """Hand over a new measurement; the one before the first step says nothing."""
+        if state.global_step:
+            self.on_heldout(state.global_step, metrics["eval_loss"])

@@ -152,6 +152,18 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
         # second step, and A has no gradient.
         if num_steps > 2:
             self._check_gradients(num_steps)
+        found = self.moved()
+        still = [one.name for one in found if one.num_steps_with_gradient and not one.change]
+        if still and num_steps > 1:
+            raise ConfigError(
+                f"training: {_some(still)} had gradients and did not move in {num_steps} steps: "
+                "each change was smaller than the number format can hold",
+                hint="Raise training.learning_rate, or set training.dtype: float32.",
+            )
+        return found
+
+    def moved(self) -> list[Moved]:
+        """Return what each trained parameter did until now, without the checks of `finish`."""
         found = []
         norms, counts = self.max_norms.tolist(), self.num_steps.tolist()
         for (name, parameter), norm, count in zip(
@@ -162,13 +174,6 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
             size = float(start.square().mean().sqrt())
             relative = change / size if size else None
             found.append(Moved(name, parameter.numel(), count, norm, change, relative))
-        still = [one.name for one in found if one.num_steps_with_gradient and not one.change]
-        if still and num_steps > 1:
-            raise ConfigError(
-                f"training: {_some(still)} had gradients and did not move in {num_steps} steps: "
-                "each change was smaller than the number format can hold",
-                hint="Raise training.learning_rate, or set training.dtype: float32.",
-            )
         return found
 
     def _note_starts(self, gradients: Sequence[Any]) -> None:
@@ -214,6 +219,16 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
                 "is learned",
                 hint="Raise training.learning_rate, and check that the data has different rows.",
             )
+
+
+def state_bytes(parameters: Sequence[torch.nn.Parameter]) -> int:
+    """Return the size of the state in a checkpoint: the watched start values and their places."""
+    return sum(
+        parameter.numel() * parameter.element_size()
+        if parameter.numel() <= SAMPLE
+        else SAMPLE * (parameter.element_size() + 8)
+        for parameter in parameters
+    )
 
 
 def by_pattern(moved: Sequence[Moved]) -> list[dict[str, Any]]:

@@ -4,33 +4,69 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
 
+from training.loop.checkpoints import checkpoint_step, newest_checkpoint
 from tuneline.core.progress import logger
+
+MEASUREMENT_S = 10.0
+"""Seconds after a signal for which a measurement of held-out rows goes on. Kubernetes kills a
+container 30 s after SIGTERM, and the checkpoint has to be written too."""
+
+
+class _StoppedError(Exception):
+    """A signal came while held-out rows were measured."""
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """Ends training after the current step, with a checkpoint, once a signal has come."""
+    """Ends training after the current step, with a checkpoint, once a signal has come.
 
-    def __init__(self) -> None:
+    The wait is at most the step, `MEASUREMENT_S` seconds of a measurement of held-out rows, and the
+    writing of the checkpoint. A measurement that takes longer is left: a checkpoint without it
+    would continue with other random numbers, so the next run starts from the checkpoint before.
+    """
+
+    def __init__(self, measurement_s: float = MEASUREMENT_S) -> None:
+        self.measurement_s = measurement_s
         self.received: int | None = None
+        self.received_s = 0.0
+        self.step_began_s = 0.0
+        self.step_s: float | None = None
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.step_began_s = time.monotonic()
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+        self.step_s = time.monotonic() - self.step_began_s
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
 
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        self.require_running()
+
+    def require_running(self) -> None:
+        """Leave a measurement of held-out rows if a signal came too long ago."""
+        waited_s = time.monotonic() - self.received_s
+        if self.received is not None and waited_s >= self.measurement_s:
+            raise _StoppedError
+
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, work: Path | None = None) -> Iterator[None]:
         """Stop training on SIGINT and SIGTERM, then pass the signal to its earlier handler.
 
         A second signal does not wait. An ignored signal stays ignored, and outside the main thread
         no signal is caught.
+
+        Args:
+            work: The directory of checkpoints, for the message.
 
         Raises:
             KeyboardInterrupt: The run was stopped, and the signal's own handler returned.
@@ -46,16 +82,34 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
                 signal.signal(number, handler)
 
         def on_signal(number: int, _frame: FrameType | None) -> None:
-            self.received = number
+            self.received, self.received_s = number, time.monotonic()
             restore()
-            logger.warning("  stopping after this step; the same command continues from there")
+            last = "" if self.step_s is None else f" (the last step took {self.step_s:.1f} s)"
+            logger.warning(
+                "  %s: stopping after this step%s; a second signal does not wait",
+                signal.Signals(number).name, last,
+            )  # fmt: skip
 
         for number in previous:
             signal.signal(number, on_signal)
         try:
             yield
+        except _StoppedError:
+            pass
         finally:
             restore()
         if self.received is not None:
+            if work is not None:
+                _say_where(newest_checkpoint(work))
             signal.raise_signal(self.received)
             raise KeyboardInterrupt  # half a run is never taken for a whole one
+
+
+def _say_where(checkpoint: Path | None) -> None:
+    if checkpoint is None:
+        logger.warning("  no checkpoint was written; the same command starts from the first step")
+        return
+    logger.warning(
+        "  the checkpoint of step %d is %s; the same command continues from there",
+        checkpoint_step(checkpoint), checkpoint,
+    )  # fmt: skip

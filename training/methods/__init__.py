@@ -67,6 +67,8 @@ class Method:
     draws_columns: bool = False
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
     """`SEQ_CLS` trains a score in place of the next token."""
+    is_answered: bool = False
+    """Whether its held-out rows have an expected answer, for exact match while it trains."""
     loss_must_change: bool = True
     """Whether a loss that stays the same from the first step on says that nothing is learned."""
 

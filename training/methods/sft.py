@@ -62,7 +62,13 @@ def _trainer(
     return trainer
 
 
-SFT = Method(render=_render, trainer=_trainer, metrics=loss_metrics, kinds=("answer", "text"))
+SFT = Method(
+    render=_render,
+    trainer=_trainer,
+    metrics=loss_metrics,
+    kinds=("answer", "text"),
+    is_answered=True,
+)
 
 
 class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]

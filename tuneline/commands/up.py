@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from tuneline.commands.option_values import open_run
 from tuneline.commands.options import (
@@ -40,6 +43,9 @@ def plan(
     run_file: RunFile,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Train ten steps, and print how long training takes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what `up` would run, and why.
@@ -48,22 +54,24 @@ def plan(
     """
     from tuneline.pipeline.plan import estimate_run
     from tuneline.pipeline.plan import plan as plan_run
+    from tuneline.pipeline.probe import probe_run
 
     run = open_run(run_file, overrides, runs_dir)
     planned = plan_run(run)
     estimate, estimate_text = estimate_run(run)
+    found, time_text = probe_run(run) if probe else ({}, [])
     document = [
         {
             "stage": entry.stage.name,
             "state": entry.state,
             "reason": entry.reason,
             "path": None if entry.path is None else str(entry.path),
-            **({"estimate": estimate} if entry.stage.name == ADAPTER else {}),
+            **({"estimate": estimate, **found} if entry.stage.name == ADAPTER else {}),
         }
         for entry in planned
     ]
     lines = [f"{e.state:8} {e.stage.name:18} {e.stage.title} ({e.reason})" for e in planned]
-    emit(document, [*lines, "", *estimate_text], as_json)
+    emit(document, [*lines, "", *estimate_text, *time_text], as_json)
 
 
 def up(

@@ -8,13 +8,12 @@ artifact. The digest covers only kind and files: equal content has an equal dige
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ from tuneline.core.files import MANIFEST as MANIFEST
 from tuneline.core.files import FileEntry as FileEntry
 from tuneline.core.files import difference_lines, payload_files, relative_name
 from tuneline.core.files import file_sha256 as file_sha256
+from tuneline.core.lock import locked
 
 SCHEMA_VERSION: Literal[1] = 1
 JOURNAL = ".journal.jsonl"
@@ -170,9 +170,9 @@ def _locked(out: Path) -> Iterator[None]:
         lock = lock_path.open("w")
     except OSError as error:
         raise cannot_write(out, error) from error
-    with lock:
+    with lock, ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(lock))
         except BlockingIOError:
             raise ArtifactError(
                 f"{out}: another process is writing it", hint="Wait for it, or end it."
@@ -296,8 +296,11 @@ def canonical_digest(value: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def require_disk_space(directory: Path, size_bytes: int) -> None:
+def require_disk_space(directory: Path, size_bytes: int, *, purpose: str = "") -> None:
     """Check that a directory's disk has `size_bytes` free; the directory need not exist yet.
+
+    Args:
+        purpose: The files that need the space, for the message.
 
     Raises:
         DiskFullError: The disk has less free space.
@@ -309,7 +312,7 @@ def require_disk_space(directory: Path, size_bytes: int) -> None:
     if free_bytes < size_bytes:
         raise DiskFullError(
             f"{directory}: {free_bytes / 2**20:,.0f} MiB are free; expected "
-            f"{size_bytes / 2**20:,.0f} MiB",
+            f"{size_bytes / 2**20:,.0f} MiB" + (f" for {purpose}" if purpose else ""),
             hint="Free some space, or choose a directory on another disk.",
         )
 

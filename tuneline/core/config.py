@@ -40,20 +40,42 @@ class StrictModel(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+def load_config(
+    path: Path,
+    model: type[Model],
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> Model:
     """Read a YAML file into `model`, with `key.sub=value` overrides applied on top.
+
+    Args:
+        values: More overrides, by the path of their key; they come last.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping, an override is malformed, or values
             do not fit; every problem reads `file: key: problem (did you mean ...?)`.
     """
-    values = _read_yaml(path)
-    for override in overrides:
-        apply_override(values, override)
+    document = read_document(path, overrides, values)
     try:
-        return model.model_validate(values)
+        return model.model_validate(document)
     except ValidationError as error:
         raise ConfigError(_problems(error, model, str(path))) from None
+
+
+def read_document(
+    path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a YAML file with overrides applied, before it is validated; see `load_config`.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, or an override is malformed.
+    """
+    document = _read_yaml(path)
+    for override in overrides:
+        apply_override(document, override)
+    for key, value in (values or {}).items():
+        set_value(document, key, value)
+    return document
 
 
 def validate_config(model: type[Model], values: dict[str, Any], where: str) -> Model:
@@ -149,8 +171,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         ConfigError: It has no such form, or leads through a value.
     """
     key, equals, text = override.partition("=")
-    names = key.split(".")
-    if not equals or not all(names):
+    if not equals or not all(key.split(".")):
         raise ConfigError(
             f"--set {override}: expected key=value", hint="Try: --set training.learning_rate=1e-4"
         )
@@ -158,32 +179,46 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    set_value(values, key, value, f"--set {override}")
+
+
+def set_value(values: dict[str, Any], key: str, value: Any, where: str = "") -> None:
+    """Set a value in nested mappings and lists, by the path of its key.
+
+    Args:
+        where: The place of the key, for the message.
+
+    Raises:
+        ConfigError: The path leads through a value.
+    """
+    where = where or key
+    names = key.split(".")
     section: Any = values
     for name in names[:-1]:
-        section = _step_into(section, name, override)
+        section = _step_into(section, name, where)
     if isinstance(section, list):
-        section[_index(section, names[-1], override)] = value
+        section[_index(section, names[-1], where)] = value
     else:
         section[names[-1]] = value
 
 
-def _step_into(section: Any, name: str, override: str) -> Any:
+def _step_into(section: Any, name: str, where: str) -> Any:
     """The section or the list called `name`, made where it is not there yet."""
     if isinstance(section, list):
-        inner = section[_index(section, name, override)]
+        inner = section[_index(section, name, where)]
     else:
         inner = section.get(name)
         if inner is None:
             inner = section[name] = {}
     if not isinstance(inner, dict | list):
-        raise ConfigError(f"--set {override}: {name} is a value, not a section")
+        raise ConfigError(f"{where}: {name} is a value, not a section")
     return inner
 
 
-def _index(items: list[Any], name: str, override: str) -> int:
+def _index(items: list[Any], name: str, where: str) -> int:
     if not name.isdecimal() or int(name) >= len(items):
         raise ConfigError(
-            f"--set {override}: {name!r}: expected the index of one of {len(items)} entries, from 0"
+            f"{where}: {name!r}: expected the index of one of {len(items)} entries, from 0"
         )
     return int(name)
 

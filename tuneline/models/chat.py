@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.errors import ArtifactError
+from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.messages import Message
+from tuneline.models.named_templates import NAMED_TEMPLATES
 from tuneline.models.template import (
     TemplateSettings,
     date_formats,
@@ -130,9 +131,32 @@ def require_chat_template(tokenizer: Any, name: str) -> str:
         raise ArtifactError(
             f"base model {name}: its tokenizer has no chat template; training and serving a chat "
             "model need one",
-            hint="Try: the instruct variant of the model, or a chat_template.jinja in its folder.",
+            hint="Try: the instruct variant of the model, or --set data.chat_template=alpaca.",
         ) from None
     return template
+
+
+def chosen_template(tokenizer: Any, name: str, settings: TemplateSettings) -> str:
+    """Return the chat template of a run: the model's own, or the named one of a model without.
+
+    Raises:
+        ArtifactError: The base model has no template, and the run names none.
+        ConfigError: The run names a template, and the base model has another one.
+    """
+    if settings.named is None:
+        return require_chat_template(tokenizer, name)
+    named = NAMED_TEMPLATES[settings.named]
+    own = tokenizer.chat_template
+    if own is None:
+        return named
+    # A trained model has the named template behind lines that set variables.
+    if not (isinstance(own, str) and own.endswith(named)):
+        raise ConfigError(
+            f"data.chat_template: {settings.named}: base model {name} has a chat template of its "
+            "own, which is trained and served",
+            hint="Try: remove data.chat_template.",
+        )
+    return own
 
 
 def set_template(tokenizer: Any, name: str, settings: TemplateSettings) -> str:
@@ -144,7 +168,7 @@ def set_template(tokenizer: Any, name: str, settings: TemplateSettings) -> str:
     Raises:
         ConfigError: The base model has no template, or the template reads no such variable.
     """
-    template = require_chat_template(tokenizer, name)
+    template = chosen_template(tokenizer, name, settings)
     require_variables(template, settings.kwargs)
     tokenizer.chat_template = with_settings(template, settings)
     if settings.serves_date:

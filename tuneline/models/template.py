@@ -33,11 +33,13 @@ class TemplateSettings:
         date: The day that the template takes for today; None takes the day of the call.
         serves_date: Whether the trained model's own template writes `date`. Otherwise a server
             writes the day of the request.
+        named: The name of the template for a base model without one, a row of `NAMED_TEMPLATES`.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: datetime.date | None = None
     serves_date: bool = False
+    named: str | None = None
 
 
 def dataset_settings(dataset: Artifact) -> TemplateSettings:
@@ -51,6 +53,7 @@ def dataset_settings(dataset: Artifact) -> TemplateSettings:
         kwargs=config.get("chat_template_kwargs") or {},
         date=datetime.date.fromisoformat(given or dataset.manifest.created_at[:10]),
         serves_date=given is not None,
+        named=config.get("chat_template"),
     )
 
 

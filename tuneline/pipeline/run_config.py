@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from k8s.config import DeployConfig
 from loadtest.config import LoadTestConfig
 from serving.config import ServingConfig
 from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
+from training.config.search import SearchConfig
 from tuneline.core.config import StrictModel, load_config
 from tuneline.core.errors import MissingError
 from tuneline.models.source import EMBEDDED, ModelSource, resolve_model
@@ -39,6 +40,7 @@ class RunConfig(StrictModel):
     loadtest: LoadTestConfig = LoadTestConfig()
     k8s: DeployConfig = DeployConfig()
     release: ReleaseConfig = ReleaseConfig()
+    search: SearchConfig = Field(default=SearchConfig(), json_schema_extra={"keyed": False})
 
     @model_validator(mode="after")
     def _check_served(self) -> Self:
@@ -65,13 +67,22 @@ class Run:
         return self.path.parent / path
 
 
-def load_run(path: Path, overrides: Sequence[str] = (), runs_dir: Path = Path("runs")) -> Run:
+def load_run(
+    path: Path,
+    overrides: Sequence[str] = (),
+    runs_dir: Path = Path("runs"),
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> Run:
     """Read and validate a run.yaml.
+
+    Args:
+        values: More overrides, by the path of their key.
 
     Raises:
         ConfigError: Every problem in it, each with its key.
     """
-    config = load_config(path, RunConfig, overrides)
+    config = load_config(path, RunConfig, overrides, values)
     return Run(path, config, runs_dir / config.name)
 
 

@@ -39,11 +39,13 @@ class Line:
         run: The run and its configuration.
         base: The base model.
         endpoint: Starts the server on first use; later stages of the same `up` share it.
+        on_heldout: Is called with step and loss after each held-out measurement of the training.
     """
 
     run: Run
     base: ModelSource
     endpoint: Callable[[Made], Endpoint]
+    on_heldout: Callable[[int, float], None] | None = None
 
 
 @dataclass(frozen=True)

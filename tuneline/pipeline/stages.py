@@ -55,7 +55,9 @@ def _adapter(line: Line, made: Made, out: Path) -> Artifact:
 
     require_prompts_fit(line.run, line.base, made[DATASET])
     config, folder = line.run.config.training, line.run.path.parent
-    return train_adapter(config, made[DATASET], line.base, out, relative_to=folder)
+    return train_adapter(
+        config, made[DATASET], line.base, out, relative_to=folder, on_heldout=line.on_heldout
+    )
 
 
 def _evaluation_preferences(line: Line, made: Made, out: Path) -> Artifact:

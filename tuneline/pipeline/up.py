@@ -7,7 +7,6 @@ other content. Artifacts of earlier configurations stay, so going back to one co
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from contextlib import ExitStack
 
 from tuneline.core.artifact import Artifact, cannot_write, open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, VerdictError
+from tuneline.core.lock import locked
 from tuneline.core.progress import logger
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
@@ -30,6 +30,7 @@ def up(
     on_stage: Callable[[Planned, Artifact, float], None] = lambda *_: None,
     *,
     keep_going: bool = False,
+    on_heldout: Callable[[int, float], None] | None = None,
 ) -> Made:
     """Run the stale stages in order and return every artifact of the line.
 
@@ -40,6 +41,8 @@ def up(
             seconds (0 for a stage that was current).
         keep_going: Whether the stages after a failed verdict run too; the first such verdict is
             raised at the end.
+        on_heldout: Is called with step and loss after each held-out measurement of the training;
+            what it raises ends the line.
 
     Raises:
         VerdictError: A verdict is not PASS. Its artifact is kept, and the stages after it do not
@@ -54,7 +57,7 @@ def up(
     failed: list[VerdictError] = []
     with ExitStack() as stack:
         stack.enter_context(lock_run(run))
-        line = Line(run, base, LazyServer(run, base, stack).endpoint)
+        line = Line(run, base, LazyServer(run, base, stack).endpoint, on_heldout)
         for number, stage in enumerate(selected, start=1):
             entry = plan_stage(run, stage, base, made)
             started_s = time.monotonic()
@@ -106,9 +109,9 @@ def lock_run(run: Run) -> Iterator[None]:
         lock = (run.dir / ".lock").open("w")
     except OSError as error:
         raise cannot_write(run.dir, error) from error
-    with lock:
+    with lock, ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(lock))
         except BlockingIOError:
             raise ArtifactError(
                 f"{run.dir}: another tuneline works in this directory",

@@ -28,6 +28,7 @@ SETTINGS = {
     "save_steps": 6,  # the steps of an epoch: resuming at its end is the hardest case
     "gradient_checkpointing": False,
     "max_length": 128,
+    "report_to": [],
 }
 
 

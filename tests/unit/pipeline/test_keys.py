@@ -16,6 +16,7 @@ from loadtest.workload_config import Delay, SessionsConfig
 from tests.unit.pipeline.fake_line import fake_made
 from training.config import JudgeConfig
 from training.config.data import SourceConfig
+from training.config.search import ChoicesConfig
 from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
 from tuneline.pipeline.keys import stage_key
@@ -43,7 +44,7 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
     ALL_BUT_DATASET: {"": "base_model"},
     ("dataset",): {
         "data": """shape columns heldout_fraction system_prompt bad_rows seed group_by
-            stratify_by chat_template_kwargs chat_template_date""",
+            stratify_by chat_template chat_template_kwargs chat_template_date""",
         "data.checks.contradictions": "action",
         "data.checks.duplicates": "action",
         "data.checks.empty_answers": "action",
@@ -69,7 +70,8 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
             use_liger_kernel finetuning_type
             exclude_modules target_parameters layers_to_transform use_dora bias rank_pattern
             alpha_pattern modules_to_save trainable_token_indices ensure_weight_tying lora_config
-            load_in_4bit router_aux_loss_coef""",
+            load_in_4bit router_aux_loss_coef load_best_model_at_end metric_for_best_model
+            num_eval_prompts early_stopping_patience early_stopping_threshold""",
         "training.method": "type",
     },
     EVALUATIONS: {
@@ -118,7 +120,9 @@ NOT_KEYED: dict[str, str] = {
     "loadtest": "check_models",
     "loadtest.answers": "reference",
     "loadtest.workload": "path",
-    "training": "logging_steps save_steps",
+    "training": """logging_steps save_steps save_minutes save_total_limit dataloader_num_workers
+        report_to prometheus_port""",
+    "search": "space metric direction sampler pruner num_trials seed study",
     # A further stage.
     "evaluation": "forgetting",
     "evaluation.judge": "api_key_env concurrency timeout_s",
@@ -145,6 +149,7 @@ CHANGED: dict[str, Any] = {
     "data.shape": "alpaca",
     "data.columns": {"prompt": "question"},
     "data.heldout_split": "train",
+    "data.chat_template": "alpaca",
     "data.chat_template_kwargs": {"enable_thinking": False},
     "data.chat_template_date": datetime.date(2026, 11, 28),
     "training.train_on": "last_turn",
@@ -163,6 +168,8 @@ CHANGED: dict[str, Any] = {
     "export.prune.pattern": "2:4",
     "export.forms": (*FORMS, "torchscript"),
     "serving.mode": "adapter",
+    "training.report_to": [],
+    "search.space": {"training.r": ChoicesConfig(choices=[8])},
 }
 """For fields whose value the stages read; any other value will do for the rest."""
 TOGETHER: dict[str, dict[str, Any]] = {"export.prune.pattern": {"export.prune.sparsity": None}}

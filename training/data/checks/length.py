@@ -25,6 +25,12 @@ class LengthLimit:
     config: LengthCheck
     template_kwargs: str = "{}"
     """`data.chat_template_kwargs` as JSON."""
+    template_name: str | None = None
+    """`data.chat_template`."""
+
+    def num_tokens(self, row: Row) -> int:
+        """Return the tokens of a row; see `num_tokens`."""
+        return num_tokens(row, self.folder, self.template_kwargs, self.template_name)
 
     @property
     def action(self) -> str:
@@ -33,7 +39,7 @@ class LengthLimit:
 
 def find_length(row: Row, limit: LengthLimit) -> Iterator[Found]:
     """Return the number of tokens of a row that has too many."""
-    found = num_tokens(row, limit.folder, limit.template_kwargs)
+    found = limit.num_tokens(row)
     if found > limit.max_length:
         column = "text" if row.text is not None else "prompt"
         yield Found(column, "too long", f"{found:,} tokens; at most {limit.max_length:,}")
@@ -62,7 +68,7 @@ def repair_length(row: Row, limit: LengthLimit) -> Row | None:
             break
         turns = turns[later[0] :]
         shorter = _with_turns(row, system, turns)
-        if num_tokens(shorter, limit.folder, limit.template_kwargs) <= limit.max_length:
+        if limit.num_tokens(shorter) <= limit.max_length:
             return shorter
     if len(turns) != 1:
         return None
@@ -89,20 +95,22 @@ def _longest(size: int, cut: Callable[[int], Row], limit: LengthLimit) -> Row | 
     low, high = 1, size - 1
     while low < high:
         middle = (low + high) // 2
-        if num_tokens(cut(middle), limit.folder, limit.template_kwargs) <= limit.max_length:
+        if limit.num_tokens(cut(middle)) <= limit.max_length:
             high = middle
         else:
             low = middle + 1
     shorter = cut(low)
-    fits = size > 1 and num_tokens(shorter, limit.folder, limit.template_kwargs) <= limit.max_length
+    fits = size > 1 and limit.num_tokens(shorter) <= limit.max_length
     return shorter if fits else None
 
 
-def num_tokens(row: Row, folder: Path, template_kwargs: str = "{}") -> int:
+def num_tokens(
+    row: Row, folder: Path, template_kwargs: str = "{}", template_name: str | None = None
+) -> int:
     """Return the tokens of a row; of a preference pair, of the longer answer."""
     from tuneline.models.chat import conversation_token_ids
 
-    tokenizer = _tokenizer(folder, template_kwargs)
+    tokenizer = _tokenizer(folder, template_kwargs, template_name)
     if row.text is not None:
         return len(tokenizer(row.text)["input_ids"])
     conversations = [row.messages]
@@ -112,14 +120,14 @@ def num_tokens(row: Row, folder: Path, template_kwargs: str = "{}") -> int:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: Path, template_kwargs: str) -> Any:
+def _tokenizer(folder: Path, template_kwargs: str, template_name: str | None) -> Any:
     from tuneline.models.chat import set_template
     from tuneline.models.template import TemplateSettings
     from tuneline.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    settings = TemplateSettings(kwargs=json.loads(template_kwargs))
-    if settings.kwargs:
+    settings = TemplateSettings(kwargs=json.loads(template_kwargs), named=template_name)
+    if settings.kwargs or settings.named:
         set_template(tokenizer, str(folder), settings)
     return tokenizer
 

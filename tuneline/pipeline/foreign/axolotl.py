@@ -31,7 +31,6 @@ REFUSED = {
     "unfrozen_parameters": "an adapter or all weights are trained",
     "evals_per_epoch": "set training.eval_steps",
     "saves_per_epoch": "set training.save_steps",
-    "early_stopping_patience": "every epoch is trained",
 }
 QUIET = (
     "model_type", "tokenizer_type", "strict", "dataset_prepared_path", "pad_to_sequence_len",
@@ -74,6 +73,9 @@ def read_axolotl(foreign: Foreign) -> None:
             "save_steps": "training.save_steps",
         }
     )
+    patience = foreign.take("early_stopping_patience")
+    foreign.choose("training.early_stopping_patience", patience)
+    foreign.choose("training.load_best_model_at_end", True if patience is not None else None)
     targets = foreign.take("lora_target_modules")
     linear = foreign.take("lora_target_linear")
     foreign.choose("training.target_modules", targets or ("all-linear" if linear else None))

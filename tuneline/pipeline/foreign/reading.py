@@ -20,16 +20,16 @@ SAME = (
     "learning_rate", "weight_decay", "max_grad_norm", "seed", "warmup_steps",
     "gradient_accumulation_steps", "gradient_checkpointing", "logging_steps", "lora_alpha",
     "lora_dropout", "num_train_epochs", "per_device_train_batch_size", "packing", "max_length",
+    "save_total_limit", "dataloader_num_workers",
 )  # fmt: skip
 """Keys of our section `training` that other trainers have under the same name."""
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 WITHOUT_EFFECT = {
     "output_dir": "artifacts go to runs/<name>",
     "overwrite_output_dir": "an artifact is written once",
-    "save_total_limit": "two checkpoints are kept",
     "save_strategy": "training.save_steps chooses checkpoints",
     "eval_strategy": "held-out losses are computed at the end of each epoch, or by eval_steps",
-    "report_to": "no tracker is set here",
+    "report_to": "set training.report_to",
     "fp16": "training.dtype is bfloat16 or float32",
     "ddp_timeout": "training runs in one process",
     "deepspeed": "training runs in one process",
@@ -37,7 +37,6 @@ WITHOUT_EFFECT = {
     "resume_from_checkpoint": "an interrupted run continues by itself",
     "push_to_hub": "tuneline push publishes a model",
     "hub_model_id": "tuneline push publishes a model",
-    "dataloader_num_workers": "rows are rendered before training",
     "preprocessing_num_workers": "rows are rendered before training",
     "overwrite_cache": "a dataset is made again only if its data change",
     "flash_attn": "training.attn_implementation chooses the attention",

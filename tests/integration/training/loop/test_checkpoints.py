@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.integration.training.conftest import SETTINGS, Line
+from training.adapters.trainable import load_trainable
 from training.config import TrainingConfig
+from training.loop.checkpoints import (
+    CheckpointMarks,
+    checkpoint_bytes,
+    newest_checkpoint,
+    open_work_dir,
+)
+from training.loop.signals import StopOnSignal
 from training.train import train_adapter
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import DiskFullError
@@ -21,6 +32,7 @@ SCRIPT = """
 import json, signal, sys, torch
 from pathlib import Path
 from training.config import TrainingConfig
+from training.loop.signals import StopOnSignal
 from training.train import train_adapter
 from tuneline.core.artifact import open_artifact
 from tuneline.models.source import resolve_model
@@ -77,6 +89,12 @@ def test_an_interrupted_run_continues_and_ends_as_a_straight_one(
     # SIGINT reaches the caller as KeyboardInterrupt.
     assert status == -number, (tmp_path / "log").read_text()
     assert not out.exists()
+    log = (tmp_path / "log").read_text()
+    if number != signal.SIGKILL:
+        assert f"{number.name}: stopping after this step" in log
+        newest = max(int(path.name[11:]) for path in tmp_path.glob(".adapter.work/checkpoint-*"))
+        assert f"the checkpoint of step {newest} is " in log
+        assert "the same command continues from there" in log
 
     adapter = train_adapter(line.config, line.dataset, line.base, out)
     metrics = adapter.manifest.metrics
@@ -98,9 +116,29 @@ def test_an_interrupted_run_continues_and_ends_as_a_straight_one(
     assert names == [entry.path for entry in line.adapter.manifest.files]
 
 
-def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
-    from training.loop.signals import StopOnSignal
+def test_a_measurement_that_takes_too_long_is_left_after_a_signal() -> None:
+    handled: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    try:
+        stop = StopOnSignal(measurement_s=0)
+        stop.on_prediction_step()
+        reached: list[str] = []
+        with pytest.raises(KeyboardInterrupt), stop.listening():
+            signal.raise_signal(signal.SIGTERM)
+            stop.on_prediction_step()
+            reached.append("the next batch")
+        assert handled == [signal.SIGTERM] and reached == []
+        stop = StopOnSignal(measurement_s=60)
+        with pytest.raises(KeyboardInterrupt), stop.listening():
+            signal.raise_signal(signal.SIGTERM)
+            stop.on_prediction_step()
+            reached.append("the next batch")
+        assert reached == ["the next batch"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
+
+def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
     handled: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
     try:
@@ -119,22 +157,94 @@ def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_checkpoints_of_another_configuration_or_half_written_are_not_used(
-    line: Line, tmp_path: Path
-) -> None:
-    from training.loop.checkpoints import newest_checkpoint, open_work_dir
+FACTS = {"training.r": 8, "dataset 0": "sha256:1"}
 
-    out = tmp_path / "adapter"
-    work = open_work_dir(out, "one")
-    for step, complete in ((5, True), (10, True), (9, True), (15, False)):
-        checkpoint = work / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        if complete:
-            (checkpoint / "complete.json").write_text('{"wall_s": 1.5}')
-    assert newest_checkpoint(open_work_dir(out, "one")) == work / "checkpoint-10"
-    assert not (work / "checkpoint-15").exists()
-    assert newest_checkpoint(open_work_dir(out, "two")) is None
-    assert not (work / "checkpoint-5").exists()
+
+def _checkpoint(work: Path, step: int, *, complete: bool = True) -> Path:
+    checkpoint = work / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "model").write_bytes(b"weights")
+    if complete:
+        mark = {"wall_s": 1.5, "files": {"model": 7}}
+        (checkpoint / "complete.json").write_text(json.dumps(mark))
+    return checkpoint
+
+
+def test_the_furthest_complete_checkpoint_is_continued(tmp_path: Path) -> None:
+    work = open_work_dir(tmp_path / "adapter", FACTS)
+    for step in (5, 10, 9):
+        _checkpoint(work, step)
+    _checkpoint(work, 15, complete=False)
+    shorter = _checkpoint(work, 20)
+    (shorter / "model").write_bytes(b"weigh")
+    gone = _checkpoint(work, 25)
+    (gone / "model").unlink()
+    damaged = _checkpoint(work, 30)
+    (damaged / "complete.json").write_text('{"wall_s": 1.5, "fi')
+    assert newest_checkpoint(open_work_dir(tmp_path / "adapter", FACTS)) == work / "checkpoint-10"
+    assert sorted(path.name for path in work.glob("checkpoint-*")) == [
+        "checkpoint-10", "checkpoint-5", "checkpoint-9",
+    ]  # fmt: skip
+
+
+def test_checkpoints_of_other_settings_are_named_and_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tuneline"), "propagate", True)
+    work = open_work_dir(tmp_path / "adapter", FACTS)
+    _checkpoint(work, 5)
+    assert newest_checkpoint(open_work_dir(tmp_path / "adapter", dict(FACTS))) is not None
+    assert caplog.records == []
+    other = open_work_dir(tmp_path / "adapter", {**FACTS, "training.r": 16})
+    assert newest_checkpoint(other) is None
+    (said,) = [record.message for record in caplog.records]
+    assert str(work) in said and said.endswith("removed: training.r was 8, now 16")
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"), [(2, 0, [6, 8]), (1, 2, [2, 8]), (3, 8, [2, 4, 6, 8]), (1, 0, [8])]
+)
+def test_the_newest_checkpoints_and_the_best_one_are_kept(
+    tmp_path: Path, limit: int, best: int, kept: list[int]
+) -> None:
+    config = TrainingConfig.model_validate({"save_total_limit": limit})
+    marks = CheckpointMarks(config, None)
+    for step in (2, 4, 6, 8):
+        _checkpoint(tmp_path, step, complete=False)
+        marks.on_save(
+            SimpleNamespace(output_dir=str(tmp_path)),
+            SimpleNamespace(global_step=step, best_global_step=best),
+            None,
+        )
+        assert newest_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
+    found = sorted(int(path.name.partition("-")[2]) for path in tmp_path.iterdir())
+    assert found == kept
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_step(
+    line: Line, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_usage = shutil.disk_usage
+    disk = small_disk("1m")
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)  # the fixture claims to have room
+    with pytest.raises(DiskFullError, match=r"3 checkpoints of [\d,]+ bytes") as caught:
+        train_adapter(line.config, line.dataset, line.base, disk / "adapter")
+    assert str(disk) in str(caught.value) and caught.value.exit_code == 4
+    assert list(disk.iterdir()) == []
+
+
+def test_the_estimate_of_a_checkpoint_is_its_size(line: Line, tmp_path: Path) -> None:
+    sizes = []
+
+    def measure(_step: int, _loss: float) -> None:
+        for checkpoint in tmp_path.glob(".adapter.work/checkpoint-*"):
+            sizes.append(sum(path.stat().st_size for path in checkpoint.iterdir()))
+
+    settings = TrainingConfig.model_validate({**SETTINGS, "num_train_epochs": 2})
+    train_adapter(settings, line.dataset, line.base, tmp_path / "adapter", on_heldout=measure)
+    model = load_trainable(settings, line.base)[0]
+    estimate = checkpoint_bytes(settings, model, line.base.path)
+    assert sizes and all(0.75 * estimate <= size <= estimate for size in sizes), (sizes, estimate)
 
 
 def test_the_same_run_twice_gives_the_same_artifact(line: Line, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""`tuneline search` on a small line: the best point becomes a run.yaml, trained already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.pipeline.small_line import tuneline, write_run
+
+SPACE: dict[str, Any] = {
+    "training.learning_rate": {"choices": [1e-6, 2e-3]},
+    "training.r": {"choices": [2]},
+}
+
+
+def _write(folder: Path, **search: Any) -> Path:
+    run = write_run(folder)
+    values = yaml.safe_load(run.read_text())
+    values["search"] = {"space": SPACE, "sampler": "grid", **search}
+    values["training"] |= {"report_to": [], "target_modules": ["q_proj"]}
+    lines = (folder / "train.jsonl").read_text().splitlines()[:48]
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+    run.write_text(yaml.safe_dump(values))
+    return run
+
+
+def test_the_best_point_is_written_as_a_run_that_is_trained(tmp_path: Path) -> None:
+    run = _write(tmp_path)
+    done = tuneline(run, "search")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    best, other = document["trials"]
+    assert best["values"] == {"training.learning_rate": 2e-3, "training.r": 2}
+    assert best["value"] < other["value"] and other["state"] == "complete"
+    winner = tmp_path / "run.best.yaml"
+    assert Path(document["winner"]) == winner
+    text = winner.read_text()
+    assert f"adapter.eval_loss: {best['value']:.6g} in trial {best['number']}" in text
+    values = yaml.safe_load(text)
+    assert values["training"]["learning_rate"] == 2e-3 and values["training"]["r"] == 2
+    assert "search" not in values and values["data"]["path"] == "train.jsonl"
+    planned = json.loads(tuneline(winner, "plan").stdout)
+    states = {entry["stage"]: entry["state"] for entry in planned}
+    assert states["dataset"] == states["adapter"] == "current"
+    assert len(list((tmp_path / "runs" / "small" / "search" / "points").iterdir())) == 1
+
+    again = tuneline(run, "search")  # every point was tried: nothing is trained
+    assert json.loads(again.stdout)["trials"] == document["trials"]
+    assert "trial" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"space": {}}, "search.space: is empty"),
+        ({"space": {"training.lerning_rate": {"choices": [1]}}}, "did you mean learning_rate?"),
+        ({"space": {"training.r": {"low": 0, "high": 8}}}, "training.r: input should be greater"),
+        ({"space": {"training.save_steps": {"low": 1, "high": 9}}}, "cannot change adapter.eval"),
+        ({"space": {"serving.port": {"low": 1, "high": 9}}}, "cannot change adapter.eval_loss"),
+        ({"space": {"name": {"choices": ["a", "b"]}}}, "name: is not a setting of a training"),
+        ({"metric": "adaptor.eval_loss"}, "no stage 'adaptor'"),
+        ({"metric": "eval_loss"}, "search.metric"),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_work_is_refused_before_any_training(
+    tmp_path: Path, search: dict[str, Any], message: str
+) -> None:
+    done = tuneline(_write(tmp_path, **search), "search")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not list(tmp_path.glob("runs/small/search/points/*"))

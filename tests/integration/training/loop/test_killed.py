@@ -1,0 +1,74 @@
+"""A run that is killed twice by SIGKILL ends with the bits of a run that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.integration.training.loop.killed_runs import CASES, NUM_KILLS
+
+ROOT = Path(__file__).parents[4]
+TIMINGS = (
+    "wall_s", "trained_tokens_per_s", "peak_memory_bytes", "training_memory_bytes",
+    "num_steps_resumed",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(folder)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return folder
+
+
+def _manifest(artifact: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artifact / "manifest.json").read_text())
+    return found
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", CASES)
+def test_a_killed_run_ends_with_the_bits_of_a_straight_one(runs: Path, name: str) -> None:
+    kills = json.loads((runs / name / "kills.json").read_text())
+    assert [kill["status"] for kill in kills] == [-signal.SIGKILL] * NUM_KILLS
+    straight, killed = _manifest(runs / name / "straight"), _manifest(runs / name / "killed")
+    # Equal digests are equal bytes of weights, losses and proof.
+    assert killed["digest"] == straight["digest"]
+    assert killed["metrics"]["num_steps_resumed"] > 0
+    for figure in straight["metrics"]:
+        if figure not in TIMINGS:
+            assert killed["metrics"][figure] == straight["metrics"][figure], figure
+    weights = [
+        load_file(path)
+        for path in (runs / name / "killed").glob("*.safetensors")
+        if path.name != "proof.safetensors"
+    ]
+    assert weights
+    assert any(bool(tensor.any()) for tensors in weights for tensor in tensors.values())
+    assert not (runs / name / ".killed.work").exists()
+
+
+def test_kills_hit_steps_saves_and_half_written_files(runs: Path) -> None:
+    kills = [
+        kill for name in CASES for kill in json.loads((runs / name / "kills.json").read_text())
+    ]
+    assert len({kill["moment"] for kill in kills}) >= 3
+    torn = [kill for kill in kills if kill["moment"] in ("save", "write")]
+    assert torn
+    for kill in torn:  # the directory was there, without the mark of a whole checkpoint
+        folders = {file.partition("/")[0] for file in kill["files"]}
+        marked = {file.partition("/")[0] for file in kill["files"] if "complete.json" in file}
+        assert folders - marked

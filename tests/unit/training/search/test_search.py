@@ -1,0 +1,179 @@
+"""A study on disk: shared by processes, continued after a kill, refused where it is another's."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.training.search.worker import work
+from training.config.search import SearchConfig
+from training.search.search import search_settings
+from training.search.study import open_study
+from tuneline.core.errors import ArtifactError, ConfigError
+
+GRID = {"space": {"x": {"low": 1, "high": 5}}, "sampler": "grid", "pruner": "none"}
+TPE = {"space": {"x": {"low": -8.0, "high": 8.0}}, "num_trials": 5, "pruner": "none"}
+
+
+def _config(values: Mapping[str, Any], **changes: Any) -> SearchConfig:
+    return SearchConfig.model_validate({**values, **changes})
+
+
+def _search(
+    folder: Path, config: SearchConfig, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    def objective(
+        values: Mapping[str, Any], place: Path, _on_heldout: Callable[[int, float], None]
+    ) -> float:
+        place.mkdir(parents=True, exist_ok=True)
+        return float((values["x"] - 3) ** 2)
+
+    return search_settings(config, folder, objective, facts=facts or {}, first=None)
+
+
+def _workers(folder: Path, config: dict[str, Any], *dies: int | None) -> list[int]:
+    """Run one process per entry of `dies` at once, and return their exit statuses.
+
+    An entry is the number of points after which the process kills itself in the next one.
+    """
+    context = multiprocessing.get_context("fork")  # the libraries are imported once
+    settings = json.dumps(config)
+    processes = [context.Process(target=work, args=(folder, settings, after)) for after in dies]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode or 0 for process in processes]
+
+
+def _points(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "points.log").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("values", [GRID, TPE], ids=["grid", "tpe"])
+def test_processes_share_a_study_and_run_no_point_twice(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    assert _workers(tmp_path, values, None, None) == [0, 0]
+    points = [point["x"] for point in _points(tmp_path)]
+    assert len(points) == 5 and len(set(points)) == 5
+    found = _search(tmp_path, _config(values))  # nothing is left to try
+    assert len(found["trials"]) == 5
+    assert found["trials"][0]["value"] == min((x - 3) ** 2 for x in points)
+    assert [Path(path).stat().st_size > 5000 for path in found["plots"]] == [True, True]
+
+
+def test_a_killed_point_is_tried_again_and_finds_its_files(tmp_path: Path) -> None:
+    assert _workers(tmp_path, GRID, 1) == [-signal.SIGKILL]
+    assert len(_points(tmp_path)) == 1
+    assert _workers(tmp_path, GRID, None) == [0]
+    points = _points(tmp_path)
+    assert sorted(point["x"] for point in points) == [1, 2, 3, 4, 5]
+    assert [point["began_before"] for point in points].count(True) == 1
+    trials = _search(tmp_path, _config(GRID))["trials"]
+    assert sorted(trial["attempt"] for trial in trials) == [1] * 4 + [2]
+
+
+def test_a_point_that_kills_its_process_is_given_up(tmp_path: Path) -> None:
+    one = {**GRID, "space": {"x": {"low": 4, "high": 4}}}
+    for _ in range(3):
+        assert _workers(tmp_path, one, 0) == [-signal.SIGKILL]
+    with pytest.raises(ConfigError, match="killed 3 times"):
+        _search(tmp_path, _config(one))
+
+
+def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
+    small = _config(GRID, sampler="tpe", num_trials=50)
+    found = _search(tmp_path, small)
+    assert sorted(trial["values"]["x"] for trial in found["trials"]) == [1, 2, 3, 4, 5]
+
+
+def test_only_the_best_point_keeps_its_files(tmp_path: Path) -> None:
+    found = _search(tmp_path, _config(GRID))
+    assert found["trials"][0]["values"] == {"x": 3}
+    assert len(list((tmp_path / "points").iterdir())) == 1
+
+
+def test_worse_held_out_losses_than_the_median_prune(tmp_path: Path) -> None:
+    def objective(
+        values: Mapping[str, Any], _place: Path, on_heldout: Callable[[int, float], None]
+    ) -> float:
+        for step in range(1, 4):
+            on_heldout(step, float(values["x"]))
+        return float(values["x"])
+
+    config = _config(GRID, pruner="median")
+    trials = search_settings(config, tmp_path, objective, facts={}, first=None)["trials"]
+    states = {trial["values"]["x"]: trial["state"] for trial in trials}
+    assert states[1] == "complete" and states[5] == "pruned"
+    pruned = [trial for trial in trials if trial["state"] == "pruned"]
+    assert {trial["reason"] for trial in pruned} == {"pruned after 1 held-out measurements"}
+
+
+def test_a_trial_that_cannot_be_trained_does_not_end_the_search(tmp_path: Path) -> None:
+    def objective(
+        values: Mapping[str, Any], _place: Path, _on_heldout: Callable[[int, float], None]
+    ) -> float:
+        if values["x"] == 2:
+            raise ConfigError("training: loss is nan at step 4")
+        return float("nan") if values["x"] == 4 else float(values["x"])
+
+    trials = search_settings(_config(GRID), tmp_path, objective, facts={}, first=None)["trials"]
+    failed = {t["values"]["x"]: t["reason"] for t in trials if t["state"] == "fail"}
+    assert failed == {2: "training: loss is nan at step 4", 4: "adapter.eval_loss is nan"}
+    assert trials[0]["values"] == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "message"),
+    [
+        ({"direction": "maximize"}, {}, 'direction "minimize"; found "maximize"'),
+        ({"space": {"x": {"low": 1, "high": 8}}}, {}, r"space\.x .*\"high\": 5.*\"high\": 8"),
+        ({"metric": "adapter.loss"}, {}, 'metric "adapter.eval_loss"; found "adapter.loss"'),
+        ({}, {"training.r": 8}, "training.r null; found 8"),
+    ],
+    ids=["direction", "space", "metric", "run"],
+)
+def test_a_study_of_other_settings_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], facts: dict[str, Any], message: str
+) -> None:
+    open_study(_config(GRID), tmp_path, {}, None)
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_study(_config(GRID, **changes), tmp_path, facts, None)
+    assert caught.value.exit_code == 2 and "search.study=NAME" in str(caught.value.hint)
+
+
+def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    import optuna
+
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    optuna.create_study(study_name="theirs", storage=storage)
+    with pytest.raises(ArtifactError, match="holds the study 'theirs' of another program"):
+        open_study(_config(GRID), tmp_path, {}, None)
+
+
+@pytest.mark.parametrize("content", [b"not a database at all, but some text\n" * 9, b"\0" * 4096])
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.raises(ArtifactError, match="is not a study that can be read") as caught:
+        open_study(_config(GRID), tmp_path, {}, None)
+    assert caught.value.exit_code == 3
+    assert (tmp_path / "study.db").read_bytes() == content
+
+
+def test_a_study_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None:
+    import optuna
+
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    optuna.create_study(study_name="tuneline", storage=storage).enqueue_trial({"x": 1})
+    study = open_study(_config(GRID), tmp_path, {}, None)
+    assert [trial.system_attrs["fixed_params"]["x"] for trial in study.trials] == [1, 2, 3, 4, 5]
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        assert database.execute("select count(*) from studies").fetchone() == (1,)

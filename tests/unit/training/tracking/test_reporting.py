@@ -1,0 +1,169 @@
+"""Trackers get the figures, and none of them delays or ends a training."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.config import TrainingConfig
+from training.tracking.reporting import Open, Reporting, chosen_trackers, opened_trackers
+from training.tracking.tracker import TrackedRun, Tracker
+from tuneline.core.errors import MissingError
+
+FIGURES = {"loss": 1.5, "rewards/margins": 0.25}
+
+
+@pytest.fixture(autouse=True)
+def shown(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("tuneline"), "propagate", True)
+    caplog.set_level(logging.INFO)
+
+
+def _run(folder: Path, first_step: int = 0, port: int | None = None) -> TrackedRun:
+    return TrackedRun("adapter-1", folder, {"r": 16}, first_step, port)
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.finished = False
+
+    def open(self, _run: TrackedRun) -> Tracker:
+        return Tracker(self._log, self._finish)
+
+    def _log(self, step: int, figures: Mapping[str, float]) -> None:
+        self.logged.append((step, dict(figures)))
+
+    def _finish(self) -> None:
+        self.finished = True
+
+
+def _raises_at_open(_run: TrackedRun) -> Tracker:
+    raise ConnectionError("no server")
+
+
+def _raises_at_log(_run: TrackedRun) -> Tracker:
+    def log(_step: int, _figures: Mapping[str, float]) -> None:
+        raise ZeroDivisionError("a bug of the tracker")
+
+    return Tracker(log, lambda: None)
+
+
+def _exits(_run: TrackedRun) -> Tracker:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (_raises_at_open, "bad gets no more figures: ConnectionError: no server"),
+        (_raises_at_log, "bad gets no more figures: ZeroDivisionError: a bug of the tracker"),
+        (_exits, "bad gets no more figures: SystemExit: 3"),
+    ],
+)
+def test_a_tracker_that_raises_is_named_once_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: Open, said: str
+) -> None:
+    good = _Recorder()
+    with Reporting(_run(tmp_path / "t"), {"bad": bad, "good": good.open}) as reporting:
+        for step in (1, 2, 3):
+            reporting.report(step, FIGURES)
+    assert good.logged == [(step, FIGURES) for step in (1, 2, 3)] and good.finished
+    assert [record.message for record in caplog.records if said in record.message] == [
+        f"  {said}; training goes on"
+    ]
+
+
+def test_a_tracker_that_hangs_delays_the_end_by_the_patience_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = threading.Event()
+
+    def hangs(_run: TrackedRun) -> Tracker:
+        return Tracker(lambda _step, _figures: _ignore(release.wait(60)), lambda: None)
+
+    good = _Recorder()
+    began_s = time.monotonic()
+    trackers = {"bad": hangs, "good": good.open}
+    with Reporting(_run(tmp_path), trackers, patience_s=0.3) as reporting:
+        for step in range(2000):  # more than the queue takes
+            reporting.report(step, FIGURES)
+    assert time.monotonic() - began_s < 20
+    assert good.finished and len(good.logged) >= 1000
+    assert any("bad does not answer" in record.message for record in caplog.records)
+    release.set()
+
+
+def _ignore(_value: Any) -> None:
+    return None
+
+
+def test_tensorboard_in_a_place_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    folder = tmp_path / "file" / "tracking"
+    good = _Recorder()
+    trackers = {**opened_trackers(["tensorboard"]), "good": good.open}
+    with Reporting(_run(folder), trackers, patience_s=60) as reporting:
+        reporting.report(1, FIGURES)
+    assert any("tensorboard gets no more figures" in record.message for record in caplog.records)
+
+
+def test_tensorboard_reads_the_figures_and_a_restart_replaces_lost_steps(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, steps, loss in ((0, (1, 2, 3), 1.0), (2, (3, 4), 2.0)):
+        trackers = opened_trackers(["tensorboard"])
+        with Reporting(_run(tmp_path, first), trackers, patience_s=60) as reporting:
+            for step in steps:
+                reporting.report(step, {"loss": loss})
+        time.sleep(1.1)  # the names of the event files have seconds
+    found = EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [
+        (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0),
+    ]  # fmt: skip
+
+
+def test_prometheus_serves_the_newest_step_on_the_loopback_interface(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    trackers = opened_trackers(["prometheus"])
+    text = ""
+    with Reporting(_run(tmp_path, port=port), trackers, patience_s=60) as reporting:
+        for step in (1, 7):
+            reporting.report(step, FIGURES)
+        deadline_s = time.monotonic() + 60
+        while "step 7.0" not in text and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                    text = answer.read().decode()
+            except OSError:
+                continue
+    assert "tuneline_training_step 7.0\n" in text
+    assert "tuneline_training_loss 1.5\n" in text
+    assert "tuneline_training_rewards_margins 0.25\n" in text
+    with socket.socket() as again:  # nothing listens there any more
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", port))
+
+
+def test_a_tracker_without_its_package_is_an_error_before_training() -> None:
+    config = TrainingConfig.model_validate({"report_to": "mlflow"})
+    with pytest.raises(MissingError, match="mlflow needs the package mlflow") as caught:
+        chosen_trackers(config)
+    assert caught.value.exit_code == 4
+    chosen = TrainingConfig.model_validate({"prometheus_port": 9100})
+    assert chosen_trackers(chosen) == ["tensorboard", "prometheus"]
+    assert chosen_trackers(TrainingConfig.model_validate({"report_to": []})) == []

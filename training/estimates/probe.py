@@ -1,0 +1,141 @@
+"""The time that a training takes, by ten steps of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from training.adapters.trainable import train_in_float32
+from training.config import TrainingConfig
+from training.hardware import require_hardware
+from training.loop.arguments import trainer_arguments
+from training.loop.memory import peak_memory_bytes
+from training.model import quiet_libraries, require_one_gpu
+from training.prepared import Prepared, prepare_training
+from tuneline.core.artifact import Artifact
+from tuneline.models.source import ModelSource
+
+PROBE_STEPS = 10
+UNCOUNTED_STEPS = 1
+"""Steps at the start that load kernels and fill caches."""
+LONG_HELDOUT = 0.3
+"""Share of the time that held-out measurements may take without a hint."""
+LONG_UNSAVED_S = 1800.0
+"""Seconds of work that a kill may cost without a hint."""
+FEW_STEPS = 20
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """Measures each step, from its first batch on."""
+
+    def __init__(self) -> None:
+        self.steps_s: list[float] = []
+        self.began_s = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.began_s = time.monotonic()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.steps_s.append(time.monotonic() - self.began_s)
+
+
+def probe_training(
+    config: TrainingConfig, dataset: Artifact, base: ModelSource, *, relative_to: Path = Path()
+) -> dict[str, Any]:
+    """Train ten steps, keep nothing, and return the time that the whole training takes.
+
+    The held-out rows are measured once, in a sample. Rows of like length share a batch, so a step's
+    time differs from the next one's; the estimate is the mean of nine steps times their number.
+
+    Raises:
+        TunelineError: An error that training itself would raise before its first steps.
+    """
+    quiet_libraries()
+    require_one_gpu()
+    require_hardware(config)
+    config = config.model_copy(update={"method": config.method.resolved(relative_to)})
+    prepared = prepare_training(config, dataset, base)
+    with TemporaryDirectory(prefix="tuneline-probe-") as folder:
+        arguments = trainer_arguments(prepared.chosen, Path(folder), resumed=True)
+        arguments |= {"max_steps": PROBE_STEPS, "save_strategy": "no", "eval_strategy": "no"}
+        trainer = prepared.trainer(config, arguments)
+        train_in_float32(trainer.model)
+        trainer.remove_callback(PrinterCallback)
+        clock = _Clock()
+        trainer.add_callback(clock)
+        trainer.train()
+        heldout_s = _heldout_seconds(trainer, prepared, config)
+    batches = len(trainer.get_train_dataloader())
+    per_epoch = math.ceil(batches / config.gradient_accumulation_steps)
+    num_steps = math.ceil(per_epoch * config.num_train_epochs)
+    counted = clock.steps_s[UNCOUNTED_STEPS:] or clock.steps_s
+    step_s = sum(counted) / len(counted)
+    num_measured = 1 + num_steps // (config.eval_steps or per_epoch)
+    found = {
+        "num_probed_steps": len(clock.steps_s),
+        "step_s": step_s,
+        "num_steps": num_steps,
+        "training_s": num_steps * step_s,
+        "heldout_s": heldout_s,
+        "num_heldout_measurements": num_measured,
+        "total_s": num_steps * step_s + num_measured * heldout_s,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    return found | {"hints": _hints(config, found)}
+
+
+def time_lines(found: dict[str, Any]) -> list[str]:
+    """Return the time of a training as lines for people."""
+    return [
+        f"training takes about {_duration(found['total_s'])}: {found['num_steps']:,} steps of "
+        f"{found['step_s']:.2f} s and {found['num_heldout_measurements']} held-out measurements of "
+        f"{_duration(found['heldout_s'])}, by {found['num_probed_steps']} steps on this machine",
+        *(f"hint: {hint}" for hint in found["hints"]),
+    ]
+
+
+def _heldout_seconds(trainer: Any, prepared: Prepared, config: TrainingConfig) -> float:
+    """Return the time of a held-out measurement, by a sample of evenly spaced rows."""
+    total = len(prepared.heldout_rows)
+    size = min(total, 4 * config.per_device_train_batch_size)
+    places = [index * total // size for index in range(size)]
+    began_s = time.monotonic()
+    trainer.evaluate(trainer.eval_dataset.select(places))
+    return (time.monotonic() - began_s) * total / size
+
+
+def _hints(config: TrainingConfig, found: dict[str, Any]) -> list[str]:
+    """Return what of run.yaml costs time, or more work than it must if the run is killed."""
+    hints = []
+    heldout_s = found["num_heldout_measurements"] * found["heldout_s"]
+    if heldout_s > LONG_HELDOUT * found["total_s"]:
+        share = heldout_s / found["total_s"]
+        steps = 2 * (config.eval_steps or found["num_steps"])
+        hints.append(
+            f"held-out measurements take {share:.0%} of the time; try training.eval_steps: "
+            f"{steps}, or fewer held-out rows"
+        )
+    unsaved_s = min(config.save_steps, found["num_steps"]) * found["step_s"]
+    if unsaved_s > LONG_UNSAVED_S and config.save_minutes is None:
+        hints.append(
+            f"a kill costs up to {_duration(unsaved_s)} of work; try training.save_minutes: 15"
+        )
+    if found["num_steps"] < FEW_STEPS and config.gradient_accumulation_steps > 1:
+        hints.append(
+            f"there are {found['num_steps']} optimizer steps only; try "
+            "training.gradient_accumulation_steps: 1"
+        )
+    return hints
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

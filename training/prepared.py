@@ -1,0 +1,103 @@
+"""Rows and model of a training, up to the point where a trainer can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import set_seed
+
+from training.adapters.trainable import load_trainable
+from training.config import TrainingConfig
+from training.data.prepare import TRAIN_FILE, dataset_rows
+from training.data.row import Row
+from training.estimates.memory import TrainingMemory
+from training.estimates.step import estimate_step
+from training.loop.best import require_metric
+from training.loop.memory import start_measurement
+from training.methods import Method, find_method, require_kinds
+from tuneline.core.artifact import Artifact
+from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.models.chat import set_template
+from tuneline.models.context import require_context
+from tuneline.models.source import ModelSource
+from tuneline.models.stop_tokens import served_stop_ids
+from tuneline.models.template import TemplateSettings, dataset_settings
+from tuneline.models.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded model with what it is trained on.
+
+    Attributes:
+        rendering: How conversations are rendered.
+        template: The trained model's chat template.
+        rows: The rows of each file, as they were read.
+        train_rows: The training rows, as the method renders them.
+        heldout_rows: The held-out rows, as the method renders them.
+        chosen: The configuration without `auto`.
+        estimate: The memory that a step is estimated to take.
+        memory_before: Bytes in use before the model was loaded.
+        reached: The modules that are trained.
+        without: The layers that `all-linear` leaves out.
+    """
+
+    method: Method
+    tokenizer: Any
+    rendering: TemplateSettings
+    template: str
+    stop_ids: Sequence[int]
+    rows: dict[str, list[Row]]
+    train_rows: Sequence[Any]
+    heldout_rows: Sequence[Any]
+    chosen: TrainingConfig
+    estimate: TrainingMemory | None
+    memory_before: int
+    model: Any
+    reached: Any
+    without: Any
+
+    def trainer(self, config: TrainingConfig, arguments: dict[str, Any]) -> Any:
+        """Return the method's trainer, ready to train."""
+        return self.method.trainer(
+            config, self.model, self.tokenizer, arguments, self.train_rows, self.heldout_rows
+        )
+
+
+def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSource) -> Prepared:
+    """Render and check every row, then load the model with what is trained on it.
+
+    Raises:
+        ConfigError: The chat template does not train a stop token or cannot be used, a target
+            module does not exist, or the method does not measure the metric.
+        DataError: Rows are longer than `max_length`, cannot be rendered, or are not rows that the
+            method trains on.
+        ArtifactError: The base model cannot be loaded.
+    """
+    method = find_method(config.method)
+    require_metric(config, method)
+    tokenizer = load_tokenizer(base.path)
+    rendering = dataset_settings(dataset)
+    template = set_template(tokenizer, base.name, rendering)
+    stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
+    rows = {file: dataset_rows(dataset, file) for file in (TRAIN_FILE, HELDOUT_FILE)}
+    for file, found in rows.items():
+        require_kinds(config.method, found, file)
+    method.check(config, rows[TRAIN_FILE], TRAIN_FILE)
+    train_rows, heldout_rows = (
+        method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()
+    )
+    set_seed(config.seed)
+    lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
+    require_context(base, max(lengths, default=0))
+    chosen, estimate = estimate_step(config, base.path, lengths)
+    memory_before = start_measurement()
+    model, reached, without = load_trainable(
+        config, base, chosen.attn_implementation, method.task_type
+    )
+    return Prepared(
+        method, tokenizer, rendering, template, stop_ids, rows, train_rows, heldout_rows, chosen,
+        estimate, memory_before, model, reached, without,
+    )  # fmt: skip

@@ -1,0 +1,150 @@
+"""The search itself: trials one after the other, until the study has enough."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from training.config.search import SearchConfig
+from training.search.plots import write_plots
+from training.search.space import values_of
+from training.search.study import Started, counts, next_trial, open_study, study_lock
+from tuneline.core.artifact import canonical_digest
+from tuneline.core.digests import short_digest
+from tuneline.core.errors import ConfigError
+from tuneline.core.progress import logger
+
+Objective = Callable[[Mapping[str, Any], Path, Callable[[int, float], None]], float]
+"""`(values, folder, on_heldout)` -> the metric. `folder` belongs to the point, so a point that is
+tried again finds what the killed process left there. `on_heldout(step, loss)` may end the trial."""
+
+
+def search_settings(
+    config: SearchConfig,
+    folder: Path,
+    objective: Objective,
+    *,
+    facts: Mapping[str, Any],
+    first: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Try points until the study has enough, and return its trials, the best one first.
+
+    Several processes may do so at once. The folder then has `history.png` and `parallel.png`, and
+    below `points/` what the best trial made.
+
+    Raises:
+        ConfigError: The study was made with other facts, or no trial was completed.
+        ArtifactError: The folder holds no study, or cannot be written.
+    """
+    study = open_study(config, folder, facts, first)
+    study.pruner = _pruner(config)
+    while (started := next_trial(study, config, folder)) is not None:
+        with started.lock:
+            _run_trial(study, config, folder, started, objective)
+    trials = [_entry(config, trial) for trial in study.get_trials(deepcopy=False) if counts(trial)]
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    if not complete:
+        reasons = sorted({str(trial["reason"]) for trial in trials if trial["reason"]})
+        raise ConfigError([f"{folder}: no trial of {len(trials)} was completed", *reasons])
+    sign = 1 if config.direction == "minimize" else -1
+    trials.sort(key=lambda t: (t["state"] != "complete", sign * (t["value"] or 0), t["number"]))
+    return {"trials": trials, "plots": [str(path) for path in write_plots(study, config, folder)]}
+
+
+def point_folder(config: SearchConfig, folder: Path, values: Mapping[str, Any]) -> Path:
+    """Return the directory of a point, which depends on its values only."""
+    named = {name: values[name] for name in config.space}
+    return folder / "points" / short_digest(canonical_digest(named))
+
+
+def _run_trial(
+    study: optuna.Study,
+    config: SearchConfig,
+    folder: Path,
+    started: Started,
+    objective: Objective,
+) -> None:
+    """Run one trial and record how it ended; what only the best trial needs is removed."""
+    trial = started.trial
+    values = values_of(config.space, started.params)
+    logger.info("trial %d: %s", trial.number, ", ".join(f"{k}={v}" for k, v in values.items()))
+    place = point_folder(config, folder, values)
+    began_s = time.monotonic()
+    number = 0
+
+    def on_heldout(_step: int, loss: float) -> None:
+        nonlocal number
+        number += 1
+        trial.report(loss if config.direction == "minimize" else -loss, number)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    state, value, reason = TrialState.COMPLETE, None, None
+    try:
+        value = objective(values, place, on_heldout)
+        if not math.isfinite(value):
+            state, reason, value = TrialState.FAIL, f"{config.metric} is {value}", None
+    except optuna.TrialPruned:
+        state, reason = TrialState.PRUNED, f"pruned after {number} held-out measurements"
+    except ConfigError as error:
+        state, reason = TrialState.FAIL, str(error)
+    except (KeyboardInterrupt, SystemExit):
+        trial.set_user_attr("interrupted", True)
+        raise
+    trial.set_user_attr("wall_s", round(time.monotonic() - began_s, 3))
+    if reason is not None:
+        trial.set_user_attr("reason", reason)
+    with study_lock(folder):
+        study.tell(trial, value, state=state)
+        best = _best(study)
+        for other in (folder / "points").glob("*"):
+            if not _is_kept(study, config, other, best):
+                shutil.rmtree(other)
+    is_best = best is not None and trial.number == best.number
+    said = f"{config.metric} {value:.6g}" if value is not None else str(reason).split("\n")[0]
+    logger.info("trial %d: %s%s", trial.number, said, ", the best" if is_best else "")
+
+
+def _is_kept(
+    study: optuna.Study, config: SearchConfig, place: Path, best: FrozenTrial | None
+) -> bool:
+    """Return whether a directory is that of the best point, or of one that is not finished."""
+    states = (TrialState.RUNNING, TrialState.WAITING)
+    kept = [*study.get_trials(deepcopy=False, states=states), *filter(None, [best])]
+    return any(
+        point_folder(config, place.parents[1], values_of(config.space, params)) == place
+        for trial in kept
+        if (params := trial.params or trial.system_attrs.get("fixed_params"))
+    )
+
+
+def _best(study: optuna.Study) -> FrozenTrial | None:
+    """Return the best trial; None if none is complete."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return study.best_trial if complete else None
+
+
+def _pruner(config: SearchConfig) -> optuna.pruners.BasePruner:
+    if config.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
+    return optuna.pruners.NopPruner()
+
+
+def _entry(config: SearchConfig, trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial for people and for JSON."""
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "value": trial.value if trial.state == TrialState.COMPLETE else None,
+        "values": values_of(config.space, trial.params) if trial.params else {},
+        "wall_s": trial.user_attrs.get("wall_s"),
+        "attempt": trial.user_attrs.get("attempt", 1),
+        "reason": trial.user_attrs.get("reason"),
+    }

@@ -1,0 +1,1 @@
+"""Figures of a training in progress: trackers, a Prometheus endpoint, curves."""

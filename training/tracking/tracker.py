@@ -1,0 +1,36 @@
+"""A tracker: a program that shows the figures of a training in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """The run that a tracker is told about.
+
+    Attributes:
+        name: The name of the future artifact.
+        folder: The directory for the tracker's own files; it stays after the run.
+        settings: The `training` section.
+        first_step: The step that the run continues after; 0 for a new run.
+        port: The port of the Prometheus endpoint, if the run has one.
+    """
+
+    name: str
+    folder: Path
+    settings: Mapping[str, Any]
+    first_step: int
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """The two calls that a tracker answers; both may raise anything and take any time."""
+
+    log: Callable[[int, Mapping[str, float]], None]
+    """`(step, figures)`."""
+    finish: Callable[[], None]
