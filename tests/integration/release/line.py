@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from loadtest.report.schema import LoadReport
+from loadtest.report.schema import SCHEMA_VERSION, LoadReport
 from tests.commands import tuneline_here
 from training import dataset_rows, prepare_dataset, suite_input
 from training.evaluation.forgetting.items import suite_items
@@ -241,6 +241,7 @@ def _parity(draft: Draft, stage: Stage, _run: Run, _made: Made, answers: Answers
 
 def _load_report(draft: Draft, _stage: Stage, run: Run, made: Made, answers: Answers) -> None:
     document = json.loads(LOAD_REPORT.read_text(encoding="utf-8"))
+    assert document["schema_version"] == SCHEMA_VERSION
     digest = made["model"].digest
     short = digest.removeprefix("sha256:")[:12]
     document["inputs"] = [made["model"].as_input("model").model_dump()]

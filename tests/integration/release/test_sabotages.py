@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.report.schema import EndpointReport
+from loadtest.report.schema import SCHEMA_VERSION, EndpointReport
 from loadtest.studies.schema import ComparisonReport
 from tests.integration.release.line import (
     NUM_HELDOUT,
@@ -280,7 +280,13 @@ def test_speed_is_judged_by_an_interleaved_comparison(
     values = {"verdict": "PASS", "problems": [], "margin": 0.05, "interleaved": True}
     values |= {key: value for key, value in changes.items() if key != "swap"}
     report = ComparisonReport.model_validate(
-        {"schema_version": 3, "endpoints": sides, "scenarios": [], "environment": {}, **values}
+        {
+            "schema_version": SCHEMA_VERSION,
+            "endpoints": sides,
+            "scenarios": [],
+            "environment": {},
+            **values,
+        }
     )
     with new_artifact(tmp_path / "comparison", "load-comparison", config={}) as draft:
         (draft.dir / "report.json").write_text(report.model_dump_json())
