@@ -201,6 +201,14 @@ class Gateway(StrictModel):
     """Where the gateway's own pods run, if it is another namespace, e.g. `envoy-gateway-system`:
     the NetworkPolicy lets it in."""
     canary: Canary | None = None
+    route: bool = True
+    """False for a canary's own run: the gateway's pods get in, and the first run has the route."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Gateway:
+        if self.canary is not None and not self.route:
+            raise ValueError("canary is a share of a route; give route: true")
+        return self
 
 
 class EndpointPicker(StrictModel):
@@ -308,6 +316,11 @@ class DeployConfig(StrictModel):
             raise ValueError("loadtest_prompts: claim needs results_claim")
         if self.monitoring_labels and self.monitoring_namespace is None:
             raise ValueError("monitoring_labels needs monitoring_namespace")
+        if self.autoscaling is not None and self.monitoring_namespace is None:
+            raise ValueError(
+                "autoscaling reads metrics that a ServiceMonitor scrapes; give "
+                "monitoring_namespace too"
+            )
         if self.load_pods > 1 and self.results_claim is None:
             raise ValueError(
                 "load_pods above 1 needs results_claim: the volume claim (ReadWriteMany) through "

@@ -121,6 +121,13 @@ def _resources(objects: Sequence[Object]) -> Iterator[str]:
             for resource in ("memory", "ephemeral-storage"):
                 if resource not in asked.get("limits", {}):
                     yield f"{pod.where}: container {container['name']} has no {resource} limit"
+            for resource, limit in asked.get("limits", {}).items():
+                request = asked.get("requests", {}).get(resource, 0)
+                if quantity(request) > quantity(limit):
+                    yield (
+                        f"{pod.where}: container {container['name']} requests {request} of "
+                        f"{resource}; its limit is {limit}"
+                    )
 
 
 def _disk(objects: Sequence[Object]) -> Iterator[str]:

@@ -10,7 +10,17 @@ POOL = {"group": "inference.networking.k8s.io", "kind": "InferencePool"}
 
 
 def fill_gateway(files: Files, facts: Facts) -> None:
-    """Put the gateway, its host names and namespace, and the canary's share into the files."""
+    """Let the namespace of the gateway's pods in."""
+    gateway = facts.config.gateway
+    assert gateway is not None  # noqa: S101 (the row is wanted only with it)
+    (ingress,) = files["network-policy.yaml"]["spec"]["ingress"]
+    (peer,) = ingress["from"]
+    namespace = gateway.pods_namespace or gateway.namespace
+    peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] = namespace
+
+
+def fill_route(files: Files, facts: Facts) -> None:
+    """Put the gateway, its host names and the canary's share into the route."""
     gateway = facts.config.gateway
     assert gateway is not None  # noqa: S101 (the row is wanted only with it)
     spec = files["route.yaml"]["spec"]
@@ -22,10 +32,6 @@ def fill_gateway(files: Files, facts: Facts) -> None:
     rule["backendRefs"] = [_backend(facts, facts.name, 100 - share)]
     if gateway.canary is not None:
         rule["backendRefs"].append(_backend(facts, gateway.canary.run, share))
-    (ingress,) = files["network-policy.yaml"]["spec"]["ingress"]
-    (peer,) = ingress["from"]
-    namespace = gateway.pods_namespace or gateway.namespace
-    peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] = namespace
 
 
 def _backend(facts: Facts, run: str, weight: int) -> Document:

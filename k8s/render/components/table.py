@@ -111,6 +111,11 @@ COMPONENTS: dict[str, Component] = {
         folder="gateway",
         fill=routing.fill_gateway,
     ),
+    "route": Component(
+        wanted=lambda config: config.gateway is not None and config.gateway.route,
+        folder="route",
+        fill=routing.fill_route,
+    ),
     "endpoint-picker": Component(
         wanted=lambda config: config.endpoint_picker is not None,
         folder="endpoint-picker",

@@ -175,7 +175,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"loadtest_resources": {"cpu": "1", "memory": "1Gi"}},
     ],
     "monitoring": [
-        {},
+        {"monitoring_namespace": "observability"},
         {"monitoring_namespace": "observability", "monitoring_labels": {"release": "y"}},
     ],
     "gateway": [
@@ -189,6 +189,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
                 "canary": {"run": "next", "weight": 10},
             }
         },
+        {"gateway": {"name": "public", "namespace": "gateways", "route": False}},
     ],
     "picker": [{}, {"endpoint_picker": {"name": "picker"}}],
     "verified": [{}, {"verify_model": True}],

@@ -71,6 +71,18 @@ def test_any_other_image_is_refused(reference: str, expected: str) -> None:
         ({"overlay": "cpu", "placement": {"gpu_product": "L4"}}, "needs overlay: gpu"),
         ({"placement": {"tolerations": [{"key": "a", "value": "b"}]}}, "operator: Equal"),
         ({"placement": {"node_selector": {"a b": "c"}}}, "placement.node_selector"),
+        ({"autoscaling": {"by": "hpa", "max_replicas": 2}}, "give monitoring_namespace too"),
+        (
+            {
+                "gateway": {
+                    "name": "g",
+                    "namespace": "n",
+                    "route": False,
+                    "canary": {"run": "r", "weight": 1},
+                }
+            },
+            "give route: true",
+        ),
         ({"monitoring_labels": {"a": "b"}}, "needs monitoring_namespace"),
         ({"verify_model": True}, "give loadtest_image too"),
         ({"loadtest_prompts": "claim"}, "needs results_claim"),

@@ -311,6 +311,11 @@ BROKEN: list[tuple[str, Mutation, str]] = [
         "has no ephemeral-storage limit",
     ),
     (
+        "a request above its limit",
+        lambda o: container(o)["resources"]["limits"].update(cpu="2"),
+        "container vllm requests 4 of cpu; its limit is 2",
+    ),
+    (
         "less disk than the folders",
         lambda o: container(o)["resources"]["limits"].update({"ephemeral-storage": "10Gi"}),
         "the limit of ephemeral-storage is 10 GiB; its emptyDirs may hold 11 GiB",

@@ -87,9 +87,10 @@ def test_no_pod_is_no_fault_where_none_may_run(
     tmp_path: Path, render_run: Render, objects_of: ObjectsOf
 ) -> None:
     scaling = {**KEDA, "min_replicas": 0, "wake_query": "sum(rate(gateway_requests_total[1m]))"}
-    spec = one(objects_of(render_run(tmp_path / "out", autoscaling=scaling)), "ScaledObject")[
-        "spec"
-    ]
+    spec = one(
+        objects_of(render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="m")),
+        "ScaledObject",
+    )["spec"]
     *own, wake = spec["triggers"]
     assert spec["minReplicaCount"] == 0
     assert len(own) == 2
@@ -102,7 +103,9 @@ def test_the_autoscaler_of_kubernetes_gets_the_same_target(
     tmp_path: Path, render_run: Render, objects_of: ObjectsOf
 ) -> None:
     scaling = {"by": "hpa", "max_replicas": 5, "min_replicas": 2, "ready_s": 30, "headroom": 0.5}
-    objects = objects_of(render_run(tmp_path / "out", autoscaling=scaling))
+    objects = objects_of(
+        render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="m")
+    )
     spec = one(objects, "HorizontalPodAutoscaler")["spec"]
     assert spec["scaleTargetRef"]["name"] == "support-tickets-model-server"
     assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 5)
@@ -113,7 +116,7 @@ def test_the_autoscaler_of_kubernetes_gets_the_same_target(
 
 def test_without_a_load_report_nothing_is_scaled(tmp_path: Path, render_run: Render) -> None:
     with pytest.raises(ConfigError, match=r"k8s.autoscaling: its numbers come from a load test"):
-        render_run(tmp_path / "out", autoscaling=KEDA, capacity=None)
+        render_run(tmp_path / "out", autoscaling=KEDA, monitoring_namespace="m", capacity=None)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -45,12 +45,19 @@ def test_every_folder_belongs_to_a_row() -> None:
         ({"model_fetch": {"image": "a:1", "command": ["cp", "/model"]}}, ["model-fetch"]),
         ({"verify_model": True, "loadtest_image": "a:1"}, ["verify-model"]),
         ({"cache_claim": "kernels"}, ["cache-claim"]),
-        ({"autoscaling": {"by": "hpa", "max_replicas": 2}}, ["hpa"]),
         (
-            {"autoscaling": {"by": "keda", "max_replicas": 2, "prometheus_url": "http://p"}},
-            ["keda"],
+            {"autoscaling": {"by": "hpa", "max_replicas": 2}, "monitoring_namespace": "m"},
+            ["service-monitor", "alerts", "dashboard", "hpa"],
         ),
-        ({"gateway": {"name": "g", "namespace": "gateways"}}, ["gateway"]),
+        (
+            {
+                "autoscaling": {"by": "keda", "max_replicas": 2, "prometheus_url": "http://p"},
+                "monitoring_namespace": "m",
+            },
+            ["service-monitor", "alerts", "dashboard", "keda"],
+        ),
+        ({"gateway": {"name": "g", "namespace": "gateways"}}, ["gateway", "route"]),
+        ({"gateway": {"name": "g", "namespace": "gateways", "route": False}}, ["gateway"]),
         ({"endpoint_picker": {"name": "picker"}}, ["endpoint-picker"]),
         ({"image_pull_secrets": ["registry"]}, ["image-pull-secrets"]),
     ],
