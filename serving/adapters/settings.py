@@ -22,8 +22,12 @@ class AdapterSettings(StrictModel):
     base_digest: str
     base_name: str
     """The name by which clients ask for the base model."""
+    own_names: tuple[str, ...]
+    """Names that the server has without adapters at run time."""
     reserved_names: tuple[str, ...]
-    """Names that the server has already."""
+    """The names among them that no adapter may take over."""
+    run_digest: str | None
+    """The digest of the run's own adapter, if there is one; its name can be taken over."""
     max_adapters: int
     max_lora_rank: int
     tolerances: Tolerances

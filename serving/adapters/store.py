@@ -45,6 +45,8 @@ class Desired(StrictModel):
 
     current: Version
     previous: Version | None = None
+    over: str | None = None
+    """The digest of the run's own adapter whose name this entry took over."""
 
 
 _STATE = TypeAdapter(dict[str, Desired])
@@ -102,6 +104,7 @@ def write_state(state_dir: Path, desired: Mapping[str, Desired]) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(draft).replace(path)
+        _sync(state_dir)
     except OSError as error:
         if draft is not None:
             Path(draft).unlink(missing_ok=True)
@@ -124,8 +127,8 @@ def store_version(
         TamperedError: Files differ from the manifest, or the digest is another one.
         DiskFullError: The copy has no room.
     """
-    adapter = open_artifact(_below(root, adapter_at), kind="adapter")
-    reference = open_artifact(_below(root, reference_at), kind="reference")
+    adapter = _open_below(root, adapter_at, "adapter")
+    reference = _open_below(root, reference_at, "reference")
     if digest is not None and adapter.digest != digest:
         raise TamperedError(
             f"{adapter.path}: the digest is {adapter.short_digest}; expected {short_digest(digest)}"
@@ -144,8 +147,11 @@ def store_version(
         _copy(reference, draft / "reference", root)
         for name in ("adapter", "reference"):
             verify_artifact(open_artifact(draft / name))
+        for path in (*draft.rglob("*"), draft):
+            _sync(path)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
+        _sync(final.parent)
     except OSError as error:
         raise cannot_write(final, error) from error
     finally:
@@ -177,6 +183,12 @@ def version_dir(state_dir: Path, digest: str, reference_digest: str) -> Path:
     return state_dir / VERSIONS / f"{short_digest(digest)}-{short_digest(reference_digest)}"
 
 
+def remove_version(state_dir: Path, version: Version) -> None:
+    """Remove the copy of a version that no name needs and that vLLM does not have loaded."""
+    folder = version_dir(state_dir, version.digest, version.reference_digest)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_other_versions(state_dir: Path, desired: Iterable[Desired]) -> None:
     """Remove copies that no name needs. Only before vLLM has loaded any: it reads copies again."""
     versions = [v for entry in desired for v in (entry.current, entry.previous) if v is not None]
@@ -186,12 +198,34 @@ def remove_other_versions(state_dir: Path, desired: Iterable[Desired]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _open_below(root: Path, at: str, kind: str) -> Artifact:
+    """Open an artifact that lies wholly below `root`.
+
+    Every path is compared with `root` before the file behind the path is read or measured.
+    """
+    folder = _below(root, at)
+    _below(root, str(folder / MANIFEST))
+    artifact = open_artifact(folder, kind=kind, check_sizes=False)
+    for entry in artifact.manifest.files:
+        if not Path(os.path.normpath(folder / entry.path)).is_relative_to(folder):
+            raise TamperedError(f"{folder / MANIFEST}: the path {entry.path!r} leaves the folder")
+        _below(root, str(folder / entry.path))
+    # Files that the manifest does not list are read too, to find a file that was renamed.
+    for directory, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            _below(root, str(Path(directory, name)))
+    return artifact
+
+
 def _below(root: Path, path: str) -> Path:
-    """Return a folder below `root`, with its links followed.
+    """Return a folder or file below `root`, with its links followed.
 
     The message has no path of the server's but the given one.
     """
-    resolved = Path(path).resolve()
+    try:
+        resolved = Path(path).resolve()
+    except (OSError, ValueError) as error:  # a path with NUL, or a loop of links
+        raise ConfigError(f"{path!r}: cannot be used as a path: {error}") from None
     if not Path(path).is_absolute() or not resolved.is_relative_to(root.resolve()):
         raise ConfigError(
             f"{path}: is not an absolute path below serving.adapters.root",
@@ -204,9 +238,16 @@ def _copy(artifact: Artifact, to: Path, root: Path) -> None:
     """Copy the files that the manifest lists; no link may lead out of `root`."""
     to.mkdir()
     for name in (MANIFEST, *(entry.path for entry in artifact.manifest.files)):
-        source = _below(root, str(artifact.path / name))
-        target = (to / name).resolve()
-        if not target.is_relative_to(to.resolve()):
-            raise TamperedError(f"{artifact.path / MANIFEST}: the path {name!r} leaves the folder")
+        target = to / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        # Compared again: a link may have changed since the artifact was opened.
+        shutil.copyfile(_below(root, str(artifact.path / name)), target)
+
+
+def _sync(path: Path) -> None:
+    """Write a file, or the entries of a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

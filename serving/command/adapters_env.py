@@ -19,6 +19,7 @@ def adapters_env(
     base_names: Sequence[str],
     served_names: Sequence[str],
     state_dir: Path,
+    run_digest: str | None = None,
 ) -> dict[str, str]:
     """Return the variables for `serving.adapters`.
 
@@ -26,6 +27,7 @@ def adapters_env(
         base_names: The names of the model that vLLM loads.
         served_names: The names of the run's own artifact.
         state_dir: Where desired adapters and their copies are kept.
+        run_digest: The digest of the run's own adapter.
 
     Raises:
         ConfigError: No key is an admin key, or `root` is not a folder.
@@ -48,6 +50,8 @@ def adapters_env(
         base_dir=model.path.resolve(),
         base_digest=model.digest,
         base_name=base_names[0],
+        own_names=tuple(dict.fromkeys([*base_names, *served_names])),
+        run_digest=run_digest,
         # A later version may take over the name of the run's adapter, and never its digest.
         reserved_names=tuple(dict.fromkeys([*base_names, *served_names[1:]])),
         max_adapters=adapters.max_adapters,

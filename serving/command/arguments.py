@@ -76,7 +76,8 @@ def vllm_command(
         env["TUNELINE_KEYS_FILE"] = str(readable_keys(Path(config.keys_file)))
     if config.adapters is not None and state_dir is not None:
         names = base_names(served_names, adapter)
-        env |= adapters_env(config, model, names, served_names, state_dir)
+        run_digest = adapter.digest if isinstance(adapter, Artifact) else None
+        env |= adapters_env(config, model, names, served_names, state_dir, run_digest)
     # -P: the current directory, which may hold a folder named like a library, stays off the path.
     argv = [sys.executable, "-P", "-m", "serving.supervisor.launch", *flatten(flags)]
     return Command(argv, flags, env, key)

@@ -8,14 +8,10 @@ for the version that `NAME` means at that moment; a request in progress keeps it
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import re
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import unquote
 
 from serving.adapters.check import require_fit
 from serving.adapters.proof import prove_adapter
@@ -27,19 +23,19 @@ from serving.adapters.store import (
     open_version,
     read_state,
     remove_other_versions,
+    remove_version,
     store_version,
     write_state,
 )
+from serving.middleware.adapter_names import Names, hidden_name
 from serving.middleware.body import Refusal
-from serving.middleware.metrics import ADAPTER_INFO, ADAPTER_PROOFS
+from serving.middleware.key_file import NAME
+from serving.middleware.loaded import Call, LoadedAdapters
+from serving.middleware.metrics import ADAPTER_PROOFS
 from tuneline.core.digests import short_digest
-from tuneline.core.errors import ArtifactError, ConfigError, ServerError, TunelineError
+from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.parity import Parity
 
-Call = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, bytes]]]
-"""`await call(path, fields)`: status and body of a request to vLLM."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 FIGURES = (
     "num_prompts", "num_equal_answers", "max_logprob_difference", "mean_logprob_difference",
 )  # fmt: skip
@@ -66,85 +62,107 @@ class Adapters:
         """
         self.settings = settings
         self.is_restored = False
+        """Every current version has been proven, or has failed."""
         self.failed: dict[str, str] = {}
-        """Desired adapters that could not be loaded or proven, with the reason."""
-        self._call = call
+        """Names whose current version could not be loaded or proven, with the reason."""
         self._lock = asyncio.Lock()
         self._state_lock = lock_state(settings.state_dir)
         self._desired = read_state(settings.state_dir)
-        self._loaded: set[str] = set()
-        """Hidden names that vLLM knows."""
-        self._public: dict[str, str] = {}
-        """Hidden names by public name."""
-        self._digests: dict[str, str] = {}
-        """Digests by hidden name."""
+        self._loaded = LoadedAdapters(call)
+        self._names = Names()
+        for name, desired in list(self._desired.items()):
+            if why := self._stale(name, desired):
+                del self._desired[name]
+                _say(f"adapter {name}: is dropped: {why}")
 
     def resolve(self, model: object) -> tuple[str, str, str] | None:
-        """Return hidden name, name and digest of the adapter that a request names; None for a
-        model that is not an adapter of this table.
+        """Return hidden name, name and digest of the adapter that a request names; None for the
+        server's own model.
+
+        vLLM never sees an unknown name: it would look for an adapter of that name, and keep a lock
+        for the name.
 
         Raises:
-            Refusal: The adapter is not proven, or failed.
+            Refusal: The adapter is not proven, or failed, or there is no such model.
         """
-        if not isinstance(model, str):
+        if not isinstance(model, str) or not model:
             return None
+        if (found := self._names.find(model)) is not None:
+            return found
         name = model.partition("@")[0]
-        if (hidden := self._public.get(model)) is not None:
-            return hidden, name, self._digests[hidden]
         desired = self._desired.get(name)
-        if desired is not None and model in (name, *_hidden_names(name, desired)):
-            if not self.is_restored:
+        if desired is not None:
+            current = hidden_name(name, desired.current)
+            if model in (name, current) and name in self.failed:
+                raise Refusal(
+                    503, f"The adapter {name!r} is not served: it failed its proof.",
+                    kind="ServiceUnavailableError", code="adapter_failed", param="model",
+                )  # fmt: skip
+            previous = desired.previous and hidden_name(name, desired.previous)
+            if model in (name, current, previous):
                 raise Refusal(
                     503, f"The adapter {name!r} is being proven; ask again.",
                     kind="ServiceUnavailableError", retry_after_s=5.0,
                 )  # fmt: skip
-            raise Refusal(
-                503, f"The adapter {name!r} is not served: {self.failed.get(name)}",
-                kind="ServiceUnavailableError", code="adapter_failed", param="model",
-            )  # fmt: skip
-        if model in self._loaded:
-            raise Refusal(
-                404, f"The model {model!r} does not exist.", kind="NotFoundError",
-                code="model_not_found", param="model",
-            )  # fmt: skip
-        return None
+        if model in self.settings.own_names:
+            return None
+        raise Refusal(
+            404, f"The model {model!r} does not exist.", kind="NotFoundError",
+            code="model_not_found", param="model",
+        )  # fmt: skip
 
     def list_models(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return vLLM's list of models with public names in place of hidden names."""
-        by_id = {entry["id"]: entry for entry in entries}
-        hidden = self._loaded | self._public.keys()
-        shown = [entry for entry in entries if entry["id"] not in hidden]
-        return shown + [
-            {**by_id[at], "id": name} for name, at in self._public.items() if at in by_id
-        ]
+        return self._names.list_models(entries, self.settings.own_names)
 
     async def restore(self) -> None:
-        """Load and prove the desired adapters, and name those that fail. Raises nothing."""
+        """Load and prove the desired adapters, and name those that fail. Raises nothing.
+
+        The server is ready after the current versions; the versions before follow.
+        """
         async with self._lock:
-            remove_other_versions(self.settings.state_dir, self._desired.values())
+            try:
+                # With the copies of dropped entries, which stay in the list until its next change.
+                listed = read_state(self.settings.state_dir)
+                remove_other_versions(self.settings.state_dir, listed.values())
+            except (OSError, TunelineError) as error:
+                _say(f"adapters: unused copies stay: {error}")
             for name, desired in list(self._desired.items()):
-                try:
-                    await self._load_and_prove(name, desired.current)
-                except TunelineError as error:
-                    self.failed[name] = error.message
-                    _say(f"adapter {name}: is not served: {error.message}")
-                    continue
-                try:
-                    if desired.previous is not None:
-                        await self._load_and_prove(name, desired.previous)
-                except TunelineError as error:
-                    self._desired[name] = Desired(current=desired.current)
-                    _say(f"adapter {name}: has no earlier version any more: {error.message}")
-                self._publish(name, self._desired[name])
+                if why := await self._why_not_restored(name, desired.current):
+                    self.failed[name] = why
+                else:
+                    self._names.publish(name, Desired(current=desired.current))
             self.is_restored = True
+            for name, desired in list(self._desired.items()):
+                if desired.previous is None:
+                    continue
+                if await self._why_not_restored(name, desired.previous):
+                    self._desired[name] = desired = desired.model_copy(update={"previous": None})
+                self._names.publish(name, desired, with_current=name not in self.failed)
+
+    async def _why_not_restored(self, name: str, version: Version) -> str | None:
+        """Load and prove a version after a start; return why it is not served, and log either."""
+        hidden = hidden_name(name, version)
+        try:
+            await self._load_and_prove(name, version)
+        # A boundary: whatever is wrong with one adapter, the others and the server must come up.
+        except Exception as error:  # noqa: BLE001
+            why = error.message if isinstance(error, TunelineError) else _description(error)
+            _say(f"adapter {hidden}: is not served: {why}")
+            return why
+        _say(f"adapter {hidden}: is proven again and served")
+        return None
 
     async def answer(self, method: str, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer of `/v1/adapters` and the paths below it.
 
+        Args:
+            path: The part below `/v1/adapters/`, without escapes, as ASGI gives it.
+
         Raises:
             Refusal: The request cannot be done; what is served stays as it was.
         """
-        name, _, action = unquote(path).partition("/")
+        name, _, action = path.partition("/")
         if (method, name) == ("GET", ""):
             return {"adapters": self._entries()}
         async with self._lock:
@@ -158,6 +176,10 @@ class Adapters:
             except TunelineError as error:
                 status, code = STATUS[error.exit_code]
                 raise Refusal(status, str(error), kind=type(error).__name__, code=code) from None
+            # Files with a valid manifest may still lack parts, or be of a newer version.
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                message = f"the adapter cannot be used: {_description(error)}"
+                raise Refusal(422, message, kind="ArtifactError", code="adapter_refused") from None
         raise Refusal(404, f"Unknown route: {method} /v1/adapters/{path}", kind="NotFoundError")
 
     async def _add(self, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,36 +188,52 @@ class Adapters:
         )
         self._require_free(name)
         digest = fields.get("digest")
-        state_dir = self.settings.state_dir
+        settings = self.settings
         adapter, reference = await asyncio.to_thread(
-            store_version, state_dir, self.settings.root, adapter_at, reference_at,
+            store_version, settings.state_dir, settings.root, adapter_at, reference_at,
             None if digest is None else str(digest),
         )  # fmt: skip
-        # A version that failed after a start is not loaded, so no roll-back may lead to it.
-        before = None if name in self.failed else self._desired.get(name)
-        if before is not None and before.current.digest == adapter.digest:
-            raise ConfigError(f"{name}: {adapter.short_digest} is served already")
         version = Version(
             digest=adapter.digest, reference_digest=reference.digest, figures={},
             added_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
+        try:
+            return await self._prove_and_publish(name, version)
+        finally:
+            await asyncio.to_thread(self._remove_unused_copy, version)
+
+    async def _prove_and_publish(self, name: str, version: Version) -> dict[str, Any]:
+        before, short = self._desired.get(name), short_digest(version.digest)
+        # A current version that failed after a start is not loaded: a roll-back leads past it.
+        to_keep = None if before is None else before.current
+        if before is not None and name in self.failed:
+            to_keep = before.previous
+            if to_keep is not None and to_keep.digest == version.digest:
+                to_keep = None
+        elif to_keep is not None and to_keep.digest == version.digest:
+            raise ConfigError(f"{name}: {short} is served already")
+        is_over_the_run = name in self.settings.own_names
+        if is_over_the_run and version.digest == self.settings.run_digest:
+            hint = f"Try: tuneline adapters remove URL {name}   (the name then means it again)"
+            raise ConfigError(f"{name}: {short} is the run's own adapter", hint=hint)
         parity = await self._load_and_prove(name, version)
         version = version.model_copy(
             update={"figures": {key: getattr(parity, key) for key in FIGURES}}
         )
-        desired = Desired(current=version, previous=None if before is None else before.current)
+        over = self.settings.run_digest if is_over_the_run else None
+        desired = Desired(current=version, previous=to_keep, over=over)
         try:
-            write_state(state_dir, {**self._desired, name: desired})
+            write_state(self.settings.state_dir, {**self._desired, name: desired})
         except TunelineError:
             await self._unload_unused(name, version)
             raise
         # From here on nothing waits: requests see the earlier version, and then this one.
         self._desired[name] = desired
         self.failed.pop(name, None)
-        self._publish(name, desired)
+        self._names.publish(name, desired)
         if before is not None and before.previous is not None:
             await self._unload_unused(name, before.previous)
-        _say(f"adapter {name}: {adapter.short_digest} is proven and served")
+        _say(f"adapter {name}: {short} is proven and served")
         return {"name": name, **self._entry(name), "proof": parity.model_dump(mode="json")}
 
     async def _remove(self, name: str) -> dict[str, Any]:
@@ -204,7 +242,7 @@ class Adapters:
         write_state(self.settings.state_dir, rest)
         self._desired = rest
         self.failed.pop(name, None)
-        self._unpublish(name)
+        self._names.withdraw(name)
         for version in (desired.current, desired.previous):
             if version is not None:
                 await self._unload_unused(name, version)
@@ -216,12 +254,13 @@ class Adapters:
         desired = self._known(name)
         if desired.previous is None:
             raise ConfigError(f"{name}: has no earlier version to roll back to")
-        if name in self.failed:
-            raise ArtifactError(f"{name}: is not served: {self.failed[name]}")
-        swapped = Desired(current=desired.previous, previous=desired.current)
+        # No later roll-back leads to a version that failed.
+        previous = None if name in self.failed else desired.current
+        swapped = Desired(current=desired.previous, previous=previous, over=desired.over)
         write_state(self.settings.state_dir, {**self._desired, name: swapped})
         self._desired[name] = swapped
-        self._publish(name, swapped)
+        self.failed.pop(name, None)
+        self._names.publish(name, swapped)
         _say(f"adapter {name}: rolled back to {short_digest(swapped.current.digest)}")
         return {"name": name, **self._entry(name)}
 
@@ -231,81 +270,54 @@ class Adapters:
         Raises:
             ArtifactError, TamperedError: The copy does not fit the server, or vLLM refuses it.
             VerdictError, InconclusiveError: The proof fails.
+            OSError, ValueError: A file cannot be read, or is of a newer version.
         """
-        hidden, settings = _hidden(name, version), self.settings
+        hidden, settings = hidden_name(name, version), self.settings
         adapter, reference = await asyncio.to_thread(
             open_version, settings.state_dir, version.digest, version.reference_digest
         )
         await asyncio.to_thread(require_fit, adapter, reference, settings)
-        if hidden not in self._loaded:
-            fields = {"lora_name": hidden, "lora_path": str(adapter.path)}
-            self._loaded.add(hidden)
-            status, body = await self._ask_vllm("/v1/load_lora_adapter", fields)
-            if status != 200:
-                self._loaded.discard(hidden)
-                raise ArtifactError(f"{name}: vLLM refuses the adapter: {_message(body)}")
+        if not self._names.has(hidden):
+            await self._loaded.unload(hidden)  # left over from a call without an answer
+        await self._loaded.load(hidden, str(adapter.path))
         try:
             parity = await prove_adapter(
-                self._chat, hidden, settings.base_name, reference, settings.tolerances
+                self._loaded.chat, hidden, settings.base_name, reference, settings.tolerances
             )
-        except TunelineError:
+        except Exception:  # a boundary: whatever ends a proof, the version does not stay loaded
             ADAPTER_PROOFS.labels(adapter=name, verdict="FAIL").inc()
             await self._unload_unused(name, version)
             raise
         ADAPTER_PROOFS.labels(adapter=name, verdict="PASS").inc()
         return parity
 
-    async def _chat(self, fields: dict[str, Any]) -> dict[str, Any]:
-        status, body = await self._ask_vllm("/v1/chat/completions", fields)
-        if status != 200:
-            raise ServerError(f"{fields['model']}: status {status}: {_message(body)}")
-        answer: dict[str, Any] = json.loads(body)
-        return answer
-
     async def _unload_unused(self, name: str, version: Version) -> None:
-        hidden = _hidden(name, version)
-        if hidden not in self._public.values():
-            await self._unload(hidden)
+        """Unload a version that is not public.
 
-    async def _unload(self, hidden: str) -> None:
-        # The copy stays until the next start: a request in progress may make vLLM read it again.
-        if hidden not in self._loaded:
-            return
-        with contextlib.suppress(ServerError):  # it stays loaded, and has no public name
-            status, _ = await self._ask_vllm("/v1/unload_lora_adapter", {"lora_name": hidden})
-            if status == 200:
-                self._loaded.discard(hidden)
-
-    async def _ask_vllm(self, path: str, fields: Mapping[str, Any]) -> tuple[int, bytes]:
-        """Send a request to vLLM.
-
-        Raises:
-            ServerError: The server drains, or its engine makes no progress.
+        Its copy stays: a request in progress may make vLLM read it again.
         """
-        try:
-            return await self._call(path, fields)
-        except Refusal as refusal:
-            raise ServerError(str(refusal)) from None
+        hidden = hidden_name(name, version)
+        if not self._names.has(hidden):
+            await self._loaded.unload(hidden)
 
-    def _publish(self, name: str, desired: Desired) -> None:
-        self._unpublish(name)
-        current = _hidden(name, desired.current)
-        self._public |= {name: current, current: current}
-        self._digests[current] = desired.current.digest
-        if desired.previous is not None:
-            previous = _hidden(name, desired.previous)
-            self._public[previous] = previous
-            self._digests[previous] = desired.previous.digest
-        ADAPTER_INFO.labels(adapter=name, digest=desired.current.digest).set(1)
+    def _remove_unused_copy(self, version: Version) -> None:
+        """Remove the copy of an adapter that was refused or failed."""
+        versions = [v for d in self._desired.values() for v in (d.current, d.previous) if v]
+        is_loaded = self._loaded.has_digest(short_digest(version.digest))
+        keys = {(v.digest, v.reference_digest) for v in versions}
+        if not is_loaded and (version.digest, version.reference_digest) not in keys:
+            remove_version(self.settings.state_dir, version)
 
-    def _unpublish(self, name: str) -> None:
-        for public in [key for key in self._public if key.partition("@")[0] == name]:
-            hidden = self._public.pop(public)
-            if public == name:
-                ADAPTER_INFO.remove(name, self._digests[hidden])
+    def _stale(self, name: str, desired: Desired) -> str | None:
+        """Return why an entry of the list would now hide the server's own model."""
+        if name in self.settings.reserved_names:
+            return "the server's own model has this name now"
+        if name in self.settings.own_names and desired.over != self.settings.run_digest:
+            return "it was added over another adapter of the run"
+        return None
 
     def _require_free(self, name: str) -> None:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ConfigError(f"{name!r}: expected letters, digits, '_', '.', '-' as a name")
         if name in self.settings.reserved_names:
             raise ConfigError(f"{name}: is a name of the server's own model")
@@ -337,15 +349,6 @@ class Adapters:
         }
 
 
-def _hidden(name: str, version: Version) -> str:
-    return f"{name}@{short_digest(version.digest)}"
-
-
-def _hidden_names(name: str, desired: Desired) -> list[str]:
-    versions = (desired.current, desired.previous)
-    return [_hidden(name, version) for version in versions if version is not None]
-
-
 def _text(fields: Mapping[str, Any], key: str) -> str:
     value = fields.get(key)
     if not isinstance(value, str) or not value:
@@ -353,12 +356,8 @@ def _text(fields: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _message(body: bytes) -> str:
-    try:
-        message = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = body.decode("utf-8", "replace")
-    return " ".join(message.split())[:500]
+def _description(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _say(text: str) -> None:

@@ -67,7 +67,7 @@ from serving.middleware.metrics import (
     process_age_s,
 )  # fmt: skip
 from serving.middleware.models_page import answer_models
-from serving.middleware.routes import ADAPTERS, MODELS, Route, find_route
+from serving.middleware.routes import ADAPTERS, MODELS, ROUTES, Route, find_route
 from serving.middleware.settings import read_settings
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class TunelineMiddleware:
         self.state: State = "moving"
         self.draining = False
         self.in_flight: set[Exchange] = set()
+        self._proofs: set[asyncio.Task[tuple[int, bytes]]] = set()
+        """Requests of proofs of adapters, which the heartbeat counts as in flight."""
         self._has_handed_on = False
         self._inner_scope: Scope = {}
         self._engines = engine_processes()
@@ -271,9 +273,22 @@ class TunelineMiddleware:
         return None if settings is None else Adapters(settings, self._call_vllm)
 
     async def _call_vllm(self, path: str, fields: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Return status and body of a request for the adapters. A stuck engine ends the request."""
         self._refuse_if_unable()
         scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
-        return await call_inner(self.app, scope, path, fields)
+        call = asyncio.create_task(call_inner(self.app, scope, path, fields))
+        # Loading computes no token, so its silence says nothing of the engine.
+        calls = self._proofs if path in ROUTES and ROUTES[path].is_work else set()
+        calls.add(call)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if self.state != "stuck":
+                raise
+            message = "The engine of this server makes no progress."
+            raise Refusal(503, message, kind="ServiceUnavailableError") from None
+        finally:
+            calls.discard(call)
 
     def _refuse_if_unable(self) -> None:
         why = None
@@ -292,7 +307,8 @@ class TunelineMiddleware:
         if self.adapters is not None:
             if not self.adapters.is_restored:
                 raise Refusal(503, "The adapters are being proven.", retry_after_s=RETRY_AFTER_S)
-            document["failed_adapters"] = self.adapters.failed
+            # Only the names: the route needs no key, and reasons name files of the server.
+            document["failed_adapters"] = list(self.adapters.failed)
         await answer(exchange.send, 200, document)
 
     async def _health(self, exchange: Exchange) -> None:
@@ -334,13 +350,15 @@ class TunelineMiddleware:
         while True:
             await asyncio.sleep(INTERVAL_S)
             waits_s = cpu_waits_s(engine)
-            is_busy = bool(self.in_flight)
+            is_busy = bool(self.in_flight or self._proofs)
             self.state = beat.observe(progress(), is_busy, time.monotonic(), waits_s)
             STALLED.set(self.state != "moving")
             if self.state == "stuck":
                 message = "The engine made no progress; the answer was ended."
                 for exchange in list(self.in_flight):
                     await exchange.end(503, "ServiceUnavailableError", message)
+                for call in self._proofs:
+                    call.cancel()
             if self.state != "moving" and (question is None or question.done()):
                 scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
                 question = asyncio.create_task(ask_engine(self.app, self._facts["name"], scope))

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DEFAULT_NAME = "default"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+"""Names of keys, and of adapters at run time."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,7 +50,7 @@ def read_keys(text: str) -> list[Key]:
 
 
 def _key(name: str, table: Any) -> Key:
-    if not _NAME.fullmatch(name) or name == DEFAULT_NAME:
+    if not NAME.fullmatch(name) or name == DEFAULT_NAME:
         raise ValueError(f"[{name}]: expected letters, digits, '_', '.', '-'; not {DEFAULT_NAME!r}")
     if not isinstance(table, dict):
         raise ValueError(f"{name}: expected a table, [{name}]")

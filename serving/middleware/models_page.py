@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
 from serving.middleware.asgi import App, Message, Receive, Scope, Send, answer, refuse
 from serving.middleware.routes import MODELS
@@ -42,7 +41,7 @@ async def answer_models(
     if path == MODELS:
         await answer(send, 200, page)
         return
-    name = unquote(path.removeprefix(f"{MODELS}/"))
+    name = path.removeprefix(f"{MODELS}/")
     entry = next((entry for entry in page["data"] if entry["id"] == name), None)
     if entry is None:
         message = f"The model {name!r} does not exist; GET {MODELS} lists the names."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from serving.adapters.store import (
     write_state,
 )
 from tests.unit.serving.adapters.made import make_adapter, make_reference
+from tuneline.core import files as files_module
 from tuneline.core.errors import (
     ArtifactError,
     ConfigError,
@@ -134,6 +136,62 @@ def test_a_file_that_links_out_of_the_root_is_not_copied(
     weights.symlink_to(secret)
     with pytest.raises(ConfigError, match=r"below serving\.adapters\.root"):
         store(state, root)
+
+
+def test_no_file_outside_the_root_is_measured_or_read(
+    state: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a harmless text")
+    manifest = root / "adapter" / "manifest.json"
+    text = manifest.read_text()
+    listed = "adapter_config.json"
+    seen: list[Path] = []
+    is_file, file_sha256 = Path.is_file, files_module.file_sha256
+    monkeypatch.setattr(Path, "is_file", lambda path: bool(seen.append(path)) or is_file(path))
+    monkeypatch.setattr(
+        files_module, "file_sha256", lambda path: str(seen.append(path) or file_sha256(path))
+    )
+    for name in (str(secret), f"../../{secret.name}"):
+        manifest.write_text(text.replace(f'"{listed}"', json.dumps(name)))
+        with pytest.raises(TunelineError, match=r"leaves the folder|expected a manifest"):
+            store(state, root)
+    manifest.write_text(text)
+    store(state, root)
+    assert seen  # the two functions do what is watched
+    seen.clear()
+    (root / "adapter" / "extra").symlink_to(secret)
+    with pytest.raises(ConfigError, match=r"below serving\.adapters\.root"):
+        store(state, root)
+    (root / "adapter" / "extra").unlink()
+    manifest.rename(tmp_path / "manifest.json")
+    manifest.symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(ConfigError, match=r"below serving\.adapters\.root"):
+        store(state, root)
+    assert [path for path in seen if path.resolve() == secret or path.parent == tmp_path] == []
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(
+    state: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    adapter, reference = store_version(state, root, str(root / "adapter"), str(root / "reference"))
+    versions = state / "versions"
+    draft = next(path for path in map(Path, synced) if path.parent == versions)
+    kept = list(adapter.path.parent.rglob("*"))
+    assert len(kept) > 5
+    for path in kept:
+        assert str(draft / path.relative_to(adapter.path.parent)) in synced
+    assert synced[-1] == str(versions)
+    write_state(state, {"a": desired(adapter.digest, reference.digest)})
+    assert synced[-1] == str(state)
 
 
 def test_an_artifact_of_another_kind_is_refused(state: Path, root: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from serving import add_key, check_flags, plan_container
 from serving.command import parser_check
 from serving.command.arguments import server_args, vllm_command
+from serving.command.environment import inherited
 from serving.config import AdaptersConfig, ServingConfig
 from tests.unit.serving.adapters.made import make_adapter
 from tuneline.core.config import validate_config
@@ -52,7 +53,8 @@ def test_the_server_knows_its_base_and_its_limits(tmp_path: Path, model: ModelSo
     assert settings == {
         "root": str(tmp_path / "root"), "state_dir": str(Path("state").resolve()),
         "base_dir": str(model.path), "base_digest": DIGEST, "base_name": "tickets",
-        "reserved_names": NAMES, "max_adapters": 3, "max_lora_rank": 16,
+        "own_names": NAMES, "reserved_names": NAMES, "run_digest": None, "max_adapters": 3,
+        "max_lora_rank": 16,
     }  # fmt: skip
     assert tolerances["max_logprob_difference"] == 0.03  # of float16
 
@@ -66,10 +68,18 @@ def test_a_later_version_may_take_over_the_name_of_the_run_s_adapter(
     tmp_path: Path, model: ModelSource
 ) -> None:
     config = config_of(tmp_path, mode="adapter")
-    env = environment(config, model, make_adapter(tmp_path / "adapter"))
+    adapter = make_adapter(tmp_path / "adapter")
+    env = environment(config, model, adapter)
     settings = json.loads(env["TUNELINE_ADAPTERS"])
     assert settings["base_name"] == "tickets-base"
     assert settings["reserved_names"] == ["tickets-base", "tickets@111111111111"]
+    assert settings["own_names"] == ["tickets-base", *NAMES]
+    assert settings["run_digest"] == adapter.digest
+
+
+def test_variables_that_load_adapters_from_other_places_are_not_inherited() -> None:
+    names = {"VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST"}
+    assert inherited({**dict.fromkeys(names, "/any"), "LANG": "C"}) == {"LANG": "C"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.asgi import Message, Receive, Scope, Send
@@ -127,7 +128,7 @@ async def send_request(
     given = {**(headers or {}), **({} if key is None else {"authorization": f"Bearer {key}"})}
     scope: dict[str, Any] = {
         "type": "http",
-        "path": path,
+        "path": unquote(path),  # as a server gives it
         "method": method or ("POST" if fields is not None or parts is not None else "GET"),
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }

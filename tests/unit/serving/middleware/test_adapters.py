@@ -19,6 +19,7 @@ from serving.adapters.store import STATE_FILE, read_state
 from serving.middleware import keys as keys_module
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.asgi import Receive, Scope, Send, answer, refuse
+from serving.middleware.settings import Settings
 from tests.unit.serving.adapters.made import (
     make_adapter,
     make_base,
@@ -27,7 +28,8 @@ from tests.unit.serving.adapters.made import (
 )
 from tests.unit.serving.adapters.test_proof import completion
 from tests.unit.serving.middleware.harness import CHAT, Answer, send_request
-from tuneline.core.artifact import Artifact
+from tuneline.core.artifact import Artifact, new_artifact
+from tuneline.core.reference import REFERENCE_FILE
 
 ADAPTERS = "/v1/adapters"
 
@@ -39,6 +41,8 @@ class Vllm:
         self.loaded: dict[str, str] = {}
         self.asked: list[str] = []
         self.refuses_loading = False
+        self.raises: dict[str, Exception] = {}
+        """By path, what the next request there raises, after it has had its effect."""
         self.broken: set[str] = set()
         """Digests, in names, of adapters that answer as the base does."""
 
@@ -53,14 +57,23 @@ class Vllm:
         elif path == "/v1/load_lora_adapter" and self.refuses_loading:
             await refuse(send, 500, "InternalServerError", "expected target modules in {...}")
         elif path == "/v1/load_lora_adapter":
+            if fields["lora_name"] in self.loaded:
+                await refuse(send, 400, "InvalidUserInput", "has already been loaded")
+                return
             self.loaded[fields["lora_name"]] = fields["lora_path"]
+            if error := self.raises.pop(path, None):
+                raise error
             await answer(send, 200, {})
         elif path == "/v1/unload_lora_adapter":
-            del self.loaded[fields["lora_name"]]
+            if self.loaded.pop(fields["lora_name"], None) is None:
+                await refuse(send, 404, "NotFoundError", "cannot be found")
+                return
             await answer(send, 200, {})
         else:
             model = fields["model"]
             self.asked.append(model)
+            if (error := self.raises.get(path)) and "@" in model:
+                raise error
             if model != "tickets" and model not in self.loaded:
                 await refuse(send, 404, "NotFoundError", "no such model")
                 return
@@ -314,13 +327,14 @@ def test_adapters_are_proven_again_before_the_server_is_ready(
         assert again.middleware.adapters is not None
         await again.middleware.adapters.restore()
         ready = json.loads((await again.send("/ready")).body)
-        assert "not applied" in ready["failed_adapters"].pop("bad")
-        assert ready["failed_adapters"] == {}
+        assert ready["failed_adapters"] == ["bad"]
         assert (await again.ask("good")).headers["x-tuneline-artifact"] == one.digest
         failed = await again.ask("bad")
         assert (failed.status, failed.error["code"]) == (503, "adapter_failed")
+        assert failed.error["message"] == "The adapter 'bad' is not served: it failed its proof."
         listed = json.loads((await again.send(ADAPTERS)).body)["adapters"]
         assert [(e["name"], e["state"]) for e in listed] == [("good", "serving"), ("bad", "failed")]
+        assert "not applied" in listed[1]["reason"]
         rolled = await again.send(f"{ADAPTERS}/bad/roll-back", "POST")
         assert (rolled.status, rolled.error["code"]) == (400, "adapter_request_refused")
         mended = json.loads((await again.add("bad", again.artifact("three", 3.0))).body)
@@ -335,8 +349,9 @@ def test_a_list_that_cannot_be_written_leaves_what_is_served(
     one, two = scene.artifact("one"), scene.artifact("two", 2.0)
     asyncio.run(scene.add("replies", one))
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(descriptor: int) -> None:
+        if STATE_FILE in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
@@ -346,6 +361,7 @@ def test_a_list_that_cannot_be_written_leaves_what_is_served(
     state = scene.root / "state"
     assert read_state(state)["replies"].current.digest == one.digest
     assert (state / STATE_FILE).is_file()
+    assert len(list((state / "versions").iterdir())) == 1
 
 
 def test_the_version_before_may_be_added_again(scene: Scene) -> None:
@@ -378,6 +394,272 @@ def test_vllm_s_own_routes_stay_closed(scene: Scene, path: str) -> None:
 def test_without_the_setting_the_route_does_not_exist() -> None:
     middleware = TunelineMiddleware(Vllm())
     assert asyncio.run(send_request(middleware, ADAPTERS)).status == 404
+
+
+def restore(scene: Scene) -> None:
+    assert scene.middleware.adapters is not None
+    asyncio.run(scene.middleware.adapters.restore())
+
+
+@pytest.mark.parametrize("name", ["/any/dir", "unknown", "replies@000000000000", "tickets@0"])
+def test_vllm_never_sees_an_unknown_name(scene: Scene, name: str) -> None:
+    asyncio.run(scene.add("replies", scene.artifact("one")))
+    scene.vllm.asked.clear()
+    refused = asyncio.run(scene.ask(name))
+    assert (refused.status, refused.error["code"]) == (404, "model_not_found")
+    assert refused.error["param"] == "model"
+    assert scene.vllm.asked == []
+    assert asyncio.run(scene.ask("")).status == 404  # vLLM's own answer
+    assert scene.vllm.asked == [""]
+
+
+def test_an_adapter_can_be_added_after_a_call_that_raised(scene: Scene) -> None:
+    one = scene.artifact("one")
+    scene.vllm.raises["/v1/load_lora_adapter"] = RuntimeError("engine dead")
+    failed = asyncio.run(scene.add("replies", one))
+    assert (failed.status, failed.error["code"]) == (502, "adapter_not_answered")
+    assert "RuntimeError: engine dead" in failed.error["message"]
+    assert asyncio.run(scene.add("replies", one)).status == 200
+
+
+def test_an_adapter_that_a_stall_left_in_vllm_is_loaded_again(scene: Scene) -> None:
+    one = scene.artifact("one")
+
+    async def play() -> None:
+        vllm = scene.vllm
+
+        async def stalls(scope: Scope, receive: Receive, send: Send) -> None:
+            await vllm(scope, receive, send)
+            scene.middleware.state = "silent"
+
+        scene.middleware.app = stalls
+        assert (await scene.add("replies", one)).status == 502
+        assert list(vllm.loaded) == [f"replies@{one.short_digest}"]
+        scene.middleware.app, scene.middleware.state = vllm, "moving"
+        assert (await scene.add("replies", one)).status == 200
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("engine dead"), PermissionError(13, "Permission denied")]
+)
+def test_an_error_of_any_kind_fails_a_single_adapter(
+    scene: Scene,
+    new_scene: Callable[[], Scene],
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+    asyncio.run(scene.add("bad", one))
+    asyncio.run(scene.add("good", two))
+    close(scene)
+    again = new_scene()
+    again.vllm.raises["/v1/load_lora_adapter"] = error
+    restore(again)
+    ready = asyncio.run(again.send("/ready"))
+    assert (ready.status, json.loads(ready.body)["failed_adapters"]) == (200, ["bad"])
+    log = capsys.readouterr().err
+    assert f"adapter bad@{one.short_digest}: is not served: " in log
+    assert f"adapter good@{two.short_digest}: is proven again and served" in log
+    assert list(again.vllm.loaded) == [f"good@{two.short_digest}"]
+
+
+def test_an_unreadable_copy_fails_a_single_adapter(
+    scene: Scene, new_scene: Callable[[], Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(scene.add("bad", scene.artifact("one")))
+    close(scene)
+    again = new_scene()
+
+    def unreadable(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("serving.middleware.adapters.open_version", unreadable)
+    restore(again)
+    listed = json.loads(asyncio.run(again.send(ADAPTERS)).body)["adapters"]
+    assert listed[0]["reason"] == "OSError: [Errno 5] Input/output error"
+
+
+@pytest.mark.parametrize("lines", [None, '{"a field of a newer version": 1}\n'])
+def test_a_reference_that_cannot_be_read_is_a_refusal(scene: Scene, lines: str | None) -> None:
+    one = make_adapter(scene.root / "one")
+    with new_artifact(
+        scene.root / "one-reference", "reference", config={}, inputs=[one.as_input("adapter")]
+    ) as draft:
+        (draft.dir / (REFERENCE_FILE if lines else "other.txt")).write_text(lines or "x")
+    refused = asyncio.run(scene.add("replies", one))
+    assert (refused.status, refused.error["code"]) == (422, "adapter_refused")
+    assert refused.error["message"].startswith("the adapter cannot be used: ")
+    assert scene.vllm.loaded == {}
+    assert list((scene.root / "state" / "versions").iterdir()) == []
+
+
+def test_a_path_with_nul_is_a_refusal(scene: Scene) -> None:
+    fields = {"name": "replies", "adapter": "/a\0b", "reference": "/a"}
+    refused = asyncio.run(send_request(scene.middleware, ADAPTERS, fields, key="admin"))
+    assert (refused.status, refused.error["code"]) == (400, "adapter_request_refused")
+
+
+def test_the_version_before_serves_on_where_the_current_version_fails(
+    scene: Scene, new_scene: Callable[[], Scene]
+) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+    for made in (one, two):
+        asyncio.run(scene.add("replies", made))
+    close(scene)
+    again = new_scene()
+    again.vllm.broken.add(two.short_digest)
+    restore(again)
+
+    async def play() -> None:
+        assert (await again.ask("replies")).error["code"] == "adapter_failed"
+        earlier = await again.ask(f"replies@{one.short_digest}")
+        assert earlier.headers["x-tuneline-artifact"] == one.digest
+        rolled = json.loads((await again.send(f"{ADAPTERS}/replies/roll-back", "POST")).body)
+        assert (rolled["state"], rolled["digest"], rolled["previous"]) == (
+            "serving", one.digest, None,
+        )  # fmt: skip
+        assert (await again.ask("replies")).headers["x-tuneline-artifact"] == one.digest
+        three = json.loads((await again.add("replies", again.artifact("three", 3.0))).body)
+        assert three["previous"] == one.digest
+
+    asyncio.run(play())
+
+
+def test_a_new_version_of_a_failed_name_keeps_the_good_version(
+    scene: Scene, new_scene: Callable[[], Scene]
+) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+    for made in (one, two):
+        asyncio.run(scene.add("replies", made))
+    close(scene)
+    again = new_scene()
+    again.vllm.broken.add(two.short_digest)
+    restore(again)
+    added = json.loads(asyncio.run(again.add("replies", again.artifact("three", 3.0))).body)
+    assert (added["state"], added["previous"]) == ("serving", one.digest)
+
+
+def test_the_server_is_ready_before_the_versions_before_are_proven(
+    scene: Scene, new_scene: Callable[[], Scene]
+) -> None:
+    one, two = scene.artifact("one"), scene.artifact("two", 2.0)
+    for made in (one, two):
+        asyncio.run(scene.add("replies", made))
+    close(scene)
+    again = new_scene()
+    seen: list[tuple[int, int]] = []
+
+    async def play() -> None:
+        vllm = again.vllm
+
+        async def looks(scope: Scope, receive: Receive, send: Send) -> None:
+            await vllm(scope, receive, send)
+            if f"replies@{one.short_digest}" in vllm.loaded and not seen:
+                seen.append((0, 0))
+                early = await again.ask(f"replies@{one.short_digest}")
+                seen[0] = ((await again.send("/ready")).status, early.status)
+
+        again.middleware.app = looks
+        assert again.middleware.adapters is not None
+        await again.middleware.adapters.restore()
+        assert (await again.ask(f"replies@{one.short_digest}")).status == 200
+
+    asyncio.run(play())
+    assert seen == [(200, 503)]
+
+
+@pytest.mark.parametrize(
+    ("own_names", "reserved_names", "why"),
+    [
+        (("tickets", "replies"), ("tickets", "replies"), "the server's own model has this name"),
+        (("tickets", "replies"), ("tickets",), "it was added over another adapter"),
+    ],
+)
+def test_an_entry_never_hides_the_server_s_own_model(
+    scene: Scene,
+    new_scene: Callable[[], Scene],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own_names: tuple[str, ...],
+    reserved_names: tuple[str, ...],
+    why: str,
+) -> None:
+    asyncio.run(scene.add("replies", scene.artifact("one")))
+    asyncio.run(scene.add("other", scene.artifact("two", 2.0)))
+    close(scene)
+    settings = settings_of(
+        scene.root, own_names=own_names, reserved_names=reserved_names, run_digest="sha256:new"
+    )
+    monkeypatch.setenv(VARIABLE, settings.model_dump_json())
+    again = new_scene()
+    again.vllm.loaded["replies"] = "/the/run's/own"
+    restore(again)
+    assert f"adapter replies: is dropped: {why}" in capsys.readouterr().err
+    answered = asyncio.run(again.ask("replies"))
+    assert (answered.status, answered.headers["x-tuneline-artifact"]) == (200, "")
+    assert asyncio.run(again.models())[:3] == ["tickets", "replies", "other"]
+
+
+def test_the_run_s_own_name_goes_to_a_version_and_back(
+    scene: Scene, new_scene: Callable[[], Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = scene.artifact("own")
+    later = scene.artifact("later", 2.0)
+    close(scene)
+    settings = settings_of(scene.root, own_names=("tickets", "replies"), run_digest=own.digest)
+    monkeypatch.setenv(VARIABLE, settings.model_dump_json())
+    first = new_scene()
+    restore(first)
+    assert asyncio.run(first.add("replies", later)).status == 200
+    refused = asyncio.run(first.add("replies", own))
+    assert "is the run's own adapter" in refused.error["message"]
+    assert "tuneline adapters remove URL replies" in refused.error["message"]
+    close(first)
+    again = new_scene()
+    again.vllm.loaded["replies"] = "/the/run's/own"
+    restore(again)
+    assert asyncio.run(again.ask("replies")).headers["x-tuneline-artifact"] == later.digest
+    assert asyncio.run(again.models()) == ["tickets", "replies", f"replies@{later.short_digest}"]
+    assert asyncio.run(again.send(f"{ADAPTERS}/replies", "DELETE")).status == 200
+    assert asyncio.run(again.ask("replies")).status == 200
+
+
+def test_a_stuck_engine_ends_a_proof(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.middleware.app.INTERVAL_S", 0.01)
+    monkeypatch.setattr("serving.middleware.app.engine_progress", lambda: lambda: 0.0)
+    monkeypatch.setattr("serving.middleware.app.process_age_s", lambda: 0.05)
+    monkeypatch.setattr(scene.middleware, "settings", Settings(stall_after_s=0.05))
+    one = scene.artifact("one")
+
+    async def play() -> None:
+        vllm = scene.vllm
+
+        async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"].endswith("completions"):
+                await asyncio.Event().wait()
+            await vllm(scope, receive, send)
+
+        scene.middleware.app = hangs
+        watch = asyncio.create_task(scene.middleware._watch())
+        async with asyncio.timeout(20):
+            failed = await scene.add("replies", one)
+        watch.cancel()
+        assert (failed.status, failed.error["code"]) == (502, "adapter_not_answered")
+        assert "makes no progress" in failed.error["message"]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("broken", ["proof", "load", "fit"])
+def test_a_refused_adapter_leaves_no_copy(scene: Scene, broken: str) -> None:
+    one = scene.artifact("one", 0.0 if broken == "fit" else 1.0)
+    scene.vllm.refuses_loading = broken == "load"
+    if broken == "proof":
+        scene.vllm.broken.add(one.short_digest)
+    assert asyncio.run(scene.add("replies", one)).status == 422
+    assert list((scene.root / "state" / "versions").iterdir()) == []
 
 
 def sample(name: str, **labels: Any) -> float:
