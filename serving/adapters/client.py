@@ -13,6 +13,7 @@ from tuneline.core.errors import (
     ConfigError,
     InconclusiveError,
     MissingError,
+    ServerError,
     TunelineError,
     VerdictError,
 )
@@ -120,10 +121,31 @@ def _send(
         try:
             answer: Any = request(path, cast_to=object, **options)
         except openai.APIStatusError as error:
-            if error.code not in ERRORS:
-                raise
-            raise ERRORS[error.code](_message(error)) from None
+            raise _refusal(error, endpoint) or error from None
+        except openai.APITimeoutError:
+            raise ServerError(
+                f"{endpoint.url}: no answer within {TIMEOUT_S:g} s; the server may still be at "
+                "work",
+                hint=f"Try: tuneline adapters list {endpoint.url}",
+            ) from None
     return cast("dict[str, Any]", answer)
+
+
+def _refusal(error: Any, endpoint: Endpoint) -> TunelineError | None:
+    """Return what an answer of the server means; None for an answer that any route can give."""
+    if error.code in ERRORS:
+        return ERRORS[error.code](_message(error))
+    if error.code == "admin_key_required":
+        return ServerError(
+            f"{endpoint.url}: {_message(error)}",
+            hint="Try: tuneline keys add ops --file KEYS --admin   (KEYS is serving.keys_file)",
+        )
+    if error.status_code == 404:
+        return ServerError(
+            f"{endpoint.url}: the server takes no adapters at run time",
+            hint="Set serving.adapters in run.yaml and start the server again.",
+        )
+    return None
 
 
 def _message(error: Any) -> str:

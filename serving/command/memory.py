@@ -21,9 +21,18 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
 NOT_ESTIMATED_ON_A_GPU = {"kv_cache_memory_bytes", "cpu_offload_gb", "pipeline_parallel_size"}
 
+# Flags with which vLLM serves other weights, another model or another cache than the files say.
+NOT_ESTIMATED = {"quantization", "hf_overrides", "load_format"}
+
+LENGTHS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
+    "max_sequence_length", "max_seq_length", "seq_len",
+)  # fmt: skip
+"""Keys of config.json from which vLLM takes the shortest length."""
+
 # Keys of config.json that mean other caches than a key and a value per token and layer.
 OTHER_CACHES = (
-    "kv_lora_rank", "sliding_window", "layer_types", "mamba_d_state", "ssm_cfg", "state_size",
+    "kv_lora_rank", "sliding_window", "mamba_d_state", "ssm_cfg", "state_size",
     "linear_num_key_heads", "num_kv_shared_layers", "attn_layer_indices", "hybrid_override_pattern",
 )  # fmt: skip
 
@@ -49,6 +58,7 @@ def estimate_serving(config: ServingConfig, folder: Path) -> ServingMemory:
     size = ITEM_BYTES.get(config.dtype, 2)
     devices = config.tensor_parallel_size or 1
     is_plain = not any(text.get(key) for key in OTHER_CACHES)
+    is_plain = is_plain and set(text.get("layer_types") or ()) <= {"full_attention"}
     per_token = None
     if is_plain and "kv_cache_dtype" not in config.given_args:
         per_token = 2 * network.num_layers * network.key_value_size * size // devices
@@ -70,6 +80,9 @@ def require_memory(
     Raises:
         ConfigError: The server cannot start; the message names the keys to change.
     """
+    flags = {name.partition(".")[0] for name in config.given_args}
+    if changed := sorted(flags & NOT_ESTIMATED):
+        return f"not estimated: serving.extra_args sets {', '.join(changed)}"
     try:
         memory = estimate_serving(config, folder)
         length = config.max_model_len or _own_length(folder)
@@ -133,8 +146,13 @@ def _own_length(folder: Path) -> int | None:
     """Return the length that vLLM takes by itself; None if config.json does not name one."""
     config = read_json(folder / CONFIG)
     text = config.get("text_config") or config
-    length = text.get("max_position_embeddings")
-    return length if isinstance(length, int) else None
+    lengths = [text[key] for key in LENGTHS if isinstance(text.get(key), int)]
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    original = text.get("original_max_position_embeddings")
+    # With LongRoPE, vLLM starts with the length before the scaling.
+    if {scaling.get("rope_type"), scaling.get("type")} & {"longrope", "su"} and original:
+        lengths.append(original)
+    return min(lengths, default=None)
 
 
 def _size(num_bytes: float) -> str:

@@ -20,7 +20,6 @@ from serving.config import ServingConfig
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.errors import ConfigError, ServerError
 
-CACHE = Path.home() / ".cache" / "tuneline" / "vllm_flags.json"
 MOST_REMEMBERED = 200
 TIMEOUT_S = 300.0
 
@@ -65,12 +64,13 @@ def flag_problems(flags: Sequence[Flag]) -> list[str]:
             input=json.dumps([flag.words for flag in flags]), env=env, capture_output=True,
             text=True, check=False, timeout=TIMEOUT_S,
         )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise _not_started(str(error)) from None
+    try:
         found: list[str | None] = json.loads("[" + worker.stdout.rpartition("\n[")[2])
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        raise ServerError(
-            f"vLLM's parser of flags cannot be started: {error}",
-            hint="Try: python -c 'import vllm.entrypoints.launchers.cli_args'",
-        ) from None
+    except ValueError:
+        last = next(iter(worker.stderr.strip().splitlines()[-1:]), "no error message")
+        raise _not_started(f"it ended with status {worker.returncode}: {last}") from None
     reasons = [*(flag.reason for flag in flags), "serving"]
     return [
         f"{reason}: {problem}"
@@ -79,19 +79,36 @@ def flag_problems(flags: Sequence[Flag]) -> list[str]:
     ]
 
 
+def _not_started(why: str) -> ServerError:
+    return ServerError(
+        f"vLLM's parser of flags cannot be started: {why}",
+        hint="Try: python -c 'import vllm.entrypoints.launchers.cli_args'",
+    )
+
+
+def cache_file() -> Path:
+    """Return the file that remembers accepted flags.
+
+    Raises:
+        RuntimeError: The user has no home directory.
+    """
+    return Path.home() / ".cache" / "tuneline" / "vllm_flags.json"
+
+
 def _accepted() -> list[str]:
     try:
-        found = json.loads(CACHE.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):
         return []
     return [str(key) for key in found] if isinstance(found, list) else []
 
 
 def _remember(keys: Sequence[str]) -> None:
     try:
-        CACHE.parent.mkdir(parents=True, exist_ok=True)
-        draft = CACHE.with_suffix(f".{os.getpid()}")
+        cache = cache_file()
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        draft = cache.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(list(keys)[-MOST_REMEMBERED:]), encoding="utf-8")
-        draft.replace(CACHE)
-    except OSError:
+        draft.replace(cache)
+    except (OSError, RuntimeError):
         pass  # the next check asks vLLM again

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-Shrink = Callable[..., None]
-Expand = Callable[..., None]
+Kernel = Callable[..., None]
+"""A function of vLLM that writes into its third argument, the output tensor."""
 
 
 def register() -> None:
@@ -43,7 +43,7 @@ def register() -> None:
         setattr(punica_cpu, name, corrected)
 
 
-def skips_base_rows(shrink: Shrink) -> bool:
+def skips_base_rows(shrink: Kernel) -> bool:
     """Return whether vLLM's function computes nothing for a token of the base model."""
     import torch
 
@@ -52,7 +52,7 @@ def skips_base_rows(shrink: Shrink) -> bool:
     return bool((out == 0).all())
 
 
-def without_base_rows_shrunk(shrink: Shrink) -> Shrink:
+def without_base_rows_shrunk(shrink: Kernel) -> Kernel:
     """Return `shrink` (the product with an adapter's A), with zeros for tokens of the base model.
 
     `shrink(inputs, weights, output, indices, scaling)` writes `output` of shape (tokens, rank).
@@ -72,7 +72,7 @@ def without_base_rows_shrunk(shrink: Shrink) -> Shrink:
     return corrected
 
 
-def without_base_rows_expanded(expand: Expand) -> Expand:
+def without_base_rows_expanded(expand: Kernel) -> Kernel:
     """Return `expand` (the product with an adapter's B) that adds nothing for the base model.
 
     `expand(inputs, weights, output, indices, ...)` reads `inputs` of shape (tokens, rank).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +40,8 @@ def adapters_add(
     """
     from serving import add_adapter
 
-    entry = add_adapter(_server(url, api_key_env), name, adapter, reference)
+    with _naming_the_list(url):
+        entry = add_adapter(_server(url, api_key_env), name, adapter, reference)
     proof = entry["proof"]
     line = (
         f"{name}: {short_digest(entry['digest'])} is served; {proof['num_equal_answers']} of "
@@ -67,7 +70,8 @@ def adapters_remove(
     """Remove an adapter; requests in progress finish."""
     from serving import remove_adapter
 
-    remove_adapter(_server(url, api_key_env), name)
+    with _naming_the_list(url):
+        remove_adapter(_server(url, api_key_env), name)
     emit({"removed": name}, [f"removed {name}"], as_json)
 
 
@@ -77,9 +81,21 @@ def adapters_roll_back(
     """Give the name back to the version before, which is still loaded."""
     from serving import roll_back_adapter
 
-    entry = roll_back_adapter(_server(url, api_key_env), name)
+    with _naming_the_list(url):
+        entry = roll_back_adapter(_server(url, api_key_env), name)
     line = f"{name}: {short_digest(entry['digest'])} is served"
     emit(entry, [line, *_earlier(entry)], as_json)
+
+
+@contextlib.contextmanager
+def _naming_the_list(url: str) -> Iterator[None]:
+    """After Ctrl-C, say how to see what the server did: it does not hear of the interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = f"The server may still be at work. Try: tuneline adapters list {url}"
+        typer.echo(hint, err=True)
+        raise
 
 
 def _server(url: str, api_key_env: str | None) -> Any:

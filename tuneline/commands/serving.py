@@ -154,6 +154,8 @@ def _chat_server(
             f"{source.path}: the model has no chat template, so it cannot chat",
             hint="Try: --set serving.extra_args.chat_template=FILE.jinja",
         )
+    # The adapters of a run belong to its live server, which has their folder locked.
+    config = config.model_copy(update={"adapters": None})
     log_path = runs_dir / name / "chat.log"
     with running_server(config, source, name=name, adapter=adapter, log_path=log_path) as server:
         yield server.endpoint, name

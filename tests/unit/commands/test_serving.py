@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import serving
 from serving import answers_chats
 from serving.config import ServingConfig
-from tuneline.commands.serving import _serving_overrides, _to_serve, chat
+from tuneline.commands.serving import _chat_server, _serving_overrides, _to_serve, chat
 from tuneline.core.errors import ConfigError
 from tuneline.models.source import resolve_model
 
@@ -85,3 +89,21 @@ def test_a_chat_with_a_folder_without_a_template_is_refused(
     caplog.set_level(logging.INFO)
     with pytest.raises(ConfigError, match="has no chat template, so it cannot chat"):
         chat(_without_template(tmp_path / "model"), message="Hello", runs_dir=tmp_path)
+
+
+def test_a_chat_leaves_the_adapters_of_the_live_server_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[ServingConfig] = []
+
+    @contextlib.contextmanager
+    def server(config: ServingConfig, *_: Any, **__: Any) -> Iterator[Any]:
+        given.append(config)
+        yield SimpleNamespace(endpoint="the endpoint")
+
+    monkeypatch.setattr(serving, "running_server", server)
+    overrides = [f"serving.adapters.root={tmp_path}", "serving.keys_file=keys.toml"]
+    with _chat_server(BASE, overrides, tmp_path) as (_, name):
+        assert name == "tiny-base"
+    assert [config.adapters for config in given] == [None]
+    assert _to_serve(BASE, overrides, tmp_path, None, None)[0].adapters is not None

@@ -41,15 +41,16 @@ def test_every_bad_flag_is_named_with_its_key() -> None:
 def test_flags_that_contradict_are_refused_and_good_flags_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parser_check, "CACHE", tmp_path / "cache" / "flags.json")
+    cache = tmp_path / "cache" / "flags.json"
+    monkeypatch.setattr(parser_check, "cache_file", lambda: cache)
     contradiction = ServingConfig(extra_args={"enable_auto_tool_choice": True})
     with pytest.raises(ConfigError, match="requires --tool-call-parser") as caught:
         check_flags(contradiction)
     assert caught.value.exit_code == 2
-    assert not parser_check.CACHE.exists()
+    assert not cache.exists()
     good = ServingConfig(extra_args={"seed": 3})
     found = check_flags(good)
     assert "takes all" in found
-    assert len(json.loads(parser_check.CACHE.read_text())) == 1
+    assert len(json.loads(cache.read_text())) == 1
     monkeypatch.setattr(parser_check, "flag_problems", lambda _: pytest.fail("asked again"))
     assert check_flags(good) == found

@@ -148,10 +148,17 @@ def test_no_file_outside_the_root_is_measured_or_read(
     listed = "adapter_config.json"
     seen: list[Path] = []
     is_file, file_sha256 = Path.is_file, files_module.file_sha256
-    monkeypatch.setattr(Path, "is_file", lambda path: bool(seen.append(path)) or is_file(path))
-    monkeypatch.setattr(
-        files_module, "file_sha256", lambda path: str(seen.append(path) or file_sha256(path))
-    )
+
+    def measured(path: Path) -> bool:
+        seen.append(path)
+        return is_file(path)
+
+    def hashed(path: Path) -> str:
+        seen.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(Path, "is_file", measured)
+    monkeypatch.setattr(files_module, "file_sha256", hashed)
     for name in (str(secret), f"../../{secret.name}"):
         manifest.write_text(text.replace(f'"{listed}"', json.dumps(name)))
         with pytest.raises(TunelineError, match=r"leaves the folder|expected a manifest"):

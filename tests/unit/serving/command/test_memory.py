@@ -104,3 +104,45 @@ def test_a_gpu_that_is_too_small_is_refused(folder: Path, monkeypatch: pytest.Mo
 def test_a_folder_without_sizes_is_not_estimated(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "x"}')
     assert require_memory(ServingConfig(), tmp_path).startswith("not estimated: ")
+
+
+@pytest.mark.parametrize(
+    "flag", ["quantization", "hf-overrides", "--load-format", "hf_overrides.rope_theta"]
+)
+def test_a_server_with_other_weights_or_another_model_is_not_estimated(
+    folder: Path, flag: str
+) -> None:
+    config = ServingConfig(cpu_kvcache_space_gib=400, extra_args={flag: "x"})
+    assert require_memory(config, folder).startswith("not estimated: serving.extra_args sets ")
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (["full_attention"] * 2, PER_TOKEN),
+        (["full_attention", "sliding_attention"], None),
+        ([], PER_TOKEN),
+    ],
+)
+def test_layers_that_all_have_full_attention_are_counted(
+    tmp_path: Path, layers: list[str], expected: int | None
+) -> None:
+    found = estimate_serving(
+        ServingConfig(dtype="bfloat16"), write(tmp_path, layer_types=layers, sliding_window=None)
+    )
+    assert found.cache_per_token == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_max_length": 1024},
+        {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1024},
+        {"rope_parameters": {"rope_type": "longrope"}, "original_max_position_embeddings": 1024},
+    ],
+)
+def test_the_length_is_the_shortest_that_vllm_starts_with(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = write(tmp_path, max_position_embeddings=10**9, **config)
+    assert require_memory(ServingConfig(), folder).endswith("for 1,024 tokens")
