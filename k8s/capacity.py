@@ -47,6 +47,10 @@ class Capacity:
     in_flight: float
     objectives: Mapping[str, Objective] = field(default_factory=dict)
     """By metric: `ttft_s`, `tpot_s`."""
+    loop: str = "open"
+    """`open` or `closed`. A closed loop waits for answers, so it shows no queue."""
+    hardware: str = ""
+    """The machine of the client; of the server too where both are one."""
 
     def in_flight_per_pod(self, headroom: float) -> Derived:
         """Return the requests in flight that one pod gets before another pod is added."""
@@ -69,7 +73,10 @@ class Capacity:
     @property
     def origin(self) -> str:
         """Return where the figures were measured."""
-        return f"scenario {self.scenario} of load report {self.report[7:19]}"
+        client = f", client on {self.hardware}" if self.hardware else ""
+        return (
+            f"{self.loop}-loop scenario {self.scenario} of load report {self.report[7:19]}{client}"
+        )
 
 
 def pause_s(scaling: Autoscaling) -> Derived:
@@ -99,8 +106,18 @@ def read_capacity(report: Mapping[str, Any], digest: str) -> Capacity | None:
                 for metric in ("ttft_s", "tpot_s")
                 if scenario["slo"].get(metric)
             }
-            found = Capacity(digest, scenario["name"], rate_rps, in_flight, objectives)
+            loop = "open" if scenario["config"]["concurrency"] is None else "closed"
+            found = Capacity(
+                digest, scenario["name"], rate_rps, in_flight, objectives, loop, _hardware(report)
+            )
     return found
+
+
+def _hardware(report: Mapping[str, Any]) -> str:
+    """Return the machine that a load report was written on, in words."""
+    facts = report["environment"]["hardware"]
+    gpus = ", ".join(facts["gpus"])
+    return f"{facts['cpu']}, {facts['cpu_cores']} cores" + (f", {gpus}" if gpus else "")
 
 
 def _strictest(limits: Mapping[str, float]) -> Objective:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tuneline.core.config import StrictModel
 
@@ -19,7 +19,11 @@ DnsSubdomain = Annotated[
     ),
 ]
 # Kubernetes' resource.Quantity as people write it: 4, 500m, 1.5, 24Gi.
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+Quantity = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
+    Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
+]
 
 # RFC 1123 subdomain or an extended resource: the keys of labels, with an optional prefix.
 LabelKey = Annotated[
@@ -56,7 +60,8 @@ class Resources(StrictModel):
     cpu: Quantity | None = None
     """Cores, e.g. `4`: requested, and on the CPU overlay also the limit."""
     cpu_limit: Quantity | None = None
-    """A limit of cores on the GPU overlay, for a namespace whose quota asks for one."""
+    """A limit of cores on the GPU overlay, for a namespace whose quota asks for one. The overlay's
+    request of 4 is lowered to it."""
     memory: Quantity | None = None
     """Requested and limit, e.g. `24Gi`."""
     ephemeral_storage: Quantity | None = None
@@ -260,9 +265,10 @@ class DeployConfig(StrictModel):
     """An OCI image that holds the model folder at its root, mounted as an image volume
     (Kubernetes 1.35 or later). Exclusive with `model_claim`."""
     model_hub: HubModel | None = None
-    """In place of a claim or an image; needs access to the Hub from the cluster."""
+    """In place of a claim or an image; needs access to the Hub from the cluster and
+    `verify_model`."""
     model_fetch: FetchedModel | None = None
-    """In place of a claim or an image."""
+    """In place of a claim or an image; needs `verify_model`."""
     verify_model: bool = False
     """An init container compares every byte of the model with its manifest, and the manifest with
     the digest of this run, before vLLM starts. It uses `loadtest_image`."""
@@ -310,8 +316,19 @@ class DeployConfig(StrictModel):
             raise ValueError(f"{' and '.join(given)} exclude one another; give one of them")
         if self.model_path is not None and self.model_claim is None:
             raise ValueError("model_path is a folder inside model_claim; give model_claim too")
+        copied = [name for name in given if name in ("model_hub", "model_fetch")]
+        if copied and not self.verify_model:
+            raise ValueError(
+                f"{copied[0]} may copy another model than this run's; give verify_model: true too"
+            )
         if self.verify_model and self.loadtest_image is None:
             raise ValueError("verify_model uses loadtest_image; give loadtest_image too")
+        # A resolved run.yaml names every key, so the default is not a mistake.
+        if self.autoscaling is not None and self.replicas != 1:
+            raise ValueError(
+                f"replicas: {self.replicas} has no effect with autoscaling; expected "
+                "autoscaling.min_replicas"
+            )
         if self.loadtest_prompts == "claim" and self.results_claim is None:
             raise ValueError("loadtest_prompts: claim needs results_claim")
         if self.monitoring_labels and self.monitoring_namespace is None:

@@ -29,6 +29,7 @@ class Facts:
     """None without a load report whose objectives hold."""
     release: str | None = None
     """The digest of the release; None marks every object."""
+    model_size_bytes: int = 0
 
     @property
     def server(self) -> str:

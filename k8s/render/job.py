@@ -132,6 +132,7 @@ def _job_patch(facts: Facts, url: str, model: str, deadline_s: int) -> dict[str,
             "completions": config.load_pods,
             "parallelism": config.load_pods,
             "activeDeadlineSeconds": deadline_s + GATHER_S,
+            "podFailurePolicy": {"rules": _ended_by_a_drain(job)},
         }
     return {
         "apiVersion": job["apiVersion"],
@@ -139,6 +140,18 @@ def _job_patch(facts: Facts, url: str, model: str, deadline_s: int) -> dict[str,
         "metadata": {"name": job["metadata"]["name"]},
         "spec": spec,
     }
+
+
+def _ended_by_a_drain(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the Job's rules on failures, in which a drained node ends the Job.
+
+    Load pods begin together. One that starts again finds the others under way.
+    """
+    rules = [dict(rule) for rule in job["spec"]["podFailurePolicy"]["rules"]]
+    for rule in rules:
+        if "onPodConditions" in rule:
+            rule["action"] = "FailJob"
+    return rules
 
 
 def _job_facts(config: DeployConfig) -> list[dict[str, Any]]:

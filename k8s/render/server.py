@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,12 +23,15 @@ from k8s.render.kustomize import (
     plain_labels,
     write_yaml,
 )
-from k8s.rules.objects import flags
+from k8s.rules.objects import flags, quantity
 from k8s.rules.server import PATIENCE
 from tuneline.core.vllm_limits import EXIT_MARGIN_S
 
 # The startup probe waits this much longer than vLLM itself, whose clock starts after its imports.
 STARTUP_MARGIN_S = 60
+# Assumptions for a rollout's deadline, low on purpose: a link of 200 Mbit/s, and a network disk.
+COPY_BYTES_PER_S = 25_000_000
+VERIFY_BYTES_PER_S = 100_000_000
 
 
 def write_server(
@@ -116,7 +120,7 @@ def _server_patch(
         ],
         "startupProbe": {"failureThreshold": -(-startup_s // period_s)},
     }
-    if resources := _resources(config):
+    if resources := _resources(config, _overlay_cpu(config)):
         container["resources"] = resources
     pod: dict[str, Any] = {
         "terminationGracePeriodSeconds": grace_s,
@@ -126,7 +130,7 @@ def _server_patch(
         claim = {"claimName": config.model_claim}
         pod["volumes"] = [{"name": "model", "persistentVolumeClaim": claim}]
     spec: dict[str, Any] = {
-        "progressDeadlineSeconds": startup_s + grace_s + config.scheduling_s,
+        "progressDeadlineSeconds": startup_s + grace_s + config.scheduling_s + _inits_s(facts),
         "template": {"spec": pod},
     }
     if config.autoscaling is None:
@@ -141,12 +145,29 @@ def _server_patch(
     }
 
 
+def _inits_s(facts: Facts) -> int:
+    """Return the seconds that the init containers may take to copy and verify the model."""
+    config, size_bytes = facts.config, facts.model_size_bytes
+    copies = config.model_hub is not None or config.model_fetch is not None
+    seconds = size_bytes / COPY_BYTES_PER_S if copies else 0.0
+    if config.verify_model:
+        seconds += size_bytes / VERIFY_BYTES_PER_S
+    return math.ceil(seconds)
+
+
 def _value(container: Mapping[str, Any], name: str) -> str:
     (entry,) = (entry for entry in container["env"] if entry["name"] == name)
     return str(entry["value"])
 
 
-def _resources(config: DeployConfig) -> dict[str, Any]:
+def _overlay_cpu(config: DeployConfig) -> str:
+    """Return the cores that the overlay requests."""
+    path = MANIFESTS / "overlays" / config.overlay / "server.yaml"
+    (container,) = _read(path)["spec"]["template"]["spec"]["containers"]
+    return str(container["resources"]["requests"]["cpu"])
+
+
+def _resources(config: DeployConfig, overlay_cpu: str) -> dict[str, Any]:
     wanted = config.resources
     requests: dict[str, str] = {}
     limits: dict[str, str] = {}
@@ -156,6 +177,8 @@ def _resources(config: DeployConfig) -> dict[str, Any]:
             limits["cpu"] = wanted.cpu
     if wanted.cpu_limit is not None:
         limits["cpu"] = wanted.cpu_limit
+        if wanted.cpu is None and quantity(wanted.cpu_limit) < quantity(overlay_cpu):
+            requests["cpu"] = wanted.cpu_limit
     if wanted.memory is not None:
         requests["memory"] = limits["memory"] = wanted.memory
     if wanted.ephemeral_storage is not None:

@@ -35,6 +35,7 @@ from tuneline.core.progress import logger
 from tuneline.core.secrets import is_secret_name
 
 MARKER = "render.json"
+EXAMPLE_IMAGE = "registry.example.com/tuneline-server-{}:v0.32.0"
 
 
 def render_manifests(
@@ -50,6 +51,7 @@ def render_manifests(
     loadtest_deadline_s: int = 3600,
     capacity: Capacity | None = None,
     release: str | None = None,
+    model_size_bytes: int = 0,
 ) -> Path:
     """Write the manifests of one run to `out` and return it.
 
@@ -66,6 +68,8 @@ def render_manifests(
         loadtest_deadline_s: After so many seconds the load test's Job is ended.
         capacity: The load that one pod was measured to carry; autoscaling needs it.
         release: The digest of the release; None puts a mark on every object.
+        model_size_bytes: The size of the model's files; a rollout waits until a pod has copied and
+            verified them.
 
     Raises:
         ConfigError: Values are missing or do not fit together, or the manifests break a rule.
@@ -73,7 +77,8 @@ def render_manifests(
         DiskFullError: The file system ran out of space.
     """
     _check_inputs(config, name, served_env)
-    facts = Facts(config, name, model_digest, capacity, release)
+    facts = Facts(config, name, model_digest, capacity, release, model_size_bytes)
+    _warn(facts)
     _check_replaceable(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,16 +125,35 @@ def _check_inputs(config: DeployConfig, name: str, served_env: Mapping[str, str]
         )
     if not name[:1].isalpha():
         found.append(f"name: {name!r} begins with a digit, which no Kubernetes Service may")
+    canary = config.gateway.canary if config.gateway is not None else None
+    if canary is not None and canary.run == name:
+        found.append(f"k8s.gateway.canary.run: {name!r} is this run; expected the name of another")
     found += [
         f"serving: {key} is a secret; it comes from the Secret {config.secret_name}"
         for key in served_env
         if is_secret_name(key)
     ]
     if found:
-        raise ConfigError(
-            found,
-            hint="Try: --set k8s.image=registry.example.com/tuneline-server-cpu:v0.32.0 "
-            "--set k8s.model_claim=models",
+        # Only what is missing: a problem of another key is not mended by it.
+        tries = ["--set k8s.image=" + EXAMPLE_IMAGE.format(config.overlay)] * (config.image is None)
+        tries += ["--set k8s.model_claim=models"] * all(source is None for source in sources)
+        raise ConfigError(found, hint="Try: " + " ".join(tries) if tries else None)
+
+
+def _warn(facts: Facts) -> None:
+    """Log what renders and may still not work in the cluster."""
+    config, capacity = facts.config, facts.capacity
+    if config.autoscaling is not None and capacity is not None and capacity.loop == "closed":
+        logger.warning(
+            "k8s.autoscaling: its numbers come from %s; a closed loop sends no request before an "
+            "answer and shows no queue, so measure an open loop",
+            capacity.origin,
+        )
+    if config.gateway is not None and config.gateway.canary is not None:
+        logger.info(
+            "k8s.gateway.canary: render run %s with k8s.gateway and route: false, so that its "
+            "NetworkPolicy lets the gateway in",
+            config.gateway.canary.run,
         )
 
 

@@ -60,16 +60,22 @@ def _jobs(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def _failures(pod: Pod) -> Iterator[str]:
-    """A drained node is tried again; every exit code of a verdict or a mistake is named."""
+    """One pod of a drained node is tried again; every exit code of a verdict or mistake is named.
+
+    Several load pods begin together: one that is tried again finds the others under way.
+    """
     rules = pod.owner["spec"].get("podFailurePolicy", {}).get("rules", [])
-    ignored = [
+    drained = "FailJob" if pod.owner["spec"].get("completions", 1) > 1 else "Ignore"
+    found = [
         condition["type"]
         for rule in rules
-        if rule["action"] == "Ignore"
+        if rule["action"] == drained
         for condition in rule.get("onPodConditions", [])
     ]
-    if "DisruptionTarget" not in ignored:
-        yield f"{pod.where}: podFailurePolicy must ignore DisruptionTarget: the drain of a node"
+    if "DisruptionTarget" not in found:
+        yield (
+            f"{pod.where}: podFailurePolicy must {drained} on DisruptionTarget, the drain of a node"
+        )
     names = [container["name"] for container in pod.containers]
     codes = set()
     for rule in rules:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +21,9 @@ from tuneline.commands.printing import emit
 from tuneline.core.errors import ArtifactError, TamperedError
 from tuneline.core.release import RELEASE_KIND
 from tuneline.release import Trust
+
+if TYPE_CHECKING:
+    from tuneline.core.artifact import Artifact
 
 
 def inspect(
@@ -52,6 +56,10 @@ def verify(
         str | None,
         typer.Option(metavar="SHA256", help="Of a directory: the digest that it must have."),
     ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Of a directory: files that it may hold unlisted."),
+    ] = None,
     key: Annotated[
         Path | None,
         typer.Option(metavar="PUB.pem", help="Of a release: the public key of its signature."),
@@ -79,9 +87,10 @@ def verify(
     Of a release it also checks that the chain of digests closes, that the files say the same, that
     a model is the released one, and with --key whose signature it has.
     """
-    from tuneline.core.artifact import open_artifact, verify_artifact
+    from tuneline.core.artifact import open_artifact
     from tuneline.pipeline.plan import all_current
 
+    of_directories = {"--digest": digest, "--ignore": ignore or None}
     of_releases = {
         "--key": key, "--certificate": certificate or None, "--identity": identity,
         "--issuer": issuer, "--model": model,
@@ -89,27 +98,33 @@ def verify(
     if target.is_dir():
         artifacts = {target.name: open_artifact(target, check_sizes=False)}
         if artifacts[target.name].kind == RELEASE_KIND:
-            refuse("of a release", {"--digest": digest})
+            refuse("of a release", of_directories)
             trust = Trust(key, tuple(certificate or ()), identity, issuer)
             _verify_release(target, model, trust, as_json)
             return
     else:
-        refuse("with a run.yaml", {"--digest": digest})
+        refuse("with a run.yaml", of_directories)
         artifacts = all_current(open_run(target, overrides, runs_dir))
     refuse("without a release", of_releases)
     for artifact in artifacts.values():
-        verify_artifact(artifact)
-        if digest is not None and artifact.digest != digest:
-            raise TamperedError(
-                f"{artifact.path}: has digest {artifact.digest}; expected {digest}",
-                hint="Another artifact is in its place. Copy the right one there.",
-            )
+        _verify_artifact(artifact, digest, ignore or ())
     document = {name: artifact.digest for name, artifact in artifacts.items()}
     lines = [
         f"ok  {name}: {len(artifact.manifest.files)} files, {artifact.digest}"
         for name, artifact in artifacts.items()
     ]
     emit(document, lines, as_json)
+
+
+def _verify_artifact(artifact: Artifact, digest: str | None, ignore: Sequence[str]) -> None:
+    from tuneline.core.artifact import verify_artifact
+
+    verify_artifact(artifact, ignore)
+    if digest is not None and artifact.digest != digest:
+        raise TamperedError(
+            f"{artifact.path}: has digest {artifact.digest}; expected {digest}",
+            hint="Another artifact is in its place. Copy the right one there.",
+        )
 
 
 def _verify_release(path: Path, model: Path | None, trust: Trust, as_json: bool) -> None:

@@ -268,14 +268,16 @@ def open_artifact(
     return artifact
 
 
-def verify_artifact(artifact: Artifact) -> None:
+def verify_artifact(artifact: Artifact, ignore: Sequence[str] = ()) -> None:
     """Read every byte of an artifact and compare it with the manifest.
+
+    Files that are not listed and match a pattern of `ignore` do not count.
 
     Raises:
         TamperedError: A file differs, is missing, is renamed or is not listed, or the digest does
             not match; the message names every difference.
     """
-    problems = difference_lines(artifact.path, artifact.manifest.files)
+    problems = difference_lines(artifact.path, artifact.manifest.files, ignore)
     if not problems and _digest(artifact.kind, artifact.manifest.files) != artifact.digest:
         problems.append("manifest.json: its digest does not match its files and kind")
     if problems:

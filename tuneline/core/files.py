@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tuneline.core.config import StrictModel
@@ -40,15 +41,23 @@ def relative_name(file: Path, directory: Path) -> str:
     return file.relative_to(directory).as_posix()
 
 
-def difference_lines(directory: Path, files: Sequence[FileEntry]) -> list[str]:
+def difference_lines(
+    directory: Path, files: Sequence[FileEntry], ignore: Sequence[str] = ()
+) -> list[str]:
     """Return one line for each file that was changed, removed, added or renamed.
 
     Args:
         directory: The directory; its own `manifest.json` is not a file of the list.
         files: The files that it should hold.
+        ignore: Patterns of files that it may hold too, as `fnmatch` reads them: `*` matches `/`.
     """
     listed = {entry.path: entry for entry in files}
     found = {relative_name(file, directory): file for file in payload_files(directory)}
+    found = {
+        path: file
+        for path, file in found.items()
+        if path in listed or not any(fnmatchcase(path, pattern) for pattern in ignore)
+    }
     sha256 = {path: file_sha256(file) for path, file in found.items()}
     added = sorted(found.keys() - listed.keys())
     lines = []

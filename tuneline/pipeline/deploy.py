@@ -88,6 +88,7 @@ def render_run(
         loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
         capacity=None if measured is None else read_capacity(*measured),
         release=None if released is None else released.digest,
+        model_size_bytes=sum(entry.size_bytes for entry in model.manifest.files),
     )
 
 

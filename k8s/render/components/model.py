@@ -12,6 +12,10 @@ from tuneline.core.digests import short_digest
 # The sum of the disk that the base's emptyDirs and the logs may take.
 BASE_STORAGE_GIB = 12
 
+# Files that the Hub and its client add to a model. vLLM reads none of them. An unlisted template or
+# tensor file is still a difference.
+HUB_FILES = (".cache/*", ".gitattributes", "README.md")
+
 
 def fill_image(files: Files, facts: Facts) -> None:
     """Put the model's image into the volume."""
@@ -24,6 +28,8 @@ def fill_verify(files: Files, facts: Facts) -> None:
     (container,) = _pod(files["init.yaml"])["initContainers"]
     container["image"] = facts.config.loadtest_image
     container["args"] = [facts.model_path, f"--digest={facts.model_digest}"]
+    if facts.config.model_hub is not None:
+        container["args"] += [f"--ignore={pattern}" for pattern in HUB_FILES]
 
 
 def fill_hub(files: Files, facts: Facts) -> None:

@@ -23,7 +23,8 @@ def fill_monitor(files: Files, facts: Facts) -> None:
 def fill_alerts(files: Files, facts: Facts) -> None:
     """Put the run's labels, digest and measured limits into the alerts.
 
-    Without a load report whose objectives hold, the alerts on latency and queue are left out.
+    Without a load report whose objectives hold, the alerts on latency and queue are left out. With
+    `min_replicas: 0`, the alert on an absent server is left out.
     """
     item = files["rules.yaml"]
     item["metadata"].setdefault("labels", {}).update(facts.config.monitoring_labels)
@@ -35,6 +36,10 @@ def fill_alerts(files: Files, facts: Facts) -> None:
         rule["expr"] = rule["expr"].replace(EXAMPLE, where)
     other = rules["TunelineOtherModel"]
     other["expr"] = other["expr"].replace("sha256:example", facts.model_digest)
+    scaling = facts.config.autoscaling
+    if scaling is not None and scaling.min_replicas == 0:
+        # No pod is not a fault there.
+        del rules["TunelineServerAbsent"]
     group["rules"] = [rule for name, rule in rules.items() if _measured(name, rule, facts)]
 
 

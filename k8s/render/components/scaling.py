@@ -15,6 +15,8 @@ FORMULA = "tuneline/formula"
 IN_FLIGHT = "tuneline_requests_in_flight"
 READY = "tuneline_ready_seconds"
 WINDOW = "2m"
+MOST_RATIO = 1.5
+"""At most half as many pods again as serve are added before the next pod answers."""
 
 
 def fill_hpa(files: Files, facts: Facts) -> None:
@@ -57,20 +59,27 @@ def fill_keda(files: Files, facts: Facts) -> None:
             f"{metric} p{limit.percentile:g} / {limit.limit_s:g} s"
             for metric, limit in sorted(capacity.objectives.items())
         )
-        formulas["objectives"] = f"the larger of {limits}, times the pods that serve"
+        formulas["objectives"] = (
+            f"the larger of {limits}, at most {MOST_RATIO:g}, times the pods that serve"
+        )
     else:
         spec["triggers"].remove(objectives)
     if scaling.wake_query is not None:
-        _wake(spec, scaling.wake_query)
+        _wake(spec, scaling.wake_query, where)
     for trigger in spec["triggers"]:
         trigger["metadata"]["serverAddress"] = scaling.prometheus_url
     _explain(item, formulas)
 
 
-def _wake(spec: Document, query: str) -> None:
-    """Let the number of pods be 0: without a pod there are no metrics, and that is not a fault."""
+def _wake(spec: Document, query: str, where: str) -> None:
+    """Let the number of pods be 0: without a pod there are no metrics, and that is not a fault.
+
+    Prometheus keeps `up` at 0 for a pod whose scrape fails. The load is 0 only where it has no
+    `up` at all, so that a failed scrape is a missing metric and removes no pod.
+    """
     for trigger in spec["triggers"]:
-        trigger["metadata"]["query"] = f"({trigger['metadata']['query']}) or vector(0)"
+        known = trigger["metadata"]["query"]
+        trigger["metadata"]["query"] = f"({known}) or 0 * absent(up{{{where}}})"
     metadata = {"query": query, "threshold": "1000000", "activationThreshold": "0"}
     spec["triggers"].append(
         {
@@ -86,7 +95,8 @@ def _worst(objectives: Mapping[str, Objective], where: str) -> str:
     """Return the query of the worst objective's ratio to its limit, times the pods that serve.
 
     A quantile without traffic is not a number, which `>= 0` leaves out. The term of 0 keeps the
-    result there while pods answer, so that only a missing metric is a fault.
+    result there while pods answer, so that only a missing metric is a fault. TTFT grows faster than
+    the load once requests wait, so the ratio has an upper limit.
     """
     serving = f"count({READY}{{{where}}})"
     ratios = [
@@ -94,7 +104,8 @@ def _worst(objectives: Mapping[str, Objective], where: str) -> str:
         f'>= 0, "objective", "{metric}", "", "")'
         for metric, limit in sorted(objectives.items())
     ]
-    return f"max({' or '.join([*ratios, f'0 * {serving}'])}) * {serving}"
+    worst = f"max({' or '.join([*ratios, f'0 * {serving}'])})"
+    return f"clamp_max({worst}, {MOST_RATIO:g}) * {serving}"
 
 
 def _needed(facts: Facts) -> tuple[Autoscaling, Capacity]:

@@ -257,7 +257,14 @@ def test_inspect_and_verify_an_artifact(tmp_path: Path) -> None:
     assert other.returncode == 3
     assert f"has digest {digest}; expected sha256:000" in other.stderr
     assert tuneline("verify", EXAMPLE, "--digest", digest).returncode == 2
+    assert tuneline("verify", EXAMPLE, "--ignore=*").returncode == 2
+    (tmp_path / "x" / "added.md").write_text("c")
+    assert tuneline("verify", tmp_path / "x").returncode == 3
+    assert tuneline("verify", tmp_path / "x", "--ignore=*.md").returncode == 0
     (tmp_path / "x" / "a.txt").write_text("b")
+    (tmp_path / "x" / "added.md").unlink()
+    # A listed file is compared, whatever is ignored.
+    assert tuneline("verify", tmp_path / "x", "--ignore=*").returncode == 3
     tampered = tuneline("verify", tmp_path / "x")
     assert tampered.returncode == 3
     assert "a.txt: sha256" in tampered.stderr

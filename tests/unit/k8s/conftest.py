@@ -94,6 +94,7 @@ def render_run() -> Render:
         prompts: list[list[dict[str, str]]] = PROMPTS,
         digest: str = DIGEST,
         capacity: Capacity | None = CAPACITY,
+        model_size_bytes: int = 0,
         **options: Any,
     ) -> Path:
         serving = serving or ServingConfig(max_model_len=1024)
@@ -119,6 +120,7 @@ def render_run() -> Render:
             run_config={"name": name, "data": {"path": "train.jsonl"}},
             prompts=prompts,
             capacity=capacity,
+            model_size_bytes=model_size_bytes,
         )
 
     return rendered
@@ -145,14 +147,18 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "source": [
         {"model_claim": "models"},
         {"model_image": MODEL_IMAGE},
-        {"model_hub": {"repo": "team/tickets", "revision": "a" * 40, "secret_name": "hub"}},
         {
+            "model_hub": {"repo": "team/tickets", "revision": "a" * 40, "secret_name": "hub"},
+            "verify_model": True,
+        },
+        {
+            "verify_model": True,
             "model_fetch": {
                 "image": "registry.example.com/storage:1",
                 "command": ["storage", "copy", "s3://models/tickets", "/model"],
                 "secret_name": "storage",
                 "port": 9000,
-            }
+            },
         },
     ],
     "scaling": [
@@ -241,6 +247,8 @@ def covering_choices() -> list[dict[str, Any]]:
         options: dict[str, Any] = {"loadtest_image": LOADTEST_IMAGE}
         for name in names:
             options |= OPTIONS[name][chosen[name]]
+        if "autoscaling" in options:
+            options.pop("replicas", None)
         rows.append(options)
     return rows
 

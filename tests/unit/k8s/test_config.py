@@ -85,6 +85,17 @@ def test_any_other_image_is_refused(reference: str, expected: str) -> None:
         ),
         ({"monitoring_labels": {"a": "b"}}, "needs monitoring_namespace"),
         ({"verify_model": True}, "give loadtest_image too"),
+        (
+            {"model_hub": {"repo": "a/b", "revision": "0" * 40}},
+            "model_hub may copy another model than this run's; give verify_model: true too",
+        ),
+        ({"model_fetch": {"image": "a:1", "command": ["/model"]}}, "give verify_model: true too"),
+        (
+            {"replicas": 3, "autoscaling": {"by": "hpa", "max_replicas": 4}},
+            "replicas: 3 has no effect with autoscaling",
+        ),
+        ({"resources": {"cpu": -4}}, "resources.cpu: "),
+        ({"resources": {"cpu": True}}, "resources.cpu: "),
         ({"loadtest_prompts": "claim"}, "needs results_claim"),
         ({"model_hub": {"repo": "a/b", "revision": "main"}}, "model_hub.revision: "),
         ({"model_fetch": {"image": "a", "command": ["/model"]}}, "can change at any time"),
@@ -110,6 +121,11 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], expected: str) -
         validate_config(DeployConfig, values, "run.yaml")
     assert expected in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_quantities_may_be_numbers() -> None:
+    resources = DeployConfig.model_validate({"resources": {"cpu": 4, "cpu_limit": 1.5}}).resources
+    assert (resources.cpu, resources.cpu_limit) == ("4", "1.5")
 
 
 def test_the_section_may_be_left_out() -> None:

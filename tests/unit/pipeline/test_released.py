@@ -60,6 +60,35 @@ def test_the_newest_release_that_passes_is_taken(tmp_path: Path) -> None:
     assert found.created_at == "2026-11-02T00:00:00Z"
 
 
+def test_a_newer_release_that_fails_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
+    put(tmp_path, "b", release("FAIL", "2026-11-03T00:00:00Z"))
+    with caplog.at_level("WARNING"):
+        find_release(tmp_path, Path("run.yaml"), MODEL)
+    (line,) = caplog.messages
+    assert "release-b: is newer and FAIL (load)" in line
+    assert line.endswith("release-a")
+
+
+@pytest.mark.parametrize("content", ["no JSON", '{"format_version": 99}'])
+def test_a_broken_release_does_not_hide_a_good_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    good = put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
+    changed = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z"))
+    (changed / RELEASE_FILE).write_text(content)
+    (tmp_path / "release-c").mkdir()
+    (tmp_path / "release-c" / RELEASE_FILE).write_text(content)
+    with caplog.at_level("WARNING"):
+        artifact, _ = find_release(tmp_path, Path("run.yaml"), MODEL)
+    assert artifact.path == good
+    assert [line.partition(": ")[0][-9:] for line in caplog.messages] == ["release-b", "release-c"]
+    with pytest.raises(TamperedError):
+        find_release(tmp_path, Path("run.yaml"), MODEL, changed)
+
+
 def test_a_release_that_fails_names_its_gates(tmp_path: Path) -> None:
     put(tmp_path, "a", release("FAIL", "2026-11-01T00:00:00Z"))
     with pytest.raises(VerdictError, match=r"load: The load test says FAIL\.") as caught:

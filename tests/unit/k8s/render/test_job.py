@@ -56,6 +56,10 @@ def test_load_pods_share_a_schedule_by_their_index(
     (job,) = (item for item in objects if item["kind"] == "Job")
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+    # A pod that starts again would find the other pods under way.
+    assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
+    assert "DisruptionTarget" in str(spec["podFailurePolicy"]["rules"][0])
+    assert len(spec["podFailurePolicy"]["rules"]) == 4
     container = _container(objects)
     params = _parse(container["command"], container["args"])
     assert params["shard"] == "$(SHARD)/4"

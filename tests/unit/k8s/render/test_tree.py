@@ -122,9 +122,35 @@ def test_resources_replace_the_overlays(
         },
         "limits": {"memory": "96Gi", "nvidia.com/gpu": "2", "ephemeral-storage": "12Gi"},
     }
-    objects = objects_of(render_run(tmp_path / "cpu", overlay="cpu", resources={"cpu": "2"}))
+    objects = objects_of(render_run(tmp_path / "cpu", overlay="cpu", resources={"cpu": 2}))
     asked = server_pod(objects)["containers"][0]["resources"]
     assert asked["limits"] == {"cpu": "2", "memory": "12Gi", "ephemeral-storage": "12Gi"}
+
+
+def test_a_limit_of_cores_lowers_the_overlays_request(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    objects = objects_of(render_run(tmp_path / "out", resources={"cpu_limit": 2}))
+    asked = server_pod(objects)["containers"][0]["resources"]
+    assert (asked["requests"]["cpu"], asked["limits"]["cpu"]) == ("2", "2")
+    # The user's own request above the user's own limit is a mistake.
+    with pytest.raises(ConfigError, match="requests 8 of cpu; its limit is 2"):
+        render_run(tmp_path / "other", resources={"cpu": 8, "cpu_limit": "2"})
+
+
+def test_a_rollout_waits_for_a_model_that_is_copied_and_verified(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+) -> None:
+    def deadline_s(name: str, **options: Any) -> int:
+        out = render_run(tmp_path / name, model_size_bytes=30_000_000_000, **options)
+        found: int = one(objects_of(out), "Deployment")["spec"]["progressDeadlineSeconds"]
+        return found
+
+    hub = {"repo": "team/tickets", "revision": "a" * 40}
+    verified = {"verify_model": True, "loadtest_image": LOADTEST_IMAGE}
+    plain = deadline_s("plain")
+    assert deadline_s("verified", **verified) == plain + 300  # 30 GB at 100 MB/s
+    assert deadline_s("hub", model_hub=hub, **verified) == plain + 300 + 1200  # and 25 MB/s
 
 
 def test_the_job_tests_this_server_with_this_runs_prompts(deployed: Objects) -> None:
@@ -315,7 +341,17 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, render_run:
         "k8s.image", "k8s.model_claim, k8s.model_image", "name",
     ]  # fmt: skip
     assert "Dockerfile.gpu" in problems[0]
-    assert "--set k8s.image=" in (caught.value.hint or "")
+    assert caught.value.hint == (
+        "Try: --set k8s.image=registry.example.com/tuneline-server-gpu:v0.32.0 "
+        "--set k8s.model_claim=models"
+    )
+    # A hint names only what is missing.
+    with pytest.raises(ConfigError) as caught:
+        render_run(tmp_path / "out", model_claim=None)
+    assert caught.value.hint == "Try: --set k8s.model_claim=models"
+    with pytest.raises(ConfigError) as caught:
+        render_run(tmp_path / "out", name="3-tickets")
+    assert caught.value.hint is None
 
 
 def test_a_secret_among_the_variables_is_refused(tmp_path: Path, render_run: Render) -> None:

@@ -343,7 +343,12 @@ BROKEN: list[tuple[str, Mutation, str]] = [
     (
         "a drain as a result",
         lambda o: spec(o, "Job")["podFailurePolicy"]["rules"].pop(0),
-        "must ignore DisruptionTarget",
+        "must Ignore on DisruptionTarget",
+    ),
+    (
+        "a drain that starts one of several load pods again",
+        lambda o: spec(o, "Job").update(completions=4, parallelism=4),
+        "must FailJob on DisruptionTarget",
     ),
     (
         "an exit code without a name",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,6 +11,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from k8s.render.components.model import with_gibibytes
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.files import payload_files
 
 Objects: TypeAlias = list[dict[str, Any]]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -48,7 +52,10 @@ def test_a_model_of_the_hub_is_copied_at_one_commit_and_verified(
     assert env["HF_HUB_OFFLINE"]["value"] == "0"
     assert fetch["volumeMounts"][0] == {"name": "model", "mountPath": "/model"}
     assert volumes(pod)["model"] == {"name": "model", "emptyDir": {"sizeLimit": "50Gi"}}
-    assert verify["args"] == ["/model", f"--digest={DIGEST}"]
+    assert verify["args"] == [
+        "/model", f"--digest={DIGEST}",
+        "--ignore=.cache/*", "--ignore=.gitattributes", "--ignore=README.md",
+    ]  # fmt: skip
     (server,) = pod["containers"]
     assert server["args"][0] == "/model"
     assert server["resources"]["limits"]["ephemeral-storage"] == "63488Mi"  # 50 + 12 GiB
@@ -60,9 +67,11 @@ def test_a_model_of_a_bucket_is_copied_by_the_storages_own_client(
     command = ["aws", "s3", "cp", "--recursive", "s3://models/tickets", "/model"]
     image = "registry.example.com/aws-cli:2"
     pod = server_pod(
-        model_fetch={"image": image, "command": command, "secret_name": "s3", "size": "4Gi"}
+        model_fetch={"image": image, "command": command, "secret_name": "s3", "size": "4Gi"},
+        verify_model=True,
+        loadtest_image=IMAGE,
     )
-    (fetch,) = pod["initContainers"]
+    fetch, _ = pod["initContainers"]
     assert (fetch["image"], fetch["command"]) == (image, command)
     assert fetch["envFrom"] == [{"secretRef": {"name": "s3"}}]
     assert volumes(pod)["model"]["emptyDir"] == {"sizeLimit": "4Gi"}
@@ -89,6 +98,65 @@ def test_compiled_kernels_lie_on_a_claim_by_model(
     folder = "/cache/support-tickets-0123456789ab"
     assert env["VLLM_CACHE_ROOT"] == f"{folder}/vllm"
     assert env["TRITON_CACHE_DIR"] == f"{folder}/triton"
+
+
+def verify(pod: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command of the rendered init container on a folder of this machine."""
+    (container,) = (entry for entry in pod["initContainers"] if entry["name"] == "verify-model")
+    assert container["command"] == ["tuneline", "verify"]
+    mounted, *options = container["args"]
+    assert mounted.startswith("/model")
+    return subprocess.run(
+        [sys.executable, "-m", "tuneline", "verify", str(folder), *options],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Artifact:
+    with new_artifact(tmp_path / "model", "model", config={}) as draft:
+        (draft.dir / "config.json").write_text("{}")
+        (draft.dir / "model.safetensors").write_bytes(b"weights")
+    return open_artifact(tmp_path / "model")
+
+
+def test_the_init_container_tells_this_model_from_another(
+    server_pod: Callable[..., dict[str, Any]], model: Artifact
+) -> None:
+    pod = server_pod(verify_model=True, loadtest_image=IMAGE, digest=model.digest)
+    assert verify(pod, model.path).returncode == 0
+    (model.path / "config.json").write_text("[]")
+    assert verify(pod, model.path).returncode == 3
+
+
+def test_the_init_container_refuses_a_sound_model_of_another_digest(
+    server_pod: Callable[..., dict[str, Any]], model: Artifact
+) -> None:
+    done = verify(server_pod(verify_model=True, loadtest_image=IMAGE), model.path)
+    assert done.returncode == 3
+    assert f"has digest {model.digest}; expected {DIGEST}" in done.stderr
+
+
+def test_what_the_hubs_client_adds_is_no_difference(
+    server_pod: Callable[..., dict[str, Any]], model: Artifact
+) -> None:
+    local_folder = pytest.importorskip("huggingface_hub._local_folder")
+    local_folder.write_download_metadata(model.path, "config.json", "a" * 40, "etag")
+    (model.path / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (model.path / "README.md").write_text("# Tickets")
+    added = [file for file in payload_files(model.path) if ".cache" in file.parts]
+    assert len(added) >= 2
+    options = {"verify_model": True, "loadtest_image": IMAGE, "digest": model.digest}
+    hub = {"repo": "team/tickets", "revision": "a" * 40}
+    pod = server_pod(model_hub=hub, **options)
+    done = verify(pod, model.path)
+    assert done.returncode == 0, done.stderr
+    # vLLM would read this one.
+    (model.path / "chat_template.jinja").write_text("another")
+    assert verify(pod, model.path).returncode == 3
+    (model.path / "chat_template.jinja").unlink()
+    # A claim has only the files that were copied there.
+    assert verify(server_pod(**options), model.path).returncode == 3
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import yaml
+
+import k8s
 
 Objects: TypeAlias = list[dict[str, Any]]
 IMAGE = "registry.example.com/tuneline-loadtest:0.1.0"
@@ -41,6 +46,25 @@ def test_openshift_names_the_user_itself(rendered: Rendered) -> None:
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(context)
         assert context["runAsNonRoot"] is True
         assert item["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+
+
+def test_the_loaders_ids_can_be_left_to_openshift(kubectl: str) -> None:
+    """The expression `/: 10001$/d` of the page on Kubernetes."""
+    folder = Path(k8s.__file__).parent / "manifests/model-volume"
+    text = subprocess.run(
+        [kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    kept = [line for line in text.splitlines() if not re.search(r": 10001$", line)]
+    assert len(text.splitlines()) - len(kept) == 3
+    objects = list(yaml.safe_load_all("\n".join(kept)))
+    (loader,) = (item["spec"] for item in objects if item["kind"] == "Pod")
+    assert loader["securityContext"] == {
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    # A quota on limits.cpu refuses a pod without one.
+    assert loader["containers"][0]["resources"]["limits"]["cpu"] == "1"
 
 
 def test_pods_go_to_the_named_nodes(rendered: Rendered) -> None:

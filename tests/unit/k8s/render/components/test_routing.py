@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pytest
+
+from tuneline.core.errors import ConfigError
+
 Objects: TypeAlias = list[dict[str, Any]]
 GATEWAY = {
     "name": "public",
@@ -37,6 +41,25 @@ def test_a_canary_gets_its_share_and_the_gateway_gets_in(
         for peer in ingress["from"]
     ]
     assert peers == ["envoy"]
+
+
+def test_a_canary_lets_the_gateway_in_and_brings_no_route(
+    tmp_path: Path, render_run: Callable[..., Path], objects_of: Callable[..., Objects]
+) -> None:
+    gateway = {"name": "public", "namespace": "gateways", "route": False}
+    objects = objects_of(render_run(tmp_path / "out", name="next", gateway=gateway))
+    assert "HTTPRoute" not in {item["kind"] for item in objects}
+    (policy,) = (item for item in objects if item["metadata"]["name"].endswith("-gateway"))
+    assert policy["spec"]["podSelector"]["matchLabels"] == {
+        "app.kubernetes.io/name": "model-server",
+        "app.kubernetes.io/instance": "next",
+    }
+
+
+def test_a_run_is_not_its_own_canary(tmp_path: Path, render_run: Callable[..., Path]) -> None:
+    gateway = {**GATEWAY, "canary": {"run": "support-tickets", "weight": 10}}
+    with pytest.raises(ConfigError, match=r"canary\.run: 'support-tickets' is this run"):
+        render_run(tmp_path / "out", gateway=gateway)
 
 
 def test_a_route_leads_to_the_pool_where_there_is_one(deployed: Objects) -> None:

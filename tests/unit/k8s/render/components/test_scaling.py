@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +19,10 @@ ObjectsOf: TypeAlias = Callable[..., Objects]
 KEDA = {"by": "keda", "max_replicas": 4, "prometheus_url": "http://p:9090"}
 
 
+CAPACITY = Capacity("sha256:" + "a" * 64, "fast", 8.0, 6.5)
+CLOSED = dataclasses.replace(CAPACITY, loop="closed")
+
+
 def one(objects: Objects, kind: str) -> dict[str, Any]:
     (found,) = (item for item in objects if item["kind"] == kind)
     return found
@@ -30,24 +35,34 @@ def scenario(name: str, verdict: str, rate_rps: float, in_flight: float | None) 
         "throughput": {"succeeded_rps": rate_rps},
         "mean_in_flight": in_flight,
         "slo": {"ttft_s": {"p50": 0.5, "p99": 2.0}, "tpot_s": {}},
+        "config": {"concurrency": 4 if name == "fast" else None},
     }
 
 
+ENVIRONMENT = {"hardware": {"cpu": "EPYC", "cpu_cores": 2, "gpus": ["L4"]}}
+
+
 def test_the_fastest_scenario_that_holds_is_the_capacity() -> None:
-    report = {
+    report: dict[str, Any] = {
+        "environment": ENVIRONMENT,
         "scenarios": [
             scenario("slow", "PASS", 2.0, 1.5),
             scenario("fast", "PASS", 8.0, 6.5),
             scenario("too fast", "FAIL", 12.0, 90.0),
             scenario("unsettled", "PASS", 20.0, None),
-        ]
+        ],
     }
     found = read_capacity(report, "sha256:" + "a" * 64)
     assert found == Capacity(
         # p99 is nearer to p90 than the median is.
         "sha256:" + "a" * 64, "fast", 8.0, 6.5, {"ttft_s": Objective(99.0, 2.0)},
+        "closed", "EPYC, 2 cores, L4",
     )  # fmt: skip
-    assert read_capacity({"scenarios": report["scenarios"][2:]}, "sha256:" + "a" * 64) is None
+    assert found.origin == (
+        "closed-loop scenario fast of load report aaaaaaaaaaaa, client on EPYC, 2 cores, L4"
+    )
+    report["scenarios"] = report["scenarios"][2:]
+    assert read_capacity(report, "sha256:" + "a" * 64) is None
 
 
 def test_a_target_is_the_headroom_of_the_measured_load() -> None:
@@ -71,7 +86,9 @@ def test_keda_reads_the_worst_objective_and_credits_pods_that_load(deployed: Obj
     where = 'namespace="tuneline",service="support-tickets-model-server"'
     assert in_flight["metadata"]["query"] == f"sum(tuneline_requests_in_flight{{{where}}})"
     query = objectives["metadata"]["query"]
-    assert query.startswith("max(label_replace(histogram_quantile(0.9,")
+    assert query.startswith("clamp_max(max(label_replace(histogram_quantile(0.9,")
+    # TTFT of a queue is not in proportion to the load: at most half as many pods again.
+    assert f"), 1.5) * count(tuneline_ready_seconds{{{where}}})" in query
     # Times the pods that serve: a pod that still loads does not multiply the ratio again.
     assert query.endswith(f" * count(tuneline_ready_seconds{{{where}}})")
     assert "/ 1 >= 0" in query and "/ 0.1 >= 0" in query
@@ -94,9 +111,45 @@ def test_no_pod_is_no_fault_where_none_may_run(
     *own, wake = spec["triggers"]
     assert spec["minReplicaCount"] == 0
     assert len(own) == 2
-    assert all(trigger["metadata"]["query"].endswith(") or vector(0)") for trigger in own)
+    # Only where Prometheus knows no pod: a pod whose scrape fails has `up` 0, and no load is known.
+    where = 'namespace="tuneline",service="support-tickets-model-server"'
+    for trigger in own:
+        assert trigger["metadata"]["query"].endswith(f") or 0 * absent(up{{{where}}})")
+    assert "vector" not in str(own)
     assert wake["metadata"]["query"] == scaling["wake_query"]
     assert wake["metadata"]["activationThreshold"] == "0"
+
+
+@pytest.mark.parametrize(("least", "is_alerted"), [(0, False), (1, True)])
+def test_an_absent_server_is_an_alert_where_a_pod_must_run(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf, least: int, is_alerted: bool
+) -> None:
+    scaling = {**KEDA, "min_replicas": least, "wake_query": None if least else "up{a='b'}"}
+    out = render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="observability")
+    rules = one(objects_of(out), "PrometheusRule")["spec"]["groups"][0]["rules"]
+    assert ("TunelineServerAbsent" in {rule["alert"] for rule in rules}) is is_alerted
+
+
+@pytest.mark.parametrize(
+    ("capacity", "expected"),
+    [
+        (CLOSED, "come from closed-loop scenario fast"),
+        (CAPACITY, None),
+    ],
+)
+def test_numbers_of_a_closed_loop_are_warned_of(
+    tmp_path: Path,
+    render_run: Render,
+    caplog: pytest.LogCaptureFixture,
+    capacity: Capacity,
+    expected: str | None,
+) -> None:
+    with caplog.at_level("WARNING"):
+        render_run(
+            tmp_path / "out", autoscaling=KEDA, capacity=capacity, monitoring_namespace="monitoring"
+        )
+    assert len(caplog.messages) == (0 if expected is None else 1)
+    assert (expected or "") in caplog.text
 
 
 def test_the_autoscaler_of_kubernetes_gets_the_same_target(

@@ -16,6 +16,8 @@ from k8s.render.components.table import COMPONENTS, wanted_components
 Objects: TypeAlias = list[dict[str, Any]]
 FOLDERS = Path(k8s.__file__).parent / "manifests" / "components"
 
+VERIFIED = {"verify_model": True, "loadtest_image": "a:1"}
+
 
 def test_every_row_is_asked_for_below() -> None:
     (mark,) = test_a_row_is_wanted_by_its_field.pytestmark
@@ -41,9 +43,15 @@ def test_every_folder_belongs_to_a_row() -> None:
         ({"model_claim": "models", "replicas": 2}, ["one-node"]),
         ({"model_claim": "models", "surge": True}, ["one-node"]),
         ({"model_claim": "m", "model_claim_mode": "ReadWriteMany", "replicas": 2}, []),
-        ({"model_hub": {"repo": "a/b", "revision": "0" * 40}}, ["model-hub"]),
-        ({"model_fetch": {"image": "a:1", "command": ["cp", "/model"]}}, ["model-fetch"]),
-        ({"verify_model": True, "loadtest_image": "a:1"}, ["verify-model"]),
+        (
+            {"model_hub": {"repo": "a/b", "revision": "0" * 40}, **VERIFIED},
+            ["verify-model", "model-hub"],
+        ),
+        (
+            {"model_fetch": {"image": "a:1", "command": ["cp", "/model"]}, **VERIFIED},
+            ["verify-model", "model-fetch"],
+        ),
+        (VERIFIED, ["verify-model"]),
         ({"cache_claim": "kernels"}, ["cache-claim"]),
         (
             {"autoscaling": {"by": "hpa", "max_replicas": 2}, "monitoring_namespace": "m"},
