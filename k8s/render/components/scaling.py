@@ -76,10 +76,11 @@ def _wake(spec: Document, query: str, where: str) -> None:
 
     Prometheus keeps `up` at 0 for a pod whose scrape fails. The load is 0 only where it has no
     `up` at all, so that a failed scrape is a missing metric and removes no pod.
+    `on()` keeps the result at one series, which KEDA asks for.
     """
     for trigger in spec["triggers"]:
         known = trigger["metadata"]["query"]
-        trigger["metadata"]["query"] = f"({known}) or 0 * absent(up{{{where}}})"
+        trigger["metadata"]["query"] = f"({known}) or on() 0 * absent(up{{{where}}})"
     metadata = {"query": query, "threshold": "1000000", "activationThreshold": "0"}
     spec["triggers"].append(
         {

@@ -114,7 +114,7 @@ def test_no_pod_is_no_fault_where_none_may_run(
     # Only where Prometheus knows no pod: a pod whose scrape fails has `up` 0, and no load is known.
     where = 'namespace="tuneline",service="support-tickets-model-server"'
     for trigger in own:
-        assert trigger["metadata"]["query"].endswith(f") or 0 * absent(up{{{where}}})")
+        assert trigger["metadata"]["query"].endswith(f") or on() 0 * absent(up{{{where}}})")
     assert "vector" not in str(own)
     assert wake["metadata"]["query"] == scaling["wake_query"]
     assert wake["metadata"]["activationThreshold"] == "0"
