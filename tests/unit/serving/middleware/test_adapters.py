@@ -413,28 +413,47 @@ def test_vllm_never_sees_an_unknown_name(scene: Scene, name: str) -> None:
     assert scene.vllm.asked == [""]
 
 
-def test_an_adapter_can_be_added_after_a_call_that_raised(scene: Scene) -> None:
+@pytest.mark.parametrize("has_effect", [True, False])
+def test_an_adapter_can_be_added_after_a_call_that_raised(scene: Scene, has_effect: bool) -> None:
     one = scene.artifact("one")
-    scene.vllm.raises["/v1/load_lora_adapter"] = RuntimeError("engine dead")
-    failed = asyncio.run(scene.add("replies", one))
-    assert (failed.status, failed.error["code"]) == (502, "adapter_not_answered")
-    assert "RuntimeError: engine dead" in failed.error["message"]
-    assert asyncio.run(scene.add("replies", one)).status == 200
+
+    async def play() -> None:
+        vllm = scene.vllm
+
+        async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+            is_loading = scope["path"] == "/v1/load_lora_adapter"
+            if has_effect or not is_loading:
+                await vllm(scope, receive, send)
+            if is_loading:
+                raise RuntimeError("engine dead")
+
+        scene.middleware.app = raises
+        failed = await scene.add("replies", one)
+        assert (failed.status, failed.error["code"]) == (502, "adapter_not_answered")
+        assert "RuntimeError: engine dead" in failed.error["message"]
+        assert vllm.loaded == {}
+        scene.middleware.app = vllm
+        assert (await scene.add("replies", one)).status == 200
+
+    asyncio.run(play())
 
 
-def test_an_adapter_that_a_stall_left_in_vllm_is_loaded_again(scene: Scene) -> None:
+@pytest.mark.parametrize("has_effect", [True, False])
+def test_an_adapter_can_be_added_after_a_stall(scene: Scene, has_effect: bool) -> None:
     one = scene.artifact("one")
 
     async def play() -> None:
         vllm = scene.vllm
 
         async def stalls(scope: Scope, receive: Receive, send: Send) -> None:
-            await vllm(scope, receive, send)
             scene.middleware.state = "silent"
+            if not has_effect:
+                raise RuntimeError("no answer")
+            await vllm(scope, receive, send)
 
         scene.middleware.app = stalls
         assert (await scene.add("replies", one)).status == 502
-        assert list(vllm.loaded) == [f"replies@{one.short_digest}"]
+        assert list(vllm.loaded) == ([f"replies@{one.short_digest}"] if has_effect else [])
         scene.middleware.app, scene.middleware.state = vllm, "moving"
         assert (await scene.add("replies", one)).status == 200
 
