@@ -16,6 +16,7 @@ from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
     from loadtest.calibration.calibrate import calibrate_client as calibrate_client
+    from loadtest.judging.recheck import find_contradictions as find_contradictions
     from loadtest.report.files import read_comparison as read_comparison
     from loadtest.report.files import read_report as read_report
     from loadtest.report.formats import report_text as report_text
@@ -49,6 +50,7 @@ __getattr__ = lazy_face(
         "compare_endpoints": "loadtest.studies.compare:compare_endpoints",
         "compare_reports": "loadtest.studies.compare:compare_reports",
         "cross_check": "loadtest.studies.cross_check:cross_check",
+        "find_contradictions": "loadtest.judging.recheck:find_contradictions",
         "join_shards": "loadtest.shards.join:join_shards",
         "read_comparison": "loadtest.report.files:read_comparison",
         "read_prompts": "loadtest.workload.prompts:read_prompts",
@@ -74,6 +76,7 @@ __all__ = [
     "compare_endpoints",
     "compare_reports",
     "cross_check",
+    "find_contradictions",
     "join_shards",
     "read_comparison",
     "read_prompts",

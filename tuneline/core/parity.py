@@ -160,13 +160,14 @@ def compare(
         problems=[],
         verdict=Verdict.PASS,
     )
-    problems = _problems(parity, tolerances)
+    problems = parity_problems(parity, tolerances)
     return parity.model_copy(
         update={"problems": problems, "verdict": Verdict.FAIL if problems else Verdict.PASS}
     )
 
 
-def _problems(parity: Parity, tolerances: Tolerances) -> list[str]:
+def parity_problems(parity: Parity, tolerances: Tolerances) -> list[str]:
+    """Return why a parity's figures are outside the tolerances; empty if none is."""
     problems = []
     different = parity.num_prompts - parity.num_prompts_with_equal_ids
     if different:

@@ -15,7 +15,7 @@ from tuneline.core.artifact import (
     verify_artifact,
 )
 from tuneline.core.digests import short_digest
-from tuneline.core.errors import VerdictError
+from tuneline.core.errors import TamperedError, VerdictError
 from tuneline.core.release import (
     BOM_FILE,
     CARD_FILE,
@@ -63,6 +63,7 @@ def make_release(
         signer: Who signs the model and the release.
 
     Raises:
+        TamperedError: The release that is there says other things than its proofs.
         ConfigError: A waiver or the signer cannot be used.
         ArtifactError: The served model or the dataset is not made.
         MissingError: A library of the extra `release` is missing.
@@ -77,6 +78,7 @@ def make_release(
         if out.exists():
             earlier = open_artifact(out, kind=RELEASE_KIND)
             verify_artifact(earlier)
+            _check_equal(earlier, release)
             return earlier
         return _write(proofs, release, signer, out)
 
@@ -111,6 +113,33 @@ def _key(release: Release, signer: Signer | None) -> str:
         # The private key itself leaves no trace, not even a hash.
         signed = [str(signer.keyless), *(path.name for path in files if path is not None)]
     return short_digest(canonical_digest([content, signed]))[:KEY_LENGTH]
+
+
+def _check_equal(earlier: Artifact, release: Release) -> None:
+    """Check that an earlier release says what a new one of the same proofs says.
+
+    A manifest that fits a forged document proves nothing: anyone can write both.
+    """
+    found = read_release(earlier.path)
+    own, there = (one.model_dump(mode="json", exclude={"created_at"}) for one in (release, found))
+    keys = [key for key in own if own[key] != there[key]]
+    texts = {
+        BOM_FILE: bom_text(found),
+        CARD_FILE: card_text(found),
+        STATEMENT_FILE: statement_text(found),
+    }
+    files = [
+        name
+        for name, text in texts.items()
+        if not (earlier.path / name).is_file()
+        or (earlier.path / name).read_text(encoding="utf-8") != text
+    ]
+    if keys or files:
+        where = ", ".join([*(f"{RELEASE_FILE}: {key}" for key in keys), *files])
+        raise TamperedError(
+            f"{earlier.path}: differs from a release of the same proofs ({where})",
+            hint=f"Remove it and release again: rm -r {earlier.path}",
+        )
 
 
 def _write(proofs: Proofs, release: Release, signer: Signer | None, out: Path) -> Artifact:

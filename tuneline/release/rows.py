@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tuneline.core.artifact import open_artifact
 from tuneline.core.config import StrictModel
@@ -55,12 +56,10 @@ class Compared:
 
 def read_rows(evaluation: Path, metric: str) -> Rows:
     """Return the values of an evaluation artifact; a metric that it lacks has no rows."""
-    text = (evaluation / PREDICTIONS_FILE).read_text(encoding="utf-8")
     scores = json.loads((evaluation / SCORES_FILE).read_text(encoding="utf-8"))
-    predictions = [json.loads(line) for line in text.removesuffix("\n").split("\n") if line]
     values = {
         _key(prediction): float(value)
-        for prediction in predictions
+        for prediction in _predictions(evaluation)
         if (value := prediction.get("scores", {}).get(metric)) is not None
     }
     found = scores["metrics"].get(metric, {})
@@ -95,12 +94,42 @@ def compare_rows(first: Rows, second: Rows) -> Compared | None:
     return Compared(len(common), mean_old, mean_new, low, high)
 
 
+def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
+    """Return the paired comparison of two evaluations of the same rows, from their predictions.
+
+    A positive difference is better. The result is None without a common value, or if the rows are
+    not the same in the same order.
+    """
+    old, new = (_predictions(evaluation) for evaluation in (first, second))
+    if [_key(one) for one in old] != [_key(one) for one in new]:
+        return None
+    pairs = [
+        (float(a), float(b))
+        for one, other in zip(old, new, strict=True)
+        if (a := one.get("scores", {}).get(metric)) is not None
+        and (b := other.get("scores", {}).get(metric)) is not None
+    ]
+    if not pairs:
+        return None
+    before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+    low, high = _interval(before, after)
+    if not read_rows(second, metric).higher_is_better:
+        low, high = -high, -low
+    num_rows = len(pairs)
+    return Compared(num_rows, sum(before) / num_rows, sum(after) / num_rows, low, high)
+
+
+def _predictions(evaluation: Path) -> list[dict[str, Any]]:
+    text = (evaluation / PREDICTIONS_FILE).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.removesuffix("\n").split("\n") if line]
+
+
 def _interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
     if {*old, *new} <= {0.0, 1.0}:
         return paired_share_interval(count_pairs(*([bool(v) for v in side] for side in (old, new))))
     return bootstrap_interval([b - a for a, b in zip(old, new, strict=True)])
 
 
-def _key(prediction: dict[str, object]) -> str:
+def _key(prediction: dict[str, Any]) -> str:
     asked = json.dumps([prediction["prompt"], prediction["expected"]], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()

@@ -1,6 +1,7 @@
 """`tuneline release` on finished lines: gates, figures, waivers, the files of a release."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.integration.release.line import NUM_HELDOUT, Answers, FinishedLine, write_line
-from tuneline.core.artifact import file_sha256, open_artifact, verify_artifact
+from tuneline.core.artifact import file_sha256, new_artifact, open_artifact, verify_artifact
 from tuneline.core.release import Figure, read_release
 
 
@@ -205,6 +206,86 @@ def test_a_model_that_is_not_good_enough_is_refused(
     assert words in done.stderr
 
 
+def replace_file(line: FinishedLine, stage: str, file: str, change: dict[str, Any]) -> None:
+    """Change a JSON file of an artifact and make the manifest fit, as a forger would."""
+    path = line.artifact(stage)
+    before = open_artifact(path)
+    document = json.loads((path / file).read_text())
+    merge(document, change)
+    new = path.with_name("new")
+    with new_artifact(
+        new, before.kind, config=before.manifest.config, inputs=before.manifest.inputs
+    ) as draft:
+        shutil.copytree(path, draft.dir, dirs_exist_ok=True)
+        (draft.dir / "manifest.json").unlink()
+        (draft.dir / file).write_text(json.dumps(document))
+        draft.metrics.update(before.manifest.metrics)
+    shutil.rmtree(path)
+    new.rename(path)
+
+
+def merge(document: dict[str, Any], change: dict[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict):
+            merge(document[key], value)
+        else:
+            document[key] = value
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "change", "gate", "words"),
+    [
+        (
+            "evaluation-report", "comparison.json",
+            {"metrics": {"exact_match": {"better": "tuned"}}},
+            "evaluation", "not shown to be better",
+        ),
+        (
+            "evaluation-report", "comparison.json",
+            {"metrics": {"exact_match": {"base": 0.1, "interval": [0.7, 0.9], "better": "tuned"}}},
+            "evaluation", "contradicts the predictions",
+        ),
+        (
+            "parity-merged", "parity.json", {"max_logprob_difference": 3.0},
+            "parity", "PASS contradicts the figures: max_logprob_difference is 3",
+        ),
+        (
+            "parity-served", "parity.json", {"num_equal_answers": 0},
+            "parity-served", "greedy_agreement is 1, and the counts are 0 of 2",
+        ),
+    ],
+    ids=["better", "figures", "tolerance", "counts"],
+)  # fmt: skip
+def test_a_verdict_that_contradicts_the_figures_is_refused(
+    tmp_path: Path, stage: str, file: str, change: dict[str, Any], gate: str, words: str
+) -> None:
+    line = write_line(tmp_path, Answers(base_right=range(98)))
+    replace_file(line, stage, file, change)
+    done = line.release()
+    assert done.returncode == 6
+    assert f"{gate}: " in done.stderr
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("file", ["release.json", "README.md", "bom.json"])
+def test_a_forged_release_is_not_returned(tmp_path: Path, file: str) -> None:
+    """The forged release has the manifest of its own files, so only its proofs refute it."""
+    line = write_line(tmp_path)
+    path = line.released()
+    before = open_artifact(path)
+    path.rename(tmp_path / "old")
+    with new_artifact(path, "release", config={}, inputs=before.manifest.inputs) as draft:
+        shutil.copytree(tmp_path / "old", draft.dir, dirs_exist_ok=True)
+        (draft.dir / "manifest.json").unlink()
+        text = (draft.dir / file).read_text()
+        assert "0.98" in text
+        (draft.dir / file).write_text(text.replace("0.98", "0.99"))
+    done = line.release()
+    assert done.returncode == 3
+    assert "differs from a release of the same proofs" in done.stderr
+    assert file in done.stderr
+
+
 def test_a_served_model_with_worse_answers_is_refused(tmp_path: Path) -> None:
     done = write_line(tmp_path, Answers(served_wrong=range(20))).release()
     assert done.returncode == 6
@@ -247,9 +328,31 @@ def _has_other_inputs(report: dict[str, Any]) -> None:
     report["inputs"] = []
 
 
+def _says_pass_of_slow_answers(report: dict[str, Any]) -> None:
+    report["scenarios"][0]["latency"]["ttft_s"]["percentiles"]["p90"] = 9.0
+
+
+def _says_pass_of_a_missed_objective(report: dict[str, Any]) -> None:
+    for objective in report["scenarios"][0]["objectives"]:
+        if objective["name"] == "e2e_s.p90":
+            objective["measured"] = 6.5
+
+
+def _says_pass_of_a_failed_scenario(report: dict[str, Any]) -> None:
+    report["scenarios"][0]["verdict"] = "FAIL"
+
+
+def _says_pass_of_failures(report: dict[str, Any]) -> None:
+    report["scenarios"][0]["requests"]["error_rate"] = 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (_says_pass_of_slow_answers, "ttft_s.p90 was judged at"),
+        (_says_pass_of_a_missed_objective, "e2e_s.p90 is 6.5 and PASS; the limit is 5"),
+        (_says_pass_of_a_failed_scenario, "closed-4 is FAIL, which contradicts the report's PASS"),
+        (_says_pass_of_failures, "max_error_rate was judged at 0.0; the figure is 0.5"),
         (_fails, "closed-4: ttft_s.p90: 2 s; at most 1 s is allowed"),
         (_is_inconclusive, "closed-4: too few requests"),
         (_is_of_another, "the server named the artifact 0123456789ab; expected"),

@@ -8,9 +8,7 @@ from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.proofs import Proofs
 
 REQUIRED = "every artifact is whole, and was made from the artifacts before it"
-JUDGED = (
-    "evaluation", "evaluation-report", "forgetting", "load-report", "parity", "preferences",
-)  # fmt: skip
+JUDGED = ("evaluation", "evaluation-report", "forgetting", "load-report", "parity")
 """Kinds with a gate of their own, which fails if they are missing."""
 
 

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
-from tuneline.pipeline.stage import EVALUATION_TUNED, PREFERENCES
+from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED, PREFERENCES
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
-from tuneline.release.rows import compare_rows, read_rows
+from tuneline.release.rows import Compared, compare_in_order, compare_rows, read_rows
 
 REPORT = "evaluation-report"
 COMPARISON_FILE = "comparison.json"
 SCORES_FILE = "evaluation.json"
 SERVED = "evaluation-served"
 PREDICTIONS_FILE = "predictions.jsonl"
+PREFERENCES_FILE = "preferences.json"
 
 
 def judge_evaluation(proofs: Proofs) -> Finding:
-    """Compare the tuned model with the base on the held-out rows, and with the threshold."""
+    """Compare the tuned model with the base on the held-out rows, and with the threshold.
+
+    The interval comes from the predictions. The report's figures must be those of the predictions.
+    """
     if not proofs.has_stage(REPORT):
         return _judge_preferences(proofs)
     config = proofs.config
     required = f"{config.metric} better than the base's (paired interval at 95 %)"
     if config.threshold is not None:
         required += f", limit {config.threshold:g}"
-    for stage in (REPORT, EVALUATION_TUNED):
+    for stage in (EVALUATION_BASE, EVALUATION_TUNED, REPORT):
         if stage not in proofs.made:
             return missing(proofs, stage, required)
     found = proofs.read(REPORT, COMPARISON_FILE)["metrics"].get(config.metric)
@@ -34,10 +40,20 @@ def judge_evaluation(proofs: Proofs) -> Finding:
             False, required, "no value", f"The evaluation has no metric {config.metric}.",
             hint=f"Try: --set evaluation.metrics=[{config.metric}], or another release.metric.",
         )  # fmt: skip
+    paths = [proofs.made[stage].path for stage in (EVALUATION_BASE, EVALUATION_TUNED)]
+    compared = compare_in_order(*paths, config.metric)
+    problem = _contradiction(found, compared)
+    if compared is None or problem:
+        return judged(
+            False, required, "contradiction", f"{REPORT}: {problem}.",
+            hint=f"Compare again: rm -r {proofs.made[REPORT].path} && tuneline up "
+            f"{proofs.run.path}",
+            sources=(proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{config.metric}"),),
+        )  # fmt: skip
     low, high = found["interval"]
     sign = 1 if scores["higher_is_better"] else -1
     within = config.threshold is None or sign * scores["value"] >= sign * config.threshold
-    better = found["better"] == "tuned"
+    better = compared.low > 0
     observed = (
         f"{found['base']:.4g} → {found['tuned']:.4g}, difference {low:+.3g} to {high:+.3g}, "
         f"{found['num_rows']} rows"
@@ -59,17 +75,33 @@ def judge_evaluation(proofs: Proofs) -> Finding:
         sources=(
             proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{config.metric}"),
             proofs.source(EVALUATION_TUNED, SCORES_FILE, f"/metrics/{config.metric}"),
+            *(proofs.source(one, PREDICTIONS_FILE) for one in (EVALUATION_BASE, EVALUATION_TUNED)),
         ),
     )
+
+
+def _contradiction(found: dict[str, Any], compared: Compared | None) -> str:
+    """Return how a comparison differs from the predictions that it is about; empty if it fits."""
+    if compared is None:
+        return "the predictions of the two models are about different rows"
+    own = (compared.first, compared.second)
+    if found["num_rows"] != compared.num_rows or not all(
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+        for a, b in zip((found["base"], found["tuned"]), own, strict=True)
+    ):
+        return (
+            f"{found['base']:.4g} → {found['tuned']:.4g} on {found['num_rows']} rows contradicts "
+            f"the predictions, {own[0]:.4g} → {own[1]:.4g} on {compared.num_rows} rows"
+        )
+    return ""
 
 
 def _judge_preferences(proofs: Proofs) -> Finding:
     """Compare the tuned model's preferences with the base's, for methods without right answers."""
     required = "the better answer preferred more often than by the base (interval at 95 %)"
-    preferences = proofs.made.get(PREFERENCES)
-    if preferences is None:
+    if PREFERENCES not in proofs.made:
         return missing(proofs, PREFERENCES, required)
-    metrics = preferences.manifest.metrics
+    metrics = proofs.read(PREFERENCES, PREFERENCES_FILE)
     if "reward_difference_interval" in metrics:
         name, limit, interval = "reward difference", 0.0, metrics["reward_difference_interval"]
     else:
@@ -83,7 +115,7 @@ def _judge_preferences(proofs: Proofs) -> Finding:
         f"The tuned model is {'' if better else 'not shown to be '}better than the base: {name} "
         f"{low:.3g} to {high:.3g}; expected above {limit:g}.",
         hint="Train longer or on more data, or evaluate more held-out rows.",
-        sources=(proofs.metrics_source(PREFERENCES),),
+        sources=(proofs.source(PREFERENCES, PREFERENCES_FILE),),
     )
 
 

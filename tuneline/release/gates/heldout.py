@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.pipeline.stage import DATASET
@@ -15,12 +19,15 @@ TRAIN_FILE = "train.jsonl"
 
 
 def judge_heldout(proofs: Proofs) -> Finding:
-    """Compare the prompts of both files again; white space and case do not count."""
+    """Compare the prompts of both files again.
+
+    White space, case and the Unicode form of a letter do not count.
+    """
     dataset = proofs.made.get(DATASET)
     if dataset is None:
         return missing(proofs, DATASET, REQUIRED)
     trained = set(_prompts(dataset.path / TRAIN_FILE))
-    held = _prompts(dataset.path / HELDOUT_FILE)
+    held = list(_prompts(dataset.path / HELDOUT_FILE))
     leaked = [number for number, prompt in enumerate(held, start=1) if prompt in trained]
     words = f"None of the {len(held)} held-out prompts is among the {len(trained)} trained prompts."
     if not held:
@@ -41,8 +48,25 @@ def judge_heldout(proofs: Proofs) -> Finding:
     )
 
 
-def _prompts(path: Path) -> list[str]:
-    """Return each row's prompt as text that is equal for prompts that differ in white space."""
-    text = path.read_text(encoding="utf-8").removesuffix("\n")
-    rows = (json.loads(line) for line in text.split("\n") if line)
-    return [" ".join(json.dumps(row.get("prompt") or row).casefold().split()) for row in rows]
+def _prompts(path: Path) -> Iterator[bytes]:
+    """Return a hash of each row's plain prompt; hashes of many rows fit the memory."""
+    # Only a line feed ends a line: text may hold the other line ends of Unicode.
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                row = json.loads(line)
+                text = json.dumps(_plain(row.get("prompt") or row), sort_keys=True)
+                yield hashlib.sha256(text.encode()).digest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value with every text in lower case, in NFC and with single spaces."""
+    if isinstance(value, str):
+        # Case folding can undo NFC, and it does not know every decomposed letter.
+        folded = unicodedata.normalize("NFC", value).casefold()
+        return " ".join(unicodedata.normalize("NFC", folded).split())
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return value

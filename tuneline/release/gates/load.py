@@ -21,12 +21,23 @@ def judge_load(proofs: Proofs) -> Finding:
     """Check the report's verdict, and that it measured what the release is about."""
     if LOADTEST not in proofs.made or proofs.served is None:
         return missing(proofs, LOADTEST, REQUIRED)
-    from loadtest import read_report
+    from loadtest import find_contradictions, read_report
 
     report = read_report(proofs.made[LOADTEST].path)
     problems = [*_other_artifact(proofs, report), *_other_configuration(proofs, report)]
     if report.verdict is not Verdict.PASS:
         problems += report.problems or [f"verdict {report.verdict}"]
+    config = loadtest_config(proofs.run)
+    slos = {scenario.name: scenario.slo or config.slo for scenario in config.scenarios}
+    for one in report.scenarios:
+        # A verdict is a word in a file: the figures next to it must say the same.
+        if report.verdict is Verdict.PASS and one.verdict is not Verdict.PASS:
+            problems.append(f"{one.name} is {one.verdict}, which contradicts the report's PASS")
+        elif one.verdict is Verdict.PASS and one.name in slos:
+            problems += [
+                f"{one.name}: the verdict PASS contradicts the figures: {problem}"
+                for problem in find_contradictions(one, slos[one.name])
+            ]
     names = ", ".join(scenario.name for scenario in report.scenarios)
     return judged(
         not problems,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from tuneline.core.parity import PARITY_FILE, Parity
+from tuneline.core.parity import PARITY_FILE, Parity, parity_problems
+from tuneline.core.tolerances import Tolerances
 from tuneline.core.verdict import Verdict
 from tuneline.release.gates.finding import Finding, judged, missing
 from tuneline.release.proofs import Proofs
@@ -33,6 +35,22 @@ def judge_served_parity(proofs: Proofs) -> Finding:
     return _judge(proofs, [SERVED], required)
 
 
+def _why_not(proofs: Proofs, name: str, parity: Parity) -> list[str]:
+    """Return why a parity is not PASS; its figures are judged again."""
+    if parity.verdict is not Verdict.PASS:
+        return parity.problems or [str(parity.verdict)]
+    tolerances = Tolerances.model_validate(proofs.made[name].manifest.config["tolerances"])
+    problems = parity_problems(parity, tolerances)
+    for share, part, whole in (
+        ("greedy_agreement", parity.num_equal_answers, parity.num_prompts),
+        ("token_agreement", parity.num_agreeing_tokens, parity.num_tokens),
+    ):
+        stated = getattr(parity, share)
+        if not whole or not math.isclose(stated, part / whole, rel_tol=1e-9):
+            problems.append(f"{share} is {stated:g}, and the counts are {part} of {whole}")
+    return [f"the verdict PASS contradicts the figures: {problem}" for problem in problems]
+
+
 def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
     for name in names or ["parity-merged"]:
         if name not in proofs.made:
@@ -43,12 +61,8 @@ def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
         )
         for name in names
     }
-    failed = {name: one for name, one in found.items() if one.verdict is not Verdict.PASS}
-    problems = [
-        f"{one.form}: {problem}"
-        for one in failed.values()
-        for problem in one.problems or [str(one.verdict)]
-    ]
+    failed = {name: why for name, one in found.items() if (why := _why_not(proofs, name, one))}
+    problems = [f"{found[name].form}: {problem}" for name, why in failed.items() for problem in why]
     forms = ", ".join(one.form for one in found.values())
     words = (
         f"Not the trained model: {'; '.join(problems)}."

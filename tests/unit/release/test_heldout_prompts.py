@@ -1,0 +1,48 @@
+"""The gate `heldout` finds a prompt again that differs in white space, case or Unicode form."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from tuneline.release.gates.heldout import _prompts
+
+
+def prompts(folder: Path, *texts: str) -> list[bytes]:
+    """Return the hashes of prompts that a dataset file holds."""
+    path = folder / "rows.jsonl"
+    rows = [{"prompt": [{"role": "user", "content": text}], "answer": "yes"} for text in texts]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return list(_prompts(path))
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("a b", "A  B"),
+        ("a b", "a\n\tb "),
+        ("MÜNCHEN", "münchen"),
+        ("Stra\u00dfe", "STRASSE"),
+        (unicodedata.normalize("NFC", "für"), unicodedata.normalize("NFD", "für")),
+        (unicodedata.normalize("NFC", "한국어"), unicodedata.normalize("NFD", "한국어")),
+        ("a\u2028b", "a b"),
+    ],
+)
+def test_equal_prompts_have_one_hash(tmp_path: Path, same: tuple[str, str]) -> None:
+    first, second = prompts(tmp_path, *same)
+    assert first == second
+
+
+@pytest.mark.parametrize("other", [("ab", "a b"), ("a", "b"), ("für", "fur"), ("1\n2", "12")])
+def test_other_prompts_have_other_hashes(tmp_path: Path, other: tuple[str, str]) -> None:
+    first, second = prompts(tmp_path, *other)
+    assert first != second
+
+
+def test_turns_are_not_joined(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    one = {"prompt": [{"role": "user", "content": "a b"}]}
+    two = {"prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}
+    path.write_text(json.dumps(one) + "\n" + json.dumps(two) + "\n")
+    assert len(set(_prompts(path))) == 2
