@@ -30,6 +30,8 @@ class Facts:
     release: str | None = None
     """The digest of the release; None marks every object."""
     model_size_bytes: int = 0
+    waived: tuple[str, ...] = ()
+    """The gates that the release waives."""
 
     @property
     def server(self) -> str:

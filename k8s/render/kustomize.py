@@ -29,6 +29,8 @@ LOADER.yaml_implicit_resolvers = {
 }
 UNRELEASED = "tuneline/unreleased"
 """The label and annotation of every object that was rendered without a release."""
+WAIVED = "tuneline/waived"
+"""The annotation with the gates that the release waives."""
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 
 
@@ -73,6 +75,7 @@ def common(facts: Facts) -> dict[str, Any]:
                 if facts.release is None
                 else {"tuneline/release": facts.release}
             ),
+            **({WAIVED: ",".join(facts.waived)} if facts.waived else {}),
         },
     }
 

@@ -51,6 +51,7 @@ def render_manifests(
     loadtest_deadline_s: int = 3600,
     capacity: Capacity | None = None,
     release: str | None = None,
+    waived: Sequence[str] = (),
     model_size_bytes: int = 0,
 ) -> Path:
     """Write the manifests of one run to `out` and return it.
@@ -68,6 +69,7 @@ def render_manifests(
         loadtest_deadline_s: After so many seconds the load test's Job is ended.
         capacity: The load that one pod was measured to carry; autoscaling needs it.
         release: The digest of the release; None puts a mark on every object.
+        waived: The gates of the release that failed and were waived.
         model_size_bytes: The size of the model's files; a rollout waits until a pod has copied and
             verified them.
 
@@ -77,7 +79,7 @@ def render_manifests(
         DiskFullError: The file system ran out of space.
     """
     _check_inputs(config, name, served_env)
-    facts = Facts(config, name, model_digest, capacity, release, model_size_bytes)
+    facts = Facts(config, name, model_digest, capacity, release, model_size_bytes, tuple(waived))
     _warn(facts)
     _check_replaceable(out)
     try:

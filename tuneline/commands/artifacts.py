@@ -18,8 +18,9 @@ from tuneline.commands.options import (
     RunsDir,
 )
 from tuneline.commands.printing import emit
-from tuneline.core.errors import ArtifactError, TamperedError
+from tuneline.core.errors import ArtifactError, TamperedError, VerdictError
 from tuneline.core.release import RELEASE_KIND
+from tuneline.core.verdict import Verdict
 from tuneline.release import Trust
 
 if TYPE_CHECKING:
@@ -154,6 +155,13 @@ def _verify_release(path: Path, model: Path | None, trust: Trust, as_json: bool)
         *(f"waived {waiver.gate}: {waiver.why}" for waiver in release.waivers),
     ]
     emit(document, lines, as_json)
+    if release.verdict is not Verdict.PASS:
+        failed = ", ".join(gate.name for gate in release.failed())
+        raise VerdictError(
+            f"{path}: {release.verdict}: {failed or 'no gate failed'}; expected a release that "
+            "passes",
+            hint="Its files are whole. Read why in report.md, and release again.",
+        )
 
 
 def card(

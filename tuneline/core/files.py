@@ -58,6 +58,13 @@ def difference_lines(
         for path, file in found.items()
         if path in listed or not any(fnmatchcase(path, pattern) for pattern in ignore)
     }
+    # A link to a directory hides its files from the walk, and a broken link is not a file.
+    links = sorted(
+        relative_name(path, directory)
+        for path in directory.rglob("*")
+        if path.is_symlink() and not path.is_file()
+    )
+    links = [path for path in links if not any(fnmatchcase(path, one) for one in ignore)]
     sha256 = {path: file_sha256(file) for path, file in found.items()}
     added = sorted(found.keys() - listed.keys())
     lines = []
@@ -69,6 +76,7 @@ def difference_lines(
             added.remove(renamed)
             lines.append(f"{path}: renamed to {renamed}")
     lines += [f"{path}: not in the manifest" for path in added]
+    lines += [f"{path}: is a symbolic link, and not to a file" for path in links]
     lines += [
         f"{path}: sha256 {sha256[path][:12]}…, expected {listed[path].sha256[:12]}…"
         for path in sorted(listed.keys() & found.keys())

@@ -35,7 +35,8 @@ def render_run(
     Args:
         run: The run.
         out: The directory of the tree.
-        release_dir: The release to render from; by default the newest one of the run's model.
+        release_dir: The release to render from; by default the newest of the run's model and
+            server.
         allow_unreleased: Render without a release, with a mark on every object.
 
     Raises:
@@ -72,7 +73,8 @@ def render_run(
     released: Artifact | None = None
     release: Release | None = None
     if not allow_unreleased:
-        released, release = find_release(run.dir, run.path, model.digest, release_dir)
+        own = serving.model_dump(mode="json")
+        released, release = find_release(run.dir, run.path, model.digest, own, release_dir)
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
     measured = _measured(run, release)
     args, env = plan_container(serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT)
@@ -88,6 +90,7 @@ def render_run(
         loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
         capacity=None if measured is None else read_capacity(*measured),
         release=None if released is None else released.digest,
+        waived=[] if release is None else [waiver.gate for waiver in release.waivers],
         model_size_bytes=sum(entry.size_bytes for entry in model.manifest.files),
     )
 

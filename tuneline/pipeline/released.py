@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, VerdictError
@@ -12,17 +14,23 @@ from tuneline.core.verdict import Verdict
 
 
 def find_release(
-    run_dir: Path, run_file: Path, model_digest: str, path: Path | None = None
+    run_dir: Path,
+    run_file: Path,
+    model_digest: str,
+    serving: Mapping[str, Any],
+    path: Path | None = None,
 ) -> tuple[Artifact, Release]:
-    """Return the newest release of a model whose verdict is PASS.
+    """Return the newest release of a model and its server; its verdict must be PASS.
 
     A release in `run_dir` that cannot be read, or differs from its manifest, is skipped with a
-    warning. A newer release that fails is skipped with a warning too.
+    warning. An older release that passes does not outweigh a newer release that fails.
 
     Args:
         run_dir: The run's directory, in which `tuneline release` writes.
         run_file: For the hint.
         model_digest: The model that is deployed; a release of another model does not count.
+        serving: The section `serving` of the run as JSON values. The gates measured the server that
+            a release's own section describes, so a release with another section does not count.
         path: The directory of a release, in place of those in `run_dir`.
 
     Raises:
@@ -41,20 +49,28 @@ def find_release(
     if not of_model:
         named = f"; {path} is of {found[0][1].model.digest[:19]}" if path is not None else ""
         raise VerdictError(f"model {model_digest[:19]}: has no release{named}", hint=hint)
-    artifact, release = max(
-        of_model, key=lambda pair: (pair[1].verdict is Verdict.PASS, pair[1].created_at)
-    )
+    of_server = [pair for pair in of_model if pair[1].config.get("serving") == dict(serving)]
+    if not of_server:
+        artifact, release = max(of_model, key=_age)
+        there = release.config.get("serving") or {}
+        keys = sorted(
+            key for key in {*serving, *there} if serving.get(key, there) != there.get(key, serving)
+        )
+        raise VerdictError(
+            f"{artifact.path}: is about another server; run.yaml now has other values of "
+            + ", ".join(f"serving.{key}" for key in keys),
+            hint=hint,
+        )
+    artifact, release = max(of_server, key=_age)
     if release.verdict is not Verdict.PASS:
         reasons = "\n".join(f"  {gate.name}: {gate.words}" for gate in release.failed())
         raise VerdictError(f"{artifact.path}: {release.verdict}\n{reasons}", hint=hint)
-    for other, later in of_model:
-        if later.created_at > release.created_at:
-            gates = ", ".join(gate.name for gate in later.failed())
-            logger.warning(
-                "%s: is newer and %s (%s); the manifests come from %s",
-                other.path, later.verdict, gates, artifact.path,
-            )  # fmt: skip
     return artifact, release
+
+
+def _age(pair: tuple[Artifact, Release]) -> tuple[str, bool]:
+    """Return the sorting key of a release; of two in one second, the failing release decides."""
+    return pair[1].created_at, pair[1].verdict is not Verdict.PASS
 
 
 def _open(path: Path) -> tuple[Artifact, Release]:

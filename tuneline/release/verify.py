@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tuneline.core.artifact import (
     MANIFEST,
@@ -85,11 +86,14 @@ def verify_release(
 def _check_agreement(artifact: Artifact, release: Release) -> None:
     """Check that the files of a release say the same, and that the chain closes."""
     problems = []
-    statement = json.loads((artifact.path / STATEMENT_FILE).read_text(encoding="utf-8"))
+    statement = _read_json(artifact.path / STATEMENT_FILE)
     if statement != statement_of(release):
         problems.append(f"{STATEMENT_FILE}: is about another release than release.json")
-    bom = json.loads((artifact.path / BOM_FILE).read_text(encoding="utf-8"))
-    named = {entry["content"] for entry in bom["metadata"]["component"]["hashes"]}
+    bom = _read_json(artifact.path / BOM_FILE)
+    try:
+        named = {entry["content"] for entry in bom["metadata"]["component"]["hashes"]}
+    except (KeyError, TypeError):
+        named = set()
     if named != {release.model.digest.removeprefix("sha256:")}:
         problems.append(f"{BOM_FILE}: is about another model than release.json")
     recorded = [(entry.role, entry.digest) for entry in artifact.manifest.inputs]
@@ -97,6 +101,21 @@ def _check_agreement(artifact: Artifact, release: Release) -> None:
         problems.append(f"{MANIFEST}: names other inputs than the chain of release.json")
     problems += _open_ends(release)
     _raise(artifact.path, problems)
+
+
+def _read_json(path: Path) -> Any:
+    """Return the JSON value of a release's file.
+
+    Raises:
+        TamperedError: There is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise TamperedError(
+            f"{path}: is missing or is not JSON; expected a file of a release",
+            hint="Fetch the release again, or release again: tuneline release RUN.yaml",
+        ) from None
 
 
 def _open_ends(release: Release) -> list[str]:

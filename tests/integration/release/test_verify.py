@@ -235,6 +235,41 @@ def test_a_failed_release_is_not_signed(tmp_path: Path, keys: Path) -> None:
     assert not list(release.glob("*.sig"))
 
 
+def test_a_failed_release_is_whole_and_exits_with_6(tmp_path: Path) -> None:
+    line = write_line(tmp_path, Answers(parity_noise=0.5))
+    assert line.release().returncode == 6
+    (release,) = line.run.dir.glob("release-*")
+    done = verify(release)
+    assert done.returncode == 6
+    assert "verdict FAIL" in done.stdout
+    assert "FAIL: parity-served; expected a release that passes" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["statement.json", "release.json", "bom.json"])
+def test_a_release_that_never_had_a_file_is_refused(shipped: tuple[Path, Path], name: str) -> None:
+    """The manifest fits the files, so only their absence speaks."""
+    release, _ = shipped
+    before = open_artifact(release)
+    old = release.rename(release.with_name("old"))
+    (old / "manifest.json").unlink()
+    (old / name).unlink()
+    with new_artifact(release, "release", config={}, inputs=before.manifest.inputs) as draft:
+        shutil.copytree(old, draft.dir, dirs_exist_ok=True)
+    done = verify(release)
+    assert done.returncode == 3
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("target", ["../elsewhere", ".."])
+def test_a_symbolic_link_in_a_release_is_named(shipped: tuple[Path, Path], target: str) -> None:
+    release, _ = shipped
+    (release / "extra").symlink_to(target)
+    done = verify(release)
+    assert done.returncode == 3
+    assert "extra: is a symbolic link" in done.stderr
+
+
 def test_a_waiver_is_said_by_verify(tmp_path: Path) -> None:
     line = write_line(tmp_path, Answers(parity_noise=0.5))
     release = line.released("--waive", "parity-served", "--why", "known rounding")

@@ -14,6 +14,7 @@ from tuneline.pipeline.released import find_release
 
 MODEL = "sha256:" + "a" * 64
 SHA = "0" * 64
+SERVING = {"mode": "merged", "max_num_seqs": 8}
 
 
 def release(verdict: str, created_at: str, model: str = MODEL) -> Release:
@@ -34,7 +35,7 @@ def release(verdict: str, created_at: str, model: str = MODEL) -> Release:
             "paths": [], "inputs": [], "digest": MODEL, "num_train": 1, "num_heldout": 1,
             "train_sha256": SHA, "heldout_sha256": SHA, "license": None,
         },
-        "gates": [gate], "figures": [], "chain": [],
+        "gates": [gate], "figures": [], "chain": [], "config": {"serving": SERVING},
         "reproduce": {
             "command": "tuneline up", "python": "3.11", "git_commit": None, "libraries": {},
             "hardware": {},
@@ -53,23 +54,37 @@ def put(run_dir: Path, key: str, written: Release) -> Path:
 def test_the_newest_release_that_passes_is_taken(tmp_path: Path) -> None:
     put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
     newest = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z"))
-    put(tmp_path, "c", release("FAIL", "2026-11-03T00:00:00Z"))
+    put(tmp_path, "c", release("FAIL", "2026-10-03T00:00:00Z"))
     put(tmp_path, "d", release("PASS", "2026-11-04T00:00:00Z", model="sha256:" + "b" * 64))
-    artifact, found = find_release(tmp_path, Path("run.yaml"), MODEL)
+    artifact, found = find_release(tmp_path, Path("run.yaml"), MODEL, SERVING)
     assert artifact.path == newest
     assert found.created_at == "2026-11-02T00:00:00Z"
 
 
-def test_a_newer_release_that_fails_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
+def test_an_older_release_does_not_outweigh_a_newer_failure(tmp_path: Path) -> None:
+    old = put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
     put(tmp_path, "b", release("FAIL", "2026-11-03T00:00:00Z"))
-    with caplog.at_level("WARNING"):
-        find_release(tmp_path, Path("run.yaml"), MODEL)
-    (line,) = caplog.messages
-    assert "release-b: is newer and FAIL (load)" in line
-    assert line.endswith("release-a")
+    with pytest.raises(VerdictError, match=r"release-b: FAIL"):
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING)
+    artifact, _ = find_release(tmp_path, Path("run.yaml"), MODEL, SERVING, old)
+    assert artifact.path == old
+
+
+def test_of_two_releases_in_one_second_the_failure_decides(tmp_path: Path) -> None:
+    put(tmp_path, "a", release("FAIL", "2026-11-01T00:00:00Z"))
+    put(tmp_path, "b", release("PASS", "2026-11-01T00:00:00Z"))
+    with pytest.raises(VerdictError, match=r"release-a: FAIL"):
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING)
+
+
+def test_a_release_of_another_server_is_not_deployed(tmp_path: Path) -> None:
+    put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
+    changed = {**SERVING, "max_num_seqs": 64, "quantization": "fp8"}
+    with pytest.raises(VerdictError, match="is about another server") as caught:
+        find_release(tmp_path, Path("run.yaml"), MODEL, changed)
+    assert "serving.max_num_seqs, serving.quantization" in str(caught.value)
+    assert "serving.mode" not in str(caught.value)
+    assert caught.value.exit_code == 6
 
 
 @pytest.mark.parametrize("content", ["no JSON", '{"format_version": 99}'])
@@ -82,17 +97,17 @@ def test_a_broken_release_does_not_hide_a_good_one(
     (tmp_path / "release-c").mkdir()
     (tmp_path / "release-c" / RELEASE_FILE).write_text(content)
     with caplog.at_level("WARNING"):
-        artifact, _ = find_release(tmp_path, Path("run.yaml"), MODEL)
+        artifact, _ = find_release(tmp_path, Path("run.yaml"), MODEL, SERVING)
     assert artifact.path == good
     assert [line.partition(": ")[0][-9:] for line in caplog.messages] == ["release-b", "release-c"]
     with pytest.raises(TamperedError):
-        find_release(tmp_path, Path("run.yaml"), MODEL, changed)
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING, changed)
 
 
 def test_a_release_that_fails_names_its_gates(tmp_path: Path) -> None:
     put(tmp_path, "a", release("FAIL", "2026-11-01T00:00:00Z"))
     with pytest.raises(VerdictError, match=r"load: The load test says FAIL\.") as caught:
-        find_release(tmp_path, Path("run.yaml"), MODEL)
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING)
     assert caught.value.exit_code == 6
     assert "tuneline release run.yaml" in (caught.value.hint or "")
     assert "--allow-unreleased" in (caught.value.hint or "")
@@ -100,18 +115,18 @@ def test_a_release_that_fails_names_its_gates(tmp_path: Path) -> None:
 
 def test_a_model_without_a_release_is_not_deployed(tmp_path: Path) -> None:
     with pytest.raises(VerdictError, match="has no release"):
-        find_release(tmp_path, Path("run.yaml"), MODEL)
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING)
     other = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z", "sha256:" + "b" * 64))
     with pytest.raises(
         VerdictError, match=r"has no release; .*release-b is of sha256:bbb"
     ) as error:
-        find_release(tmp_path, Path("run.yaml"), MODEL, other)
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING, other)
     assert error.value.exit_code == 6
 
 
 def test_a_directory_that_is_no_release_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAnArtifactError):
-        find_release(tmp_path, Path("run.yaml"), MODEL, tmp_path / "nowhere")
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING, tmp_path / "nowhere")
 
 
 def test_a_release_that_was_changed_is_refused(tmp_path: Path) -> None:
@@ -120,4 +135,4 @@ def test_a_release_that_was_changed_is_refused(tmp_path: Path) -> None:
     file = out / RELEASE_FILE
     file.write_text(file.read_text().replace('"FAIL"', '"PASS"').replace("failed", "passed"))
     with pytest.raises(TamperedError, match=r"release\.json"):
-        find_release(tmp_path, Path("run.yaml"), MODEL)
+        find_release(tmp_path, Path("run.yaml"), MODEL, SERVING)

@@ -40,8 +40,8 @@ def judge_evaluation(proofs: Proofs) -> Finding:
             False, required, "no value", f"The evaluation has no metric {config.metric}.",
             hint=f"Try: --set evaluation.metrics=[{config.metric}], or another release.metric.",
         )  # fmt: skip
-    paths = [proofs.made[stage].path for stage in (EVALUATION_BASE, EVALUATION_TUNED)]
-    compared = compare_in_order(*paths, config.metric)
+    base, tuned = (proofs.made[stage].path for stage in (EVALUATION_BASE, EVALUATION_TUNED))
+    compared = compare_in_order(base, tuned, config.metric)
     problem = _contradiction(found, compared)
     if compared is None or problem:
         return judged(
