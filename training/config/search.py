@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
@@ -15,6 +16,16 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("expected a number")
     if isinstance(value, str):
+        return float(value)
+    return value
+
+
+_WITH_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+
+
+def _choice(value: Any) -> Any:
+    """Return a choice; text such as 1e-5 becomes the number that run.yaml means elsewhere."""
+    if isinstance(value, str) and _WITH_EXPONENT.fullmatch(value):
         return float(value)
     return value
 
@@ -51,7 +62,7 @@ class RangeConfig(StrictModel):
 class ChoicesConfig(StrictModel):
     """Single values."""
 
-    choices: Annotated[list[JsonValue], Field(min_length=1)]
+    choices: Annotated[list[Annotated[JsonValue, BeforeValidator(_choice)]], Field(min_length=1)]
 
 
 class SearchConfig(StrictModel):
@@ -65,6 +76,7 @@ class SearchConfig(StrictModel):
     """A figure of a stage's artifact, as `stage.figure`: `adapter.eval_loss` is the held-out loss,
     `evaluation-tuned.exact_match` the share of right answers."""
     direction: Literal["minimize", "maximize"] = "minimize"
+    """Required unless the metric's name ends in `loss`: a loss is minimized."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """`tpe` draws values near good ones, `random` draws them blindly, `grid` tries every point."""
     pruner: Literal["median", "none"] = "median"
@@ -75,3 +87,12 @@ class SearchConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 0
     study: str = Field(default="search", pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$")
     """Names the directory in `runs/<name>/` that holds the study."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "direction" not in self.model_fields_set and not self.metric.endswith("loss"):
+            raise ValueError(
+                f"direction is not set, and the metric {self.metric} is not a loss; "
+                "add the line `direction: maximize` or `direction: minimize`"
+            )
+        return self

@@ -17,22 +17,26 @@ LOSS = "eval_loss"
 
 
 def require_metric(config: TrainingConfig, method: Method) -> None:
-    """Check that the method measures the metric that chooses the best checkpoint.
+    """Check that the metric can choose the best checkpoint of the method.
 
     Raises:
-        ConfigError: It does not; the message names the metrics that it measures.
+        ConfigError: It cannot; the message names the metrics that can.
     """
-    known = [LOSS, *(f"eval_{name}" for name in method.columns)]
+    known = [LOSS, *(f"eval_{name}" for name in method.choosable)]
     known += [EXACT_MATCH] if method.is_answered else []
     if config.metric_for_best_model not in known:
         raise ConfigError(
             f"training.metric_for_best_model: {config.metric_for_best_model} is not a held-out "
-            f"figure of {config.method.type}; expected {' or '.join(known)}"
+            f"figure that chooses a checkpoint of {config.method.type}; "
+            f"expected {' or '.join(known)}"
         )
 
 
 def is_better(config: TrainingConfig, value: float, best: float | None) -> bool:
-    """Return whether a figure is better than the best one by more than the threshold."""
+    """Return whether a figure is better than the best one by more than the threshold.
+
+    A lower loss is better, and a higher figure of every other metric that `require_metric` allows.
+    """
     if best is None:
         return True
     gain = best - value if config.metric_for_best_model == LOSS else value - best

@@ -36,7 +36,7 @@ def open_work_dir(out: Path, facts: Mapping[str, Any]) -> Path:
     Args:
         facts: The settings and inputs that decide the result, as JSON values by name.
     """
-    work = out.parent / f".{out.name}.work"
+    work = _work_dir(out)
     if work.exists():
         differences = _differences(work / KEY_FILE, facts)
         if differences:
@@ -94,15 +94,21 @@ def checkpoint_bytes(config: TrainingConfig, model: torch.nn.Module, base: Path)
 def require_room(config: TrainingConfig, model: torch.nn.Module, base: Path, out: Path) -> None:
     """Check that the disk takes the checkpoints that are kept, one more, and the result.
 
+    Checkpoints that are there already count as room: they are kept, or removed before the first
+    step.
+
     Raises:
         DiskFullError: It does not.
     """
     size = checkpoint_bytes(config, model, base)
     number = config.save_total_limit + 1 + config.load_best_model_at_end
     result = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    written = sum(
+        path.stat().st_size for path in _work_dir(out).glob("checkpoint-*/**/*") if path.is_file()
+    )
     require_disk_space(
         out.parent,
-        number * size + result,
+        max(0, number * size + result - written),
         purpose=f"{number} checkpoints of {size:,} bytes and the result of {result:,} bytes",
     )
 
@@ -163,6 +169,10 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
             (old / COMPLETE_FILE).unlink(missing_ok=True)  # first: the rest is not complete
             shutil.rmtree(old)
         self.saved_s = time.monotonic()
+
+
+def _work_dir(out: Path) -> Path:
+    return out.parent / f".{out.name}.work"
 
 
 def _sync(path: Path) -> None:

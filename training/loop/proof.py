@@ -57,6 +57,7 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
         self.num_steps = self.max_norms = torch.zeros(0)
         self.losses: list[float] = []
         self.micro_losses: list[torch.Tensor] = []
+        self.trainer: Any = None
 
     def watch(self, trainer: Any) -> None:
         """Record the loss of every batch of a trainer, and check the batch's labels."""
@@ -65,6 +66,7 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
             for name, parameter in trainer.model.named_parameters()
             if parameter.requires_grad
         }
+        self.trainer = trainer
         step = trainer.training_step
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -85,6 +87,11 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
         state = load_file(self.resumed_from / STATE_FILE, device=str(device))
         self.num_steps, self.max_norms = state.pop("num_steps"), state.pop("max_norms")
         self.losses = state.pop("losses").tolist()
+        # The Trainer starts a new mean here; the next logged loss would leave out earlier steps.
+        self.trainer._tr_loss += state.pop("unlogged_loss", 0.0)
+        self.trainer._globalstep_last_logged = int(
+            state.pop("last_logged_step", self.trainer._globalstep_last_logged)
+        )
         for key, value in state.items():
             kind, _, name = key.partition(":")
             {"start": self.starts, "watched": self.watched}[kind][name] = value
@@ -136,6 +143,8 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         tensors = {"num_steps": self.num_steps, "max_norms": self.max_norms}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        tensors["unlogged_loss"] = self.trainer._tr_loss.detach().clone()
+        tensors["last_logged_step"] = torch.tensor(self.trainer._globalstep_last_logged)
         tensors |= {f"start:{name}": value for name, value in self.starts.items()}
         tensors |= {f"watched:{name}": value for name, value in self.watched.items()}
         save_file(

@@ -64,6 +64,8 @@ class Method:
     columns: tuple[str, ...] = ()
     """Figures of the trainer log that the curve keeps, also of held-out rows. The
     picture draws the first one in place of the loss if `draws_columns` is set."""
+    choosable: tuple[str, ...] = ()
+    """Columns whose held-out figure may choose the best checkpoint. A higher figure is better."""
     draws_columns: bool = False
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
     """`SEQ_CLS` trains a score in place of the next token."""

@@ -71,6 +71,7 @@ DPO = Method(
     check=_check,
     sequences=lambda pair: pair.sequences,
     columns=("rewards/margins", "rewards/accuracies"),
+    choosable=("rewards/margins", "rewards/accuracies"),
 )
 
 

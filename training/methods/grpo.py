@@ -192,6 +192,7 @@ GRPO = Method(
     check=_check,
     sequences=lambda prompt: [prompt.prompt_ids],
     columns=("reward", "reward_std", "completions/mean_length"),
+    choosable=("reward",),
     draws_columns=True,
     loss_must_change=False,
 )

@@ -161,6 +161,7 @@ KTO = Method(
     check=_check,
     sequences=lambda row: [row.prompt_ids + row.completion_ids],
     columns=("rewards/margins", "kl"),
+    choosable=("rewards/margins",),
 )
 
 

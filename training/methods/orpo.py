@@ -91,6 +91,7 @@ ORPO = Method(
     check=_check,
     sequences=lambda pair: pair.sequences,
     columns=("log_odds_chosen", "rewards/accuracies"),
+    choosable=("log_odds_chosen", "rewards/accuracies"),
 )
 
 

@@ -77,6 +77,7 @@ REWARD = Method(
     sequences=lambda pair: pair.sequences,
     served="a reward model, which answers no prompt: the line ends with its evaluation",
     columns=("margin", "accuracy"),
+    choosable=("margin", "accuracy"),
     task_type="SEQ_CLS",
 )
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from training.config.search import SearchConfig
@@ -18,7 +19,7 @@ from training.search.space import values_of
 from training.search.study import Started, counts, next_trial, open_study, study_lock
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.digests import short_digest
-from tuneline.core.errors import ConfigError
+from tuneline.core.errors import ConfigError, VerdictError
 from tuneline.core.progress import logger
 
 Objective = Callable[[Mapping[str, Any], Path, Callable[[int, float], None]], float]
@@ -33,11 +34,18 @@ def search_settings(
     *,
     facts: Mapping[str, Any],
     first: Mapping[str, Any] | None,
+    on_end: Callable[[Sequence[Mapping[str, Any]]], None] = lambda _trials: None,
 ) -> dict[str, Any]:
     """Try points until the study has enough, and return its trials, the best one first.
 
     Several processes may do so at once. The folder then has `history.png` and `parallel.png`, and
     below `points/` what the best trial made.
+
+    Args:
+        facts: The settings and files that the figures depend on, as JSON values by name.
+        first: Values of the first point; None draws it.
+        on_end: Is called with the trials under the lock of the study, so that no other process
+            ends a better trial and removes the files of the best one.
 
     Raises:
         ConfigError: The study was made with other facts, or no trial was completed.
@@ -48,14 +56,26 @@ def search_settings(
     while (started := next_trial(study, config, folder)) is not None:
         with started.lock:
             _run_trial(study, config, folder, started, objective)
+    with study_lock(folder):
+        trials = _ranked(study, config, folder)
+        plots = [str(path) for path in write_plots(study, config, folder)]
+        on_end(trials)
+    return {"trials": trials, "plots": plots}
+
+
+def _ranked(study: optuna.Study, config: SearchConfig, folder: Path) -> list[dict[str, Any]]:
+    """Return the trials, the best one first."""
     trials = [_entry(config, trial) for trial in study.get_trials(deepcopy=False) if counts(trial)]
     complete = [trial for trial in trials if trial["state"] == "complete"]
     if not complete:
         reasons = sorted({str(trial["reason"]) for trial in trials if trial["reason"]})
         raise ConfigError([f"{folder}: no trial of {len(trials)} was completed", *reasons])
+    running = sum(trial["state"] == "running" for trial in trials)
+    if running:
+        logger.info("  %d trials still run in other processes", running)
     sign = 1 if config.direction == "minimize" else -1
     trials.sort(key=lambda t: (t["state"] != "complete", sign * (t["value"] or 0), t["number"]))
-    return {"trials": trials, "plots": [str(path) for path in write_plots(study, config, folder)]}
+    return trials
 
 
 def point_folder(config: SearchConfig, folder: Path, values: Mapping[str, Any]) -> Path:
@@ -93,9 +113,9 @@ def _run_trial(
             state, reason, value = TrialState.FAIL, f"{config.metric} is {value}", None
     except optuna.TrialPruned:
         state, reason = TrialState.PRUNED, f"pruned after {number} held-out measurements"
-    except ConfigError as error:
+    except (ConfigError, VerdictError, torch.OutOfMemoryError) as error:
         state, reason = TrialState.FAIL, str(error)
-    except (KeyboardInterrupt, SystemExit):
+    except BaseException:  # the process ends, but its point did not kill it
         trial.set_user_attr("interrupted", True)
         raise
     trial.set_user_attr("wall_s", round(time.monotonic() - began_s, 3))

@@ -28,10 +28,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 def values_of(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return a point of Optuna as values of run.yaml."""
-    return {
-        name: json.loads(params[name]) if isinstance(space[name], ChoicesConfig) else params[name]
-        for name in space
-    }
+    return {name: _value(entry, params[name]) for name, entry in space.items()}
 
 
 def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +92,13 @@ def require_grid(space: Space) -> list[dict[str, Any]]:
             hint="Set search.sampler: tpe, or larger steps.",
         )
     return points
+
+
+def _value(entry: RangeConfig | ChoicesConfig, param: Any) -> Any:
+    """Return a number or a choice; Optuna draws 0.30000000000000004 where the step means 0.3."""
+    if isinstance(entry, ChoicesConfig):
+        return json.loads(param)
+    return param if entry.step is None or entry.is_whole else _decimal(param)
 
 
 def _column(entry: RangeConfig | ChoicesConfig) -> list[Any] | None:

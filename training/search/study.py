@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from training.config.search import SearchConfig
-from training.search.space import distributions, grid_points, params_of, require_grid
+from training.search.space import distributions, grid_points, params_of, require_grid, values_of
 from tuneline.core.artifact import cannot_write
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.lock import locked
@@ -131,7 +131,7 @@ def study_lock(folder: Path) -> Iterator[None]:
 def _ask(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | None:
     """Start a trial; None if its point was tried before."""
     earlier = {
-        _key(trial.params): trial.number
+        _key(config, trial.params): trial.number
         for trial in study.get_trials(deepcopy=False)
         if trial.params and counts(trial)
     }
@@ -141,7 +141,7 @@ def _ask(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | N
         warnings.simplefilter("ignore")  # a first point outside the space is what run.yaml has
         trial = study.ask(space)
     params = dict(trial.params)
-    known = earlier.get(_key(params))
+    known = earlier.get(_key(config, params))
     if known is not None:
         trial.set_user_attr("repeats", known)
         study.tell(trial, state=TrialState.FAIL)
@@ -153,8 +153,10 @@ def _ask(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | N
 
 def _untried(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | None:
     """Start a trial at a point of a finite space that nobody tried; None if there is none."""
-    tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False) if trial.params}
-    left = [point for point in grid_points(config.space) or [] if _key(point) not in tried]
+    trials = study.get_trials(deepcopy=False)
+    tried = {_key(config, trial.params) for trial in trials if trial.params}
+    points = grid_points(config.space) or []
+    left = [point for point in points if _key(config, point) not in tried]
     if not left:
         logger.info("  every point of the space was tried")
         return None
@@ -230,5 +232,6 @@ def _lock_path(folder: Path, number: int) -> Path:
     return locks / f"trial-{number}"
 
 
-def _key(params: Mapping[str, Any]) -> str:
-    return json.dumps(dict(params), sort_keys=True)
+def _key(config: SearchConfig, params: Mapping[str, Any]) -> str:
+    """Return the identity of a point, which its values decide."""
+    return json.dumps(values_of(config.space, params), sort_keys=True)

@@ -17,6 +17,7 @@ from training.tracking.to_wandb import open_wandb
 from training.tracking.tracker import TrackedRun, Tracker
 from tuneline.core.errors import MissingError
 from tuneline.core.progress import logger
+from tuneline.core.secrets import hide_passwords
 
 Open = Callable[[TrackedRun], Tracker]
 TRACKERS: dict[str, tuple[Open, str]] = {
@@ -120,7 +121,7 @@ class _Thread(threading.Thread):
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a tracker may raise anything)
             logger.warning(
                 "  %s gets no more figures: %s: %s; training goes on",
-                self.name, type(error).__name__, error,
+                self.name, type(error).__name__, hide_passwords(str(error)),
             )  # fmt: skip
 
     def _next(self) -> _Entry | None:

@@ -23,6 +23,8 @@ def open_wandb(run: TrackedRun) -> Tracker:
         resume="allow",
         config=dict(run.settings),
         dir=str(run.folder),
+        # The figures and settings are enough: no output, no code, no address of a repository.
+        settings=wandb.Settings(console="off", disable_git=True, disable_code=True),
     )
     known.write_text(started.id)
 

@@ -20,6 +20,11 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
+def hide_passwords(text: str) -> str:
+    """Return a text in which the user and the password of each URL are `***`."""
+    return _PASSWORD_IN_URL.sub("://***@", text)
+
+
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a program of somebody else may inherit.
 

@@ -66,7 +66,8 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
     Raises:
         ConfigError: A key of the space is unknown, cannot change the metric, or takes no such
             value; or the study was made with other settings.
-        TunelineError: Whatever a stage raises; a ConfigError of one trial ends only that trial.
+        TunelineError: Whatever a stage raises; a refused setting, a failed check or a lack of GPU
+            memory ends only that trial.
     """
     from training import search_settings
 
@@ -88,14 +89,15 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
         made = up(trial, (stage,), on_heldout=on_heldout)
         return _value(made[stage].manifest.metrics, stage, figure)
 
+    def on_end(trials: Sequence[Mapping[str, Any]]) -> None:
+        values = trials[0]["values"]
+        _write_winner(run, overrides, values, trials, winner)
+        link_artifacts(_place(config, folder, values), run.dir)
+
     found = search_settings(
-        config, folder, objective, facts=_facts(run, stage, base), first=_own_point(run, config)
-    )
-    best = found["trials"][0]
-    values = best["values"]
-    _write_winner(run, overrides, values, found["trials"], winner)
-    trial = _with_values(run, overrides, values, _place(config, folder, values))
-    link_artifacts(trial.dir, run.dir)
+        config, folder, objective,
+        facts=_facts(run, stage, base), first=_own_point(run, config), on_end=on_end,
+    )  # fmt: skip
     return Found(folder, winner, found["trials"], found["plots"])
 
 

@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "eval_steps": 3, "dataloader_num_workers": 2, "save_minutes": 1e-9, "save_total_limit": 1,
     }),
     "packing": ("answer", {**DROPOUT, "packing": True, "per_device_train_batch_size": 1}),
-    "dora": ("answer", {"use_dora": True}),
+    "dora": ("answer", {"use_dora": True, "logging_steps": 4}),
     "qlora": ("answer", {"load_in_4bit": True, "optim": "adamw_8bit"}),
     "full": ("answer", {"finetuning_type": "full", "learning_rate": 1e-3}),
     "best": ("answer", {

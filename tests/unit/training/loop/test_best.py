@@ -81,10 +81,13 @@ def test_patience_without_the_best_checkpoint_is_refused() -> None:
     ("method", "metric", "known"),
     [
         ("sft", "eval_accuracy", "expected eval_loss or eval_exact_match"),
+        ("kto", "eval_kl", "expected eval_loss or eval_rewards/margins"),
+        ("grpo", "eval_reward_std", "expected eval_loss or eval_reward"),
+        ("grpo", "eval_completions/mean_length", "expected eval_loss or eval_reward"),
         ("dpo", "eval_exact_match", "eval_loss or eval_rewards/margins or eval_rewards/accuracies"),
     ],
 )
-def test_a_metric_that_the_method_does_not_measure_is_refused(
+def test_a_metric_that_cannot_choose_a_checkpoint_is_refused(
     method: str, metric: str, known: str
 ) -> None:
     config = _config(method={"type": method}, metric_for_best_model=metric)

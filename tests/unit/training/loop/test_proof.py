@@ -30,8 +30,9 @@ def run(
     proof = ProofOfTraining(None, **options)
     state = SimpleNamespace(global_step=0)
     trainer = SimpleNamespace(
-        model=model, state=state, training_step=lambda _m, x, *_: _backward(loss_of(model, x))
-    )
+        model=model, state=state, training_step=lambda _m, x, *_: _backward(loss_of(model, x)),
+        _tr_loss=torch.tensor(5.25), _globalstep_last_logged=8,
+    )  # fmt: skip
     proof.watch(trainer)
     proof.on_train_begin(None, state, None)
     steps(proof, trainer, num_steps, learning_rate)
@@ -192,6 +193,12 @@ def test_a_resumed_proof_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     args = SimpleNamespace(output_dir=str(tmp_path))
     first.on_save(args, SimpleNamespace(global_step=12), None)
     second = ProofOfTraining(checkpoint)
-    second.watch(SimpleNamespace(model=net, state=None, training_step=None))
+    trainer = SimpleNamespace(
+        model=net, state=None, training_step=None,
+        _tr_loss=torch.tensor(0.0), _globalstep_last_logged=12,
+    )  # fmt: skip
+    second.watch(trainer)
     second.on_train_begin(None, None, None)
     assert second.finish(12) == whole
+    # The next logged loss is the mean of all steps since the last log, not since the restart.
+    assert (float(trainer._tr_loss), trainer._globalstep_last_logged) == (5.25, 8)

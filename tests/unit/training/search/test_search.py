@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.unit.training.search.worker import work
 from training.config.search import SearchConfig
 from training.search.search import search_settings
 from training.search.study import open_study
-from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.errors import ArtifactError, ConfigError, VerdictError
+from tuneline.core.lock import locked
 
 GRID = {"space": {"x": {"low": 1, "high": 5}}, "sampler": "grid", "pruner": "none"}
 TPE = {"space": {"x": {"low": -8.0, "high": 8.0}}, "num_trials": 5, "pruner": "none"}
@@ -129,6 +131,57 @@ def test_a_trial_that_cannot_be_trained_does_not_end_the_search(tmp_path: Path) 
     failed = {t["values"]["x"]: t["reason"] for t in trials if t["state"] == "fail"}
     assert failed == {2: "training: loss is nan at step 4", 4: "adapter.eval_loss is nan"}
     assert trials[0]["values"] == {"x": 1}
+
+
+def test_a_lack_of_memory_or_a_failed_check_ends_only_its_trial(tmp_path: Path) -> None:
+    def objective(
+        values: Mapping[str, Any], _place: Path, _on_heldout: Callable[[int, float], None]
+    ) -> float:
+        if values["x"] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if values["x"] == 4:
+            raise VerdictError("the merged model differs")
+        return float(values["x"])
+
+    trials = search_settings(_config(GRID), tmp_path, objective, facts={}, first=None)["trials"]
+    failed = {t["values"]["x"]: t["reason"] for t in trials if t["state"] == "fail"}
+    assert failed == {2: "CUDA out of memory", 4: "the merged model differs"}
+    assert sum(trial["state"] == "complete" for trial in trials) == 3
+
+
+def test_an_error_that_stops_the_search_is_not_a_kill(tmp_path: Path) -> None:
+    config = _config(GRID, space={"x": {"low": 4, "high": 4}})
+
+    def broken(*_: Any) -> float:
+        raise ZeroDivisionError("a bug")
+
+    for _ in range(4):  # one more than the kills that a point may have
+        with pytest.raises(ZeroDivisionError):
+            search_settings(config, tmp_path, broken, facts={}, first=None)
+    (trial,) = _search(tmp_path, config)["trials"]
+    assert (trial["state"], trial["attempt"]) == ("complete", 1)
+
+
+def test_a_drawn_number_is_the_number_of_its_step(tmp_path: Path) -> None:
+    space = {"x": {"low": 0.1, "high": 0.7, "step": 0.1}}
+    config = _config(TPE, space=space, num_trials=30)
+    values = [trial["values"]["x"] for trial in _search(tmp_path, config)["trials"]]
+    assert sorted(values) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_the_end_is_told_the_trials_under_the_lock_of_the_study(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    def on_end(trials: Any) -> None:
+        with (tmp_path / ".lock").open("w") as lock, pytest.raises(BlockingIOError), locked(lock):
+            pass
+        told.extend(trials)
+
+    def objective(values: Mapping[str, Any], *_: Any) -> float:
+        return float(values["x"])
+
+    found = search_settings(_config(GRID), tmp_path, objective, facts={}, first=None, on_end=on_end)
+    assert told == found["trials"] and len(told) == 5
 
 
 @pytest.mark.parametrize(

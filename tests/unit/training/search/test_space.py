@@ -37,6 +37,26 @@ def test_every_grid_point_lies_in_its_distribution() -> None:
             assert found[name]._contains(found[name].to_internal_repr(value))
 
 
+@pytest.mark.parametrize(("written", "value"), [("1e-5", 1e-5), ("2.E+3", 2000.0), ("16", "16")])
+def test_a_choice_with_an_exponent_is_a_number(written: str, value: Any) -> None:
+    (entry,) = _space(x={"choices": [written]}).values()
+    assert isinstance(entry, ChoicesConfig)
+    assert entry.choices == [value] and type(entry.choices[0]) is type(value)
+    assert is_within(entry, value)
+
+
+def test_a_metric_that_is_not_a_loss_needs_a_direction() -> None:
+    values = {"metric": "evaluation-tuned.exact_match"}
+    with pytest.raises(ConfigError, match="add the line `direction: maximize`") as caught:
+        validate_config(SearchConfig, values, "run.yaml")
+    assert "evaluation-tuned.exact_match" in str(caught.value) and caught.value.exit_code == 2
+    for direction in ("maximize", "minimize"):
+        found = validate_config(SearchConfig, {**values, "direction": direction}, "run.yaml")
+        assert found.direction == direction
+    loss = validate_config(SearchConfig, {"metric": "evaluation-tuned.loss"}, "run.yaml")
+    assert loss.direction == "minimize"
+
+
 def test_a_range_without_a_step_has_no_grid() -> None:
     space = _space(lr={"low": 1e-5, "high": 1e-3, "log": True}, r={"choices": [4]})
     assert grid_points(space) is None

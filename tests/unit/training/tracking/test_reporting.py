@@ -50,6 +50,10 @@ def _raises_at_open(_run: TrackedRun) -> Tracker:
     raise ConnectionError("no server")
 
 
+def _raises_with_a_password(_run: TrackedRun) -> Tracker:
+    raise ConnectionError("no answer from https://ada:s3cret@tracker.example/api")
+
+
 def _raises_at_log(_run: TrackedRun) -> Tracker:
     def log(_step: int, _figures: Mapping[str, float]) -> None:
         raise ZeroDivisionError("a bug of the tracker")
@@ -65,6 +69,11 @@ def _exits(_run: TrackedRun) -> Tracker:
     ("bad", "said"),
     [
         (_raises_at_open, "bad gets no more figures: ConnectionError: no server"),
+        (
+            _raises_with_a_password,
+            "bad gets no more figures: ConnectionError: no answer from "
+            "https://***@tracker.example/api",
+        ),
         (_raises_at_log, "bad gets no more figures: ZeroDivisionError: a bug of the tracker"),
         (_exits, "bad gets no more figures: SystemExit: 3"),
     ],
