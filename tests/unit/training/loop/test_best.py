@@ -90,7 +90,8 @@ def test_patience_without_the_best_checkpoint_is_refused() -> None:
 def test_a_metric_that_cannot_choose_a_checkpoint_is_refused(
     method: str, metric: str, known: str
 ) -> None:
-    config = _config(method={"type": method}, metric_for_best_model=metric)
+    needed = {"reward_funcs": "rewards.py:lower"} if method == "grpo" else {}
+    config = _config(method={"type": method, **needed}, metric_for_best_model=metric)
     with pytest.raises(ConfigError, match=f"metric_for_best_model: {metric} is not") as caught:
         require_metric(config, find_method(config.method))
     assert known in str(caught.value)
