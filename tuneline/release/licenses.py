@@ -39,6 +39,8 @@ TITLES = {
 }
 """First lines of licence texts."""
 HEAD_CHARACTERS = 400
+NO_LICENSE = ("", "unknown", "other", "none", "noassertion")
+"""Names with which a card or a run.yaml does not say which licence it is."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def base_license(run: Run, folder: Path) -> License | None:
     """Return the licence of the base model; None if it is not known."""
     given = run.config.release.base_license
     if given is not None:
-        return License(given, "run.yaml: release.base_license")
+        return _known(License(given.strip(), "run.yaml: release.base_license"))
     return _in_folder(folder)
 
 
@@ -61,7 +63,7 @@ def data_license(run: Run) -> License | None:
     """Return the licence of the data; None if it is not known, or if sources disagree."""
     given = run.config.release.data_license
     if given is not None:
-        return License(given, "run.yaml: release.data_license")
+        return _known(License(given.strip(), "run.yaml: release.data_license"))
     found = [_of_source(run, path) for path in data_paths(run)]
     names = {one.name for one in found if one is not None}
     return found[0] if len(names) == 1 and None not in found else None
@@ -75,6 +77,11 @@ def data_paths(run: Run) -> list[str]:
     return list(dict.fromkeys([*paths, *([heldout.path] if heldout else [])]))
 
 
+def _known(found: License) -> License | None:
+    """Return a licence whose name says which licence it is; None for names such as `other`."""
+    return None if found.name.lower() in NO_LICENSE else found
+
+
 def _of_source(run: Run, path: str) -> License | None:
     if path.startswith("hf:"):
         return None
@@ -86,7 +93,7 @@ def _in_folder(folder: Path) -> License | None:
     for name in CARDS:
         found = _of_card(folder / name)
         if found is not None:
-            return License(HUB_NAMES.get(found.lower(), found), name)
+            return _known(License(HUB_NAMES.get(found.lower(), found), name))
     for name in LICENSE_FILES:
         title = _of_text(folder / name)
         if title is not None:

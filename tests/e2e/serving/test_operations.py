@@ -77,16 +77,20 @@ def test_named_keys_and_their_limits(server: RunningServer, keys: dict[str, str]
 def test_the_openai_client_waits_as_long_as_a_refusal_says(
     server: RunningServer, keys: dict[str, str]
 ) -> None:
-    body: Any = {"model": "tickets", "messages": [QUESTION], "max_tokens": 300,
+    body: Any = {"model": "tickets", "messages": [QUESTION], "max_tokens": 600,
                  "extra_body": {"ignore_eos": True}}  # fmt: skip
     patient = openai.OpenAI(base_url=server.endpoint.url, api_key=keys["single"], max_retries=20)
 
-    def length(_: int) -> int:
+    def length() -> int:
         usage = patient.chat.completions.create(**body).usage
         return 0 if usage is None else usage.completion_tokens
 
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(length, range(2))) == [300, 300]
+    with ThreadPoolExecutor(1) as pool:
+        first = patient.chat.completions.create(**body, stream=True)
+        next(first)  # this request is in progress when the second request comes
+        second = pool.submit(length)
+        assert [chunk.choices[0].finish_reason for chunk in first][-1] == "length"
+        assert second.result() == 600
     refused = re.search(r'"key": "single".*"status": 429', server.log_path.read_text())
     assert refused is not None, "the two requests did not meet"
 

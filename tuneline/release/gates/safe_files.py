@@ -16,6 +16,8 @@ REQUIRED = "no pickle and no remote code in any artifact"
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".bin", ".pth", ".ckpt", ".joblib", ".dill")
 CODE_SUFFIXES = (".py", ".pyc", ".so", ".sh", ".dll")
 PICKLE_MAGIC = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+NUMPY_MAGIC = b"\x93NUMPY"
+NUMPY_HEADER_BYTES = 256
 REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines")
 
 
@@ -50,30 +52,52 @@ def _unsafe(artifact: Artifact) -> Iterator[str]:
 
 
 def _reason(path: Path) -> str | None:
-    """Return why a file is unsafe; None if it is not."""
-    if path.suffix in PICKLE_SUFFIXES:
+    """Return why a file is unsafe; None if no reason is found."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PICKLE_SUFFIXES:
         return "has the name of a pickle"
-    if path.suffix in CODE_SUFFIXES:
+    if (suffixes and suffixes[-1] in CODE_SUFFIXES) or ".so" in suffixes:
         return "is code"
     with path.open("rb") as file:
-        if file.read(2) in PICKLE_MAGIC:
+        if _is_pickle(file.read(NUMPY_HEADER_BYTES)):
             return "is a pickle"
-    if path.suffix == ".json":
+    if path.name.endswith("config.json"):
         return _remote_code(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            inner = [name for name in archive.namelist() if name.endswith(PICKLE_SUFFIXES)]
-        return f"is an archive with the pickle {inner[0]}" if inner else None
+    return _inner_reason(path) if zipfile.is_zipfile(path) else None
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Return whether a file with these first bytes is a pickle, or a NumPy array of objects."""
+    return head[:2] in PICKLE_MAGIC or (head.startswith(NUMPY_MAGIC) and b"'|O'" in head)
+
+
+def _inner_reason(path: Path) -> str | None:
+    """Return why a file inside a zip archive is unsafe."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                is_pickle = _is_pickle(file.read(NUMPY_HEADER_BYTES))
+            if is_pickle or name.lower().endswith(PICKLE_SUFFIXES):
+                return f"is an archive with the pickle {name}"
     return None
 
 
 def _remote_code(path: Path) -> str | None:
     """Return why a configuration file makes a loader run code."""
-    if path.name not in ("config.json", "tokenizer_config.json", "adapter_config.json"):
-        return None
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return "is not JSON"
-    keys = [key for key in REMOTE_CODE_KEYS if isinstance(value, dict) and value.get(key)]
-    return f"names code of its own ({keys[0]})" if keys else None
+    key = next(_code_keys(value), None)
+    return f"names code of its own ({key})" if key else None
+
+
+def _code_keys(value: Any) -> Iterator[str]:
+    """Yield the keys that name code, also of nested configurations such as `text_config`."""
+    if isinstance(value, dict):
+        yield from (key for key in REMOTE_CODE_KEYS if value.get(key))
+        for inner in value.values():
+            yield from _code_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _code_keys(inner)
