@@ -11,7 +11,7 @@ from loadtest.calibration.calibrate import calibrate
 from loadtest.client.plan import Plan
 from loadtest.client.prepare import make_plan, plan_digest, with_unsent
 from loadtest.client.processes import Counters, Measured, run_workers
-from loadtest.client.records import SUCCEEDED, Records
+from loadtest.client.records import CANCELLED, SUCCEEDED, Records
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.judging.answers import judge_answers, repeat_figures
 from loadtest.judging.client_figures import client_figures
@@ -27,7 +27,7 @@ from loadtest.judging.server_metrics import (
 from loadtest.judging.statistics import Statistics, statistics
 from loadtest.judging.verdict import judge
 from loadtest.report.build import Result
-from loadtest.report.schema import Calibration, RepeatFigures, Server
+from loadtest.report.schema import Calibration, Server
 from loadtest.workload.build import Workload
 from loadtest.workload.checks import Checks
 from tuneline.core.endpoint import Endpoint
@@ -89,7 +89,10 @@ def measure_scenario(
     if config.cancellations is None:
         return result
     left = cancellation_figures(measured.records, before, after)
-    said = [*result.judgement.warnings, *cancellation_warnings(left)]
+    said = [
+        *result.judgement.warnings,
+        *cancellation_warnings(left, len(measured.records), config.cancellations.share),
+    ]
     judgement = replace(result.judgement, warnings=said)
     return replace(result, cancellations=left, judgement=judgement)
 
@@ -159,11 +162,20 @@ def judged(
         num_turns=None if plan.sessions is None else plan.sessions.num_turns,
     )
     client = client_figures(measured.workers, stats.send_lag)
-    repeats = None if plan.sessions is not None else _repeats(config, records, bodies)
+    repeats = None
+    if plan.sessions is None:
+        repeats = repeat_figures(records, bodies, config.workload.min_repeat_ttft_share)
     answers = None
     if checks is not None:
-        found = [tuple(one) for worker in measured.workers for one in worker["checked"]]
-        answers = judge_answers(checks, found, int(np.sum(is_check)))
+        of_warmup = set(records.index[records.warmup].tolist())
+        found = [
+            tuple(one)
+            for worker in measured.workers
+            for one in worker["checked"]
+            if one[0] not in of_warmup
+        ]
+        asks = is_check & ~records.warmup & (records.state != CANCELLED)
+        answers = judge_answers(checks, found, int(np.sum(asks)))
     judgement = judge(
         config,
         slo,
@@ -193,15 +205,6 @@ def judged(
         answers=answers,
         repeats=repeats,
     )
-
-
-def _repeats(
-    config: LoadTestConfig, records: Records, bodies: Sequence[int]
-) -> RepeatFigures | None:
-    """Return the figures of repeated prompts, without warm-up."""
-    rows = ~records.warmup
-    of_rows = [body for body, row in zip(bodies, rows, strict=True) if row]
-    return repeat_figures(records.select(rows), of_rows, config.workload.min_repeat_ttft_share)
 
 
 def _examples(measured: Measured) -> dict[str, list[str]]:

@@ -140,6 +140,8 @@ class WorkloadConfig(StrictModel):
             problems.append("sessions need a source of conversations; synthetic has none")
         if self.multi_turn:
             problems.append("sessions send every turn; multi_turn is for single requests")
+        if self.min_repeat_ttft_share is not None:
+            problems.append("min_repeat_ttft_share is for single requests, not for sessions")
         if self.unique_prompts and self.source in ("mooncake", "weka"):
             problems.append(
                 f"source: {self.source} draws its own tokens; unique_prompts has no use"

@@ -27,7 +27,7 @@ from loadtest.client.connection import (
 )
 from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
-from loadtest.client.plan import LEAVE_CYCLE, Plan
+from loadtest.client.plan import Plan
 from loadtest.client.pool import SPARE_PAUSE_NS, SPARES_PER_TICK, Pool
 from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS, nap_ns
 from loadtest.client.records import LEFT
@@ -39,6 +39,11 @@ CLOCK_INTERVAL_NS = 1_000_000_000
 """Interval at which the two clocks are compared."""
 STALE_AFTER_NS = 1_000_000_000
 """The server may close a connection that was never used for longer while the client sends."""
+RESEND_WITHIN_NS = 50_000_000
+"""A server that closes a connection while the client sends has not read the request. The client
+sees this after about one round trip. A later close drops a request that the server had."""
+CLOSES_WITHIN_NS = 100_000_000
+"""A server that closes a used connection this soon after its last answer closes it after each."""
 NEVER_NS = 2**62
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop pauses a slot for this long after a failure."""
@@ -64,7 +69,6 @@ class Client(Pool):
             f"\r\n{authorization}Content-Length: {len(body)}\r\n\r\n".encode() + body
             for body in bodies
         ]
-        self.leaving = frozenset(plan.leaving or ())
         self.leavers: deque[Request] = deque()
         """Requests whose client leaves, in the order of their begin."""
         self.running: dict[int, Request] = {}
@@ -72,6 +76,8 @@ class Client(Pool):
         self.requests: list[Request] = []
         self.done = self.loop.create_future()
         self.failures_in_a_row = 0
+        self.reuses = True
+        """Whether a connection carries another request after its answer."""
         self.pauses = 0
         """Slots of a closed loop that wait after a failure."""
         self.next_index = plan.worker
@@ -178,7 +184,7 @@ class Client(Pool):
 
     def begin(self, index: int, intended_ns: int) -> None:
         request = Request(index, intended_ns)
-        if index % LEAVE_CYCLE in self.leaving:
+        if self.plan.leaves(index):
             self.leavers.append(request)
             request.events_left = self.plan.leave_after_tokens
         self.requests.append(request)
@@ -256,7 +262,7 @@ class Client(Pool):
         connection.request = None
         framer = connection.framer
         is_whole = not framer.surplus and not connection.unsent
-        if framer.keep_alive and is_whole and not connection.is_over:
+        if self.reuses and framer.keep_alive and is_whole and not connection.is_over:
             connection.idle_since_ns = now_ns
             self.pool.append(connection)
         else:
@@ -265,14 +271,21 @@ class Client(Pool):
 
     def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None:
         """The connection ended under a request."""
-        # Some servers close the connection after each answer without saying so.
-        is_reused = connection.idle_since_ns is not None
-        stale = is_reused or request.intended_ns - connection.opened_ns > STALE_AFTER_NS
-        if stale and not request.reads and not request.resent and not self.stopping:
+        now_ns = monotonic_ns()
+        # Without a time the write itself failed.
+        begun_ns = now_ns if request.sent_ns is None else request.sent_ns
+        idle_since_ns = connection.idle_since_ns
+        stale = idle_since_ns is not None or begun_ns - connection.opened_ns > STALE_AFTER_NS
+        at_once = now_ns - begun_ns <= RESEND_WITHIN_NS
+        first = not request.reads and not request.resent and not self.stopping
+        if stale and at_once and first:
             # RFC 9112, 9.3.1: the server closed an idle connection while we wrote to it.
             self.drop(connection)
-            request.resent, request.sent_ns = True, None
+            request.resent, request.sent_ns = True, begun_ns
             self.check.num_resent += 1
+            if idle_since_ns is not None and begun_ns - idle_since_ns < CLOSES_WITHIN_NS:
+                # Some servers close the connection after each answer without saying so.
+                self.reuses = False
             self.spawn(self.connect_and_send(request))
             return
         request.closed = True

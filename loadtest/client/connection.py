@@ -148,8 +148,8 @@ class Connection:
         if sent < len(data):
             self.unsent = data[sent:]
             self.client.loop.add_writer(self.sock, self.writable)
-        elif self.request is not None:
-            self.request.sent_ns = now_ns
+        else:
+            self.sent(now_ns)
 
     def writable(self) -> None:
         now_ns = monotonic_ns()
@@ -163,8 +163,12 @@ class Connection:
         self.unsent = self.unsent[sent:]
         if not self.unsent:
             self.client.loop.remove_writer(self.sock)
-            if self.request is not None:
-                self.request.sent_ns = now_ns
+            self.sent(now_ns)
+
+    def sent(self, now_ns: int) -> None:
+        """Note the time of the first sending; a request that is sent again keeps it."""
+        if self.request is not None and self.request.sent_ns is None:
+            self.request.sent_ns = now_ns
 
     def close(self) -> None:
         """Let go of it; called again it does nothing."""

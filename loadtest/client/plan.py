@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any
-
-LEAVE_CYCLE = 1000
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,9 @@ class Plan:
     """A file of certificates to trust, next to the system's."""
     num_unchecked: int | None = None
     """The bodies from this one on are the reference's prompts, whose answers are kept."""
-    leaving: list[int] | None = None
-    """Requests whose index modulo LEAVE_CYCLE is in the list leave before the end."""
+    leave_share: float = 0.0
+    """The share of requests whose client leaves before the end."""
+    leave_seed: int = 0
     leave_after_s: float | None = None
     leave_after_tokens: int | None = None
     sessions: SessionPlan | None = None
@@ -122,6 +122,14 @@ class Plan:
         if self.num_unchecked is None or (place := self.body_place(index)) < self.num_unchecked:
             return None
         return place - self.num_unchecked
+
+    def leaves(self, index: int) -> bool:
+        """Return whether the client of a request leaves, by a hash of its index: a remainder would
+        follow the turns of the sessions."""
+        if not self.leave_share:
+            return False
+        digest = blake2b(b"%d:%d" % (self.leave_seed, index), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.leave_share * 2**64
 
     def is_warmup(self, index: int) -> bool:
         return self.split(index)[0] < self.num_warmup_requests

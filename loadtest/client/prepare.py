@@ -10,7 +10,7 @@ import numpy as np
 
 from loadtest.arrivals.schedule import arrival_times
 from loadtest.arrivals.table import peak_rps
-from loadtest.client.plan import LEAVE_CYCLE, Plan
+from loadtest.client.plan import Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
 from loadtest.config import CancellationsConfig, LoadTestConfig, Scenario
 from loadtest.workload.build import Workload, build_workload
@@ -102,11 +102,10 @@ def _head(path: str, host: str) -> str:
 
 
 def _with_cancellations(plan: Plan, config: CancellationsConfig, seed: int) -> Plan:
-    rng = np.random.default_rng([seed, 4])
-    leaving = rng.permutation(LEAVE_CYCLE)[: max(1, round(config.share * LEAVE_CYCLE))]
     return replace(
         plan,
-        leaving=sorted(int(one) for one in leaving),
+        leave_share=config.share,
+        leave_seed=seed,
         leave_after_s=config.after_s,
         leave_after_tokens=config.after_tokens,
     )

@@ -33,7 +33,7 @@ class Records:
     """Class of failure; empty for a request that succeeded."""
     intended_s: Seconds
     sent_s: Seconds
-    """When the client gave the last bytes of the request to the kernel."""
+    """When the client gave the last bytes of the request to the kernel, the first time."""
     first_byte_s: Seconds
     first_token_s: Seconds
     last_token_s: Seconds

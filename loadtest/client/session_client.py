@@ -130,7 +130,7 @@ class SessionClient(Client):
             answer = parse_response([0] * len(reads), reads, closed=request.closed, keep_text=True)
             if answer.error is not None:
                 return False  # an answer without content has no place in a history
-            message = {"role": "assistant", "content": answer.text}
+            message = {"role": "assistant", "content": answer.content}
             said = json.dumps(message, ensure_ascii=False).encode()
         if said:
             session.history.append(said)

@@ -107,6 +107,8 @@ class Answer:
     num_merged_events: int = 0
     """Token events that share a read with the one before: their own time is lost."""
     text: str = ""
+    content: str = ""
+    """The part of the text that a history has: no reasoning, refusal or tool call."""
     model: str = ""
     """The model that the first event with choices names."""
 
@@ -154,6 +156,7 @@ def parse_response(
     answer.http_status = framer.status
     if keep_text:
         answer.text = encodable("".join(events.texts))
+        answer.content = encodable("".join(events.contents))
     if answer.error is None:
         whole = framer.close() if closed else framer.complete
         _find_failure(answer, framer, body, whole=whole, is_stream=events.num_taken > 0)
@@ -204,19 +207,24 @@ def _find_failure(
 class _Events:
     """Takes the events of one response in their order, up to one that ends it."""
 
-    __slots__ = ("after", "answer", "before", "ended", "num_taken", "places", "texts", "times")
+    __slots__ = (
+        "after", "alike_is_content", "answer", "before", "contents", "ended", "num_taken", "places",
+        "texts", "times",
+    )  # fmt: skip
 
     def __init__(self, answer: Answer, times: Sequence[int]) -> None:
         self.answer, self.times = answer, times
         self.num_taken = 0
         self.ended = False
         self.texts: list[str] = []
+        self.contents: list[str] = []
         self.places: list[int] = []
         """Place of the read that completed each event with text."""
         self.before: bytes | None = None
         self.after = b""
         """The bytes around the text of an event, with its quotes. Most events of a response differ
         only in the text."""
+        self.alike_is_content = False
 
     def take_alike(self, read: bytes, place: int) -> bool:
         """Take a read that is one chunk with one event and differs from an earlier one in its text.
@@ -237,6 +245,8 @@ class _Events:
         if not text:
             return False
         self.texts.append(text)
+        if self.alike_is_content:
+            self.contents.append(text)
         self.places.append(place)
         return True
 
@@ -271,6 +281,9 @@ class _Events:
         if text:
             self.places.append(place)
             self.texts.append(text)
+            is_content = choice.delta is None or bool(choice.delta.content)
+            if is_content:
+                self.contents.append(text)
             if usage is not None and (so_far := count_of(usage.completion_tokens)) is not None:
                 answer.token_counts.append(so_far)
         if choice.finish_reason is not None:
@@ -294,6 +307,7 @@ class _Events:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             choices = _decode(before + b'"\\u0001"' + after).choices
             if choices and _text_of(choices[0]) == "\u0001":
+                self.alike_is_content = choices[0].delta is None or bool(choices[0].delta.content)
                 self.before, self.after = b'data: %b"' % before, b'"%b\n\n\r\n' % after
 
     def end(self, error: str, message: str) -> None:

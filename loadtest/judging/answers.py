@@ -17,6 +17,8 @@ from tuneline.core.reference import Continuation
 MAX_DIVERGENCES = 5
 MIN_REPEATS = 10
 SUSPICIOUS_SHARE = 0.5
+MIN_COMPARED_SHARE = 0.5
+"""Least share of the asked prompts whose answers are compared: the rest failed."""
 
 Answer = tuple[int, int, dict[str, Any]]
 """Index of the request, prompt of the reference, and what came."""
@@ -31,7 +33,9 @@ def judge_answers(checks: Checks, answers: Sequence[Answer], num_asked: int) -> 
     answers = sorted(answers, key=lambda one: one[0])
     if not answers:
         problem = f"none of {num_asked} prompts of the reference was answered"
-        return _figures(num_asked, [], "text", problems=[problem] if num_asked else [])
+        if not num_asked:
+            problem = "the measured requests ask no prompt of the reference; expected at least one"
+        return _figures(num_asked, [], "text", problems=[problem])
     expected = [checks.expected[number] for _, number, _ in answers]
     has_ids = all("logprobs" in found for _, _, found in answers)
     figures = (
@@ -41,6 +45,11 @@ def judge_answers(checks: Checks, answers: Sequence[Answer], num_asked: int) -> 
     )
     drift = figures.length_drift
     problems = list(figures.problems)
+    if len(answers) < MIN_COMPARED_SHARE * num_asked:
+        problems.append(
+            f"only {len(answers)} of {num_asked} prompts of the reference were answered; "
+            f"{MIN_COMPARED_SHARE:.0%} must"
+        )
     if drift is not None and abs(drift) > checks.max_length_drift:
         problems.append(
             f"the answers have {drift:+.1%} tokens compared with the reference; at most "
@@ -153,7 +162,7 @@ def repeat_figures(
     """Compare the TTFT of repeated prompts with the TTFT of their first sending.
 
     Args:
-        records: Requests without warm-up.
+        records: All requests: a first sending may be part of the warm-up, a repeat is not.
         bodies: Which body each request had; equal for equal prompts.
         declared: The least share that is declared.
 
@@ -169,6 +178,8 @@ def repeat_figures(
             continue
         body = bodies[int(row)]
         if body in first:
+            if records.warmup[row]:
+                continue
             shares.append(float(ttft_s[row]) / first[body])
         else:
             first[body] = float(ttft_s[row])
@@ -185,17 +196,22 @@ def repeat_figures(
     )
 
 
-def repeat_problems(found: RepeatFigures | None) -> tuple[list[str], list[str]]:
+def repeat_problems(
+    found: RepeatFigures | None, declared: float | None
+) -> tuple[list[str], list[str]]:
     """Return problems and warnings of repeats that are faster than declared."""
     if found is None or found.ttft_share_p50 is None or found.ttft_share_ci95 is None:
-        return [], []
-    least = found.declared if found.declared is not None else SUSPICIOUS_SHARE
+        if declared is None:
+            return [], []
+        text = f"min_repeat_ttft_share is declared; fewer than {MIN_REPEATS} prompts were repeated"
+        return [text], []
+    least = declared if declared is not None else SUSPICIOUS_SHARE
     if max(found.ttft_share_ci95[1], found.ttft_share_p50) >= least:
         return [], []
     text = (
         f"a repeated prompt has {found.ttft_share_p50:.0%} of the TTFT of its first sending "
         f"(N = {found.num_repeats})"
     )
-    if found.declared is None:
+    if declared is None:
         return [], [f"{text}: a cache answers; unique_prompts avoids it"]
     return [f"{text}; {least:.0%} is declared: a cache answers"], []

@@ -116,6 +116,10 @@ def deltas(before: Scrape, after: Scrape) -> dict[str, float | None]:
     return found
 
 
+MIN_LEFT_OF_DECLARED = 0.5
+"""A smaller part of the declared share gives a warning."""
+
+
 def cancellation_figures(
     records: Records, before: Scrape | None, after: Scrape | None
 ) -> CancellationFigures:
@@ -145,9 +149,19 @@ def cancellation_figures(
     )
 
 
-def cancellation_warnings(found: CancellationFigures) -> list[str]:
-    """Return what the server's counters say against it."""
+def cancellation_warnings(found: CancellationFigures, num_requests: int, share: float) -> list[str]:
+    """Return what the counts of the client and of the server say against the figures.
+
+    Args:
+        num_requests: All requests, warm-up included.
+        share: The declared share of clients that leave.
+    """
     warnings = []
+    if found.num_left < MIN_LEFT_OF_DECLARED * share * num_requests:
+        warnings.append(
+            f"{found.num_left} of {num_requests} clients left; cancellations.share is {share:g}: "
+            "the other answers ended before their client's time"
+        )
     if found.num_running_after:
         warnings.append(
             f"the server still runs {found.num_running_after} requests after the last answer, some "

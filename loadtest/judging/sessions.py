@@ -90,8 +90,8 @@ def _owners(
 
 
 def failed_share(sessions: Sessions) -> Share:
-    """Return the share of sessions with a failed or unfinished turn."""
-    return share_of(sessions.failed)
+    """Return the share of sessions that failed or did not end, of those whose client stayed."""
+    return share_of(sessions.failed[sessions.state != CANCELLED])
 
 
 def session_figures(measured: Records, sessions: Sessions, num_warmup: int) -> SessionFigures:

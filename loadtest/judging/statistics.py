@@ -72,6 +72,9 @@ class Statistics:
     failed_sessions: Share | None = None
     """Sessions with a failed or unfinished turn; None without sessions."""
     num_cancelled: int = 0
+    num_resent: int = 0
+    """Requests that succeeded when they were sent once more: the server had closed the connection.
+    Others count as failed."""
     """Requests whose client left; the latencies and shares leave them out."""
 
 
@@ -160,6 +163,7 @@ def statistics(
     return Statistics(
         num_offered=len(whole),
         num_cancelled=states[CANCELLED],
+        num_resent=int(np.sum(whole.resent & (whole.state == SUCCEEDED))),
         num_succeeded=states[SUCCEEDED],
         num_failed=states[FAILED],
         num_unfinished=states[UNFINISHED],
@@ -172,11 +176,7 @@ def statistics(
         latencies=found,
         throughput=_throughput(records, measured, slo, duration_s),
         tokens=_tokens(measured, exact_tokens),
-        send_lag=distribution(
-            # A request that is sent again is late by the server's doing.
-            (measured.sent_s - measured.intended_s)[sent & ~measured.resent],
-            withhold=False,
-        ),
+        send_lag=distribution((measured.sent_s - measured.intended_s)[sent], withhold=False),
         arrivals_scheduled=dispersion(measured.intended_s[scheduled]),
         arrivals_delivered=dispersion(measured.sent_s[sent]),
         mean_in_flight=in_flight,

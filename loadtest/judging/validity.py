@@ -18,6 +18,7 @@ MAX_DISPERSION_DIFFERENCE = 0.25
 MAX_MERGED_SHARE = 0.05
 MAX_USUAL_LAG_S = 0.05
 MAX_HIT_RATE_DIFFERENCE = 0.05
+MAX_RESENT_SHARE = 0.05
 MAX_STEAL_SHARE = 0.1
 MAX_THROTTLED_SHARE = 0.01
 
@@ -111,6 +112,13 @@ def answer_problems(
     total = stats.num_succeeded + stats.num_failed + stats.num_unfinished + stats.num_cancelled
     if total != stats.num_offered:
         problems.append(f"{stats.num_offered} requests were offered; {total} have an end")
+    if stats.num_resent:
+        is_many = stats.num_resent > MAX_RESENT_SHARE * stats.num_offered
+        (problems if is_many else warnings).append(
+            f"the server closed the connection of {stats.num_resent} of {stats.num_offered} "
+            "requests before any answer, and answered them when the client sent them once more"
+            + (f" (at most {MAX_RESENT_SHARE:.0%} is allowed)" if is_many else "")
+        )
     tokens = stats.tokens
     needs_tokens = bool(slo.tpot_s) or not (
         slo.min_output_throughput_tps is None and slo.goodput_tpot_s is None

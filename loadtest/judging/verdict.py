@@ -72,7 +72,8 @@ def judge(
         of_answers += hit_rate_problems(declared, prefix_hit_rate)
     if stats.sessions is not None:
         warnings += reuse_warnings(stats.sessions.prefix_reuse, prefix_hit_rate)
-    of_repeats, more = repeat_problems(repeats)
+    least_share = config.workload.min_repeat_ttft_share
+    of_repeats, more = repeat_problems(repeats, least_share)
     of_answers, warnings = of_answers + of_repeats, warnings + more
     invalid = of_client + of_answers
     objectives = judge_objectives(slo, stats)

@@ -134,6 +134,12 @@ def judge_comparison(
         if lost_b > lost_a:
             problems.append(f"{name}: {lost_b} requests of B failed or did not end; {lost_a} of A")
             verdict = Verdict.FAIL
+        if any(run.sessions is not None for side in SIDES for run in scenario.runs[side]):
+            problems.append(
+                f"{name}: the turns of a conversation are not independent; the intervals take them "
+                "as independent and are too narrow"
+            )
+            verdict = Verdict.INCONCLUSIVE if verdict == Verdict.PASS else verdict
         if not scenario.differences:
             problems.append(f"{name}: no request succeeded on both sides")
             return Verdict.INVALID, problems

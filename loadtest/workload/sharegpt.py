@@ -34,7 +34,7 @@ def sharegpt(workload: WorkloadConfig) -> list[Messages]:
     path = file_of(workload)
     try:
         entries = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of conversations")

@@ -63,6 +63,12 @@ def build_sessions(
     turns = [turn for one in found for turn in one.turns]
     num_unchecked = sum(len(one.turns) for one in found[:num_others])
     is_chat = isinstance(turns[0].added[0], dict)
+    if sessions.history == "own" and any(_has_tools(turn) for turn in turns):
+        raise ConfigError(
+            "workload.sessions.history is own; a conversation of the file has tools, whose results "
+            "answer only the recorded calls",
+            hint="Try: --set loadtest.workload.sessions.history=recorded",
+        )
     id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
     lengths = [turn.max_tokens or config.max_tokens for turn in turns]
     if workload.output_tokens is not None:
@@ -154,6 +160,11 @@ def _added(
             else:
                 texts.append(", ".join(str(int(id_)) for id_ in id_of[added]))
     return texts
+
+
+def _has_tools(turn: Turn) -> bool:
+    messages = [one for one in [*turn.added, *turn.answers] if isinstance(one, dict)]
+    return any(one["role"] == "tool" or one.get("tool_calls") for one in messages)
 
 
 def _joined(messages: Messages) -> str:

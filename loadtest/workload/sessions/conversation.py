@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,8 +78,14 @@ def message_problem(message: object) -> str | None:
         return f"role is {str(message.get('role'))[:40]!r}; expected {', '.join(ROLES)}"
     content = message.get("content")
     calls = message.get("tool_calls")
-    if content is None and isinstance(calls, list) and calls:
-        return None
-    if not is_text(content):
+    has_calls = content is None and isinstance(calls, list) and bool(calls)
+    if not has_calls and not is_text(content):
         return "content is not text"
+    for key in ("tool_calls", "tool_call_id", "name"):
+        try:
+            json.dumps(message.get(key), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return f"{key} holds half of a surrogate pair; expected text that UTF-8 can hold"
+        except RecursionError:
+            return f"{key} is nested too deep"
     return None

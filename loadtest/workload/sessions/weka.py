@@ -7,6 +7,7 @@ reader at 90f31d18 declares it). A file holds one object, a list of objects, or 
 from __future__ import annotations
 
 import json
+from hashlib import blake2b
 from typing import Annotated, Literal
 
 import msgspec
@@ -86,7 +87,7 @@ def _objects(wanted: Wanted) -> list[tuple[str, bytes]]:
 def _tokens(wanted: Wanted, trace: _Trace, number: int, request: _Request) -> list[int]:
     """Return token ids in which equal blocks of a session are equal; hash ids are local to it."""
     ids: list[int] = []
-    own = int.from_bytes(trace.id.encode()[-6:], "big")
+    own = int.from_bytes(blake2b(trace.id.encode(), digest_size=16).digest(), "big")
     for place in range(-(-request.input_length // trace.block_size)):
         known = place < len(request.hash_ids)
         key = [own, request.hash_ids[place], 0] if known else [own, number, place, 1]

@@ -459,3 +459,34 @@ print(result.judgement.problems[0])
     first, second = done.stdout.splitlines()
     assert first == "['client_exhausted'] True INVALID"
     assert "ran out of sockets or ports" in second
+
+
+@pytest.mark.parametrize("held_s", [0.0, 0.2])
+def test_a_server_that_drops_requests_does_not_pass(held_s: float) -> None:
+    """The server answers the first request of each connection and drops the second."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            if connection.recv(65536):
+                connection.sendall(ANSWER)
+            if connection.recv(65536):
+                time.sleep(held_s)
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        endpoint = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "x")
+        result = measure(endpoint, {"concurrency": 1, "num_requests": 20})
+        listener.shutdown(socket.SHUT_RDWR)
+    assert result.stats.num_offered == 20
+    if held_s:
+        assert result.stats.errors["connection_reset"] == 10
+        assert result.client.num_resent == 0
+    else:
+        assert result.stats.num_succeeded == 20
+        assert result.client.num_resent == 1, "afterwards each connection has one request"

@@ -400,3 +400,19 @@ def test_a_machine_that_took_the_cpu_away_voids_the_run() -> None:
     assert verdict(measured(), host={"steal_share": 0.05}).verdict == "PASS"
     assert verdict(measured(), host={"steal_share": 0.2}).verdict == "INVALID"
     assert verdict(measured(), host={"throttled_share": 0.05}).verdict == "INVALID"
+
+
+def test_requests_that_are_sent_again_warn_and_above_a_share_void_a_run() -> None:
+    few = verdict(measured(num_resent=20))
+    assert few.verdict == "PASS"
+    assert "connection of 20 of 400 requests" in few.warnings[0]
+    many = verdict(measured(num_resent=21))
+    assert many.verdict == "INVALID"
+    assert "at most 5% is allowed" in many.problems[0]
+
+
+def test_a_declared_share_of_repeats_that_cannot_be_measured_voids_a_run() -> None:
+    config = LoadTestConfig(workload=WorkloadConfig(min_repeat_ttft_share=0.5))
+    found = verdict(measured(), config=config)
+    assert found.verdict == "INVALID"
+    assert "fewer than 10 prompts were repeated" in found.problems[0]

@@ -11,6 +11,7 @@ import pytest
 from loadtest.client.greedy import greedy_answer
 from loadtest.client.prepare import make_plan
 from loadtest.config import LoadTestConfig
+from loadtest.judging.answers import judge_answers
 from loadtest.judging.server_metrics import ABORTED, parse
 from loadtest.workload.checks import Checks, check_places
 from tuneline.core.config import validate_config
@@ -134,3 +135,47 @@ def test_aborted_requests_are_read_by_their_label() -> None:
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate_config(LoadTestConfig, options, "test")
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_asked", "problem"),
+    [(0, 0, "ask no prompt"), (0, 9, "none of 9"), (4, 9, "only 4 of 9"), (5, 9, None)],
+)
+def test_answers_need_prompts_that_were_answered(
+    num_right: int, num_asked: int, problem: str | None
+) -> None:
+    answers = [(number, 0, {"text": "x", "finish_reason": "stop"}) for number in range(num_right)]
+    found = judge_answers(checks(), answers, num_asked)
+    assert found.num_compared == num_right
+    if problem is None:
+        assert found.problems == []
+    else:
+        assert problem in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"logprobs": {"content": [{"token": "a", "logprob": None}]}},
+        {"logprobs": {"content": [{"token": "a"}]}},
+        {"logprobs": {"content": [5]}},
+        {"logprobs": {"content": [{"logprob": 0, "top_logprobs": [
+            {"token": "token_id:x", "logprob": 0}]}]}},
+        {"token_ids": ["a"]},
+    ],
+)  # fmt: skip
+def test_a_broken_log_probability_leaves_the_text(broken: dict[str, Any]) -> None:
+    choice = {"delta": {"content": "a"}, "token_ids": [5], "finish_reason": "stop", **broken}
+    body = b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\ndata: [DONE]\n\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    found = greedy_answer([head + body])
+    assert found == {"finish_reason": "stop", "prompt_token_ids": None, "text": "a"}
+
+
+def test_clients_leave_by_a_hash_and_not_by_a_remainder() -> None:
+    plan = plan_of(
+        {"rate_rps": 5, "num_requests": 50}, cancellations={"share": 0.25, "after_s": 1.0}
+    )
+    # Second turns of sessions of 1000: every index has the same remainder.
+    leave = [plan.leaves(number * 1000 + 1) for number in range(2000)]
+    assert np.mean(leave) == pytest.approx(0.25, abs=0.04)

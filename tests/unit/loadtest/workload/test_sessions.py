@@ -176,6 +176,7 @@ def test_a_nonce_begins_each_session_and_no_later_turn() -> None:
     [
         ({"workload": {"source": "synthetic", "input_tokens": {"mean": 8}}}, "synthetic has none"),
         ({"workload": {"multi_turn": True}}, "sessions send every turn"),
+        ({"workload": {"min_repeat_ttft_share": 0.5}}, "not for sessions"),
         ({"workload": {"source": "otel"}}, "path goes with source"),
         (
             {"workload": {"sessions": {"think_s": {"distribution": "lognormal", "mean": 1}}}},
@@ -357,6 +358,8 @@ BAD = {
         ('[{"role": "system", "content": "x"}]', "no message of a user"),
         ("{", "line 1: not valid JSON"),
         ("[" * 100_000, "line 1: not valid JSON"),
+        ('[{"role": "assistant", "tool_calls": ["\\ud800"]}]', "tool_calls holds half of a surr"),
+        ('[{"role": "user", "content": "x", "name": "\\ud800"}]', "name holds half of a surr"),
     ],
     "otel": [
         ("{", "line 1: not valid JSON"),
@@ -385,6 +388,7 @@ BAD = {
         ("{", "not valid JSON"),
         ("[{}]", "entry 0"),
         ("[]", "holds no human turn"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 }  # fmt: skip
 
@@ -436,3 +440,20 @@ def test_no_file_breaks_a_reader(
         except DataError:
             continue
         assert all(one.turns for one in found) or not text.strip()
+
+
+def test_weka_sessions_whose_ids_end_alike_share_no_block(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"id": f"{name}-000001", "block_size": 64, "requests": [
+            {"t": 0.0, "type": "n", "in": 64, "out": 1, "hash_ids": [1]}]})
+        for name in ("a", "b")
+    ]  # fmt: skip
+    one, other = read("weka", "\n".join(lines), tmp_path)
+    assert one.turns[0].added != other.turns[0].added
+
+
+def test_own_answers_are_refused_for_conversations_with_tools() -> None:
+    agent = [says("user", "q"), says("assistant", "a"), says("tool", "t", tool_call_id="c")]
+    with pytest.raises(ConfigError, match="has tools") as caught:
+        plan_of([agent], workload={"sessions": {"history": "own"}})
+    assert "history=recorded" in str(caught.value.hint)
