@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.calibration.calibrate import calibrate
 from loadtest.client.plan import Plan
@@ -26,6 +27,7 @@ from loadtest.judging.server_metrics import (
 )
 from loadtest.judging.statistics import Statistics, statistics
 from loadtest.judging.verdict import judge
+from loadtest.report.answer_schema import AnswerFigures
 from loadtest.report.build import Result
 from loadtest.report.schema import Calibration, Server
 from loadtest.workload.build import Workload
@@ -150,7 +152,9 @@ def judged(
     slo = scenario.slo or config.slo
     bodies = [plan.body_place(int(index)) for index in records.index]
     asked = np.array([workload.output_tokens[body] for body in bodies], np.float64)
-    is_check = np.array([plan.check_of(int(index)) is not None for index in records.index])
+    is_check = np.array(
+        [plan.check_of(int(index)) is not None for index in records.index], np.bool_
+    )
     # The reference's answers end by themselves.
     exact = np.where(is_check, records.tokens, asked) if config.ignore_eos else None
     stats = statistics(
@@ -162,20 +166,9 @@ def judged(
         num_turns=None if plan.sessions is None else plan.sessions.num_turns,
     )
     client = client_figures(measured.workers, stats.send_lag)
-    repeats = None
-    if plan.sessions is None:
-        repeats = repeat_figures(records, bodies, config.workload.min_repeat_ttft_share)
-    answers = None
-    if checks is not None:
-        of_warmup = set(records.index[records.warmup].tolist())
-        found = [
-            tuple(one)
-            for worker in measured.workers
-            for one in worker["checked"]
-            if one[0] not in of_warmup
-        ]
-        asks = is_check & ~records.warmup & (records.state != CANCELLED)
-        answers = judge_answers(checks, found, int(np.sum(asks)))
+    declared = config.workload.min_repeat_ttft_share
+    repeats = None if plan.sessions is not None else repeat_figures(records, bodies, declared)
+    answers = None if checks is None else _answers(checks, measured, records, is_check)
     judgement = judge(
         config,
         slo,
@@ -205,6 +198,17 @@ def judged(
         answers=answers,
         repeats=repeats,
     )
+
+
+def _answers(
+    checks: Checks, measured: Measured, records: Records, is_check: NDArray[np.bool_]
+) -> AnswerFigures:
+    """Return the figures of the answers to the reference's prompts, without warm-up."""
+    of_warmup = set(records.index[records.warmup].tolist())
+    found = [tuple(one) for worker in measured.workers for one in worker["checked"]]
+    asks = is_check & ~records.warmup & (records.state != CANCELLED)
+    kept = [one for one in found if one[0] not in of_warmup]
+    return judge_answers(checks, kept, int(np.sum(asks)))
 
 
 def _examples(measured: Measured) -> dict[str, list[str]]:

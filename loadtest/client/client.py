@@ -37,13 +37,6 @@ TICK_NS = 20_000_000
 """Interval at which the loop measures its own lag and looks for timeouts."""
 CLOCK_INTERVAL_NS = 1_000_000_000
 """Interval at which the two clocks are compared."""
-STALE_AFTER_NS = 1_000_000_000
-"""The server may close a connection that was never used for longer while the client sends."""
-RESEND_WITHIN_NS = 50_000_000
-"""A server that closes a connection while the client sends has not read the request. The client
-sees this after about one round trip. A later close drops a request that the server had."""
-CLOSES_WITHIN_NS = 100_000_000
-"""A server that closes a used connection this soon after its last answer closes it after each."""
 NEVER_NS = 2**62
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop pauses a slot for this long after a failure."""
@@ -274,18 +267,14 @@ class Client(Pool):
         now_ns = monotonic_ns()
         # Without a time the write itself failed.
         begun_ns = now_ns if request.sent_ns is None else request.sent_ns
-        idle_since_ns = connection.idle_since_ns
-        stale = idle_since_ns is not None or begun_ns - connection.opened_ns > STALE_AFTER_NS
-        at_once = now_ns - begun_ns <= RESEND_WITHIN_NS
         first = not request.reads and not request.resent and not self.stopping
-        if stale and at_once and first:
+        if first and connection.was_closed_unread(begun_ns, now_ns):
             # RFC 9112, 9.3.1: the server closed an idle connection while we wrote to it.
             self.drop(connection)
             request.resent, request.sent_ns = True, begun_ns
             self.check.num_resent += 1
-            if idle_since_ns is not None and begun_ns - idle_since_ns < CLOSES_WITHIN_NS:
-                # Some servers close the connection after each answer without saying so.
-                self.reuses = False
+            # Some servers close the connection after each answer without saying so.
+            self.reuses = self.reuses and connection.idled_long(begun_ns)
             self.spawn(self.connect_and_send(request))
             return
         request.closed = True

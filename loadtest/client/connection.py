@@ -20,6 +20,14 @@ SO_TIMESTAMPNS = 35
 ANCILLARY_BYTES = socket.CMSG_SPACE(16)
 TIMESPEC = struct.Struct("@qq")
 
+STALE_AFTER_NS = 1_000_000_000
+"""The server may close a connection that was never used for longer while the client sends."""
+RESEND_WITHIN_NS = 50_000_000
+"""A server that closes a connection while the client sends has not read the request. The client
+sees this after about one round trip. A later close drops a request that the server had."""
+CLOSES_WITHIN_NS = 100_000_000
+"""A server that closes a used connection this soon after its last answer closes it after each."""
+
 monotonic_ns = time.monotonic_ns
 
 
@@ -169,6 +177,20 @@ class Connection:
         """Note the time of the first sending; a request that is sent again keeps it."""
         if self.request is not None and self.request.sent_ns is None:
             self.request.sent_ns = now_ns
+
+    def was_closed_unread(self, begun_ns: int, now_ns: int) -> bool:
+        """Return whether the server may have closed an idle connection while the client sent.
+
+        Args:
+            begun_ns: When the client sent the request.
+            now_ns: When the client sees that the connection is closed.
+        """
+        is_stale = self.idle_since_ns is not None or begun_ns - self.opened_ns > STALE_AFTER_NS
+        return is_stale and now_ns - begun_ns <= RESEND_WITHIN_NS
+
+    def idled_long(self, begun_ns: int) -> bool:
+        """Return whether no answer ended on the connection shortly before `begun_ns`."""
+        return self.idle_since_ns is None or begun_ns - self.idle_since_ns >= CLOSES_WITHIN_NS
 
     def close(self) -> None:
         """Let go of it; called again it does nothing."""
