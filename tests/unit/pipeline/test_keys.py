@@ -11,6 +11,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from k8s.config import (
+    Autoscaling,
+    Canary,
+    EndpointPicker,
+    FetchedModel,
+    Gateway,
+    HubModel,
+    Toleration,
+)
 from loadtest.config import SLO, AnswersConfig, CancellationsConfig, Length
 from loadtest.workload_config import Delay, SessionsConfig
 from tests.unit.pipeline.fake_line import fake_made
@@ -134,8 +143,20 @@ NOT_KEYED: dict[str, str] = {
     "serving.adapters": "root max_adapters max_lora_rank",
     "serving.parity": "request_timeout_s",
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
-        image_pull_secrets model_path model_image secret_name monitoring_namespace""",
-    "k8s.resources": "cpu memory gpus",
+        image_pull_secrets model_path model_image secret_name monitoring_namespace cache_claim
+        loadtest_prompts model_claim_mode monitoring_labels queue_name run_as_user scheduling_s
+        surge verify_model""",
+    "k8s.autoscaling": """by headroom max_replicas min_replicas prometheus_url ready_s
+        wake_query""",
+    "k8s.endpoint_picker": "failure_mode name port",
+    "k8s.gateway": "hostnames name namespace pods_namespace route",
+    "k8s.gateway.canary": "run weight",
+    "k8s.loadtest_resources": "cpu memory",
+    "k8s.model_fetch": "command image port secret_name size",
+    "k8s.model_hub": "repo revision secret_name size",
+    "k8s.placement": "gpu_product node_selector priority_class runtime_class",
+    "k8s.placement.tolerations.0": "effect key operator value",
+    "k8s.resources": "cpu memory gpus cpu_limit ephemeral_storage",
     # The gates read artifacts, and make none.
     "release": """metric threshold max_regression previous load_comparison base_license
         data_license""",
@@ -226,6 +247,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "loadtest.workload.sessions": SessionsConfig(tool_delay_s=Delay(mean=1.0)),
         "loadtest.answers": AnswersConfig(tolerances=Tolerances()),
         "loadtest.cancellations": CancellationsConfig(after_s=1.0),
+        "k8s.autoscaling": Autoscaling(by="hpa", max_replicas=2),
+        "k8s.endpoint_picker": EndpointPicker(name="picker"),
+        "k8s.gateway": Gateway(
+            name="gateway", namespace="edge", canary=Canary(run="next", weight=5)
+        ),
+        "k8s.model_fetch": FetchedModel(image="fetch:1", command=("fetch", "/model")),
+        "k8s.model_hub": HubModel(repo="owner/name", revision="0" * 40),
+        "k8s.placement.tolerations": (Toleration(key="gpu"),),
     }.items():
         config = replaced(config, path.split("."), value)
     return Run(folder / "run.yaml", config, folder / "runs")
