@@ -44,7 +44,8 @@ class TunelineGroup(LazyGroup):
         "up": Row(AT + "up:up", "Run the whole line."),
         "train": Row(AT + "up:train", "Fine-tune a LoRA adapter and record its answers."),
         "search": Row(
-            AT + "search:search", "Find better settings by many trainings, pruned and resumable."
+            AT + "search:search",
+            "Find better settings by many trainings, and write the best ones as a run.yaml.",
         ),
         "evaluate": Row(
             AT + "evaluate:evaluate",

@@ -31,7 +31,7 @@ GROUPS: tuple[type[LazyGroup], ...] = (
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "keys",
     "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "data", "init",
-    "adapters", "release", "report",
+    "adapters", "release", "report", "search",
 )  # fmt: skip
 
 
