@@ -233,7 +233,8 @@ def test_a_server_that_closes_idle_connections_is_not_asked_for_more_at_once() -
         plan, _ = make_plan(config, config.scenarios[0], endpoint, prompts([None]), seed=0)
         measured = run_workers(replace(plan, num_connections=64), None)
         listener.shutdown(socket.SHUT_RDWR)
-    assert np.sum(measured.records.state == SUCCEEDED) >= 140
+    # The first requests may meet connections that the server is about to close.
+    assert np.sum(measured.records.state == SUCCEEDED) >= 130
     check = measured.workers[0]["self_check"]
     assert check["num_spares_opened"] <= 4 * 4  # at most four at a time, in three seconds
 

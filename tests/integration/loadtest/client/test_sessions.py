@@ -122,7 +122,7 @@ def test_a_turn_is_due_when_its_delay_has_passed_since_the_last_byte() -> None:
         before, after = truths[records.index[row - 1]], truths[records.index[row]]
         true_s = (after["received_ns"] - before["done_ns"]) / 1e9
         planned_s = records.intended_s[row] - records.end_s[row - 1]
-        assert planned_s > 0
+        assert planned_s > -0.001  # a turn is due by the kernel's time of the last byte
         # The server saw the delay that the client reports, and the client's own send lag.
         excess_s.append(true_s - planned_s - (records.sent_s[row] - records.intended_s[row]))
     assert len(excess_s) == 96
