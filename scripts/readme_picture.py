@@ -121,7 +121,7 @@ def draw_load(axes: Axes, run: Path, theme: Theme) -> None:
     axes.set_xlabel("intended time of the request, s")
     axes.set_ylabel("TTFT, ms")
     requests = scenario["requests"]
-    lag = scenario["client"]["send_lag_s"]["p50"] * 1000
+    lag = scenario["client"]["send_lag_s"]["percentiles"]["p50"] * 1000
     bias = scenario["calibration"]["ttft_bias_p50_s"] * 1000
     said = (
         f"{report['verdict']}   {requests['succeeded']} of {requests['offered']} requests succeeded"
