@@ -10,13 +10,14 @@ from loadtest.client.server_check import Served, probe, unlisted
 from loadtest.config import LoadTestConfig
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, load_report, summary_metrics
-from loadtest.report.files import records_path, write_document
+from loadtest.report.files import records_path
 from loadtest.report.plots import plot_latency_cdf, plot_ttft_over_time
 from loadtest.report.schema import REPORT_FILE, LoadReport
 from loadtest.report.terminal import report_lines
 from loadtest.workload.checks import Checks, read_checks
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.digests import short_digest
+from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.messages import Messages

@@ -22,11 +22,11 @@ from loadtest.config import LoadTestConfig, Scenario
 from loadtest.judging.server_metrics import Scrape, scrape, settled_scrape
 from loadtest.measure import run_plan
 from loadtest.report.build import endpoint_report
-from loadtest.report.files import write_document
 from loadtest.report.schema import SCHEMA_VERSION, Calibration, EndpointReport, Part, SchemaVersion
 from loadtest.run import check_served
 from loadtest.workload.build import Workload
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Messages

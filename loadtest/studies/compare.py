@@ -11,12 +11,13 @@ from loadtest.client.records import Records
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, endpoint_report, scenario_report
-from loadtest.report.files import records_path, report_of, write_document
+from loadtest.report.files import records_path, report_of
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION, EndpointReport, LoadReport
 from loadtest.run import check_served
 from loadtest.studies.differences import answer_tokens, differences, judge_comparison
 from loadtest.studies.schema import SIDES, ComparedScenario, ComparisonReport, Side
 from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
+from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, ConfigError

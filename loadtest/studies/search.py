@@ -12,7 +12,6 @@ from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig
 from loadtest.judging.intervals import CONFIDENCE
 from loadtest.report.build import endpoint_report
-from loadtest.report.files import write_document
 from loadtest.report.plots import plot_rates
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
@@ -21,6 +20,7 @@ from loadtest.studies.judgeable_objectives import require_objective
 from loadtest.studies.measure_rate import measure_rate, summarize_rate
 from loadtest.studies.schema import Capacity, Probe, SearchReport
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError

@@ -9,13 +9,14 @@ from pathlib import Path
 from loadtest.config import LoadTestConfig
 from loadtest.judging.verdict import worst
 from loadtest.report.build import endpoint_report, scenario_report
-from loadtest.report.files import records_path, write_document
+from loadtest.report.files import records_path
 from loadtest.report.plots import plot_rates
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
 from loadtest.studies.measure_rate import measure_rate, summarize_rate
 from loadtest.studies.schema import SweepReport
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError

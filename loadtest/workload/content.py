@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tuneline.core.errors import DataError
 from tuneline.core.messages import Messages
 
 FIRST_TOKEN_ID = 100
+MAX_PROBLEMS = 20
+"""The most problems of a file that an error names."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,25 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start}: not UTF-8 text") from None
+
+
+def numbered_lines(text: str) -> list[tuple[int, str]]:
+    """Return the lines that are not blank, each with its number from 1.
+
+    Only a line feed ends a line: text may hold the other line ends of Unicode.
+    """
+    return [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def json_lines(path: Path, text: str, problems: list[str]) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line of JSON; add each other line to `problems`."""
+    for number, line in numbered_lines(text):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{path}: line {number}: not valid JSON: {error}")
+            continue
+        yield number, value
 
 
 def is_text(value: Any) -> bool:

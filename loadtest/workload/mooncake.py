@@ -10,7 +10,16 @@ import msgspec
 import numpy as np
 
 from loadtest.config import WorkloadConfig
-from loadtest.workload.content import Content, Prompt, Wanted, file_of, read_text, token_ids
+from loadtest.workload.content import (
+    MAX_PROBLEMS,
+    Content,
+    Prompt,
+    Wanted,
+    file_of,
+    numbered_lines,
+    read_text,
+    token_ids,
+)
 from tuneline.core.errors import DataError
 
 BLOCK_TOKENS = 512
@@ -65,12 +74,10 @@ def read_lines(path: Path) -> list[TraceRequest]:
     in milliseconds, `input_length`, `output_length`, and `hash_ids` of its 512-token blocks.
 
     Raises:
-        DataError: A line is not such a record; up to 20 such lines are named.
+        DataError: A line is not such a record; up to MAX_PROBLEMS such lines are named.
     """
     found, problems = [], []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(read_text(path)):
         try:
             record = msgspec.json.decode(line, type=_TraceLine)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -86,7 +93,7 @@ def read_lines(path: Path) -> list[TraceRequest]:
             )
         )
     if problems:
-        raise DataError(problems[:20])
+        raise DataError(problems[:MAX_PROBLEMS])
     return found
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from loadtest.workload.content import Content, Prompt, Wanted, is_text, read_text
+from loadtest.workload.content import (
+    MAX_PROBLEMS,
+    Content,
+    Prompt,
+    Wanted,
+    is_text,
+    json_lines,
+    read_text,
+)
 from loadtest.workload.conversations import conversations
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Messages
@@ -36,19 +43,13 @@ def read_prompts(path: Path | None) -> list[Messages]:
     A line is a list of chat messages, or an object with such a list as `prompt` or `messages`.
 
     Raises:
-        DataError: A line holds no prompt; every such line is named.
+        DataError: A line holds no prompt; up to MAX_PROBLEMS such lines are named.
     """
     if path is None:
         return [[{"role": "user", "content": text}] for text in DEFAULT_PROMPTS]
-    prompts, problems = [], []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path}: line {number}: not valid JSON: {error}")
-            continue
+    prompts: list[Messages] = []
+    problems: list[str] = []
+    for number, value in json_lines(path, read_text(path), problems):
         if isinstance(value, dict):
             value = value.get("prompt", value.get("messages"))
         if isinstance(value, str):
@@ -62,7 +63,7 @@ def read_prompts(path: Path | None) -> list[Messages]:
     if not prompts and not problems:
         problems = [f"{path}: holds no prompt"]
     if problems:
-        raise DataError(problems[:20])
+        raise DataError(problems[:MAX_PROBLEMS])
     return prompts
 
 

@@ -7,16 +7,16 @@ its name or its meaning; a new key with a default keeps the version.
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tuneline.core.artifact import FileEntry, Input
 from tuneline.core.config import StrictModel
-from tuneline.core.errors import ArtifactError, NotAnArtifactError
+from tuneline.core.documents import read_versioned
+from tuneline.core.errors import NotAnArtifactError
 from tuneline.core.verdict import Verdict
 
 FormatVersion = Literal[1]
@@ -230,18 +230,6 @@ class Release(StrictModel):
         return [gate for gate in self.gates if not gate.passed]
 
 
-def release_text(release: Release) -> str:
-    """Return the text of `release.json`."""
-    return release.model_dump_json(indent=2) + "\n"
-
-
-def write_release(path: Path, release: Release) -> None:
-    """Write `release.json`, and read it back: a release that cannot be read must not leave."""
-    text = release_text(release)
-    Release.model_validate_json(text)
-    path.write_text(text, encoding="utf-8")
-
-
 def read_release(path: Path) -> Release:
     """Read a release from its directory or from the file itself.
 
@@ -252,28 +240,16 @@ def read_release(path: Path) -> Release:
         ArtifactError: It is not a release, or has another format version.
     """
     file = path / RELEASE_FILE if path.is_dir() else path
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
+    if not file.is_file():
         raise NotAnArtifactError(
             f"{file}: no such file; expected the directory of a release",
             hint="Try: tuneline release RUN.yaml",
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file}: is not JSON ({error}); expected a release") from None
-    version = value.get("format_version") if isinstance(value, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{file}: format_version is {version!r}; expected {FORMAT_VERSION}",
-            hint="Read it with the version of Tuneline that wrote it, or release again.",
         )
-    try:
-        return Release.model_validate_json(json.dumps(value))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise ArtifactError(
-            f"{file}: {where}: {first['msg']}; expected a release of format version "
-            f"{FORMAT_VERSION}",
-            hint="Try: tuneline release RUN.yaml",
-        ) from None
+    return read_versioned(
+        file,
+        Release,
+        key="format_version",
+        version=FORMAT_VERSION,
+        what="a release",
+        hint="Release again: tuneline release RUN.yaml",
+    )

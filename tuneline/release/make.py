@@ -15,6 +15,7 @@ from tuneline.core.artifact import (
     verify_artifact,
 )
 from tuneline.core.digests import short_digest
+from tuneline.core.documents import write_document
 from tuneline.core.errors import TamperedError, VerdictError
 from tuneline.core.release import (
     BOM_FILE,
@@ -27,7 +28,6 @@ from tuneline.core.release import (
     Release,
     Waiver,
     read_release,
-    write_release,
 )
 from tuneline.core.verdict import Verdict
 from tuneline.pipeline.keys import KEY_LENGTH
@@ -167,7 +167,7 @@ def _write(proofs: Proofs, release: Release, signer: Signer | None, out: Path) -
 
 def _fill(proofs: Proofs, release: Release, folder: Path) -> None:
     """Write the files of a release, except for signatures."""
-    write_release(folder / RELEASE_FILE, release)
+    write_document(release, folder / RELEASE_FILE)
     texts = {
         BOM_FILE: bom_text(release),
         CARD_FILE: card_text(release),

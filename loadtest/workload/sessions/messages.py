@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from loadtest.workload.content import Wanted, file_of, read_text
+from loadtest.workload.content import MAX_PROBLEMS, Wanted, file_of, json_lines, read_text
 from loadtest.workload.sessions.conversation import Conversation, message_problem, turns_of
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Message
-
-MAX_PROBLEMS = 20
 
 
 def read_given(wanted: Wanted) -> list[Conversation]:
@@ -25,15 +22,9 @@ def read_file(wanted: Wanted) -> list[Conversation]:
         DataError: A line is not a conversation; up to MAX_PROBLEMS such lines are named.
     """
     path = file_of(wanted.workload)
-    found, problems = [], []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path}: line {number}: not valid JSON: {error}")
-            continue
+    found: list[Conversation] = []
+    problems: list[str] = []
+    for number, value in json_lines(path, read_text(path), problems):
         messages: Any = value.get("messages") if isinstance(value, dict) else value
         problem = list_problem(messages)
         if problem is None and not turns_of(messages):

@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.workload.content import Wanted, file_of, is_text, read_text
+from loadtest.workload.content import (
+    MAX_PROBLEMS,
+    Wanted,
+    file_of,
+    is_text,
+    json_lines,
+    read_text,
+)
 from loadtest.workload.sessions.conversation import Conversation, Turn
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Message, Messages
 
-MAX_PROBLEMS = 20
 CHAT = ("chat", "generate_content", "text_completion")
 
 
@@ -69,18 +75,15 @@ def read(wanted: Wanted) -> list[Conversation]:
 
 def _documents(path: Path) -> list[tuple[str, Any]]:
     text = read_text(path)
-    found = []
+    problems: list[str] = []
     try:
         return [("the document", json.loads(text))]
     except (ValueError, RecursionError):
         pass
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append((f"line {number}", json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number}: not valid JSON: {error}") from None
+    found = [(f"line {number}", value) for number, value in json_lines(path, text, problems)]
+    if problems:
+        # A document over many lines has one mistake, and none of its lines is JSON.
+        raise DataError(problems[0])
     return found
 
 

@@ -13,11 +13,17 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 
-from loadtest.workload.content import Wanted, file_of, read_text, token_ids
+from loadtest.workload.content import (
+    MAX_PROBLEMS,
+    Wanted,
+    file_of,
+    numbered_lines,
+    read_text,
+    token_ids,
+)
 from loadtest.workload.sessions.conversation import Conversation, Turn
 from tuneline.core.errors import DataError
 
-MAX_PROBLEMS = 20
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
@@ -78,8 +84,7 @@ def _objects(wanted: Wanted) -> list[tuple[str, bytes]]:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        lines = enumerate(text.split("\n"), start=1)
-        return [(f"line {number}", line.encode()) for number, line in lines if line.strip()]
+        return [(f"line {number}", line.encode()) for number, line in numbered_lines(text)]
     parts = whole if isinstance(whole, list) else [whole]
     return [(f"entry {number}", json.dumps(one).encode()) for number, one in enumerate(parts)]
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tuneline.core.artifact import new_artifact, open_artifact
+from tuneline.core.documents import write_document
 from tuneline.core.errors import NotAnArtifactError, TamperedError, VerdictError
-from tuneline.core.release import RELEASE_FILE, RELEASE_KIND, Release, write_release
+from tuneline.core.release import RELEASE_FILE, RELEASE_KIND, Release
 from tuneline.pipeline.released import find_release
 
 MODEL = "sha256:" + "a" * 64
@@ -47,7 +48,7 @@ def release(verdict: str, created_at: str, model: str = MODEL) -> Release:
 def put(run_dir: Path, key: str, written: Release) -> Path:
     out = run_dir / f"release-{key}"
     with new_artifact(out, RELEASE_KIND, config={}) as draft:
-        write_release(draft.dir / RELEASE_FILE, written)
+        write_document(written, draft.dir / RELEASE_FILE)
     return out
 
 

@@ -1,0 +1,58 @@
+"""JSON documents with a version: `release.json`, and the reports of the load test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tuneline.core.errors import ArtifactError
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def write_document(document: BaseModel, path: Path) -> None:
+    """Write a document, and read it back: a file that cannot be read must not leave the run."""
+    text = document.model_dump_json(indent=2)
+    type(document).model_validate_json(text)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_versioned(
+    path: Path, schema: type[Document], *, key: str, version: int, what: str, hint: str
+) -> Document:
+    """Read a JSON document into its schema.
+
+    Args:
+        path: The file.
+        schema: The model of the document.
+        key: The document's key that holds the version.
+        version: The version that the schema reads.
+        what: The document in words, such as "a release".
+        hint: The next command to type for a file that is not such a document.
+
+    Raises:
+        ArtifactError: The file is unreadable, is not such a document, or has another version.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", hint=hint) from None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: is not JSON ({error}); expected {what}", hint=hint) from None
+    found = value.get(key) if isinstance(value, dict) else None
+    if found != version:
+        raise ArtifactError(
+            f"{path}: {key} is {found!r}; expected {version}",
+            hint=f"{hint} Or read it with the version of Tuneline that wrote it.",
+        )
+    try:
+        return schema.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ArtifactError(
+            f"{path}: {where}: {first['msg']}; expected {what} of version {version}", hint=hint
+        ) from None
