@@ -14,7 +14,7 @@ TESTS := $(FIRST) $(filter-out $(FIRST),$(wildcard tests/integration/*)) tests/u
 PAGES := $(wildcard *.md docs/*.md docs/decisions/*.md docs/how-to/*.md examples/*/*.md)
 PROSE := $(PAGES) scripts benchmarks examples tuneline training export loadtest serving k8s tests
 
-.PHONY: setup demo test check unit lock clean
+.PHONY: setup demo test check unit lock images clean
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ unit: $(READY)
 # Resolve the pinned versions anew; both files are committed.
 lock: $(READY)
 	scripts/lock.sh
+
+# Lint and build the images of k8s/images by buildah, podman or docker, and print their sizes.
+images: $(READY)
+	scripts/images.sh $(IMAGES)
 
 clean:
 	rm -rf .venv runs build dist

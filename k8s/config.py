@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from k8s.placement_config import Placement as Placement
+from k8s.placement_config import Toleration as Toleration
+from k8s.training_config import TrainingJob as TrainingJob
+from k8s.value_types import DnsLabel as DnsLabel
+from k8s.value_types import DnsSubdomain, Image, LabelKey, LabelValue, Quantity
+from k8s.value_types import image_problem as image_problem
 from tuneline.core.config import StrictModel
-
-# RFC 1123 label: what the names of most Kubernetes objects must be.
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-# RFC 1123 subdomain: labels with dots, as the names of Secrets may be.
-DnsSubdomain = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253
-    ),
-]
-# Kubernetes' resource.Quantity as people write it: 4, 500m, 1.5, 24Gi.
-Quantity = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
-    Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
-]
-
-# RFC 1123 subdomain or an extended resource: the keys of labels, with an optional prefix.
-LabelKey = Annotated[
-    str,
-    Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$"),
-]
-LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?$")]
 
 # Values that the base fixes for the server's container; the arguments must match them.
 MODEL_DIR = "/model"
 HOST = "0.0.0.0"  # noqa: S104 (the pod's own network; a NetworkPolicy and a key guard it)
 PORT = 8000
-
-_IMAGE = re.compile(
-    r"(?P<name>([\w.-]+(:[0-9]+)?/)?[a-z0-9][a-z0-9._/-]*)"
-    r"(:(?P<tag>[\w][\w.-]{0,127}))?"
-    r"(@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
-
-
-def image_problem(reference: str) -> str | None:
-    """Say why an image reference may name other content tomorrow; None for one that may not."""
-    match = _IMAGE.fullmatch(reference)
-    if match is None:
-        return f"{reference!r} is not an image reference; expected NAME:TAG or NAME@sha256:DIGEST"
-    if match["digest"] is None and match["tag"] in (None, "latest"):
-        return f"{reference!r} can change at any time; expected NAME:TAG or NAME@sha256:DIGEST"
-    return None
 
 
 class Resources(StrictModel):
@@ -78,36 +44,6 @@ class LoadTestResources(StrictModel):
     memory: Quantity = "2Gi"
 
 
-class Toleration(StrictModel):
-    """A taint that the server's pods tolerate."""
-
-    key: LabelKey
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: LabelValue | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Toleration:
-        if (self.operator == "Equal") != (self.value is not None):
-            raise ValueError("value goes with operator: Equal")
-        return self
-
-
-class Placement(StrictModel):
-    """The nodes that the server's pods run on."""
-
-    node_selector: dict[LabelKey, LabelValue] = Field(default={})
-    """Labels of the nodes, e.g. `cloud.google.com/gke-accelerator: nvidia-l4`."""
-    gpu_product: LabelValue | None = None
-    """The label `nvidia.com/gpu.product` that NVIDIA's feature discovery sets, e.g.
-    `NVIDIA-H100-80GB-HBM3`."""
-    tolerations: tuple[Toleration, ...] = ()
-    """In addition to `nvidia.com/gpu` on the overlay `gpu`."""
-    priority_class: DnsSubdomain | None = None
-    runtime_class: DnsSubdomain | None = None
-    """`nvidia` on k3s, RKE2 and MicroK8s, where the NVIDIA runtime is not the default."""
-
-
 class HubModel(StrictModel):
     """A model that an init container downloads from the Hugging Face Hub."""
 
@@ -123,7 +59,7 @@ class HubModel(StrictModel):
 class FetchedModel(StrictModel):
     """A model that an init container copies from object storage into the folder `/model`."""
 
-    image: str
+    image: Image
     """An image that holds the storage's own client, e.g. of S3, GCS or Azure."""
     command: tuple[str, ...] = Field(min_length=1)
     """Its whole command, e.g. `[aws, s3, cp, --recursive, s3://models/tickets, /model]`."""
@@ -133,13 +69,6 @@ class FetchedModel(StrictModel):
     """The storage's port, which the NetworkPolicy opens."""
     size: Quantity = "50Gi"
     """The limit of the folder on the node's disk."""
-
-    @field_validator("image")
-    @classmethod
-    def _pinned(cls, reference: str) -> str:
-        if problem := image_problem(reference):
-            raise ValueError(problem)
-        return reference
 
     @model_validator(mode="after")
     def _fills_the_folder(self) -> FetchedModel:
@@ -231,10 +160,10 @@ class DeployConfig(StrictModel):
 
     namespace: DnsLabel = "tuneline"
     overlay: Literal["cpu", "gpu"] = "gpu"
-    image: str | None = None
+    image: Image | None = None
     """The server's image, built from `k8s/images/Dockerfile.cpu` or `Dockerfile.gpu`; needed to
     render. Pin it by digest for production."""
-    loadtest_image: str | None = None
+    loadtest_image: Image | None = None
     """The image of `k8s/images/Dockerfile.loadtest`; without it no load-test Job is rendered."""
     load_pods: int = Field(default=1, ge=1, le=256)
     """How many pods share the load test's schedule; more than one where one client's cores do not
@@ -246,6 +175,12 @@ class DeployConfig(StrictModel):
     loadtest_prompts: Literal["config-map", "claim"] = "config-map"
     """Where the load test's prompts are. A ConfigMap is readable by everybody who may view the
     namespace; with `claim`, you copy a file `<run name>-prompts.jsonl` to `results_claim`."""
+    workload: Literal["deployment", "leader-worker-set", "llm-inference-service"] = "deployment"
+    """`leader-worker-set`: one model over `hosts` hosts (LeaderWorkerSet v1).
+    `llm-inference-service`: KServe makes the Deployment (LLMInferenceService v1alpha2)."""
+    hosts: int = Field(default=1, ge=1, le=64)
+    """Hosts of one model, with `workload: leader-worker-set`. `serving.tensor_parallel_size` times
+    vLLM's `pipeline_parallel_size` is the number of all their GPUs."""
     replicas: int = Field(default=1, ge=1)
     surge: bool = False
     """Start a new pod before the old one ends. It needs a free node or GPU."""
@@ -261,7 +196,7 @@ class DeployConfig(StrictModel):
     model_path: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)*$")
     """The model folder inside the claim; `<run name>-<first 12 digits of the digest>` by default,
     so that versions lie side by side and a rollback finds the earlier one."""
-    model_image: str | None = None
+    model_image: Image | None = None
     """An OCI image that holds the model folder at its root, mounted as an image volume
     (Kubernetes 1.35 or later). Exclusive with `model_claim`."""
     model_hub: HubModel | None = None
@@ -285,7 +220,9 @@ class DeployConfig(StrictModel):
     """The user and group of all pods. null leaves them to the cluster, as OpenShift asks."""
     placement: Placement = Placement()
     queue_name: DnsLabel | None = None
-    """A Kueue LocalQueue that admits the server and the load test."""
+    """A Kueue LocalQueue that admits the server, the load test and the training."""
+    training: TrainingJob | None = None
+    """The training in the cluster; `deploy render --training` writes its manifests."""
     gateway: Gateway | None = None
     endpoint_picker: EndpointPicker | None = None
     monitoring_namespace: DnsLabel | None = None
@@ -293,13 +230,6 @@ class DeployConfig(StrictModel):
     lets that namespace scrape."""
     monitoring_labels: dict[LabelKey, LabelValue] = Field(default={})
     """Labels by which your Prometheus picks monitors and rules, e.g. `release: prometheus`."""
-
-    @field_validator("image", "loadtest_image", "model_image")
-    @classmethod
-    def _pinned(cls, reference: str | None) -> str | None:
-        if reference is not None and (problem := image_problem(reference)):
-            raise ValueError(problem)
-        return reference
 
     @field_validator("model_path")
     @classmethod
@@ -343,6 +273,17 @@ class DeployConfig(StrictModel):
                 "load_pods above 1 needs results_claim: the volume claim (ReadWriteMany) through "
                 "which the load pods begin together and join their results"
             )
+        if (self.hosts > 1) != (self.workload == "leader-worker-set"):
+            raise ValueError("hosts above 1 and workload: leader-worker-set go together")
+        if self.hosts > 1 and self.overlay == "cpu":
+            raise ValueError("hosts above 1 needs overlay: gpu")
+        if self.hosts > 1 and self.model_claim and self.model_claim_mode == "ReadWriteOnce":
+            raise ValueError(
+                "model_claim_mode: ReadWriteOnce is for one host; hosts above 1 needs "
+                "ReadWriteMany or ReadOnlyMany"
+            )
+        if self.workload == "llm-inference-service" and self.autoscaling is not None:
+            raise ValueError("autoscaling scales a Deployment that KServe owns; leave it out")
         if self.resources.gpus is not None and self.overlay == "cpu":
             raise ValueError("resources.gpus needs overlay: gpu")
         if self.resources.cpu_limit is not None and self.overlay == "cpu":

@@ -17,9 +17,14 @@ CRDS = Path(__file__).parents[1] / "k8s" / "crds"
 KINDS = {
     "gateway.networking.k8s.io_httproutes": "v1",
     "inference.networking.k8s.io_inferencepools": "v1",
+    "jobset.x-k8s.io_jobsets": "v1alpha2",
     "keda.sh_scaledobjects": "v1alpha1",
+    "leaderworkerset.x-k8s.io_leaderworkersets": "v1",
     "monitoring.coreos.com_prometheusrules": "v1",
     "monitoring.coreos.com_servicemonitors": "v1",
+    "serving.kserve.io_llminferenceservices": "v1alpha2",
+    "trainer.kubeflow.org_trainingruntimes": "v1alpha1",
+    "trainer.kubeflow.org_trainjobs": "v1alpha1",
 }
 
 

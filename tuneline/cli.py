@@ -74,7 +74,11 @@ class TunelineGroup(LazyGroup):
         ),
         "push": Row(
             AT + "artifacts:push",
-            "Publish a model with its card: to the Hugging Face Hub, a folder or a tar file.",
+            "Publish a model with its card, or copy artifacts to object storage.",
+        ),
+        "pull": Row(
+            AT + "artifacts:pull",
+            "Copy an artifact, or all artifacts of a run, from object storage.",
         ),
         "report": Row(
             AT + "report:report",

@@ -13,9 +13,6 @@ the objects that kubectl makes of it.
 
 from __future__ import annotations
 
-import errno
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +21,15 @@ from k8s.capacity import Capacity
 from k8s.config import PORT, DeployConfig
 from k8s.render.facts import Facts
 from k8s.render.job import write_loadtest
-from k8s.render.kustomize import build
+from k8s.render.output import check_rendered, new_tree
 from k8s.render.server import write_server
-from k8s.rules.check import check_manifests
-from k8s.rules.objects import Object, flags
-from tuneline import __version__
-from tuneline.core.artifact import disk_full, file_sha256
-from tuneline.core.errors import ArtifactError, ConfigError
+from k8s.render.workloads.chart import write_chart
+from k8s.render.workloads.write import write_workload
+from k8s.rules.objects import flags
+from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 from tuneline.core.secrets import is_secret_name
 
-MARKER = "render.json"
 EXAMPLE_IMAGE = "registry.example.com/tuneline-server-{}:v0.32.0"
 
 
@@ -53,6 +48,7 @@ def render_manifests(
     release: str | None = None,
     waived: Sequence[str] = (),
     model_size_bytes: int = 0,
+    helm: bool = False,
 ) -> Path:
     """Write the manifests of one run to `out` and return it.
 
@@ -72,6 +68,7 @@ def render_manifests(
         waived: The gates of the release that failed and were waived.
         model_size_bytes: The size of the model's files; a rollout waits until a pod has copied and
             verified them.
+        helm: Write a Helm chart in the place of the server's kustomization.
 
     Raises:
         ConfigError: Values are missing or do not fit together, or the manifests break a rule.
@@ -81,34 +78,25 @@ def render_manifests(
     _check_inputs(config, name, served_env)
     facts = Facts(config, name, model_digest, capacity, release, model_size_bytes, tuple(waived))
     _warn(facts)
-    _check_replaceable(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            tree = Path(scratch) / "new"
-            tree.mkdir()
-            write_server(facts, served_args, served_env, tree)
-            targets = [tree]
-            if config.loadtest_image is not None and run_config is not None and prompts:
-                write_loadtest(
-                    facts,
-                    tree,
-                    url=f"http://{facts.server}:{PORT}/v1",
-                    model=flags(served_args)["--served-model-name"][-1],
-                    run_config=run_config,
-                    prompts=prompts,
-                    deadline_s=loadtest_deadline_s,
-                )
-                targets.append(tree / "load-test")
-            _check_rendered(targets)
-            _write_marker(tree, name, model_digest, release)
-            if out.exists():
-                out.rename(Path(scratch) / "old")
-            tree.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(out) from error
-        raise
+    with new_tree(out, {"name": name, "model_digest": model_digest, "release": release}) as tree:
+        write_server(facts, served_args, served_env, tree)
+        if config.workload != "deployment":
+            write_workload(tree, config)
+        targets = [tree]
+        if config.loadtest_image is not None and run_config is not None and prompts:
+            write_loadtest(
+                facts,
+                tree,
+                url=f"http://{facts.server}:{PORT}/v1",
+                model=flags(served_args)["--served-model-name"][-1],
+                run_config=run_config,
+                prompts=prompts,
+                deadline_s=loadtest_deadline_s,
+            )
+            targets.append(tree / "load-test")
+        check_rendered(targets)
+        if helm:
+            write_chart(tree, facts)
     return out
 
 
@@ -157,54 +145,3 @@ def _warn(facts: Facts) -> None:
             "NetworkPolicy lets the gateway in",
             config.gateway.canary.run,
         )
-
-
-def _check_replaceable(out: Path) -> None:
-    """Replace what was rendered here and nothing that somebody wrote or changed."""
-    if not out.exists():
-        return
-    try:
-        known = set(json.loads((out / MARKER).read_text(encoding="utf-8"))["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ArtifactError(
-            f"{out}: exists already and was not written by `tuneline deploy render`",
-            hint="Choose another --out.",
-        ) from None
-    changed = sorted(known ^ set(_digests(out).items()))
-    if changed:
-        raise ArtifactError(
-            f"{out / changed[0][0]}: was changed, added or removed since it was rendered",
-            hint="Choose another --out. Changes of your own belong in a kustomization of your own "
-            f"that lists {out.name} under `resources`.",
-        )
-
-
-def _check_rendered(directories: Sequence[Path]) -> None:
-    objects: list[Object] = []
-    for directory in directories:
-        built = build(directory)
-        if built is None:
-            logger.warning("the manifests were not checked: neither kubectl nor kustomize is here")
-            return
-        objects += built
-    if found := check_manifests(objects):
-        raise ConfigError([f"rendered manifests: {problem}" for problem in found])
-
-
-def _write_marker(tree: Path, name: str, model_digest: str, release: str | None) -> None:
-    marker = {
-        "tuneline": __version__,
-        "name": name,
-        "model_digest": model_digest,
-        "release": release,
-        "files": _digests(tree),
-    }
-    (tree / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-
-
-def _digests(tree: Path) -> dict[str, str]:
-    return {
-        file.relative_to(tree).as_posix(): file_sha256(file)
-        for file in sorted(tree.rglob("*"))
-        if file.is_file() and file != tree / MARKER
-    }

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from k8s.rules import jobs, metadata, pods, server, services, traffic
+from k8s.rules import jobs, metadata, pods, server, services, traffic, training, workloads
 from k8s.rules.objects import Object
 
 RULES = (
     *metadata.RULES, *services.RULES, *pods.RULES, *jobs.RULES, *server.RULES, *traffic.RULES,
+    *training.RULES, *workloads.RULES,
 )  # fmt: skip
 
 

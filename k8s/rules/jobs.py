@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from k8s.rules.objects import Object, Pod, env, flags, namespace, of_kind, pods, servers
+from k8s.rules.training import trainings
 
 MESSAGE = "TUNELINE_POD_MESSAGE"
 EXIT_CODES = range(1, 9)
@@ -22,8 +23,9 @@ def _jobs(objects: Sequence[Object]) -> Iterator[str]:
         for _, container in servers(objects)
         for name in flags(container.get("args", [])).get("--served-model-name", [])
     }
+    trained = {pod.where for pod, _ in trainings(objects)}
     for pod in pods(objects):
-        if pod.owner["kind"] != "Job":
+        if pod.owner["kind"] != "Job" or pod.where in trained:
             continue
         spec = pod.owner["spec"]
         if spec.get("backoffLimit") != 0 or pod.spec.get("restartPolicy") != "Never":

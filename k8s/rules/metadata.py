@@ -10,7 +10,10 @@ from k8s.rules.objects import DIGEST_LABEL, Object, applied_size, where
 LABELS = ("name", "component", "part-of", "managed-by")
 ANNOTATIONS_SIZE_BYTES = 256 * 1024
 # Names of these become a part of a host name or of a label; others may have 253 characters.
-LABEL_NAMES = {"Service", "Job", "Deployment", "HorizontalPodAutoscaler", "ScaledObject"}
+LABEL_NAMES = {
+    "Service", "Job", "Deployment", "HorizontalPodAutoscaler", "ScaledObject", "JobSet", "TrainJob",
+    "LeaderWorkerSet",
+}  # fmt: skip
 BUILT_IN = ("v1", "apps/", "batch/", "autoscaling/", "policy/", "networking.k8s.io/")
 
 

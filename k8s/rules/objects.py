@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Object = Mapping[str, Any]
@@ -21,12 +21,18 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Pod:
-    """The pod that a Deployment, a Job or a bare Pod brings."""
+    """The pod that a Deployment, a Job, a bare Pod or a custom resource brings."""
 
     where: str
     owner: Object
     labels: Mapping[str, str]
     spec: Mapping[str, Any]
+    job: Mapping[str, Any] | None = None
+    """The specification of the pod's Job, where a custom resource makes the Job."""
+    group: Mapping[str, Any] = field(default_factory=dict)
+    """The specification of the JobSet around it."""
+    role: str = ""
+    """The name of its Job in the JobSet, or `leader` and `worker`."""
 
     @property
     def containers(self) -> list[Mapping[str, Any]]:
@@ -45,21 +51,47 @@ class Pod:
 def pods(objects: Sequence[Object]) -> list[Pod]:
     found = []
     for item in objects:
+        spec = item.get("spec", {})
         if item["kind"] in ("Deployment", "Job"):
-            template = item["spec"]["template"]
-            labels = template.get("metadata", {}).get("labels", {})
-            found.append(Pod(where(item), item, labels, template["spec"]))
+            found.append(_templated(item, spec["template"]))
         elif item["kind"] == "Pod":
-            labels = item["metadata"].get("labels", {})
-            found.append(Pod(where(item), item, labels, item["spec"]))
+            found.append(Pod(where(item), item, item["metadata"].get("labels", {}), spec))
+        elif item["kind"] == "JobSet":
+            found += _of_job_set(item, spec)
+        elif item["kind"] == "TrainingRuntime":
+            found += _of_job_set(item, spec["template"]["spec"])
+        elif item["kind"] == "LeaderWorkerSet":
+            group = spec["leaderWorkerTemplate"]
+            found += [
+                _templated(item, group[f"{role}Template"], role=role)
+                for role in ("leader", "worker")
+            ]
+        elif item["kind"] == "LLMInferenceService":
+            found.append(Pod(where(item), item, spec.get("labels", {}), spec["template"]))
     return found
 
 
+def _templated(item: Object, template: Mapping[str, Any], **facts: Any) -> Pod:
+    labels = template.get("metadata", {}).get("labels", {})
+    return Pod(where(item), item, labels, template["spec"], **facts)
+
+
+def _of_job_set(item: Object, spec: Mapping[str, Any]) -> list[Pod]:
+    return [
+        _templated(
+            item, job["template"]["spec"]["template"],
+            job=job["template"]["spec"], group=spec, role=job["name"],
+        )
+        for job in spec["replicatedJobs"]
+    ]  # fmt: skip
+
+
 def servers(objects: Sequence[Object]) -> list[tuple[Pod, Mapping[str, Any]]]:
-    """The pods that run vLLM, each with its vLLM container."""
+    """The pods that run vLLM with its API, each with its vLLM container."""
     return [
         (pod, container)
         for pod in pods(objects)
+        if pod.role != "worker"
         for container in pod.containers
         if container.get("command", [])[:2] == ["vllm", "serve"]
     ]

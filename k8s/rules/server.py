@@ -17,6 +17,9 @@ def _rollout(objects: Sequence[Object]) -> Iterator[str]:
     for pod, _ in servers(objects):
         strategy = pod.owner["spec"].get("strategy", {})
         rolling = strategy.get("rollingUpdate", {})
+        if pod.owner["kind"] != "Deployment":
+            rolling = pod.owner["spec"].get("rolloutStrategy", {})
+            rolling = rolling.get("rollingUpdateConfiguration", rolling)
         surge, unavailable = rolling.get("maxSurge"), rolling.get("maxUnavailable")
         # The defaults of 25 % ask for a second accelerator and give up an answer at once.
         frees_first = surge == 0 and unavailable not in (None, 0, "0%")
@@ -59,6 +62,8 @@ def _startup(objects: Sequence[Object]) -> Iterator[str]:
                 f"{pod.where}: the startup probe allows {budget} s; expected "
                 f"{PATIENCE} ({patience}) to {IMPORTS_S} s more"
             )
+        if pod.owner["kind"] != "Deployment":
+            continue
         deadline = pod.owner["spec"].get("progressDeadlineSeconds", 600)
         needed = budget + pod.spec.get("terminationGracePeriodSeconds", 30)
         if deadline <= needed:
@@ -171,11 +176,11 @@ def _capacity(objects: Sequence[Object]) -> Iterator[str]:
             needed = 1
             for flag in ("--tensor-parallel-size", "--pipeline-parallel-size"):
                 needed *= int((args.get(flag) or ["1"])[-1])
-            if needed != int(limits["nvidia.com/gpu"]):
-                yield (
-                    f"{pod.where}: vLLM is told to use {needed} GPU(s) and the pod has "
-                    f"{limits['nvidia.com/gpu']}"
-                )
+            hosts = pod.owner["spec"].get("leaderWorkerTemplate", {}).get("size", 1)
+            found = hosts * int(limits["nvidia.com/gpu"])
+            if needed != found:
+                who = "pod has" if hosts == 1 else f"{hosts} hosts have"
+                yield f"{pod.where}: vLLM is told to use {needed} GPU(s) and the {who} {found}"
         else:
             space = env(container).get("VLLM_CPU_KVCACHE_SPACE", {}).get("value")
             if space is None:

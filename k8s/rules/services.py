@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from k8s.rules.objects import (
     DIGEST_LABEL,
     Object,
+    Pod,
     matches,
     namespace,
     of_kind,
@@ -86,9 +87,14 @@ def _network_policies(objects: Sequence[Object]) -> Iterator[str]:
             if not rule.get("from") or not rule.get("ports"):
                 yield f"{where(item)}: an ingress rule without `from` or `ports` lets all in"
             for port in rule.get("ports", []):
-                for pod in hit:
-                    if port["port"] not in pod.ports and port["port"] not in pod.ports.values():
-                        yield f"{where(item)}: port {port['port']!r} is not a port of {pod.where}"
+                # The workers of a model over several hosts have no API.
+                is_known = any(_has(pod, port["port"]) for pod in hit)
+                if hit and "endPort" not in port and not is_known:
+                    yield f"{where(item)}: port {port['port']!r} is not a port of {hit[0].where}"
+
+
+def _has(pod: Pod, port: str | int) -> bool:
+    return port in pod.ports or port in pod.ports.values()
 
 
 def _isolation(objects: Sequence[Object]) -> Iterator[str]:

@@ -15,10 +15,7 @@ from transformers import TrainerCallback
 
 from training.loop.checkpoints import checkpoint_step, newest_checkpoint
 from tuneline.core.progress import logger
-
-MEASUREMENT_S = 10.0
-"""Seconds after a signal for which a measurement of held-out rows goes on. Kubernetes kills a
-container 30 s after SIGTERM, and the checkpoint has to be written too."""
+from tuneline.core.training_limits import MEASUREMENT_S
 
 
 class _StoppedError(Exception):

@@ -1,4 +1,4 @@
-"""The commands on finished artifacts: inspect, verify, card, push."""
+"""The commands on finished artifacts: inspect, verify, card, push, pull."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.option_values import open_run, refuse
+from tuneline.commands.option_values import open_run, refuse, required, storage_place
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
-    ModelDir,
+    OptionalRun,
+    Out,
     Overrides,
     RunOrDir,
     RunsDir,
 )
 from tuneline.commands.printing import emit
-from tuneline.core.errors import ArtifactError, TamperedError, VerdictError
+from tuneline.core.errors import ArtifactError, ConfigError, TamperedError, VerdictError
 from tuneline.core.release import RELEASE_KIND
 from tuneline.core.verdict import Verdict
 from tuneline.release import Trust
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
+    from tuneline.pipeline.run_config import Run
 
 
 def inspect(
@@ -194,16 +196,112 @@ def card(
 
 
 def push(
-    model: ModelDir,
+    run_file: OptionalRun = None,
     to: Annotated[
-        str, typer.Option(metavar="hf:ORG/NAME|DIR|FILE.tar", help="Where it is published.")
-    ],
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="hf:ORG/NAME, a folder, a FILE.tar, or s3://BUCKET/PATH (gs://, az://).",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="One artifact or any model folder."),
+    ] = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a model with its card: to the Hugging Face Hub, a folder or a tar file."""
+    """Publish a model with its card, or copy artifacts to object storage.
+
+    A model goes to the Hugging Face Hub, a folder or a tar file. Any artifact, or with RUN.yaml
+    every current artifact of the run, goes to object storage; the manifest is written last.
+    """
+    from tuneline.core.storage import is_storage_url, push_artifact
+
+    place = required(to, "--to")
+    if run_file is not None:
+        refuse("with a run.yaml", {"--model": model})
+        if not is_storage_url(place):
+            raise ConfigError(
+                f"--to {place}: takes one model; expected s3://BUCKET/PATH for a run",
+                hint="Try: tuneline push --model DIR --to PLACE",
+            )
+        storage_place(place)
+        _push_run(open_run(run_file, overrides, runs_dir), place, as_json)
+        return
+    refuse("without a run.yaml", {"--set": overrides or None})
+    directory = required(model, "--model")
+    if is_storage_url(place):
+        from tuneline.core.artifact import open_artifact
+
+        is_new = push_artifact(open_artifact(directory, check_sizes=False), place)
+        emit({"path": place}, [f"{'published' if is_new else 'there already'}: {place}"], as_json)
+        return
     from export import push_model, write_model_card
     from tuneline.core.artifact import MANIFEST, open_artifact
 
-    text = write_model_card(open_artifact(model)) if (model / MANIFEST).is_file() else None
-    where = push_model(model, to, text)
+    is_artifact = (directory / MANIFEST).is_file()
+    text = write_model_card(open_artifact(directory)) if is_artifact else None
+    where = push_model(directory, place, text)
     emit({"path": where}, [f"published: {where}"], as_json)
+
+
+def _push_run(run: Run, place: str, as_json: bool) -> None:
+    from tuneline.core.storage import push_artifact
+    from tuneline.pipeline.plan import all_current
+    from tuneline.pipeline.stored import place_of
+
+    document: dict[str, str] = {}
+    lines = []
+    for name, artifact in all_current(run).items():
+        url = place_of(run, artifact, place)
+        is_new = push_artifact(artifact, url)
+        document[name] = url
+        lines.append(f"{'published' if is_new else 'there already'}: {url}")
+    emit(document, lines, as_json)
+
+
+def pull(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN.yaml|URL", help="A run, or one place in object storage.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URL", help="Of a run: where its artifacts are."),
+    ] = None,
+    out: Out = None,
+    files: Annotated[
+        bool, typer.Option("--files", help="Of a URL: any files, such as data; no manifest.")
+    ] = False,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Copy an artifact, or all artifacts of a run, from object storage.
+
+    Every byte is compared with the manifest. A place whose upload has not ended is refused.
+    """
+    from tuneline.core.storage import is_storage_url, pull_artifact, pull_files
+
+    if is_storage_url(target):
+        refuse("with a URL", {"--from": source, "--set": overrides or None})
+        directory = required(out, "--out")
+        if files:
+            number = pull_files(target, directory)
+            emit({"path": str(directory)}, [f"{number} files: {directory}"], as_json)
+            return
+        artifact = pull_artifact(target, directory)
+        document = {"path": str(directory), "digest": artifact.digest}
+        emit(document, [f"ok  {directory}: {artifact.digest}"], as_json)
+        return
+    refuse("with a run.yaml", {"--out": out, "--files": files or None})
+    from tuneline.pipeline.stored import pull_run
+
+    run = open_run(Path(target), overrides, runs_dir)
+    found = pull_run(run, required(source, "--from"))
+    emit(
+        {name: str(path) for name, path in found.items()},
+        [f"ok  {path}" for path in found.values()],
+        as_json,
+    )

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_KEY_ENV = "VLLM_API_KEY"
-EXAMPLES = {"--out": "--out DIR", "--model": "--model NAME"}
+EXAMPLES = {
+    "--out": "--out DIR",
+    "--model": "--model NAME",
+    "--to": "--to s3://BUCKET/PATH",
+    "--from": "--from s3://BUCKET/PATH",
+}
 
 
 def open_run(run_file: Path, overrides: list[str] | None, runs_dir: Path) -> Run:
@@ -39,6 +44,19 @@ def endpoint_of(url: str, model: str | None, api_key_env: str | None) -> Endpoin
     split_url(url)
     key = read_key(os.environ, api_key_env or DEFAULT_KEY_ENV)
     return Endpoint(url.rstrip("/"), required(model, "--model"), key)
+
+
+def storage_place(url: str | None) -> str | None:
+    """Return the URL of a place in object storage, after a check of its form.
+
+    Raises:
+        ConfigError: It is not a place in object storage.
+    """
+    from tuneline.core.storage import require_place
+
+    if url is not None:
+        require_place(url)
+    return url
 
 
 def is_url(text: str) -> bool:

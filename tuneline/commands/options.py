@@ -21,6 +21,14 @@ Overrides = Annotated[
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", help="Where runs keep their artifacts.", metavar="DIR")
 ]
+PushTo = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to",
+        metavar="s3://BUCKET/PATH",
+        help="Object storage that gets each artifact as soon as it is whole.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
 Url = Annotated[

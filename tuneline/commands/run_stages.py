@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def run_stages(
-    run: Run, until: tuple[str, ...] = (), *, as_json: bool, ladder: bool = False
+    run: Run,
+    until: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+    ladder: bool = False,
+    push_to: str | None = None,
 ) -> None:
     """Run stages with those that they need, and print what the line has shown so far.
 
@@ -24,14 +29,17 @@ def run_stages(
         until: Names of the stages; all of them by default.
         as_json: Whether one JSON document is printed.
         ladder: Whether a failed proof stops nothing, and all proofs are kept as a ladder.
+        push_to: A place in object storage that gets a copy of each artifact when it is there.
 
     Raises:
         TunelineError: A stage fails, or a verdict is not PASS; the results are printed all the
             same.
     """
+    from tuneline.core.storage import push_artifact
     from tuneline.pipeline.artifact_summary import summarize
     from tuneline.pipeline.parity_ladder import write_ladder
     from tuneline.pipeline.run_report import of_kind, run_report_lines
+    from tuneline.pipeline.stored import place_of
     from tuneline.pipeline.up import up
 
     done: list[tuple[Stage, Artifact]] = []
@@ -41,6 +49,8 @@ def run_stages(
         ran = "up to date" if entry.state == "current" else f"{wall_s:.1f} s"
         logger.info("  %-18s %-10s  %s", entry.stage.name, ran, summarize(artifact))
         done.append((entry.stage, artifact))
+        if push_to is not None:
+            push_artifact(artifact, place_of(run, artifact, push_to))
         entries.append(
             {
                 "stage": entry.stage.name,

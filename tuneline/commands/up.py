@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.option_values import open_run
+from tuneline.commands.option_values import open_run, storage_place
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
     Overrides,
+    PushTo,
     RunFile,
     RunsDir,
 )
@@ -77,6 +78,7 @@ def plan(
 def up(
     run_file: RunFile,
     overrides: Overrides = None,
+    push_to: PushTo = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +86,8 @@ def up(
 
     It runs the stale stages, skips the current ones, and continues an interrupted run.
     """
-    run_stages(open_run(run_file, overrides, runs_dir), (), as_json=as_json)
+    run = open_run(run_file, overrides, runs_dir)
+    run_stages(run, (), as_json=as_json, push_to=storage_place(push_to))
     # `make demo` does not change the shell's PATH, so the hint repeats the program as it was typed.
     program = sys.argv[0] if Path(sys.argv[0]).name == "tuneline" else "tuneline"
     logger.info(
@@ -95,6 +98,7 @@ def up(
 def train(
     run_file: RunFile,
     overrides: Overrides = None,
+    push_to: PushTo = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -102,4 +106,5 @@ def train(
     from tuneline.pipeline.stages import stage_names
 
     run = open_run(run_file, overrides, runs_dir)
-    run_stages(run, stage_names(run, groups=("training",)), as_json=as_json)
+    until = stage_names(run, groups=("training",))
+    run_stages(run, until, as_json=as_json, push_to=storage_place(push_to))

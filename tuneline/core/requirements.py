@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from packaging.requirements import Requirement
 
 DISTRIBUTION = "tuneline"
-RUNTIME_EXTRAS = ("train", "export", "serve", "cpu", "gpu", "loadtest", "release")
+RUNTIME_EXTRAS = ("train", "export", "serve", "cpu", "gpu", "loadtest", "release", "storage")
 """All extras but `dev`."""
 
 

@@ -28,7 +28,12 @@ from tuneline.pipeline.stages import stage_names
 
 
 def render_run(
-    run: Run, out: Path, *, release_dir: Path | None = None, allow_unreleased: bool = False
+    run: Run,
+    out: Path,
+    *,
+    release_dir: Path | None = None,
+    allow_unreleased: bool = False,
+    helm: bool = False,
 ) -> Path:
     """Write the kustomize tree that serves the run's merged model, and return its directory.
 
@@ -38,6 +43,7 @@ def render_run(
         release_dir: The release to render from; by default the newest of the run's model and
             server.
         allow_unreleased: Render without a release, with a mark on every object.
+        helm: Write a Helm chart in the place of the server's kustomization.
 
     Raises:
         NotAnArtifactError: The model, its parity or the dataset is stale.
@@ -92,6 +98,7 @@ def render_run(
         release=None if released is None else released.digest,
         waived=[] if release is None else [waiver.gate for waiver in release.waivers],
         model_size_bytes=sum(entry.size_bytes for entry in model.manifest.files),
+        helm=helm,
     )
 
 

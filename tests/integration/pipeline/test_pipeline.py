@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import tuneline_here
 from tests.integration.pipeline.small_line import (
     EXAMPLES,
     NUM_ROWS,
@@ -21,6 +22,7 @@ from tests.integration.pipeline.small_line import (
     tuneline,
     write_run,
 )
+from tests.s3_server import BUCKET, s3_server, s3_store
 from tuneline.core.artifact import new_artifact
 
 
@@ -51,6 +53,43 @@ def cpu_seconds_of_children() -> float:
     """Return a time that other tests on the machine do not change much."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_artifacts_in_object_storage_make_a_run_current(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"s3://{BUCKET}/runs"
+    with s3_server() as endpoint, s3_store(endpoint, monkeypatch) as store:
+        done = tuneline_here(
+            "push", str(run), "--to", place, "--runs-dir", str(run.parent / "runs")
+        )
+        assert done.returncode == 0, done.stderr
+        manifests = [name for name in store.names() if name.endswith("manifest.json")]
+        assert len(manifests) == 5
+        elsewhere = ["--runs-dir", str(tmp_path / "runs")]
+        done = tuneline_here("pull", str(run), "--from", place, *elsewhere)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 5
+    done = tuneline_here("plan", str(run), "--json", *elsewhere)
+    states = {entry["stage"]: entry["state"] for entry in json.loads(done.stdout)}
+    assert [name for name, state in states.items() if state == "current"] == [
+        "dataset", "adapter", "reference", "model", "parity-merged",
+    ]  # fmt: skip
+
+
+def test_each_artifact_is_pushed_while_the_line_runs(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = ["--runs-dir", str(run.parent / "runs")]
+    with s3_server() as endpoint, s3_store(endpoint, monkeypatch) as store:
+        done = tuneline_here("train", str(run), "--push-to", f"s3://{BUCKET}/runs", *runs)
+        assert done.returncode == 0, done.stderr
+        pushed = {name.split("/")[2].rpartition("-")[0] for name in store.names()}
+        assert pushed == {"dataset", "adapter", "reference"}
+        store.take_credentials_after("0")
+        done = tuneline_here("train", str(run), "--push-to", f"s3://{BUCKET}/other", *runs)
+        assert done.returncode == 5
+        assert "the store refuses" in done.stderr
 
 
 def test_a_second_run_does_nothing_in_two_seconds_of_cpu_time(run: Path) -> None:

@@ -30,7 +30,7 @@ GROUPS: tuple[type[LazyGroup], ...] = (
 )  # fmt: skip
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "keys",
-    "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "data", "init",
+    "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "pull", "data", "init",
     "adapters", "release", "report", "search",
 )  # fmt: skip
 
@@ -291,6 +291,43 @@ def test_a_workload_file_does_not_reach_a_cluster(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "chats.json" in done.stderr
     assert "loadtest.workload.source=prompts" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_is_rendered_without_an_artifact(tmp_path: Path) -> None:
+    image = "k8s.training.image=registry.example.com/tuneline-training:1"
+    options = ["--training", "--out", "m", "--set", image, "--set", "k8s.training.work_claim=work"]
+    done = tuneline("deploy", "render", EXAMPLE, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "kubectl apply -k m" in done.stdout
+    assert f"{EXAMPLE.parent / 'train.jsonl'} -> /work/data/train.jsonl" in done.stdout
+    assert (tmp_path / "m" / "workload.yaml").exists()
+    done = tuneline("deploy", "render", EXAMPLE, *options, "--helm", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--helm: has no meaning with --training" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("push", EXAMPLE, "--to", "hf:team/model"), "expected s3://BUCKET/PATH for a run"),
+        (("push", EXAMPLE, "--to", "s3://"), "is not a place in object storage"),
+        (("push", EXAMPLE, "--model", BASE, "--to", "s3://b/p"), "--model: has no meaning with a"),
+        (("push", "--to", "s3://b/p"), "--model is required"),
+        (("push", EXAMPLE), "Try: --to s3://BUCKET/PATH"),
+        (("pull", EXAMPLE), "Try: --from s3://BUCKET/PATH"),
+        (("pull", "s3://b/p"), "Try: --out DIR"),
+        (("pull", "s3://b/p", "--from", "s3://b/p", "--out", "x"), "--from: has no meaning with a"),
+        (("pull", EXAMPLE, "--from", "s3://b/p", "--files"), "--files: has no meaning with a run"),
+        (("train", EXAMPLE, "--push-to", "models"), "models: is not a place in object storage"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_refused(
+    args: tuple[str | Path, ...], expected: str, tmp_path: Path
+) -> None:
+    done = tuneline(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,7 +20,7 @@ FOLDERS = (
 )  # fmt: skip
 NOT_PATHS = {
     "tuneline/formula-", "tuneline/model-digest", "tuneline/model-loader", "tuneline/release",
-    "tuneline/unreleased", "tuneline/waived",
+    "tuneline/role", "tuneline/unreleased", "tuneline/waived",
 }  # fmt: skip
 """Names on Kubernetes objects."""
 

@@ -16,6 +16,7 @@ import k8s
 from k8s.capacity import Capacity, Objective
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render.kustomize import build, find_kubectl
+from k8s.render.training.tree import render_training
 from k8s.render.tree import render_manifests
 from serving.command.arguments import served_names, server_args
 from serving.command.environment import server_env
@@ -69,7 +70,8 @@ def kubectl() -> Iterator[str]:
         return copy.deepcopy(built[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("k8s.render.tree.build", remembered)
+        patch.setattr("k8s.render.output.build", remembered)
+        patch.setattr("k8s.render.workloads.write.build", remembered)
         patch.setattr(f"{__name__}.build_once", remembered)
         yield tool
 
@@ -95,6 +97,7 @@ def render_run() -> Render:
         digest: str = DIGEST,
         capacity: Capacity | None = CAPACITY,
         model_size_bytes: int = 0,
+        helm: bool = False,
         **options: Any,
     ) -> Path:
         serving = serving or ServingConfig(max_model_len=1024)
@@ -121,9 +124,28 @@ def render_run() -> Render:
             prompts=prompts,
             capacity=capacity,
             model_size_bytes=model_size_bytes,
+            helm=helm,
         )
 
     return rendered
+
+
+def rendered_training(
+    out: Path,
+    *,
+    name: str = "support-tickets",
+    run_config: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Render the training of a run; other keywords are those of DeployConfig."""
+    run_config = run_config or {"name": name, "data": {"path": "/work/data/train.jsonl"}}
+    return render_training(DeployConfig(**options), name=name, run_config=run_config, out=out)
+
+
+@pytest.fixture(scope="session")
+def render_a_training() -> Render:
+    """Render the training of a run named support-tickets to `out`."""
+    return rendered_training
 
 
 @pytest.fixture(scope="session")
@@ -266,8 +288,6 @@ def _pair(names: list[str], a: str, i: int, b: str, j: int) -> tuple[Any, Any]:
 
 
 CHOICES = covering_choices()
-MANIFESTS = ["overlays/cpu", "overlays/gpu", "model-volume"]
-TREES = [*MANIFESTS, "everything", *(f"choices {index}" for index in range(len(CHOICES)))]
 EVERYTHING = {
     "overlay": "gpu",
     "loadtest_image": LOADTEST_IMAGE,
@@ -278,6 +298,98 @@ EVERYTHING = {
     "endpoint_picker": {"name": "picker"},
     "verify_model": True,
 }
+MANIFESTS = ["overlays/cpu", "overlays/gpu", "model-volume"]
+TRAINING_IMAGE = "registry.example.com/tuneline-training:0.1.0"
+ON_CLAIM = {"image": TRAINING_IMAGE, "work_claim": "work"}
+TRAININGS: dict[str, dict[str, Any]] = {
+    "training": {"training": ON_CLAIM},
+    "training from storage": {
+        "training": {
+            "image": TRAINING_IMAGE,
+            "data_url": "s3://data/tickets",
+            "push_to": "s3://models/runs",
+            "storage_secret": "storage",
+            "hub_secret": "hub",
+            "ports": [443, 9000],
+            "resources": {"gpus": 1, "disk": "100Gi"},
+        },
+        "run_as_user": None,
+        "queue_name": "team",
+        "image_pull_secrets": ["registry"],
+        "placement": {
+            "gpu_product": "NVIDIA-H100-80GB-HBM3",
+            "tolerations": [{"key": "team", "operator": "Equal", "value": "y"}],
+            "priority_class": "batch",
+            "runtime_class": "nvidia",
+        },
+    },
+    "training search": {"training": {**ON_CLAIM, "kind": "search", "workers": 4}},
+    "training job-set": {
+        "training": {**ON_CLAIM, "kind": "job-set", "hosts": 2, "resources": {"gpus": 1}},
+        "queue_name": "team",
+    },
+    "training train-job": {"training": {**ON_CLAIM, "kind": "train-job", "hosts": 2}},
+    # Names at their longest, and as YAML reads them as booleans.
+    "training with a long name": {
+        "name": "r" * 42,
+        "namespace": "o" * 63,
+        "training": {**ON_CLAIM, "kind": "job-set", "hosts": 10},
+    },
+    "training with a short name": {
+        "name": "y",
+        "namespace": "n",
+        "training": {**ON_CLAIM, "kind": "search", "workers": 256},
+    },
+}
+HOSTS = {
+    "workload": "leader-worker-set",
+    "hosts": 2,
+    "resources": {"gpus": 4},
+    "serving": ServingConfig(
+        max_model_len=1024, tensor_parallel_size=4, extra_args={"pipeline_parallel_size": 2}
+    ),
+}
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "several hosts": {
+        **HOSTS,
+        "model_image": MODEL_IMAGE,
+        "loadtest_image": LOADTEST_IMAGE,
+        "queue_name": "team",
+        "endpoint_picker": {"name": "picker"},
+    },
+    "several hosts that scale": {
+        **HOSTS,
+        "loadtest_image": LOADTEST_IMAGE,
+        "monitoring_namespace": "observability",
+        "autoscaling": EVERYTHING["autoscaling"],
+        "model_claim": "models",
+        "model_claim_mode": "ReadWriteMany",
+        "verify_model": True,
+    },
+    # A StatefulSet of a longer name gives its pods a label that is too long.
+    "several hosts with a long name": {
+        **HOSTS, "name": "r" * 37, "namespace": "o" * 63, "model_image": MODEL_IMAGE,
+        "replicas": 10, "loadtest_image": LOADTEST_IMAGE,
+    },
+    "KServe": {
+        "workload": "llm-inference-service",
+        "overlay": "cpu",
+        "loadtest_image": LOADTEST_IMAGE,
+        "monitoring_namespace": "observability",
+        "gateway": {"name": "public", "namespace": "gateways"},
+        "replicas": 2,
+        "model_image": MODEL_IMAGE,
+    },
+    "KServe with a long name": {
+        "workload": "llm-inference-service",
+        "name": "r" * 42,
+        "loadtest_image": LOADTEST_IMAGE,
+        "model_claim": "models",
+        "verify_model": True,
+    },
+}  # fmt: skip
+RELEASED = ["everything", *WORKLOADS, *(f"choices {index}" for index in range(len(CHOICES)))]
+TREES = [*MANIFESTS, *RELEASED, *TRAININGS]
 
 
 @pytest.fixture(scope="session")
@@ -286,7 +398,7 @@ def tree(
 ) -> Callable[[str], Objects]:
     """Return a set of objects that may be applied together, by its name in TREES."""
     root = tmp_path_factory.mktemp("deploy")
-    options = dict(zip(TREES[len(MANIFESTS) :], [EVERYTHING, *CHOICES], strict=True))
+    options = dict(zip(RELEASED, [EVERYTHING, *WORKLOADS.values(), *CHOICES], strict=True))
 
     @functools.cache
     def made(name: str) -> Objects:
@@ -294,7 +406,10 @@ def tree(
             return objects_of(ROOM / "manifests" / name)
         if name in MANIFESTS:
             return objects_of(ROOM / "manifests" / name, ROOM / "manifests/loadtest")
-        out = render_run(root / name.replace(" ", "-"), **options[name])
+        out = root / name.replace(" ", "-")
+        if name in TRAININGS:
+            return objects_of(rendered_training(out, **TRAININGS[name]))
+        render_run(out, **options[name])
         return objects_of(out, out / "load-test")
 
     def copied(name: str) -> Objects:
@@ -312,6 +427,12 @@ def trees(tree: Callable[[str], Objects]) -> dict[str, Objects]:
 @pytest.fixture(params=TREES)
 def manifests(request: pytest.FixtureRequest, tree: Callable[[str], Objects]) -> Objects:
     return tree(request.param)
+
+
+@pytest.fixture
+def trained(tree: Callable[[str], Objects]) -> Objects:
+    """A training as a Job."""
+    return tree("training")
 
 
 @pytest.fixture

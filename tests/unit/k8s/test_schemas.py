@@ -23,9 +23,14 @@ SCHEMAS = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
 CUSTOM = {
     "HTTPRoute": "gateway.networking.k8s.io_httproutes",
     "InferencePool": "inference.networking.k8s.io_inferencepools",
+    "JobSet": "jobset.x-k8s.io_jobsets",
+    "LeaderWorkerSet": "leaderworkerset.x-k8s.io_leaderworkersets",
+    "LLMInferenceService": "serving.kserve.io_llminferenceservices",
     "PrometheusRule": "monitoring.coreos.com_prometheusrules",
     "ScaledObject": "keda.sh_scaledobjects",
     "ServiceMonitor": "monitoring.coreos.com_servicemonitors",
+    "TrainingRuntime": "trainer.kubeflow.org_trainingruntimes",
+    "TrainJob": "trainer.kubeflow.org_trainjobs",
 }
 """The schemas of kinds that are not Kubernetes' own."""
 
@@ -146,7 +151,10 @@ def test_every_custom_kind_is_rendered_and_has_rules_that_are_asked(
     asked = {
         item["kind"] for item in custom for _ in rules(item, definition(item["kind"])["schema"], "")
     }
-    assert asked == {"HTTPRoute", "InferencePool", "ScaledObject"}
+    assert asked == {
+        "HTTPRoute", "InferencePool", "JobSet", "LLMInferenceService", "ScaledObject",
+        "TrainingRuntime", "TrainJob",
+    }  # fmt: skip
 
 
 def test_the_base_fits_its_schema(objects_of: Callable[..., list[dict[str, Any]]]) -> None:
@@ -205,6 +213,20 @@ def test_a_misspelt_or_mistyped_field_is_found(
         ("InferencePool", {"targetPorts": [{"number": 1}, {"number": 1}]}, "exists_one"),
         ("ScaledObject", {"minReplicaCount": 5, "maxReplicaCount": 2}, "self.minReplicaCount <="),
         ("HTTPRoute", {"rules": [{"timeouts": {"request": "1s", "backendRequest": "2s"}}]}, "dur"),
+        (
+            "JobSet",
+            {
+                "startupPolicy": {"startupPolicyOrder": "InOrder"},
+                "replicatedJobs": [{"name": "a", "dependsOn": [{"name": "b", "status": "Ready"}]}],
+            },
+            "startupPolicyOrder == 'InOrder'",
+        ),
+        ("TrainingRuntime", {"mlPolicy": {"torch": {}, "jax": {}}}, "has(self.torch)"),
+        (
+            "LLMInferenceService",
+            {"replicas": 1, "scaling": {"maxReplicas": 2, "keda": {"triggers": [{}]}}},
+            "has(self.replicas) && has(self.scaling)",
+        ),
     ],
 )
 def test_a_broken_cel_rule_is_found(kind: str, spec: dict[str, Any], rule: str) -> None:

@@ -18,7 +18,9 @@ from k8s.config import (
     FetchedModel,
     Gateway,
     HubModel,
+    Placement,
     Toleration,
+    TrainingJob,
 )
 from loadtest.config import SLO, AnswersConfig, CancellationsConfig, Length
 from loadtest.workload_config import Delay, SessionsConfig
@@ -145,7 +147,7 @@ NOT_KEYED: dict[str, str] = {
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
         image_pull_secrets model_path model_image secret_name monitoring_namespace cache_claim
         loadtest_prompts model_claim_mode monitoring_labels queue_name run_as_user scheduling_s
-        surge verify_model""",
+        surge verify_model workload hosts""",
     "k8s.autoscaling": """by headroom max_replicas min_replicas prometheus_url ready_s
         wake_query""",
     "k8s.endpoint_picker": "failure_mode name port",
@@ -157,6 +159,11 @@ NOT_KEYED: dict[str, str] = {
     "k8s.placement": "gpu_product node_selector priority_class runtime_class",
     "k8s.placement.tolerations.0": "effect key operator value",
     "k8s.resources": "cpu memory gpus cpu_limit ephemeral_storage",
+    "k8s.training": """image kind work_claim data_url push_to storage_secret hub_secret ports
+        workers hosts checkpoint_s retries deadline_s""",
+    "k8s.training.placement": "gpu_product node_selector priority_class runtime_class",
+    "k8s.training.placement.tolerations.0": "effect key operator value",
+    "k8s.training.resources": "cpu memory gpus shared_memory disk",
     # The gates read artifacts, and make none.
     "release": """metric threshold max_regression previous load_comparison base_license
         data_license""",
@@ -255,6 +262,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "k8s.model_fetch": FetchedModel(image="fetch:1", command=("fetch", "/model")),
         "k8s.model_hub": HubModel(repo="owner/name", revision="0" * 40),
         "k8s.placement.tolerations": (Toleration(key="gpu"),),
+        "k8s.training": TrainingJob(
+            image="training:1",
+            work_claim="work",
+            placement=Placement(tolerations=(Toleration(key="gpu"),)),
+        ),
     }.items():
         config = replaced(config, path.split("."), value)
     return Run(folder / "run.yaml", config, folder / "runs")

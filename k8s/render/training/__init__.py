@@ -1,0 +1,1 @@
+"""Writing the manifests of a training in the cluster."""

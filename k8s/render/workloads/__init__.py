@@ -1,0 +1,1 @@
+"""Other forms of a rendered server: a LeaderWorkerSet, an LLMInferenceService, a Helm chart."""

@@ -1,0 +1,92 @@
+"""`deploy render --training`: the run.yaml of the pods, and the files that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tuneline.core.errors import ConfigError
+from tuneline.pipeline.deploy_training import render_run_training
+from tuneline.pipeline.run_config import load_run
+
+TRAINING = {"image": "registry.example.com/tuneline-training:1", "work_claim": "work"}
+
+
+def write_run(folder: Path, **values: Any) -> Path:
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.jsonl").write_text("{}\n")
+    (folder / "base").mkdir()
+    content = {
+        "name": "tickets",
+        "base_model": "base",
+        "data": {"path": "data/train.jsonl", "system_prompt": "Answer in data/train.jsonl."},
+        "training": {"learning_rate": 1e-4},
+        "k8s": {"training": TRAINING},
+        **values,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    return folder / "run.yaml"
+
+
+def rendered(path: Path, out: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
+    tree, files = render_run_training(load_run(path, overrides), out)
+    config_map = yaml.safe_load((tree / "config-map.yaml").read_text())
+    found: dict[str, Any] = yaml.safe_load(config_map["data"]["run.yaml"])
+    return found, files
+
+
+def test_files_have_their_paths_in_a_pod(tmp_path: Path) -> None:
+    found, files = rendered(write_run(tmp_path / "in"), tmp_path / "out")
+    assert found["base_model"] == "/work/data/base"
+    assert found["data"]["path"] == "/work/data/data/train.jsonl"
+    assert found["data"]["system_prompt"] == "Answer in data/train.jsonl."
+    assert found["training"] == {"learning_rate": 1e-4}
+    assert "k8s" not in found
+    assert files == {
+        str(tmp_path / "in" / "base"): "/work/data/base",
+        str(tmp_path / "in" / "data" / "train.jsonl"): "/work/data/data/train.jsonl",
+    }
+
+
+def test_the_pods_read_the_run_yaml_that_was_rendered(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "in")
+    found, _ = rendered(path, tmp_path / "out", "training.seed=3")
+    (tmp_path / "pod.yaml").write_text(yaml.safe_dump(found))
+    pods, here = load_run(tmp_path / "pod.yaml").config, load_run(path, ["training.seed=3"]).config
+    assert pods.training == here.training
+    assert pods.evaluation == here.evaluation
+    assert pods.data.heldout_fraction == here.data.heldout_fraction
+
+
+def test_names_on_the_hub_and_data_in_storage_stay(tmp_path: Path) -> None:
+    training = {**TRAINING, "data_url": "s3://data/tickets"}
+    path = write_run(
+        tmp_path / "in",
+        base_model="org/model",
+        data={"sources": [{"path": "hf:org/data"}, {"path": "rows.jsonl"}]},
+        k8s={"training": training},
+    )
+    found, files = rendered(path, tmp_path / "out")
+    assert found["base_model"] == "org/model"
+    assert [s["path"] for s in found["data"]["sources"]] == [
+        "hf:org/data",
+        "/data/files/rows.jsonl",
+    ]
+    assert list(files.values()) == ["/data/files/rows.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["../train.jsonl", "/srv/train.jsonl"])
+def test_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_run(tmp_path / "in", data={"path": name})
+    with pytest.raises(ConfigError, match=r"data\.path: .* is not below the folder of run\.yaml"):
+        rendered(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_the_section_is_told_what_to_type(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "in", k8s={})
+    with pytest.raises(ConfigError, match=r"k8s\.training: missing"):
+        rendered(path, tmp_path / "out")

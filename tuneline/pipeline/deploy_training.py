@@ -1,0 +1,87 @@
+"""`deploy render --training`: the manifests of a training, from a run.yaml without artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from k8s import render_training
+from tuneline.core.errors import ConfigError
+from tuneline.models.source import EMBEDDED
+from tuneline.pipeline.run_config import Run
+
+SECTIONS = ("base_model", "data", "training", "evaluation", "reference")
+PATHS = ("path", "heldout_path")
+"""Keys whose value is a path, whether or not the file is on this machine."""
+
+
+def render_run_training(run: Run, out: Path) -> tuple[Path, dict[str, str]]:
+    """Write the kustomize tree that trains a run in the cluster.
+
+    Returns:
+        The directory, and the files that run.yaml names: their path here and in a pod.
+
+    Raises:
+        ConfigError: The section `k8s` has no `training`; a path leaves the folder of run.yaml; or
+            the manifests break a rule.
+        ArtifactError: `out` exists and was not rendered, or was changed since.
+    """
+    config = run.config.k8s
+    files: dict[str, str] = {}
+    document = run.config.model_dump(mode="json", exclude_unset=True)
+    document.pop("k8s", None)
+    if config.training is not None:
+        folder = config.training.data_folder
+        problems: list[str] = []
+        for section in SECTIONS:
+            if section in document:
+                document[section] = _moved(run, section, document[section], folder, files, problems)
+        if problems:
+            raise ConfigError(problems)
+    return render_training(config, name=run.config.name, run_config=document, out=out), files
+
+
+def _moved(
+    run: Run, key: str, value: Any, folder: str, files: dict[str, str], problems: list[str]
+) -> Any:
+    """Return a value of run.yaml in which each file has its path in a pod.
+
+    The folder of run.yaml is `folder` in a pod, so the path below it stays.
+    """
+    if isinstance(value, dict):
+        return {
+            name: _moved(run, f"{key}.{name}", inner, folder, files, problems)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [
+            _moved(run, f"{key}.{place}", inner, folder, files, problems)
+            for place, inner in enumerate(value)
+        ]
+    if not isinstance(value, str) or not _is_file(run, key, value):
+        return value
+    name = value.partition(":")[0]  # `rewards.py:function` names a function of a file
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        problems.append(
+            f"{run.path}: {key}: {value} is not below the folder of run.yaml; expected a relative "
+            "path without `..`, which is the same in the cluster"
+        )
+        return value
+    files[str(run.resolve(name))] = f"{folder}/{path}"
+    return f"{folder}/{value}"
+
+
+def _is_file(run: Run, key: str, value: str) -> bool:
+    """Return whether a value is a path on this machine: by its key, or because the file is here."""
+    name = value.partition(":")[0]
+    if not value or value == EMBEDDED or "://" in value or value.startswith("hf:"):
+        return False
+    if key.rpartition(".")[2] in PATHS:
+        return True
+    if not (key == "base_model" or "/" in name or "." in name):
+        return False
+    try:
+        return run.resolve(name).exists()
+    except OSError:
+        return False  # a text that is longer than a path may be
