@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from training.evaluation.preferences import evaluate_preferences
     from training.evaluation.report.report import report_evaluations
     from training.evaluation.suspects import find_suspects
+    from training.launch.place import is_follower
     from training.reference import build_reference
     from training.rendering.show import ShownToken
     from training.search.search import point_folder, search_settings
@@ -60,6 +61,7 @@ __all__ = [
     "find_heldout",
     "find_suspects",
     "function_writer",
+    "is_follower",
     "is_within",
     "measure_data",
     "measure_forgetting",
@@ -114,6 +116,7 @@ __getattr__ = lazy_face(
         "point_folder": "training.search.search:point_folder",
         "search_settings": "training.search.search:search_settings",
         "ends_of": "training.search.space:ends_of",
+        "is_follower": "training.launch.place:is_follower",
         "is_within": "training.search.space:is_within",
         "suite_input": "training.evaluation.forgetting.items:suite_input",
         "train_adapter": "training.train:train_adapter",

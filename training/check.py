@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig
+from training.config.launch import launch_line
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
@@ -83,6 +84,8 @@ def check_data(
     if dated:
         found["date"] = _date_said(data.chat_template_date)
     found["method"] = f"{config.method.type}: {method.served}"
+    processes = launch_line(config)
+    found |= {"processes": processes} if processes else {}
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"
     return found | require_fit(longest)
 

@@ -13,9 +13,16 @@ def require_hardware(config: TrainingConfig) -> None:
     """Check that the kernels that the configuration names can run here.
 
     Raises:
-        ConfigError: They need a GPU, and none is here.
+        ConfigError: They need a GPU, and none is here; or there are fewer GPUs than processes.
         MissingError: Their package is not installed.
     """
+    launch, gpus = config.launch, gpu_names()
+    if launch is not None and gpus and launch.processes > len(gpus):
+        raise ConfigError(
+            f"training.launch.processes: {launch.processes} processes need a GPU each; "
+            f"{len(gpus)} are here",
+            hint=f"Try: --set training.launch.processes={len(gpus)}",
+        )
     kernels = (
         ("use_liger_kernel", True, "false", "liger_kernel", "liger-kernel"),
         ("attn_implementation", "flash_attention_2", "sdpa", "flash_attn", "flash-attn"),

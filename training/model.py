@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
+from training.loop.ranks import num_ranks
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.environment import require
@@ -35,7 +36,10 @@ def quiet_libraries() -> None:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU of this process if there is one; accelerate compares its number."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device() if num_ranks() > 1 else None)
 
 
 def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
@@ -158,13 +162,15 @@ def _with_adapter(model: Any, adapter: Path, base_name: str) -> Any:
 
 
 def require_one_gpu() -> None:
-    """Check that one GPU is visible at most; TRL refuses several in one process.
+    """Check that a process that trains by itself sees one GPU at most; TRL refuses several.
 
     Raises:
-        ConfigError: Several GPUs are visible.
+        ConfigError: Several GPUs are visible, and this is not one of several processes.
     """
-    if torch.cuda.device_count() > 1:
+    number = torch.cuda.device_count()
+    if number > 1 and num_ranks() == 1:
         raise ConfigError(
-            f"{torch.cuda.device_count()} GPUs are visible; training uses one",
-            hint="Try: CUDA_VISIBLE_DEVICES=0 tuneline …",
+            f"{number} GPUs are visible; training in one process uses one",
+            hint=f"Try: training.launch: {{processes: {number}}}, or CUDA_VISIBLE_DEVICES=0 "
+            "tuneline …",
         )

@@ -16,6 +16,7 @@ from training.estimates.memory import TrainingMemory
 from training.estimates.step import estimate_step
 from training.loop.best import require_metric
 from training.loop.memory import start_measurement
+from training.loop.ranks import any_rank
 from training.methods import Method, find_method, require_kinds
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE
@@ -93,6 +94,9 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
     require_context(base, max(lengths, default=0))
     chosen, estimate = estimate_step(config, base.path, lengths)
+    # Hosts have different free memory; the processes compute the same passes.
+    again = any_rank(chosen.gradient_checkpointing is True)
+    chosen = chosen.model_copy(update={"gradient_checkpointing": again})
     memory_before = start_measurement()
     model, reached, without = load_trainable(
         config, base, chosen.attn_implementation, method.task_type

@@ -21,13 +21,15 @@ from training.config import TrainingConfig
 from training.config.checkpoints import EXACT_MATCH
 from training.data.prepare import TRAIN_FILE, file_input
 from training.hardware import require_hardware
+from training.launch.place import is_placed
+from training.launch.processes import train_in_processes
+from training.launch.together import gather_training, joined, share_training
 from training.loop.arguments import evaluate_each_epoch, trainer_arguments
 from training.loop.best import KeepBest, load_best
 from training.loop.checkpoints import (
     CheckpointMarks,
     checkpoint_step,
-    newest_checkpoint,
-    open_work_dir,
+    open_checkpoints,
     require_room,
 )
 from training.loop.exact_match import ExactMatchInTraining
@@ -35,6 +37,7 @@ from training.loop.loss_curve import loss_points, write_curve
 from training.loop.memory import peak_memory_bytes
 from training.loop.progress import ReportHeldout, ShowProgress
 from training.loop.proof import ProofOfTraining, by_pattern, proof_table, write_proof
+from training.loop.ranks import is_first, largest, wait_for_all
 from training.loop.signals import StopOnSignal
 from training.model import quiet_libraries, require_one_gpu
 from training.prepared import Prepared, prepare_training
@@ -68,6 +71,9 @@ def train_adapter(
     An interrupted run continues from its newest checkpoint when it is called again with the same
     configuration, dataset and base. On SIGINT and SIGTERM a checkpoint is written first.
 
+    With `config.launch` this process starts the processes that train. Where the environment says
+    that it is one of several already (RANK and WORLD_SIZE), it joins the others.
+
     Args:
         relative_to: The directory that the paths of the method's files start from.
         on_heldout: Is called with step and loss after each held-out measurement; what it raises
@@ -81,13 +87,34 @@ def train_adapter(
             method trains on.
         ArtifactError: `out` exists, or the base model cannot be loaded.
         DiskFullError: Checkpoints and adapter would not fit.
-        MissingError: The package of a tracker is not installed.
+        MissingError: The package of a tracker is not installed, or a process of several does not
+            arrive or is killed.
     """
-    # Over 60 lines: the frame of every training run, which reads from top to bottom.
     quiet_libraries()
-    require_one_gpu()
     require_hardware(config)
-    trackers = opened_trackers(chosen_trackers(config))
+    opened_trackers(chosen_trackers(config))
+    if not is_placed(config.launch):
+        if config.launch is not None and config.launch.world_size > 1:
+            return train_in_processes(
+                config, dataset, base, out, relative_to=relative_to, on_heldout=on_heldout
+            )
+        return _train(config, dataset, base, out, relative_to, on_heldout)
+    with joined(config, dataset, base):
+        return _train(config, dataset, base, out, relative_to, on_heldout)
+
+
+def _train(
+    config: TrainingConfig,
+    dataset: Artifact,
+    base: ModelSource,
+    out: Path,
+    relative_to: Path,
+    on_heldout: Callable[[int, float], None] | None,
+) -> Artifact:
+    """Train, by itself or together with other processes; only rank 0 writes files."""
+    # Over 60 lines: the frame of every training run, which reads from top to bottom.
+    require_one_gpu()
+    trackers = opened_trackers(chosen_trackers(config)) if is_first() else {}
     settings = config.model_dump(mode="json")
     inputs = [dataset.as_input("dataset"), base.as_input("base")]
     inputs += [file_input("method", relative_to / name) for name in config.method.files()]
@@ -95,23 +122,24 @@ def train_adapter(
     facts |= {f"{entry.role} {number}": entry.digest for number, entry in enumerate(inputs)}
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     kind = "model" if config.finetuning_type == "full" else "adapter"
-    with (
-        new_artifact(out, kind, config=settings, inputs=inputs) as draft,
-        ExitStack() as stack,
-    ):
+    with ExitStack() as stack:
+        draft = None
+        if is_first():
+            draft = stack.enter_context(new_artifact(out, kind, config=settings, inputs=inputs))
         prepared = prepare_training(config, dataset, base)
         method, model = prepared.method, prepared.model
         for text in reach_table(prepared.reached, prepared.without):
             logger.info("  %s", text)
         num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        require_room(config, model, base.path, out)
+        if is_first():
+            require_room(config, model, base.path, out)
 
         # A changed save_steps or logging_steps keeps the checkpoints: the result is the same.
-        work = open_work_dir(out, facts)
-        checkpoint = newest_checkpoint(work)
+        work, checkpoint = open_checkpoints(out, facts)
         arguments = trainer_arguments(prepared.chosen, work, resumed=checkpoint is not None)
         trainer = prepared.trainer(config, arguments)
         train_in_float32(trainer.model)
+        shared = share_training(trainer, config, checkpoint)
         tracked = TrackedRun(
             out.name, out.parent / TRACKING / out.name, settings, checkpoint_step(checkpoint),
             config.prometheus_port,
@@ -127,6 +155,12 @@ def train_adapter(
         log = _run(config, prepared, trainer, checkpoint, marks, callbacks)
         # The last step shows whether every parameter was trained; the best one may be an early one.
         moved = proof.finish(trainer.state.global_step)
+        peak_bytes = int(largest(peak_memory_bytes()))
+        gather_training(trainer, config)
+        if draft is None:
+            wait_for_all()
+            return open_artifact(out, kind=kind)
+        proof.read_parameters(trainer.model)
         best = load_best(trainer) if config.load_best_model_at_end else None
         moved = moved if best is None else proof.moved()
         last = best or trainer.state.global_step
@@ -150,6 +184,7 @@ def train_adapter(
             {
                 **method.metrics([point for point in points if point["step"] <= last]),
                 **_best_figures(config, log, best),
+                **shared,
                 "num_steps": trainer.state.global_step,
                 "num_steps_resumed": checkpoint_step(checkpoint),
                 "num_train_rows": len(prepared.train_rows),
@@ -157,8 +192,8 @@ def train_adapter(
                 "num_trained_tokens": round(num_tokens),
                 "trained_tokens_per_s": num_tokens / marks.wall_s,
                 "wall_s": marks.wall_s,
-                "peak_memory_bytes": peak_memory_bytes(),
-                "training_memory_bytes": peak_memory_bytes() - prepared.memory_before,
+                "peak_memory_bytes": peak_bytes,
+                "training_memory_bytes": peak_bytes - prepared.memory_before,
                 "estimated_training_memory_bytes": None if estimate is None else estimate.total,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "servable_as_adapter": not reasons,
@@ -175,6 +210,7 @@ def train_adapter(
         if config.load_in_4bit:
             draft.metrics.update(four_bit_figures(trainer.model))
     shutil.rmtree(work)
+    wait_for_all()
     if reasons and kind == "adapter":
         logger.warning("  this adapter can be served merged only: %s", "; ".join(reasons))
     return open_artifact(out, kind=kind)

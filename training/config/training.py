@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from training.config.adapter import AdapterConfig
 from training.config.checkpoints import CheckpointConfig
+from training.config.launch import LaunchConfig, launch_problem
 from training.config.method import LEARNING_RATES, MethodConfig, SftConfig
 from training.config.tracking import TrackingConfig
 from training.config.trainer import TrainerConfig
@@ -26,6 +27,9 @@ class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterCon
     eos_token: str | None = None
     """A token of the vocabulary that ends an answer besides the model's own stop tokens, for base
     models whose chat template ends turns with a token they do not stop at."""
+    launch: LaunchConfig | None = Field(default=None, json_schema_extra={"keyed": False})
+    """Several processes; one process if not given. A step has the same rows whatever the number:
+    each process takes its share of `gradient_accumulation_steps`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,4 +52,11 @@ class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterCon
                 "method: a reward model is trained with LoRA on the plain base; remove "
                 "finetuning_type and load_in_4bit"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_launch(self) -> Self:
+        problem = launch_problem(self)
+        if problem is not None:
+            raise ValueError(f"launch: {problem}")
         return self

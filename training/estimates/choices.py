@@ -76,6 +76,13 @@ def choose_all(
     )
 
 
+def share_of_free(config: TrainingConfig, free_bytes: int) -> int:
+    """Return the memory that one process may take: those of a host share it, but not a GPU."""
+    if config.launch is None or gpu_names():
+        return free_bytes
+    return free_bytes // config.launch.processes
+
+
 def item_bytes(dtype: str) -> int:
     """Return the bytes of a number."""
     return 2 if dtype == "bfloat16" else 4

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from training.config import TrainingConfig
+from training.config.launch import LaunchConfig
 from tuneline.models.network import Network
 
 CHUNK_LOGITS = 2**24
@@ -106,7 +107,7 @@ def estimate_training(
     else:
         kept = network.num_layers * layer
     chunk = min(batch.num_tokens * network.vocab_size, max(CHUNK_LOGITS, 64 * network.vocab_size))
-    return TrainingMemory(
+    memory = TrainingMemory(
         weights=weights,
         adapter=adapter,
         gradients=4 * trained,
@@ -114,6 +115,41 @@ def estimate_training(
         activations=batch.num_tokens * (kept + passing) * item_bytes,
         logits=LOGIT_COPIES * 4 * chunk,
         runtime=RUNTIME_BYTES,
+    )
+    return memory if config.launch is None else _of_one_process(memory, config.launch, network)
+
+
+def _of_one_process(
+    memory: TrainingMemory, launch: LaunchConfig, network: Network
+) -> TrainingMemory:
+    """Return the memory that one of several processes takes.
+
+    DDP copies the gradients into the buckets that it sends. FSDP2 has two layers whole at a time,
+    the one that computes and the next one, and what is not a layer: embeddings and output head.
+    """
+    size = launch.world_size
+    if size == 1:
+        return memory
+    if launch.strategy == "ddp":
+        return replace(memory, gradients=2 * memory.gradients)
+    in_layers = sum(
+        math.prod(shape)
+        for name, shape in network.tensors.items()
+        if any(part.isdigit() for part in name.split("."))
+    )
+    layer = in_layers / network.num_layers
+    others = network.num_parameters - in_layers
+    whole = (
+        others + min(in_layers, 2 * layer)
+        if launch.reshard_after_forward
+        else (network.num_parameters)
+    )
+    return replace(
+        memory,
+        weights=round(memory.weights / size + memory.weights * whole / network.num_parameters),
+        adapter=round(memory.adapter / size),
+        gradients=round(memory.gradients / size + memory.gradients / network.num_layers),
+        optimizer=round(memory.optimizer / size),
     )
 
 

@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from training.adapters.trainable import train_in_float32
 from training.config import TrainingConfig
+from training.config.launch import launch_line
 from training.hardware import require_hardware
 from training.loop.arguments import trainer_arguments
 from training.loop.memory import peak_memory_bytes
@@ -58,7 +59,11 @@ def probe_training(
     quiet_libraries()
     require_one_gpu()
     require_hardware(config)
-    config = config.model_copy(update={"method": config.method.resolved(relative_to)})
+    processes = launch_line(config)
+    # The probe is one process; the steps of several have the same rows.
+    config = config.model_copy(
+        update={"method": config.method.resolved(relative_to), "launch": None}
+    )
     prepared = prepare_training(config, dataset, base)
     with TemporaryDirectory(prefix="tuneline-probe-") as folder:
         arguments = trainer_arguments(prepared.chosen, Path(folder), resumed=True)
@@ -86,7 +91,10 @@ def probe_training(
         "total_s": num_steps * step_s + num_measured * heldout_s,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    return found | {"hints": _hints(config, found)}
+    hints = _hints(config, found)
+    if processes:
+        hints.append(f"the probe ran in one process; training runs in {processes}")
+    return found | {"hints": hints}
 
 
 def time_lines(found: dict[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig
-from training.estimates.choices import choose_all, item_bytes
+from training.config.launch import launch_line
+from training.estimates.choices import choose_all, item_bytes, share_of_free
 from training.estimates.memory import change_that_fits, estimate_training, largest_batch
 from tuneline.core.free_memory import free_memory_bytes
 from tuneline.models.network import read_network
@@ -37,7 +38,7 @@ def estimate_memory(
         ArtifactError: The base model's files name no sizes, or cannot be read.
     """
     network = read_network(base)
-    free_bytes = free_memory_bytes()
+    free_bytes = share_of_free(config, free_memory_bytes())
     batch = largest_batch(config)
     choices = choose_all(config, network, batch, free_bytes)
     chosen = config.model_copy(update={choice.key: choice.value for choice in choices})
@@ -53,6 +54,7 @@ def estimate_memory(
         "free_bytes": free_bytes,
         "training": {**asdict(memory), "total": memory.total},
         "batch": {"num_rows": batch.num_rows, "num_tokens": batch.length},
+        "processes": launch_line(config),
         "fits": fits,
         "change": None
         if fits
@@ -79,6 +81,8 @@ def estimate_lines(found: dict[str, Any]) -> list[str]:
         f"training takes {_size(memory['total'])} ({parts}) for {batch['num_rows']} rows of "
         f"{batch['num_tokens']:,} tokens; {_size(found['free_bytes'])} are free"
     ]
+    if found["processes"]:
+        lines.append(f"this is the memory of each process; training runs in {found['processes']}")
     if not found["fits"]:
         lines.append(f"training does not fit; try: {found['change']}")
     lines.append(f"merging takes {_size(found['merging']['total'])}: it streams the weights")

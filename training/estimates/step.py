@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.config import TrainingConfig
-from training.estimates.choices import choose_all, item_bytes
+from training.estimates.choices import choose_all, item_bytes, share_of_free
 from training.estimates.memory import (
     TrainingMemory,
     change_that_fits,
@@ -32,7 +32,7 @@ def estimate_step(
         logger.warning("  no estimate of the memory: %s", error)
         checkpointing = config.gradient_checkpointing is not False
         return config.model_copy(update={"gradient_checkpointing": checkpointing}), None
-    free_bytes = free_memory_bytes()
+    free_bytes = share_of_free(config, free_memory_bytes())
     batch = largest_batch(config, lengths)
     choices = choose_all(config, network, batch, free_bytes)
     # The format is resolved where torch knows the device; see training.model.

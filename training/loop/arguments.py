@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from training.config import TrainingConfig
+from training.loop.ranks import num_ranks
 from training.model import resolve_dtype
 
 
@@ -20,7 +21,9 @@ def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> d
         "num_train_epochs": config.num_train_epochs,
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "per_device_eval_batch_size": config.per_device_train_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        # A step has the same rows, whatever the number of processes.
+        "gradient_accumulation_steps": config.gradient_accumulation_steps // num_ranks(),
+        "ddp_find_unused_parameters": False,
         "warmup_steps": config.warmup_steps,
         "lr_scheduler_type": config.lr_scheduler_type,
         "weight_decay": config.weight_decay,

@@ -21,7 +21,9 @@ from transformers import TrainerCallback
 from training.config import TrainingConfig
 from training.estimates.memory import moment_bytes
 from training.loop.proof import state_bytes
+from training.loop.ranks import any_rank, is_first, num_ranks, total, wait_for_all
 from tuneline.core.artifact import canonical_digest, require_disk_space
+from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
 KEY_FILE = "key.json"
@@ -62,6 +64,37 @@ def newest_checkpoint(work: Path) -> Path | None:
             logger.info("  %s: is not complete and is removed", checkpoint)
             shutil.rmtree(checkpoint)
     return max(complete, key=checkpoint_step, default=None)
+
+
+def open_checkpoints(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path | None]:
+    """Return the directory of checkpoints, and the checkpoint that all processes continue from.
+
+    Raises:
+        ConfigError: A process does not see the directory that rank 0 made.
+    """
+    work = open_work_dir(out, facts) if is_first() else _work_dir(out)
+    found = newest_checkpoint(work) if is_first() else None
+    step = int(total(checkpoint_step(found)))
+    if any_rank(not work.is_dir()):
+        raise ConfigError(
+            f"{work}: is not there on every host; the processes of a training share the run's "
+            "directory",
+            hint="Mount one file system at this path on all hosts.",
+        )
+    checkpoint = work / f"checkpoint-{step}" if step else None
+    if checkpoint is not None and is_first():
+        _say_other_number(checkpoint)
+    return work, checkpoint
+
+
+def _say_other_number(checkpoint: Path) -> None:
+    """Warn if other random numbers follow; each process has its own in the checkpoint."""
+    files = len(list(checkpoint.glob("rng_state*.pth")))
+    if files != num_ranks():
+        logger.warning(
+            "  %s was written by %d processes, and %d continue: dropout draws other random numbers",
+            checkpoint, files, num_ranks(),
+        )  # fmt: skip
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -144,11 +177,17 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint if the last one is too old."""
-        if self.minutes is not None and time.monotonic() - self.saved_s >= 60 * self.minutes:
+        if self.minutes is None:
+            return
+        if any_rank(time.monotonic() - self.saved_s >= 60 * self.minutes):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Mark the checkpoint, and remove those that are not kept."""
+        wait_for_all()  # each process writes a file of its own
+        self.saved_s = time.monotonic()
+        if not is_first():
+            return
         work = Path(args.output_dir)
         checkpoint = work / f"checkpoint-{state.global_step}"
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
@@ -168,7 +207,6 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
         for old in others[: -self.limit]:
             (old / COMPLETE_FILE).unlink(missing_ok=True)  # first: the rest is not complete
             shutil.rmtree(old)
-        self.saved_s = time.monotonic()
 
 
 def _work_dir(out: Path) -> Path:

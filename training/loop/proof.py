@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from training.adapters.reach import pattern_of, plain_name, with_stars
+from training.loop.ranks import is_first, norms, num_ranks, total, whole
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
@@ -61,11 +62,7 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
 
     def watch(self, trainer: Any) -> None:
         """Record the loss of every batch of a trainer, and check the batch's labels."""
-        self.parameters = {
-            plain_name(name): parameter
-            for name, parameter in trainer.model.named_parameters()
-            if parameter.requires_grad
-        }
+        self.read_parameters(trainer.model)
         self.trainer = trainer
         step = trainer.training_step
 
@@ -76,6 +73,14 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
             return loss
 
         trainer.training_step = training_step
+
+    def read_parameters(self, model: Any) -> None:
+        """Watch the trained parameters of a model; they are other objects after it was gathered."""
+        self.parameters = {
+            plain_name(name): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
 
     def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Note the values at the start of the run, or read them from the checkpoint."""
@@ -105,13 +110,8 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
         gradients = [parameter.grad for parameter in self.parameters.values()]
         if not self.starts:
             self._note_starts(gradients)
-        norms = torch.stack(
-            [
-                self.max_norms.new_zeros(()) if gradient is None else gradient.float().norm()
-                for gradient in gradients
-            ]
-        )
-        broken = ~torch.isfinite(norms)
+        found = norms(gradients, self.max_norms)
+        broken = ~torch.isfinite(found)
         if bool(broken.any()):
             names = [
                 name for name, bad in zip(self.parameters, broken.tolist(), strict=True) if bad
@@ -122,8 +122,8 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
                 hint="Lower training.learning_rate, set training.dtype: float32, or check the base "
                 "model's weights.",
             )
-        self.num_steps += norms > 0
-        self.max_norms = torch.maximum(self.max_norms, norms)
+        self.num_steps += found > 0
+        self.max_norms = torch.maximum(self.max_norms, found)
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Check gradients and losses once enough steps were taken.
@@ -132,7 +132,8 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
             ConfigError: A parameter never had a gradient, or the loss never changed.
         """
         if len(self.losses) < PATIENCE_STEPS:
-            self.losses.append(float(sum(self.micro_losses, self.max_norms.new_zeros(()))))
+            loss = float(sum(self.micro_losses, self.max_norms.new_zeros(())))
+            self.losses.append(total(loss) / num_ranks())
         self.micro_losses.clear()
         if state.global_step == PATIENCE_STEPS:
             self._check_gradients(state.global_step)
@@ -141,9 +142,13 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Write the state into the checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        unlogged = self.trainer._tr_loss.detach()
+        mean = torch.full_like(unlogged, total(float(unlogged)) / num_ranks())
+        if not is_first():
+            return
         tensors = {"num_steps": self.num_steps, "max_norms": self.max_norms}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        tensors["unlogged_loss"] = self.trainer._tr_loss.detach().clone()
+        tensors["unlogged_loss"] = mean if num_ranks() > 1 else unlogged.clone()
         tensors["last_logged_step"] = torch.tensor(self.trainer._globalstep_last_logged)
         tensors |= {f"start:{name}": value for name, value in self.starts.items()}
         tensors |= {f"watched:{name}": value for name, value in self.watched.items()}
@@ -191,13 +196,13 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
                 stride = max(1, parameter.numel() // (SAMPLE // 2))
                 places = torch.arange(0, parameter.numel(), stride, device=parameter.device)
                 if gradient is not None:
-                    largest = gradient.flatten().abs().topk(SAMPLE // 2).indices
+                    largest = whole(gradient).flatten().abs().topk(SAMPLE // 2).indices
                     places = torch.cat([places, largest]).unique()
                 self.watched[name] = places
             self.starts[name] = self._values(name, parameter).clone()
 
     def _values(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
-        flat = parameter.detach().flatten()
+        flat = whole(parameter.detach()).flatten()
         return flat[self.watched[name]] if name in self.watched else flat
 
     def _check_gradients(self, step: int) -> None:

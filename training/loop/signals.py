@@ -14,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from training.loop.checkpoints import checkpoint_step, newest_checkpoint
+from training.loop.ranks import any_rank, is_first
 from tuneline.core.progress import logger
 from tuneline.core.training_limits import MEASUREMENT_S
 
@@ -42,7 +43,8 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         self.step_s = time.monotonic() - self.step_began_s
-        if self.received is not None:
+        # Processes get a signal at different moments; all of them stop after the same step.
+        if self._is_stopped(self.received is not None):
             control.should_save = True
             control.should_training_stop = True
 
@@ -52,8 +54,15 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def require_running(self) -> None:
         """Leave a measurement of held-out rows if a signal came too long ago."""
         waited_s = time.monotonic() - self.received_s
-        if self.received is not None and waited_s >= self.measurement_s:
+        if self._is_stopped(self.received is not None and waited_s >= self.measurement_s):
             raise _StoppedError
+
+    def _is_stopped(self, here: bool) -> bool:
+        """Return whether a signal stops this process, or another one that trains with it."""
+        if not any_rank(here):
+            return False
+        self.received = self.received or signal.SIGTERM
+        return True
 
     @contextmanager
     def listening(self, work: Path | None = None) -> Iterator[None]:
@@ -95,8 +104,9 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             pass
         finally:
             restore()
-        if self.received is not None:
-            if work is not None:
+        if self._is_stopped(self.received is not None):
+            assert self.received is not None  # noqa: S101 (for the type checker)
+            if work is not None and is_first():
                 _say_where(newest_checkpoint(work))
             signal.raise_signal(self.received)
             raise KeyboardInterrupt  # half a run is never taken for a whole one

@@ -13,6 +13,7 @@ from training.config import TrainingConfig
 from training.config.method import TrlOptions
 from training.data.row import Row
 from training.loop.batches import GroupedByLength
+from training.loop.ranks import num_ranks
 from training.methods.options import check_names
 from training.rendering.pairs import Pair, render_pairs
 from tuneline.core.errors import ConfigError
@@ -87,7 +88,7 @@ class RenderedRows:
             sampler: Sampler[int] = super()._get_train_sampler(train_dataset)  # type: ignore[misc]
             return sampler
         args = self.args  # type: ignore[attr-defined]
-        batch_size = args.train_batch_size * args.gradient_accumulation_steps
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
         return GroupedByLength(self.lengths, batch_size, args.seed)
 
 

@@ -17,6 +17,7 @@ from training.data.row import Row
 from training.loop.answer_loss import add_answer_loss
 from training.loop.batches import GroupedByLength
 from training.loop.packing import require_rows_apart
+from training.loop.ranks import num_ranks
 from training.methods import Method, loss_metrics
 from training.rendering.chat import Rendered, render_rows
 
@@ -90,11 +91,13 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         labels = inputs["labels"]
         if not self.model.training:
-            num_items_in_batch = self._heldout_divisor(labels)
+            # The Trainer takes the loss for one of gradients that processes average; see below.
+            num_items_in_batch = self._heldout_divisor(labels) * num_ranks()
         if return_outputs or not self.has_answer_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = {**inputs, "use_cache": False}
-        return model(**inputs, answer_loss=True) / num_items_in_batch
+        # The tokens are those of all processes, whose gradients are then averaged.
+        return model(**inputs, answer_loss=True) / num_items_in_batch * num_ranks()
 
     def _heldout_divisor(self, labels: Any) -> Any:
         """Return what to divide a batch's summed loss by, so that the mean over rows, which the
@@ -108,7 +111,8 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         if not self.groups_by_length:
             return super()._get_train_sampler(train_dataset)
         rows = (self.train_dataset if train_dataset is None else train_dataset)["input_ids"]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        args = self.args
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
         return GroupedByLength([len(row) for row in rows], batch_size, self.args.seed)
 
 

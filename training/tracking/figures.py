@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from training.loop.memory import memory_bytes
+from training.loop.ranks import total
 from training.tracking.reporting import Reporting
 
 LEFT_OUT = ("total_flos", "step")
@@ -51,9 +52,9 @@ class FiguresOfTraining(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:
             return
         added: dict[str, float] = {"memory_bytes": memory_bytes()}
-        total = int(sum(int(number) for number in self.num_tokens))
-        if total and self.seconds:
-            added["tokens_per_s"] = total / self.seconds
+        num_tokens = total(sum(int(number) for number in self.num_tokens))
+        if num_tokens and self.seconds:
+            added["tokens_per_s"] = num_tokens / self.seconds
         self.num_tokens, self.seconds = [], 0.0
         state.log_history[-1].update(added)
         self._report(state, state.log_history[-1])

@@ -18,6 +18,7 @@ from tuneline.core.lock import locked
 from tuneline.core.progress import logger
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
+from tuneline.pipeline.follow import follow
 from tuneline.pipeline.plan import Planned, plan_stage, plan_stages, select_stages
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer
@@ -34,6 +35,8 @@ def up(
 ) -> Made:
     """Run the stale stages in order and return every artifact of the line.
 
+    A process that only helps another one to train waits for the data, trains, and is done.
+
     Args:
         run: The line.
         until: Names of the stages wanted, with those they need; all of them by default.
@@ -49,8 +52,13 @@ def up(
             run unless `keep_going` is set.
         TunelineError: Whatever a stage raises.
     """
+    from training import is_follower
+
     selected = select_stages(run, until)
     base = resolve_base(run, download=True)
+    if is_follower(run.config.training.launch):
+        line = Line(run, base, LazyServer(run, base, ExitStack()).endpoint)
+        return follow(run, selected, base, line, on_stage)
     _require_ready(run, selected, base)
     made: Made = {}
     whole: set[str] = set()

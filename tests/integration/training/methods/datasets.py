@@ -65,8 +65,14 @@ def answer(index: int) -> Row:
     return Row(_asked(index), (_said(WORDS[index % 8]),))
 
 
+def uneven(index: int) -> Row:
+    """An answer of one to seven words after a question of another length."""
+    words = [WORDS[(index + place) % 8] for place in range(1 + index * 5 % 7)]
+    return Row(_asked(index * 37), (_said(" ".join(words)),))
+
+
 KINDS: dict[str, Callable[[int], Row]] = {
-    "answer": answer, "preference": pair, "label": labelled, "prompt": prompt,
+    "answer": answer, "uneven": uneven, "preference": pair, "label": labelled, "prompt": prompt,
 }  # fmt: skip
 
 

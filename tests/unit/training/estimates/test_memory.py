@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from training.config import TrainingConfig
+from training.config.launch import LaunchConfig
 from training.estimates.choices import choose_checkpointing
 from training.estimates.memory import (
     LOGIT_COPIES,
@@ -116,3 +117,22 @@ def test_a_preference_pair_has_two_sequences() -> None:
         "training.gradient_checkpointing: true, per_device_train_batch_size: 4, "
         "gradient_accumulation_steps: 4"
     )
+
+
+def test_ddp_keeps_the_gradients_twice() -> None:
+    alone = estimate_training(CONFIG, NETWORK, Batch(2, 5), 4)
+    launch = LaunchConfig(processes=2)
+    one = estimate_training(CONFIG.model_copy(update={"launch": launch}), NETWORK, Batch(2, 5), 4)
+    assert one.gradients == 2 * alone.gradients
+    assert one.total == alone.total + alone.gradients
+
+
+def test_fsdp2_spreads_weights_gradients_and_optimizer() -> None:
+    alone = estimate_training(CONFIG, NETWORK, Batch(2, 5), 4)
+    launch = LaunchConfig(processes=4, strategy="fsdp2")
+    one = estimate_training(CONFIG.model_copy(update={"launch": launch}), NETWORK, Batch(2, 5), 4)
+    # A quarter stays; the only layer (200 numbers) and the embedding (800) are whole in a pass.
+    assert one.weights == 4 * 1000 // 4 + 4 * 1000
+    assert one.optimizer == alone.optimizer // 4
+    assert one.gradients == alone.gradients // 4 + alone.gradients
+    assert one.activations == alone.activations
