@@ -60,8 +60,8 @@ class LaunchConfig(StrictModel):
         name = str(value).lower().replace("-", "").replace("deepspeed", "zero3")
         if name in ZERO_AS_FSDP2:
             raise ValueError(
-                f"{value} is not supported: DeepSpeed hides the gradients that the proof of "
-                f"training reads. Set {ZERO_AS_FSDP2[name]}"
+                f"the strategy {value} is not supported: DeepSpeed hides the gradients that the "
+                f"proof of training reads. Set {ZERO_AS_FSDP2[name]}"
             )
         return value
 

@@ -27,7 +27,8 @@ class RankBatches(Sampler[list[int]]):  # type: ignore[misc]
 
     def __init__(self, batches: Any, rank: int, num_ranks: int) -> None:
         self.batches, self.rank, self.num_ranks = batches, rank, num_ranks
-        self.batch_size, self.drop_last = batches.batch_size, False
+        self.batch_size: int = batches.batch_size
+        self.drop_last = False
 
     @property
     def is_padded(self) -> bool:

@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from k8s import render_training
+from k8s.training_config import TrainingJob
+from training.config.launch import LaunchConfig
 from tuneline.core.errors import ConfigError
 from tuneline.models.source import EMBEDDED
 from tuneline.pipeline.run_config import Run
@@ -22,8 +24,8 @@ def render_run_training(run: Run, out: Path) -> tuple[Path, dict[str, str]]:
         The directory, and the files that run.yaml names: their path here and in a pod.
 
     Raises:
-        ConfigError: The section `k8s` has no `training`; a path leaves the folder of run.yaml; or
-            the manifests break a rule.
+        ConfigError: The section `k8s` has no `training`; a path leaves the folder of run.yaml; pods
+            and GPUs are not those of `training.launch`; or the manifests break a rule.
         ArtifactError: `out` exists and was not rendered, or was changed since.
     """
     config = run.config.k8s
@@ -32,13 +34,31 @@ def render_run_training(run: Run, out: Path) -> tuple[Path, dict[str, str]]:
     document.pop("k8s", None)
     if config.training is not None:
         folder = config.training.data_folder
-        problems: list[str] = []
+        problems = _launch_problems(config.training, run.config.training.launch)
         for section in SECTIONS:
             if section in document:
                 document[section] = _moved(run, section, document[section], folder, files, problems)
         if problems:
             raise ConfigError(problems)
     return render_training(config, name=run.config.name, run_config=document, out=out), files
+
+
+def _launch_problems(job: TrainingJob, launch: LaunchConfig | None) -> list[str]:
+    """Return where the pods of a training would not be the hosts of its processes."""
+    nodes, processes = (1, 1) if launch is None else (launch.nodes, launch.processes)
+    problems = []
+    if job.hosts != nodes:
+        problems.append(
+            f"k8s.training.hosts is {job.hosts}; training.launch.nodes is {nodes}; expected the "
+            "same number, because each pod is one host of the training"
+        )
+    gpus = job.resources.gpus
+    if gpus is not None and gpus != processes:
+        problems.append(
+            f"k8s.training.resources.gpus is {gpus}; training.launch.processes is {processes}; "
+            "expected the same number, because each process uses one GPU"
+        )
+    return problems
 
 
 def _moved(

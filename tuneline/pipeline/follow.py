@@ -7,12 +7,12 @@ rank 0 has prepared the data, trains with it, and is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
-from tuneline.pipeline.plan import Planned, plan_stage, select_stages
+from tuneline.pipeline.plan import plan_stage, select_stages
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.stage import ADAPTER, Line, Made, Stage
 
@@ -20,16 +20,11 @@ POLL_S = 1.0
 SAY_EVERY_S = 60.0
 
 
-def follow(
-    run: Run,
-    selected: Sequence[Stage],
-    base: ModelSource,
-    line: Line,
-    on_stage: Callable[[Planned, Artifact, float], None],
-) -> Made:
+def follow(run: Run, selected: Sequence[Stage], base: ModelSource, line: Line) -> Made:
     """Wait for the stages before the training, train with the other processes, and return both.
 
-    Nothing limits the wait: only the first process knows how long the data take.
+    Only rank 0 reports its stages and copies their artifacts elsewhere. Nothing limits the wait:
+    only rank 0 knows how long the data take.
     """
     made: Made = {}
     if ADAPTER not in [stage.name for stage in selected]:
@@ -39,11 +34,11 @@ def follow(
         made[needed.name] = _waited(run, needed, base, made)
     entry = plan_stage(run, stage, base, made)
     assert entry.path is not None  # noqa: S101 (the stages before it are made)
-    started_s = time.monotonic()
     is_current = entry.state == "current"
-    artifact = open_artifact(entry.path) if is_current else stage.step(line, made, entry.path)
-    made[stage.name] = artifact
-    on_stage(entry, artifact, 0.0 if is_current else time.monotonic() - started_s)
+    made[stage.name] = (
+        open_artifact(entry.path) if is_current else stage.step(line, made, entry.path)
+    )
+    logger.info("the training is done; rank 0 goes on with the line")
     return made
 
 

@@ -58,7 +58,7 @@ def up(
     base = resolve_base(run, download=True)
     if is_follower(run.config.training.launch):
         line = Line(run, base, LazyServer(run, base, ExitStack()).endpoint)
-        return follow(run, selected, base, line, on_stage)
+        return follow(run, selected, base, line)
     _require_ready(run, selected, base)
     made: Made = {}
     whole: set[str] = set()

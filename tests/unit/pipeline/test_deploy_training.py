@@ -8,6 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from training.launch.place import (
+    find_place,
+    is_follower,
+    is_placed,
+    meeting_point,
+    node_rank,
+)
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.deploy_training import render_run_training
 from tuneline.pipeline.run_config import load_run
@@ -90,3 +97,64 @@ def test_a_run_without_the_section_is_told_what_to_type(tmp_path: Path) -> None:
     path = write_run(tmp_path / "in", k8s={})
     with pytest.raises(ConfigError, match=r"k8s\.training: missing"):
         rendered(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("job", "launch", "message"),
+    [
+        ({"hosts": 2}, None, r"training\.hosts is 2; training\.launch\.nodes is 1;"),
+        ({"hosts": 2}, {"processes": 1, "nodes": 4}, r"hosts is 2; training\.launch\.nodes is 4;"),
+        ({}, {"processes": 1, "nodes": 2}, r"hosts is 1; training\.launch\.nodes is 2;"),
+        ({"resources": {"gpus": 4}}, None, r"gpus is 4; training\.launch\.processes is 1;"),
+        (
+            {"hosts": 2, "resources": {"gpus": 1}},
+            {"processes": 2, "nodes": 2},
+            r"gpus is 1; training\.launch\.processes is 2;",
+        ),
+    ],
+)
+def test_pods_that_are_not_the_hosts_of_the_launch_are_refused(
+    tmp_path: Path, job: dict[str, Any], launch: dict[str, Any] | None, message: str
+) -> None:
+    path = write_run(
+        tmp_path / "in",
+        training={"gradient_accumulation_steps": 8, "launch": launch},
+        k8s={"training": {**TRAINING, "kind": "job-set", **job}},
+    )
+    with pytest.raises(ConfigError, match=message) as caught:
+        rendered(path, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_variables_of_a_job_set_place_the_processes(tmp_path: Path, processes: int) -> None:
+    hosts = 3
+    path = write_run(
+        tmp_path / "in",
+        training={
+            "gradient_accumulation_steps": 6,
+            "launch": {"processes": processes, "nodes": hosts},
+        },
+        k8s={"training": {**TRAINING, "kind": "job-set", "hosts": hosts}},
+    )
+    rendered(path, tmp_path / "out")
+    (job_set,) = yaml.safe_load_all((tmp_path / "out" / "workload.yaml").read_text())
+    (replicated,) = job_set["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    launch = load_run(path).config.training.launch
+    assert launch is not None
+    for index in range(hosts):
+        variables = {
+            entry["name"]: entry.get("value", str(index))  # the other values are the pod's index
+            for entry in container["env"]
+        }
+        assert is_follower(launch, variables) == (index > 0)
+        assert meeting_point(launch, variables) == ("tickets-train-node-0-0.tickets-train", 29500)
+        # With one process in each pod, the pod trains itself; else it starts its processes.
+        assert is_placed(launch, variables) == (processes == 1)
+        if processes == 1:
+            place = find_place(launch, variables)
+            assert (place.rank, place.local_rank, place.size) == (index, 0, hosts)
+        else:
+            assert node_rank(launch, variables) == index

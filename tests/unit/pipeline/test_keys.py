@@ -27,6 +27,7 @@ from loadtest.workload_config import Delay, SessionsConfig
 from tests.unit.pipeline.fake_line import fake_made
 from training.config import JudgeConfig
 from training.config.data import SourceConfig
+from training.config.launch import LaunchConfig
 from training.config.search import ChoicesConfig
 from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
@@ -133,6 +134,8 @@ NOT_KEYED: dict[str, str] = {
     "loadtest.workload": "path",
     "training": """logging_steps save_steps save_minutes save_total_limit dataloader_num_workers
         report_to prometheus_port""",
+    "training.launch": """processes strategy nodes rendezvous timeout_s
+        reshard_after_forward""",
     "search": "space metric direction sampler pruner num_trials seed study",
     # A further stage.
     "evaluation": "forgetting",
@@ -254,6 +257,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "loadtest.workload.sessions": SessionsConfig(tool_delay_s=Delay(mean=1.0)),
         "loadtest.answers": AnswersConfig(tolerances=Tolerances()),
         "loadtest.cancellations": CancellationsConfig(after_s=1.0),
+        "training.launch": LaunchConfig(processes=1),
         "k8s.autoscaling": Autoscaling(by="hpa", max_replicas=2),
         "k8s.endpoint_picker": EndpointPicker(name="picker"),
         "k8s.gateway": Gateway(

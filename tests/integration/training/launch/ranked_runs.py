@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("preference", {**SHARED, "method": {"type": "dpo"}}),
 }  # fmt: skip
 STRATEGIES = {
-    "lora": ("ddp", "fsdp2"), "full": ("ddp", "fsdp2"), "packing": ("ddp",), "dpo": ("ddp",),
+    "lora": ("ddp", "fsdp2"), "full": ("fsdp2",), "packing": ("ddp",), "dpo": ("ddp",),
 }  # fmt: skip
 INTERRUPTED_AT = 3
 
@@ -70,7 +70,7 @@ def stop_at(step: int) -> None:
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    ShowProgress.on_step_end = on_step_end  # type: ignore[method-assign]
+    ShowProgress.on_step_end = on_step_end  # type: ignore[method-assign, assignment]
 
 
 def main(folder: Path) -> None:
@@ -128,8 +128,8 @@ def main(folder: Path) -> None:
     run("full", "killed", "fsdp2", lambda _rank: die_at("step", INTERRUPTED_AT))
     run("full", "killed", "fsdp2")
     # A kill of one process; two processes continue.
-    run("full", "moved", None, lambda _rank: die_at("step", INTERRUPTED_AT))
-    run("full", "moved", "fsdp2")
+    run("lora", "moved", None, lambda _rank: die_at("step", INTERRUPTED_AT))
+    run("lora", "moved", "fsdp2")
     (folder / "status.json").write_text(json.dumps(statuses))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ BUG = {"kind": "", "message": "RuntimeError: Connection closed by peer", "hint":
 OWN = {"kind": "ConfigError", "message": "training: the loss is nan", "hint": "Lower it."}
 
 
-def _say(folder: Path, rank: int, words: dict[str, str | None]) -> None:
+def _say(folder: Path, rank: int, words: Mapping[str, str | None]) -> None:
     error_file(folder, rank).write_text(json.dumps(words))
 
 
