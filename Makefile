@@ -8,7 +8,8 @@ READY := .venv/.ready-$(BUILD)
 RUN := examples/support-tickets/run.yaml
 # The tests that take longest first, so that no worker ends long after the others. Load tests come
 # before the servers, which would take the processor from their clients.
-FIRST := tests/e2e/line tests/integration/loadtest tests/e2e/serving tests/integration/pipeline
+FIRST := tests/e2e/line tests/integration/loadtest tests/e2e/k8s tests/e2e/serving \
+	tests/integration/pipeline
 TESTS := $(FIRST) $(filter-out $(FIRST),$(wildcard tests/integration/*)) tests/unit
 # Pages and folders whose prose follows docs/style.md.
 PAGES := $(wildcard *.md docs/*.md docs/decisions/*.md docs/how-to/*.md examples/*/*.md)

@@ -102,7 +102,7 @@ def main() -> None:
                 "from tuneline.models.source import resolve_model\n"
                 "values = dict(dtype='float32', enforce_eager=True, cpu_kvcache_space_gib=1,"
                 " max_model_len=1024, shutdown_timeout=120)\n"
-                "say = lambda endpoint: print(endpoint.url, flush=True)\n"
+                "say = lambda server: print(server.endpoint.url, flush=True)\n"
                 "sys.exit(serve_model(validate_config(ServingConfig, values, 'benchmark'),"
                 " resolve_model('tiny-base'), name='tiny-base', log_path=Path(sys.argv[1]),"
                 " on_ready=say))"

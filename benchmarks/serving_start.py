@@ -1,12 +1,14 @@
 """The time to ready: `python benchmarks/serving_start.py MODEL [--rounds N] [--checkout DIR ...]`.
 
 Starts plain vLLM and Tuneline's server in turn, with the same model, the same flags and a warm
-cache, and ends each as soon as it is ready. Prints the wall time and the CPU time (user and system,
-of all processes) of each start, then one JSON document with the medians, their ratios to plain
-vLLM, and where the time goes, from the timestamps of vLLM's log. `--checkout` names checkouts of
-other commits, each with its own `.venv`, that take part in each round.
+cache, and ends each as soon as it is ready. `--cold` adds a start of Tuneline's server with an
+empty cache to each round, and `--compiled` lets vLLM compile the model. `--checkout` names
+checkouts of other commits, each with its own `.venv`, that take part in each round.
 
-Other work on the machine changes the wall time; the CPU time changes less.
+Prints the wall time and the CPU time (user and system, of all processes) of each start, then one
+JSON document with the medians, their ratios to plain vLLM, and where the time goes, from the
+timestamps of vLLM's log. Other work on the machine changes the wall time; the CPU time changes
+less. The document names the load of the machine.
 """
 
 from __future__ import annotations
@@ -57,8 +59,10 @@ config = ServingConfig(**json.loads(flags))
 with running_server(
     config, resolve_model(model), name="start", log_path=Path(log), port=int(port)
 ):
+    print("ready", flush=True)  # the compile cache is recorded
     time.sleep(600)
 """
+COLD = "tuneline, cold"
 # The milestones of a start, as vLLM logs them.
 MILESTONES = {
     "imports of the front end": r"non-default args",
@@ -76,20 +80,31 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--checkout", type=Path, action="append", default=[])
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
     checkouts = {"tuneline": here, **{str(path): path.resolve() for path in options.checkout}}
+    if options.cold:
+        checkouts[COLD] = here
+    flags = {**FLAGS, "enforce_eager": not options.compiled}
     starts: dict[str, list[Start]] = {kind: [] for kind in ("plain", *checkouts)}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(options.rounds + 1):
             for kind, measured in starts.items():
-                start = time_to_ready(checkouts.get(kind), options.model.resolve(), Path(scratch))
+                home = Path(tempfile.mkdtemp(dir=scratch)) if kind == COLD else Path.home()
+                start = time_to_ready(
+                    checkouts.get(kind), options.model.resolve(), Path(scratch), flags, home
+                )
                 if number == 0:
                     continue  # fills the caches
                 measured.append(start)
                 print(f"{kind}: {start.wall_s:.1f} s wall, {start.cpu_s:.1f} s CPU", flush=True)
     plain = starts["plain"]
-    print(json.dumps({kind: summary(measured, plain) for kind, measured in starts.items()}))
+    document: dict[str, Any] = {kind: summary(measured, plain) for kind, measured in starts.items()}
+    document["load_average"] = os.getloadavg()
+    document["flags"] = flags
+    print(json.dumps(document))
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,9 @@ class Start:
     breakdown_s: dict[str, float]
 
 
-def time_to_ready(checkout: Path | None, model: Path, scratch: Path) -> Start:
+def time_to_ready(
+    checkout: Path | None, model: Path, scratch: Path, flags: dict[str, Any], home: Path
+) -> Start:
     """Start a server of a checkout, or plain vLLM for None; measure until it is ready; end it."""
     port = free_port()
     log, output_path = scratch / "vllm.log", scratch / "output"
@@ -107,13 +124,14 @@ def time_to_ready(checkout: Path | None, model: Path, scratch: Path) -> Start:
         log = output_path
         command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(model), "--port", str(port), "--host", "127.0.0.1"]
-        command += ["--dtype", FLAGS["dtype"], "--max-model-len", str(FLAGS["max_model_len"])]
-        command += ["--enforce-eager"]
+        command += ["--dtype", flags["dtype"], "--max-model-len", str(flags["max_model_len"])]
+        command += ["--enforce-eager"] if flags["enforce_eager"] else []
     else:
         command = [str(checkout / ".venv/bin/python"), "-P", "-c", SERVER]
-        command += [str(model), str(port), str(log), json.dumps(FLAGS)]
+        command += [str(model), str(port), str(log), json.dumps(flags)]
     env = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
-           "VLLM_CPU_KVCACHE_SPACE": "2", "PYTHONPATH": str(checkout or "")}  # fmt: skip
+           "VLLM_CPU_KVCACHE_SPACE": "2", "PYTHONPATH": str(checkout or ""),
+           "HOME": str(home)}  # fmt: skip
     with output_path.open("wb") as output:
         started_s = time.monotonic()
         process = subprocess.Popen(
@@ -126,7 +144,14 @@ def time_to_ready(checkout: Path | None, model: Path, scratch: Path) -> Start:
                     sys.exit(f"the server ended:\n{output_path.read_text()[-3000:]}")
                 time.sleep(0.05)
             wall_s = time.monotonic() - started_s
-            return Start(wall_s, cpu_of_tree(process.pid), milestones(log))
+            start = Start(wall_s, cpu_of_tree(process.pid), milestones(log))
+            while (
+                checkout is not None
+                and "ready\n" not in output_path.read_text()
+                and process.poll() is None
+            ):
+                time.sleep(0.05)
+            return start
         finally:
             # Tuneline's server is a group of its own and follows its supervisor.
             with contextlib.suppress(ProcessLookupError):

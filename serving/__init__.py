@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from serving.command.memory import require_memory
     from serving.command.parser_check import check_flags
     from serving.compare import ask_each, converse_with_each
+    from serving.kernels.command import bake_kernels
     from serving.parity import prove_served
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
@@ -35,6 +36,7 @@ __all__ = [
     "answers",
     "answers_chats",
     "ask_each",
+    "bake_kernels",
     "check_flags",
     "converse",
     "converse_with_each",
@@ -63,6 +65,7 @@ __getattr__ = lazy_face(
         "answers": "serving.chat:answers",
         "answers_chats": "serving.supervisor.restarts:answers_chats",
         "ask_each": "serving.compare:ask_each",
+        "bake_kernels": "serving.kernels.command:bake_kernels",
         "check_flags": "serving.command.parser_check:check_flags",
         "converse": "serving.chat:converse",
         "converse_with_each": "serving.compare:converse_with_each",

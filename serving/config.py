@@ -105,8 +105,12 @@ class ServingConfig(StrictModel):
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     tensor_parallel_size: int | None = Field(default=None, ge=1)
     """GPUs that share the model."""
-    enforce_eager: bool = False
-    """Skip compilation: a quicker start and slower answers."""
+    enforce_eager: bool | None = None
+    """Skip compilation: a quicker start and slower answers. None compiles, except for LoRA on a
+    CPU: vLLM compiles nothing there, and without the flag it takes slower functions."""
+    compile_cache: str | None = Field(default=None, json_schema_extra={"keyed": False})
+    """A baked compile cache, made by `tuneline serve RUN.yaml --bake DIR`; relative to the
+    run.yaml. It fills the user's own cache if that has no kernels, and every file is checked."""
     cpu_kvcache_space_gib: int = Field(default=2, ge=1)
     """Memory for the KV cache on a CPU (`VLLM_CPU_KVCACHE_SPACE`); vLLM's own default takes most of
     the memory. A GPU has `gpu_memory_utilization` instead."""

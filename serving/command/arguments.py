@@ -117,6 +117,7 @@ def _flags_here(
         served_names=names,
         host=host,
         port=port,
+        is_cpu=not gpu_names(),
         template_defaults=_template_defaults(model.path, adapter_path),
     )
 
@@ -130,6 +131,7 @@ def server_flags(
     host: str,
     port: int,
     adapter_at: str | None = None,
+    is_cpu: bool = False,
     template_defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Flag]:
     """Return the flags of `vllm serve`, the same in a process here and in a container.
@@ -138,6 +140,7 @@ def server_flags(
         model: The model's folder as the server sees it.
         adapter: The adapter's folder as this process sees it, in adapter mode.
         adapter_at: The adapter's folder as the server sees it, if that is another path.
+        is_cpu: Whether the server is known to compute on a CPU.
         template_defaults: The variables that the chat template sets itself.
 
     Raises:
@@ -162,6 +165,10 @@ def server_flags(
     flags.append(Flag(("--served-model-name", *base_names(served_names, adapter)), reason))
     if adapter is not None or config.adapters is not None:
         flags += lora_flags(config, adapter, adapter_at or str(adapter), served_names)
+        if is_cpu and config.enforce_eager is None:
+            # vLLM 0.32 chooses functions for a compiler, and then leaves the compiler out.
+            reason = "LoRA on a CPU: vLLM compiles nothing, and eager functions are the faster ones"
+            flags.append(Flag(("--enforce-eager",), reason))
     return flags + configured_flags(config, template_defaults)
 
 

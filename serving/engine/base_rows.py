@@ -12,6 +12,8 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from serving.engine import stored_graph
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,6 +30,7 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
+    stored_graph.register()
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 

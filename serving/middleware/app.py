@@ -60,15 +60,16 @@ from serving.middleware.metrics import (
     DRAINING,
     IN_FLIGHT,
     KEY_REQUESTS,
+    READY_PHASE_SECONDS,
     READY_SECONDS,
     REQUESTS,
     RESTARTS,
     STALLED,
-    process_age_s,
 )  # fmt: skip
 from serving.middleware.models_page import answer_models
 from serving.middleware.routes import ADAPTERS, MODELS, ROUTES, Route, find_route
 from serving.middleware.settings import read_settings
+from serving.middleware.startup import process_age_s, start_phases_s
 
 if TYPE_CHECKING:
     from serving.middleware.adapters import Adapters
@@ -92,6 +93,8 @@ class TunelineMiddleware:
         self._has_handed_on = False
         self._inner_scope: Scope = {}
         self._engines = engine_processes()
+        self._built_s = process_age_s()
+        self._phases_s: dict[str, float] = {}
         self._facts = {
             name: environ.get(f"TUNELINE_ARTIFACT_{name.upper()}", "")
             for name in ("name", "kind", "digest")
@@ -304,6 +307,7 @@ class TunelineMiddleware:
     async def _ready(self, exchange: Exchange) -> None:
         self._refuse_if_unable()
         document: dict[str, Any] = {"status": "ready", "instance": self._instance, **self._facts}
+        document["start_s"] = self._phases_s
         if self.adapters is not None:
             if not self.adapters.is_restored:
                 raise Refusal(503, "The adapters are being proven.", retry_after_s=RETRY_AFTER_S)
@@ -330,14 +334,23 @@ class TunelineMiddleware:
         async def started(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 call_on_sigterm(self.drain)
-                READY_SECONDS.set(process_age_s())
                 self._engines = engine_processes()
+                self._say_start()
                 self._watching = asyncio.create_task(self._watch())
                 if self.adapters is not None:
                     self._restoring = asyncio.create_task(self.adapters.restore())
             await send(message)
 
         return started
+
+    def _say_start(self) -> None:
+        ready_s = process_age_s()
+        engines = [engine.pid for engine in self._engines if engine.pid is not None]
+        phases_s = start_phases_s(self._built_s, ready_s, engines)
+        self._phases_s = {name: round(seconds, 2) for name, seconds in phases_s.items()}
+        READY_SECONDS.set(ready_s)
+        for name, seconds in phases_s.items():
+            READY_PHASE_SECONDS.labels(phase=name).set(seconds)
 
     async def _watch(self) -> None:
         """Look at the engine's progress for as long as the server runs."""

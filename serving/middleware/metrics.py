@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 from prometheus_client import Counter, Gauge
 
 # Gauges and counters with labels, no Info and no collector: only these work when several
@@ -18,6 +15,12 @@ ARTIFACT_INFO = Gauge(
 READY_SECONDS = Gauge(
     "tuneline_ready_seconds",
     "Seconds from the start of the process until it accepted requests.",
+    multiprocess_mode="max",
+)
+READY_PHASE_SECONDS = Gauge(
+    "tuneline_ready_phase_seconds",
+    "The parts of tuneline_ready_seconds: imports, engine, routes.",
+    ["phase"],
     multiprocess_mode="max",
 )
 DRAINING = Gauge(
@@ -80,11 +83,3 @@ KEYS_FILE_OK = Gauge(
     "0 while the keys file cannot be used and the earlier keys stay.",
     multiprocess_mode="min",
 )
-
-
-def process_age_s() -> float:
-    """Return the seconds since the kernel started this process (field 22 of proc_pid_stat(5))."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
-        # The second field is the name in parentheses, which may itself hold spaces and parentheses.
-        start_ticks = int(file.read().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")

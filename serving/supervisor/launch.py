@@ -5,7 +5,8 @@ named `vllm`), so this module calls the same parser and the same `serve` command
 
 The supervisor passes the read end of a pipe in `TUNELINE_LIFELINE`. The kernel closes the other end
 when the supervisor is gone, for whatever reason, and the process group then ends: a server that
-outlives its supervisor would hold its GPU and its port for nobody.
+outlives its supervisor would hold its GPU and its port for nobody. A byte in the pipe says that the
+model's files are checked: imports need no model, so the supervisor checks the files during them.
 
 vLLM for CPUs spawns two further processes, the engine and its worker, and each imports torch,
 transformers and vLLM again: two thirds of the time to ready. They fork here where a fork gives the
@@ -33,13 +34,16 @@ BINDING = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CP
 
 def main() -> None:
     descriptor = os.environ.pop(LIFELINE, None)
-    if descriptor is not None:
-        threading.Thread(target=_end_with, args=(int(descriptor),), daemon=True).start()
+    may_load = threading.Event()
+    if descriptor is None:
+        may_load.set()
+    else:
+        threading.Thread(target=_follow, args=(int(descriptor), may_load), daemon=True).start()
     # Modules stay loaded, so a collection during their import only costs time.
     gc.disable()
     if can_fork_workers(os.environ, len(os.sched_getaffinity(0)), _vllm_folder()):
         _fork_workers()
-    _serve()
+    _serve(may_load)
 
 
 def can_fork_workers(environ: Mapping[str, str], num_cpus: int, vllm: Path) -> bool:
@@ -76,6 +80,11 @@ def _fork_workers() -> None:
     import vllm.v1.engine.core
     import vllm.v1.executor.multiproc_executor
     import vllm.v1.worker.cpu_worker  # noqa: F401
+    from vllm.model_executor.models import registry
+
+    # vLLM inspects a model's class that is not in its cache in a process of its own, which keeps
+    # CUDA out of this one and imports everything again.
+    registry._run_in_subprocess = lambda inspect: inspect()
 
     os.register_at_fork(after_in_child=_leave_to_parent)
 
@@ -105,12 +114,14 @@ def _is_tcp(descriptor: int) -> bool:
         return False
 
 
-def _end_with(descriptor: int) -> None:
-    os.read(descriptor, 1)  # nobody writes: it returns when the other end is closed
+def _follow(descriptor: int, may_load: threading.Event) -> None:
+    """Let the model be loaded after a byte, and end the group when the other end is closed."""
+    while os.read(descriptor, 1):
+        may_load.set()
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _serve() -> None:
+def _serve(may_load: threading.Event) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -120,6 +131,7 @@ def _serve() -> None:
     # Forked processes then share these objects with this one.
     gc.freeze()
     gc.enable()
+    may_load.wait()
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
     args = parser.parse_args()

@@ -8,29 +8,41 @@ still loading and vLLM does not hear SIGTERM; or by the lifeline (see
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import http.client
 import json
 import os
 import secrets
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.command.arguments import Command, served_names, vllm_command
 from serving.command.keys import readable_keys
-from serving.command.memory import require_memory
 from serving.command.parser_check import check_flags
 from serving.command.vllm_version import require_vllm
 from serving.config import ServingConfig
+from serving.kernels.bake import fill_cache
+from serving.kernels.cache import CompileCache, temporary_cache
 from serving.supervisor.diagnosis import why_not_loaded
 from serving.supervisor.group import kill_group
-from serving.supervisor.ports import reachable, reserved_port
+from serving.supervisor.plan import Launch, plan_launch
+from serving.supervisor.ports import reserved_port
+from serving.supervisor.preparation import Preparation, prepare
 from serving.supervisor.signals import Stops
-from serving.supervisor.vllm_log import cause, keep_earlier_logs, last_lines
+from serving.supervisor.vllm_log import (
+    cause,
+    engine_parts_s,
+    is_disk_full,
+    keep_earlier_logs,
+    last_lines,
+    with_engine_parts,
+)
 from tuneline.core.artifact import Artifact, cannot_write
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError, TunelineError
@@ -51,8 +63,11 @@ class RunningServer:
     """Of the HTTP server, which is also the id of its process group."""
     ready_s: float
     """From the start of the process until it was ready."""
+    start_s: dict[str, float]
+    """The parts of `ready_s`: imports, engine, weights, compile and warm-up, routes."""
     served_names: list[str]
     log_path: Path
+    cache: CompileCache
 
 
 @contextmanager
@@ -65,6 +80,7 @@ def running_server(
     log_path: Path,
     host: str = "127.0.0.1",
     port: int | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[RunningServer]:
     """Serve a model for as long as the block lasts; afterwards no process of it is left.
 
@@ -73,17 +89,19 @@ def running_server(
         adapter: In adapter mode, the adapter to serve next to `model`, its base.
         log_path: Where vLLM's output goes; earlier files are kept as `NAME.1`, `NAME.2`.
         port: None takes a free one.
+        check: Checks the model's files, in a thread, before vLLM reads them.
 
     Raises:
-        ArtifactError: The server died while loading, and the model folder is broken.
+        ArtifactError: The server died while loading, and the model folder is broken; or `check`
+            has raised it.
         ConfigError: A key is required and missing, or the mode and the adapter do not fit.
         MissingError: vLLM is not installed.
         ServerError: The port is taken, or the server died or was not ready in time.
     """
     with reserved_port(host, port) as port:
-        server = Server(plan_launch(config, model, adapter, name, log_path, host, port))
-        server.start()
+        server = Server(plan_launch(config, model, adapter, name, log_path, host, port), check)
         try:
+            server.start()
             server.wait_until_ready()
             try:
                 yield server.running()
@@ -95,7 +113,7 @@ def running_server(
             if server.exit_code() is not None:
                 logger.warning("%s", server.death("while it was in use").message)
         finally:
-            server.stop()
+            server.close()
 
 
 def require_server(config: ServingConfig) -> None:
@@ -114,54 +132,18 @@ def require_server(config: ServingConfig) -> None:
         pass
 
 
-@dataclass(frozen=True)
-class Launch:
-    """The data to start a server, and to start it again."""
-
-    config: ServingConfig
-    model: ModelSource
-    command: Command
-    names: list[str]
-    address: tuple[str, int]
-    """Where this machine reaches it."""
-    log_path: Path
-
-
-def plan_launch(
-    config: ServingConfig,
-    model: ModelSource,
-    adapter: Artifact | Path | None,
-    name: str,
-    log_path: Path,
-    host: str,
-    port: int,
-) -> Launch:
-    """Return how to serve `model` as `name` on a port that is reserved already.
-
-    Raises:
-        ConfigError: A key is required and missing, the mode and the adapter do not fit, or the
-            server does not fit into memory.
-        MissingError: vLLM is not installed, or its version has known holes.
-    """
-    require_vllm()
-    require_memory(config, model.path, is_start=True)
-    digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
-    names = served_names(name, digest)
-    command = vllm_command(
-        config, model=model, adapter=adapter, served_names=names, host=host, port=port,
-        environ=os.environ, state_dir=log_path.parent / "adapters",
-    )  # fmt: skip
-    return Launch(config, model, command, names, (reachable(host), port), log_path)
-
-
 class Server:
     """One server: its process while there is one. A class, since a restart keeps the launch."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, check: Callable[[], None] | None = None) -> None:
         self.launch = launch
         self.restarts = 0
+        self._checks = [self._check_cache, *([check] if check is not None else [])]
+        self._preparation: Preparation | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
+        self._lifeline_lock = threading.Lock()
+        self._start_s: dict[str, float] = {}
         self._ready_s: float | None = None
         self._instance = ""
 
@@ -177,11 +159,15 @@ class Server:
         except OSError as error:
             raise cannot_write(self.launch.log_path, error) from error
         read_end, self._lifeline = os.pipe()
-        env = self.launch.command.env | {
-            "TUNELINE_LIFELINE": str(read_end),
-            "TUNELINE_RESTARTS": str(self.restarts),
-            "TUNELINE_INSTANCE": self._instance,
-        }
+        env = (
+            self.launch.command.env
+            | self.launch.cache.env(os.environ)
+            | {
+                "TUNELINE_LIFELINE": str(read_end),
+                "TUNELINE_RESTARTS": str(self.restarts),
+                "TUNELINE_INSTANCE": self._instance,
+            }
+        )
         try:
             with log:
                 self._log_start = log.tell()
@@ -191,6 +177,22 @@ class Server:
                 )  # fmt: skip
         finally:
             os.close(read_end)
+        # After a crash the files are those of the first start.
+        checks = self._checks if self.restarts == 0 else []
+        self._preparation = prepare(checks, self.launch.model.path, self._let_load)
+
+    def _check_cache(self) -> None:
+        cache, baked = self.launch.cache, self.launch.config.compile_cache
+        cache.check()
+        if baked is not None and not cache.is_warm:
+            fill_cache(cache, Path(baked))
+
+    def _let_load(self) -> None:
+        with self._lifeline_lock:
+            if self._lifeline is not None:
+                # vLLM has ended, and the main thread sees it.
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(self._lifeline, b"1")
 
     @property
     def pid(self) -> int:
@@ -208,14 +210,18 @@ class Server:
     def wait_until_ready(self, stops: Stops | None = None) -> bool:
         """Whether it got ready; False where it was asked to stop before."""
         stops = stops or Stops()
-        deadline_s = self._started_s + self.launch.config.ready_timeout_s
         with progress("loading the model", unit="s") as advance:
             while not self._answers_ready():
                 if stops.requested:
                     return False
+                if self._preparation is not None and self._preparation.error is not None:
+                    raise self._preparation.error
                 if self.exit_code() is not None:
-                    raise why_not_loaded(self.death("while loading"), self.launch.model)
-                if time.monotonic() > deadline_s:
+                    death = self.death("while loading")
+                    if not self._has_left_full_cache():
+                        raise why_not_loaded(death, self.launch.model)
+                    logger.warning("%s\nvLLM starts again without the compile cache", death.message)
+                if time.monotonic() - self._started_s > self.launch.config.ready_timeout_s:
                     raise self._failure(
                         f"vLLM was not ready after {self.launch.config.ready_timeout_s:g} s",
                         "Raise serving.ready_timeout_s if the log shows that it was still loading.",
@@ -223,6 +229,19 @@ class Server:
                 advance(round(time.monotonic() - self._started_s))
                 time.sleep(POLL_INTERVAL_S)
         self._ready_s = round(time.monotonic() - self._started_s, 2)
+        self.launch.cache.record()
+        return True
+
+    def _has_left_full_cache(self) -> bool:
+        """Start again with a temporary compile cache if vLLM died of a full disk."""
+        cache = self.launch.cache
+        lines = last_lines(self.launch.log_path, self._log_start)
+        if not cache.is_kept or not is_disk_full(lines):
+            return False
+        self.stop()
+        cache.close()
+        self.launch = dataclasses.replace(self.launch, cache=temporary_cache(cache.key))
+        self.start()
         return True
 
     def running(self) -> RunningServer:
@@ -234,8 +253,10 @@ class Server:
             metrics_url=f"{url}/metrics",
             pid=self.pid,
             ready_s=self._ready_s,
+            start_s=self._start_s,
             served_names=self.launch.names,
             log_path=self.launch.log_path,
+            cache=self.launch.cache,
         )
 
     def death(self, when: str) -> ServerError:
@@ -256,6 +277,8 @@ class Server:
         """End every process of the group; called again it does nothing."""
         if self._process is None:
             return
+        if self._preparation is not None:
+            self._preparation.ended.set()
         try:
             if self._ready_s is not None and self.exit_code() is None and not self.is_stuck():
                 self._drain(stops or Stops())
@@ -263,9 +286,19 @@ class Server:
             kill_group(self.pid)
             self._process.wait()
             self._process = None
-            if self._lifeline is not None:
-                os.close(self._lifeline)
-                self._lifeline = None
+            with self._lifeline_lock:
+                if self._lifeline is not None:
+                    os.close(self._lifeline)
+                    self._lifeline = None
+        if self._ready_s is not None:
+            self.launch.cache.record()
+
+    def close(self) -> None:
+        """End the server and leave its compile cache to others."""
+        try:
+            self.stop()
+        finally:
+            self.launch.cache.close()
 
     def _drain(self, stops: Stops) -> None:
         signals_before = stops.requested
@@ -297,6 +330,9 @@ class Server:
                 hint=f"Who holds it: ss -ltnp 'sport = :{port}'; leave serving.port out for a "
                 "free port.",
             )
+        self._start_s = with_engine_parts(
+            found.get("start_s", {}), engine_parts_s(self.launch.log_path, self._log_start)
+        )
         return True
 
     def is_stuck(self) -> bool:

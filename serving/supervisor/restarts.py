@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from serving.config import ServingConfig
+from serving.supervisor.plan import plan_launch
 from serving.supervisor.ports import reserved_port
-from serving.supervisor.process import POLL_INTERVAL_S, RunningServer, Server, plan_launch
+from serving.supervisor.process import POLL_INTERVAL_S, RunningServer, Server
 from serving.supervisor.signals import Stops, stop_signals
 from tuneline.core.artifact import Artifact
-from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger
 from tuneline.models.companion_files import has_chat_template
@@ -39,7 +40,8 @@ def serve_model(
     name: str,
     adapter: Artifact | Path | None = None,
     log_path: Path,
-    on_ready: Callable[[Endpoint], None] | None = None,
+    on_ready: Callable[[RunningServer], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> int:
     """Serve until SIGINT or SIGTERM, then let answers in progress finish; a second signal ends it
     at once. A server that crashes or whose engine is stuck is started again, after a pause and at
@@ -52,11 +54,13 @@ def serve_model(
         adapter: In adapter mode, the adapter to serve next to `model`, its base.
         log_path: Where vLLM's output goes; an earlier files are kept.
         on_ready: Called when it can be asked, again after each restart.
+        check: Checks the model's files, in a thread, before vLLM reads them.
 
     Returns:
         0 after a signal; 128 and the signal's number if the server was not ready by then.
 
     Raises:
+        ArtifactError: `check` has raised it.
         ConfigError: A key is required and missing, or the mode and the adapter do not fit.
         MissingError: vLLM is not installed.
         ServerError: The port is taken, the server was not ready in time, or it crashed more than
@@ -65,8 +69,11 @@ def serve_model(
     chats = answers_chats(config, model, adapter)
     if not chats:
         logger.warning("%s", f"{model.path} {WITHOUT_TEMPLATE}")
-    with reserved_port(config.host, config.port) as port, stop_signals() as stops:
-        server = Server(plan_launch(config, model, adapter, name, log_path, config.host, port))
+    with ExitStack() as stack:
+        port = stack.enter_context(reserved_port(config.host, config.port))
+        stops = stack.enter_context(stop_signals())
+        launch = plan_launch(config, model, adapter, name, log_path, config.host, port)
+        server = stack.enter_context(closing(Server(launch, check)))
         ended_s: list[float] = []
         while True:
             server.start()
@@ -74,7 +81,7 @@ def serve_model(
                 if server.wait_until_ready(stops):
                     logger.info("%s", _how_to_call(server.running(), config, chats))
                     if on_ready is not None:
-                        on_ready(server.running().endpoint)
+                        on_ready(server.running())
                     is_stuck = _watch(server, stops)
                     if stops.requested:
                         server.stop(stops)
@@ -159,8 +166,11 @@ def _how_to_call(ready: RunningServer, config: ServingConfig, chats: bool) -> st
     body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Hello"}
     route = "chat/completions" if chats else "completions"
     names = ", ".join(ready.served_names)
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in ready.start_s.items())
+    kernels = "warm" if ready.cache.is_warm else "empty"
     return (
-        f"ready after {ready.ready_s:.0f} s: {endpoint.url} serves {names}\n"
+        f"ready after {ready.ready_s:.1f} s: {endpoint.url} serves {names}\n"
+        f"  seconds: {parts}; the compile cache was {kernels}\n"
         f"  curl {endpoint.url}/{route} -H 'Content-Type: application/json'"
         f"{authorization} -d '{json.dumps(body)}'\n"
         f"  metrics: {ready.metrics_url}   log: {ready.log_path}   stop: Ctrl-C"

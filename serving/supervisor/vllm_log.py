@@ -1,4 +1,4 @@
-"""Reading the end of vLLM's log: which line says why the server died."""
+"""Reading vLLM's log: which line says why the server died, and where its start spent time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ PREFIX = re.compile(
 )
 ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*(?:Error|Exception|Exit))(: .*)?$")
 USAGE = re.compile(r"^vllm serve: error: (.*)$")
+
+# Seconds that vLLM's processes report for themselves; with several workers, the longest counts.
+TOOK = {
+    "weights": re.compile(r"(?:Initializing model|Loading weights) took ([\d.]+) s"),
+    "compile and warm-up": re.compile(r"init engine \(.*\) took ([\d.]+) s"),
+}
 
 # The front end's own error, which only says that the engine had one.
 SECOND_HAND = ("Engine core initialization failed", "WorkerProc initialization failed")
@@ -36,6 +42,38 @@ def last_lines(path: Path, start: int = 0) -> list[str]:
         log.seek(max(start, log.tell() - TAIL_BYTES))
         text = log.read().decode(errors="replace")
     return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def engine_parts_s(path: Path, start: int = 0) -> dict[str, float]:
+    """Return the seconds of the parts of the engine's start, from the log behind byte `start`."""
+    with path.open("rb") as log:
+        log.seek(start)
+        lines = log.read().decode(errors="replace").splitlines()
+    found: dict[str, dict[str, float]] = {}
+    for line in lines:
+        for part, pattern in TOOK.items():
+            if match := pattern.search(line):
+                process = line.partition(") ")[0]
+                seconds = found.setdefault(part, {})
+                seconds[process] = seconds.get(process, 0.0) + float(match[1])
+    return {part: round(max(seconds.values()), 2) for part, seconds in found.items()}
+
+
+def with_engine_parts(phases_s: dict[str, float], parts_s: dict[str, float]) -> dict[str, float]:
+    """Return the phases of a start with the parts of `engine` taken out of it, in their order."""
+    start_s: dict[str, float] = {}
+    for phase, seconds in phases_s.items():
+        if phase == "engine":
+            start_s[phase] = max(round(seconds - sum(parts_s.values()), 2), 0.0)
+            start_s |= parts_s
+        else:
+            start_s[phase] = seconds
+    return start_s
+
+
+def is_disk_full(lines: Sequence[str]) -> bool:
+    """Return whether the end of the log says that a disk is full."""
+    return any("No space left on device" in line for line in lines)
 
 
 def cause(lines: Sequence[str]) -> tuple[str | None, list[str]]:

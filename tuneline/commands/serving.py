@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,9 +28,19 @@ from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from serving import Answer, Flag
+    from serving import Answer, Flag, RunningServer
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
+    from tuneline.models.source import ModelSource
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The model that is served, its adapter, and the check of their files."""
+
+    model: ModelSource
+    adapter: Artifact | None = None
+    check: Callable[[], None] | None = None
 
 
 def serve(
@@ -40,21 +52,39 @@ def serve(
     show: Annotated[
         bool, typer.Option("--print", help="Print vLLM's flags, each with its reason, and exit.")
     ] = False,
+    bake: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Start once, keep the compiled kernels in DIR, and exit."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a run's model, or any folder, with vLLM."""
-    from serving import answers_chats, explain_server, serve_model
+    from serving import answers_chats, bake_kernels, explain_server, serve_model
 
-    config, model, adapter, name = _to_serve(target, overrides, runs_dir, host, port)
+    config, what, name = _to_serve(target, overrides, runs_dir, host, port)
+    model, adapter = what.model, what.adapter
     if show:
+        refuse("with --print", {"--bake": bake})
         flags = explain_server(config, model, name=name, adapter=adapter)
         _print_flags(flags, as_json)
         return
     log_path = runs_dir / name / "serve.log"
+    if bake is not None:
+        baked = bake_kernels(
+            config, model, name=name, adapter=adapter, log_path=log_path, out=bake,
+            check=what.check,
+        )  # fmt: skip
+        _print_baked(bake, baked, target, as_json)
+        return
     chats = answers_chats(config, model, adapter)
 
-    def on_ready(endpoint: Endpoint) -> None:
-        document = {"url": endpoint.url, "model": endpoint.model, "log": str(log_path)}
+    def on_ready(server: RunningServer) -> None:
+        endpoint = server.endpoint
+        document = {
+            "url": endpoint.url, "model": endpoint.model, "log": str(log_path),
+            "ready_s": server.ready_s, "start_s": server.start_s,
+            "compile_cache": "warm" if server.cache.is_warm else "empty",
+        }  # fmt: skip
         lines = [f"ready: {endpoint.url}  model {endpoint.model}"]
         if chats:
             lines.append(
@@ -65,9 +95,24 @@ def serve(
         emit({**document, "answers_chats": chats}, lines, as_json)
 
     code = serve_model(
-        config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready
-    )
+        config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready,
+        check=what.check,
+    )  # fmt: skip
     raise typer.Exit(code)
+
+
+def _print_baked(folder: Path, baked: Artifact, target: Path, as_json: bool) -> None:
+    """Print where a compile cache is, and how a server uses it."""
+    size_mib = baked.manifest.metrics["size_bytes"] / 2**20
+    emit(
+        {"compile_cache": str(folder), "digest": baked.digest},
+        [
+            f"compile cache: {folder} ({len(baked.manifest.files)} files, {size_mib:.1f} MiB)",
+            f"  tuneline serve {shlex.quote(str(target))} --set serving.compile_cache="
+            f"{shlex.quote(str(folder.resolve()))}",
+        ],
+        as_json,
+    )
 
 
 def _print_flags(flags: list[Flag], as_json: bool) -> None:
@@ -148,7 +193,8 @@ def _chat_server(
     """Serve a run's model or a model folder for a chat; give its endpoint and the run's name."""
     from serving import answers_chats, running_server
 
-    config, source, adapter, name = _to_serve(target, overrides, runs_dir, None, None)
+    config, what, name = _to_serve(target, overrides, runs_dir, None, None)
+    source, adapter = what.model, what.adapter
     if not answers_chats(config, source, adapter):
         raise ConfigError(
             f"{source.path}: the model has no chat template, so it cannot chat",
@@ -157,7 +203,9 @@ def _chat_server(
     # The adapters of a run belong to its live server, which has their folder locked.
     config = config.model_copy(update={"adapters": None})
     log_path = runs_dir / name / "chat.log"
-    with running_server(config, source, name=name, adapter=adapter, log_path=log_path) as server:
+    with running_server(
+        config, source, name=name, adapter=adapter, log_path=log_path, check=what.check
+    ) as server:
         yield server.endpoint, name
 
 
@@ -219,12 +267,12 @@ def _to_serve(
     runs_dir: Path,
     host: str | None,
     port: int | None,
-) -> tuple[Any, Any, Artifact | None, str]:
-    """Return configuration, model, adapter and name to serve, from a run or from a model folder."""
+) -> tuple[Any, _Target, str]:
+    """Return configuration, model and name to serve, from a run or from a model folder."""
     from serving.config import ServingConfig
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
-    from tuneline.pipeline.finished_run import served_by_run
+    from tuneline.pipeline.finished_run import check_served, served_by_run
     from tuneline.pipeline.server import serving_config
 
     chosen = {
@@ -234,12 +282,13 @@ def _to_serve(
         model = resolve_model(str(target))
         values = {**_serving_overrides(overrides or []), **chosen}
         config = validate_config(ServingConfig, values, "tuneline serve")
-        return config, model, None, target.resolve().name
+        return config, _Target(model), target.resolve().name
     run = open_run(target, overrides, runs_dir)
     served = served_by_run(run)
     values = {**serving_config(run).model_dump(), **chosen}
     config = validate_config(ServingConfig, values, "tuneline serve")
-    return config, served.model, served.adapter, run.config.name
+    check = partial(check_served, served)
+    return config, _Target(served.model, served.adapter, check), run.config.name
 
 
 def _serving_overrides(overrides: list[str]) -> dict[str, Any]:

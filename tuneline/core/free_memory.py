@@ -17,6 +17,11 @@ def free_memory_bytes() -> int:
     """Return the free memory of the first GPU if there is one, else of this host or container."""
     if gpu_names():
         return gpu_memory_bytes("free")
+    return free_host_bytes()
+
+
+def free_host_bytes() -> int:
+    """Return the free memory of this host or container."""
     return int(min(_host_bytes(MEMINFO, "MemAvailable"), _cgroup_bytes(CGROUP)))
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from loadtest.config import LoadTestConfig
-from tuneline.core.artifact import Input, verify_artifact
+from tuneline.core.artifact import Input, open_artifact, verify_artifact
 from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import Messages
@@ -31,13 +31,23 @@ class LoadTarget:
 
 
 def served_by_run(run: Run) -> Served:
-    """Return what a finished run serves.
+    """Return what a finished run serves; `check_served` compares its files with the manifest.
 
     Raises:
         NotAnArtifactError: The served artifact is stale.
-        TamperedError: The served artifact differs from its manifest.
     """
-    return served(run, resolve_base(run, download=True), _checked(run, served_stage(run.config)))
+    stage = served_stage(run.config)
+    (artifact,) = current(run, stage)
+    return served(run, resolve_base(run, download=True), {stage: artifact})
+
+
+def check_served(served: Served) -> None:
+    """Read every byte of the artifact that a run serves.
+
+    Raises:
+        TamperedError: The artifact differs from its manifest.
+    """
+    verify_artifact(served.adapter or open_artifact(served.model.path))
 
 
 @contextlib.contextmanager

@@ -51,6 +51,8 @@ def serving_config(run: Run) -> ServingConfig:
     paths: dict[str, Any] = {}
     if config.keys_file is not None:
         paths["keys_file"] = str(run.resolve(config.keys_file))
+    if config.compile_cache is not None:
+        paths["compile_cache"] = str(run.resolve(config.compile_cache))
     if config.adapters is not None:
         root = str(run.resolve(config.adapters.root))
         paths["adapters"] = config.adapters.model_copy(update={"root": root})

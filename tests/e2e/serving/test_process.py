@@ -13,7 +13,7 @@ import pytest
 
 from serving.config import ServingConfig
 from serving.supervisor.process import running_server
-from tuneline.core.errors import ArtifactError, ServerError
+from tuneline.core.errors import ArtifactError, ServerError, TamperedError
 from tuneline.models.source import ModelSource, resolve_model
 
 
@@ -42,6 +42,22 @@ def test_a_model_that_cannot_be_read_says_why(
     assert any(f"{broken}: transformers cannot load it: SafetensorError" in line for line in lines)
     assert caught.value.exit_code == 3
     assert "SafetensorError" in log_path.read_text()
+
+
+def test_a_model_that_fails_its_check_is_not_loaded(
+    base: ModelSource, tmp_path: Path, serving_settings: dict[str, Any]
+) -> None:
+    def check() -> None:
+        raise TamperedError("model: differs from its manifest")
+
+    log_path = tmp_path / "vllm.log"
+    with pytest.raises(TamperedError, match="differs from its manifest"):  # noqa: SIM117
+        with running_server(
+            ServingConfig(**serving_settings), base, name="t", log_path=log_path, check=check
+        ):
+            pytest.fail("it got ready")
+    assert log_path.exists(), "vLLM was started"
+    assert "non-default args" not in log_path.read_text(), "vLLM has read its arguments"
 
 
 def test_a_flag_that_vllm_does_not_know_says_so(

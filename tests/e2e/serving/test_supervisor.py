@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from tuneline.core.progress import set_up_logging
 
 set_up_logging()
 config = ServingConfig(**json.loads(sys.argv[2]))
-ready = lambda endpoint: print(json.dumps({"url": endpoint.url}), flush=True)
+ready = lambda server: print(json.dumps({"url": server.endpoint.url}), flush=True)
 log_path = Path("vllm.log")
 model = resolve_model(sys.argv[1])
 sys.exit(serve_model(config, model, name="t", log_path=log_path, on_ready=ready))
@@ -84,13 +85,19 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
     stderr = (tmp_path / "stderr").read_text()
     assert "vLLM died while serving" in stderr
     assert "restart 1 of at most 1 within an hour" in stderr
+    assert (
+        len(re.findall(r"ready after [\d.]+ s: .*\n  seconds: imports [\d.]+, engine", stderr)) == 2
+    )
     assert 'Authorization: Bearer $VLLM_API_KEY"' in stderr
     assert "k-123" not in stderr + (tmp_path / "vllm.log").read_text()
 
     url = first["url"]
     address = url.removeprefix("http://").removesuffix("/v1")
     with urlopen(f"http://{address}/metrics") as page:
-        assert "\ntuneline_restarts_total 1.0\n" in page.read().decode()
+        metrics = page.read().decode()
+    assert "\ntuneline_restarts_total 1.0\n" in metrics
+    parts = re.findall(r'tuneline_ready_phase_seconds{phase="(\w+)"} [\d.]+', metrics)
+    assert parts == ["imports", "engine", "routes"]
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=url, api_key="wrong").models.list()
 

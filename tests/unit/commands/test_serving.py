@@ -31,7 +31,8 @@ def _without_template(folder: Path) -> Path:
 
 def test_a_model_folder_takes_the_section_serving() -> None:
     overrides = ["serving.max_model_len=512", "serving.extra_args.swap_space=1"]
-    config, model, adapter, name = _to_serve(BASE, overrides, Path("runs"), None, 18000)
+    config, what, name = _to_serve(BASE, overrides, Path("runs"), None, 18000)
+    model, adapter = what.model, what.adapter
     assert (config.max_model_len, config.port) == (512, 18000)
     assert config.extra_args == {"swap_space": 1}
     assert (model.path, adapter, name) == (BASE, None, "tiny-base")

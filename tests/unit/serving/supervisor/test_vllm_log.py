@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.supervisor.vllm_log import cause, last_lines
+from serving.supervisor.vllm_log import (
+    cause,
+    engine_parts_s,
+    is_disk_full,
+    last_lines,
+    with_engine_parts,
+)
 
 ENGINE = "(EngineCore pid=77) ERROR 11-21 09:36:17 [core.py:1234] "
 FRONT_END = (
@@ -59,3 +65,30 @@ def test_only_the_end_of_the_log_is_read(tmp_path: Path) -> None:
     log.write_bytes(b"old\n" + b"x" * 70_000 + b"\n\nnew \xff\n")
     assert last_lines(log)[1:] == ["new \N{REPLACEMENT CHARACTER}"]
     assert last_lines(log, start=log.stat().st_size - 2) == ["\N{REPLACEMENT CHARACTER}"]
+
+
+START = """\
+(Worker_TP0 pid=5) INFO 11-29 02:30:39 [base_loader.py:82] Initializing model took 0.231629 seconds
+(Worker_TP0 pid=5) INFO 11-29 02:30:39 [default_loader.py:501] Loading weights took 1.02 seconds
+(Worker_TP1 pid=6) INFO 11-29 02:30:39 [base_loader.py:82] Initializing model took 0.30 seconds
+(Worker_TP1 pid=6) INFO 11-29 02:30:39 [default_loader.py:501] Loading weights took 1.10 seconds
+(EngineCore pid=4) INFO 11-29 02:30:40 [core.py:402] init engine (profile, create kv cache, \
+warmup model) took 0.82 s
+"""
+
+
+def test_the_parts_of_the_engines_start_are_those_of_the_slowest_worker(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text("an earlier start: Loading weights took 99 seconds\n" + START)
+    parts = engine_parts_s(log, start=len("an earlier start: Loading weights took 99 seconds\n"))
+    assert parts == {"weights": 1.4, "compile and warm-up": 0.82}
+    phases = {"imports": 6.0, "engine": 3.0, "routes": 0.5}
+    assert with_engine_parts(phases, parts) == {
+        "imports": 6.0, "engine": 0.78, "weights": 1.4, "compile and warm-up": 0.82, "routes": 0.5,
+    }  # fmt: skip
+    assert with_engine_parts(phases, {}) == phases
+
+
+def test_a_full_disk_is_found_in_the_log() -> None:
+    assert is_disk_full(["OSError: [Errno 28] No space left on device: '/cache/a.so'"])
+    assert not is_disk_full(["OSError: [Errno 2] No such file or directory: '/cache/a.so'"])

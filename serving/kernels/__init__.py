@@ -1,0 +1,1 @@
+"""Compiled kernels that outlive the server that compiled them."""
