@@ -155,6 +155,24 @@ class EndpointPicker(StrictModel):
     """`FailClose` answers nothing while the endpoint picker is away."""
 
 
+class ReleaseKey(StrictModel):
+    """The public key that must have signed the model. It is created by hand, next to the manifests:
+    who may change the manifests must not choose the key."""
+
+    config_map: DnsSubdomain | None = None
+    """A ConfigMap with the key. Exclusive with `secret_name`."""
+    secret_name: DnsSubdomain | None = None
+    """A Secret with the key."""
+    file: str = Field(default="release.pub", pattern=r"^[\w-][\w.-]*$")
+    """The entry that holds the PEM text."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReleaseKey:
+        if (self.config_map is None) == (self.secret_name is None):
+            raise ValueError("expected one of config_map and secret_name")
+        return self
+
+
 class DeployConfig(StrictModel):
     """The values that `tuneline deploy render` fills into the manifests."""
 
@@ -207,6 +225,9 @@ class DeployConfig(StrictModel):
     verify_model: bool = False
     """An init container compares every byte of the model with its manifest, and the manifest with
     the digest of this run, before vLLM starts. It uses `loadtest_image`."""
+    release_key: ReleaseKey | None = None
+    """The init container of `verify_model` also checks the signature of the release, with this
+    public key. The manifests then come from a signed release."""
     cache_claim: DnsLabel | None = None
     """A PersistentVolumeClaim for compiled kernels, so that a new pod does not compile them again.
     Mounted by every pod; more than one pod needs ReadWriteMany."""
@@ -253,6 +274,8 @@ class DeployConfig(StrictModel):
             )
         if self.verify_model and self.loadtest_image is None:
             raise ValueError("verify_model uses loadtest_image; give loadtest_image too")
+        if self.release_key is not None and not self.verify_model:
+            raise ValueError("release_key is read by the init container; give verify_model: true")
         # A resolved run.yaml names every key, so the default is not a mistake.
         if self.autoscaling is not None and self.replicas != 1:
             raise ValueError(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from loadtest.studies.compare import compare_reports as compare_reports
     from loadtest.studies.cross_check import cross_check as cross_check
     from loadtest.studies.judgeable_objectives import require_objective as require_objective
+    from loadtest.studies.recheck import recheck_comparison as recheck_comparison
     from loadtest.studies.schema import ComparisonReport as ComparisonReport
     from loadtest.studies.search import search_rate as search_rate
     from loadtest.studies.sweep import sweep_rates as sweep_rates
@@ -55,6 +56,7 @@ __getattr__ = lazy_face(
         "read_comparison": "loadtest.report.files:read_comparison",
         "read_prompts": "loadtest.workload.prompts:read_prompts",
         "read_report": "loadtest.report.files:read_report",
+        "recheck_comparison": "loadtest.studies.recheck:recheck_comparison",
         "report_lines": "loadtest.report.terminal:report_lines",
         "report_text": "loadtest.report.formats:report_text",
         "require_objective": "loadtest.studies.judgeable_objectives:require_objective",
@@ -81,6 +83,7 @@ __all__ = [
     "read_comparison",
     "read_prompts",
     "read_report",
+    "recheck_comparison",
     "report_lines",
     "report_text",
     "require_objective",

@@ -88,7 +88,7 @@ class TunelineGroup(LazyGroup):
             AT + "artifacts:inspect", "Show an artifact's manifest, or every artifact of a run."
         ),
         "verify": Row(
-            AT + "artifacts:verify",
+            AT + "verify:verify",
             "Compare every byte with the manifests, and a release with its signature.",
         ),
         "doctor": Row(AT + "doctor:doctor", "Say what this machine has and lacks."),

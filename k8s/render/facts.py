@@ -32,6 +32,8 @@ class Facts:
     model_size_bytes: int = 0
     waived: tuple[str, ...] = ()
     """The gates that the release waives."""
+    signature: Document | None = None
+    """The signature of the model, from its release."""
 
     @property
     def server(self) -> str:

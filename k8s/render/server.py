@@ -151,7 +151,9 @@ def _inits_s(facts: Facts) -> int:
     copies = config.model_hub is not None or config.model_fetch is not None
     seconds = size_bytes / COPY_BYTES_PER_S if copies else 0.0
     if config.verify_model:
-        seconds += size_bytes / VERIFY_BYTES_PER_S
+        # The signature is compared in a second reading.
+        readings = 1 if config.release_key is None else 2
+        seconds += readings * size_bytes / VERIFY_BYTES_PER_S
     return math.ceil(seconds)
 
 

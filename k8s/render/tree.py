@@ -49,6 +49,7 @@ def render_manifests(
     waived: Sequence[str] = (),
     model_size_bytes: int = 0,
     helm: bool = False,
+    signature: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the manifests of one run to `out` and return it.
 
@@ -69,6 +70,7 @@ def render_manifests(
         model_size_bytes: The size of the model's files; a rollout waits until a pod has copied and
             verified them.
         helm: Write a Helm chart in the place of the server's kustomization.
+        signature: The signature of the model, as its release has it; `release_key` needs it.
 
     Raises:
         ConfigError: Values are missing or do not fit together, or the manifests break a rule.
@@ -76,7 +78,10 @@ def render_manifests(
         DiskFullError: The file system ran out of space.
     """
     _check_inputs(config, name, served_env)
-    facts = Facts(config, name, model_digest, capacity, release, model_size_bytes, tuple(waived))
+    facts = Facts(
+        config, name, model_digest, capacity, release, model_size_bytes, tuple(waived),
+        None if signature is None else dict(signature),
+    )  # fmt: skip
     _warn(facts)
     with new_tree(out, {"name": name, "model_digest": model_digest, "release": release}) as tree:
         write_server(facts, served_args, served_env, tree)

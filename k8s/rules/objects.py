@@ -11,6 +11,8 @@ from typing import Any
 Object = Mapping[str, Any]
 
 DIGEST_LABEL = "tuneline/model-digest"
+KEY_VOLUME = "release-key"
+"""The volume with the public key that a model's signature is checked with."""
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 _UNITS = {

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from k8s.config import image_problem
-from k8s.rules.objects import Object, env, flags, namespace, of_kind, pods, quantity, where
+from k8s.rules.objects import (
+    KEY_VOLUME,
+    Object,
+    env,
+    flags,
+    namespace,
+    of_kind,
+    pods,
+    quantity,
+    where,
+)
 from tuneline.core.secrets import is_secret_name
 
 # The volume types that the Pod Security Standard `restricted` allows.
@@ -16,14 +26,15 @@ _VOLUME_TYPES = {
 
 
 def _references(objects: Sequence[Object]) -> Iterator[str]:
-    """Objects that the manifests bring themselves; Secrets and claims come from elsewhere."""
+    """Objects that the manifests bring themselves; Secrets, claims and the key come from
+    elsewhere."""
     known = {(where(item), namespace(item)) for item in objects}
     for pod in pods(objects):
         wanted = []
         if "serviceAccountName" in pod.spec:
             wanted.append(f"ServiceAccount/{pod.spec['serviceAccountName']}")
         for volume in pod.spec.get("volumes", []):
-            if "configMap" in volume:
+            if "configMap" in volume and volume["name"] != KEY_VOLUME:
                 wanted.append(f"ConfigMap/{volume['configMap'].get('name')}")
         for reference in wanted:
             if (reference, namespace(pod.owner)) not in known:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from k8s.rules.objects import DIGEST_LABEL, Object, env, flags, of_kind, quantity, servers, where
+from k8s.rules.objects import (
+    DIGEST_LABEL,
+    KEY_VOLUME,
+    Object,
+    Pod,
+    env,
+    flags,
+    of_kind,
+    quantity,
+    servers,
+    where,
+)
 from tuneline.core.vllm_limits import EXIT_MARGIN_S
 
 # vLLM counts its own patience from when its imports are done; these may take so long.
@@ -166,6 +177,24 @@ def _inits(objects: Sequence[Object]) -> Iterator[str]:
         served = flags(container.get("args", []))[""]
         if asked != served:
             yield f"{pod.where}: verify-model reads {asked}; the server reads {served}"
+        yield from _trust(objects, pod, verify)
+
+
+def _trust(objects: Sequence[Object], pod: Pod, verify: Mapping[str, Any]) -> Iterator[str]:
+    """The key that a signature is checked with is not a part of the manifests."""
+    args = flags(verify.get("args", []))
+    if "--signature" not in args:
+        return
+    mounts = {mount["mountPath"]: mount["name"] for mount in verify.get("volumeMounts", [])}
+    for flag in ("--signature", "--key"):
+        (path,) = args.get(flag) or [""]
+        if path.rpartition("/")[0] not in mounts:
+            yield f"{pod.where}: verify-model reads {flag} {path}, and mounts nothing there"
+    own = {item["metadata"]["name"] for item in of_kind(objects, "ConfigMap")}
+    for volume in pod.spec.get("volumes", []):
+        name = volume.get("configMap", {}).get("name")
+        if volume["name"] == KEY_VOLUME and name in own:
+            yield f"{pod.where}: the key is in ConfigMap/{name} of the same manifests"
 
 
 def _capacity(objects: Sequence[Object]) -> Iterator[str]:

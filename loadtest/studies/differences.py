@@ -68,7 +68,7 @@ def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list
                 difference=mean,
                 ci95_low=low,
                 ci95_high=high,
-                verdict=_judge(low, high, margin * mean_a) if enough else "unclear",
+                verdict=judge_difference(low, high, margin * mean_a, enough),
                 num_needed=None if enough else num_needed,
             )
         )
@@ -83,9 +83,12 @@ def _values(records: Records, metric: str) -> Values:
     return tpot_s(records)
 
 
-def _judge(
-    low: float, high: float, margin: float
+def judge_difference(
+    low: float, high: float, margin: float, enough: bool
 ) -> Literal["slower", "faster", "no difference", "unclear"]:
+    """Return the verdict of a difference by its interval; unclear without enough pairs."""
+    if not enough:
+        return "unclear"
     if low > margin:
         return "slower"
     if high < -margin:

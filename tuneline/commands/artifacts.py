@@ -1,8 +1,7 @@
-"""The commands on finished artifacts: inspect, verify, card, push, pull."""
+"""The commands on finished artifacts: inspect, card, push, pull."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,13 +18,9 @@ from tuneline.commands.options import (
     RunsDir,
 )
 from tuneline.commands.printing import emit
-from tuneline.core.errors import ArtifactError, ConfigError, TamperedError, VerdictError
-from tuneline.core.release import RELEASE_KIND
-from tuneline.core.verdict import Verdict
-from tuneline.release import Trust
+from tuneline.core.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    from tuneline.core.artifact import Artifact
     from tuneline.pipeline.run_config import Run
 
 
@@ -51,119 +46,6 @@ def inspect(
         for name, artifact in artifacts.items()
     ]
     emit(document, lines, as_json)
-
-
-def verify(
-    target: RunOrDir,
-    digest: Annotated[
-        str | None,
-        typer.Option(metavar="SHA256", help="Of a directory: the digest that it must have."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Of a directory: files that it may hold unlisted."),
-    ] = None,
-    key: Annotated[
-        Path | None,
-        typer.Option(metavar="PUB.pem", help="Of a release: the public key of its signature."),
-    ] = None,
-    certificate: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="CERT.pem", help="Of a release: the root certificate of its signer."),
-    ] = None,
-    identity: Annotated[
-        str | None, typer.Option(help="Of a release: who signed it by Sigstore (with --issuer).")
-    ] = None,
-    issuer: Annotated[
-        str | None, typer.Option(metavar="URL", help="The OpenID issuer of --identity.")
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Of a release: a copy of its model, file by file."),
-    ] = None,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Compare every byte with the manifests, and a release with its signature.
-
-    Of a release it also checks that the chain of digests closes, that the files say the same, that
-    a model is the released one, and with --key whose signature it has.
-    """
-    from tuneline.core.artifact import open_artifact
-    from tuneline.pipeline.plan import all_current
-
-    of_directories = {"--digest": digest, "--ignore": ignore or None}
-    of_releases = {
-        "--key": key, "--certificate": certificate or None, "--identity": identity,
-        "--issuer": issuer, "--model": model,
-    }  # fmt: skip
-    if target.is_dir():
-        artifacts = {target.name: open_artifact(target, check_sizes=False)}
-        if artifacts[target.name].kind == RELEASE_KIND:
-            refuse("of a release", of_directories)
-            trust = Trust(key, tuple(certificate or ()), identity, issuer)
-            _verify_release(target, model, trust, as_json)
-            return
-    else:
-        refuse("with a run.yaml", of_directories)
-        artifacts = all_current(open_run(target, overrides, runs_dir))
-    refuse("without a release", of_releases)
-    for artifact in artifacts.values():
-        _verify_artifact(artifact, digest, ignore or ())
-    document = {name: artifact.digest for name, artifact in artifacts.items()}
-    lines = [
-        f"ok  {name}: {len(artifact.manifest.files)} files, {artifact.digest}"
-        for name, artifact in artifacts.items()
-    ]
-    emit(document, lines, as_json)
-
-
-def _verify_artifact(artifact: Artifact, digest: str | None, ignore: Sequence[str]) -> None:
-    from tuneline.core.artifact import verify_artifact
-
-    verify_artifact(artifact, ignore)
-    if digest is not None and artifact.digest != digest:
-        raise TamperedError(
-            f"{artifact.path}: has digest {artifact.digest}; expected {digest}",
-            hint="Another artifact is in its place. Copy the right one there.",
-        )
-
-
-def _verify_release(path: Path, model: Path | None, trust: Trust, as_json: bool) -> None:
-    from tuneline.release import verify_release
-
-    found = verify_release(path, model=model, trust=trust)
-    release, artifact = found.release, found.artifact
-    document = {
-        artifact.path.name: artifact.digest,
-        "verdict": release.verdict,
-        "model": release.model.digest,
-        "model_dir": None if found.model is None else str(found.model),
-        "num_artifacts_compared": found.num_links,
-        "signed_by": trust.said if found.is_trusted else None,
-        "waivers": [waiver.model_dump() for waiver in release.waivers],
-    }
-    lines = [
-        f"ok  {artifact.path.name}: {len(artifact.manifest.files)} files, {artifact.digest}",
-        f"ok  chain: {len(release.chain)} artifacts, {found.num_links} of them compared here",
-        f"ok  model: {len(release.model.files)} files of {found.model}, {release.model.digest}"
-        if found.model is not None
-        else "--  model: not here; give a copy of it with --model DIR",
-        f"ok  signed by {trust.said}"
-        if found.is_trusted
-        else "--  signature: not checked; give the key that you trust with --key PUB.pem",
-        f"verdict {release.verdict}",
-        *(f"waived {waiver.gate}: {waiver.why}" for waiver in release.waivers),
-    ]
-    emit(document, lines, as_json)
-    if release.verdict is not Verdict.PASS:
-        failed = ", ".join(gate.name for gate in release.failed())
-        raise VerdictError(
-            f"{path}: {release.verdict}: {failed or 'no gate failed'}; expected a release that "
-            "passes",
-            hint="Its files are whole. Read why in report.md, and release again.",
-        )
 
 
 def card(

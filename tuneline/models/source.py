@@ -15,6 +15,7 @@ from tuneline.core.artifact import (
     canonical_digest,
     disk_full,
     open_artifact,
+    verify_artifact,
 )
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
@@ -139,15 +140,25 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
     return ModelSource(at, source.path, source.digest, source.kind)
 
 
+def read_digest(model: ModelSource) -> str:
+    """Return the digest of a model after every byte of it was read; no cache is asked.
+
+    Raises:
+        TamperedError: An artifact differs from its manifest.
+    """
+    if (model.path / MANIFEST).is_file():
+        artifact = open_artifact(model.path)
+        verify_artifact(artifact)
+        return artifact.digest
+    return canonical_digest([[file.name, _sha256(file)] for file in _model_files(model.path)])
+
+
 def folder_digest(folder: Path) -> str:
     """Return the digest over names and contents of a model folder's files.
 
     The user's cache remembers the hash of each file by size and modification time, so that a
     repeated `tuneline up` does not read gigabytes again.
     """
-    files = sorted(
-        {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
-    )
     cache_path = Path.home() / ".cache" / "tuneline" / "sha256.json"
     try:
         cache = json.loads(cache_path.read_text())
@@ -155,7 +166,7 @@ def folder_digest(folder: Path) -> str:
         cache = {}
     entries = []
     fresh = False
-    for file in files:
+    for file in _model_files(folder):
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         if key not in cache:
@@ -171,6 +182,13 @@ def folder_digest(folder: Path) -> str:
         except OSError:
             pass  # without the cache the next call reads the files again
     return canonical_digest(entries)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder that its digest covers."""
+    return sorted(
+        {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from tuneline.core.artifact_kinds import REPORT
 from tuneline.core.dataset import heldout_prompts
 from tuneline.core.errors import ConfigError, TamperedError
 from tuneline.core.progress import logger
-from tuneline.core.release import Release
+from tuneline.core.release import MODEL_SIGNATURE, Release
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import current, plan
@@ -79,7 +79,7 @@ def render_run(
     released: Artifact | None = None
     release: Release | None = None
     if not allow_unreleased:
-        own = serving.model_dump(mode="json")
+        own = run.config.model_dump(mode="json")
         released, release = find_release(run.dir, run.path, model.digest, own, release_dir)
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
     measured = _measured(run, release)
@@ -99,7 +99,19 @@ def render_run(
         waived=[] if release is None else [waiver.gate for waiver in release.waivers],
         model_size_bytes=sum(entry.size_bytes for entry in model.manifest.files),
         helm=helm,
+        signature=_signature(run, released),
     )
+
+
+def _signature(run: Run, released: Artifact | None) -> dict[str, Any] | None:
+    """Return the signature of the model, if the pods check one and the release has one."""
+    if run.config.k8s.release_key is None or released is None:
+        return None
+    path = released.path / MODEL_SIGNATURE
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _measured(run: Run, release: Release | None) -> tuple[dict[str, Any], str] | None:

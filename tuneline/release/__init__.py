@@ -16,15 +16,24 @@ if TYPE_CHECKING:
     from tuneline.release.make import require_released as require_released
     from tuneline.release.sign import Signer as Signer
     from tuneline.release.sign import Trust as Trust
+    from tuneline.release.sign import check_signature as check_signature
     from tuneline.release.verify import verify_release as verify_release
 
-__all__ = ["Signer", "Trust", "make_release", "require_released", "verify_release"]
+__all__ = [
+    "Signer",
+    "Trust",
+    "check_signature",
+    "make_release",
+    "require_released",
+    "verify_release",
+]
 
 __getattr__ = lazy_face(
     __name__,
     {
         "Signer": "tuneline.release.sign:Signer",
         "Trust": "tuneline.release.sign:Trust",
+        "check_signature": "tuneline.release.sign:check_signature",
         "make_release": "tuneline.release.make:make_release",
         "require_released": "tuneline.release.make:require_released",
         "verify_release": "tuneline.release.verify:verify_release",

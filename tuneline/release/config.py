@@ -21,7 +21,11 @@ class ReleaseConfig(StrictModel):
     better. Without a limit, only the comparison with the base counts."""
     max_regression: Annotated[float, Field(ge=0)] = 0.05
     """The drop of `metric` below an earlier release, and of the served below the tuned model, that
-    the paired interval at 95 % must rule out."""
+    the paired interval at 95 % must rule out. It is also the largest share of the earlier release's
+    held-out rows that this run may lack: a row that is gone could hide a wrong answer."""
+    max_slowdown: Annotated[float, Field(ge=0)] = 0.05
+    """The largest `--margin` of the load comparison with an earlier release: the share of its mean
+    latencies by which this release may be slower."""
     previous: str | None = None
     """The directory of an earlier release that this one is compared with, relative to this file."""
     load_comparison: str | None = None

@@ -15,33 +15,23 @@ from tuneline.core.artifact import (
     verify_artifact,
 )
 from tuneline.core.digests import short_digest
-from tuneline.core.documents import write_document
-from tuneline.core.errors import TamperedError, VerdictError
+from tuneline.core.errors import ArtifactError, VerdictError
 from tuneline.core.release import (
-    BOM_FILE,
-    CARD_FILE,
     MODEL_SIGNATURE,
-    RELEASE_FILE,
     RELEASE_KIND,
-    ROWS_FILE,
-    STATEMENT_FILE,
     Release,
     Waiver,
     read_release,
 )
 from tuneline.core.verdict import Verdict
 from tuneline.pipeline.keys import KEY_LENGTH
+from tuneline.pipeline.released import mark_last_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.up import lock_run
-from tuneline.release.bom import bom_text
 from tuneline.release.build import build_release
-from tuneline.release.card import card_text
-from tuneline.release.gates.evaluation import SERVED
+from tuneline.release.folder import check_equal, manifest_facts, write_files
 from tuneline.release.proofs import Proofs, collect_proofs
-from tuneline.release.rows import read_rows
 from tuneline.release.sign import Signer, sign_model, sign_release
-from tuneline.release.statement import statement_text
-from tuneline.report import write_report
 
 
 def make_release(
@@ -53,8 +43,8 @@ def make_release(
 ) -> Artifact:
     """Write the release of a run as an artifact of kind `release`, whatever its verdict.
 
-    The directory is named after what it says: a second call with equal proofs returns the release
-    that is there. Only a release whose verdict is PASS is signed.
+    The directory is named after what it says and who signs it: a second call with equal proofs and
+    the same key returns the release that is there. Only a release whose verdict is PASS is signed.
 
     Args:
         run: The run.
@@ -74,13 +64,22 @@ def make_release(
         proofs = collect_proofs(run)
         release = build_release(proofs, waivers, overrides)
         signer = signer if release.verdict is Verdict.PASS else None
-        out = run.dir / f"release-{_key(release, signer)}"
+        identity = None if signer is None else signer.identity()
+        out = run.dir / f"release-{_key(release, signer, identity)}"
         if out.exists():
-            earlier = open_artifact(out, kind=RELEASE_KIND)
-            verify_artifact(earlier)
-            _check_equal(earlier, release)
-            return earlier
-        return _write(proofs, release, signer, out)
+            if signer is not None and identity is None:
+                raise ArtifactError(
+                    f"{out}: exists already, and who signed it is not known; expected no release "
+                    "of the same proofs before you sign as a person",
+                    hint=f"Remove it and release again: rm -r {out}",
+                )
+            artifact = open_artifact(out, kind=RELEASE_KIND)
+            verify_artifact(artifact)
+            check_equal(artifact, proofs, release, signer)
+        else:
+            artifact = _write(proofs, release, signer, out)
+        mark_last_release(artifact)
+        return artifact
 
 
 def require_released(artifact: Artifact) -> Release:
@@ -104,78 +103,27 @@ def require_released(artifact: Artifact) -> Release:
     )
 
 
-def _key(release: Release, signer: Signer | None) -> str:
-    """Return the key of a release: its content without the time, and how it is signed."""
+def _key(release: Release, signer: Signer | None, identity: list[str] | None) -> str:
+    """Return the key of a release: its content without the time, and who signs it.
+
+    The file name of a key says nothing: a new key may have the name of the old one.
+    """
     content = release.model_dump(mode="json", exclude={"created_at"})
-    signed = None
-    if signer is not None:
-        files = [signer.key, signer.certificate, *signer.chain]
-        # The private key itself leaves no trace, not even a hash.
-        signed = [str(signer.keyless), *(path.name for path in files if path is not None)]
+    signed = None if signer is None else [signer.keyless, identity]
     return short_digest(canonical_digest([content, signed]))[:KEY_LENGTH]
 
 
-def _check_equal(earlier: Artifact, release: Release) -> None:
-    """Check that an earlier release says what a new one of the same proofs says.
-
-    A manifest that fits a forged document proves nothing: anyone can write both.
-    """
-    found = read_release(earlier.path)
-    own, there = (one.model_dump(mode="json", exclude={"created_at"}) for one in (release, found))
-    keys = [key for key in own if own[key] != there[key]]
-    texts = {
-        BOM_FILE: bom_text(found),
-        CARD_FILE: card_text(found),
-        STATEMENT_FILE: statement_text(found),
-    }
-    files = [
-        name
-        for name, text in texts.items()
-        if not (earlier.path / name).is_file()
-        or (earlier.path / name).read_text(encoding="utf-8") != text
-    ]
-    if keys or files:
-        where = ", ".join([*(f"{RELEASE_FILE}: {key}" for key in keys), *files])
-        raise TamperedError(
-            f"{earlier.path}: differs from a release of the same proofs ({where})",
-            hint=f"Remove it and release again: rm -r {earlier.path}",
-        )
-
-
 def _write(proofs: Proofs, release: Release, signer: Signer | None, out: Path) -> Artifact:
-    inputs = [proofs.made[link.stage].as_input(link.stage) for link in release.chain]
-    config = proofs.config.model_dump(mode="json")
+    config, inputs, figures = manifest_facts(proofs, release, is_signed=signer is not None)
     with new_artifact(out, RELEASE_KIND, config=config, inputs=inputs) as draft:
         # The signature names its folder, and a draft has another name than the release.
         with TemporaryDirectory(prefix=".release-", dir=proofs.run.dir) as temporary:
             folder = Path(temporary) / out.name
             folder.mkdir()
-            _fill(proofs, release, folder)
+            write_files(proofs, release, folder)
             if signer is not None and proofs.served is not None:
                 sign_model(signer, proofs.served.path, folder / MODEL_SIGNATURE)
                 sign_release(signer, folder)
             shutil.copytree(folder, draft.dir, dirs_exist_ok=True)
-        draft.metrics.update(
-            verdict=release.verdict,
-            problems=[f"{gate.name}: {gate.words}" for gate in release.failed()],
-            model=release.model.digest,
-            waived=[waiver.gate for waiver in release.waivers],
-            is_signed=signer is not None,
-        )
+        draft.metrics.update(figures)
     return open_artifact(out, kind=RELEASE_KIND)
-
-
-def _fill(proofs: Proofs, release: Release, folder: Path) -> None:
-    """Write the files of a release, except for signatures."""
-    write_document(release, folder / RELEASE_FILE)
-    texts = {
-        BOM_FILE: bom_text(release),
-        CARD_FILE: card_text(release),
-        STATEMENT_FILE: statement_text(release),
-    }
-    if SERVED in proofs.made:
-        rows = read_rows(proofs.made[SERVED].path, proofs.config.metric)
-        texts[ROWS_FILE] = rows.model_dump_json() + "\n"
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    write_report(folder, proofs.run.dir)

@@ -20,7 +20,7 @@ from tuneline.core.release import Release, Source, read_release
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, resolve_base
-from tuneline.pipeline.server import served_stage
+from tuneline.pipeline.server import served_stage, serves_adapter
 from tuneline.pipeline.stage import Made, Stage
 from tuneline.pipeline.stages import stages
 from tuneline.release.config import ReleaseConfig
@@ -71,6 +71,12 @@ class Proofs:
     def served(self) -> Artifact | None:
         """Return the artifact that the server loads: the merged model, or the adapter."""
         return self.made.get(served_stage(self.run.config))
+
+    @cached_property
+    def served_digests(self) -> set[str]:
+        """Return what the server loads: the merged model, or the adapter and its base model."""
+        digests = set() if self.served is None else {self.served.digest}
+        return digests | ({self.base.digest} if serves_adapter(self.run.config) else set())
 
     def has_stage(self, name: str) -> bool:
         """Return whether the line has a stage, made or not."""

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tuneline.core.artifact import open_artifact
 from tuneline.core.config import StrictModel
+from tuneline.core.errors import ArtifactError
 from tuneline.core.release import ROWS_FILE
-from tuneline.core.statistics import bootstrap_interval, count_pairs, paired_share_interval
+from tuneline.core.statistics import (
+    Z_95,
+    bootstrap_interval,
+    count_pairs,
+    paired_share_interval,
+)
 
 PREDICTIONS_FILE = "predictions.jsonl"
 SCORES_FILE = "evaluation.json"
+MIN_RESAMPLED_ROWS = 20
+"""Fewer rows have no bootstrap interval: their resamples repeat a handful of values, and those of
+one row have no width at all."""
 
 
 class Rows(StrictModel):
@@ -40,7 +52,9 @@ class Compared:
     second: float
     low: float
     high: float
-    """Interval of the difference at 95 %; positive is better."""
+    """Interval of the difference at 95 %; positive is better. Infinite for too few rows."""
+    are_shares: bool = True
+    """Whether every value is 0 or 1."""
 
     @property
     def observed(self) -> str:
@@ -52,6 +66,30 @@ class Compared:
     def rules_out(self, max_drop: float) -> bool:
         """Return whether a drop of more than `max_drop` is ruled out at 95 %."""
         return self.low >= -max_drop
+
+    def rows_needed(self, max_drop: float) -> int | None:
+        """Return how many rows a comparison needs before it can rule out a drop at all.
+
+        With fewer rows, equal answers to every row do not narrow the interval enough. For values
+        of 0 and 1 it is the number at which Wilson's interval of n right answers of n is as wide as
+        `max_drop`: z²/(n + z²). None if these rows are enough, or if no number is.
+        """
+        if not self.are_shares:
+            return MIN_RESAMPLED_ROWS if self.num_rows < MIN_RESAMPLED_ROWS else None
+        if max_drop <= 0:
+            return None
+        needed = math.ceil(Z_95**2 * (1 - max_drop) / max_drop)
+        return needed if self.num_rows < needed else None
+
+    def inconclusive(self, max_drop: float) -> str:
+        """Return why the comparison decides nothing; empty if it does."""
+        needed = self.rows_needed(max_drop)
+        if self.rules_out(max_drop) or self.high < 0 or needed is None:
+            return ""
+        return (
+            f"INCONCLUSIVE: {self.num_rows} rows cannot rule out a drop of {max_drop:g}, even if "
+            f"every answer is equal; at least {needed} rows are needed"
+        )
 
 
 def read_rows(evaluation: Path, metric: str) -> Rows:
@@ -72,15 +110,25 @@ def read_rows(evaluation: Path, metric: str) -> Rows:
 
 
 def read_released_rows(release: Path) -> Rows | None:
-    """Return the rows that a release holds; None if its line has no right answers."""
+    """Return the rows that a release holds; None if its line has no right answers.
+
+    Raises:
+        ArtifactError: The file does not hold rows.
+    """
     path = release / ROWS_FILE
-    return Rows.model_validate_json(path.read_text("utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return Rows.model_validate_json(path.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError):
+        raise ArtifactError(f"{path}: does not hold the values of held-out rows") from None
 
 
 def compare_rows(first: Rows, second: Rows) -> Compared | None:
     """Return the paired comparison over the common rows; None without a common row.
 
-    The interval is Newcombe's for values that are all 0 or 1, and bootstrapped for others.
+    The interval is Newcombe's for values that are all 0 or 1, and bootstrapped for others; fewer
+    than MIN_RESAMPLED_ROWS others have an infinite one.
     """
     common = sorted(first.values.keys() & second.values.keys())
     if not common or first.metric != second.metric:
@@ -91,7 +139,7 @@ def compare_rows(first: Rows, second: Rows) -> Compared | None:
     if sign < 0:
         low, high = -high, -low
     mean_old, mean_new = (sum(values) / len(common) for values in (old, new))
-    return Compared(len(common), mean_old, mean_new, low, high)
+    return Compared(len(common), mean_old, mean_new, low, high, _are_shares(old, new))
 
 
 def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
@@ -116,7 +164,8 @@ def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
     if not read_rows(second, metric).higher_is_better:
         low, high = -high, -low
     num_rows = len(pairs)
-    return Compared(num_rows, sum(before) / num_rows, sum(after) / num_rows, low, high)
+    means = sum(before) / num_rows, sum(after) / num_rows
+    return Compared(num_rows, *means, low, high, _are_shares(before, after))
 
 
 def _predictions(evaluation: Path) -> list[dict[str, Any]]:
@@ -125,9 +174,15 @@ def _predictions(evaluation: Path) -> list[dict[str, Any]]:
 
 
 def _interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
-    if {*old, *new} <= {0.0, 1.0}:
+    if _are_shares(old, new):
         return paired_share_interval(count_pairs(*([bool(v) for v in side] for side in (old, new))))
+    if len(old) < MIN_RESAMPLED_ROWS:
+        return -math.inf, math.inf
     return bootstrap_interval([b - a for a, b in zip(old, new, strict=True)])
+
+
+def _are_shares(old: Sequence[float], new: Sequence[float]) -> bool:
+    return {*old, *new} <= {0.0, 1.0}
 
 
 def _key(prediction: dict[str, Any]) -> str:

@@ -6,14 +6,17 @@ with its SHA-256. `model_signing verify` and the same project's validation opera
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.artifact import MANIFEST
+from tuneline.core.artifact import MANIFEST, file_sha256
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, ServerError, TamperedError
 from tuneline.core.release import RELEASE_SIGNATURE
@@ -22,6 +25,8 @@ EXTRA = "release"
 PASSWORD = "TUNELINE_SIGN_PASSWORD"  # noqa: S105 (the name of the variable)
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
 """The errors that model-signing lets through for a file that is not a signature."""
+UNSIGNED = (".git", ".gitattributes", ".github", ".gitignore")
+"""The names at the top of a folder that model-signing leaves out of every signature."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,40 @@ class Signer:
     certificate: Path | None = None
     chain: tuple[Path, ...] = ()
     keyless: bool = False
+
+    def identity(self) -> list[str] | None:
+        """Return what tells this signer from others: hashes of its public key and certificates.
+
+        Keyless, it is the identity and the issuer of this job; None for a person, whose identity
+        is asked in a browser only while the signature is made.
+
+        Raises:
+            ConfigError: A file cannot be used.
+            ServerError: The issuer of the job's identity does not answer.
+        """
+        if self.keyless:
+            return _ambient_identity()
+        public = hashlib.sha256(self.public_pem()).hexdigest()
+        given = [path for path in (self.certificate, *self.chain) if path is not None]
+        with _key_errors("--sign-certificate", self.certificate or Path()):
+            return [public, *(file_sha256(path) for path in given)]
+
+    def public_pem(self) -> bytes:
+        """Return the public key that fits the private one, as PEM.
+
+        Raises:
+            ConfigError: The key cannot be read.
+        """
+        assert self.key is not None  # noqa: S101 (`config` has checked it)
+        serialization = require("cryptography.hazmat.primitives.serialization", EXTRA)
+        password = os.environ.get(PASSWORD)
+        with _key_errors("--sign-key", self.key):
+            private = serialization.load_pem_private_key(
+                self.key.read_bytes(), None if password is None else password.encode()
+            )
+            encoding, form = serialization.Encoding.PEM, serialization.PublicFormat
+            pem: bytes = private.public_key().public_bytes(encoding, form.SubjectPublicKeyInfo)
+        return pem
 
     def config(self) -> Any:
         """Return the configuration of model-signing.
@@ -118,6 +157,7 @@ def sign_model(signer: Signer, model: Path, signature: Path) -> None:
     """Sign every file of a model's directory.
 
     Raises:
+        ArtifactError: A file cannot be signed.
         ConfigError: The key or the certificate cannot be used.
         ServerError: Sigstore does not answer.
     """
@@ -128,14 +168,51 @@ def sign_release(signer: Signer, folder: Path) -> None:
     """Sign every file of a release folder; the signature is the one file that comes after it.
 
     Raises:
+        ArtifactError: A file cannot be signed.
         ConfigError: The key or the certificate cannot be used.
         ServerError: Sigstore does not answer.
     """
     _sign(signer, folder, folder / RELEASE_SIGNATURE, ignored=(RELEASE_SIGNATURE, MANIFEST))
 
 
-def check_signature(trust: Trust, folder: Path, signature: Path) -> None:
+def check_own_signature(signer: Signer, folder: Path, signature: Path, scratch: Path) -> None:
+    """Check that a signer's private key signed a folder as it is now.
+
+    The signature's certificate is not asked: its chain may end before a root.
+
+    Args:
+        signer: A signer with a key.
+        folder: The signed folder.
+        signature: The signature.
+        scratch: An empty directory for the public key.
+
+    Raises:
+        ArtifactError: There is no signature, another key made it, or it cannot be read.
+        TamperedError: The signature is right, and files differ from the signed ones.
+    """
+    pem = signer.public_pem()
+    public, copy = scratch / "public.pem", scratch / "copy.sig"
+    public.write_bytes(pem)
+    try:
+        bundle = json.loads(signature.read_text(encoding="utf-8"))
+        hint = {"hint": hashlib.sha256(pem).hexdigest()}
+        bundle["verificationMaterial"] = {"publicKey": hint, "tlogEntries": []}
+    except (*UNREADABLE, RecursionError):
+        raise ArtifactError(f"{signature}: is not a signature by {signer.key}") from None
+    copy.write_text(json.dumps(bundle), encoding="utf-8")
+    check_signature(Trust(key=public), folder, copy)
+
+
+def check_signature(
+    trust: Trust, folder: Path, signature: Path, *, ignore: Sequence[str] = ()
+) -> None:
     """Check that a folder is signed by a trusted party, and that its files are the signed ones.
+
+    Args:
+        trust: The trusted party.
+        folder: The signed folder.
+        signature: The signature.
+        ignore: Patterns of unsigned files that the folder may hold. The caller finds any other.
 
     Raises:
         ArtifactError: There is no signature, another key made it, or it cannot be read.
@@ -148,7 +225,14 @@ def check_signature(trust: Trust, folder: Path, signature: Path) -> None:
             f"{trust.said}",
             hint="Try: tuneline release RUN.yaml --sign-key KEY.pem",
         )
+    if unsigned := _unsigned(folder, ignore):
+        raise TamperedError(
+            f"{folder}: holds {', '.join(unsigned)}, which no signature covers",
+            hint=f"Try: rm -r {folder / unsigned[0]}",
+        )
     config = trust.config()
+    if ignore:
+        config = config.set_ignore_unsigned_files(True)
     refused = (
         require("cryptography.exceptions", EXTRA).InvalidSignature,
         require("OpenSSL.crypto", EXTRA).X509StoreContextError,
@@ -171,11 +255,20 @@ def check_signature(trust: Trust, folder: Path, signature: Path) -> None:
 
 def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, ...]) -> None:
     hashing = require("model_signing.hashing", EXTRA)
+    if unsigned := _unsigned(folder):
+        raise ArtifactError(
+            f"{folder}: holds {', '.join(unsigned)}, which a signature leaves out; expected no "
+            "git file in an artifact",
+            hint=f"Remove it, and make what depends on it again: rm -r {folder / unsigned[0]}",
+        )
     config = signer.config().set_hashing_config(
         hashing.Config().set_ignored_paths(paths=[Path(name) for name in ignored])
     )
     if not signer.keyless:
-        config.sign(folder, signature)
+        try:
+            config.sign(folder, signature)
+        except ValueError as error:  # a symbolic link
+            raise ArtifactError(f"{folder}: cannot be signed: {error}") from None
         return
     sigstore = require("sigstore.errors", EXTRA)
     try:
@@ -185,6 +278,32 @@ def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, 
             f"--keyless: Sigstore did not sign: {error}",
             hint="Check the network and the identity of this job, or sign with --sign-key.",
         ) from None
+
+
+def _unsigned(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
+    """Return the names in a folder that model-signing would leave out of its signature."""
+    return [
+        name
+        for name in UNSIGNED
+        if os.path.lexists(folder / name)
+        and not any(fnmatchcase(name, pattern) for pattern in ignore)
+    ]
+
+
+def _ambient_identity() -> list[str] | None:
+    """Return identity and issuer of this job; None where no job has one."""
+    oidc = require("sigstore.oidc", EXTRA)
+    try:
+        token = oidc.detect_credential()
+        if token is None:
+            return None
+        found = oidc.IdentityToken(token)
+    except (oidc.IdentityError, OSError) as error:
+        raise ServerError(
+            f"--keyless: the identity of this job is not known: {error}",
+            hint="Check that the job may ask for an identity token, or sign with --sign-key.",
+        ) from None
+    return [found.identity, found.federated_issuer]
 
 
 @contextmanager

@@ -16,22 +16,39 @@ from tuneline.core.artifact import (
     verify_artifact,
 )
 from tuneline.core.digests import short_digest
-from tuneline.core.errors import TamperedError
+from tuneline.core.errors import ConfigError, TamperedError
 from tuneline.core.files import difference_lines
 from tuneline.core.release import (
     BOM_FILE,
     MODEL_SIGNATURE,
     RELEASE_KIND,
     RELEASE_SIGNATURE,
+    SERVED_STAGES,
     STATEMENT_FILE,
     Release,
     read_release,
 )
+from tuneline.models.source import read_digest, resolve_model
 from tuneline.release.sign import Trust, check_signature
 from tuneline.release.statement import statement_of
 
 NOT_ARTIFACTS = ("file", "files", "value", "forgetting-suite", "peft-adapter")
 """Kinds of inputs that no stage makes, besides the base model."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of a verification.
+
+    Attributes:
+        name: A short name.
+        is_done: Whether the part was looked at; a part that differs is an error.
+        words: The finding, or the missing part and the option to type.
+    """
+
+    name: str
+    is_done: bool
+    words: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class Verified:
         model: The model whose files were compared; None if none was given or found.
         num_links: Artifacts of the chain that are next to the release and were compared.
         is_trusted: Whether a signature was checked.
+        checks: Every part, looked at or not.
     """
 
     artifact: Artifact
@@ -51,36 +69,93 @@ class Verified:
     model: Path | None
     num_links: int
     is_trusted: bool
+    checks: list[Check]
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Return the names of the parts that nobody looked at."""
+        return [check.name for check in self.checks if not check.is_done]
 
 
 def verify_release(
-    path: Path, *, model: Path | None = None, trust: Trust | None = None
+    path: Path, *, model: Path | None = None, base: Path | None = None, trust: Trust | None = None
 ) -> Verified:
     """Check that a release is what its makers wrote, and that a model is the released one.
 
     Args:
         path: The directory of the release.
         model: A copy of the model; the one next to the release if not given.
+        base: The folder of the base model that the released adapter is served with.
         trust: Whose signature is required; without it, signatures are not read.
 
     Raises:
         TamperedError: A file was changed, added, removed or renamed, the chain does not close, or
             the files contradict one another; the message names each.
         ArtifactError: It is not a release, is not signed, or is signed by another key.
+        ConfigError: A base model is given for a release whose model has none.
     """
     artifact = open_artifact(path, kind=RELEASE_KIND, check_sizes=False)
     verify_artifact(artifact)
     release = read_release(path)
+    if base is not None and release.model.form != "adapter":
+        raise ConfigError("--base: has no meaning for a merged model, which has the base in it")
     _check_agreement(artifact, release)
     num_links = _check_links(path.absolute().parent, release)
     copy = model or _neighbour(path, release)
     if copy is not None:
         _check_model(copy, release)
+    if base is not None:
+        _check_base(base, release)
     if trust:
         check_signature(trust, path, path / RELEASE_SIGNATURE)
         if copy is not None:
             check_signature(trust, copy, path / MODEL_SIGNATURE)
-    return Verified(artifact, release, copy, num_links, bool(trust))
+    checks = [
+        *_file_checks(artifact, release, num_links),
+        *_model_checks(release, copy, base),
+        *_signature_checks(trust, copy),
+    ]
+    return Verified(artifact, release, copy, num_links, bool(trust), checks)
+
+
+def _file_checks(artifact: Artifact, release: Release, num_links: int) -> list[Check]:
+    total = len(release.chain)
+    here = f"{num_links} of {total}" if num_links else f"none of {total}"
+    return [
+        Check("files", True, f"{len(artifact.manifest.files)} files, {artifact.digest}"),
+        Check("chain", True, f"the digests of {total} artifacts connect"),
+        Check("artifacts", True, f"{total} of {total} are here and are the released ones")
+        if num_links == total
+        else Check("artifacts", False, f"{here} is here" if num_links < 2 else f"{here} are here"),
+    ]
+
+
+def _model_checks(release: Release, copy: Path | None, base: Path | None) -> list[Check]:
+    found = release.model
+    checks = [
+        Check("model", True, f"{len(found.files)} files of {copy}, {found.digest}")
+        if copy is not None
+        else Check("model", False, "not here; give a copy of it with --model DIR")
+    ]
+    if found.form == "adapter":
+        checks.append(
+            Check("base model", True, f"{base}, {release.base.digest}")
+            if base is not None
+            else Check("base model", False, "not here; give its folder with --base DIR")
+        )
+    return checks
+
+
+def _signature_checks(trust: Trust | None, copy: Path | None) -> list[Check]:
+    if not trust:
+        words = "give the key that you trust with --key PUB.pem"
+        return [Check("signature", False, words)]
+    return [
+        Check("signature", True, f"the release is signed by {trust.said}"),
+        Check("signature of the model", True, f"signed by {trust.said}")
+        if copy is not None
+        else Check("signature of the model", False, "the model is not here"),
+    ]
 
 
 def _check_agreement(artifact: Artifact, release: Release) -> None:
@@ -132,6 +207,7 @@ def _open_ends(release: Release) -> list[str]:
         known.add(link.digest)
     if release.model.digest not in known:
         problems.append(f"chain: lacks the released model {short_digest(release.model.digest)}")
+    problems += _of_another_base(release)
     problems += [
         f"gate {gate.name}: its source {short_digest(source.digest)} is not in the chain"
         for gate in release.gates
@@ -139,6 +215,18 @@ def _open_ends(release: Release) -> list[str]:
         if source.digest not in known
     ]
     return problems
+
+
+def _of_another_base(release: Release) -> list[str]:
+    """Return the measurements of a served adapter that do not name the base of the release."""
+    if release.model.form != "adapter":
+        return []
+    served = {release.model.digest, release.base.digest}
+    return [
+        f"chain: {link.stage} was not measured on the released adapter and its base model"
+        for link in release.chain
+        if link.stage in SERVED_STAGES and not served <= {entry.digest for entry in link.inputs}
+    ]
 
 
 def _check_links(directory: Path, release: Release) -> int:
@@ -174,6 +262,17 @@ def _check_model(copy: Path, release: Release) -> None:
     expected: list[FileEntry] = release.model.files
     problems = difference_lines(copy, expected)
     _raise(copy, problems, f"is not the released model {short_digest(release.model.digest)}")
+
+
+def _check_base(folder: Path, release: Release) -> None:
+    """Read the base model, and compare its digest with the one that everything was measured on."""
+    found = read_digest(resolve_model(str(folder), download=False))
+    if found != release.base.digest:
+        raise TamperedError(
+            f"{folder}: is not the base model of the release: digest {short_digest(found)}, "
+            f"expected {short_digest(release.base.digest)}",
+            hint=f"Fetch {release.base.id} again, at the revision that run.yaml names.",
+        )
 
 
 def _raise(path: Path, problems: list[str], what: str = "differs from the release") -> None:

@@ -11,11 +11,15 @@ from typing import Any
 
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.errors import ArtifactError
-from tuneline.core.release import RELEASE_KIND, Release, read_release
+from tuneline.core.release import Release, read_release
 from tuneline.pipeline.plan import plan_stage
+from tuneline.pipeline.released import changed_keys, last_of, open_releases
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.stage import Made
 from tuneline.pipeline.stages import stages
+
+LIMITS = ("release",)
+"""The section of run.yaml that no artifact records."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Facts:
         made: The artifacts by their stage, in the order of the line.
         absent: The stages without an artifact, each with the reason.
         config: The resolved run.yaml.
+        outdated: Why the last release of these artifacts does not count; empty without such one.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Facts:
     made: dict[str, Artifact]
     absent: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)
+    outdated: str = ""
 
     def of_kind(self, kind: str) -> list[tuple[str, Artifact]]:
         """Return the stages of a kind with their artifacts."""
@@ -84,7 +90,9 @@ def facts_of_folder(folder: Path, artifacts: Path | None = None) -> Facts:
 
 
 def facts_of_run(run: Run, overrides: Sequence[str] = ()) -> Facts:
-    """Return the facts of a run: its last release if that is about the run's artifacts as they are.
+    """Return the facts of a run, with its last release.
+
+    A release counts if it is about the run's artifacts, judged by the limits of run.yaml as it is.
 
     Args:
         run: The run.
@@ -109,20 +117,28 @@ def facts_of_run(run: Run, overrides: Sequence[str] = ()) -> Facts:
             absent[stage.name] = error.message
     options = [part for override in overrides for part in ("--set", override)]
     config = run.config.model_dump(mode="json")
-    release = last_release(run.dir, made)
+    release, outdated = _last_release(run.dir, made, config)
     up = shlex.join(["tuneline", "up", str(run.path), *options])
-    return Facts(run.config.name, up, release, made, absent, config)
+    return Facts(run.config.name, up, release, made, absent, config, outdated)
 
 
-def last_release(runs: Path, made: dict[str, Artifact]) -> Release | None:
-    """Return the newest release in a run's directory that is about exactly these artifacts."""
-    found = []
-    for path in runs.glob(f"{RELEASE_KIND}-*"):
-        try:
-            open_artifact(path, kind=RELEASE_KIND)
-            found.append(read_release(path))
-        except ArtifactError:
-            continue  # one that is damaged or of another version says nothing about the run
+def _last_release(
+    run_dir: Path, made: dict[str, Artifact], config: dict[str, Any]
+) -> tuple[Release | None, str]:
+    """Return the last release of exactly these artifacts and this configuration.
+
+    Without one, return why the last release of these artifacts does not count.
+    """
     about = {stage: artifact.digest for stage, artifact in made.items()}
-    same = [one for one in found if {link.stage: link.digest for link in one.chain} == about]
-    return max(same, key=lambda one: one.created_at, default=None)
+    # A release that is damaged or of another version says nothing about the run.
+    found, _ = open_releases(run_dir)
+    same = [pair for pair in found if {one.stage: one.digest for one in pair[1].chain} == about]
+    # The artifacts have every other setting that decides a figure in their keys.
+    judged = [pair for pair in same if not changed_keys(pair[1], config, LIMITS)]
+    if judged:
+        return last_of(run_dir, judged)[1], ""
+    if not same:
+        return None, ""
+    artifact, release = last_of(run_dir, same)
+    keys = ", ".join(changed_keys(release, config, LIMITS))
+    return None, f"{artifact.path.name} was judged with other values of {keys}."

@@ -6,8 +6,9 @@ from typing import Any
 
 from k8s.config import FetchedModel, HubModel
 from k8s.render.facts import Facts, Files
-from k8s.rules.objects import quantity
+from k8s.rules.objects import KEY_VOLUME, quantity
 from tuneline.core.digests import short_digest
+from tuneline.core.errors import ConfigError
 
 # The sum of the disk that the base's emptyDirs and the logs may take.
 BASE_STORAGE_GIB = 12
@@ -27,9 +28,39 @@ def fill_verify(files: Files, facts: Facts) -> None:
     """Put the image, the model's folder and its digest into the container that verifies."""
     (container,) = _pod(files["init.yaml"])["initContainers"]
     container["image"] = facts.config.loadtest_image
-    container["args"] = [facts.model_path, f"--digest={facts.model_digest}"]
+    container["args"] = _verify_args(facts)
+
+
+def fill_signature(files: Files, facts: Facts) -> None:
+    """Put the signature of the model into a ConfigMap, and the key that it needs into the pod."""
+    wanted = facts.config.release_key
+    assert wanted is not None  # noqa: S101 (the row is wanted only with it)
+    if facts.signature is None:
+        raise ConfigError(
+            "k8s.release_key: needs the signature of the model; the manifests come from no signed "
+            "release",
+            hint="Try: tuneline release RUN.yaml --sign-key KEY.pem\n"
+            "  Or without a check of the signature: --set k8s.release_key=null",
+        )
+    files["model.sig.json"] = facts.signature
+    pod = _pod(files["init.yaml"])
+    (container,) = pod["initContainers"]
+    container["args"] = [
+        *_verify_args(facts),
+        "--signature=/release/model.sig",
+        f"--key=/release-key/{wanted.file}",
+    ]
+    if wanted.secret_name is not None:
+        pod["volumes"][1] = {"name": KEY_VOLUME, "secret": {"secretName": wanted.secret_name}}
+    else:
+        pod["volumes"][1]["configMap"]["name"] = wanted.config_map
+
+
+def _verify_args(facts: Facts) -> list[str]:
+    args = [facts.model_path, f"--digest={facts.model_digest}"]
     if facts.config.model_hub is not None:
-        container["args"] += [f"--ignore={pattern}" for pattern in HUB_FILES]
+        args += [f"--ignore={pattern}" for pattern in HUB_FILES]
+    return args
 
 
 def fill_hub(files: Files, facts: Facts) -> None:

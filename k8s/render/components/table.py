@@ -68,6 +68,11 @@ COMPONENTS: dict[str, Component] = {
     "verify-model": Component(
         wanted=lambda config: config.verify_model, folder="verify-model", fill=model.fill_verify
     ),
+    "verify-signature": Component(
+        wanted=lambda config: config.release_key is not None,
+        folder="verify-signature",
+        fill=model.fill_signature,
+    ),
     "model-hub": Component(
         wanted=lambda config: config.model_hub is not None, folder="model-hub", fill=model.fill_hub
     ),

@@ -6,6 +6,7 @@ the example on vLLM.
 """
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from tuneline.core.tolerances import Tolerances
 from tuneline.models.source import ModelSource, embedded_base
 from tuneline.pipeline.keys import stage_key
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
-from tuneline.pipeline.server import served
+from tuneline.pipeline.server import served, served_stage
 from tuneline.pipeline.stage import Made, Stage
 from tuneline.pipeline.stages import stages
 
@@ -104,6 +105,33 @@ class FinishedLine:
         """Run `tuneline release`, and return the release whatever its verdict."""
         done = self.release("--json", *options)
         return read_release(Path(json.loads(done.stdout)["path"]))
+
+
+def verify(target: Path, *options: object) -> CompletedProcess[str]:
+    """Run `tuneline verify`."""
+    return tuneline_here("verify", str(target), *map(str, options))
+
+
+def rewrite(
+    folder: Path, name: str, edit: Callable[[str], str | None], kind: str = "release"
+) -> None:
+    """Change a file and make the manifest fit, as somebody would who knows how.
+
+    An edit that returns None removes the file.
+    """
+    before = open_artifact(folder).manifest
+    path = folder / name
+    text = edit(path.read_text() if path.exists() else "")
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    moved = Path(shutil.move(folder, folder.with_name("moved")))
+    (moved / "manifest.json").unlink()
+    with new_artifact(folder, kind, config=before.config, inputs=before.inputs) as draft:
+        shutil.copytree(moved, draft.dir, dirs_exist_ok=True)
+        draft.metrics.update(before.metrics)
+    shutil.rmtree(moved)
 
 
 def write_line(
@@ -242,9 +270,9 @@ def _parity(draft: Draft, stage: Stage, _run: Run, _made: Made, answers: Answers
 def _load_report(draft: Draft, _stage: Stage, run: Run, made: Made, answers: Answers) -> None:
     document = json.loads(LOAD_REPORT.read_text(encoding="utf-8"))
     assert document["schema_version"] == SCHEMA_VERSION
-    digest = made["model"].digest
-    short = digest.removeprefix("sha256:")[:12]
-    document["inputs"] = [made["model"].as_input("model").model_dump()]
+    what = served(run, resolve_base(run, download=False), made)
+    short = made[served_stage(run.config)].digest.removeprefix("sha256:")[:12]
+    document["inputs"] = [entry.model_dump() for entry in what.inputs]
     name = f"{run.config.name}@{short}"
     document["endpoint"].update(artifact_name=name, artifact_short_digest=short)
     answers.load(document)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.report.schema import SCHEMA_VERSION, EndpointReport
-from loadtest.studies.schema import ComparisonReport
 from tests.integration.release.line import (
     NUM_HELDOUT,
     Answers,
@@ -25,6 +23,7 @@ from tuneline.core.release import Outcome, read_release
 
 TESTS = Path(__file__).parents[2]
 HERE = "integration/release/test_sabotages.py"
+REGRESSION = "integration/release/test_regression.py"
 VERIFY = "integration/release/test_verify.py"
 PARITY = "integration/export/test_parity.py"
 REFUSALS = "integration/export/merge/test_refusals.py"
@@ -68,7 +67,7 @@ SABOTAGES = {
         "test_another_artifact_behind_the_endpoint_is_an_error",
     ),
     "another digest in the load report": (HERE, "test_a_report_of_another_artifact_is_refused"),
-    "regression inside the noise": (HERE, "test_a_regression_inside_the_noise_is_refused"),
+    "regression inside the noise": (REGRESSION, "test_a_regression_inside_the_noise_is_refused"),
     "leaked held-out rows": (HERE, "test_leaked_heldout_rows_are_refused"),
     "forgotten skill": (HERE, "test_a_forgotten_skill_is_refused"),
     "adapter on the wrong base at run time": (
@@ -228,86 +227,8 @@ def test_a_forgotten_skill_is_refused(tmp_path: Path) -> None:
     assert "forgetting: The tuned model lost a skill: json: forgotten: 100" in done.stderr
 
 
-def with_previous(folder: Path, previous: Path, answers: Answers, comparison: str) -> FinishedLine:
-    release = {"previous": str(previous), "load_comparison": comparison}
-    return write_line(folder, answers, {"release": release})
-
-
-def test_a_regression_inside_the_noise_is_refused(whole: FinishedLine, tmp_path: Path) -> None:
-    """Six of a hundred rows are lost and four won: the interval holds zero, and a drop of 8 %."""
-    previous = whole.released()
-    worse = Answers(tuned_wrong=range(50, 56), served_wrong=range(50, 56))
-    line = with_previous(tmp_path / "worse", previous, worse, "none")
-    done = line.release()
-    assert done.returncode == 6
-    assert "regression: This release may be worse: the noise hides it." in done.stderr
-    same = with_previous(tmp_path / "same", previous, Answers(), "none")
-    gate = same.judged().gate("regression")
-    assert gate is not None and gate.outcome is Outcome.PASSED
-    far = Answers(tuned_wrong=range(30), served_wrong=range(30))
-    gate = with_previous(tmp_path / "far", previous, far, "none").judged().gate("regression")
-    assert gate is not None and gate.outcome is Outcome.FAILED
-    assert "This release is worse than release" in gate.words
-
-
-def endpoint(digest: str) -> EndpointReport:
-    return EndpointReport(
-        url="http://127.0.0.1:8000/v1", model="m", served_names=["m"], server=None,
-        artifact_name="m@" + digest[7:19], artifact_short_digest=digest[7:19],
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, ""),
-        ({"interleaved": False}, "its two sides were not measured in turns"),
-        ({"verdict": "FAIL", "problems": ["closed-4: B is slower"]}, "closed-4: B is slower"),
-        ({"swap": True}, "side a served"),
-    ],
-    ids=["sound", "not in turns", "slower", "the other way round"],
-)
-def test_speed_is_judged_by_an_interleaved_comparison(
-    whole: FinishedLine, tmp_path: Path, changes: dict[str, object], words: str
-) -> None:
-    previous = whole.released()
-    old = read_release(previous).model.digest
-    line = with_previous(tmp_path / "new", previous, Answers(), "../comparison")
-    new = open_artifact(line.artifact("model")).digest
-    assert old == new  # the two lines trained the same
-    other = "sha256:" + "0" * 64
-    sides = {"a": endpoint(other if changes.get("swap") else old), "b": endpoint(new)}
-    values = {"verdict": "PASS", "problems": [], "margin": 0.05, "interleaved": True}
-    values |= {key: value for key, value in changes.items() if key != "swap"}
-    report = ComparisonReport.model_validate(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "endpoints": sides,
-            "scenarios": [],
-            "environment": {},
-            **values,
-        }
-    )
-    with new_artifact(tmp_path / "comparison", "load-comparison", config={}) as draft:
-        (draft.dir / "report.json").write_text(report.model_dump_json())
-    gate = line.judged().gate("speed")
-    assert gate is not None
-    assert gate.outcome is (Outcome.FAILED if words else Outcome.PASSED)
-    assert words in gate.words
-
-
-def test_an_earlier_release_without_a_load_comparison_is_no_proof(
-    whole: FinishedLine, tmp_path: Path
-) -> None:
-    line = write_line(tmp_path, config={"release": {"previous": str(whole.released())}})
-    done = line.release()
-    assert done.returncode == 6
-    assert "speed: The proof is missing: no load comparison with release" in done.stderr
-    assert "tuneline loadtest compare" in done.stderr
-
-
 def _pickle(model: Path) -> None:
-    (model / "weights.dat").write_bytes(b"\x80\x04\x95hello.")
+    (model / "weights.dat").write_bytes(b"\x80\x04N.")
 
 
 def _bin(model: Path) -> None:
@@ -338,7 +259,7 @@ def _archive(model: Path) -> None:
         (_bin, "pytorch_model.bin has the name of a pickle"),
         (_code, "modeling_own.py is code"),
         (_auto_map, "config.json names code of its own (auto_map)"),
-        (_archive, "model.pt is an archive with the pickle archive/data.pkl"),
+        (_archive, "model.pt is an archive whose archive/data.pkl has the name of a pickle"),
     ],
 )
 def test_a_file_that_runs_code_is_refused(

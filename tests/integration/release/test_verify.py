@@ -3,44 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.commands import tuneline_here
-from tests.integration.release.line import Answers, FinishedLine, write_line
+from tests.integration.release.keys import write_key
+from tests.integration.release.line import Answers, FinishedLine, rewrite, verify, write_line
 from tuneline.core.artifact import file_sha256, new_artifact, open_artifact
-
-Key = ec.EllipticCurvePrivateKey
-
-
-def write_private(key: Key | rsa.RSAPrivateKey, path: Path, password: bytes | None = None) -> Path:
-    encryption = (
-        serialization.NoEncryption()
-        if password is None
-        else serialization.BestAvailableEncryption(password)
-    )
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    )
-    return path
-
-
-def write_key(folder: Path, name: str, password: bytes | None = None) -> Path:
-    """Write NAME.pem and NAME.pub, and return the private key's path."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    (folder / f"{name}.pub").write_bytes(public)
-    return write_private(key, folder / f"{name}.pem", password)
+from tuneline.core.release import read_release
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +40,6 @@ def shipped(line: FinishedLine, signed: Path, tmp_path: Path) -> tuple[Path, Pat
     return Path(release), Path(model)
 
 
-def verify(release: Path, *options: object) -> CompletedProcess[str]:
-    return tuneline_here("verify", str(release), *map(str, options))
-
-
 def test_a_signed_release_verifies_with_its_run(signed: Path, keys: Path) -> None:
     done = verify(signed, "--key", keys / "own.pub", "--json")
     assert done.returncode == 0, done.stderr
@@ -80,6 +47,8 @@ def test_a_signed_release_verifies_with_its_run(signed: Path, keys: Path) -> Non
     assert found["num_artifacts_compared"] == 11
     assert found["verdict"] == "PASS"
     assert found["signed_by"] == f"the key {keys / 'own.pub'}"
+    assert found["not_checked"] == []
+    assert verify(signed, "--key", keys / "own.pub").stdout.endswith("verdict PASS\n")
 
 
 def test_a_shipped_release_verifies_without_its_run(shipped: tuple[Path, Path], keys: Path) -> None:
@@ -89,10 +58,17 @@ def test_a_shipped_release_verifies_without_its_run(shipped: tuple[Path, Path], 
     found = json.loads(done.stdout)
     assert found["num_artifacts_compared"] == 0
     assert found["model_dir"] == str(model)
+    assert found["not_checked"] == ["artifacts"]
     done = verify(release)
     assert done.returncode == 0
-    assert "--  model: not here" in done.stdout
-    assert "--  signature: not checked" in done.stdout
+    assert "--  artifacts: none of 11 is here" in done.stdout
+    assert "--  model: not here; give a copy of it with --model DIR" in done.stdout
+    assert "--  signature: give the key that you trust" in done.stdout
+    assert "release.json says PASS; not checked: artifacts, model, signature" in done.stdout
+    assert "verdict PASS" not in done.stdout
+    done = verify(release, "--key", keys / "own.pub")
+    assert "ok  signature: the release is signed by" in done.stdout
+    assert "--  signature of the model: the model is not here" in done.stdout
 
 
 def test_model_signing_itself_accepts_the_signature(shipped: tuple[Path, Path], keys: Path) -> None:
@@ -159,18 +135,6 @@ def test_a_changed_added_removed_or_renamed_file_is_named(
     assert verify(release, "--key", keys / "own.pub", "--model", model).returncode == 3
 
 
-def rewrite(release: Path, name: str, edit: Callable[[str], str]) -> None:
-    """Change a file and make the manifest fit, as somebody would who knows how."""
-    before = open_artifact(release)
-    (release / name).write_text(edit((release / name).read_text()))
-    moved = release.with_name("moved")
-    release.rename(moved)
-    (moved / "manifest.json").unlink()
-    with new_artifact(release, "release", config={}, inputs=before.manifest.inputs) as draft:
-        shutil.copytree(moved, draft.dir, dirs_exist_ok=True)
-        draft.metrics.update(before.manifest.metrics)
-
-
 @pytest.mark.parametrize(
     ("name", "old", "new", "words"),
     [
@@ -202,6 +166,57 @@ def test_another_signature_in_place_of_the_own_is_refused(
     assert "differs from the signed files" in done.stderr
 
 
+def test_a_single_file_of_a_release_is_not_called_a_pass(
+    shipped: tuple[Path, Path], tmp_path: Path
+) -> None:
+    release, _ = shipped
+    lone = tmp_path / "ci" / "release.json"
+    lone.parent.mkdir()
+    shutil.copy(release / "release.json", lone)
+    done = verify(lone)
+    assert done.returncode == 3
+    assert "is one file of a release, and nothing in it was checked" in done.stderr
+    assert "PASS" not in done.stdout + done.stderr
+    assert verify(release / "release.json").returncode == 0  # with the rest of it
+
+
+def test_a_pod_that_has_only_the_model_checks_its_signature(
+    shipped: tuple[Path, Path], keys: Path
+) -> None:
+    release, model = shipped
+    options = ["--signature", release / "model.sig", "--key", keys / "own.pub"]
+    done = verify(model, *options)
+    assert done.returncode == 0, done.stderr
+    assert "ok  signature: signed by the key" in done.stdout
+    assert "--  digest: not compared" in done.stdout
+    assert "--  release: not here" in done.stdout
+    assert "PASS" not in done.stdout
+    digest = read_release(release / "release.json").model.digest
+    found = json.loads(verify(model, *options, "--digest", digest, "--json").stdout)
+    assert found["not_checked"] == ["release"]
+    other = verify(model, *options[:2], "--key", keys / "other.pub")
+    assert other.returncode == 3
+    assert "model.sig: is not a signature by the key" in other.stderr
+    done = verify(model, *options[:2])
+    assert done.returncode == 2
+    assert "--signature: says nothing without the key that you trust" in done.stderr
+    rewrite(model, "config.json", lambda text: text.replace("{", "{ ", 1), "model")
+    assert verify(model).returncode == 0  # by its own manifest
+    done = verify(model, *options)
+    assert done.returncode == 3
+    assert "differs from the signed files" in done.stderr
+
+
+def test_a_git_file_that_is_put_into_a_release_is_found(
+    shipped: tuple[Path, Path], keys: Path
+) -> None:
+    release, _ = shipped
+    rewrite(release, ".gitignore", lambda _: "*")
+    done = verify(release, "--key", keys / "own.pub")
+    assert done.returncode == 3
+    assert "holds .gitignore, which no signature covers" in done.stderr
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"mediaType": 1}', "\x00"])
 def test_a_signature_that_cannot_be_read_is_refused(
     shipped: tuple[Path, Path], keys: Path, text: str
@@ -226,22 +241,13 @@ def test_an_artifact_changed_after_the_release_is_found(line: FinishedLine, tmp_
     assert "reference.jsonl: sha256" in verify(release).stderr
 
 
-def test_a_failed_release_is_not_signed(tmp_path: Path, keys: Path) -> None:
-    line = write_line(tmp_path, Answers(parity_noise=0.5))
-    done = line.release("--sign-key", str(keys / "own.pem"))
-    assert done.returncode == 6
-    assert "FAIL, not signed" in done.stdout
-    (release,) = line.run.dir.glob("release-*")
-    assert not list(release.glob("*.sig"))
-
-
 def test_a_failed_release_is_whole_and_exits_with_6(tmp_path: Path) -> None:
     line = write_line(tmp_path, Answers(parity_noise=0.5))
     assert line.release().returncode == 6
     (release,) = line.run.dir.glob("release-*")
     done = verify(release)
     assert done.returncode == 6
-    assert "verdict FAIL" in done.stdout
+    assert "release.json says FAIL; not checked: signature" in done.stdout
     assert "FAIL: parity-served; expected a release that passes" in done.stderr
 
 
@@ -274,85 +280,6 @@ def test_a_waiver_is_said_by_verify(tmp_path: Path) -> None:
     line = write_line(tmp_path, Answers(parity_noise=0.5))
     release = line.released("--waive", "parity-served", "--why", "known rounding")
     assert "waived parity-served: known rounding" in verify(release).stdout
-
-
-def test_a_key_with_a_password_signs(
-    line: FinishedLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = write_key(tmp_path, "locked", b"hunter2")
-    done = line.release("--sign-key", str(key))
-    assert done.returncode == 2
-    assert "Password was not given" in done.stderr
-    assert "TUNELINE_SIGN_PASSWORD" in done.stderr
-    monkeypatch.setenv("TUNELINE_SIGN_PASSWORD", "hunter2")
-    release = line.released("--sign-key", str(key))
-    assert verify(release, "--key", tmp_path / "locked.pub").returncode == 0
-    assert "hunter2" not in "".join(path.read_text() for path in release.iterdir())
-
-
-@pytest.mark.parametrize("content", ["own.pub", "rsa", "text"])
-def test_a_file_that_is_not_an_ec_key_is_refused_before_the_gates(
-    line: FinishedLine, keys: Path, tmp_path: Path, content: str
-) -> None:
-    path = tmp_path / "key.pem"
-    if content == "rsa":
-        write_private(rsa.generate_private_key(65537, 2048), path)
-    elif content == "text":
-        path.write_text("hello")
-    else:
-        path = keys / content
-    done = line.release("--sign-key", str(path))
-    assert done.returncode == 2
-    assert f"--sign-key {path}: " in done.stderr
-    assert "openssl ecparam" in done.stderr
-
-
-def certificate(
-    name: str, key: Key, issuer: x509.Name | None, issuer_key: Key, *, ca: bool
-) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    usage = x509.KeyUsage(
-        digital_signature=not ca, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, key_cert_sign=ca, crl_sign=ca,
-        encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer or subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
-    )
-    if not ca:
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False
-        )
-    return builder.sign(issuer_key, hashes.SHA256())
-
-
-def test_a_certificate_signs_and_another_root_is_refused(
-    line: FinishedLine, tmp_path: Path
-) -> None:
-    root_key, leaf_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    root = certificate("root", root_key, None, root_key, ca=True)
-    leaf = certificate("team", leaf_key, root.subject, root_key, ca=False)
-    stranger = certificate("other", leaf_key, None, leaf_key, ca=True)
-    for name, one in (("root", root), ("leaf", leaf), ("stranger", stranger)):
-        (tmp_path / f"{name}.pem").write_bytes(one.public_bytes(serialization.Encoding.PEM))
-    key = write_private(leaf_key, tmp_path / "key.pem")
-    release = line.released(
-        "--sign-key", str(key), "--sign-certificate", str(tmp_path / "leaf.pem"),
-        "--sign-chain", str(tmp_path / "root.pem"),
-    )  # fmt: skip
-    assert verify(release, "--certificate", tmp_path / "root.pem").returncode == 0
-    done = verify(release, "--certificate", tmp_path / "stranger.pem")
-    assert done.returncode == 3
-    assert "release.sig: is not a signature by the certificate" in done.stderr
 
 
 @pytest.mark.parametrize(

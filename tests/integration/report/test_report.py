@@ -223,3 +223,31 @@ def test_a_target_that_cannot_be_used_is_named(
     )
     assert done.returncode == code, done.stderr
     assert message in done.stderr
+
+
+def test_a_release_that_was_judged_by_other_limits_is_not_shown(
+    line: FinishedLine, released: Path
+) -> None:
+    assert released.is_dir()
+    page = line.run.path.parent / "stricter.html"
+    limits = ["--set", "release.threshold=0.99"]
+    done = report(line, *limits, "--html", str(page), "--json")
+    assert json.loads(done.stdout)["verdict"] == "not released"
+    words = f"No gate was judged. {released.name} was judged with other values of release.threshold"
+    assert words in text_of(page)
+    assert json.loads(report(line, "--json").stdout)["verdict"] == "PASS"
+
+
+def test_the_release_that_was_returned_last_is_shown(tmp_path: Path) -> None:
+    """FAIL, then a waiver, then none again: the third call returns the first release."""
+    line = write_line(tmp_path, Answers(parity_noise=0.5))
+
+    def verdict() -> str:
+        return str(json.loads(report(line, "--json").stdout)["verdict"])
+
+    assert line.release().returncode == 6
+    assert verdict() == "FAIL"
+    line.released("--waive", "parity-served", "--why", "known")
+    assert verdict() == "PASS"
+    assert line.release().returncode == 6
+    assert verdict() == "FAIL"

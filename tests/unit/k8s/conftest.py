@@ -30,6 +30,7 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
 SERVER_IMAGE = "registry.example.com/tuneline-server:0.1.0"
 LOADTEST_IMAGE = "registry.example.com:5000/tuneline-loadtest@sha256:" + "7" * 64
 MODEL_IMAGE = "registry.example.com/models/support-tickets@sha256:" + "9" * 64
+SIGNATURE = {"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json"}
 CAPACITY = Capacity(
     report="sha256:" + "5" * 64,
     scenario="open-4rps",
@@ -99,6 +100,7 @@ def render_run() -> Render:
         capacity: Capacity | None = CAPACITY,
         model_size_bytes: int = 0,
         helm: bool = False,
+        signature: dict[str, Any] | None = SIGNATURE,
         **options: Any,
     ) -> Path:
         serving = serving or ServingConfig(max_model_len=1024)
@@ -126,6 +128,7 @@ def render_run() -> Render:
             capacity=capacity,
             model_size_bytes=model_size_bytes,
             helm=helm,
+            signature=signature,
         )
 
     return rendered
@@ -221,7 +224,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"gateway": {"name": "public", "namespace": "gateways", "route": False}},
     ],
     "picker": [{}, {"endpoint_picker": {"name": "picker"}}],
-    "verified": [{}, {"verify_model": True}],
+    "verified": [
+        {},
+        {"verify_model": True},
+        {"verify_model": True, "release_key": {"config_map": "team-key"}},
+        {"verify_model": True, "release_key": {"secret_name": "team-key", "file": "team.pem"}},
+    ],
     "cache": [{}, {"cache_claim": "kernels"}],
     "user": [{"run_as_user": None}, {"run_as_user": 2000}],
     "placement": [
@@ -298,6 +306,7 @@ EVERYTHING = {
     "gateway": {"name": "public", "namespace": "gateways"},
     "endpoint_picker": {"name": "picker"},
     "verify_model": True,
+    "release_key": {"config_map": "tuneline-release-key"},
 }
 MANIFESTS = ["overlays/cpu", "overlays/gpu", "model-volume"]
 TRAINING_IMAGE = "registry.example.com/tuneline-training:0.1.0"

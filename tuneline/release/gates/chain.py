@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from tuneline.core.digests import short_digest
+from tuneline.core.errors import TamperedError
+from tuneline.core.release import SERVED_STAGES
+from tuneline.models.source import read_digest
+from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import Stage
 from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.proofs import Proofs
@@ -26,6 +30,7 @@ def judge_chain(proofs: Proofs) -> Finding:
         if stage.name in proofs.made
         for problem in _unconnected(proofs, stage)
     ]
+    problems += _changed_base(proofs)
     num_made = len(proofs.made)
     if problems:
         words = f"The chain is broken: {'; '.join(problems)}."
@@ -39,6 +44,25 @@ def judge_chain(proofs: Proofs) -> Finding:
         hint=proofs.up,
         sources=tuple(proofs.source(name, "manifest.json") for name in proofs.made),
     )
+
+
+def _changed_base(proofs: Proofs) -> list[str]:
+    """Return why the base model that is served with an adapter is not the one that was measured.
+
+    Its digest comes from a cache while the line runs. The server loads the bytes.
+    """
+    if not serves_adapter(proofs.run.config):
+        return []
+    try:
+        found = read_digest(proofs.base)
+    except TamperedError as error:
+        return [f"base model: {error.message}"]
+    if found == proofs.base.digest:
+        return []
+    return [
+        f"base model {proofs.base.name}: its files have digest {short_digest(found)}; expected "
+        f"{short_digest(proofs.base.digest)}"
+    ]
 
 
 def _unconnected(proofs: Proofs, stage: Stage) -> list[str]:
@@ -56,6 +80,12 @@ def _unconnected(proofs: Proofs, stage: Stage) -> list[str]:
         for entry in recorded
         if entry.digest not in own | given
     ]
+    if stage.name in SERVED_STAGES and proofs.served is not None:
+        lacking = proofs.served_digests - {entry.digest for entry in recorded}
+        problems += [
+            f"{stage.name}: its manifest does not name {short_digest(one)}, which the server loads"
+            for one in sorted(lacking)
+        ]
     if own and not own & {entry.digest for entry in recorded}:
         problems.append(f"{stage.name}: its manifest names none of {', '.join(stage.needs)}")
     return problems

@@ -137,6 +137,7 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
     )
     compared = compare_rows(tuned, served)
     passed = compared is not None and compared.rules_out(config.max_regression)
+    inconclusive = "" if compared is None else compared.inconclusive(config.max_regression)
     return judged(
         passed,
         required,
@@ -145,7 +146,8 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
         if compared is None
         else f"The served model answers as well as the tuned model: {compared.observed}."
         if passed
-        else f"The served model may be worse than the tuned model: {compared.observed}.",
+        else f"The served model may be worse than the tuned model: {compared.observed}."
+        + (f" {inconclusive}." if inconclusive else ""),
         hint="Evaluate more held-out rows, or look at mismatches.html of evaluation-served.",
         sources=tuple(
             proofs.source(stage, PREDICTIONS_FILE) for stage in (EVALUATION_TUNED, SERVED)

@@ -26,10 +26,11 @@ def judge_served_parity(proofs: Proofs) -> Finding:
     if SERVED not in proofs.made or proofs.served is None:
         return missing(proofs, SERVED, required)
     digests = {entry.digest for entry in proofs.made[SERVED].manifest.inputs}
-    if proofs.served.digest not in digests:
+    if not proofs.served_digests <= digests:
+        base = " and its base model" if len(proofs.served_digests) > 1 else ""
         return judged(
             False, required, "another artifact",
-            f"The served parity is of another artifact than {proofs.served.path.name}.",
+            f"The served parity is of another artifact than {proofs.served.path.name}{base}.",
             hint=proofs.up, sources=(proofs.source(SERVED, "manifest.json"),),
         )  # fmt: skip
     return _judge(proofs, [SERVED], required)

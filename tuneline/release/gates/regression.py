@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tuneline.core.artifact import open_artifact, verify_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
+from tuneline.core.release import ROWS_FILE
 from tuneline.core.verdict import Verdict
 from tuneline.release.gates.evaluation import SERVED
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Earlier, Proofs
-from tuneline.release.rows import compare_rows, read_released_rows, read_rows
+from tuneline.release.rows import (
+    Compared,
+    Rows,
+    compare_rows,
+    read_released_rows,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     from loadtest import ComparisonReport
@@ -22,9 +30,10 @@ NO_PREVIOUS = "The run names no earlier release (release.previous)."
 def judge_regression(proofs: Proofs) -> Finding:
     """Compare the served answers with the earlier release's, row by row."""
     config, earlier = proofs.config, proofs.earlier
+    limit = config.max_regression
     required = (
-        f"{config.metric} not below the earlier release's by more than {config.max_regression:g} "
-        "(paired interval at 95 %)"
+        f"{config.metric} not below the earlier release's by more than {limit:g} (paired interval "
+        f"at 95 %), on at least {1 - limit:.0%} of its rows"
     )
     if earlier is None:
         return not_asked(required, NO_PREVIOUS)
@@ -32,33 +41,66 @@ def judge_regression(proofs: Proofs) -> Finding:
         return missing(proofs, SERVED, required)
     before = read_released_rows(earlier.artifact.path)
     now = read_rows(proofs.made[SERVED].path, config.metric)
-    compared = None if before is None else compare_rows(before, now)
-    name = _name(earlier)
-    if compared is None:
+    if before is None or (problem := _not_comparable(earlier, before, now, limit)):
+        words = f"{_name(earlier)} holds no rows" if before is None else problem
         return judged(
-            False, required, "no common row",
-            f"{name} and this release have no held-out row with {config.metric} in common.",
-            hint="Evaluate both on the same held-out rows with the same release.metric.",
+            False, required, "not comparable", f"{words}.",
+            hint="Evaluate both releases on the same held-out rows with the same release.metric.",
         )  # fmt: skip
-    passed = compared.rules_out(config.max_regression)
-    worse = "is worse" if compared.high < 0 else "may be worse: the noise hides it"
+    compared = compare_rows(before, now)
+    assert compared is not None  # noqa: S101 (rows are in common)
     return judged(
-        passed,
+        compared.rules_out(limit),
         required,
         compared.observed,
-        f"This release is not worse than {name}: {compared.observed}."
-        if passed
-        else f"This release {worse} than {name}: {compared.observed}."
-        if compared.high < 0
-        else f"This release {worse}. Compared with {name}: {compared.observed}.",
+        _regression_words(_name(earlier), compared, limit),
         hint="Evaluate more held-out rows, which narrows the interval, or train again.",
         sources=(proofs.source(SERVED, "predictions.jsonl"),),
     )
 
 
+def _not_comparable(earlier: Earlier, before: Rows, now: Rows, limit: float) -> str:
+    """Return why an earlier release's rows are not a baseline; empty if they are."""
+    name, release = _name(earlier), earlier.release
+    if release.verdict is not Verdict.PASS:
+        failed = ", ".join(gate.name for gate in release.failed())
+        return (
+            f"{name} is {release.verdict} ({failed}), and a release that failed is not a baseline"
+        )
+    link = release.link(SERVED)
+    if link is None or link.digest != before.evaluation:
+        return f"{ROWS_FILE} of {name} is of another evaluation than its chain names"
+    if before.metric != now.metric:
+        return f"{name} has rows of {before.metric}; this run's release.metric is {now.metric}"
+    common = len(before.values.keys() & now.values.keys())
+    total = len(before.values)
+    if not common or total - common > limit * total:
+        return (
+            f"{common} of the {total} held-out rows of {name} are among the {len(now.values)} of "
+            f"this run, and the {total - common} that are gone could hide a drop of more than "
+            f"{limit:g}"
+        )
+    return ""
+
+
+def _regression_words(name: str, compared: Compared, limit: float) -> str:
+    if compared.rules_out(limit):
+        return f"This release is not worse than {name}: {compared.observed}."
+    if compared.high < 0:
+        return f"This release is worse than {name}: {compared.observed}."
+    if inconclusive := compared.inconclusive(limit):
+        return f"{inconclusive}. Compared with {name}: {compared.observed}."
+    return (
+        f"This release may be worse: the noise hides it. Compared with {name}: {compared.observed}."
+    )
+
+
 def judge_speed(proofs: Proofs) -> Finding:
     """Check the interleaved load comparison of the earlier release (A) with this one (B)."""
-    required = "an interleaved load comparison says that this release is not slower"
+    limit = proofs.config.max_slowdown
+    required = (
+        f"a load comparison in turns says that this release is not slower by more than {limit:.0%}"
+    )
     earlier, served = proofs.earlier, proofs.served
     if earlier is None:
         return not_asked(required, NO_PREVIOUS)
@@ -80,20 +122,29 @@ def judge_speed(proofs: Proofs) -> Finding:
         report = read_comparison(artifact.path)
     except ArtifactError as error:
         return judged(False, required, "no proof", f"{error.message}.", hint=hint)
-    problems = _problems(report, earlier, served.digest)
+    problems = _problems(report, earlier, served.digest, limit)
     return judged(
         not problems,
         required,
         str(report.verdict),
         f"The load comparison does not hold: {'; '.join(problems)}."
         if problems
-        else f"This release is not slower than {_name(earlier)}, by {report.margin:.0%} or more.",
+        else f"This release is not slower than {_name(earlier)}, by {report.margin:.0%} or more. "
+        f"{_hosts(report)}",
         hint=hint,
     )
 
 
-def _problems(report: ComparisonReport, earlier: Earlier, digest: str) -> list[str]:
+def _problems(report: ComparisonReport, earlier: Earlier, digest: str, limit: float) -> list[str]:
+    from loadtest import recheck_comparison
+
     problems = []
+    if earlier.release.verdict is not Verdict.PASS:
+        problems.append(f"{_name(earlier)} is {earlier.release.verdict}")
+    if report.margin > limit:
+        problems.append(
+            f"its margin is {report.margin:.0%}, and release.max_slowdown is {limit:.0%}"
+        )
     if not report.interleaved:
         problems.append("its two sides were not measured in turns")
     for side, expected in (("a", earlier.release.model.digest), ("b", digest)):
@@ -105,7 +156,20 @@ def _problems(report: ComparisonReport, earlier: Earlier, digest: str) -> list[s
             )
     if report.verdict is not Verdict.PASS:
         problems += report.problems or [f"verdict {report.verdict}"]
+    else:
+        problems += recheck_comparison(report)
     return problems
+
+
+def _hosts(report: ComparisonReport) -> str:
+    """Return where the two servers ran, as far as the report tells."""
+    a, b = (urlsplit(report.endpoints[side].url).hostname or "an unnamed host" for side in "ab")  # type: ignore[index]  # a Side
+    if a == b:
+        return f"Both were measured in turns on {a}."
+    return (
+        f"They were measured in turns on {a} and {b}; no file says that the hardware of both is "
+        "equal."
+    )
 
 
 def _name(earlier: Earlier) -> str:

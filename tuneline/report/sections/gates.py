@@ -68,9 +68,8 @@ def _words(gate: Gate) -> Text:
 
 
 def _unreleased(facts: Facts) -> tuple[Block, ...]:
-    blocks: list[Block] = [
-        Paragraph("No gate was judged: the run has no release of the artifacts below.", Tone.WARN)
-    ]
+    why = facts.outdated or "The run has no release of the artifacts below."
+    blocks: list[Block] = [Paragraph(f"No gate was judged. {why}", Tone.WARN)]
     if facts.absent:
         rows = tuple((Code(stage), reason) for stage, reason in facts.absent.items())
         columns = (Column("stage"), Column("reason"))

@@ -16,7 +16,7 @@ import pytest
 from k8s.config import HOST
 from k8s.rules import jobs, metadata, pods, server, services, traffic, training, workloads
 from k8s.rules.check import RULES, check_manifests
-from k8s.rules.objects import flags
+from k8s.rules.objects import KEY_VOLUME, flags
 
 Objects: TypeAlias = list[dict[str, Any]]
 Mutation: TypeAlias = Callable[[Objects], Any]
@@ -37,7 +37,7 @@ def test_every_generator_of_a_rule_module_is_a_rule() -> None:
         if inspect.isgeneratorfunction(function) and function.__module__ == module.__name__
     }
     # Parts of rules, which a rule calls.
-    parts = {metadata._empty, jobs._failures, traffic._scaled}
+    parts = {metadata._empty, jobs._failures, traffic._scaled, server._trust}
     assert set(RULES) == found - parts
     assert len(RULES) == len(found - parts) == 43
 
@@ -55,6 +55,11 @@ def one(objects: Objects, kind: str) -> dict[str, Any]:
 
 def spec(objects: Objects, kind: str = "Deployment") -> Any:
     return one(objects, kind)["spec"]
+
+
+def volume(objects: Objects, name: str) -> Any:
+    (found,) = (entry for entry in pod(objects)["volumes"] if entry["name"] == name)
+    return found
 
 
 def pod(objects: Objects, kind: str = "Deployment") -> Any:
@@ -323,7 +328,7 @@ BROKEN: list[tuple[str, Mutation, str]] = [
     ),
     (
         "a folder without a limit",
-        lambda o: pod(o)["volumes"][1]["emptyDir"].clear(),
+        lambda o: volume(o, "cache")["emptyDir"].clear(),
         "volume cache has no sizeLimit",
     ),
     (
@@ -403,6 +408,18 @@ BROKEN: list[tuple[str, Mutation, str]] = [
         "another folder is verified",
         lambda o: pod(o)["initContainers"][0].update(args=["/model/other"]),
         "verify-model reads ['/model/other']; the server reads",
+    ),
+    (
+        "a key that the manifests bring themselves",
+        lambda o: volume(o, "release-key").update(volume(o, "release-signature"), name=KEY_VOLUME),
+        "the key is in ConfigMap/support-tickets-release-signature-",
+    ),
+    (
+        "a key that is not mounted",
+        lambda o: pod(o)["initContainers"][0]["volumeMounts"].remove(
+            {"name": "release-key", "mountPath": "/release-key", "readOnly": True}
+        ),
+        "verify-model reads --key /release-key/release.pub, and mounts nothing there",
     ),
     (
         "a metric that no server has",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,9 @@ import pytest
 
 from k8s.render.components.model import with_gibibytes
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.errors import ConfigError
 from tuneline.core.files import payload_files
+from tuneline.release.sign import Signer, sign_model
 
 Objects: TypeAlias = list[dict[str, Any]]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -157,6 +161,125 @@ def test_what_the_hubs_client_adds_is_no_difference(
     (model.path / "chat_template.jinja").unlink()
     # A claim has only the files that were copied there.
     assert verify(server_pod(**options), model.path).returncode == 3
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two key pairs: the team's, and another."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("team", "other"):
+        private, public = str(folder / f"{name}.pem"), str(folder / f"{name}.pub")
+        made = ["ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", private]
+        subprocess.run(["openssl", *made], check=True, timeout=60)
+        published = ["ec", "-in", private, "-pubout", "-out", public]
+        subprocess.run(["openssl", *published], check=True, capture_output=True, timeout=60)
+    return folder
+
+
+def signature_of(model: Path, key: Path) -> dict[str, Any]:
+    sign_model(Signer(key=key), model, key.parent / "model.sig")
+    found: dict[str, Any] = json.loads((key.parent / "model.sig").read_text())
+    return found
+
+
+@pytest.fixture
+def signed_pod(
+    tmp_path: Path, render_run: Callable[..., Path], objects_of: Callable[..., Objects],
+    model: Artifact, keys: Path,
+) -> Callable[..., Callable[[], subprocess.CompletedProcess[str]]]:  # fmt: skip
+    """Render a run for a signed model; the result runs the init container's own command here.
+
+    Every path of the command is mounted in the container. Here it is a folder with the content of
+    the rendered ConfigMap, the cluster's key, or the model.
+    """
+
+    def rendered(
+        signer: str = "team", trusted: str = "team", digest: str = model.digest, **options: Any
+    ) -> Callable[[], subprocess.CompletedProcess[str]]:
+        out = render_run(
+            tmp_path / "out", verify_model=True, loadtest_image=IMAGE, model_path="model",
+            release_key={"config_map": "team-key"}, digest=digest,
+            signature=signature_of(model.path, keys / f"{signer}.pem"), **options,
+        )  # fmt: skip
+        objects = objects_of(out)
+        (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+        pod = deployment["spec"]["template"]["spec"]
+        in_cluster = {item["metadata"]["name"]: item for item in objects}
+        in_cluster["team-key"] = {"data": {"release.pub": (keys / f"{trusted}.pub").read_text()}}
+        (container,) = (one for one in pod["initContainers"] if one["name"] == "verify-model")
+        folders = {"model": model.path.parent}
+        for name, volume in volumes(pod).items():
+            if "configMap" in volume:
+                folders[name] = tmp_path / name
+                folders[name].mkdir()
+                for file, text in in_cluster[volume["configMap"]["name"]]["data"].items():
+                    (folders[name] / file).write_text(text)
+        command = [*container["command"], *container["args"]]
+        for mount in container["volumeMounts"]:
+            if mount["name"] in folders:
+                inside, here = f"{mount['mountPath']}/", f"{folders[mount['name']]}/"
+                command = [part.replace(inside, here) for part in command]
+        assert command[0] == "tuneline"
+        return lambda: subprocess.run(
+            [sys.executable, "-m", *command],
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    return rendered
+
+
+def test_the_init_container_checks_the_signature_of_the_release(
+    signed_pod: Callable[..., Any], model: Artifact
+) -> None:
+    verify_here = signed_pod()
+    done = verify_here()
+    assert done.returncode == 0, done.stderr
+    assert "ok  signature: signed by the key" in done.stdout
+    (model.path / "config.json").write_text("[]")
+    done = verify_here()
+    assert done.returncode == 3
+    assert "config.json: sha256" in done.stderr
+
+
+def test_the_init_container_refuses_a_manifest_that_fits_other_files(
+    signed_pod: Callable[..., Any], model: Artifact
+) -> None:
+    """Files, manifest and the digest of the manifests are forged together; the key is not."""
+    with new_artifact(model.path.with_name("forged"), "model", config={}) as draft:
+        (draft.dir / "config.json").write_text("[]")
+        (draft.dir / "model.safetensors").write_bytes(b"weights")
+    forged = open_artifact(model.path.with_name("forged"))
+    verify_here = signed_pod(digest=forged.digest)
+    shutil.rmtree(model.path)
+    forged.path.rename(model.path)
+    done = verify_here()
+    assert done.returncode == 3
+    assert "differs from the signed files" in done.stderr
+
+
+def test_the_init_container_refuses_another_key(signed_pod: Callable[..., Any]) -> None:
+    done = signed_pod(signer="other")()
+    assert done.returncode == 3
+    assert "model.sig: is not a signature by the key" in done.stderr
+
+
+def test_a_key_without_a_signed_release_is_refused(server_pod: Callable[..., Any]) -> None:
+    options = {"verify_model": True, "loadtest_image": IMAGE, "signature": None}
+    with pytest.raises(ConfigError, match=r"k8s\.release_key: needs the signature") as caught:
+        server_pod(release_key={"config_map": "team-key"}, **options)
+    assert "--sign-key" in (caught.value.hint or "")
+    assert caught.value.exit_code == 2
+
+
+def test_a_key_may_come_from_a_secret(server_pod: Callable[..., Any]) -> None:
+    pod = server_pod(
+        release_key={"secret_name": "team-key", "file": "team.pem"},
+        verify_model=True, loadtest_image=IMAGE,
+    )  # fmt: skip
+    assert volumes(pod)["release-key"] == {
+        "name": "release-key", "secret": {"secretName": "team-key"},
+    }  # fmt: skip
+    assert pod["initContainers"][0]["args"][-1] == "--key=/release-key/team.pem"
 
 
 @pytest.mark.parametrize(

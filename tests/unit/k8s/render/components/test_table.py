@@ -52,6 +52,10 @@ def test_every_folder_belongs_to_a_row() -> None:
             ["verify-model", "model-fetch"],
         ),
         (VERIFIED, ["verify-model"]),
+        (
+            {**VERIFIED, "release_key": {"config_map": "team-key"}},
+            ["verify-model", "verify-signature"],
+        ),
         ({"cache_claim": "kernels"}, ["cache-claim"]),
         (
             {"autoscaling": {"by": "hpa", "max_replicas": 2}, "monitoring_namespace": "m"},
