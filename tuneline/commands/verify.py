@@ -67,6 +67,7 @@ def verify(
     a model is the released one, and with --key whose signature it has. Of a single model, --key
     goes with --signature. The last line names what nobody looked at.
     """
+    # Over 60 lines: half of them are the options of the command line.
     of_directories = {"--digest": digest, "--ignore": ignore or None}
     of_releases = {"--model": model, "--base": base}
     of_trust = {
