@@ -169,7 +169,7 @@ def test_the_base_fits_its_schema(objects_of: Callable[..., list[dict[str, Any]]
 
 def test_a_full_deployment_has_every_kind(deployed: list[dict[str, Any]]) -> None:
     assert sorted(item["kind"] for item in deployed) == [
-        "ConfigMap", "ConfigMap", "Deployment", "HTTPRoute", "InferencePool", "Job",
+        "ConfigMap", "ConfigMap", "ConfigMap", "Deployment", "HTTPRoute", "InferencePool", "Job",
         "NetworkPolicy", "NetworkPolicy", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget",
         "PrometheusRule", "ScaledObject", "Service", "ServiceAccount", "ServiceAccount",
         "ServiceMonitor",

@@ -19,6 +19,7 @@ from k8s.config import (
     Gateway,
     HubModel,
     Placement,
+    ReleaseKey,
     Toleration,
     TrainingJob,
 )
@@ -160,6 +161,7 @@ NOT_KEYED: dict[str, str] = {
     "k8s.model_fetch": "command image port secret_name size",
     "k8s.model_hub": "repo revision secret_name size",
     "k8s.placement": "gpu_product node_selector priority_class runtime_class",
+    "k8s.release_key": "config_map secret_name file",
     "k8s.placement.tolerations.0": "effect key operator value",
     "k8s.resources": "cpu memory gpus cpu_limit ephemeral_storage",
     "k8s.training": """image kind work_claim data_url push_to storage_secret hub_secret ports
@@ -168,7 +170,7 @@ NOT_KEYED: dict[str, str] = {
     "k8s.training.placement.tolerations.0": "effect key operator value",
     "k8s.training.resources": "cpu memory gpus shared_memory disk",
     # The gates read artifacts, and make none.
-    "release": """metric threshold max_regression previous load_comparison base_license
+    "release": """metric threshold max_regression max_slowdown previous load_comparison base_license
         data_license""",
 }
 
@@ -266,6 +268,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "k8s.model_fetch": FetchedModel(image="fetch:1", command=("fetch", "/model")),
         "k8s.model_hub": HubModel(repo="owner/name", revision="0" * 40),
         "k8s.placement.tolerations": (Toleration(key="gpu"),),
+        "k8s.release_key": ReleaseKey(config_map="team-key"),
         "k8s.training": TrainingJob(
             image="training:1",
             work_claim="work",

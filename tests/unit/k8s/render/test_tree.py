@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,7 +60,7 @@ def test_image_model_names_and_digest_are_filled_in(deployed: Objects) -> None:
 
 
 def test_everything_lies_in_the_namespace_under_the_runs_name(deployed: Objects) -> None:
-    assert len(deployed) == 17
+    assert len(deployed) == 18
     for item in deployed:
         assert item["metadata"]["namespace"] == "tuneline"
         assert item["metadata"]["name"].startswith("support-tickets-")
@@ -232,8 +233,12 @@ def test_prompts_may_stay_out_of_the_namespaces_config_maps(
 
 def test_the_jobs_values_leave_nothing_behind(deployed: Objects) -> None:
     # A name with a hash would keep the prompts of every earlier rendering in the cluster.
+    # The signature has one: a roll-back needs the signature of the earlier model.
     names = [item["metadata"]["name"] for item in deployed if item["kind"] == "ConfigMap"]
-    assert names == ["support-tickets-model-server-dashboard", "support-tickets-load-test"]
+    dashboard, signature, load_test = names
+    assert dashboard == "support-tickets-model-server-dashboard"
+    assert re.fullmatch(r"support-tickets-release-signature-[0-9a-z]{10}", signature)
+    assert load_test == "support-tickets-load-test"
 
 
 @pytest.mark.parametrize("digits", ["123456789e01", "012345678901", "0e1234567890"])
