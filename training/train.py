@@ -37,7 +37,7 @@ from training.loop.loss_curve import loss_points, write_curve
 from training.loop.memory import peak_memory_bytes
 from training.loop.progress import ReportHeldout, ShowProgress
 from training.loop.proof import ProofOfTraining, by_pattern, proof_table, write_proof
-from training.loop.ranks import is_first, largest, wait_for_all
+from training.loop.ranks import is_first, is_seen, largest, wait_for_all
 from training.loop.signals import StopOnSignal
 from training.model import quiet_libraries, require_one_gpu
 from training.prepared import Prepared, prepare_training
@@ -159,6 +159,7 @@ def _train(
         gather_training(trainer, config)
         if draft is None:
             wait_for_all()
+            is_seen(out)  # rank 0 may have made it on another host
             return open_artifact(out, kind=kind)
         proof.read_parameters(trainer.model)
         best = load_best(trainer) if config.load_best_model_at_end else None

@@ -67,6 +67,8 @@ def gather_on_first(model: torch.nn.Module) -> None:
                 kept = value if is_first() else value.new_empty(0)
                 tied[parameter] = torch.nn.Parameter(kept, requires_grad=parameter.requires_grad)
             module._parameters[name] = tied[parameter]
+        # FSDP's hooks cut what is loaded; the best checkpoint is loaded whole.
+        module._load_state_dict_post_hooks.clear()
 
 
 def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from training.config import TrainingConfig
 from training.config.checkpoints import EXACT_MATCH
+from training.loop.ranks import of_first
 from training.methods import Method
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
@@ -58,8 +59,9 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         name = self.config.metric_for_best_model
         if not self.config.load_best_model_at_end or state.global_step == 0:
             return
-        if is_better(self.config, metrics[name], state.best_metric):
-            state.best_metric, state.best_global_step = metrics[name], state.global_step
+        value = of_first(metrics[name])
+        if is_better(self.config, value, state.best_metric):
+            state.best_metric, state.best_global_step = value, state.global_step
             control.should_save = True
             return
         patience = self.config.early_stopping_patience

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from training.config import TrainingConfig
 from training.estimates.memory import moment_bytes
 from training.loop.proof import state_bytes
-from training.loop.ranks import any_rank, is_first, num_ranks, total, wait_for_all
+from training.loop.ranks import any_rank, is_first, is_seen, num_ranks, of_first, wait_for_all
 from tuneline.core.artifact import canonical_digest, require_disk_space
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
@@ -74,8 +74,8 @@ def open_checkpoints(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path | 
     """
     work = open_work_dir(out, facts) if is_first() else _work_dir(out)
     found = newest_checkpoint(work) if is_first() else None
-    step = int(total(checkpoint_step(found)))
-    if any_rank(not work.is_dir()):
+    step = int(of_first(checkpoint_step(found)))
+    if any_rank(not is_seen(work)):
         raise ConfigError(
             f"{work}: is not there on every host; the processes of a training share the run's "
             "directory",

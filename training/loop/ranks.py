@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,17 @@ def total(value: float) -> float:
 def largest(value: float) -> float:
     """Return the largest of the processes' values."""
     return _reduced(value, dist.ReduceOp.MAX) if num_ranks() > 1 else value
+
+
+def of_first(value: float) -> float:
+    """Return the value of rank 0; decisions by a computed figure are the same in all processes."""
+    return total(value if is_first() else 0.0)
+
+
+def is_seen(path: Path) -> bool:
+    """Return whether this host sees a path that another host may have made a moment ago."""
+    # An NFS client remembers for a minute that a name is missing. Opening the folder renews that.
+    return path.parent.is_dir() and path in path.parent.iterdir()
 
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:

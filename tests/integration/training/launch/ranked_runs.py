@@ -28,9 +28,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     "packing": ("uneven", {**SHARED, "packing": True, "per_device_train_batch_size": 1}),
     "dpo": ("preference", {**SHARED, "method": {"type": "dpo"}}),
+    # No loss is 10 lower than the first one: the run ends early, and its first checkpoint is best.
+    "best": ("uneven", {
+        **SHARED, "load_best_model_at_end": True, "early_stopping_patience": 2, "eval_steps": 2,
+        "early_stopping_threshold": 10.0,
+    }),
 }  # fmt: skip
 STRATEGIES = {
     "lora": ("ddp", "fsdp2"), "full": ("fsdp2",), "packing": ("ddp",), "dpo": ("ddp",),
+    "best": ("fsdp2",),
 }  # fmt: skip
 INTERRUPTED_AT = 3
 

@@ -84,6 +84,12 @@ def test_two_processes_write_the_weights_of_one(runs: Path, case: str, strategy:
         assert (tensor - theirs[key]).abs().max() < 1e-4, key
 
 
+def test_processes_end_early_together_with_the_best_checkpoint(runs: Path) -> None:
+    for name in ("one", *STRATEGIES["best"]):
+        metrics = _metrics(runs / "best" / name)
+        assert (metrics["best_step"], metrics["num_steps"]) == (2, 6)
+
+
 @pytest.mark.parametrize("case", ["lora", "full"])
 def test_fsdp2_spreads_every_tensor(runs: Path, case: str) -> None:
     launch = _metrics(runs / case / "fsdp2")["launch"]
