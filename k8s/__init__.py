@@ -1,6 +1,7 @@
 """Manifests for Kubernetes: a kustomize base with overlays and components, rendered for a run.
 
-`render_manifests` fills them in and checks the result; nothing here asks a cluster.
+`render_manifests` fills them in and checks the result; it asks no cluster. `plan_apply`,
+`apply_manifests`, `roll_back_server`, `shift_route` and `read_state` ask one, through kubectl.
 """
 
 from typing import TYPE_CHECKING
@@ -9,22 +10,66 @@ from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
     from k8s.capacity import read_capacity
+    from k8s.cluster.apply import Plan, apply_manifests, plan_apply
+    from k8s.cluster.canary import find_stable, set_weight, shift_route
+    from k8s.cluster.check import open_tunnel, read_server_key
+    from k8s.cluster.kubectl import Cluster, open_cluster
+    from k8s.cluster.manifests import Manifests, read_manifests
+    from k8s.cluster.revisions import Revision
+    from k8s.cluster.roll_back import find_earlier, roll_back_server
+    from k8s.cluster.status import read_state
     from k8s.render.kustomize import find_kubectl
     from k8s.render.training.tree import render_training
     from k8s.render.tree import render_manifests
     from k8s.rules.check import check_manifests
 
 __all__ = [
-    "check_manifests", "find_kubectl", "read_capacity", "render_manifests", "render_training",
-]  # fmt: skip
+    "Cluster",
+    "Manifests",
+    "Plan",
+    "Revision",
+    "apply_manifests",
+    "check_manifests",
+    "find_earlier",
+    "find_kubectl",
+    "find_stable",
+    "open_cluster",
+    "open_tunnel",
+    "plan_apply",
+    "read_capacity",
+    "read_manifests",
+    "read_server_key",
+    "read_state",
+    "render_manifests",
+    "render_training",
+    "roll_back_server",
+    "set_weight",
+    "shift_route",
+]
 
 __getattr__ = lazy_face(
     __name__,
     {
+        "Cluster": "k8s.cluster.kubectl:Cluster",
+        "Manifests": "k8s.cluster.manifests:Manifests",
+        "Plan": "k8s.cluster.apply:Plan",
+        "Revision": "k8s.cluster.revisions:Revision",
+        "apply_manifests": "k8s.cluster.apply:apply_manifests",
         "check_manifests": "k8s.rules.check:check_manifests",
+        "find_earlier": "k8s.cluster.roll_back:find_earlier",
         "find_kubectl": "k8s.render.kustomize:find_kubectl",
+        "find_stable": "k8s.cluster.canary:find_stable",
+        "open_cluster": "k8s.cluster.kubectl:open_cluster",
+        "open_tunnel": "k8s.cluster.check:open_tunnel",
+        "plan_apply": "k8s.cluster.apply:plan_apply",
         "read_capacity": "k8s.capacity:read_capacity",
+        "read_manifests": "k8s.cluster.manifests:read_manifests",
+        "read_server_key": "k8s.cluster.check:read_server_key",
+        "read_state": "k8s.cluster.status:read_state",
         "render_manifests": "k8s.render.tree:render_manifests",
         "render_training": "k8s.render.training.tree:render_training",
+        "roll_back_server": "k8s.cluster.roll_back:roll_back_server",
+        "set_weight": "k8s.cluster.canary:set_weight",
+        "shift_route": "k8s.cluster.canary:shift_route",
     },
 )

@@ -29,7 +29,7 @@ FORM = "Write a model as one of the forms that a run can export."
 LOADTEST = "Measure an endpoint under load."
 KEYS = "Write the named API keys of a server, with their limits."
 ADAPTERS = "Change the adapters of a live server: proven first, named then."
-DEPLOY = "Write Kubernetes manifests from a run."
+DEPLOY = "Render a released run, and roll it out on Kubernetes."
 DATA = "Read, convert and inspect data files."
 
 
@@ -225,6 +225,27 @@ class DeployGroup(LazyGroup):
         "render": Row(
             AT + "deploy:deploy_render",
             "Write the Kubernetes manifests of a released run, with its image and model filled in.",
+        ),
+        "diff": Row(
+            AT + "deploy_cluster:deploy_diff",
+            "Show what an apply would change in the cluster, by a dry run on the server.",
+        ),
+        "apply": Row(
+            AT + "deploy_cluster:deploy_apply",
+            "Roll a released run out, prove the server in the cluster, and roll back if it fails.",
+        ),
+        "status": Row(
+            AT + "deploy_cluster:deploy_status",
+            "Show the release, the pods, the autoscaler and the revisions of a run in the cluster.",
+        ),
+        "canary": Row(
+            AT + "deploy_cluster:deploy_canary",
+            "Roll a second run out, and give it a share of the first run's requests, step by step.",
+        ),
+        "roll-back": Row(
+            AT + "deploy_cluster:deploy_roll_back",
+            "Bring an earlier revision back: its pods, its configuration, its autoscaler and its "
+            "route.",
         ),
     }
 

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
 
+from tests.integration.k8s.cluster.api_server import api_server
 from tuneline.core.artifact import new_artifact, open_artifact, verify_artifact
 from tuneline.core.parity import Parity
 
@@ -39,7 +41,8 @@ pytestmark = pytest.mark.timeout(1800)  # the first test's set-up is the whole l
 
 
 def command(runs: Path, verb: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "tuneline", verb, str(RUN), "--runs-dir", str(runs), *options]
+    words = [*verb.split(), str(RUN), "--runs-dir", str(runs), *options]
+    return [sys.executable, "-m", "tuneline", *words]
 
 
 def tuneline(runs: Path, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -231,6 +234,30 @@ def serving(stages: dict[str, dict[str, Any]], runs: Path) -> Iterator[Serving]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=120)
+
+
+def test_the_released_line_is_rolled_out_and_proven(
+    stages: dict[str, dict[str, Any]],
+    serving: Serving,
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pod behind the port-forward is vLLM with the middleware."""
+    monkeypatch.setenv("VLLM_API_KEY", "none")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "cache"))
+    image = ("--set", "k8s.image=registry.example.com/server:1", "--set", "k8s.model_claim=models")
+    with api_server() as cluster:
+        cluster.backend_port = urlsplit(serving.url).port or 0
+        cluster.write_kubeconfig(tmp_path / "kubeconfig")
+        done = tuneline(runs, "deploy apply", "--yes", "--json", *image, *QUICK)
+        server = cluster.store.find("deployments", "support-tickets-model-server")
+    assert done.returncode == 0, done.stderr
+    assert "32 of 32 answers equal the reference's" in done.stderr
+    assert json.loads(done.stdout)["model_digest"] == stages["model"]["digest"]
+    annotations = server["metadata"]["annotations"]
+    assert annotations["tuneline/model-digest"] == stages["model"]["digest"]
 
 
 def test_serve_and_call_with_the_openai_client(

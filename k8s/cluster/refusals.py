@@ -1,0 +1,80 @@
+"""What a cluster's refusal means, and what to type next."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from tuneline.core.errors import ConfigError, ServerError, TunelineError
+from tuneline.core.secrets import hide_passwords
+
+MAX_WORDS = 1500
+"""Characters of kubectl's own words in an error."""
+UNREACHABLE = re.compile(
+    r"unable to connect|connection to the server .* was refused|connection refused|no such host|"
+    r"i/o timeout|deadline exceeded|Client\.Timeout|TLS handshake timeout|EOF$|no route to host|"
+    r"connection reset|the server is currently unable|ServiceUnavailable|request timed out",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NOISE = re.compile(r"^(?:Warning: .*|E\d{4} .*memcache\.go.*)\n?", re.MULTILINE)
+
+
+def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) -> TunelineError:
+    """Return the error that says what kubectl's words mean.
+
+    Args:
+        where: The context and the namespace, in words.
+        options: kubectl's options for them.
+        verb: kubectl's command, such as `apply`.
+        stderr: kubectl's own words.
+    """
+    kubectl = f"kubectl {shlex.join(options)}"
+    words = hide_passwords(_NOISE.sub("", stderr).strip() or stderr.strip())[-MAX_WORDS:]
+    if re.search(r"context .* does not exist|no context exists", words):
+        return ConfigError(f"{where}: {words}", hint="Try: kubectl config get-contexts")
+    if re.search(r"namespaces? \"[^\"]*\" not found", words):
+        name = words.split('"')[1]
+        return ServerError(
+            f"{where}: the namespace does not exist",
+            hint=f"Try: {shlex.join(['kubectl', *options[:-1]])} create namespace {name}",
+        )
+    if "Unauthorized" in words or "must be logged in" in words or "provide credentials" in words:
+        return ServerError(
+            f"{where}: the cluster does not accept your credentials: {words}",
+            hint=f"Log in again, then: {kubectl} auth whoami",
+        )
+    if "admission webhook" in words or "violates" in words or "exceeded quota" in words:
+        return ServerError(f"{where}: the cluster does not admit the objects: {words}")
+    if "orbidden" in words:
+        return ServerError(
+            f"{where}: kubectl {verb} is forbidden: {words}",
+            hint=f"Try: {kubectl} auth can-i --list   (docs/deploy.md lists the rights)",
+        )
+    if re.search(r"Apply failed with \d+ conflict", words):
+        owned = words.partition("Please review")[0].strip()
+        return ServerError(
+            f"{where}: another manager owns fields that the manifests set: {owned}",
+            hint="Take the change over into run.yaml, or overwrite it with: --force-conflicts",
+        )
+    if "the object has been modified" in words:
+        return ServerError(
+            f"{where}: somebody else changed the record of this deployment at the same time",
+            hint="Try: tuneline deploy status RUN.yaml",
+        )
+    if UNREACHABLE.search(words):
+        return ServerError(
+            f"{where}: the cluster does not answer: {words}",
+            hint=f"Try: {kubectl} get --raw /readyz",
+        )
+    if "no matches for kind" in words or "doesn't have a resource type" in words:
+        return ServerError(
+            f"{where}: the cluster lacks a kind of object: {words}",
+            hint="Install the project that brings it, or leave out its component in section k8s.",
+        )
+    return ServerError(f"{where}: kubectl {verb}: {words}")
+
+
+def is_unreachable(error: TunelineError) -> bool:
+    """Return whether an error says that the cluster did not answer, not that it refused."""
+    return bool(UNREACHABLE.search(error.message)) or "no answer within" in error.message

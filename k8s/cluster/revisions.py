@@ -1,0 +1,249 @@
+"""The record of what was applied, in the cluster: a ConfigMap next to the server.
+
+Each revision holds its manifests whole, so that a roll-back brings back the configuration, the
+autoscaler and the route together with the pods. `kubectl rollout undo` restores the pods only.
+"""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import gzip
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from k8s.cluster.changes import clean
+from k8s.cluster.kubectl import Cluster, Object, apply, get
+from k8s.render.kustomize import INSTANCE_LABEL
+from tuneline import __version__
+from tuneline.core.config import StrictModel
+from tuneline.core.errors import ArtifactError
+
+MAX_REVISIONS = 6
+MAX_SIZE_BYTES = 900_000
+"""Below the limit of a ConfigMap, which is 1 MiB."""
+HISTORY = "history.json"
+
+State = Literal["applying", "deployed", "failed", "interrupted"]
+
+
+class Revision(StrictModel):
+    """One apply."""
+
+    number: int
+    state: State
+    release: str | None
+    """The release's digest; None for manifests that were rendered without one."""
+    model_digest: str
+    image: str
+    applied_at: str
+    """UTC, ISO 8601."""
+    applied_by: str
+    """USER@HOST."""
+    process: int
+    """The process on that host."""
+    until: str
+    """UTC; another apply does not begin before, as long as the state is `applying`."""
+    tuneline_version: str
+    why: str = ""
+    """Why it failed."""
+
+    def words(self) -> str:
+        """Return the revision in a few words."""
+        release = "no release" if self.release is None else f"release {self.release[:19]}"
+        return f"revision {self.number} ({release}, model {self.model_digest[:19]})"
+
+
+class History(StrictModel):
+    """All revisions that are kept, the oldest first."""
+
+    format_version: Literal[1] = 1
+    current: int = 0
+    """The revision whose objects are in the cluster; 0 before the first."""
+    revisions: list[Revision] = Field(default=[])
+
+    def find(self, number: int) -> Revision | None:
+        """Return a revision by its number."""
+        return next((one for one in self.revisions if one.number == number), None)
+
+    def now(self) -> Revision | None:
+        """Return the revision whose objects are in the cluster."""
+        return self.find(self.current)
+
+    def earlier(self) -> Revision | None:
+        """Return the newest proven revision before the current one."""
+        found = [o for o in self.revisions if o.state == "deployed" and o.number < self.current]
+        return found[-1] if found else None
+
+    def proven(self) -> Revision | None:
+        """Return the current revision if it is proven, else the newest proven one before it."""
+        now = self.now()
+        return now if now is not None and now.state == "deployed" else self.earlier()
+
+
+class Record:
+    """The history of one server and the manifests of its revisions, as last read."""
+
+    def __init__(self, server: str, run: str, live: Mapping[str, Any] | None) -> None:
+        self.server, self.run = server, run
+        self.name = record_name(server)
+        self.version: str | None = None
+        self.history = History()
+        self.manifests: dict[int, str] = {}
+        if live is not None:
+            self._read(live)
+
+    def _read(self, live: Mapping[str, Any]) -> None:
+        self.version = live["metadata"].get("resourceVersion")
+        try:
+            self.history = History.model_validate_json(live["data"][HISTORY])
+            self.manifests = {
+                int(name.partition(".")[0]): value for name, value in live["binaryData"].items()
+            }
+        except (KeyError, ValueError, ValidationError) as error:
+            raise ArtifactError(
+                f"ConfigMap/{self.name}: is not the record of a deployment ({error}); expected "
+                "the one that `tuneline deploy apply` wrote",
+                hint=f"Try: kubectl delete configmap {self.name}; the server keeps running",
+            ) from None
+
+    def objects(self, number: int) -> list[Object]:
+        """Return the manifests of a revision."""
+        found: list[Object] = json.loads(gzip.decompress(base64.b64decode(self.manifests[number])))
+        return found
+
+    def add(self, revision: Revision, objects: Sequence[Mapping[str, Any]]) -> None:
+        """Add a revision as the current one, and forget the oldest beyond the limits."""
+        text = json.dumps([dict(item) for item in objects]).encode()
+        packed = base64.b64encode(gzip.compress(text, mtime=0)).decode()
+        keep = [one for one in self.history.revisions if one.number != revision.number]
+        self.manifests[revision.number] = packed
+        revisions = [*keep, revision]
+        proven = self.history.proven()
+        while len(revisions) > MAX_REVISIONS or self._size(revisions) > MAX_SIZE_BYTES:
+            old = next((o for o in revisions[:-1] if o is not proven), None)
+            if old is None:
+                break
+            revisions.remove(old)
+        self.manifests = {one.number: self.manifests[one.number] for one in revisions}
+        self.history = self.history.model_copy(
+            update={"current": revision.number, "revisions": revisions}
+        )
+
+    def _size(self, revisions: Sequence[Revision]) -> int:
+        return sum(len(self.manifests[one.number]) for one in revisions)
+
+    def set_state(self, number: int, state: State, why: str = "") -> None:
+        """Set the state of a revision."""
+        self.history = self.history.model_copy(
+            update={
+                "revisions": [
+                    o.model_copy(update={"state": state, "why": why}) if o.number == number else o
+                    for o in self.history.revisions
+                ]
+            }
+        )
+
+    def set_current(self, number: int) -> None:
+        """Set the revision whose objects are in the cluster."""
+        self.history = self.history.model_copy(update={"current": number})
+
+    def write(self, cluster: Cluster) -> None:
+        """Write the record; somebody else's write since the last read is a conflict.
+
+        Raises:
+            ServerError: The record was changed since, or the cluster refuses.
+        """
+        document = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": self.name,
+                "labels": {
+                    INSTANCE_LABEL: self.run,
+                    "app.kubernetes.io/part-of": "tuneline",
+                    "app.kubernetes.io/managed-by": "tuneline",
+                },
+                **({} if self.version is None else {"resourceVersion": self.version}),
+            },
+            "data": {HISTORY: self.history.model_dump_json(indent=1)},
+            "binaryData": {f"{number}.json.gz": text for number, text in self.manifests.items()},
+        }
+        (written,) = apply(cluster, [document], force_conflicts=True)
+        self.version = written["metadata"].get("resourceVersion")
+
+
+def record_name(server: str) -> str:
+    """Return the name of the ConfigMap."""
+    return f"{server}-revisions"
+
+
+def read_record(cluster: Cluster, server: str, run: str) -> Record:
+    """Return the record of a server; an empty one if there is none.
+
+    Raises:
+        ArtifactError: The ConfigMap of that name is not a record.
+        ServerError: The cluster does not answer, or refuses.
+    """
+    found = get(cluster, "configmap", record_name(server))
+    return Record(server, run, found[0] if found else None)
+
+
+def new_revision(
+    record: Record, *, release: str | None, model_digest: str, image: str, within_s: float
+) -> Revision:
+    """Return the next revision, in the state `applying`."""
+    now = datetime.now(UTC)
+    return Revision(
+        number=max((one.number for one in record.history.revisions), default=0) + 1,
+        state="applying",
+        release=release,
+        model_digest=model_digest,
+        image=image,
+        applied_at=now.isoformat(timespec="seconds"),
+        applied_by=f"{_user()}@{socket.gethostname()}",
+        process=os.getpid(),
+        until=(now + timedelta(seconds=within_s)).isoformat(timespec="seconds"),
+        tuneline_version=__version__,
+    )
+
+
+def is_under_way(revision: Revision) -> bool:
+    """Return whether another apply has not ended, as far as its limit and its process say."""
+    if revision.state != "applying" or datetime.fromisoformat(revision.until) <= datetime.now(UTC):
+        return False
+    return revision.applied_by.rpartition("@")[2] != socket.gethostname() or _is_alive(
+        revision.process
+    )
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def without_server_fields(item: Mapping[str, Any]) -> Object:
+    """Return a live object as a manifest that brings it back."""
+    kept = clean(item)
+    if kept["kind"] == "Service":
+        addresses = ("clusterIP", "clusterIPs", "healthCheckNodePort")
+        kept["spec"] = {key: v for key, v in kept["spec"].items() if key not in addresses}
+    return kept
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())

@@ -1,0 +1,78 @@
+"""Bring an earlier revision back by hand."""
+
+from __future__ import annotations
+
+from k8s.cluster.apply import restore
+from k8s.cluster.changes import identity
+from k8s.cluster.check import Check, check_server
+from k8s.cluster.kubectl import Cluster, get_live
+from k8s.cluster.revisions import Revision, read_record
+from k8s.cluster.rollout import rollout_limit_s
+from k8s.render.facts import server_name
+from tuneline.core.errors import ArtifactError, TunelineError
+from tuneline.core.progress import logger
+
+
+def find_earlier(cluster: Cluster, run: str, number: int | None = None) -> Revision:
+    """Return the revision that a roll-back brings back: the named one, or the newest proven one
+    before the current one.
+
+    Raises:
+        ArtifactError: The record has no such revision.
+    """
+    history = read_record(cluster, server_name(run), run).history
+    found = history.earlier() if number is None else history.find(number)
+    proven = [str(one.number) for one in history.revisions if one.state == "deployed"]
+    wanted = "an earlier revision" if number is None else f"revision {number}"
+    if found is None or found.state != "deployed":
+        raise ArtifactError(
+            f"{cluster.where}: run {run} has no proven record of {wanted}; expected one of "
+            + (", ".join(proven) or "those that `tuneline deploy apply` would write"),
+            hint="Try: tuneline deploy status RUN.yaml",
+        )
+    return found
+
+
+def roll_back_server(
+    cluster: Cluster,
+    run: str,
+    target: Revision,
+    *,
+    check: Check | None = None,
+    timeout_s: float | None = None,
+) -> Revision:
+    """Apply the manifests of an earlier revision, remove what came after it, and wait.
+
+    Args:
+        check: Asks the server afterwards, through a port-forward.
+
+    Raises:
+        TunelineError: The cluster refuses, the earlier version does not become ready, or its check
+            fails. Nothing else is tried.
+    """
+    record = read_record(cluster, server_name(run), run)
+    now = record.history.now()
+    objects = record.objects(target.number)
+    later = record.objects(now.number) if now is not None else []
+    kept = {identity(item) for item in objects}
+    surplus = get_live(cluster, [item for item in later if identity(item) not in kept])
+    limit_s = timeout_s or rollout_limit_s(objects)
+    if now is not None and now.state == "applying":
+        record.set_state(now.number, "interrupted", "rolled back while it was applied")
+    logger.info("going back to %s", target.words())
+    record.set_current(target.number)
+    record.write(cluster)
+    try:
+        rollout = restore(cluster, run, objects, surplus, timeout_s=limit_s)
+        if check is not None and rollout is not None:
+            check_server(cluster, rollout, check)
+    except TunelineError as error:
+        raise type(error)(
+            f"{error.message}\n  {target.words()} is applied and not ready",
+            hint=error.hint or "Try: tuneline deploy status RUN.yaml",
+        ) from error
+    except (KeyboardInterrupt, SystemExit):
+        logger.warning("interrupted: %s is applied; its pods may not be ready", target.words())
+        logger.warning("  look: tuneline deploy status RUN.yaml")
+        raise
+    return target

@@ -1,0 +1,198 @@
+"""Wait for a rollout in bounded time, and say why it does not come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from k8s.cluster.changes import REVISION
+from k8s.cluster.kubectl import Cluster, Object, get, read_log
+from k8s.cluster.pods import (
+    ENDED,
+    PATIENCE_S,
+    Trouble,
+    find_creation_trouble,
+    find_trouble,
+    is_ready,
+)
+from k8s.cluster.refusals import is_unreachable
+from k8s.render.kustomize import INSTANCE_LABEL
+from tuneline.core.errors import ServerError
+from tuneline.core.progress import logger, progress
+
+POLL_S = 2.0
+MAX_FAILURES = 4
+"""Requests in a row that may fail while the rollout goes on."""
+DEADLINE_MARGIN_S = 30.0
+"""After the Deployment's own deadline, its controller says that it was exceeded."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A Deployment with its ReplicaSets and pods, at one time."""
+
+    deployment: Object
+    replica_sets: list[Object] = field(default_factory=list)
+    pods: list[Object] = field(default_factory=list)
+
+    @property
+    def wanted(self) -> int:
+        """Return how many pods the Deployment asks for."""
+        return int(self.deployment["spec"].get("replicas", 1))
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """Return the Deployment's status."""
+        found: Mapping[str, Any] = self.deployment.get("status", {})
+        return found
+
+    def is_observed(self) -> bool:
+        """Return whether the status is about the newest version of the Deployment."""
+        generation: int = self.deployment["metadata"].get("generation", 0)
+        return int(self.status.get("observedGeneration", 0)) >= generation
+
+    def is_done(self) -> bool:
+        """Return whether all pods are of the newest version and available."""
+        updated = self.status.get("updatedReplicas", 0)
+        return (
+            self.is_observed()
+            and updated >= self.wanted
+            and self.status.get("replicas", 0) == updated
+            and self.status.get("availableReplicas", 0) >= self.wanted
+        )
+
+    def is_too_late(self) -> bool:
+        """Return whether the Deployment's own deadline has passed."""
+        return self.is_observed() and any(
+            one["type"] == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded"
+            for one in self.status.get("conditions", [])
+        )
+
+    def newest_pods(self) -> list[Object]:
+        """Return the pods of the newest version."""
+        number = self.deployment["metadata"].get("annotations", {}).get(REVISION)
+        hashes = {
+            item["metadata"]["labels"].get("pod-template-hash")
+            for item in self.replica_sets
+            if item["metadata"].get("annotations", {}).get(REVISION) == number
+        }
+        return [
+            pod for pod in self.pods
+            if pod["metadata"]["labels"].get("pod-template-hash") in hashes
+        ]  # fmt: skip
+
+    def troubles(self) -> list[Trouble]:
+        """Return why pods of the newest version are not ready."""
+        found = [find_trouble(pod) for pod in self.newest_pods()]
+        made = find_creation_trouble([self.deployment, *self.replica_sets])
+        return [one for one in [made, *found] if one is not None]
+
+
+def read_rollout(cluster: Cluster, server: str, run: str) -> Rollout | None:
+    """Return the rollout of a run's server; None if it has no Deployment."""
+    selector = f"--selector={INSTANCE_LABEL}={run},app.kubernetes.io/name=model-server"
+    found = get(cluster, "deployments,replicasets,pods", selector)
+    deployments = [item for item in found if item["kind"] == "Deployment"]
+    own = [item for item in deployments if item["metadata"]["name"] == server]
+    if not own:
+        return None
+    return Rollout(
+        own[0],
+        [item for item in found if item["kind"] == "ReplicaSet"],
+        [item for item in found if item["kind"] == "Pod"],
+    )
+
+
+def rollout_limit_s(objects: Sequence[Mapping[str, Any]]) -> float:
+    """Return how long a rollout may take: the Deployment's own deadline and a margin.
+
+    The deadline restarts with each pod that becomes ready.
+    """
+    for item in objects:
+        if item["kind"] == "Deployment":
+            deadline_s = item["spec"].get("progressDeadlineSeconds", 600)
+            return float(deadline_s) * max(1, item["spec"].get("replicas", 1)) + DEADLINE_MARGIN_S
+    return 600.0 + DEADLINE_MARGIN_S
+
+
+def wait_for_rollout(cluster: Cluster, server: str, run: str, *, timeout_s: float) -> Rollout:
+    """Return the rollout when all pods are of the newest version and available.
+
+    A reason that does not go away by itself ends the waiting before the deadline.
+
+    Raises:
+        ServerError: The rollout does not come. The message has the reasons and the last lines of
+            the failing container's log.
+    """
+    started_s = time.monotonic()
+    since: dict[tuple[str, str], float] = {}
+    num_failures = 0
+    rollout: Rollout | None = None
+    with progress("rollout", unit="pods ready") as advance:
+        while True:
+            waited_s = time.monotonic() - started_s
+            try:
+                rollout = read_rollout(cluster, server, run)
+                num_failures = 0
+            except ServerError as error:
+                num_failures += 1
+                if num_failures > MAX_FAILURES or not is_unreachable(error):
+                    raise
+            if rollout is not None and num_failures == 0:
+                if rollout.is_done():
+                    return rollout
+                troubles = rollout.troubles()
+                _notice(troubles, since)
+                ready = sum(is_ready(pod) for pod in rollout.newest_pods())
+                advance(ready, f"of {rollout.wanted}" + "".join(f"; {t.reason}" for t in troubles))
+                if rollout.is_too_late() or any(_is_final(one, since) for one in troubles):
+                    raise _failure(cluster, server, rollout, waited_s)
+            if waited_s > timeout_s:
+                raise _failure(cluster, server, rollout, waited_s)
+            time.sleep(POLL_S)
+
+
+def _notice(troubles: Sequence[Trouble], since: dict[tuple[str, str], float]) -> None:
+    """Log each reason when it comes, and remember since when it lasts."""
+    now_s = time.monotonic()
+    keys = {(one.object, one.reason): one for one in troubles}
+    for key in [key for key in since if key not in keys]:
+        del since[key]
+    for key, one in keys.items():
+        if key not in since:
+            since[key] = now_s
+            logger.info("  %s", one.line())
+
+
+def _is_final(one: Trouble, since: Mapping[tuple[str, str], float]) -> bool:
+    patience_s = PATIENCE_S.get(one.reason)
+    key = (one.object, one.reason)
+    return patience_s is not None and time.monotonic() - since[key] >= patience_s
+
+
+def _failure(
+    cluster: Cluster, server: str, rollout: Rollout | None, waited_s: float
+) -> ServerError:
+    """Return why a rollout failed, with the log of a container that ended."""
+    if rollout is None:
+        return ServerError(f"deployment {server}: is not in {cluster.where}")
+    ready = sum(is_ready(pod) for pod in rollout.newest_pods())
+    lines = [
+        f"deployment {server}: {ready} of {rollout.wanted} new pods are ready "
+        f"after {waited_s:.0f} s"
+    ]
+    troubles = rollout.troubles()
+    for one in troubles:
+        lines.append(f"  {one.line()}")
+        if one.container is not None and one.reason in (ENDED, "CrashLoopBackOff"):
+            lines += [f"    {text}" for text in read_log(cluster, one.object, one.container)]
+    for pod in rollout.newest_pods():
+        if not troubles and not is_ready(pod):
+            lines.append(f"  {pod['metadata']['name']}: started, and its readiness probe fails")
+            containers = pod.get("spec", {}).get("containers", [])
+            if containers:
+                found = read_log(cluster, pod["metadata"]["name"], containers[0]["name"])
+                lines += [f"    {text}" for text in found]
+    return ServerError("\n".join(lines))

@@ -1,0 +1,143 @@
+"""A cluster, two released versions of one run, and the server behind each port-forward."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from k8s.cluster import canary, rollout
+from tests.commands import tuneline_here
+from tests.integration.k8s.cluster.api_server import ApiServer, api_server
+from tests.integration.k8s.cluster.model_server import KEY, ModelServer, model_server
+from tests.integration.release.line import Answers, FinishedLine, write_line
+from tuneline.core.artifact import open_artifact
+
+SERVER = "support-tickets-model-server"
+DEPLOY = {
+    "overlay": "cpu",
+    "image": "registry.example.com/tuneline-server:1",
+    "model_claim": "models",
+}
+GATEWAY = {"name": "public", "namespace": "gateways"}
+
+
+class Released:
+    """A released run that can be deployed."""
+
+    def __init__(self, folder: Path, weight: float, k8s: dict[str, Any], **config: Any) -> None:
+        values = {**config, "k8s": {**DEPLOY, **k8s}}
+        self.line: FinishedLine = write_line(folder, Answers(weight=weight), values)
+        self.release = open_artifact(self.line.released()).digest
+        self.digest = open_artifact(self.line.artifact("model")).digest
+
+    def deploy(self, verb: str, *options: str) -> CompletedProcess[str]:
+        """Run `tuneline deploy VERB` on the run."""
+        run = self.line.run
+        words = ("deploy", verb, str(run.path), "--runs-dir", str(run.dir.parent), *options)
+        return tuneline_here(*words)
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Released, Released]:
+    """Two versions of the run `support-tickets`: the second has another model, image and size."""
+    root = tmp_path_factory.mktemp("versions")
+    gateway = {"gateway": GATEWAY}
+    second = {"image": "registry.example.com/tuneline-server:2", "replicas": 2}
+    return (
+        Released(root / "first", 1.0, gateway),
+        Released(root / "second", 2.0, second),
+    )
+
+
+@pytest.fixture(scope="session")
+def first(versions: tuple[Released, Released]) -> Released:
+    return versions[0]
+
+
+@pytest.fixture(scope="session")
+def second(versions: tuple[Released, Released]) -> Released:
+    return versions[1]
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rollout, "POLL_S", 0.05)
+    monkeypatch.setattr(canary, "PAUSE_S", 0.05)
+    monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """An empty cluster with the Secret of the API key, and a kubeconfig that names it."""
+    with api_server() as api:
+        config = tmp_path / "kubeconfig"
+        api.write_kubeconfig(config)
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        metadata = {"name": "tuneline-api-key", "namespace": "tuneline"}
+        api.store.objects["secrets", "tuneline-api-key"] = {
+            "apiVersion": "v1", "kind": "Secret", "metadata": metadata,
+            "data": {"api-key": base64.b64encode(KEY.encode()).decode()},
+        }  # fmt: skip
+        yield api
+
+
+@pytest.fixture
+def serve(cluster: ApiServer) -> Iterator[Callable[..., ModelServer]]:
+    """Put a server behind the pods: `serve(digest, noise=0.0, pods="text in the pod's name")`."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def started(digest: str, *, pods: str = "", **options: Any) -> ModelServer:
+            model = stack.enter_context(model_server(digest, **options))
+            if pods:
+                cluster.backends[pods] = model.port
+            else:
+                cluster.backend_port = model.port
+            return model
+
+        yield started
+
+
+@pytest.fixture
+def deployed(cluster: ApiServer, first: Released, serve: Callable[..., ModelServer]) -> Released:
+    """The first version, deployed and proven."""
+    serve(first.digest)
+    done = first.deploy("apply", "--yes")
+    assert done.returncode == 0, done.stderr
+    cluster.store.applied.clear()
+    cluster.requests.clear()
+    return first
+
+
+def running(cluster: ApiServer) -> dict[str, Any]:
+    """Return the annotations, the image and the size of the Deployment in the cluster."""
+    item = cluster.store.find("deployments", SERVER)
+    annotations = item["metadata"]["annotations"]
+    return {
+        "release": annotations["tuneline/release"],
+        "model": annotations["tuneline/model-digest"],
+        "image": item["spec"]["template"]["spec"]["containers"][0]["image"],
+        "replicas": item["spec"]["replicas"],
+        "ready": item["status"]["availableReplicas"],
+    }
+
+
+def history(cluster: ApiServer, name: str = SERVER) -> Any:
+    """Return the record in the cluster."""
+    data = cluster.store.find("configmaps", f"{name}-revisions")["data"]
+    return json.loads(data["history.json"])
+
+
+def kinds(cluster: ApiServer) -> set[str]:
+    """Return the kinds of all objects in the cluster."""
+    return {item["kind"] for item in cluster.store.objects.values()}

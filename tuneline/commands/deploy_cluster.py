@@ -1,0 +1,366 @@
+"""The commands that work on a cluster: diff, apply, status, canary, roll-back."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneline.commands.option_values import DEFAULT_KEY_ENV, open_run, refuse
+from tuneline.commands.options import DEFAULT_RUNS, AsJson, KeyEnv, Overrides, RunFile, RunsDir
+from tuneline.commands.printing import emit
+from tuneline.core.errors import ConfigError
+from tuneline.core.progress import logger
+
+if TYPE_CHECKING:
+    from k8s import Cluster, Manifests, Plan, Revision
+    from tuneline.pipeline.run_config import Run
+
+EXIT_DIFFERENT = 6
+"""The code of a verdict that is not met: the cluster does not have what is released."""
+
+RunOrTree = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN.yaml|DIR", help="A run, or the directory that `deploy render` wrote."
+    ),
+]
+Context = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The kubeconfig's context; the current one by default."),
+]
+Namespace = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The namespace, in place of k8s.namespace.")
+]
+ReleaseDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The release; by default the newest of the run's model."),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+TimeoutS = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        min=1,
+        metavar="SECONDS",
+        help="How long the rollout may take; the Deployment's own deadline by default.",
+    ),
+]
+ForceConflicts = Annotated[
+    bool,
+    typer.Option("--force-conflicts", help="Take over fields that another manager has set."),
+]
+
+
+def deploy_diff(
+    target: RunOrTree,
+    release: ReleaseDir = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an apply would change in the cluster, by a dry run on the server.
+
+    Exits with 0 if nothing would change, and with 6 if something would.
+    """
+    from k8s import open_cluster, plan_apply
+
+    manifests, _ = _open(target, overrides, runs_dir, namespace, release)
+    cluster = open_cluster(manifests.namespace, context)
+    # A conflict is an apply's concern; the difference is worth seeing all the same.
+    plan = plan_apply(cluster, manifests.run, manifests.objects, force_conflicts=True)
+    lines = plan.lines() or ["nothing would change"]
+    emit(_plan_document(cluster, plan), [cluster.where, *lines], as_json)
+    if plan.changes:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def deploy_apply(
+    run_file: RunFile,
+    release: ReleaseDir = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    yes: Yes = False,
+    timeout_s: TimeoutS = None,
+    force_conflicts: ForceConflicts = False,
+    api_key_env: KeyEnv = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Roll a released run out, prove the server in the cluster, and roll back if it fails.
+
+    Waits for the rollout, compares the digest that the server states with the release, and its
+    answers with the reference. After a failure the earlier version runs again.
+    """
+    from k8s import open_cluster
+
+    run = _open_run(run_file, overrides, runs_dir, namespace)
+    manifests = _render(run, release)
+    cluster = open_cluster(manifests.namespace, context)
+    applied = _apply(run, manifests, cluster, yes, timeout_s, force_conflicts, api_key_env)
+    emit(
+        {"context": cluster.context, "namespace": cluster.namespace, **applied.model_dump()},
+        [f"deployed and proven: {applied.words()}, {cluster.where}"],
+        as_json,
+    )
+
+
+def _apply(
+    run: Run,
+    manifests: Manifests,
+    cluster: Cluster,
+    yes: bool,
+    timeout_s: float | None,
+    force_conflicts: bool,
+    api_key_env: str | None,
+) -> Revision:
+    from k8s import apply_manifests, plan_apply
+    from tuneline.pipeline.deployment import find_key, prove_pod
+
+    plan = plan_apply(cluster, run.config.name, manifests.objects, force_conflicts=force_conflicts)
+    logger.info(cluster.where)
+    for line in plan.lines():
+        logger.info("  %s", line)
+    key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
+    check = prove_pod(run, manifests, key)
+    if plan.changes:
+        _confirm(f"Apply to {cluster.where}?", yes)
+    return apply_manifests(
+        cluster, plan, check=check, timeout_s=timeout_s, force_conflicts=force_conflicts
+    )
+
+
+def deploy_status(
+    target: RunOrTree,
+    context: Context = None,
+    namespace: Namespace = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Show the release, the pods, the autoscaler and the revisions of a run in the cluster."""
+    from k8s import open_cluster, read_state
+
+    name, in_namespace, release = _identify(target, overrides, runs_dir, namespace)
+    state = read_state(open_cluster(in_namespace, context), name, release())
+    emit(state.model_dump(mode="json"), state.lines(), as_json)
+
+
+def deploy_roll_back(
+    target: RunOrTree,
+    to: Annotated[
+        int | None, typer.Option(metavar="REVISION", help="By default the proven one before.")
+    ] = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    yes: Yes = False,
+    timeout_s: TimeoutS = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an earlier revision back: its pods, its configuration, its autoscaler and its route."""
+    from k8s import find_earlier, open_cluster, roll_back_server
+    from tuneline.pipeline.deployment import require_digest
+
+    name, in_namespace, _ = _identify(target, overrides, runs_dir, namespace)
+    cluster = open_cluster(in_namespace, context)
+    earlier = find_earlier(cluster, name, to)
+    logger.info("%s: back to %s", cluster.where, earlier.words())
+    _confirm(f"Roll back in {cluster.where}?", yes)
+    back = roll_back_server(
+        cluster, name, earlier, check=require_digest(earlier.model_digest), timeout_s=timeout_s
+    )
+    emit(
+        {"context": cluster.context, "namespace": cluster.namespace, **back.model_dump()},
+        [f"rolled back to {back.words()}, {cluster.where}"],
+        as_json,
+    )
+
+
+def deploy_canary(
+    run_file: RunFile,
+    weight: Annotated[
+        int, typer.Option(min=0, max=100, help="Percent of the requests; 0 takes it back.")
+    ],
+    stable: Annotated[
+        str | None, typer.Option(metavar="RUN", help="The run that has the route.")
+    ] = None,
+    hold_s: Annotated[
+        float, typer.Option("--hold", min=0, metavar="SECONDS", help="Time of each weight.")
+    ] = 60.0,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also compare speeds with the stable run; reports go there."
+        ),
+    ] = None,
+    release: ReleaseDir = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    yes: Yes = False,
+    timeout_s: TimeoutS = None,
+    api_key_env: KeyEnv = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Roll a second run out, and give it a share of the first run's requests, step by step.
+
+    A step is kept only if the canary's pods stay ready and its answers equal the reference's. After
+    a failure the share is 0 again.
+    """
+    from k8s import find_stable, open_cluster, set_weight, shift_route
+    from tuneline.pipeline.deployment import find_key
+
+    run = _open_canary(run_file, overrides, runs_dir, namespace)
+    name = run.config.name
+    cluster = open_cluster(run.config.k8s.namespace, context)
+    if weight == 0:
+        refuse("with --weight 0", {"--compare": compare, "--release": release})
+        first = find_stable(cluster, name, stable)
+        _confirm(f"Take the canary's requests back in {cluster.where}?", yes)
+        set_weight(cluster, first, name, 0)
+        held = [0]
+    else:
+        manifests = _render(run, release)
+        first = find_stable(cluster, name, stable)
+        _apply(run, manifests, cluster, yes, timeout_s, False, api_key_env)
+        key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
+        check = _canary_check(run, manifests, cluster, first, key, compare)
+        held = shift_route(cluster, first, name, weight, hold_s=hold_s, check=check)
+    document = {"context": cluster.context, "namespace": cluster.namespace, "stable": first}
+    emit(
+        {**document, "canary": name, "weight": weight, "held": held},
+        [f"canary {name}: weight {weight} of the requests of {first}, {cluster.where}"],
+        as_json,
+    )
+
+
+def _canary_check(
+    run: Run,
+    manifests: Manifests,
+    cluster: Cluster,
+    stable: str,
+    key: str | None,
+    compare: Path | None,
+) -> Callable[[int], None]:
+    """Return the check of one step: the answers, and on request the speed."""
+    from k8s import open_tunnel
+    from tuneline.pipeline.deployment import compare_speeds, prove_pod
+
+    proof = prove_pod(run, manifests, key)
+    speeds = None if compare is None else compare_speeds(run, cluster, stable, key, compare)
+
+    def check(weight: int) -> None:
+        with open_tunnel(cluster, run.config.name) as tunnel:
+            proof(tunnel.url)
+        if speeds is not None:
+            speeds(weight)
+
+    return check
+
+
+def _open_canary(
+    run_file: Path, overrides: list[str] | None, runs_dir: Path, namespace: str | None
+) -> Run:
+    """Return the run of a canary, without a route of its own.
+
+    Raises:
+        ConfigError: Its section `k8s` has no gateway.
+    """
+    run = _open_run(run_file, overrides, runs_dir, namespace)
+    gateway = run.config.k8s.gateway
+    if gateway is None:
+        raise ConfigError(
+            f"{run.path}: k8s.gateway: missing; a canary gets its requests from a gateway",
+            hint="Give it the gateway of the first run: docs/deploy.md",
+        )
+    if gateway.route and gateway.canary is None:
+        return _open_run(
+            run_file, [*(overrides or ()), "k8s.gateway.route=false"], runs_dir, namespace
+        )
+    return run
+
+
+def _open_run(
+    run_file: Path, overrides: list[str] | None, runs_dir: Path, namespace: str | None
+) -> Run:
+    chosen = [] if namespace is None else [f"k8s.namespace={namespace}"]
+    return open_run(run_file, [*(overrides or ()), *chosen], runs_dir)
+
+
+def _render(run: Run, release: Path | None) -> Manifests:
+    from tuneline.pipeline.deployment import render_released
+
+    return render_released(run, release)
+
+
+def _open(
+    target: Path,
+    overrides: list[str] | None,
+    runs_dir: Path,
+    namespace: str | None,
+    release: Path | None,
+) -> tuple[Manifests, Run | None]:
+    """Return the manifests of a run or of a rendered directory."""
+    if not target.is_dir():
+        run = _open_run(target, overrides, runs_dir, namespace)
+        return _render(run, release), run
+    from k8s import read_manifests
+
+    refuse("with DIR", {"--set": overrides or None, "--release": release})
+    manifests = read_manifests(target)
+    if namespace not in (None, manifests.namespace):
+        raise ConfigError(
+            f"--namespace {namespace}: {target} is rendered for namespace {manifests.namespace}",
+            hint=f"Try: tuneline deploy render RUN.yaml --out DIR --set k8s.namespace={namespace}",
+        )
+    return manifests, None
+
+
+def _identify(
+    target: Path, overrides: list[str] | None, runs_dir: Path, namespace: str | None
+) -> tuple[str, str, Callable[[], str | None]]:
+    """Return a run's name, its namespace, and a function that finds its local release."""
+    if target.is_dir():
+        manifests, _ = _open(target, overrides, runs_dir, namespace, None)
+        return manifests.run, manifests.namespace, lambda: manifests.release
+    run = _open_run(target, overrides, runs_dir, namespace)
+
+    def find() -> str | None:
+        from tuneline.pipeline.deployment import local_release
+
+        return local_release(run)
+
+    return run.config.name, run.config.k8s.namespace, find
+
+
+def _plan_document(cluster: Cluster, plan: Plan) -> dict[str, Any]:
+    return {
+        "context": cluster.context,
+        "namespace": cluster.namespace,
+        "has_changes": bool(plan.changes),
+        "changes": [dataclasses.asdict(change) for change in plan.changes],
+    }
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask on the terminal.
+
+    Raises:
+        ConfigError: The answer is no, or there is no terminal and no `--yes`.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} Nobody can answer here; expected --yes")
+    if not typer.confirm(question, err=True):
+        raise ConfigError("nothing was changed")

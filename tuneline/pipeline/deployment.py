@@ -1,0 +1,186 @@
+"""A released run and its server in a cluster: the manifests, and the questions that prove it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from k8s import Cluster, Manifests, open_tunnel, read_manifests, read_server_key
+from tuneline.core.artifact import Artifact
+from tuneline.core.digests import short_digest
+from tuneline.core.endpoint import Endpoint, read_key
+from tuneline.core.errors import ArtifactError, ServerError, VerdictError
+from tuneline.core.openai_client import openai_client
+from tuneline.core.parity import PARITY_FILE, Parity
+from tuneline.core.progress import logger
+from tuneline.core.verdict import require_verdict
+from tuneline.models.source import computed_dtype
+from tuneline.pipeline.deploy import render_run
+from tuneline.pipeline.plan import current
+from tuneline.pipeline.released import find_release
+from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.server import model_source
+from tuneline.pipeline.stage import DATASET, MODEL, REFERENCE
+
+NUM_PROMPTS = 32
+"""Prompts of the reference that a smoke test sends: few enough for seconds, and enough that one
+near tie in bfloat16 does not fail them."""
+ANSWER_S = 30.0
+
+Check = Callable[[str], None]
+
+
+def render_released(run: Run, release_dir: Path | None = None) -> Manifests:
+    """Return the manifests of a run from its release, as `deploy render` writes them.
+
+    Raises:
+        VerdictError: The run has no release whose gates pass.
+        TunelineError: As `render_run` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="tuneline-deploy-") as folder:
+        try:
+            return read_manifests(render_run(run, Path(folder) / "tree", release_dir=release_dir))
+        except VerdictError as error:
+            raise VerdictError(error.message, hint=f"Try: tuneline release {run.path}") from None
+
+
+def local_release(run: Run) -> str | None:
+    """Return the digest of the run's release that may be deployed; None if there is none."""
+    try:
+        (model,) = current(run, MODEL)
+        serving = run.config.serving.model_dump(mode="json")
+        return find_release(run.dir, run.path, model.digest, serving)[0].digest
+    except (ArtifactError, VerdictError) as error:
+        logger.info("no local release: %s", error.message)
+        return None
+
+
+def require_digest(model_digest: str) -> Check:
+    """Return a check that a server states the digest of a model; it needs no key."""
+
+    def check(url: str) -> None:
+        facts = _read_ready(url)
+        if facts.get("digest") != model_digest:
+            raise ServerError(
+                f"the server serves {facts.get('digest') or 'a model without a digest'}; the "
+                f"release is of {model_digest}",
+                hint="Does another server have the same labels? "
+                "Try: kubectl get pods -l app.kubernetes.io/part-of=tuneline",
+            )
+        logger.info("  the server states the model's digest %s", model_digest[:19])
+
+    return check
+
+
+def _read_ready(url: str) -> dict[str, Any]:
+    """Return what the server states about itself at `/ready`."""
+    # No proxy can reach a loopback address.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/ready", timeout=ANSWER_S) as response:
+            found = json.loads(response.read(100_000))
+    except urllib.error.HTTPError as error:
+        raise ServerError(f"/ready: status {error.code}; expected the model's digest") from None
+    except (OSError, ValueError) as error:
+        raise ServerError(f"/ready: no answer: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
+    """Return a check that a server is the released one: the digest that it states, its names, and
+    its answers to prompts of the reference, by the openai client.
+
+    Raises:
+        NotAnArtifactError: The reference is stale.
+    """
+    model, reference = current(run, MODEL, REFERENCE)
+    states_digest = require_digest(manifests.model_digest)
+
+    def check(url: str) -> None:
+        states_digest(url)
+        name = f"{run.config.name}@{short_digest(manifests.model_digest)}"
+        endpoint = Endpoint(f"{url}/v1", name, key)
+        with openai_client(endpoint, timeout_s=ANSWER_S) as client:
+            names = [entry.id for entry in client.models.list()]
+        if name not in names:
+            raise ServerError(f"the server serves {', '.join(names)}; expected {name}")
+        _compare_answers(run, model, reference, endpoint)
+
+    return check
+
+
+def _compare_answers(run: Run, model: Artifact, reference: Artifact, endpoint: Endpoint) -> None:
+    """Compare answers with the reference.
+
+    Raises:
+        VerdictError: They differ by more than the run's tolerances.
+    """
+    from export import weight_tolerances
+    from serving import prove_served
+
+    metrics = reference.manifest.metrics
+    if metrics.get("chat_template_date") and not metrics.get("chat_template_date_variable"):
+        logger.warning("the chat template writes today's date; answers are not compared")
+        return
+    source = model_source(model)
+    dtype = computed_dtype(run.config.serving.dtype, source)
+    with tempfile.TemporaryDirectory(prefix="tuneline-smoke-") as folder:
+        result = prove_served(
+            run.config.serving.parity,
+            reference,
+            endpoint,
+            Path(folder) / "parity",
+            dtype=dtype,
+            weights=weight_tolerances(source, dtype),
+            num_prompts=NUM_PROMPTS,
+        )
+        text = (result.path / PARITY_FILE).read_text(encoding="utf-8")
+        parity = Parity.model_validate_json(text)
+    if parity.problems:
+        reasons = "\n".join(f"  {problem}" for problem in parity.problems)
+        raise VerdictError(
+            f"the answers of the server differ from the reference's "
+            f"({parity.num_equal_answers} of {parity.num_prompts} are equal)\n{reasons}"
+        )
+    logger.info(
+        "  %d of %d answers equal the reference's", parity.num_equal_answers, parity.num_prompts
+    )
+
+
+def find_key(cluster: Cluster, deployment: dict[str, Any], variable: str) -> str | None:
+    """Return the API key: the environment variable's, else the one in the server's Secret."""
+    return read_key(os.environ, variable) or read_server_key(cluster, deployment)
+
+
+def compare_speeds(
+    run: Run, cluster: Cluster, stable: str, key: str | None, out: Path
+) -> Callable[[int], None]:
+    """Return a check of one canary step: the canary is not slower than the stable run.
+
+    Both are asked through a port-forward, in turns, with the run's scenarios and prompts. A verdict
+    other than PASS raises its error. Each step writes an artifact below `out`.
+    """
+    from loadtest import compare_endpoints
+    from tuneline.core.dataset import heldout_prompts
+    from tuneline.pipeline.stages import loadtest_config
+
+    (dataset,) = current(run, DATASET)
+
+    def check(weight: int) -> None:
+        with open_tunnel(cluster, stable) as a, open_tunnel(cluster, run.config.name) as b:
+            compared = compare_endpoints(
+                loadtest_config(run),
+                Endpoint(f"{a.url}/v1", stable, key),
+                Endpoint(f"{b.url}/v1", run.config.name, key),
+                out / f"weight-{weight}",
+                prompts=heldout_prompts(dataset),
+            )
+        require_verdict(compared)
+
+    return check
