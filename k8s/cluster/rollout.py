@@ -112,8 +112,9 @@ def rollout_limit_s(objects: Sequence[Mapping[str, Any]]) -> float:
     """
     for item in objects:
         if item["kind"] == "Deployment":
-            deadline_s = item["spec"].get("progressDeadlineSeconds", 600)
-            return float(deadline_s) * max(1, item["spec"].get("replicas", 1)) + DEADLINE_MARGIN_S
+            spec = item["spec"]
+            deadline_s = float(spec.get("progressDeadlineSeconds", 600))
+            return deadline_s * max(1, int(spec.get("replicas", 1))) + DEADLINE_MARGIN_S
     return 600.0 + DEADLINE_MARGIN_S
 
 

@@ -99,7 +99,9 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
         ArtifactError: The record in the cluster is damaged.
     """
     server = server_name(run)
-    where = {"context": cluster.context, "namespace": cluster.namespace, "server": server}
+    where: dict[str, Any] = {
+        "context": cluster.context, "namespace": cluster.namespace, "server": server,
+    }  # fmt: skip
     history = read_record(cluster, server, run).history
     rollout = read_rollout(cluster, server, run)
     if rollout is None:

@@ -166,6 +166,8 @@ def _write(
     config: dict[str, Any] = {}
     if stage.kind == "adapter":
         config = run.config.training.model_dump(mode="json")
+    if stage.kind == "reference":
+        config = run.config.reference.model_dump(mode="json")
     if stage.kind == "parity":
         config = {"tolerances": Tolerances().model_dump()}
     with new_artifact(out, stage.kind, config=config, inputs=inputs) as draft:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from k8s import Manifests
 from k8s.cluster import canary, rollout
 from tests.commands import tuneline_here
 from tests.integration.k8s.cluster.api_server import ApiServer, api_server
 from tests.integration.k8s.cluster.model_server import KEY, ModelServer, model_server
 from tests.integration.release.line import Answers, FinishedLine, write_line
 from tuneline.core.artifact import open_artifact
+from tuneline.pipeline import deployment
+from tuneline.pipeline.deployment import render_released
+from tuneline.pipeline.run_config import Run
 
 SERVER = "support-tickets-model-server"
 DEPLOY = {
@@ -65,8 +70,21 @@ def second(versions: tuple[Released, Released]) -> Released:
     return versions[1]
 
 
+@pytest.fixture(scope="session")
+def rendered() -> dict[str, Manifests]:
+    """The manifests of each configuration, which are rendered once."""
+    return {}
+
+
 @pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rendered: dict[str, Manifests]) -> None:
+    def remembered(run: Run, release_dir: Path | None = None) -> Manifests:
+        key = f"{run.path} {release_dir} {run.config.model_dump_json()}"
+        if key not in rendered:
+            rendered[key] = render_released(run, release_dir)
+        return copy.deepcopy(rendered[key])
+
+    monkeypatch.setattr(deployment, "render_released", remembered)
     monkeypatch.setattr(rollout, "POLL_S", 0.05)
     monkeypatch.setattr(canary, "PAUSE_S", 0.05)
     monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "cache"))

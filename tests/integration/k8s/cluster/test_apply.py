@@ -145,10 +145,10 @@ def test_other_answers_than_the_reference_are_rolled_back(
     cluster: ApiServer, deployed: Released, second: Released, serve: Serve
 ) -> None:
     before = running(cluster)
-    serve(second.digest, noise=0.5)
+    serve(second.digest, noise=0.7)
     done = second.deploy("apply", "--yes")
     assert done.returncode == 6
-    assert "max_logprob_difference is 0.5 nats" in done.stderr
+    assert "max_logprob_difference is 0.7 nats" in done.stderr
     assert "Rolled back to revision 1" in done.stderr
     assert running(cluster) == before
 
@@ -206,7 +206,7 @@ def test_a_field_of_another_manager_is_not_overwritten(
 def test_nothing_is_applied_without_a_release_that_passes(
     cluster: ApiServer, tmp_path: Path
 ) -> None:
-    wrong = write_line(tmp_path / "line", Answers(tuned_wrong=range(60)), {"k8s": DEPLOY})
+    wrong = write_line(tmp_path / "line", Answers(parity_noise=1.0), {"k8s": DEPLOY})
     assert wrong.release().returncode == 6
     run = Released.__new__(Released)
     run.line = wrong

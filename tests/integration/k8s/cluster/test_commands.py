@@ -203,16 +203,34 @@ def test_a_canary_that_answers_otherwise_loses_its_share(
     def found(messages: Any) -> Any:
         if ("httproutes", SERVER) in cluster.store.objects:
             seen.append(weights(cluster))
-        model.noise = 0.5 if weights(cluster).get("next-model-server") == 5 else 0.0
+        model.noise = 0.7 if weights(cluster).get("next-model-server") == 5 else 0.0
         return ModelServer.find(model, messages)
 
     model.find = found  # type: ignore[method-assign]
     done = canary.deploy("canary", "--weight", "50", "--hold", "0.1", "--yes")
     assert done.returncode == 6
-    assert "max_logprob_difference is 0.5 nats" in done.stderr
+    assert "max_logprob_difference is 0.7 nats" in done.stderr
     assert "The canary's weight is 0 again (weight 1 had held)" in done.stderr
     assert {SERVER: 95, "next-model-server": 5} in seen
     assert weights(cluster) == {SERVER: 100}
+
+
+def test_a_canary_of_unknown_speed_loses_its_share(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve, tmp_path: Path
+) -> None:
+    canary_server = serve(canary.digest, pods="next-", name="next")
+    options = [
+        "--compare", str(tmp_path / "speeds"),
+        "--set", "loadtest.scenarios.0.num_requests=8",
+        "--set", "loadtest.scenarios.0.concurrency=1",
+    ]  # fmt: skip
+    done = canary.deploy("canary", "--weight", "5", "--hold", "0", "--yes", *options)
+    assert done.returncode in (7, 8), done.stderr
+    assert "The canary's weight is 0 again (no weight had held)" in done.stderr
+    assert weights(cluster) == {SERVER: 100}
+    report = json.loads((tmp_path / "speeds" / "weight-1" / "report.json").read_text())
+    assert report["verdict"] in ("INCONCLUSIVE", "INVALID")
+    assert canary_server.paths.count("/v1/chat/completions") > 8
 
 
 def test_a_canary_whose_container_restarts_loses_its_share(
