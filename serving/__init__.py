@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from serving.command.parser_check import check_flags
     from serving.compare import ask_each, converse_with_each
     from serving.kernels.command import bake_kernels
-    from serving.parity import prove_served
+    from serving.parity import compare_served, prove_served
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
 
@@ -38,6 +38,7 @@ __all__ = [
     "ask_each",
     "bake_kernels",
     "check_flags",
+    "compare_served",
     "converse",
     "converse_with_each",
     "explain_server",
@@ -67,6 +68,7 @@ __getattr__ = lazy_face(
         "ask_each": "serving.compare:ask_each",
         "bake_kernels": "serving.kernels.command:bake_kernels",
         "check_flags": "serving.command.parser_check:check_flags",
+        "compare_served": "serving.parity:compare_served",
         "converse": "serving.chat:converse",
         "converse_with_each": "serving.compare:converse_with_each",
         "explain_server": "serving.command.arguments:explain_server",

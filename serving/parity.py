@@ -17,7 +17,7 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.messages import Messages
 from tuneline.core.openai_client import first_choice, openai_client
-from tuneline.core.parity import compare
+from tuneline.core.parity import Parity, compare
 from tuneline.core.parity_report import write_parity
 from tuneline.core.progress import progress
 from tuneline.core.reference import (
@@ -45,7 +45,6 @@ def prove_served(
     dtype: str = "float32",
     weights: Tolerances | None = None,
     stated_weights: str | None = None,
-    num_prompts: int | None = None,
 ) -> Artifact:
     """Send every prompt of the reference to a server and compare prompt ids, greedy answers and
     log-probabilities.
@@ -57,7 +56,6 @@ def prove_served(
         weights: Tolerances for the rounding of the served weights, added to the arithmetic's.
         stated_weights: The number format of the served weights as the caller states it, because
             the server does not report it.
-        num_prompts: Send only so many, the first ones.
 
     Returns:
         An artifact of kind `parity` with `parity.json`; a failed verdict raises nothing.
@@ -65,6 +63,30 @@ def prove_served(
     Raises:
         MissingError: The openai package is not installed.
         ServerError: The server cannot be reached, or does not report token ids as vLLM does.
+    """
+    parity = compare_served(config, reference, endpoint, dtype=dtype, weights=weights)
+    return write_parity(
+        out,
+        parity.model_copy(update={"stated_weights": stated_weights}),
+        _tolerances(config, dtype, weights),
+        config={"form": "served", "model": endpoint.model, "concurrency": config.concurrency},
+        inputs=[reference.as_input("reference"), *inputs],
+    )
+
+
+def compare_served(
+    config: ServedParityConfig,
+    reference: Artifact,
+    endpoint: Endpoint,
+    *,
+    dtype: str = "float32",
+    weights: Tolerances | None = None,
+    num_prompts: int | None = None,
+) -> Parity:
+    """Return the comparison of a server's answers with the reference; see `prove_served`.
+
+    Args:
+        num_prompts: Send only so many, the first ones.
     """
     expected = read_reference(reference)[:num_prompts]
     settings = comparable_settings(reference)
@@ -84,22 +106,16 @@ def prove_served(
                     advance(len(found))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, ask no further prompts
-    default = ARITHMETIC_TOLERANCES[dtype]
-    tolerances = config.tolerances or (
-        default if weights is None else add_tolerances(weights, default)
-    )
-    noise = reference_noise(reference)
-    parity = compare(
-        "served", expected, found, tolerances, reference_noise=noise,
+    return compare(
+        "served", expected, found, _tolerances(config, dtype, weights),
+        reference_noise=reference_noise(reference),
         template_date=metrics.get("chat_template_date"),
     )  # fmt: skip
-    return write_parity(
-        out,
-        parity.model_copy(update={"stated_weights": stated_weights}),
-        tolerances,
-        config={"form": "served", "model": endpoint.model, "concurrency": config.concurrency},
-        inputs=[reference.as_input("reference"), *inputs],
-    )
+
+
+def _tolerances(config: ServedParityConfig, dtype: str, weights: Tolerances | None) -> Tolerances:
+    default = ARITHMETIC_TOLERANCES[dtype]
+    return config.tolerances or (default if weights is None else add_tolerances(weights, default))
 
 
 def _answer(

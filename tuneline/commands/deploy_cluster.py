@@ -232,9 +232,9 @@ def deploy_canary(
     else:
         manifests = _render(run, release)
         first = find_stable(cluster, name, stable)
-        _apply(run, manifests, cluster, yes, timeout_s, False, api_key_env)
         key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
         check = _canary_check(run, manifests, cluster, first, key, compare)
+        _apply(run, manifests, cluster, yes, timeout_s, False, api_key_env)
         held = shift_route(cluster, first, name, weight, hold_s=hold_s, check=check)
     document = {"context": cluster.context, "namespace": cluster.namespace, "stable": first}
     emit(

@@ -17,7 +17,6 @@ from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import Endpoint, read_key
 from tuneline.core.errors import ArtifactError, ServerError, VerdictError
 from tuneline.core.openai_client import openai_client
-from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import logger
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import computed_dtype
@@ -122,7 +121,7 @@ def _compare_answers(run: Run, model: Artifact, reference: Artifact, endpoint: E
         VerdictError: They differ by more than the run's tolerances.
     """
     from export import weight_tolerances
-    from serving import prove_served
+    from serving import compare_served
 
     metrics = reference.manifest.metrics
     if metrics.get("chat_template_date") and not metrics.get("chat_template_date_variable"):
@@ -130,18 +129,14 @@ def _compare_answers(run: Run, model: Artifact, reference: Artifact, endpoint: E
         return
     source = model_source(model)
     dtype = computed_dtype(run.config.serving.dtype, source)
-    with tempfile.TemporaryDirectory(prefix="tuneline-smoke-") as folder:
-        result = prove_served(
-            run.config.serving.parity,
-            reference,
-            endpoint,
-            Path(folder) / "parity",
-            dtype=dtype,
-            weights=weight_tolerances(source, dtype),
-            num_prompts=NUM_PROMPTS,
-        )
-        text = (result.path / PARITY_FILE).read_text(encoding="utf-8")
-        parity = Parity.model_validate_json(text)
+    parity = compare_served(
+        run.config.serving.parity,
+        reference,
+        endpoint,
+        dtype=dtype,
+        weights=weight_tolerances(source, dtype),
+        num_prompts=NUM_PROMPTS,
+    )
     if parity.problems:
         reasons = "\n".join(f"  {problem}" for problem in parity.problems)
         raise VerdictError(
@@ -165,11 +160,18 @@ def compare_speeds(
 
     Both are asked through a port-forward, in turns, with the run's scenarios and prompts. A verdict
     other than PASS raises its error. Each step writes an artifact below `out`.
+
+    Raises:
+        ArtifactError: `out` has reports already.
     """
     from loadtest import compare_endpoints
     from tuneline.core.dataset import heldout_prompts
     from tuneline.pipeline.stages import loadtest_config
 
+    if any(out.glob("weight-*")):
+        raise ArtifactError(
+            f"{out}: has reports of an earlier canary", hint="Choose another --compare DIR."
+        )
     (dataset,) = current(run, DATASET)
 
     def check(weight: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,8 +17,9 @@ import pytest
 from k8s import Manifests
 from k8s.cluster import canary, rollout
 from tests.commands import tuneline_here
-from tests.integration.k8s.cluster.api_server import ApiServer, api_server
+from tests.integration.k8s.cluster.api_server import ApiServer, api_server, emptied
 from tests.integration.k8s.cluster.model_server import KEY, ModelServer, model_server
+from tests.integration.k8s.cluster.objects import Store
 from tests.integration.release.line import Answers, FinishedLine, write_line
 from tuneline.core.artifact import open_artifact
 from tuneline.pipeline import deployment
@@ -71,13 +74,21 @@ def second(versions: tuple[Released, Released]) -> Released:
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """kubectl's memory of the server's kinds."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
 def rendered() -> dict[str, Manifests]:
     """The manifests of each configuration, which are rendered once."""
     return {}
 
 
 @pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rendered: dict[str, Manifests]) -> None:
+def _fast(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path, rendered: dict[str, Manifests]
+) -> None:
     def remembered(run: Run, release_dir: Path | None = None) -> Manifests:
         key = f"{run.path} {release_dir} {run.config.model_dump_json()}"
         if key not in rendered:
@@ -85,18 +96,30 @@ def _fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rendered: dict[str, M
         return copy.deepcopy(rendered[key])
 
     monkeypatch.setattr(deployment, "render_released", remembered)
-    monkeypatch.setattr(rollout, "POLL_S", 0.05)
-    monkeypatch.setattr(canary, "PAUSE_S", 0.05)
-    monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(rollout, "POLL_S", 0.2)
+    monkeypatch.setattr(canary, "PAUSE_S", 0.2)
+    monkeypatch.setenv("KUBECACHEDIR", str(cache))
+    # The pinned kubectl, whatever else is installed. Short processes need no garbage collection.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("GOGC", "off")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """An empty cluster with the Secret of the API key, and a kubeconfig that names it."""
+@pytest.fixture(scope="session")
+def running_server() -> Iterator[ApiServer]:
+    """One API server for all tests, so that kubectl keeps what it learnt about its kinds."""
     with api_server() as api:
+        yield api
+
+
+@pytest.fixture
+def cluster(
+    running_server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ApiServer]:
+    """An empty cluster with the Secret of the API key, and a kubeconfig that names it."""
+    with emptied(running_server) as api:
         config = tmp_path / "kubeconfig"
         api.write_kubeconfig(config)
         monkeypatch.setenv("KUBECONFIG", str(config))
@@ -126,12 +149,23 @@ def serve(cluster: ApiServer) -> Iterator[Callable[..., ModelServer]]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def applied() -> list[Store]:
+    """The cluster after the first version was applied, which is done once."""
+    return []
+
+
 @pytest.fixture
-def deployed(cluster: ApiServer, first: Released, serve: Callable[..., ModelServer]) -> Released:
+def deployed(
+    cluster: ApiServer, first: Released, serve: Callable[..., ModelServer], applied: list[Store]
+) -> Released:
     """The first version, deployed and proven."""
     serve(first.digest)
-    done = first.deploy("apply", "--yes")
-    assert done.returncode == 0, done.stderr
+    if not applied:
+        done = first.deploy("apply", "--yes")
+        assert done.returncode == 0, done.stderr
+        applied.append(copy.deepcopy(cluster.store))
+    cluster.store = copy.deepcopy(applied[0])
     cluster.store.applied.clear()
     cluster.requests.clear()
     return first

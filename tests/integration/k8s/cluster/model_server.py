@@ -29,6 +29,7 @@ class ModelServer:
     digest: str
     name: str = "support-tickets"
     noise: float = 0.0
+    key: str = KEY
     port: int = 0
     paths: list[str] = field(default_factory=list)
 
@@ -79,32 +80,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server_model.paths.append(self.path)
-        if self._is_known() and body.get("stream"):
-            self._stream(body["model"])
-        elif self._is_known():
+        if self._is_known():
             found = self.server_model.find(body["messages"])
             self._send(200, completion(found, body["model"]))
 
-    def _stream(self, model: str) -> None:
-        """Send three tokens, the usage and the end."""
-        one = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": model}
-        ends = (None, None, "stop")
-        chunks: list[dict[str, Any]] = [
-            {**one, "choices": [{"index": 0, "delta": {"content": "a "}, "finish_reason": end}]}
-            for end in ends
-        ]
-        usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
-        chunks.append({**one, "choices": [], "usage": usage})
-        texts = [*map(json.dumps, chunks), "[DONE]"]
-        body = "".join(f"data: {text}\n\n" for text in texts).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
     def _is_known(self) -> bool:
-        if self.headers.get("Authorization") == f"Bearer {KEY}":
+        if self.headers.get("Authorization") == f"Bearer {self.server_model.key}":
             return True
         self._send(401, {"error": {"message": "The key is missing.", "code": 401}})
         return False

@@ -98,7 +98,7 @@ def test_a_rollout_that_fails_is_rolled_back(
     before = running(cluster)
     cluster.store.faults["tuneline-server:2"] = fault
     begun_s = time.monotonic()
-    options = ("--timeout", "2") if fault == "unschedulable" else ()
+    options = ("--timeout", "1") if fault == "unschedulable" else ()
     done = second.deploy("apply", "--yes", *options)
     assert time.monotonic() - begun_s < 20
     assert done.returncode == 5

@@ -58,8 +58,8 @@ def test_a_cluster_that_is_not_there_is_an_error(
 def test_a_cluster_that_hangs_is_given_up(
     verb: str, cluster: ApiServer, first: Released, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubectl.call, "__kwdefaults__", {"stdin": "", "timeout_s": 1.0})
-    monkeypatch.setattr(kubectl, "MARGIN_S", 2.0)
+    monkeypatch.setattr(kubectl.call, "__kwdefaults__", {"stdin": "", "timeout_s": 0.3})
+    monkeypatch.setattr(kubectl, "MARGIN_S", 1.0)
     cluster.hangs = True
     begun_s = time.monotonic()
     done = first.deploy(verb, *VERBS[verb])
@@ -131,7 +131,10 @@ def test_an_admission_that_refuses_changes_nothing(
     assert cluster.store.applied == []
 
 
-def test_a_cluster_without_the_gateway_api_is_named(cluster: ApiServer, first: Released) -> None:
+def test_a_cluster_without_the_gateway_api_is_named(
+    cluster: ApiServer, first: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "cache"))
     cluster.absent.add("gateway.networking.k8s.io/v1")
     done = first.deploy("apply", "--yes")
     assert done.returncode == 5
