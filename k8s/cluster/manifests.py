@@ -54,7 +54,8 @@ def read_manifests(directory: Path) -> Manifests:
     if len(servers) != 1:
         raise ConfigError(
             f"{directory}: has {len(servers)} Deployments of Tuneline; expected one",
-            hint="Try: tuneline deploy render RUN.yaml --out DIR",
+            hint="Try: tuneline deploy render RUN.yaml --out DIR   (an own k8s.workload, such as a "
+            "LeaderWorkerSet, is applied with: kubectl apply -k DIR)",
         )
     metadata = servers[0]["metadata"]
     annotations = metadata.get("annotations", {})

@@ -1,4 +1,4 @@
-"""What a cluster's refusal means, and what to type next."""
+"""The errors that kubectl's refusals become, with the next command to type."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The objects of the API server: server-side apply, and a Deployment's pods as scripted.
 
 Server-side apply owns leaves per manager; a list is one leaf. A Deployment gets its pods at once.
-What becomes of them follows from the fault that a test gives to a part of the pod's template, so a
-test knows the truth by construction.
+The fault that a test gives to a part of the pod's template decides their state, so a test knows the
+truth by construction.
 """
 
 from __future__ import annotations
