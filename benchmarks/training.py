@@ -1,12 +1,14 @@
 """Measure the speed of training: `python benchmarks/training.py [--quick] [--against CHECKOUT]`.
 
-Three trainers fit a LoRA adapter (r 16, seven modules) to the same rows, for the same number of
+Trainers fit a LoRA adapter (r 16, seven modules) to the same rows, for the same number of
 epochs and with the same learning rate, each in a process of its own, round by round:
 
 - `tuneline`: `train_adapter` of this checkout, with batches as in examples/support-tickets;
 - `against`: the same function of another checkout, with that checkout's own environment;
 - `script`: the script that most tutorials show. TRL's SFTTrainer reads the messages, with batch 4,
-  accumulation 4, `max_length` 512 and its other defaults.
+  accumulation 4, `max_length` 512 and its other defaults. One of the defaults is bfloat16, which a
+  processor without instructions for it emulates.
+- `script-float32`: the same script with `bf16=False`.
 
 Two cases: the shipped tickets on the tiny base, and rows of 50 to 1,000 tokens on a network of the
 shape of Qwen2.5-0.5B with random weights. Tokens are those of the rows, without padding; a token
@@ -84,7 +86,7 @@ def main() -> None:
 
 def measure(folder: Path, against: Path | None, rounds: int) -> dict[str, Any]:
     """Return the medians over interleaved rounds, for each trainer."""
-    pythons = {"tuneline": sys.executable, "script": sys.executable}
+    pythons = dict.fromkeys(("tuneline", "script", "script-float32"), sys.executable)
     if against is not None:
         pythons["against"] = str(against / ".venv" / "bin" / "python")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
@@ -107,13 +109,13 @@ def measure(folder: Path, against: Path | None, rounds: int) -> dict[str, Any]:
 
 def print_case(case: str, figures: dict[str, Any], matmul_gflops: float) -> None:
     print(f"\n{case}: a matrix product reaches {matmul_gflops:.0f} GFLOP/s")
-    print("trainer      tokens/s  tokens/cpu s  held-out loss  peak GiB  share of matmul rate")
+    print("trainer          tokens/s  tokens/cpu s  held-out loss  peak GiB  share of matmul rate")
     for name, run in figures.items():
         run["share_of_matmul_rate"] = (
             run["flops_per_token"] * run["tokens_per_s"] / (matmul_gflops * 1e9)
         )
         print(
-            f"{name:10} {run['tokens_per_s']:10.0f} {run['tokens_per_cpu_s']:13.0f} "
+            f"{name:14} {run['tokens_per_s']:10.0f} {run['tokens_per_cpu_s']:13.0f} "
             f"{run['heldout_loss']:14.4f} {run['peak_bytes'] / 2**30:9.2f} "
             f"{run['share_of_matmul_rate']:21.2f}"
         )
@@ -200,6 +202,8 @@ def run_child(trainer: str, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         if trainer == "script":
             train_by_script(case, folder, Path(scratch))
+        elif trainer == "script-float32":
+            train_by_script(case, folder, Path(scratch), bf16=False)
         else:
             train_by_tuneline(case, folder, Path(scratch))
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -283,7 +287,7 @@ def train_by_tuneline(case: dict[str, Any], folder: Path, scratch: Path) -> None
     train_adapter(config, dataset, resolve_model(case["base"]), scratch / "adapter")
 
 
-def train_by_script(case: dict[str, Any], folder: Path, scratch: Path) -> None:
+def train_by_script(case: dict[str, Any], folder: Path, scratch: Path, **changes: Any) -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -301,6 +305,7 @@ def train_by_script(case: dict[str, Any], folder: Path, scratch: Path) -> None:
             max_length=SCRIPT_MAX_LENGTH,
             report_to="none",
             use_cpu=not torch.cuda.is_available(),  # without it, TRL's bf16 is an error on a CPU
+            **changes,
         ),
         train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=MODULES, task_type="CAUSAL_LM"),

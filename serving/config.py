@@ -66,6 +66,8 @@ class LimitsConfig(StrictModel):
 
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     """A larger body is answered with 413."""
+    header_timeout_s: float = Field(default=30.0, gt=0)
+    """A connection that has not sent the whole header of a request by then is closed."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """A body that has not come by then is answered with 408."""
     max_n: int = Field(default=16, ge=1)
@@ -131,11 +133,12 @@ class ServingConfig(StrictModel):
     adapters: AdaptersConfig | None = Field(default=None, json_schema_extra={"keyed": False})
     """Adapters at run time, with `tuneline adapters`; only `tuneline serve` offers them. Needs
     `keys_file` with an admin key."""
-    routes: list[Literal["responses", "messages", "tokenize"]] = Field(
+    routes: list[Literal["responses", "messages", "tokenize", "page"]] = Field(
         default_factory=list, json_schema_extra={"keyed": False}
     )
     """Routes that are open next to chat, completions and models: `/v1/responses`; `/v1/messages`,
-    which Anthropic's client calls; `/tokenize` and `/detokenize`, for admin keys."""
+    which Anthropic's client calls; `/tokenize` and `/detokenize`, for admin keys; `page`, which is
+    `/chat` in a browser."""
     log_format: Literal["text", "json"] = Field(default="text", json_schema_extra={"keyed": False})
     """Of the access log."""
     stall_after_s: float = Field(default=12.0, gt=0, json_schema_extra={"keyed": False})

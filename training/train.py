@@ -188,6 +188,7 @@ def _train(
                 **shared,
                 "num_steps": trainer.state.global_step,
                 "num_steps_resumed": checkpoint_step(checkpoint),
+                "setup_changes": marks.setup_changes,
                 "num_train_rows": len(prepared.train_rows),
                 "num_trainable_parameters": num_trainable,
                 "num_trained_tokens": round(num_tokens),

@@ -37,6 +37,14 @@ from serving.middleware.asgi import (
     retry_after,
 )  # fmt: skip
 from serving.middleware.body import Refusal, check_fields, parse_body, read_body, replayed
+from serving.middleware.chat_page import (
+    CHALLENGE,
+    CHAT_PAGE,
+    PAGE_OPTION,
+    answer_page,
+    takes_basic,
+)  # fmt: skip
+from serving.middleware.connections import Connections
 from serving.middleware.drain import call_on_sigterm, descendants, hand_on
 from serving.middleware.exchange import Exchange
 from serving.middleware.heartbeat import (
@@ -112,6 +120,8 @@ class TunelineMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             self._inner_scope = {key: scope[key] for key in ("app", "state") if key in scope}
+            self._connections = Connections()
+            self._connections.record()
             await self.app(scope, receive, self._at_start(send))
         elif scope["type"] == "http":
             await self._request(scope, receive, send)
@@ -149,7 +159,8 @@ class TunelineMiddleware:
             await refuse(
                 exchange.send, refusal.status, refusal.kind, str(refusal), code=refusal.code,
                 param=refusal.param,
-                headers=_challenge(refusal.status) if wait_s is None else [retry_after(wait_s)],
+                headers=_challenge(refusal.status, name) if wait_s is None
+                else [retry_after(wait_s)],
             )  # fmt: skip
         except ConnectionError:
             exchange.client_left = True
@@ -179,6 +190,8 @@ class TunelineMiddleware:
             await answer_models(self.app, exchange.scope, exchange.receive, exchange.send, edit)
         elif name == ADAPTERS:
             await self._change_adapters(exchange, key)
+        elif name == CHAT_PAGE:
+            await answer_page(exchange.send, exchange.scope["method"])
         elif route.names_model and self.adapters is not None:
             body = await self._body(exchange)
             fields = parse_body(body)
@@ -189,7 +202,8 @@ class TunelineMiddleware:
             await self.app(exchange.scope, exchange.receive, exchange.send)
 
     def _authenticate(self, exchange: Exchange, route: Route) -> Key:
-        key = self.keys.find(exchange.scope)
+        by_page = PAGE_OPTION in self._open_routes and takes_basic(exchange.scope)
+        key = self.keys.find(exchange.scope, takes_basic=by_page)
         if key is None:
             raise Refusal(
                 401, "The API key is missing or is not known.", kind="AuthenticationError",
@@ -337,6 +351,8 @@ class TunelineMiddleware:
                 self._engines = engine_processes()
                 self._say_start()
                 self._watching = asyncio.create_task(self._watch())
+                timeout_s = self.settings.header_timeout_s
+                self._closing = asyncio.create_task(self._connections.watch(timeout_s))
                 if self.adapters is not None:
                     self._restoring = asyncio.create_task(self.adapters.restore())
             await send(message)
@@ -377,5 +393,7 @@ class TunelineMiddleware:
                 question = asyncio.create_task(ask_engine(self.app, self._facts["name"], scope))
 
 
-def _challenge(status: int) -> list[Header]:
-    return [(b"www-authenticate", b"Bearer")] if status == 401 else []
+def _challenge(status: int, name: str) -> list[Header]:
+    if status != 401:
+        return []
+    return [CHALLENGE if name == CHAT_PAGE else (b"www-authenticate", b"Bearer")]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.middleware.asgi import Header, Scope, header
+from serving.middleware.chat_page import password
 from serving.middleware.key_file import DEFAULT_NAME, Key, read_keys
 from serving.middleware.metrics import KEYS_FILE_OK
 
@@ -70,13 +71,19 @@ class Keys:
         """Return whether requests need a key."""
         return self.path is not None or self.vllm_key is not None
 
-    def find(self, scope: Scope) -> Key | None:
-        """Return the key that a request presents, in `Authorization: Bearer` or `x-api-key`."""
+    def find(self, scope: Scope, *, takes_basic: bool = False) -> Key | None:
+        """Return the key that a request presents, in `Authorization: Bearer` or `x-api-key`.
+
+        Args:
+            takes_basic: The key may also be the password of `Authorization: Basic`.
+        """
         self._reload()
         authorization = header(scope, b"authorization") or ""
         scheme, _, presented = authorization.partition(" ")
         if scheme.lower() != "bearer":
             presented = header(scope, b"x-api-key") or ""
+            if takes_basic and not presented:
+                presented = password(authorization)
         digest = hashlib.sha256(presented.strip().encode("latin-1")).hexdigest()
         found = None
         for key in self.keys:  # all of them: the time tells nothing about which key is near

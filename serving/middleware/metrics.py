@@ -57,6 +57,10 @@ KEY_TOKENS = Counter(
 CLIENTS_LEFT = Counter(
     "tuneline_clients_left", "Requests whose client left before the end of the answer.", ["route"]
 )
+IDLE_CLOSED = Counter(
+    "tuneline_idle_connections_closed",
+    "Connections that were closed because they sent no whole request in time.",
+)
 ADAPTER_INFO = Gauge(
     "tuneline_adapter_info",
     "The version that the name of an adapter means. Always 1.",

@@ -32,6 +32,7 @@ ROUTES = {
     "/tokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/detokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/v1/adapters": Route(needs_admin=True, option="adapters"),
+    "/chat": Route(option="page"),
     "/health": Route(is_open=True),
     "/ready": Route(is_open=True),
     "/metrics": Route(is_open=True),

@@ -17,6 +17,7 @@ class Settings:
     """Limits of every request, and of the server's end. Sizes in bytes, times in seconds."""
 
     max_body_bytes: int = 8 * 1024 * 1024
+    header_timeout_s: float = 30.0
     body_timeout_s: float = 30.0
     max_n: int = 16
     max_tokens: int | None = None

@@ -168,10 +168,11 @@ def _how_to_call(ready: RunningServer, config: ServingConfig, chats: bool) -> st
     names = ", ".join(ready.served_names)
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in ready.start_s.items())
     kernels = "warm" if ready.cache.is_warm else "empty"
+    page = f"   chat: {endpoint.url.removesuffix('/v1')}/chat" if "page" in config.routes else ""
     return (
         f"ready after {ready.ready_s:.1f} s: {endpoint.url} serves {names}\n"
         f"  seconds: {parts}; the compile cache was {kernels}\n"
         f"  curl {endpoint.url}/{route} -H 'Content-Type: application/json'"
         f"{authorization} -d '{json.dumps(body)}'\n"
-        f"  metrics: {ready.metrics_url}   log: {ready.log_path}   stop: Ctrl-C"
+        f"  metrics: {ready.metrics_url}   log: {ready.log_path}{page}   stop: Ctrl-C"
     )

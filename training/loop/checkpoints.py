@@ -22,6 +22,7 @@ from training.config import TrainingConfig
 from training.estimates.memory import moment_bytes
 from training.loop.proof import state_bytes
 from training.loop.ranks import any_rank, is_first, is_seen, num_ranks, of_first, wait_for_all
+from training.loop.setup import numeric_setup, setup_changes
 from tuneline.core.artifact import canonical_digest, require_disk_space
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
@@ -156,9 +157,23 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
     def __init__(self, config: TrainingConfig, resumed_from: Path | None) -> None:
         self.limit, self.minutes = config.save_total_limit, config.save_minutes
         self.earlier_s = 0.0
+        self.setup = numeric_setup()
+        self.setup_changes: list[str] = []
         if resumed_from is not None:
             mark = json.loads((resumed_from / COMPLETE_FILE).read_text())
             self.earlier_s = float(mark["wall_s"])
+            changes = setup_changes(mark.get("setup", {}), self.setup)
+            if changes:
+                logger.warning(
+                    "  the checkpoint is of another setup, so that the result may differ in its "
+                    "last bits from an uninterrupted run: %s",
+                    "; ".join(changes),
+                )
+            step = checkpoint_step(resumed_from)
+            self.setup_changes = [
+                *mark.get("setup_changes", []),
+                *(f"step {step}: {change}" for change in changes),
+            ]
         self.start_s = self.saved_s = time.monotonic()
         self.end_s: float | None = None
 
@@ -195,7 +210,8 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
             _sync(path)
         sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
         mark = checkpoint / f"{COMPLETE_FILE}.partial"
-        mark.write_text(json.dumps({"wall_s": self.wall_s, "files": sizes}))
+        facts = {"wall_s": self.wall_s, "files": sizes, "setup": self.setup}
+        mark.write_text(json.dumps({**facts, "setup_changes": self.setup_changes}))
         _sync(mark)
         mark.rename(checkpoint / COMPLETE_FILE)
         _sync(checkpoint)

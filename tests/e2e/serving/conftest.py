@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,48 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+class Traces:
+    """A collector of OpenTelemetry: the spans that the server has sent, by gRPC."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.address = ""
+
+    def Export(self, request: Any, _context: Any) -> Any:
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture(scope="session")
+def traces() -> Iterator[Traces]:
+    import grpc  # type: ignore[import-untyped]
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+    collector = Traces()
+    server = grpc.server(ThreadPoolExecutor(2))
+    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(collector, server)
+    collector.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield collector
+    server.stop(None)
+
+
 @pytest.fixture(scope="session")
 def merged_server(
-    base: ModelSource, tmp_path_factory: pytest.TempPathFactory
+    base: ModelSource, traces: Traces, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     log_path = tmp_path_factory.mktemp("serving-merged") / "vllm.log"
     config = ServingConfig(
         **SERVING, routes=["responses", "messages"],
-        extra_args={"tool_call_parser": "hermes", "enable_auto_tool_choice": True},
+        extra_args={
+            "tool_call_parser": "hermes", "enable_auto_tool_choice": True,
+            "otlp_traces_endpoint": traces.address,
+        },
     )  # fmt: skip
     with running_server(config, base, name="tickets", log_path=log_path) as server:
         yield server

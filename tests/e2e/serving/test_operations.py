@@ -21,6 +21,7 @@ from serving import add_key, running_server
 from serving.config import ServingConfig
 from serving.supervisor.group import group_members
 from serving.supervisor.process import RunningServer
+from tests.browser import chromium
 from tuneline.models.source import ModelSource
 
 QUESTION: Any = {"role": "user", "content": "I want a refund."}
@@ -47,7 +48,8 @@ def server(
 ) -> Iterator[RunningServer]:
     config = ServingConfig(
         **{**serving_settings, "shutdown_timeout": 60, "max_model_len": 1024},
-        keys_file=keys["file"], routes=["responses", "messages", "tokenize"], log_format="json",
+        keys_file=keys["file"], routes=["responses", "messages", "tokenize", "page"],
+        log_format="json",
     )  # fmt: skip
     log_path = tmp_path_factory.mktemp("operations") / "vllm.log"
     with running_server(config, base, name="tickets", log_path=log_path) as running:
@@ -121,6 +123,26 @@ def test_further_routes(server: RunningServer, keys: dict[str, str]) -> None:
     batch = {"x-api-key": keys["batch"]}
     assert httpx.post(tokenize, json={"prompt": "a"}, headers=batch).status_code == 403
     assert httpx.post(tokenize, json={"prompt": "a"}, headers=headers).status_code == 200
+
+
+def test_the_chat_page_talks_to_the_model(server: RunningServer, keys: dict[str, str]) -> None:
+    address = server.endpoint.url.removesuffix("/v1")
+    with chromium() as browser:
+        context = browser.new_context(http_credentials={"username": "me", "password": keys["ops"]})
+        page = context.new_page()
+        page.goto(f"{address}/chat")
+        page.fill("#tokens", "8")
+        page.fill("#message", "I want a refund.")
+        page.press("#message", "Enter")
+        page.locator(".figures").filter(has_text=" tokens").wait_for()
+        said = page.locator(".answer p").first.inner_text()
+        assert page.locator("#model").input_value() == "tickets"
+        context.close()
+    options: Any = {"messages": [QUESTION], "max_tokens": 8, "temperature": 0}
+    whole = client_of(server, keys["ops"]).chat.completions.create(model="tickets", **options)
+    content = whole.choices[0].message.content
+    assert content and said.split() == content.split()
+    assert keys["ops"] not in server.log_path.read_text()
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from serving.config import ServedParityConfig
 from serving.parity import prove_served
 from serving.supervisor.group import group_members
 from serving.supervisor.process import RunningServer
+from tests.e2e.serving.conftest import Traces
 from tuneline.core.artifact import Artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -216,3 +218,23 @@ def test_answers_under_load_are_the_references(
     assert (scenario["sessions"] is not None) == has_sessions
     if has_sessions:
         assert scenario["sessions"]["prefix_reuse"] > 0.1
+
+
+def test_a_trace_has_the_id_of_the_request_and_the_client_s_trace(
+    merged_server: RunningServer, traces: Traces
+) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"X-Request-Id": "order-17", "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    client = openai.OpenAI(base_url=merged_server.endpoint.url, api_key="none", max_retries=0)
+    answer = client.chat.completions.create(
+        model="tickets", messages=[{"role": "user", "content": "Hello"}], max_tokens=4,
+        extra_headers=headers,
+    )  # fmt: skip
+    assert answer.usage is not None
+    deadline_s = time.monotonic() + 60  # the exporter sends every five seconds
+    while not (found := [span for span in traces.spans if span.trace_id.hex() == trace_id]):
+        assert time.monotonic() < deadline_s, [span.name for span in traces.spans]
+        time.sleep(0.1)  # polls; nothing is timed by it
+    facts = {entry.key: entry.value for span in found for entry in span.attributes}
+    assert "order-17" in facts["gen_ai.request.id"].string_value
+    assert facts["gen_ai.usage.completion_tokens"].int_value == answer.usage.completion_tokens

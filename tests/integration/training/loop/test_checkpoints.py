@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.integration.training.conftest import SETTINGS, Line
 from training.adapters.trainable import load_trainable
@@ -22,10 +23,12 @@ from training.loop.checkpoints import (
     checkpoint_bytes,
     newest_checkpoint,
     open_work_dir,
+    require_room,
 )
 from training.loop.signals import StopOnSignal
 from training.train import train_adapter
 from tuneline.core.artifact import Artifact
+from tuneline.core.environment import library_versions
 from tuneline.core.errors import DiskFullError
 
 SCRIPT = """
@@ -99,6 +102,7 @@ def test_an_interrupted_run_continues_and_ends_as_a_straight_one(
     adapter = train_adapter(line.config, line.dataset, line.base, out)
     metrics = adapter.manifest.metrics
     resumed = metrics["num_steps_resumed"]
+    assert metrics["setup_changes"] == []
     assert 6 <= resumed < metrics["num_steps"] == line.adapter.manifest.metrics["num_steps"]
     if number == signal.SIGKILL:
         assert resumed % SETTINGS["save_steps"] == 0
@@ -155,6 +159,45 @@ def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
         assert stop.received is None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_continues_under_another_setup_says_so_and_records_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tuneline"), "propagate", True)
+    config = TrainingConfig()
+
+    def saved(step: int, marks: CheckpointMarks) -> Path:
+        checkpoint = _checkpoint(tmp_path, step, complete=False)
+        marks.on_save(
+            SimpleNamespace(output_dir=str(tmp_path)),
+            SimpleNamespace(global_step=step, best_global_step=0),
+            None,
+        )
+        return checkpoint
+
+    first = saved(4, CheckpointMarks(config, None))
+    same = CheckpointMarks(config, first)
+    assert same.setup_changes == [] and caplog.records == []
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        other = CheckpointMarks(config, first)
+        change = f"threads was {threads}, now {threads + 1}"
+        assert other.setup_changes == [f"step 4: {change}"]
+        (said,) = [record.message for record in caplog.records]
+        assert said.endswith(f"from an uninterrupted run: {change}")
+        # The record stays when the run continues once more under the same setup.
+        again = CheckpointMarks(config, saved(8, other))
+        assert again.setup_changes == [f"step 4: {change}"] and len(caplog.records) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_checkpoint_without_a_recorded_setup_counts_as_another_setup(tmp_path: Path) -> None:
+    marks = CheckpointMarks(TrainingConfig(), _checkpoint(tmp_path, 6))
+    assert f"step 6: torch was unknown, now {library_versions()['torch']}" in marks.setup_changes
 
 
 FACTS = {"training.r": 8, "dataset 0": "sha256:1"}
@@ -231,6 +274,26 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_ste
         train_adapter(line.config, line.dataset, line.base, disk / "adapter")
     assert str(disk) in str(caught.value) and caught.value.exit_code == 4
     assert list(disk.iterdir()) == []
+
+
+def test_checkpoints_on_the_disk_count_as_room_when_a_run_continues(
+    line: Line, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_usage = shutil.disk_usage
+    model = load_trainable(line.config, line.base)[0]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    size = checkpoint_bytes(line.config, model, line.base.path)
+    needed = 3 * size + 4 * sum(parameter.numel() for parameter in trained)
+    disk = small_disk(f"{int(1.3 * needed) // 1024}k")
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)  # the fixture claims to have room
+    checkpoint = disk / ".adapter.work" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model").write_bytes(bytes(int(0.8 * needed)))
+    assert disk_usage(disk).free < needed
+    require_room(line.config, model, line.base.path, disk / "adapter")
+    checkpoint.parent.rename(disk / "another folder")
+    with pytest.raises(DiskFullError, match="3 checkpoints"):
+        require_room(line.config, model, line.base.path, disk / "adapter")
 
 
 def test_the_estimate_of_a_checkpoint_is_its_size(line: Line, tmp_path: Path) -> None:

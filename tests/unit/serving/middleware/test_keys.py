@@ -55,13 +55,13 @@ def test_a_wrong_key_is_refused_in_openai_s_shape(keys_file: Path, presented: st
 
 @pytest.mark.parametrize(
     "path", [CHAT, "/v1/completions", "/v1/models", "/v1/models/tickets", "/v1/responses",
-             "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize"],
+             "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/chat"],
 )  # fmt: skip
 def test_every_route_of_the_api_needs_a_key(
     keys_file: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     keys_file.write_text(table("a", "key-of-a"))
-    everything = {"routes": ["responses", "messages", "tokenize"]}
+    everything = {"routes": ["responses", "messages", "tokenize", "page"]}
     monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps(everything))
     inner = Inner()
     assert ask(TunelineMiddleware(inner), path, CHAT_FIELDS).status == 401

@@ -20,6 +20,7 @@ def test_only_these_routes_are_open() -> None:
         ("responses", {"/v1/responses"}),
         ("messages", {"/v1/messages", "/v1/messages/count_tokens"}),
         ("tokenize", {"/tokenize", "/detokenize"}),
+        ("page", {"/chat"}),
     ],
 )
 def test_an_option_opens_its_routes(option: str, paths: set[str]) -> None:

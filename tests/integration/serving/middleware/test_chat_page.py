@@ -1,0 +1,193 @@
+"""The chat page in a real Chromium, served by uvicorn through the middleware around a known app."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from serving.middleware.app import TunelineMiddleware
+from tests.browser import OVERFLOW, Opened, chromium
+from tests.integration.serving.middleware.serving_app import Known, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+KEY = "key-of-a-reader"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def known() -> Known:
+    return Known()
+
+
+@pytest.fixture
+def url(known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[reader]\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\n')
+    monkeypatch.setenv("TUNELINE_KEYS_FILE", str(keys))
+    monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps({"routes": ["page"]}))
+    with serving(TunelineMiddleware(known)) as address:
+        yield address
+
+
+@contextmanager
+def reading(
+    browser: Browser, url: str, *, query: str = "", width: int = 1100, secret: str = KEY
+) -> Iterator[Opened]:
+    """Open the page as a reader who has typed the key."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 800},
+        http_credentials={"username": "anyone", "password": secret},
+    )
+    page = context.new_page()
+    shown = Opened(page)
+    page.on("console", lambda said: shown.problems.append(said.text))
+    page.on("pageerror", lambda error: shown.problems.append(str(error)))
+    page.on("request", lambda request: shown.requests.append(request.url))
+    page.goto(f"{url}/chat{query}")
+    page.wait_for_selector("#model option", state="attached")
+    yield shown
+    context.close()
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#message", text)
+    page.press("#message", "Enter")
+
+
+def test_a_conversation_with_one_model(browser: Browser, url: str, known: Known) -> None:
+    with reading(browser, url) as shown:
+        page = shown.page
+        page.fill("#tokens", "77")
+        say(page, "Where is my <i>order</i>?")
+        answers = page.locator(".answer")
+        figures = page.locator(".figures")
+        figures.first.filter(has_text="4 tokens").wait_for()
+        assert answers.first.locator("p").first.inner_text() == (
+            "tuned saw 1: Where is my <i>order</i>?"
+        )
+        assert figures.first.inner_text().startswith("first token after ")
+        say(page, "And now?")
+        figures.nth(1).filter(has_text="4 tokens").wait_for()
+        assert answers.nth(1).locator("p").first.inner_text() == "tuned saw 3: And now?"
+        assert [len(body["messages"]) for body in known.bodies] == [1, 3]
+        assert known.bodies[0] | {"messages": []} == {
+            "model": "tuned", "messages": [], "stream": True, "temperature": 0, "max_tokens": 77,
+            "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        page.click("#new")
+        assert answers.count() == 0
+        say(page, "Again")
+        figures.first.filter(has_text="4 tokens").wait_for()
+        assert answers.first.locator("p").first.inner_text() == "tuned saw 1: Again"
+        assert shown.problems == []
+        assert all(address.startswith(f"{url}/") for address in shown.requests)
+
+
+def test_two_models_side_by_side_each_with_its_own_history(
+    browser: Browser, url: str, known: Known
+) -> None:
+    with reading(browser, url, query="?model=tuned&compare=base") as shown:
+        page = shown.page
+        for number, question in enumerate(("One?", "Two?")):
+            say(page, question)
+            page.locator(".figures").nth(2 * number + 1).filter(has_text="4 tok").wait_for()
+            page.locator(".figures").nth(2 * number).filter(has_text="4 tok").wait_for()
+        texts = page.locator(".answer p").all_inner_texts()
+        assert texts == [
+            "tuned saw 1: One?", "base saw 1: One?", "tuned saw 3: Two?", "base saw 3: Two?",
+        ]  # fmt: skip
+        for body in known.bodies[2:]:
+            assert body["messages"][1]["content"] == f"{body['model']} saw 1: One?"
+        boxes = [page.locator(".answer").nth(n).bounding_box() for n in (0, 1)]
+        assert boxes[0] is not None and boxes[1] is not None
+        assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("refuse", "This prompt is <b>too</b> long."),
+        ("break", "The answer ended before its end."),
+    ],
+)
+def test_an_answer_that_fails_is_said_and_its_question_forgotten(
+    browser: Browser, url: str, known: Known, question: str, words: str
+) -> None:
+    with reading(browser, url) as shown:
+        page = shown.page
+        say(page, question)
+        page.locator(".answer .error").wait_for()
+        assert page.locator(".answer .error").inner_text() == words
+        say(page, "Next")
+        page.locator(".figures").nth(1).filter(has_text="4 tokens").wait_for()
+        assert [len(body["messages"]) for body in known.bodies] == [1, 1]
+
+
+def test_stop_ends_an_answer_and_keeps_its_text(browser: Browser, url: str, known: Known) -> None:
+    with reading(browser, url) as shown:
+        page = shown.page
+        say(page, "wait")
+        page.get_by_text("tuned saw 1: wait").wait_for()
+        page.click("#stop")
+        page.locator(".figures").filter(has_text="stopped").wait_for()
+        assert page.locator("#send").is_enabled()
+    deadline_s = time.monotonic() + 20
+    while known.num_left == 0:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)  # polls; nothing is timed by it
+
+
+def test_a_wrong_password_does_not_open_the_page(browser: Browser, url: str) -> None:
+    context = browser.new_context(http_credentials={"username": "me", "password": "wrong"})
+    response = context.new_page().goto(f"{url}/chat")
+    assert response is not None and response.status == 401
+    context.close()
+
+
+def test_the_system_message_and_the_training_row(browser: Browser, url: str, known: Known) -> None:
+    with reading(browser, url) as shown:
+        page = shown.page
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
+        page.locator("summary").click()
+        page.fill("#system", "Be brief.")
+        say(page, "Hello")
+        page.locator(".figures").first.filter(has_text="4 tokens").wait_for()
+        page.click("#copy")
+        page.locator("#note").filter(has_text="clipboard").wait_for()
+        row = json.loads(page.evaluate("navigator.clipboard.readText()"))
+    assert row == {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "tuned saw 2: Hello"},
+        ]
+    }
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_can_be_read_by_everyone(browser: Browser, url: str, scheme: str) -> None:
+    with reading(browser, url, query="?compare=base", width=360) as shown:
+        page = shown.page
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        say(page, "refuse")
+        page.locator(".answer .error").nth(1).wait_for()
+        say(page, "word " * 40 + "x" * 200)
+        page.locator(".figures").nth(3).filter(has_text="4 tokens").wait_for()
+        assert page.evaluate(OVERFLOW) <= 0
+        # A page without the policy's permission cannot run axe-core's injected script.
+        found = shown.violations()
+        assert found == []
