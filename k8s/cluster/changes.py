@@ -111,7 +111,22 @@ def _differences(kind: str, old: Any, new: Any, path: str = "") -> Iterator[Fiel
     if old != new:
         if _is_hidden(kind, path, old, new):
             old, new = (None if value is None else HIDDEN for value in (old, new))
-        yield FieldChange(path, old, new)
+        yield FieldChange(path, _without_values(old), _without_values(new))
+
+
+def _without_values(value: Any) -> Any:
+    """Return a value in which each variable with the name of a secret has its value hidden.
+
+    A container that is added or removed is one field, with its variables inside.
+    """
+    if isinstance(value, list):
+        return [_without_values(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: _without_values(item) for key, item in value.items()}
+    if "value" in kept and is_secret_name(str(kept.get("name", ""))):
+        kept["value"] = HIDDEN
+    return kept
 
 
 def _is_hidden(kind: str, path: str, *values: Any) -> bool:

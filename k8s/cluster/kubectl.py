@@ -110,7 +110,7 @@ def _read_config(tool: str) -> dict[str, Any]:
 def call(cluster: Cluster, *args: str, stdin: str = "", timeout_s: float = REQUEST_S) -> str:
     """Run kubectl, and return its stdout.
 
-    A Ctrl-C of the terminal does not reach kubectl: a request that has begun is finished.
+    A Ctrl-C ends kubectl too; the cluster finishes a request that it has received.
 
     Raises:
         ConfigError: The context is not there.

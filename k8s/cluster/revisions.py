@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import socket
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -53,6 +54,9 @@ class Revision(StrictModel):
     tuneline_version: str
     why: str = ""
     """Why it failed."""
+    replaces: int = 0
+    """The proven revision that ran before it; 0 for none. After a roll-back, that is not the newest
+    one: the newest is what somebody went back from."""
 
     def words(self) -> str:
         """Return the revision in a few words."""
@@ -77,12 +81,13 @@ class History(StrictModel):
         return self.find(self.current)
 
     def earlier(self) -> Revision | None:
-        """Return the newest proven revision before the current one."""
-        found = [o for o in self.revisions if o.state == "deployed" and o.number < self.current]
-        return found[-1] if found else None
+        """Return the proven revision that ran before the current one."""
+        now = self.now()
+        found = None if now is None else self.find(now.replaces)
+        return found if found is not None and found.state == "deployed" else None
 
     def proven(self) -> Revision | None:
-        """Return the current revision if it is proven, else the newest proven one before it."""
+        """Return the current revision if it is proven, else the proven one before it."""
         now = self.now()
         return now if now is not None and now.state == "deployed" else self.earlier()
 
@@ -114,8 +119,20 @@ class Record:
             ) from None
 
     def objects(self, number: int) -> list[Object]:
-        """Return the manifests of a revision."""
-        found: list[Object] = json.loads(gzip.decompress(base64.b64decode(self.manifests[number])))
+        """Return the manifests of a revision.
+
+        Raises:
+            ArtifactError: The record does not have them, or they are damaged.
+        """
+        try:
+            packed = base64.b64decode(self.manifests[number])
+            found: list[Object] = json.loads(gzip.decompress(packed))
+        except (KeyError, ValueError, EOFError, OSError, zlib.error) as error:
+            raise ArtifactError(
+                f"ConfigMap/{self.name}: {number}.json.gz is damaged ({error!r}); expected the "
+                f"manifests of revision {number}",
+                hint=f"Try: kubectl delete configmap {self.name}; the server keeps running",
+            ) from None
         return found
 
     def add(self, revision: Revision, objects: Sequence[Mapping[str, Any]]) -> None:
@@ -200,6 +217,7 @@ def new_revision(
 ) -> Revision:
     """Return the next revision, in the state `applying`."""
     now = datetime.now(UTC)
+    proven = record.history.proven()
     return Revision(
         number=max((one.number for one in record.history.revisions), default=0) + 1,
         state="applying",
@@ -211,6 +229,7 @@ def new_revision(
         process=os.getpid(),
         until=(now + timedelta(seconds=within_s)).isoformat(timespec="seconds"),
         tuneline_version=__version__,
+        replaces=0 if proven is None else proven.number,
     )
 
 

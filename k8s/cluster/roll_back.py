@@ -14,8 +14,8 @@ from tuneline.core.progress import logger
 
 
 def find_earlier(cluster: Cluster, run: str, number: int | None = None) -> Revision:
-    """Return the revision that a roll-back brings back: the named one, or the newest proven one
-    before the current one.
+    """Return the revision that a roll-back brings back: the named one, or the proven one that
+    ran before the current one.
 
     Raises:
         ArtifactError: The record has no such revision.

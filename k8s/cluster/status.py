@@ -70,7 +70,11 @@ class ClusterState(StrictModel):
         """Return the state for people."""
         lines = [f"{self.server}: context {self.context or IN_CLUSTER}, namespace {self.namespace}"]
         if not self.exists:
-            return [*lines, "  not deployed"]
+            return [
+                *lines,
+                "  not deployed; to deploy it, type: tuneline deploy apply RUN.yaml",
+                *self._history_lines(),
+            ]
         local = "the local release" if self.is_current else f"local: {self.local_release or 'none'}"
         lines += [f"  release {self.release or 'none'} ({local})", f"  model {self.model_digest}"]
         lines.append(f"  rollout: {self.rollout}")
@@ -83,12 +87,16 @@ class ClusterState(StrictModel):
         if self.weights:
             shares = ", ".join(f"{name} {weight}" for name, weight in self.weights.items())
             lines.append(f"  route: {shares}")
+        return [*lines, *self._history_lines(), *(f"  event: {text}" for text in self.events)]
+
+    def _history_lines(self) -> list[str]:
+        lines = []
         for revision in self.history.revisions if self.history else []:
             mark = "*" if self.history and revision.number == self.history.current else " "
             why = f": {revision.why.splitlines()[0]}" if revision.why else ""
             when = f"{revision.applied_at} by {revision.applied_by}"
             lines.append(f" {mark}{revision.words()}, {revision.state}, {when}{why}")
-        return lines + [f"  event: {text}" for text in self.events]
+        return lines
 
 
 def read_state(cluster: Cluster, run: str, local_release: str | None) -> ClusterState:

@@ -123,7 +123,7 @@ def test_status_says_why_pods_are_not_ready(
 def test_status_of_a_run_that_is_not_deployed(cluster: ApiServer, first: Released) -> None:
     done = first.deploy("status")
     assert done.returncode == 0
-    assert "not deployed" in done.stdout
+    assert "not deployed; to deploy it, type: tuneline deploy apply RUN.yaml" in done.stdout
 
 
 def test_a_roll_back_brings_all_objects_back(

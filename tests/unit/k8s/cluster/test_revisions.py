@@ -61,6 +61,34 @@ def test_the_earlier_revision_is_the_newest_proven_one_before() -> None:
     assert earlier.number == 1
 
 
+def test_an_apply_after_a_roll_back_goes_back_to_what_ran() -> None:
+    record = Record("s", "run", None)
+    add(record, "deployed")
+    add(record, "deployed")
+    record.set_current(1)  # somebody went back from revision 2
+    for _ in range(2):
+        add(record, "interrupted")
+        earlier = record.history.earlier()
+        assert earlier is not None
+        assert earlier.number == 1
+
+
+@pytest.mark.parametrize(
+    "packed", [None, "", "bm90IGd6aXA=", "H4sIAAAAAAAC/w==", "H4sIAAAAAAAC/wEB"]
+)
+def test_damaged_manifests_of_a_revision_are_an_error(packed: str | None) -> None:
+    record = Record("s", "run", None)
+    add(record, "deployed")
+    record.manifests = {} if packed is None else {1: packed}
+    with pytest.raises(
+        ArtifactError, match=r"ConfigMap/s-revisions: 1\.json\.gz is damaged"
+    ) as info:
+        record.objects(1)
+    assert info.value.hint == (
+        "Try: kubectl delete configmap s-revisions; the server keeps running"
+    )
+
+
 def test_an_apply_counts_as_under_way_until_its_limit() -> None:
     record = Record("s", "run", None)
     revision = new_revision(record, release=None, model_digest="m", image="i", within_s=60)
