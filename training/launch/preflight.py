@@ -28,6 +28,10 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 Hello = dict[str, Any]
 
 
+class PeerLostError(MissingError):
+    """Another process ended, or the connection to it broke; only that process knows why."""
+
+
 def join_processes(place: Place, timeout_s: float, facts: Mapping[str, Any]) -> None:
     """Meet the other processes, compare facts with them, and start the process group.
 

@@ -35,6 +35,8 @@ POLL_S = 0.1
 LAST_WORDS_S = 3.0
 """Seconds after the first error in which the other processes may tell theirs: the first to end is
 not always the one that failed."""
+LOST = "PeerLostError"
+"""The error of a process that another one has left: told only if no process knows more."""
 LOGS = "ranks"
 """The directory next to an artifact with the logs of its processes."""
 
@@ -210,7 +212,7 @@ def _failure(folder: Path, failed: Mapping[int, int], killed: set[int]) -> Excep
         if error_file(folder, rank).is_file()
     }
     for rank, words in said.items():
-        if words["kind"]:
+        if words["kind"] not in ("", LOST):
             kind: type[TunelineError] = getattr(errors, words["kind"])
             lines = words["message"].split("\n")
             return kind("\n".join(f"rank {rank}: {line}" for line in lines), hint=words["hint"])
@@ -222,7 +224,12 @@ def _failure(folder: Path, failed: Mapping[int, int], killed: set[int]) -> Excep
                 hint="The kernel kills a process that takes too much memory (see dmesg); the same "
                 f"command continues from the newest checkpoint. Log: {_log(folder, rank)}",
             )
-    rank = next(iter([*said, *failed]))
+    lost = {rank: words for rank, words in said.items() if words["kind"] == LOST}
+    bugs = [rank for rank in [*said, *failed] if rank not in lost and rank not in killed]
+    if lost and not bugs:
+        rank, words = next(iter(lost.items()))
+        return MissingError(f"rank {rank}: {words['message']}", hint=words["hint"])
+    rank = next(iter([*bugs, *failed]))
     words = said.get(rank, {"message": f"exit status {failed[rank]}"})
     return RuntimeError(f"rank {rank} (log: {_log(folder, rank)}): {words['message']}")
 

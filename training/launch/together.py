@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from training.config import TrainingConfig
 from training.launch.place import find_place
-from training.launch.preflight import join_processes
+from training.launch.preflight import PeerLostError, join_processes
 from training.launch.shares import share_batches
 from training.loop.ranks import is_spread, num_ranks, this_rank
 from tuneline.core.artifact import Artifact, canonical_digest
@@ -33,7 +33,7 @@ def joined(config: TrainingConfig, dataset: Artifact, base: ModelSource) -> Iter
 
     Raises:
         ConfigError: The environment does not fit `training.launch`, or the processes differ.
-        MissingError: Processes do not arrive, or do not reach one another.
+        MissingError: Processes do not arrive, do not reach one another, or end during the block.
     """
     place = find_place(config.launch)
     assert config.launch is not None  # noqa: S101 (a place has a launch)
@@ -47,7 +47,19 @@ def joined(config: TrainingConfig, dataset: Artifact, base: ModelSource) -> Iter
         "base model": short_digest(base.digest),
     }
     join_processes(place, config.launch.timeout_s, facts)
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises RuntimeError with its name in the path of its source file.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        # gloo writes its source file before the reason, and advice behind it.
+        words = str(error).splitlines()[0].split("] ", 1)[-1].partition(". This")[0]
+        raise PeerLostError(
+            f"{place.title} lost another rank: {words}",
+            hint="Look at the log of the rank that ended first. The same command continues from "
+            "the newest checkpoint.",
+        ) from error
     # After an error the others are gone, and there is nothing to leave together.
     AcceleratorState._reset_state(reset_partial_state=True)
     dist.destroy_process_group()

@@ -76,7 +76,7 @@ def open_checkpoints(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path | 
     work = open_work_dir(out, facts) if is_first() else _work_dir(out)
     found = newest_checkpoint(work) if is_first() else None
     step = int(of_first(checkpoint_step(found)))
-    if any_rank(not is_seen(work)):
+    if any_rank(num_ranks() > 1 and not is_seen(work)):
         raise ConfigError(
             f"{work}: is not there on every host; the processes of a training share the run's "
             "directory",

@@ -12,8 +12,21 @@ from training.launch.processes import _failure
 from training.launch.rank import error_file
 from tuneline.core.errors import ConfigError, MissingError
 
-BUG = {"kind": "", "message": "RuntimeError: Connection closed by peer", "hint": None}
-OWN = {"kind": "ConfigError", "message": "training: the loss is nan", "hint": "Lower it."}
+BUG: dict[str, str | None] = {
+    "kind": "",
+    "message": "RuntimeError: Connection closed by peer",
+    "hint": None,
+}
+LOST: dict[str, str | None] = {
+    "kind": "PeerLostError",
+    "message": "rank 0 on a lost another rank: reset",
+    "hint": "Look.",
+}
+OWN: dict[str, str | None] = {
+    "kind": "ConfigError",
+    "message": "training: the loss is nan",
+    "hint": "Lower it.",
+}
 
 
 def _say(folder: Path, rank: int, words: Mapping[str, str | None]) -> None:
@@ -45,3 +58,21 @@ def test_a_bug_names_the_rank_and_its_log(tmp_path: Path, with_words: bool) -> N
     assert isinstance(error, RuntimeError)
     assert f"rank 1 (log: {tmp_path / 'rank-1.log'})" in str(error)
     assert ("Connection closed" in str(error)) == with_words
+
+
+@pytest.mark.parametrize("cause", ["own", "killed", "bug"])
+def test_the_cause_is_told_before_the_loss_of_a_peer(tmp_path: Path, cause: str) -> None:
+    _say(tmp_path, 0, LOST)
+    if cause != "killed":
+        _say(tmp_path, 1, {"own": OWN, "bug": BUG}[cause])
+    error = _failure(tmp_path, {0: 4, 1: -9 if cause == "killed" else 1}, set())
+    assert "rank 1" in str(error)
+    assert "lost another rank" not in str(error)
+
+
+def test_a_loss_of_a_peer_on_another_host_is_an_accident(tmp_path: Path) -> None:
+    _say(tmp_path, 1, LOST)
+    error = _failure(tmp_path, {1: 4, 0: -9}, {0})
+    assert isinstance(error, MissingError)
+    assert error.message == "rank 1: rank 0 on a lost another rank: reset"
+    assert error.exit_code == 4
