@@ -43,6 +43,9 @@ SHAPES: dict[str, dict[str, int]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"gradient_checkpointing": False},
     "lora-checkpointing": {"gradient_checkpointing": True},
+    "qlora": {"gradient_checkpointing": False, "load_in_4bit": True},
+    "full": {"gradient_checkpointing": False, "finetuning_type": "full", "learning_rate": 1e-5},
+    "dpo": {"gradient_checkpointing": False, "method": {"type": "dpo"}},
 }
 BATCHES = {"3-layers-256": (16, 240), "8-layers-512": (4, 480), "4-layers-896": (2, 480)}
 """Rows of a batch, and tokens of a row."""
@@ -102,15 +105,18 @@ def make_case(folder: Path, shape: str) -> None:
     draw = random.Random(0)
     words = (BASE / "corpus.py").read_text(encoding="utf-8").split()[:1000]
     for name, count in (("train", 3 * num_rows), ("heldout", num_rows)):
-        lines = []
+        lines, pairs = [], []
         for _ in range(count):
             text: list[str] = []
             while len(tokenizer(" ".join(text))["input_ids"]) < length:
                 text.append(draw.choice(words))
             half = len(text) // 2
-            row = {"instruction": " ".join(text[:half]), "output": " ".join(text[half:])}
-            lines.append(json.dumps(row) + "\n")
+            question, answer = " ".join(text[:half]), " ".join(text[half:])
+            lines.append(json.dumps({"instruction": question, "output": answer}) + "\n")
+            pair = {"prompt": question, "chosen": answer, "rejected": " ".join(text[:half:-1])}
+            pairs.append(json.dumps(pair) + "\n")
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{name}-pairs.jsonl").write_text("".join(pairs), encoding="utf-8")
     case = {"per_device_train_batch_size": num_rows, "gradient_accumulation_steps": 1}
     (folder / "case.json").write_text(json.dumps(case))
 
@@ -124,7 +130,8 @@ def train(folder: Path, setting: str) -> dict[str, int]:
     case = json.loads((folder / "case.json").read_text())
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        data = DataConfig(path="train.jsonl", heldout_path="heldout.jsonl")
+        suffix = "-pairs" if "method" in SETTINGS[setting] else ""
+        data = DataConfig(path=f"train{suffix}.jsonl", heldout_path=f"heldout{suffix}.jsonl")
         dataset = prepare_dataset(data, relative_to=folder, out=out / "dataset")
         config = TrainingConfig.model_validate({**case, "num_train_epochs": 1, **SETTINGS[setting]})
         base = resolve_model(str(folder / "base"))
