@@ -6,16 +6,14 @@ BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 READY := .venv/.ready-$(BUILD)
 RUN := examples/support-tickets/run.yaml
-# The tests that take longest first, so that no worker ends long after the others. Load tests come
-# before the servers, which would take the processor from their clients.
-FIRST := tests/e2e/line tests/integration/loadtest tests/e2e/k8s tests/e2e/serving \
-	tests/integration/pipeline
-TESTS := $(FIRST) $(filter-out $(FIRST),$(wildcard tests/integration/*)) tests/unit
 # Pages and folders whose prose follows docs/style.md.
 PAGES := $(wildcard *.md docs/*.md docs/decisions/*.md docs/how-to/*.md examples/*/*.md)
 PROSE := $(PAGES) scripts benchmarks examples tuneline training export loadtest serving k8s tests
 
-.PHONY: setup demo test check unit lock images clean
+# A module that is compiled once is imported by several hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo test check tests unit lock images clean
 
 setup: $(READY)
 
@@ -26,10 +24,14 @@ $(READY): pyproject.toml constraints/$(BUILD).txt scripts/setup.sh
 demo: $(READY)
 	$(BIN)/tuneline up $(RUN)
 
+# The checks use one core, so they run next to the tests.
+test: $(READY)
+	$(MAKE) --no-print-directory -j2 check tests
+
 # Four workers for two cores: the load tests and the servers wait for most of their time. One thread
-# each, since the matrices are small.
-test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+# each, since the matrices are small. tests/distribution.py has the order of the files.
+tests: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from serving.config import ServingConfig
 from serving.supervisor.process import RunningServer, running_server
+from tests.shared import made_once
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
 from tuneline.models.source import ModelSource, resolve_model
@@ -53,7 +54,11 @@ SERVING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+def base(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> ModelSource:
+    return resolve_model(str(made_once(tmp_path_factory, "serving-base", _make_base)))
+
+
+def _make_base(folder: Path) -> None:
     from transformers import (
         GenerationConfig,
         LlamaConfig,
@@ -61,7 +66,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
         PreTrainedTokenizerFast,
     )
 
-    folder = tmp_path_factory.mktemp("serving") / "base"
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -90,15 +94,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return resolve_model(str(folder))
 
 
 @pytest.fixture(scope="session")
 def adapter(base: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    def make(folder: Path) -> None:
+        _make_adapter(base, folder / "adapter")
+
+    return open_artifact(made_once(tmp_path_factory, "serving-adapter", make) / "adapter")
+
+
+def _make_adapter(base: ModelSource, out: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    out = tmp_path_factory.mktemp("serving-adapter") / "adapter"
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     torch.manual_seed(8)
     model = get_peft_model(
@@ -113,15 +122,17 @@ def adapter(base: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Arti
         model.save_pretrained(draft.dir)
         tokenizer.save_pretrained(draft.dir)
         GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(draft.dir)
-    return open_artifact(out)
 
 
 @pytest.fixture(scope="session")
 def reference(base: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    return reference_of(model, base, tmp_path_factory.mktemp("serving-reference") / "reference")
+    def make(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+        reference_of(model, base, folder / "reference")
+
+    return open_artifact(made_once(tmp_path_factory, "serving-reference", make) / "reference")
 
 
 @pytest.fixture(scope="session")
@@ -131,9 +142,12 @@ def adapter_reference(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter.path)
-    return reference_of(model, base, tmp_path_factory.mktemp("serving-reference") / "adapted")
+    def make(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+        reference_of(PeftModel.from_pretrained(model, adapter.path), base, folder / "reference")
+
+    folder = made_once(tmp_path_factory, "serving-adapter-reference", make)
+    return open_artifact(folder / "reference")
 
 
 @pytest.fixture(scope="session", autouse=True)

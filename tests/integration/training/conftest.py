@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.training.tiny import color_rows, make_base
+from tests.shared import made_once
 from training.config import DataConfig, TrainingConfig
-from tuneline.core.artifact import Artifact
+from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.models.source import ModelSource, resolve_model
 
 ANSWER = "Color: red\nSize: small"
@@ -48,12 +49,17 @@ class Line:
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     import torch
 
+    # These models are so small that a second thread only waits.
+    torch.set_num_threads(1)
+    folder = made_once(tmp_path_factory, "line", _make_line)
+    dataset, adapter = (open_artifact(folder / name) for name in ("dataset", "adapter"))
+    return Line(folder, resolve_model("base", relative_to=folder), dataset, adapter)
+
+
+def _make_line(folder: Path) -> None:
     from training.data.prepare import prepare_dataset
     from training.train import train_adapter
 
-    # These models are so small that a second thread only waits.
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("line")
     base_dir = make_base(folder / "base")
     # Sampling defaults that greedy decoding must not take up.
     generation = json.loads((base_dir / "generation_config.json").read_text())
@@ -68,6 +74,4 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
         DataConfig(path="rows.jsonl"), relative_to=folder, out=folder / "dataset"
     )
     base = resolve_model("base", relative_to=folder)
-    config = TrainingConfig.model_validate(SETTINGS)
-    adapter = train_adapter(config, dataset, base, folder / "adapter")
-    return Line(folder, base, dataset, adapter)
+    train_adapter(TrainingConfig.model_validate(SETTINGS), dataset, base, folder / "adapter")
