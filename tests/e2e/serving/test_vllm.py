@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,29 @@ def test_another_model_fails_with_its_first_divergences(
 def test_the_server_is_a_group_of_its_own(merged_server: RunningServer) -> None:
     assert merged_server.pid in group_members(merged_server.pid)
     assert len(group_members(merged_server.pid)) >= 2  # the HTTP server and its engine
+
+
+def test_a_server_that_waits_uses_no_cpu(
+    merged_server: RunningServer, questions: dict[str, str]
+) -> None:
+    # vLLM's engine and its worker would loop for a second after the last message between them.
+    question = {"role": "user", "content": next(iter(questions))}
+    "".join(answers(merged_server.endpoint, {"temperature": 0, "max_tokens": 4})([question]))
+    before_s = cpu_s(merged_server.pid)
+    time.sleep(0.9)  # the time in which they would loop
+    used_s = cpu_s(merged_server.pid) - before_s
+    print(f"CPU time of a server that waits: {used_s:.2f} s in 0.9 s")
+    assert used_s < 0.25
+
+
+def cpu_s(group: int) -> float:
+    """Return the CPU time of a group so far: fields 14 and 15 of /proc/ID/stat."""
+    ticks = 0
+    for process in group_members(group):
+        stat = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(stat[11]) + int(stat[12])
+    assert ticks > 0
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def call(
