@@ -11,6 +11,8 @@ from tests.commands import tuneline_here
 from tests.integration.training.conftest import Line
 from tests.integration.training.evaluation.model_server import serve_answers
 from training.evaluation.answerer import Answerer, Reply
+from training.evaluation.harness import ONLY_THE_FOLDERS_TASKS, _command, task_names
+from tuneline.core.endpoint import Endpoint
 
 TASK = """
 task: tiny_colors
@@ -77,6 +79,29 @@ def test_a_task_without_a_network_gives_the_accuracy_of_transformers(
     assert done.returncode == 0, done.stderr
     task = json.loads(done.stdout)["metrics"]["tasks"]["tiny_colors"]
     assert task["acc,none"] == pytest.approx(2 / 3)
+
+
+def test_the_tasks_of_a_folder_are_those_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for name, text in {
+        "one.yaml": TASK.format(data="rows.jsonl"),
+        "inner/two.yaml": "task: two\nprocess_docs: !function utils.process\n",
+        "group.yaml": "group: three\ntask: [arc_easy]\n",
+        "both.yaml": "group: four\ntask: four\n",
+        "list.yaml": "- task: five\n",
+        "broken.yaml": "task: six\n  : [",
+        "notes.txt": "task: seven\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "bytes.yaml").write_bytes(b"task: \xff\n")
+    assert task_names(tmp_path) == {"tiny_colors", "two"}
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    for tasks, folder, program in (
+        (["two"], tmp_path, ["-c", ONLY_THE_FOLDERS_TASKS]),
+        (["two", "arc_easy"], tmp_path, ["-m", "lm_eval"]),
+        (["two"], None, ["-m", "lm_eval"]),
+    ):
+        assert _command(endpoint, tmp_path, tasks, folder, None, "out")[1:3] == program
 
 
 def test_tasks_need_a_server_and_its_tokenizer() -> None:
