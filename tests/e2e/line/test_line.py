@@ -303,7 +303,12 @@ def test_serve_and_call_with_the_openai_client(
 def test_an_slo_that_is_not_met_exits_with_6(
     stages: dict[str, dict[str, Any]], serving: Serving, runs: Path
 ) -> None:
-    missed = (*QUICK, "--set", "loadtest.slo.e2e_s.p50=0.0001")
+    # Far fewer answers than a PASS needs show a limit that no answer keeps.
+    missed = (
+        *QUICK, "--set", "loadtest.slo.e2e_s.p50=0.0001",
+        "--set", "loadtest.scenarios.0.num_requests=24",
+        "--set", "loadtest.scenarios.1.num_requests=24",
+    )  # fmt: skip
     done = tuneline(
         runs, "loadtest", *missed, "--url", serving.url, "--model", serving.model,
         "--out", str(runs / "missed"),

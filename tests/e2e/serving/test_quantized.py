@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from serving.chat import answers
 from serving.config import ServedParityConfig, ServingConfig
 from serving.parity import prove_served
 from serving.supervisor.process import running_server
+from tests.commands import tuneline_here
 from tests.e2e.serving.conftest import reference_of
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.reference import read_reference
@@ -132,13 +131,9 @@ def test_a_quantized_model_is_proven_by_the_weights_that_it_is_said_to_have(
         log_path=tmp_path / "vllm.log",
     ) as server:  # fmt: skip
         stated, stated_faulty, plain_faulty = (
-            subprocess.run(
-                [
-                    sys.executable, "-m", "tuneline", "prove", "--reference", str(reference.path),
-                    "--candidate", server.endpoint.url, "--model", server.endpoint.model, "--json",
-                    "--out", str(tmp_path / out), *more,
-                ],
-                capture_output=True, text=True, check=False, timeout=300,
+            tuneline_here(
+                "prove", "--reference", str(reference.path), "--candidate", server.endpoint.url,
+                "--model", server.endpoint.model, "--json", "--out", str(tmp_path / out), *more,
             )
             for out, reference, more in (
                 ("stated", adapter_reference, stating),

@@ -5,8 +5,10 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.commands import tuneline_here
@@ -205,15 +207,24 @@ def test_a_base_model_that_does_not_exist(tmp_path: Path) -> None:
     assert "no such folder" in done.stderr
 
 
-def test_a_hub_id_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("verb", "run"), [("plan", tuneline_process), ("check", tuneline), ("up", tuneline)]
+)
+def test_a_hub_id_that_is_not_to_be_had(
+    verb: str,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    for verb in ("plan", "check", "up"):
-        # A process of its own: the library reads these variables when it is imported.
-        done = tuneline_process(verb, EXAMPLE, "--set", "base_model=nobody/nothing", cwd=tmp_path)
-        assert done.returncode == 4, done.stderr
-        assert "base model 'nobody/nothing': not a folder here" in done.stderr
-        assert "HF_TOKEN" in done.stderr
+    # In this process the library has read these variables already.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub" / "hub"))
+    done = run(verb, EXAMPLE, "--set", "base_model=nobody/nothing", cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "base model 'nobody/nothing': not a folder here" in done.stderr
+    assert "HF_TOKEN" in done.stderr
 
 
 @pytest.mark.parametrize(

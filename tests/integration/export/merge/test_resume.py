@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,17 +109,37 @@ def garble(partial: Path) -> None:
         journal.write('{"file": "model-00001-of-00003.safetensors", "outputs": 99, "sha')
 
 
+@pytest.fixture(scope="module")
+def killed_late(made: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a merge leaves that is killed after its twelfth tensor."""
+    base, adapter, _ = made
+    out = tmp_path_factory.mktemp("killed") / "model"
+    killed(base, adapter, out, "note_finished", 12)
+    return partial_dir(out)
+
+
 @pytest.mark.parametrize("damage", [damage_data, damage_header, truncate, forget, garble])
 def test_files_left_by_a_killed_merge_are_hashed_again(
-    damage: Any, made: tuple[Path, Path, str], tmp_path: Path
+    damage: Any, made: tuple[Path, Path, str], killed_late: Path, tmp_path: Path
 ) -> None:
     base, adapter, digest = made
     out = tmp_path / "model"
-    killed(base, adapter, out, "note_finished", 12)
+    shutil.copytree(killed_late, partial_dir(out))
     damage(partial_dir(out))
     merged = merge(MergeConfig(), resolve_model(str(base)), adapter, out)
     assert merged.digest == digest
     verify_artifact(merged)
+
+
+def test_files_left_by_a_killed_merge_are_used(
+    made: tuple[Path, Path, str], killed_late: Path, tmp_path: Path
+) -> None:
+    """Without damage, so that the damage is what the tests above find."""
+    base, adapter, digest = made
+    shutil.copytree(killed_late, partial_dir(tmp_path / "model"))
+    merged = merge(MergeConfig(), resolve_model(str(base)), adapter, tmp_path / "model")
+    assert merged.manifest.metrics["resumed_bytes"] > 0
+    assert merged.digest == digest
 
 
 def test_files_left_by_another_merge_are_not_used(
@@ -134,11 +155,25 @@ def test_files_left_by_another_merge_are_not_used(
     assert merged.digest == digest
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_the_command_goes_on_after_a_signal(sent: signal.Signals, tmp_path: Path) -> None:
-    """The real command with its real checkpoints, ended from outside in the middle of a file."""
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A base of several checkpoints of the merge, an adapter, and the digest of their merge."""
+    folder = tmp_path_factory.mktemp("large")
     shape = Shape(16000, 2048, 5632, 3, 16, 16, False)
-    base, adapter = write_model(tmp_path / "base", shape), write_adapter(tmp_path / "a", shape)
+    base, adapter = write_model(folder / "base", shape), write_adapter(folder / "a", shape)
+    source = ModelSource("base", base, "sha256:0", "base-model")
+    whole = merge(MergeConfig(), source, adapter, folder / "whole")
+    digest = whole.digest
+    shutil.rmtree(whole.path)
+    return base, adapter, digest
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_goes_on_after_a_signal(
+    sent: signal.Signals, large: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    """The real command with its real checkpoints, ended from outside in the middle of a file."""
+    base, adapter, digest = large
     out = tmp_path / "out"
     command = [
         sys.executable, "-m", "tuneline", "export", "merge", "--base", str(base), "--adapter",
@@ -162,10 +197,7 @@ def test_the_command_goes_on_after_a_signal(sent: signal.Signals, tmp_path: Path
     assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)
     assert found["metrics"]["resumed_bytes"] > 64 * 2**20
-    whole = merge(
-        MergeConfig(), ModelSource("base", base, "sha256:0", "base-model"), adapter, tmp_path / "w"
-    )
-    assert found["digest"] == whole.digest
+    assert found["digest"] == digest
 
 
 def test_ctrl_c_does_not_wait_for_a_hub_that_does_not_answer(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,47 +32,81 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.environment import library_versions
 from tuneline.core.errors import DiskFullError
 
-SCRIPT = """
-import json, signal, sys, torch
+FORKING = """
+import json, os, signal, sys, torch, traceback
 from pathlib import Path
+from transformers.models.llama import modeling_llama
 from training.config import TrainingConfig
-from training.loop.signals import StopOnSignal
+from training.methods import sft
 from training.train import train_adapter
 from tuneline.core.artifact import open_artifact
 from tuneline.models.source import resolve_model
 torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-line, out = Path(sys.argv[1]), Path(sys.argv[2])
-try:
-    train_adapter(TrainingConfig(**json.loads(sys.argv[3])), open_artifact(line / "dataset"),
-          resolve_model("base", relative_to=line), out)
-except KeyboardInterrupt:
-    # Python does so too, unless a library imports a module while the interpreter ends.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGINT)
+
+def train(line, out, settings):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        train_adapter(TrainingConfig(**settings), open_artifact(line / "dataset"),
+              resolve_model("base", relative_to=line), out)
+    except KeyboardInterrupt:
+        # Python does so too, unless a library imports a module while the interpreter ends.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+
+for order in sys.stdin:
+    line, out, log, settings = json.loads(order)
+    child = os.fork()
+    if child == 0:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        try:
+            train(Path(line), Path(out), settings)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def _interrupt(line: Line, out: Path, number: signal.Signals) -> int:
-    """Train in a child process, send it a signal after its first whole checkpoint, and give its
-    exit status."""
+@pytest.fixture(scope="module")
+def forking() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported the libraries, and trains in a forked process for each order."""
     root = Path(__file__).parents[4]
-    with (out.parent / "log").open("w") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(line.folder), str(out), json.dumps(SETTINGS)],
-            cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=log, stderr=log,
-        )  # fmt: skip
-        try:
-            deadline_s = time.monotonic() + 900
-            while not any(out.parent.glob(f".{out.name}.work/checkpoint-*/complete.json")):
-                assert child.poll() is None, (out.parent / "log").read_text()
-                assert time.monotonic() < deadline_s, "no checkpoint within the deadline"
-                time.sleep(0.02)  # polls for the file; nothing is timed by it
-            child.send_signal(number)
-            return child.wait(120)
-        finally:
-            child.kill()
-            child.wait()
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        yield process
+        process.kill()
+
+
+def _interrupt(
+    forking: subprocess.Popen[str], line: Line, out: Path, number: signal.Signals
+) -> int:
+    """Train in a process of its own, send it a signal after its first whole checkpoint, and give
+    its exit status."""
+    log = out.parent / "log"
+    assert forking.stdin is not None and forking.stdout is not None
+    print(
+        json.dumps([str(line.folder), str(out), str(log), SETTINGS]), file=forking.stdin, flush=True
+    )
+    child = int(forking.stdout.readline())
+    try:
+        deadline_s = time.monotonic() + 900
+        while not any(out.parent.glob(f".{out.name}.work/checkpoint-*/complete.json")):
+            assert Path(f"/proc/{child}").exists(), log.read_text()
+            assert time.monotonic() < deadline_s, "no checkpoint within the deadline"
+            time.sleep(0.02)  # polls for the file; nothing is timed by it
+        os.kill(child, number)
+        return int(forking.stdout.readline())
+    except AssertionError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        forking.stdout.readline()  # the next order's answers follow
+        raise
 
 
 def _losses(adapter: Artifact) -> list[float]:
@@ -83,12 +118,12 @@ def _losses(adapter: Artifact) -> list[float]:
 @pytest.mark.timeout(1200)  # minutes on a machine that has other work, seconds on a free one
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_continues_and_ends_as_a_straight_one(
-    line: Line, tmp_path: Path, number: signal.Signals
+    forking: subprocess.Popen[str], line: Line, tmp_path: Path, number: signal.Signals
 ) -> None:
     from safetensors.torch import load_file
 
     out = tmp_path / "adapter"
-    status = _interrupt(line, out, number)
+    status = _interrupt(forking, line, out, number)
     # SIGINT reaches the caller as KeyboardInterrupt.
     assert status == -number, (tmp_path / "log").read_text()
     assert not out.exists()
