@@ -53,8 +53,8 @@ def local_release(run: Run) -> str | None:
     """Return the digest of the run's release that may be deployed; None if there is none."""
     try:
         (model,) = current(run, MODEL)
-        serving = run.config.serving.model_dump(mode="json")
-        return find_release(run.dir, run.path, model.digest, serving)[0].digest
+        config = run.config.model_dump(mode="json")
+        return find_release(run.dir, run.path, model.digest, config)[0].digest
     except (ArtifactError, VerdictError) as error:
         logger.info("no local release: %s", error.message)
         return None

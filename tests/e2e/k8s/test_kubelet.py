@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
@@ -19,17 +20,25 @@ NUM_STREAMS = 4
 LEAST_REQUESTS = 60
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path: vLLM's sockets are in the pod's `/tmp`, and the kernel allows 107
+    characters for the path of a socket. pytest's own folders are longer."""
+    with tempfile.TemporaryDirectory(prefix="node-") as name:
+        yield Path(name)
+
+
 @pytest.mark.timeout(600)  # two starts of three processes each
 def test_a_rolling_update_under_load_loses_no_request(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    folder: Path, record_property: Callable[[str, object], None]
 ) -> None:
     model = resolve_model("tiny-base")
-    objects = rendered(model, tmp_path)
+    objects = rendered(model, folder)
     (deployment,) = of_kind(objects, "Deployment")
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
-    node = node_with(model, objects, tmp_path)
-    cold = Pod.of(objects, node, tmp_path / "cold.log")
-    new = Pod.of(objects, node, tmp_path / "new.log")
+    node = node_with(model, objects, folder)
+    cold = Pod.of(objects, node, folder / "cold.log")
+    new = Pod.of(objects, node, folder / "new.log")
     assert cold.command()[:2] == ["vllm", "serve"]
     cache = node.mounts["/cache"]
 
