@@ -9,7 +9,7 @@ import pytest
 # The tests that take longest come first, so that no worker ends long after the others. Load tests
 # come before the servers, which would take the processor from their clients.
 FIRST = (
-    "tests/e2e/line/", "tests/integration/loadtest/", "tests/e2e/serving/",
+    "tests/e2e/line/", "tests/integration/loadtest/", "tests/e2e/k8s/", "tests/e2e/serving/",
     "tests/integration/training/loop/", "tests/integration/pipeline/", "tests/unit/k8s/",
     "tests/integration/",
 )  # fmt: skip
