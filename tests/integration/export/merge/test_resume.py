@@ -111,7 +111,7 @@ def garble(partial: Path) -> None:
 
 @pytest.fixture(scope="module")
 def killed_late(made: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a merge leaves that is killed after its twelfth tensor."""
+    """Return the partial directory of a merge that is killed after its twelfth tensor."""
     base, adapter, _ = made
     out = tmp_path_factory.mktemp("killed") / "model"
     killed(base, adapter, out, "note_finished", 12)
