@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loadtest.judging.recheck import find_contradictions as find_contradictions
     from loadtest.report.files import read_comparison as read_comparison
     from loadtest.report.files import read_report as read_report
+    from loadtest.report.files import read_search as read_search
     from loadtest.report.formats import report_text as report_text
     from loadtest.report.page import build_load_blocks as build_load_blocks
     from loadtest.report.page import build_load_tiles as build_load_tiles
@@ -31,10 +32,15 @@ if TYPE_CHECKING:
     from loadtest.shards.shard import run_shard as run_shard
     from loadtest.studies.compare import compare_endpoints as compare_endpoints
     from loadtest.studies.compare import compare_reports as compare_reports
+    from loadtest.studies.compare import compare_servers as compare_servers
     from loadtest.studies.cross_check import cross_check as cross_check
     from loadtest.studies.judgeable_objectives import require_objective as require_objective
+    from loadtest.studies.pareto import Contender as Contender
+    from loadtest.studies.pareto import sweep_servers as sweep_servers
     from loadtest.studies.recheck import recheck_comparison as recheck_comparison
     from loadtest.studies.schema import ComparisonReport as ComparisonReport
+    from loadtest.studies.schema import SearchReport as SearchReport
+    from loadtest.studies.search import search_concurrency as search_concurrency
     from loadtest.studies.search import search_rate as search_rate
     from loadtest.studies.sweep import sweep_rates as sweep_rates
     from loadtest.workload.prompts import read_prompts as read_prompts
@@ -45,11 +51,14 @@ __getattr__ = lazy_face(
         "build_load_blocks": "loadtest.report.page:build_load_blocks",
         "build_load_tiles": "loadtest.report.page:build_load_tiles",
         "ComparisonReport": "loadtest.studies.schema:ComparisonReport",
+        "Contender": "loadtest.studies.pareto:Contender",
         "LoadReport": "loadtest.report.schema:LoadReport",
+        "SearchReport": "loadtest.studies.schema:SearchReport",
         "calibrate_client": "loadtest.calibration.calibrate:calibrate_client",
         "calibration_lines": "loadtest.report.terminal:calibration_lines",
         "compare_endpoints": "loadtest.studies.compare:compare_endpoints",
         "compare_reports": "loadtest.studies.compare:compare_reports",
+        "compare_servers": "loadtest.studies.compare:compare_servers",
         "cross_check": "loadtest.studies.cross_check:cross_check",
         "find_contradictions": "loadtest.judging.recheck:find_contradictions",
         "join_shards": "loadtest.shards.join:join_shards",
@@ -63,26 +72,33 @@ __getattr__ = lazy_face(
         "run_loadtest": "loadtest.run:run_loadtest",
         "run_shard": "loadtest.shards.shard:run_shard",
         "run_together": "loadtest.shards.rendezvous:run_together",
+        "search_concurrency": "loadtest.studies.search:search_concurrency",
         "search_rate": "loadtest.studies.search:search_rate",
+        "read_search": "loadtest.report.files:read_search",
         "sweep_rates": "loadtest.studies.sweep:sweep_rates",
+        "sweep_servers": "loadtest.studies.pareto:sweep_servers",
     },
 )
 
 __all__ = [
     "ComparisonReport",
+    "Contender",
     "LoadReport",
+    "SearchReport",
     "build_load_blocks",
     "build_load_tiles",
     "calibrate_client",
     "calibration_lines",
     "compare_endpoints",
     "compare_reports",
+    "compare_servers",
     "cross_check",
     "find_contradictions",
     "join_shards",
     "read_comparison",
     "read_prompts",
     "read_report",
+    "read_search",
     "recheck_comparison",
     "report_lines",
     "report_text",
@@ -90,6 +106,8 @@ __all__ = [
     "run_loadtest",
     "run_shard",
     "run_together",
+    "search_concurrency",
     "search_rate",
     "sweep_rates",
+    "sweep_servers",
 ]

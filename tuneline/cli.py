@@ -138,11 +138,12 @@ class LoadTestGroup(LazyGroup):
             "Load-test a run's endpoint, or any OpenAI-compatible server with --url.",
         ),
         "search": Row(
-            AT + "load_studies:search", "Find the highest rate at which every objective holds."
+            AT + "load_studies:search",
+            "Find the highest rate, or the most streams at once, at which every objective holds.",
         ),
         "sweep": Row(
             AT + "load_studies:sweep",
-            "Measure several rates and draw latency and throughput against them.",
+            "Measure several rates, or several servers, and draw latency and throughput.",
         ),
         "compare": Row(AT + "load_studies:compare", "Say whether B is slower than A."),
         "calibrate": Row(

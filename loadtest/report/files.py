@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION, LoadReport
-from loadtest.studies.schema import ComparisonReport
+from loadtest.studies.schema import ComparisonReport, SearchReport
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.documents import Document, read_versioned
 
@@ -51,6 +51,17 @@ def read_comparison(path: Path) -> ComparisonReport:
     """
     artifact = open_artifact(path, kind="load-comparison")
     return read_document(artifact.path / REPORT_FILE, ComparisonReport)
+
+
+def read_search(path: Path) -> SearchReport:
+    """Read the report of a search.
+
+    Raises:
+        NotAnArtifactError: The directory is not a complete artifact.
+        ArtifactError: It is of another kind, or its report is damaged or of another version.
+    """
+    artifact = open_artifact(path, kind="load-search")
+    return read_document(artifact.path / REPORT_FILE, SearchReport)
 
 
 def report_of(artifact: Artifact) -> LoadReport:

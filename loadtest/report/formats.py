@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from loadtest.report.files import report_of
 from loadtest.report.prometheus import prometheus_text
@@ -12,6 +13,10 @@ from loadtest.report.schema import REPORT_FILE
 from loadtest.report.terminal import report_lines
 from loadtest.report.vllm_bench import vllm_documents
 from tuneline.core.artifact import Artifact
+from tuneline.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from tuneline.core.page.blocks import Document
 
 
 def _table(artifact: Artifact) -> str:
@@ -28,17 +33,25 @@ def _vllm(artifact: Artifact) -> str:
 
 
 def _html(artifact: Artifact) -> str:
-    from loadtest.report.page import load_document
     from tuneline.core.page.to_html import html_page
 
-    return html_page(load_document(artifact))
+    return html_page(_document(artifact))
 
 
 def _markdown(artifact: Artifact) -> str:
-    from loadtest.report.page import load_document
     from tuneline.core.page.to_markdown import markdown_page
 
-    return markdown_page(load_document(artifact))
+    return markdown_page(_document(artifact))
+
+
+def _document(artifact: Artifact) -> Document:
+    if artifact.kind in STUDIES:
+        from loadtest.report.study_page import study_document
+
+        return study_document(artifact)
+    from loadtest.report.page import load_document
+
+    return load_document(artifact)
 
 
 FORMS: dict[str, Callable[[Artifact], str]] = {
@@ -51,11 +64,22 @@ FORMS: dict[str, Callable[[Artifact], str]] = {
     "prometheus": prometheus_text,
 }
 
+STUDIES = ("load-search", "load-pareto")
+STUDY_FORMS = ("html", "markdown", "json")
+
 
 def report_text(artifact: Artifact, form: str) -> str:
-    """Return a load report in one of FORMS.
+    """Return a load report in one of FORMS; a study in one of STUDY_FORMS.
 
     Raises:
-        ArtifactError: The report is damaged or of another schema version.
+        ArtifactError: The report is damaged or of another schema version, or a study does not have
+            that form.
     """
+    if artifact.kind in STUDIES and form not in STUDY_FORMS:
+        raise ArtifactError(
+            f"{artifact.path}: is a {artifact.kind}; --format {form} is for a load report",
+            hint=f"Try: --format {STUDY_FORMS[0]}",
+        )
+    if artifact.kind in STUDIES and form == "json":
+        return (artifact.path / REPORT_FILE).read_text(encoding="utf-8")
     return FORMS[form](artifact)

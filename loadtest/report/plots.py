@@ -14,10 +14,10 @@ from tuneline.core.verdict import Verdict
 
 if TYPE_CHECKING:
     from loadtest.report.build import Result
-    from loadtest.studies.schema import Probe
+    from loadtest.studies.schema import Knee, ParetoPoint, Probe
 
 PLOTTED = "p90"
-"""The percentile that is drawn against the rate."""
+"""The percentile that is drawn against the load."""
 
 
 def plot_latency_cdf(results: Sequence[Result], directory: Path) -> None:
@@ -72,36 +72,94 @@ def plot_ttft_over_time(results: Sequence[Result], directory: Path) -> None:
     figure.savefig(directory / "ttft_over_time.png", dpi=110)
 
 
-def plot_rates(probes: Sequence[Probe], directory: Path) -> None:
-    """Write `rates.png`: latency and throughput against the offered rate."""
+def plot_loads(probes: Sequence[Probe], directory: Path, knee: Knee | None = None) -> None:
+    """Write `rates.png`: latency and throughput against the offered rate; or `concurrency.png`,
+    against the streams at once, with the knee."""
     from matplotlib.figure import Figure
 
+    by_streams = any(probe.concurrency is not None for probe in probes)
+    label = "streams at once" if by_streams else "offered requests/s"
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    ordered = sorted(probes, key=lambda probe: probe.rate_rps)
-    for metric, label in (("ttft_s", "TTFT"), ("e2e_s", "end to end")):
+    ordered = [(_load(probe), probe) for probe in sorted(probes, key=_load)]
+    for metric, name in (("ttft_s", "TTFT"), ("e2e_s", "end to end")):
         shown = [
-            (probe.rate_rps, value)
-            for probe in ordered
+            (load, value)
+            for load, probe in ordered
             if (value := probe.latency[metric].get(PLOTTED)) is not None
         ]
         if shown:
-            left.plot(*zip(*shown, strict=True), marker="o", label=f"{label} {PLOTTED}")
-    left.set(xlabel="offered requests/s", ylabel="s")
+            left.plot(*zip(*shown, strict=True), marker="o", label=f"{name} {PLOTTED}")
+    left.set(xlabel=label, ylabel="s")
     tokens = [
-        (probe.rate_rps, probe.output_tokens_per_s)
-        for probe in ordered
+        (load, probe.output_tokens_per_s)
+        for load, probe in ordered
         if probe.output_tokens_per_s is not None
     ]
     if tokens:
         right.plot(*zip(*tokens, strict=True), marker="o", label="output tokens/s")
-    right.set(xlabel="offered requests/s", ylabel="output tokens/s")
+    right.set(xlabel=label, ylabel="output tokens/s")
     for axes in (left, right):
-        for probe in ordered:
+        for load, probe in ordered:
             if probe.verdict != Verdict.PASS:
-                axes.axvline(probe.rate_rps, color="tab:red", linewidth=0.6)
+                axes.axvline(load, color="tab:red", linewidth=0.6)
+        if knee is not None:
+            axes.axvline(knee.concurrency, color="tab:gray", linestyle=":", label="knee")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
-    figure.savefig(directory / "rates.png", dpi=110)
+    name = "concurrency.png" if by_streams else "rates.png"
+    figure.savefig(directory / name, dpi=110)
+
+
+def _load(probe: Probe) -> float:
+    return probe.rate_rps if probe.rate_rps is not None else float(probe.concurrency or 0)
+
+
+def plot_pareto(points: Sequence[ParetoPoint], directory: Path) -> None:
+    """Write `pareto.png`: tokens/s of the server against tokens/s per user, a line per server.
+
+    The front is drawn in black: no other point has more of both. Hollow points miss an objective.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    usable = [point for point in points if point.is_usable]
+    for number, server in enumerate(dict.fromkeys(point.server for point in usable)):
+        own = [point for point in usable if point.server == server]
+        color = f"C{number}"
+        axes.plot(
+            [point.place[0] for point in own], [point.place[1] for point in own],
+            color=color, linewidth=0.8, label=server,
+        )  # fmt: skip
+        for point in own:
+            passed = point.verdict == Verdict.PASS
+            axes.errorbar(
+                [point.place[0]], [point.place[1]],
+                xerr=_bars(point.tokens_per_s_per_user, point.tokens_per_s_per_user_ci95),
+                yerr=_bars(point.tokens_per_s, point.tokens_per_s_ci95),
+                fmt="o", color=color, mfc=color if passed else "white", elinewidth=0.7,
+            )  # fmt: skip
+            axes.annotate(
+                str(point.concurrency), point.place,
+                textcoords="offset points", xytext=(5, 4), fontsize="small",
+            )  # fmt: skip
+    front = sorted(point.place for point in usable if point.is_on_front)
+    if front:
+        axes.plot(*zip(*front, strict=True), color="black", linestyle="--", label="front")
+    axes.set(xlabel="output tokens/s of a user", ylabel="output tokens/s of the server")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    figure.savefig(directory / "pareto.png", dpi=110)
+
+
+def _bars(value: float | None, interval: tuple[float, float] | None) -> list[list[float]] | None:
+    """Return the distances of an interval's ends from the value, as matplotlib takes them."""
+    if value is None or interval is None:
+        return None
+    return [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]

@@ -1,4 +1,4 @@
-"""Which rates a search tries. Pure: it yields rates and is sent outcomes."""
+"""Which loads a search tries. Pure: it yields loads and is sent outcomes."""
 
 from __future__ import annotations
 
@@ -8,42 +8,47 @@ from typing import Literal
 
 Outcome = Literal["holds", "fails", "too low"]
 
-MAX_RATES = 16
+MAX_LOADS = 16
 LOWEST_SHARE = 8
-"""The search gives up below the first rate divided by this."""
+"""The search gives up below the first load divided by this."""
 
 
 def bracket(
-    start_rps: float, max_rps: float, precision: float
+    start: float, most: float, precision: float, *, is_whole: bool = False, goes_down: bool = True
 ) -> Generator[float, Outcome, tuple[float | None, float | None]]:
-    """Yield rates to try; return the highest that holds and the lowest above it that fails.
+    """Yield loads to try; return the highest that holds and the lowest above it that fails.
 
-    Doubles from the first rate until a rate fails, halves while none holds, then bisects on a
-    logarithmic scale until the two are `precision` apart. A rate that is too low for a floor of
-    throughput counts as a lower end, unless a lower rate already holds.
+    Doubles from the first load until a load fails, halves while none holds, then bisects on a
+    logarithmic scale until the two are `precision` apart. A load that is too low for a floor of
+    throughput counts as a lower end, unless a lower load already holds.
+
+    Args:
+        is_whole: Loads are whole numbers from 1, such as streams.
+        goes_down: Whether loads below the first are tried.
     """
     best: float | None = None
     failing: float | None = None
     lower: float | None = None
-    rate = start_rps
-    for _ in range(MAX_RATES):
-        outcome = yield rate
+    load = start
+    for _ in range(MAX_LOADS):
+        outcome = yield load
         if outcome == "holds":
-            best = lower = rate
+            best = lower = load
         elif outcome == "too low" and best is None:
-            lower = rate
+            lower = load
         else:
-            failing = rate
+            failing = load
         if lower is None:
-            if rate < start_rps / LOWEST_SHARE:
+            if not goes_down or load < start / LOWEST_SHARE or (is_whole and load <= 1):
                 return None, failing
-            rate = rate / 2
+            load = max(load // 2, 1.0) if is_whole else load / 2
         elif failing is None:
-            if lower >= max_rps:
+            if lower >= most:
                 return best, None
-            rate = min(2 * lower, max_rps)
-        elif failing / lower - 1 <= precision:
+            load = min(2 * lower, most)
+        elif failing / lower - 1 <= precision or (is_whole and failing - lower <= 1):
             return best, failing
         else:
-            rate = math.sqrt(lower * failing)
+            middle = math.sqrt(lower * failing)
+            load = float(round(middle)) if is_whole else middle
     return best, failing

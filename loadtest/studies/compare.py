@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from loadtest.client.records import Records
@@ -23,6 +25,8 @@ from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
+
+Open = Callable[[], AbstractContextManager[Endpoint]]
 
 DEFAULT_MARGIN = 0.05
 DEFAULT_ROUNDS = 4
@@ -60,22 +64,50 @@ def compare_endpoints(
         ConfigError: There is less than one round, or the margin is not a share.
         ServerError: An endpoint does not answer as it should (see `run_loadtest`).
     """
+    for endpoint in (endpoint_a, endpoint_b):
+        check_served(config, endpoint, ())
+    return compare_servers(
+        config, lambda: nullcontext(endpoint_a), lambda: nullcontext(endpoint_b), out,
+        prompts=prompts, num_rounds=num_rounds, margin=margin, inputs=inputs,
+    )  # fmt: skip
+
+
+def compare_servers(
+    config: LoadTestConfig,
+    open_a: Open,
+    open_b: Open,
+    out: Path,
+    *,
+    prompts: Sequence[Messages],
+    num_rounds: int = DEFAULT_ROUNDS,
+    margin: float = DEFAULT_MARGIN,
+    inputs: Sequence[Input] = (),
+) -> Artifact:
+    """Compare two servers that do not run at once, because they share a machine.
+
+    Goes like `compare_endpoints`. Each server is started for its turn, and two turns of one server
+    that follow each other share the start: two rounds take three starts.
+
+    Args:
+        open_a: Serves the baseline as long as the block lasts.
+        open_b: Serves the server that is compared with it.
+    """
     if num_rounds < 1:
         raise ConfigError(f"{num_rounds} rounds: expected at least 1")
     _check_margin(margin)
-    endpoints: dict[Side, Endpoint] = {"a": endpoint_a, "b": endpoint_b}
-    described = {
-        side: endpoint_report(one, check_served(config, one, ())) for side, one in endpoints.items()
-    }
+    opens: dict[Side, Open] = {"a": open_a, "b": open_b}
     resolved = {
         **config.model_dump(mode="json"),
         "compare": {"num_rounds": num_rounds, "margin": margin},
     }
     with new_artifact(out, "load-comparison", config=resolved, inputs=inputs) as draft:
         found = []
+        described: dict[Side, EndpointReport] = {}
         for number, scenario in enumerate(config.scenarios):
             seed = config.seed + 100 * number
-            runs = _in_turns(config, scenario, endpoints, prompts, num_rounds, seed, draft.dir)
+            runs = _in_turns(
+                config, scenario, opens, prompts, num_rounds, seed, draft.dir, described
+            )
             pairs = [(a.records, b.records) for a, b in zip(runs["a"], runs["b"], strict=True)]
             found.append(
                 ComparedScenario(
@@ -95,30 +127,37 @@ def compare_endpoints(
 def _in_turns(
     config: LoadTestConfig,
     scenario: Scenario,
-    endpoints: dict[Side, Endpoint],
+    opens: dict[Side, Open],
     prompts: Sequence[Messages],
     num_rounds: int,
     seed: int,
     directory: Path,
+    described: dict[Side, EndpointReport],
 ) -> dict[Side, list[Result]]:
-    """Run one scenario on both sides, A B B A ..., and save the records of each run."""
+    """Run one scenario on both sides, A B B A ..., and save the records of each run; fill in
+    `described`."""
     runs: dict[Side, list[Result]] = {"a": [], "b": []}
-    for round_number in range(num_rounds):
-        # The same for both sides, and another than any earlier run's: a prefix cache may hold
-        # what that run sent.
-        permutation_seed = secrets.randbits(64)
-        for side in SIDES if round_number % 2 == 0 else SIDES[::-1]:
-            result = measure_scenario(
-                config,
-                scenario,
-                endpoints[side],
-                prompts,
-                seed=seed + round_number,
-                permutation_seed=permutation_seed,
-            )
-            runs[side].append(result)
-            stem = f"{scenario.name}-{side}{round_number}"
-            result.records.save(records_path(directory, stem))
+    # The same for both sides, and another than any earlier run's: a prefix cache may hold what
+    # that run sent.
+    permutation_seeds = [secrets.randbits(64) for _ in range(num_rounds)]
+    turns = [side for number in range(num_rounds) for side in SIDES[:: (-1) ** number]]
+    for side, group in itertools.groupby(turns):
+        with opens[side]() as endpoint:
+            if side not in described:
+                described[side] = endpoint_report(endpoint, check_served(config, endpoint, ()))
+            for _ in group:
+                round_number = len(runs[side])
+                result = measure_scenario(
+                    config,
+                    scenario,
+                    endpoint,
+                    prompts,
+                    seed=seed + round_number,
+                    permutation_seed=permutation_seeds[round_number],
+                )
+                runs[side].append(result)
+                stem = f"{scenario.name}-{side}{round_number}"
+                result.records.save(records_path(directory, stem))
     return runs
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from loadtest.config import SLO
 from loadtest.report.schema import EndpointReport, Part, ScenarioReport, SchemaVersion
+from loadtest.studies.load import Axis
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict
 
@@ -17,15 +18,20 @@ METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 
 class Probe(Part):
-    """One rate of a search or a sweep."""
+    """One load of a search or a sweep: a rate or a number of streams."""
 
-    rate_rps: float
+    rate_rps: float | None
+    concurrency: int | None = None
+    """Streams at once, in a closed loop."""
     verdict: Verdict
     stopped_early: bool
     num_requests: int
     latency: dict[str, dict[str, float | None]]
     """Percentiles by metric, seconds: `{ttft_s: {p90: 0.2}}`."""
     output_tokens_per_s: float | None
+    mean_e2e_s: float | None = None
+    """Mean end-to-end latency of the succeeded requests."""
+    mean_e2e_s_ci95: tuple[float, float] | None = None
     error_rate: float
     problems: list[str]
     num_needed: int | None = None
@@ -43,6 +49,18 @@ class Capacity(Part):
     replicas: int | None
 
 
+class Knee(Part):
+    """The number of streams with the greatest power: throughput divided by response time."""
+
+    concurrency: int
+    low: int
+    """The fewest streams whose power may be as great, by the 95 % intervals."""
+    high: int | None
+    """The most such streams; null where these are the most that were measured."""
+    mean_e2e_s: float
+    output_tokens_per_s: float | None
+
+
 class SearchReport(Part):
     """`report.json` of an artifact of kind `load-search`."""
 
@@ -52,18 +70,28 @@ class SearchReport(Part):
     endpoint: EndpointReport
     inputs: list[Input]
     slo: SLO
+    axis: Axis = "rate"
+    """Whether the search varied the rate or the streams at once."""
     max_rate_rps: float | None
     """The highest rate that held twice."""
     lowest_failing_rate_rps: float | None
     highest_passed_rps: float | None
+    max_concurrency: int | None = None
+    """The most streams that held twice."""
+    lowest_failing_concurrency: int | None = None
+    highest_passed_concurrency: int | None = None
+    knee: Knee | None = None
     confirmed: bool
     num_confirmations: int
     interval_confidence: float
     precision: float | None
     """Distance of the failing rate from the result, as a share of the result."""
-    limited_by: Literal["objectives", "num_requests", "max_rate"] | None
-    """Why no higher rate is reported."""
-    capacity: Capacity
+    limited_by: (
+        Literal["objectives", "num_requests", "max_rate", "max_concurrency", "time_limit"] | None
+    )
+    """Why no higher load is reported."""
+    capacity: Capacity | None
+    """Of a search by rate."""
     probes: list[Probe]
     environment: dict[str, Any]
 
@@ -79,6 +107,60 @@ class SweepReport(Part):
     inputs: list[Input]
     scenarios: list[ScenarioReport]
     probes: list[Probe]
+    environment: dict[str, Any]
+
+
+class ParetoPoint(Part):
+    """One server under one number of streams."""
+
+    server: str
+    concurrency: int
+    verdict: Verdict
+    problems: list[str]
+    num_requests: int
+    tokens_per_s_per_user: float | None
+    """Output tokens per second of a stream after its first token: 1 / TPOT, at the median."""
+    tokens_per_s_per_user_ci95: tuple[float, float] | None
+    tokens_per_s: float | None
+    """Output tokens per second of the whole server."""
+    tokens_per_s_ci95: tuple[float, float] | None
+    ttft_p90_s: float | None
+    is_on_front: bool
+    """No other point has as many tokens/s per user and of the server, and more of either."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Return whether the point says something about the server."""
+        known = self.tokens_per_s_per_user is not None and self.tokens_per_s is not None
+        return known and self.verdict != Verdict.INVALID
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Return tokens/s per user and of the server, of a usable point."""
+        return self.tokens_per_s_per_user or 0.0, self.tokens_per_s or 0.0
+
+
+class ParetoServer(Part):
+    """One server of a Pareto sweep."""
+
+    name: str
+    settings: dict[str, Any]
+    endpoint: EndpointReport | None
+    problem: str | None
+    """Why it could not be measured."""
+
+
+class ParetoReport(Part):
+    """`report.json` of an artifact of kind `load-pareto`."""
+
+    schema_version: SchemaVersion
+    verdict: Verdict
+    """The worst of the points; FAIL where a server could not be measured."""
+    problems: list[str]
+    inputs: list[Input]
+    slo: SLO
+    servers: list[ParetoServer]
+    points: list[ParetoPoint]
     environment: dict[str, Any]
 
 

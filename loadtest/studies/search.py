@@ -1,50 +1,55 @@
-"""The highest rate that an endpoint holds."""
+"""The highest rate that an endpoint holds, and the most streams at once."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig
 from loadtest.judging.intervals import CONFIDENCE
 from loadtest.report.build import endpoint_report
-from loadtest.report.plots import plot_rates
+from loadtest.report.plots import plot_loads
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
-from loadtest.studies.bracket import LOWEST_SHARE, Outcome, bracket
+from loadtest.studies.bracket import LOWEST_SHARE, bracket
 from loadtest.studies.judgeable_objectives import require_objective
-from loadtest.studies.measure_rate import measure_rate, summarize_rate
+from loadtest.studies.knee import find_knee
+from loadtest.studies.load import UNITS, Axis
 from loadtest.studies.schema import Capacity, Probe, SearchReport
+from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Messages
-from tuneline.core.progress import logger
 from tuneline.core.verdict import Verdict
 
 MAX_CONFIRMATIONS = 5
-MOST_REQUESTS = 10
-"""A probe that too few requests leave undecided runs again with the number that it needs, up to
-this many times the given number."""
 REPLICA_LOAD = 0.7
 """Share of the highest rate that a replica is planned for."""
+
+LimitedBy = Literal["objectives", "num_requests", "max_rate", "max_concurrency", "time_limit"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a search goes; `search_rate` describes each."""
+    """How a search goes; `search_rate` and `search_concurrency` describe each."""
 
-    start_rps: float
-    max_rps: float
+    axis: Axis
+    start: float
+    most: float
     num_requests: int
     precision: float
-    peak_rps: float | None
+    peak_rps: float | None = None
+    goes_down: bool = True
+    time_limit_s: float | None = None
+    resume_key: str | None = None
 
 
 def search_rate(
@@ -59,6 +64,9 @@ def search_rate(
     num_requests: int = 300,
     precision: float = 0.1,
     peak_rps: float | None = None,
+    goes_down: bool = True,
+    time_limit_s: float | None = None,
+    resume_key: str | None = None,
 ) -> Artifact:
     """Find the highest open-loop rate at which every objective of `config.slo` holds.
 
@@ -78,115 +86,124 @@ def search_rate(
         num_requests: Measured requests of each probe.
         precision: Distance of the two final rates, as a share of the lower rate.
         peak_rps: A rate to compute replicas for.
+        goes_down: Whether rates below the first are tried.
+        time_limit_s: No probe starts after so long; the search is then INCONCLUSIVE, unless it has
+            confirmed a rate.
+        resume_key: Names the server with its settings. A search that was killed goes on where it
+            stopped if it is started again with the same configuration, inputs and key.
 
     Raises:
         ConfigError: No latency, throughput or goodput objective is set, or a rate makes no sense.
         ServerError: The endpoint does not answer as it should (see `run_loadtest`).
     """
-    options = Options(start_rps, max_rps, num_requests, precision, peak_rps)
-    require_objective(config, num_requests)
+    options = Options(
+        "rate", start_rps, max_rps, num_requests, precision, peak_rps, goes_down, time_limit_s,
+        resume_key,
+    )  # fmt: skip
+    return _search(config, endpoint, out, prompts, inputs, options)
+
+
+def search_concurrency(
+    config: LoadTestConfig,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    prompts: Sequence[Messages],
+    inputs: Sequence[Input] = (),
+    start: int = 1,
+    most: int = 1024,
+    num_requests: int = 300,
+    precision: float = 0.1,
+    time_limit_s: float | None = None,
+    resume_key: str | None = None,
+) -> Artifact:
+    """Find the most streams at once at which every objective of `config.slo` holds, and the knee.
+
+    Goes like `search_rate`, with a closed loop for each number of streams. Each probe has at least
+    12 requests per stream, up to ten times `num_requests`.
+
+    Args:
+        start: The first number of streams.
+        most: No higher number is tried.
+
+    Raises:
+        ConfigError: No latency, throughput or goodput objective is set, or a number makes no sense.
+        ServerError: The endpoint does not answer as it should (see `run_loadtest`).
+    """
+    options = Options(
+        "concurrency", float(start), float(most), num_requests, precision,
+        time_limit_s=time_limit_s, resume_key=resume_key,
+    )  # fmt: skip
+    return _search(config, endpoint, out, prompts, inputs, options)
+
+
+def _search(
+    config: LoadTestConfig,
+    endpoint: Endpoint,
+    out: Path,
+    prompts: Sequence[Messages],
+    inputs: Sequence[Input],
+    options: Options,
+) -> Artifact:
+    require_objective(config, options.num_requests)
     _check(options)
     served = check_served(config, endpoint, inputs)
-    resolved = {
-        **config.model_dump(mode="json"),
-        "search": {
-            "start_rps": start_rps,
-            "max_rps": max_rps,
-            "num_requests": num_requests,
-            "precision": precision,
-        },
-    }
-    with new_artifact(out, "load-search", config=resolved, inputs=inputs) as draft:
-        tries = Tries(config, endpoint, prompts, options.num_requests)
+    deadline_s = None
+    if options.time_limit_s is not None:
+        deadline_s = time.monotonic() + options.time_limit_s
+    resolved = {**config.model_dump(mode="json"), "search": _resolved(options)}
+    with new_artifact(
+        out, "load-search", config=resolved, inputs=inputs, resumable=options.resume_key is not None
+    ) as draft:
+        journal = draft.journal if options.resume_key is not None else None
+        tries = Tries(
+            config, endpoint, prompts, options.axis, options.num_requests, journal, deadline_s
+        )
         report = _report(config, endpoint, served, inputs, options, tries, _find(tries, options))
         write_document(report, draft.dir / REPORT_FILE)
-        plot_rates(report.probes, draft.dir)
-        draft.metrics.update(
-            verdict=report.verdict,
-            problems=report.problems,
-            max_rate_rps=report.max_rate_rps,
-            capacity=report.capacity.model_dump(),
-        )
+        plot_loads(report.probes, draft.dir, report.knee)
+        draft.metrics.update(_metrics(report))
     return open_artifact(out)
 
 
+def _resolved(options: Options) -> dict[str, Any]:
+    """Return the options for the manifest, by the names that the command has."""
+    names = {"rate": ("start_rps", "max_rps"), "concurrency": ("start", "most")}[options.axis]
+    found = {
+        "axis": options.axis,
+        names[0]: options.start,
+        names[1]: options.most,
+        "num_requests": options.num_requests,
+        "precision": options.precision,
+    }
+    return found if options.resume_key is None else {**found, "server": options.resume_key}
+
+
+def _metrics(report: SearchReport) -> dict[str, Any]:
+    found: dict[str, Any] = {"verdict": report.verdict, "problems": report.problems}
+    if report.axis == "concurrency":
+        knee = report.knee
+        return found | {
+            "max_concurrency": report.max_concurrency,
+            "knee": None if knee is None else knee.model_dump(),
+        }
+    capacity = None if report.capacity is None else report.capacity.model_dump()
+    return found | {"max_rate_rps": report.max_rate_rps, "capacity": capacity}
+
+
 def _check(options: Options) -> None:
-    """Raises: ConfigError where a rate or the precision makes no sense."""
-    start, most, precision = options.start_rps, options.max_rps, options.precision
+    """Raises: ConfigError where a load, the precision or the time makes no sense."""
+    start, most, precision = options.start, options.most, options.precision
     if not 0 < start <= most < math.inf or not 0 < precision < math.inf:
         raise ConfigError(
-            f"start {start:g}, max {most:g} requests/s, precision {precision:g}: expected "
-            "0 < start <= max and a precision above 0"
+            f"start {start:g}, max {most:g} {UNITS[options.axis]}, precision {precision:g}: "
+            "expected 0 < start <= max and a precision above 0"
         )
-    peak = options.peak_rps
+    peak, limit_s = options.peak_rps, options.time_limit_s
     if peak is not None and not 0 < peak < math.inf:
         raise ConfigError(f"peak {peak:g} requests/s: expected a rate above 0")
-
-
-class _CannotTell(Exception):
-    """The search stops: the reason is not the endpoint's load."""
-
-
-@dataclass
-class Tries:
-    """The rates measured so far."""
-
-    config: LoadTestConfig
-    endpoint: Endpoint
-    prompts: Sequence[Messages]
-    num_requests: int
-    probes: list[Probe] = field(default_factory=list)
-    undecided: dict[float | None, int] = field(default_factory=dict)
-    """Rates that too few requests leave open, with the number that they need."""
-
-    def outcome(self, rate_rps: float, *, num: int, seed: int) -> Outcome:
-        """Measure a rate, with more requests where only their number leaves it open.
-
-        Raises:
-            _CannotTell: The measurement says nothing about the endpoint.
-        """
-        probe = self._measure(rate_rps, num, seed)
-        most = MOST_REQUESTS * self.num_requests
-        if probe.num_needed is not None and num < probe.num_needed <= most:
-            # Twice the number: a short run has fewer requests in flight than a long run.
-            more = min(2 * probe.num_needed, most)
-            logger.info("  %.4g requests/s: again, with %d requests", rate_rps, more)
-            probe = self._measure(rate_rps, more, seed + 20_000)
-        if probe.num_needed is not None:
-            logger.info(
-                "  %.4g requests/s: undecided: it needs %d requests; at most %d (%d times the "
-                "given number) are sent",
-                rate_rps, probe.num_needed, most, MOST_REQUESTS,
-            )  # fmt: skip
-            self.undecided[rate_rps] = probe.num_needed
-        if probe.verdict == Verdict.PASS:
-            return "holds"
-        return "too low" if probe.is_too_low else "fails"
-
-    def _measure(self, rate_rps: float, num: int, seed: int) -> Probe:
-        """Measure a rate, and once more where it is INVALID.
-
-        Raises:
-            _CannotTell: It is INVALID twice, or no request succeeded.
-        """
-        for attempt in range(2):
-            result, stopped = measure_rate(
-                self.config, self.endpoint, self.prompts, rate_rps, num, seed + 10_000 * attempt
-            )
-            probe = summarize_rate(rate_rps, result, stopped)
-            self.probes.append(probe)
-            logger.info(
-                "  %.4g requests/s: %s%s", rate_rps, probe.verdict,
-                f" ({probe.problems[0]})" if probe.problems else "",
-            )  # fmt: skip
-            if probe.error_rate == 1.0:
-                kinds = ", ".join(result.stats.errors) or "unfinished"
-                raise _CannotTell(f"no request succeeded at {rate_rps:.3g} requests/s: {kinds}")
-            if probe.verdict != Verdict.INVALID:
-                return probe
-        raise _CannotTell(
-            f"at {rate_rps:.3g} requests/s the measurement is invalid: {probe.problems[0]}"
-        )
+    if limit_s is not None and not 0 < limit_s < math.inf:
+        raise ConfigError(f"time limit {limit_s:g} s: expected a time above 0")
 
 
 @dataclass(frozen=True)
@@ -198,10 +215,11 @@ class Found:
     best: float | None = None
     failing: float | None = None
     num_confirmations: int = 0
+    is_out_of_time: bool = False
 
 
 def _find(tries: Tries, options: Options) -> Found:
-    """Bracket the highest rate, and confirm it with a second run."""
+    """Bracket the highest load, and confirm it with a second run."""
     best = failing = None
     num_confirmations = 0
     try:
@@ -212,24 +230,40 @@ def _find(tries: Tries, options: Options) -> Found:
             if tries.outcome(best, num=2 * options.num_requests, seed=seed) == "holds":
                 return Found(Verdict.PASS, [], best, failing, num_confirmations)
             failing = best
-            lower = best / (1 + options.precision)
-            best = lower if lower >= options.start_rps / LOWEST_SHARE else None
-    except _CannotTell as cannot:
+            best = _below(best, options)
+    except CannotTell as cannot:
         return Found(Verdict.INVALID, [str(cannot)], None, failing, num_confirmations)
-    problem = _why_not(best, tries.probes, tries.undecided.get(failing))
+    except OutOfTime:
+        problem = f"no load was confirmed within {options.time_limit_s:g} s"
+        return Found(Verdict.INCONCLUSIVE, [problem], None, failing, num_confirmations, True)
+    problem = _why_not(best, tries, tries.undecided.get(failing))
     return Found(Verdict.INCONCLUSIVE, [problem], None, failing, num_confirmations)
 
 
+def _below(best: float, options: Options) -> float | None:
+    """Return the next load below one that held once only; None where the search gives up."""
+    lower = best / (1 + options.precision)
+    if options.axis == "concurrency":
+        lower = float(min(math.floor(lower), best - 1))
+    lowest = options.start / LOWEST_SHARE if options.goes_down else options.start
+    if options.axis == "concurrency":
+        lowest = max(lowest, 1.0)
+    return lower if lower >= lowest else None
+
+
 def _bracketed(tries: Tries, options: Options) -> tuple[float | None, float | None]:
-    """Return the highest rate that holds and the lowest above it that fails."""
-    rates = bracket(options.start_rps, options.max_rps, options.precision)
-    rate = next(rates)
+    """Return the highest load that holds and the lowest above it that fails."""
+    loads = bracket(
+        options.start, options.most, options.precision,
+        is_whole=options.axis == "concurrency", goes_down=options.goes_down,
+    )  # fmt: skip
+    load = next(loads)
     number = 0
     while True:
-        outcome = tries.outcome(rate, num=options.num_requests, seed=tries.config.seed + number)
+        outcome = tries.outcome(load, num=options.num_requests, seed=tries.config.seed + number)
         number += 1
         try:
-            rate = rates.send(outcome)
+            load = loads.send(outcome)
         except StopIteration as end:
             best, failing = end.value
             return best, failing
@@ -244,8 +278,15 @@ def _report(
     tries: Tries,
     found: Found,
 ) -> SearchReport:
-    best, failing, peak = found.best, found.failing, options.peak_rps
-    held = [probe.rate_rps for probe in tries.probes if probe.verdict == Verdict.PASS]
+    best, failing = found.best, found.failing
+    held = [_value(probe) for probe in tries.probes if probe.verdict == Verdict.PASS]
+    by_rate = options.axis == "rate"
+    rates = (best, failing, max(held, default=None))
+    streams = tuple(None if value is None else round(value) for value in rates)
+    if by_rate:
+        streams = (None, None, None)
+    else:
+        rates = (None, None, None)
     return SearchReport(
         schema_version=SCHEMA_VERSION,
         verdict=found.verdict,
@@ -253,35 +294,50 @@ def _report(
         endpoint=endpoint_report(endpoint, served),
         inputs=list(inputs),
         slo=config.slo,
-        max_rate_rps=best,
-        lowest_failing_rate_rps=failing,
-        highest_passed_rps=max(held, default=None),
+        axis=options.axis,
+        max_rate_rps=rates[0],
+        lowest_failing_rate_rps=rates[1],
+        highest_passed_rps=rates[2],
+        max_concurrency=streams[0],
+        lowest_failing_concurrency=streams[1],
+        highest_passed_concurrency=streams[2],
+        knee=None if by_rate else find_knee(tries.probes),
         confirmed=best is not None,
         num_confirmations=found.num_confirmations,
         interval_confidence=CONFIDENCE,
         precision=failing / best - 1 if best and failing else None,
-        limited_by=_limited_by(best, failing, failing in tries.undecided),
-        capacity=Capacity(
-            rate_per_replica_rps=REPLICA_LOAD * best if best else None,
-            share_of_max=REPLICA_LOAD,
-            peak_rps=peak,
-            replicas=replicas(peak, best) if best and peak else None,
-        ),
+        limited_by=_limited_by(options, found, failing in tries.undecided),
+        capacity=_capacity(best, options.peak_rps) if by_rate else None,
         probes=tries.probes,
         environment=environment_facts(),
     )
 
 
-def _limited_by(
-    best: float | None, failing: float | None, is_undecided: bool
-) -> Literal["objectives", "num_requests", "max_rate"] | None:
-    """Return `objectives`; or `num_requests` where the rate above only needs more requests, or
-    `max_rate` where no rate failed: then the endpoint may hold more."""
+def _value(probe: Probe) -> float:
+    return probe.rate_rps if probe.rate_rps is not None else float(probe.concurrency or 0)
+
+
+def _capacity(best: float | None, peak: float | None) -> Capacity:
+    return Capacity(
+        rate_per_replica_rps=REPLICA_LOAD * best if best else None,
+        share_of_max=REPLICA_LOAD,
+        peak_rps=peak,
+        replicas=replicas(peak, best) if best and peak else None,
+    )
+
+
+def _limited_by(options: Options, found: Found, is_undecided: bool) -> LimitedBy | None:
+    """Return `objectives`; or `num_requests` where the load above only needs more requests, or
+    `max_rate` or `max_concurrency` where no load failed: then the endpoint may hold more."""
+    if found.is_out_of_time:
+        return "time_limit"
     if is_undecided:
         return "num_requests"
-    if best is None:
+    if found.best is None:
         return None
-    return "max_rate" if failing is None else "objectives"
+    if found.failing is not None:
+        return "objectives"
+    return "max_rate" if options.axis == "rate" else "max_concurrency"
 
 
 def replicas(peak_rps: float, max_rate_rps: float) -> int:
@@ -289,19 +345,21 @@ def replicas(peak_rps: float, max_rate_rps: float) -> int:
     return max(1, math.ceil(peak_rps / (REPLICA_LOAD * max_rate_rps)))
 
 
-def _why_not(best: float | None, probes: Sequence[Probe], num_needed: int | None) -> str:
-    """Return why no rate was found."""
+def _why_not(best: float | None, tries: Tries, num_needed: int | None) -> str:
+    """Return why no load was found."""
+    probes, unit = tries.probes, UNITS[tries.axis]
     if num_needed is not None:
         return (
-            f"too few requests to judge a rate: {num_needed} are needed; expected --requests "
+            f"too few requests to judge a load: {num_needed} are needed; expected --requests "
             f"{-(-num_needed // MOST_REQUESTS)} or more"
         )
-    lowest = min(probe.rate_rps for probe in probes)
+    lowest = min(map(_value, probes))
     if all(probe.is_too_low for probe in probes):
-        highest = max(probe.rate_rps for probe in probes)
-        return f"{highest:.3g} requests/s are too few for the throughput objective"
+        highest = max(map(_value, probes))
+        return f"{highest:.3g} {unit} are too few for the throughput objective"
+    noun = "rate" if tries.axis == "rate" else "number of streams"
     if best is None and any(probe.is_too_low for probe in probes):
-        return "no rate is high enough for the throughput objective and meets the others"
+        return f"no {noun} is high enough for the throughput objective and meets the others"
     if best is None:
-        return f"no rate down to {lowest:.3g} requests/s holds"
-    return f"no rate held twice in {MAX_CONFIRMATIONS} tries"
+        return f"no {noun} down to {lowest:.3g} {unit} holds"
+    return f"no {noun} held twice in {MAX_CONFIRMATIONS} tries"

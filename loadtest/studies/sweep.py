@@ -10,10 +10,11 @@ from loadtest.config import LoadTestConfig
 from loadtest.judging.verdict import worst
 from loadtest.report.build import endpoint_report, scenario_report
 from loadtest.report.files import records_path
-from loadtest.report.plots import plot_rates
+from loadtest.report.plots import plot_loads
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
-from loadtest.studies.measure_rate import measure_rate, summarize_rate
+from loadtest.studies.load import Load
+from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.schema import SweepReport
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.documents import write_document
@@ -58,14 +59,15 @@ def sweep_rates(
         scenarios, probes = [], []
         for number, rate_rps in enumerate(rates):
             seed = config.seed + number
-            result, _ = measure_rate(
-                config, endpoint, prompts, rate_rps, num_requests, seed, early=False
+            load = Load("rate", rate_rps)
+            result, _ = measure_load(
+                config, endpoint, prompts, load, num_requests, seed, early=False
             )
-            probe = summarize_rate(rate_rps, result, stopped=False)
+            probe = summarize_load(load, result, stopped=False)
             probes.append(probe)
             scenarios.append(scenario_report(config, result))
             result.records.save(records_path(draft.dir, result.scenario.name))
-            logger.info("  %.4g requests/s: %s", rate_rps, probe.verdict)
+            logger.info("  %s: %s", load, probe.verdict)
         report = SweepReport(
             schema_version=SCHEMA_VERSION,
             verdict=worst([probe.verdict for probe in probes]),
@@ -81,7 +83,7 @@ def sweep_rates(
             environment=environment_facts(),
         )
         write_document(report, draft.dir / REPORT_FILE)
-        plot_rates(probes, draft.dir)
+        plot_loads(probes, draft.dir)
         draft.metrics.update(
             verdict=report.verdict,
             problems=report.problems,

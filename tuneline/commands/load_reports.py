@@ -44,7 +44,7 @@ def join(
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report, or a search.")],
     form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.table,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="A file, in place of stdout.")
@@ -61,7 +61,9 @@ def report(
         raise ConfigError(f"--out {out}: no directory {out.absolute().parent}")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: a directory; expected a file")
-    artifact = open_artifact(directory, kind="load-report")
+    artifact = open_artifact(directory, kind=("load-report", "load-search", "load-pareto"))
+    if as_json is False and form is Form.table and artifact.kind != "load-report":
+        form = Form.markdown
     text = report_text(artifact, form)
     if out is None:
         print(text, end="")

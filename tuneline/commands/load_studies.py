@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tuneline.commands.load_target import Chosen, flags, load_target
-from tuneline.commands.option_values import endpoint_of, is_url, refuse, required
+from tuneline.commands.option_values import (
+    endpoint_of,
+    given,
+    is_url,
+    refuse,
+    required,
+    seconds_of,
+    whole_numbers,
+)
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -33,17 +42,36 @@ if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
 
 
+class By(StrEnum):
+    rate = "rate"
+    concurrency = "concurrency"
+
+
 def search(
     run_file: OptionalRun = None,
     url: Url = None,
     model: ModelName = None,
     api_key_env: KeyEnv = None,
-    start_rate: Annotated[float, typer.Option(help="The first rate tried, requests/s.")] = 1.0,
-    max_rate: Annotated[float, typer.Option(help="No higher rate is tried.")] = 1000.0,
+    by: Annotated[
+        By, typer.Option(help="Search the highest rate, or the most streams at once.")
+    ] = By.rate,
+    start_rate: Annotated[
+        float | None, typer.Option(help="The first rate tried, requests/s (1).")
+    ] = None,
+    max_rate: Annotated[float | None, typer.Option(help="No higher rate is tried (1000).")] = None,
+    start_concurrency: Annotated[
+        int | None, typer.Option(help="The first number of streams tried (1).")
+    ] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(help="No more streams are tried (1024).")
+    ] = None,
     requests: Annotated[int, typer.Option(help="Measured requests of each probe.")] = 300,
     precision: Annotated[float, typer.Option(help="Share by which the result is known.")] = 0.1,
     peak_rate: Annotated[
         float | None, typer.Option(help="Say how many replicas hold this rate.")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="No probe starts after it: 90s, 20m, 1h.")
     ] = None,
     max_tokens: MaxTokens = None,
     prompts: Prompts = None,
@@ -52,31 +80,44 @@ def search(
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Find the highest rate at which every objective holds.
+    """Find the highest rate, or the most streams at once, at which every objective holds.
 
-    RUN.yaml has the objectives, or: --set loadtest.slo.ttft_s.p90=0.5
+    RUN.yaml has the objectives, or: --set loadtest.slo.ttft_s.p90=0.5. A search that was killed
+    goes on where it stopped.
     """
-    from loadtest import require_objective, search_rate
+    # Over 60 lines: typer reads the options from the signature, which has half of the lines.
+    from loadtest import require_objective, search_concurrency, search_rate
     from tuneline.core.verdict import require_verdict
 
     chosen = Chosen(
         run_file, overrides, runs_dir, url, model, api_key_env, prompts, {"max_tokens": max_tokens}
     )
     out_dir = required(out, "--out")
+    of_rate = {"--start-rate": start_rate, "--max-rate": max_rate, "--peak-rate": peak_rate}
+    of_streams = {"--start-concurrency": start_concurrency, "--max-concurrency": max_concurrency}
+    if by is By.rate:
+        refuse("without --by concurrency", of_streams)
+    else:
+        refuse("with --by concurrency", of_rate)
+    limit_s = None if time_limit is None else seconds_of(time_limit, "--time-limit")
     require_objective(chosen.config(), requests)
     with load_target(chosen) as target:
-        found = search_rate(
-            target.config,
-            target.endpoint,
-            out_dir,
-            prompts=target.prompts,
-            inputs=target.inputs,
-            start_rps=start_rate,
-            max_rps=max_rate,
-            num_requests=requests,
-            precision=precision,
-            peak_rps=peak_rate,
-        )
+        common: dict[str, Any] = {
+            "prompts": target.prompts,
+            "inputs": target.inputs,
+            "num_requests": requests,
+            "precision": precision,
+            "time_limit_s": limit_s,
+            "resume_key": target.server_key,
+        }
+        if by is By.rate:
+            bounds: dict[str, Any] = given(
+                {"start_rps": start_rate, "max_rps": max_rate, "peak_rps": peak_rate}
+            )
+            found = search_rate(target.config, target.endpoint, out_dir, **bounds, **common)
+        else:
+            streams: dict[str, Any] = given({"start": start_concurrency, "most": max_concurrency})
+            found = search_concurrency(target.config, target.endpoint, out_dir, **streams, **common)
     emit_artifact(found, as_json)
     require_verdict(found)
 
@@ -86,10 +127,20 @@ def sweep(
     rates: Annotated[
         str | None, typer.Option(metavar="R,R,...", help="Rates to measure, requests/s.")
     ] = None,
+    servers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A YAML list of servers, each with its settings."),
+    ] = None,
+    concurrencies: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="With --servers: streams at once (1,2,4,8,16)."),
+    ] = None,
     url: Url = None,
     model: ModelName = None,
     api_key_env: KeyEnv = None,
-    requests: Annotated[int, typer.Option(help="Measured requests of each rate.")] = 300,
+    requests: Annotated[
+        int | None, typer.Option(help="Measured requests of each rate (300), or point (100).")
+    ] = None,
     max_tokens: MaxTokens = None,
     prompts: Prompts = None,
     out: Out = None,
@@ -97,33 +148,61 @@ def sweep(
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Measure several rates and draw latency and throughput against them."""
+    """Measure several rates, or several servers, and draw latency and throughput.
+
+    With --servers, each server of the list serves the run in turn. The picture has tokens/s per
+    user against tokens/s of the server.
+    """
     from loadtest import sweep_rates
     from tuneline.core.verdict import require_verdict
 
-    text = required(rates, "--rates")
+    chosen = Chosen(
+        run_file, overrides, runs_dir, url, model, api_key_env, prompts, {"max_tokens": max_tokens}
+    )
+    measured: Artifact
+    if servers is not None:
+        refuse("with --servers", {"--rates": rates, **chosen.url_options(), "--url": url})
+        measured = _sweep_servers(chosen, servers, concurrencies, requests, out)
+    else:
+        refuse("without --servers", {"--concurrencies": concurrencies})
+        rates_rps = _rates(required(rates, "--rates or --servers"))
+        out_dir = required(out, "--out")
+        with load_target(chosen) as target:
+            measured = sweep_rates(
+                target.config,
+                target.endpoint,
+                out_dir,
+                prompts=target.prompts,
+                inputs=target.inputs,
+                rates_rps=rates_rps,
+                num_requests=300 if requests is None else requests,
+            )
+    emit_artifact(measured, as_json)
+    require_verdict(measured)
+
+
+def _rates(text: str) -> list[float]:
     try:
-        rates_rps = [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(
             f"--rates {text}: expected numbers", hint="Try: --rates 1,2,4,8"
         ) from None
-    chosen = Chosen(
-        run_file, overrides, runs_dir, url, model, api_key_env, prompts, {"max_tokens": max_tokens}
-    )
-    out_dir = required(out, "--out")
-    with load_target(chosen) as target:
-        measured = sweep_rates(
-            target.config,
-            target.endpoint,
-            out_dir,
-            prompts=target.prompts,
-            inputs=target.inputs,
-            rates_rps=rates_rps,
-            num_requests=requests,
-        )
-    emit_artifact(measured, as_json)
-    require_verdict(measured)
+
+
+def _sweep_servers(
+    chosen: Chosen, servers: Path, concurrencies: str | None, requests: int | None, out: Path | None
+) -> Artifact:
+    """Serve the run with each server's settings in turn, and measure it."""
+    from tuneline.pipeline.server_sweep import sweep_run
+
+    chosen.refuse_quick()
+    streams = whole_numbers(concurrencies or "1,2,4,8,16", "--concurrencies", "1,4,16")
+    return sweep_run(
+        required(chosen.run_file, "RUN.yaml"), chosen.overrides or (), chosen.runs_dir, servers,
+        required(out, "--out"), concurrencies=streams,
+        num_requests=100 if requests is None else requests,
+    )  # fmt: skip
 
 
 def compare(

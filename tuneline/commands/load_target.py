@@ -95,7 +95,7 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
         messages = read_prompts(prompts)
         if prompts is None and config.workload.source == "prompts":
             logger.info("  %d built-in questions; give your own with --prompts", len(messages))
-    yield LoadTarget(config, endpoint, messages, [])
+    yield LoadTarget(config, endpoint, messages, [], f"{endpoint.model} at {endpoint.url}")
 
 
 def flags(quick: dict[str, Any]) -> dict[str, Any]:

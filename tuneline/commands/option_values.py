@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tuneline.pipeline.run_config import Run
 
 T = TypeVar("T")
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_KEY_ENV = "VLLM_API_KEY"
 EXAMPLES = {
     "--out": "--out DIR",
@@ -84,6 +85,44 @@ def required(value: T | None, option: str) -> T:
         example = EXAMPLES.get(option)
         raise ConfigError(f"{option} is required here", hint=f"Try: {example}" if example else None)
     return value
+
+
+def seconds_of(text: str, option: str) -> float:
+    """Return a duration such as `90s`, `20m`, `1.5h` or `300` in seconds.
+
+    Raises:
+        ConfigError: The text is not a duration above 0.
+    """
+    number, factor = text, 1.0
+    if text[-1:] in SECONDS:
+        number, factor = text[:-1], SECONDS[text[-1]]
+    try:
+        found = float(number) * factor
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ConfigError(
+            f"{option} {text}: expected a duration above 0", hint=f"Try: {option} 20m"
+        )
+    return found
+
+
+def whole_numbers(text: str, option: str, example: str) -> list[int]:
+    """Return the whole numbers of a list such as `1,4,16`.
+
+    Raises:
+        ConfigError: An entry is not a whole number of 1 or more.
+    """
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise ConfigError(
+            f"{option} {text}: expected whole numbers of 1 or more",
+            hint=f"Try: {option} {example}",
+        )
+    return found
 
 
 def given(options: dict[str, T | None]) -> dict[str, T]:

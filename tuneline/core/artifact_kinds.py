@@ -152,6 +152,7 @@ KINDS: dict[str, Kind] = {
     "load-shard": Kind(_shard),
     "load-search": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "load-sweep": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
+    "load-pareto": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "load-comparison": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "release": Kind(_release, payload=RELEASE, verdict_file=RELEASE, is_printed=True),
 }

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from loadtest.config import LoadTestConfig
-from tuneline.core.artifact import Input, open_artifact, verify_artifact
+from tuneline.core.artifact import Input, canonical_digest, open_artifact, verify_artifact
+from tuneline.core.config import keyed_values
 from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import Messages
@@ -28,6 +29,8 @@ class LoadTarget:
     endpoint: Endpoint
     prompts: list[Messages]
     inputs: list[Input]
+    server_key: str
+    """Names the server with its settings: figures of another one cannot be continued."""
 
 
 def served_by_run(run: Run) -> Served:
@@ -59,7 +62,7 @@ def serve_for_loadtest(run: Run) -> Iterator[LoadTarget]:
         TamperedError: One of them differs from its manifest.
         ServerError: The server does not start.
     """
-    made = _checked(run, DATASET, served_stage(run.config))
+    made = checked(run, DATASET, served_stage(run.config))
     base = resolve_base(run, download=True)
     with ExitStack() as stack:
         stack.enter_context(lock_run(run))
@@ -68,10 +71,17 @@ def serve_for_loadtest(run: Run) -> Iterator[LoadTarget]:
             LazyServer(run, base, stack).endpoint(made),
             heldout_prompts(made[DATASET]),
             served(run, base, made).inputs,
+            canonical_digest(keyed_values(run.config.serving)),
         )
 
 
-def _checked(run: Run, *names: str) -> Made:
+def checked(run: Run, *names: str) -> Made:
+    """Return artifacts of a finished run, each compared with its manifest.
+
+    Raises:
+        NotAnArtifactError: An artifact is stale.
+        TamperedError: An artifact differs from its manifest.
+    """
     made = dict(zip(names, current(run, *names), strict=True))
     for artifact in made.values():
         verify_artifact(artifact)

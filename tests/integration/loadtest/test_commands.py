@@ -79,6 +79,38 @@ def test_search_says_the_rate_and_the_replicas(known: Any, tmp_path: Path) -> No
     assert (tmp_path / "found" / "rates.png").is_file()
 
 
+def test_search_by_concurrency_says_the_most_streams(known: Any, tmp_path: Path) -> None:
+    done = measuring(
+        "search", *at(known), "--by", "concurrency", "--max-concurrency", "2", "--requests", "30",
+        "--set", "loadtest.slo.ttft_s.p50=0.5", *FAST, "--max-tokens", "8",
+        "--out", "found", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["max_concurrency"] == 2
+    assert (tmp_path / "found" / "concurrency.png").is_file()
+    shown = tuneline("report", "found", cwd=tmp_path)
+    assert shown.returncode == 0 and "streams" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("search", "--by", "concurrency", "--max-rate", "9"), "--max-rate: has no meaning"),
+        (("search", "--max-concurrency", "9"), "--max-concurrency: has no meaning without --by"),
+        (("search", "--time-limit", "soon"), "--time-limit soon: expected a duration"),
+        (("sweep", "--concurrencies", "1", "--rates", "1"), "--concurrencies: has no meaning"),
+        (("sweep", "--servers", "list.yaml"), "--url: has no meaning with --servers"),
+    ],
+)
+def test_options_of_the_other_study_are_refused(
+    options: tuple[str, ...], message: str, known: Any, tmp_path: Path
+) -> None:
+    name, *rest = options
+    done = tuneline(name, *at(known), *rest, "--out", "found", cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr, done.stderr
+
+
 def test_search_needs_an_objective(known: Any, tmp_path: Path) -> None:
     done = tuneline("search", *at(known), "--out", "found", cwd=tmp_path)
     assert done.returncode == 2

@@ -60,6 +60,7 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
     "load-shard": ({}, "the records of one load pod"),
     "load-search": ({"verdict": "INCONCLUSIVE"}, "INCONCLUSIVE"),
     "load-sweep": ({"verdict": "INVALID"}, "INVALID"),
+    "load-pareto": ({"verdict": "FAIL"}, "FAIL"),
     "load-comparison": ({"verdict": "FAIL"}, "FAIL"),
     "release": (
         {"verdict": "PASS", "is_signed": True, "waived": ["load", "speed"]},

@@ -10,7 +10,10 @@ from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.errors import TamperedError, VerdictError
 from tuneline.core.verdict import Verdict, read_verdict, require_verdict
 
-WITH_VERDICT = ("parity", "load-report", "load-search", "load-sweep", "load-comparison", "release")
+WITH_VERDICT = (
+    "parity", "load-report", "load-search", "load-sweep", "load-pareto", "load-comparison",
+    "release",
+)  # fmt: skip
 
 
 def artifact(out: Path, kind: str, verdict: str) -> Artifact:

@@ -1,5 +1,7 @@
 """Search and sweep, on the known server."""
 
+import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,16 @@ from typing import Any
 import pytest
 
 from loadtest.config import SLO
+from loadtest.report.formats import report_text
+from loadtest.studies import tries
 from loadtest.studies.judgeable_objectives import require_objective
-from loadtest.studies.measure_rate import measure_rate, summarize_rate
-from loadtest.studies.search import replicas, search_rate
+from loadtest.studies.load import Load
+from loadtest.studies.measure_load import measure_load, summarize_load
+from loadtest.studies.pareto import Contender, sweep_servers
+from loadtest.studies.search import replicas, search_concurrency, search_rate
 from loadtest.studies.sweep import sweep_rates
 from tests.integration.loadtest.small import PROMPTS, config, report_of
-from tuneline.core.errors import ConfigError
+from tuneline.core.errors import ConfigError, ServerError
 
 pytestmark = pytest.mark.usefixtures("shared_host")
 
@@ -105,6 +111,164 @@ def test_a_search_for_a_rate_that_makes_no_sense(
     assert not (tmp_path / "a").exists()
 
 
+ONE_AT_A_TIME = ("--ttft-s", "0.02", "--itl-s", "0", "--num-tokens", "1", "--one-at-a-time")
+
+
+def test_the_most_streams_of_a_server_of_known_capacity(
+    start_known_server: Any, tmp_path: Path
+) -> None:
+    # It serves one request at a time, 20 ms each: n streams wait 20 n ms. Six are too many.
+    with start_known_server(*ONE_AT_A_TIME) as server:
+        artifact = search_concurrency(
+            config(slo=SLO(e2e_s={"p90": 0.115}), timeout_s=10.0, max_tokens=1),
+            server.endpoint, tmp_path / "search", prompts=PROMPTS, most=64, num_requests=40,
+        )  # fmt: skip
+    report = report_of(artifact)
+    assert report["verdict"] == "PASS", report["problems"]
+    # A busy machine makes the server slower, and never faster.
+    assert 3 <= report["max_concurrency"] <= 5
+    assert report["lowest_failing_concurrency"] == report["max_concurrency"] + 1
+    assert (report["axis"], report["limited_by"]) == ("concurrency", "objectives")
+    assert report["max_rate_rps"] is None and report["capacity"] is None
+    streams = [probe["concurrency"] for probe in report["probes"]]
+    assert streams[:3] == [1, 2, 4]
+    # One at a time: a second stream buys no throughput.
+    assert report["knee"]["concurrency"] == 1
+    assert report["probes"][0]["mean_e2e_s"] == pytest.approx(0.02, rel=0.5)
+    assert (artifact.path / "concurrency.png").stat().st_size > 1000
+    metrics = artifact.manifest.metrics
+    assert metrics["max_concurrency"] == report["max_concurrency"]
+    assert "knee" in report_text(artifact, "html")
+
+
+def test_a_search_by_streams_is_honest(known: Any, tmp_path: Path) -> None:
+    slow = config(slo={"ttft_s": {"p50": 0.001}})
+    none = report_of(
+        search_concurrency(slow, known.endpoint, tmp_path / "a", prompts=PROMPTS, num_requests=20)
+    )
+    assert (none["verdict"], none["max_concurrency"]) == ("INCONCLUSIVE", None)
+    assert "no number of streams down to 1 streams holds" in none["problems"][0]
+    late = config(slo={"ttft_s": {"p50": 0.5}}, max_client_lag_s=1e-7)
+    spoilt = report_of(
+        search_concurrency(late, known.endpoint, tmp_path / "b", prompts=PROMPTS, num_requests=20)
+    )
+    assert (spoilt["verdict"], spoilt["max_concurrency"]) == ("INVALID", None)
+    few = config(slo={"ttft_s": {"p50": 0.5}})
+    most = report_of(
+        search_concurrency(
+            few, known.endpoint, tmp_path / "c", prompts=PROMPTS, num_requests=20, most=2
+        )
+    )
+    assert (most["max_concurrency"], most["limited_by"]) == (2, "max_concurrency")
+    with pytest.raises(ConfigError, match="start 9, max 3 streams"):
+        search_concurrency(
+            few, known.endpoint, tmp_path / "d", prompts=PROMPTS, num_requests=20, start=9, most=3
+        )
+
+
+def test_a_search_that_was_killed_goes_on(known: Any, tmp_path: Path) -> None:
+    settings = config(slo={"ttft_s": {"p50": 0.5}})
+    options: dict[str, Any] = {"prompts": PROMPTS, "num_requests": 40, "start_rps": 40.0,
+                               "max_rps": 160.0, "resume_key": "known"}  # fmt: skip
+
+    def search() -> dict[str, Any]:
+        return report_of(search_rate(settings, known.endpoint, tmp_path / "s", **options))
+
+    def search_killed_after(count: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tries, "measure_load", _killed_after(count))
+            with pytest.raises(KeyboardInterrupt):
+                search()
+
+    search_killed_after(2)
+    journal = tmp_path / ".s.partial" / ".journal.jsonl"
+    assert len(journal.read_text().splitlines()) == 3
+    num_before = len(known.truths())
+    with journal.open("a") as file:
+        file.write('{"note": {"axis": "ra')  # a kill cut the line off
+    search_killed_after(1)
+    assert len([json.loads(line) for line in journal.read_text().splitlines()]) == 4
+    report = search()
+    assert not list((tmp_path / "s").glob(".*"))
+    assert [probe["rate_rps"] for probe in report["probes"]] == [40.0, 80.0, 160.0, 160.0]
+    # Only the third rate and its confirmation were sent: 40 and 80 requests, each with warm-up.
+    assert len(known.truths()) - num_before == 40 + 80 + 2 * 5
+    assert (report["verdict"], report["max_rate_rps"]) == ("PASS", 160.0)
+
+
+def _killed_after(count: int) -> Any:
+    num_calls = 0
+
+    def measure(*args: Any, **kwargs: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > count:
+            raise KeyboardInterrupt
+        return measure_load(*args, **kwargs)
+
+    return measure
+
+
+def test_no_probe_starts_after_the_time_limit(known: Any, tmp_path: Path) -> None:
+    settings = config(slo={"ttft_s": {"p50": 0.5}})
+    report = report_of(
+        search_rate(settings, known.endpoint, tmp_path / "s", prompts=PROMPTS, num_requests=40,
+                    start_rps=40.0, max_rps=160.0, time_limit_s=0.5)
+    )  # fmt: skip
+    assert (report["verdict"], report["limited_by"]) == ("INCONCLUSIVE", "time_limit")
+    assert report["problems"] == ["no load was confirmed within 0.5 s"]
+    assert len(report["probes"]) == 1 and report["highest_passed_rps"] == 40.0
+    with pytest.raises(ConfigError, match="time limit 0 s"):
+        search_rate(settings, known.endpoint, tmp_path / "t", prompts=PROMPTS, time_limit_s=0.0)
+
+
+def test_servers_are_swept_in_turn(start_known_server: Any, tmp_path: Path) -> None:
+    def server(ttft_s: str, itl_s: str) -> Contender:
+        options = ("--ttft-s", ttft_s, "--itl-s", itl_s, "--num-tokens", "8")
+
+        @contextlib.contextmanager
+        def start() -> Any:
+            with start_known_server(*options) as known:
+                yield known.endpoint
+
+        return Contender({"itl_s": itl_s}, start)
+
+    @contextlib.contextmanager
+    def dead() -> Any:
+        raise ServerError("vLLM died while loading\n  | its log")
+        yield
+
+    artifact = sweep_servers(
+        config(slo={"ttft_s": {"p50": 1.0}}, num_warmup_requests=2),
+        {
+            "fast": server("0.02", "0.01"), "slow": server("0.02", "0.04"),
+            "dead": Contender({}, dead),
+        },
+        tmp_path / "s", prompts=PROMPTS, concurrencies=[4, 1], num_requests=12,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert artifact.kind == "load-pareto"
+    assert [(one["server"], one["concurrency"]) for one in report["points"]] == [
+        ("fast", 1), ("fast", 4), ("slow", 1), ("slow", 4),
+    ]  # fmt: skip
+    for one in report["points"]:
+        # 1 / itl by construction; a busy machine is slower.
+        itl_s = 0.01 if one["server"] == "fast" else 0.04
+        assert one["tokens_per_s_per_user"] == pytest.approx(1 / itl_s, rel=0.25)
+        # Eight tokens take the TTFT and seven gaps.
+        tokens_per_s = one["concurrency"] * 8 / (0.02 + 7 * itl_s)
+        assert one["tokens_per_s"] == pytest.approx(tokens_per_s, rel=0.35)
+    front = [(one["server"], one["concurrency"]) for one in report["points"] if one["is_on_front"]]
+    assert ("fast", 4) in front
+    assert not any(server == "slow" for server, _ in front)
+    assert report["servers"][2]["problem"] == "vLLM died while loading"
+    assert report["verdict"] == "FAIL"
+    assert "dead: vLLM died while loading" in report["problems"]
+    assert (artifact.path / "pareto.png").stat().st_size > 1000
+    with pytest.raises(ConfigError, match="expected at least one server"):
+        sweep_servers(config(), {}, tmp_path / "t", prompts=PROMPTS, concurrencies=[1])
+
+
 def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
     artifact = sweep_rates(
         config(slo={"ttft_s": {"p50": 0.001}}), known.endpoint, tmp_path / "s", prompts=PROMPTS,
@@ -147,17 +311,19 @@ def test_a_probe_that_its_own_client_spoiled_has_not_failed(known: Any, tmp_path
     settings = config(slo={"ttft_s": {"p50": 0.001}, "max_error_rate": None})
     for lag_s, expected in ((1.0, "FAIL"), (1e-7, "INVALID")):
         late = settings.model_copy(update={"max_client_lag_s": lag_s})
-        result, _ = measure_rate(late, known.endpoint, PROMPTS, 60.0, 60, 0, early=False)
-        assert summarize_rate(60.0, result, stopped=True).verdict == expected
+        load = Load("rate", 60.0)
+        result, _ = measure_load(late, known.endpoint, PROMPTS, load, 60, 0, early=False)
+        assert summarize_load(load, result, stopped=True).verdict == expected
 
 
 def test_a_probe_that_is_stopped_early_has_failed(start_known_server: Any) -> None:
     settings = config(slo={"e2e_s": {"p50": 0.1}}, max_client_lag_s=0.2)
     with start_known_server("--ttft-s", "0.1", "--itl-s", "0", "--one-at-a-time") as server:
-        result, stopped = measure_rate(settings, server.endpoint, PROMPTS, 60.0, 300, 0)
+        load = Load("rate", 60.0)
+        result, stopped = measure_load(settings, server.endpoint, PROMPTS, load, 300, 0)
     assert stopped
     assert result.stats.num_unfinished > 100
-    assert summarize_rate(60.0, result, stopped).verdict == "FAIL", result.judgement.problems
+    assert summarize_load(load, result, stopped).verdict == "FAIL", result.judgement.problems
 
 
 def test_limits_of_good_requests_are_not_an_objective() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from loadtest.studies.bracket import MAX_RATES, Outcome, bracket
+from loadtest.studies.bracket import MAX_LOADS, Outcome, bracket
 
 
 def tried(
@@ -34,7 +34,7 @@ def test_the_result_is_within_the_precision_of_the_truth(highest: float, precisi
     assert best is not None and failing is not None
     assert best <= highest < failing
     assert failing / best - 1 <= precision
-    assert len(rates) <= MAX_RATES
+    assert len(rates) <= MAX_LOADS
 
 
 def test_it_doubles_and_then_bisects_on_a_logarithmic_scale() -> None:
@@ -67,4 +67,46 @@ def test_no_rate_meets_a_floor_above_what_the_endpoint_holds() -> None:
     rates, best, failing = tried(20.0, floor=30.0)
     assert best is None
     assert failing is not None and failing > 20.0
-    assert len(rates) <= MAX_RATES
+    assert len(rates) <= MAX_LOADS
+
+
+def whole(
+    highest: float, *, start: float = 1.0, most: float = 1000.0, precision: float = 0.1
+) -> tuple[list[float], float | None, float | None]:
+    """Return the numbers of streams tried, the best and the failing."""
+    search = bracket(start, most, precision, is_whole=True)
+    tried = [next(search)]
+    while True:
+        try:
+            tried.append(search.send("holds" if tried[-1] <= highest else "fails"))
+        except StopIteration as end:
+            best, failing = end.value
+            return tried, best, failing
+
+
+@pytest.mark.parametrize("highest", [1, 2, 3, 5, 6, 7, 15, 16, 17, 100, 999])
+@pytest.mark.parametrize("start", [1, 4])
+def test_streams_are_whole_numbers_and_end_next_to_each_other(highest: int, start: int) -> None:
+    tried, best, failing = whole(highest, start=start, precision=0.001)
+    assert all(value == round(value) >= 1 for value in tried)
+    assert best is not None and failing is not None
+    assert (best, failing) == (highest, highest + 1) or len(tried) == MAX_LOADS
+    assert best <= highest < failing
+
+
+def test_one_stream_is_the_least() -> None:
+    assert whole(0) == ([1.0], None, 1.0)
+    assert whole(0, start=4) == ([4.0, 2.0, 1.0], None, 1.0)
+    assert whole(2000, most=8.0) == ([1.0, 2.0, 4.0, 8.0], 8.0, None)
+
+
+def test_a_search_that_does_not_go_down_ends_with_its_first_failure() -> None:
+    search = bracket(4.0, 100.0, 0.5, goes_down=False)
+    assert next(search) == 4.0
+    with pytest.raises(StopIteration) as end:
+        search.send("fails")
+    assert end.value.value == (None, 4.0)
+    search = bracket(4.0, 100.0, 0.5, goes_down=False)
+    next(search)
+    assert search.send("holds") == 8.0
+    assert search.send("fails") == pytest.approx(math.sqrt(32.0))

@@ -1,16 +1,27 @@
-"""One rate of a search or a sweep: measured, and summarized."""
+"""One load of a study, measured and summarized."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from loadtest.client.processes import Counters
+from loadtest.client.records import SUCCEEDED
 from loadtest.config import SLO, LoadTestConfig, Scenario
+from loadtest.judging.intervals import (
+    MIN_BLOCKS,
+    block_length,
+    correlated_block,
+    paired_difference,
+)
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import Judgement
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result
+from loadtest.studies.load import Load
 from loadtest.studies.schema import METRICS, Probe
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
@@ -20,31 +31,39 @@ from tuneline.core.verdict import Verdict
 NUM_HOPELESS = 30
 """After so many failures and no answer, the endpoint is not there."""
 FLOORS = {"min_request_throughput_rps", "min_output_throughput_tps", "min_goodput_rps"}
-"""Objectives that a low rate cannot meet."""
+"""Objectives that a low load cannot meet."""
 MIN_KEPT_SHARE = 0.7
-"""An endpoint keeps up with a rate when it answers this share of it inside the window."""
+"""An endpoint keeps up with a load when it answers this share of it inside the window."""
+TIMES_TOO_SLOW = 4
+"""A load is given up when requests take so many times the slowest time that is allowed."""
 
 
-def measure_rate(
+def measure_load(
     config: LoadTestConfig,
     endpoint: Endpoint,
     prompts: Sequence[Messages],
-    rate_rps: float,
+    load: Load,
     num_requests: int,
     seed: int,
     *,
     early: bool = True,
 ) -> tuple[Result, bool]:
-    """Measure a Poisson open loop; return the result and whether it was stopped early.
+    """Measure a Poisson open loop or a closed loop; return the result and whether it was stopped
+    early.
 
     Args:
-        early: Stop when more requests are in flight, or have failed, than the objectives allow.
+        early: Stop when more requests are in flight, have failed or take longer than the objectives
+            allow.
     """
-    name = f"rate-{rate_rps:.4g}".replace(".", "-").replace("+", "")
-    values = {"name": name, "rate_rps": rate_rps, "num_requests": num_requests}
+    values = {
+        "name": load.name,
+        "rate_rps": load.rate_rps,
+        "concurrency": load.concurrency,
+        "num_requests": num_requests,
+    }
     scenario = validate_config(Scenario, values, "options")
     stopped = False
-    limit = _most_in_flight(config, rate_rps)
+    is_too_much = _too_much(config, load, num_requests)
 
     def give_up(counters: Counters) -> bool:
         nonlocal stopped
@@ -53,7 +72,7 @@ def measure_rate(
         )
         if counters.num_failed >= NUM_HOPELESS and not counters.num_answered:
             stopped = True
-        if early and (counters.num_in_flight > limit or too_many_failed):
+        if early and (is_too_much(counters) or too_many_failed):
             stopped = True
         return stopped
 
@@ -61,13 +80,19 @@ def measure_rate(
     return result, stopped
 
 
-def _most_in_flight(config: LoadTestConfig, rate_rps: float) -> float:
-    """Return how many requests in flight rule out the objectives: by Little's law they take four
-    times the slowest time that is allowed."""
-    slowest = _slowest_allowed(config.slo)
-    if slowest is None:
-        slowest = config.timeout_s / 4
-    return max(4 * slowest * rate_rps, 50.0)
+def _too_much(config: LoadTestConfig, load: Load, num_requests: int) -> Callable[[Counters], bool]:
+    """Return what rules out the objectives while a load runs.
+
+    In an open loop, too many requests are in flight, by Little's law. A closed loop has a fixed
+    number of them, so there it is the time that all of them would take.
+    """
+    slowest_s = _slowest_allowed(config.slo) or config.timeout_s / TIMES_TOO_SLOW
+    if load.rate_rps is not None:
+        limit = max(TIMES_TOO_SLOW * slowest_s * load.rate_rps, 50.0)
+        return lambda counters: counters.num_in_flight > limit
+    num_rounds = math.ceil((num_requests + config.num_warmup_requests) / load.value) + 1
+    deadline_s = time.monotonic() + max(TIMES_TOO_SLOW * slowest_s * num_rounds, 30.0)
+    return lambda _: time.monotonic() > deadline_s
 
 
 def _slowest_allowed(slo: SLO) -> float | None:
@@ -76,18 +101,22 @@ def _slowest_allowed(slo: SLO) -> float | None:
     return limits[max(limits)] if limits else slo.goodput_e2e_s
 
 
-def summarize_rate(rate_rps: float, result: Result, stopped: bool) -> Probe:
-    """Summarize a measured rate. A rate that was stopped has failed, unless the client was the
+def summarize_load(load: Load, result: Result, stopped: bool) -> Probe:
+    """Summarize a measured load. A load that was stopped has failed, unless the client was the
     reason."""
     stats, judgement = result.stats, result.judgement
     failed = stopped and not judgement.is_worth_repeating
+    e2e_s, e2e_ci95 = mean_e2e(result)
     return Probe(
-        rate_rps=rate_rps,
+        rate_rps=load.rate_rps,
+        concurrency=load.concurrency,
         verdict=Verdict.FAIL if failed else judgement.verdict,
         stopped_early=stopped,
         num_requests=stats.num_offered,
         latency={metric: stats.latencies[metric].percentiles for metric in METRICS},
         output_tokens_per_s=stats.throughput.output_tokens_per_s,
+        mean_e2e_s=e2e_s,
+        mean_e2e_s_ci95=e2e_ci95,
         error_rate=stats.failed.value,
         problems=judgement.problems,
         num_needed=None if failed else _num_needed(stats, judgement),
@@ -95,8 +124,24 @@ def summarize_rate(rate_rps: float, result: Result, stopped: bool) -> Probe:
     )
 
 
+def mean_e2e(result: Result) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the mean end-to-end latency of the succeeded requests, seconds, with its 95 %
+    moving-block interval; without an interval where there are too few requests for one."""
+    records = result.records
+    ok = records.select((records.state == SUCCEEDED) & ~records.warmup)
+    if not len(ok):
+        return None, None
+    order = np.argsort(ok.intended_s, kind="stable")
+    values = (ok.last_token_s - ok.intended_s)[order]
+    block = correlated_block(values, block_length(result.stats.mean_in_flight or 1.0))
+    if len(values) < MIN_BLOCKS * block:
+        return float(np.mean(values)), None
+    mean, low, high = paired_difference(values, block)
+    return mean, (low, high)
+
+
 def _is_too_low(stats: Statistics, judgement: Judgement) -> bool:
-    """Return whether the rate missed only floors of throughput, and the endpoint kept up."""
+    """Return whether the load missed only floors of throughput, and the endpoint kept up."""
     missed = {one.name for one in judgement.objectives if one.verdict != Verdict.PASS}
     offered, succeeded = stats.throughput.offered_rps, stats.throughput.succeeded_rps
     return (

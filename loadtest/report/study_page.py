@@ -1,0 +1,211 @@
+"""A search by concurrency or by rate, and a sweep over servers, as a page."""
+
+from __future__ import annotations
+
+from loadtest.report.files import read_document
+from loadtest.report.schema import REPORT_FILE
+from loadtest.studies.load import UNITS
+from loadtest.studies.schema import ParetoPoint, ParetoReport, Probe, SearchReport
+from tuneline.core.artifact import Artifact
+from tuneline.core.page.blocks import (
+    Block,
+    Column,
+    Document,
+    Paragraph,
+    Plots,
+    Section,
+    Table,
+    Tile,
+    Tone,
+    verdict_badge,
+)
+from tuneline.core.page.numbers import digits, seconds
+from tuneline.core.page.plot import Axis, Rule, Series, line_plot
+
+
+def study_document(artifact: Artifact) -> Document:
+    """Return a `load-search` or a `load-pareto` as a page of its own.
+
+    Raises:
+        ArtifactError: The report is damaged or of another schema version.
+    """
+    if artifact.kind == "load-pareto":
+        pareto = read_document(artifact.path / REPORT_FILE, ParetoReport)
+        return _document(
+            artifact, pareto, "servers", "Tuneline sweep over servers", _front_tiles(pareto),
+            Section("pareto", "Servers", _pareto_blocks(pareto)),
+        )  # fmt: skip
+    search = read_document(artifact.path / REPORT_FILE, SearchReport)
+    return _document(
+        artifact, search, search.endpoint.model, "Tuneline load search", _search_tiles(search),
+        Section("search", "Search", _search_blocks(search)),
+    )  # fmt: skip
+
+
+def _document(
+    artifact: Artifact,
+    report: SearchReport | ParetoReport,
+    name: str,
+    about: str,
+    tiles: tuple[Tile, ...],
+    section: Section,
+) -> Document:
+    return Document(
+        name=name,
+        about=about,
+        verdict=verdict_badge(report.verdict),
+        lead=about,
+        notices=tuple(Paragraph(problem, Tone.BAD) for problem in report.problems),
+        tiles=tiles,
+        sections=(section,),
+        made=f"Measured with Tuneline, complete at {artifact.manifest.created_at}.",
+    )
+
+
+def _search_tiles(report: SearchReport) -> tuple[Tile, ...]:
+    unit = UNITS[report.axis]
+    found = report.max_rate_rps if report.axis == "rate" else report.max_concurrency
+    failing = (
+        report.lowest_failing_rate_rps
+        if report.axis == "rate"
+        else report.lowest_failing_concurrency
+    )
+    tiles = [
+        Tile("highest that holds", _or_dash(found), unit),
+        Tile("lowest that fails", _or_dash(failing), unit),
+    ]
+    if report.knee is not None:
+        end = "more" if report.knee.high is None else str(report.knee.high)
+        tiles.append(
+            Tile("knee", str(report.knee.concurrency), f"{report.knee.low} to {end} streams")
+        )
+    return tuple(tiles)
+
+
+def _search_blocks(report: SearchReport) -> tuple[Block, ...]:
+    unit = UNITS[report.axis]
+    table = Table(
+        "Probes, in their order",
+        (Column(unit, True), Column("verdict"), Column("requests", True), Column("TTFT p90", True),
+         Column("end to end p90", True), Column("output tokens/s", True)),
+        tuple(_probe_row(probe) for probe in report.probes),
+    )  # fmt: skip
+    ordered = sorted(report.probes, key=_load)
+    x = Axis(unit, limits=(0.0, None))
+    rules = () if report.knee is None else (Rule(report.knee.concurrency, "knee"),)
+    latency = [
+        Series(name, [
+            (_load(probe), value)
+            for probe in ordered
+            if (value := probe.latency[metric].get("p90")) is not None
+        ], "marked")
+        for name, metric in (("TTFT p90", "ttft_s"), ("end to end p90", "e2e_s"))
+    ]  # fmt: skip
+    tokens = Series("output tokens/s", [
+        (_load(probe), probe.output_tokens_per_s)
+        for probe in ordered
+        if probe.output_tokens_per_s is not None
+    ], "marked")  # fmt: skip
+    plots = []
+    if any(one.points for one in latency):
+        y = Axis("latency", seconds, limits=(0.0, None))
+        plots.append(line_plot(f"Latency against {unit}", latency, x, y, rules=rules))
+    if tokens.points:
+        y = Axis("output tokens/s", limits=(0.0, None))
+        plots.append(line_plot(f"Throughput against {unit}", [tokens], x, y, rules=rules))
+    return (table, Plots(tuple(plots))) if plots else (table,)
+
+
+def _probe_row(probe: Probe) -> tuple[str, ...]:
+    return (
+        digits(_load(probe)),
+        probe.verdict + (" (ended early)" if probe.stopped_early else ""),
+        str(probe.num_requests),
+        _seconds(probe.latency["ttft_s"].get("p90")),
+        _seconds(probe.latency["e2e_s"].get("p90")),
+        _or_dash(probe.output_tokens_per_s),
+    )
+
+
+def _front_tiles(report: ParetoReport) -> tuple[Tile, ...]:
+    front = [point for point in report.points if point.is_on_front]
+    if not front:
+        return ()
+    most = max(front, key=lambda point: point.tokens_per_s or 0.0)
+    fastest = max(front, key=lambda point: point.tokens_per_s_per_user or 0.0)
+    return (
+        Tile("most tokens/s", _or_dash(most.tokens_per_s), _place(most)),
+        Tile("fastest user", _or_dash(fastest.tokens_per_s_per_user), _place(fastest)),
+    )
+
+
+def _place(point: ParetoPoint) -> str:
+    return f"{point.server}, {point.concurrency} streams"
+
+
+def _pareto_blocks(report: ParetoReport) -> tuple[Block, ...]:
+    settings = Table(
+        "Servers",
+        (Column("server"), Column("settings"), Column("problem")),
+        tuple(
+            (
+                server.name,
+                ", ".join(f"{key}={value}" for key, value in server.settings.items())
+                or "the run's",
+                server.problem or "",
+            )
+            for server in report.servers
+        ),
+    )
+    points = Table(
+        "Points; the front has a star",
+        (Column("server"), Column("streams", True), Column("tokens/s per user", True),
+         Column("95 %", True), Column("tokens/s of the server", True), Column("95 %", True),
+         Column("TTFT p90", True), Column("verdict"), Column("front")),
+        tuple(
+            (
+                point.server,
+                str(point.concurrency),
+                _or_dash(point.tokens_per_s_per_user),
+                _interval(point.tokens_per_s_per_user_ci95),
+                _or_dash(point.tokens_per_s),
+                _interval(point.tokens_per_s_ci95),
+                _seconds(point.ttft_p90_s),
+                point.verdict,
+                "*" if point.is_on_front else "",
+            )
+            for point in report.points
+        ),
+    )  # fmt: skip
+    usable = [point for point in report.points if point.is_usable]
+    if not usable:
+        return (settings, points)
+    series = [
+        Series(server.name, sorted(point.place for point in own), "marked")
+        for server in report.servers
+        if (own := [point for point in usable if point.server == server.name])
+    ]
+    front = sorted(point.place for point in usable if point.is_on_front)
+    plot = line_plot(
+        "Tokens/s of the server against tokens/s per user",
+        [*series, Series("front", front)],
+        Axis("output tokens/s of a user", limits=(0.0, None)),
+        Axis("output tokens/s of the server", limits=(0.0, None)),
+    )
+    return (settings, Plots((plot,)), points)
+
+
+def _load(probe: Probe) -> float:
+    return probe.rate_rps if probe.rate_rps is not None else float(probe.concurrency or 0)
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{digits(interval[0])} to {digits(interval[1])}"
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else digits(value)
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else seconds(value)
