@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Iterator
@@ -29,10 +30,16 @@ def context() -> Iterator[zmq.Context[Any]]:
 
 @pytest.fixture
 def condition_type() -> Any:
-    """Return a copy of vLLM's class, so that other tests get it as it is."""
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    """Return the class of a fresh copy of vLLM's module.
 
-    return type("Copy", (SpinCondition,), {})
+    The module itself may be corrected already: vLLM loads its plugins when it parses flags.
+    """
+    spec = importlib.util.find_spec("vllm.distributed.device_communicators.shm_broadcast")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SpinCondition
 
 
 def reader_and_writer(condition_type: Any, context: Any, address: str) -> tuple[Any, Any]:
