@@ -100,8 +100,10 @@ def test_gradients_equal_those_of_one_padded_batch(
         expected = {name: p.grad for name, p in _trained(plain)}
         assert expected.keys() == found.keys() and len(found) == (28 if way == "lora" else 20)
         for name, gradient in expected.items():
-            assert gradient.abs().max() > 0
-            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+            largest = float(gradient.abs().max())
+            assert largest > 0
+            # float32 sums in another order
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * largest)
 
 
 def test_the_heldout_loss_is_the_mean_over_all_answer_tokens(line: Line, tmp_path: Path) -> None:
