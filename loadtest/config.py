@@ -85,6 +85,16 @@ class SLO(StrictModel):
     """Least good requests as a share of the offered requests; below 1.0 the share's 95 % interval
     is judged."""
 
+    max_latency_drift_per_hour: float | None = Field(default=None, gt=0)
+    """Most growth per hour of the medians of TTFT, TPOT and end-to-end latency, as a share of their
+    level in the run. The 95 % interval of the slope is judged."""
+    max_server_memory_growth_mib_per_hour: float | None = Field(default=None, gt=0)
+    """Most growth per hour of the server's memory (`process_resident_memory_bytes` of its
+    `/metrics`) in MiB; the 95 % interval of the slope is judged."""
+    max_kv_cache_growth_per_hour: float | None = Field(default=None, gt=0)
+    """Most growth per hour of the used share of the KV cache (`vllm:kv_cache_usage_perc`); the 95 %
+    interval of the slope is judged."""
+
     @model_validator(mode="after")
     def _goodput_has_limits(self) -> Self:
         wanted = self.min_goodput_rps is not None or self.min_goodput_share is not None
@@ -101,6 +111,12 @@ class SLO(StrictModel):
         return bool(
             self.session_s or self.session_wait_s or self.max_session_error_rate is not None
         )
+
+    @property
+    def has_samples(self) -> bool:
+        """Return whether an objective is set on the server's memory or cache."""
+        limits = (self.max_server_memory_growth_mib_per_hour, self.max_kv_cache_growth_per_hour)
+        return any(limit is not None for limit in limits)
 
     @property
     def has_goodput(self) -> bool:

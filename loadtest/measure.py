@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import partial
 
 from loadtest.calibration.calibrate import calibrate
 from loadtest.client.plan import Plan
-from loadtest.client.prepare import make_plan, plan_digest, with_unsent
-from loadtest.client.processes import Counters, Measured, run_workers
-from loadtest.client.records import CANCELLED, SUCCEEDED, Records
-from loadtest.config import LoadTestConfig, Scenario
-from loadtest.judging.answers import judge_answers, repeat_figures
+from loadtest.client.prepare import make_plan, plan_digest
+from loadtest.client.processes import Counters, Measured, SpillTo, run_workers
+from loadtest.config import CancellationsConfig, LoadTestConfig, Scenario
+from loadtest.figures import Figures, figures_of, models_of
+from loadtest.judging.answers import judge_answers
+from loadtest.judging.blocks import over_time
+from loadtest.judging.cancellations import Left, cancellation_figures, cancellation_warnings
 from loadtest.judging.client_figures import client_figures
-from loadtest.judging.server_metrics import (
-    Scrape,
-    cancellation_figures,
-    cancellation_warnings,
-    deltas,
-    reconcile,
-    scrape,
-    settled_scrape,
-)
-from loadtest.judging.statistics import Statistics, statistics
+from loadtest.judging.samples import INTERVAL_S, JUDGED_INTERVAL_S, Samples, sampled
+from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
+from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import judge
 from loadtest.report.answer_schema import AnswerFigures
 from loadtest.report.build import Result
@@ -49,6 +43,7 @@ def measure_scenario(
     give_up: GiveUp = lambda _: False,
     permutation_seed: int | None = None,
     checks: Checks | None = None,
+    spill: SpillTo | None = None,
 ) -> Result:
     """Calibrate, run one scenario, read the server's own figures, and judge.
 
@@ -60,6 +55,7 @@ def measure_scenario(
         seed: Seed of the arrivals and the order.
         give_up: Asked each second; True ends the run, and requests in flight stay unfinished.
         permutation_seed, checks: See `build_workload`.
+        spill: Where the records of a long run go; without it they stay in memory.
     """
     plan, workload = make_plan(
         config,
@@ -81,22 +77,42 @@ def measure_scenario(
             requests_per_arrival=per_arrival,
         )
     before = scrape(endpoint)
-    measured = run_plan(scenario.name, plan, endpoint.api_key, give_up)
+    slo = scenario.slo or config.slo
+    pause_s = JUDGED_INTERVAL_S if slo.has_samples else INTERVAL_S
+    with ExitStack() as stack:
+        samples = None
+        if before is not None:
+            samples = stack.enter_context(sampled(partial(scrape, endpoint), pause_s))
+        measured = run_plan(scenario.name, plan, endpoint.api_key, give_up, spill=spill)
+    figures = figures_of(config, scenario, plan, workload, measured)
     server = after = None
     if before is not None:
-        ok = measured.records.select(measured.records.state == SUCCEEDED)
-        after = settled_scrape(endpoint, before, float(np.nansum(ok.tokens)))
-        server = None if after is None else server_figures(before, after, measured.records)
-    result = judged(config, scenario, plan, workload, measured, calibration, server, checks)
+        after = settled_scrape(endpoint, before, figures.totals["generation_tokens"] or 0.0)
+        server = None if after is None else server_figures(before, after, figures.totals)
+    if samples is not None:
+        samples = samples.after(measured.start_unix_s)
+    result = judged(
+        config, scenario, plan, workload, measured, calibration, server, checks,
+        figures=figures, samples=samples,
+    )  # fmt: skip
     if config.cancellations is None:
         return result
-    left = cancellation_figures(measured.records, before, after)
-    said = [
-        *result.judgement.warnings,
-        *cancellation_warnings(left, len(measured.records), config.cancellations.share),
-    ]
-    judgement = replace(result.judgement, warnings=said)
-    return replace(result, cancellations=left, judgement=judgement)
+    return with_cancellations(result, config.cancellations, figures.left, before, after)
+
+
+def with_cancellations(
+    result: Result,
+    config: CancellationsConfig,
+    left: Left,
+    before: Scrape | None,
+    after: Scrape | None,
+) -> Result:
+    """Return a result with the figures and warnings of clients that left."""
+    found = cancellation_figures(left, before, after)
+    num_requests = result.stats.num_offered + result.stats.num_warmup
+    said = cancellation_warnings(found, num_requests, config.share)
+    judgement = replace(result.judgement, warnings=[*result.judgement.warnings, *said])
+    return replace(result, cancellations=found, judgement=judgement)
 
 
 def run_plan(
@@ -107,6 +123,7 @@ def run_plan(
     *,
     workers: range | None = None,
     start: Callable[[], float] | None = None,
+    spill: SpillTo | None = None,
 ) -> Measured:
     """Run a plan, or the part of it that falls to `workers`, with a progress display."""
     total = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)
@@ -122,17 +139,12 @@ def run_plan(
             )
             return give_up(counters)
 
-        return run_workers(plan, key, watch, workers=workers, start=start)
+        return run_workers(plan, key, watch, workers=workers, start=start, spill=spill)
 
 
-def server_figures(before: Scrape, after: Scrape, records: Records) -> Server:
-    """Return the server's own figures between two scrapes, reconciled with all records."""
-    ok = records.select(records.state == SUCCEEDED)
+def server_figures(before: Scrape, after: Scrape, client: dict[str, float | None]) -> Server:
+    """Return the server's own figures between two scrapes, reconciled with the client's."""
     figures = deltas(before, after)
-    client: dict[str, float | None] = {"generation_tokens": float(np.nansum(ok.tokens))}
-    if len(ok):
-        client["mean_ttft_s"] = float(np.mean(ok.first_token_s - ok.sent_s))
-        client["mean_e2e_s"] = float(np.mean(ok.last_token_s - ok.sent_s))
     rows, warnings = reconcile(figures, client)
     return Server(figures=figures, reconciliation=rows, warnings=warnings)
 
@@ -146,29 +158,21 @@ def judged(
     calibration: Calibration | None = None,
     server: Server | None = None,
     checks: Checks | None = None,
+    *,
+    figures: Figures | None = None,
+    samples: Samples | None = None,
 ) -> Result:
-    """Return the figures and the verdict of a measured scenario."""
-    records = with_unsent(plan, measured.records)
-    slo = scenario.slo or config.slo
-    bodies = [plan.body_place(int(index)) for index in records.index]
-    asked = np.array([workload.output_tokens[body] for body in bodies], np.float64)
-    is_check = np.array(
-        [plan.check_of(int(index)) is not None for index in records.index], np.bool_
-    )
-    # The reference's answers end by themselves.
-    exact = np.where(is_check, records.tokens, asked) if config.ignore_eos else None
-    stats = statistics(
-        records,
-        slo,
-        exact_tokens=exact,
-        duration_s=scenario.duration_s,
-        ended_early=measured.ended_early,
-        num_turns=None if plan.sessions is None else plan.sessions.num_turns,
-    )
+    """Return the figures and the verdict of a measured scenario.
+
+    Args:
+        figures: Those of `measured`, where they are known.
+        samples: The server's memory and cache over the run.
+    """
+    figures = figures or figures_of(config, scenario, plan, workload, measured)
+    slo, stats = scenario.slo or config.slo, figures.stats
     client = client_figures(measured.workers, stats.send_lag)
-    declared = config.workload.min_repeat_ttft_share
-    repeats = None if plan.sessions is not None else repeat_figures(records, bodies, declared)
-    answers = None if checks is None else _answers(checks, measured, records, is_check)
+    answers = None if checks is None else _answers(checks, plan, measured, figures.num_asked)
+    run_over_time = None if figures.blocks is None else over_time(figures.blocks, samples)
     judgement = judge(
         config,
         slo,
@@ -178,37 +182,44 @@ def judged(
         calibration=calibration,
         prefix_hit_rate=_hit_rate(server, stats),
         answers=answers,
-        repeats=repeats,
+        repeats=figures.repeats,
+        over_time=run_over_time,
+        is_disk_full=measured.is_disk_full,
     )
     if server is not None:
         judgement = replace(judgement, warnings=judgement.warnings + server.warnings)
     return Result(
         scenario=scenario,
-        records=records,
+        records=figures.records,
         stats=stats,
         client=client,
         judgement=judgement,
         plan_digest=plan_digest(plan, workload),
-        models=[workload.models[body] for body in bodies],
+        models=models_of(plan, workload, figures.records),
+        model_figures=figures.models,
         calibration=calibration,
         server=server,
         examples=_examples(measured),
         text_sample=[text for worker in measured.workers for text in worker["text_sample"]][:3],
         start_unix_s=measured.start_unix_s,
         answers=answers,
-        repeats=repeats,
+        repeats=figures.repeats,
+        over_time=run_over_time,
+        is_spilled=bool(measured.spills),
     )
 
 
-def _answers(
-    checks: Checks, measured: Measured, records: Records, is_check: NDArray[np.bool_]
-) -> AnswerFigures:
-    """Return the figures of the answers to the reference's prompts, without warm-up."""
-    of_warmup = set(records.index[records.warmup].tolist())
+def _answers(checks: Checks, plan: Plan, measured: Measured, num_asked: int) -> AnswerFigures:
+    """Return the figures of the answers to the reference's prompts, without warm-up.
+
+    A long run compares a sample; as many answers count as asked as the sample stands for.
+    """
     found = [tuple(one) for worker in measured.workers for one in worker["checked"]]
-    asks = is_check & ~records.warmup & (records.state != CANCELLED)
-    kept = [one for one in found if one[0] not in of_warmup]
-    return judge_answers(checks, kept, int(np.sum(asks)))
+    kept = [one for one in found if not plan.is_warmup(one[0])]
+    num_answered = sum(one.get("num_checked", len(one["checked"])) for one in measured.workers)
+    if num_answered > len(found):
+        num_asked = round(num_asked * len(found) / num_answered)
+    return judge_answers(checks, kept, num_asked)
 
 
 def _examples(measured: Measured) -> dict[str, list[str]]:

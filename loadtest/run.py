@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from loadtest.client.processes import SpillTo
 from loadtest.client.server_check import Served, probe, unlisted
+from loadtest.client.spill import SUFFIX
 from loadtest.config import LoadTestConfig
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, load_report, summary_metrics
-from loadtest.report.files import records_path
+from loadtest.report.files import records_path, sample_path
 from loadtest.report.plots import plot_latency_cdf, plot_ttft_over_time
 from loadtest.report.schema import REPORT_FILE, LoadReport
 from loadtest.report.terminal import report_lines
@@ -56,12 +60,15 @@ def run_loadtest(
     """
     if not prompts and config.workload.source == "prompts":
         raise ConfigError("the load test has no prompts; expected at least one")
-    checks = _checks(config, reference, tolerances)
+    checks = checks_of(config, reference, tolerances)
     served = check_served(config, endpoint, inputs)
     resolved = config.model_dump(mode="json")
-    with new_artifact(out, "load-report", config=resolved, inputs=inputs) as draft:
+    with (
+        new_artifact(out, "load-report", config=resolved, inputs=inputs) as draft,
+        _kept_records(draft.dir, out.with_name(f"{out.name}.records")),
+    ):
         results = [
-            _measure_until_valid(config, number, endpoint, prompts, checks)
+            _measure_until_valid(config, number, endpoint, prompts, checks, draft.dir)
             for number in range(len(config.scenarios))
         ]
         report = load_report(config, endpoint, served, inputs, results)
@@ -72,27 +79,50 @@ def run_loadtest(
     return open_artifact(out)
 
 
+@contextmanager
+def _kept_records(directory: Path, kept: Path) -> Iterator[None]:
+    """Move what a long run has written to `kept` if the block raises: the directory is removed."""
+    is_whole = False
+    try:
+        yield
+        is_whole = True
+    finally:
+        found = [] if is_whole else sorted(directory.glob(f"*{SUFFIX}"))
+        if found:
+            kept.mkdir(exist_ok=True)
+            for path in found:
+                path.replace(kept / path.name)
+            logger.warning("the run did not end; its records so far are in %s", kept)
+
+
 def _measure_until_valid(
     config: LoadTestConfig,
     number: int,
     endpoint: Endpoint,
     prompts: Sequence[Messages],
     checks: Checks | None,
+    directory: Path,
 ) -> Result:
     """Measure a scenario, and once more where only the client or its host was in the way.
 
     Their own lag voids the first try, whatever the server's latencies are. A scenario with a
-    request that failed or did not end is not measured again: that could hide the failure.
+    request that failed or did not end is not measured again: that could hide the failure. Nor is a
+    long run: it would take its hours once more.
     """
     scenario = config.scenarios[number]
     seed = config.seed + number
-    first = measure_scenario(config, scenario, endpoint, prompts, seed=seed, checks=checks)
+    spill = SpillTo(directory, scenario.name)
+    measure = partial(
+        measure_scenario, config, scenario, endpoint, prompts,
+        seed=seed, checks=checks, spill=spill,
+    )  # fmt: skip
+    first = measure()
     all_succeeded = first.stats.num_failed == first.stats.num_unfinished == 0
-    if not (first.judgement.is_worth_repeating and all_succeeded):
+    if first.is_spilled or not (first.judgement.is_worth_repeating and all_succeeded):
         return first
     reason = first.judgement.problems[0]
     logger.warning("%s: INVALID (%s); measuring it once more", scenario.name, reason)
-    result = measure_scenario(config, scenario, endpoint, prompts, seed=seed, checks=checks)
+    result = measure()
     said = f"measured twice: the first measurement was INVALID ({reason})"
     if config.workload.source in ("prompts", "sharegpt") and not config.workload.unique_prompts:
         said += "; the server's prefix cache may hold that run's prompts"
@@ -100,7 +130,7 @@ def _measure_until_valid(
     return replace(result, judgement=judgement)
 
 
-def _checks(
+def checks_of(
     config: LoadTestConfig, reference: Artifact | None, tolerances: Tolerances | None
 ) -> Checks | None:
     """Return the reference's prompts and answers; None where the configuration asks for none.
@@ -153,6 +183,7 @@ def write_report(report: LoadReport, results: Sequence[Result], directory: Path)
     """Write `report.json`, the raw records and the plots."""
     write_document(report, directory / REPORT_FILE)
     for result in results:
-        result.records.save(records_path(directory, result.scenario.name))
+        name = result.scenario.name
+        result.records.save((sample_path if result.is_spilled else records_path)(directory, name))
     plot_latency_cdf(results, directory)
     plot_ttft_over_time(results, directory)

@@ -159,7 +159,7 @@ class LoadTestGroup(LazyGroup):
         ),
         "report": Row(
             AT + "load_reports:report",
-            "Print a load report as a table, a page, JSON, CSV, vLLM's JSON or Prometheus text.",
+            "Print a load report in another form, or log it to MLflow.",
         ),
     }
 

@@ -41,9 +41,27 @@ class KnownServer:
         self.epoch_s = self.loop.time()
         self.num_running = 0
         self.free_at_s = 0.0
+        self.folded: dict[str, float] = {}
+        """Metrics of the requests whose record was let go."""
 
     def names(self) -> list[str]:
         return [self.model, f"{self.model}@0123456789ab"]
+
+    def keep(self, truth: Truth) -> None:
+        """Keep the record of a request; with `num_kept`, let older ones go."""
+        self.truths.append(truth)
+        if self.delays.num_kept and len(self.truths) > 2 * self.delays.num_kept:
+            cut = len(self.truths) - self.delays.num_kept
+            old, recent = self.truths[:cut], self.truths[cut:]
+            self.truths = [one for one in old if one.done_ns is None] + recent
+            self.folded = added(self.folded, metric_values([one for one in old if one.done_ns]))
+
+    def metrics(self) -> dict[str, float]:
+        """Return the few of vLLM's metrics that a load test reads."""
+        found = added(self.folded, metric_values(self.truths))
+        delays, age_s = self.delays, self.loop.time() - self.epoch_s
+        memory_mib = delays.memory_mib + delays.leak_mib_per_s * age_s
+        return {**found, "process_resident_memory_bytes": round(memory_mib * 2**20)}
 
     def when(self, time_s: float) -> float:
         """A write that is due at `time_s` happens then, or on the next common step."""
@@ -158,9 +176,9 @@ class ServerConnection:
         if path == "/truth":
             self.document(200, [asdict(truth) for truth in server.truths])
             if method == "DELETE":
-                server.truths = []
+                server.truths, server.folded = [], {}
         elif path == "/metrics":
-            self.respond(200, metrics_text(server.truths).encode(), "text/plain")
+            self.respond(200, metrics_text(server.metrics()).encode(), "text/plain")
         elif path in ("/health", "/ping"):
             self.document(200, {})
         elif server.key is not None and headers.get("authorization") != f"Bearer {server.key}":
@@ -178,7 +196,7 @@ class ServerConnection:
         fault = _fault(body)
         request_id = headers.get("x-request-id", str(len(server.truths)))
         truth = Truth(request_id, fault, received_ns)
-        server.truths.append(truth)
+        server.keep(truth)
         if body.get("model") not in server.names():
             message = f"The model `{body.get('model')}` does not exist."
             self.document(404, {"error": {"message": message, "code": 404}})
@@ -245,12 +263,12 @@ def _fault(body: dict[str, Any]) -> str | None:
     return name if name in FAULTS else None
 
 
-def metrics_text(truths: list[Truth]) -> str:
-    """The few of vLLM's metrics that a load test reconciles with."""
+def metric_values(truths: list[Truth]) -> dict[str, float]:
+    """Return vLLM's counters of these requests."""
     done = [truth for truth in truths if truth.done_ns is not None and truth.token_write_ns]
     ttft = [(truth.token_write_ns[0] - truth.received_ns) / 1e9 for truth in done]
     e2e = [(truth.done_ns - truth.received_ns) / 1e9 for truth in done if truth.done_ns]
-    values = {
+    return {
         "vllm:generation_tokens_total": sum(truth.num_tokens for truth in done),
         "vllm:prompt_tokens_total": 7 * len(done),
         "vllm:request_success_total": len(done),
@@ -261,6 +279,15 @@ def metrics_text(truths: list[Truth]) -> str:
         "vllm:e2e_request_latency_seconds_sum": sum(e2e),
         "vllm:e2e_request_latency_seconds_count": len(e2e),
     }
+
+
+def added(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """Return the sums of two sets of counters."""
+    return {name: first.get(name, 0) + value for name, value in second.items()}
+
+
+def metrics_text(values: dict[str, float]) -> str:
+    """Return metrics in the Prometheus text format."""
     return "".join(f'{name}{{model_name="known"}} {value}\n' for name, value in values.items())
 
 
@@ -273,7 +300,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     delays = Delays(
         arguments.ttft_s, arguments.itl_s, arguments.num_tokens, arguments.step_s,
-        arguments.one_at_a_time,
+        arguments.one_at_a_time, arguments.drift, arguments.memory_mib, arguments.leak_mib_per_s,
+        arguments.num_kept,
     )  # fmt: skip
     server = KnownServer(delays, arguments.model, arguments.api_key)
     listener = socket.create_server((arguments.host, arguments.port), backlog=4096)
@@ -310,6 +338,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-tokens", type=int, default=32)
     parser.add_argument("--step-s", type=float, default=0.0)
     parser.add_argument("--one-at-a-time", action="store_true")
+    parser.add_argument("--drift", type=float, default=0.0)
+    parser.add_argument("--memory-mib", type=float, default=1000.0)
+    parser.add_argument("--leak-mib-per-s", type=float, default=0.0)
+    parser.add_argument("--num-kept", type=int, default=0)
     parser.add_argument("--model", default="known")
     parser.add_argument("--api-key")
     parser.add_argument("--certificate")

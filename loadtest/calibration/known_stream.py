@@ -53,6 +53,13 @@ class Delays:
     """Above zero: all streams write together on ticks this far apart, as an engine's steps do."""
     one_at_a_time: bool = False
     """Streams wait for one another: the server holds 1/(ttft + rest) requests a second."""
+    drift: float = 0.0
+    """Seconds by which the TTFT grows per second of the server's life."""
+    memory_mib: float = 1000.0
+    """The memory that the server reports, and its growth."""
+    leak_mib_per_s: float = 0.0
+    num_kept: int = 0
+    """Records of requests that the server keeps at least; 0 keeps all."""
 
 
 @dataclass
@@ -75,6 +82,7 @@ class StreamServer(Protocol):
     loop: asyncio.AbstractEventLoop
     num_running: int
     free_at_s: float
+    epoch_s: float
 
     def when(self, time_s: float) -> float: ...
 
@@ -129,7 +137,8 @@ class Stream:
             return
         if self.fault == "role-early":
             self.write(self.head() + self.event(self.delta(role="assistant", content="")))
-        self.due_s = self.server.when(self.start_s + delays.ttft_s)
+        ttft_s = delays.ttft_s + delays.drift * (self.start_s - self.server.epoch_s)
+        self.due_s = self.server.when(self.start_s + ttft_s)
         self.server.loop.call_at(self.due_s, self.step)
 
     def write_at_once(self) -> None:

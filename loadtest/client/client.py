@@ -11,12 +11,11 @@ the process ends when it has written what it found. Everything else waits until 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import time
 from collections import deque
 from collections.abc import MutableSequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loadtest.client.connect_errors import failure_of
 from loadtest.client.connection import (
@@ -28,10 +27,13 @@ from loadtest.client.connection import (
 from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
 from loadtest.client.plan import Plan
-from loadtest.client.pool import SPARE_PAUSE_NS, SPARES_PER_TICK, Pool
+from loadtest.client.pool import Pool
 from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS, nap_ns
 from loadtest.client.records import LEFT
 from loadtest.client.timer import KernelTimer
+
+if TYPE_CHECKING:
+    from loadtest.client.scribe import Scribe
 
 TICK_NS = 20_000_000
 """Interval at which the loop measures its own lag and looks for timeouts."""
@@ -66,11 +68,13 @@ class Client(Pool):
         """Requests whose client leaves, in the order of their begin."""
         self.running: dict[int, Request] = {}
         """In the order of their begin, so that the first times out first."""
-        self.requests: list[Request] = []
+        self.ended: deque[Request] = deque()
+        self.scribe: Scribe | None = None
+        """Writes the records of a long run while it goes on."""
+        self.first_ns: int | None = None
+        """When the first request was due."""
         self.done = self.loop.create_future()
         self.failures_in_a_row = 0
-        self.reuses = True
-        """Whether a connection carries another request after its answer."""
         self.pauses = 0
         """Slots of a closed loop that wait after a failure."""
         self.next_index = plan.worker
@@ -93,6 +97,8 @@ class Client(Pool):
         gc.freeze()
         gc.disable()
         cpu_before_s, host_before = cpu_s(), host_times()
+        if self.scribe is not None:
+            self.scribe.start_ns = start_ns
         self.next_tick_ns = start_ns
         self.ticker.at(start_ns, every_ns=TICK_NS)
         if self.plan.arrivals_s is not None:
@@ -116,7 +122,7 @@ class Client(Pool):
                 connection.close()
             self.loop.remove_reader(self.epoll.fileno())
             self.epoll.close()
-        return self.requests
+        return sorted([*self.ended, *self.running.values()], key=lambda one: one.intended_ns)
 
     def broken(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback raised: end with its error, rather than wait for what it left undone."""
@@ -180,7 +186,7 @@ class Client(Pool):
         if self.plan.leaves(index):
             self.leavers.append(request)
             request.events_left = self.plan.leave_after_tokens
-        self.requests.append(request)
+        self.first_ns = intended_ns if self.first_ns is None else self.first_ns
         self.running[index] = request
         self.counters[0] += 1
         if self.pool:
@@ -226,8 +232,12 @@ class Client(Pool):
             if self.next_due_ns() - now_ns < self.nap_ns:
                 return  # a request is due before
             left_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap does not count as lag
-            if left_ns > 0:
-                time.sleep(left_ns / 1e9)
+            if left_ns <= 0:
+                return
+            if self.scribe is not None and self.scribe.is_begun:
+                self.scribe.work(now_ns + left_ns)
+                left_ns = now_ns + left_ns - monotonic_ns()
+            time.sleep(max(left_ns, 0) / 1e9)
 
     def next_due_ns(self) -> int:
         """Return when the next request is due; far away without one."""
@@ -245,22 +255,18 @@ class Client(Pool):
         else:
             self.failures_in_a_row += 1
             self.counters[2] += 1
-        request.end_ns = now_ns
+        self.end(request, now_ns)
         self.num_ended += 1
         self.sum_of_requests_ns += now_ns - request.intended_ns
-        self.running.pop(request.index, None)
         self.follow(request, pause=status != 200)
 
-    def release(self, connection: Connection, now_ns: int) -> None:
-        connection.request = None
-        framer = connection.framer
-        is_whole = not framer.surplus and not connection.unsent
-        if self.reuses and framer.keep_alive and is_whole and not connection.is_over:
-            connection.idle_since_ns = now_ns
-            self.pool.append(connection)
-        else:
-            connection.close()
-            self.connections.discard(connection)
+    def end(self, request: Request, now_ns: int) -> None:
+        """Put a request among the ended requests."""
+        request.end_ns = now_ns
+        self.running.pop(request.index, None)
+        self.ended.append(request)
+        if self.scribe is not None:
+            self.scribe.num_reads += len(request.reads)
 
     def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None:
         """The connection ended under a request."""
@@ -289,9 +295,8 @@ class Client(Pool):
     def fail(self, request: Request, reason: str, message: str) -> None:
         if request.end_ns is not None:
             return
-        request.end_ns = monotonic_ns()
+        self.end(request, monotonic_ns())
         request.error, request.message = reason, message
-        self.running.pop(request.index, None)
         self.counters[2] += 1
         self.failures_in_a_row += 1
         if request.connection is not None:
@@ -310,25 +315,12 @@ class Client(Pool):
         """The client leaves: the connection ends, and the answer with it."""
         if request.end_ns is not None:
             return
-        request.end_ns = monotonic_ns()
+        self.end(request, monotonic_ns())
         request.error = LEFT
-        self.running.pop(request.index, None)
         self.counters[1] += 1
         if request.connection is not None:
             self.drop(request.connection)
         self.follow(request, pause=False)
-
-    def drop(self, connection: Connection) -> None:
-        connection.request = None
-        connection.close()
-        self.connections.discard(connection)
-        with contextlib.suppress(ValueError):
-            self.pool.remove(connection)
-            if connection.idle_since_ns is None:
-                # One that never carried a request would only be closed again.
-                self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
-            elif self.has_next() and self.num_spares_opening < SPARES_PER_TICK:
-                self.begin_spare()
 
     def follow(self, _request: Request, *, pause: bool) -> None:
         """A request has ended: a closed loop begins the next."""
@@ -374,9 +366,9 @@ class Client(Pool):
             self.next_tick_ns += TICK_NS
         gap_ns = TICK_NS * len(self.running) // max(self.num_reads, 1)
         mean_ns = None
-        if self.plan.arrivals_s is None and self.requests:
+        if self.plan.arrivals_s is None and self.first_ns is not None:
             # Before the first has ended: at least so long.
-            mean_ns = now_ns - self.requests[0].intended_ns
+            mean_ns = now_ns - self.first_ns
             if self.num_ended:
                 mean_ns = self.sum_of_requests_ns // self.num_ended
         self.nap_ns = min(nap_ns(gap_ns, mean_ns), self.most_nap_ns)
@@ -397,3 +389,5 @@ class Client(Pool):
             self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
         if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
             self.clock_offsets.append((now_ns, realtime_offset_ns()))
+        if self.scribe is not None and not self.scribe.tick(now_ns, self.next_due_ns(), self.check):
+            self.stop()  # the disk is full

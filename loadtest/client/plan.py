@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -32,6 +32,8 @@ class SessionPlan:
     """Session i has conversation order[i] modulo their number."""
     nonce: str | None = None
     """A part of each first turn that every session replaces by its own."""
+    kept: list[float] = field(default_factory=list)
+    """Per turn: the share of the prompt before that the turn's prompt begins with."""
 
     def conversation(self, session: int) -> int:
         """Return the number of a session's conversation."""
@@ -45,6 +47,10 @@ class SessionPlan:
     def place(self, session: int, turn: int) -> int:
         """Return a turn's place in the lists of turns."""
         return self.offsets[self.conversation(session)] + turn
+
+    def kept_share(self, session: int, turn: int) -> float:
+        """Return the share of the prompt before that a turn's prompt begins with."""
+        return self.kept[self.place(session, turn)]
 
     @property
     def mean_turns(self) -> float:

@@ -57,6 +57,8 @@ class Pool(abc.ABC):
         self.next_spare_ns = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
+        self.reuses = True
+        """Whether a connection carries another request after its answer."""
         # An epoll of its own: a read through the loop's epoll costs more than the read.
         self.epoll = select.epoll()
         self.readers: dict[int, Callable[[], None]] = {}
@@ -82,8 +84,33 @@ class Pool(abc.ABC):
         """Count the events of a client that will leave; return whether it has left now."""
 
     @abc.abstractmethod
+    def has_next(self) -> bool:
+        """Return whether a request is still to begin."""
+
+    def release(self, connection: Connection, now_ns: int) -> None:
+        """Keep a connection after its answer, if it can carry another request."""
+        connection.request = None
+        framer = connection.framer
+        is_whole = not framer.surplus and not connection.unsent
+        if self.reuses and framer.keep_alive and is_whole and not connection.is_over:
+            connection.idle_since_ns = now_ns
+            self.pool.append(connection)
+        else:
+            connection.close()
+            self.connections.discard(connection)
+
     def drop(self, connection: Connection) -> None:
         """Close a connection and forget it."""
+        connection.request = None
+        connection.close()
+        self.connections.discard(connection)
+        with contextlib.suppress(ValueError):
+            self.pool.remove(connection)
+            if connection.idle_since_ns is None:
+                # One that never carried a request would only be closed again.
+                self.next_spare_ns = monotonic_ns() + SPARE_PAUSE_NS
+            elif self.has_next() and self.num_spares_opening < SPARES_PER_TICK:
+                self.begin_spare()
 
     async def open_pool(self) -> None:
         """Open the connections that the start needs. A refusal is met again by the requests."""

@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 from collections.abc import MutableSequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,15 +26,14 @@ import uvloop
 
 from loadtest.client.client import Client
 from loadtest.client.connection import Request, receive_times
-from loadtest.client.greedy import greedy_answer
 from loadtest.client.host import end_with_parent
 from loadtest.client.plan import Plan
-from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISHED, Records
-from loadtest.client.self_check import Lags, self_check_document
-from loadtest.client.session_client import SessionClient, find_model_changes
-from loadtest.client.sse import Answer, parse_response
+from loadtest.client.records import Records
+from loadtest.client.rows import Seen, to_records
+from loadtest.client.scribe import Scribe
+from loadtest.client.self_check import MAX_THINNED, Lags, self_check_document
+from loadtest.client.session_client import SessionClient
 
-MAX_EXAMPLES = 3
 NICE = -10
 POOL_LEAD_S = 1.0
 """How long before a start that all pods share the connections are opened anew."""
@@ -57,29 +55,53 @@ def main() -> None:
     out = Path(order["out"])
     mapped = mmap.mmap(order["counters"], 0)
     counters = cast("MutableSequence[int]", memoryview(mapped).cast("B").cast("q"))
-    requests, client, start_ns = uvloop.run(_run(plan, order["key"], counters))
+    spill = order["spill"]
+    requests, client, start_ns = uvloop.run(_run(plan, order["key"], counters, spill))
     parse_started_s = time.process_time()
-    reads = list(itertools.chain.from_iterable(request.reads for request in requests))
-    seen_ns = np.array([read[0] for read in reads], np.int64)
-    stamps = [read[1] for read in reads]
-    times = receive_times(seen_ns, stamps, client.clock_offsets)
-    lags = Lags((seen_ns - times) / 1e9, len(stamps) - stamps.count(None))
-    records, examples, text_sample = to_records(plan, requests, times.tolist(), start_ns)
+    scribe = client.scribe
+    if scribe is not None and scribe.is_begun:
+        records = scribe.finish(requests)
+        seen = scribe.seen
+        read = scribe.lags
+        spread = np.array(read.seconds.spread(MAX_THINNED))
+        lags = Lags(spread, read.num_reads, read.num_stamped)
+    else:
+        records, seen, lags = _parse(plan, requests, client, start_ns)
     records.save(out / f"records-{plan.worker}.npz")
+    is_spilled = scribe is not None and scribe.file.num_bytes > 0
     report = {
         "self_check": self_check_document(client.check, lags),
         "parse_cpu_s": time.process_time() - parse_started_s,
-        "examples": examples,
-        "text_sample": text_sample,
-        "checked": checked_answers(plan, requests, records),
+        "examples": seen.examples,
+        "text_sample": seen.texts,
+        "checked": seen.checked,
+        "num_checked": seen.num_checked,
+        "spilled": spill["path"] if is_spilled else None,
+        "disk_full": scribe is not None and scribe.file.is_full,
     }
     (out / f"worker-{plan.worker}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
+def _parse(
+    plan: Plan, requests: list[Request], client: Client, start_ns: int
+) -> tuple[Records, Seen, Lags]:
+    """Parse the reads of a run that fits into memory."""
+    reads = list(itertools.chain.from_iterable(request.reads for request in requests))
+    seen_ns = np.array([read[0] for read in reads], np.int64)
+    stamps = [read[1] for read in reads]
+    times = receive_times(seen_ns, stamps, client.clock_offsets)
+    lags = Lags((seen_ns - times) / 1e9, len(stamps), len(stamps) - stamps.count(None))
+    records, seen = to_records(plan, requests, times.tolist(), start_ns)
+    return records, seen, lags
+
+
 async def _run(
-    plan: Plan, key: str | None, counters: MutableSequence[int]
+    plan: Plan, key: str | None, counters: MutableSequence[int], spill: dict[str, Any] | None
 ) -> tuple[list[Request], Client, int]:
     client = (Client if plan.sessions is None else SessionClient)(plan, key, counters)
+    if spill is not None and plan.sessions is None:
+        path, most = Path(spill["path"]), int(spill["most_reads"])
+        client.scribe = Scribe(plan, path, client.ended, client.clock_offsets, most)
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, client.stop)
     await client.open_pool()
@@ -95,165 +117,6 @@ async def _run(
         await asyncio.sleep(wait_s)
         await client.open_pool()
     return await client.run(start_ns), client, start_ns
-
-
-@dataclass(frozen=True)
-class _Row:
-    request: Request
-    answer: Answer
-    first_byte_ns: int | None
-
-
-def to_records(
-    plan: Plan, requests: list[Request], read_times: list[int], start_ns: int
-) -> tuple[Records, dict[str, list[str]], list[str]]:
-    """Parse the recorded reads into answers.
-
-    Args:
-        plan: The orders of this process.
-        requests: With their reads.
-        read_times: When each read's bytes had arrived, over all requests; monotonic nanoseconds.
-        start_ns: The start of the schedule.
-
-    Returns:
-        The records, up to three messages per class of failure, and the first texts.
-    """
-    answers = []
-    num_texts = end = 0
-    for request in requests:
-        begin, end = end, end + len(request.reads)
-        answer = parse_response(
-            read_times[begin:end],
-            [data for _, _, data in request.reads],
-            closed=request.closed,
-            keep_text=num_texts < MAX_EXAMPLES,
-        )
-        # The connection's error has priority over the parser's, unless the server itself named a
-        # more exact error before.
-        if request.error is not None and not _says_more(answer):
-            answer.error, answer.message = request.error, request.message
-        num_texts += answer.error is None and request.end_ns is not None
-        answers.append(answer)
-    if plan.sessions is not None:
-        find_model_changes(plan, requests, answers)
-    examples: dict[str, list[str]] = {}
-    texts: list[str] = []
-    rows = []
-    end = 0
-    for request, answer in zip(requests, answers, strict=True):
-        begin, end = end, end + len(request.reads)
-        if answer.error is None and request.end_ns is not None and len(texts) < MAX_EXAMPLES:
-            texts.append(answer.text[:400])
-        if answer.error not in (None, LEFT) and request.end_ns is not None:
-            seen = examples.setdefault(answer.error or "", [])
-            if len(seen) < MAX_EXAMPLES and answer.message not in seen:
-                seen.append(answer.message)
-        rows.append(_Row(request, answer, read_times[begin] if end > begin else None))
-    return _columns(plan, rows, start_ns), examples, texts
-
-
-def checked_answers(
-    plan: Plan, requests: list[Request], records: Records
-) -> list[tuple[int, int, dict[str, Any]]]:
-    """Return index, prompt of the reference and answer of each check that succeeded."""
-    if plan.num_unchecked is None:
-        return []
-    found = []
-    for request, state in zip(requests, records.state, strict=True):
-        number = plan.check_of(request.index)
-        if number is not None and state == SUCCEEDED:
-            reads = [data for _, _, data in request.reads]
-            found.append((request.index, number, greedy_answer(reads)))
-    return found
-
-
-def _says_more(answer: Answer) -> bool:
-    error = answer.error or ""
-    return error in ("error_event", "invalid_sse", "aborted") or error.startswith("http_")
-
-
-def _columns(plan: Plan, rows: list[_Row], start_ns: int) -> Records:
-    def seconds(times_ns: list[int | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array(
-            [np.nan if time is None else (time - start_ns) / 1e9 for time in times_ns], np.float64
-        )
-
-    def counts(values: list[int | float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([np.nan if value is None else value for value in values], np.float64)
-
-    answers = [row.answer for row in rows]
-    requests = [row.request for row in rows]
-    states = []
-    for row in rows:
-        if row.request.end_ns is None:
-            states.append(UNFINISHED)
-        elif row.answer.error == LEFT:
-            states.append(CANCELLED)
-        else:
-            states.append(SUCCEEDED if row.answer.error is None else FAILED)
-    num_events = np.array([len(answer.token_times) for answer in answers], np.int64)
-    event_ns = itertools.chain.from_iterable(answer.token_times for answer in answers)
-    event_tokens = itertools.chain.from_iterable(map(_event_tokens, answers))
-    return Records(
-        index=np.array([request.index for request in requests], np.int64),
-        session=np.array([plan.split(r.index)[0] for r in requests], np.int64),
-        turn=np.array([plan.split(r.index)[1] for r in requests], np.int64),
-        warmup=np.array([plan.is_warmup(r.index) for r in requests], np.bool_),
-        state=np.array(states, np.uint8),
-        error=np.array(
-            [a.error or "" if s == FAILED else "" for a, s in zip(answers, states, strict=True)],
-            np.dtype("U32"),
-        ),
-        intended_s=seconds([request.intended_ns for request in requests]),
-        sent_s=seconds([request.sent_ns for request in requests]),
-        first_byte_s=seconds([row.first_byte_ns for row in rows]),
-        first_token_s=seconds([_first_token(answer) for answer in answers]),
-        last_token_s=seconds([_last_token(answer) for answer in answers]),
-        end_s=seconds([request.end_ns for request in requests]),
-        tokens=counts([answer.completion_tokens for answer in answers]),
-        first_tokens=counts([_first_tokens(answer) for answer in answers]),
-        prompt_tokens=counts([answer.prompt_tokens for answer in answers]),
-        cached_tokens=counts([answer.cached_tokens for answer in answers]),
-        retry_after_s=counts([answer.retry_after_s for answer in answers]),
-        resent=np.array([request.resent for request in requests], np.bool_),
-        without_done=np.array([answer.without_done for answer in answers], np.bool_),
-        merged_events=np.array([answer.num_merged_events for answer in answers], np.int64),
-        num_events=num_events,
-        event_s=(np.fromiter(event_ns, np.int64, num_events.sum()) - start_ns) / 1e9,
-        event_tokens=np.fromiter(event_tokens, np.float64, num_events.sum()),
-    )
-
-
-def _first_token(answer: Answer) -> int | None:
-    """The stop token, where it is the only one."""
-    return answer.token_times[0] if answer.token_times else answer.finish_time
-
-
-def _last_token(answer: Answer) -> int | None:
-    """The stop token is a token without text: it comes as the event with the finish reason."""
-    times = answer.token_times[-1:]
-    if answer.finish_time is not None:
-        times = [*times, answer.finish_time]
-    return max(times, default=None)
-
-
-def _first_tokens(answer: Answer) -> int | None:
-    if answer.token_counts:
-        return answer.token_counts[0]
-    if answer.completion_tokens is None or not answer.token_times:
-        return answer.completion_tokens
-    extra = answer.completion_tokens - len(answer.token_times)
-    return 1 if extra in (0, 1) else None
-
-
-def _event_tokens(answer: Answer) -> list[float]:
-    num_events = len(answer.token_times)
-    if len(answer.token_counts) == num_events and num_events:
-        counts = [0, *answer.token_counts]
-        return [float(after - before) for before, after in itertools.pairwise(counts)]
-    if answer.completion_tokens is None:
-        return [float("nan")] * num_events
-    return [answer.completion_tokens / num_events] * num_events if num_events else []
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
@@ -10,18 +11,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loadtest.client.plan import Plan
-from loadtest.client.records import Records, join_records
+from loadtest.client.records import Records, concatenate, join_records
+from loadtest.client.spill import SPILL_READS, SUFFIX, SpillFile, read_chunks
 from tuneline.core.errors import ConfigError, ServerError
 
 COUNTERS_BYTES = 4 * 8
 START_DELAY_S = 0.2
 WATCH_INTERVAL_S = 1.0
+BATCH_ROWS = 4096
 END_MARGIN_S = 60.0
 """Time for connecting, closing and parsing."""
 
@@ -47,6 +52,39 @@ class Measured:
     """Wall-clock time of second zero of the records."""
     ended_early: bool = False
     """Whether the watch ended the run."""
+    spills: tuple[Path, ...] = ()
+    """Files of a long run's records; `records` then has those that were not written."""
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Return whether a full disk ended the run."""
+        return any(worker.get("disk_full", False) for worker in self.workers)
+
+    def batches(self) -> Iterator[Records]:
+        """Return the records of a long run, some thousand at a time, in any order."""
+        parts: list[Records] = []
+        for chunk in itertools.chain(*map(read_chunks, self.spills), [self.records]):
+            parts.append(chunk)
+            if sum(map(len, parts)) >= BATCH_ROWS:
+                yield concatenate(parts)
+                parts = []
+        if parts:
+            yield concatenate(parts)
+
+
+@dataclass(frozen=True)
+class SpillTo:
+    """Where the client processes write the records of a long run."""
+
+    directory: Path
+    scenario: str
+    most_reads: int = SPILL_READS
+    """Reads of ended requests that a process keeps in memory before it begins to write."""
+
+    def order(self, worker: int) -> dict[str, Any]:
+        """Return what a client process is told."""
+        path = self.directory / f"records-{self.scenario}.{worker}{SUFFIX}"
+        return {"path": str(path), "most_reads": self.most_reads}
 
 
 Watch = Callable[[Counters], bool]
@@ -60,6 +98,7 @@ def run_workers(
     *,
     workers: range | None = None,
     start: Callable[[], float] | None = None,
+    spill: SpillTo | None = None,
 ) -> Measured:
     """Run a plan in `plan.num_workers` processes and return all its records.
 
@@ -70,6 +109,7 @@ def run_workers(
         workers: Numbers of the processes to run here; the others run elsewhere.
         start: Called when all processes are ready; returns when to begin, in seconds since 1970.
             The default is at once.
+        spill: Where the records of a long run go; without it every run is kept in memory.
 
     Raises:
         ConfigError: The start has passed already.
@@ -89,6 +129,7 @@ def run_workers(
                     "key": key,
                     "out": str(out),
                     "counters": counters[-1].descriptor,
+                    "spill": None if spill is None else spill.order(worker),
                 }
                 _tell(processes[-1], json.dumps(order))
             for process in processes:
@@ -100,12 +141,26 @@ def run_workers(
             _end(processes)
             for one in counters:
                 os.close(one.descriptor)
-        return Measured(
-            join_records([Records.load(out / f"records-{number}.npz") for number in numbers]),
-            [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers],
-            start_unix_s,
-            ended_early,
-        )
+        accounts = [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers]
+        records = join_records([Records.load(out / f"records-{one}.npz") for one in numbers])
+        spills = [Path(one["spilled"]) for one in accounts if one["spilled"]]
+        if spill is not None and spills and len(records):
+            records = _spill_rest(spill, spills, records)
+        return Measured(records, accounts, start_unix_s, ended_early, tuple(spills))
+
+
+def _spill_rest(spill: SpillTo, spills: list[Path], records: Records) -> Records:
+    """Write the records that no process wrote; return them where the disk has no space."""
+    rest = SpillFile(spill.directory / f"records-{spill.scenario}.rest{SUFFIX}")
+    try:
+        is_written = rest.append(records)
+    finally:
+        rest.close()
+    if not is_written:
+        rest.path.unlink(missing_ok=True)
+        return records
+    spills.append(rest.path)
+    return records.select(np.zeros(0, np.int64))
 
 
 class _SharedCounters:

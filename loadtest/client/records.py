@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,9 @@ SUCCEEDED, FAILED, UNFINISHED, CANCELLED = 0, 1, 2, 3
 STATES = ("succeeded", "failed", "unfinished", "cancelled")
 LEFT = "left"
 """The error of a request whose client left, before it becomes the state CANCELLED."""
+
+BY_EVENT = ("event_s", "event_tokens")
+"""Columns with a value per event."""
 
 Seconds = NDArray[np.float64]
 
@@ -76,24 +79,35 @@ class Records:
         """Return the rows of a mask, or of indices in their order, with their events."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)
-        starts = np.concatenate(([0], np.cumsum(self.num_events)))
-        spans = [np.arange(starts[row], starts[row + 1]) for row in rows]
-        events = np.concatenate(spans) if spans else np.zeros(0, np.int64)
-        by_event = ("event_s", "event_tokens")
+        starts = np.cumsum(self.num_events) - self.num_events
+        lengths = self.num_events[rows]
+        ends = np.cumsum(lengths)
+        events = np.repeat(starts[rows] - (ends - lengths), lengths) + np.arange(lengths.sum())
         return Records(
             **{
-                field.name: getattr(self, field.name)[events if field.name in by_event else rows]
+                field.name: getattr(self, field.name)[events if field.name in BY_EVENT else rows]
                 for field in fields(self)
             }
         )
 
+    def without_events(self) -> Records:
+        """Return the rows without the times and tokens of their events."""
+        nothing = np.zeros(0)
+        num_events = np.zeros(len(self), np.int64)
+        return replace(self, num_events=num_events, event_s=nothing, event_tokens=nothing)
 
-def join_records(parts: list[Records]) -> Records:
-    """Join the records of several client processes, ordered by index."""
-    joined = Records(
+
+def concatenate(parts: list[Records]) -> Records:
+    """Put records after each other."""
+    return Records(
         **{
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
             for field in fields(Records)
         }
     )
+
+
+def join_records(parts: list[Records]) -> Records:
+    """Join the records of several client processes, ordered by index."""
+    joined = concatenate(parts)
     return joined.select(np.argsort(joined.index, kind="stable"))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from loadtest.histogram import Histogram
+
+MAX_LISTED = 50_000
+MAX_THINNED = 2000
 
 
 @dataclass
@@ -27,6 +32,23 @@ class SelfCheck:
     wall_s: float = 0.0
     steal_share: float | None = None
     throttled_s: float | None = None
+    folded_lags: Histogram = field(default_factory=Histogram)
+    """Earlier lags of a long run, in seconds."""
+
+    def fold(self) -> None:
+        """Keep a long run's list of lags short."""
+        if len(self.loop_lags_ns) > MAX_LISTED:
+            self.folded_lags.add(np.array(self.loop_lags_ns) / 1e9)
+            self.loop_lags_ns.clear()
+
+    @property
+    def loop_lags_s(self) -> list[float]:
+        """Return the lags, or values with their percentiles."""
+        if not self.folded_lags.num_values:
+            return [round(lag / 1e9, 9) for lag in self.loop_lags_ns]
+        self.folded_lags.add(np.array(self.loop_lags_ns) / 1e9)
+        self.loop_lags_ns.clear()
+        return self.folded_lags.spread(MAX_THINNED)
 
 
 @dataclass
@@ -34,12 +56,14 @@ class Lags:
     """How long what had arrived lay in the kernel before it was read."""
 
     seconds: np.ndarray[Any, np.dtype[np.float64]]
+    """Of each read, or values with their percentiles."""
+    num_reads: int
     num_reads_kernel_clock: int
 
 
 def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
     return {
-        "loop_lags_s": [round(lag / 1e9, 9) for lag in check.loop_lags_ns],
+        "loop_lags_s": check.loop_lags_s,
         "cpu_s": check.cpu_s,
         "wall_s": check.wall_s,
         "steal_share": check.steal_share,
@@ -49,15 +73,15 @@ def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
         "num_connects_in_window": check.num_connects_in_window,
         "num_spares_opened": check.num_spares_opened,
         "num_resent": check.num_resent,
-        "num_reads": len(lags.seconds),
+        "num_reads": lags.num_reads,
         "num_reads_kernel_clock": lags.num_reads_kernel_clock,
         "read_lags_s": _thinned(lags.seconds),
     }
 
 
 def _thinned(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    """At most 2,000 order statistics, the largest among them: enough for percentiles."""
-    if len(values) > 2000:
-        places = np.linspace(0, len(values) - 1, 2000).round().astype(np.int64)
+    """Return at most MAX_THINNED order statistics, with the largest: enough for percentiles."""
+    if len(values) > MAX_THINNED:
+        places = np.linspace(0, len(values) - 1, MAX_THINNED).round().astype(np.int64)
         values = np.sort(values)[places]
     return [float(value) for value in values]

@@ -89,6 +89,24 @@ def cluster_bootstrap(
     }
 
 
+def clustered_difference(
+    differences: Values, labels: Labels, block: int, *, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return the mean of paired differences with its 95 % interval, by drawing blocks of `block`
+    neighbouring clusters."""
+    starts, sizes = bounds_of(labels)
+    count = len(starts)
+    block = max(1, min(block, count))
+    sums = np.concatenate(([0.0], np.cumsum(np.add.reduceat(differences, starts))))
+    ends = np.concatenate(([0], np.cumsum(sizes)))
+    rng = np.random.default_rng(seed)
+    firsts = rng.integers(0, count - block + 1, (2000, -(-count // block)))
+    totals = (sums[firsts + block] - sums[firsts]).sum(axis=1)
+    means = totals / (ends[firsts + block] - ends[firsts]).sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean(differences)), float(low), float(high)
+
+
 def design_effect(values: Values, labels: Labels) -> float:
     """Return how many clustered values count as one independent value, and no less than 1.
 

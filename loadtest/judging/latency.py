@@ -125,19 +125,19 @@ def latency_values(records: Records) -> dict[str, Values]:
     `ttft_s` and `e2e_s` count from the intended time, `*_from_sent_s` from the sent time.
     """
     # An answer of one token has no TPOT and no gap.
-    return {name: value[~np.isnan(value)] for name, value in _raw_values(records).items()}
+    return {name: value[~np.isnan(value)] for name, value in raw_values(records).items()}
 
 
 def latency_sessions(records: Records) -> dict[str, Labels]:
     """Return the session of each of the `latency_values`, except for gaps."""
     return {
         name: records.session[~np.isnan(value)]
-        for name, value in _raw_values(records).items()
+        for name, value in raw_values(records).items()
         if name != "inter_chunk_gap_s"
     }
 
 
-def _raw_values(records: Records) -> dict[str, Values]:
+def raw_values(records: Records) -> dict[str, Values]:
     """Return seconds per request; NaN for a request without the metric."""
     ok = records.state == SUCCEEDED
 

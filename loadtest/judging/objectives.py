@@ -13,8 +13,13 @@ from loadtest.report.schema import Distribution, Objective, Share, Throughput
 from tuneline.core.verdict import Verdict
 
 
-def judge_objectives(slo: SLO, stats: Statistics) -> list[Objective]:
-    """Judge every objective that is given, in the order of the configuration."""
+def judge_objectives(slo: SLO, stats: Statistics, *, is_closed: bool = False) -> list[Objective]:
+    """Judge every objective that is given, in the order of the configuration.
+
+    Args:
+        is_closed: The server decides when requests arrive, so the interval of a rate is judged. In
+            an open loop the arrivals are given, and the rate that was measured is judged.
+    """
     found = [
         latency_objective(
             metric, q, limit, stats.latencies[metric], stats.within[objective_name(metric, q)]
@@ -27,22 +32,25 @@ def judge_objectives(slo: SLO, stats: Statistics) -> list[Objective]:
     if slo.max_session_error_rate is not None and stats.failed_sessions is not None:
         found.append(_session_error_rate(slo.max_session_error_rate, stats.failed_sessions))
     throughput = stats.throughput
-    for name, limit, measured, unit in (
+    for name, limit, measured, interval, unit in (
         (
             "min_request_throughput_rps",
             slo.min_request_throughput_rps,
             throughput.succeeded_rps,
+            throughput.succeeded_rps_ci95,
             "1/s",
         ),
         (
             "min_output_throughput_tps",
             slo.min_output_throughput_tps,
             throughput.output_tokens_per_s,
+            throughput.output_tokens_per_s_ci95,
             "tokens/s",
         ),
     ):
         if limit is not None:
-            found.append(_least(name, limit, measured, unit, stats.num_offered))
+            bounds = interval if is_closed else None
+            found.append(_least(name, limit, measured, unit, stats.num_offered, bounds))
     if slo.min_goodput_share is not None:
         found.append(_goodput_share(slo.min_goodput_share, stats.good))
     if slo.min_goodput_rps is not None:
@@ -226,13 +234,27 @@ def _goodput_rps(limit: float, throughput: Throughput, good: Share | None) -> Ob
     )
 
 
-def _least(name: str, limit: float, measured: float | None, unit: str, n: int) -> Objective:
-    """Judge a floor by the measured value."""
+def _least(
+    name: str,
+    limit: float,
+    measured: float | None,
+    unit: str,
+    n: int,
+    interval: tuple[float, float] | None = None,
+) -> Objective:
+    """Judge a floor by the interval of the value where there is one, else by the value."""
     verdict: Verdict = Verdict.INCONCLUSIVE
     reason = f"no window to measure it over (N = {n})"
     if measured is not None:
         verdict = Verdict.PASS if measured >= limit else Verdict.FAIL
-        reason = f"{measured:.4g} {unit}; at least {limit:g} is required (N = {n})"
+        said = f"{measured:.4g} {unit}"
+        if interval is not None:
+            low, high = interval
+            verdict = Verdict.PASS if low >= limit else Verdict.FAIL
+            if low < limit <= high:
+                verdict = Verdict.INCONCLUSIVE
+            said += f", 95 % interval {low:.4g} to {high:.4g}"
+        reason = f"{said}; at least {limit:g} is required (N = {n})"
     return Objective(
         name=name, limit=limit, measured=measured, unit=unit, n=n, verdict=verdict, reason=reason
     )

@@ -10,6 +10,8 @@ from tuneline.core.verdict import Verdict
 OTHER_LIMITS = (
     "max_error_rate", "max_session_error_rate", "min_request_throughput_rps",
     "min_output_throughput_tps", "min_goodput_share", "min_goodput_rps",
+    "max_latency_drift_per_hour", "max_server_memory_growth_mib_per_hour",
+    "max_kv_cache_growth_per_hour",
 )  # fmt: skip
 
 

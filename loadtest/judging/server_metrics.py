@@ -10,12 +10,7 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import numpy as np
-
-from loadtest.client.records import CANCELLED, SUCCEEDED, Records
 from loadtest.client.server_check import MAX_PAGE_BYTES, get
-from loadtest.judging.latency import distribution
-from loadtest.report.answer_schema import CancellationFigures
 from loadtest.report.schema import Reconciliation
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -36,6 +31,12 @@ HISTOGRAMS = {
     "queue_s": vllm_metric("vllm:request_queue_time_seconds", "histogram"),
     "tpot_s": vllm_metric("vllm:request_time_per_output_token_seconds", "histogram"),
 }
+DRAFTS = {
+    "num_drafts": "vllm:spec_decode_num_drafts_total",
+    "draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
+    "accepted_tokens": "vllm:spec_decode_num_accepted_tokens_total",
+}
+"""Counters that only a server with speculative decoding has."""
 RUNNING = vllm_metric("vllm:num_requests_running", "gauge")
 ABORTED = f"{COUNTERS['num_succeeded']}{{abort}}"
 """Our name of the requests that ended because their client left."""
@@ -89,90 +90,37 @@ def settled_scrape(endpoint: Endpoint, before: Scrape, num_tokens: float) -> Scr
         after = scrape(endpoint)
         if after is None:
             return None
-        if _delta(before, after, COUNTERS["generation_tokens"]) >= num_tokens:
+        if delta(before, after, COUNTERS["generation_tokens"]) >= num_tokens:
             return after
         if time.monotonic() > deadline_s:
             return after
         time.sleep(0.1)
 
 
-def _delta(before: Scrape, after: Scrape, name: str) -> float:
+def delta(before: Scrape, after: Scrape, name: str) -> float:
+    """Return how much a counter has risen."""
     return after.values.get(name, 0.0) - before.values.get(name, 0.0)
 
 
 def deltas(before: Scrape, after: Scrape) -> dict[str, float | None]:
     """Return the counts over the window, and the means of its histograms."""
     found: dict[str, float | None] = {
-        name: _delta(before, after, metric) for name, metric in COUNTERS.items()
+        name: delta(before, after, metric) for name, metric in COUNTERS.items()
     }
     for name, metric in HISTOGRAMS.items():
-        count = _delta(before, after, f"{metric}_count")
-        found[f"mean_{name}"] = (
-            _delta(before, after, f"{metric}_sum") / count if count > 0 else None
-        )
+        count = delta(before, after, f"{metric}_count")
+        found[f"mean_{name}"] = delta(before, after, f"{metric}_sum") / count if count > 0 else None
     queries = found["prefix_cache_queries"]
     hits = found["prefix_cache_hits"]
     found["prefix_hit_rate"] = hits / queries if queries and hits is not None else None
+    if all(name in after.values for name in DRAFTS.values()):
+        drafts = {name: delta(before, after, metric) for name, metric in DRAFTS.items()}
+        accepted, drafted = drafts["accepted_tokens"], drafts["draft_tokens"]
+        found |= drafts
+        found["draft_acceptance_rate"] = accepted / drafted if drafted else None
+        count = drafts["num_drafts"]
+        found["accepted_per_draft"] = accepted / count if count else None
     return found
-
-
-MIN_LEFT_OF_DECLARED = 0.5
-"""A smaller part of the declared share gives a warning."""
-
-
-def cancellation_figures(
-    records: Records, before: Scrape | None, after: Scrape | None
-) -> CancellationFigures:
-    """Return what the server did with the requests of clients that left, by its counters.
-
-    Args:
-        records: All requests, warm-up included.
-    """
-    left = records.select(records.state == CANCELLED)
-    seen = left.select(~np.isnan(left.first_token_s))
-    aborted = running = unseen = None
-    if before is not None and after is not None:
-        if ABORTED in after.values:
-            aborted = round(_delta(before, after, ABORTED))
-        if RUNNING in after.values:
-            running = round(after.values[RUNNING])
-        ok = records.select(records.state == SUCCEEDED)
-        received = float(np.nansum(ok.tokens)) + float(np.sum(left.num_events))
-        unseen = max(round(_delta(before, after, COUNTERS["generation_tokens"]) - received), 0)
-    return CancellationFigures(
-        num_left=len(left),
-        num_left_before_token=len(left) - len(seen),
-        ttft_s=distribution(seen.first_token_s - seen.intended_s, withhold=False),
-        num_aborted=aborted,
-        num_running_after=running,
-        num_tokens_after_leaving=unseen,
-    )
-
-
-def cancellation_warnings(found: CancellationFigures, num_requests: int, share: float) -> list[str]:
-    """Return what the counts of the client and of the server say against the figures.
-
-    Args:
-        num_requests: All requests, warm-up included.
-        share: The declared share of clients that leave.
-    """
-    warnings = []
-    if found.num_left < MIN_LEFT_OF_DECLARED * share * num_requests:
-        warnings.append(
-            f"{found.num_left} of {num_requests} clients left; cancellations.share is {share:g}: "
-            "the other answers ended before their client's time"
-        )
-    if found.num_running_after:
-        warnings.append(
-            f"the server still runs {found.num_running_after} requests after the last answer, some "
-            "perhaps of clients that left"
-        )
-    if found.num_aborted is not None and found.num_aborted < found.num_left:
-        warnings.append(
-            f"{found.num_left} clients left; the server counts {found.num_aborted} aborted "
-            "requests: it may have finished the others for nobody"
-        )
-    return warnings
 
 
 def reconcile(

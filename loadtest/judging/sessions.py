@@ -15,6 +15,9 @@ from loadtest.report.schema import SessionFigures, Share, TurnFigures
 
 MAX_TURNS_SHOWN = 32
 
+KeptShare = Callable[[int, int], float]
+"""Of a session and a turn: the share of the prompt before that the turn's prompt begins with."""
+
 
 @dataclass(frozen=True)
 class Sessions:
@@ -94,7 +97,9 @@ def failed_share(sessions: Sessions) -> Share:
     return share_of(sessions.failed[sessions.state != CANCELLED])
 
 
-def session_figures(measured: Records, sessions: Sessions, num_warmup: int) -> SessionFigures:
+def session_figures(
+    measured: Records, sessions: Sessions, num_warmup: int, kept_share: KeptShare | None
+) -> SessionFigures:
     """Return the report's part on sessions."""
     states = [int(np.sum(sessions.state == code)) for code in range(4)]
     failed = failed_share(sessions)
@@ -113,24 +118,32 @@ def session_figures(measured: Records, sessions: Sessions, num_warmup: int) -> S
         num_model_changes=int(np.sum(measured.error == "model_changed")),
         mean_in_flight=sessions.mean_in_flight,
         delay_s=distribution(_delays(measured), withhold=False),
-        prefix_reuse=prefix_reuse(measured),
+        prefix_reuse=prefix_reuse(measured, kept_share),
         turns=_turns(measured),
     )
 
 
-def prefix_reuse(measured: Records) -> float | None:
+def prefix_reuse(measured: Records, kept_share: KeptShare | None) -> float | None:
     """Return the share of prompt tokens that an earlier turn of the same session has sent.
 
-    The prompt of a turn begins with the prompt of the turn before; the answer between them may be
-    recorded text that the server has never seen. None without counts of prompt tokens.
+    The prompt of a turn begins with the prompt of the turn before, or with a part of it where the
+    conversation starts anew. The answer between them may be recorded text that the server has
+    never seen. Without `kept_share`, every turn continues the history. None without counts of
+    prompt tokens.
     """
     total = np.nansum(measured.prompt_tokens)
     if not total:
         return None
     follows = (measured.session[1:] == measured.session[:-1]) & (np.diff(measured.turn) == 1)
-    before, after = measured.prompt_tokens[:-1], measured.prompt_tokens[1:]
-    # A conversation that starts anew has a shorter prompt.
-    reused = np.where(follows & (after >= before), before, 0.0)
+    places = np.flatnonzero(follows) + 1
+    kept = [
+        1.0
+        if kept_share is None
+        else kept_share(int(measured.session[one]), int(measured.turn[one]))
+        for one in places
+    ]
+    before, after = measured.prompt_tokens[places - 1], measured.prompt_tokens[places]
+    reused = np.minimum(before * np.array(kept), after)
     return float(np.nansum(reused) / total)
 
 

@@ -18,6 +18,7 @@ from loadtest.arrivals.dispersion import dispersion
 from loadtest.client.records import CANCELLED, FAILED, STATES, SUCCEEDED, UNFINISHED, Records
 from loadtest.config import SLO
 from loadtest.judging.clusters import Labels
+from loadtest.judging.goodput import good
 from loadtest.judging.intervals import block_length
 from loadtest.judging.latency import (
     Values,
@@ -26,9 +27,14 @@ from loadtest.judging.latency import (
     latency_values,
     share_of,
     share_of_clustered,
-    tpot_s,
 )
-from loadtest.judging.sessions import Sessions, failed_share, session_figures, sessions_of
+from loadtest.judging.sessions import (
+    KeptShare,
+    Sessions,
+    failed_share,
+    session_figures,
+    sessions_of,
+)
 from loadtest.judging.steady_state import steady_state
 from loadtest.percentiles import name_of
 from loadtest.report.schema import (
@@ -78,19 +84,6 @@ class Statistics:
     """Requests whose client left; the latencies and shares leave them out."""
 
 
-def good(records: Records, slo: SLO) -> NDArray[np.bool_]:
-    """Return which requests meet every goodput limit (DistServe, Zhong et al., OSDI 2024)."""
-    fine: NDArray[np.bool_] = records.state == SUCCEEDED
-    if slo.goodput_ttft_s is not None:
-        fine &= records.first_token_s - records.intended_s <= slo.goodput_ttft_s
-    if slo.goodput_e2e_s is not None:
-        fine &= records.last_token_s - records.intended_s <= slo.goodput_e2e_s
-    if slo.goodput_tpot_s is not None:
-        values = tpot_s(records)
-        fine &= np.isnan(values) | (values <= slo.goodput_tpot_s)
-    return fine
-
-
 def statistics(
     records: Records,
     slo: SLO,
@@ -99,6 +92,7 @@ def statistics(
     duration_s: float | None,
     ended_early: bool = False,
     num_turns: Callable[[int], int] | None = None,
+    kept_share: KeptShare | None = None,
 ) -> Statistics:
     """Return every figure of one scenario.
 
@@ -109,6 +103,7 @@ def statistics(
         duration_s: The scenario's measured duration, where it has one.
         ended_early: The run was given up: what was not sent by then was not to be sent.
         num_turns: With sessions: how many turns a session has.
+        kept_share: With sessions: see `prefix_reuse`.
     """
     # Over 60 lines: one pass gathers every figure, and one call lists them all by name.
     whole = records.select(~records.warmup)
@@ -183,7 +178,9 @@ def statistics(
         steady_state=_steady_state(measured, block),
         sessions=None
         if sessions is None
-        else session_figures(whole, sessions, len(np.unique(records.session[records.warmup]))),
+        else session_figures(
+            whole, sessions, len(np.unique(records.session[records.warmup])), kept_share
+        ),
         failed_sessions=None if sessions is None else failed_share(sessions),
     )
 

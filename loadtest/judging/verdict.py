@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from loadtest.config import SLO, LoadTestConfig
 from loadtest.judging.answers import repeat_problems
 from loadtest.judging.objectives import judge_objectives
+from loadtest.judging.soak import judge_drifts
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.validity import (
     answer_problems,
@@ -24,6 +25,7 @@ from loadtest.judging.validity import (
 )
 from loadtest.report.answer_schema import AnswerFigures, RepeatFigures
 from loadtest.report.schema import Calibration, Client, Objective
+from loadtest.report.soak_schema import OverTime
 from tuneline.core.verdict import Verdict
 
 SEVERITY: tuple[Verdict, ...] = (Verdict.INVALID, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
@@ -58,6 +60,8 @@ def judge(
     prefix_hit_rate: float | None = None,
     answers: AnswerFigures | None = None,
     repeats: RepeatFigures | None = None,
+    over_time: OverTime | None = None,
+    is_disk_full: bool = False,
 ) -> Judgement:
     """Judge a scenario's figures by its objectives and by the client's own limits."""
     of_client, warnings = client_problems(config, slo, stats, client, open_loop)
@@ -75,8 +79,14 @@ def judge(
     least_share = config.workload.min_repeat_ttft_share
     of_repeats, more = repeat_problems(repeats, least_share)
     of_answers, warnings = of_answers + of_repeats, warnings + more
+    if is_disk_full:
+        of_answers.append(
+            "the disk became full: the run ended early, and the figures are those of the requests "
+            "before"
+        )
     invalid = of_client + of_answers
-    objectives = judge_objectives(slo, stats)
+    objectives = judge_objectives(slo, stats, is_closed=not open_loop)
+    objectives += judge_drifts(slo, over_time)
     missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != Verdict.PASS]
     verdict = worst([Verdict.PASS, *(objective.verdict for objective in objectives)])
     if answers is not None and answers.problems:

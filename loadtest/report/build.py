@@ -23,6 +23,7 @@ from loadtest.report.schema import (
     FailureClass,
     LoadReport,
     ModelFigures,
+    OverTime,
     RepeatFigures,
     Requests,
     ScenarioReport,
@@ -57,6 +58,11 @@ class Result:
     answers: AnswerFigures | None = None
     repeats: RepeatFigures | None = None
     cancellations: CancellationFigures | None = None
+    over_time: OverTime | None = None
+    is_spilled: bool = False
+    """The records lie on disk; `records` is a sample of them."""
+    model_figures: dict[str, ModelFigures] | None = None
+    """Of a long run; a short run's come from its records."""
 
 
 def load_report(
@@ -132,12 +138,16 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         },
         retry_after_s=stats.retry_after_s,
         latency=stats.latencies,
-        throughput=stats.throughput,
+        throughput=stats.throughput
+        if stats.good is None
+        else stats.throughput.model_copy(
+            update={"goodput_share": stats.good.value, "goodput_share_ci95": stats.good.ci95}
+        ),
         tokens=stats.tokens,
         arrivals=Arrivals(scheduled=stats.arrivals_scheduled, delivered=stats.arrivals_delivered),
         mean_in_flight=stats.mean_in_flight,
         steady_state=stats.steady_state,
-        models=_per_model(result),
+        models=result.model_figures if result.is_spilled else _per_model(result),
         sessions=stats.sessions,
         answers=result.answers,
         repeats=result.repeats,
@@ -146,6 +156,8 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         calibration=result.calibration,
         server=result.server,
         text_sample=result.text_sample,
+        over_time=result.over_time,
+        spilled=result.is_spilled,
     )
 
 

@@ -78,9 +78,23 @@ def records_path(directory: Path, scenario: str) -> Path:
     return directory / f"records-{scenario}.npz"
 
 
+def sample_path(directory: Path, scenario: str) -> Path:
+    """Return where a sample of a long run's records is kept, for plots."""
+    return directory / f"sample-{scenario}.npz"
+
+
+def load_records(directory: Path, scenario: str) -> Records:
+    """Return all records of a scenario, also of a long run, which takes memory for each event."""
+    from loadtest.client.records import Records, join_records
+    from loadtest.client.spill import read_chunks, spill_files
+
+    files = spill_files(directory, scenario)
+    if not files:
+        return Records.load(records_path(directory, scenario))
+    return join_records([chunk for file in files for chunk in read_chunks(file)])
+
+
 def records_of(artifact: Artifact, report: LoadReport) -> Iterator[tuple[str, Records]]:
     """Return the name and the records of each scenario."""
-    from loadtest.client.records import Records
-
     for scenario in report.scenarios:
-        yield scenario.name, Records.load(records_path(artifact.path, scenario.name))
+        yield scenario.name, load_records(artifact.path, scenario.name)

@@ -1,4 +1,7 @@
-"""The forms that a finished report is written in."""
+"""The forms that a finished report is written in.
+
+To add a form, write a module with a function from an artifact to a text, and add a row to FORMS.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from loadtest.report.files import report_of
+from loadtest.report.otlp import otlp_text
 from loadtest.report.prometheus import prometheus_text
 from loadtest.report.requests_csv import csv_text
 from loadtest.report.schema import REPORT_FILE
@@ -54,6 +58,12 @@ def _document(artifact: Artifact) -> Document:
     return load_document(artifact)
 
 
+def _mlflow(artifact: Artifact) -> str:
+    from loadtest.report.to_mlflow import mlflow_text
+
+    return mlflow_text(artifact)
+
+
 FORMS: dict[str, Callable[[Artifact], str]] = {
     "table": _table,
     "json": _json,
@@ -62,6 +72,8 @@ FORMS: dict[str, Callable[[Artifact], str]] = {
     "csv": csv_text,
     "vllm": _vllm,
     "prometheus": prometheus_text,
+    "otlp": otlp_text,
+    "mlflow": _mlflow,
 }
 
 STUDIES = ("load-search", "load-pareto")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from loadtest.client.records import CANCELLED, SUCCEEDED, Records
 from loadtest.judging.latency import latency_values
 from loadtest.percentiles import name_of, percentile_of
-from loadtest.report.files import records_path, report_of
+from loadtest.report.files import records_path, report_of, sample_path
 from loadtest.report.schema import LoadReport, ScenarioReport
+from loadtest.report.soak_page import soak_plots
 from loadtest.report.terminal import latency_rows
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
@@ -83,14 +85,16 @@ def build_load_blocks(artifact: Artifact) -> tuple[Block, ...]:
     measured = [
         (scenario, Records.load(path))
         for scenario in report.scenarios
-        if (path := records_path(artifact.path, scenario.name)).is_file()
+        if (path := _shown_records(artifact.path, scenario)).is_file()
     ]
     blocks: list[Block] = [_objectives(report), *map(_latencies, report.scenarios), _rates(report)]
     for scenario in report.scenarios:
         blocks += _conversations(scenario) + _checked(scenario)
     if any(one.withheld for scenario in report.scenarios for one in scenario.latency.values()):
         blocks.append(Paragraph("A dash: too few requests for that percentile."))
-    plots = [*_against_limits(report), *_curves(measured), *_over_time(measured)]
+    plots = [
+        *_against_limits(report), *_curves(measured), *_over_time(measured), *soak_plots(report),
+    ]  # fmt: skip
     if plots:
         blocks.append(Plots(tuple(plots)))
     notes = [f"{one.name}: {note}" for one in report.scenarios for note in one.warnings]
@@ -112,6 +116,11 @@ def build_load_blocks(artifact: Artifact) -> tuple[Block, ...]:
     if notes:
         blocks += [Paragraph("Notes:"), Listing(tuple(notes))]
     return tuple(blocks)
+
+
+def _shown_records(directory: Path, scenario: ScenarioReport) -> Path:
+    """Return the file of the records that plots show: of a long run a sample."""
+    return (sample_path if scenario.spilled else records_path)(directory, scenario.name)
 
 
 def build_load_tiles(report: LoadReport) -> tuple[Tile, ...]:

@@ -18,6 +18,8 @@ from loadtest.report.part import Part as Part
 from loadtest.report.part import Share as Share
 from loadtest.report.session_schema import SessionFigures as SessionFigures
 from loadtest.report.session_schema import TurnFigures as TurnFigures
+from loadtest.report.soak_schema import Drift as Drift
+from loadtest.report.soak_schema import OverTime as OverTime
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict
 
@@ -41,6 +43,10 @@ class Throughput(Part):
     goodput_share: float | None = None
     """Requests that meet every goodput limit as a share of the offered requests."""
     goodput_share_ci95: tuple[float, float] | None = None
+    succeeded_rps_ci95: tuple[float, float] | None = None
+    """95 % interval by block means; null with too few blocks."""
+    output_tokens_per_s_ci95: tuple[float, float] | None = None
+    goodput_rps_ci95: tuple[float, float] | None = None
 
 
 class Tokens(Part):
@@ -269,6 +275,10 @@ class ScenarioReport(Part):
     """The server's own figures; null where it shows none."""
     text_sample: list[str]
     """The first answers, shortened."""
+    over_time: OverTime | None = None
+    """The run in blocks of time, with the drifts of latency and of the server's memory."""
+    spilled: bool = False
+    """Whether the records lie in `records-NAME.*.spill`, and percentiles come from histograms."""
 
 
 class EndpointReport(Part):

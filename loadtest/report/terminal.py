@@ -45,6 +45,7 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
         f"  {_number(rates.succeeded_rps)} requests/s, {_number(rates.output_tokens_per_s)} output "
         f"tokens/s over {rates.window_s:.1f} s ({rates.window})"
     )
+    lines += _drift_lines(scenario)
     lag = scenario.client.send_lag_s
     lines.append(
         f"  client: send lag p50 {_ms(lag.at(50))} ms, largest {_ms(lag.max_of_succeeded)} ms; "
@@ -58,6 +59,15 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
     lines += [f"  ! {problem}" for problem in scenario.problems]
     lines += [f"  note: {warning}" for warning in scenario.warnings]
     return lines
+
+
+def _drift_lines(scenario: ScenarioReport) -> list[str]:
+    """Return the drifts that an objective is set on."""
+    from loadtest.report.soak_page import drift_text
+
+    found = scenario.over_time
+    drifts = [] if found is None else found.drifts
+    return [f"  drift: {drift_text(drift)}" for drift in drifts if drift.ci95 is not None]
 
 
 def _answer_lines(scenario: ScenarioReport) -> list[str]:

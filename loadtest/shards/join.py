@@ -13,11 +13,13 @@ from loadtest.client.processes import Measured
 from loadtest.client.records import Records, join_records
 from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig
+from loadtest.figures import client_totals
+from loadtest.judging.cancellations import left_of
 from loadtest.judging.server_metrics import COUNTERS, Scrape
-from loadtest.measure import judged, server_figures
+from loadtest.measure import judged, server_figures, with_cancellations
 from loadtest.report.build import load_report, summary_metrics
 from loadtest.report.files import read_document
-from loadtest.report.schema import Calibration, Server
+from loadtest.report.schema import Calibration
 from loadtest.report.terminal import report_lines
 from loadtest.run import write_report
 from loadtest.shards.shard import RECORDS_FILE, SHARD_FILE, ShardReport
@@ -56,9 +58,13 @@ def join_shards(paths: Sequence[Path], out: Path) -> Artifact:
     calibration = _worst_calibration(shards)
     if config.calibrate and calibration is None:
         raise ArtifactError("these shards cannot be joined: one of them has no calibration")
-    result = judged(
-        config, scenario, plan, workload, measured, calibration, _server_figures(shards, records)
-    )
+    scrapes = _scrapes(shards)
+    server = None if scrapes is None else server_figures(*scrapes, client_totals(records))
+    checks = None if first.checks is None else first.checks.checks()
+    result = judged(config, scenario, plan, workload, measured, calibration, server, checks)
+    if config.cancellations is not None:
+        before, after = scrapes or (None, None)
+        result = with_cancellations(result, config.cancellations, left_of(records), before, after)
     asked = first.endpoint
     endpoint = Endpoint(asked.url, asked.model)
     served = Served(
@@ -96,8 +102,8 @@ def _worst_calibration(shards: Sequence[ShardReport]) -> Calibration | None:
     return max(found, key=bias_s).model_copy(update={"problems": problems})
 
 
-def _server_figures(shards: Sequence[ShardReport], records: Records) -> Server | None:
-    """Return the figures from the earliest scrape to the last: counters only rise."""
+def _scrapes(shards: Sequence[ShardReport]) -> tuple[Scrape, Scrape] | None:
+    """Return the earliest scrape and the last: counters only rise. None without both."""
     before = [Scrape(one.scrapes[0]) for one in shards if one.scrapes[0]]
     after = [Scrape(one.scrapes[1]) for one in shards if one.scrapes[1]]
     if not before or not after:
@@ -106,7 +112,7 @@ def _server_figures(shards: Sequence[ShardReport], records: Records) -> Server |
     def total(one: Scrape) -> float:
         return one.values[COUNTERS["generation_tokens"]]
 
-    return server_figures(min(before, key=total), max(after, key=total), records)
+    return min(before, key=total), max(after, key=total)
 
 
 def _require_one_run(
@@ -122,6 +128,8 @@ def _require_one_run(
     for path, artifact, one in zip(paths, artifacts, shards, strict=True):
         if one.plan_digest != first.plan_digest:
             problems.append(f"{path}: of another schedule or other requests than {paths[0]}")
+        elif one.checks != first.checks:
+            problems.append(f"{path}: compares answers with another reference than {paths[0]}")
         elif artifact.manifest.config != artifacts[0].manifest.config:
             problems.append(f"{path}: of another configuration than {paths[0]}")
         if one.endpoint.artifact_name != first.endpoint.artifact_name:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict
 
 from loadtest.arrivals.table import rates
 from loadtest.calibration.calibrate import calibrate
@@ -23,13 +24,16 @@ from loadtest.judging.server_metrics import Scrape, scrape, settled_scrape
 from loadtest.measure import run_plan
 from loadtest.report.build import endpoint_report
 from loadtest.report.schema import SCHEMA_VERSION, Calibration, EndpointReport, Part, SchemaVersion
-from loadtest.run import check_served
+from loadtest.run import check_served, checks_of
 from loadtest.workload.build import Workload
+from loadtest.workload.checks import Checks
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Messages
+from tuneline.core.reference import Continuation
+from tuneline.core.tolerances import Tolerances
 
 SHARD_FILE = "shard.json"
 RECORDS_FILE = "records.npz"
@@ -42,6 +46,30 @@ class Asked(Part):
     output_tokens: list[int]
     models: list[str]
     digest: str
+
+
+class SharedChecks(Part):
+    """The prompts of the reference with their answers: the pod that joins may not have the
+    reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+
+    expected: list[Continuation]
+    settings: dict[str, int]
+    template_kwargs: dict[str, str]
+    tolerances: Tolerances
+    share: float
+    max_length_drift: float
+
+    def checks(self) -> Checks:
+        return Checks(
+            self.expected,
+            self.settings,
+            self.template_kwargs,
+            self.tolerances,
+            self.share,
+            self.max_length_drift,
+        )
 
 
 class ShardReport(Part):
@@ -61,6 +89,7 @@ class ShardReport(Part):
     calibration: Calibration | None
     scrapes: tuple[dict[str, float] | None, dict[str, float] | None]
     """The server's metrics before and after, which count all pods' requests."""
+    checks: SharedChecks | None = None
 
 
 def run_shard(
@@ -89,26 +118,23 @@ def run_shard(
         inputs: The artifacts that the endpoint is known to serve.
 
     Raises:
-        ConfigError: There is not exactly one scenario, the shard is out of range, or the start is
-            in the past.
+        ConfigError: There is not exactly one scenario, the shard is out of range, the start is in
+            the past, or `config.answers` names no reference.
         ServerError: The endpoint does not answer as it should (see `run_loadtest`).
     """
     if len(config.scenarios) != 1:
         raise ConfigError(
             f"{len(config.scenarios)} scenarios; a sharded load test runs exactly one"
         )
-    if config.answers is not None or config.cancellations is not None:
-        raise ConfigError(
-            "a sharded load test compares no answers and lets no client leave; found "
-            "loadtest.answers or loadtest.cancellations",
-            hint="Try: --set loadtest.answers=null --set loadtest.cancellations=null",
-        )
     if not 0 <= shard < num_shards:
         raise ConfigError(f"shard {shard} of {num_shards}: expected 0 to {num_shards - 1}")
     (scenario,) = config.scenarios
+    checks = checks_of(config, None, None)
     served = check_served(config, endpoint, inputs)
     whole = config.model_copy(update={"num_workers": num_shards * config.num_workers})
-    plan, workload = make_plan(whole, scenario, endpoint, prompts, seed=config.seed, is_shard=True)
+    plan, workload = make_plan(
+        whole, scenario, endpoint, prompts, seed=config.seed, is_shard=True, checks=checks
+    )
     own = range(shard * config.num_workers, (shard + 1) * config.num_workers)
     resolved = config.model_dump(mode="json")
     calibration = None
@@ -129,7 +155,7 @@ def run_shard(
         after = settled_scrape(endpoint, before, np.inf) if before is not None else None
         write_shard(
             draft.dir, plan, workload, endpoint, served, measured, shard, num_shards,
-            calibration=calibration, scrapes=(before, after),
+            calibration=calibration, scrapes=(before, after), checks=checks,
         )  # fmt: skip
     return open_artifact(out)
 
@@ -156,11 +182,13 @@ def write_shard(
     *,
     calibration: Calibration | None = None,
     scrapes: tuple[Scrape | None, Scrape | None] = (None, None),
+    checks: Checks | None = None,
 ) -> None:
     """Write the raw results of one pod.
 
     Args:
         scrapes: The server's metrics before and after, which count all pods' requests.
+        checks: The prompts of the reference that the pods ask.
     """
     measured.records.save(directory / RECORDS_FILE)
     before, after = scrapes
@@ -184,5 +212,6 @@ def write_shard(
             None if before is None else before.values,
             None if after is None else after.values,
         ),
+        checks=None if checks is None else SharedChecks(**vars(checks)),
     )
     write_document(report, directory / SHARD_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.client.records import SUCCEEDED, Records
+from loadtest.judging.clusters import Labels, bounds_of, clustered_difference
 from loadtest.judging.intervals import MIN_BLOCKS, block_length, paired_difference
 from loadtest.judging.latency import Values, tpot_s
 from loadtest.judging.statistics import mean_in_flight
@@ -16,6 +18,8 @@ from loadtest.studies.schema import METRICS, SIDES, ComparedScenario, Difference
 from tuneline.core.verdict import Verdict
 
 Rows = NDArray[np.int64]
+FAR = 2**40
+"""More than the number of any session."""
 
 
 def answer_tokens(pairs: Sequence[tuple[Records, Records]]) -> tuple[float, float] | None:
@@ -39,40 +43,89 @@ def _both_answered(a: Records, b: Records) -> tuple[Rows, Rows]:
 
 
 def differences(pairs: Sequence[tuple[Records, Records]], margin: float) -> list[Difference]:
-    """Return the paired differences of requests with the same index, over all rounds."""
-    found = []
-    for metric in METRICS:
-        left, right, overlap = [], [], 1.0
-        for a, b in pairs:
-            rows_a, rows_b = _both_answered(a, b)
-            values_a, values_b = _values(a, metric)[rows_a], _values(b, metric)[rows_b]
-            both = ~np.isnan(values_a) & ~np.isnan(values_b)
-            left.append(values_a[both])
-            right.append(values_b[both])
-            overlap = max(overlap, mean_in_flight(a) or 1.0, mean_in_flight(b) or 1.0)
-        values_a, values_b = np.concatenate(left), np.concatenate(right)
-        if not len(values_a):
-            continue
-        block = block_length(overlap)
+    """Return the paired differences of requests with the same index, over all rounds.
+
+    The turns of a conversation depend on each other. Where there are conversations, whole
+    conversations are drawn, and the time that they wait is compared as well.
+    """
+    has_turns = any(bool(np.any(one.turn > 0)) for pair in pairs for one in pair)
+    metrics = (*METRICS, "session_wait_s") if has_turns else METRICS
+    found = [_difference(pairs, metric, margin, has_turns) for metric in metrics]
+    return [one for one in found if one is not None]
+
+
+def _difference(
+    pairs: Sequence[tuple[Records, Records]], metric: str, margin: float, has_turns: bool
+) -> Difference | None:
+    """Return the paired differences of one metric; None without a pair."""
+    left, right, labels, overlap = [], [], [], 1.0
+    for number, (a, b) in enumerate(pairs):
+        values = _waits(a, b) if metric == "session_wait_s" else _requests(a, b, metric)
+        left.append(values[0])
+        right.append(values[1])
+        # A session of another round is another session.
+        labels.append(values[2] + number * FAR)
+        overlap = max(overlap, mean_in_flight(a) or 1.0, mean_in_flight(b) or 1.0)
+    values_a, values_b = np.concatenate(left), np.concatenate(right)
+    if not len(values_a):
+        return None
+    block = block_length(overlap)
+    num_clusters = None
+    if has_turns:
+        of_pairs = np.concatenate(labels)
+        num_clusters = len(bounds_of(of_pairs)[0])
+        length = math.ceil(block * num_clusters / len(values_a))
+        mean, low, high = clustered_difference(values_b - values_a, of_pairs, length)
+        num_needed = math.ceil(MIN_BLOCKS * length * len(values_a) / num_clusters)
+        enough = num_clusters >= MIN_BLOCKS * length
+    else:
         mean, low, high = paired_difference(values_b - values_a, block)
         num_needed = MIN_BLOCKS * block
         enough = len(values_a) >= num_needed
-        mean_a = float(np.mean(values_a))
-        found.append(
-            Difference(
-                metric=metric,
-                unit="s",
-                num_pairs=len(values_a),
-                mean_a=mean_a,
-                mean_b=float(np.mean(values_b)),
-                difference=mean,
-                ci95_low=low,
-                ci95_high=high,
-                verdict=judge_difference(low, high, margin * mean_a, enough),
-                num_needed=None if enough else num_needed,
-            )
-        )
-    return found
+    mean_a = float(np.mean(values_a))
+    return Difference(
+        metric=metric,
+        unit="s",
+        num_pairs=len(values_a),
+        num_conversations=num_clusters,
+        mean_a=mean_a,
+        mean_b=float(np.mean(values_b)),
+        difference=mean,
+        ci95_low=low,
+        ci95_high=high,
+        verdict=judge_difference(low, high, margin * mean_a, enough),
+        num_needed=None if enough else num_needed,
+    )
+
+
+Pairs = tuple[Values, Values, Labels]
+"""The values of A and of B, and the session of each."""
+
+
+def _requests(a: Records, b: Records, metric: str) -> Pairs:
+    """Return a metric of the requests that both answered, ordered by session and turn."""
+    rows_a, rows_b = _both_answered(a, b)
+    values_a, values_b = _values(a, metric)[rows_a], _values(b, metric)[rows_b]
+    both = ~np.isnan(values_a) & ~np.isnan(values_b)
+    return values_a[both], values_b[both], a.session[rows_a][both]
+
+
+def _waits(a: Records, b: Records) -> Pairs:
+    """Return the time that each conversation waits for its answers, where both sides answered the
+    same turns and no turn failed."""
+    sides = []
+    for one in (a, b):
+        rows = one.select(~one.warmup)
+        starts, sizes = bounds_of(rows.session)
+        if not len(starts):
+            return np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
+        waits = np.where(rows.state == SUCCEEDED, rows.last_token_s - rows.intended_s, np.nan)
+        sides.append((rows.session[starts], sizes, np.add.reduceat(waits, starts)))
+    (of_a, sizes_a, waits_a), (of_b, sizes_b, waits_b) = sides
+    sessions, rows_a, rows_b = np.intersect1d(of_a, of_b, return_indices=True)
+    kept = sizes_a[rows_a] == sizes_b[rows_b]
+    kept &= ~np.isnan(waits_a[rows_a]) & ~np.isnan(waits_b[rows_b])
+    return waits_a[rows_a][kept], waits_b[rows_b][kept], sessions[kept]
 
 
 def _values(records: Records, metric: str) -> Values:
@@ -137,12 +190,6 @@ def judge_comparison(
         if lost_b > lost_a:
             problems.append(f"{name}: {lost_b} requests of B failed or did not end; {lost_a} of A")
             verdict = Verdict.FAIL
-        if any(run.sessions is not None for side in SIDES for run in scenario.runs[side]):
-            problems.append(
-                f"{name}: the turns of a conversation are not independent; the intervals take them "
-                "as independent and are too narrow"
-            )
-            verdict = Verdict.INCONCLUSIVE if verdict == Verdict.PASS else verdict
         if not scenario.differences:
             problems.append(f"{name}: no request succeeded on both sides")
             return Verdict.INVALID, problems

@@ -170,6 +170,8 @@ class Difference(Part):
     metric: str
     unit: str
     num_pairs: int
+    num_conversations: int | None = None
+    """Conversations that the pairs belong to; null for single requests."""
     mean_a: float
     mean_b: float
     difference: float

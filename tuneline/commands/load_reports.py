@@ -25,6 +25,8 @@ class Form(StrEnum):
     csv = "csv"
     vllm = "vllm"
     prometheus = "prometheus"
+    otlp = "otlp"
+    mlflow = "mlflow"
 
 
 def join(
@@ -51,7 +53,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a load report as a table, a page, JSON, CSV, vLLM's JSON or Prometheus text."""
+    """Print a load report in another form, or log it to MLflow."""
     from loadtest import report_text
     from tuneline.core.artifact import cannot_write, open_artifact
 

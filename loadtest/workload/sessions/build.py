@@ -16,7 +16,7 @@ from loadtest.workload.build import Workload, draw_names, permutation, require_c
 from loadtest.workload.checks import Checks, options_of, with_checks
 from loadtest.workload.content import Wanted
 from loadtest.workload.lengths import draw_lengths
-from loadtest.workload.sessions.conversation import Conversation, Turn
+from loadtest.workload.sessions.conversation import Conversation, Turn, kept_shares
 from loadtest.workload.sessions.table import READERS
 from loadtest.workload_config import Delay, SessionsConfig
 from tuneline.core.artifact import canonical_digest
@@ -99,6 +99,7 @@ def build_sessions(
         keeps_own=sessions.history == "own" and is_chat,
         order=order,
         nonce=nonce,
+        kept=[share for one in found for share in kept_shares(one)],
     )
     contents = [[turn.added, turn.answers, size] for turn, size in zip(turns, lengths, strict=True)]
     return Workload(

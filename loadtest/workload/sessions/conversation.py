@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from loadtest.workload.content import is_text
 from tuneline.core.messages import Message, Messages
@@ -89,3 +90,30 @@ def message_problem(message: object) -> str | None:
         except RecursionError:
             return f"{key} is nested too deep"
     return None
+
+
+def kept_shares(conversation: Conversation) -> list[float]:
+    """Return per turn the share of the prompt before that the turn's prompt begins with: 1 where it
+    continues the history, 0 for the first turn. Of messages, the share counts characters."""
+    shares: list[float] = []
+    before: list[Any] = []
+    history: list[Any] = []
+    for turn in conversation.turns:
+        prompt = list(turn.added) if turn.is_fresh else [*history, *turn.added]
+        continues = bool(shares) and not turn.is_fresh
+        shares.append(1.0 if continues else _common_share(before, prompt))
+        before, history = prompt, [*prompt, *turn.answers]
+    return shares
+
+
+def _common_share(before: list[Any], prompt: list[Any]) -> float:
+    """Return the share of a prompt that another prompt begins with."""
+    if not before:
+        return 0.0
+    left: Sequence[Any] = before
+    right: Sequence[Any] = prompt
+    if isinstance(before[0], dict):
+        left, right = (json.dumps(one)[1:-1] for one in (before, prompt))
+    pairs = zip(left, right, strict=False)
+    shortest = min(len(left), len(right))
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), shortest) / len(left)

@@ -169,13 +169,13 @@ def _messages(message: Any) -> Messages:
             one = {"role": "tool", "content": text, "tool_call_id": part.get("id") or "call_0"}
             results.append(one)
     text = "".join(texts)
-    if not is_text(text):
-        raise ValueError("a text holds half of a surrogate pair")
-    if results:
-        return results
     found: Message = {"role": role, "content": text}
     if calls:
         found["tool_calls"] = calls
+    if not is_text(json.dumps([found, *results], ensure_ascii=False)):
+        raise ValueError("a message holds half of a surrogate pair")
+    if results:
+        return results
     return [found] if text or calls else []
 
 

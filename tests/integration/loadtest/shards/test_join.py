@@ -1,5 +1,6 @@
 """Load tests in several processes and pods, on the known server."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from loadtest.measure import judged
 from loadtest.run import run_loadtest
 from loadtest.shards.join import join_shards
 from loadtest.shards.shard import run_shard, write_shard
+from tests.integration.loadtest.client.talk_server import talk_server
+from tests.integration.loadtest.client.test_answers import EXACT, reference
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import new_artifact
 from tuneline.core.errors import ArtifactError, ConfigError
@@ -166,3 +169,44 @@ def test_more_processes_than_streams_lose_no_request(
     merged = join_shards([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")
     requests = report_of(merged)["scenarios"][0]["requests"]
     assert requests["succeeded"] == requests["offered"] >= 6
+
+
+@pytest.mark.parametrize("wrong_after", [None, 30])
+def test_pods_compare_answers_and_let_clients_leave(
+    tmp_path: Path, wrong_after: int | None
+) -> None:
+    folder = reference(tmp_path / "reference").path
+    settings = config(
+        scenarios=[{"name": "x", "rate_rps": 40.0, "num_requests": 80}],
+        num_workers=2,
+        answers={"share": 0.25, "tolerances": EXACT, "reference": str(folder)},
+        cancellations={"share": 0.1, "after_tokens": 1},
+    )
+    start_unix_s = time.time() + 8
+    with talk_server(wrong_after=wrong_after) as server:
+        threads = [
+            threading.Thread(
+                target=run_shard,
+                args=(settings, server.endpoint, tmp_path / f"s{shard}"),
+                kwargs={
+                    "prompts": PROMPTS, "shard": shard, "num_shards": 2,
+                    "start": lambda: start_unix_s,
+                },
+            )
+            for shard in range(2)
+        ]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    # The pod that joins needs no reference.
+    shutil.rmtree(folder)
+    merged = join_shards([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")
+    (scenario,) = report_of(merged)["scenarios"]
+    found = scenario["answers"]
+    assert found["num_compared"] >= 10
+    assert (found["num_equal"] == found["num_compared"]) == (wrong_after is None)
+    is_wrong = any(one.startswith("answers under load: ") for one in scenario["problems"])
+    assert is_wrong == (wrong_after is not None), scenario["problems"]
+    # Clients of the warm-up leave, too.
+    assert scenario["cancellations"]["num_left"] >= scenario["requests"]["cancelled"] > 0

@@ -143,3 +143,35 @@ def test_a_comparison_without_an_answer_is_invalid(known: Any, tmp_path: Path) -
     report = report_of(artifact)
     assert report["verdict"] == "INVALID"
     assert "no request succeeded on both sides" in report["problems"][0]
+
+
+def test_conversations_are_compared_as_conversations(
+    known: Any, start_known_server: Any, tmp_path: Path
+) -> None:
+    talk = [
+        {"role": role, "content": f"{role} {number}"}
+        for number in range(3)
+        for role in ("user", "assistant")
+    ][:-1]
+    settings = config(
+        scenarios=[{"name": "x", "concurrency": 4, "num_requests": 60}],
+        workload={"sessions": {"think_s": {"mean": 0.0}}},
+    )
+    with start_known_server("--ttft-s", "0.05", "--itl-s", "0.004") as slower:
+        artifact = compare_endpoints(
+            settings, known.endpoint, slower.endpoint, tmp_path / "c", prompts=[talk],
+            num_rounds=2,
+        )  # fmt: skip
+    report = report_of(artifact)
+    assert report["verdict"] == "FAIL", report["problems"]
+    found = {one["metric"]: one for one in report["scenarios"][0]["differences"]}
+    assert (found["ttft_s"]["num_pairs"], found["ttft_s"]["num_conversations"]) == (360, 120)
+    assert found["session_wait_s"]["num_pairs"] == found["session_wait_s"]["num_conversations"]
+    assert found["session_wait_s"]["num_pairs"] == 120
+    assert found["ttft_s"]["difference"] == pytest.approx(0.02, abs=0.01)
+    assert found["session_wait_s"]["difference"] == pytest.approx(0.06, abs=0.03)
+    same = compare_endpoints(
+        settings, known.endpoint, known.endpoint, tmp_path / "d", prompts=[talk], num_rounds=2,
+        margin=0.5,
+    )  # fmt: skip
+    assert report_of(same)["verdict"] == "PASS", report_of(same)["problems"]

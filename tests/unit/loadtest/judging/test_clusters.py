@@ -11,11 +11,12 @@ from loadtest.judging.clusters import (
     bounds_of,
     cluster_block,
     cluster_bootstrap,
+    clustered_difference,
     design_effect,
     num_independent,
     ranks,
 )
-from loadtest.judging.intervals import bootstrap
+from loadtest.judging.intervals import bootstrap, paired_difference
 from loadtest.judging.latency import distribution, share_of, share_of_clustered
 
 
@@ -112,3 +113,17 @@ def test_infinite_values_make_a_bound_infinite() -> None:
     values[-60:] = np.inf
     found = cluster_bootstrap(values, labels, [50, 90], 1)
     assert np.isfinite(found[50][0]) and np.isinf(found[90][1])
+
+
+def test_differences_of_conversations_have_intervals_that_contain_the_truth() -> None:
+    clustered = single = 0
+    for seed in range(100):
+        values, labels = sessions(60, 8, 0.6, np.random.default_rng(seed))
+        mean, low, high = clustered_difference(values, labels, 1)
+        assert mean == pytest.approx(values.mean())
+        clustered += low <= 1.0 <= high
+        _, low, high = paired_difference(values, 1)
+        single += low <= 1.0 <= high
+    assert clustered >= 90
+    # Turns taken as independent say too much.
+    assert single < 75

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from loadtest.client.plan import Plan
 from loadtest.client.prepare import make_plan, plan_digest
 from loadtest.config import LoadTestConfig
+from loadtest.judging.sessions import prefix_reuse
 from loadtest.workload.content import Wanted
-from loadtest.workload.sessions.conversation import Conversation, turns_of
+from loadtest.workload.sessions.conversation import Conversation, Turn, kept_shares, turns_of
 from loadtest.workload.sessions.table import READERS
 from loadtest.workload_config import FILES
+from tests.unit.loadtest.made_records import made_records
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
@@ -309,6 +312,15 @@ def asks(text: str) -> dict[str, Any]:
     return {"role": "user", "parts": [part(text)]}
 
 
+def called(**values: str) -> list[dict[str, Any]]:
+    """A question, a tool call with these values, and its result."""
+    call = {"type": "tool_call", "id": "c", "name": "f", "arguments": "{}", **values}
+    result = {"type": "tool_call_response", "id": "c", "response": "rain"}
+    return [
+        asks("q"), {"role": "assistant", "parts": [call]}, {"role": "tool", "parts": [result]},
+    ]  # fmt: skip
+
+
 def otlp(*spans: Any) -> str:
     return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": list(spans)}]}]})
 
@@ -370,6 +382,9 @@ BAD = {
         (otlp({**otel_span(1, 2, [asks("x")]), "startTimeUnixNano": "soon"}), "ValueError"),
         (otlp(otel_span(1, 2, [asks("x")]))[:-5], "not valid JSON"),
         (otlp(otel_span(1, 2, [{"role": "user"}])), "KeyError: 'parts'"),
+        (otlp(otel_span(1, 2, called(arguments="\ud800"))), "half of a surrogate pair"),
+        (otlp(otel_span(1, 2, called(name="\udc00"))), "half of a surrogate pair"),
+        (otlp(otel_span(1, 2, called(id="\ud800"))), "half of a surrogate pair"),
     ],
     "weka": [
         ("{", "line 1"),
@@ -457,3 +472,39 @@ def test_own_answers_are_refused_for_conversations_with_tools() -> None:
     with pytest.raises(ConfigError, match="has tools") as caught:
         plan_of([agent], workload={"sessions": {"history": "own"}})
     assert "history=recorded" in str(caught.value.hint)
+
+
+def test_a_turn_that_starts_anew_keeps_what_it_shares_with_the_prompt_before() -> None:
+    tokens = [
+        Turn([1, 2, 3, 4], [], is_fresh=True),
+        Turn([1, 2, 3, 4, 5, 6, 7, 8], [], is_fresh=True),
+        Turn([1, 2, 9, 9, 9, 9, 9, 9], [], is_fresh=True),
+        Turn([7], [], is_fresh=True),
+    ]
+    assert kept_shares(Conversation(tokens)) == [0.0, 1.0, 0.25, 0.0]
+    chat = [
+        Turn([says("system", "s" * 100), says("user", "q1")], [says("assistant", "a1")]),
+        Turn([says("user", "q2")], [says("assistant", "a2")]),
+        Turn([says("system", "s" * 100), says("user", "other")], [], is_fresh=True),
+        Turn([says("user", "more")], []),
+    ]
+    first, second, third, fourth = kept_shares(Conversation(chat))
+    assert (first, second, fourth) == (0.0, 1.0, 1.0)
+    # The system message is most of the prompt before.
+    assert 0.4 < third < 0.9
+
+
+def test_reuse_of_the_prefix_counts_only_what_a_turn_keeps() -> None:
+    given = [[says("user", "q1"), says("assistant", "a"), says("user", "q2")]]
+    sessions = plan_of(given).sessions
+    assert sessions is not None
+    assert [sessions.kept_share(4, turn) for turn in range(2)] == [0.0, 1.0]
+    turns = made_records(4)
+    turns = replace(
+        turns,
+        session=np.array([0, 0, 1, 1]),
+        turn=np.array([0, 1, 0, 1]),
+        prompt_tokens=np.array([10.0, 30.0, 10.0, 30.0]),
+    )
+    assert prefix_reuse(turns, lambda _session, _turn: 1.0) == pytest.approx(20 / 80)
+    assert prefix_reuse(turns, lambda session, _: 0.5 * session) == pytest.approx(5 / 80)

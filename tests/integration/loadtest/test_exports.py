@@ -1,0 +1,80 @@
+"""A load report for monitoring systems: OpenTelemetry's schema reads it, MLflow stores it."""
+
+import importlib.util
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+
+from loadtest import report_text, run_loadtest
+from loadtest.report.files import report_of as read_report_of
+from loadtest.report.metric_points import metric_points
+from tests.integration.loadtest.small import PROMPTS, config, report_of
+from tuneline.core.artifact import Artifact
+from tuneline.core.errors import MissingError
+
+pytestmark = pytest.mark.usefixtures("shared_host")
+
+
+@pytest.fixture(scope="module")
+def measured(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("exports") / "load"
+    settings = config(scenarios=[{"name": "open", "rate_rps": 60.0, "num_requests": 60}])
+    return run_loadtest(settings, known.endpoint, out, prompts=PROMPTS)
+
+
+def test_opentelemetrys_schema_reads_every_figure(measured: Artifact) -> None:
+    text = report_text(measured, "otlp")
+    assert text.count("\n") == 1  # a line per document, as the file exporter writes
+    request = json_format.Parse(text, ExportMetricsServiceRequest(), ignore_unknown_fields=False)
+    (resource,) = request.resource_metrics
+    attributes = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert attributes["tuneline.report.digest"] == measured.digest
+    (scope,) = resource.scope_metrics
+    metrics = {one.name: one for one in scope.metrics}
+    report = report_of(measured)["scenarios"][0]
+    found = {}
+    for point in metrics["tuneline.loadtest.ttft"].gauge.data_points:
+        labels = {
+            one.key: one.value.string_value or one.value.double_value for one in point.attributes
+        }
+        assert labels["scenario"] == "open"
+        assert point.time_unix_nano / 1e9 == pytest.approx(report["start_unix_s"], abs=5)
+        found[f"p{100 * labels['quantile']:g}"] = point.as_double
+    expected = report["latency"]["ttft_s"]["percentiles"]
+    assert found == {name: value for name, value in expected.items() if value is not None}
+    assert len(found) >= 2
+    (rate,) = metrics["tuneline.loadtest.output_token_rate"].gauge.data_points
+    assert rate.as_double == report["throughput"]["output_tokens_per_s"]
+    blocks = metrics["tuneline.loadtest.block.ttft"].gauge.data_points
+    assert len(blocks) == len(report["over_time"]["time_s"])
+    states = {
+        one.value.string_value: point.as_double
+        for point in metrics["tuneline.loadtest.requests"].gauge.data_points
+        for one in point.attributes
+        if one.key == "state"
+    }
+    assert states == {"succeeded": 60.0, "failed": 0.0, "unfinished": 0.0, "cancelled": 0.0}
+
+
+def test_every_point_has_a_name_of_its_own_per_time(measured: Artifact) -> None:
+    points = list(metric_points(read_report_of(measured)))
+    keys = {
+        (one.name, tuple(sorted(map(str, one.labels.items()))), one.at_unix_s) for one in points
+    }
+    assert len(keys) == len(points) > 30
+
+
+def test_mlflow_is_asked_for_by_name_where_it_is_missing(
+    measured: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "mlflow" else find(name)
+    )
+    with pytest.raises(MissingError, match="needs the package mlflow") as error:
+        report_text(measured, "mlflow")
+    assert error.value.hint == "Try: pip install mlflow"
