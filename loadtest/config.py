@@ -282,7 +282,14 @@ class LoadTestConfig(StrictModel):
         slos = [self.slo, *(one.slo for one in self.scenarios if one.slo)]
         if self.workload.sessions is None and any(slo.has_sessions for slo in slos):
             raise ValueError("session_s, session_wait_s and max_session_error_rate need sessions")
+        route = self.workload.route
+        if route == "messages" and self.ignore_eos:
+            raise ValueError("ignore_eos is not a parameter of route: messages")
+        if route != "chat" and self.answers is not None:
+            raise ValueError("answers are compared over route: chat")
         ours = {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"}
+        ours |= {"input", "max_output_tokens", "system"} if route != "chat" else set()
+        ours |= {"tools"} if self.workload.tools else set()
         taken = sorted(ours & self.extra_body.keys())
         if taken:
             raise ValueError(f"extra_body may not set {', '.join(taken)}: the load test sets them")

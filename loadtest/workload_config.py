@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,8 @@ from tuneline.core.config import StrictModel
 
 FILES = ("sharegpt", "mooncake", "messages", "otel", "weka")
 """Sources that read a file."""
+TOKEN_IDS = ("synthetic", "mooncake", "weka")
+"""Sources of token ids."""
 ONLY_SESSIONS = ("messages", "otel", "weka")
 """Sources that only hold conversations."""
 
@@ -106,6 +108,12 @@ class WorkloadConfig(StrictModel):
     as history. Otherwise a request holds a whole conversation (`sharegpt`: its first turn)."""
     sessions: SessionsConfig | None = None
     """Conversations as the unit of arrival."""
+    route: Literal["chat", "responses", "messages"] = "chat"
+    """The route that is asked: `/v1/chat/completions`, `/v1/responses` or `/v1/messages`. Sources
+    of token ids ask `/v1/completions`."""
+    tools: list[dict[str, Any]] | None = None
+    """Tools of every request, in the form of OpenAI's chat route; other routes get their own
+    form."""
     models: dict[str, float] | None = None
     """Served names (adapters) and their weights in the traffic, in place of a single model."""
 
@@ -124,6 +132,11 @@ class WorkloadConfig(StrictModel):
             problems.append("shared_prefix_tokens and num_prefix_groups go together")
         if self.shared_prefix_tokens is not None and self.source != "synthetic":
             problems.append("shared_prefix_tokens is for source: synthetic")
+        if self.route != "chat" and self.source in TOKEN_IDS:
+            problems.append(f"route: {self.route} takes messages; {self.source} has token ids")
+        if self.tools is not None and self.source in TOKEN_IDS:
+            problems.append(f"tools go with messages; {self.source} has token ids")
+        problems += _tool_problems(self.tools or [])
         if self.multi_turn and self.source not in ("prompts", "sharegpt"):
             problems.append("multi_turn is for source: prompts and source: sharegpt")
         if self.models is not None and not (
@@ -147,3 +160,14 @@ class WorkloadConfig(StrictModel):
                 f"source: {self.source} draws its own tokens; unique_prompts has no use"
             )
         return problems
+
+
+def _tool_problems(tools: list[dict[str, Any]]) -> list[str]:
+    """Return which tools do not have the form of OpenAI's chat route."""
+    problems = []
+    for number, tool in enumerate(tools, start=1):
+        function = tool.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if tool.get("type") != "function" or not isinstance(name, str) or not name:
+            problems.append(f"tool {number} has no type: function with a function.name")
+    return problems

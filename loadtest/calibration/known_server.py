@@ -25,10 +25,18 @@ from typing import Any
 
 import uvloop
 
+from loadtest.calibration.known_routes import MessagesStream, ResponsesStream
 from loadtest.calibration.known_stream import FAULTS, Delays, Stream, Truth
 from loadtest.client.connection import ANCILLARY_BYTES, SO_TIMESTAMPNS, TIMESPEC, realtime_offset_ns
 from loadtest.client.host import end_with_parent
 from loadtest.client.tls import TlsStream
+
+STREAMS: dict[str, type[Stream]] = {
+    "/v1/chat/completions": Stream,
+    "/v1/completions": Stream,
+    "/v1/responses": ResponsesStream,
+    "/v1/messages": MessagesStream,
+}
 
 
 class KnownServer:
@@ -186,12 +194,18 @@ class ServerConnection:
         elif path == "/v1/models":
             models = [{"id": name, "object": "model"} for name in server.names()]
             self.document(200, {"object": "list", "data": models})
-        elif path in ("/v1/chat/completions", "/v1/completions"):
-            self.completion(headers, json.loads(body), received_ns)
+        elif path in STREAMS:
+            self.completion(STREAMS[path], headers, json.loads(body), received_ns)
         else:
             self.document(404, {"detail": "Not Found"})
 
-    def completion(self, headers: dict[str, str], body: dict[str, Any], received_ns: int) -> None:
+    def completion(
+        self,
+        stream: type[Stream],
+        headers: dict[str, str],
+        body: dict[str, Any],
+        received_ns: int,
+    ) -> None:
         server = self.server
         fault = _fault(body)
         request_id = headers.get("x-request-id", str(len(server.truths)))
@@ -214,7 +228,7 @@ class ServerConnection:
         elif fault == "reset-early":
             self.reset()
         elif fault != "silent":
-            Stream(server, self, truth, body).begin()
+            stream(server, self, truth, body).begin()
 
     def document(self, status: int, document: Any, more_headers: str = "") -> None:
         self.respond(status, json.dumps(document).encode(), "application/json", more_headers)
@@ -256,7 +270,7 @@ class TlsServerConnection(ServerConnection):
 
 
 def _fault(body: dict[str, Any]) -> str | None:
-    messages = body.get("messages")
+    messages = body.get("messages") or body.get("input")
     text = str(messages[-1].get("content", "")) if messages else str(body.get("prompt", ""))
     _, found, rest = text.partition("fault:")
     name = rest.split()[0] if found and rest.split() else ""

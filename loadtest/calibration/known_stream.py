@@ -108,7 +108,8 @@ class Stream:
         self.server, self.connection, self.truth, self.body = server, connection, truth, body
         self.fault = truth.fault
         self.chat = "messages" in body
-        self.total = int(body.get("max_tokens") or server.delays.num_tokens)
+        asked = body.get("max_tokens") or body.get("max_output_tokens")
+        self.total = int(asked or server.delays.num_tokens)
         options = body.get("stream_options") or {}
         self.usage = bool(options.get("include_usage")) and self.fault != "no-usage"
         self.continuous = bool(options.get("continuous_usage_stats"))
@@ -119,7 +120,7 @@ class Stream:
             self.random = random.Random(truth.request_id)
         # The server shares its machine with the client that it calibrates. To save CPU, it builds
         # events that differ only in their text once.
-        before, _, after = self.plain_event(self.delta(content="\0")).partition(b'"\\u0000"')
+        before, _, after = self.plain_text("\0").partition(b'"\\u0000"')
         self.text_events = [before + text + after for text in TEXTS_AS_JSON]
         self.text_chunks = [self.chunk(event) for event in self.text_events]
 
@@ -136,7 +137,7 @@ class Stream:
             self.write_at_once()
             return
         if self.fault == "role-early":
-            self.write(self.head() + self.event(self.delta(role="assistant", content="")))
+            self.write(self.head() + self.chunk(self.plain_opening()))
         ttft_s = delays.ttft_s + delays.drift * (self.start_s - self.server.epoch_s)
         self.due_s = self.server.when(self.start_s + ttft_s)
         self.server.loop.call_at(self.due_s, self.step)
@@ -158,8 +159,8 @@ class Stream:
         data = b""
         if self.sent == 0:
             data = b"" if self.fault == "role-early" else self.head()
-            if self.chat and self.fault != "role-early":
-                data += self.event(self.delta(role="assistant", content=""))
+            opening = b"" if self.fault == "role-early" else self.plain_opening()
+            data += self.chunk(opening) if opening else b""
         event = b""
         if self.fault in NUM_TOKENS_WITHOUT_TEXT:
             self.sent = self.total
@@ -232,10 +233,8 @@ class Stream:
             return (lines + "Connection: close\r\n\r\n").encode()
         if self.fault == "length":
             events = b"".join(self.text_events[n % len(TEXTS)] for n in range(self.total))
-            role = self.plain_event(self.delta(role="assistant", content="")) if self.chat else b""
-            return (
-                lines + f"Content-Length: {len(role + events + self.plain_tail())}\r\n\r\n"
-            ).encode()
+            size = len(self.plain_opening() + events + self.plain_tail())
+            return (lines + f"Content-Length: {size}\r\n\r\n").encode()
         return (lines + "Transfer-Encoding: chunked\r\n\r\n").encode()
 
     def write(self, data: bytes) -> None:
@@ -248,10 +247,17 @@ class Stream:
         count = min(self.per_event, self.total - self.sent)
         text = "".join(TEXTS[(self.sent + place) % len(TEXTS)] for place in range(count))
         self.sent += count
-        document = self.delta(content=text)
-        if self.continuous:
-            document["usage"] = self.usage_document()
-        return self.event(document)
+        if not self.continuous:
+            return self.chunk(self.plain_text(text))
+        return self.event({**self.delta(content=text), "usage": self.usage_document()})
+
+    def plain_opening(self) -> bytes:
+        """Return the events before the first token."""
+        return self.plain_event(self.delta(role="assistant", content="")) if self.chat else b""
+
+    def plain_text(self, text: str) -> bytes:
+        """Return an event with a text."""
+        return self.plain_event(self.delta(content=text))
 
     def tail(self) -> bytes:
         return self.chunk(self.plain_tail()) + self.last_chunk()

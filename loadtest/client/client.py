@@ -31,6 +31,7 @@ from loadtest.client.pool import Pool
 from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS, nap_ns
 from loadtest.client.records import LEFT
 from loadtest.client.timer import KernelTimer
+from loadtest.routes.table import ROUTES
 
 if TYPE_CHECKING:
     from loadtest.client.scribe import Scribe
@@ -58,6 +59,7 @@ class Client(Pool):
         self.counters = counters
         self.loop.set_exception_handler(self.broken)
         self.head = plan.head.encode()
+        self.marks = ROUTES[plan.route].marks
         authorization = f"Authorization: Bearer {key}\r\n" if key else ""
         bodies = [body.encode() for body in plan.bodies]
         self.tails = [
@@ -305,7 +307,8 @@ class Client(Pool):
 
     def counts_out(self, request: Request, data: bytes) -> bool:
         assert request.events_left is not None  # noqa: S101 (the caller checks)
-        request.events_left -= data.count(b'"content"') - data.count(b'"content":""')
+        mark, without_token = self.marks
+        request.events_left -= data.count(mark) - data.count(without_token)
         if request.events_left > 0:
             return False
         self.leave(request)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any
 
+from loadtest.client.answer import DONE
 from loadtest.client.http1 import Framer, ProtocolError
-from loadtest.client.sse import DONE
 from loadtest.client.sse_decoder import SseDecoder
 
 TOKEN_ID = "token_id:"  # noqa: S105 (how vLLM writes an id in place of a text)

@@ -107,6 +107,8 @@ class Plan:
     leave_seed: int = 0
     leave_after_s: float | None = None
     leave_after_tokens: int | None = None
+    route: str = "chat"
+    """A key of ROUTES."""
     sessions: SessionPlan | None = None
     """Conversations, which then are the unit of `arrivals_s`, `concurrency`, `num_requests` and
     `num_warmup_requests`; `bodies` has what each turn adds."""

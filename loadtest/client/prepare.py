@@ -86,6 +86,7 @@ def make_plan(
         worker=0,
         num_connections=min(num_connections, MAX_CONNECTIONS),
         num_unchecked=workload.num_unchecked,
+        route=config.workload.route,
         sessions=workload.sessions,
     )
     if config.cancellations is not None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.client.answer import Answer
 from loadtest.client.connection import Request
 from loadtest.client.greedy import greedy_answer
 from loadtest.client.plan import Plan
 from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISHED, Records
 from loadtest.client.session_client import find_model_changes
-from loadtest.client.sse import Answer, parse_response
+from loadtest.client.sse import parse_response
 
 MAX_EXAMPLES = 3
 MAX_CHECKED = 2000
@@ -98,6 +99,7 @@ def to_records(
             [data for _, _, data in request.reads],
             closed=request.closed,
             keep_text=num_texts < MAX_EXAMPLES,
+            route=plan.route,
         )
         give_reason(request, answer)
         num_texts += answer.error is None and request.end_ns is not None

@@ -127,6 +127,7 @@ class Scribe:
             [data for _, _, data in reads],
             closed=request.closed,
             keep_text=self.seen.wants_text,
+            route=self.plan.route,
         )
         answer = yield from steps
         give_reason(request, answer)

@@ -10,11 +10,12 @@ import heapq
 import json
 from collections.abc import MutableSequence, Sequence
 
+from loadtest.client.answer import Answer
 from loadtest.client.client import NEVER_NS, Client
 from loadtest.client.connection import TIMESPEC, Request, monotonic_ns
 from loadtest.client.plan import Plan
 from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS
-from loadtest.client.sse import Answer, parse_response
+from loadtest.client.sse import parse_response
 from loadtest.client.timer import KernelTimer
 
 LONG_DELAY_S = 0.02
@@ -127,7 +128,10 @@ class SessionClient(Client):
         said = self.answers[sessions.place(session.number, session.turn)]
         if sessions.keeps_own:
             reads = [data for _, _, data in request.reads]
-            answer = parse_response([0] * len(reads), reads, closed=request.closed, keep_text=True)
+            answer = parse_response(
+                [0] * len(reads), reads, closed=request.closed, keep_text=True,
+                route=self.plan.route,
+            )  # fmt: skip
             if answer.error is not None:
                 return False  # an answer without content has no place in a history
             message = {"role": "assistant", "content": answer.content}

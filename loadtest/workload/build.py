@@ -12,6 +12,7 @@ import numpy as np
 
 from loadtest.client.plan import SessionPlan
 from loadtest.config import LoadTestConfig
+from loadtest.routes.table import ROUTES, Route
 from loadtest.workload import mooncake, prompts, sharegpt, synthetic
 from loadtest.workload.checks import Checks, check_bodies, with_checks
 from loadtest.workload.content import FIRST_TOKEN_ID, Content, Prompt, Source, Wanted
@@ -116,14 +117,14 @@ def build_workload(
     is_chat = isinstance(found[0].content[0], dict)
     body_of = num_unchecked = None
     if checks is not None:
-        require_chat(is_chat)
+        require_chat(is_chat and workload.route == "chat")
         num_unchecked = len(bodies)
         body_of = with_checks(list(range(count)), count, checks, num_requests, seed)
         bodies += check_bodies(checks, model)
         tokens += [checks.settings["max_new_tokens"]] * len(checks.expected)
         names += [model] * len(checks.expected)
     return Workload(
-        path="chat/completions" if is_chat else "completions",
+        path=route_of(config, is_chat).path,
         bodies=bodies,
         output_tokens=tokens,
         models=names,
@@ -180,17 +181,40 @@ def _body(
     config: LoadTestConfig, model: str, content: Messages | list[int], max_tokens: int
 ) -> str:
     is_chat = isinstance(content[0], dict)
-    body: dict[str, Any] = {
-        "model": model,
-        "messages" if is_chat else "prompt": content,
-        "max_tokens": max_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **config.extra_body,
-    }
+    route = route_of(config, is_chat)
+    said = entries_of(route, content) if is_chat else content
+    options = options_of(config, route, max_tokens, system_of(route, content) if is_chat else "")
+    return json.dumps({"model": model, route.key: said, **options}, ensure_ascii=False)
+
+
+def route_of(config: LoadTestConfig, is_chat: bool) -> Route:
+    """Return the route that a workload asks; token ids go to `/v1/completions`."""
+    return ROUTES[config.workload.route if is_chat else "completions"]
+
+
+def entries_of(route: Route, messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return messages as the entries of a request."""
+    return [entry for message in messages for entry in route.items(message)]
+
+
+def system_of(route: Route, messages: Sequence[Any]) -> str:
+    """Return the system's messages, where the route has a key of its own for them."""
+    if not route.has_system:
+        return ""
+    texts = [one.get("content") for one in messages if one["role"] in ("system", "developer")]
+    return "\n\n".join(text for text in texts if text)
+
+
+def options_of(
+    config: LoadTestConfig, route: Route, max_tokens: int, system: str
+) -> dict[str, Any]:
+    """Return the keys of a request next to its model and its messages."""
+    options = route.options(max_tokens, config.workload.tools or (), system)
+    options |= config.extra_body
     if config.ignore_eos:
-        body |= {"ignore_eos": True, "min_tokens": max_tokens}
-    return json.dumps(body, ensure_ascii=False)
+        exact = {"ignore_eos": True, "min_tokens": max_tokens}
+        options |= {key: exact[key] for key in route.exact}
+    return options
 
 
 def with_nonce(

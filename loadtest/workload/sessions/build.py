@@ -12,8 +12,19 @@ import numpy as np
 
 from loadtest.client.plan import SessionPlan
 from loadtest.config import LoadTestConfig
-from loadtest.workload.build import Workload, draw_names, permutation, require_chat
-from loadtest.workload.checks import Checks, options_of, with_checks
+from loadtest.routes.table import Route
+from loadtest.workload.build import (
+    Workload,
+    draw_names,
+    entries_of,
+    options_of,
+    permutation,
+    require_chat,
+    route_of,
+    system_of,
+)
+from loadtest.workload.checks import Checks, with_checks
+from loadtest.workload.checks import options_of as options_of_checks
 from loadtest.workload.content import Wanted
 from loadtest.workload.lengths import draw_lengths
 from loadtest.workload.sessions.conversation import Conversation, Turn, kept_shares
@@ -54,7 +65,7 @@ def build_sessions(
     num_others = len(found)
     order = list(range(num_others))
     if checks is not None:
-        require_chat(isinstance(found[0].turns[0].added[0], dict))
+        require_chat(isinstance(found[0].turns[0].added[0], dict) and workload.route == "chat")
         order = with_checks(order, num_others, checks, num_sessions, seed)
         tokens = checks.settings["max_new_tokens"]
         found += [
@@ -81,19 +92,20 @@ def build_sessions(
         np.random.default_rng([seed, 2]),
     )
     nonce = uuid.uuid4().hex[:12] if workload.unique_prompts else None
-    key = "messages" if is_chat else "prompt"
+    route = route_of(config, is_chat)
+    systems = [text for one in found for text in _systems(route, one)]
     # Over 60 lines: the plan and the workload list every field by name.
     plan = SessionPlan(
         offsets=[0, *(int(one) for one in np.cumsum([len(one.turns) for one in found]))],
         stride=max(len(one.turns) for one in found),
-        opens=[f'{{"model": {json.dumps(name)}, "{key}": [' for name in names],
+        opens=[f'{{"model": {json.dumps(name)}, "{route.key}": [' for name in names],
         closes=[
-            _close(config, length)
+            "], " + json.dumps(options_of(config, route, length, systems[place]))[1:]
             if checks is None or place < num_unchecked
-            else "], " + json.dumps(options_of(checks))[1:]
+            else "], " + json.dumps(options_of_checks(checks))[1:]
             for place, length in enumerate(lengths)
         ],
-        answers=[_joined(turn.answers) for turn in turns],
+        answers=[_joined(route, turn.answers) for turn in turns],
         is_fresh=[turn.is_fresh for turn in turns],
         delays_s=delays_s,
         keeps_own=sessions.history == "own" and is_chat,
@@ -103,8 +115,8 @@ def build_sessions(
     )
     contents = [[turn.added, turn.answers, size] for turn, size in zip(turns, lengths, strict=True)]
     return Workload(
-        path="chat/completions" if is_chat else "completions",
-        bodies=_added(found, id_of, nonce, num_others),
+        path=route.path,
+        bodies=_added(route, found, id_of, nonce, num_others),
         output_tokens=lengths,
         models=[name for name, one in zip(names, found, strict=True) for _ in one.turns],
         digest=canonical_digest(
@@ -145,7 +157,7 @@ def _cut(conversation: Conversation, max_turns: int | None) -> Conversation:
 
 
 def _added(
-    found: Sequence[Conversation], id_of: Any, nonce: str | None, num_others: int
+    route: Route, found: Sequence[Conversation], id_of: Any, nonce: str | None, num_others: int
 ) -> list[str]:
     """Return the JSON that each turn adds to the list of messages or token ids; the prompts of the
     reference, from `num_others` on, have no nonce."""
@@ -157,7 +169,7 @@ def _added(
                 first = added[0]
                 if nonce and number == 0 and place < num_others:
                     first = {**first, "content": f"[{nonce}] {first.get('content') or ''}"}
-                texts.append(_joined([first, *added[1:]]))
+                texts.append(_joined(route, [first, *added[1:]]))
             else:
                 texts.append(", ".join(str(int(id_)) for id_ in id_of[added]))
     return texts
@@ -168,20 +180,19 @@ def _has_tools(turn: Turn) -> bool:
     return any(one["role"] == "tool" or one.get("tool_calls") for one in messages)
 
 
-def _joined(messages: Messages) -> str:
-    return ", ".join(json.dumps(message, ensure_ascii=False) for message in messages)
+def _joined(route: Route, messages: Messages) -> str:
+    entries = entries_of(route, messages)
+    return ", ".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
 
 
-def _close(config: LoadTestConfig, max_tokens: int) -> str:
-    rest: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **config.extra_body,
-    }
-    if config.ignore_eos:
-        rest |= {"ignore_eos": True, "min_tokens": max_tokens}
-    return "], " + json.dumps(rest, ensure_ascii=False)[1:]
+def _systems(route: Route, conversation: Conversation) -> list[str]:
+    """Return the system's messages that each turn sends; empty where they are among the others."""
+    found: list[str] = []
+    history: list[Any] = []
+    for turn in conversation.turns:
+        history = [*([] if turn.is_fresh else history), *turn.added]
+        found.append(system_of(route, history) if isinstance(history[0], dict) else "")
+    return found
 
 
 def _delays(

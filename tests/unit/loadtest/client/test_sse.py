@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from loadtest.client.sse import Answer, parse_response
+from loadtest.client.answer import Answer
+from loadtest.client.sse import parse_response
 from loadtest.client.sse_decoder import SseDecoder
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,0 +1,109 @@
+"""The content of one response, whatever its route. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+DONE = b"[DONE]"
+MAX_DONE_BYTES = 16
+"""Gateways put blanks around `[DONE]`; a longer payload is not stripped."""
+MAX_COUNT = 2**53
+
+
+@dataclass
+class Answer:
+    """The content of one response. Times are the reads' times, in their unit."""
+
+    error: str | None = None
+    """Class of failure; None for a whole answer."""
+    message: str = ""
+    """The server's words, shortened."""
+    http_status: int = 0
+    retry_after_s: float | None = None
+    token_times: list[int] = field(default_factory=list)
+    """Of each event that carries text, reasoning or a tool call."""
+    token_counts: list[int] = field(default_factory=list)
+    """Tokens so far at each of these events, where the server says so in every event."""
+    finish_time: int | None = None
+    """Of the event with the finish reason."""
+    finish_reason: str | None = None
+    done: bool = False
+    """`[DONE]` came."""
+    without_done: bool = False
+    """A whole answer without `[DONE]`: the finish reason came, and the end of the HTTP body."""
+    completion_tokens: int | None = None
+    """By the server's own usage."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    num_merged_events: int = 0
+    """Token events that share a read with the one before: their own time is lost."""
+    text: str = ""
+    content: str = ""
+    """The part of the text that a history has: no reasoning, refusal or tool call."""
+    model: str = ""
+    """The model that the first event with choices names."""
+
+
+class Events:
+    """Takes the events of one response in their order, up to one that ends it. A route's own class
+    reads what they say."""
+
+    __slots__ = ("answer", "contents", "ended", "num_taken", "places", "texts", "times")
+
+    def __init__(self, answer: Answer, times: Sequence[int]) -> None:
+        self.answer, self.times = answer, times
+        self.num_taken = 0
+        self.ended = False
+        self.texts: list[str] = []
+        self.contents: list[str] = []
+        self.places: list[int] = []
+        """Place of the read that completed each event with text."""
+
+    def take(self, payload: bytes, place: int) -> None:
+        """Put what an event says into the answer."""
+        self.num_taken += 1
+        if self.ended:
+            return
+        if payload == DONE or (len(payload) < MAX_DONE_BYTES and payload.strip() == DONE):
+            self.answer.done = True
+            return
+        self.read(payload, place)
+
+    def take_alike(self, read: bytes, place: int) -> bool:  # noqa: ARG002 (a route may know none)
+        """Take a read by what it has in common with earlier reads; return whether it was taken."""
+        return False
+
+    def read(self, payload: bytes, place: int) -> None:
+        """Read one event."""
+        raise NotImplementedError
+
+    def add(self, text: str, place: int, *, is_content: bool) -> None:
+        """Take note of an event with a token."""
+        self.places.append(place)
+        self.texts.append(text)
+        if is_content:
+            self.contents.append(text)
+
+    def end(self, error: str, message: str) -> None:
+        """Give the answer an error; what follows does not count."""
+        self.ended = True
+        if self.answer.error is None:
+            self.answer.error, self.answer.message = error, message
+
+    def settle(self) -> None:
+        """Give the answer the times of its tokens."""
+        self.answer.token_times = [self.times[place] for place in self.places]
+        self.answer.num_merged_events = len(self.places) - len(set(self.places))
+
+
+def count_of(value: Any) -> int | None:
+    """Return a count of tokens; None for a value that is not one.
+
+    Gateways written in Lua or JavaScript send 5.0 for 5, and some servers send -1 for unknown.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_COUNT or value != int(value):
+        return None
+    return int(value)

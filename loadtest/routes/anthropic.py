@@ -1,0 +1,152 @@
+"""`/v1/messages`: the events of Anthropic's Messages API.
+
+The first token is the first delta that is not empty: `text_delta`, `thinking_delta` or
+`input_json_delta`. A `signature_delta`, a `ping` and the begin of a block hold no token.
+`message_delta` carries the stop reason and the output tokens, `message_stop` ends the answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from loadtest.client.answer import Answer, Events, count_of
+from tuneline.core.messages import Message
+from tuneline.core.server_words import encodable, error_message, text_of
+
+TEXTS = ("text", "thinking", "partial_json")
+
+
+class _Delta(msgspec.Struct, gc=False):
+    type: Any = None
+    text: Any = None
+    thinking: Any = None
+    partial_json: Any = None
+    stop_reason: Any = None
+
+
+class _Start(msgspec.Struct, gc=False):
+    model: Any = None
+    usage: Any = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: Any = None
+    delta: _Delta | None = None
+    message: _Start | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class MessagesEvents(Events):
+    """Reads the events of `/v1/messages`."""
+
+    __slots__ = ()
+
+    def read(self, payload: bytes, place: int) -> None:
+        """Read one event."""
+        try:
+            event = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
+            return
+        if event.type == "error" or (event.type is None and event.error):
+            self.end("error_event", error_message(payload))
+            return
+        answer, delta = self.answer, event.delta
+        if event.type == "message_start" and event.message is not None:
+            if not answer.model and isinstance(event.message.model, str):
+                answer.model = encodable(event.message.model)
+            _take_usage(answer, event.message.usage, is_end=False)
+        elif event.type == "content_block_delta" and delta is not None:
+            text = text_of(delta.text or delta.thinking or delta.partial_json)
+            if text:
+                self.add(text, place, is_content=bool(delta.text))
+        elif event.type == "message_delta":
+            _take_usage(answer, event.usage, is_end=True)
+            if delta is not None and delta.stop_reason is not None:
+                answer.finish_time = self.times[place]
+                answer.finish_reason = str(delta.stop_reason)
+        elif event.type == "message_stop":
+            answer.done = True
+
+
+def _take_usage(answer: Answer, usage: Any, *, is_end: bool) -> None:
+    """Put the counts of a usage into the answer. The count of output tokens at the begin is not the
+    answer's. Cached tokens of the prompt are not part of `input_tokens`."""
+    if not isinstance(usage, dict):
+        return
+    counts = {
+        name: count_of(usage.get(name))
+        for name in (
+            "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+            "output_tokens",
+        )
+    }  # fmt: skip
+    if is_end and counts["output_tokens"] is not None:
+        answer.completion_tokens = counts["output_tokens"]
+    read = counts["cache_read_input_tokens"]
+    if read is not None:
+        answer.cached_tokens = read
+    if counts["input_tokens"] is not None:
+        written = counts["cache_creation_input_tokens"] or 0
+        answer.prompt_tokens = counts["input_tokens"] + (read or 0) + written
+
+
+def items_of(message: Message) -> list[dict[str, Any]]:
+    """Return a chat message as entries of `messages`; the system's go to a key of their own."""
+    if message["role"] in ("system", "developer"):
+        return []
+    if message["role"] == "tool":
+        call_id = message.get("tool_call_id") or "call_0"
+        result = {"type": "tool_result", "tool_use_id": call_id, "content": message["content"]}
+        return [{"role": "user", "content": [result]}]
+    calls = message.get("tool_calls") or []
+    if not calls:
+        return [{"role": message["role"], "content": message["content"]}]
+    blocks: list[dict[str, Any]] = []
+    if message.get("content"):
+        blocks.append({"type": "text", "text": message["content"]})
+    for call in calls:
+        function = call["function"]
+        blocks.append(
+            {
+                "type": "tool_use",
+                "id": call.get("id") or "call_0",
+                "name": function["name"],
+                "input": _arguments(function["arguments"]),
+            }
+        )
+    return [{"role": "assistant", "content": blocks}]
+
+
+def _arguments(text: Any) -> Any:
+    """Return a call's arguments as an object, which the route wants."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"arguments": text}
+
+
+def options_of(max_tokens: int, tools: Sequence[Any], system: str) -> dict[str, Any]:
+    """Return the route's own keys of a request."""
+    found: dict[str, Any] = {"max_tokens": max_tokens, "stream": True}
+    if system:
+        found["system"] = system
+    if tools:
+        found["tools"] = [
+            {
+                "name": tool["function"]["name"],
+                "description": tool["function"].get("description", ""),
+                "input_schema": tool["function"].get("parameters", {"type": "object"}),
+            }
+            for tool in tools
+        ]
+    return found

@@ -1,0 +1,198 @@
+"""`/v1/chat/completions` and `/v1/completions`: the events of OpenAI's streaming API.
+
+The first token is the first event with a text, reasoning, a refusal or a tool call. An event with
+only a role or an empty text holds no token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from loadtest.client.answer import Answer, Events, count_of
+from loadtest.client.http1 import size_line
+from tuneline.core.messages import Message
+from tuneline.core.server_words import encodable, error_message, text_of
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    text: Any = None
+    finish_reason: Any = None
+    error: Any = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    completion_tokens: Any = None
+    prompt_tokens: Any = None
+    prompt_tokens_details: Any = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    """The fields that are read from an event; the decoder skips all others."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    model: Any = None
+
+
+class _BareError(msgspec.Struct):
+    """The fields of an event that is an error as a whole."""
+
+    object: Any = None
+    code: Any = None
+    message: Any = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+_decode_bare_error = msgspec.json.Decoder(_BareError).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+class ChatEvents(Events):
+    """Reads the events of `/v1/chat/completions` and `/v1/completions`."""
+
+    __slots__ = ("after", "alike_is_content", "before")
+
+    def __init__(self, answer: Answer, times: Sequence[int]) -> None:
+        super().__init__(answer, times)
+        self.before: bytes | None = None
+        self.after = b""
+        """The bytes around the text of an event, with its quotes. Most events of a response differ
+        only in the text."""
+        self.alike_is_content = False
+
+    def take_alike(self, read: bytes, place: int) -> bool:
+        """Take a read that is one chunk with one event and differs from an earlier one in its text.
+
+        Returns:
+            Whether the read was taken.
+        """
+        before = self.before
+        if before is None or self.ended:
+            return False
+        begin = size_line(len(read)) + before
+        if not read.startswith(begin) or not read.endswith(self.after):
+            return False
+        try:
+            text = _decode_text(read[len(begin) - 1 : 1 - len(self.after)])
+        except (msgspec.DecodeError, UnicodeDecodeError):  # not one string, or a broken one
+            return False
+        if not text:
+            return False
+        self.texts.append(text)
+        if self.alike_is_content:
+            self.contents.append(text)
+        self.places.append(place)
+        return True
+
+    def read(self, payload: bytes, place: int) -> None:
+        """Read one event."""
+        answer = self.answer
+        try:
+            event = _decode(payload)
+            is_error = event.error or (event.choices is None and _is_error(payload))
+        # A ValidationError, too; and brackets in brackets in brackets.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
+            return
+        if is_error:
+            self.end("error_event", error_message(payload))
+            return
+        usage = event.usage
+        if usage is not None:
+            _take_usage(answer, usage)
+        if not event.choices:
+            return
+        if not answer.model and isinstance(event.model, str):
+            answer.model = encodable(event.model)
+        choice = event.choices[0]
+        text = _text_of(choice)
+        if text:
+            is_content = choice.delta is None or bool(choice.delta.content)
+            self.add(text, place, is_content=is_content)
+            if usage is not None and (so_far := count_of(usage.completion_tokens)) is not None:
+                answer.token_counts.append(so_far)
+        if choice.finish_reason is not None:
+            answer.finish_time = self.times[place]
+            answer.finish_reason = str(choice.finish_reason)
+            if answer.finish_reason == "abort":
+                self.end("aborted", "the server gave the answer up (abort)")
+            elif answer.finish_reason == "error":
+                # OpenRouter puts the provider's words into the choice.
+                words = json.dumps({"error": choice.error}) if choice.error else "no reason given"
+                said = error_message(words.encode())
+                self.end("error_event", f"finish_reason is error: {said}")
+        elif text and usage is None and self.before is None:
+            self.learn(payload, text)
+
+    def learn(self, payload: bytes, text: str) -> None:
+        """Find the place of the text in an event, and prove it by putting another text there."""
+        before, quoted, after = payload.partition(b'"%b"' % text.encode(errors="replace"))
+        if not quoted or b"\n" in payload:
+            return
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            choices = _decode(before + b'"\\u0001"' + after).choices
+            if choices and _text_of(choices[0]) == "\u0001":
+                self.alike_is_content = choices[0].delta is None or bool(choices[0].delta.content)
+                self.before, self.after = b'data: %b"' % before, b'"%b\n\n\r\n' % after
+
+
+def _is_error(payload: bytes) -> bool:
+    """Whether an event without choices is an error as a whole.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError: One of these fields is broken.
+    """
+    event = _decode_bare_error(payload)
+    return event.object == "error" or (event.code is not None and event.message is not None)
+
+
+def _text_of(choice: _Choice) -> str:
+    """Return the text that an event adds to the answer."""
+    delta = choice.delta
+    if delta is None:
+        return str(choice.text or "")
+    text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
+    if not text and (call := delta.tool_calls or delta.function_call):
+        text = json.dumps(call)
+    return text_of(text)
+
+
+def _take_usage(answer: Answer, usage: _Usage) -> None:
+    if (count := count_of(usage.completion_tokens)) is not None:
+        answer.completion_tokens = count
+    if (count := count_of(usage.prompt_tokens)) is not None:
+        answer.prompt_tokens = count
+    details = usage.prompt_tokens_details
+    if isinstance(details, dict) and (count := count_of(details.get("cached_tokens"))) is not None:
+        answer.cached_tokens = count
+
+
+def items_of(message: Message) -> list[dict[str, Any]]:
+    """Return a message as entries of `messages`."""
+    return [message]
+
+
+def options_of(max_tokens: int, tools: Sequence[Any], _system: str) -> dict[str, Any]:
+    """Return the route's own keys of a request."""
+    found: dict[str, Any] = {
+        "max_tokens": max_tokens, "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    if tools:
+        found["tools"] = list(tools)
+    return found

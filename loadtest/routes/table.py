@@ -1,0 +1,55 @@
+"""The routes that a workload can ask, by `workload.route`.
+
+To add a route, write a module with a class of events and a function of the body, and add a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.client.answer import Answer, Events
+from loadtest.routes import anthropic, chat, responses
+from tuneline.core.messages import Message
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route of the server."""
+
+    path: str
+    """Below the endpoint's URL."""
+    key: str
+    """The key of a request that holds what was said."""
+    events: Callable[[Answer, Sequence[int]], Events]
+    """Reads the events of an answer."""
+    items: Callable[[Message], list[dict[str, Any]]]
+    """Returns a chat message as entries of `key`."""
+    options: Callable[[int, Sequence[Any], str], dict[str, Any]]
+    """Returns the route's own keys, of the most tokens, the tools and the system's messages."""
+    exact: tuple[str, ...]
+    """The keys that make an answer exactly as long as it may be."""
+    marks: tuple[bytes, bytes]
+    """Bytes of an event with a token, and of such an event without one: for clients that leave."""
+    has_system: bool = False
+    """Whether the system's messages have a key of their own."""
+
+
+CHAT = {
+    "events": chat.ChatEvents, "items": chat.items_of, "options": chat.options_of,
+    "exact": ("ignore_eos", "min_tokens"), "marks": (b'"content"', b'"content":""'),
+}  # fmt: skip
+
+ROUTES: dict[str, Route] = {
+    "chat": Route("chat/completions", "messages", **CHAT),  # type: ignore[arg-type]
+    "completions": Route("completions", "prompt", **CHAT),  # type: ignore[arg-type]
+    "responses": Route(
+        "responses", "input", responses.ResponsesEvents, responses.items_of, responses.options_of,
+        exact=("ignore_eos",), marks=(b"event: response.output_text.delta", b'"delta":""'),
+    ),
+    "messages": Route(
+        "messages", "messages", anthropic.MessagesEvents, anthropic.items_of, anthropic.options_of,
+        exact=(), marks=(b"event: content_block_delta", b'"text":""'), has_system=True,
+    ),
+}  # fmt: skip

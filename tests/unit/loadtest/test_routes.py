@@ -1,0 +1,230 @@
+"""The events and the bodies of the routes next to chat."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.client.prepare import make_plan
+from loadtest.client.sse import parse_response
+from loadtest.config import LoadTestConfig
+from loadtest.routes.table import ROUTES
+from tuneline.core.config import validate_config
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ConfigError
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+}
+TALK = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "q"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+        ],
+    },
+    {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+]
+
+
+def event(**document: Any) -> bytes:
+    data = json.dumps(document).encode()
+    body = b"event: " + str(document.get("type", "message")).encode() + b"\ndata: " + data + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+END = b"0\r\n\r\n"
+
+
+def responses(*deltas: bytes, usage: Any = None) -> list[bytes]:
+    response = {"model": "m", "status": "completed", "usage": usage}
+    return [
+        HEAD + event(type="response.created", response={"model": "m", "usage": None}),
+        event(type="response.output_item.added", item={"type": "message"}),
+        *deltas,
+        event(type="response.output_text.done", text="ab") + event(
+            type="response.completed", response=response
+        ) + END,
+    ]  # fmt: skip
+
+
+def messages(*deltas: bytes, usage: Any = None) -> list[bytes]:
+    start = {"model": "m", "usage": {"input_tokens": 9, "output_tokens": 1}}
+    return [
+        HEAD + event(type="message_start", message=start) + event(type="ping"),
+        event(type="content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        *deltas,
+        event(type="content_block_stop", index=0) + event(
+            type="message_delta", delta={"stop_reason": "end_turn"}, usage=usage
+        ) + event(type="message_stop") + END,
+    ]  # fmt: skip
+
+
+def text_delta(**delta: Any) -> bytes:
+    return event(type="content_block_delta", index=0, delta=delta)
+
+
+RESPONSES = responses(
+    event(type="response.reasoning_text.delta", delta="hm"),
+    event(type="response.output_text.delta", delta=""),
+    event(type="response.output_text.delta", delta="a"),
+    event(type="response.function_call_arguments.delta", delta='{"x"'),
+    usage={"input_tokens": 5, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 4}},
+)
+MESSAGES = messages(
+    text_delta(type="thinking_delta", thinking="hm"),
+    text_delta(type="signature_delta", signature="zz"),
+    text_delta(type="text_delta", text="a"),
+    text_delta(type="input_json_delta", partial_json='{"x"'),
+    usage={"input_tokens": 1, "cache_read_input_tokens": 4, "output_tokens": 3},
+)
+
+
+@pytest.mark.parametrize(("route", "reads"), [("responses", RESPONSES), ("messages", MESSAGES)])
+def test_only_deltas_with_text_are_tokens(route: str, reads: list[bytes]) -> None:
+    found = parse_response(range(len(reads)), reads, keep_text=True, route=route)
+    assert found.error is None, found.message
+    # Reads 0 and 1 open the answer; of four deltas one has no text.
+    assert found.token_times == [2, 4, 5]
+    assert found.finish_time == len(reads) - 1
+    assert (found.completion_tokens, found.prompt_tokens, found.cached_tokens) == (3, 5, 4)
+    assert (found.text, found.content, found.model) == ('hma{"x"', "a", "m")
+
+
+@pytest.mark.parametrize(("route", "reads"), [("responses", RESPONSES), ("messages", MESSAGES)])
+@given(data=st.data())
+@settings(derandomize=True, max_examples=60, deadline=None)
+def test_cuts_of_the_bytes_change_nothing(route: str, reads: list[bytes], data: Any) -> None:
+    whole = b"".join(reads)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=9)))
+    parts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True) if b > a]
+    found = parse_response(range(len(parts)), parts, keep_text=True, route=route)
+    assert (found.error, found.text, found.completion_tokens) == (None, 'hma{"x"', 3)
+    short = parse_response(range(1), [whole[: cuts[0]] if cuts else b""], closed=True, route=route)
+    assert (short.error is None) == bool(cuts and cuts[0] == len(whole))
+
+
+@pytest.mark.parametrize("route", ["responses", "messages"])
+@given(payload=st.binary(max_size=80) | st.text(max_size=60).map(json.dumps).map(str.encode))
+@settings(derandomize=True, max_examples=100, deadline=None)
+def test_hostile_events_are_judged(route: str, payload: bytes) -> None:
+    body = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
+    reads = [HEAD + b"%x\r\n%b\r\n" % (len(body), body) + END]
+    assert parse_response([0], reads, keep_text=True, route=route).error is not None
+
+
+@pytest.mark.parametrize(
+    ("route", "broken", "error"),
+    [
+        ("responses", event(type="error", message="died", code="x"), "error_event"),
+        ("responses", event(type="response.failed", response={"error": {"message": "died"}}),
+         "error_event"),
+        ("responses", event(type="response.output_text.delta", delta=5), None),
+        ("messages", event(type="error", error={"type": "x", "message": "died"}), "error_event"),
+        ("messages", event(type="content_block_delta", delta=[]), "invalid_sse"),
+        ("messages", event(error={"message": "died"}), "error_event"),
+    ],
+)  # fmt: skip
+def test_errors_inside_of_a_stream_are_named(route: str, broken: bytes, error: str | None) -> None:
+    made = responses if route == "responses" else messages
+    good = {
+        "responses": event(type="response.output_text.delta", delta="a"),
+        "messages": text_delta(type="text_delta", text="a"),
+    }[route]
+    reads = made(good, broken)
+    found = parse_response(range(len(reads)), reads, route=route)
+    assert found.error == error
+    if error == "error_event":
+        assert "died" in found.message
+
+
+def test_a_stream_without_its_last_event_is_truncated() -> None:
+    for route, reads in (("responses", RESPONSES), ("messages", MESSAGES)):
+        cut = [*reads[:-1], END]
+        assert parse_response(range(len(cut)), cut, route=route).error == "truncated_stream"
+
+
+def bodies(route: str, talk: list[Any], **workload: Any) -> Any:
+    values = {
+        "scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
+        "num_warmup_requests": 0, "max_tokens": 7,
+        "workload": {"route": route, "tools": [TOOL], **workload},
+    }  # fmt: skip
+    chosen = validate_config(LoadTestConfig, values, "test")
+    return make_plan(
+        chosen, chosen.scenarios[0], Endpoint("http://127.0.0.1:1/v1", "m"), [talk], seed=0
+    )[0]
+
+
+@pytest.mark.parametrize("route", ["chat", "responses", "messages"])
+def test_a_talk_with_tools_takes_the_form_of_its_route(route: str) -> None:
+    plan = bodies(route, TALK)
+    assert f"POST /v1/{ROUTES[route].path} HTTP/1.1" in plan.head
+    body = json.loads(plan.bodies[0])
+    assert body["stream"] is True and body["temperature"] == 0.0
+    if route == "chat":
+        assert body["messages"] == TALK and body["tools"] == [TOOL]
+        assert body["max_tokens"] == 7
+    elif route == "responses":
+        assert body["input"] == [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "q"},
+            {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'},
+            {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+        ]
+        assert body["tools"] == [{"type": "function", **TOOL["function"]}]  # type: ignore[dict-item]
+        assert body["max_output_tokens"] == 7 and body["store"] is False
+    else:
+        assert body["system"] == "be brief"
+        assert [one["role"] for one in body["messages"]] == ["user", "assistant", "user"]
+        (call,) = body["messages"][1]["content"]
+        assert call == {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}
+        assert body["messages"][2]["content"][0]["tool_use_id"] == "c1"
+        assert body["tools"][0]["input_schema"] == {"type": "object"}
+        assert body["max_tokens"] == 7
+
+
+@pytest.mark.parametrize("route", ["responses", "messages"])
+def test_the_turns_of_a_session_take_the_form_of_the_route(route: str) -> None:
+    talk = [
+        {"role": "system", "content": "s"}, {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "a1"}, {"role": "user", "content": "q2"},
+    ]  # fmt: skip
+    plan = bodies(route, talk, sessions={})
+    sessions = plan.sessions
+    assert sessions is not None
+    said = ", ".join([plan.bodies[0], sessions.answers[0], plan.bodies[1]])
+    body = json.loads(sessions.opens[0] + said + sessions.closes[1])
+    found = body[ROUTES[route].key]
+    assert [one["content"] for one in found][-3:] == ["q1", "a1", "q2"]
+    assert body.get("system") == ("s" if route == "messages" else None)
+    assert len(found) == (3 if route == "messages" else 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"workload": {"route": "responses", "source": "synthetic", "input_tokens": {"mean": 9}}},
+         "route: responses takes messages; synthetic has token ids"),
+        ({"workload": {"route": "messages"}, "ignore_eos": True}, "not a parameter of route"),
+        ({"workload": {"route": "responses"}, "answers": {}}, "answers are compared over route"),
+        ({"workload": {"tools": [TOOL], "source": "synthetic", "input_tokens": {"mean": 9}}},
+         "tools go with messages; synthetic has token ids"),
+        ({"workload": {"tools": [{"type": "function"}]}}, "tool 1 has no type: function with a"),
+        ({"workload": {"route": "responses"}, "extra_body": {"input": "x"}}, "may not set input"),
+        ({"workload": {"tools": [TOOL]}, "extra_body": {"tools": []}}, "may not set tools"),
+    ],
+)  # fmt: skip
+def test_routes_refuse_what_they_cannot_send(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as error:
+        validate_config(LoadTestConfig, values, "test")
+    assert error.value.exit_code == 2
