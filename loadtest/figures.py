@@ -25,7 +25,7 @@ from loadtest.report.answer_schema import RepeatFigures
 from loadtest.report.schema import ModelFigures
 from loadtest.workload.build import Workload
 
-MAX_REPEAT_ROWS = 100_000
+MAX_REPEAT_ROWS = 20_000
 """Rows of a long run in which repeated prompts are looked for."""
 
 

@@ -19,6 +19,8 @@ Values = NDArray[np.float64]
 
 NUM_RESAMPLES = 400
 CONFIDENCE = 0.95
+MAX_DRAWN = 250_000
+"""Blocks that are drawn at once: the memory of an interval does not grow with the series."""
 MIN_BLOCKS = 5
 """Fewer blocks than this say nothing about the spread between them."""
 TIMES_PER_BLOCK = 8
@@ -156,9 +158,13 @@ def paired_difference(
     count = len(differences)
     block = max(1, min(block, count))
     num_blocks = -(-count // block)
-    starts = rng.integers(0, count - block + 1, (2000, num_blocks))
     # Block means are enough for a mean: no resample is written out.
     sums = np.concatenate(([0.0], np.cumsum(differences)))
-    means = ((sums[starts + block] - sums[starts]) / block).mean(axis=1)
+    means = np.empty(2000)
+    step = max(MAX_DRAWN // num_blocks, 1)
+    for begin in range(0, len(means), step):
+        part = means[begin : begin + step]
+        starts = rng.integers(0, count - block + 1, (len(part), num_blocks))
+        part[:] = ((sums[starts + block] - sums[starts]) / block).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(np.mean(differences)), float(low), float(high)

@@ -240,3 +240,13 @@ def test_as_many_trials_as_are_needed_tell_a_share_from_a_limit(share: float, li
     for total, tells in ((enough, True), (enough - 40, False)):
         low, high = wilson_interval(round(share * total) / max(total, 1), total)
         assert (limit < low or high <= limit) is tells
+
+
+@pytest.mark.parametrize("block", [1, 7])
+def test_an_interval_does_not_depend_on_how_many_blocks_are_drawn_at_once(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    whole = paired_difference(values, block)
+    monkeypatch.setattr("loadtest.judging.intervals.MAX_DRAWN", 1000)
+    assert paired_difference(values, block) == whole
