@@ -1,16 +1,29 @@
 #!/usr/bin/env bash
 # Lint and build the images of k8s/images, and print their sizes: `scripts/images.sh [NAME...]`.
-# ENGINE is buildah, podman or docker; OPTIONS go to its build, such as --isolation=chroot.
+# ENGINE is buildah, podman or docker. BASE replaces the base image, e.g. by its digest.
+# OPTIONS go to the build: --isolation=chroot, or --secret id=pip,src=pip.conf (docs/kubernetes.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-engine=${ENGINE:-$(command -v buildah || command -v podman || command -v docker)}
+engine=${ENGINE:-$(command -v buildah || command -v podman || command -v docker || true)}
+if [ -z "$engine" ]; then
+  echo "error: no container engine is installed; expected buildah, podman or docker." >&2
+  echo "  Try: apt-get install buildah" >&2
+  exit 4
+fi
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=(cpu gpu loadtest training)
-revision=$(git rev-parse HEAD)
+# A label that names a commit must not name files that differ from it.
+revision=$(git describe --always --dirty --abbrev=40 --exclude='*')
+options=(--build-arg "REVISION=$revision")
+[ -z "${BASE:-}" ] || options+=(--build-arg "BASE=$BASE")
+sizes=()
 for name in "${names[@]}"; do
   file=k8s/images/Dockerfile.$name
+  image=localhost/tuneline-$name:$revision
   .venv/bin/hadolint "$file"
+  started=$SECONDS
   # shellcheck disable=SC2086
-  "$engine" build ${OPTIONS:-} --build-arg "REVISION=$revision" -f "$file" -t "localhost/tuneline-$name:$revision" .
+  "$engine" build ${OPTIONS:-} "${options[@]}" -f "$file" -t "$image" .
+  sizes+=("$image  $("$engine" images --format '{{.Size}}' "$image")  $((SECONDS - started)) s")
 done
-"$engine" images --format '{{.Repository}} {{.Size}}' | grep tuneline- | sort -u
+printf '%s\n' "${sizes[@]}"

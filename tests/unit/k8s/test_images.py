@@ -28,12 +28,22 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 
 
 def stages(path: Path) -> list[list[tuple[str, str]]]:
+    """Return the instructions of each stage, which begins with FROM."""
     found: list[list[tuple[str, str]]] = []
     for entry in instructions(path):
         if entry[0] == "FROM":
             found.append([])
-        found[-1].append(entry)
+        if found:
+            found[-1].append(entry)
     return found
+
+
+def base(path: Path) -> str:
+    """Return the base of all stages, which `--build-arg BASE` replaces."""
+    argument, _, name = instructions(path)[0][1].partition("=")
+    assert argument == "BASE"
+    assert {stage[0][1].split(" AS ")[0] for stage in stages(path)} == {"${BASE}"}
+    return name
 
 
 def sources(path: Path) -> list[str]:
@@ -64,8 +74,11 @@ def test_there_is_a_file_for_each_image() -> None:
 def test_an_image_is_pinned_unprivileged_and_takes_nothing_from_urls(path: Path) -> None:
     built = stages(path)
     assert built
-    for stage in built:
-        assert image_problem(stage[0][1].split(" AS ")[0]) is None
+    assert image_problem(base(path)) is None
+    # With its registry, since buildah and podman do not guess one.
+    assert base(path).startswith("docker.io/")
+    # vLLM's images are pinned by their release; `BASE` gives the digest.
+    assert ("@sha256:" in base(path)) == ("vllm" not in base(path))
     users = [arguments for instruction, arguments in built[-1] if instruction == "USER"]
     # By number, so that the kubelet can tell that it is not root; the same as in the manifests.
     assert users == ["10001:10001"]
@@ -97,7 +110,17 @@ def test_servers_run_the_vllm_release_that_the_package_pins() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     (version,) = set(re.findall(r'"vllm(?:-cpu)?==([0-9.]+)"', project))
     for path in IMAGES[:2]:
-        assert stages(path)[0][0][1].endswith(f":v{version}")
+        assert base(path).endswith(f":v{version}")
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_every_installation_takes_the_secrets_of_an_index(path: Path) -> None:
+    installs = [arguments for name, arguments in instructions(path) if "pip " in arguments]
+    assert len(installs) == (0 if "vllm" in base(path) else 2)
+    for arguments in installs:
+        assert arguments.startswith(
+            "--mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca "
+        )
 
 
 def test_the_build_context_is_closed_by_default() -> None:

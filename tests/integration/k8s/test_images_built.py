@@ -1,0 +1,246 @@
+"""The images, built by buildah on a small Debian that mmdebstrap makes in place of their bases.
+
+The load test's image installs from a package index, so it is built only where `TUNELINE_IMAGES` is
+set: `make images-tests`. The variable `OPTIONS` goes to its build, as in `scripts/images.sh`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+BASE = "localhost/stand-in:1"
+SECRET = "index.example.com/a-password-of-the-package-index"
+USERS = ["10001:10001", "1000650000:0"]
+"""The user of the manifests, and one that OpenShift would choose."""
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image: its root as a folder, and its configuration."""
+
+    name: str
+    root: Path
+    config: dict[str, Any]
+    added: frozenset[str]
+
+    def run(self, user: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as the manifests do: no capability, a read-only root, a writable /tmp."""
+        script = (
+            'set -e; mount --rbind "$0" "$0"; mount -t tmpfs tmpfs "$0/tmp"; '
+            'mount -t proc proc "$0/proc"; mount -o remount,bind,ro "$0"; user=$1; shift; '
+            'exec setpriv --no-new-privs chroot --userspec="$user" '
+            '--groups="${user#*:}" "$0" "$@"'
+        )
+        environ = dict(entry.split("=", 1) for entry in self.config["Env"])
+        return subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "sh", "-c", script,
+             str(self.root), user, *command],
+            env=environ, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Return a function that runs buildah, or another command, with a storage of its own."""
+    if os.geteuid() != 0 or not (shutil.which("buildah") and shutil.which("mmdebstrap")):
+        pytest.skip("images are built by root with buildah and mmdebstrap")
+    folder = tmp_path_factory.mktemp("containers")
+    # The driver vfs works on every file system, and inside a container.
+    (folder / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/store"\n'
+    )
+    environ = {**os.environ, "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf")}
+
+    def run(*args: str, command: str = "buildah", **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command, *args], env={**environ, **env}, capture_output=True, text=True, check=False,
+            cwd=ROOT, timeout=500,
+        )  # fmt: skip
+
+    return run
+
+
+def make_base(buildah: Command, folder: Path, *packages: str, variant: str, more: str = "") -> None:
+    made = buildah(
+        f"--variant={variant}", "--include=" + ",".join(packages), "--quiet", "bookworm",
+        str(folder / "root.tar"), command="mmdebstrap",
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip(f"mmdebstrap makes no base here: {made.stderr[-300:]}")
+    (folder / "Dockerfile").write_text(f"FROM scratch\nADD root.tar /\n{more}")
+    built = buildah("build", "--isolation=chroot", "-t", BASE, str(folder))
+    if built.returncode:
+        pytest.skip(f"buildah builds no image here: {built.stderr[-300:]}")
+
+
+def build(buildah: Command, name: str, options: str) -> subprocess.CompletedProcess[str]:
+    return buildah(
+        name, command="scripts/images.sh", ENGINE="buildah", BASE=BASE,
+        OPTIONS=f"--isolation=chroot --pull-never {options}",
+    )  # fmt: skip
+
+
+def open_image(buildah: Command, done: subprocess.CompletedProcess[str], name: str) -> Image:
+    """Return the image that `scripts/images.sh` has built and whose size it has printed."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    image, size, unit, seconds, _ = done.stdout.splitlines()[-1].split()
+    assert image.startswith(f"localhost/tuneline-{name}:")
+    assert (float(size) > 10, unit, int(seconds) < 500) == (True, "MB", True)
+    root, base = (
+        Path(buildah("mount", buildah("from", it).stdout.strip()).stdout.strip())
+        for it in (image, BASE)
+    )
+    inspected = json.loads(buildah("inspect", "--type=image", image).stdout)
+    return Image(name, root, inspected["OCIv1"]["config"], frozenset(files(root) - files(base)))
+
+
+def files(root: Path) -> set[str]:
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    assert len(found) > 500
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(buildah: Command, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A Debian whose packages are unpacked and not configured, with prometheus-client of vLLM."""
+    folder = tmp_path_factory.mktemp("base")
+    spec = importlib.util.find_spec("prometheus_client")
+    assert spec is not None
+    assert spec.origin is not None
+    shutil.copytree(Path(spec.origin).parent, folder / "prometheus_client")
+    make_base(
+        buildah, folder, "base-files", "base-passwd", "coreutils", "dash", "libc-bin", "passwd",
+        "python3", variant="extract",
+        more="COPY prometheus_client /usr/lib/python3/dist-packages/prometheus_client\n"
+        "RUN cp /usr/share/base-passwd/passwd.master /etc/passwd && "
+        "cp /usr/share/base-passwd/group.master /etc/group\n",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def server(buildah: Command, base: None, request: pytest.FixtureRequest) -> Iterator[Image]:
+    yield open_image(buildah, build(buildah, request.param, ""), request.param)
+
+
+def check_config(image: Image) -> None:
+    assert image.config["User"] == "10001:10001"
+    labels = image.config["Labels"]
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == commit
+    assert labels["org.opencontainers.image.base.name"] == BASE
+    for name in ("pip.conf", ".git", ".cache", ".netrc", ".env"):
+        assert not [path for path in image.added if name in path.split("/")], name
+
+
+def tracked(*folders: str) -> set[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    return {name for name in listed if (ROOT / name).exists()}
+
+
+def test_a_server_image_adds_only_the_middleware_and_a_user(server: Image) -> None:
+    check_config(server)
+    assert server.config["Entrypoint"] == ["vllm", "serve"]
+    folders = ["serving/middleware"] + ["serving/engine"] * (server.name == "cpu")
+    ours = {f"opt/tuneline/{name}" for name in tracked(*folders)} | {
+        "opt/tuneline/serving/__init__.py"
+    }
+    if server.name == "cpu":
+        info = "opt/tuneline/tuneline_engine-0.dist-info"
+        ours |= {f"{info}/METADATA", f"{info}/entry_points.txt"}
+    assert len(ours) > 20
+    # The tools that add a user keep a copy of each file, and lock them.
+    others = {path for path in server.added - ours if not path.startswith("etc/")}
+    assert (ours - server.added, others) == (set(), set())
+    for path in ours:
+        assert (server.root / path).stat().st_mode & 0o222 == (0o200 if "dist-info" in path else 0)
+    assert (server.root / "cache").stat().st_uid == 10001
+
+
+CODE = """
+import getpass, os, pathlib
+from importlib.metadata import entry_points
+import serving.middleware
+serving.middleware.TunelineMiddleware
+for path in ("/written", "/opt/tuneline/written"):
+    try:
+        pathlib.Path(path).touch()
+    except OSError as error:
+        print(error.strerror)
+pathlib.Path("/tmp/written").touch()
+plugins = entry_points(group="vllm.general_plugins")
+print(os.getuid(), getpass.getuser(), *(plugin.value for plugin in plugins))
+"""
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_the_middleware_runs_as_any_user_with_a_read_only_root(server: Image, user: str) -> None:
+    done = server.run(user, "python3", "-c", CODE)
+    assert done.returncode == 0, done.stderr
+    plugins = ["serving.engine:register"] * (server.name == "cpu")
+    refused = ["Read-only", "file", "system"] * 2
+    assert done.stdout.split() == [*refused, user.partition(":")[0], "tuneline", *plugins]
+    assert getpass.getuser() != "tuneline"
+
+
+@pytest.fixture(scope="module")
+def loadtest(buildah: Command, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    if not os.environ.get("TUNELINE_IMAGES"):
+        pytest.skip("TUNELINE_IMAGES is not set: the load test's image takes minutes")
+    folder = tmp_path_factory.mktemp("python")
+    make_base(
+        buildah, folder, "ca-certificates", "python3", "python3-pip", "python3-venv",
+        variant="minbase",
+        # As in the images of Python itself: `python` and `pip` install for the whole system.
+        more="RUN rm /usr/lib/python3.11/EXTERNALLY-MANAGED && "
+        "ln -s /usr/bin/python3.11 /usr/local/bin/python\n",
+    )  # fmt: skip
+    options = os.environ.get("OPTIONS", "")
+    if "id=pip" not in options:
+        (folder / "pip.conf").write_text(f"[freeze]\n# {SECRET}\n")
+        options += f" --secret id=pip,src={folder}/pip.conf"
+    return open_image(buildah, build(buildah, "loadtest", options), "loadtest")
+
+
+def test_the_load_test_image_keeps_no_trace_of_its_build(loadtest: Image) -> None:
+    check_config(loadtest)
+    assert loadtest.config["Entrypoint"] == ["tuneline"]
+    packages = {path.partition("-packages/")[2] for path in loadtest.added}
+    assert {"loadtest/__init__.py", "obstore/__init__.py", "openai/__init__.py"} <= packages
+    assert not [path for path in packages if path.startswith(("torch/", "vllm/", "tests/"))]
+    assert not [path for path in loadtest.added if path.endswith(".whl") or "wheels/" in path]
+    assert not [path for path in loadtest.added if path.startswith(("root/", "tmp/", "src/"))]
+    # The secret of the build is in no file, and in no variable.
+    found = subprocess.run(
+        ["grep", "-rlF", SECRET, "."], cwd=loadtest.root, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert (found.returncode, found.stdout) == (1, "")
+    assert {entry.partition("=")[0] for entry in loadtest.config["Env"]} == {"PATH", "HOME"}
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_the_load_test_measures_itself_in_its_image(loadtest: Image, user: str) -> None:
+    version = loadtest.run(user, "tuneline", "--version")
+    assert (version.returncode, version.stdout) == (0, "tuneline 0.1.0\n")
+    done = loadtest.run(user, "tuneline", "loadtest", "calibrate", "--rate", "10", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["open"]["num_requests"] > 0
