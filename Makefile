@@ -13,7 +13,7 @@ PROSE := $(PAGES) scripts benchmarks examples tuneline training export loadtest 
 # A module that is compiled once is imported by several hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check tests unit lock images images-tests clean
+.PHONY: setup demo test check tests unit lock images clean
 
 setup: $(READY)
 
@@ -50,10 +50,6 @@ lock: $(READY)
 # Lint and build the images of k8s/images by buildah, podman or docker, and print their sizes.
 images: $(READY)
 	scripts/images.sh $(IMAGES)
-
-# Build the images on a Debian in place of their bases, and run them; needs root, buildah, mmdebstrap.
-images-tests: $(READY)
-	TUNELINE_IMAGES=1 $(BIN)/python -m pytest tests/integration/k8s/test_images_built.py
 
 clean:
 	rm -rf .venv runs build dist

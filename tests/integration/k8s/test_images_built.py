@@ -1,8 +1,4 @@
-"""The images, built by buildah on a small Debian that mmdebstrap makes in place of their bases.
-
-The load test's image installs from a package index, so it is built only where `TUNELINE_IMAGES` is
-set: `make images-tests`. The variable `OPTIONS` goes to its build, as in `scripts/images.sh`.
-"""
+"""The servers' images, built by buildah on a small Debian in place of vLLM's own images."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 BASE = "localhost/stand-in:1"
-SECRET = "index.example.com/a-password-of-the-package-index"
 USERS = ["10001:10001", "1000650000:0"]
 """The user of the manifests, and one that OpenShift would choose."""
 
@@ -199,48 +194,3 @@ def test_the_middleware_runs_as_any_user_with_a_read_only_root(server: Image, us
     refused = ["Read-only", "file", "system"] * 2
     assert done.stdout.split() == [*refused, user.partition(":")[0], "tuneline", *plugins]
     assert getpass.getuser() != "tuneline"
-
-
-@pytest.fixture(scope="module")
-def loadtest(buildah: Command, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    if not os.environ.get("TUNELINE_IMAGES"):
-        pytest.skip("TUNELINE_IMAGES is not set: the load test's image takes minutes")
-    folder = tmp_path_factory.mktemp("python")
-    make_base(
-        buildah, folder, "ca-certificates", "python3", "python3-pip", "python3-venv",
-        variant="minbase",
-        # As in the images of Python itself: `python` and `pip` install for the whole system.
-        more="RUN rm /usr/lib/python3.11/EXTERNALLY-MANAGED && "
-        "ln -s /usr/bin/python3.11 /usr/local/bin/python\n",
-    )  # fmt: skip
-    options = os.environ.get("OPTIONS", "")
-    if "id=pip" not in options:
-        (folder / "pip.conf").write_text(f"[freeze]\n# {SECRET}\n")
-        options += f" --secret id=pip,src={folder}/pip.conf"
-    return open_image(buildah, build(buildah, "loadtest", options), "loadtest")
-
-
-def test_the_load_test_image_keeps_no_trace_of_its_build(loadtest: Image) -> None:
-    check_config(loadtest)
-    assert loadtest.config["Entrypoint"] == ["tuneline"]
-    packages = {path.partition("-packages/")[2] for path in loadtest.added}
-    assert {"loadtest/__init__.py", "obstore/__init__.py", "openai/__init__.py"} <= packages
-    assert not [path for path in packages if path.startswith(("torch/", "vllm/", "tests/"))]
-    assert not [path for path in loadtest.added if path.endswith(".whl") or "wheels/" in path]
-    assert not [path for path in loadtest.added if path.startswith(("root/", "tmp/", "src/"))]
-    # The secret of the build is in no file, and in no variable.
-    found = subprocess.run(
-        ["grep", "-rlF", SECRET, "."], cwd=loadtest.root, capture_output=True, text=True,
-        check=False, timeout=120,
-    )  # fmt: skip
-    assert (found.returncode, found.stdout) == (1, "")
-    assert {entry.partition("=")[0] for entry in loadtest.config["Env"]} == {"PATH", "HOME"}
-
-
-@pytest.mark.parametrize("user", USERS)
-def test_the_load_test_measures_itself_in_its_image(loadtest: Image, user: str) -> None:
-    version = loadtest.run(user, "tuneline", "--version")
-    assert (version.returncode, version.stdout) == (0, "tuneline 0.1.0\n")
-    done = loadtest.run(user, "tuneline", "loadtest", "calibrate", "--rate", "10", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["open"]["num_requests"] > 0
