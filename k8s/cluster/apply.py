@@ -26,10 +26,13 @@ from k8s.cluster.kubectl import (
     apply,
     delete,
     get_live,
+    get_surplus,
 )
+from k8s.cluster.refusals import is_unreachable
 from k8s.cluster.revisions import (
     Record,
     Revision,
+    State,
     is_under_way,
     new_revision,
     read_record,
@@ -43,6 +46,8 @@ from tuneline.core.progress import logger
 
 CHECK_S = 900.0
 """Added to the time that the record reserves: the checks of a server that is ready."""
+MAX_WHY = 1000
+"""Characters of the reason of a failure in the record."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Plan:
     live: list[Object]
     merged: list[Object]
     leaving: list[Object]
-    """Live objects of the current revision that the manifests no longer have."""
+    """Live objects of recorded revisions that the manifests no longer have."""
     record: Record
 
     @property
@@ -93,11 +98,8 @@ def plan_apply(
     wanted = [dict(item) for item in objects]
     record = read_record(cluster, server_name(run), run)
     merged = apply(cluster, wanted, dry_run=True, force_conflicts=force_conflicts)
-    now = record.history.now()
-    earlier = record.objects(now.number) if now is not None else []
-    kept = {identity(item) for item in wanted}
-    gone = [item for item in earlier if identity(item) not in kept]
-    return Plan(run, wanted, get_live(cluster, wanted), merged, get_live(cluster, gone), record)
+    leaving = get_surplus(cluster, record.surplus(wanted))
+    return Plan(run, wanted, get_live(cluster, wanted), merged, leaving, record)
 
 
 def apply_manifests(
@@ -127,19 +129,63 @@ def apply_manifests(
         check_server(cluster, rollout, check)
         return now
     revision = _begin(cluster, plan, limit_s)
+    _roll_out(cluster, plan, revision, check, limit_s, force_conflicts)
+    return _finish(cluster, plan, revision)
+
+
+def _roll_out(
+    cluster: Cluster,
+    plan: Plan,
+    revision: Revision,
+    check: Check,
+    limit_s: float,
+    force_conflicts: bool,
+) -> None:
+    """Apply, wait and check; whatever fails, the earlier version comes back."""
     try:
         apply(cluster, plan.objects, force_conflicts=force_conflicts)
         logger.info("applied as %s; waiting for its pods", revision.words())
         rollout = wait_for_rollout(cluster, plan.server, plan.run, timeout_s=limit_s)
         check_server(cluster, rollout, check)
-    except TunelineError as error:
-        raise _rolled_back(cluster, plan, revision, error, limit_s) from error
     except (KeyboardInterrupt, SystemExit):
-        _say_interrupted(cluster, plan, revision)
+        logger.warning("interrupted: %s is applied and not proven", revision.words())
+        _say_ways(plan.record)
+        _close(cluster, plan, revision, "interrupted", "interrupted before it was proven")
         raise
-    _remove(cluster, plan.leaving)
-    record.set_state(revision.number, "deployed")
-    record.write(cluster)
+    except TunelineError as error:
+        words, hint = _go_back(cluster, plan, revision, error.message, limit_s)
+        hint = hint or error.hint or "Mend the cause, then: tuneline deploy apply RUN.yaml"
+        raise type(error)(f"{error.message}\n  {words}", hint=hint) from error
+    except Exception as error:  # a bug of ours must not leave a server without its proof
+        words, hint = _go_back(cluster, plan, revision, repr(error), limit_s)
+        logger.warning("an unexpected error ended the apply: %r\n  %s", error, words)
+        if hint is not None:
+            logger.warning("  %s", hint)
+        raise
+
+
+def _finish(cluster: Cluster, plan: Plan, revision: Revision) -> Revision:
+    """Remove what the proven revision no longer has, and record it as deployed.
+
+    Raises:
+        ServerError: The record cannot be written. The server is proven and stays.
+    """
+    record = plan.record
+    try:
+        _remove(cluster, plan.leaving)
+        record.close(cluster, revision, "deployed")
+    except (KeyboardInterrupt, SystemExit):
+        logger.warning("interrupted: %s is deployed and proven", revision.words())
+        if plan.leaving:
+            names = ", ".join(map(ref, plan.leaving))
+            logger.warning("  the next apply removes what is left of: %s", names)
+        _close(cluster, plan, revision, "deployed", "")
+        raise
+    except TunelineError as error:
+        raise type(error)(
+            f"{error.message}\n  {revision.words()} is deployed and proven, and not recorded as so",
+            hint="Try, as soon as the cause is gone: tuneline deploy apply RUN.yaml",
+        ) from error
     return record.history.find(revision.number) or revision
 
 
@@ -165,17 +211,23 @@ def _refuse_busy(cluster: Cluster, record: Record) -> None:
 def _begin(cluster: Cluster, plan: Plan, limit_s: float) -> Revision:
     """Record the new revision before anything changes, and the version that runs unrecorded."""
     record = plan.record
+    for one in record.history.revisions:
+        if one.state == "applying":
+            record.set_state(one.number, "interrupted", "its process ended without a word")
     if record.history.now() is None and any(o["kind"] == "Deployment" for o in plan.live):
         found = [without_server_fields(item) for item in plan.live]
         adopted = _revision(record, found, within_s=0.0)
         record.add(adopted.model_copy(update={"state": "deployed"}), found)
         logger.info("the running version was not applied by tuneline; kept as %s", adopted.words())
+    before = record.history.current
     revision = _revision(record, plan.objects, within_s=2 * limit_s + CHECK_S)
     record.add(revision, plan.objects)
     try:
         record.write(cluster)
     except (KeyboardInterrupt, SystemExit):
-        _say_interrupted(cluster, plan, revision)
+        logger.warning("interrupted: nothing but the record of %s was written", revision.words())
+        why = "interrupted before anything was applied"
+        _close(cluster, plan, revision, "interrupted", why, current=before)
         raise
     return revision
 
@@ -215,54 +267,64 @@ def restore(
     return wait_for_rollout(cluster, server_name(run), run, timeout_s=timeout_s)
 
 
-def _rolled_back(
-    cluster: Cluster, plan: Plan, revision: Revision, error: TunelineError, limit_s: float
-) -> TunelineError:
-    """Return the error after the earlier version is back, with what happened."""
+def _go_back(
+    cluster: Cluster, plan: Plan, revision: Revision, why: str, limit_s: float
+) -> tuple[str, str | None]:
+    """Bring the earlier version back, and return what happened and what to type if it failed."""
     record, started_s = plan.record, time.monotonic()
     earlier = record.history.earlier()
-    manifests = record.objects(earlier.number) if earlier is not None else []
     there = {identity(item) for item in plan.live}
     created = [item for item in plan.objects if identity(item) not in there]
     logger.info("%s failed; going back to %s", revision.words(), _name(earlier))
     try:
+        manifests = record.objects(earlier.number) if earlier is not None else []
         restore(cluster, plan.run, manifests, created, timeout_s=limit_s)
-        record.set_state(revision.number, "failed", error.message[:1000])
-        record.set_current(0 if earlier is None else earlier.number)
-        record.write(cluster)
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted on the way back to %s", _name(earlier))
         logger.warning("  finish it with: tuneline deploy roll-back RUN.yaml")
+        why = f"interrupted on the way back after: {why}"
+        _close(cluster, plan, revision, "interrupted", why)
         raise
-    except TunelineError as second:
-        return type(error)(
-            f"{error.message}\n  The roll-back to {_name(earlier)} failed too: {second.message}",
-            hint="Try, as soon as the cause is gone: tuneline deploy roll-back RUN.yaml\n"
-            "  The state: tuneline deploy status RUN.yaml",
+    except Exception as second:  # noqa: BLE001 (the caller raises the first failure)
+        told = second.message if isinstance(second, TunelineError) else repr(second)
+        if not (isinstance(second, TunelineError) and is_unreachable(second)):
+            _close(cluster, plan, revision, "failed", f"{why}; the roll-back failed too: {told}")
+        return f"The roll-back to {_name(earlier)} failed too: {told}", (
+            "Try, as soon as the cause is gone: tuneline deploy roll-back RUN.yaml\n"
+            "  The state: tuneline deploy status RUN.yaml"
         )
+    current = 0 if earlier is None else earlier.number
+    _close(cluster, plan, revision, "failed", why, current=current)
+    if earlier is None:
+        names = ", ".join(map(ref, created))
+        return f"Removed again: {names}; there was no earlier version", None
     took_s = time.monotonic() - started_s
-    words = (
-        f"Removed again: {', '.join(map(ref, created))}; there was no earlier version"
-        if earlier is None
-        else f"Rolled back to {earlier.words()}, which is ready again after {took_s:.0f} s"
-    )
-    hint = error.hint or "Mend the cause, then: tuneline deploy apply RUN.yaml"
-    return type(error)(f"{error.message}\n  {words}", hint=hint)
+    return f"Rolled back to {earlier.words()}, which is ready again after {took_s:.0f} s", None
 
 
 def _name(revision: Revision | None) -> str:
     return "the state before, without a server" if revision is None else revision.words()
 
 
-def _say_interrupted(cluster: Cluster, plan: Plan, revision: Revision) -> None:
-    """Say what an interrupted apply leaves behind, and record it."""
-    logger.warning("interrupted: %s is applied and not proven", revision.words())
-    earlier = plan.record.history.earlier()
+def _say_ways(record: Record) -> None:
+    """Say what a person can do after an apply that was interrupted."""
+    earlier = record.history.earlier()
     if earlier is not None:
         logger.warning("  go back to %s: tuneline deploy roll-back RUN.yaml", earlier.words())
     logger.warning("  go on: tuneline deploy apply RUN.yaml; look: tuneline deploy status RUN.yaml")
+
+
+def _close(
+    cluster: Cluster,
+    plan: Plan,
+    revision: Revision,
+    state: State,
+    why: str,
+    *,
+    current: int | None = None,
+) -> None:
+    """Record how an apply ended; a failure is said, for another one is raised already."""
     try:
-        plan.record.set_state(revision.number, "interrupted", "interrupted by the user")
-        plan.record.write(cluster)
+        plan.record.close(cluster, revision, state, why[:MAX_WHY], current=current)
     except TunelineError as error:
         logger.warning("  the record still says `applying`: %s", error.message)

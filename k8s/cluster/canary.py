@@ -89,6 +89,10 @@ def shift_route(
             held.append(step)
     except TunelineError as error:
         raise _taken_back(cluster, stable, canary, held, error) from error
+    except Exception as error:  # a bug of ours must not leave requests with an unproven server
+        words = _taken_back(cluster, stable, canary, held, ServerError(repr(error)))
+        logger.warning("an unexpected error ended the canary: %s", words)
+        raise
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted: the canary %s keeps its weight", canary)
         logger.warning("  take it back with: tuneline deploy canary RUN.yaml --weight 0")

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from k8s.cluster.refusals import explain_refusal
+from k8s.cluster.refusals import explain_refusal, is_transient
 from k8s.render.kustomize import find_kubectl
 from tuneline.core.errors import ConfigError, MissingError, ServerError
 from tuneline.core.progress import logger
@@ -31,6 +33,9 @@ REQUEST_S = 30.0
 """A request that takes longer is given up."""
 MARGIN_S = 10.0
 """kubectl retries and waits on its own; after so many seconds more the process is ended."""
+PAUSES_S = (1.0, 3.0)
+"""A refusal that may pass by itself is asked again after each pause. Every call can be repeated: an
+apply merges, a delete ignores what is gone."""
 FORWARD_S = 20.0
 """A port-forward that does not listen by then is given up."""
 IN_CLUSTER = "in-cluster"
@@ -44,11 +49,13 @@ class Cluster:
         tool: The path of kubectl.
         context: A context of the kubeconfig; None for a pod's own service account.
         namespace: The namespace of every object.
+        plugin: The program of the kubeconfig that brings the credentials, if it names one.
     """
 
     tool: str
     context: str | None
     namespace: str
+    plugin: str | None = None
 
     @property
     def where(self) -> str:
@@ -90,14 +97,14 @@ def open_cluster(namespace: str, context: str | None = None) -> Cluster:
             "the kubeconfig has no current context; expected one, or --context",
             hint="Try: kubectl config get-contexts, then: kubectl config use-context NAME",
         )
-    return Cluster(tool, context, namespace)
+    return Cluster(tool, context, namespace, _find_plugin(config, context))
 
 
 def _read_config(tool: str) -> dict[str, Any]:
     """Return the merged kubeconfig, in which kubectl hides keys and tokens."""
     words = [tool, "config", "view", "--output=json"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=REQUEST_S)
+        done = _run(words, timeout_s=REQUEST_S)
     except subprocess.TimeoutExpired:
         raise ServerError(f"kubectl config view: no answer within {REQUEST_S:g} s") from None
     if done.returncode != 0:
@@ -105,6 +112,50 @@ def _read_config(tool: str) -> dict[str, Any]:
         raise ConfigError(f"kubectl config view: {done.stderr.strip()}", hint=hint)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _find_plugin(config: Mapping[str, Any], context: str | None) -> str | None:
+    """Return the credential plugin of a context's user."""
+    contexts = {one["name"]: one.get("context") or {} for one in config.get("contexts") or []}
+    users = {one["name"]: one.get("user") or {} for one in config.get("users") or []}
+    user = users.get(contexts.get(context or "", {}).get("user", ""), {})
+    found: str | None = (user.get("exec") or {}).get("command")
+    return found
+
+
+def _run(
+    words: Sequence[str], *, stdin: str = "", timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process group of its own, which ends with the command's time.
+
+    kubectl starts the credential plugin, which would outlive it. The plugin inherits stderr, so a
+    file takes stderr: a pipe would stay open as long as the plugin's own children.
+
+    Raises:
+        TimeoutExpired: The command does not end in time.
+    """
+    with (
+        TemporaryFile() as errors,
+        subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            start_new_session=True,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            stdout, _ = process.communicate(stdin.encode(), timeout=timeout_s)
+        finally:
+            _end_group(process)
+        errors.seek(0)
+        stderr = errors.read()
+    texts = (stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+    return subprocess.CompletedProcess(words, process.returncode, *texts)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that runs, with all that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def call(cluster: Cluster, *args: str, stdin: str = "", timeout_s: float = REQUEST_S) -> str:
@@ -118,19 +169,31 @@ def call(cluster: Cluster, *args: str, stdin: str = "", timeout_s: float = REQUE
     """
     command = [*cluster.options, f"--request-timeout={timeout_s:g}s", *args]
     logger.debug("kubectl %s", shlex.join(command))
-    try:
-        done = subprocess.run(
-            [cluster.tool, *command], input=stdin, capture_output=True, text=True, check=False,
-            timeout=timeout_s + MARGIN_S, start_new_session=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ServerError(
-            f"{cluster.where}: kubectl {args[0]}: no answer within {timeout_s + MARGIN_S:g} s",
-            hint=f"Try: kubectl {shlex.join(cluster.options)} get --raw /readyz",
-        ) from None
+    done = _answer(cluster, command, args[0], stdin, timeout_s)
+    for pause_s in PAUSES_S:
+        if done.returncode == 0 or not is_transient(done.stderr):
+            break
+        logger.debug("asked again after %g s: %s", pause_s, done.stderr.strip())
+        time.sleep(pause_s)
+        done = _answer(cluster, command, args[0], stdin, timeout_s)
     if done.returncode != 0:
         raise explain_refusal(cluster.where, cluster.options, args[0], done.stderr)
     return done.stdout
+
+
+def _answer(
+    cluster: Cluster, command: Sequence[str], verb: str, stdin: str, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return _run([cluster.tool, *command], stdin=stdin, timeout_s=timeout_s + MARGIN_S)
+    except subprocess.TimeoutExpired:
+        hint = f"Try: kubectl {shlex.join(cluster.options)} get --raw /readyz"
+        if cluster.plugin is not None:
+            hint = f"Does the credential plugin {cluster.plugin} wait for a login?\n  {hint}"
+        raise ServerError(
+            f"{cluster.where}: kubectl {verb}: no answer within {timeout_s + MARGIN_S:g} s",
+            hint=hint,
+        ) from None
 
 
 def read_objects(text: str) -> list[Object]:
@@ -160,6 +223,22 @@ def get_live(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> list[Obj
         return []
     flags = ("--filename=-", "--ignore-not-found", "--output=json")
     return read_objects(call(cluster, "get", *flags, stdin=as_stream(objects)))
+
+
+def get_surplus(cluster: Cluster, objects: Sequence[Object]) -> list[Object]:
+    """Return the live versions of objects that are no longer wanted.
+
+    An object whose kind the cluster has no longer is gone too.
+    """
+    while True:
+        try:
+            return get_live(cluster, objects)
+        except ServerError as error:
+            absent = set(re.findall(r'no matches for kind "(\w+)"', error.message))
+            rest = [item for item in objects if item["kind"] not in absent]
+            if len(rest) == len(objects):
+                raise
+            objects = rest
 
 
 def apply(
@@ -220,8 +299,7 @@ def forward_port(cluster: Cluster, target: str, port: int) -> Iterator[Tunnel]:
         try:
             yield Tunnel(target, _local_port(process, log, target), process, log)
         finally:
-            process.kill()
-            process.wait()
+            _end_group(process)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,15 @@ UNREACHABLE = re.compile(
     r"connection reset|the server is currently unable|ServiceUnavailable|request timed out",
     re.IGNORECASE | re.MULTILINE,
 )
+_PASSING = re.compile(
+    r"InternalError|Internal error occurred|TooManyRequests|too many requests|ServiceUnavailable|"
+    r"the server is currently unable|"
+    r"etcdserver: (?:leader changed|no leader|request timed out)|http2: client connection lost|"
+    r'Operation cannot be fulfilled on (?!configmaps "\S+-revisions")',
+    re.IGNORECASE,
+)
+"""A conflict about the record says that somebody else works on the deployment; it does not pass."""
+CHANGED_RECORD = "somebody else changed the record of this deployment at the same time"
 _NOISE = re.compile(r"^(?:Warning: .*|E\d{4} .*memcache\.go.*)\n?", re.MULTILINE)
 
 
@@ -44,6 +53,11 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
             f"{where}: the cluster does not accept your credentials: {words}",
             hint=f"Log in again, then: {kubectl} auth whoami",
         )
+    if "it is being terminated" in words:
+        return ServerError(
+            f"{where}: the namespace is being deleted: {words}",
+            hint="Wait until it is gone, and create it again; or choose another: --namespace NAME",
+        )
     if "admission webhook" in words or "violates" in words or "exceeded quota" in words:
         return ServerError(f"{where}: the cluster does not admit the objects: {words}")
     if "orbidden" in words:
@@ -59,7 +73,7 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
         )
     if "the object has been modified" in words:
         return ServerError(
-            f"{where}: somebody else changed the record of this deployment at the same time",
+            f"{where}: {CHANGED_RECORD}",
             hint="Try: tuneline deploy status RUN.yaml",
         )
     if UNREACHABLE.search(words):
@@ -73,6 +87,11 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
             hint="Install the project that brings it, or leave out its component in section k8s.",
         )
     return ServerError(f"{where}: kubectl {verb}: {words}")
+
+
+def is_transient(words: str) -> bool:
+    """Return whether kubectl's words are about a refusal that may pass by itself."""
+    return bool(_PASSING.search(words))
 
 
 def is_unreachable(error: TunelineError) -> bool:

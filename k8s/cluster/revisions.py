@@ -19,12 +19,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from k8s.cluster.changes import clean
+from k8s.cluster.changes import clean, identity
 from k8s.cluster.kubectl import Cluster, Object, apply, get
+from k8s.cluster.refusals import CHANGED_RECORD
 from k8s.render.kustomize import INSTANCE_LABEL
 from tuneline import __version__
 from tuneline.core.config import StrictModel
-from tuneline.core.errors import ArtifactError
+from tuneline.core.errors import ArtifactError, ServerError
 
 MAX_REVISIONS = 6
 MAX_SIZE_BYTES = 900_000
@@ -62,6 +63,10 @@ class Revision(StrictModel):
         """Return the revision in a few words."""
         release = "no release" if self.release is None else f"release {self.release[:19]}"
         return f"revision {self.number} ({release}, model {self.model_digest[:19]})"
+
+    def applied_by_whom(self) -> tuple[str, int, str]:
+        """Return what tells the apply of this revision from any other."""
+        return self.applied_by, self.process, self.applied_at
 
 
 class History(StrictModel):
@@ -135,6 +140,23 @@ class Record:
             ) from None
         return found
 
+    def surplus(self, wanted: Sequence[Mapping[str, Any]]) -> list[Object]:
+        """Return the objects of all revisions that manifests do not have.
+
+        The current revision is not enough: an apply that was interrupted leaves objects of the
+        revisions before it.
+
+        Raises:
+            ArtifactError: The manifests of a revision are damaged.
+        """
+        kept = {identity(item) for item in wanted}
+        found = {
+            identity(item): item
+            for revision in self.history.revisions
+            for item in self.objects(revision.number)
+        }
+        return [item for key, item in found.items() if key not in kept]
+
     def add(self, revision: Revision, objects: Sequence[Mapping[str, Any]]) -> None:
         """Add a revision as the current one, and forget the oldest beyond the limits."""
         text = json.dumps([dict(item) for item in objects]).encode()
@@ -170,6 +192,43 @@ class Record:
     def set_current(self, number: int) -> None:
         """Set the revision whose objects are in the cluster."""
         self.history = self.history.model_copy(update={"current": number})
+
+    def close(
+        self, cluster: Cluster, revision: Revision, state: State, why: str = "", *,
+        current: int | None = None,
+    ) -> None:  # fmt: skip
+        """Write how the apply of a revision ended.
+
+        A write that was cut off may be stored. The record then is another one than the last read,
+        and its revision still is as this process began it.
+
+        Args:
+            current: The revision whose objects are in the cluster, if it is another one.
+
+        Raises:
+            ServerError: Somebody else changed the record, or the cluster refuses.
+        """
+        self._end(revision.number, state, why, current)
+        try:
+            self.write(cluster)
+        except ServerError as error:
+            if CHANGED_RECORD not in error.message:
+                raise
+            stored = read_record(cluster, self.server, self.run)
+            found = stored.history.find(revision.number)
+            if found is None or found.applied_by_whom() != revision.applied_by_whom():
+                raise
+            if found.state not in ("applying", state):
+                raise
+            self.version, self.history = stored.version, stored.history
+            self.manifests = stored.manifests
+            self._end(revision.number, state, why, current)
+            self.write(cluster)
+
+    def _end(self, number: int, state: State, why: str, current: int | None) -> None:
+        self.set_state(number, state, why)
+        if current is not None:
+            self.set_current(current)
 
     def write(self, cluster: Cluster) -> None:
         """Write the record; somebody else's write since the last read is a conflict.
@@ -243,6 +302,8 @@ def is_under_way(revision: Revision) -> bool:
 
 
 def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # this process begins: in a container, every process may have the number 1
     try:
         os.kill(process, 0)
     except ProcessLookupError:

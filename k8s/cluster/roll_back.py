@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from k8s.cluster.apply import restore
-from k8s.cluster.changes import identity
 from k8s.cluster.check import Check, check_server
-from k8s.cluster.kubectl import Cluster, get_live
+from k8s.cluster.kubectl import Cluster, get_surplus
 from k8s.cluster.revisions import Revision, read_record
 from k8s.cluster.rollout import rollout_limit_s
 from k8s.render.facts import server_name
@@ -53,9 +52,7 @@ def roll_back_server(
     record = read_record(cluster, server_name(run), run)
     now = record.history.now()
     objects = record.objects(target.number)
-    later = record.objects(now.number) if now is not None else []
-    kept = {identity(item) for item in objects}
-    surplus = get_live(cluster, [item for item in later if identity(item) not in kept])
+    surplus = get_surplus(cluster, record.surplus(objects))
     limit_s = timeout_s or rollout_limit_s(objects)
     if now is not None and now.state == "applying":
         record.set_state(now.number, "interrupted", "rolled back while it was applied")
@@ -71,6 +68,10 @@ def roll_back_server(
             f"{error.message}\n  {target.words()} is applied and not ready",
             hint=error.hint or "Try: tuneline deploy status RUN.yaml",
         ) from error
+    except Exception as error:  # a bug of ours must not hide the state that it leaves
+        logger.warning("an unexpected error: %r\n  %s is applied", error, target.words())
+        logger.warning("  whether it is ready: tuneline deploy status RUN.yaml")
+        raise
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted: %s is applied; its pods may not be ready", target.words())
         logger.warning("  look: tuneline deploy status RUN.yaml")

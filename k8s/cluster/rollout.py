@@ -17,7 +17,7 @@ from k8s.cluster.pods import (
     find_trouble,
     is_ready,
 )
-from k8s.cluster.refusals import is_unreachable
+from k8s.cluster.refusals import is_transient, is_unreachable
 from k8s.render.kustomize import INSTANCE_LABEL
 from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger, progress
@@ -129,7 +129,7 @@ def wait_for_rollout(cluster: Cluster, server: str, run: str, *, timeout_s: floa
     """
     started_s = time.monotonic()
     since: dict[tuple[str, str], float] = {}
-    num_failures = 0
+    num_failures = num_absent = 0
     rollout: Rollout | None = None
     with progress("rollout", unit="pods ready") as advance:
         while True:
@@ -139,7 +139,8 @@ def wait_for_rollout(cluster: Cluster, server: str, run: str, *, timeout_s: floa
                 num_failures = 0
             except ServerError as error:
                 num_failures += 1
-                if num_failures > MAX_FAILURES or not is_unreachable(error):
+                passes = is_unreachable(error) or is_transient(error.message)
+                if num_failures > MAX_FAILURES or not passes:
                     raise
             if rollout is not None and num_failures == 0:
                 if rollout.is_done():
@@ -150,7 +151,8 @@ def wait_for_rollout(cluster: Cluster, server: str, run: str, *, timeout_s: floa
                 advance(ready, f"of {rollout.wanted}" + "".join(f"; {t.reason}" for t in troubles))
                 if rollout.is_too_late() or any(_is_final(one, since) for one in troubles):
                     raise _failure(cluster, server, rollout, waited_s)
-            if waited_s > timeout_s:
+            num_absent = num_absent + 1 if rollout is None and num_failures == 0 else 0
+            if waited_s > timeout_s or num_absent > MAX_FAILURES:
                 raise _failure(cluster, server, rollout, waited_s)
             time.sleep(POLL_S)
 
@@ -178,7 +180,10 @@ def _failure(
 ) -> ServerError:
     """Return why a rollout failed, with the log of a container that ended."""
     if rollout is None:
-        return ServerError(f"deployment {server}: is not in {cluster.where}")
+        return ServerError(
+            f"deployment {server}: is not in {cluster.where} after {waited_s:.0f} s; somebody else "
+            "removed it, or its namespace is being deleted"
+        )
     ready = sum(is_ready(pod) for pod in rollout.newest_pods())
     lines = [
         f"deployment {server}: {ready} of {rollout.wanted} new pods are ready "

@@ -10,7 +10,7 @@ from pydantic import Field
 from k8s.cluster.changes import RELEASE
 from k8s.cluster.kubectl import IN_CLUSTER, Cluster, Object, get
 from k8s.cluster.pods import find_trouble, is_ready
-from k8s.cluster.revisions import History, read_record
+from k8s.cluster.revisions import History, is_under_way, read_record
 from k8s.cluster.rollout import Rollout, read_rollout
 from k8s.render.facts import server_name
 from k8s.rules.objects import DIGEST_LABEL
@@ -95,7 +95,10 @@ class ClusterState(StrictModel):
             mark = "*" if self.history and revision.number == self.history.current else " "
             why = f": {revision.why.splitlines()[0]}" if revision.why else ""
             when = f"{revision.applied_at} by {revision.applied_by}"
-            lines.append(f" {mark}{revision.words()}, {revision.state}, {when}{why}")
+            state: str = revision.state
+            if state == "applying" and not is_under_way(revision):
+                state = "applying (its process has ended)"
+            lines.append(f" {mark}{revision.words()}, {state}, {when}{why}")
         return lines
 
 

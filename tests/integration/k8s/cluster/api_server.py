@@ -37,6 +37,8 @@ class ApiServer:
         hangs_after: No request is answered after so many applied objects.
         tunnel_connections: The next tunnels carry so many connections each, then break.
         absent: Group versions that the cluster does not serve.
+        once: For a verb and a resource, refusals that the next requests get, one each.
+        is_ending: The namespace is being deleted: nothing new gets in.
     """
 
     store: Store = field(default_factory=Store)
@@ -45,6 +47,8 @@ class ApiServer:
     forbidden: set[tuple[str, str]] = field(default_factory=set)
     denied: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
+    once: dict[tuple[str, str], list[Refused]] = field(default_factory=dict)
+    is_ending: bool = False
     hangs: bool = False
     hangs_after: int | None = None
     tunnel_connections: list[int] = field(default_factory=list)
@@ -200,6 +204,11 @@ class Handler(BaseHTTPRequestHandler):
         if (asked, resource) in self.api.forbidden:
             text = f'{resource} is forbidden: User "u" cannot {asked} resource "{resource}"'
             raise Refused(403, "Forbidden", f'{text} in the namespace "{namespace}"')
+        if refusals := self.api.once.get((asked, resource)):
+            raise refusals.pop(0)
+        if self.api.is_ending and verb == "patch":
+            text = f'{resource} "x" is forbidden: unable to create new content in namespace'
+            raise Refused(403, "Forbidden", f"{text} {namespace} because it is being terminated")
         if verb == "get" and named[1:] == ["log"]:
             if query.get("previous") == "true":
                 raise Refused(400, "BadRequest", "previous terminated container not found")

@@ -258,16 +258,18 @@ def pod_status(pod: Object, fault: str | None, is_old: bool) -> Object:
         ended = {"exitCode": 1, "reason": "Error", "message": "the engine did not start"}
         container["state"] = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
         container.update(restartCount=3, lastState={"terminated": ended})
-    phase = "Running" if fault in (None, "never", "restarts") else "Pending"
+    phase = "Running" if fault in (None, "never", "restarts", "odd") else "Pending"
     if fault == "restarts":
         conditions[0]["status"] = "True"
         container.update(ready=True, restartCount=1)
+    if fault == "odd":
+        del conditions[0]["status"]
     return {"phase": phase, "conditions": conditions, "containerStatuses": [container]}
 
 
 def deployment_status(deployment: Object, pods: list[Object], fault: str | None) -> Object:
     """Return the status of a Deployment, as its controller writes it."""
-    ready = sum(pod["status"]["conditions"][0]["status"] == "True" for pod in pods)
+    ready = sum(pod["status"]["conditions"][0].get("status") == "True" for pod in pods)
     conditions: list[Object] = [
         {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}
     ]

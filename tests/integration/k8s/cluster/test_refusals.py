@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from k8s.cluster import kubectl
 from tests.integration.k8s.cluster.api_server import ApiServer
-from tests.integration.k8s.cluster.conftest import Released, history, running
+from tests.integration.k8s.cluster.conftest import SERVER, Released, history, running
 from tests.integration.k8s.cluster.model_server import ModelServer
+from tests.integration.k8s.cluster.objects import Refused
 
 VERBS = {
     "diff": (),
@@ -162,3 +168,101 @@ def test_a_failed_record_write_is_not_a_silent_success(
     assert done.returncode == 5
     assert 'cannot patch resource "configmaps"' in done.stderr
     assert cluster.store.applied == []
+
+
+def test_a_credential_plugin_that_waits_is_ended_with_kubectl(
+    cluster: ApiServer, first: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, said = tmp_path / "log-in", tmp_path / "pid"
+    plugin.write_text(f"#!/bin/sh\necho $$ >{said}\nexec sleep 600\n", encoding="utf-8")
+    plugin.chmod(0o700)
+    config = tmp_path / "kubeconfig"
+    document = json.loads(config.read_text(encoding="utf-8"))
+    document["users"][0]["user"]["exec"] = {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin),
+        "interactiveMode": "Never",
+    }  # fmt: skip
+    # kubectl sends credentials by TLS only; it asks the plugin before it connects.
+    document["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{cluster.port}"
+    config.write_text(json.dumps(document), encoding="utf-8")
+    monkeypatch.setattr(kubectl.call, "__kwdefaults__", {"stdin": "", "timeout_s": 0.5})
+    monkeypatch.setattr(kubectl, "MARGIN_S", 2.0)
+    begun_s = time.monotonic()
+    done = first.deploy("status")
+    assert time.monotonic() - begun_s < 15
+    assert done.returncode == 5
+    assert "no answer within 2.5 s" in done.stderr
+    assert f"Does the credential plugin {plugin} wait for a login?" in done.stderr
+    number = int(said.read_text(encoding="utf-8"))
+    with suppress(ProcessLookupError):
+        # Its parent is gone, so whoever adopted it may not have reaped it yet.
+        assert Path(f"/proc/{number}/stat").read_text(encoding="utf-8").split()[2] == "Z"
+        os.kill(number, signal.SIGKILL)
+
+
+def test_refusals_that_pass_do_not_end_an_apply(
+    cluster: ApiServer, first: Released, serve: Callable[..., ModelServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kubectl, "PAUSES_S", (0.05, 0.1))
+    serve(first.digest)
+    too_many = Refused(429, "TooManyRequests", "too many requests, please try again later")
+    internal = Refused(500, "InternalError", "Internal error occurred: etcd has no leader")
+    words = 'Operation cannot be fulfilled on services "x": the object has been modified'
+    changed = Refused(409, "Conflict", words)
+    cluster.once = {
+        ("get", "configmaps"): [internal, too_many],
+        ("patch", "configmaps"): [internal],
+        ("patch", "deployments"): [too_many],
+        ("patch", "services"): [changed],
+        ("list", "pods"): [internal, too_many],
+    }
+    done = first.deploy("apply", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert not any(cluster.once.values())
+    assert running(cluster)["ready"] == 1
+
+
+def test_a_refusal_that_does_not_pass_ends_the_command(
+    cluster: ApiServer, first: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubectl, "PAUSES_S", (0.05, 0.1))
+    internal = Refused(500, "InternalError", "Internal error occurred: etcd has no leader")
+    cluster.once = {("get", "configmaps"): [internal] * 20}
+    done = first.deploy("status")
+    assert done.returncode == 5
+    assert "kubectl get: Error from server (InternalError)" in done.stderr
+    assert len(cluster.once["get", "configmaps"]) == 17
+
+
+def test_a_namespace_that_is_being_deleted_is_named(
+    cluster: ApiServer, deployed: Released, second: Released
+) -> None:
+    cluster.is_ending = True
+    done = second.deploy("apply", "--yes")
+    assert done.returncode == 5
+    assert "the namespace is being deleted" in done.stderr
+    assert "choose another: --namespace NAME" in done.stderr
+
+
+def test_a_server_that_is_removed_under_way_is_not_awaited_to_the_deadline(
+    cluster: ApiServer, deployed: Released, second: Released
+) -> None:
+    cluster.store.faults["tuneline-server:2"] = "unschedulable"
+    original = cluster.store.select
+
+    def select(resource: str, selector: str) -> list[dict[str, Any]]:
+        found = original(resource, selector)
+        if resource == "pods" and any("tuneline-server:2" in str(pod) for pod in found):
+            cluster.store.remove("deployments", SERVER)
+            cluster.is_ending = True
+        return found
+
+    cluster.store.select = select  # type: ignore[method-assign]
+    begun_s = time.monotonic()
+    done = second.deploy("apply", "--yes")
+    assert time.monotonic() - begun_s < 30
+    assert done.returncode == 5
+    assert "somebody else removed it, or its namespace is being deleted" in done.stderr
+    assert "The roll-back to revision 1" in done.stderr
+    assert "failed too" in done.stderr
