@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from k8s.capacity import read_capacity
     from k8s.cluster.apply import Plan, apply_manifests, plan_apply
     from k8s.cluster.canary import find_stable, set_weight, shift_route
-    from k8s.cluster.check import open_tunnel, read_server_key
+    from k8s.cluster.check import check_run, open_tunnel, read_server_key
     from k8s.cluster.kubectl import Cluster, open_cluster
     from k8s.cluster.manifests import Manifests, read_manifests
     from k8s.cluster.revisions import Revision
@@ -30,6 +30,7 @@ __all__ = [
     "Revision",
     "apply_manifests",
     "check_manifests",
+    "check_run",
     "find_earlier",
     "find_kubectl",
     "find_stable",
@@ -56,6 +57,7 @@ __getattr__ = lazy_face(
         "Revision": "k8s.cluster.revisions:Revision",
         "apply_manifests": "k8s.cluster.apply:apply_manifests",
         "check_manifests": "k8s.rules.check:check_manifests",
+        "check_run": "k8s.cluster.check:check_run",
         "find_earlier": "k8s.cluster.roll_back:find_earlier",
         "find_kubectl": "k8s.render.kustomize:find_kubectl",
         "find_stable": "k8s.cluster.canary:find_stable",

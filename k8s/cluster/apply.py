@@ -19,7 +19,7 @@ from k8s.cluster.changes import (
     identity,
     ref,
 )
-from k8s.cluster.check import Check, check_server
+from k8s.cluster.check import PROOF_S, Check, check_server
 from k8s.cluster.kubectl import (
     Cluster,
     Object,
@@ -39,13 +39,14 @@ from k8s.cluster.revisions import (
     without_server_fields,
 )
 from k8s.cluster.rollout import Rollout, rollout_limit_s, wait_for_rollout
+from k8s.cluster.shares import keep_shares, kept_words
 from k8s.render.facts import server_name
 from k8s.rules.objects import DIGEST_LABEL
 from tuneline.core.errors import ServerError, TunelineError
 from tuneline.core.progress import logger
 
-CHECK_S = 900.0
-"""Added to the time that the record reserves: the checks of a server that is ready."""
+REQUESTS_S = 300.0
+"""Added to the time that the record reserves: the requests between waiting and proof."""
 MAX_WHY = 1000
 """Characters of the reason of a failure in the record."""
 
@@ -97,7 +98,10 @@ def plan_apply(
     """
     wanted = [dict(item) for item in objects]
     record = read_record(cluster, server_name(run), run)
-    merged = apply(cluster, wanted, dry_run=True, force_conflicts=force_conflicts)
+    kept = keep_shares(cluster, wanted, record.current_objects())
+    for words in kept_words(wanted, kept):
+        logger.info(words)
+    merged = apply(cluster, kept, dry_run=True, force_conflicts=force_conflicts)
     leaving = get_surplus(cluster, record.surplus(wanted))
     return Plan(run, wanted, get_live(cluster, wanted), merged, leaving, record)
 
@@ -128,14 +132,16 @@ def apply_manifests(
         rollout = wait_for_rollout(cluster, plan.server, plan.run, timeout_s=limit_s)
         check_server(cluster, rollout, check)
         return now
+    before = record.current_objects()
     revision = _begin(cluster, plan, limit_s)
-    _roll_out(cluster, plan, revision, check, limit_s, force_conflicts)
+    _roll_out(cluster, plan, before, revision, check, limit_s, force_conflicts)
     return _finish(cluster, plan, revision)
 
 
 def _roll_out(
     cluster: Cluster,
     plan: Plan,
+    before: Sequence[Object],
     revision: Revision,
     check: Check,
     limit_s: float,
@@ -143,7 +149,9 @@ def _roll_out(
 ) -> None:
     """Apply, wait and check; whatever fails, the earlier version comes back."""
     try:
-        apply(cluster, plan.objects, force_conflicts=force_conflicts)
+        # Time has passed since the plan, and a canary may have another share by now.
+        wanted = keep_shares(cluster, plan.objects, before)
+        apply(cluster, wanted, force_conflicts=force_conflicts)
         logger.info("applied as %s; waiting for its pods", revision.words())
         rollout = wait_for_rollout(cluster, plan.server, plan.run, timeout_s=limit_s)
         check_server(cluster, rollout, check)
@@ -220,12 +228,12 @@ def _begin(cluster: Cluster, plan: Plan, limit_s: float) -> Revision:
         record.add(adopted.model_copy(update={"state": "deployed"}), found)
         logger.info("the running version was not applied by tuneline; kept as %s", adopted.words())
     before = record.history.current
-    revision = _revision(record, plan.objects, within_s=2 * limit_s + CHECK_S)
+    revision = _revision(record, plan.objects, within_s=2 * limit_s + PROOF_S + REQUESTS_S)
     record.add(revision, plan.objects)
     try:
         record.write(cluster)
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("interrupted: nothing but the record of %s was written", revision.words())
+        logger.warning("interrupted: only the record of %s was written", revision.words())
         why = "interrupted before anything was applied"
         _close(cluster, plan, revision, "interrupted", why, current=before)
         raise
@@ -247,12 +255,16 @@ def _revision(record: Record, objects: Sequence[Object], *, within_s: float) -> 
 def restore(
     cluster: Cluster,
     run: str,
-    earlier: Sequence[Mapping[str, Any]],
+    earlier: Sequence[Object],
     created: Sequence[Mapping[str, Any]],
+    later: Sequence[Object],
     *,
     timeout_s: float,
 ) -> Rollout | None:
     """Bring earlier manifests back, remove objects that came after them, and wait.
+
+    Args:
+        later: The manifests that were applied last. A canary keeps its share of the route.
 
     Raises:
         ServerError: The cluster refuses, or the earlier version does not become ready.
@@ -260,7 +272,8 @@ def restore(
     kept = {identity(item) for item in earlier}
     surplus = [item for item in created if identity(item) not in kept]
     if earlier:
-        apply(cluster, earlier, force_conflicts=True)
+        wanted = keep_shares(cluster, earlier, [*earlier, *later])
+        apply(cluster, wanted, force_conflicts=True)
     delete(cluster, surplus)
     if not earlier:
         return None
@@ -278,7 +291,7 @@ def _go_back(
     logger.info("%s failed; going back to %s", revision.words(), _name(earlier))
     try:
         manifests = record.objects(earlier.number) if earlier is not None else []
-        restore(cluster, plan.run, manifests, created, timeout_s=limit_s)
+        restore(cluster, plan.run, manifests, created, plan.objects, timeout_s=limit_s)
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted on the way back to %s", _name(earlier))
         logger.warning("  finish it with: tuneline deploy roll-back RUN.yaml")

@@ -9,7 +9,7 @@ from k8s.cluster.changes import ref
 from k8s.cluster.kubectl import Cluster, Object, apply, get
 from k8s.cluster.revisions import read_record, without_server_fields
 from k8s.cluster.rollout import Rollout, read_rollout
-from k8s.cluster.status import read_weights
+from k8s.cluster.shares import ROUTES, give_share, read_weights
 from k8s.render.facts import server_name
 from k8s.render.kustomize import INSTANCE_LABEL
 from tuneline.core.errors import ConfigError, ServerError, TunelineError
@@ -17,7 +17,6 @@ from tuneline.core.progress import logger
 
 STEPS = (1, 5, 10, 25, 50, 100)
 """Weights on the way to the wished one, in percent."""
-ROUTES = "httproutes.gateway.networking.k8s.io"
 OURS = "--selector=app.kubernetes.io/part-of=tuneline"
 PAUSE_S = 1.0
 
@@ -156,20 +155,18 @@ def set_weight(cluster: Cluster, stable: str, canary: str, weight: int) -> None:
     """Give the canary its share of the stable run's route, and the stable run the rest.
 
     Raises:
-        ConfigError: The stable run has no route.
+        ConfigError: The stable run has no route, no rule of its route sends to it, or a third
+            server has a share.
         ServerError: The cluster does not answer, or refuses.
     """
     route = _route(cluster, stable)
-    (rule,) = route["spec"]["rules"]
-    backends = {one["name"]: one for one in rule["backendRefs"]}
-    first = backends[server_name(stable)]
-    share = {**first, "name": server_name(canary), "weight": weight}
-    rule["backendRefs"] = [{**first, "weight": 100 - weight}, *([share] if weight else [])]
+    servers = server_name(stable), server_name(canary)
+    route["spec"]["rules"] = give_share(route["spec"]["rules"], *servers, weight)
     apply(cluster, [route], force_conflicts=True)
 
 
 def _route(cluster: Cluster, stable: str) -> Object:
-    """Return the stable run's route as it was applied, with the backends that it has now."""
+    """Return the stable run's route as it was applied, with the rules that it has now."""
     server = server_name(stable)
     live = get(cluster, ROUTES, server)
     if not live:
@@ -180,4 +177,5 @@ def _route(cluster: Cluster, stable: str) -> Object:
     found = [item for item in applied if ref(item) == f"HTTPRoute/{server}"]
     route = found[0] if found else without_server_fields(live[0])
     route.pop("status", None)
+    route["spec"]["rules"] = live[0]["spec"].get("rules", [])
     return route

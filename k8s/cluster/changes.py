@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from k8s.rules.objects import DIGEST_LABEL, LAST_APPLIED
-from tuneline.core.secrets import is_secret_name
+from tuneline.core.secrets import HIDDEN, hide_flags, hide_secrets, is_secret_name
 
 RELEASE = "tuneline/release"
 """The annotation with the digest of the release."""
 REVISION = "deployment.kubernetes.io/revision"
-HIDDEN = "***"
 _OF_THE_SERVER = {
     "managedFields", "generation", "resourceVersion", "uid", "creationTimestamp", "selfLink",
 }  # fmt: skip
@@ -115,11 +114,15 @@ def _differences(kind: str, old: Any, new: Any, path: str = "") -> Iterator[Fiel
 
 
 def _without_values(value: Any) -> Any:
-    """Return a value in which each variable with the name of a secret has its value hidden.
+    """Return a value in which secrets are hidden: variables with such a name, flags, texts.
 
-    A container that is added or removed is one field, with its variables inside.
+    A container that is added or removed is one field, with its variables and flags inside.
     """
+    if isinstance(value, str):
+        return hide_secrets(value)
     if isinstance(value, list):
+        if all(isinstance(item, str) for item in value):
+            return hide_flags(value)
         return [_without_values(item) for item in value]
     if not isinstance(value, Mapping):
         return value
@@ -193,10 +196,16 @@ def _headline(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
     lines = [f"{name}: {_text(a)} -> {_text(b)}" for name, a, b in pairs if a != b]
     before, after = (_container(item).get("args") or [] for item in (old, new))
-    gone = [flag for flag in before if flag not in after]
-    come = [flag for flag in after if flag not in before]
+    gone = _missing(before, after)
+    come = _missing(after, before)
     lines += [f"flags, removed: {' '.join(gone)}"] * bool(gone)
     return lines + [f"flags, added: {' '.join(come)}"] * bool(come)
+
+
+def _missing(flags: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the flags that others do not have, without the values of secret ones."""
+    shown = zip(flags, hide_flags(flags), strict=True)
+    return [words for flag, words in shown if flag not in others]
 
 
 def _deployment(objects: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

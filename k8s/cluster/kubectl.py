@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -24,6 +24,7 @@ from k8s.cluster.refusals import explain_refusal, is_transient
 from k8s.render.kustomize import find_kubectl
 from tuneline.core.errors import ConfigError, MissingError, ServerError
 from tuneline.core.progress import logger
+from tuneline.core.secrets import hide_secrets
 
 Object = dict[str, Any]
 
@@ -154,7 +155,8 @@ def _run(
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End a process that runs, with all that it started."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # another thread has just ended it
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -265,7 +267,10 @@ def delete(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_log(cluster: Cluster, pod: str, container: str, *, num_lines: int = 15) -> list[str]:
-    """Return the last log lines of a container: of its last run that ended, else of this one."""
+    """Return the last log lines of a container: of its last run that ended, else of this one.
+
+    Secrets in them are hidden.
+    """
     for previous in (True, False):
         flags = [f"--container={container}", f"--tail={num_lines}", f"--previous={previous}"]
         try:
@@ -273,7 +278,7 @@ def read_log(cluster: Cluster, pod: str, container: str, *, num_lines: int = 15)
         except ServerError:
             continue  # that run has no log, or the user may not read it
         if lines:
-            return lines
+            return [hide_secrets(line) for line in lines]
     return []
 
 
@@ -320,10 +325,14 @@ class Tunnel:
         """Return whether the tunnel has ended by itself."""
         return self.process.poll() is not None
 
+    def end(self) -> None:
+        """End the tunnel, which breaks every connection through it."""
+        _end_group(self.process)
+
     def words(self) -> str:
         """Return the last lines that kubectl said."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "; ".join(lines[-3:]) or "kubectl said nothing"
+        return hide_secrets("; ".join(lines[-3:])) or "kubectl said nothing"
 
 
 def _local_port(process: subprocess.Popen[bytes], log: Path, target: str) -> int:

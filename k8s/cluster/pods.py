@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from k8s.cluster.kubectl import Object
+from tuneline.core.secrets import hide_secrets
 
 Pod = Mapping[str, Any]
 
@@ -54,7 +55,15 @@ def is_ready(pod: Pod) -> bool:
 
 
 def find_trouble(pod: Pod) -> Trouble | None:
-    """Return why a pod is not ready; None if it is ready, or starts without a complaint."""
+    """Return why a pod is not ready; None if it is ready, or starts without a complaint.
+
+    A container's last words may be lines of its log, so secrets in them are hidden.
+    """
+    found = _find_trouble(pod)
+    return None if found is None else replace(found, words=hide_secrets(found.words))
+
+
+def _find_trouble(pod: Pod) -> Trouble | None:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     if is_ready(pod):
         return None

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from tuneline.core.errors import ConfigError, ServerError, TunelineError
-from tuneline.core.secrets import hide_passwords
+from tuneline.core.secrets import hide_secrets
 
 MAX_WORDS = 1500
 """Characters of kubectl's own words in an error."""
@@ -39,7 +39,7 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
         stderr: kubectl's own words.
     """
     kubectl = f"kubectl {shlex.join(options)}"
-    words = hide_passwords(_NOISE.sub("", stderr).strip() or stderr.strip())[-MAX_WORDS:]
+    words = hide_secrets(_NOISE.sub("", stderr).strip() or stderr.strip())[-MAX_WORDS:]
     if re.search(r"context .* does not exist|no context exists", words):
         return ConfigError(f"{where}: {words}", hint="Try: kubectl config get-contexts")
     if re.search(r"namespaces? \"[^\"]*\" not found", words):
@@ -87,6 +87,12 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
             hint="Install the project that brings it, or leave out its component in section k8s.",
         )
     return ServerError(f"{where}: kubectl {verb}: {words}")
+
+
+def missing_right(error: TunelineError) -> str | None:
+    """Return the right that an error says is missing, such as `list events`; None for another."""
+    found = re.search(r'cannot (\w+) resource "([^"]+)"', error.message)
+    return None if found is None else " ".join(found.groups())
 
 
 def is_transient(words: str) -> bool:

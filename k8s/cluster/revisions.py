@@ -140,6 +140,11 @@ class Record:
             ) from None
         return found
 
+    def current_objects(self) -> list[Object]:
+        """Return the manifests whose objects are in the cluster, as they were rendered."""
+        now = self.history.now()
+        return [] if now is None else self.objects(now.number)
+
     def surplus(self, wanted: Sequence[Mapping[str, Any]]) -> list[Object]:
         """Return the objects of all revisions that manifests do not have.
 

@@ -52,6 +52,7 @@ def roll_back_server(
     record = read_record(cluster, server_name(run), run)
     now = record.history.now()
     objects = record.objects(target.number)
+    later = record.current_objects()
     surplus = get_surplus(cluster, record.surplus(objects))
     limit_s = timeout_s or rollout_limit_s(objects)
     if now is not None and now.state == "applying":
@@ -60,7 +61,7 @@ def roll_back_server(
     record.set_current(target.number)
     record.write(cluster)
     try:
-        rollout = restore(cluster, run, objects, surplus, timeout_s=limit_s)
+        rollout = restore(cluster, run, objects, surplus, later, timeout_s=limit_s)
         if check is not None and rollout is not None:
             check_server(cluster, rollout, check)
     except TunelineError as error:

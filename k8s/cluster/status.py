@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from k8s.cluster.changes import RELEASE
 from k8s.cluster.kubectl import IN_CLUSTER, Cluster, Object, get
 from k8s.cluster.pods import find_trouble, is_ready
+from k8s.cluster.refusals import missing_right
 from k8s.cluster.revisions import History, is_under_way, read_record
 from k8s.cluster.rollout import Rollout, read_rollout
+from k8s.cluster.shares import read_weights
 from k8s.render.facts import server_name
 from k8s.rules.objects import DIGEST_LABEL
 from tuneline.core.config import StrictModel
 from tuneline.core.errors import ServerError
+from tuneline.core.secrets import hide_secrets
 
 NUM_EVENTS = 5
+
+Found = TypeVar("Found")
 
 
 class PodState(StrictModel):
@@ -65,6 +70,8 @@ class ClusterState(StrictModel):
     """Of the run's route, by Service or pool."""
     history: History | None = None
     events: list[str] = Field(default=[])
+    missing_rights: list[str] = Field(default=[])
+    """Rights that the user lacks, such as `list events`: their objects are not in here."""
 
     def lines(self) -> list[str]:
         """Return the state for people."""
@@ -74,6 +81,7 @@ class ClusterState(StrictModel):
                 *lines,
                 "  not deployed; to deploy it, type: tuneline deploy apply RUN.yaml",
                 *self._history_lines(),
+                *self._right_lines(),
             ]
         local = "the local release" if self.is_current else f"local: {self.local_release or 'none'}"
         lines += [f"  release {self.release or 'none'} ({local})", f"  model {self.model_digest}"]
@@ -87,7 +95,14 @@ class ClusterState(StrictModel):
         if self.weights:
             shares = ", ".join(f"{name} {weight}" for name, weight in self.weights.items())
             lines.append(f"  route: {shares}")
-        return [*lines, *self._history_lines(), *(f"  event: {text}" for text in self.events)]
+        events = [f"  event: {text}" for text in self.events]
+        return [*lines, *self._history_lines(), *events, *self._right_lines()]
+
+    def _right_lines(self) -> list[str]:
+        if not self.missing_rights:
+            return []
+        rights = ", ".join(self.missing_rights)
+        return [f"  not shown: you have no right to {rights} (docs/deploy.md lists the rights)"]
 
     def _history_lines(self) -> list[str]:
         lines = []
@@ -105,6 +120,8 @@ class ClusterState(StrictModel):
 def read_state(cluster: Cluster, run: str, local_release: str | None) -> ClusterState:
     """Return the state of a run's server.
 
+    Without a right to read the record, the autoscaler, the route or the events, the rest is shown.
+
     Raises:
         ServerError: The cluster does not answer, or refuses.
         ArtifactError: The record in the cluster is damaged.
@@ -113,16 +130,21 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
     where: dict[str, Any] = {
         "context": cluster.context, "namespace": cluster.namespace, "server": server,
     }  # fmt: skip
-    history = read_record(cluster, server, run).history
+    missing: list[str] = []
+    record = _read(lambda: read_record(cluster, server, run), missing)
+    history = None if record is None else record.history
     rollout = read_rollout(cluster, server, run)
     if rollout is None:
         return ClusterState(
             **where, exists=False, local_release=local_release,
-            history=history if history.revisions else None,
+            history=history if history and history.revisions else None, missing_rights=missing,
         )  # fmt: skip
     annotations = rollout.deployment["metadata"].get("annotations", {})
     release = annotations.get(RELEASE)
     newest = {pod["metadata"]["name"] for pod in rollout.newest_pods()}
+    scaling = _read(lambda: _scaling(cluster, server), missing) or []
+    weights = _read(lambda: read_weights(cluster, server), missing) or {}
+    events = _read(lambda: _events(cluster, run, server), missing) or []
     return ClusterState(
         **where,
         exists=True,
@@ -133,11 +155,24 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
         is_ready=rollout.is_done(),
         rollout=_rollout_words(rollout),
         pods=[_pod_state(pod, newest) for pod in rollout.pods],
-        scaling=_scaling(cluster, server),
-        weights=read_weights(cluster, server),
-        history=history if history.revisions else None,
-        events=_events(cluster, run, server),
+        scaling=scaling,
+        weights=weights,
+        history=history if history and history.revisions else None,
+        events=events,
+        missing_rights=missing,
     )
+
+
+def _read(read: Callable[[], Found], missing: list[str]) -> Found | None:
+    """Return what a function reads; None if the user has no right to it, which is noted."""
+    try:
+        return read()
+    except ServerError as error:
+        right = missing_right(error)
+        if right is None:
+            raise
+        missing.append(right)
+        return None
 
 
 def _rollout_words(rollout: Rollout) -> str:
@@ -184,22 +219,6 @@ def _scaling(cluster: Cluster, server: str) -> list[Scaling]:
     return found
 
 
-def read_weights(cluster: Cluster, server: str) -> dict[str, int]:
-    """Return the weights of a server's route; empty without a route or without the Gateway API."""
-    try:
-        routes = get(cluster, "httproutes.gateway.networking.k8s.io", server)
-    except ServerError as error:
-        if "the server doesn't have a resource type" in error.message:
-            return {}
-        raise
-    return {
-        backend["name"]: backend.get("weight", 1)
-        for route in routes
-        for rule in route["spec"]["rules"]
-        for backend in rule["backendRefs"]
-    }
-
-
 def _events(cluster: Cluster, run: str, server: str) -> list[str]:
     """Return the last warnings about the run's objects."""
     found = [
@@ -211,7 +230,7 @@ def _events(cluster: Cluster, run: str, server: str) -> list[str]:
     found.sort(key=_event_time)
     return [
         f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}: "
-        f"{event.get('reason')}: {event.get('message')}"
+        f"{event.get('reason')}: {hide_secrets(str(event.get('message')))}"
         for event in found[-NUM_EVENTS:]
     ]
 

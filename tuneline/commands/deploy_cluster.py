@@ -253,15 +253,14 @@ def _canary_check(
     compare: Path | None,
 ) -> Callable[[int], None]:
     """Return the check of one step: the answers, and on request the speed."""
-    from k8s import open_tunnel
+    from k8s import check_run
     from tuneline.pipeline.deployment import compare_speeds, prove_pod
 
     proof = prove_pod(run, manifests, key)
     speeds = None if compare is None else compare_speeds(run, cluster, stable, key, compare)
 
     def check(weight: int) -> None:
-        with open_tunnel(cluster, run.config.name) as tunnel:
-            proof(tunnel.url)
+        check_run(cluster, run.config.name, proof)
         if speeds is not None:
             speeds(weight)
 

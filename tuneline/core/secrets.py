@@ -1,15 +1,40 @@
-"""Which environment variables hold a secret. Every process that we start is filtered by it."""
+"""Which variables, options and words hold a secret.
+
+Every process that we start is filtered by it, and so is every text of somebody else's program that
+we print.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-_SECRET_NAME = re.compile(
-    r"(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|_PAT)$",
+_ENDS = (
+    r"(?:KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|_PAT)"
+)
+_SECRET_NAME = re.compile(_ENDS + "$", re.IGNORECASE)
+_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_KNOWN_FORM = re.compile(
+    r"\b(?:hf_\w{20,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|"
+    r"xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+)
+_AUTHORIZATION = re.compile(
+    r"""(\bAuthorization["']?\s*[:=]\s*["']?(?:(?:Bearer|Basic)\s+)?|\bBearer\s+)"""
+    r"""(?!(?:Bearer|Basic)\b)[^\s"',]{6,}""",
     re.IGNORECASE,
 )
-_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_VALUE = r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^\s,;"'\[\]{}()&]+)"""
+_ASSIGNED = re.compile(
+    rf"""(?P<name>[\w-]{{0,64}}{_ENDS})(?P<between>["']?\s*[=:]\s*)(?P<value>{_VALUE})""",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(rf"(--[\w-]{{0,64}}{_ENDS}\s+)(?!-){_VALUE}", re.IGNORECASE)
+_KNOWN_PLAIN = re.compile(
+    r"^(?:(?:bos|eos|pad|unk|sep|cls|mask|image|audio|video|special|stop|next|last|first)_?token)$",
+    re.IGNORECASE,
+)
+_NO_VALUE = {"none", "null", "true", "false", "***"}
+HIDDEN = "***"
 
 
 def is_secret_name(name: str) -> bool:
@@ -23,6 +48,41 @@ def is_secret_name(name: str) -> bool:
 def hide_passwords(text: str) -> str:
     """Return a text in which the user and the password of each URL are `***`."""
     return _PASSWORD_IN_URL.sub("://***@", text)
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text of another program in which secrets are `***`.
+
+    A secret is recognized by its form, by the name that it is assigned to (`HF_TOKEN=...`,
+    `"api_key": "..."`), by its option (`--api-key ...`), or as the password of a URL.
+    """
+    text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", hide_passwords(text))
+    text = _OPTION.sub(rf"\1{HIDDEN}", _KNOWN_FORM.sub(HIDDEN, text))
+    return _ASSIGNED.sub(_hide_assigned, text)
+
+
+def _hide_assigned(found: re.Match[str]) -> str:
+    name, between, value = found["name"], found["between"], found["value"]
+    # "Missing key: lm_head.weight" and "token: 5" are words of a log.
+    is_word = between.strip() == ":" and name.lower() in ("key", "token")
+    if is_word or _KNOWN_PLAIN.search(name) or value.lower() in _NO_VALUE:
+        return found[0]
+    return name + between + HIDDEN
+
+
+def hide_flags(words: Sequence[str]) -> list[str]:
+    """Return the words of a command in which the values of options with secrets are `***`.
+
+    An option such as `--api-key` takes every word up to the next option.
+    """
+    found, is_value = [], False
+    for word in words:
+        is_option = word.startswith("-")
+        found.append(HIDDEN if is_value and not is_option else hide_secrets(word))
+        is_value = (is_value and not is_option) or (
+            is_option and "=" not in word and is_secret_name(word.lstrip("-").replace("-", "_"))
+        )
+    return found
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import tempfile
@@ -86,7 +87,7 @@ def _read_ready(url: str) -> dict[str, Any]:
             found = json.loads(response.read(100_000))
     except urllib.error.HTTPError as error:
         raise ServerError(f"/ready: status {error.code}; expected the model's digest") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ServerError(f"/ready: no answer: {error}") from None
     return found if isinstance(found, dict) else {}
 

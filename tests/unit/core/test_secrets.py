@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from tuneline.core.secrets import is_secret_name, without_secrets
+from tuneline.core.secrets import hide_flags, hide_secrets, is_secret_name, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,56 @@ def test_other_names_are_kept(name: str) -> None:
 )
 def test_a_url_with_a_password_is_a_secret_by_any_name(value: str, is_kept: bool) -> None:
     assert without_secrets({"ADDRESS": value}) == ({"ADDRESS": value} if is_kept else {})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("HF_TOKEN=abc", "HF_TOKEN=***"),
+        ("env: A=1 HF_TOKEN: abc, B=2", "env: A=1 HF_TOKEN: ***, B=2"),
+        ("args: {'api_key': ['k1', 'k2'], 'port': 1}", "args: {'api_key': ***, 'port': 1}"),
+        ('{"api-key": "a b", "model": "m"}', '{"api-key": ***, "model": "m"}'),
+        ("vllm serve --api-key abc --port 1", "vllm serve --api-key *** --port 1"),
+        ("vllm serve --api-key=abc m", "vllm serve --api-key=*** m"),
+        ("sh -c 'X=1 vllm --hf-token abc'", "sh -c 'X=1 vllm --hf-token ***'"),
+        ("Authorization: Bearer abcdefgh", "Authorization: Bearer ***"),
+        ("curl -H 'authorization: abcdefgh'", "curl -H 'authorization: ***'"),
+        ("GET /?token=abc&x=1", "GET /?token=***&x=1"),
+        ("env=HF_TOKEN=abc", "env=HF_TOKEN=***"),
+        ("postgres://ana:secret@db/x", "postgres://***@db/x"),
+        ("loaded with " + "hf_" + "a1" * 17, "loaded with ***"),
+        ("password: hunter2", "password: ***"),
+    ],
+)
+def test_secrets_in_a_text_are_hidden(text: str, expected: str) -> None:
+    assert hide_secrets(text) == expected
+    assert hide_secrets(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RuntimeError: no kernel image is available",
+        "KeyError: 'lm_head.weight'",
+        "Missing key: lm_head.weight",
+        "token: 5, eos_token='</s>', pad_token_id=0, token_ids=[1, 2]",
+        "api_key=None, tokenizer='m', --api-key --port 1",
+        "couldn't find key api-key in Secret tuneline/tuneline-api-key",
+        'User "u" cannot list resource "secrets" in the namespace "n"',
+    ],
+)
+def test_other_words_of_a_log_are_kept(text: str) -> None:
+    assert hide_secrets(text) == text
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000, "a-" * 100_000, "'" * 200_000, 'key="' * 20_000])
+def test_a_long_line_is_read_in_linear_time(text: str) -> None:
+    begun_s = time.process_time()
+    hide_secrets(text)
+    assert time.process_time() - begun_s < 5
+
+
+def test_the_values_of_secret_options_are_hidden() -> None:
+    words = ["serve", "--api-key", "a", "b", "--port", "8", "--hf-token=z", "-c", "--api-key q"]
+    expected = "serve --api-key *** *** --port 8 --hf-token=*** -c --api-key ***"
+    assert " ".join(hide_flags(words)) == expected

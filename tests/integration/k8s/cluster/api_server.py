@@ -30,7 +30,7 @@ class ApiServer:
 
     Attributes:
         backend_port: The port of the server in every pod.
-        backends: For a text in a pod's name or labels, the port of its server.
+        backends: For a text in a pod's name, which `$` ends, the port of its server.
         forbidden: Pairs of verb and resource that the user has no right to.
         denied: Resources whose objects an admission webhook refuses.
         hangs: No request is answered.
@@ -247,7 +247,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = path.split("/")[-2]
         port = next(
-            (p for part, p in self.api.backends.items() if part in name), self.api.backend_port
+            (p for part, p in self.api.backends.items() if part in f"{name}$"),
+            self.api.backend_port,
         )
         head = (
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"

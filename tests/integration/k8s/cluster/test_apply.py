@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from k8s.cluster import pods
+from k8s.cluster import check, pods
 from tests.integration.k8s.cluster.api_server import ApiServer
 from tests.integration.k8s.cluster.conftest import (
     DEPLOY,
@@ -76,6 +78,7 @@ def test_a_new_version_replaces_the_old_one_and_its_surplus_objects(
     states = [(one["number"], one["state"]) for one in record["revisions"]]
     assert (record["current"], states) == (2, [(1, "deployed"), (2, "deployed")])
     assert f"image: {DEPLOY['image']} -> registry.example.com/tuneline-server:2" in done.stderr
+    assert "proven: 2 of 2 new pods" in done.stderr
 
 
 FAULTS = {
@@ -141,6 +144,75 @@ def test_a_server_of_another_digest_is_rolled_back(
     assert running(cluster) == before
 
 
+def test_one_pod_of_another_digest_is_enough_for_a_roll_back(
+    cluster: ApiServer, deployed: Released, second: Released, serve: Serve
+) -> None:
+    before = running(cluster)
+    good = serve(second.digest)
+    serve(deployed.digest, pods="-1$")
+    done = second.deploy("apply", "--yes")
+    assert done.returncode == 5
+    assert good.paths[0] == "/ready"
+    assert re.search(rf"pod/{SERVER}-\w+-1: the server serves {deployed.digest}", done.stderr)
+    assert "Rolled back to revision 1" in done.stderr
+    assert running(cluster) == before
+
+
+def test_a_proof_asks_a_limited_number_of_pods(
+    cluster: ApiServer, second: Released, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "MAX_PODS", 1)
+    model = serve(second.digest)
+    done = second.deploy("apply", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "proven: 1 of 2 new pods" in done.stderr
+    assert model.paths.count("/ready") == 1
+
+
+def test_a_proof_that_takes_too_long_is_rolled_back(
+    cluster: ApiServer, deployed: Released, second: Released, serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(check, "PROOF_S", 1.0)
+    model = serve(second.digest)
+    is_over = threading.Event()
+
+    def names() -> list[str]:
+        is_over.wait(60)
+        return []
+
+    model.names = names  # type: ignore[method-assign]
+    before = running(cluster)
+    begun_s = time.monotonic()
+    done = second.deploy("apply", "--yes")
+    took_s = time.monotonic() - begun_s
+    is_over.set()
+    assert took_s < 25
+    assert done.returncode == 5
+    assert "is not proven within 1 s: " in done.stderr
+    assert "Rolled back to revision 1" in done.stderr
+    assert running(cluster) == before
+
+
+def test_a_pod_that_goes_away_is_not_a_failure(
+    cluster: ApiServer, second: Released, serve: Serve
+) -> None:
+    model = serve(second.digest)
+    cluster.tunnel_connections[:] = [2]
+
+    def names() -> list[str]:
+        for (resource, name), item in cluster.store.objects.items():
+            if resource == "pods" and name.endswith("-0"):
+                item["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        return ModelServer.names(model)
+
+    model.names = names  # type: ignore[method-assign]
+    done = second.deploy("apply", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"pod {SERVER}-\w+-0 went away; it is not asked", done.stderr)
+    assert "proven: 1 of 2 new pods" in done.stderr
+
+
 def test_other_answers_than_the_reference_are_rolled_back(
     cluster: ApiServer, deployed: Released, second: Released, serve: Serve
 ) -> None:
@@ -177,13 +249,30 @@ def test_a_version_that_kubectl_applied_can_be_rolled_back_to(
     cluster: ApiServer, deployed: Released, second: Released
 ) -> None:
     cluster.store.remove("configmaps", f"{SERVER}-revisions")
+    (container,) = cluster.store.find("deployments", SERVER)["spec"]["template"]["spec"][
+        "containers"
+    ]
+    container["args"] = foreign = ["/model", "--api-key", "key-in-a-flag", "--hf-token=flag-token"]
     before = running(cluster)
     cluster.store.faults["tuneline-server:2"] = "crash"
+    cluster.store.logs = "args: {'api_key': ['key-in-a-log']}\nHF_TOKEN=log-token is wrong\n"
+    shown = second.deploy("diff", "--json").stdout
     done = second.deploy("apply", "--yes")
     assert done.returncode == 5
     assert "the running version was not applied by tuneline; kept as revision 1" in done.stderr
     assert "Rolled back to revision 1" in done.stderr
     assert running(cluster) == before
+    (container,) = cluster.store.find("deployments", SERVER)["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert container["args"] == foreign
+    assert "flags, removed: --api-key *** --hf-token=***" in done.stderr
+    assert "args: {'api_key': ***}" in done.stderr
+    assert "HF_TOKEN=*** is wrong" in done.stderr
+    assert "--api-key" in shown
+    secrets = ("key-in-a-flag", "flag-token", "key-in-a-log", "log-token")
+    record = json.dumps(history(cluster))
+    assert not [one for one in secrets if one in shown + done.stdout + done.stderr + record]
 
 
 def test_a_field_of_another_manager_is_not_overwritten(

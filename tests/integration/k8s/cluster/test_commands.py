@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from k8s.cluster import pods
 from tests.commands import tuneline_here
 from tests.integration.k8s.cluster.api_server import ApiServer
 from tests.integration.k8s.cluster.conftest import (
@@ -120,6 +121,24 @@ def test_status_says_why_pods_are_not_ready(
     assert "Other" not in done.stdout
 
 
+def test_status_names_the_rights_that_are_missing_and_shows_the_rest(
+    cluster: ApiServer, deployed: Released
+) -> None:
+    cluster.forbidden |= {
+        ("list", "events"), ("list", "horizontalpodautoscalers"), ("get", "httproutes"),
+        ("get", "configmaps"),
+    }  # fmt: skip
+    done = deployed.deploy("status")
+    assert done.returncode == 0, done.stderr
+    assert "rollout: complete, 1 of 1 pods available" in done.stdout
+    assert "(the local release)" in done.stdout
+    rights = "get configmaps, list horizontalpodautoscalers, get httproutes, list events"
+    assert f"not shown: you have no right to {rights} (docs/deploy.md" in done.stdout
+    document = json.loads(deployed.deploy("status", "--json").stdout)
+    assert document["missing_rights"] == rights.split(", ")
+    assert document["history"] is None
+
+
 def test_status_of_a_run_that_is_not_deployed(cluster: ApiServer, first: Released) -> None:
     done = first.deploy("status")
     assert done.returncode == 0
@@ -192,6 +211,67 @@ def test_a_canary_gets_its_share_step_by_step(
     done = canary.deploy("canary", "--weight", "0", "--yes")
     assert done.returncode == 0, done.stderr
     assert weights(cluster) == {SERVER: 100}
+
+
+def test_the_share_of_a_canary_outlives_an_apply_of_the_stable_run(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pods, "PATIENCE_S", dict.fromkeys(pods.PATIENCE_S, 0.2))
+    monkeypatch.setattr("k8s.cluster.rollout.PATIENCE_S", pods.PATIENCE_S)
+    serve(canary.digest, pods="next-", name="next")
+    done = canary.deploy("canary", "--weight", "5", "--hold", "0", "--yes")
+    assert done.returncode == 0, done.stderr
+    shares = {SERVER: 95, "next-model-server": 5}
+    kept = f"HTTPRoute/{SERVER} keeps the shares that `deploy canary` set: {SERVER} 95"
+    done = deployed.deploy("diff")
+    assert (done.returncode, weights(cluster)) == (0, shares)
+    assert kept in done.stderr
+    larger = ("--yes", "--set", "k8s.resources.memory=16Gi")
+    done = deployed.deploy("apply", *larger)
+    assert (done.returncode, weights(cluster)) == (0, shares), done.stderr
+    cluster.store.faults["13Gi"] = "crash"
+    done = deployed.deploy("apply", "--yes", "--set", "k8s.resources.memory=13Gi")
+    assert "Rolled back to revision 2" in done.stderr
+    assert weights(cluster) == shares
+    # A share of one's own in run.yaml is a change that wins.
+    own = ("--set", "k8s.gateway.canary.run=next", "--set", "k8s.gateway.canary.weight=20")
+    done = deployed.deploy("apply", *larger, *own)
+    assert done.returncode == 0, done.stderr
+    assert weights(cluster) == {SERVER: 80, "next-model-server": 20}
+
+
+def test_the_share_of_a_server_that_is_gone_is_not_kept(
+    cluster: ApiServer, deployed: Released
+) -> None:
+    (rule,) = cluster.store.find("httproutes", SERVER)["spec"]["rules"]
+    (first,) = rule["backendRefs"]
+    rule["backendRefs"] = [{**first, "weight": 90}, {**first, "name": "gone", "weight": 10}]
+    done = deployed.deploy("apply", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"HTTPRoute/{SERVER}: gone has a share and is not there" in done.stderr
+    assert weights(cluster) == {SERVER: 100}
+
+
+def test_a_canary_gets_its_share_in_every_rule_of_the_stable_run(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve
+) -> None:
+    serve(canary.digest, pods="next-", name="next")
+    spec = cluster.store.find("httproutes", SERVER)["spec"]
+    (rule,) = spec["rules"]
+    docs = {"backendRefs": [{"name": "docs", "port": 80}]}
+    header = {**rule, "matches": [{"headers": [{"name": "team", "value": "a"}]}]}
+    spec["rules"] = [rule, docs, header]
+    done = canary.deploy("canary", "--weight", "5", "--hold", "0", "--yes")
+    assert done.returncode == 0, done.stderr
+    rules = cluster.store.find("httproutes", SERVER)["spec"]["rules"]
+    found = [[one.get("weight") for one in rule["backendRefs"]] for rule in rules]
+    assert found == [[95, 5], [None], [95, 5]]
+    assert rules[2]["matches"] == header["matches"]
+    cluster.store.find("httproutes", SERVER)["spec"]["rules"] = [docs]
+    done = canary.deploy("canary", "--weight", "0", "--yes")
+    assert done.returncode == 2
+    assert f"HTTPRoute/{SERVER}: its rules send to docs; expected a rule" in done.stderr
 
 
 def test_a_canary_that_answers_otherwise_loses_its_share(

@@ -47,7 +47,7 @@ def test_a_signal_before_anything_is_applied_leaves_the_running_version(
     interrupt_in_apply(cluster, signal.SIGTERM, lambda resource, _: resource == "configmaps")
     done = second.deploy("apply", "--yes")
     assert done.returncode == 143
-    assert "interrupted: nothing but the record of revision 2" in done.stderr
+    assert "interrupted: only the record of revision 2" in done.stderr
     assert running(cluster) == before
     assert states(cluster) == (1, ["deployed", "interrupted"])
     serve(second.digest)
