@@ -340,4 +340,4 @@ def _close(
     try:
         plan.record.close(cluster, revision, state, why[:MAX_WHY], current=current)
     except TunelineError as error:
-        logger.warning("  the record still says `applying`: %s", error.message)
+        logger.warning("  the record does not say so: %s", error.message)

@@ -71,16 +71,15 @@ def check_run(cluster: Cluster, run: str, check: Check) -> None:
 
 def _prove_pod(cluster: Cluster, rollout: Rollout, name: str, check: Check, until_s: float) -> bool:
     """Run the check on one pod, and return whether it holds; False if the pod went away."""
-    lost = ""
-    for _ in range(NUM_TUNNELS):
-        if lost:
-            if _is_gone(cluster, rollout, name):
-                logger.info("  pod %s went away; it is not asked", name)
-                return False
-            logger.info("  %s; the server is asked again", lost)
+    for number in range(1, NUM_TUNNELS + 1):
         lost = _check_once(cluster, f"pod/{name}", check, until_s)
         if not lost:
             return True
+        if _is_gone(cluster, rollout, name):
+            logger.info("  pod %s went away; it is not asked", name)
+            return False
+        if number < NUM_TUNNELS:
+            logger.info("  %s; the server is asked again", lost)
     raise ServerError(f"{lost}; the server was not checked")
 
 

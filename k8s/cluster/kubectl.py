@@ -33,7 +33,7 @@ MANAGER = "tuneline"
 REQUEST_S = 30.0
 """A request that takes longer is given up."""
 MARGIN_S = 10.0
-"""kubectl retries and waits on its own; after so many seconds more the process is ended."""
+"""kubectl retries and waits on its own; after so many seconds more per object it is ended."""
 PAUSES_S = (1.0, 3.0)
 """A refusal that may pass by itself is asked again after each pause. Every call can be repeated: an
 apply merges, a delete ignores what is gone."""
@@ -160,10 +160,20 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def call(cluster: Cluster, *args: str, stdin: str = "", timeout_s: float = REQUEST_S) -> str:
+def call(
+    cluster: Cluster,
+    *args: str,
+    stdin: str = "",
+    num_objects: int = 1,
+    timeout_s: float = REQUEST_S,
+) -> str:
     """Run kubectl, and return its stdout.
 
     A Ctrl-C ends kubectl too; the cluster finishes a request that it has received.
+
+    Args:
+        num_objects: kubectl sends so many requests, one after another.
+        timeout_s: The limit of each request.
 
     Raises:
         ConfigError: The context is not there.
@@ -171,30 +181,30 @@ def call(cluster: Cluster, *args: str, stdin: str = "", timeout_s: float = REQUE
     """
     command = [*cluster.options, f"--request-timeout={timeout_s:g}s", *args]
     logger.debug("kubectl %s", shlex.join(command))
-    done = _answer(cluster, command, args[0], stdin, timeout_s)
+    limit_s = timeout_s + MARGIN_S * max(1, num_objects)
+    done = _answer(cluster, command, args[0], stdin, limit_s)
     for pause_s in PAUSES_S:
         if done.returncode == 0 or not is_transient(done.stderr):
             break
         logger.debug("asked again after %g s: %s", pause_s, done.stderr.strip())
         time.sleep(pause_s)
-        done = _answer(cluster, command, args[0], stdin, timeout_s)
+        done = _answer(cluster, command, args[0], stdin, limit_s)
     if done.returncode != 0:
         raise explain_refusal(cluster.where, cluster.options, args[0], done.stderr)
     return done.stdout
 
 
 def _answer(
-    cluster: Cluster, command: Sequence[str], verb: str, stdin: str, timeout_s: float
+    cluster: Cluster, command: Sequence[str], verb: str, stdin: str, limit_s: float
 ) -> subprocess.CompletedProcess[str]:
     try:
-        return _run([cluster.tool, *command], stdin=stdin, timeout_s=timeout_s + MARGIN_S)
+        return _run([cluster.tool, *command], stdin=stdin, timeout_s=limit_s)
     except subprocess.TimeoutExpired:
         hint = f"Try: kubectl {shlex.join(cluster.options)} get --raw /readyz"
         if cluster.plugin is not None:
             hint = f"Does the credential plugin {cluster.plugin} wait for a login?\n  {hint}"
         raise ServerError(
-            f"{cluster.where}: kubectl {verb}: no answer within {timeout_s + MARGIN_S:g} s",
-            hint=hint,
+            f"{cluster.where}: kubectl {verb}: no answer within {limit_s:g} s", hint=hint
         ) from None
 
 
@@ -224,7 +234,12 @@ def get_live(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> list[Obj
     if not objects:
         return []
     flags = ("--filename=-", "--ignore-not-found", "--output=json")
-    return read_objects(call(cluster, "get", *flags, stdin=as_stream(objects)))
+    return read_objects(_call_with(cluster, "get", *flags, objects=objects))
+
+
+def _call_with(cluster: Cluster, *args: str, objects: Sequence[Mapping[str, Any]]) -> str:
+    """Run kubectl with objects on its stdin."""
+    return call(cluster, *args, stdin=as_stream(objects), num_objects=len(objects))
 
 
 def get_surplus(cluster: Cluster, objects: Sequence[Object]) -> list[Object]:
@@ -256,14 +271,25 @@ def apply(
     """
     flags = ["--server-side", f"--field-manager={MANAGER}", "--filename=-", "--output=json"]
     flags += ["--dry-run=server"] * dry_run + ["--force-conflicts"] * force_conflicts
-    return read_objects(call(cluster, "apply", *flags, stdin=as_stream(objects)))
+    return read_objects(_call_with(cluster, "apply", *flags, objects=objects))
+
+
+def create(cluster: Cluster, item: Mapping[str, Any]) -> Object:
+    """Create an object that must not be there yet, and return it.
+
+    Raises:
+        ServerError: The object is there, or the cluster refuses.
+    """
+    flags = (f"--field-manager={MANAGER}", "--filename=-", "--output=json")
+    (created,) = read_objects(_call_with(cluster, "create", *flags, objects=[item]))
+    return created
 
 
 def delete(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> None:
     """Delete objects, without waiting until their pods are gone."""
     if objects:
         flags = ("--filename=-", "--ignore-not-found", "--wait=false")
-        call(cluster, "delete", *flags, stdin=as_stream(objects))
+        _call_with(cluster, "delete", *flags, objects=objects)
 
 
 def read_log(cluster: Cluster, pod: str, container: str, *, num_lines: int = 15) -> list[str]:

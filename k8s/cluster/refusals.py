@@ -71,7 +71,7 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
             f"{where}: another manager owns fields that the manifests set: {owned}",
             hint="Take the change over into run.yaml, or overwrite it with: --force-conflicts",
         )
-    if "the object has been modified" in words:
+    if "the object has been modified" in words or re.search(r'-revisions" already exists', words):
         return ServerError(
             f"{where}: {CHANGED_RECORD}",
             hint="Try: tuneline deploy status RUN.yaml",

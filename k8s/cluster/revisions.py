@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from k8s.cluster.changes import clean, identity
-from k8s.cluster.kubectl import Cluster, Object, apply, get
+from k8s.cluster.kubectl import Cluster, Object, apply, create, get
 from k8s.cluster.refusals import CHANGED_RECORD
 from k8s.render.kustomize import INSTANCE_LABEL
 from tuneline import __version__
@@ -111,6 +111,9 @@ class Record:
 
     def _read(self, live: Mapping[str, Any]) -> None:
         self.version = live["metadata"].get("resourceVersion")
+        labels = live["metadata"].get("labels", {})
+        if "data" not in live and labels.get(INSTANCE_LABEL) == self.run:
+            return  # the first write was cut off after the record was created
         try:
             self.history = History.model_validate_json(live["data"][HISTORY])
             self.manifests = {
@@ -220,13 +223,14 @@ class Record:
             if CHANGED_RECORD not in error.message:
                 raise
             stored = read_record(cluster, self.server, self.run)
-            found = stored.history.find(revision.number)
-            if found is None or found.applied_by_whom() != revision.applied_by_whom():
-                raise
-            if found.state not in ("applying", state):
-                raise
-            self.version, self.history = stored.version, stored.history
-            self.manifests = stored.manifests
+            if stored.history.revisions:
+                found = stored.history.find(revision.number)
+                if found is None or found.applied_by_whom() != revision.applied_by_whom():
+                    raise
+                if found.state not in ("applying", state):
+                    raise
+                self.history, self.manifests = stored.history, stored.manifests
+            self.version = stored.version
             self._end(revision.number, state, why, current)
             self.write(cluster)
 
@@ -238,21 +242,23 @@ class Record:
     def write(self, cluster: Cluster) -> None:
         """Write the record; somebody else's write since the last read is a conflict.
 
+        A new record is created empty first: an apply on the server's side would merge with one
+        that somebody else creates at the same time.
+
         Raises:
             ServerError: The record was changed since, or the cluster refuses.
         """
-        document = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": self.name,
-                "labels": {
-                    INSTANCE_LABEL: self.run,
-                    "app.kubernetes.io/part-of": "tuneline",
-                    "app.kubernetes.io/managed-by": "tuneline",
-                },
-                **({} if self.version is None else {"resourceVersion": self.version}),
-            },
+        labels = {
+            INSTANCE_LABEL: self.run,
+            "app.kubernetes.io/part-of": "tuneline",
+            "app.kubernetes.io/managed-by": "tuneline",
+        }
+        metadata = {"name": self.name, "labels": labels}
+        document: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+        if self.version is None:
+            self.version = create(cluster, document)["metadata"]["resourceVersion"]
+        document |= {
+            "metadata": {**metadata, "resourceVersion": self.version},
             "data": {HISTORY: self.history.model_dump_json(indent=1)},
             "binaryData": {f"{number}.json.gz": text for number, text in self.manifests.items()},
         }

@@ -25,6 +25,8 @@ from tuneline.core.progress import logger, progress
 POLL_S = 2.0
 MAX_FAILURES = 4
 """Requests in a row that may fail while the rollout goes on."""
+MAX_LOGS = 3
+"""Containers whose log is shown: pods of one version fail alike."""
 DEADLINE_MARGIN_S = 30.0
 """After the Deployment's own deadline, its controller says that it was exceeded."""
 
@@ -189,16 +191,19 @@ def _failure(
         f"deployment {server}: {ready} of {rollout.wanted} new pods are ready "
         f"after {waited_s:.0f} s"
     ]
-    troubles = rollout.troubles()
+    troubles, num_logs = rollout.troubles(), 0
     for one in troubles:
         lines.append(f"  {one.line()}")
-        if one.container is not None and one.reason in (ENDED, "CrashLoopBackOff"):
+        ended = one.reason in (ENDED, "CrashLoopBackOff")
+        if one.container is not None and ended and num_logs < MAX_LOGS:
+            num_logs += 1
             lines += [f"    {text}" for text in read_log(cluster, one.object, one.container)]
     for pod in rollout.newest_pods():
         if not troubles and not is_ready(pod):
             lines.append(f"  {pod['metadata']['name']}: started, and its readiness probe fails")
             containers = pod.get("spec", {}).get("containers", [])
-            if containers:
+            if containers and num_logs < MAX_LOGS:
+                num_logs += 1
                 found = read_log(cluster, pod["metadata"]["name"], containers[0]["name"])
                 lines += [f"    {text}" for text in found]
     return ServerError("\n".join(lines))

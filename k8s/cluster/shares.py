@@ -56,9 +56,9 @@ def give_share(
         first, share = backends.pop(stable), backends.pop(canary, {"weight": 0})
         others = [one for one in backends.values() if one.get("weight", 1)]
         if others and weight:
-            names = ", ".join(one["name"] for one in others)
+            third = ", ".join(one["name"] for one in others)
             raise ConfigError(
-                f"HTTPRoute/{stable}: spec.rules[{number}]: {names} has a share too; expected "
+                f"HTTPRoute/{stable}: spec.rules[{number}]: {third} has a share too; expected "
                 f"only {stable} and {canary}",
                 hint="Take its share back: tuneline deploy canary ITS-RUN.yaml --weight 0",
             )

@@ -33,6 +33,7 @@ class ApiServer:
         backends: For a text in a pod's name, which `$` ends, the port of its server.
         forbidden: Pairs of verb and resource that the user has no right to.
         denied: Resources whose objects an admission webhook refuses.
+        slow_s: Every answer takes so long.
         hangs: No request is answered.
         hangs_after: No request is answered after so many applied objects.
         tunnel_connections: The next tunnels carry so many connections each, then break.
@@ -49,6 +50,7 @@ class ApiServer:
     absent: set[str] = field(default_factory=set)
     once: dict[tuple[str, str], list[Refused]] = field(default_factory=dict)
     is_ending: bool = False
+    slow_s: float = 0.0
     hangs: bool = False
     hangs_after: int | None = None
     tunnel_connections: list[int] = field(default_factory=list)
@@ -142,6 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         while self.api.is_silent() and not self.api.stopped.is_set():
             time.sleep(0.05)
+        time.sleep(self.api.slow_s)
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         self.api.requests.append(f"{verb} {url.path}")
@@ -226,10 +229,12 @@ class Handler(BaseHTTPRequestHandler):
             }
         if verb == "delete":
             return store.remove(resource, named[0])
-        if verb != "patch" or "apply-patch" not in self.headers["Content-Type"]:
-            raise Refused(405, "MethodNotAllowed", f"{verb} {self.headers['Content-Type']}")
         if namespace != store.namespace:
             raise Refused(404, "NotFound", f'namespaces "{namespace}" not found')
+        if verb == "create":
+            return store.create(resource, json.loads(body), manager=query["fieldManager"])
+        if verb != "patch" or "apply-patch" not in self.headers["Content-Type"]:
+            raise Refused(405, "MethodNotAllowed", f"{verb} {self.headers['Content-Type']}")
         if resource in self.api.denied:
             text = 'admission webhook "policy.example.com" denied the request: no team label'
             raise Refused(400, "BadRequest", text)

@@ -107,6 +107,17 @@ class Store:
                 self._roll_out(new)
         return new
 
+    def create(self, resource: str, wanted: Object, *, manager: str) -> Object:
+        """Store a new object."""
+        name = wanted["metadata"]["name"]
+        if (resource, name) in self.objects:
+            raise Refused(409, "AlreadyExists", f'{resource} "{name}" already exists')
+        created = self.apply(
+            resource, name, wanted, manager=f"{manager}-create", force=False, dry_run=False
+        )
+        self.applied.pop()
+        return created
+
     def scale(self, name: str, replicas: int) -> None:
         """Set a Deployment's replicas as `kubectl scale` does, which then owns the field."""
         key = ("deployments", name)

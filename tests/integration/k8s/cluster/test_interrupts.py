@@ -55,6 +55,25 @@ def test_a_signal_before_anything_is_applied_leaves_the_running_version(
     assert states(cluster) == (3, ["deployed", "interrupted", "deployed"])
 
 
+def test_a_signal_while_the_first_record_is_created_leaves_an_empty_cluster(
+    cluster: ApiServer, first: Released
+) -> None:
+    original = cluster.store.create
+
+    def create(*args: Any, **options: Any) -> Any:
+        cluster.store.create = original  # type: ignore[method-assign]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SLOW_S)
+        return original(*args, **options)
+
+    cluster.store.create = create  # type: ignore[method-assign]
+    done = first.deploy("apply", "--yes")
+    assert done.returncode == 143
+    assert "the record does not say so" not in done.stderr
+    assert kinds(cluster) == {"Secret", "ConfigMap"}
+    assert states(cluster) == (0, ["interrupted"])
+
+
 def test_a_signal_while_old_objects_are_removed_leaves_a_proven_server(
     cluster: ApiServer, deployed: Released, second: Released, serve: Serve
 ) -> None:
@@ -94,7 +113,7 @@ def test_a_signal_in_the_last_write_leaves_the_record_of_a_proven_server(
     done = second.deploy("apply", "--yes")
     assert done.returncode == 130
     assert "is deployed and proven" in done.stderr
-    assert "the record still says" not in done.stderr
+    assert "the record does not say so" not in done.stderr
     assert states(cluster) == (2, ["deployed", "deployed"])
     status = second.deploy("status")
     assert "applying" not in status.stdout

@@ -29,6 +29,11 @@ VERBS = {
 }
 
 
+def limit_requests(monkeypatch: pytest.MonkeyPatch, timeout_s: float) -> None:
+    defaults = {**(kubectl.call.__kwdefaults__ or {}), "timeout_s": timeout_s}
+    monkeypatch.setattr(kubectl.call, "__kwdefaults__", defaults)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_wrong_context_is_named_with_the_known_ones(
     verb: str, cluster: ApiServer, first: Released
@@ -64,7 +69,7 @@ def test_a_cluster_that_is_not_there_is_an_error(
 def test_a_cluster_that_hangs_is_given_up(
     verb: str, cluster: ApiServer, first: Released, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubectl.call, "__kwdefaults__", {"stdin": "", "timeout_s": 0.3})
+    limit_requests(monkeypatch, 0.3)
     monkeypatch.setattr(kubectl, "MARGIN_S", 1.0)
     cluster.hangs = True
     begun_s = time.monotonic()
@@ -78,7 +83,7 @@ def test_a_cluster_that_hangs_is_given_up(
 def test_a_cluster_that_stops_answering_says_the_state(
     cluster: ApiServer, deployed: Released, second: Released, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubectl.call, "__kwdefaults__", {"stdin": "", "timeout_s": 0.5})
+    limit_requests(monkeypatch, 0.5)
     monkeypatch.setattr(kubectl, "MARGIN_S", 1.0)
     monkeypatch.setattr("k8s.cluster.rollout.MAX_FAILURES", 1)
     cluster.store.faults["tuneline-server:2"] = "unschedulable"
@@ -185,7 +190,7 @@ def test_a_credential_plugin_that_waits_is_ended_with_kubectl(
     # kubectl sends credentials by TLS only; it asks the plugin before it connects.
     document["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{cluster.port}"
     config.write_text(json.dumps(document), encoding="utf-8")
-    monkeypatch.setattr(kubectl.call, "__kwdefaults__", {"stdin": "", "timeout_s": 0.5})
+    limit_requests(monkeypatch, 0.5)
     monkeypatch.setattr(kubectl, "MARGIN_S", 2.0)
     begun_s = time.monotonic()
     done = first.deploy("status")
@@ -195,7 +200,7 @@ def test_a_credential_plugin_that_waits_is_ended_with_kubectl(
     assert f"Does the credential plugin {plugin} wait for a login?" in done.stderr
     number = int(said.read_text(encoding="utf-8"))
     with suppress(ProcessLookupError):
-        # Its parent is gone, so whoever adopted it may not have reaped it yet.
+        # Its parent is gone; the process that adopted it may not have reaped it yet.
         assert Path(f"/proc/{number}/stat").read_text(encoding="utf-8").split()[2] == "Z"
         os.kill(number, signal.SIGKILL)
 
@@ -266,3 +271,15 @@ def test_a_server_that_is_removed_under_way_is_not_awaited_to_the_deadline(
     assert "somebody else removed it, or its namespace is being deleted" in done.stderr
     assert "The roll-back to revision 1" in done.stderr
     assert "failed too" in done.stderr
+
+
+def test_a_cluster_that_answers_slowly_is_not_given_up(
+    cluster: ApiServer, first: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_requests(monkeypatch, 0.5)
+    monkeypatch.setattr(kubectl, "MARGIN_S", 2.0)
+    cluster.slow_s = 0.3
+    done = first.deploy("diff")
+    assert done.returncode == 6, done.stderr
+    # One request after another takes longer than the limit of one.
+    assert len(cluster.requests) * cluster.slow_s > 2.5
