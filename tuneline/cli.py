@@ -63,6 +63,10 @@ class TunelineGroup(LazyGroup):
         "keys": Row("tuneline.cli:keys_app", KEYS),
         "adapters": Row("tuneline.cli:adapters_app", ADAPTERS),
         "loadtest": Row("tuneline.cli:loadtest_app", LOADTEST),
+        "tune": Row(
+            AT + "tune:tune",
+            "Find vLLM's flags for the highest rate that keeps the objectives of RUN.yaml.",
+        ),
         "release": Row(
             AT + "release:release",
             "Judge a finished run by its gates, and write its release.",

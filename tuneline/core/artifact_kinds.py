@@ -127,6 +127,19 @@ def _shard(_metrics: Metrics) -> str:
     return "the records of one load pod"
 
 
+def _tune(metrics: Metrics) -> str:
+    rate = metrics["rate_rps"]
+    found = "no rate holds" if rate is None else f"{rate:.3g} requests/s"
+    if not metrics["is_changed"]:
+        return f"{_verdict(metrics)}, the run's own settings stay: {found}"
+    gain = metrics["gain"]
+    if gain is None:
+        return f"{_verdict(metrics)}, {found}; the run's own settings hold no rate"
+    low, high = metrics["gain_interval"]
+    most = "more" if high is None else f"{high:.2f}"
+    return f"{_verdict(metrics)}, {found}, {gain:.2f} times the run's own ({low:.2f} to {most})"
+
+
 def _release(metrics: Metrics) -> str:
     waived = ", ".join(metrics["waived"])
     signed = "signed" if metrics["is_signed"] else "not signed"
@@ -135,6 +148,7 @@ def _release(metrics: Metrics) -> str:
 
 REPORT = "report.json"
 RELEASE = "release.json"
+TUNE = "tune.json"
 
 KINDS: dict[str, Kind] = {
     "dataset": Kind(_dataset),
@@ -154,5 +168,6 @@ KINDS: dict[str, Kind] = {
     "load-sweep": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "load-pareto": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
     "load-comparison": Kind(_verdict, payload=REPORT, verdict_file=REPORT),
+    "tune": Kind(_tune, payload=TUNE, verdict_file=TUNE, is_printed=True),
     "release": Kind(_release, payload=RELEASE, verdict_file=RELEASE, is_printed=True),
 }

@@ -74,7 +74,7 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
     config = run.config.search
     stage, figure = _metric(run, config)
     folder, winner = run.dir / config.study, out or run.path.with_suffix(".best.yaml")
-    _require_writable(winner)
+    require_writable(winner)
     base = resolve_base(run, download=True)
     _require_space(run, overrides, stage, base)
 
@@ -247,7 +247,13 @@ def _value(metrics: Mapping[str, Any], stage: str, figure: str) -> float:
     return float(value)
 
 
-def _require_writable(path: Path) -> None:
+def require_writable(path: Path) -> None:
+    """Check that a file can be made before hours of work.
+
+    Raises:
+        ArtifactError: Its folder cannot be written.
+        DiskFullError: The disk is full.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent):

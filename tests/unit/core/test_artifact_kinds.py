@@ -62,6 +62,13 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
     "load-sweep": ({"verdict": "INVALID"}, "INVALID"),
     "load-pareto": ({"verdict": "FAIL"}, "FAIL"),
     "load-comparison": ({"verdict": "FAIL"}, "FAIL"),
+    "tune": (
+        {
+            "verdict": "PASS", "rate_rps": 12.0, "is_changed": True, "gain": 1.5,
+            "gain_interval": [1.25, None],
+        },
+        "PASS, 12 requests/s, 1.50 times the run's own (1.25 to more)",
+    ),
     "release": (
         {"verdict": "PASS", "is_signed": True, "waived": ["load", "speed"]},
         "PASS, signed, waived: load, speed",
@@ -73,6 +80,21 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_kind_has_a_one_line_summary(kind: str) -> None:
     metrics, expected = METRICS[kind]
     assert KINDS[kind].summary(metrics) == expected
+
+
+@pytest.mark.parametrize(
+    ("figures", "summary"),
+    [
+        ({"is_changed": False}, "PASS, the run's own settings stay: 12 requests/s"),
+        ({"gain": None}, "PASS, 12 requests/s; the run's own settings hold no rate"),
+        (
+            {"gain_interval": [1.1, 2.0]},
+            "PASS, 12 requests/s, 1.50 times the run's own (1.10 to 2.00)",
+        ),
+    ],
+)
+def test_a_tuning_says_what_it_gained(figures: dict[str, Any], summary: str) -> None:
+    assert KINDS["tune"].summary({**METRICS["tune"][0], **figures}) == summary
 
 
 @pytest.mark.parametrize(

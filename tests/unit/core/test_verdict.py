@@ -11,7 +11,7 @@ from tuneline.core.errors import TamperedError, VerdictError
 from tuneline.core.verdict import Verdict, read_verdict, require_verdict
 
 WITH_VERDICT = (
-    "parity", "load-report", "load-search", "load-sweep", "load-pareto", "load-comparison",
+    "parity", "load-report", "load-search", "load-sweep", "load-pareto", "load-comparison", "tune",
     "release",
 )  # fmt: skip
 

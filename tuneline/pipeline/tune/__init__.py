@@ -1,0 +1,1 @@
+"""`tuneline tune`: vLLM's flags for the highest rate that keeps the objectives."""
