@@ -16,6 +16,8 @@ FIRST = (
 
 # Each line is run by one worker, since its files share what takes long to make.
 TOGETHER: tuple[tuple[str, ...], ...] = (
+    # A finished line and its server.
+    ("tests/e2e/line/",),
     # One server.
     ("tests/e2e/serving/test_vllm.py", "tests/e2e/serving/test_clients.py"),
     # vLLM, imported.

@@ -24,7 +24,7 @@ def test_every_place_that_is_named_has_tests(start: str) -> None:
 
 def test_the_longest_tests_come_first() -> None:
     ordered = sorted(FILES, key=order)
-    assert ordered[0] == "tests/e2e/line/test_line.py"
+    assert ordered[0] == "tests/e2e/line/test_damages.py"
     assert ordered[-1].startswith("tests/unit/")
 
 
