@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.timeout(600)  # two starts of three processes each
+@pytest.mark.timeout(1500)  # two starts of three processes each, next to other tests
 def test_a_rolling_update_under_load_loses_no_request(
     folder: Path, record_property: Callable[[str, object], None]
 ) -> None:
