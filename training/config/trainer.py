@@ -25,9 +25,7 @@ class TrainerConfig(StrictModel):
     per_device_train_batch_size: PositiveInt = 8
     gradient_accumulation_steps: PositiveInt = 2
     train_sampling_strategy: Literal["group_by_length", "random"] = "group_by_length"
-    """Each step has random rows. `group_by_length` puts those of like length into the same batch,
-    which saves padding if `gradient_accumulation_steps` is above 1. The step's gradient is the
-    same."""
+    """`group_by_length` puts rows of like length into a batch, which saves most of the padding."""
     max_length: PositiveInt = 2048
     """Longest row in tokens, prompt and answer together. A longer row is an error: cutting it would
     cut the stop token too."""

@@ -188,9 +188,9 @@ class _BatchesOfTwo(GroupedByLength):
     """Batches of like length; a row that would be a batch of its own gets a second one."""
 
     def __init__(
-        self, lengths: Sequence[int], step_size: int, seed: int, rows_per_batch: int
+        self, lengths: Sequence[int], batch_size: int, seed: int, rows_per_batch: int
     ) -> None:
-        super().__init__(lengths, step_size, seed)
+        super().__init__(lengths, batch_size, seed)
         self.has_single = len(lengths) % rows_per_batch == 1
 
     def __len__(self) -> int:
@@ -208,5 +208,5 @@ class _KtoTrainer(RenderedRows, KTOTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:  # noqa: ARG002
         args = self.args
-        step_size = args.train_batch_size * args.gradient_accumulation_steps
-        return _BatchesOfTwo(self.lengths or [], step_size, args.seed, args.train_batch_size)
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps
+        return _BatchesOfTwo(self.lengths or [], batch_size, args.seed, args.train_batch_size)

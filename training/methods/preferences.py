@@ -88,8 +88,8 @@ class RenderedRows:
             sampler: Sampler[int] = super()._get_train_sampler(train_dataset)  # type: ignore[misc]
             return sampler
         args = self.args  # type: ignore[attr-defined]
-        step_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
-        return GroupedByLength(self.lengths, step_size, args.seed)
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
+        return GroupedByLength(self.lengths, batch_size, args.seed)
 
 
 def pair_lengths(config: TrainingConfig, rows: Sequence[Pair]) -> list[int] | None:

@@ -112,8 +112,8 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             return super()._get_train_sampler(train_dataset)
         rows = (self.train_dataset if train_dataset is None else train_dataset)["input_ids"]
         args = self.args
-        step_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
-        return GroupedByLength([len(row) for row in rows], step_size, self.args.seed)
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
+        return GroupedByLength([len(row) for row in rows], batch_size, self.args.seed)
 
 
 def _as_dataset(rows: Sequence[Rendered]) -> Dataset:
