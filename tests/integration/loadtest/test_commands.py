@@ -174,7 +174,10 @@ def test_compare_two_urls_and_two_reports(
 
 @pytest.mark.parametrize("options", [(), ("--tls",)])
 def test_calibrate_prints_the_client_s_own_bias(tmp_path: Path, options: tuple[str, ...]) -> None:
-    done = tuneline("calibrate", "--concurrency", "4", *options, "--json", cwd=tmp_path)
+    for _ in range(4):
+        done = tuneline("calibrate", "--concurrency", "4", *options, "--json", cwd=tmp_path)
+        if done.returncode != 8:  # other work on the machine made this client late
+            break
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["closed"]
     assert found["tls"] is ("--tls" in options)

@@ -121,7 +121,7 @@ def test_the_most_streams_of_a_server_of_known_capacity(
     with start_known_server(*ONE_AT_A_TIME) as server:
         artifact = search_concurrency(
             config(slo=SLO(e2e_s={"p90": 0.115}), timeout_s=10.0, max_tokens=1),
-            server.endpoint, tmp_path / "search", prompts=PROMPTS, most=64, num_requests=40,
+            server.endpoint, tmp_path / "search", prompts=PROMPTS, most=64, num_requests=60,
         )  # fmt: skip
     report = report_of(artifact)
     assert report["verdict"] == "PASS", report["problems"]
