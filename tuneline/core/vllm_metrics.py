@@ -41,6 +41,13 @@ VLLM_METRICS: dict[str, MetricType] = {
     "vllm:cache_config_info": "gauge",
 }
 
+SPECULATION_METRICS: dict[str, MetricType] = {
+    "vllm:spec_decode_num_drafts_total": "counter",
+    "vllm:spec_decode_num_draft_tokens_total": "counter",
+    "vllm:spec_decode_num_accepted_tokens_total": "counter",
+}
+"""The metrics of a server with speculative decoding; another server has none of them."""
+
 TUNELINE_METRICS: dict[str, MetricType] = {
     "tuneline_artifact_info": "gauge",
     "tuneline_ready_seconds": "gauge",

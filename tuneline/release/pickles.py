@@ -144,6 +144,8 @@ def _is_valid(name: str, text: bytes) -> bool:
     """Return whether an unpickler can read an argument that is a line of text."""
     if name == "STRING":
         return text[:1] in (b"'", b'"')
+    if b"\0" in text:  # the unpickler in C reads a number up to it
+        return True
     try:
         NUMBERS.get(name, bytes)(text)
     except ValueError:

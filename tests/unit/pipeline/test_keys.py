@@ -50,7 +50,8 @@ TOLERANCES = """min_greedy_agreement min_token_agreement max_logprob_difference
 SLO_FIELDS = """session_s session_wait_s max_session_error_rate
     ttft_s tpot_s worst_gap_s e2e_s max_error_rate min_request_throughput_rps
     min_output_throughput_tps goodput_ttft_s goodput_tpot_s goodput_e2e_s min_goodput_rps
-    min_goodput_share"""
+    min_goodput_share max_kv_cache_growth_per_hour max_latency_drift_per_hour
+    max_server_memory_growth_mib_per_hour"""
 LENGTH = "distribution mean stddev min max"
 
 STALE: dict[tuple[str, ...], dict[str, str]] = {
@@ -113,7 +114,7 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
             concurrency num_requests duration_s""",
         "loadtest.scenarios.0.slo": SLO_FIELDS,
         "loadtest.workload": """source max_token_id shared_prefix_tokens num_prefix_groups
-            unique_prompts prefix_hit_rate min_repeat_ttft_share multi_turn models""",
+            unique_prompts prefix_hit_rate min_repeat_ttft_share multi_turn models route tools""",
         "loadtest.workload.input_tokens": LENGTH,
         "loadtest.workload.output_tokens": LENGTH,
         "loadtest.workload.sessions": "history max_delay_s max_turns",
