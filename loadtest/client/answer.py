@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,7 @@ class Answer:
     """The model that the first event with choices names."""
 
 
-class Events:
+class Events(ABC):
     """Takes the events of one response in their order, up to one that ends it. A route's own class
     reads what they say."""
 
@@ -75,9 +76,9 @@ class Events:
         """Take a read by what it has in common with earlier reads; return whether it was taken."""
         return False
 
+    @abstractmethod
     def read(self, payload: bytes, place: int) -> None:
         """Read one event."""
-        raise NotImplementedError
 
     def add(self, text: str, place: int, *, is_content: bool) -> None:
         """Take note of an event with a token."""
