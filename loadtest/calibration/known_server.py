@@ -27,7 +27,8 @@ import uvloop
 
 from loadtest.calibration.known_routes import MessagesStream, ResponsesStream
 from loadtest.calibration.known_stream import FAULTS, Delays, Stream, Truth
-from loadtest.client.connection import ANCILLARY_BYTES, SO_TIMESTAMPNS, TIMESPEC, realtime_offset_ns
+from loadtest.client.clocks import realtime_offset_ns
+from loadtest.client.connection import ANCILLARY_BYTES, SO_TIMESTAMPNS, TIMESPEC
 from loadtest.client.host import end_with_parent
 from loadtest.client.tls import TlsStream
 

@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import MutableSequence
 from typing import TYPE_CHECKING, Any
 
+from loadtest.client.clocks import compare_clocks
 from loadtest.client.connect_errors import failure_of
 from loadtest.client.connection import (
     Connection,
     Request,
     monotonic_ns,
-    realtime_offset_ns,
 )
 from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 TICK_NS = 20_000_000
 """Interval at which the loop measures its own lag and looks for timeouts."""
-CLOCK_INTERVAL_NS = 1_000_000_000
-"""Interval at which the two clocks are compared."""
 NEVER_NS = 2**62
 PAUSE_AFTER_FAILURE_S = 0.1
 """A closed loop pauses a slot for this long after a failure."""
@@ -390,7 +388,7 @@ class Client(Pool):
             silent_ns = now_ns - request.reads[-1][0] if request.reads else 0
             reason = "stalled" if 2 * silent_ns > self.plan.timeout_s * 1e9 else "timeout"
             self.fail(request, reason, f"not ended after {self.plan.timeout_s:g} s")
-        if now_ns - self.clock_offsets[-1][0] > CLOCK_INTERVAL_NS:
-            self.clock_offsets.append((now_ns, realtime_offset_ns()))
+        compare_clocks(self.clock_offsets, self.compared_ns)
+        self.compared_ns = now_ns
         if self.scribe is not None and not self.scribe.tick(now_ns, self.next_due_ns(), self.check):
             self.stop()  # the disk is full

@@ -7,10 +7,8 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from collections.abc import Callable
+from typing import Protocol
 
 from loadtest.client.http1 import Framer, ProtocolError
 from loadtest.client.tls import TlsStream
@@ -221,44 +219,3 @@ class TlsConnection(Connection):
 
     def send(self, data: bytes) -> None:
         super().send(self.stream.encrypt(data))
-
-
-def realtime_offset_ns() -> int:
-    """CLOCK_REALTIME minus CLOCK_MONOTONIC: the kernel stamps with one, we count in the other.
-
-    The tightest of a few readings, since the process may be interrupted between the two clocks.
-    """
-    best: tuple[int, int] | None = None
-    for _ in range(5):
-        before_ns = monotonic_ns()
-        real_ns = time.time_ns()
-        after_ns = monotonic_ns()
-        reading = (after_ns - before_ns, real_ns - (before_ns + after_ns) // 2)
-        best = reading if best is None or reading < best else best
-    assert best is not None  # noqa: S101 (five readings were taken)
-    return best[1]
-
-
-def receive_times(
-    seen_ns: np.ndarray[Any, np.dtype[np.int64]],
-    stamps: Sequence[bytes | None],
-    clock_offsets: Sequence[tuple[int, int]],
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Monotonic nanoseconds at which each read's bytes had arrived.
-
-    Args:
-        seen_ns: When the user's clock saw the reads, of any number of connections.
-        stamps: The kernel's own of each.
-        clock_offsets: Pairs of a monotonic time and what CLOCK_REALTIME was ahead by then, in
-            ascending order; between two of them it is interpolated.
-    """
-    at_ns, ahead_ns = zip(*clock_offsets, strict=True)
-    base = ahead_ns[0]
-    ahead = np.interp(seen_ns - at_ns[0], np.array(at_ns) - at_ns[0], np.array(ahead_ns) - base)
-    unstamped = bytes(TIMESPEC.size)
-    joined = b"".join([stamp or unstamped for stamp in stamps])
-    timespecs = np.frombuffer(joined, np.int64).reshape(-1, 2)
-    arrived = timespecs[:, 0] * 1_000_000_000 + timespecs[:, 1] - base - np.rint(ahead).astype("i8")
-    arrived[timespecs[:, 0] == 0] = np.iinfo(np.int64).max
-    times: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(arrived, seen_ns)
-    return times

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from loadtest.client.clocks import realtime_offset_ns
 from loadtest.client.connection import (
     READ_BYTES,
     Connection,
     Request,
     TlsConnection,
     monotonic_ns,
-    realtime_offset_ns,
 )
 from loadtest.client.plan import Plan
 from loadtest.client.self_check import SelfCheck
@@ -48,7 +48,8 @@ class Pool(abc.ABC):
             self.tls.options |= ssl.OP_NO_RENEGOTIATION  # reads answer nothing
         self.address: tuple[int, tuple[str, int]] | None = None
         self.kernel_clock = True
-        self.clock_offsets = [(monotonic_ns(), realtime_offset_ns())]
+        self.compared_ns = monotonic_ns()
+        self.clock_offsets = [(self.compared_ns, realtime_offset_ns())]
         self.pool: deque[Connection] = deque()
         """Idle connections."""
         self.connections: set[Connection] = set()

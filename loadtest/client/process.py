@@ -25,7 +25,8 @@ import numpy as np
 import uvloop
 
 from loadtest.client.client import Client
-from loadtest.client.connection import Request, receive_times
+from loadtest.client.clocks import receive_times
+from loadtest.client.connection import Request
 from loadtest.client.host import end_with_parent
 from loadtest.client.plan import Plan
 from loadtest.client.records import Records

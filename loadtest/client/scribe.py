@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.client.connection import Request, monotonic_ns, receive_times
+from loadtest.client.clocks import receive_times
+from loadtest.client.connection import Request, monotonic_ns
 from loadtest.client.plan import Plan
 from loadtest.client.records import Records
 from loadtest.client.rows import Row, Seen, give_reason, records_of
