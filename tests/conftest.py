@@ -12,6 +12,7 @@ import pytest
 
 from tests.distribution import order, scheduler
 from tests.skips import unexpected_skips
+from tests.timing import measures_time
 from tuneline.core.progress import logger
 
 
@@ -29,6 +30,9 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order(item.nodeid))
+    for item in items:
+        if measures_time(item.nodeid):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -54,6 +58,10 @@ def pytest_terminal_summary(
 ) -> None:
     num_skipped, problems = config.stash.get(SKIPS, (0, []))
     terminalreporter.write_line(f"skipped tests: {num_skipped}")
+    again = [report.nodeid for report in terminalreporter.stats.get("rerun", [])]
+    terminalreporter.write_line(f"tests that ran once more: {len(again)}")
+    for node_id in again:
+        terminalreporter.write_line(f"ran once more: {node_id}")
     for problem in problems:
         terminalreporter.write_line(f"error: {problem}", red=True)
 
