@@ -7,7 +7,9 @@ every request. Closed loops of 1, 16 and 64 streams then ask both in turns, A B 
 load-test client. The prompts are those of the shipped tickets, and an answer has 32 tokens.
 
 Prints the medians over the rounds: output tokens per second, their ratio, the median TTFT of each
-and their difference. One JSON document is on the last line. Takes about ten minutes on two cores.
+and their difference, with the smallest and the largest ratio and difference of a round. They say
+what the machine can resolve: the servers and the client share its cores. One JSON document is on
+the last line. Takes about ten minutes on two cores.
 
     python benchmarks/serving.py [--rounds 5] [--streams 1 16 64] [--model DIR]
 """
@@ -85,7 +87,7 @@ def measure(
                 {
                     "name": f"closed-{streams}",
                     "concurrency": streams,
-                    "num_requests": max(60, 6 * streams),
+                    "num_requests": max(60, 8 * streams),
                 }
             ],
             "max_tokens": MAX_TOKENS,
@@ -98,23 +100,31 @@ def measure(
     )
     text = (made.path / "report.json").read_text(encoding="utf-8")
     (scenario,) = ComparisonReport.model_validate_json(text).scenarios
-    rates, ttfts_ms = {}, {}
+    all_rates, all_ttfts_ms = {}, {}
     for side, runs in scenario.runs.items():
         assert all(run.requests.failed == 0 for run in runs), f"{side}: requests failed"
-        rates[side] = statistics.median(run.throughput.output_tokens_per_s or 0.0 for run in runs)
-        ttfts_ms[side] = statistics.median(
+        all_rates[side] = [run.throughput.output_tokens_per_s or 0.0 for run in runs]
+        all_ttfts_ms[side] = [
             (run.latency["ttft_s"].percentiles["p50"] or 0.0) * 1000 for run in runs
-        )
+        ]
+    rates = {side: statistics.median(values) for side, values in all_rates.items()}
+    ttfts_ms = {side: statistics.median(values) for side, values in all_ttfts_ms.items()}
+    ratios = [b / a for a, b in zip(all_rates["a"], all_rates["b"], strict=True)]
+    differences_ms = [b - a for a, b in zip(all_ttfts_ms["a"], all_ttfts_ms["b"], strict=True)]
     row = {
         "streams": streams,
         "output_tokens_per_s": rates,
         "throughput_ratio": rates["b"] / rates["a"],
+        "throughput_ratios": ratios,
         "ttft_p50_ms": ttfts_ms,
         "ttft_p50_difference_ms": ttfts_ms["b"] - ttfts_ms["a"],
+        "ttft_p50_differences_ms": differences_ms,
     }
     print(f"{streams:7} {rates['a']:17.1f} {rates['b']:12.1f} {row['throughput_ratio']:6.3f} "
           f"{ttfts_ms['a']:14.2f} ms {ttfts_ms['b']:9.2f} ms "
-          f"{row['ttft_p50_difference_ms']:8.2f} ms", flush=True)  # fmt: skip
+          f"{row['ttft_p50_difference_ms']:8.2f} ms "
+          f"(ratios {min(ratios):.3f} to {max(ratios):.3f}, differences {min(differences_ms):.2f} "
+          f"to {max(differences_ms):.2f} ms)", flush=True)  # fmt: skip
     return row
 
 
