@@ -21,8 +21,9 @@ other work on the machine changes it less than the wall time. The peak memory is
 measured rate of a float32 matrix product). For each token it counts 4 for a weight of a frozen
 layer (the output and the gradient of the input), and 6 for a weight of the adapter.
 
-Prints a table for people, then one JSON document on the last line. A whole run takes about ten
-minutes on two cores, --quick about two.
+Prints a table for people, then one JSON document on the last line. The figures are medians of three
+rounds, with two exceptions: `script`, which takes minutes, and the second case run once. A whole
+run takes about half an hour on two cores, --quick about two minutes.
 """
 
 from __future__ import annotations
@@ -85,13 +86,15 @@ def main() -> None:
 
 
 def measure(folder: Path, against: Path | None, rounds: int) -> dict[str, Any]:
-    """Return the medians over interleaved rounds, for each trainer."""
+    """Return the medians over interleaved rounds for each trainer; `script` has one round."""
     pythons = dict.fromkeys(("tuneline", "script", "script-float32"), sys.executable)
     if against is not None:
         pythons["against"] = str(against / ".venv" / "bin" / "python")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, python in pythons.items():
+            if name == "script" and number > 0:
+                continue  # a run takes minutes
             out = folder / "result.json"
             directory = against if name == "against" and against is not None else ROOT
             subprocess.run(
