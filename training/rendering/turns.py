@@ -118,7 +118,8 @@ def _after_turn(
     whole = conversation_token_ids(tokenizer, answered, tools)
     stops = [i for i, token in enumerate(whole) if token in stop_ids]
     num_prompt = len(prompt_token_ids(tokenizer, messages[:-1], tools))
-    return whole[next(i for i in stops if i >= num_prompt) + 1 :]
+    stop = next((i for i in stops if i >= num_prompt), None)
+    return [] if stop is None else whole[stop + 1 :]
 
 
 def _unanswered_block(tokenizer: Any, message: Message, prompt: Sequence[int]) -> str | None:
@@ -141,14 +142,15 @@ def _continuation(
 ) -> list[int] | None:
     """Return the answer's own tokens where the tokens of the whole do not begin with the prompt's.
 
-    Either the first characters of the answer and the last of the prompt are one token of the whole;
-    the server sends the prompt's tokens, and the model generates the others. Or the template shows
-    no reasoning of the past: its generation prompt opens a block, such as `<think>`, and its
-    conversations have the answer only. The model generates the reasoning, the end of the block and
-    the answer.
+    One of three reasons. The first characters of the answer and the last of the prompt are one
+    token of the whole; the server sends the prompt's tokens, and the model generates the others.
+    Or the template shows no reasoning of the past: its generation prompt opens a block, such as
+    `<think>`, and its conversations have the answer only. The model generates the reasoning, the
+    end of the block and the answer. Or the template drops the reasoning of an earlier call once an
+    answer follows (gpt-oss); the answer itself is the same without that reasoning.
 
     Returns:
-        None if the text of the whole does not begin with the prompt either.
+        None if the text of the whole does not begin with the prompt in any of these ways.
     """
     opened = prompt_text(tokenizer, messages[:-1], tools)
     whole = conversation_text(tokenizer, messages, tools)
@@ -161,11 +163,33 @@ def _continuation(
             return None
         reasoning = messages[-1].get("reasoning_content", "").strip()
         text = f"{reasoning}\n</{block[1][1:]}\n\n{answer.lstrip()}"
+    elif (found := _after_plain_turns(tokenizer, messages, tools)) is not None:
+        text = found
     else:
         return None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     # Some tokenizers put a blank before a text that is not the first.
     return ids if tokenizer.decode([*prompt, *ids]) == tokenizer.decode(prompt) + text else None
+
+
+def _after_plain_turns(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+) -> str | None:
+    """Return the text of the answer after the earlier turns without their reasoning.
+
+    Returns:
+        None if the template renders these turns differently, too, once the answer follows.
+    """
+    earlier = [
+        {key: value for key, value in message.items() if key != "reasoning_content"}
+        for message in messages[:-1]
+    ]
+    try:
+        opened = prompt_text(tokenizer, earlier, tools)
+        whole = conversation_text(tokenizer, [*earlier, messages[-1]], tools)
+    except RENDERING_ERRORS:
+        return None
+    return whole[len(opened) :] if whole.startswith(opened) else None
 
 
 def _require_parts(
