@@ -176,7 +176,9 @@ def _train(
         write_curve(points, draft.dir, method.columns[0] if method.draws_columns else "loss")
         write_trained(config, trainer.model, base, draft.dir, prepared.template, prepared.stop_ids)
         reasons = unservable(config, base.path, trainer.model)
-        num_epochs = min(config.num_train_epochs, trainer.state.epoch or 0.0)
+        num_epochs = trainer.state.epoch or 0.0
+        if config.max_steps is None:
+            num_epochs = min(config.num_train_epochs, num_epochs)
         num_tokens = num_epochs * sum(row.num_trained_tokens for row in prepared.train_rows)
         # A method that trains on the model's own answers counts their tokens.
         num_tokens = getattr(trainer, "num_sampled_tokens", num_tokens)

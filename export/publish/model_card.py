@@ -18,10 +18,13 @@ from tuneline.core.parity_report import markdown
 MEASURED_KINDS = ("parity", "evaluation", "load-report")
 
 TRAINING_KEYS = (
-    "r", "lora_alpha", "target_modules", "learning_rate", "num_train_epochs", "max_length", "seed",
+    "r", "lora_alpha", "target_modules", "learning_rate", "num_train_epochs", "max_steps",
+    "max_length", "seed",
 )  # fmt: skip
 
-FULL_KEYS = ("finetuning_type", "learning_rate", "num_train_epochs", "max_length", "seed")
+FULL_KEYS = (
+    "finetuning_type", "learning_rate", "num_train_epochs", "max_steps", "max_length", "seed",
+)  # fmt: skip
 
 
 def write_model_card(model: Artifact) -> str:

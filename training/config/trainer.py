@@ -16,12 +16,21 @@ Optimizer = Literal[
 """Optimizers by their names in TrainingArguments."""
 
 
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt",
+]  # fmt: skip
+"""Schedules of the learning rate by their names in TrainingArguments."""
+
+
 class TrainerConfig(StrictModel):
     """The training loop, with the names of transformers' TrainingArguments."""
 
     learning_rate: PositiveFloat = 2e-4
     """2e-5 if not given and `finetuning_type` is `full`."""
     num_train_epochs: PositiveFloat = 3
+    max_steps: PositiveInt | None = None
+    """Optimizer steps of the whole training, in place of `num_train_epochs`."""
     per_device_train_batch_size: PositiveInt = 8
     gradient_accumulation_steps: PositiveInt = 2
     train_sampling_strategy: Literal["group_by_length", "random"] = "group_by_length"
@@ -31,8 +40,11 @@ class TrainerConfig(StrictModel):
     cut the stop token too."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
     """Below 1 a fraction of all steps, else a number of steps."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Scheduler = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
     router_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the router's loss of a mixture of experts, which evens out the use of experts. With

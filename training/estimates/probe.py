@@ -77,7 +77,7 @@ def probe_training(
         heldout_s = _heldout_seconds(trainer, prepared, config)
     batches = len(trainer.get_train_dataloader())
     per_epoch = math.ceil(batches / config.gradient_accumulation_steps)
-    num_steps = math.ceil(per_epoch * config.num_train_epochs)
+    num_steps = config.max_steps or math.ceil(per_epoch * config.num_train_epochs)
     counted = clock.steps_s[UNCOUNTED_STEPS:] or clock.steps_s
     step_s = sum(counted) / len(counted)
     num_measured = 1 + num_steps // (config.eval_steps or per_epoch)

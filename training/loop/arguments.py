@@ -19,6 +19,7 @@ def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> d
         "output_dir": str(work),
         "learning_rate": config.learning_rate,
         "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps or -1,
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "per_device_eval_batch_size": config.per_device_train_batch_size,
         # A step has the same rows, whatever the number of processes.
@@ -27,6 +28,9 @@ def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> d
         "warmup_steps": config.warmup_steps,
         "lr_scheduler_type": config.lr_scheduler_type,
         "weight_decay": config.weight_decay,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "adam_epsilon": config.adam_epsilon,
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "bf16": resolve_dtype(config.dtype) is torch.bfloat16,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tuneline.pipeline.foreign.reading import Foreign
+from tuneline.pipeline.foreign.reading import SEVERAL_PROCESSES, Foreign
 
 TYPES = {
     "alpaca": "alpaca", "sharegpt": "sharegpt", "chat_template": None, "completion": "text",
@@ -23,11 +23,10 @@ REFUSED = {
     "chat_template": "the base model's own chat template is trained and served",
     "special_tokens": "the base model's tokenizer is used as it is",
     "tokens": "the base model's tokenizer is used as it is",
-    "fsdp": "training runs in one process",
-    "fsdp_config": "training runs in one process",
+    "fsdp": SEVERAL_PROCESSES,
+    "fsdp_config": SEVERAL_PROCESSES,
     "neftune_noise_alpha": "no noise is added to embeddings",
     "plugins": "plugins of Axolotl do not run here",
-    "max_steps": "training.num_train_epochs chooses the length",
     "unfrozen_parameters": "an adapter or all weights are trained",
     "evals_per_epoch": "set training.eval_steps",
     "saves_per_epoch": "set training.save_steps",
@@ -53,12 +52,11 @@ def read_axolotl(foreign: Foreign) -> None:
     adapter = foreign.take("adapter")
     if adapter is None:
         foreign.choose("training.finetuning_type", "full")
-    elif adapter == "qlora":
-        foreign.note("adapter: qlora: the base model is trained in the precision of training.dtype")
-    elif adapter != "lora":
+    elif adapter not in ("lora", "qlora"):
         foreign.note(f"adapter: {adapter}: a LoRA adapter is trained")
-    foreign.quantized("load_in_8bit", *(["load_in_4bit"] if adapter != "qlora" else []))
-    foreign.take("load_in_4bit")
+    four, eight = foreign.take("load_in_4bit"), foreign.take("load_in_8bit")
+    bits = 4 if four or adapter == "qlora" else 8 if eight else None
+    foreign.quantized(bits, is_adapter=adapter is not None)
     foreign.copy(
         {
             "lora_r": "training.r",
@@ -93,8 +91,33 @@ def read_axolotl(foreign: Foreign) -> None:
     _method(foreign)
     for name in QUIET:
         foreign.take(name)
-    foreign.take(*[name for name in foreign.values if name.startswith("wandb_")])
+    _trackers(foreign)
     foreign.refuse(REFUSED)
+
+
+def _trackers(foreign: Foreign) -> None:
+    """Take over the trackers that Axolotl chooses by keys of their own."""
+    project = foreign.take("wandb_project")
+    uri = foreign.take("mlflow_tracking_uri")
+    used = {
+        "wandb": project or foreign.take("use_wandb"),
+        "mlflow": uri or foreign.take("use_mlflow"),
+        "tensorboard": foreign.take("use_tensorboard"),
+    }
+    chosen = [name for name, is_used in used.items() if is_used]
+    foreign.values.setdefault("report_to", chosen or None)
+    foreign.trackers()
+    variables = {"WANDB_PROJECT": project, "MLFLOW_TRACKING_URI": uri}
+    for variable, value in variables.items():
+        if value:
+            foreign.note(f"a tracker's own setting: export {variable}={value}")
+    foreign.take(
+        *[
+            name
+            for name in foreign.values
+            if str(name).startswith(("wandb_", "mlflow_", "use_wandb"))
+        ]
+    )
 
 
 def _data(foreign: Foreign) -> None:

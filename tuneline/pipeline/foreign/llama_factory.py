@@ -20,7 +20,6 @@ REFUSED = {
     "template": "the base model's own chat template is trained and served",
     "neat_packing": "packed rows never see one another here",
     "freeze_trainable_layers": "an adapter or all weights are trained",
-    "max_steps": "training.num_train_epochs chooses the length",
     "neftune_noise_alpha": "no noise is added to embeddings",
     "additional_target": "set training.modules_to_save",
     "mix_strategy": "sources are concatenated; set weight in data.sources",
@@ -72,7 +71,9 @@ def read_llama_factory(foreign: Foreign) -> None:
     if "warmup_steps" not in foreign.values:
         foreign.choose("training.warmup_steps", ratio)
     foreign.dtype("pure_bf16" if "pure_bf16" in foreign.values else "bf16")
-    foreign.quantized("quantization_bit")
+    bits = foreign.take("quantization_bit")
+    foreign.quantized(None if bits is None else int(bits), is_adapter=kind != "full")
+    foreign.trackers()
     foreign.take("quantization_method", "double_quantization")
     foreign.optimizer("optim")
     foreign.scheduler("lr_scheduler_type")

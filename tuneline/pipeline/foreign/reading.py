@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from training.config.trainer import Optimizer
+from training.config.tracking import TrackerName
+from training.config.trainer import Optimizer, Scheduler
 from tuneline.pipeline.choices import Choice, relative_path
 
 OPTIMIZERS = {
@@ -15,12 +16,17 @@ OPTIMIZERS = {
     "adamw_bnb_8bit": "adamw_8bit", "adamw_hf": "adamw_torch", "adamw": "adamw_torch",
 }  # fmt: skip
 """Names of optimizers, and ours."""
-SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+SCHEDULERS = get_args(Scheduler)
+TRACKERS = get_args(TrackerName)
+SEVERAL_PROCESSES = (
+    "set training.launch for several processes, such as {processes: 2, strategy: fsdp2}"
+)
 SAME = (
     "learning_rate", "weight_decay", "max_grad_norm", "seed", "warmup_steps",
     "gradient_accumulation_steps", "gradient_checkpointing", "logging_steps", "lora_alpha",
     "lora_dropout", "num_train_epochs", "per_device_train_batch_size", "packing", "max_length",
-    "save_total_limit", "dataloader_num_workers",
+    "save_total_limit", "dataloader_num_workers", "max_steps", "adam_beta1", "adam_beta2",
+    "adam_epsilon",
 )  # fmt: skip
 """Keys of our section `training` that other trainers have under the same name."""
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
@@ -29,10 +35,9 @@ WITHOUT_EFFECT = {
     "overwrite_output_dir": "an artifact is written once",
     "save_strategy": "training.save_steps chooses checkpoints",
     "eval_strategy": "held-out losses are computed at the end of each epoch, or by eval_steps",
-    "report_to": "set training.report_to",
     "fp16": "training.dtype is bfloat16 or float32",
-    "ddp_timeout": "training runs in one process",
-    "deepspeed": "training runs in one process",
+    "ddp_timeout": "set training.launch.timeout_s",
+    "deepspeed": SEVERAL_PROCESSES,
     "trust_remote_code": "no code of a model folder is run",
     "resume_from_checkpoint": "an interrupted run continues by itself",
     "push_to_hub": "tuneline push publishes a model",
@@ -102,10 +107,27 @@ class Foreign:
         elif value is False:
             self.choose("training.dtype", "float32")
 
-    def quantized(self, *names: str) -> None:
+    def quantized(self, bits: int | None, is_adapter: bool) -> None:
+        """Take over a base model in 4 bits; in other bits, or trained whole, it has none here."""
+        if bits == 4 and is_adapter:
+            self.choose("training.load_in_4bit", True)
+        elif bits:
+            self.note(
+                f"a base model in {bits} bits: training.load_in_4bit trains an adapter on a base "
+                "in 4 bits; here the base is in the precision of training.dtype"
+            )
+
+    def trackers(self) -> None:
+        """Take over the trackers that are known here."""
+        value = self.take("report_to")
+        names = [value] if isinstance(value, str) else list(value or [])
+        if names == ["none"]:
+            self.choose("training.report_to", [])
+        elif known := [name for name in names if name in TRACKERS]:
+            self.choose("training.report_to", known)
         for name in names:
-            if self.take(name):
-                self.note(f"{name}: the base model is trained in the precision of training.dtype")
+            if name not in (*TRACKERS, "none"):
+                self.note(f"report_to: {name}: known are {', '.join(TRACKERS)}")
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Name the keys that have no counterpart, with the reason of each."""

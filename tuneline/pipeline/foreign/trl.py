@@ -12,7 +12,6 @@ REFUSED = {
     "completion_only_loss": "the loss is on answers only",
     "eos_token": "set training.eos_token",
     "chat_template_path": "the base model's own chat template is trained and served",
-    "max_steps": "training.num_train_epochs chooses the length",
     "dataset_streaming": "rows are read one at a time",
     "packing_strategy": "whole rows are packed; none is cut",
     "padding_free": "batches have rows of like length",
@@ -34,7 +33,8 @@ def read_trl(foreign: Foreign) -> None:
     """Take over the keys of a TRL configuration."""
     foreign.base("model_name_or_path", "model_revision")
     _data(foreign)
-    if not foreign.take("use_peft"):
+    is_adapter = bool(foreign.take("use_peft"))
+    if not is_adapter:
         foreign.choose("training.finetuning_type", "full")
     foreign.copy(
         {
@@ -54,7 +54,9 @@ def read_trl(foreign: Foreign) -> None:
     dtype = foreign.take("dtype", "torch_dtype")
     foreign.choose("training.dtype", dtype if dtype in ("float32", "bfloat16") else None)
     foreign.take("bf16") if dtype else foreign.dtype()
-    foreign.quantized("load_in_4bit", "load_in_8bit")
+    four, eight = foreign.take("load_in_4bit"), foreign.take("load_in_8bit")
+    foreign.quantized(4 if four else 8 if eight else None, is_adapter)
+    foreign.trackers()
     foreign.take("bnb_4bit_quant_type", "use_bnb_nested_quant")
     foreign.optimizer("optim")
     foreign.scheduler("lr_scheduler_type")

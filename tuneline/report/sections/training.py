@@ -80,11 +80,16 @@ def _method(trained: Artifact) -> list[tuple[str, Text]]:
         )
     batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
     schedule = (
-        f"{config['num_train_epochs']:g} epochs, {batch} rows per step, learning rate "
+        f"{_duration(config)}, {batch} rows per step, learning rate "
         f"{config['learning_rate']:g} ({config['lr_scheduler_type']}), {config['optim']}, at most "
         f"{count(config['max_length'])} tokens, seed {config['seed']}"
     )
     return [("method", how), ("schedule", schedule)]
+
+
+def _duration(config: dict[str, Any]) -> str:
+    steps = config.get("max_steps")
+    return f"{config['num_train_epochs']:g} epochs" if steps is None else f"{count(steps)} steps"
 
 
 def _named(targets: Any) -> str:

@@ -75,6 +75,7 @@ LLAMA_FACTORY: dict[str, Any] = {
     "warmup_ratio": 0.1,
     "bf16": True,
     "quantization_bit": 4,
+    "report_to": ["tensorboard", "swanlab"],
     "val_size": 0.1,
 }
 INFO = {
@@ -101,6 +102,10 @@ TRL: dict[str, Any] = {
     "optim": "paged_adamw_8bit",
     "report_to": "wandb",
     "max_steps": 100,
+    "adam_beta2": 0.95,
+    "lr_scheduler_type": "inverse_sqrt",
+    "load_in_8bit": True,
+    "deepspeed": "zero3.json",
 }
 
 CASES = [
@@ -127,8 +132,10 @@ CASES = [
             "training.method.type": "dpo",
             "training.method.beta": 0.2,
             "training.optim": "adamw_8bit",
+            "training.load_in_4bit": True,
+            "training.report_to": ["wandb"],
         },
-        ["qlora", "output_dir", "surprise: 3: has no counterpart"],
+        ["export WANDB_PROJECT=p", "output_dir", "surprise: 3: has no counterpart"],
     ),
     (
         "LLaMA-Factory",
@@ -146,8 +153,10 @@ CASES = [
             "training.max_length": 2048,
             "training.dtype": "bfloat16",
             "training.learning_rate": 5e-6,
+            "training.load_in_4bit": True,
+            "training.lr_scheduler_type": "polynomial",
         },
-        ["template: llama3", "max_samples: 1000", "polynomial", "quantization_bit", "output_dir"],
+        ["template: llama3", "max_samples: 1000", "report_to: swanlab: known are", "output_dir"],
     ),
     (
         "TRL",
@@ -164,8 +173,12 @@ CASES = [
             "training.dtype": "bfloat16",
             "training.max_length": 1024,
             "training.optim": "paged_adamw_8bit",
+            "training.report_to": ["wandb"],
+            "training.max_steps": 100,
+            "training.adam_beta2": 0.95,
+            "training.lr_scheduler_type": "inverse_sqrt",
         },
-        ["report_to: wandb", "max_steps: 100"],
+        ["a base model in 8 bits", "deepspeed: zero3.json: set training.launch"],
     ),
 ]
 
