@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def stream_rows(
                 num_problems += 1
                 if num_problems <= NUM_PROBLEMS_SHOWN:
                     problems.append(found)
-                    hint = hint or hint_for(path)
+                    hint = hint or hint_for(path) or _hint_for(found)
         if counts.num_read == num_before:
             raise DataError(
                 f"{source.files[0] if len(source.files) == 1 else source.config.path}: is empty; "
@@ -80,10 +81,25 @@ def stream_rows(
             )
     if num_problems > NUM_PROBLEMS_SHOWN:
         problems.append(f"… and {num_problems - NUM_PROBLEMS_SHOWN} more lines with problems")
-    if problems and (bad_rows == "refuse" or num_problems == counts.num_read):
+    if problems and num_problems == counts.num_read:
         raise DataError(problems, hint=hint)
+    if problems and bad_rows == "refuse":
+        drop = "Mend these rows, or drop and count them: data.bad_rows: drop."
+        raise DataError(problems, hint=f"{hint} {drop}" if hint else drop)
     for problem in problems:
         logger.warning("  dropped: %s", problem)
+
+
+def _hint_for(problem: str) -> str | None:
+    """Return what to do about a column of another name or type."""
+    if absent := re.search(r"missing field '(\w+)'", problem):
+        return (
+            f"If the column has another name, name it: data.columns: {{{absent[1]}: NAME}}, or "
+            f"--column {absent[1]}=NAME."
+        )
+    if "expected text, found a number" in problem:
+        return 'Write numbers as text, such as "42", and class labels by their names.'
+    return None
 
 
 def read_rows(

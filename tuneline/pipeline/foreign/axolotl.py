@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tuneline.pipeline.foreign.reading import SEVERAL_PROCESSES, Foreign
+from tuneline.pipeline.foreign.reading import NEW_ADAPTER, SEVERAL_PROCESSES, Foreign
 
 TYPES = {
     "alpaca": "alpaca", "sharegpt": "sharegpt", "chat_template": None, "completion": "text",
@@ -27,6 +27,7 @@ REFUSED = {
     "fsdp_config": SEVERAL_PROCESSES,
     "neftune_noise_alpha": "no noise is added to embeddings",
     "plugins": "plugins of Axolotl do not run here",
+    "lora_model_dir": NEW_ADAPTER,
     "unfrozen_parameters": "an adapter or all weights are trained",
     "evals_per_epoch": "set training.eval_steps",
     "saves_per_epoch": "set training.save_steps",
@@ -34,7 +35,7 @@ REFUSED = {
 QUIET = (
     "model_type", "tokenizer_type", "strict", "dataset_prepared_path", "pad_to_sequence_len",
     "tf32", "eval_sample_packing", "is_llama_derived_model", "is_mistral_derived_model",
-    "flash_attention", "lora_fan_in_fan_out", "lora_model_dir", "auto_resume_from_checkpoints",
+    "flash_attention", "lora_fan_in_fan_out", "auto_resume_from_checkpoints",
     "debug", "local_rank", "xformers_attention", "sdp_attention", "low_cpu_mem_usage",
 )  # fmt: skip
 """Keys that choose nothing about the result, or what is always so here."""

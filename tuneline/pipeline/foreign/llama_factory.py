@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneline.pipeline.foreign.reading import Foreign
+from tuneline.pipeline.foreign.reading import NEW_ADAPTER, Foreign
 
 STAGES = {"sft": "sft", "dpo": "dpo", "kto": "kto", "rm": "reward"}
 COLUMNS = {
@@ -24,6 +24,7 @@ REFUSED = {
     "additional_target": "set training.modules_to_save",
     "mix_strategy": "sources are concatenated; set weight in data.sources",
     "interleave_probs": "sources are concatenated; set weight in data.sources",
+    "adapter_name_or_path": NEW_ADAPTER,
     "use_unsloth": "Unsloth is not used",
     "plot_loss": "the loss curve is always drawn",
 }

@@ -18,6 +18,10 @@ OPTIMIZERS = {
 """Names of optimizers, and ours."""
 SCHEDULERS = get_args(Scheduler)
 TRACKERS = get_args(TrackerName)
+NEW_ADAPTER = (
+    "training starts with a new adapter; merge the old one first, by tuneline export merge --base "
+    "MODEL --adapter DIR --out NEW, and set base_model: NEW"
+)
 SEVERAL_PROCESSES = (
     "set training.launch for several processes, such as {processes: 2, strategy: fsdp2}"
 )

@@ -51,6 +51,7 @@ AXOLOTL: dict[str, Any] = {
     "rl": "dpo",
     "dpo_beta": 0.2,
     "surprise": 3,
+    "lora_model_dir": "old",
 }
 LLAMA_FACTORY: dict[str, Any] = {
     "model_name_or_path": "owner/model",
@@ -135,7 +136,12 @@ CASES = [
             "training.load_in_4bit": True,
             "training.report_to": ["wandb"],
         },
-        ["export WANDB_PROJECT=p", "output_dir", "surprise: 3: has no counterpart"],
+        [
+            "export WANDB_PROJECT=p",
+            "output_dir",
+            "lora_model_dir: old: training starts with a new",
+            "surprise: 3: has no counterpart",
+        ],
     ),
     (
         "LLaMA-Factory",

@@ -140,6 +140,23 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, problem: str) -> None
     assert len(caught.value.problems) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ({"input": "a", "output": "b"}, "data.columns: {instruction: NAME}, or --column"),
+        ({"instruction": "a", "output": 5}, 'Write numbers as text, such as "42"'),
+        (b'{"instruction": "a", }', "Mend these rows, or drop and count them: data.bad_rows: drop"),
+    ],
+)
+def test_a_refusal_of_rows_says_what_to_do(tmp_path: Path, line: object, hint: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_rows(_file(tmp_path, GOOD, line))
+    assert hint in (caught.value.hint or "")
+    with pytest.raises(DataError) as caught:  # no row is left to train on
+        read_rows(_file(tmp_path, line))
+    assert "bad_rows" not in (caught.value.hint or "")
+
+
 def test_all_problems_are_shown_then_counted(tmp_path: Path) -> None:
     path = _file(tmp_path, GOOD, *[{"instruction": "a"}] * (NUM_PROBLEMS_SHOWN + 5))
     with pytest.raises(DataError) as caught:
