@@ -28,6 +28,8 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 one of 32 bits for 256 scales (Dettmers et al., arXiv:2305.14314)."""
 PAIRED = ("dpo", "orpo", "reward")
 """Methods that compute two sequences for each row."""
+REFERENCED = ("dpo", "kto")
+"""Methods that compare with the base: with the whole model trained, a second one is in memory."""
 LOGIT_COPIES = 3
 """The logits of a chunk, their exponentials and the gradient."""
 RUNTIME_BYTES = 150 * 2**20
@@ -92,7 +94,7 @@ def estimate_training(
     weights, adapter = network.num_parameters * item_bytes, 4 * trained
     if config.finetuning_type == "full":
         trained, adapter = network.num_parameters, 0
-        weights = 4 * trained
+        weights = 4 * trained * (2 if config.method.type in REFERENCED else 1)
     elif config.load_in_4bit:
         reduced = sum(math.prod(shape) for shape in network.four_bit_shapes())
         weights -= round(reduced * (item_bytes - NF4_BYTES))
@@ -106,7 +108,11 @@ def estimate_training(
         kept = network.num_layers * hidden + layer
     else:
         kept = network.num_layers * layer
-    chunk = min(batch.num_tokens * network.vocab_size, max(CHUNK_LOGITS, 64 * network.vocab_size))
+    chunk = batch.num_tokens * network.vocab_size
+    if config.method.type == "reward":
+        chunk = 0  # a score in place of logits
+    elif config.method.type != "orpo":  # whose logits TRL computes all at once
+        chunk = min(chunk, max(CHUNK_LOGITS, 64 * network.vocab_size))
     memory = TrainingMemory(
         weights=weights,
         adapter=adapter,

@@ -119,6 +119,27 @@ def test_a_preference_pair_has_two_sequences() -> None:
     )
 
 
+def test_logits_and_reference_of_each_method() -> None:
+    network = Network(**{**vars(NETWORK), "vocab_size": 10_000_000})
+
+    def logits(method: str) -> int:
+        config = TrainingConfig.model_validate({"r": 2, "method": {"type": method}})
+        return estimate_training(config, network, Batch(2, 50), 4).logits // (4 * LOGIT_COPIES)
+
+    # 64 positions at a time; ORPO has all 100, and a reward model has no logits.
+    assert logits("dpo") == logits("kto") == 64 * 10_000_000
+    assert logits("orpo") == 100 * 10_000_000
+    assert logits("reward") == 0
+    weights = {
+        method: estimate_training(
+            TrainingConfig.model_validate({"finetuning_type": "full", "method": {"type": method}}),
+            NETWORK, Batch(2, 5), 4,
+        ).weights
+        for method in ("sft", "orpo", "dpo", "kto")
+    }  # fmt: skip
+    assert weights == {"sft": 4000, "orpo": 4000, "dpo": 8000, "kto": 8000}
+
+
 def test_ddp_keeps_the_gradients_twice() -> None:
     alone = estimate_training(CONFIG, NETWORK, Batch(2, 5), 4)
     launch = LaunchConfig(processes=2)
