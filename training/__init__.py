@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from training.data.augment import augment_data, endpoint_writer, function_writer, writer_name
     from training.data.checks.files import check_files
     from training.data.convert import convert_data
+    from training.data.findings import DataFinding, data_findings
     from training.data.measure import DataFacts, measure_data
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TRAIN_FILE",
     "DataFacts",
+    "DataFinding",
     "ShownToken",
     "augment_data",
     "build_reference",
@@ -48,6 +50,7 @@ __all__ = [
     "check_files",
     "check_targets",
     "convert_data",
+    "data_findings",
     "data_inputs",
     "dataset_rows",
     "endpoint_writer",
@@ -83,6 +86,7 @@ __getattr__ = lazy_face(
     __name__,
     {
         "DataFacts": "training.data.measure:DataFacts",
+        "DataFinding": "training.data.findings:DataFinding",
         "TRAIN_FILE": "training.data.prepare:TRAIN_FILE",
         "ShownToken": "training.rendering.show:ShownToken",
         "build_reference": "training.reference:build_reference",
@@ -94,6 +98,7 @@ __getattr__ = lazy_face(
         "check_files": "training.data.checks.files:check_files",
         "find_suspects": "training.evaluation.suspects:find_suspects",
         "convert_data": "training.data.convert:convert_data",
+        "data_findings": "training.data.findings:data_findings",
         "data_inputs": "training.data.sources:data_inputs",
         "check_targets": "training.adapters.check:check_targets",
         "dataset_rows": "training.data.prepare:dataset_rows",

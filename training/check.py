@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig
 from training.config.launch import launch_line
+from training.data.checks.length import LengthLimit, limit_of, repair_length
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
@@ -52,6 +53,9 @@ def check_data(
     require_metric(config, method)
     chosen_trackers(config)
     found: dict[str, str] = {}
+    limit = None
+    if data.checks.length.action == "fix":
+        limit = limit_of(data, base.path, config.max_length)
     longest = 0
     last: set[str] = set()
     dated = False
@@ -64,6 +68,7 @@ def check_data(
                 [source], Counts(), system_prompt=data.system_prompt, bad_rows=data.bad_rows
             )
         )
+        rows = list(_kept(rows, limit))
         require_kinds(config.method, rows, name)
         train_rows += rows if source is not heldout else []
         rendered = method.render(config, tokenizer, rows, stop_ids, name)
@@ -88,6 +93,15 @@ def check_data(
     found |= {"processes": processes} if processes else {}
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"
     return found | require_fit(longest)
+
+
+def _kept(rows: Iterable[Row], limit: LengthLimit | None) -> Iterator[Row]:
+    """Return the rows as the intake keeps them: long rows are cut or left out."""
+    for row in rows:
+        fits = limit is None or limit.num_tokens(row) <= limit.max_length
+        kept = row if limit is None or fits else repair_length(row, limit)
+        if kept is not None:
+            yield kept
 
 
 def _date_said(date: datetime.date | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from training.config import DataConfig
 from training.data.checks.contradictions import num_disputed
-from training.data.checks.length import LengthLimit
+from training.data.checks.length import limit_of
 from training.data.checks.report import describe_example, dropped_rows, report_of, warn_of
 from training.data.checks.run import Checked, Split, check_rows, require_accepted
 from training.data.checks.spool import Spool
@@ -66,13 +66,7 @@ def prepare_dataset(
         split, max_tokens = None, None
         if limit is not None:
             inputs.append(limit[0].as_input("base"))
-            max_tokens = LengthLimit(
-                limit[0].path,
-                limit[1],
-                config.checks.length,
-                json.dumps(config.chat_template_kwargs),
-                config.chat_template,
-            )
+            max_tokens = limit_of(config, limit[0].path, limit[1])
         if heldout_source is None:
             split = Split(config.heldout_fraction or 0.0, config.group_by, config.stratify_by)
         else:

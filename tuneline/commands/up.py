@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -31,13 +32,20 @@ def check(
 ) -> None:
     """Validate a run before anything is trained.
 
-    Configuration, every row of the data, the base model, its chat template and stop tokens.
+    Configuration, base model, chat template, stop tokens, vLLM's flags, and every row of the data
+    by the data checks. The checked dataset stays in the run's folder, so `up` does not repeat them.
     """
     from tuneline.pipeline.check import check_run
 
-    run = open_run(run_file, overrides, runs_dir)
-    found = check_run(run)
-    emit(found, [f"ok  {name}: {what}" for name, what in found.items()], as_json)
+    checked = check_run(open_run(run_file, overrides, runs_dir))
+    lines = [f"ok    {name}: {what}" for name, what in checked.found.items()]
+    for finding in checked.findings:
+        lines += [
+            f"{finding.action:4}  {finding.check}: {finding.what}",
+            f"      {finding.example}",
+        ]
+    findings = [asdict(finding) for finding in checked.findings]
+    emit({**checked.found, "findings": findings}, lines, as_json)
 
 
 def plan(

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tuneline.core.digests import short_digest
-from tuneline.core.environment import hardware_facts
-from tuneline.core.errors import ConfigError
+from tuneline.pipeline.artifact_summary import summarize
 from tuneline.pipeline.lengths import require_rows_fit
 from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.server import require_served_weights
+from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
+from tuneline.pipeline.up import up
+
+if TYPE_CHECKING:
+    from training import DataFinding
+
+HELD_OUT = "held out"
+"""The reason of the training rows that the split moves to the other side; nothing is lost."""
 
 
-def check_run(run: Run) -> dict[str, str]:
+@dataclass(frozen=True)
+class CheckedRun:
+    """The parts of a run that were checked.
+
+    Attributes:
+        found: Each part and its state, in order.
+        findings: The data checks with findings.
+    """
+
+    found: dict[str, str]
+    findings: list[DataFinding]
+
+
+def check_run(run: Run) -> CheckedRun:
     """Validate everything about a run that needs no training step.
 
-    Returns:
-        What was looked at, and what was found, in order.
+    The data checks run last, since they take longest. They are the first stage of the line: its
+    artifact stays, so `up` does not repeat them.
 
     Raises:
-        TunelineError: The first part that does not hold, with all its problems.
+        TunelineError: The first part that cannot be used, with all its problems.
     """
     from export import read_base
     from serving import check_flags, require_memory
@@ -50,20 +73,17 @@ def check_run(run: Run) -> dict[str, str]:
         )
     if workload_inputs(run):
         found["load test"] = f"{config.loadtest.workload.path} is there"
-    return found
+    return _with_data_checks(run, found)
 
 
-def require_served_weights(run: Run) -> None:
-    """Check that vLLM can compute with the merged weights on this machine.
+def _with_data_checks(run: Run, found: dict[str, str]) -> CheckedRun:
+    """Make the dataset unless it is current, and add its counts and findings."""
+    from training import data_findings
 
-    Raises:
-        ConfigError: INT8 weights are served in float32 on a CPU.
-    """
-    export, serving = run.config.export, run.config.serving
-    is_int8 = export.merge.quantize == "int8" and serving.mode == "merged"
-    if is_int8 and serving.dtype == "float32" and not hardware_facts()["gpus"]:
-        raise ConfigError(
-            f"{run.path}: serving.dtype: float32 with export.merge.quantize: int8: vLLM's INT8 "
-            "product on a CPU takes bfloat16 or float16, and fails at the first prompt",
-            hint="Try: --set serving.dtype=bfloat16, or --set export.merge.quantize=null",
-        )
+    dataset = up(run, (DATASET,)).get(DATASET)
+    if dataset is None:  # This process only helps another one, which makes the dataset.
+        return CheckedRun(found, [])
+    reasons = dataset.manifest.metrics["dropped"].items()
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in reasons if reason != HELD_OUT)
+    counts = summarize(dataset) + (f"; dropped: {dropped}" if dropped else "")
+    return CheckedRun({**found, "data checks": counts}, data_findings(dataset))

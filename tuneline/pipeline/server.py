@@ -9,6 +9,8 @@ from typing import Any
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.environment import hardware_facts
+from tuneline.core.errors import ConfigError
 from tuneline.core.reference import reference_date
 from tuneline.models.companion_files import chat_template
 from tuneline.models.source import ModelSource
@@ -33,6 +35,22 @@ class Served:
         if self.adapter is None:
             return [self.model.as_input("model")]
         return [self.model.as_input("base"), self.adapter.as_input("adapter")]
+
+
+def require_served_weights(run: Run) -> None:
+    """Check that vLLM can compute with the merged weights on this machine.
+
+    Raises:
+        ConfigError: INT8 weights are served in float32 on a CPU.
+    """
+    export, serving = run.config.export, run.config.serving
+    is_int8 = export.merge.quantize == "int8" and serving.mode == "merged"
+    if is_int8 and serving.dtype == "float32" and not hardware_facts()["gpus"]:
+        raise ConfigError(
+            f"{run.path}: serving.dtype: float32 with export.merge.quantize: int8: vLLM's INT8 "
+            "product on a CPU takes bfloat16 or float16, and fails at the first prompt",
+            hint="Try: --set serving.dtype=bfloat16, or --set export.merge.quantize=null",
+        )
 
 
 def serves_adapter(config: RunConfig) -> bool:

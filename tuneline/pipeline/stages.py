@@ -12,11 +12,16 @@ from tuneline.core.dataset import heldout_prompts
 from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, add_tolerances
 from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
-from tuneline.pipeline.check import require_served_weights
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.lengths import require_prompts_fit
 from tuneline.pipeline.run_config import Run, RunConfig
-from tuneline.pipeline.server import model_source, served, served_stage, serving_config
+from tuneline.pipeline.server import (
+    model_source,
+    require_served_weights,
+    served,
+    served_stage,
+    serving_config,
+)
 from tuneline.pipeline.stage import (
     ADAPTER,
     DATASET,

@@ -35,7 +35,7 @@ def test_lengths_that_fit_are_said(tmp_path: Path) -> None:
     run = _run(tmp_path, serving={"max_model_len": 512})
     found = require_rows_fit(run.config, resolve_model("tiny-base"), 512)
     assert found == {"context": "base model 1,024 tokens, server 512 tokens"}
-    assert check_run(run)["context"] == found["context"]
+    assert check_run(run).found["context"] == found["context"]
 
 
 @pytest.mark.parametrize(

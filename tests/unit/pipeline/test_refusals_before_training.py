@@ -10,8 +10,8 @@ import pytest
 from tuneline.core.config import validate_config
 from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import ConfigError
-from tuneline.pipeline.check import require_served_weights
 from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.pipeline.server import require_served_weights
 
 
 def run_of(**sections: Any) -> Run:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from training.config import DataConfig
 from training.config.checks import LengthCheck
 from training.data.checks.check import Check, Found
 from training.data.row import Row
@@ -35,6 +36,12 @@ class LengthLimit:
     @property
     def action(self) -> str:
         return self.config.action
+
+
+def limit_of(data: DataConfig, folder: Path, max_length: int) -> LengthLimit:
+    """Return the limit for rows that the section `data` renders with a base model."""
+    kwargs = json.dumps(data.chat_template_kwargs)
+    return LengthLimit(folder, max_length, data.checks.length, kwargs, data.chat_template)
 
 
 def find_length(row: Row, limit: LengthLimit) -> Iterator[Found]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -115,12 +115,17 @@ def warn_of(result: Result) -> str | None:
     """Return the log line of a check that found rows and keeps them; None for any other."""
     if not result.num_rows or result.action == "refuse":
         return None
+    return describe_result(result.as_json())
+
+
+def describe_result(result: Mapping[str, Any]) -> str:
+    """Return the rows that a check found and what happened to them, from `Result.as_json`."""
     done = [
-        f"{number:,} {what}"
-        for number, what in ((result.num_dropped, "dropped"), (result.num_changed, "changed"))
-        if number
+        f"{result[f'num_{what}']:,} {what}"
+        for what in ("dropped", "changed")
+        if result[f"num_{what}"]
     ]
-    return f"{result.num_rows:,} {result.check.title}; {', '.join(done) or 'kept'}"
+    return f"{result['num_rows']:,} {result['title']}; {', '.join(done) or 'kept'}"
 
 
 def dropped_rows(checked: Checked, heldout: bool) -> dict[str, int]:

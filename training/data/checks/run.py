@@ -12,7 +12,7 @@ from training.data.checks.check import Check, Hit
 from training.data.checks.length import LengthLimit
 from training.data.checks.minhash import find_common, shingles
 from training.data.checks.personal_data import without_personal_data
-from training.data.checks.scan import Settings, scan_rows, workers
+from training.data.checks.scan import Part, Settings, scan_rows, workers
 from training.data.checks.spool import Spool
 from training.data.checks.table import BEFORE_SPLIT, CHECKS
 from training.data.checks.texts import answers_text, prompt_text
@@ -20,6 +20,7 @@ from training.data.checks.whole import Whole, gather
 from training.data.row import Row
 from training.data.split import choose_heldout
 from tuneline.core.errors import DataError
+from tuneline.core.progress import progress
 
 NUM_EXAMPLES = 10
 EXCERPT_LENGTH = 80
@@ -114,7 +115,7 @@ def check_rows(
         split.group_by if split else None, split.stratify_by if split else None, limit,
     )  # fmt: skip
     with workers(spool, settings) as run:
-        whole = gather(spool, scan_rows(spool, run), run)
+        whole = gather(spool, _shown(scan_rows(spool, run), len(spool)), run)
         _require_columns(whole, settings)
         checked = Checked(whole, [], {})
         for check in CHECKS:
@@ -124,6 +125,16 @@ def check_rows(
             if config is not None and config.action != "ignore":
                 _apply(check, config, checked)
     return checked
+
+
+def _shown(parts: Iterable[Part], num_rows: int) -> Iterator[Part]:
+    """Return the parts of a scan, and show how many rows they have."""
+    done = 0
+    with progress("checking rows", num_rows, "rows") as advance:
+        for part in parts:
+            done += len(part.keys)
+            advance(done)
+            yield part
 
 
 def _common_shingles(spool: Spool) -> Any:

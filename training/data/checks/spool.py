@@ -11,6 +11,10 @@ from typing import BinaryIO, Self
 
 from training.data.row import Row
 from tuneline.core.artifact import cannot_write
+from tuneline.core.progress import progress
+
+SHOWN_ROWS = 1_000
+"""Rows between two updates of the progress: an update takes longer than a row."""
 
 
 @dataclass
@@ -56,8 +60,10 @@ class Spool:
         known = {name: index for index, name in enumerate(self.file_names)}
         at = self.offsets[-1]
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("ab") as file, progress("reading rows", unit="rows") as advance:
                 for row in rows:
+                    if len(self) % SHOWN_ROWS == 0:
+                        advance(len(self))
                     if row.file not in known:
                         # The 256th file and later ones share an index.
                         known[row.file] = min(len(self.file_names), 255)

@@ -31,7 +31,13 @@ from tuneline.pipeline.finished_run import checked
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
 from tuneline.pipeline.search import require_writable
-from tuneline.pipeline.server import LazyServer, served, served_stage, serving_config
+from tuneline.pipeline.server import (
+    LazyServer,
+    require_served_weights,
+    served,
+    served_stage,
+    serving_config,
+)
 from tuneline.pipeline.stage import DATASET, MODEL, REFERENCE, Line, Made
 from tuneline.pipeline.stages import loadtest_config, stages
 from tuneline.pipeline.tune.bench import Bench
@@ -185,7 +191,6 @@ def _bench(
 
     def check(settings: Settings) -> None:
         from serving import check_flags
-        from tuneline.pipeline.check import require_served_weights
 
         other = with_settings(settings)
         require_served_weights(other)

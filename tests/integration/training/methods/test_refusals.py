@@ -43,7 +43,7 @@ def _check(
         "training": {"max_length": 128, **training, "method": method},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
-    return check_run(load_run(folder / "run.yaml"))
+    return check_run(load_run(folder / "run.yaml", runs_dir=folder / "runs")).found
 
 
 @pytest.mark.parametrize(

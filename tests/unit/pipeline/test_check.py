@@ -1,0 +1,98 @@
+"""`tuneline check` runs the data checks, shows their findings and keeps the dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import tuneline_here
+from tests.unit.training.data.checks.made import clean_rows
+from training.data.row import Row
+from tuneline.core.errors import DataError
+from tuneline.pipeline.check import check_run
+from tuneline.pipeline.plan import plan
+from tuneline.pipeline.run_config import Run, load_run
+
+LEAKED, SIMILAR = 3, 7
+"""Rows of `clean_rows` of which one is held out too, and one is held out with another number."""
+
+
+def _write(path: Path, rows: list[tuple[str, str]]) -> None:
+    lines = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in rows]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _texts(row: Row) -> tuple[str, str]:
+    return str(row.prompt[0]["content"]), row.answer
+
+
+def _run(folder: Path, **data: Any) -> Run:
+    rows = [_texts(row) for row in clean_rows(60)]
+    similar = rows[SIMILAR][0].replace("Ticket ", "Ticket 1"), rows[SIMILAR][1]
+    _write(folder / "train.jsonl", rows[:50])
+    _write(folder / "heldout.jsonl", [*rows[50:], rows[LEAKED], similar])
+    values = {
+        "name": "checked",
+        "data": {"path": "train.jsonl", "heldout_path": "heldout.jsonl", **data},
+        "training": {"max_length": 128},
+    }
+    (folder / "run.yaml").write_text(json.dumps(values))
+    return load_run(folder / "run.yaml", runs_dir=folder / "runs")
+
+
+def test_check_names_leaked_rows_and_keeps_the_dataset(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    checked = check_run(run)
+    assert checked.found["data checks"] == (
+        "49 training rows, 12 held-out rows; dropped: 1 prompt is held out"
+    )
+    assert [(f.check, f.action, f.num_rows) for f in checked.findings] == [
+        ("leakage", "fix", 1), ("near_leakage", "warn", 1),
+    ]  # fmt: skip
+    leaked, similar = checked.findings
+    assert leaked.example.startswith(f"train.jsonl: line {LEAKED + 1}: prompt: ")
+    assert similar.example.startswith(f"train.jsonl: line {SIMILAR + 1}: prompt: similar prompts")
+    assert similar.what.endswith("; kept")
+
+    entry = plan(run, ("dataset",))[0]
+    assert entry.state == "current" and entry.path is not None
+    made = (entry.path / "manifest.json").stat().st_mtime_ns
+    assert check_run(run) == checked
+    assert (entry.path / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_a_finding_that_refuses_ends_the_check(tmp_path: Path) -> None:
+    run = _run(tmp_path, checks={"near_leakage": "refuse"})
+    with pytest.raises(DataError, match=f"train.jsonl: line {SIMILAR + 1}: prompt: similar") as e:
+        check_run(run)
+    assert e.value.exit_code == 2
+    assert "data.checks.near_leakage: fix" in str(e.value.hint)
+    assert not list(run.dir.glob("dataset-*"))
+
+
+@pytest.mark.parametrize(("by", "num_rows"), [("drop", 49), ("cut_left", 50)])
+def test_long_rows_that_the_intake_fixes_are_not_refused(
+    tmp_path: Path, by: str, num_rows: int
+) -> None:
+    run = _run(tmp_path, checks={"length": {"action": "fix", "by": by}, "leakage": "ignore"})
+    rows = [_texts(row) for row in clean_rows(50)]
+    long = "Please look at the printer on the third floor. " * 40
+    _write(tmp_path / "train.jsonl", [*rows[:49], (long, rows[49][1])])
+    checked = check_run(run)
+    assert checked.found["data train.jsonl"] == f"{num_rows} rows"
+    assert checked.found["data checks"].startswith(f"{num_rows} training rows")
+    assert "length" in [finding.check for finding in checked.findings]
+
+
+def test_the_command_prints_findings_as_lines_and_as_json(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    arguments = ("check", run.path, "--runs-dir", run.dir.parent)
+    lines = tuneline_here(*map(str, arguments)).stdout.splitlines()
+    assert "ok    data train.jsonl: 50 rows" in lines
+    (place,) = [n for n, line in enumerate(lines) if line.startswith("warn  near_leakage: 1 ")]
+    assert lines[place + 1].startswith(f"      train.jsonl: line {SIMILAR + 1}: ")
+    document = json.loads(tuneline_here(*map(str, arguments), "--json").stdout)
+    assert [finding["check"] for finding in document["findings"]] == ["leakage", "near_leakage"]

@@ -1,0 +1,54 @@
+"""The findings of the data checks that a dataset was made with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from training.data.checks.report import describe_example, describe_result
+from training.data.prepare import REPORT_FILE
+from tuneline.core.artifact import Artifact
+from tuneline.core.errors import NotAnArtifactError
+
+
+@dataclass(frozen=True)
+class DataFinding:
+    """A check with findings.
+
+    Attributes:
+        check: Its key in `data.checks`.
+        action: `fix` or `warn`: a refusal makes no dataset.
+        num_rows: The rows with findings.
+        what: The rows and what happened to them, in words.
+        example: The first row, with file, line, column and kind.
+    """
+
+    check: str
+    action: str
+    num_rows: int
+    what: str
+    example: str
+
+
+def data_findings(dataset: Artifact) -> list[DataFinding]:
+    """Return the checks of a dataset that have findings, in their order.
+
+    Raises:
+        NotAnArtifactError: The dataset has no report of the checks.
+    """
+    path = dataset.path / REPORT_FILE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))["checks"]
+        return [
+            DataFinding(
+                check=result["check"],
+                action=result["action"],
+                num_rows=result["num_rows"],
+                what=describe_result(result),
+                example=describe_example(result["examples"][0]),
+            )
+            for result in results
+            if result["num_rows"]
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise NotAnArtifactError(f"{path}: expected the findings of the data checks") from None
