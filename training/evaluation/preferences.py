@@ -22,6 +22,7 @@ from training.config.method import GrpoConfig
 from training.data.prepare import dataset_rows
 from training.data.row import Row
 from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
+from training.evaluation.judged_answers import judge_answers
 from training.methods import find_method, require_kinds
 from training.methods.rewards import load_rewards
 from training.model import load_base, load_tuned, quiet_libraries, resolve_dtype
@@ -37,6 +38,7 @@ from tuneline.core.statistics import (
 )
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
+from tuneline.models.template import dataset_settings
 from tuneline.models.tokenizer import load_tokenizer
 
 ROWS_FILE = "preferences.jsonl"
@@ -57,6 +59,9 @@ def evaluate_preferences(
 ) -> Artifact:
     """Compare the trained model with its base on held-out rows, and write every row's figures.
 
+    With a judge, answers of KTO and GRPO are also compared by it; those of other methods are
+    compared in the evaluation report.
+
     Args:
         relative_to: The directory that the paths of the method's files start from.
 
@@ -64,6 +69,7 @@ def evaluate_preferences(
         ArtifactError: `out` exists, or base and trained model cannot be loaded or do not fit.
         DataError: The held-out rows are not rows of the method.
         ConfigError: A reward function does not answer with numbers.
+        ServerError: A request to the judge failed.
     """
     quiet_libraries()
     inputs = [dataset.as_input("dataset"), base.as_input("base"), trained.as_input("adapter")]
@@ -75,6 +81,10 @@ def evaluate_preferences(
         require_kinds(training.method, rows, HELDOUT_FILE)
         measure = {"grpo": _rewards, "reward": _scores}.get(training.method.type, _implicit)
         found, figures = measure(training, rows, base, trained)
+        if config.judge is not None and not training.method.has_expected_answers:
+            figures["judge"] = judge_answers(
+                config, config.judge, rows, dataset_settings(dataset), base, trained, draft.dir
+            )
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in found)
         (draft.dir / ROWS_FILE).write_text("".join(lines), encoding="utf-8")
         text = json.dumps(figures, indent=2) + "\n"

@@ -52,6 +52,15 @@ class RunConfig(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_judge(self) -> Self:
+        if self.evaluation.judge is not None and not self.training.method.answers_prompts:
+            raise ValueError(
+                "evaluation.judge compares answers, and a reward model gives none; remove "
+                "evaluation.judge, or set training.method: {type: dpo}"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Run:

@@ -27,6 +27,9 @@ def run_report_lines(done: Done) -> list[str]:
     for compared in of_kind(done, "evaluation-report"):
         lines += ["\nBase against tuned", *comparison_lines(compared.manifest.metrics)]
         lines.append(f"  answers side by side: {compared.path / 'mismatches.html'}")
+    for compared in of_kind(done, "preferences"):
+        lines += ["\nPreferences", f"  {KINDS['preferences'].summary(compared.manifest.metrics)}"]
+        lines += _judge_lines(compared.manifest.metrics)
     for forgetting in of_kind(done, "forgetting"):
         lines += ["\nForgetting suite", *forgetting_lines(forgetting.manifest.metrics)]
         lines.append(f"  answers side by side: {forgetting.path / 'mismatches.html'}")
@@ -61,13 +64,20 @@ def comparison_lines(metrics: dict[str, Any]) -> list[str]:
             f"{entry['difference']:+.3f} (95 %: {low:+.3f} to {high:+.3f})"
             + (f", McNemar p {p:.2g}" if p is not None else "")
         )
-    if judge := metrics.get("judge"):
-        rate = "unknown" if judge["win_rate"] is None else f"{judge['win_rate']:.1%}"
-        lines.append(
-            f"  judge: the tuned model's win rate is {rate} ({judge['wins']} wins, "
-            f"{judge['losses']} losses, {judge['ties'] + judge['swapped']} ties)"
-        )
-    return lines
+    return lines + _judge_lines(metrics)
+
+
+def _judge_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return the line of a judge's verdicts, if a judge was asked."""
+    judge = metrics.get("judge")
+    if judge is None:
+        return []
+    rate = "unknown" if judge["win_rate"] is None else f"{judge['win_rate']:.1%}"
+    unread = f", {judge['unreadable']} without a verdict" if judge["unreadable"] else ""
+    return [
+        f"  judge: the tuned model's win rate is {rate} ({judge['wins']} wins, "
+        f"{judge['losses']} losses, {judge['ties'] + judge['swapped']} ties{unread})"
+    ]
 
 
 def forgetting_lines(metrics: dict[str, Any]) -> list[str]:

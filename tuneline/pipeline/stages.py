@@ -257,7 +257,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, label="base + adapter",
+            inputs=training_inputs, label="base + adapter", version=2,
         ),
         *_forgetting_stage(config),
         Stage(

@@ -74,3 +74,11 @@ def test_full_fine_tuning_has_a_lower_learning_rate_of_its_own() -> None:
     assert run_of(training={"finetuning_type": "full"}).config.training.learning_rate == 2e-5
     given = {"finetuning_type": "full", "learning_rate": 1e-4}
     assert run_of(training=given).config.training.learning_rate == 1e-4
+
+
+def test_a_judge_of_a_model_without_answers_is_refused() -> None:
+    judge = {"judge": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
+    with pytest.raises(ConfigError, match="a reward model gives none") as error:
+        run_of(training={"method": {"type": "reward"}}, evaluation=judge)
+    assert error.value.exit_code == 2 and "method: {type: dpo}" in str(error.value)
+    run_of(training={"method": {"type": "kto"}}, evaluation=judge)

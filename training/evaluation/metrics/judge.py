@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 from training.config import EvaluationConfig, JudgeConfig
 from training.evaluation.answer_text import bare_answer
@@ -18,6 +18,7 @@ from tuneline.core.messages import Messages, content_of
 from tuneline.core.openai_client import first_choice, openai_client, server_error
 from tuneline.core.progress import progress
 from tuneline.core.server_words import text_of
+from tuneline.core.statistics import mcnemar_p
 
 MAX_CHARACTERS = 8000
 """Of each text in a question to the judge; the rest is cut."""
@@ -80,7 +81,9 @@ def judge_pairs(
         config.url.rstrip("/"), config.model, read_key(os.environ, config.api_key_env)
     )
     different = [index for index, (_, first, second) in enumerate(pairs) if first != second]
-    questions = [_question(config, pairs[i], swap) for i in different for swap in (False, True)]
+    questions = [
+        judge_question(config, pairs[i], swap) for i in different for swap in (False, True)
+    ]
     replies = _ask(config, endpoint, questions)
     values: list[float | None] = [0.5] * len(pairs)
     counts = {"wins": 0, "losses": 0, "ties": len(pairs) - len(different), "swapped": 0}
@@ -99,13 +102,28 @@ def judge_pairs(
     return values, {**counts, "num_requests": len(questions)}
 
 
+def win_rate(values: Sequence[float | None], counts: dict[str, int]) -> dict[str, Any]:
+    """Return the win rate of first answers, and the sign test of wins and losses.
+
+    A pair of which the judge gave no readable verdict counts in `unreadable` only; without a
+    readable verdict the rate is None.
+    """
+    read = [value for value in values if value is not None]
+    return {
+        "win_rate": sum(read) / len(read) if read else None,
+        "sign_test_p": mcnemar_p(counts["losses"], counts["wins"]),
+        **counts,
+    }
+
+
 def read_choice(reply: str) -> Choice | None:
     """Return the last verdict of a judgement; None without one."""
     found = _VERDICT.findall(bare_answer(reply))
     return _CHOICES[found[-1]] if found else None
 
 
-def _question(config: JudgeConfig, pair: Pair, swap: bool) -> str:
+def judge_question(config: JudgeConfig, pair: Pair, swap: bool) -> str:
+    """Return the question to the judge about a pair; `swap` puts the second answer first."""
     messages, first, second = pair
     prompt = "\n".join(f"{message['role']}: {content_of(message)}" for message in messages)
     first, second = (second, first) if swap else (first, second)

@@ -10,13 +10,12 @@ from training.config import EvaluationConfig, JudgeConfig
 from training.evaluation.answer_text import bare_answer
 from training.evaluation.evaluate import PAGE_FILE, read_predictions
 from training.evaluation.metrics.classes import class_targets, score_classes
-from training.evaluation.metrics.judge import Pair, judge_pairs
+from training.evaluation.metrics.judge import Pair, judge_pairs, win_rate
 from training.evaluation.prediction import Prediction
 from training.evaluation.report.comparison import compare_predictions
 from training.evaluation.report.confusion_plot import draw_confusions
 from training.evaluation.report.page import mismatch_page
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
-from tuneline.core.statistics import mcnemar_p
 
 COMPARISON_FILE = "comparison.json"
 PLOT_FILE = "confusion.png"
@@ -65,15 +64,9 @@ def _confusions(
 def _judge(
     config: JudgeConfig, base: Sequence[Prediction], tuned: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """Return the tuned model's win rate over the base, and the sign test of wins and losses."""
+    """Return the tuned model's win rate over the base."""
     pairs: list[Pair] = [
         (b.prompt, bare_answer(b.answer), bare_answer(a.answer))
         for a, b in list(zip(base, tuned, strict=True))[: config.num_rows]
     ]
-    values, counts = judge_pairs(config, pairs)
-    read = [value for value in values if value is not None]
-    return {
-        "win_rate": sum(read) / len(read) if read else None,
-        "sign_test_p": mcnemar_p(counts["losses"], counts["wins"]),
-        **counts,
-    }
+    return win_rate(*judge_pairs(config, pairs))

@@ -50,7 +50,8 @@ def evaluation_section(facts: Facts) -> Section | None:
     if any(stage in facts.made for stage in LABELS):
         blocks.append(_scores(facts))
     if PREFERENCES in facts.made:
-        blocks.append(_preferences(facts.made[PREFERENCES].manifest.metrics))
+        found = facts.made[PREFERENCES].manifest.metrics
+        blocks += [_preferences(found), *_judged(found.get("judge"))]
     if EVALUATION_TUNED in facts.made:
         blocks.append(_wrong_answers(facts))
     if not blocks:
@@ -86,15 +87,20 @@ def _compared(comparison: dict[str, Any], judge: dict[str, Any] | None) -> list[
     if drawn:
         axis = Axis("percentage points, right of the line is more")
         blocks.append(Plots((row_plot("Tuned minus base", drawn, axis, zero=True),)))
-    if judge is not None:
-        rate = share(judge["win_rate"])
-        blocks.append(
-            Paragraph(
-                f"Judge: the tuned model's win rate is {rate} ({judge['wins']} wins, "
-                f"{judge['losses']} losses, {judge['ties'] + judge['swapped']} ties)."
-            )
+    return blocks + _judged(judge)
+
+
+def _judged(judge: dict[str, Any] | None) -> list[Block]:
+    """Return what a judge said, if a judge was asked."""
+    if judge is None:
+        return []
+    unread = f", {judge['unreadable']} without a verdict" if judge["unreadable"] else ""
+    return [
+        Paragraph(
+            f"Judge: the tuned model's win rate is {share(judge['win_rate'])} ({judge['wins']} "
+            f"wins, {judge['losses']} losses, {judge['ties'] + judge['swapped']} ties{unread})."
         )
-    return blocks
+    ]
 
 
 def _number(value: float) -> str:

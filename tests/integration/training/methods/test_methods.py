@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.integration.training.methods.datasets import KINDS, REWARD_FILE, write_dataset
 from tests.integration.training.tiny import make_base
-from training.config import EvaluationConfig, TrainingConfig
+from tests.unit.training.evaluation.metrics.judge_server import judge, prefer_longer
+from training.config import EvaluationConfig, JudgeConfig, TrainingConfig
 from training.evaluation.preferences import evaluate_preferences
 from training.loop.arguments import trainer_arguments
 from training.methods import find_method
@@ -102,6 +103,7 @@ def _compare_with_base(
         EvaluationConfig(), config, dataset, base, trained, out, relative_to=folder
     )
     figures, at_end = found.manifest.metrics, trained.manifest.metrics
+    assert "judge" not in figures
     lines = (out / "preferences.jsonl").read_text().splitlines()
     rewards = [json.loads(line) for line in lines]
     assert len(rewards) == 9
@@ -123,6 +125,34 @@ def _compare_with_base(
     if config.method.type in ("dpo", "reward"):  # TRL computed the same margin in batches of four
         weighted = sum(row["rewards"][0] - row["rewards"][1] for row in rewards) / 9
         assert figures["margin"] == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("method", ["kto", "grpo"])
+def test_a_judge_compares_answers_where_rows_expect_none(
+    method: str,
+    folder: Path,
+    base: ModelSource,
+    datasets: dict[str, Artifact],
+    tmp_path: Path,
+) -> None:
+    config, dataset = _config(method, num_train_epochs=1), datasets[KIND_OF[method]]
+    trained = train_adapter(config, dataset, base, tmp_path / "a", relative_to=folder)
+    with judge(prefer_longer) as (url, requests):
+        asked = JudgeConfig(url=url, model="judge", num_rows=5)
+        found = evaluate_preferences(
+            EvaluationConfig(judge=asked, max_new_tokens=12), config, dataset, base, trained,
+            tmp_path / "p", relative_to=folder,
+        )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "p" / "answers.jsonl").open()]
+    heldout = [json.loads(line) for line in (dataset.path / "heldout.jsonl").open()]
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in heldout[:5]]
+    lengths = [(len(row["tuned"]), len(row["base"])) for row in rows]
+    won = [0.5 if tuned == plain else float(tuned > plain) for tuned, plain in lengths]
+    figures = found.manifest.metrics["judge"]
+    assert [row["judge"] for row in rows] == won
+    assert figures["win_rate"] == sum(won) / 5
+    different = sum(row["tuned"] != row["base"] for row in rows)
+    assert len(requests) == figures["num_requests"] == 2 * different > 0
 
 
 def _rendered(tokenizer: Any, row: Any) -> dict[str, list[int]]:

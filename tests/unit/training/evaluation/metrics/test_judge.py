@@ -4,63 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from tests.unit.training.evaluation.metrics.judge_server import KEY, judge, prefer_longer
 from tests.unit.training.evaluation.metrics.rows import made
 from training.config import EvaluationConfig, JudgeConfig
-from training.evaluation.metrics.judge import MAX_CHARACTERS, read_choice, score_judge
+from training.evaluation.metrics.judge import MAX_CHARACTERS, read_choice, score_judge, win_rate
 from tuneline.core.errors import ConfigError, ServerError
-
-KEY = "sk-secret-of-the-judge"
-
-
-@contextmanager
-def judge(verdict: Callable[[str, str], str], status: int = 200) -> Iterator[tuple[str, list[Any]]]:
-    """Serve `verdict(first answer, second answer)`, and keep the requests."""
-    requests: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append({**body, "key": self.headers["Authorization"]})
-            question = body["messages"][0]["content"]
-            first = question.split("[Answer A]\n")[1].split("\n\n[Answer B]")[0]
-            second = question.split("[Answer B]\n")[1].split("\n\nCompare")[0]
-            message = {"role": "assistant", "content": verdict(first, second)}
-            document = {
-                "id": "1", "object": "chat.completion", "created": 0, "model": "m",
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            }  # fmt: skip
-            error = {"error": {"message": f"bad key {KEY}"}}
-            text = json.dumps(document if status == 200 else error).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", requests
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def _longer(first: str, second: str) -> str:
-    return "Compared.\n" + ("[[A]]" if len(first) > len(second) else "[[B]]")
 
 
 def _config(url: str, **options: Any) -> EvaluationConfig:
@@ -70,7 +22,7 @@ def _config(url: str, **options: Any) -> EvaluationConfig:
 def test_answers_win_and_lose_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     rows = made([("short", "a longer one"), ("a longer one", "short"), ("same", "same")])
-    with judge(_longer) as (url, requests):
+    with judge(prefer_longer) as (url, requests):
         scored = score_judge(rows, _config(url))
     assert scored.values == [1.0, 0.0, 0.5]
     assert scored.details == {
@@ -101,7 +53,7 @@ def test_a_judge_that_looks_at_positions_gives_a_tie(
 
 def test_a_judge_is_bounded_in_rows_and_characters() -> None:
     rows = made([("a", "b" * (2 * MAX_CHARACTERS))] * 5)
-    with judge(_longer) as (url, requests):
+    with judge(prefer_longer) as (url, requests):
         scored = score_judge(rows, _config(url, num_rows=2))
     assert scored.values == [1.0, 1.0, None, None, None]
     assert len(requests) == 4
@@ -114,7 +66,7 @@ def test_a_key_is_never_shown(
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     with (
         caplog.at_level(logging.DEBUG),
-        judge(_longer, status=401) as (url, _requests),
+        judge(prefer_longer, status=401) as (url, _requests),
         pytest.raises(ServerError) as caught,
     ):
         score_judge(made([("a", "b")]), _config(url))
@@ -135,3 +87,18 @@ def test_the_last_verdict_after_reasoning_counts() -> None:
     assert read_choice("<think>[[A]]</think>\n[[B]]") == "B"
     assert read_choice("[[ C ]]") == "tie"
     assert read_choice("A") is None
+
+
+def test_the_win_rate_counts_a_tie_as_half_and_leaves_out_what_is_unreadable() -> None:
+    counts = {"wins": 5, "losses": 1, "ties": 1, "swapped": 1, "unreadable": 2}
+    found = win_rate([1.0] * 5 + [0.0, 0.5, 0.5, None, None], counts)
+    assert found["win_rate"] == (5 + 2 * 0.5) / 8
+    # Five of six decided pairs: 2 * (1 + 6) / 2**6 for the two-sided sign test.
+    assert found["sign_test_p"] == pytest.approx(14 / 64)
+    assert found["unreadable"] == 2
+
+
+def test_a_judge_without_any_verdict_gives_no_win_rate() -> None:
+    counts = {"wins": 0, "losses": 0, "ties": 0, "swapped": 0, "unreadable": 2}
+    found = win_rate([None, None], counts)
+    assert found["win_rate"] is None and found["sign_test_p"] == 1.0
