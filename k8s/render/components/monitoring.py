@@ -9,11 +9,17 @@ from k8s.render.queries import EXAMPLE, quantile, selector
 MEASURED = ("TunelineTtft", "TunelineTpot", "TunelineQueue")
 """The alerts whose limits come from a load report."""
 WINDOW = "5m"
+SCALED_INTERVAL_S = 5
+"""Seconds between scrapes with `autoscaling`: the autoscaler learns of a load one scrape late."""
 
 
 def fill_monitor(files: Files, facts: Facts) -> None:
-    """Put the labels of the operator and its namespace into the files."""
-    files["service-monitor.yaml"]["metadata"]["labels"] |= facts.config.monitoring_labels
+    """Put the labels of the operator, its namespace and the interval of scrapes into the files."""
+    monitor = files["service-monitor.yaml"]
+    monitor["metadata"]["labels"] |= facts.config.monitoring_labels
+    if facts.config.autoscaling is not None:
+        (endpoint,) = monitor["spec"]["endpoints"]
+        endpoint |= {"interval": f"{SCALED_INTERVAL_S}s", "scrapeTimeout": f"{SCALED_INTERVAL_S}s"}
     (rule,) = files["network-policy.yaml"]["spec"]["ingress"]
     (peer,) = rule["from"]
     labels = peer["namespaceSelector"]["matchLabels"]

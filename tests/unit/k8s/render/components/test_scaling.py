@@ -167,6 +167,23 @@ def test_the_autoscaler_of_kubernetes_gets_the_same_target(
     assert "replicas" not in one(objects, "Deployment")["spec"]
 
 
+@pytest.mark.parametrize(("scaling", "interval"), [(KEDA, "5s"), (None, "15s")])
+def test_an_autoscaler_reads_metrics_of_the_last_five_seconds(
+    tmp_path: Path,
+    render_run: Render,
+    objects_of: ObjectsOf,
+    scaling: dict[str, Any] | None,
+    interval: str,
+) -> None:
+    objects = objects_of(
+        render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="m")
+    )
+    (endpoint,) = one(objects, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["interval"] == interval
+    # Prometheus refuses a timeout above the interval.
+    assert int(endpoint["scrapeTimeout"][:-1]) <= int(interval[:-1])
+
+
 def test_without_a_load_report_nothing_is_scaled(tmp_path: Path, render_run: Render) -> None:
     with pytest.raises(ConfigError, match=r"k8s.autoscaling: its numbers come from a load test"):
         render_run(tmp_path / "out", autoscaling=KEDA, monitoring_namespace="m", capacity=None)
