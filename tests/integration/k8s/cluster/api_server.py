@@ -36,6 +36,8 @@ class ApiServer:
         slow_s: Every answer takes so long.
         hangs: No request is answered.
         hangs_after: No request is answered after so many applied objects.
+        hangs_on: Pairs of verb and resource that get no answer; `store` is a patch without a dry
+            run, and `log` and `portforward` are resources.
         tunnel_connections: The next tunnels carry so many connections each, then break.
         absent: Group versions that the cluster does not serve.
         once: For a verb and a resource, refusals that the next requests get, one each.
@@ -53,15 +55,27 @@ class ApiServer:
     slow_s: float = 0.0
     hangs: bool = False
     hangs_after: int | None = None
+    hangs_on: set[tuple[str, str]] = field(default_factory=set)
     tunnel_connections: list[int] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     port: int = 0
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def is_silent(self) -> bool:
-        return self.hangs or (
-            self.hangs_after is not None and len(self.store.applied) >= self.hangs_after
+    def is_silent(self, verb: str, path: str) -> bool:
+        """Return whether a request gets no answer."""
+        url = urlsplit(path)
+        _, *words = url.path.partition("/namespaces/")[2].split("/")
+        is_part = len(words) > 2  # of an object: its log, or a tunnel to it
+        resource = words[-1] if is_part else "".join(words[:1])
+        asked = "get" if is_part else "list" if verb == "get" and len(words) == 1 else verb
+        pairs = {(asked, resource)}
+        if verb == "patch" and "dryRun" not in parse_qs(url.query):
+            pairs.add(("store", resource))
+        return (
+            self.hangs
+            or (self.hangs_after is not None and len(self.store.applied) >= self.hangs_after)
+            or not pairs.isdisjoint(self.hangs_on)
         )
 
     def write_kubeconfig(self, path: Path, *, port: int | None = None) -> None:
@@ -84,7 +98,7 @@ def emptied(api: ApiServer) -> Iterator[ApiServer]:
         if name not in ("port", "stopped", "lock"):
             setattr(api, name, getattr(fresh, name))
     yield api
-    api.hangs, api.hangs_after = False, None
+    api.hangs, api.hangs_after, api.hangs_on = False, None, set()
 
 
 @contextmanager
@@ -142,8 +156,12 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, verb: str) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
-        while self.api.is_silent() and not self.api.stopped.is_set():
-            time.sleep(0.05)
+        if self.api.is_silent(verb, self.path):
+            while self.api.is_silent(verb, self.path) and not self.api.stopped.is_set():
+                time.sleep(0.05)
+            # Nobody waits for the answer, and the next test has another cluster.
+            self.close_connection = True
+            return
         time.sleep(self.api.slow_s)
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}

@@ -101,6 +101,72 @@ def test_a_cluster_that_stops_answering_says_the_state(
 
 
 @pytest.mark.parametrize(
+    "call", [("get", "configmaps"), ("patch", "deployments"), ("store", "configmaps")]
+)
+def test_a_cluster_that_hangs_before_the_apply_keeps_what_runs(
+    call: tuple[str, str], cluster: ApiServer, deployed: Released, second: Released,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    limit_requests(monkeypatch, 0.5)
+    monkeypatch.setattr(kubectl, "MARGIN_S", 1.0)
+    before = running(cluster)
+    cluster.hangs_on.add(call)
+    begun_s = time.monotonic()
+    done = second.deploy("apply", "--yes")
+    assert time.monotonic() - begun_s < 30
+    assert done.returncode == 5
+    assert "answer" in done.stderr
+    assert "get --raw /readyz" in done.stderr
+    assert running(cluster) == before
+    assert cluster.store.applied == []
+
+
+@pytest.mark.parametrize(
+    ("call", "fault", "words"),
+    [
+        (("store", "deployments"), None, "answer"),
+        (("get", "portforward"), None, "does not listen after 0.5 s"),
+        (("get", "log"), "crash", "CrashLoopBackOff: exit code 1"),
+    ],
+)
+def test_a_cluster_that_hangs_in_one_call_of_a_roll_out_gets_the_earlier_version_back(
+    call: tuple[str, str], fault: str | None, words: str, cluster: ApiServer, deployed: Released,
+    second: Released, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    limit_requests(monkeypatch, 0.5)
+    monkeypatch.setattr(kubectl, "MARGIN_S", 1.0)
+    monkeypatch.setattr(kubectl, "FORWARD_S", 0.5)
+    before = running(cluster)
+    cluster.hangs_on.add(call)
+    if fault is not None:
+        cluster.store.faults["tuneline-server:2"] = fault
+    begun_s = time.monotonic()
+    done = second.deploy("apply", "--yes")
+    assert time.monotonic() - begun_s < 40
+    assert done.returncode == 5
+    assert words in done.stderr
+    assert running(cluster) == before, done.stderr
+
+
+def test_a_roll_out_that_cannot_be_watched_ends_and_says_what_is_applied(
+    cluster: ApiServer, deployed: Released, second: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_requests(monkeypatch, 0.5)
+    monkeypatch.setattr(kubectl, "MARGIN_S", 1.0)
+    monkeypatch.setattr("k8s.cluster.rollout.MAX_FAILURES", 1)
+    before = running(cluster)
+    cluster.hangs_on.add(("list", "pods"))
+    begun_s = time.monotonic()
+    done = second.deploy("apply", "--yes")
+    assert time.monotonic() - begun_s < 40
+    assert done.returncode == 5
+    assert "tuneline deploy roll-back RUN.yaml" in done.stderr
+    cluster.hangs_on.clear()
+    assert deployed.deploy("roll-back", "--yes").returncode == 0
+    assert running(cluster) == before
+
+
+@pytest.mark.parametrize(
     ("verb", "right"),
     [
         ("diff", ("patch", "deployments")),
