@@ -11,7 +11,7 @@ from tuneline.core.lazy import lazy_face
 if TYPE_CHECKING:
     from k8s.capacity import read_capacity
     from k8s.cluster.apply import Plan, apply_manifests, plan_apply
-    from k8s.cluster.canary import find_stable, set_weight, shift_route
+    from k8s.cluster.canary import find_stable, require_names, set_weight, shift_route
     from k8s.cluster.check import check_run, open_tunnel, read_server_key
     from k8s.cluster.kubectl import Cluster, open_cluster
     from k8s.cluster.manifests import Manifests, read_manifests
@@ -43,6 +43,7 @@ __all__ = [
     "read_state",
     "render_manifests",
     "render_training",
+    "require_names",
     "roll_back_server",
     "set_weight",
     "shift_route",
@@ -70,6 +71,7 @@ __getattr__ = lazy_face(
         "read_state": "k8s.cluster.status:read_state",
         "render_manifests": "k8s.render.tree:render_manifests",
         "render_training": "k8s.render.training.tree:render_training",
+        "require_names": "k8s.cluster.canary:require_names",
         "roll_back_server": "k8s.cluster.roll_back:roll_back_server",
         "set_weight": "k8s.cluster.canary:set_weight",
         "shift_route": "k8s.cluster.canary:shift_route",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -45,6 +45,9 @@ OWN_FLAGS = {
     "uds": "the server listens on TCP",
 }
 
+
+ModelAlias = Annotated[str, Field(pattern=r"^[^\s@]+$")]
+"""A name without `@`, which separates the run's name from the digest."""
 
 NOT_SECRET_FLAGS = {"allow_credentials"}
 """Flags of vLLM that are named like a secret and hold none: this flag is a CORS setting."""
@@ -139,6 +142,9 @@ class ServingConfig(StrictModel):
     """Routes that are open next to chat, completions and models: `/v1/responses`; `/v1/messages`,
     which Anthropic's client calls; `/tokenize` and `/detokenize`, for admin keys; `page`, which is
     `/chat` in a browser."""
+    aliases: list[ModelAlias] = Field(default_factory=list, json_schema_extra={"keyed": False})
+    """More names of the model, after the run's own. A canary needs the name of the run whose
+    requests it gets a share of."""
     log_format: Literal["text", "json"] = Field(default="text", json_schema_extra={"keyed": False})
     """Of the access log."""
     stall_after_s: float = Field(default=12.0, gt=0, json_schema_extra={"keyed": False})

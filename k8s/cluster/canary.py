@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from k8s.cluster.changes import ref
 from k8s.cluster.kubectl import Cluster, Object, apply, get
+from k8s.cluster.manifests import Manifests
 from k8s.cluster.revisions import read_record, without_server_fields
 from k8s.cluster.rollout import Rollout, read_rollout
 from k8s.cluster.shares import ROUTES, give_share, read_weights
 from k8s.render.facts import server_name
 from k8s.render.kustomize import INSTANCE_LABEL
+from k8s.rules.objects import flags
 from tuneline.core.errors import ConfigError, ServerError, TunelineError
 from tuneline.core.progress import logger
 
@@ -48,6 +51,33 @@ def find_stable(cluster: Cluster, canary: str, stable: str | None = None) -> str
         f"{cluster.where}: {named}; expected one of {', '.join(others)}",
         hint=f"Try: --stable {others[0]}",
     )
+
+
+def require_names(cluster: Cluster, stable: str, canary: Manifests) -> None:
+    """Check that a canary answers to the names by which clients ask the stable run.
+
+    A name with a digest fixes one artifact, so no other run has it.
+
+    Raises:
+        ConfigError: A name is missing; vLLM answers a request for an unknown model with status 404.
+    """
+    asked = [name for name in _names(_rollout(cluster, stable).deployment) if "@" not in name]
+    missing = [name for name in asked if name not in _names(canary.deployment)]
+    if missing:
+        raise ConfigError(
+            f"{canary.run}: does not serve {', '.join(missing)}, the name by which clients ask "
+            f"{stable}; its share of their requests would get status 404",
+            hint=f"Set serving.aliases: [{', '.join(missing)}] in the run.yaml of {canary.run}.",
+        )
+
+
+def _names(deployment: Mapping[str, Any]) -> list[str]:
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    return [
+        name
+        for container in containers
+        for name in flags(container.get("args", [])).get("--served-model-name", [])
+    ]
 
 
 def shift_route(

@@ -95,7 +95,7 @@ def explain_server(
         ArtifactError: The adapter cannot be served next to its base.
     """
     digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
-    names = served_names(name, digest)
+    names = served_names(name, digest, config.aliases)
     variables = []
     if not gpu_names():
         space = f"VLLM_CPU_KVCACHE_SPACE={config.cpu_kvcache_space_gib}"
@@ -161,7 +161,7 @@ def server_flags(
             ("--port", str(port)), "serving.port" if config.port == port else "a port that is free"
         ),
     ]
-    reason = "the run's name; the artifact's digest, from its manifest"
+    reason = "the run's name; serving.aliases; the artifact's digest, from its manifest"
     flags.append(Flag(("--served-model-name", *base_names(served_names, adapter)), reason))
     if adapter is not None or config.adapters is not None:
         flags += lora_flags(config, adapter, adapter_at or str(adapter), served_names)
@@ -182,9 +182,9 @@ def base_names(served_names: Sequence[str], adapter: object | None) -> list[str]
     return list(served_names) if adapter is None else [f"{served_names[0]}-base"]
 
 
-def served_names(name: str, digest: str) -> list[str]:
-    """Return `[name, name@digest12]`: the second name fixes the artifact that answers."""
-    return [name, f"{name}@{short_digest(digest)}"]
+def served_names(name: str, digest: str, aliases: Sequence[str] = ()) -> list[str]:
+    """Return `[name, *aliases, name@digest12]`: the last name fixes the artifact that answers."""
+    return [*dict.fromkeys([name, *aliases]), f"{name}@{short_digest(digest)}"]
 
 
 def _template_defaults(model: Path, adapter: Path | None) -> dict[str, Any]:
@@ -211,7 +211,8 @@ def plan_container(
             hint="Try: --set serving.adapters=null",
         )
     args = server_args(
-        config, model=model_dir, adapter=None, served_names=served_names(model.name, model.digest),
+        config, model=model_dir, adapter=None,
+        served_names=served_names(model.name, model.digest, config.aliases),
         host=host, port=port, template_defaults=folder_defaults(model.path),
     )  # fmt: skip
     return args, server_env(config, artifact_facts(model, None, model.name))

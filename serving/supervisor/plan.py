@@ -50,7 +50,7 @@ def plan_launch(
     require_vllm()
     require_memory(config, model.path, is_start=True)
     digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
-    names = served_names(name, digest)
+    names = served_names(name, digest, config.aliases)
     command = vllm_command(
         config, model=model, adapter=adapter, served_names=names, host=host, port=port,
         environ=os.environ, state_dir=log_path.parent / "adapters",

@@ -13,6 +13,7 @@ from tuneline.commands.options import (
     AsJson,
     Out,
     Overrides,
+    ReleaseDir,
     RunFile,
     RunsDir,
 )
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 def deploy_render(
     run_file: RunFile,
     out: Out = None,
-    release: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The release; by default the newest of the run's model."),
-    ] = None,
+    release: ReleaseDir = None,
     allow_unreleased: Annotated[
         bool,
         typer.Option("--allow-unreleased", help="Render without a release, and mark every object."),

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneline.commands.option_values import DEFAULT_KEY_ENV, open_run, refuse
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, KeyEnv, Overrides, RunFile, RunsDir
+from tuneline.commands.options import (
+    DEFAULT_RUNS,
+    AsJson,
+    KeyEnv,
+    Overrides,
+    ReleaseDir,
+    RunFile,
+    RunsDir,
+)
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
@@ -35,10 +43,6 @@ Context = Annotated[
 ]
 Namespace = Annotated[
     str | None, typer.Option(metavar="NAME", help="The namespace, in place of k8s.namespace.")
-]
-ReleaseDir = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="The release; by default the newest of the run's model."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 TimeoutS = Annotated[
@@ -217,7 +221,7 @@ def deploy_canary(
     A step is kept only if the canary's pods stay ready and its answers equal the reference's. After
     a failure the share is 0 again.
     """
-    from k8s import find_stable, open_cluster, set_weight, shift_route
+    from k8s import find_stable, open_cluster, require_names, set_weight, shift_route
     from tuneline.pipeline.deployment import find_key
 
     run = _open_canary(run_file, overrides, runs_dir, namespace)
@@ -232,6 +236,7 @@ def deploy_canary(
     else:
         manifests = _render(run, release)
         first = find_stable(cluster, name, stable)
+        require_names(cluster, first, manifests)
         key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
         check = _canary_check(run, manifests, cluster, first, key, compare)
         _apply(run, manifests, cluster, yes, timeout_s, False, api_key_env)

@@ -21,6 +21,10 @@ Overrides = Annotated[
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", help="Where runs keep their artifacts.", metavar="DIR")
 ]
+ReleaseDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The release; by default the newest of the run's model."),
+]
 PushTo = Annotated[
     str | None,
     typer.Option(

@@ -145,7 +145,7 @@ NOT_KEYED: dict[str, str] = {
     # A further form is a further stage.
     "export": "forms",
     "serving": """host port api_key_env compile_cache ready_timeout_s shutdown_timeout max_restarts
-        keys_file routes log_format stall_after_s""",
+        keys_file routes aliases log_format stall_after_s""",
     "serving.limits": """max_body_bytes header_timeout_s body_timeout_s max_n max_tokens
         max_in_flight""",
     "serving.adapters": "root max_adapters max_lora_rank",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from k8s import open_cluster, require_names
 from k8s.cluster import pods
 from tests.commands import tuneline_here
 from tests.integration.k8s.cluster.api_server import ApiServer
@@ -21,6 +22,8 @@ from tests.integration.k8s.cluster.conftest import (
     running,
 )
 from tests.integration.k8s.cluster.model_server import ModelServer
+from tuneline.core.errors import ConfigError
+from tuneline.pipeline.deployment import render_released
 
 Serve = Callable[..., ModelServer]
 
@@ -186,7 +189,9 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Released:
     """A second run with a model of its own, which names the gateway of the first."""
     folder = tmp_path_factory.mktemp("canary")
     image = "registry.example.com/tuneline-server:3"
-    return Released(folder, 3.0, {"gateway": GATEWAY, "image": image}, name="next")
+    serving = {"aliases": ["support-tickets"]}
+    own = {"gateway": GATEWAY, "image": image}
+    return Released(folder, 3.0, own, name="next", serving=serving)
 
 
 def weights(cluster: ApiServer) -> dict[str, int]:
@@ -251,6 +256,18 @@ def test_the_share_of_a_server_that_is_gone_is_not_kept(
     assert done.returncode == 0, done.stderr
     assert f"HTTPRoute/{SERVER}: gone has a share and is not there" in done.stderr
     assert weights(cluster) == {SERVER: 100}
+
+
+def test_a_canary_that_clients_would_not_find_gets_no_share(
+    cluster: ApiServer, deployed: Released, canary: Released
+) -> None:
+    manifests = render_released(canary.line.run)
+    require_names(open_cluster("tuneline"), "support-tickets", manifests)
+    (container,) = manifests.deployment["spec"]["template"]["spec"]["containers"]
+    container["args"].remove("support-tickets")
+    with pytest.raises(ConfigError, match="next: does not serve support-tickets, the name") as e:
+        require_names(open_cluster("tuneline"), "support-tickets", manifests)
+    assert e.value.hint == "Set serving.aliases: [support-tickets] in the run.yaml of next."
 
 
 def test_a_canary_gets_its_share_in_every_rule_of_the_stable_run(

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from serving.command.arguments import (
     served_names,
@@ -45,6 +46,14 @@ def args_of(tmp_path: Path, **settings: Any) -> list[str]:
 
 def test_names_are_the_run_and_the_run_at_its_digest() -> None:
     assert served_names("tickets", DIGEST) == NAMES
+
+
+def test_aliases_are_between_the_name_and_the_digest() -> None:
+    assert served_names("next", DIGEST, ["tickets", "next"]) == [
+        "next", "tickets", f"next@{DIGEST[7:19]}",
+    ]  # fmt: skip
+    with pytest.raises(ValidationError, match="aliases"):
+        ServingConfig(aliases=["tickets@0123456789ab"])
 
 
 def test_merged_arguments(tmp_path: Path) -> None:
