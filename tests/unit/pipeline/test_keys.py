@@ -85,7 +85,8 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
             exclude_modules target_parameters layers_to_transform use_dora bias rank_pattern
             alpha_pattern modules_to_save trainable_token_indices ensure_weight_tying lora_config
             load_in_4bit router_aux_loss_coef load_best_model_at_end metric_for_best_model
-            num_eval_prompts early_stopping_patience early_stopping_threshold""",
+            num_eval_prompts early_stopping_patience early_stopping_threshold adam_beta1 adam_beta2
+            adam_epsilon max_steps""",
         "training.method": "type",
     },
     EVALUATIONS: {
