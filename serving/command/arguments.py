@@ -16,7 +16,7 @@ from typing import Any
 from serving.command.adapters_env import adapters_env
 from serving.command.environment import api_key, artifact_facts, inherited, server_env
 from serving.command.flags import Flag, configured_flags, flatten, source
-from serving.command.keys import readable_keys
+from serving.command.keys import list_keys, readable_keys
 from serving.command.lora import lora_flags
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
@@ -110,7 +110,7 @@ def _flags_here(
 ) -> list[Flag]:  # fmt: skip
     """Return the flags of a server that is a process of this machine."""
     adapter_path = adapter.path if isinstance(adapter, Artifact) else adapter
-    return server_flags(
+    flags = server_flags(
         config,
         model=str(model.path.resolve()),
         adapter=None if adapter_path is None else adapter_path.resolve(),
@@ -120,6 +120,17 @@ def _flags_here(
         is_cpu=not gpu_names(),
         template_defaults=_template_defaults(model.path, adapter_path),
     )
+    return flags + _priority_flags(config)
+
+
+def _priority_flags(config: ServingConfig) -> list[Flag]:
+    """Return the flag without which vLLM computes requests in the order in which they came."""
+    if config.keys_file is None or "scheduling_policy" in config.given_args:
+        return []
+    file = Path(config.keys_file)
+    if not file.exists() or all(key.priority is None for key in list_keys(file)):
+        return []
+    return [Flag(("--scheduling-policy", "priority"), f"a key of {file.name} has a priority")]
 
 
 def server_flags(

@@ -19,6 +19,8 @@ from serving.middleware.key_file import Key, read_keys
 from tuneline.core.artifact import cannot_write
 from tuneline.core.errors import ConfigError
 
+NO_KEY = "# No key is valid.\n"
+"""A file without a byte would count as half-written, and the earlier keys would stay."""
 _HINT = "Try: tuneline keys add NAME --file KEYS.toml"
 
 
@@ -68,7 +70,7 @@ def add_key(path: Path, name: str, limits: Mapping[str, Any]) -> str:
     presented = f"tl-{secrets.token_urlsafe(24)}"
     fields = {"sha256": hashlib.sha256(presented.encode()).hexdigest()}
     fields |= {field: value for field, value in limits.items() if value not in (None, False)}
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if keys else ""
     text = f"{text.rstrip()}\n\n{_table(name, fields)}".lstrip()
     try:
         read_keys(text)
@@ -89,7 +91,8 @@ def remove_key(path: Path, name: str) -> None:
         names = ", ".join(key.name for key in keys) or "none"
         raise ConfigError(f"{path}: has no key {name!r}; its keys: {names}")
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    _replace(path, "\n".join(_table(key, table) for key, table in tables.items() if key != name))
+    left = [_table(key, table) for key, table in tables.items() if key != name]
+    _replace(path, "\n".join(left) or NO_KEY)
 
 
 def _table(name: str, fields: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ from serving.middleware.heartbeat import (
     State,
     ask_engine,
     cpu_waits_s,
+    engine_compiles,
     engine_processes,
     engine_progress,
 )  # fmt: skip
@@ -215,7 +216,7 @@ class TunelineMiddleware:
                 403, f"The key {key.name!r} is not an admin key.", kind="PermissionDeniedError",
                 code="admin_key_required",
             )  # fmt: skip
-        self.keys.authorize(exchange.scope)
+        self.keys.authorize(exchange.scope, key)
         return key
 
     async def _work(self, exchange: Exchange, key: Key | None) -> None:
@@ -373,7 +374,7 @@ class TunelineMiddleware:
         progress = engine_progress()
         if progress is None:
             return
-        beat = Heartbeat(self.settings.stall_after_s, first_limit_s=process_age_s())
+        beat = Heartbeat(self.settings.stall_after_s, process_age_s(), engine_compiles)
         engine = descendants(os.getpid())
         question: asyncio.Task[None] | None = None
         while True:

@@ -7,6 +7,7 @@ wait. A busy engine is slow but moves: vLLM computes a long prompt in pieces, an
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from typing import Literal
 from prometheus_client import REGISTRY
 
 from serving.middleware.asgi import App, Scope
+from serving.middleware.drain import descendants
 from serving.middleware.inner import call_inner
 
 INTERVAL_S = 0.5
@@ -26,6 +28,13 @@ PROGRESS = (
 )  # fmt: skip
 """vLLM's counters that move with each step of the engine."""
 
+LOOK_FOR_COMPILERS_AFTER_S = 2.0
+COMPILERS = frozenset({
+    "as", "c++", "cc1", "cc1plus", "cicc", "clang", "clang++", "collect2", "fatbinary", "g++",
+    "gcc", "ld", "ninja", "nvcc", "ptxas",
+})  # fmt: skip
+"""Programs by which torch and triton compile a function at its first use, while vLLM waits."""
+
 State = Literal["moving", "silent", "stuck"]
 
 
@@ -35,8 +44,12 @@ class Heartbeat:
 
     stall_after_s: float
     first_limit_s: float
-    """The limit until the engine has moved once under a request: nothing is known of its speed."""
+    """The limit until the engine has moved once under a request, since nothing is known of its
+    speed; and in a silence in which it compiles a function."""
+    compiles: Callable[[], bool] = lambda: False
+    """Return whether the engine compiles a function; asked only when it is silent."""
     state: State = "moving"
+    _has_compiled: bool = False
     _has_moved: bool = False
     _longest_s: float = 0.0
     _progress: float = -1.0
@@ -65,27 +78,35 @@ class Heartbeat:
             on: nothing will come of the open requests.
         """
         if self._since_s is None or (not is_busy and self.state == "moving"):
-            self._progress, self._since_s, self._waits_s = progress, now_s, waits_s
+            self._begin(progress, now_s, waits_s)
             return self.state
         waited_s = (wait_s - self._waits_s.get(process, 0) for process, wait_s in waits_s.items())
         silence_s = now_s - self._since_s - max(waited_s, default=0)
         if progress != self._progress:
             self._has_moved = True
-            if is_busy:
+            if is_busy and not self._has_compiled:
                 self._longest_s = max(self._longest_s, silence_s)
-            self._progress, self._since_s, self._waits_s = progress, now_s, waits_s
+            self._begin(progress, now_s, waits_s)
             self.state = "moving"
-        elif is_busy and silence_s >= 2 * self.limit_s:
+            return self.state
+        if is_busy and silence_s >= LOOK_FOR_COMPILERS_AFTER_S and not self._has_compiled:
+            self._has_compiled = self.compiles()
+        if is_busy and silence_s >= 2 * self.limit_s:
             self.state = "stuck"
         elif is_busy and silence_s >= self.limit_s:
             self.state = "silent"
         return self.state
 
+    def _begin(self, progress: float, now_s: float, waits_s: Mapping[int, float]) -> None:
+        """Begin a silence at this moment."""
+        self._progress, self._since_s, self._waits_s = progress, now_s, waits_s
+        self._has_compiled = False
+
     @property
     def limit_s(self) -> float:
         """Return how long the engine may be silent under a request."""
         least = self.stall_after_s
-        if not self._has_moved:
+        if not self._has_moved or self._has_compiled:
             least = max(least, self.first_limit_s)
         return max(least, SLACK * self._longest_s)
 
@@ -120,6 +141,27 @@ def cpu_waits_s(processes: Iterable[int]) -> dict[int, float]:
         except (OSError, IndexError):
             continue  # the process is gone
     return waits_s
+
+
+def engine_compiles() -> bool:
+    """Return whether a compiler runs below this process.
+
+    The first request with log-probabilities, for example, compiles a function: for seconds, or for
+    more than half a minute on a machine with other work.
+    """
+    return is_compiler(descendants(os.getpid()))
+
+
+def is_compiler(processes: Iterable[int]) -> bool:
+    """Return whether one of the processes is a compiler."""
+    for process in processes:
+        try:
+            with open(f"/proc/{process}/comm", encoding="utf-8") as file:  # noqa: PTH123
+                if file.read().strip() in COMPILERS:
+                    return True
+        except OSError:
+            continue  # the process is gone
+    return False
 
 
 async def ask_engine(app: App, model: str, given: Scope) -> None:

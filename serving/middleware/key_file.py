@@ -17,6 +17,7 @@ from typing import Any
 DEFAULT_NAME = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 """Names of keys, and of adapters at run time."""
+MOST_PRIORITY = 1_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -34,6 +35,8 @@ class Key:
     tokens_per_minute: float | None = None
     """Prompt and answer together."""
     max_concurrency: int | None = None
+    priority: int | None = None
+    """Of waiting requests, the lowest number is computed first; None is 0."""
 
 
 def read_keys(text: str) -> list[Key]:
@@ -65,6 +68,12 @@ def _key(name: str, table: Any) -> Key:
         value = table.get(limit, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ValueError(f"[{name}]: {limit} is {value!r}; expected a number above 0")
+    priority = table.get("priority", 0)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MOST_PRIORITY:
+        raise ValueError(
+            f"[{name}]: priority is {priority!r}; expected a whole number of at most "
+            f"{MOST_PRIORITY} either way"
+        )
     if not isinstance(table.get("admin", False), bool):
         raise ValueError(f"[{name}]: admin is {table['admin']!r}; expected true or false")
     models = table.get("models")

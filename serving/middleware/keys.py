@@ -20,6 +20,9 @@ from serving.middleware.key_file import DEFAULT_NAME, Key, read_keys
 from serving.middleware.metrics import KEYS_FILE_OK
 
 RELOAD_INTERVAL_S = 1.0
+PRIORITY_HEADER = b"x-vllm-priority"
+OWN_HEADERS = (b"authorization", b"x-api-key", PRIORITY_HEADER)
+"""Headers of a client that vLLM does not see."""
 
 
 @dataclass
@@ -102,12 +105,14 @@ class Keys:
             self._uses[key] = Use(requests, tokens)
         return self._uses[key]
 
-    def authorize(self, scope: Scope) -> None:
-        """Put vLLM's own key into a request whose key was found here."""
-        headers = [
-            entry for entry in scope["headers"] if entry[0] not in (b"authorization", b"x-api-key")
-        ]
-        scope["headers"] = [*headers, *self.vllm_headers()]
+    def authorize(self, scope: Scope, key: Key) -> None:
+        """Put vLLM's own key, and the priority of the client's, into a request.
+
+        vLLM takes a header over the field `priority` of the body, so a client cannot choose.
+        """
+        headers = [entry for entry in scope["headers"] if entry[0] not in OWN_HEADERS]
+        priority = (PRIORITY_HEADER, b"%d" % (key.priority or 0))
+        scope["headers"] = [*headers, priority, *self.vllm_headers()]
 
     def vllm_headers(self) -> list[Header]:
         """Return the header that vLLM asks for."""
@@ -119,7 +124,11 @@ class Keys:
         keys: list[Key] = []
         if self.path is not None:
             self._stamp = _stamp(self.path)
-            keys += read_keys(self.path.read_text(encoding="utf-8"))
+            text = self.path.read_text(encoding="utf-8")
+            # `tuneline keys remove` leaves a comment. A file without a byte is half-written.
+            if not text.strip():
+                raise ValueError("it is empty")
+            keys += read_keys(text)
         if self.vllm_key is not None:
             digest = hashlib.sha256(self.vllm_key.encode("latin-1")).hexdigest()
             keys.append(Key(DEFAULT_NAME, digest))

@@ -28,6 +28,9 @@ def keys_add(
         float | None, typer.Option(help="Tokens of prompts and answers per minute.")
     ] = None,
     max_concurrency: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="Of waiting requests, the lowest number comes first.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a named key to a file, and print the key once."""
@@ -39,6 +42,7 @@ def keys_add(
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
         "max_concurrency": max_concurrency,
+        "priority": priority,
     }
     key = add_key(file, name, limits)
     lines = [key, f"  {file} has its digest only: keep the key now, it is not shown again"]
@@ -57,6 +61,7 @@ def keys_list(file: KeysFile, as_json: AsJson = False) -> None:
             "requests_per_minute": key.requests_per_minute,
             "tokens_per_minute": key.tokens_per_minute,
             "max_concurrency": key.max_concurrency,
+            "priority": key.priority,
         }
         for key in list_keys(file)
     ]

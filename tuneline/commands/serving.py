@@ -61,7 +61,7 @@ def serve(
     """Serve a run's model, or any folder, with vLLM."""
     from serving import answers_chats, bake_kernels, explain_server, serve_model
 
-    config, what, name = _to_serve(target, overrides, runs_dir, host, port)
+    config, what, name = _to_serve(target, overrides, runs_dir, host, port, starts=not show)
     model, adapter = what.model, what.adapter
     if show:
         refuse("with --print", {"--bake": bake})
@@ -267,8 +267,16 @@ def _to_serve(
     runs_dir: Path,
     host: str | None,
     port: int | None,
+    *,
+    starts: bool = True,
 ) -> tuple[Any, _Target, str]:
-    """Return configuration, model and name to serve, from a run or from a model folder."""
+    """Return configuration, model and name to serve, from a run or from a model folder.
+
+    Args:
+        starts: Whether the server starts now; a folder that does not fit into memory is then
+            refused before its bytes are read for the digest.
+    """
+    from serving import require_memory
     from serving.config import ServingConfig
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
@@ -279,10 +287,11 @@ def _to_serve(
         key: value for key, value in {"host": host, "port": port}.items() if value is not None
     }
     if target.is_dir():
-        model = resolve_model(str(target))
         values = {**_serving_overrides(overrides or []), **chosen}
         config = validate_config(ServingConfig, values, "tuneline serve")
-        return config, _Target(model), target.resolve().name
+        if starts:
+            require_memory(config, target, is_start=True)
+        return config, _Target(resolve_model(str(target))), target.resolve().name
     run = open_run(target, overrides, runs_dir)
     served = served_by_run(run)
     values = {**serving_config(run).model_dump(), **chosen}

@@ -63,11 +63,14 @@ def _lines(tuned: Tuned, run_file: Path) -> list[str]:
     """Return the trials and the result for people."""
     from tuneline.pipeline.artifact_summary import summarize
     from tuneline.pipeline.tune.bench import describe_trial
+    from tuneline.pipeline.tune.tune import is_tried_again
 
     report = tuned.report
     lines = [f"trial {trial.number:>2}: {describe_trial(trial)}" for trial in report.trials]
     if not report.is_complete:
         lines.append("the budget ended before every setting was tried; a larger --budget goes on")
+    if any(is_tried_again(trial) for trial in report.trials):
+        lines.append("a trial failed; the same command tries it again, if the budget has the time")
     lines += [f"! {problem}" for problem in report.problems]
     lines += [summarize(tuned.artifact), f"evidence: {tuned.artifact.path}"]
     if tuned.winner is not None:

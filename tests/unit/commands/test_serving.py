@@ -16,6 +16,7 @@ import pytest
 import serving
 from serving import answers_chats
 from serving.config import ServingConfig
+from tests.commands import tuneline_here
 from tuneline.commands.serving import _chat_server, _serving_overrides, _to_serve, chat
 from tuneline.core.errors import ConfigError
 from tuneline.models.source import resolve_model
@@ -54,6 +55,24 @@ def test_another_override_is_refused(override: str, message: str) -> None:
         _to_serve(BASE, [override], Path("runs"), None, None)
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_model_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    shutil.copytree(BASE, folder)
+    tib = 1 << 40
+    entry = {"dtype": "F32", "shape": [1 << 19, 1 << 19], "data_offsets": [0, tib]}
+    header = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.write(len(header).to_bytes(8, "little") + header)
+        weights.truncate(8 + len(header) + tib)  # a hole: nothing of it is on the disk
+    done = tuneline_here(
+        "serve", str(folder), "--set", "serving.dtype=float32", "--runs-dir", str(tmp_path)
+    )
+    assert done.returncode == 2, done.stderr
+    assert "with 1024.00 GiB of weights the server takes 1026.00 GiB" in done.stderr
+    assert "Choose a smaller model, or quantize it: export.merge.quantize." in done.stderr
+    assert not list(tmp_path.rglob("*.log"))
 
 
 def test_overrides_of_a_folder_reach_nested_keys() -> None:

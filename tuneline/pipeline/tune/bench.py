@@ -222,7 +222,8 @@ def describe_trial(trial: Trial) -> str:
     if trial.state == "beaten" and trial.to_beat_rps is not None:
         rate = f" at {trial.to_beat_rps:.4g} requests/s"
     problem = f" ({trial.problem})" if trial.problem and trial.state != "beaten" else ""
-    return f"{describe_settings(trial.settings)}: {trial.state}{rate}{problem}"
+    again = f" in {trial.attempts} attempts" if trial.attempts > 1 else ""
+    return f"{describe_settings(trial.settings)}: {trial.state}{again}{rate}{problem}"
 
 
 def describe_settings(settings: Settings) -> str:

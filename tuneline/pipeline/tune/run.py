@@ -123,7 +123,9 @@ def tune_run(
     forms = _exported_forms(run)
     drafter = None if options.drafter is None else options.drafter.resolve()
     serving = run.config.serving
-    offers = offers_of(Facts(serving, bool(gpu_names()), list(forms), drafter), knobs)
+    prunes = run.config.export.prune is not None
+    facts = Facts(serving, bool(gpu_names()), list(forms), drafter, prunes)
+    offers = offers_of(facts, knobs)
     config = _resolved(run, options, offers)
     key = canonical_digest([config, [made[name].digest for name in sorted(made)]])
     key = key.removeprefix("sha256:")[:10]

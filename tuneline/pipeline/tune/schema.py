@@ -43,9 +43,12 @@ class Trial(StrictModel):
     """Requests of the probe that confirmed the rate."""
     parity: Verdict | None = None
     problem: str | None = None
+    attempts: int = 1
+    """A failed trial is tried once more when the tuning goes on."""
     start_s: float = 0.0
     """From the start of the server until it was ready."""
     total_s: float = 0.0
+    """Of all attempts."""
 
 
 class Offer(StrictModel):

@@ -20,6 +20,7 @@ SEQS, BATCHED = "serving.max_num_seqs", "serving.max_num_batched_tokens"
 PREFIX_CACHING = "serving.extra_args.enable_prefix_caching"
 CHUNKED_PREFILL = "serving.extra_args.enable_chunked_prefill"
 SPECULATION = "serving.extra_args.speculative_config"
+STREAM_INTERVAL = "serving.extra_args.stream_interval"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Facts:
 
     Attributes:
         forms: Quantized forms that the line has exported, by their scheme.
+        prunes: Whether the run has the section `export.prune`.
         drafter: The folder of a smaller model of the same vocabulary.
     """
 
@@ -35,6 +37,7 @@ class Facts:
     has_gpu: bool
     forms: Sequence[str] = ()
     drafter: Path | None = None
+    prunes: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,13 @@ class Knob:
 def _weights(facts: Facts) -> list[Settings]:
     # vLLM's INT8 product on a CPU takes no float32.
     needs_bfloat16 = not facts.has_gpu and facts.serving.dtype == "float32"
+    # Forms are made of an unquantized merge, so the tuned run has none.
+    without_forms: dict[str, Any] = {"export.forms": []}
+    if facts.prunes:
+        without_forms["export.prune"] = None
     return [
         {"export.merge.quantize": scheme}
+        | without_forms
         | ({"serving.dtype": "bfloat16"} if scheme == "int8" and needs_bfloat16 else {})
         for scheme in facts.forms
     ]
@@ -67,7 +75,10 @@ def _why_no_weights(facts: Facts) -> str | None:
     if facts.serving.mode == "adapter":
         return "serving.mode: adapter serves the base model's own weights"
     if not facts.forms:
-        return "the line has exported no quantized form (export.forms: fp8, int8, w4a16)"
+        return (
+            "the line has exported no quantized form "
+            "(export.forms: quantized-fp8, quantized-int8, quantized-w4a16)"
+        )
     return None
 
 
@@ -122,6 +133,12 @@ KNOBS: tuple[Knob, ...] = (
         "without common beginnings of prompts, the hashes of the cache cost time",
         lambda _: [{PREFIX_CACHING: False}],
         _given("enable_prefix_caching", "no_enable_prefix_caching"),
+    ),
+    Knob(
+        "stream interval",
+        "an event of a stream has several tokens, so the HTTP server and its clients do less",
+        lambda _: [{STREAM_INTERVAL: number} for number in (8, 4)],
+        _given("stream_interval"),
     ),
     Knob(
         "drafter",

@@ -33,6 +33,8 @@ from tuneline.pipeline.tune.table import KNOBS, Facts, Knob, is_impossible, is_o
 
 FEWEST_PROBES = 3
 """A rate that holds at once takes a probe, and a second run that is twice as long."""
+MAX_ATTEMPTS = 2
+"""A failed trial is tried again: other work on the machine may have killed its server."""
 
 
 def chosen_knobs(names: Sequence[str]) -> list[Knob]:
@@ -101,19 +103,26 @@ def tune_servers(
     def left_s() -> float:
         return budget_s - spent_before_s - (time.monotonic() - began_s)
 
-    def try_out(knob: str, settings: dict[str, Any], limit_s: float) -> Trial:
+    def recall(settings: dict[str, Any]) -> Trial | None:
         number = len(trials)
         is_known = number < len(known) and known[number].settings == settings
-        trial = known[number] if is_known else run_trial(bench, trials, knob, settings, limit_s)
-        trials.append(trial)
-        if not is_known:
-            write_trials(bench.folder, trials)
-        return trial
+        return known[number] if is_known else None
 
-    own = try_out("", {}, left_s())
+    def try_out(knob: str, settings: dict[str, Any], limit_s: float) -> Trial:
+        earlier = recall(settings)
+        trial = run_trial(bench, trials, knob, settings, limit_s)
+        trials.append(trial if earlier is None else _after(earlier, trial))
+        write_trials(bench.folder, [*trials, *known[len(trials) :]])
+        return trials[-1]
+
+    own = recall({})
+    if own is None:
+        own = try_out("", {}, left_s())
+    else:
+        trials.append(own)
     is_complete = own.state not in ("cut off", "invalid")
     if is_complete:
-        is_complete = _try_all(bench, offers, serving, trials, known, try_out, left_s)
+        is_complete = _try_all(bench, offers, serving, trials, recall, try_out, left_s)
     comparison = _compared(bench, own, best_of(trials))
     spent_s = spent_before_s + time.monotonic() - began_s
     return _report(
@@ -127,11 +136,16 @@ def _try_all(
     offers: Sequence[Offer],
     serving: ServingConfig,
     trials: list[Trial],
-    known: Sequence[Trial],
+    recall: Callable[[dict[str, Any]], Trial | None],
     try_out: Callable[[str, dict[str, Any], float], Trial],
     left_s: Callable[[], float],
 ) -> bool:
-    """Run the trials; return whether none was left out for lack of time."""
+    """Run the trials; return whether none was left out for lack of time.
+
+    Args:
+        recall: Returns the finished trial of an earlier process that has these settings, and is
+            the next one.
+    """
     rows = [(offer.knob, offer.settings) for offer in offers]
     race = candidates(rows, lambda settings: is_impossible(settings, serving))
     own = trials[0]
@@ -146,17 +160,32 @@ def _try_all(
             at_rps = rate_to_beat(trials) or bench.start_rps
             num = requests_of_trial(bench.num_requests, trials)
             needed_s = time_of_trial(num, at_rps, start_s)
-            is_known = len(trials) < len(known)
-            if not is_known and left_s() - reserve_s < needed_s:
+            has_time = left_s() - reserve_s >= needed_s
+            earlier = recall(settings)
+            if earlier is not None and not (has_time and is_tried_again(earlier)):
+                trials.append(earlier)
+            elif not has_time:
                 logger.info("the budget ends before the next trial (%s)", knob)
                 return False
-            trial = try_out(knob, settings, left_s() - reserve_s)
-            if trial.state == "cut off":
+            elif try_out(knob, settings, left_s() - reserve_s).state == "cut off":
                 return False
             new = best_of(trials)
-            knob, settings = race.send(new is not None and new.number == trial.number)
+            knob, settings = race.send(new is not None and new.number == trials[-1].number)
     except StopIteration:
         return True
+
+
+def is_tried_again(trial: Trial) -> bool:
+    """Return whether a tuning that goes on tries a trial of an earlier process again."""
+    return trial.state == "failed" and trial.attempts < MAX_ATTEMPTS
+
+
+def _after(earlier: Trial, again: Trial) -> Trial:
+    """Return a trial that was tried again, with the time of both attempts."""
+    if again.state == "cut off":
+        return earlier
+    changes = {"attempts": earlier.attempts + 1, "total_s": earlier.total_s + again.total_s}
+    return again.model_copy(update=changes)
 
 
 def _compared(bench: Bench, own: Trial, best: Trial | None) -> Comparison | None:

@@ -129,13 +129,15 @@ def test_the_fastest_server_with_right_answers_wins(tmp_path: Path) -> None:
     assert [one["rate_rps"] for one in slow["probes"]] == pytest.approx(
         [own * 1.05] * len(slow["probes"])
     )
-    # The same tuning again measures nothing.
+    # The same tuning again tries the failed trial once more, and measures nothing else.
     num_started = len(servers.started)
-    again = tune_servers(
-        servers.bench(), offers(SLOW, DEAD, REFUSED, FAST, WRONG), ServingConfig(), 300.0
-    )
-    assert again.trials == report.trials and again.comparison == report.comparison
-    assert len(servers.started) == num_started
+    for _ in range(2):
+        again = tune_servers(
+            servers.bench(), offers(SLOW, DEAD, REFUSED, FAST, WRONG), ServingConfig(), 300.0
+        )
+        assert servers.started[num_started:] == [DEAD]
+        assert (again.trials[2].state, again.trials[2].attempts) == ("failed", 2)
+        assert again.trials[3:] == report.trials[3:] and again.comparison == report.comparison
 
 
 def test_a_killed_tuning_goes_on_after_its_last_trial(tmp_path: Path) -> None:
@@ -150,6 +152,41 @@ def test_a_killed_tuning_goes_on_after_its_last_trial(tmp_path: Path) -> None:
     assert states(report.trials) == ["held", "beaten", "failed"]
     assert report.spent_s >= 5.0
     assert read_trials(servers.folder) == report.trials
+
+
+def test_a_trial_that_failed_is_tried_again_and_may_win(tmp_path: Path) -> None:
+    servers = Servers(tmp_path / "t")
+    failed = Trial(
+        number=1, knob="sequences", settings={"serving.max_num_seqs": FAST}, state="failed",
+        problem="vLLM died while loading", total_s=4.0,
+    )  # fmt: skip
+    beaten = Trial(
+        number=2, knob="sequences", settings={"serving.max_num_seqs": SLOW}, state="beaten",
+        to_beat_rps=31.5,
+    )  # fmt: skip
+    trials_on_disk(servers.folder, own_trial(), failed, beaten)
+    report = tune_servers(servers.bench(), offers(FAST, SLOW), ServingConfig(), 300.0)
+    assert states(report.trials) == ["held", "held", "beaten"]
+    assert servers.started[0] == FAST and SLOW not in servers.started
+    assert report.trials[1].attempts == 2 and report.trials[1].total_s > 4.0
+    assert report.settings == {"serving.max_num_seqs": FAST}
+
+
+def test_a_failed_trial_without_time_stays_failed(tmp_path: Path) -> None:
+    servers = Servers(tmp_path / "t")
+    failed = Trial(
+        number=1, knob="sequences", settings={"serving.max_num_seqs": FAST}, state="failed",
+        problem="vLLM died while loading", total_s=293.0,
+    )  # fmt: skip
+    beaten = Trial(
+        number=2, knob="sequences", settings={"serving.max_num_seqs": SLOW}, state="beaten",
+        to_beat_rps=31.5,
+    )  # fmt: skip
+    trials_on_disk(servers.folder, own_trial(), failed, beaten)
+    report = tune_servers(servers.bench(), offers(FAST, SLOW), ServingConfig(), 300.0)
+    assert servers.started == []
+    assert report.trials == [own_trial(), failed, beaten]
+    assert report.is_complete
 
 
 def test_where_nothing_is_better_the_own_settings_stay(tmp_path: Path) -> None:

@@ -32,29 +32,36 @@ def offered(serving: dict[str, Any], **facts: Any) -> dict[str, Offer]:
     return {offer.knob: offer for offer in offers_of(Facts(config, **given))}
 
 
-def test_every_row_has_a_reason_and_settings_that_run_yaml_takes() -> None:
+@pytest.mark.parametrize("prunes", [False, True])
+def test_every_row_has_a_reason_and_settings_that_run_yaml_takes(prunes: bool) -> None:
     facts = Facts(
         ServingConfig(enforce_eager=True), has_gpu=False, forms=("int8", "fp8"),
-        drafter=Path("/models/small"),
+        drafter=Path("/models/small"), prunes=prunes,
     )  # fmt: skip
+    overrides = ["export.forms=[quantized-int8,quantized-fp8]"]
+    if prunes:
+        overrides = [
+            "export.forms=[quantized-int8,quantized-fp8,pruned]",
+            "export.prune={sparsity: 0.5}",
+        ]
     offers = offers_of(facts)
     assert [offer.knob for offer in offers] == [knob.name for knob in KNOBS]
-    assert len({knob.name for knob in KNOBS}) == len(KNOBS) == 8
+    assert len({knob.name for knob in KNOBS}) == len(KNOBS) == 9
     for offer in offers:
         assert offer.unsuited is None and offer.settings and offer.reason, offer.knob
         for settings in offer.settings:
-            load_run(EXAMPLE, values=settings)  # raises for an unknown key
+            load_run(EXAMPLE, overrides, values=settings)  # raises for what run.yaml does not take
 
 
 def test_int8_weights_on_a_cpu_take_bfloat16_along() -> None:
     own = {"dtype": "float32"}
     on_cpu = offered(own, forms=("int8", "fp8"))["quantized weights"]
     assert on_cpu.settings == [
-        {"export.merge.quantize": "int8", "serving.dtype": "bfloat16"},
-        {"export.merge.quantize": "fp8"},
+        {"export.merge.quantize": "int8", "export.forms": [], "serving.dtype": "bfloat16"},
+        {"export.merge.quantize": "fp8", "export.forms": []},
     ]
     on_gpu = offered(own, forms=("int8",), has_gpu=True)["quantized weights"]
-    assert on_gpu.settings == [{"export.merge.quantize": "int8"}]
+    assert on_gpu.settings == [{"export.merge.quantize": "int8", "export.forms": []}]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,7 @@ def test_int8_weights_on_a_cpu_take_bfloat16_along() -> None:
         ({"mode": "adapter"}, {"forms": ("int8",)}, "quantized weights", "adapter"),
         ({}, {}, "drafter", "no --drafter"),
         ({"extra_args": {"enable-prefix-caching": True}}, {}, "prefix caching", "run.yaml sets"),
+        ({"extra_args": {"stream_interval": 1}}, {}, "stream interval", "run.yaml sets"),
         ({"extra_args": {"speculative_config": {}}}, {}, "n-gram speculation", "run.yaml sets"),
         ({"extra_args": {"enable_chunked_prefill": False}}, {}, "whole prefill", "run.yaml sets"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from serving import add_key
 from serving.command.arguments import (
     served_names,
     server_args,
@@ -184,6 +185,28 @@ def test_the_environment_is_scrubbed(tmp_path: Path) -> None:
     assert env["VLLM_ENGINE_READY_TIMEOUT_S"] == "600"
     assert env["VLLM_NO_USAGE_STATS"] == env["HF_HUB_OFFLINE"] == "1"
     assert (Path(env["PYTHONPATH"].split(":")[0]) / "serving/supervisor/launch.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("limits", "extra_args", "expected"),
+    [
+        ({"priority": 3}, {}, ["--scheduling-policy", "priority"]),
+        ({}, {}, []),
+        ({"priority": 3}, {"scheduling_policy": "fcfs"}, ["--scheduling-policy=fcfs"]),
+    ],
+)
+def test_keys_with_priorities_choose_the_scheduling_policy(
+    tmp_path: Path, limits: dict[str, int], extra_args: dict[str, Any], expected: list[str]
+) -> None:
+    keys_file = tmp_path / "keys.toml"
+    add_key(keys_file, "later", limits)
+    command = vllm_command(
+        ServingConfig(keys_file=str(keys_file), extra_args=extra_args), model=model(tmp_path),
+        adapter=None, served_names=NAMES, host="127.0.0.1", port=8000, environ={},
+    )  # fmt: skip
+    start = next((n for n, word in enumerate(command.argv) if "scheduling" in word), None)
+    found = [] if start is None else command.argv[start : start + len(expected)]
+    assert found == expected
 
 
 def test_the_facts_are_those_of_what_was_trained(tmp_path: Path) -> None:

@@ -43,7 +43,13 @@ def test_the_place_of_a_server_is_not_in_the_key(place: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "serving",
-    [{"shutdown_timeout": 7}, {"ready_timeout_s": 50}, {"log_format": "json"}, {"port": 8001}],
+    [
+        {"shutdown_timeout": 7},
+        {"ready_timeout_s": 50},
+        {"log_format": "json"},
+        {"port": 8001},
+        {"extra_args": {"stream_interval": 8, "scheduling_policy": "priority"}},
+    ],
     ids=lambda serving: next(iter(serving)),
 )
 def test_settings_that_compile_nothing_are_not_in_the_key(serving: dict[str, Any]) -> None:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY, Counter, Histogram
 
 from serving.middleware import app as app_module
 from serving.middleware.app import TunelineMiddleware
-from serving.middleware.heartbeat import Heartbeat, cpu_waits_s, engine_progress
+from serving.middleware.heartbeat import (
+    Heartbeat,
+    cpu_waits_s,
+    engine_compiles,
+    engine_progress,
+    is_compiler,
+)
 from tests.unit.serving.middleware.harness import CHAT, Inner, send_request
 
 
@@ -57,6 +65,39 @@ def test_before_the_first_step_the_limit_is_the_time_that_loading_took() -> None
     assert states(beat, [(0.0, 0, True), (59.0, 0, True), (60.0, 0, True)])[1:] == [
         "moving", "silent",
     ]  # fmt: skip
+
+
+def test_an_engine_that_compiles_has_the_time_that_loading_took() -> None:
+    compiling = iter([False, True])
+    beat = Heartbeat(stall_after_s=12, first_limit_s=60, compiles=lambda: next(compiling))
+    beat.observe(0, True, 0.0)
+    beat.observe(1, True, 1.0)  # it has moved: from now on 12 s are its limit
+    events = [(2.0, 1, True), (4.0, 1, True), (6.0, 1, True), (60.9, 1, True), (61.0, 1, True)]
+    assert states(beat, events) == ["moving", "moving", "moving", "moving", "silent"]
+    assert states(beat, [(62.0, 2, True)]) == ["moving"]
+    # The silence of a compilation says nothing of a step.
+    assert beat.limit_s == 12
+    beat.compiles = lambda: False
+    assert states(beat, [(73.0, 2, True), (74.0, 2, True)]) == ["moving", "silent"]
+
+
+def test_a_compiler_is_known_by_its_name(tmp_path: Path) -> None:
+    compiler = tmp_path / "cc1plus"
+    shutil.copy("/bin/sleep", compiler)
+    compiler.chmod(0o755)
+    processes = [subprocess.Popen([program, "60"]) for program in ("/bin/sleep", str(compiler))]
+    try:
+        other, compiling = (process.pid for process in processes)
+        deadline_s = time.monotonic() + 30
+        while not is_compiler([other, compiling]):  # between fork and exec it has another name
+            assert time.monotonic() < deadline_s
+        assert not is_compiler([other])
+        assert engine_compiles(), "it runs below this process"
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not is_compiler([other, compiling])
 
 
 def test_time_in_which_the_engine_waits_for_a_cpu_is_no_silence() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from serving import add_key, remove_key
 from serving.middleware import keys as keys_module
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.key_file import read_keys
@@ -87,6 +88,21 @@ def test_vllm_sees_its_own_key_in_place_of_the_client_s(
     headers = dict(inner.scopes[0]["headers"])
     assert headers[b"authorization"] == b"Bearer vllm-s-own"
     assert b"x-api-key" not in headers
+
+
+@pytest.mark.parametrize(("limits", "expected"), [({}, b"0"), ({"priority": -5}, b"-5")])
+def test_a_key_has_a_priority_that_its_client_cannot_choose(
+    keys_file: Path, limits: dict[str, int], expected: bytes
+) -> None:
+    keys_file.write_text(table("a", "key-of-a", **limits))
+    inner = Inner()
+    headers = {"X-Vllm-Priority": "-1000"}
+    fields = {**CHAT_FIELDS, "priority": -1000}
+    assert (
+        ask(TunelineMiddleware(inner), CHAT, fields, key="key-of-a", headers=headers).status == 200
+    )
+    seen = [value for name, value in inner.scopes[0]["headers"] if name == b"x-vllm-priority"]
+    assert seen == [expected]
 
 
 def test_vllm_s_own_key_is_named_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,11 +204,27 @@ def test_the_file_is_read_again_when_it_changes(
     assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
     assert REGISTRY.get_sample_value("tuneline_keys_file_ok") == 0
     assert "the earlier keys stay" in capsys.readouterr().err
+    for half_written in ("", "\n"):
+        keys_file.write_text(half_written)
+        assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
+        assert "the earlier keys stay: it is empty" in capsys.readouterr().err
     keys_file.unlink()
     assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 200
     keys_file.write_text(table("c", "key-of-c"))
     assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 401
     assert REGISTRY.get_sample_value("tuneline_keys_file_ok") == 1
+
+
+def test_the_last_key_that_is_removed_is_refused(keys_file: Path) -> None:
+    presented = add_key(keys_file, "a", {"priority": 3})
+    middleware = TunelineMiddleware(Inner())
+    assert ask(middleware, CHAT, CHAT_FIELDS, key=presented).status == 200
+    remove_key(keys_file, "a")
+    assert ask(middleware, CHAT, CHAT_FIELDS, key=presented).status == 401
+    assert REGISTRY.get_sample_value("tuneline_keys_file_ok") == 1
+    other = add_key(keys_file, "b", {})
+    assert ask(middleware, CHAT, CHAT_FIELDS, key=other).status == 200
+    assert "No key" not in keys_file.read_text()
 
 
 def test_a_change_of_one_key_leaves_the_use_of_another(keys_file: Path) -> None:
@@ -222,6 +254,9 @@ def test_a_server_does_not_start_without_its_keys(keys_file: Path) -> None:
         (table('"a b"', "k"), "[a b]: expected letters"),
         (table("a", "k", requests_per_minute=0), "[a]: requests_per_minute is 0; expected"),
         (table("a", "k", max_concurrency=True), "[a]: max_concurrency is True; expected"),
+        (table("a", "k", priority=1.5), "[a]: priority is 1.5; expected a whole number"),
+        (table("a", "k", priority=True), "[a]: priority is True; expected a whole number"),
+        (table("a", "k", priority=10**9), "[a]: priority is 1000000000; expected"),
         (table("a", "k", admin="yes"), "[a]: admin is 'yes'; expected true or false"),
         (table("a", "k", models="tickets"), "[a]: models is not a list of names"),
         (table("a", "k") + table("b", "k"), "two names have the same sha256"),
