@@ -84,10 +84,16 @@ def replayed(body: bytes, receive: Receive) -> Receive:
 
 def parse_body(body: bytes) -> dict[str, Any] | None:
     """Return the fields of a request; None if it is not a JSON object, which vLLM then refuses in
-    its own words."""
+    its own words.
+
+    Raises:
+        Refusal: The body is nested too deeply; vLLM's answer to that is not an OpenAI error.
+    """
     try:
         values = json.loads(body)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise Refusal(400, "The body is nested too deeply.") from None
+    except ValueError:
         return None
     return values if isinstance(values, dict) else None
 

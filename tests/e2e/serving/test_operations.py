@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -11,14 +12,16 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving import add_key, running_server
-from serving.config import ServingConfig
+from serving.config import LimitsConfig, ServingConfig
 from serving.supervisor.group import group_members
 from serving.supervisor.process import RunningServer
 from tests.browser import chromium
@@ -26,6 +29,8 @@ from tuneline.models.source import ModelSource
 
 QUESTION: Any = {"role": "user", "content": "I want a refund."}
 NUM_STREAMS = 16
+NUM_IDLE = 500
+HEADER_TIMEOUT_S = 6.0
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def server(
     config = ServingConfig(
         **{**serving_settings, "shutdown_timeout": 60, "max_model_len": 1024},
         keys_file=keys["file"], routes=["responses", "messages", "tokenize", "page"],
-        log_format="json",
+        log_format="json", limits=LimitsConfig(header_timeout_s=HEADER_TIMEOUT_S),
     )  # fmt: skip
     log_path = tmp_path_factory.mktemp("operations") / "vllm.log"
     with running_server(config, base, name="tickets", log_path=log_path) as running:
@@ -175,6 +180,154 @@ def test_an_answer_under_a_json_schema_ends(server: RunningServer, keys: dict[st
         ).choices[0]  # fmt: skip
         assert choice.finish_reason == "stop"
         assert set(json.loads(choice.message.content or "")) == {"team", "urgent"}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """Return a schema of so many objects, each in the one before."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+HOSTILE: dict[str, Any] = {
+    "refers to itself": {"$ref": "#"},
+    "deep": nested(60),
+    "too deep for a stack": nested(300),
+    "pattern of nested repeats": {"type": "string", "pattern": "^(([a-z]{1,40}){1,40}){1,40}$"},
+    "pattern that backtracks": {"type": "string", "pattern": "^(a|a|aa)+(a|aa)+b$"},
+    "pattern without an end": {"type": "string", "pattern": "([a-"},
+    "long strings": {"type": "string", "maxLength": 10**9},
+    "long array": {
+        "type": "array", "items": {"type": "integer"}, "minItems": 10**6, "maxItems": 10**9,
+    },
+    "many names": {"enum": [f"name {number}" for number in range(5000)]},
+    "many fields": {
+        "type": "object", "properties": {f"field {n}": {"type": "integer"} for n in range(500)},
+    },
+    "nothing fits": {"type": "integer", "minimum": 5, "maximum": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_schema_harms_no_other_request(
+    server: RunningServer, keys: dict[str, str], name: str
+) -> None:
+    """The request is answered or refused, and meanwhile the server lives and answers others."""
+    address = server.endpoint.url.removesuffix("/v1")
+    headers = {"authorization": f"Bearer {keys['ops']}"}
+    body: dict[str, Any] = {"model": "tickets", "messages": [QUESTION], "max_tokens": 16,
+                            "temperature": 0}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": HOSTILE[name]}}
+    with ThreadPoolExecutor(1) as pool, httpx.Client(headers=headers, timeout=60) as client:
+        url = f"{address}/v1/chat/completions"
+        hostile = pool.submit(
+            httpx.post, url, json={**body, "response_format": form}, headers=headers, timeout=60
+        )
+        probes = [client.get(f"{address}/ready").status_code]
+        while not hostile.done():
+            probes += [client.get(f"{address}{path}").status_code for path in ("/health", "/ready")]
+            time.sleep(0.05)  # polls; nothing is timed by it
+        answer = hostile.result()
+        # vLLM 0.32 answers a schema that refers to itself with 500.
+        refusals = (500,) if name == "refers to itself" else (400,)
+        assert answer.status_code in (200, *refusals), answer.text
+        if answer.status_code != 200:
+            assert answer.json()["error"]["type"] in ("BadRequestError", "InternalServerError")
+        assert set(probes) == {200}
+        assert client.post(url, json=body).json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"model": "tickets", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+        (b'{"model": "tickets", "metadata": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, 400),
+        (b'{"model": "tickets", "messages": [', 400),
+        (b'{"model": "tickets", "messages": "' + b"x" * (20 << 20) + b'"}', 413),
+    ],
+    ids=["nested lists", "nested objects", "half a document", "20 MB"],
+)
+def test_a_hostile_body_is_refused(
+    server: RunningServer, keys: dict[str, str], body: bytes, status: int
+) -> None:
+    headers = {"authorization": f"Bearer {keys['ops']}", "content-type": "application/json"}
+    before_kb = resident_kb(server.pid)
+    began_s = time.monotonic()
+    answer = httpx.post(
+        f"{server.endpoint.url}/chat/completions", content=body, headers=headers, timeout=60
+    )
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
+    assert time.monotonic() - began_s < 10
+    assert resident_kb(server.pid) - before_kb < 20_000
+    assert client_of(server, keys["ops"]).models.list().data
+
+
+def resident_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def test_idle_connections_hold_no_request_up_and_are_closed(
+    server: RunningServer, keys: dict[str, str]
+) -> None:
+    url = httpx.URL(server.endpoint.url)
+    address = (url.host, url.port or 80)
+    before = metric(server, "tuneline_idle_connections_closed")
+    with contextlib.ExitStack() as stack:
+        idle = [
+            stack.enter_context(socket.create_connection(address, timeout=60))
+            for _ in range(NUM_IDLE)
+        ]
+        began_s = time.monotonic()
+        client = client_of(server, keys["ops"])
+        for _ in range(3):
+            answer = client.chat.completions.create(
+                model="tickets", messages=[QUESTION], max_tokens=4, temperature=0
+            )
+            assert answer.choices[0].message.content
+        assert time.monotonic() - began_s < 10
+        for connection in idle:
+            assert connection.recv(1) == b"", "closed by the server"
+    assert metric(server, "tuneline_idle_connections_closed") - before >= NUM_IDLE
+
+
+def test_a_keys_file_that_breaks_leaves_the_earlier_keys(
+    server: RunningServer, keys: dict[str, str]
+) -> None:
+    file = Path(keys["file"])
+    whole = file.read_text()
+    try:
+        for broken in (whole.replace("sha256", "sha", 1), "[", ""):
+            file.write_text(broken)
+            wait_until_keys_are(server, keys, 0.0)
+            with pytest.raises(openai.AuthenticationError):
+                client_of(server, "tl-wrong").models.list()
+            file.write_text(whole)
+            wait_until_keys_are(server, keys, 1.0)
+        file.unlink()
+        wait_until_keys_are(server, keys, 0.0)
+    finally:
+        file.write_text(whole)
+    wait_until_keys_are(server, keys, 1.0)
+
+
+def wait_until_keys_are(server: RunningServer, keys: dict[str, str], ok: float) -> None:
+    """Ask with an earlier key, which is let in throughout, until the server has read the file."""
+    deadline_s = time.monotonic() + 30
+    while True:
+        assert client_of(server, keys["ops"]).models.list().data
+        if metric(server, "tuneline_keys_file_ok") == ok:
+            return
+        assert time.monotonic() < deadline_s, f"tuneline_keys_file_ok is not {ok}"
+        time.sleep(0.2)  # polls; nothing is timed by it
+
+
+def metric(server: RunningServer, name: str) -> float:
+    families = text_string_to_metric_families(httpx.get(server.metrics_url).text)
+    (family,) = (family for family in families if family.name == name)
+    return float(family.samples[0].value)
 
 
 def test_a_stuck_engine_is_found_and_comes_back(

@@ -71,12 +71,21 @@ def test_a_field_beyond_its_limit(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"n": "many"}', b'{"n": true}']
+    "body", [b"", b"[1]", b"null", b"{", b"\xff", b'{"n": "many"}', b'{"n": true}']
 )
 def test_vllm_judges_what_is_no_request(body: bytes) -> None:
     inner = Inner()
     assert ask(TunelineMiddleware(inner), CHAT, parts=[body]).status == 200
     assert inner.bodies == [body]
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000])
+def test_a_body_that_is_nested_too_deeply(body: bytes) -> None:
+    inner = Inner()
+    answer = ask(TunelineMiddleware(inner), CHAT, parts=[body])
+    assert (answer.status, answer.error["type"]) == (400, "BadRequestError")
+    assert "nested too deeply" in answer.error["message"]
+    assert inner.paths == []
 
 
 def test_the_body_reaches_vllm_byte_for_byte() -> None:
