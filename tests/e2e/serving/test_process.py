@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 import socket
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from serving.config import ServingConfig
+from serving.supervisor.plan import plan_launch
 from serving.supervisor.process import running_server
 from tuneline.core.errors import ArtifactError, ServerError, TamperedError
 from tuneline.models.source import ModelSource, resolve_model
@@ -80,6 +86,43 @@ def test_a_model_that_loads_too_long_is_ended(
             pytest.fail("it got ready")
     assert time.monotonic() - started_s < 10
     assert "serving.ready_timeout_s" in str(caught.value)
+
+
+def test_a_cache_that_lies_on_a_disk_that_fills_costs_no_start(
+    base: ModelSource,
+    tmp_path: Path,
+    serving_settings: dict[str, Any],
+    small_disk: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = small_disk("80m")
+    monkeypatch.setenv("HOME", str(disk))
+    config = ServingConfig(**serving_settings)
+    cache = plan_launch(config, base, None, "t", tmp_path / "x.log", "127.0.0.1", 1).cache
+    assert cache.is_kept and cache.folder.is_relative_to(disk)
+    kernel = cache.files / "torchinductor" / "kernel.so"
+    kernel.parent.mkdir()
+    kernel.write_bytes(b"\x7fELF one")
+    cache.record()
+    cache.close()
+    kernel.write_bytes(b"\x7fELF two")
+
+    def fill() -> None:
+        with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                pass
+
+    caplog.set_level(logging.WARNING, "tuneline")
+    with running_server(
+        config, base, name="t", log_path=tmp_path / "vllm.log", check=fill
+    ) as server:
+        assert os.statvfs(disk).f_bavail == 0
+        assert "1 files differ from record.json (torchinductor/kernel.so)" in caplog.text
+        assert not kernel.exists()
+        with openai.OpenAI(base_url=server.endpoint.url, api_key="none") as client:
+            answer = client.completions.create(model="t", prompt="Category", max_tokens=4)
+        assert answer.choices[0].text
 
 
 def test_a_port_that_is_taken_is_named(
