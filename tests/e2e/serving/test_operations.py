@@ -41,6 +41,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ops": add_key(file, "ops", {"admin": True}),
         "batch": add_key(file, "batch", {"requests_per_minute": 2, "models": ["tickets"]}),
         "single": add_key(file, "single", {"max_concurrency": 1}),
+        "later": add_key(file, "later", {"priority": 10}),
     }
 
 
@@ -180,6 +181,42 @@ def test_an_answer_under_a_json_schema_ends(server: RunningServer, keys: dict[st
         ).choices[0]  # fmt: skip
         assert choice.finish_reason == "stop"
         assert set(json.loads(choice.message.content or "")) == {"team", "urgent"}
+
+
+def test_a_request_of_a_later_key_waits_for_the_others(
+    server: RunningServer, keys: dict[str, str], serving_settings: dict[str, Any]
+) -> None:
+    num_seqs = serving_settings["max_num_seqs"]
+    ended: list[str] = []
+
+    async def ask(client: httpx.AsyncClient, name: str, max_tokens: int, label: str = "") -> None:
+        # A client's own wish for an earlier turn has no effect.
+        body = {"model": "tickets", "messages": [QUESTION], "max_tokens": max_tokens,
+                "ignore_eos": True, "priority": -1000 if name == "later" else 0}  # fmt: skip
+        headers = {"authorization": f"Bearer {keys[name]}"}
+        answer = await client.post("chat/completions", json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        ended.append(label)
+
+    async def in_flight(number: int) -> None:
+        deadline_s = time.monotonic() + 60
+        while metric(server, "tuneline_requests_in_flight") != number:
+            assert time.monotonic() < deadline_s, f"{number} requests are not in flight"
+            await asyncio.sleep(0.05)
+
+    async def scene() -> None:
+        async with httpx.AsyncClient(base_url=server.endpoint.url, timeout=300) as client:
+            # One place after another gets free, 20 steps apart.
+            requests = [ask(client, "ops", 300 + 20 * number) for number in range(num_seqs)]
+            tasks = [asyncio.create_task(request) for request in requests]
+            await in_flight(num_seqs)
+            tasks += [asyncio.create_task(ask(client, "later", 60, "later")) for _ in range(4)]
+            await in_flight(num_seqs + 4)
+            tasks += [asyncio.create_task(ask(client, "ops", 20, "early")) for _ in range(4)]
+            await asyncio.gather(*tasks)
+
+    asyncio.run(scene())
+    assert [label for label in ended if label] == ["early"] * 4 + ["later"] * 4
 
 
 def nested(levels: int) -> dict[str, Any]:
