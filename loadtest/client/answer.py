@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from tuneline.core.server_words import encodable
+
 DONE = b"[DONE]"
 MAX_DONE_BYTES = 16
 """Gateways put blanks around `[DONE]`; a longer payload is not stripped."""
@@ -70,7 +74,11 @@ class Events(ABC):
         if payload == DONE or (len(payload) < MAX_DONE_BYTES and payload.strip() == DONE):
             self.answer.done = True
             return
-        self.read(payload, place)
+        try:
+            self.read(payload, place)
+        # A ValidationError, too; and brackets in brackets in brackets.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
 
     def take_alike(self, read: bytes, place: int) -> bool:  # noqa: ARG002 (a route may know none)
         """Take a read by what it has in common with earlier reads; return whether it was taken."""
@@ -78,7 +86,26 @@ class Events(ABC):
 
     @abstractmethod
     def read(self, payload: bytes, place: int) -> None:
-        """Read one event."""
+        """Read one event.
+
+        Raises:
+            msgspec.DecodeError, UnicodeDecodeError, RecursionError: The event is broken.
+        """
+
+    def name_model(self, model: Any) -> None:
+        """Take the name of the model from the first event that has one."""
+        if not self.answer.model and isinstance(model, str):
+            self.answer.model = encodable(model)
+
+    def count(self, *, completion: Any = None, prompt: Any = None, cached: Any = None) -> None:
+        """Put counts of a usage into the answer; a value that is not a count changes nothing."""
+        answer = self.answer
+        if (count := count_of(completion)) is not None:
+            answer.completion_tokens = count
+        if (count := count_of(prompt)) is not None:
+            answer.prompt_tokens = count
+        if (count := count_of(cached)) is not None:
+            answer.cached_tokens = count
 
     def add(self, text: str, place: int, *, is_content: bool) -> None:
         """Take note of an event with a token."""
@@ -97,6 +124,11 @@ class Events(ABC):
         """Give the answer the times of its tokens."""
         self.answer.token_times = [self.times[place] for place in self.places]
         self.answer.num_merged_events = len(self.places) - len(set(self.places))
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """Return the fields of a JSON object; none of another value."""
+    return value if isinstance(value, dict) else {}
 
 
 def count_of(value: Any) -> int | None:

@@ -13,11 +13,9 @@ from typing import Any
 
 import msgspec
 
-from loadtest.client.answer import Answer, Events, count_of
+from loadtest.client.answer import Events, count_of, fields_of
 from tuneline.core.messages import Message
-from tuneline.core.server_words import encodable, error_message, text_of
-
-TEXTS = ("text", "thinking", "partial_json")
+from tuneline.core.server_words import error_message, text_of
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -51,52 +49,37 @@ class MessagesEvents(Events):
 
     def read(self, payload: bytes, place: int) -> None:
         """Read one event."""
-        try:
-            event = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
-            return
+        event = _decode(payload)
         if event.type == "error" or (event.type is None and event.error):
             self.end("error_event", error_message(payload))
             return
         answer, delta = self.answer, event.delta
         if event.type == "message_start" and event.message is not None:
-            if not answer.model and isinstance(event.message.model, str):
-                answer.model = encodable(event.message.model)
-            _take_usage(answer, event.message.usage, is_end=False)
+            self.name_model(event.message.model)
+            # The count of output tokens at the begin is not the answer's.
+            self.count_prompt(fields_of(event.message.usage))
         elif event.type == "content_block_delta" and delta is not None:
             text = text_of(delta.text or delta.thinking or delta.partial_json)
             if text:
                 self.add(text, place, is_content=bool(delta.text))
         elif event.type == "message_delta":
-            _take_usage(answer, event.usage, is_end=True)
+            usage = fields_of(event.usage)
+            self.count_prompt(usage)
+            self.count(completion=usage.get("output_tokens"))
             if delta is not None and delta.stop_reason is not None:
                 answer.finish_time = self.times[place]
                 answer.finish_reason = str(delta.stop_reason)
         elif event.type == "message_stop":
             answer.done = True
 
-
-def _take_usage(answer: Answer, usage: Any, *, is_end: bool) -> None:
-    """Put the counts of a usage into the answer. The count of output tokens at the begin is not the
-    answer's. Cached tokens of the prompt are not part of `input_tokens`."""
-    if not isinstance(usage, dict):
-        return
-    counts = {
-        name: count_of(usage.get(name))
-        for name in (
-            "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
-            "output_tokens",
-        )
-    }  # fmt: skip
-    if is_end and counts["output_tokens"] is not None:
-        answer.completion_tokens = counts["output_tokens"]
-    read = counts["cache_read_input_tokens"]
-    if read is not None:
-        answer.cached_tokens = read
-    if counts["input_tokens"] is not None:
-        written = counts["cache_creation_input_tokens"] or 0
-        answer.prompt_tokens = counts["input_tokens"] + (read or 0) + written
+    def count_prompt(self, usage: dict[str, Any]) -> None:
+        """Take the counts of the prompt. Its cached tokens are not part of `input_tokens`."""
+        cached = count_of(usage.get("cache_read_input_tokens"))
+        prompt = count_of(usage.get("input_tokens"))
+        if prompt is not None:
+            written = count_of(usage.get("cache_creation_input_tokens")) or 0
+            prompt += (cached or 0) + written
+        self.count(prompt=prompt, cached=cached)
 
 
 def items_of(message: Message) -> list[dict[str, Any]]:

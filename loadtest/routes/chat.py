@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from loadtest.client.answer import Answer, Events, count_of
+from loadtest.client.answer import Answer, Events, count_of, fields_of
 from loadtest.client.http1 import size_line
 from tuneline.core.messages import Message
-from tuneline.core.server_words import encodable, error_message, text_of
+from tuneline.core.server_words import error_message, text_of
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -102,24 +102,20 @@ class ChatEvents(Events):
 
     def read(self, payload: bytes, place: int) -> None:
         """Read one event."""
-        answer = self.answer
-        try:
-            event = _decode(payload)
-            is_error = event.error or (event.choices is None and _is_error(payload))
-        # A ValidationError, too; and brackets in brackets in brackets.
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
-            return
-        if is_error:
+        answer, event = self.answer, _decode(payload)
+        if event.error or (event.choices is None and _is_error(payload)):
             self.end("error_event", error_message(payload))
             return
         usage = event.usage
         if usage is not None:
-            _take_usage(answer, usage)
+            self.count(
+                completion=usage.completion_tokens,
+                prompt=usage.prompt_tokens,
+                cached=fields_of(usage.prompt_tokens_details).get("cached_tokens"),
+            )
         if not event.choices:
             return
-        if not answer.model and isinstance(event.model, str):
-            answer.model = encodable(event.model)
+        self.name_model(event.model)
         choice = event.choices[0]
         text = _text_of(choice)
         if text:
@@ -171,16 +167,6 @@ def _text_of(choice: _Choice) -> str:
     if not text and (call := delta.tool_calls or delta.function_call):
         text = json.dumps(call)
     return text_of(text)
-
-
-def _take_usage(answer: Answer, usage: _Usage) -> None:
-    if (count := count_of(usage.completion_tokens)) is not None:
-        answer.completion_tokens = count
-    if (count := count_of(usage.prompt_tokens)) is not None:
-        answer.prompt_tokens = count
-    details = usage.prompt_tokens_details
-    if isinstance(details, dict) and (count := count_of(details.get("cached_tokens"))) is not None:
-        answer.cached_tokens = count
 
 
 def items_of(message: Message) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from loadtest.client.answer import Answer, Events, count_of
+from loadtest.client.answer import Events, fields_of
 from tuneline.core.messages import Message
-from tuneline.core.server_words import encodable, error_message, text_of
+from tuneline.core.server_words import error_message, text_of
 
 ENDS = ("response.completed", "response.incomplete")
 
@@ -44,11 +44,7 @@ class ResponsesEvents(Events):
 
     def read(self, payload: bytes, place: int) -> None:
         """Read one event."""
-        try:
-            event = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.end("invalid_sse", f"{error}: {payload[:120]!r}")
-            return
+        event = _decode(payload)
         kind = event.type if isinstance(event.type, str) else ""
         if kind == "error" or kind == "response.failed" or (not kind and event.error):
             self.end("error_event", error_message(payload))
@@ -62,31 +58,21 @@ class ResponsesEvents(Events):
         response = event.response
         if response is None:
             return
+        self.name_model(response.model)
         answer = self.answer
-        if not answer.model and isinstance(response.model, str):
-            answer.model = encodable(response.model)
         if kind in ENDS:
             answer.finish_time = self.times[place]
             answer.finish_reason = "stop"
-            details = response.incomplete_details
             if kind == "response.incomplete" or response.status == "incomplete":
-                reason = details.get("reason") if isinstance(details, dict) else None
+                reason = fields_of(response.incomplete_details).get("reason")
                 answer.finish_reason = str(reason or "incomplete")
-            take_usage(answer, response.usage)
+            usage = fields_of(response.usage)
+            self.count(
+                completion=usage.get("output_tokens"),
+                prompt=usage.get("input_tokens"),
+                cached=fields_of(usage.get("input_tokens_details")).get("cached_tokens"),
+            )
             answer.done = True
-
-
-def take_usage(answer: Answer, usage: Any) -> None:
-    """Put the counts of a usage into the answer."""
-    if not isinstance(usage, dict):
-        return
-    if (count := count_of(usage.get("output_tokens"))) is not None:
-        answer.completion_tokens = count
-    if (count := count_of(usage.get("input_tokens"))) is not None:
-        answer.prompt_tokens = count
-    details = usage.get("input_tokens_details")
-    if isinstance(details, dict) and (count := count_of(details.get("cached_tokens"))) is not None:
-        answer.cached_tokens = count
 
 
 def items_of(message: Message) -> list[dict[str, Any]]:
