@@ -167,7 +167,7 @@ def test_a_leak_and_a_drift_of_the_server_fail_the_soak(
     found = {one["name"]: one for one in report["scenarios"][0]["objectives"]}
     memory = found["max_server_memory_growth_mib_per_hour"]
     assert memory["verdict"] == "FAIL"
-    assert memory["measured"] == pytest.approx(5 * 3600, rel=0.05)
+    assert memory["measured"] == pytest.approx(5 * 3600, rel=0.15)
     assert found["max_latency_drift_per_hour"]["verdict"] == "FAIL"
     drifts = {one["name"]: one for one in report["scenarios"][0]["over_time"]["drifts"]}
     assert drifts["ttft_s"]["per_hour"] == pytest.approx(0.01 * 3600, rel=0.4)

@@ -76,21 +76,25 @@ def test_turns_follow_each_other_with_the_recorded_history(
     assert result.stats.num_offered == result.stats.num_succeeded == 18
     found = turns_of(server)
     assert len(found) == 6
+    all_waited_s = []
     for asked in found.values():
         whole = next(one for one in TALKS if one[0] == asked[0].messages[0])
         assert [one.messages for one in asked] == [whole[:1], whole[:3], whole]
         for before, after in itertools.pairwise(asked):
-            waited_s = (after.received_ns - before.answered_ns) / 1e9
-            assert 0.05 <= waited_s < 0.15
+            all_waited_s.append((after.received_ns - before.answered_ns) / 1e9)
+    assert len(all_waited_s) == 12
+    assert min(all_waited_s) >= 0.05
+    assert np.median(all_waited_s) < 0.15
     sessions = result.stats.sessions
     assert sessions is not None
     assert (sessions.offered, sessions.succeeded, sessions.num_turns_sent) == (6, 6, 18)
     assert [one.offered for one in sessions.turns] == [6, 6, 6]
-    assert sessions.delay_s.percentiles["p50"] == pytest.approx(0.05, abs=0.02)
+    delay_s = sessions.delay_s.percentiles["p50"]
+    assert delay_s is not None and 0.03 < delay_s < 0.15
     waiting = result.stats.latencies["session_wait_s"].percentiles["p50"]
     whole_s = result.stats.latencies["session_s"].percentiles["p50"]
     assert waiting is not None and whole_s is not None
-    assert whole_s - waiting == pytest.approx(0.1, abs=0.04)
+    assert 0.06 < whole_s - waiting < 0.3  # two delays
 
 
 def test_the_history_may_have_the_servers_own_answers() -> None:
@@ -107,28 +111,30 @@ def test_the_history_may_have_the_servers_own_answers() -> None:
 
 def test_a_turn_is_due_when_its_delay_has_passed_since_the_last_byte() -> None:
     """The client's times against the server's own record of both turns."""
+    chosen = config(
+        {"concurrency": 24, "num_requests": 48},
+        {"think_s": {"distribution": "exponential", "mean": 0.1}},
+        max_tokens=8,
+    )
     with known_server("--ttft-s", "0.03", "--itl-s", "0.004", "--num-tokens", "8") as server:
-        result = measure(
-            server.endpoint, TALKS, {"concurrency": 24, "num_requests": 48}, max_tokens=8,
-            sessions={"think_s": {"distribution": "exponential", "mean": 0.1}},
-        )  # fmt: skip
+        plan, _ = make_plan(chosen, chosen.scenarios[0], server.endpoint, TALKS, seed=0)
+        records = run_workers(plan, None).records
         truths = {int(one["request_id"]): one for one in server.truths()}
-    records = result.records
+    assert plan.sessions is not None
     assert len(records) == len(truths) == 144
-    planned, excess_s = [], []
+    excess_s = []
     for row in range(len(records)):
         if records.turn[row] == 0:
             continue
         before, after = truths[records.index[row - 1]], truths[records.index[row]]
         true_s = (after["received_ns"] - before["done_ns"]) / 1e9
-        planned_s = records.intended_s[row] - records.end_s[row - 1]
-        planned.append(planned_s)
-        # The server saw the delay that the client reports, and the client's own send lag.
-        excess_s.append(true_s - planned_s - (records.sent_s[row] - records.intended_s[row]))
+        delay_s = plan.sessions.delays_s[records.session[row]][records.turn[row]]
+        # The last byte came before the client saw it.
+        assert records.intended_s[row] - delay_s < records.end_s[row - 1] + 1e-6
+        # The server saw the planned delay, and the client's own send lag.
+        excess_s.append(true_s - delay_s - (records.sent_s[row] - records.intended_s[row]))
     assert len(excess_s) == 96
-    # A turn is due by the kernel's time of the last byte. If the wall clock is set during the run,
-    # the turns of one tick have times that are wrong by that much.
-    assert np.quantile(planned, 0.1) > -0.001
+    # A turn is due by the kernel's time of the last byte.
     assert abs(np.median(excess_s)) < 0.002
 
 

@@ -45,7 +45,14 @@ def test_several_tokens_in_an_event_do_not_change_the_time_per_token(
     with start_known_server("--ttft-s", "0.02", "--itl-s", "0.01") as server:
         scenario = {"concurrency": 4, "num_requests": 20}
         result = measure(server.endpoint, scenario, ["multi"], max_tokens=16)
+        truths = server.truths()
     assert result.stats.tokens.num_output_tokens == 20 * 16
     assert result.stats.tokens.num_events == 20 * 4
-    assert result.stats.latencies["tpot_s"].at(50) == pytest.approx(0.01, rel=0.2)
-    assert result.stats.latencies["inter_chunk_gap_s"].at(50) == pytest.approx(0.04, rel=0.2)
+    # By the server's own record: other work on the machine makes the server itself late.
+    writes_s = np.array([one["token_write_ns"] for one in truths]) / 1e9
+    assert writes_s.shape == (20, 4)
+    true_gap_s = float(np.median(np.diff(writes_s)))
+    assert 0.03 < true_gap_s < 0.4
+    true_tpot_s = float(np.median((writes_s[:, -1] - writes_s[:, 0]) / 12))
+    assert result.stats.latencies["tpot_s"].at(50) == pytest.approx(true_tpot_s, rel=0.2)
+    assert result.stats.latencies["inter_chunk_gap_s"].at(50) == pytest.approx(true_gap_s, rel=0.2)

@@ -134,7 +134,7 @@ def test_the_most_streams_of_a_server_of_known_capacity(
     assert streams[:3] == [1, 2, 4]
     # One at a time: a second stream buys no throughput.
     assert report["knee"]["concurrency"] == 1
-    assert report["probes"][0]["mean_e2e_s"] == pytest.approx(0.02, rel=0.5)
+    assert 0.018 < report["probes"][0]["mean_e2e_s"] < 0.1
     assert (artifact.path / "concurrency.png").stat().st_size > 1000
     metrics = artifact.manifest.metrics
     assert metrics["max_concurrency"] == report["max_concurrency"]
