@@ -152,6 +152,16 @@ def test_the_page_on_servers_has_every_quirk() -> None:
     assert set(listed) == set(QUIRKS)
 
 
+SERVERS = {
+    "vllm", "sglang", "tgi", "llamacpp", "ollama", "lmstudio", "trtllm", "litellm", "triton",
+    "openrouter", "azure", "gateway",
+}  # fmt: skip
+
+
+def test_each_server_in_use_has_a_quirk() -> None:
+    assert {name.partition("-")[0] for name in QUIRKS} == SERVERS
+
+
 @pytest.mark.parametrize("closing", ["keep-alive, close", "silently"])
 def test_a_connection_closed_after_each_answer_is_no_reset(closing: str) -> None:
     prompts = [[{"role": "user", "content": "plain"}]]
