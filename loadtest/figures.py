@@ -22,7 +22,7 @@ from loadtest.judging.long_reading import read_long_run, sample_of
 from loadtest.judging.long_run import counted, left_of_long_run, long_statistics
 from loadtest.judging.statistics import Statistics, statistics, window_s
 from loadtest.report.answer_schema import RepeatFigures
-from loadtest.report.schema import ModelFigures
+from loadtest.report.schema import ImageFigures, ModelFigures
 from loadtest.workload.build import Workload
 
 MAX_REPEAT_ROWS = 20_000
@@ -54,6 +54,20 @@ def figures_of(
     if measured.spills:
         return _from_disk(config, scenario, plan, workload, measured)
     return _in_memory(config, scenario, plan, workload, measured)
+
+
+def images_of(plan: Plan, workload: Workload, measured: Measured) -> ImageFigures | None:
+    """Return the images that were sent, without warm-up; None without images in the workload."""
+    if not any(count for count, _ in workload.images):
+        return None
+    of_body = np.array(workload.images, np.int64)
+    total = np.zeros(2, np.int64)
+    for batch in measured.batches():
+        sent = batch.index[~np.isnan(batch.sent_s) & ~batch.warmup]
+        places = np.array([plan.body_place(int(index)) for index in sent], np.int64)
+        total += of_body[places].sum(axis=0)
+    num_sent, num_bytes = (int(value) for value in total)
+    return ImageFigures(num_sent=num_sent, mean_url_bytes=num_bytes / max(num_sent, 1))
 
 
 def is_check(plan: Plan, records: Records) -> NDArray[np.bool_]:

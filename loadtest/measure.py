@@ -12,7 +12,7 @@ from loadtest.client.plan import Plan
 from loadtest.client.prepare import make_plan, plan_digest
 from loadtest.client.processes import Counters, Measured, SpillTo, run_workers
 from loadtest.config import CancellationsConfig, LoadTestConfig, Scenario
-from loadtest.figures import Figures, figures_of, models_of
+from loadtest.figures import Figures, figures_of, images_of, models_of
 from loadtest.judging.answers import judge_answers
 from loadtest.judging.blocks import over_time
 from loadtest.judging.cancellations import Left, cancellation_figures, cancellation_warnings
@@ -205,6 +205,7 @@ def judged(
         answers=answers,
         repeats=figures.repeats,
         over_time=run_over_time,
+        images=images_of(plan, workload, measured),
         is_spilled=bool(measured.spills),
     )
 

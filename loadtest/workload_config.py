@@ -72,6 +72,16 @@ class Length(StrictModel):
         return self
 
 
+class ImagesConfig(StrictModel):
+    """Images that each request brings: PNG files of random squares, as data URLs."""
+
+    width: int = Field(ge=1, le=8192)
+    """In pixels."""
+    height: int = Field(ge=1, le=8192)
+    count: int = Field(default=1, ge=1, le=100)
+    """Images per request; of a conversation, in its first turn."""
+
+
 class WorkloadConfig(StrictModel):
     """The content of the requests."""
 
@@ -114,6 +124,9 @@ class WorkloadConfig(StrictModel):
     tools: list[dict[str, Any]] | None = None
     """Tools of every request, in the form of OpenAI's chat route; other routes get their own
     form."""
+    images: ImagesConfig | None = None
+    """Images in the first message of the user of each request, after its text. With
+    `unique_prompts`, each single request has images of its own."""
     models: dict[str, float] | None = None
     """Served names (adapters) and their weights in the traffic, in place of a single model."""
 
@@ -137,6 +150,8 @@ class WorkloadConfig(StrictModel):
         if self.tools is not None and self.source in TOKEN_IDS:
             problems.append(f"tools go with messages; {self.source} has token ids")
         problems += _tool_problems(self.tools or [])
+        if self.images is not None and self.source in TOKEN_IDS:
+            problems.append(f"images go with messages; {self.source} has token ids")
         if self.multi_turn and self.source not in ("prompts", "sharegpt"):
             problems.append("multi_turn is for source: prompts and source: sharegpt")
         if self.models is not None and not (

@@ -21,6 +21,7 @@ from loadtest.report.schema import (
     Client,
     EndpointReport,
     FailureClass,
+    ImageFigures,
     LoadReport,
     ModelFigures,
     OverTime,
@@ -59,6 +60,7 @@ class Result:
     repeats: RepeatFigures | None = None
     cancellations: CancellationFigures | None = None
     over_time: OverTime | None = None
+    images: ImageFigures | None = None
     is_spilled: bool = False
     """The records lie on disk; `records` is a sample of them."""
     model_figures: dict[str, ModelFigures] | None = None
@@ -157,6 +159,7 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         server=result.server,
         text_sample=result.text_sample,
         over_time=result.over_time,
+        images=result.images,
         spilled=result.is_spilled,
     )
 

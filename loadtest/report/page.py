@@ -350,15 +350,27 @@ def _set_up(report: LoadReport) -> tuple[Block, ...]:
     endpoint, workload = report.endpoint, report.workload
     hardware = report.environment.get("hardware", {})
     inputs = ", ".join(f"{one.role} {short_digest(one.digest)}" for one in report.inputs)
-    pairs = (
+    pairs: tuple[tuple[str, str | Code], ...] = (
         ("endpoint", Code(endpoint.url)),
         ("served as", ", ".join(endpoint.served_names)),
         ("artifact", endpoint.artifact_name or "the server has no name with a digest"),
         ("inputs", inputs or "none"),
         ("workload", f"{workload.source}, at most {workload.max_tokens} tokens per answer"),
+        *_images(report),
         ("client", f"{hardware.get('cpu', '?')}, {hardware.get('cpu_cores', '?')} cores"),
     )
     return (Pairs(pairs),)
+
+
+def _images(report: LoadReport) -> list[tuple[str, str]]:
+    found = [one.images for one in report.scenarios if one.images is not None]
+    num_sent = sum(one.num_sent for one in found)
+    if not num_sent:
+        return []
+    kib = sum(one.mean_url_bytes * one.num_sent for one in found) / num_sent / 1024
+    size = report.workload.images
+    shape = f" of {size.width} x {size.height} pixels" if size is not None else ""
+    return [("images", f"{num_sent} sent{shape}, {kib:.1f} KiB each as a URL")]
 
 
 def _with_unit(value: float | None, unit: str) -> str:

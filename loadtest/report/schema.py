@@ -161,6 +161,14 @@ class FailureClass(Part):
     """Up to three messages."""
 
 
+class ImageFigures(Part):
+    """Images in the measured requests that were sent; those of a history count in every turn."""
+
+    num_sent: int
+    mean_url_bytes: float
+    """Mean length of an image's URL, which holds the whole image if it is a data URL."""
+
+
 class Arrivals(Part):
     """The load that was scheduled and the load that was delivered."""
 
@@ -277,6 +285,8 @@ class ScenarioReport(Part):
     """The first answers, shortened."""
     over_time: OverTime | None = None
     """The run in blocks of time, with the drifts of latency and of the server's memory."""
+    images: ImageFigures | None = None
+    """Images that were sent; null without images in the workload."""
     spilled: bool = False
     """Whether the records lie in `records-NAME.*.spill`, and percentiles come from histograms."""
 

@@ -88,14 +88,14 @@ def items_of(message: Message) -> list[dict[str, Any]]:
         return []
     if message["role"] == "tool":
         call_id = message.get("tool_call_id") or "call_0"
-        result = {"type": "tool_result", "tool_use_id": call_id, "content": message["content"]}
+        result = {"type": "tool_result", "tool_use_id": call_id, "content": _content(message)}
         return [{"role": "user", "content": [result]}]
     calls = message.get("tool_calls") or []
     if not calls:
-        return [{"role": message["role"], "content": message["content"]}]
+        return [{"role": message["role"], "content": _content(message)}]
     blocks: list[dict[str, Any]] = []
     if message.get("content"):
-        blocks.append({"type": "text", "text": message["content"]})
+        blocks.append({"type": "text", "text": _content(message)})
     for call in calls:
         function = call["function"]
         blocks.append(
@@ -107,6 +107,25 @@ def items_of(message: Message) -> list[dict[str, Any]]:
             }
         )
     return [{"role": "assistant", "content": blocks}]
+
+
+def _content(message: Message) -> Any:
+    """Return a message's content; only the user's has parts."""
+    content = message["content"]
+    if not isinstance(content, list):
+        return content
+    return [_block(part) for part in content] if message["role"] == "user" else text_of(content)
+
+
+def _block(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return part
+    url = part["image_url"]["url"]
+    head, _, data = url.partition(",")
+    if not head.startswith("data:"):
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    kind = head.removeprefix("data:").partition(";")[0]
+    return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
 
 
 def _arguments(text: Any) -> Any:

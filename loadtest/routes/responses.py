@@ -79,10 +79,11 @@ def items_of(message: Message) -> list[dict[str, Any]]:
     """Return a chat message as items of `input`."""
     if message["role"] == "tool":
         call_id = message.get("tool_call_id") or "call_0"
-        return [{"type": "function_call_output", "call_id": call_id, "output": message["content"]}]
+        output = _content(message)
+        return [{"type": "function_call_output", "call_id": call_id, "output": output}]
     items: list[dict[str, Any]] = []
     if message.get("content"):
-        items.append({"role": message["role"], "content": message["content"]})
+        items.append({"role": message["role"], "content": _content(message)})
     for call in message.get("tool_calls") or []:
         function = call["function"]
         items.append(
@@ -94,6 +95,25 @@ def items_of(message: Message) -> list[dict[str, Any]]:
             }
         )
     return items
+
+
+def _content(message: Message) -> Any:
+    """Return a message's content; only the user's has parts."""
+    content = message["content"]
+    if not isinstance(content, list):
+        return content
+    if message["role"] != "user":
+        return text_of(content)
+    return [
+        {"type": "input_text", "text": part["text"]}
+        if part["type"] == "text"
+        else {
+            "type": "input_image",
+            "image_url": part["image_url"]["url"],
+            "detail": part["image_url"].get("detail", "auto"),
+        }
+        for part in content
+    ]
 
 
 def options_of(max_tokens: int, tools: Sequence[Any], _system: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Asked(Part):
     output_tokens: list[int]
     models: list[str]
     digest: str
+    images: list[tuple[int, int]]
 
 
 class SharedChecks(Part):
@@ -203,6 +204,7 @@ def write_shard(
             output_tokens=workload.output_tokens,
             models=workload.models,
             digest=workload.digest,
+            images=workload.images,
         ),
         endpoint=endpoint_report(endpoint, served),
         workers=measured.workers,

@@ -16,10 +16,12 @@ from loadtest.routes.table import ROUTES, Route
 from loadtest.workload import mooncake, prompts, sharegpt, synthetic
 from loadtest.workload.checks import Checks, check_bodies, with_checks
 from loadtest.workload.content import FIRST_TOKEN_ID, Content, Prompt, Source, Wanted
+from loadtest.workload.images import check_total, count_images, with_images, with_text_before
 from loadtest.workload.lengths import draw_lengths
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Messages
+from tuneline.core.server_words import text_of
 
 SOURCES: dict[str, Source] = {
     "prompts": prompts.read,
@@ -53,6 +55,9 @@ class Workload:
     """The body of each arrival, where it is not its number."""
     num_unchecked: int | None = None
     """The bodies from this one on are the reference's prompts; None without them."""
+    images: list[tuple[int, int]] = field(default_factory=list)
+    """Of each body, the number of its images and the bytes of their URLs; with sessions, those of
+    the history count. Empty without images."""
 
 
 def build_workload(
@@ -102,7 +107,11 @@ def build_workload(
     names = draw_names(workload.models, model, rng, count)
     id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
     run_id = uuid.uuid4().hex[:12]
+    # Like other parts of a prompt, images repeat from run to run unless prompts are unique.
+    images_rng = np.random.default_rng(None if workload.unique_prompts else [seed, 4])
     bodies, tokens, contents = [], [], []
+    images: list[tuple[int, int]] = []
+    num_image_bytes = 0
     for number in range(count):
         prompt = found[number % len(found)]
         max_tokens = lengths[number] if lengths else prompt.max_tokens or config.max_tokens
@@ -110,7 +119,13 @@ def build_workload(
         sent = prompt.content
         if workload.unique_prompts:
             sent = with_nonce(sent, f"{run_id}-{number}", rng, workload.max_token_id)
-        if not isinstance(sent[0], dict):
+        if isinstance(sent[0], dict):
+            if workload.images is not None:
+                sent = with_images(sent, workload.images, images_rng)
+            images.append(count_images(sent))
+            num_image_bytes += images[-1][1]
+            check_total(num_image_bytes)
+        else:
             sent = [int(one) for one in id_of[sent]]
         bodies.append(_body(config, names[number], sent, max_tokens))
         tokens.append(max_tokens)
@@ -123,17 +138,25 @@ def build_workload(
         bodies += check_bodies(checks, model)
         tokens += [checks.settings["max_new_tokens"]] * len(checks.expected)
         names += [model] * len(checks.expected)
+        images += [(0, 0)] * len(checks.expected)
     return Workload(
         path=route_of(config, is_chat).path,
         bodies=bodies,
         output_tokens=tokens,
         models=names,
         digest=canonical_digest(
-            [contents, config.extra_body, config.ignore_eos, *([body_of] if body_of else [])]
+            [
+                contents,
+                config.extra_body,
+                config.ignore_eos,
+                *([body_of] if body_of else []),
+                *([workload.images.model_dump()] if workload.images else []),
+            ]
         ),
         trace_s=content.trace_s,
         body_of=body_of,
         num_unchecked=num_unchecked,
+        images=images,
     )
 
 
@@ -201,7 +224,8 @@ def system_of(route: Route, messages: Sequence[Any]) -> str:
     """Return the system's messages, where the route has a key of its own for them."""
     if not route.has_system:
         return ""
-    texts = [one.get("content") for one in messages if one["role"] in ("system", "developer")]
+    asked = [one for one in messages if one["role"] in ("system", "developer")]
+    texts = [text_of(one.get("content")) for one in asked]
     return "\n\n".join(text for text in texts if text)
 
 
@@ -223,8 +247,7 @@ def with_nonce(
     """Return content that differs from its first token on. Token ids keep their number."""
     first = content[0]
     if isinstance(first, dict):
-        head = {**first, "content": f"[{nonce}] {first['content']}"}
-        return [head, *content[1:]]
+        return [with_text_before(first, f"[{nonce}]"), *content[1:]]
     num = min(8, len(content))
     ids = [int(one) for one in rng.integers(FIRST_TOKEN_ID, max_token_id, num)]
     return [*ids, *content[num:]]

@@ -15,6 +15,7 @@ from loadtest.workload.content import (
     read_text,
 )
 from loadtest.workload.conversations import conversations
+from loadtest.workload.images import content_problem, plain_content
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Messages
 
@@ -59,7 +60,7 @@ def read_prompts(path: Path | None) -> list[Messages]:
                 f"{path}: line {number}: expected a list of messages with role and content"
             )
             continue
-        prompts.append([{"role": m["role"], "content": m["content"]} for m in value])
+        prompts.append([{"role": m["role"], "content": plain_content(m["content"])} for m in value])
     if not prompts and not problems:
         problems = [f"{path}: holds no prompt"]
     if problems:
@@ -74,7 +75,7 @@ def _is_messages(value: Any) -> bool:
         and all(
             isinstance(message, dict)
             and is_text(message.get("role"))
-            and is_text(message.get("content"))
+            and content_problem(message.get("content")) is None
             for message in value
         )
     )

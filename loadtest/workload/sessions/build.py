@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,10 +26,11 @@ from loadtest.workload.build import (
 from loadtest.workload.checks import Checks, with_checks
 from loadtest.workload.checks import options_of as options_of_checks
 from loadtest.workload.content import Wanted
+from loadtest.workload.images import check_total, count_images, with_images, with_text_before
 from loadtest.workload.lengths import draw_lengths
 from loadtest.workload.sessions.conversation import Conversation, Turn, kept_shares
 from loadtest.workload.sessions.table import READERS
-from loadtest.workload_config import Delay, SessionsConfig
+from loadtest.workload_config import Delay, ImagesConfig, SessionsConfig
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Messages
@@ -62,6 +63,9 @@ def build_sessions(
     assert sessions is not None  # noqa: S101 (the caller asks for sessions)
     rng = np.random.default_rng([seed, 1])
     found, is_trace = _read(config, given, rng, num_sessions)
+    if workload.images is not None:
+        images_rng = np.random.default_rng([seed, 4])
+        found = _with_images(found, workload.images, images_rng)
     num_others = len(found)
     order = list(range(num_others))
     if checks is not None:
@@ -125,6 +129,7 @@ def build_sessions(
         trace_s=[one.start_s or 0.0 for one in found[:num_others]] if is_trace else None,
         sessions=plan,
         num_unchecked=None if checks is None else num_unchecked,
+        images=[counts for one in found for counts in _images(one)] if is_chat else [],
     )
 
 
@@ -156,6 +161,35 @@ def _cut(conversation: Conversation, max_turns: int | None) -> Conversation:
     return replace(conversation, turns=conversation.turns[:max_turns])
 
 
+def _with_images(
+    found: Sequence[Conversation], images: ImagesConfig, rng: np.random.Generator
+) -> list[Conversation]:
+    """Return conversations whose first turns bring images.
+
+    Raises:
+        ConfigError: There are too many images.
+    """
+    num_bytes = 0
+    shown = []
+    for one in found:
+        first = one.turns[0]
+        added = with_images(cast("Messages", first.added), images, rng)
+        num_bytes += count_images(added)[1]
+        check_total(num_bytes)
+        shown.append(replace(one, turns=[replace(first, added=added), *one.turns[1:]]))
+    return shown
+
+
+def _images(conversation: Conversation) -> list[tuple[int, int]]:
+    """Return of each turn the images that its request holds and the bytes of their URLs."""
+    found: list[tuple[int, int]] = []
+    for turn in conversation.turns:
+        count, size = count_images(cast("Messages", turn.added))
+        before = (0, 0) if turn.is_fresh or not found else found[-1]
+        found.append((before[0] + count, before[1] + size))
+    return found
+
+
 def _added(
     route: Route, found: Sequence[Conversation], id_of: Any, nonce: str | None, num_others: int
 ) -> list[str]:
@@ -168,7 +202,7 @@ def _added(
             if isinstance(added[0], dict):
                 first = added[0]
                 if nonce and number == 0 and place < num_others:
-                    first = {**first, "content": f"[{nonce}] {first.get('content') or ''}"}
+                    first = with_text_before(first, f"[{nonce}]")
                 texts.append(_joined(route, [first, *added[1:]]))
             else:
                 texts.append(", ".join(str(int(id_)) for id_ in id_of[added]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.workload.content import is_text
+from loadtest.workload.images import content_problem
 from tuneline.core.messages import Message, Messages
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -80,8 +80,8 @@ def message_problem(message: object) -> str | None:
     content = message.get("content")
     calls = message.get("tool_calls")
     has_calls = content is None and isinstance(calls, list) and bool(calls)
-    if not has_calls and not is_text(content):
-        return "content is not text"
+    if not has_calls and (problem := content_problem(content)) is not None:
+        return problem
     for key in ("tool_calls", "tool_call_id", "name"):
         try:
             json.dumps(message.get(key), ensure_ascii=False).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loadtest.workload.content import MAX_PROBLEMS, Wanted, file_of, json_lines, read_text
+from loadtest.workload.images import plain_content
 from loadtest.workload.sessions.conversation import Conversation, message_problem, turns_of
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Message
@@ -51,4 +52,7 @@ def list_problem(messages: Any) -> str | None:
 def plain(message: Message) -> Message:
     """Return a message with the keys that a server takes, and no others."""
     kept = ("role", "content", "tool_calls", "tool_call_id", "name")
-    return {key: message[key] for key in kept if message.get(key) is not None}
+    found = {key: message[key] for key in kept if message.get(key) is not None}
+    if "content" in found:
+        found["content"] = plain_content(found["content"])
+    return found

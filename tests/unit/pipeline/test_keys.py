@@ -24,7 +24,7 @@ from k8s.config import (
     TrainingJob,
 )
 from loadtest.config import SLO, AnswersConfig, CancellationsConfig, Length
-from loadtest.workload_config import Delay, SessionsConfig
+from loadtest.workload_config import Delay, ImagesConfig, SessionsConfig
 from tests.unit.pipeline.fake_line import fake_made
 from training.config import JudgeConfig
 from training.config.data import SourceConfig
@@ -119,6 +119,7 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
         "loadtest.workload.input_tokens": LENGTH,
         "loadtest.workload.output_tokens": LENGTH,
         "loadtest.workload.sessions": "history max_delay_s max_turns",
+        "loadtest.workload.images": "width height count",
         "loadtest.workload.sessions.think_s": "distribution mean stddev",
         "loadtest.workload.sessions.tool_delay_s": "distribution mean stddev",
         "loadtest.answers": "share dtype max_length_drift",
@@ -260,6 +261,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "loadtest.workload.output_tokens": Length(mean=8),
         "loadtest.workload.path": Path("rows.jsonl"),
         "loadtest.workload.sessions": SessionsConfig(tool_delay_s=Delay(mean=1.0)),
+        "loadtest.workload.images": ImagesConfig(width=8, height=8),
         "loadtest.answers": AnswersConfig(tolerances=Tolerances()),
         "loadtest.cancellations": CancellationsConfig(after_s=1.0),
         "training.launch": LaunchConfig(processes=1),

@@ -367,6 +367,8 @@ BAD = {
         ('[{"role": "user", "content": 5}]', "content is not text"),
         ('[{"role": "narrator", "content": "x"}]', "role is 'narrator'"),
         ('[{"role": "user", "content": "\\ud800"}]', "content is not text"),
+        ('[{"role": "user", "content": []}]', "content is not text"),
+        ('[{"role": "user", "content": [{"type": "audio"}]}]', "part 1 of content is not a text"),
         ('[{"role": "system", "content": "x"}]', "no message of a user"),
         ("{", "line 1: not valid JSON"),
         ("[" * 100_000, "line 1: not valid JSON"),
