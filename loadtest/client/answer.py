@@ -55,10 +55,12 @@ class Events(ABC):
     """Takes the events of one response in their order, up to one that ends it. A route's own class
     reads what they say."""
 
-    __slots__ = ("answer", "contents", "ended", "num_taken", "places", "texts", "times")
+    __slots__ = (
+        "answer", "contents", "ended", "keeps_text", "num_taken", "places", "texts", "times",
+    )  # fmt: skip
 
-    def __init__(self, answer: Answer, times: Sequence[int]) -> None:
-        self.answer, self.times = answer, times
+    def __init__(self, answer: Answer, times: Sequence[int], *, keeps_text: bool = True) -> None:
+        self.answer, self.times, self.keeps_text = answer, times, keeps_text
         self.num_taken = 0
         self.ended = False
         self.texts: list[str] = []
@@ -80,9 +82,10 @@ class Events(ABC):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.end("invalid_sse", f"{error}: {payload[:120]!r}")
 
-    def take_alike(self, read: bytes, place: int) -> bool:  # noqa: ARG002 (a route may know none)
-        """Take a read by what it has in common with earlier reads; return whether it was taken."""
-        return False
+    def take_alike(self, reads: Sequence[bytes], place: int, end: int) -> int:  # noqa: ARG002
+        """Take reads from a place on by what they have in common with earlier reads; return the
+        place of the first that was not taken. A route may know no such reads."""
+        return place
 
     @abstractmethod
     def read(self, payload: bytes, place: int) -> None:
@@ -110,6 +113,8 @@ class Events(ABC):
     def add(self, text: str, place: int, *, is_content: bool) -> None:
         """Take note of an event with a token."""
         self.places.append(place)
+        if not self.keeps_text:
+            return
         self.texts.append(text)
         if is_content:
             self.contents.append(text)

@@ -15,11 +15,13 @@ import gc
 import time
 from collections import deque
 from collections.abc import MutableSequence
+from select import EPOLLIN
 from typing import TYPE_CHECKING, Any
 
 from loadtest.client.clocks import compare_clocks
 from loadtest.client.connect_errors import failure_of
 from loadtest.client.connection import (
+    READ_BYTES,
     Connection,
     Request,
     monotonic_ns,
@@ -223,10 +225,13 @@ class Client(Pool):
         readers = self.readers
         ready = self.epoll.poll(0)
         self.num_reads += len(ready)
-        for fd, _ in ready:
-            reader = readers.get(fd)  # one read may have closed the next one's connection
-            if reader is not None:
-                reader()
+        for fd, flags in ready:
+            # One read may have closed the next one's connection. The epoll reports only what is
+            # new, so an end that came with the last bytes is read at once.
+            while (reader := readers.get(fd)) is not None:
+                num_bytes = reader()
+                if num_bytes < READ_BYTES and (flags == EPOLLIN or not num_bytes):
+                    break
         if self.kernel_clock:
             now_ns = monotonic_ns()
             if self.next_due_ns() - now_ns < self.nap_ns:

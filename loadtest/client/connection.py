@@ -63,7 +63,7 @@ class Owner(Protocol):
     loop: asyncio.AbstractEventLoop
     kernel_clock: bool
 
-    def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None: ...
+    def watch(self, sock: socket.socket, reader: Callable[[], int]) -> None: ...
 
     def unwatch(self, sock: socket.socket) -> None: ...
 
@@ -85,6 +85,7 @@ class Connection:
     def __init__(self, client: Owner, sock: socket.socket) -> None:
         self.client = client
         self.sock = sock
+        self.receive = sock.recvmsg
         self.framer = Framer()
         self.request: Request | None = None
         self.opened_ns = monotonic_ns()
@@ -100,19 +101,21 @@ class Connection:
             client.kernel_clock = False
         client.watch(sock, self.readable)
 
-    def readable(self) -> None:
+    def readable(self) -> int:
+        """Read once; return the number of bytes, 0 at the end or if there are none."""
         try:
-            data, ancillary, _, _ = self.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+            data, ancillary, _, _ = self.receive(READ_BYTES, ANCILLARY_BYTES)
         except (BlockingIOError, InterruptedError):
-            return
+            return 0
         except OSError as error:
             self.ended("connection_reset", str(error))
-            return
+            return 0
         now_ns = monotonic_ns()
         if not data:
             self.ended("closed", "the server closed the connection")
-            return
+            return 0
         self.arrived(data, ancillary[0][2] if ancillary else None, now_ns)
+        return len(data)
 
     def deliver(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
         """Bytes of a response."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 MAX_HEAD_BYTES = 65536
@@ -25,6 +26,19 @@ class ProtocolError(Exception):
 _is_size = re.compile(rb"[0-9a-fA-F]{1,15}").fullmatch
 
 
+@functools.lru_cache(1024)
+def _chunk_size(line: bytes) -> int:
+    """Return the number in a size line; a server's chunks have few sizes.
+
+    Raises:
+        ProtocolError: There is no number.
+    """
+    size = line.partition(b";")[0].strip()
+    if not _is_size(size):
+        raise ProtocolError(f"chunk size {line[:20]!r}")
+    return int(size, 16)
+
+
 @functools.cache
 def size_line(num_bytes: int) -> bytes:
     """Return the size line of a chunk with `num_bytes` in total, as servers commonly write it.
@@ -39,9 +53,26 @@ def size_line(num_bytes: int) -> bytes:
     return bytes(num_bytes + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Status line and headers, and what they say of the body."""
+
+    status: int
+    headers: Mapping[bytes, bytes]
+    keep_alive: bool
+    state: int
+    """The framer's state after the head."""
+    num_bytes: int
+    """Of a measured body."""
+
+
 @functools.lru_cache(64)
-def _split_head(head: bytes) -> tuple[bytes, int, Mapping[bytes, bytes]]:
-    """Version, status and headers; one server's heads differ in little, and seldom."""
+def _read_head(head: bytes) -> _Head:
+    """Return what a head says; one server's heads differ in little, and seldom.
+
+    Raises:
+        ProtocolError: It is not a response's head.
+    """
     lines = head.split(b"\r\n")
     parts = lines[0].split(b" ", 2)
     if len(parts) < 2 or not (parts[1].isdigit() and len(parts[1]) == 3):
@@ -52,7 +83,26 @@ def _split_head(head: bytes) -> tuple[bytes, int, Mapping[bytes, bytes]]:
         if not colon:
             raise ProtocolError(f"expected a header, found {line[:60]!r}")
         headers[name.strip().lower()] = value.strip()
-    return parts[0], int(parts[1]), MappingProxyType(headers)
+    status = int(parts[1])
+    options = {one.strip() for one in headers.get(b"connection", b"").lower().split(b",")}
+    keep_alive = b"close" not in options and parts[0] != b"HTTP/1.0"
+    state, num_bytes = _HEAD, 0
+    if status in (204, 304):
+        state = _DONE
+    elif status < 200:
+        pass  # an interim response is followed by the real one
+    elif b"chunked" in headers.get(b"transfer-encoding", b"").lower():
+        state = _SIZE
+    elif b"content-length" in headers:
+        length = headers[b"content-length"]
+        if not length.isdigit() or len(length) > MAX_LENGTH_DIGITS:
+            raise ProtocolError(f"content-length is {length[:20]!r}")
+        num_bytes = int(length)
+        state = _LENGTH if num_bytes else _DONE
+    else:
+        keep_alive = False
+        state = _UNTIL_CLOSE
+    return _Head(status, MappingProxyType(headers), keep_alive, state, num_bytes)
 
 
 class Framer:
@@ -155,24 +205,10 @@ class Framer:
                 return None
 
     def _parse_head(self, head: bytes) -> None:
-        version, self.status, self.headers = _split_head(head)
-        options = {one.strip() for one in self.headers.get(b"connection", b"").lower().split(b",")}
-        self.keep_alive = b"close" not in options and version != b"HTTP/1.0"
-        if self.status < 200:
-            return
-        if self.status in (204, 304):
-            self._state = _DONE
-        elif b"chunked" in self.headers.get(b"transfer-encoding", b"").lower():
-            self._state = _SIZE
-        elif b"content-length" in self.headers:
-            length = self.headers[b"content-length"]
-            if not length.isdigit() or len(length) > MAX_LENGTH_DIGITS:
-                raise ProtocolError(f"content-length is {length[:20]!r}")
-            self._left = int(length)
-            self._state = _LENGTH if self._left else _DONE
-        else:
-            self.keep_alive = False
-            self._state = _UNTIL_CLOSE
+        found = _read_head(head)
+        self.status, self.headers = found.status, found.headers
+        self.keep_alive, self._left = found.keep_alive, found.num_bytes
+        self._state = found.state
 
     def _feed_chunked(self, data: bytes, sink: list[bytes] | None) -> None:
         if self._buffer:
@@ -188,10 +224,7 @@ class Framer:
                         raise ProtocolError(f"chunk size {data[position : position + 20]!r}")
                     self._buffer = data[position:]
                     return
-                size_of_chunk = data[position:end].partition(b";")[0].strip()
-                if not _is_size(size_of_chunk):
-                    raise ProtocolError(f"chunk size {data[position:end][:20]!r}")
-                left = int(size_of_chunk, 16)
+                left = _chunk_size(data[position:end])
                 position = end + 2
                 self._left = left
                 self._state = _DATA if left else _TRAILER

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class SessionPlan:
@@ -118,6 +121,12 @@ class Plan:
         if self.sessions is None:
             return index, 0
         return divmod(index, self.sessions.stride)
+
+    def split_all(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the sessions and the turns of requests; see `split`."""
+        if self.sessions is None:
+            return index, np.zeros(len(index), np.int64)
+        return np.divmod(index, self.sessions.stride)
 
     def body_place(self, index: int) -> int:
         """Return the place of a request's body in `bodies`."""

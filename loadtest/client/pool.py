@@ -62,7 +62,7 @@ class Pool(abc.ABC):
         """Whether a connection carries another request after its answer."""
         # An epoll of its own: a read through the loop's epoll costs more than the read.
         self.epoll = select.epoll()
-        self.readers: dict[int, Callable[[], None]] = {}
+        self.readers: dict[int, Callable[[], int]] = {}
         self.check = SelfCheck([], 0.0, 0, 0, 0)
         self.arrivals_ns: list[int] = []
         self.cursor = 0
@@ -183,8 +183,9 @@ class Pool(abc.ABC):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None:
-        self.epoll.register(sock, select.EPOLLIN)
+    def watch(self, sock: socket.socket, reader: Callable[[], int]) -> None:
+        # By edges: by levels, the kernel looks at each socket once more after its read.
+        self.epoll.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
         self.readers[sock.fileno()] = reader
 
     def unwatch(self, sock: socket.socket) -> None:

@@ -18,6 +18,8 @@ from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISH
 from loadtest.client.session_client import find_model_changes
 from loadtest.client.sse import parse_response
 
+NEVER = np.iinfo(np.int64).min
+"""Nanoseconds of an event that never happened."""
 MAX_EXAMPLES = 3
 MAX_CHECKED = 2000
 """Answers to the reference's prompts that a process keeps; of more, a random sample."""
@@ -132,9 +134,10 @@ def records_of(plan: Plan, rows: Sequence[Row], start_ns: int) -> Records:
     """Return the records of parsed requests."""
 
     def seconds(times_ns: list[int | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array(
-            [np.nan if time is None else (time - start_ns) / 1e9 for time in times_ns], np.float64
-        )
+        known = np.array([NEVER if time is None else time for time in times_ns], np.int64)
+        found = (known - start_ns) / 1e9
+        found[known == NEVER] = np.nan
+        return found
 
     def counts(values: list[int | float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.array([np.nan if value is None else value for value in values], np.float64)
@@ -149,14 +152,16 @@ def records_of(plan: Plan, rows: Sequence[Row], start_ns: int) -> Records:
             states.append(CANCELLED)
         else:
             states.append(SUCCEEDED if row.answer.error is None else FAILED)
+    index = np.array([request.index for request in requests], np.int64)
+    session, turn = plan.split_all(index)
     num_events = np.array([len(answer.token_times) for answer in answers], np.int64)
     event_ns = itertools.chain.from_iterable(answer.token_times for answer in answers)
     event_tokens = itertools.chain.from_iterable(map(_event_tokens, answers))
     return Records(
-        index=np.array([request.index for request in requests], np.int64),
-        session=np.array([plan.split(r.index)[0] for r in requests], np.int64),
-        turn=np.array([plan.split(r.index)[1] for r in requests], np.int64),
-        warmup=np.array([plan.is_warmup(r.index) for r in requests], np.bool_),
+        index=index,
+        session=session,
+        turn=turn,
+        warmup=session < plan.num_warmup_requests,
         state=np.array(states, np.uint8),
         error=np.array(
             [a.error or "" if s == FAILED else "" for a, s in zip(answers, states, strict=True)],

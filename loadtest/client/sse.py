@@ -57,21 +57,27 @@ def parse_steps(
     """Do the work of `parse_response` in steps of READS_PER_STEP reads."""
     answer = Answer()
     framer, decoder = Framer(), SseDecoder()
-    events = ROUTES[route].events(answer, times)
+    events = ROUTES[route].events(answer, times, keeps_text=keep_text)
     body: list[bytes] = []
     at_boundary = False  # between two chunks and between two events
     try:
-        for place, read in enumerate(reads):
-            if place and place % READS_PER_STEP == 0:
+        next_place, step_end = 0, READS_PER_STEP
+        while next_place < len(reads):
+            if next_place >= step_end:
+                step_end += READS_PER_STEP
                 yield
             if at_boundary:
-                if events.take_alike(read, place):
+                alike_end = events.take_alike(reads, next_place, step_end)
+                if alike_end > next_place:
+                    next_place = alike_end
                     continue
-                if (chunk := _event_chunk(read)) is not None:
-                    size, payload = chunk.groups()
-                    if int(size, 16) == len(payload) + _AROUND_PAYLOAD and b"\r" not in payload:
-                        events.take(payload, place)
-                        continue
+            place, read = next_place, reads[next_place]
+            next_place += 1
+            if at_boundary and (chunk := _event_chunk(read)) is not None:
+                size, payload = chunk.groups()
+                if int(size, 16) == len(payload) + _AROUND_PAYLOAD and b"\r" not in payload:
+                    events.take(payload, place)
+                    continue
             pieces: list[bytes] = []
             framer.feed(read, pieces)
             if framer.status != 200:

@@ -39,9 +39,13 @@ class SseDecoder:
             data = data.removeprefix(b"\n")
         # The common case: whole events of one data line each.
         if not self._data and data.endswith(b"\n\n") and b"\r" not in data:
-            blocks = data[:-2].split(b"\n\n")
-            if all(block.startswith(b"data: ") and b"\n" not in block for block in blocks):
-                return [block[6:] for block in blocks]
+            events = []
+            for block in data[:-2].split(b"\n\n"):
+                if not block.startswith(b"data: ") or b"\n" in block:
+                    break
+                events.append(block[6:])
+            else:
+                return events
         return self._feed_lines(data)
 
     def _feed_lines(self, data: bytes) -> list[bytes]:

@@ -66,39 +66,49 @@ _decode_text = msgspec.json.Decoder(str).decode
 class ChatEvents(Events):
     """Reads the events of `/v1/chat/completions` and `/v1/completions`."""
 
-    __slots__ = ("after", "alike_is_content", "before")
+    __slots__ = ("after", "alike_is_content", "before", "begins")
 
-    def __init__(self, answer: Answer, times: Sequence[int]) -> None:
-        super().__init__(answer, times)
+    def __init__(self, answer: Answer, times: Sequence[int], *, keeps_text: bool = True) -> None:
+        super().__init__(answer, times, keeps_text=keeps_text)
         self.before: bytes | None = None
         self.after = b""
         """The bytes around the text of an event, with its quotes. Most events of a response differ
         only in the text."""
         self.alike_is_content = False
+        self.begins: dict[int, bytes] = {}
+        """What a read of a size begins with: the size line, and the bytes before the text."""
 
-    def take_alike(self, read: bytes, place: int) -> bool:
-        """Take a read that is one chunk with one event and differs from an earlier one in its text.
+    def take_alike(self, reads: Sequence[bytes], place: int, end: int) -> int:
+        """Take reads that are one chunk with one event and differ from an earlier one in its text.
 
         Returns:
-            Whether the read was taken.
+            The place of the first read that was not taken.
         """
-        before = self.before
+        before, after, begins = self.before, self.after, self.begins
         if before is None or self.ended:
-            return False
-        begin = size_line(len(read)) + before
-        if not read.startswith(begin) or not read.endswith(self.after):
-            return False
-        try:
-            text = _decode_text(read[len(begin) - 1 : 1 - len(self.after)])
-        except (msgspec.DecodeError, UnicodeDecodeError):  # not one string, or a broken one
-            return False
-        if not text:
-            return False
-        self.texts.append(text)
-        if self.alike_is_content:
-            self.contents.append(text)
-        self.places.append(place)
-        return True
+            return place
+        text_end = 1 - len(after)
+        texts = []
+        for read in reads[place:end]:
+            size = len(read)
+            begin = begins.get(size)
+            if begin is None:
+                begin = begins[size] = size_line(size) + before
+            if not read.startswith(begin) or not read.endswith(after):
+                break
+            try:
+                text = _decode_text(read[len(begin) - 1 : text_end])
+            except (msgspec.DecodeError, UnicodeDecodeError):  # not one string, or a broken one
+                break
+            if not text:
+                break
+            texts.append(text)
+        self.places.extend(range(place, place + len(texts)))
+        if self.keeps_text:
+            self.texts += texts
+            if self.alike_is_content:
+                self.contents += texts
+        return place + len(texts)
 
     def read(self, payload: bytes, place: int) -> None:
         """Read one event."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.client.answer import Answer, Events
+from loadtest.client.answer import Events
 from loadtest.routes import anthropic, chat, responses
 from tuneline.core.messages import Message
 
@@ -22,7 +22,7 @@ class Route:
     """Below the endpoint's URL."""
     key: str
     """The key of a request that holds what was said."""
-    events: Callable[[Answer, Sequence[int]], Events]
+    events: type[Events]
     """Reads the events of an answer."""
     items: Callable[[Message], list[dict[str, Any]]]
     """Returns a chat message as entries of `key`."""
