@@ -8,9 +8,10 @@ import json
 from loadtest.report.files import report_of
 from loadtest.report.metric_points import MetricPoint, metric_points
 from loadtest.report.page import load_document
-from loadtest.report.schema import REPORT_FILE
+from loadtest.report.schema import REPORT_FILE, LoadReport
 from tuneline.core.artifact import Artifact
-from tuneline.core.errors import MissingError
+from tuneline.core.errors import MissingError, ServerError
+from tuneline.core.server_words import printable
 
 BATCH = 1000
 """Metrics in one call; MLflow takes no more."""
@@ -26,6 +27,7 @@ def mlflow_text(artifact: Artifact) -> str:
 
     Raises:
         MissingError: The package mlflow is not installed.
+        ServerError: MLflow does not take the run, such as into a folder of files.
         ArtifactError: The report is damaged or of another schema version.
     """
     if importlib.util.find_spec("mlflow") is None:
@@ -33,13 +35,26 @@ def mlflow_text(artifact: Artifact) -> str:
             "--format mlflow needs the package mlflow, which is not installed",
             hint="Try: pip install mlflow",
         )
+    from mlflow.exceptions import MlflowException
+
+    report = report_of(artifact)
+    try:
+        return f"logged as MLflow run {_log(report, artifact)}\n"
+    except MlflowException as error:
+        raise ServerError(
+            f"MLflow does not take the report: {printable(str(error).strip())}",
+            hint="Try: MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or the URL of a server of MLflow",
+        ) from None
+
+
+def _log(report: LoadReport, artifact: Artifact) -> str:
+    """Log a report; return the id of its run."""
     import mlflow
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.tracking import MlflowClient
 
     from tuneline.core.page.to_html import html_page
 
-    report = report_of(artifact)
     steps: dict[str, int] = {}
     metrics = []
     for point in metric_points(report):
@@ -64,7 +79,7 @@ def mlflow_text(artifact: Artifact) -> str:
         )
         mlflow.log_artifact(str(artifact.path / REPORT_FILE))
         mlflow.log_text(html_page(load_document(artifact)), "report.html")
-    return f"logged as MLflow run {run_id}\n"
+    return str(run_id)
 
 
 def _name(point: MetricPoint) -> str:

@@ -1,6 +1,7 @@
 """A load report for monitoring systems: OpenTelemetry's schema reads it, MLflow stores it."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from loadtest.report.files import report_of as read_report_of
 from loadtest.report.metric_points import metric_points
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import Artifact
-from tuneline.core.errors import MissingError
+from tuneline.core.errors import MissingError, ServerError
 
 pytestmark = pytest.mark.usefixtures("shared_host")
 
@@ -66,6 +67,46 @@ def test_every_point_has_a_name_of_its_own_per_time(measured: Artifact) -> None:
         (one.name, tuple(sorted(map(str, one.labels.items()))), one.at_unix_s) for one in points
     }
     assert len(keys) == len(points) > 30
+
+
+NO_MLFLOW = "the package mlflow is not installed"
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own libraries
+def test_mlflow_stores_every_figure(
+    measured: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason=NO_MLFLOW)
+    monkeypatch.chdir(tmp_path)  # the artifacts of runs go below the current directory
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "loads")
+    run_id = report_text(measured, "mlflow").removeprefix("logged as MLflow run ").strip()
+    client = mlflow.tracking.MlflowClient()
+    run = client.get_run(run_id)
+    assert client.get_experiment(run.info.experiment_id).name == "loads"
+    report = report_of(measured)["scenarios"][0]
+    percentiles = report["latency"]["ttft_s"]["percentiles"]
+    found = {name: run.data.metrics.get(f"open/ttft/{name}") for name in percentiles}
+    assert found == percentiles
+    history = client.get_metric_history(run_id, "open/block.ttft")
+    known = [value for value in report["over_time"]["ttft_p50_s"] if value is not None]
+    assert [one.value for one in history] == known
+    assert [one.step for one in history] == list(range(len(known)))
+    assert run.data.params["model"] == "known"
+    assert run.data.tags["tuneline.digest"] == measured.digest
+    assert {one.path for one in client.list_artifacts(run_id)} == {"report.json", "report.html"}
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own libraries
+def test_a_store_that_mlflow_refuses_is_an_error_with_its_words(
+    measured: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason=NO_MLFLOW)
+    mlflow.set_tracking_uri(str(tmp_path / "mlruns"))
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(ServerError, match="MLflow does not take the report") as caught:
+        report_text(measured, "mlflow")
+    assert "MLFLOW_TRACKING_URI=sqlite:///mlflow.db" in str(caught.value.hint)
 
 
 def test_mlflow_is_asked_for_by_name_where_it_is_missing(
