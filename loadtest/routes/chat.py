@@ -76,7 +76,7 @@ class ChatEvents(Events):
         only in the text."""
         self.alike_is_content = False
         self.begins: dict[int, bytes] = {}
-        """What a read of a size begins with: the size line, and the bytes before the text."""
+        """The beginning of a read of each size: the size line, and the bytes before the text."""
 
     def take_alike(self, reads: Sequence[bytes], place: int, end: int) -> int:
         """Take reads that are one chunk with one event and differ from an earlier one in its text.
