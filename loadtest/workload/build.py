@@ -105,6 +105,7 @@ def build_workload(
     drawn = workload.output_tokens
     lengths = None if drawn is None else draw_lengths(drawn, rng, count)
     names = draw_names(workload.models, model, rng, count)
+    # Over 60 lines: the draws of a request follow one another, and the workload names its fields.
     id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
     run_id = uuid.uuid4().hex[:12]
     # Like other parts of a prompt, images repeat from run to run unless prompts are unique.
