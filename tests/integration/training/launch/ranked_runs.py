@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.integration.training.loop.killed_runs import COMMON, die_at
+from tests.integration.training.loop.killed_runs import COMMON, end_at
 
 # 13 rows in batches of 2: seven batches, the last with one row, in steps of two batches. The last
 # step of an epoch has one batch, so that one of two processes has none.
@@ -131,10 +131,10 @@ def main(folder: Path) -> None:
     run("lora", "stopped", "ddp", lambda rank: stop_at(INTERRUPTED_AT) if rank == 1 else None)
     run("lora", "stopped", None)
     # A kill of both; the same processes continue.
-    run("full", "killed", "fsdp2", lambda _rank: die_at("step", INTERRUPTED_AT))
+    run("full", "killed", "fsdp2", lambda _rank: end_at("step", INTERRUPTED_AT, signal.SIGKILL))
     run("full", "killed", "fsdp2")
     # A kill of one process; two processes continue.
-    run("lora", "moved", None, lambda _rank: die_at("step", INTERRUPTED_AT))
+    run("lora", "moved", None, lambda _rank: end_at("step", INTERRUPTED_AT, signal.SIGKILL))
     run("lora", "moved", "fsdp2")
     (folder / "status.json").write_text(json.dumps(statuses))
 

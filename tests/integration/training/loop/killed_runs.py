@@ -1,8 +1,8 @@
-"""Train each case straight, and killed by SIGKILL at seeded moments and continued.
+"""Train each case straight, and ended by SIGKILL and by SIGTERM at seeded moments and continued.
 
 `python killed_runs.py FOLDER`. The libraries are imported once; each run is a forked process, and
 no process that computes is forked. FOLDER/<case>/ has the artifacts `straight` and `killed`, and
-`kills.json` says where each process died.
+`kills.json` says where each process ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 MOMENTS = ("step", "accumulation", "save", "write", "measurement")
-NUM_KILLS = 1
+"""Where SIGKILL comes. SIGTERM comes at the end of a step, so that its step is known."""
+ENDS = (signal.SIGKILL, signal.SIGTERM)
+"""The signals that end a run, in order; the run continues after each."""
 COMMON: dict[str, Any] = {
     "num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
     "learning_rate": 3e-3, "logging_steps": 1, "save_steps": 2, "gradient_checkpointing": False,
@@ -33,7 +35,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "packing": ("answer", {**DROPOUT, "packing": True, "per_device_train_batch_size": 1}),
     "dora": ("answer", {"use_dora": True, "logging_steps": 4}),
     "qlora": ("answer", {"load_in_4bit": True, "optim": "adamw_8bit"}),
-    "full": ("answer", {"finetuning_type": "full", "learning_rate": 1e-3}),
+    "full": ("answer", {
+        "finetuning_type": "full", "learning_rate": 1e-3, "max_steps": 7, "adam_beta2": 0.95,
+        "lr_scheduler_type": "inverse_sqrt",
+    }),
     "best": ("answer", {
         **DROPOUT, "load_best_model_at_end": True, "metric_for_best_model": "eval_exact_match",
         "early_stopping_patience": 2, "eval_steps": 2, "num_eval_prompts": 4,
@@ -67,16 +72,20 @@ def in_child(run: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def die_at(moment: str, step: int) -> None:
-    """Let this process kill itself at a moment of a training, at the first step from `step` on."""
+def end_at(moment: str, step: int, number: signal.Signals) -> None:
+    """Let this process send itself a signal once, at a moment of the first step from `step` on."""
     import torch
 
     from training.loop.checkpoints import CheckpointMarks
     from training.loop.progress import ShowProgress
     from training.loop.proof import ProofOfTraining
 
-    def now(*_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    sent: list[int] = []
+
+    def now() -> None:
+        if not sent:  # a second SIGTERM would not wait for the checkpoint
+            sent.append(step)
+            os.kill(os.getpid(), number)
 
     def before(owner: Any, name: str) -> None:
         own = getattr(owner, name, None)
@@ -141,11 +150,12 @@ def main(folder: Path, names: list[str]) -> None:
         config = TrainingConfig.model_validate({**COMMON, **changes})
         draw = random.Random(name)
 
-        def train(out: str, moment: str | None = None, step: int = 0) -> None:
+        def train(out: str, moment: str = "", step: int = 0, number: Any = None) -> None:
             from tuneline.core.artifact import open_artifact
 
-            if moment is not None:
-                die_at(moment, step)
+            if number is not None:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                end_at(moment, step, number)
             train_adapter(
                 config,  # noqa: B023 (run before the loop goes on)
                 open_artifact(folder / f"data-{kind}"),  # noqa: B023
@@ -158,12 +168,13 @@ def main(folder: Path, names: list[str]) -> None:
         assert in_child(lambda: train("straight")) == 0, name
         manifest = json.loads((folder / name / "straight" / "manifest.json").read_text())
         last = manifest["metrics"]["num_steps"]
-        kills = []
-        for _ in range(NUM_KILLS):
-            moment = draw.choice(MOMENTS)
-            # From the third step on, so that there is a checkpoint to continue from.
-            step = draw.randint(3, last - 1)
-            status = in_child(lambda m=moment, s=step: train("killed", m, s))  # type: ignore[misc]
+        kills, step = [], 2
+        for place, number in enumerate(ENDS):
+            moment = draw.choice(MOMENTS) if number == signal.SIGKILL else "step"
+            # From the third step on, so that there is a checkpoint to continue from; after the
+            # step of the end before, and before the last step.
+            step = draw.randint(step + 1, last - len(ENDS) + place)
+            status = in_child(lambda m=moment, s=step, n=number: train("killed", m, s, n))  # type: ignore[misc]
             work = folder / name / ".killed.work"
             files = sorted(str(path.relative_to(work)) for path in work.glob("checkpoint-*/*"))
             kills.append({"moment": moment, "step": step, "status": status, "files": files})
