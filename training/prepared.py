@@ -93,7 +93,9 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     set_seed(config.seed)
     lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
     require_context(base, max(lengths, default=0))
-    chosen, estimate = estimate_step(config, base.path, lengths)
+    trained = [row.num_trained_tokens for row in train_rows]
+    one_each = len(trained) == len(lengths)  # a preference pair has two sequences
+    chosen, estimate = estimate_step(config, base.path, lengths, trained if one_each else ())
     # Hosts have different free memory; the processes compute the same passes.
     again = any_rank(chosen.gradient_checkpointing is True)
     chosen = chosen.model_copy(update={"gradient_checkpointing": again})

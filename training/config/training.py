@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,17 @@ FULL_LEARNING_RATE = 2e-5
 
 class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterConfig):
     """Fine-tuning of an adapter, or of the whole model."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "lora_r": "r", "lora_rank": "r", "max_seq_length": "max_length",
+        "sequence_len": "max_length", "cutoff_len": "max_length",
+        "micro_batch_size": "per_device_train_batch_size",
+        "batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs",
+        "epochs": "num_train_epochs", "lr": "learning_rate", "optimizer": "optim",
+        "lr_scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps",
+        "sample_packing": "packing", "lora_target_modules": "target_modules",
+    }  # fmt: skip
+    """Names that other trainers have for keys of this section."""
 
     method: MethodConfig = SftConfig()
     """The training method and its options."""

@@ -9,6 +9,8 @@ keeps for the backward pass, in numbers (h hidden, q queries, k keys, i width of
     4 i  the outputs of gate and up, the activation, the input of down
 
 With gradient checkpointing a layer keeps its input only, h, and one layer at a time has the rest.
+On a CPU, SFT computes the last layer and the logits at trained positions only; for the others the
+last layer has two inputs of 2 h in all, keys and values.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, fields, replace
 
 from training.config import TrainingConfig
 from training.config.launch import LaunchConfig
+from tuneline.core.environment import gpu_names
 from tuneline.models.network import Network
 
 CHUNK_LOGITS = 2**24
@@ -32,7 +35,14 @@ REFERENCED = ("dpo", "kto")
 """Methods that compare with the base: with the whole model trained, a second one is in memory."""
 LOGIT_COPIES = 3
 """The logits of a chunk, their exponentials and the gradient."""
-RUNTIME_BYTES = 150 * 2**20
+TILED = ("dpo", "kto", "grpo")
+"""Methods whose logits TRL computes in tiles."""
+TILE = (4096, 32768)
+"""Tokens and vocabulary of a tile: TOKEN_CHUNK_SIZE and _CHUNKED_LOGPROB_CHUNK_SIZE of TRL 1.16."""
+TILE_COPIES = 10
+"""On a CPU, by measurement: the tile, seven intermediate values of its size, and what the allocator
+keeps of them. On a GPU a kernel keeps the tile only."""
+RUNTIME_BYTES = 175 * 2**20
 """Memory of libraries and allocator at the first step: kernels, threads, Python objects."""
 
 
@@ -60,23 +70,36 @@ class Batch:
 
     num_rows: int
     length: int
+    trained: int | None = None
+    """Tokens that are trained; all of them if not known."""
 
     @property
     def num_tokens(self) -> int:
         return self.num_rows * self.length
 
+    @property
+    def num_trained(self) -> int:
+        return self.num_tokens if self.trained is None else min(self.trained, self.num_tokens)
 
-def largest_batch(config: TrainingConfig, lengths: Sequence[int] = ()) -> Batch:
+
+def largest_batch(
+    config: TrainingConfig, lengths: Sequence[int] = (), trained: Sequence[int] = ()
+) -> Batch:
     """Return the batch that needs most memory; without lengths, rows of `max_length` tokens.
 
     Args:
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
+        trained: Trained tokens of each sequence; all tokens if not given.
     """
     rows = config.per_device_train_batch_size * _sequences_per_row(config)
     if config.packing:
         return Batch(rows, config.max_length)
-    longest = max(lengths, default=config.max_length)
-    return Batch(min(rows, len(lengths)) if lengths else rows, longest)
+    if not lengths:
+        return Batch(rows, config.max_length)
+    # Rows of like length share a batch.
+    longest = sorted(zip(lengths, trained or lengths, strict=True), reverse=True)[:rows]
+    num_trained = sum(count for _, count in longest) if trained else None
+    return Batch(len(longest), longest[0][0], num_trained)
 
 
 def estimate_training(
@@ -102,27 +125,42 @@ def estimate_training(
     layer = 4 * hidden + 2 * network.query_size + 2 * network.key_value_size + 4 * width
     if config.lora_dropout:
         layer += 5 * hidden + 2 * width  # a copy of each layer's input, and peft's own arithmetic
+    if config.load_in_4bit:
+        # peft's layers on 4-bit weights also keep their outputs, by measurement.
+        layer += network.query_size + 2 * network.key_value_size + 2 * hidden + 2 * width
     # The backward pass of one MLP has three gradients of its width, and the residual's.
     passing = 3 * width + 2 * hidden
     if config.gradient_checkpointing is True:
-        kept = network.num_layers * hidden + layer
+        kept = batch.num_tokens * (network.num_layers * hidden + layer)
     else:
-        kept = network.num_layers * layer
-    chunk = batch.num_tokens * network.vocab_size
-    if config.method.type == "reward":
-        chunk = 0  # a score in place of logits
-    elif config.method.type != "orpo":  # whose logits TRL computes all at once
-        chunk = min(chunk, max(CHUNK_LOGITS, 64 * network.vocab_size))
+        kept = batch.num_tokens * network.num_layers * layer
+        if config.method.type == "sft" and not config.load_in_4bit and not gpu_names():
+            beside = 2 * hidden + 2 * network.key_value_size
+            kept -= (batch.num_tokens - batch.num_trained) * (layer - beside)
     memory = TrainingMemory(
         weights=weights,
         adapter=adapter,
         gradients=4 * trained,
         optimizer=moment_bytes(config.optim) * trained,
-        activations=batch.num_tokens * (kept + passing) * item_bytes,
-        logits=LOGIT_COPIES * 4 * chunk,
+        activations=(kept + batch.num_tokens * passing) * item_bytes,
+        logits=4 * _logits(config, network, batch),
         runtime=RUNTIME_BYTES,
     )
     return memory if config.launch is None else _of_one_process(memory, config.launch, network)
+
+
+def _logits(config: TrainingConfig, network: Network, batch: Batch) -> int:
+    """Return the numbers of a step's logits that are in memory at once, copies included."""
+    method, vocabulary = config.method.type, network.vocab_size
+    if method == "reward":
+        return 0  # a score in place of logits
+    if method in TILED:
+        tile = min(batch.num_tokens, TILE[0]) * min(vocabulary, TILE[1])
+        return tile if gpu_names() else TILE_COPIES * tile
+    logits = batch.num_tokens * vocabulary
+    if method == "sft":
+        logits = min(batch.num_trained * vocabulary, max(CHUNK_LOGITS, 64 * vocabulary))
+    return LOGIT_COPIES * logits  # ORPO's all at once
 
 
 def _of_one_process(

@@ -20,7 +20,7 @@ from tuneline.models.network import read_network
 
 
 def estimate_step(
-    config: TrainingConfig, base: Path, lengths: Sequence[int]
+    config: TrainingConfig, base: Path, lengths: Sequence[int], trained: Sequence[int] = ()
 ) -> tuple[TrainingConfig, TrainingMemory | None]:
     """Return the configuration without `auto`, and the memory that a step is estimated to take.
 
@@ -33,7 +33,7 @@ def estimate_step(
         checkpointing = config.gradient_checkpointing is not False
         return config.model_copy(update={"gradient_checkpointing": checkpointing}), None
     free_bytes = share_of_free(config, free_memory_bytes())
-    batch = largest_batch(config, lengths)
+    batch = largest_batch(config, lengths, trained)
     choices = choose_all(config, network, batch, free_bytes)
     # The format is resolved where torch knows the device; see training.model.
     chosen = {choice.key: choice.value for choice in choices if choice.key != "dtype"}

@@ -72,6 +72,13 @@ class _Lines:
 def _names(path: Path, cells: list[str]) -> list[str]:
     """Return the columns' names; a column without a name is called by its place."""
     names = [cell.strip() or f"column {place}" for place, cell in enumerate(cells, start=1)]
+    if len(names) == 1 and ";" in names[0]:
+        raise DataError(
+            f"{path}: line 1: the header is the one column {names[0]!r}; expected columns "
+            "separated by commas",
+            hint="Try: python3 -c 'import csv, sys; csv.writer(sys.stdout).writerows(csv.reader("
+            f'sys.stdin, delimiter=";"))\' < {path} > {path.stem}-commas{path.suffix}',
+        )
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(f"{path}: line 1: column {twice[0]!r} appears twice in the header")
@@ -80,6 +87,5 @@ def _names(path: Path, cells: list[str]) -> list[str]:
 
 def _row(names: list[str], cells: list[str]) -> dict[str, Any] | RowProblem:
     if len(cells) != len(names):
-        hint = "; if the cells are separated by semicolons, convert them" if ";" in names[0] else ""
-        return RowProblem(f"has {len(cells)} cells; the header has {len(names)}{hint}")
+        return RowProblem(f"has {len(cells)} cells; the header has {len(names)}")
     return dict(zip(names, cells, strict=True))

@@ -79,8 +79,10 @@ def hint_for(path: Path) -> str | None:
         return None
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return f"The file is UTF-16. Try: iconv -f UTF-16 -t UTF-8 {path} > utf8{path.suffix}"
-    if head.startswith(b"PAR1"):
+    if head.startswith(b"PAR1") and path.suffix.lower() != ".parquet":
         return "The file is Parquet; give its name the suffix .parquet."
+    if head.startswith(b"PK\x03\x04"):
+        return "The file is a zip archive or an Excel workbook. Unpack it, or save it as CSV."
     if head.startswith(b"\x1f\x8b") and path.suffix.lower() != ".gz":
         return "The file is compressed with gzip; give its name the suffix .gz."
     if head.startswith(b"\x28\xb5\x2f\xfd") and path.suffix.lower() != ".zst":

@@ -10,6 +10,7 @@ from training.estimates.choices import choose_checkpointing
 from training.estimates.memory import (
     LOGIT_COPIES,
     RUNTIME_BYTES,
+    TILE_COPIES,
     Batch,
     change_that_fits,
     estimate_training,
@@ -106,6 +107,20 @@ def test_the_change_is_the_first_that_fits() -> None:
     ]
 
 
+def test_sft_on_a_cpu_computes_the_last_layer_and_the_logits_of_trained_tokens_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert largest_batch(CONFIG, [5, 3, 4], [2, 3, 1]) == Batch(3, 5, 6)
+    one = CONFIG.model_copy(update={"per_device_train_batch_size": 1})
+    batch = largest_batch(one, [5, 3, 4], [2, 3, 1])
+    assert batch == Batch(1, 5, 2)
+    monkeypatch.setattr("training.estimates.memory.gpu_names", list)
+    whole, part = (estimate_training(CONFIG, NETWORK, b, 4) for b in (Batch(1, 5), batch))
+    assert part.logits == LOGIT_COPIES * 4 * 2 * 100
+    # 120 numbers of a token stay; of the three others only 2 h + 2 k = 24.
+    assert whole.activations - part.activations == 3 * (120 - 24) * 4
+
+
 def test_a_preference_pair_has_two_sequences() -> None:
     config = TrainingConfig.model_validate({"r": 2, "method": {"type": "dpo"}})
     assert largest_batch(config) == Batch(16, 2048)
@@ -119,17 +134,20 @@ def test_a_preference_pair_has_two_sequences() -> None:
     )
 
 
-def test_logits_and_reference_of_each_method() -> None:
+def test_logits_and_reference_of_each_method(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(**{**vars(NETWORK), "vocab_size": 10_000_000})
 
     def logits(method: str) -> int:
         config = TrainingConfig.model_validate({"r": 2, "method": {"type": method}})
-        return estimate_training(config, network, Batch(2, 50), 4).logits // (4 * LOGIT_COPIES)
+        return estimate_training(config, network, Batch(2, 50), 4).logits // 4
 
-    # 64 positions at a time; ORPO has all 100, and a reward model has no logits.
-    assert logits("dpo") == logits("kto") == 64 * 10_000_000
-    assert logits("orpo") == 100 * 10_000_000
+    # SFT has 64 positions at a time, ORPO all 100, a reward model none.
+    assert logits("sft") == 3 * 64 * 10_000_000
+    assert logits("orpo") == 3 * 100 * 10_000_000
     assert logits("reward") == 0
+    for gpus, copies in (([], TILE_COPIES), (["a GPU"], 1)):
+        monkeypatch.setattr("training.estimates.memory.gpu_names", lambda found=gpus: found)
+        assert logits("dpo") == logits("kto") == copies * 100 * 32768
     weights = {
         method: estimate_training(
             TrainingConfig.model_validate({"finetuning_type": "full", "method": {"type": method}}),

@@ -119,7 +119,7 @@ def test_an_array_longer_than_the_buffer_is_read(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "a", "completion": NaN}', "line 1: NaN is not a JSON value"),
         ("a.jsonl", b'{"prompt": "a", "n": 1e999}', "1e999 is larger than a float can be"),
         ("a.csv", b"prompt,completion\na,b,c\n", "line 2: has 3 cells; the header has 2"),
-        ("a.csv", b"prompt;completion\na;b,c\n", "separated by semicolons"),
+        ("a.csv", b"prompt;completion\na;b,c\n", "the header is the one column"),
         ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' appears twice in the header"),
         ("a.csv", b'prompt,completion\na,"b', "line 2: not valid csv: unexpected end of data"),
         ("a.csv", b"prompt,completion\na,\xe9\n", "line 2: byte 3: not UTF-8 text"),
@@ -147,6 +147,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, problem
         ("a.jsonl", "{}".encode("utf-16"), "iconv -f UTF-16"),
         ("a.jsonl", as_parquet(ROWS), "the suffix .parquet"),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), "the suffix .gz"),
+        ("a.xlsx", b"PK\x03\x04 of a workbook", "an Excel workbook"),
+        ("a.csv", b"prompt;completion\na;b\n", "delimiter="),
         ("a.jsonl", b"prompt,completion\na,b\n", "the suffix .csv or .tsv"),
     ],
 )
@@ -246,3 +248,11 @@ def test_no_row_ends_in_a_traceback(row: dict[str, Any]) -> None:
         assert str(problem)
     else:
         assert read.kind
+
+
+def test_a_number_in_parquet_is_not_taken_for_a_wrong_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(as_parquet([{"prompt": "a", "completion": 7}]))
+    with pytest.raises(DataError, match="row 1: field 'completion': expected text, found a") as one:
+        read_rows(path)
+    assert "suffix" not in str(one.value.hint) and "class labels" in str(one.value.hint)
