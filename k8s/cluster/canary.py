@@ -62,12 +62,16 @@ def require_names(cluster: Cluster, stable: str, canary: Manifests) -> None:
         ConfigError: A name is missing; vLLM answers a request for an unknown model with status 404.
     """
     asked = [name for name in _names(_rollout(cluster, stable).deployment) if "@" not in name]
-    missing = [name for name in asked if name not in _names(canary.deployment)]
+    own = _names(canary.deployment)
+    missing = [name for name in asked if name not in own]
     if missing:
+        names = "the name" if len(missing) == 1 else "the names"
+        aliases = [name for name in own[1:] if "@" not in name] + missing
         raise ConfigError(
-            f"{canary.run}: does not serve {', '.join(missing)}, the name by which clients ask "
+            f"{canary.run}: does not serve {', '.join(missing)}, {names} by which clients ask "
             f"{stable}; its share of their requests would get status 404",
-            hint=f"Set serving.aliases: [{', '.join(missing)}] in the run.yaml of {canary.run}.",
+            hint=f"Set serving.aliases: [{', '.join(aliases)}] in the run.yaml of {canary.run}, "
+            "and run tuneline release again.",
         )
 
 

@@ -17,8 +17,7 @@ Optimizer = Literal[
 
 
 Scheduler = Literal[
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-    "inverse_sqrt",
+    "linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 ]  # fmt: skip
 """Schedules of the learning rate by their names in TrainingArguments."""
 

@@ -92,6 +92,8 @@ def stream_rows(
 
 def _hint_for(problem: str) -> str | None:
     """Return what to do about a column of another name or type."""
+    if named := re.search(r"missing field (.+?), which data.columns names", problem):
+        return f"Change the value {named[1]} in data.columns to the name of a column of the file."
     if absent := re.search(r"missing field '(\w+)'", problem):
         return (
             f"If the column has another name, name it: data.columns: {{{absent[1]}: NAME}}, or "

@@ -44,8 +44,10 @@ def check(
             f"{finding.action:4}  {finding.check}: {finding.what}",
             f"      {finding.example}",
         ]
+    lines += [f"warn  {warning}" for warning in checked.warnings]
     findings = [asdict(finding) for finding in checked.findings]
-    emit({**checked.found, "findings": findings}, lines, as_json)
+    document = {**checked.found, "findings": findings, "warnings": checked.warnings}
+    emit(document, lines, as_json)
 
 
 def plan(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tuneline.core.digests import short_digest
+from tuneline.core.errors import ArtifactError
 from tuneline.pipeline.artifact_summary import summarize
 from tuneline.pipeline.lengths import require_rows_fit
+from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import require_served_weights
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
-from tuneline.pipeline.up import up
+from tuneline.pipeline.up import lock_run, make_dataset
 
 if TYPE_CHECKING:
     from training import DataFinding
@@ -29,10 +32,12 @@ class CheckedRun:
     Attributes:
         found: Each part and its state, in order.
         findings: The data checks with findings.
+        warnings: The parts that could not be checked now, each with the reason.
     """
 
     found: dict[str, str]
     findings: list[DataFinding]
+    warnings: list[str] = field(default_factory=list)
 
 
 def check_run(run: Run) -> CheckedRun:
@@ -77,12 +82,20 @@ def check_run(run: Run) -> CheckedRun:
 
 
 def _with_data_checks(run: Run, found: dict[str, str]) -> CheckedRun:
-    """Make the dataset unless it is current, and add its counts and findings."""
+    """Make the dataset unless it is current, and add its counts and findings.
+
+    A warning replaces them if the dataset is not current and the run's folder is locked or cannot
+    be written.
+    """
     from training import data_findings
 
-    dataset = up(run, (DATASET,)).get(DATASET)
-    if dataset is None:  # This process only helps another one, which makes the dataset.
-        return CheckedRun(found, [])
+    with ExitStack() as stack:
+        if any(entry.state != "current" for entry in plan(run, (DATASET,))):
+            try:
+                stack.enter_context(lock_run(run))
+            except ArtifactError as error:  # the other parts of the check need no lock
+                return CheckedRun(found, [], [f"data checks: did not run: {error.message}"])
+        dataset = make_dataset(run)
     reasons = dataset.manifest.metrics["dropped"].items()
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in reasons if reason != HELD_OUT)
     counts = summarize(dataset) + (f"; dropped: {dropped}" if dropped else "")

@@ -22,7 +22,7 @@ from tuneline.pipeline.follow import follow
 from tuneline.pipeline.plan import Planned, plan_stage, plan_stages, select_stages
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer
-from tuneline.pipeline.stage import Line, Made, Stage
+from tuneline.pipeline.stage import DATASET, Line, Made, Stage
 
 
 def up(
@@ -87,6 +87,23 @@ def up(
     if failed:
         raise failed[0]
     return made
+
+
+def make_dataset(run: Run) -> Artifact:
+    """Return the run's dataset, and make it if it is not current.
+
+    Any process makes it, whatever `training.launch` and the environment say of its rank. The caller
+    holds the run's lock if the dataset is not current.
+
+    Raises:
+        DataError: The data cannot be used.
+    """
+    base = resolve_base(run, download=True)
+    (stage,) = select_stages(run, (DATASET,))
+    entry = plan_stage(run, stage, base, {})
+    if entry.state != "current":
+        logger.info("%s (%s)", stage.title, entry.reason)
+    return _make(entry, Line(run, base, LazyServer(run, base, ExitStack()).endpoint), {})
 
 
 def _make(entry: Planned, line: Line, made: Made) -> Artifact:

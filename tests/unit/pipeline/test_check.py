@@ -15,6 +15,7 @@ from tuneline.core.errors import DataError
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run
+from tuneline.pipeline.up import lock_run
 
 LEAKED, SIMILAR = 3, 7
 """Rows of `clean_rows` of which one is held out too, and one is held out with another number."""
@@ -29,7 +30,7 @@ def _texts(row: Row) -> tuple[str, str]:
     return str(row.prompt[0]["content"]), row.answer
 
 
-def _run(folder: Path, **data: Any) -> Run:
+def _run(folder: Path, training: dict[str, Any] | None = None, **data: Any) -> Run:
     rows = [_texts(row) for row in clean_rows(60)]
     similar = rows[SIMILAR][0].replace("Ticket ", "Ticket 1"), rows[SIMILAR][1]
     _write(folder / "train.jsonl", rows[:50])
@@ -37,7 +38,7 @@ def _run(folder: Path, **data: Any) -> Run:
     values = {
         "name": "checked",
         "data": {"path": "train.jsonl", "heldout_path": "heldout.jsonl", **data},
-        "training": {"max_length": 128},
+        "training": {"max_length": 128, **(training or {})},
     }
     (folder / "run.yaml").write_text(json.dumps(values))
     return load_run(folder / "run.yaml", runs_dir=folder / "runs")
@@ -62,6 +63,53 @@ def test_check_names_leaked_rows_and_keeps_the_dataset(tmp_path: Path) -> None:
     made = (entry.path / "manifest.json").stat().st_mtime_ns
     assert check_run(run) == checked
     assert (entry.path / "manifest.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("launch", "variables"),
+    [
+        ({"processes": 1, "nodes": 2}, {}),
+        (None, {"RANK": "1", "WORLD_SIZE": "2"}),
+    ],
+)
+def test_any_process_checks_the_data_of_a_run_of_several(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launch: dict[str, int] | None,
+    variables: dict[str, str],
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run = _run(tmp_path, training={"launch": launch})
+    assert "data checks" in check_run(run).found
+    assert plan(run, ("dataset",))[0].state == "current"
+
+
+def test_the_check_waits_for_no_lock(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    with lock_run(run):
+        checked = check_run(run)
+    assert checked.found["data train.jsonl"] == "50 rows"
+    assert "data checks" not in checked.found
+    (warning,) = checked.warnings
+    assert warning == (
+        f"data checks: did not run: {run.dir}: another tuneline works in this directory"
+    )
+    whole = check_run(run)
+    with lock_run(run):  # the dataset is current now
+        assert check_run(run) == whole
+    assert whole.warnings == [] and "data checks" in whole.found
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_other_checks(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    run.dir.parent.write_text("a file in place of the folder")
+    arguments = ("check", run.path, "--runs-dir", run.dir.parent)
+    lines = tuneline_here(*map(str, arguments)).stdout.splitlines()
+    assert "ok    data train.jsonl: 50 rows" in lines
+    assert lines[-1].startswith(f"warn  data checks: did not run: {run.dir}: cannot be written: ")
 
 
 def test_a_finding_that_refuses_ends_the_check(tmp_path: Path) -> None:

@@ -98,27 +98,20 @@ def read_axolotl(foreign: Foreign) -> None:
 
 def _trackers(foreign: Foreign) -> None:
     """Take over the trackers that Axolotl chooses by keys of their own."""
-    project = foreign.take("wandb_project")
-    uri = foreign.take("mlflow_tracking_uri")
     used = {
-        "wandb": project or foreign.take("use_wandb"),
-        "mlflow": uri or foreign.take("use_mlflow"),
+        "wandb": foreign.take("use_wandb") or foreign.values.get("wandb_project"),
+        "mlflow": foreign.take("use_mlflow") or foreign.values.get("mlflow_tracking_uri"),
         "tensorboard": foreign.take("use_tensorboard"),
     }
+    if foreign.values.get("wandb_mode") == "disabled":
+        used["wandb"] = None
     chosen = [name for name, is_used in used.items() if is_used]
     foreign.values.setdefault("report_to", chosen or None)
     foreign.trackers()
-    variables = {"WANDB_PROJECT": project, "MLFLOW_TRACKING_URI": uri}
-    for variable, value in variables.items():
-        if value:
-            foreign.note(f"a tracker's own setting: export {variable}={value}")
-    foreign.take(
-        *[
-            name
-            for name in foreign.values
-            if str(name).startswith(("wandb_", "mlflow_", "use_wandb"))
-        ]
-    )
+    for name in [one for one in foreign.values if str(one).startswith(("wandb_", "mlflow_"))]:
+        value = foreign.take(name)
+        if value not in (None, False, "", [], {}):
+            foreign.note(f"a tracker's own setting: export {name.upper()}={value}")
 
 
 def _data(foreign: Foreign) -> None:

@@ -73,7 +73,9 @@ def read_llama_factory(foreign: Foreign) -> None:
         foreign.choose("training.warmup_steps", ratio)
     foreign.dtype("pure_bf16" if "pure_bf16" in foreign.values else "bf16")
     bits = foreign.take("quantization_bit")
-    foreign.quantized(None if bits is None else int(bits), is_adapter=kind != "full")
+    # The base of a reward model is not loaded in 4 bits.
+    is_adapter = kind != "full" and foreign.values.get("stage") != "rm"
+    foreign.quantized(None if bits is None else int(bits), is_adapter)
     foreign.trackers()
     foreign.take("quantization_method", "double_quantization")
     foreign.optimizer("optim")

@@ -87,7 +87,13 @@ class Foreign:
             self.choose(ours, value)
 
     def copy_same(self) -> None:
-        """Take over the keys of training that have the same name."""
+        """Take over the keys of training that have the same name.
+
+        Without a number of steps, transformers' own `max_steps` is -1.
+        """
+        steps = self.values.get("max_steps")
+        if isinstance(steps, int) and steps <= 0:
+            self.take("max_steps")
         self.copy({name: f"training.{name}" for name in SAME if name in self.values})
 
     def scheduler(self, name: str) -> None:

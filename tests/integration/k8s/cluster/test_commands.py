@@ -267,7 +267,10 @@ def test_a_canary_that_clients_would_not_find_gets_no_share(
     container["args"].remove("support-tickets")
     with pytest.raises(ConfigError, match="next: does not serve support-tickets, the name") as e:
         require_names(open_cluster("tuneline"), "support-tickets", manifests)
-    assert e.value.hint == "Set serving.aliases: [support-tickets] in the run.yaml of next."
+    assert e.value.hint == (
+        "Set serving.aliases: [support-tickets] in the run.yaml of next, and run tuneline release "
+        "again."
+    )
 
 
 def test_a_canary_gets_its_share_in_every_rule_of_the_stable_run(

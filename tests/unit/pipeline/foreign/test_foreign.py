@@ -227,6 +227,47 @@ def test_a_configuration_becomes_a_run_and_names_the_rest(
 
 
 @pytest.mark.parametrize(
+    ("values", "key", "expected", "words"),
+    [
+        ({**TRL, "max_steps": -1}, "training.max_steps", None, []),
+        ({**LLAMA_FACTORY, "max_steps": 0}, "training.max_steps", None, []),
+        (
+            {**LLAMA_FACTORY, "stage": "rm"}, "training.load_in_4bit", False,
+            ["a base model in 4 bits: "],
+        ),
+        (
+            {**TRL, "lr_scheduler_type": "cosine_with_restarts"},
+            "training.lr_scheduler_type", "cosine",
+            ["lr_scheduler_type: cosine_with_restarts: known are"],
+        ),
+        (
+            {**AXOLOTL, "wandb_mode": "disabled", "wandb_entity": "team", "wandb_watch": ""},
+            "training.report_to", ["tensorboard"],
+            ["export WANDB_PROJECT=p", "export WANDB_MODE=disabled", "export WANDB_ENTITY=team"],
+        ),
+        (
+            {**AXOLOTL, "use_mlflow": True, "mlflow_experiment_name": "e"},
+            "training.report_to", ["wandb", "mlflow"], ["export MLFLOW_EXPERIMENT_NAME=e"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_key_with_a_meaning_of_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    key: str,
+    expected: object,
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path, values)
+    _, notes = write_foreign_run(Path("other.yaml"), Path("run.yaml"))
+    assert _at(load_config(Path("run.yaml"), RunConfig), key) == expected
+    assert not [word for word in words if not any(word in note for note in notes)], notes
+    assert not any("max_steps" in note or "WANDB_WATCH" in note for note in notes)
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("a: [", "cannot be read as YAML or JSON"),

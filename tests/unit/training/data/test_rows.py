@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from training.config.data import SourceConfig
 from training.data.rows import NUM_PROBLEMS_SHOWN, read_rows
 from tuneline.core.errors import DataError
 
@@ -155,6 +156,15 @@ def test_a_refusal_of_rows_says_what_to_do(tmp_path: Path, line: object, hint: s
     with pytest.raises(DataError) as caught:  # no row is left to train on
         read_rows(_file(tmp_path, line))
     assert "bad_rows" not in (caught.value.hint or "")
+
+
+def test_a_column_that_data_columns_names_wrongly_is_changed_there(tmp_path: Path) -> None:
+    config = SourceConfig(path="rows.jsonl", columns={"instruction": "question"})
+    with pytest.raises(DataError, match=r"missing field 'question', which data.columns names") as e:
+        read_rows(_file(tmp_path, {"frage": "a", "output": "b"}), config=config)
+    assert e.value.hint == (
+        "Change the value 'question' in data.columns to the name of a column of the file."
+    )
 
 
 def test_all_problems_are_shown_then_counted(tmp_path: Path) -> None:
