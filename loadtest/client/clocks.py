@@ -54,6 +54,13 @@ def compare_clocks(offsets: list[tuple[int, int]], before_ns: int) -> None:
         offsets.append((now_ns, now_ahead_ns))
 
 
+def forget_clocks(offsets: list[tuple[int, int]], before_ns: int) -> None:
+    """Drop the comparisons that no time from `before_ns` on needs: the last comparison up to then
+    stays, since times after it are interpolated from it."""
+    while len(offsets) > 1 and offsets[1][0] < before_ns:
+        del offsets[0]
+
+
 def receive_times(
     seen_ns: np.ndarray[Any, np.dtype[np.int64]],
     stamps: Sequence[bytes | None],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.client.clocks import receive_times
+from loadtest.client.clocks import forget_clocks, receive_times
 from loadtest.client.connection import Request, monotonic_ns
 from loadtest.client.plan import Plan
 from loadtest.client.records import Records
@@ -51,7 +51,8 @@ class Scribe:
         plan: The orders of this process.
         path: The file of records.
         ended: The client's ended requests, in the order of their ends.
-        offsets: The client's clock offsets, an entry per second.
+        offsets: The client's clock offsets: an entry per second, and more while the wall clock is
+            set.
         spill_reads: Reads of ended requests that are kept before the scribe begins.
     """
 
@@ -76,7 +77,7 @@ class Scribe:
         self.seen = Seen()
         self.lags = ReadLags()
         self.work_ns = 0
-        self.num_kept_offsets = round(plan.timeout_s) + KEPT_OFFSETS_S
+        self.keep_ns = round((plan.timeout_s + KEPT_OFFSETS_S) * 1e9)
 
     def tick(self, now_ns: int, due_ns: int, check: SelfCheck) -> bool:
         """Work a little, and write what is parsed; return False if the disk is full.
@@ -89,7 +90,7 @@ class Scribe:
             self.is_begun = is_long or self.num_reads > self.spill_reads
             return True
         check.fold()
-        del self.offsets[: -self.num_kept_offsets]
+        forget_clocks(self.offsets, now_ns - self.keep_ns)
         hurry = self.num_reads > 2 * self.spill_reads
         until_ns = now_ns + (TICK_HURRY_NS if hurry else TICK_WORK_NS)
         self.work(until_ns if hurry else min(until_ns, due_ns))

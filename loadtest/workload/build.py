@@ -109,7 +109,7 @@ def build_workload(
     id_of = permutation(workload.max_token_id, permutation_seed, is_shard)
     run_id = uuid.uuid4().hex[:12]
     # Like other parts of a prompt, images repeat from run to run unless prompts are unique.
-    images_rng = np.random.default_rng(None if workload.unique_prompts else [seed, 4])
+    images_seed = None if workload.unique_prompts else seed
     bodies, tokens, contents = [], [], []
     images: list[tuple[int, int]] = []
     num_image_bytes = 0
@@ -122,7 +122,7 @@ def build_workload(
             sent = with_nonce(sent, f"{run_id}-{number}", rng, workload.max_token_id)
         if isinstance(sent[0], dict):
             if workload.images is not None:
-                sent = with_images(sent, workload.images, images_rng)
+                sent = with_images(sent, workload.images, images_seed)
             images.append(count_images(sent))
             num_image_bytes += images[-1][1]
             check_total(num_image_bytes)

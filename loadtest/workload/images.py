@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import struct
 import zlib
 from typing import Any
@@ -65,17 +67,28 @@ def with_text_before(message: Message, text: str) -> Message:
     return {**message, "content": f"{text} {content}"}
 
 
-def with_images(messages: Messages, images: ImagesConfig, rng: np.random.Generator) -> Messages:
-    """Return messages whose first message of the user brings new images after its text."""
+def with_images(messages: Messages, images: ImagesConfig, seed: int | None) -> Messages:
+    """Return messages whose first message of the user brings images after its text.
+
+    Images follow from the seed and that message, so the turns of a conversation have the same
+    images, and a repeated prompt has its own again. Without a seed, they are new.
+    """
     place = next((n for n, one in enumerate(messages) if one["role"] == "user"), None)
     if place is None:
         return messages
+    rng = np.random.default_rng(None if seed is None else [seed, 4, _number_of(messages[place])])
     content = messages[place].get("content") or ""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     for _ in range(images.count):
         url = data_url(png(images.width, images.height, rng))
         parts = [*parts, {"type": "image_url", "image_url": {"url": url}}]
     return [*messages[:place], {**messages[place], "content": parts}, *messages[place + 1 :]]
+
+
+def _number_of(message: Message) -> int:
+    """Return a number that follows from the content of a message."""
+    text = json.dumps(message, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 def data_url(image: bytes) -> str:
@@ -117,7 +130,7 @@ def check_total(num_bytes: int) -> None:
     """
     if num_bytes > MAX_TOTAL_BYTES:
         raise ConfigError(
-            f"workload.images: the images of this scenario have over {MAX_TOTAL_BYTES >> 20} MiB; "
+            f"the images of this scenario have over {MAX_TOTAL_BYTES >> 20} MiB; "
             "expected less, because the client keeps every request in memory",
-            hint="Try: smaller images, fewer requests, or unique_prompts: false",
+            hint="Try: smaller or fewer images, fewer requests, or unique_prompts: false",
         )

@@ -55,10 +55,8 @@ def read_prompts(path: Path | None) -> list[Messages]:
             value = value.get("prompt", value.get("messages"))
         if isinstance(value, str):
             value = [{"role": "user", "content": value}]
-        if not _is_messages(value):
-            problems.append(
-                f"{path}: line {number}: expected a list of messages with role and content"
-            )
+        if (problem := _list_problem(value)) is not None:
+            problems.append(f"{path}: line {number}: {problem}")
             continue
         prompts.append([{"role": m["role"], "content": plain_content(m["content"])} for m in value])
     if not prompts and not problems:
@@ -68,14 +66,13 @@ def read_prompts(path: Path | None) -> list[Messages]:
     return prompts
 
 
-def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(message, dict)
-            and is_text(message.get("role"))
-            and content_problem(message.get("content")) is None
-            for message in value
-        )
-    )
+def _list_problem(value: Any) -> str | None:
+    """Return why a value is not a list of messages; None for such a list."""
+    if not isinstance(value, list) or not value:
+        return "expected a list of messages with role and content"
+    for place, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not is_text(message.get("role")):
+            return f"message {place}: expected an object with role and content"
+        if (problem := content_problem(message.get("content"))) is not None:
+            return f"message {place}: {problem}"
+    return None

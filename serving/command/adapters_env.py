@@ -54,6 +54,8 @@ def adapters_env(
         run_digest=run_digest,
         # A later version may take over the name of the run's adapter, and never its digest.
         reserved_names=tuple(dict.fromkeys([*base_names, *served_names[1:]])),
+        # The last of the served names has the digest, which no later version takes over.
+        aliases={name: served_names[0] for name in served_names[1:-1] if name not in base_names},
         max_adapters=adapters.max_adapters,
         max_lora_rank=adapters.max_lora_rank,
         tolerances=config.parity.tolerances or ARITHMETIC_TOLERANCES[dtype],

@@ -87,6 +87,7 @@ class Adapters:
         """
         if not isinstance(model, str) or not model:
             return None
+        model = self.settings.aliases.get(model, model)
         if (found := self._names.find(model)) is not None:
             return found
         name = model.partition("@")[0]

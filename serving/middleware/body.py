@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import accumulate
 from typing import Any
 
 from serving.middleware.asgi import Message, Receive
 from serving.middleware.key_file import Key
 from serving.middleware.settings import Settings
+
+MAX_LEVELS = 200
+"""Levels of lists and objects in a body; parsers of JSON stop at a level that depends on the stack
+around them."""
+OPEN, CLOSE = b"[{", b"]}"
+STEPS = bytes.maketrans(OPEN + CLOSE, b"\x01\x01\xff\xff")
+OTHER_BYTES = bytes(set(range(256)) - set(OPEN + CLOSE))
 
 
 class Refusal(Exception):
@@ -89,20 +97,34 @@ def parse_body(body: bytes) -> dict[str, Any] | None:
     Raises:
         Refusal: The body is nested too deeply; vLLM's answer to that is not an OpenAI error.
     """
+    if num_levels(body) > MAX_LEVELS:
+        raise Refusal(400, f"The body is nested too deeply; at most {MAX_LEVELS} levels.")
     try:
         values = json.loads(body)
-    except RecursionError:
+    except RecursionError:  # UTF-16, in which a character may hold the byte of a quotation mark
         raise Refusal(400, "The body is nested too deeply.") from None
     except ValueError:
         return None
     return values if isinstance(values, dict) else None
 
 
+def num_levels(body: bytes) -> int:
+    """Return how deep lists and objects of a JSON document lie in one another; a number up to
+    MAX_LEVELS may be too high."""
+    num_open = sum(body.count(bracket) for bracket in OPEN)
+    if num_open <= MAX_LEVELS:
+        return num_open
+    # Without escapes, every quotation mark begins or ends a string.
+    parts = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+    steps = b"".join(parts[::2]).translate(STEPS, OTHER_BYTES)
+    return max(accumulate(memoryview(steps).cast("b")), default=0)
+
+
 def check_fields(fields: dict[str, Any], settings: Settings, key: Key | None) -> None:
     """Check a request against the limits of the server and of its key.
 
     Raises:
-        Refusal: A limit is passed (400), or the key may not use the model (403).
+        Refusal: A limit is passed or a priority would be lost (400), or the key may not use the model (403).
     """
     for name in ("chat_template", "mm_processor_kwargs"):
         if fields.get(name) is not None:
@@ -119,6 +141,12 @@ def check_fields(fields: dict[str, Any], settings: Settings, key: Key | None) ->
             and value > settings.max_tokens
         ):
             raise Refusal(400, f"{name} is {value}; at most {settings.max_tokens}.", param=name)
+    if key is not None and key.priority and fields.get("use_beam_search"):
+        # vLLM 0.32 computes the requests of a beam search with priority 0.
+        raise Refusal(
+            400, f"The key {key.name!r} has a priority, which a beam search would not keep.",
+            param="use_beam_search",
+        )  # fmt: skip
     model = fields.get("model")
     # Who may use a name may use each version of it.
     names = {str(model), str(model).partition("@")[0]}

@@ -29,6 +29,9 @@ PROGRESS = (
 """vLLM's counters that move with each step of the engine."""
 
 LOOK_FOR_COMPILERS_AFTER_S = 2.0
+COMPILE_LIMIT_S = 120.0
+"""The limit of a silence after a compiler was last seen in it. Between compilers, torch generates
+code and triton measures it."""
 COMPILERS = frozenset({
     "as", "c++", "cc1", "cc1plus", "cicc", "clang", "clang++", "collect2", "fatbinary", "g++",
     "gcc", "ld", "ninja", "nvcc", "ptxas",
@@ -45,11 +48,12 @@ class Heartbeat:
     stall_after_s: float
     first_limit_s: float
     """The limit until the engine has moved once under a request, since nothing is known of its
-    speed; and in a silence in which it compiles a function."""
+    speed."""
     compiles: Callable[[], bool] = lambda: False
     """Return whether the engine compiles a function; asked only when it is silent."""
     state: State = "moving"
-    _has_compiled: bool = False
+    _compiled_s: float | None = None
+    """How long the silence was when a compiler was last seen in it."""
     _has_moved: bool = False
     _longest_s: float = 0.0
     _progress: float = -1.0
@@ -84,29 +88,32 @@ class Heartbeat:
         silence_s = now_s - self._since_s - max(waited_s, default=0)
         if progress != self._progress:
             self._has_moved = True
-            if is_busy and not self._has_compiled:
+            if is_busy and self._compiled_s is None:
                 self._longest_s = max(self._longest_s, silence_s)
             self._begin(progress, now_s, waits_s)
             self.state = "moving"
             return self.state
-        if is_busy and silence_s >= LOOK_FOR_COMPILERS_AFTER_S and not self._has_compiled:
-            self._has_compiled = self.compiles()
-        if is_busy and silence_s >= 2 * self.limit_s:
+        if is_busy and silence_s >= LOOK_FOR_COMPILERS_AFTER_S and self.compiles():
+            self._compiled_s = silence_s
+        limits = silence_s / self.limit_s
+        if self._compiled_s is not None:
+            limits = min(limits, (silence_s - self._compiled_s) / COMPILE_LIMIT_S)
+        if is_busy and limits >= 2:
             self.state = "stuck"
-        elif is_busy and silence_s >= self.limit_s:
+        elif is_busy and limits >= 1:
             self.state = "silent"
         return self.state
 
     def _begin(self, progress: float, now_s: float, waits_s: Mapping[int, float]) -> None:
         """Begin a silence at this moment."""
         self._progress, self._since_s, self._waits_s = progress, now_s, waits_s
-        self._has_compiled = False
+        self._compiled_s = None
 
     @property
     def limit_s(self) -> float:
         """Return how long the engine may be silent under a request."""
         least = self.stall_after_s
-        if not self._has_moved or self._has_compiled:
+        if not self._has_moved:
             least = max(least, self.first_limit_s)
         return max(least, SLACK * self._longest_s)
 
@@ -153,14 +160,17 @@ def engine_compiles() -> bool:
 
 
 def is_compiler(processes: Iterable[int]) -> bool:
-    """Return whether one of the processes is a compiler."""
+    """Return whether one of the processes is a compiler that has not ended."""
     for process in processes:
         try:
-            with open(f"/proc/{process}/comm", encoding="utf-8") as file:  # noqa: PTH123
-                if file.read().strip() in COMPILERS:
-                    return True
+            # A name may be cut off inside a character.
+            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+                name, _, fields = file.read().partition("(")[2].rpartition(")")
         except OSError:
             continue  # the process is gone
+        # A zombie, in state Z, has ended and computes nothing.
+        if name in COMPILERS and not fields.startswith(" Z"):
+            return True
     return False
 
 

@@ -63,9 +63,9 @@ def build_sessions(
     assert sessions is not None  # noqa: S101 (the caller asks for sessions)
     rng = np.random.default_rng([seed, 1])
     found, is_trace = _read(config, given, rng, num_sessions)
-    if workload.images is not None:
-        images_rng = np.random.default_rng([seed, 4])
-        found = _with_images(found, workload.images, images_rng)
+    if isinstance(found[0].turns[0].added[0], dict):
+        images_seed = None if workload.unique_prompts else seed
+        found = _with_images(found, workload.images, images_seed)
     num_others = len(found)
     order = list(range(num_others))
     if checks is not None:
@@ -162,21 +162,23 @@ def _cut(conversation: Conversation, max_turns: int | None) -> Conversation:
 
 
 def _with_images(
-    found: Sequence[Conversation], images: ImagesConfig, rng: np.random.Generator
+    found: Sequence[Conversation], images: ImagesConfig | None, seed: int | None
 ) -> list[Conversation]:
-    """Return conversations whose first turns bring images.
+    """Return conversations of messages whose first turns bring images, if any are asked.
 
     Raises:
-        ConfigError: There are too many images.
+        ConfigError: There are too many images, those of the file among them.
     """
     num_bytes = 0
     shown = []
     for one in found:
-        first = one.turns[0]
-        added = with_images(cast("Messages", first.added), images, rng)
-        num_bytes += count_images(added)[1]
+        first, *others = one.turns
+        if images is not None:
+            first = replace(first, added=with_images(cast("Messages", first.added), images, seed))
+        turns = [first, *others]
+        num_bytes += sum(count_images(cast("Messages", turn.added))[1] for turn in turns)
         check_total(num_bytes)
-        shown.append(replace(one, turns=[replace(first, added=added), *one.turns[1:]]))
+        shown.append(replace(one, turns=turns))
     return shown
 
 

@@ -50,3 +50,18 @@ def test_a_clock_that_drifts_is_followed_with_a_comparison_per_second(
     offsets = offsets_of(monkeypatch, {at: at * 50 for at in range(0, 4000, 20)})  # 50 ppm
     assert [at // MS for at, _ in offsets] == [0, 1020, 2040, 3060]
     assert arrival_ns(offsets, 1500, 1500 * 50) == pytest.approx(1500 * MS, abs=3_000)
+
+
+def test_a_clock_that_is_set_at_each_tick_keeps_the_history_of_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ahead = {at: at * 10_000 for at in range(0, 4000, 20)}  # 200 us per tick
+    offsets = offsets_of(monkeypatch, ahead)
+    assert len(offsets) == 200
+    before = {at_ms: arrival_ns(offsets, at_ms, at_ms * 10_000) for at_ms in range(3000, 3900, 10)}
+    clocks.forget_clocks(offsets, 3010 * MS)
+    assert [at // MS for at, _ in offsets] == list(range(3000, 4000, 20))
+    for at_ms, found in before.items():
+        assert arrival_ns(offsets, at_ms, at_ms * 10_000) == found
+    clocks.forget_clocks(offsets, 9000 * MS)
+    assert [at // MS for at, _ in offsets] == [3980]

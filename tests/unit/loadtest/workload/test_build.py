@@ -207,7 +207,7 @@ def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": odd}, ensure_ascii=False) + "\r\n\n", "utf-8")
     assert read_prompts(path) == [[{"role": "user", "content": odd}]]
     path.write_text(json.dumps({"prompt": "half a pair \ud800"}) + "\n", "utf-8")
-    with pytest.raises(DataError, match="line 1: expected a list of messages"):
+    with pytest.raises(DataError, match="line 1: message 1: content is not text"):
         read_prompts(path)
 
 

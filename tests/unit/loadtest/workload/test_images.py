@@ -90,6 +90,30 @@ def test_images_follow_the_seed_unless_prompts_are_unique() -> None:
     assert all(content[0]["text"].startswith("[") for content in contents)
 
 
+def first_users(bodies: list[str]) -> list[str]:
+    """Return the first message of the user in each body, as JSON."""
+    asked = [json.loads(body)["messages"] for body in bodies]
+    return [json.dumps(next(m for m in one if m["role"] == "user")) for one in asked]
+
+
+def test_the_turns_of_a_conversation_have_the_same_images() -> None:
+    other = [{"role": "user", "content": "another"}]
+    bodies, _ = built([TALK, other], images={"width": 8, "height": 8}, multi_turn=True)
+    first, third, second = first_users(bodies)  # the two conversations take turns
+    assert first == second != third
+    assert "image_url" in first
+
+
+def test_a_prompt_that_repeats_has_its_image_again() -> None:
+    size = {"width": 8, "height": 8}
+    bodies, _ = built(PROMPTS[:1], images=size, output_tokens={"mean": 5})
+    assert len(bodies) == 10
+    assert len(set(first_users(bodies))) == 1
+    bodies, _ = built(PROMPTS[:2], images=size, models={"a": 1, "b": 1})
+    assert len(bodies) == 10
+    assert len(set(first_users(bodies))) == 2
+
+
 def test_a_conversation_has_its_images_in_its_first_turn_and_counts_them_in_each() -> None:
     bodies, made = built([TALK], images={"width": 4, "height": 4}, sessions={})
     system, first = json.loads(f"[{bodies[0]}]")
@@ -170,7 +194,7 @@ def test_parts_of_a_file_take_the_form_of_the_route(
 def test_parts_that_cannot_be_sent_are_refused(part: Any, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps([{"role": "user", "content": [part]}]) + "\n")
-    with pytest.raises(DataError, match="line 1: expected a list of messages") as caught:
+    with pytest.raises(DataError, match="line 1: message 1: part 1 of content is not a") as caught:
         read_prompts(path)
     assert caught.value.exit_code == 2
 
@@ -183,6 +207,20 @@ def test_images_that_do_not_fit_into_memory_are_refused(
     given = [[{"role": "user", "content": f"q{number}"}] for number in range(20)]
     with pytest.raises(ConfigError, match="have over 1 MiB") as caught:
         built(given, images={"width": 512, "height": 512}, sessions=sessions)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("sessions", [None, {}])
+def test_images_of_a_file_that_do_not_fit_into_memory_are_refused(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {"type": "image_url", "image_url": {"url": SMALL}}
+    given = [[{"role": "user", "content": [sent]}] for _ in range(20)]
+    monkeypatch.setattr(images_module, "MAX_TOTAL_BYTES", 20 * len(SMALL))
+    built(given, sessions=sessions)
+    monkeypatch.setattr(images_module, "MAX_TOTAL_BYTES", 20 * len(SMALL) - 1)
+    with pytest.raises(ConfigError, match="have over 0 MiB") as caught:
+        built(given, sessions=sessions)
     assert caught.value.exit_code == 2
 
 

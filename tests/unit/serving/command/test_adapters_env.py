@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from serving import add_key, check_flags, plan_container
 from serving.command import parser_check
-from serving.command.arguments import server_args, vllm_command
+from serving.command.arguments import served_names, server_args, vllm_command
 from serving.command.environment import inherited
 from serving.config import AdaptersConfig, ServingConfig
 from tests.unit.serving.adapters.made import make_adapter
@@ -38,9 +39,11 @@ def config_of(tmp_path: Path, *, admin: bool = True, **settings: Any) -> Serving
     return ServingConfig(**{"keys_file": str(file), "adapters": adapters, **settings})
 
 
-def environment(config: ServingConfig, model: ModelSource, adapter: Any = None) -> dict[str, str]:
+def environment(
+    config: ServingConfig, model: ModelSource, adapter: Any = None, names: Sequence[str] = NAMES
+) -> dict[str, str]:
     return vllm_command(
-        config, model=model, adapter=adapter, served_names=NAMES, host="127.0.0.1", port=8000,
+        config, model=model, adapter=adapter, served_names=names, host="127.0.0.1", port=8000,
         environ={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, state_dir=Path("state"),
     ).env  # fmt: skip
 
@@ -53,7 +56,7 @@ def test_the_server_knows_its_base_and_its_limits(tmp_path: Path, model: ModelSo
     assert settings == {
         "root": str(tmp_path / "root"), "state_dir": str(Path("state").resolve()),
         "base_dir": str(model.path), "base_digest": DIGEST, "base_name": "tickets",
-        "own_names": NAMES, "reserved_names": NAMES, "run_digest": None, "max_adapters": 3,
+        "own_names": NAMES, "reserved_names": NAMES, "run_digest": None, "aliases": {}, "max_adapters": 3,
         "max_lora_rank": 16,
     }  # fmt: skip
     assert tolerances["max_logprob_difference"] == 0.03  # of float16
@@ -75,6 +78,22 @@ def test_a_later_version_may_take_over_the_name_of_the_run_s_adapter(
     assert settings["reserved_names"] == ["tickets-base", "tickets@111111111111"]
     assert settings["own_names"] == ["tickets-base", *NAMES]
     assert settings["run_digest"] == adapter.digest
+    assert settings["aliases"] == {}
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("merged", {}), ("adapter", {"stable": "tickets", "latest": "tickets"})],
+)
+def test_aliases_of_the_run_s_adapter_mean_its_name(
+    tmp_path: Path, model: ModelSource, mode: str, expected: dict[str, str]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter") if mode == "adapter" else None
+    names = served_names("tickets", DIGEST, ["stable", "latest"])
+    env = environment(config_of(tmp_path, mode=mode), model, adapter, names)
+    settings = json.loads(env["TUNELINE_ADAPTERS"])
+    assert settings["aliases"] == expected
+    assert {"stable", "latest"} < set(settings["reserved_names"])
 
 
 def test_variables_that_load_adapters_from_other_places_are_not_inherited() -> None:

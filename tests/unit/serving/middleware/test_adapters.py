@@ -627,22 +627,32 @@ def test_the_run_s_own_name_goes_to_a_version_and_back(
     own = scene.artifact("own")
     later = scene.artifact("later", 2.0)
     close(scene)
-    settings = settings_of(scene.root, own_names=("tickets", "replies"), run_digest=own.digest)
+    settings = settings_of(
+        scene.root, own_names=("tickets", "replies", "stable"),
+        reserved_names=("tickets", "stable"), aliases={"stable": "replies"}, run_digest=own.digest,
+    )  # fmt: skip
     monkeypatch.setenv(VARIABLE, settings.model_dump_json())
     first = new_scene()
+    first.vllm.loaded |= {"replies": "/the/run's/own", "stable": "/the/run's/own"}
     restore(first)
+    assert asyncio.run(first.ask("stable")).status == 200
     assert asyncio.run(first.add("replies", later)).status == 200
     refused = asyncio.run(first.add("replies", own))
     assert "is the run's own adapter" in refused.error["message"]
     assert "tuneline adapters remove URL replies" in refused.error["message"]
     close(first)
     again = new_scene()
-    again.vllm.loaded["replies"] = "/the/run's/own"
+    again.vllm.loaded |= {"replies": "/the/run's/own", "stable": "/the/run's/own"}
     restore(again)
-    assert asyncio.run(again.ask("replies")).headers["x-tuneline-artifact"] == later.digest
-    assert asyncio.run(again.models()) == ["tickets", "replies", f"replies@{later.short_digest}"]
+    for name in ("replies", "stable"):
+        assert asyncio.run(again.ask(name)).headers["x-tuneline-artifact"] == later.digest
+        assert again.vllm.asked[-1] == f"replies@{later.short_digest}"
+    names = ["tickets", "stable", "replies", f"replies@{later.short_digest}"]
+    assert asyncio.run(again.models()) == names
     assert asyncio.run(again.send(f"{ADAPTERS}/replies", "DELETE")).status == 200
-    assert asyncio.run(again.ask("replies")).status == 200
+    for name in ("replies", "stable"):
+        assert asyncio.run(again.ask(name)).status == 200
+        assert again.vllm.asked[-1] == name
 
 
 def test_a_stuck_engine_ends_a_proof(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,18 +67,30 @@ def test_before_the_first_step_the_limit_is_the_time_that_loading_took() -> None
     ]  # fmt: skip
 
 
-def test_an_engine_that_compiles_has_the_time_that_loading_took() -> None:
-    compiling = iter([False, True])
-    beat = Heartbeat(stall_after_s=12, first_limit_s=60, compiles=lambda: next(compiling))
+@pytest.mark.parametrize("first_limit_s", [3, 600])
+def test_an_engine_has_120_s_after_its_last_compiler(first_limit_s: float) -> None:
+    compiling = False
+    beat = Heartbeat(stall_after_s=12, first_limit_s=first_limit_s, compiles=lambda: compiling)
     beat.observe(0, True, 0.0)
     beat.observe(1, True, 1.0)  # it has moved: from now on 12 s are its limit
-    events = [(2.0, 1, True), (4.0, 1, True), (6.0, 1, True), (60.9, 1, True), (61.0, 1, True)]
-    assert states(beat, events) == ["moving", "moving", "moving", "moving", "silent"]
-    assert states(beat, [(62.0, 2, True)]) == ["moving"]
+    assert states(beat, [(2.0, 1, True), (4.0, 1, True)]) == ["moving", "moving"]
+    compiling = True
+    assert set(states(beat, [(float(now), 1, True) for now in range(5, 502)])) == {"moving"}
+    compiling = False
+    events = [(620.9, 1, True), (621.0, 1, True), (740.9, 1, True), (741.0, 1, True)]
+    assert states(beat, events) == ["moving", "silent", "silent", "stuck"]
+    assert states(beat, [(742.0, 2, True)]) == ["moving"]
     # The silence of a compilation says nothing of a step.
     assert beat.limit_s == 12
-    beat.compiles = lambda: False
-    assert states(beat, [(73.0, 2, True), (74.0, 2, True)]) == ["moving", "silent"]
+    assert states(beat, [(753.0, 2, True), (754.0, 2, True)]) == ["moving", "silent"]
+
+
+def test_a_compiler_at_the_start_does_not_shorten_the_first_limit() -> None:
+    compiling = True
+    beat = Heartbeat(stall_after_s=12, first_limit_s=600, compiles=lambda: compiling)
+    assert states(beat, [(0.0, 0, True), (5.0, 0, True)]) == ["moving", "moving"]
+    compiling = False
+    assert states(beat, [(599.0, 0, True), (600.0, 0, True)]) == ["moving", "silent"]
 
 
 def test_a_compiler_is_known_by_its_name(tmp_path: Path) -> None:
@@ -96,8 +108,28 @@ def test_a_compiler_is_known_by_its_name(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+    deadline_s = time.monotonic() + 30
+    while is_compiler([compiling]):  # a zombie, since nobody has waited for it
+        assert time.monotonic() < deadline_s
+    assert processes[1].returncode is None
+    for process in processes:
+        process.wait()
     assert not is_compiler([other, compiling])
+
+
+def test_a_name_that_is_not_utf_8_is_not_a_compiler(tmp_path: Path) -> None:
+    program = tmp_path / "fourteen-bytesü"  # Linux keeps 15 bytes: half of the last letter
+    shutil.copy("/bin/sleep", program)
+    program.chmod(0o755)
+    process = subprocess.Popen([str(program), "60"])
+    try:
+        deadline_s = time.monotonic() + 30
+        while b"\xc3\n" not in Path(f"/proc/{process.pid}/comm").read_bytes():
+            assert time.monotonic() < deadline_s
+        assert not is_compiler([process.pid])
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_time_in_which_the_engine_waits_for_a_cpu_is_no_silence() -> None:

@@ -105,6 +105,27 @@ def test_a_key_has_a_priority_that_its_client_cannot_choose(
     assert seen == [expected]
 
 
+@pytest.mark.parametrize(
+    ("priority", "beam", "status"),
+    [(5, True, 400), (-5, 1, 400), (5, False, 200), (0, True, 200), (None, True, 200)],
+)
+def test_a_key_with_a_priority_may_not_ask_for_a_beam_search(
+    keys_file: Path, priority: int | None, beam: object, status: int
+) -> None:
+    limits = {} if priority is None else {"priority": priority}
+    keys_file.write_text(table("a", "key-of-a", **limits))
+    inner = Inner()
+    fields = {**CHAT_FIELDS, "use_beam_search": beam}
+    answer = ask(TunelineMiddleware(inner), CHAT, fields, key="key-of-a")
+    assert answer.status == status
+    assert len(inner.paths) == (status == 200)
+    if status == 400:
+        assert (answer.error["type"], answer.error["param"]) == (
+            "BadRequestError", "use_beam_search",
+        )  # fmt: skip
+        assert "'a' has a priority" in answer.error["message"]
+
+
 def test_vllm_s_own_key_is_named_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "only")
     labels = {"key": "default", "status": "200"}

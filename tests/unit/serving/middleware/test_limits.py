@@ -88,6 +88,23 @@ def test_a_body_that_is_nested_too_deeply(body: bytes) -> None:
     assert inner.paths == []
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'["\\"]",', b"]")]
+)
+@pytest.mark.parametrize(("levels", "status"), [(200, 200), (201, 400)])
+def test_a_body_may_have_200_levels(
+    opening: bytes, closing: bytes, levels: int, status: int
+) -> None:
+    value = opening * (levels - 1) + b"1" + closing * (levels - 1)
+    # Brackets in strings, and lists next to one another, are no levels.
+    others = b"".join(b', "%d": [{}, "[{\\"[\\\\"]' % number for number in range(300))
+    body = b'{"a": ' + value + others + b"}"
+    json.loads(body)
+    inner = Inner()
+    assert ask(TunelineMiddleware(inner), CHAT, parts=[body]).status == status
+    assert len(inner.paths) == (status == 200)
+
+
 def test_the_body_reaches_vllm_byte_for_byte() -> None:
     inner = Inner()
     body = (
