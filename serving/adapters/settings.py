@@ -26,7 +26,7 @@ class AdapterSettings(StrictModel):
     """Names that the server has without adapters at run time."""
     reserved_names: tuple[str, ...]
     """The names among them that no adapter may take over."""
-    aliases: dict[str, str] = {}
+    aliases: dict[str, str]
     """The name that each alias of the run's own adapter means: the run's name, also after a later
     version has taken that over."""
     run_digest: str | None

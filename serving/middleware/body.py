@@ -124,7 +124,8 @@ def check_fields(fields: dict[str, Any], settings: Settings, key: Key | None) ->
     """Check a request against the limits of the server and of its key.
 
     Raises:
-        Refusal: A limit is passed or a priority would be lost (400), or the key may not use the model (403).
+        Refusal: A limit is passed or a priority would be lost (400), or the key may not use the
+            model (403).
     """
     for name in ("chat_template", "mm_processor_kwargs"):
         if fields.get(name) is not None:

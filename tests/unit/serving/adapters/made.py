@@ -81,7 +81,7 @@ def settings_of(root: Path, **changes: Any) -> AdapterSettings:
     values = {
         "root": root, "state_dir": root / "state", "base_dir": root / "base",
         "base_digest": BASE_DIGEST, "base_name": "tickets", "own_names": ("tickets",),
-        "reserved_names": ("tickets",), "run_digest": None,
+        "reserved_names": ("tickets",), "aliases": {}, "run_digest": None,
         "max_adapters": 2, "max_lora_rank": 16, "tolerances": ARITHMETIC_TOLERANCES["float32"],
     }  # fmt: skip
     return AdapterSettings.model_validate({**values, **changes})

@@ -56,8 +56,8 @@ def test_the_server_knows_its_base_and_its_limits(tmp_path: Path, model: ModelSo
     assert settings == {
         "root": str(tmp_path / "root"), "state_dir": str(Path("state").resolve()),
         "base_dir": str(model.path), "base_digest": DIGEST, "base_name": "tickets",
-        "own_names": NAMES, "reserved_names": NAMES, "run_digest": None, "aliases": {}, "max_adapters": 3,
-        "max_lora_rank": 16,
+        "own_names": NAMES, "reserved_names": NAMES, "run_digest": None, "aliases": {},
+        "max_adapters": 3, "max_lora_rank": 16,
     }  # fmt: skip
     assert tolerances["max_logprob_difference"] == 0.03  # of float16
 
