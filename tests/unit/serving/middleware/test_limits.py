@@ -96,7 +96,7 @@ def test_a_body_may_have_200_levels(
     opening: bytes, closing: bytes, levels: int, status: int
 ) -> None:
     value = opening * (levels - 1) + b"1" + closing * (levels - 1)
-    # Brackets in strings, and lists next to one another, are no levels.
+    # Depth counts neither brackets in strings nor lists next to one another.
     others = b"".join(b', "%d": [{}, "[{\\"[\\\\"]' % number for number in range(300))
     body = b'{"a": ' + value + others + b"}"
     json.loads(body)
