@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
     from training.data.sources import data_inputs, find_heldout
-    from training.estimates.probe import probe_training, time_lines
+    from training.estimates.duration import time_lines
+    from training.estimates.probe import probe_training
     from training.estimates.report import estimate_lines, estimate_memory
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
     from training.evaluation.forgetting.items import suite_input
@@ -103,7 +104,7 @@ __getattr__ = lazy_face(
         "check_targets": "training.adapters.check:check_targets",
         "dataset_rows": "training.data.prepare:dataset_rows",
         "probe_training": "training.estimates.probe:probe_training",
-        "time_lines": "training.estimates.probe:time_lines",
+        "time_lines": "training.estimates.duration:time_lines",
         "estimate_lines": "training.estimates.report:estimate_lines",
         "estimate_memory": "training.estimates.report:estimate_memory",
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",

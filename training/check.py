@@ -19,6 +19,7 @@ from training.methods import find_method, require_kinds
 from training.model import quiet_libraries
 from training.tracking.reporting import chosen_trackers
 from tuneline.models.chat import chosen_template, set_template, writes_date
+from tuneline.models.context import require_context
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.tokenizer import load_tokenizer
@@ -56,9 +57,8 @@ def check_data(
     limit = None
     if data.checks.length.action == "fix":
         limit = limit_of(data, base.path, config.max_length)
-    longest = 0
+    longest, dated = 0, False
     last: set[str] = set()
-    dated = False
     train, heldout = open_sources(data, relative_to)
     train_rows: list[Row] = []
     for source in [*train, *filter(None, [heldout])]:
@@ -92,6 +92,7 @@ def check_data(
     processes = launch_line(config)
     found |= {"processes": processes} if processes else {}
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"
+    require_context(base, longest, config.method.num_sampled_tokens)
     return found | require_fit(longest)
 
 

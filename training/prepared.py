@@ -92,7 +92,9 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     )
     set_seed(config.seed)
     lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
-    require_context(base, max(lengths, default=0))
+    sampled = config.method.num_sampled_tokens
+    require_context(base, max(lengths, default=0), sampled)
+    lengths = [length + sampled for length in lengths]
     trained = [row.num_trained_tokens for row in train_rows]
     one_each = len(trained) == len(lengths)  # a preference pair has two sequences
     chosen, estimate = estimate_step(config, base.path, lengths, trained if one_each else ())

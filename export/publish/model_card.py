@@ -6,7 +6,7 @@ and with the measurements of any of them; names do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.forms import MODEL_KINDS
@@ -55,8 +55,7 @@ def write_model_card(model: Artifact) -> str:
         lines += _figures(metrics, ("num_train", "num_heldout"))
     if trained is not None:
         lines += ["", "## Training", ""]
-        is_full = trained.config.get("finetuning_type") == "full"
-        lines += _figures(trained.config, FULL_KEYS if is_full else TRAINING_KEYS)
+        lines += _figures(trained.config, training_keys(trained.config))
         lines += _figures(
             trained.metrics, ("num_steps", "eval_loss_before", "eval_loss", "num_trained_tokens")
         )
@@ -67,6 +66,13 @@ def write_model_card(model: Artifact) -> str:
     ]
     lines += ["with those of the base model and of the data.", ""]
     return "\n".join(lines)
+
+
+def training_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a training that the card shows."""
+    keys = FULL_KEYS if config.get("finetuning_type") == "full" else TRAINING_KEYS
+    left_out = "max_steps" if config.get("max_steps") is None else "num_train_epochs"
+    return [key for key in keys if key != left_out]
 
 
 def connected(model: Artifact) -> tuple[list[Artifact], list[Artifact]]:

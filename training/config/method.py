@@ -61,6 +61,11 @@ class MethodOptions(StrictModel):
     answers_prompts: ClassVar[bool] = True
     """Whether the result is a chat model; the line of another model ends with its evaluation."""
 
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Tokens that the model itself may add to a row in training."""
+        return 0
+
     def files(self) -> list[str]:
         """Return the files that the method reads, relative to the run.yaml."""
         return []
@@ -169,6 +174,10 @@ class GrpoConfig(TrlOptions):
             if not (colon and path.endswith(".py") and function.isidentifier()):
                 raise ValueError(f"reward_funcs: {name!r} is not file.py:function")
         return self
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return self.max_completion_length
 
     def files(self) -> list[str]:
         return list(dict.fromkeys(name.rpartition(":")[0] for name in self.reward_funcs))

@@ -9,8 +9,8 @@ keeps for the backward pass, in numbers (h hidden, q queries, k keys, i width of
     4 i  the outputs of gate and up, the activation, the input of down
 
 With gradient checkpointing a layer keeps its input only, h, and one layer at a time has the rest.
-On a CPU, SFT computes the last layer and the logits at trained positions only; for the others the
-last layer has two inputs of 2 h in all, keys and values.
+On a CPU, SFT with a float32 head computes the last layer and the logits at trained positions only;
+for the others the last layer has two inputs of 2 h in all, keys and values.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ REFERENCED = ("dpo", "kto")
 LOGIT_COPIES = 3
 """The logits of a chunk, their exponentials and the gradient."""
 TILED = ("dpo", "kto", "grpo")
-"""Methods whose logits TRL computes in tiles."""
+"""Methods whose logits TRL computes in tiles; SFT on a CPU too, if the head is not float32."""
 TILE = (4096, 32768)
 """Tokens and vocabulary of a tile: TOKEN_CHUNK_SIZE and _CHUNKED_LOGPROB_CHUNK_SIZE of TRL 1.16."""
 TILE_COPIES = 10
 """On a CPU, by measurement: the tile, seven intermediate values of its size, and what the allocator
-keeps of them. On a GPU a kernel keeps the tile only."""
+keeps of them. On a GPU a kernel keeps the tile only, by its code; it was not measured."""
 RUNTIME_BYTES = 175 * 2**20
 """Memory of libraries and allocator at the first step: kernels, threads, Python objects."""
 
@@ -96,10 +96,9 @@ def largest_batch(
         return Batch(rows, config.max_length)
     if not lengths:
         return Batch(rows, config.max_length)
-    # Rows of like length share a batch.
-    longest = sorted(zip(lengths, trained or lengths, strict=True), reverse=True)[:rows]
-    num_trained = sum(count for _, count in longest) if trained else None
-    return Batch(len(longest), longest[0][0], num_trained)
+    # Trained tokens are bounded: of rows of one length, any may share a batch.
+    num_trained = sum(sorted(trained, reverse=True)[:rows]) if trained else None
+    return Batch(min(rows, len(lengths)), max(lengths), num_trained)
 
 
 def estimate_training(
@@ -134,7 +133,7 @@ def estimate_training(
         kept = batch.num_tokens * (network.num_layers * hidden + layer)
     else:
         kept = batch.num_tokens * network.num_layers * layer
-        if config.method.type == "sft" and not config.load_in_4bit and not gpu_names():
+        if _has_answer_loss(config, item_bytes) and not config.load_in_4bit:
             beside = 2 * hidden + 2 * network.key_value_size
             kept -= (batch.num_tokens - batch.num_trained) * (layer - beside)
     memory = TrainingMemory(
@@ -143,18 +142,25 @@ def estimate_training(
         gradients=4 * trained,
         optimizer=moment_bytes(config.optim) * trained,
         activations=(kept + batch.num_tokens * passing) * item_bytes,
-        logits=4 * _logits(config, network, batch),
+        logits=4 * _logits(config, network, batch, item_bytes),
         runtime=RUNTIME_BYTES,
     )
     return memory if config.launch is None else _of_one_process(memory, config.launch, network)
 
 
-def _logits(config: TrainingConfig, network: Network, batch: Batch) -> int:
+def _has_answer_loss(config: TrainingConfig, item_bytes: int) -> bool:
+    """Return whether `training.loop.answer_loss` computes the loss, which needs a float32 head."""
+    is_float32 = item_bytes == 4 or config.finetuning_type == "full"
+    return config.method.type == "sft" and is_float32 and not gpu_names()
+
+
+def _logits(config: TrainingConfig, network: Network, batch: Batch, item_bytes: int) -> int:
     """Return the numbers of a step's logits that are in memory at once, copies included."""
     method, vocabulary = config.method.type, network.vocab_size
     if method == "reward":
         return 0  # a score in place of logits
-    if method in TILED:
+    only_trained = bool(gpu_names()) or _has_answer_loss(config, item_bytes)
+    if method in TILED or (method == "sft" and not only_trained):
         tile = min(batch.num_tokens, TILE[0]) * min(vocabulary, TILE[1])
         return tile if gpu_names() else TILE_COPIES * tile
     logits = batch.num_tokens * vocabulary

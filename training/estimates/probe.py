@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 from training.adapters.trainable import train_in_float32
 from training.config import TrainingConfig
 from training.config.launch import launch_line
+from training.estimates.duration import num_measurements, time_hints
 from training.hardware import require_hardware
 from training.loop.arguments import trainer_arguments
 from training.loop.memory import peak_memory_bytes
@@ -24,11 +25,6 @@ from tuneline.models.source import ModelSource
 PROBE_STEPS = 10
 UNCOUNTED_STEPS = 1
 """Steps at the start that load kernels and fill caches."""
-LONG_HELDOUT = 0.3
-"""Share of the time that held-out measurements may take without a hint."""
-LONG_UNSAVED_S = 1800.0
-"""Seconds of work that a kill may cost without a hint."""
-FEW_STEPS = 20
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
@@ -80,7 +76,7 @@ def probe_training(
     num_steps = config.max_steps or math.ceil(per_epoch * config.num_train_epochs)
     counted = clock.steps_s[UNCOUNTED_STEPS:] or clock.steps_s
     step_s = sum(counted) / len(counted)
-    num_measured = 1 + num_steps // (config.eval_steps or per_epoch)
+    num_measured = num_measurements(num_steps, config.eval_steps or per_epoch)
     found = {
         "num_probed_steps": len(clock.steps_s),
         "step_s": step_s,
@@ -91,20 +87,10 @@ def probe_training(
         "total_s": num_steps * step_s + num_measured * heldout_s,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    hints = _hints(config, found)
+    hints = time_hints(config, found)
     if processes:
         hints.append(f"the probe ran in one process; training runs in {processes}")
     return found | {"hints": hints}
-
-
-def time_lines(found: dict[str, Any]) -> list[str]:
-    """Return the time of a training as lines for people."""
-    return [
-        f"training takes about {_duration(found['total_s'])}: {found['num_steps']:,} steps of "
-        f"{found['step_s']:.2f} s and {found['num_heldout_measurements']} held-out measurements of "
-        f"{_duration(found['heldout_s'])}, by {found['num_probed_steps']} steps on this machine",
-        *(f"hint: {hint}" for hint in found["hints"]),
-    ]
 
 
 def _heldout_seconds(trainer: Any, prepared: Prepared, config: TrainingConfig) -> float:
@@ -115,35 +101,3 @@ def _heldout_seconds(trainer: Any, prepared: Prepared, config: TrainingConfig) -
     began_s = time.monotonic()
     trainer.evaluate(trainer.eval_dataset.select(places))
     return (time.monotonic() - began_s) * total / size
-
-
-def _hints(config: TrainingConfig, found: dict[str, Any]) -> list[str]:
-    """Return what of run.yaml costs time, or more work than it must if the run is killed."""
-    hints = []
-    heldout_s = found["num_heldout_measurements"] * found["heldout_s"]
-    if heldout_s > LONG_HELDOUT * found["total_s"]:
-        share = heldout_s / found["total_s"]
-        steps = 2 * (config.eval_steps or found["num_steps"])
-        hints.append(
-            f"held-out measurements take {share:.0%} of the time; try training.eval_steps: "
-            f"{steps}, or fewer held-out rows"
-        )
-    unsaved_s = min(config.save_steps, found["num_steps"]) * found["step_s"]
-    if unsaved_s > LONG_UNSAVED_S and config.save_minutes is None:
-        hints.append(
-            f"a kill costs up to {_duration(unsaved_s)} of work; try training.save_minutes: 15"
-        )
-    if found["num_steps"] < FEW_STEPS and config.gradient_accumulation_steps > 1:
-        hints.append(
-            f"there are {found['num_steps']} optimizer steps only; try "
-            "training.gradient_accumulation_steps: 1"
-        )
-    return hints
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -43,11 +43,10 @@ def judge_answers(
     """
     prompts = {json.dumps([row.prompt, row.tools]): row for row in rows}
     questions = [Question(row.prompt, row.tools) for row in prompts.values()][: judge.num_rows]
-    texts = {}
-    for who, adapter in (("base", None), ("tuned", trained)):  # one model at a time is in memory
-        answerer = local_answerer(base, adapter, batch_size=config.batch_size, settings=settings)
-        replies = answerer.answer(questions, config.max_new_tokens)
-        texts[who] = [bare_answer(reply.text) for reply in replies]
+    texts = {
+        who: _answers(config, questions, settings, base, adapter)
+        for who, adapter in (("base", None), ("tuned", trained))
+    }
     asked = [list(question.messages) for question in questions]
     values, counts = judge_pairs(
         judge, list(zip(asked, texts["tuned"], texts["base"], strict=True))
@@ -61,3 +60,16 @@ def judge_answers(
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / ANSWERS_FILE).write_text(text, encoding="utf-8")
     return win_rate(values, counts)
+
+
+def _answers(
+    config: EvaluationConfig,
+    questions: Sequence[Question],
+    settings: TemplateSettings,
+    base: ModelSource,
+    adapter: Artifact | None,
+) -> list[str]:
+    """Return one model's answers. The model leaves memory before the next one is loaded."""
+    answerer = local_answerer(base, adapter, batch_size=config.batch_size, settings=settings)
+    replies = answerer.answer(questions, config.max_new_tokens)
+    return [bare_answer(reply.text) for reply in replies]

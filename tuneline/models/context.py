@@ -35,13 +35,23 @@ def context_length(folder: Path) -> int | None:
     return _length(_text_config(folder), folder)
 
 
-def require_context(base: ModelSource, longest_row: int) -> int | None:
+def require_context(base: ModelSource, longest_row: int, num_sampled: int = 0) -> int | None:
     """Return the longest sequence that the base model takes; None without a limit.
+
+    Args:
+        num_sampled: Tokens that the model itself may add to a row, as in GRPO.
 
     Raises:
         DataError: The longest row, prompt and answer together, is longer.
     """
     context = context_length(base.path)
+    if context is not None and longest_row <= context < longest_row + num_sampled:
+        raise DataError(
+            f"the longest prompt has {longest_row:,} tokens, and an answer up to {num_sampled:,}; "
+            f"the base model {base.name} takes {context:,}",
+            hint="Set a smaller training.method.max_completion_length, or remove long prompts; or "
+            "choose a base model with a longer context.",
+        )
     if context is not None and longest_row > context:
         raise DataError(
             f"the longest row has {longest_row:,} tokens; the base model {base.name} takes "

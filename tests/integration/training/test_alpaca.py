@@ -12,7 +12,8 @@ from tests.integration.training.tiny import color_rows, make_base
 from training.check import check_data
 from training.config import DataConfig, TrainingConfig
 from training.data.prepare import prepare_dataset
-from training.estimates.probe import probe_training, time_lines
+from training.estimates.duration import time_lines
+from training.estimates.probe import probe_training
 from training.train import train_adapter
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError, ConfigError

@@ -86,3 +86,12 @@ def test_a_row_beyond_the_context_is_refused(tmp_path: Path) -> None:
     assert "the longest row has 1,025 tokens; the base model base takes 1,024" in str(caught.value)
     assert "training.max_length: 1024" in str(caught.value.hint)
     assert caught.value.exit_code == 2
+
+
+def test_a_prompt_that_fits_without_its_answer_only_is_refused(tmp_path: Path) -> None:
+    base = ModelSource("base", _folder(tmp_path, CONFIGS["plain"][0]), "sha256:0", "base-model")
+    assert require_context(base, 1000, 24) == 1024
+    with pytest.raises(DataError, match="the longest prompt has 1,000 tokens, and an answer up to"):
+        require_context(base, 1000, 25)
+    with pytest.raises(DataError, match=r"the longest row has 1,025 tokens"):
+        require_context(base, 1025, 25)

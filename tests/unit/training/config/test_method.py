@@ -61,3 +61,10 @@ def test_the_files_of_rewards_start_from_the_run_file() -> None:
     assert config.method.files() == ["a.py", "b/c.py"]
     resolved = config.method.resolved(Path("/run")).model_dump()
     assert resolved["reward_funcs"] == ["/run/a.py:f", "/run/a.py:g", "/run/b/c.py:h"]
+
+
+def test_only_grpo_adds_the_tokens_of_its_own_answers() -> None:
+    grpo = _training(type="grpo", reward_funcs="a.py:f", max_completion_length=40)
+    assert grpo.method.num_sampled_tokens == 40
+    assert _training(type="dpo").method.num_sampled_tokens == 0
+    assert TrainingConfig().method.num_sampled_tokens == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from training.config import TrainingConfig
@@ -113,12 +115,38 @@ def test_sft_on_a_cpu_computes_the_last_layer_and_the_logits_of_trained_tokens_o
     assert largest_batch(CONFIG, [5, 3, 4], [2, 3, 1]) == Batch(3, 5, 6)
     one = CONFIG.model_copy(update={"per_device_train_batch_size": 1})
     batch = largest_batch(one, [5, 3, 4], [2, 3, 1])
-    assert batch == Batch(1, 5, 2)
+    assert batch == Batch(1, 5, 3)  # the row with most trained tokens may be another one
     monkeypatch.setattr("training.estimates.memory.gpu_names", list)
     whole, part = (estimate_training(CONFIG, NETWORK, b, 4) for b in (Batch(1, 5), batch))
-    assert part.logits == LOGIT_COPIES * 4 * 2 * 100
-    # 120 numbers of a token stay; of the three others only 2 h + 2 k = 24.
-    assert whole.activations - part.activations == 3 * (120 - 24) * 4
+    assert part.logits == LOGIT_COPIES * 4 * 3 * 100
+    # 120 numbers of a token stay; of the two others only 2 h + 2 k = 24.
+    assert whole.activations - part.activations == 2 * (120 - 24) * 4
+
+
+def test_sft_with_a_bfloat16_head_on_a_cpu_computes_all_tokens_in_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.estimates.memory.gpu_names", list)
+    few, batch = Batch(1, 5, 3), Batch(1, 5)
+    assert estimate_training(CONFIG, NETWORK, few, 2) == estimate_training(
+        CONFIG, NETWORK, batch, 2
+    )
+    assert estimate_training(CONFIG, NETWORK, few, 2).logits == TILE_COPIES * 4 * 5 * 100
+    full = TrainingConfig.model_validate({"finetuning_type": "full"})  # its weights are float32
+    assert estimate_training(full, NETWORK, few, 2).logits == LOGIT_COPIES * 4 * 3 * 100
+    monkeypatch.setattr("training.estimates.memory.gpu_names", lambda: ["a GPU"])
+    assert estimate_training(CONFIG, NETWORK, few, 2).logits == LOGIT_COPIES * 4 * 3 * 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_batch_has_more_trained_tokens_than_the_largest(seed: int) -> None:
+    choose = random.Random(seed)
+    lengths = [choose.randint(2, 6) for _ in range(20)]
+    trained = [choose.randint(1, length) for length in lengths]
+    bound = largest_batch(CONFIG, lengths, trained)
+    for _ in range(50):
+        rows = choose.sample(range(20), 8)
+        assert sum(trained[row] for row in rows) <= bound.num_trained
 
 
 def test_a_preference_pair_has_two_sequences() -> None:
