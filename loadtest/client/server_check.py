@@ -175,7 +175,7 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
     """
     url = endpoint.url
     try:
-        names, server = _listed(endpoint, ca_file)
+        parents, server = _listed(endpoint, ca_file)
     except _NoListError as error:
         if not _answers(endpoint, ca_file):
             hint = f"{error.hint}\n  " if error.hint else ""
@@ -185,6 +185,7 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
             ) from None
         logger.warning("%s: %s; the model answers, so the test goes on", url, error.problem)
         return unlisted(endpoint)
+    names = list(parents)
     if not {endpoint.model, f"models/{endpoint.model}"} & set(names):
         near = difflib.get_close_matches(endpoint.model, names, n=1)
         shown = ", ".join(printable(name[:80]) for name in names[:MAX_NAMES_SHOWN])
@@ -194,7 +195,7 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
             + (f" and {more} more" if more > 0 else ""),
             hint=f"Try: --model {printable(near[0] if near else names[0])}",
         )
-    artifact_name = next((name for name in names if _is_artifact_of(name, endpoint.model)), None)
+    artifact_name = _artifact_name(endpoint.model, parents)
     match = ARTIFACT_NAME.match(artifact_name) if artifact_name else None
     return Served(names, artifact_name, match["digest"] if match else None, server or None)
 
@@ -204,8 +205,8 @@ def unlisted(endpoint: Endpoint) -> Served:
     return Served([endpoint.model], None, None, None, is_listed=False)
 
 
-def _listed(endpoint: Endpoint, ca_file: str | None) -> tuple[list[str], str]:
-    """Return the names in `/v1/models`, and the `Server` header.
+def _listed(endpoint: Endpoint, ca_file: str | None) -> tuple[dict[str, object], str]:
+    """Return the names in `/v1/models`, each with its parent, and the `Server` header.
 
     Raises:
         ServerError: Nothing answers, or the key is refused.
@@ -233,7 +234,7 @@ def _listed(endpoint: Endpoint, ca_file: str | None) -> tuple[list[str], str]:
     if status != 200:
         said = error_message(body) or "no words"
         raise _NoListError(f"answers {path} with status {status} ({said}); expected 200")
-    names = _names(body)
+    names = _parents(body)
     if not names:
         raise _NoListError(
             f"{path} holds no list of models ({body[:60]!r}); expected an OpenAI-compatible server",
@@ -263,15 +264,27 @@ def _answers(endpoint: Endpoint, ca_file: str | None) -> bool:
     return isinstance(answer, dict) and bool(answer.get("choices"))
 
 
-def _names(body: bytes) -> list[str]:
-    """Return the names in a list of models: OpenAI's, a bare list, or Ollama's own."""
+def _parents(body: bytes) -> dict[str, object]:
+    """Return the names in a list of models: OpenAI's, a bare list, or Ollama's own. Each name has
+    its `parent`, by which vLLM says that the name is an adapter of that model."""
     try:
         found = json.loads(body)
         if isinstance(found, dict):
             found = found.get("data", found.get("models"))
-        return [str(one["id"] if "id" in one else one["name"]) for one in found]
+        return {str(one["id"] if "id" in one else one["name"]): one.get("parent") for one in found}
     except (ValueError, KeyError, TypeError, RecursionError):
-        return []
+        return {}
+
+
+def _artifact_name(model: str, parents: Mapping[str, object]) -> str | None:
+    """Return the name with a digest of the artifact that answers as `model`; None without such a
+    name. An alias has no digest of its own, so it means the only digest next to it, if there is
+    only one: an adapter's digest for an alias with a parent, the model's for others."""
+    if own := [name for name in parents if _is_artifact_of(name, model)]:
+        return own[0]
+    parent = parents.get(model, parents.get(f"models/{model}"))
+    near = [name for name in parents if parents[name] == parent and ARTIFACT_NAME.match(name)]
+    return near[0] if len(near) == 1 else None
 
 
 def _is_artifact_of(name: str, model: str) -> bool:

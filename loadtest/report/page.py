@@ -369,8 +369,12 @@ def _images(report: LoadReport) -> list[tuple[str, str]]:
         return []
     kib = sum(one.mean_url_bytes * one.num_sent for one in found) / num_sent / 1024
     size = report.workload.images
-    shape = f" of {size.width} x {size.height} pixels" if size is not None else ""
-    return [("images", f"{num_sent} sent{shape}, {kib:.1f} KiB each as a URL")]
+    num_requests = sum(one.requests.offered for one in report.scenarios)
+    what = "images sent"
+    # With more or fewer images, some come from a file, or some requests have none.
+    if size is not None and num_sent == num_requests * size.count:
+        what = f"sent of {size.width} x {size.height} pixels"
+    return [("images", f"{num_sent} {what}, {kib:.1f} KiB each as a URL")]
 
 
 def _with_unit(value: float | None, unit: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from urllib.parse import urlsplit
 
 from loadtest.report.files import report_of
 from loadtest.report.metric_points import MetricPoint, metric_points
@@ -27,7 +28,8 @@ def mlflow_text(artifact: Artifact) -> str:
 
     Raises:
         MissingError: The package mlflow is not installed.
-        ServerError: MLflow does not take the run, such as into a folder of files.
+        ServerError: MLflow does not take the run, such as into a folder of files; or takes the
+            figures and not the files.
         ArtifactError: The report is damaged or of another schema version.
     """
     if importlib.util.find_spec("mlflow") is None:
@@ -40,11 +42,19 @@ def mlflow_text(artifact: Artifact) -> str:
     report = report_of(artifact)
     try:
         return f"logged as MLflow run {_log(report, artifact)}\n"
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         raise ServerError(
-            f"MLflow does not take the report: {printable(str(error).strip())}",
-            hint="Try: MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or the URL of a server of MLflow",
+            f"MLflow does not take the report: {printable(str(error).strip())}", hint=_hint()
         ) from None
+
+
+def _hint() -> str | None:
+    """Return a hint for a store of files, which newer versions of MLflow refuse."""
+    import mlflow
+
+    if urlsplit(mlflow.get_tracking_uri()).scheme not in ("", "file"):
+        return None
+    return "Try: MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or the URL of a server of MLflow"
 
 
 def _log(report: LoadReport, artifact: Artifact) -> str:
@@ -77,9 +87,29 @@ def _log(report: LoadReport, artifact: Artifact) -> str:
             params=[Param(key, value[:MAX_PARAM]) for key, value in params.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        mlflow.log_artifact(str(artifact.path / REPORT_FILE))
-        mlflow.log_text(html_page(load_document(artifact)), "report.html")
+        page = html_page(load_document(artifact))
+        try:
+            mlflow.log_artifact(str(artifact.path / REPORT_FILE))
+            mlflow.log_text(page, "report.html")
+        except _upload_errors() as error:
+            raise ServerError(
+                f"MLflow run {run_id}: the metrics are stored, the files are not: "
+                f"{printable(str(error).strip())}",
+                hint="Check that this machine may write to the run's store of artifacts.",
+            ) from None
     return str(run_id)
+
+
+def _upload_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of MLflow's stores of artifacts: folders, servers and S3."""
+    from mlflow.exceptions import MlflowException
+
+    if importlib.util.find_spec("boto3") is None:
+        return MlflowException, OSError
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return MlflowException, OSError, Boto3Error, BotoCoreError, ClientError
 
 
 def _name(point: MetricPoint) -> str:
