@@ -12,7 +12,7 @@ import pytest
 
 from tests.distribution import order, scheduler
 from tests.skips import unexpected_skips
-from tests.timing import measures_time
+from tests.timing import MOST_AGAIN, measures_time
 from tuneline.core.progress import logger
 
 
@@ -42,12 +42,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run that skipped a test for a reason that `tests/skips.py` does not list."""
+    """Fail a run that skipped a test for a reason that `tests/skips.py` does not list, or in which
+    too many tests of time ran once more."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(session.config, "workerinput"):
         return
     reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", [])]
     problems = unexpected_skips(reasons)
+    num_again = len(reporter.stats.get("rerun", []))
+    if num_again > MOST_AGAIN:
+        problems.append(f"{num_again} tests ran once more; expected at most {MOST_AGAIN}")
     if problems and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     session.config.stash[SKIPS] = (len(reasons), problems)

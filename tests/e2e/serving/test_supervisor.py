@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import urlopen
 
+import httpx
 import openai
 import pytest
 
@@ -76,7 +78,7 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
     first = ready_line(supervisor)
     crashed = server_group(supervisor.pid)
     assert crashed is not None
-    os.kill(crashed, signal.SIGKILL)
+    kill_engine_under_load(crashed, first["url"])
     assert ready_line(supervisor) == first, "the port stays the same"
     group = server_group(supervisor.pid)
     assert group is not None
@@ -124,13 +126,56 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
     assert group_members(group) == []
 
 
-def test_sigterm_while_loading_ends_everything_at_once(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+def kill_engine_under_load(group: int, url: str) -> None:
+    """Kill the engine under eight streams; each stream ends with an error of OpenAI's shape."""
+    (engine,) = children_of(group)
+    body = {"model": "t", "prompt": "Category", "max_tokens": 900, "stream": True,
+            "ignore_eos": True}  # fmt: skip
+    started = threading.Barrier(9)
+
+    def stream() -> tuple[str, float]:
+        lines = []
+        headers = {"authorization": "Bearer k-123"}
+        with httpx.stream(
+            "POST", f"{url}/completions", json=body, headers=headers, timeout=60
+        ) as answer:
+            events = answer.iter_lines()
+            next(events)
+            started.wait(60)
+            lines = [line.removeprefix("data: ") for line in events if line]
+        return next(line for line in lines if '"error"' in line), time.monotonic()
+
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(stream) for _ in range(8)]
+        started.wait(60)
+        os.kill(engine, signal.SIGKILL)
+        killed_s = time.monotonic()
+        for future in streams:
+            event, ended_s = future.result()
+            assert {"message", "type", "code"} <= json.loads(event)["error"].keys()
+            assert ended_s - killed_s < 15  # about 2 s on a machine without other work
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of all threads of a process that are still alive."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return [child for child in found if "resource_tracker" not in command_of(child)]
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_loading_ends_everything_at_once(
+    start: Callable[..., subprocess.Popen[str]], number: signal.Signals
 ) -> None:
     supervisor = start()
     group = wait_for(lambda: server_group(supervisor.pid), 60)
-    supervisor.send_signal(signal.SIGTERM)
-    assert supervisor.wait(timeout=15) == 128 + signal.SIGTERM
+    supervisor.send_signal(number)
+    assert supervisor.wait(timeout=15) == 128 + number
     assert group_members(group) == []
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.timing import MEASURED
+from tests.timing import MEASURED, MOST_AGAIN
 
 pytest_plugins = ["pytester"]
 
@@ -40,6 +40,32 @@ def test_a_test_of_time_runs_once_more(
     assert result.ret == exit_code
     assert path.with_suffix(".seen").read_text() == str(runs)
     result.stdout.fnmatch_lines([f"tests that ran once more: {runs - 1}"])
+
+
+def test_a_run_with_many_late_tests_fails(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from tests.conftest import *")
+    pytester.makeini("[pytest]\naddopts = --import-mode=importlib\n")
+    made = pytester.makepyfile(
+        f"""
+        import pytest
+
+        LATE = set()
+
+        @pytest.mark.parametrize("number", range({MOST_AGAIN + 1}))
+        def test_time(number: int) -> None:
+            if number not in LATE:
+                LATE.add(number)
+                raise AssertionError("late")
+        """
+    )
+    path = pytester.path / MEASURED[0] / "test_late.py"
+    path.parent.mkdir(parents=True)
+    made.rename(path)
+    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider", MEASURED[0])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [f"error: {MOST_AGAIN + 1} tests ran once more; expected at most {MOST_AGAIN}"]
+    )
 
 
 def test_every_folder_of_timed_tests_exists() -> None:
