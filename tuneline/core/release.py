@@ -253,5 +253,5 @@ def read_release(path: Path) -> Release:
         key="format_version",
         version=FORMAT_VERSION,
         what="a release",
-        hint="Release again: tuneline release RUN.yaml",
+        hint=f"Remove it and release again: rm -r {file.parent} && tuneline release RUN.yaml",
     )

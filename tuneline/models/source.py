@@ -19,6 +19,7 @@ from tuneline.core.artifact import (
 )
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.lock import locked
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
 
@@ -160,28 +161,34 @@ def folder_digest(folder: Path) -> str:
     repeated `tuneline up` does not read gigabytes again.
     """
     cache_path = Path.home() / ".cache" / "tuneline" / "sha256.json"
-    try:
-        cache = json.loads(cache_path.read_text())
-    except (OSError, json.JSONDecodeError):
-        cache = {}
+    cache = _read_cache(cache_path)
     entries = []
-    fresh = False
+    fresh = {}
     for file in _model_files(folder):
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         if key not in cache:
-            cache[key] = _sha256(file)
-            fresh = True
+            cache[key] = fresh[key] = _sha256(file)
         entries.append([file.name, cache[key]])
     if fresh:
         try:
             cache_path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cache_path.with_suffix(".partial")
-            temporary.write_text(json.dumps(cache))
-            temporary.replace(cache_path)
+            # Another process may have written since, so its entries are read again.
+            with cache_path.with_suffix(".lock").open("w") as lock, locked(lock, wait=True):
+                temporary = cache_path.with_suffix(".partial")
+                temporary.write_text(json.dumps(_read_cache(cache_path) | fresh))
+                temporary.replace(cache_path)
         except OSError:
             pass  # without the cache the next call reads the files again
     return canonical_digest(entries)
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    try:
+        cache: dict[str, str] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return cache
 
 
 def _model_files(folder: Path) -> list[Path]:

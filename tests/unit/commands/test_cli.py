@@ -184,11 +184,11 @@ def test_plan_prints_memory_and_the_reason_of_each_default(tmp_path: Path) -> No
 
 def test_unknown_keys_are_named_with_a_suggestion(tmp_path: Path) -> None:
     done = tuneline(
-        "plan", EXAMPLE, "--set", "trainning.r=4", "--set", "training.lr=1", cwd=tmp_path
+        "plan", EXAMPLE, "--set", "trainning.r=4", "--set", "training.lrr=1", cwd=tmp_path
     )
     assert done.returncode == 2
     assert "trainning: unknown key (did you mean training?)" in done.stderr
-    assert "training.lr: unknown key" in done.stderr
+    assert "training.lrr: unknown key" in done.stderr
     assert done.stdout == ""
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -26,3 +27,19 @@ def test_a_folder_s_digest_is_over_names_and_contents(
     expected = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
     assert folder_digest(folder) == expected
     assert folder_digest(folder) == expected, "as it is remembered"
+
+
+def test_processes_that_remember_at_once_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folders = [tmp_path / f"model-{number}" for number in range(24)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"name": folder.name}))
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        digests = pool.map(folder_digest, folders, chunksize=1)
+    assert len(set(digests)) == 24
+    cache = json.loads((tmp_path / "home/.cache/tuneline/sha256.json").read_text())
+    remembered = {key.partition(":")[0] for key in cache}
+    assert remembered == {str(folder / "config.json") for folder in folders}
