@@ -9,6 +9,7 @@ from __future__ import annotations
 
 MEASURED = (
     "tests/integration/loadtest/",
+    "tests/integration/k8s/cluster/",
     "tests/integration/pipeline/tune/",
     "tests/integration/serving/",
     "tests/e2e/k8s/",

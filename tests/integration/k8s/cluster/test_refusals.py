@@ -265,7 +265,7 @@ def test_a_credential_plugin_that_waits_is_ended_with_kubectl(
     assert "no answer within 2.5 s" in done.stderr
     assert f"Does the credential plugin {plugin} wait for a login?" in done.stderr
     number = int(said.read_text(encoding="utf-8"))
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, FileNotFoundError):
         # Its parent is gone; the process that adopted it may not have reaped it yet.
         assert Path(f"/proc/{number}/stat").read_text(encoding="utf-8").split()[2] == "Z"
         os.kill(number, signal.SIGKILL)
@@ -342,10 +342,10 @@ def test_a_server_that_is_removed_under_way_is_not_awaited_to_the_deadline(
 def test_a_cluster_that_answers_slowly_is_not_given_up(
     cluster: ApiServer, first: Released, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit_requests(monkeypatch, 0.5)
+    limit_requests(monkeypatch, 2.0)
     monkeypatch.setattr(kubectl, "MARGIN_S", 2.0)
-    cluster.slow_s = 0.3
+    cluster.slow_s = 0.6
     done = first.deploy("diff")
     assert done.returncode == 6, done.stderr
     # One request after another takes longer than the limit of one.
-    assert len(cluster.requests) * cluster.slow_s > 2.5
+    assert len(cluster.requests) * cluster.slow_s > 4
