@@ -177,7 +177,7 @@ def check_shapes(
             found = run(input_ids)
         except (MemoryError, OSError):
             raise  # a fault of the machine, not of the graph
-        except Exception as error:
+        except Exception as error:  # runtimes have no common error
             reason = f"its graph fails at batch {batch}, length {length}: {_first_line(error)}"
             raise refusal(model, logits.network, what, reason) from error
         same = found.shape == expected.shape

@@ -167,7 +167,7 @@ def _check_decoder(model: ModelSource, folder: Path, weights: str) -> tuple[list
             parts = (score(token_ids[:begun], begun), score(token_ids, length - begun))
         except (MemoryError, OSError):
             raise  # a fault of the machine, not of the graph
-        except Exception as error:
+        except Exception as error:  # runtimes have no common error
             raise _no_decoder(model, family, f"its graph cannot be run: {error}") from error
         for found, how in ((whole, "in one pass"), (torch.cat(parts), "with its cache")):
             off = _difference(expected, found, weights)

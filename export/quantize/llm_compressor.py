@@ -182,7 +182,7 @@ def _run_worker(python: Path, work: Path, label: str) -> None:
                     advance(int(found[1]), f"of {found[2]}")
                 else:
                     last.append(line)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, must not leave the worker behind
             worker.kill()
             raise
     if worker.returncode != 0:
