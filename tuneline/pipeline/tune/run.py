@@ -120,7 +120,7 @@ def tune_run(
     require_writable(winner)
     made = checked(run, DATASET, REFERENCE, served_stage(run.config))
     require_server(serving_config(run))
-    forms = _exported_forms(run)
+    forms = exported_forms(run)
     drafter = None if options.drafter is None else options.drafter.resolve()
     serving = run.config.serving
     prunes = run.config.export.prune is not None
@@ -130,7 +130,7 @@ def tune_run(
     key = canonical_digest([config, [made[name].digest for name in sorted(made)]])
     key = key.removeprefix("sha256:")[:10]
     with lock_run(run):
-        bench = _bench(run, overrides, made, forms, options, run.dir / FOLDER / key)
+        bench = make_bench(run, overrides, made, forms, options, run.dir / FOLDER / key)
         report = tune_servers(bench, offers, serving, options.budget_s)
         if report.is_changed:
             _write_winner(run, overrides, report, winner)
@@ -160,7 +160,7 @@ def _resolved(run: Run, options: Options, offers: Sequence[Offer]) -> dict[str, 
     }
 
 
-def _exported_forms(run: Run) -> dict[str, Artifact]:
+def exported_forms(run: Run) -> dict[str, Artifact]:
     """Return the quantized forms that the line has made and run.yaml can serve, by scheme."""
     names = {
         str(FORMS[name].fixed["scheme"]): name
@@ -177,7 +177,7 @@ def _exported_forms(run: Run) -> dict[str, Artifact]:
     }
 
 
-def _bench(
+def make_bench(
     run: Run, overrides: Sequence[str], made: Made, forms: dict[str, Artifact], options: Options,
     folder: Path,
 ) -> Bench:  # fmt: skip
