@@ -73,6 +73,9 @@ class LimitsConfig(StrictModel):
     """A connection that has not sent the whole header of a request by then is closed."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """A body that has not come by then is answered with 408."""
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    """A connection is closed if its client takes no byte of an answer for this time. A client that
+    reads slowly keeps its connection."""
     max_n: int = Field(default=16, ge=1)
     """Answers that one request may ask for."""
     max_tokens: int | None = Field(default=None, ge=1)

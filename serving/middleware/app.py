@@ -352,8 +352,7 @@ class TunelineMiddleware:
                 self._engines = engine_processes()
                 self._say_start()
                 self._watching = asyncio.create_task(self._watch())
-                timeout_s = self.settings.header_timeout_s
-                self._closing = asyncio.create_task(self._connections.watch(timeout_s))
+                self._closing = asyncio.create_task(self._connections.watch(self.settings))
                 if self.adapters is not None:
                     self._restoring = asyncio.create_task(self.adapters.restore())
             await send(message)
@@ -379,17 +378,18 @@ class TunelineMiddleware:
         question: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(INTERVAL_S)
-            waits_s = cpu_waits_s(engine)
-            is_busy = bool(self.in_flight or self._proofs)
-            self.state = beat.observe(progress(), is_busy, time.monotonic(), waits_s)
+            waiting = [exchange for exchange in self.in_flight if exchange.awaits_engine]
+            is_busy = bool(waiting or self._proofs)
+            self.state = beat.observe(progress(), is_busy, time.monotonic(), cpu_waits_s(engine))
             STALLED.set(self.state != "moving")
             if self.state == "stuck":
                 message = "The engine made no progress; the answer was ended."
-                for exchange in list(self.in_flight):
-                    await exchange.end(503, "ServiceUnavailableError", message)
+                for exchange in waiting:
+                    exchange.end(503, "ServiceUnavailableError", message)
                 for call in self._proofs:
                     call.cancel()
-            if self.state != "moving" and (question is None or question.done()):
+            if beat.is_in_doubt and (question is None or question.done()):
+                beat.note_question()
                 scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
                 question = asyncio.create_task(ask_engine(self.app, self._facts["name"], scope))
 

@@ -1,20 +1,25 @@
-"""Connections that send no whole request are closed.
+"""Connections that send no whole request, or read no answer, are closed.
 
 uvicorn closes a connection that idles after an answer. A connection that never sends a request, or
-only half of its header, stays open for ever and holds a descriptor. ASGI does not show connections,
-so uvicorn's protocol is asked to record them.
+only half of its header, stays open for ever and holds a descriptor. So does a connection whose
+client reads nothing, with a request in flight and the memory of its answer. ASGI does not show
+connections, so uvicorn's protocol is asked to record them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import importlib
+import sys
+import termios
 import time
 import weakref
 from typing import Any
 
-from serving.middleware.metrics import IDLE_CLOSED
+from serving.middleware.metrics import IDLE_CLOSED, UNREAD_CLOSED
+from serving.middleware.settings import Settings
 
 INTERVAL_S = 1.0
 PROTOCOLS = (
@@ -30,6 +35,11 @@ class Connections:
         self._idle_since_s: weakref.WeakKeyDictionary[Any, float | None] = (
             weakref.WeakKeyDictionary()
         )
+        self._unread_since_s: weakref.WeakKeyDictionary[Any, tuple[tuple[int, int], float]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """By connection with bytes that the kernel does not take: how many bytes wait here and in
+        the kernel, and since when it is this many."""
 
     def record(self) -> bool:
         """Record the connections that uvicorn accepts from now on; False without uvicorn."""
@@ -43,11 +53,13 @@ class Connections:
             protocol.connection_made = self._recorded(protocol.connection_made)
         return found
 
-    async def watch(self, timeout_s: float) -> None:
-        """Close idle connections for as long as the server runs."""
+    async def watch(self, settings: Settings) -> None:
+        """Close idle and unread connections for as long as the server runs."""
+        header_s, send_s = settings.header_timeout_s, settings.send_timeout_s
         while True:
-            await asyncio.sleep(min(INTERVAL_S, timeout_s / 2))
-            IDLE_CLOSED.inc(self.close_idle(time.monotonic(), timeout_s))
+            await asyncio.sleep(min(INTERVAL_S, header_s / 2, send_s / 2))
+            UNREAD_CLOSED.inc(self.close_unread(time.monotonic(), send_s))
+            IDLE_CLOSED.inc(self.close_idle(time.monotonic(), header_s))
 
     def close_idle(self, now_s: float, timeout_s: float) -> int:
         """Close the connections that have had no whole request for `timeout_s`, and count them.
@@ -57,15 +69,34 @@ class Connections:
         closed = 0
         for connection, since_s in list(self._idle_since_s.items()):
             cycle, transport = connection.cycle, connection.transport
-            if transport is None or transport.is_closing():
+            if transport is None or _is_gone(transport):
                 del self._idle_since_s[connection]
+            elif transport.is_closing():
+                continue  # it waits until its client has read the last bytes
             elif cycle is not None and not cycle.response_complete:
                 self._idle_since_s[connection] = None
             elif since_s is None:
                 self._idle_since_s[connection] = now_s
             elif now_s - since_s >= timeout_s:
-                del self._idle_since_s[connection]
                 transport.close()
+                closed += 1
+        return closed
+
+    def close_unread(self, now_s: float, timeout_s: float) -> int:
+        """Close the connections whose client has taken no byte for `timeout_s`, and count them."""
+        closed = 0
+        for connection in list(self._idle_since_s):
+            transport = connection.transport
+            size = 0 if transport is None else transport.get_write_buffer_size()
+            if size == 0:
+                self._unread_since_s.pop(connection, None)
+                continue
+            unread = size, _unread_by_kernel(transport)
+            before, since_s = self._unread_since_s.get(connection, (None, now_s))
+            if unread != before:
+                self._unread_since_s[connection] = unread, now_s
+            elif now_s - since_s >= timeout_s:
+                transport.abort()  # `close` would wait for the client
                 closed += 1
         return closed
 
@@ -76,3 +107,22 @@ class Connections:
             self._idle_since_s[connection] = None
 
         return connection_made
+
+
+def _is_gone(transport: Any) -> bool:
+    return bool(transport.is_closing() and transport.get_write_buffer_size() == 0)
+
+
+def _unread_by_kernel(transport: Any) -> int:
+    """Return the bytes that the kernel has taken and that wait for the client's side.
+
+    The kernel takes more only when a third of its megabytes is free, so a slow client moves the
+    number of bytes that wait here in leaps of minutes.
+    """
+    try:
+        number = fcntl.ioctl(
+            transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4
+        )
+    except (OSError, ValueError):
+        return 0  # the connection has just ended
+    return int.from_bytes(number, sys.byteorder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -52,6 +53,15 @@ class Exchange:
         self._headers = [*headers, (b"x-request-id", self.request_id.encode())]
         self._is_stream = False
         self._is_ended = False
+        self._is_sending = False
+
+    @property
+    def awaits_engine(self) -> bool:
+        """Return whether the answer's next piece must come from the engine.
+
+        A piece that the client does not read yet holds the answer back, not the engine.
+        """
+        return not (self.is_done or self._is_sending)
 
     def answered_by(self, adapter: str, digest: str) -> None:
         """Name the adapter that answers, in the log, the metrics and a header."""
@@ -68,6 +78,40 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if self._is_ended:
             return
+        if message["type"] == "http.response.body":
+            self.num_events += 1
+            if self.reads_usage and self._drops(message.get("body", b"")):
+                return
+            self.is_done = not message.get("more_body", False)
+        self._is_sending = True
+        try:
+            await self._deliver(message)
+        finally:
+            self._is_sending = False
+
+    def end(self, status: int, kind: str, text: str) -> None:
+        """End an answer that the server does not give: with an error, or with an error event.
+
+        The client may read nothing, so nobody waits until the error is sent.
+        """
+        if self._is_ended or self.is_done:
+            return
+        # At once: the answer's own messages must not come between those of the error.
+        self._is_ended = self.is_done = True
+        self._ending = asyncio.create_task(self._send_error(status, kind, text))
+
+    async def _send_error(self, status: int, kind: str, text: str) -> None:
+        if self.status == 0:
+            await answer(self._deliver, status, error_body(kind, text, status))
+            return
+        last: Message = {"type": "http.response.body", "body": b""}
+        if self._is_stream:
+            event = json.dumps(error_body(kind, text, status))
+            last["body"] = f"data: {event}\n\ndata: [DONE]\n\n".encode()
+        await self._send(last)
+
+    async def _deliver(self, message: Message) -> None:
+        """Give a message to the connection, with the headers of every answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [entry for entry in message.get("headers", ()) if entry[0] != b"x-request-id"]
@@ -76,28 +120,7 @@ class Exchange:
                 for name, value in headers
             )
             message = {**message, "headers": [*headers, *self._headers]}
-        elif message["type"] == "http.response.body":
-            self.num_events += 1
-            if self.reads_usage and self._drops(message.get("body", b"")):
-                return
-            self.is_done = not message.get("more_body", False)
         await self._send(message)
-
-    async def end(self, status: int, kind: str, text: str) -> None:
-        """End an answer that the server does not give: with an error, or with an error event."""
-        if self._is_ended or self.is_done:
-            return
-        if self.status == 0:
-            body = error_body(kind, text, status)
-            await answer(self.send, status, body)
-            self._is_ended = True
-            return
-        self._is_ended = True
-        last: Message = {"type": "http.response.body", "body": b""}
-        if self._is_stream:
-            event = json.dumps(error_body(kind, text, status))
-            last["body"] = f"data: {event}\n\ndata: [DONE]\n\n".encode()
-        await self._send(last)
 
     def _drops(self, body: bytes) -> bool:
         """Read the usage from a piece of the answer; return whether the client must not see it."""

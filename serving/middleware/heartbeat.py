@@ -1,7 +1,11 @@
-"""The heartbeat: does the engine make progress while requests run?
+"""The heartbeat: does the engine make progress while requests wait for it?
 
 A stopped or stuck engine keeps its process and its connections, so `/health` stays 200 and clients
 wait. A busy engine is slow but moves: vLLM computes a long prompt in pieces, and each piece counts.
+
+A request may be in flight without work for the engine: its client does not read, or vLLM's front
+end still prepares the prompt. So the heartbeat asks the engine for one token before it calls the
+engine silent. An idle engine answers.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from serving.middleware.inner import call_inner
 
 INTERVAL_S = 0.5
 SLACK = 4.0
-"""A silence is too long at this multiple of the longest silence that ended by itself."""
+"""A silence is too long at this multiple of the longest silence of an engine with work."""
 
 PROGRESS = (
     "vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total",
@@ -43,7 +47,7 @@ State = Literal["moving", "silent", "stuck"]
 
 @dataclass
 class Heartbeat:
-    """The present silence, and the longest silence that ended by itself. Times in seconds."""
+    """The present silence, and the longest silence of an engine with work. Times in seconds."""
 
     stall_after_s: float
     first_limit_s: float
@@ -55,6 +59,9 @@ class Heartbeat:
     _compiled_s: float | None = None
     """How long the silence was when a compiler was last seen in it."""
     _has_moved: bool = False
+    _silence_s: float = 0.0
+    _asked_s: float = 0.0
+    """How long the silence was when the engine was asked last; 0 if it was not asked."""
     _longest_s: float = 0.0
     _progress: float = -1.0
     _since_s: float | None = None
@@ -73,7 +80,7 @@ class Heartbeat:
 
         Args:
             progress: Any number that changes whenever the engine computes a step.
-            is_busy: Requests are in flight.
+            is_busy: Requests wait for the engine.
             waits_s: By process of the engine, how long it has waited for a CPU since it started. A
                 process that waits for a CPU is not stuck, so that time does not count.
 
@@ -82,14 +89,17 @@ class Heartbeat:
             on: nothing will come of the open requests.
         """
         if self._since_s is None or (not is_busy and self.state == "moving"):
+            self._has_moved |= self._since_s is not None and progress != self._progress
             self._begin(progress, now_s, waits_s)
             return self.state
         waited_s = (wait_s - self._waits_s.get(process, 0) for process, wait_s in waits_s.items())
-        silence_s = now_s - self._since_s - max(waited_s, default=0)
+        silence_s = self._silence_s = now_s - self._since_s - max(waited_s, default=0)
         if progress != self._progress:
             self._has_moved = True
             if is_busy and self._compiled_s is None:
-                self._longest_s = max(self._longest_s, silence_s)
+                # Before the question the engine may have been idle. Only the time after it is sure
+                # to be a step; otherwise each question would let the next silence be longer.
+                self._longest_s = max(self._longest_s, silence_s - self._asked_s)
             self._begin(progress, now_s, waits_s)
             self.state = "moving"
             return self.state
@@ -107,7 +117,17 @@ class Heartbeat:
     def _begin(self, progress: float, now_s: float, waits_s: Mapping[int, float]) -> None:
         """Begin a silence at this moment."""
         self._progress, self._since_s, self._waits_s = progress, now_s, waits_s
+        self._silence_s = self._asked_s = 0.0
         self._compiled_s = None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Return whether the engine should be asked for a token, to tell silent from idle."""
+        return self.state != "moving" or self._silence_s >= self.stall_after_s / 2
+
+    def note_question(self) -> None:
+        """Note that the engine is asked for a token now."""
+        self._asked_s = self._silence_s
 
     @property
     def limit_s(self) -> float:
@@ -175,7 +195,7 @@ def is_compiler(processes: Iterable[int]) -> bool:
 
 
 async def ask_engine(app: App, model: str, given: Scope) -> None:
-    """Ask for one token, so that an engine that nobody asks can show that it moves again.
+    """Ask for one token, so that an engine that nobody asks can show that it moves.
 
     `given` are the parts of the scope that the server sets, and vLLM's key as `headers`.
     """

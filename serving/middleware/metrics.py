@@ -28,7 +28,7 @@ DRAINING = Gauge(
 )
 STALLED = Gauge(
     "tuneline_stalled",
-    "1 while requests run and the engine makes no progress.",
+    "1 while requests wait for the engine and it makes no progress.",
     multiprocess_mode="max",
 )
 IN_FLIGHT = Gauge(
@@ -60,6 +60,10 @@ CLIENTS_LEFT = Counter(
 IDLE_CLOSED = Counter(
     "tuneline_idle_connections_closed",
     "Connections that were closed because they sent no whole request in time.",
+)
+UNREAD_CLOSED = Counter(
+    "tuneline_unread_connections_closed",
+    "Connections that were closed because their client took no byte of an answer in time.",
 )
 ADAPTER_INFO = Gauge(
     "tuneline_adapter_info",

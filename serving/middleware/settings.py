@@ -19,6 +19,7 @@ class Settings:
     max_body_bytes: int = 8 * 1024 * 1024
     header_timeout_s: float = 30.0
     body_timeout_s: float = 30.0
+    send_timeout_s: float = 60.0
     max_n: int = 16
     max_tokens: int | None = None
     max_in_flight: int = 1024

@@ -148,8 +148,8 @@ NOT_KEYED: dict[str, str] = {
     "export": "forms",
     "serving": """host port api_key_env compile_cache ready_timeout_s shutdown_timeout max_restarts
         keys_file routes aliases log_format stall_after_s""",
-    "serving.limits": """max_body_bytes header_timeout_s body_timeout_s max_n max_tokens
-        max_in_flight""",
+    "serving.limits": """max_body_bytes header_timeout_s body_timeout_s send_timeout_s max_n
+        max_tokens max_in_flight""",
     "serving.adapters": "root max_adapters max_lora_rank",
     "serving.parity": "request_timeout_s",
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim

@@ -60,6 +60,47 @@ def test_a_slow_engine_is_given_four_times_its_longest_step() -> None:
     assert beat.limit_s == 360
 
 
+def test_the_question_tells_an_idle_engine_from_a_silent_one() -> None:
+    """Requests are in flight for two hours, and vLLM's front end gives the engine none of them."""
+    beat, answers_s, questions = Heartbeat(stall_after_s=12, first_limit_s=5), None, 0
+    progress, now_s = 0, 0.0
+    for now_s in (half / 2 for half in range(2 * 7200)):
+        if answers_s is not None and now_s > answers_s:
+            progress, answers_s = progress + 1, None
+        assert beat.observe(progress, True, now_s) == "moving"
+        if beat.is_in_doubt and answers_s is None:
+            beat.note_question()
+            answers_s, questions = now_s + 0.1, questions + 1
+    assert questions > 1000
+    assert beat.limit_s == 12, "no question makes the next silence longer"
+    hung_s = now_s
+    while beat.observe(progress, True, now_s) != "stuck":
+        if beat.is_in_doubt:
+            beat.note_question()
+        now_s += 0.5
+    assert now_s - hung_s < 30
+
+
+def test_a_step_after_the_question_raises_the_limit() -> None:
+    beat = Heartbeat(stall_after_s=12, first_limit_s=0)
+    assert states(beat, [(0.0, 0, True), (5.5, 0, True)]) == ["moving", "moving"]
+    assert not beat.is_in_doubt
+    assert states(beat, [(6.0, 0, True)]) == ["moving"]
+    assert beat.is_in_doubt
+    beat.note_question()
+    assert states(beat, [(12.0, 0, True), (20.0, 1, True)]) == ["silent", "moving"]
+    assert beat.limit_s == 4 * (20 - 6)
+    assert not beat.is_in_doubt
+
+
+def test_a_move_between_two_looks_ends_the_first_limit() -> None:
+    beat = Heartbeat(stall_after_s=12, first_limit_s=600)
+    assert states(beat, [(0.0, 7, False), (1.0, 7, False)]) == ["moving"] * 2
+    assert beat.limit_s == 600
+    assert states(beat, [(2.0, 8, False)]) == ["moving"]
+    assert beat.limit_s == 12
+
+
 def test_before_the_first_step_the_limit_is_the_time_that_loading_took() -> None:
     beat = Heartbeat(stall_after_s=12, first_limit_s=60)
     assert states(beat, [(0.0, 0, True), (59.0, 0, True), (60.0, 0, True)])[1:] == [
