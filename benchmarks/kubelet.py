@@ -17,13 +17,16 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
+from aiohttp import web
 
 from k8s.rules.objects import quantity, servers
 from tuneline.core.requirements import installed_version
@@ -265,6 +268,66 @@ class Service:
         finally:
             writer.close()
             self._connections.discard(task)
+
+
+class Gateway:
+    """A proxy of requests by weights, as a gateway with an HTTPRoute is.
+
+    Attributes:
+        asked: Requests since the last change of the weights, by the port of the pod that got them.
+    """
+
+    def __init__(self) -> None:
+        self.asked: Counter[int] = Counter()
+        self._weights: list[tuple[Pod, int]] = []
+        self._credits: Counter[int] = Counter()
+
+    def weigh(self, *weights: tuple[Pod, int]) -> None:
+        """Give each pod its weight, from the next request on."""
+        self._weights = [(pod, weight) for pod, weight in weights if weight]
+        self._credits, self.asked = Counter(), Counter()
+
+    async def open(self) -> str:
+        self._client = aiohttp.ClientSession()
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._forward)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+        await self._client.close()
+
+    def _next(self) -> Pod:
+        """Return the next pod: of 100 requests in a row, each gets as many as its weight."""
+        for pod, weight in self._weights:
+            self._credits[pod.port] += weight
+        pod = max((pod for pod, _ in self._weights), key=lambda pod: self._credits[pod.port])
+        self._credits[pod.port] -= sum(weight for _, weight in self._weights)
+        self.asked[pod.port] += 1
+        return pod
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        names = ("Authorization", "Content-Type")
+        headers = {name: request.headers[name] for name in names if name in request.headers}
+        url = self._next().url + request.path_qs
+        body = await request.read()
+        try:
+            async with self._client.request(
+                request.method, url, headers=headers, data=body
+            ) as answer:
+                there = web.StreamResponse(status=answer.status)
+                there.content_type = answer.content_type
+                await there.prepare(request)
+                async for part in answer.content.iter_any():
+                    await there.write(part)
+                await there.write_eof()
+                return there
+        except aiohttp.ClientConnectorError:
+            return web.Response(status=503)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,18 +4,20 @@
 Renders the manifests of the tiny base, as `tuneline deploy render` does, and acts as the kubelet
 (benchmarks/kubelet.py): starts a pod with an empty cache, ends it, starts it again on the cache
 that it has left, and replaces it by another pod under streams, with maxSurge 1 and maxUnavailable
-0. Every request must have a whole answer; the openai client may try again, as it does by default.
+0. Then a canary, a run of another name, gets 10, 50 and 100 percent of the requests from a gateway.
+Every request must have a whole answer; the openai client may try again, as it does by default.
 
     python benchmarks/rollout.py [--requests 1000] [--streams 8] [--eager] [--model DIR]
 
-Prints one JSON document: requests, lost requests, retries, the times to ready with their parts, and
-the load of the machine. Exits with 1 if a request is lost.
+Prints one JSON document: requests, lost requests, the canary's share at each weight, the times to
+ready with their parts, and the load of the machine. Exits with 1 if a request is lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
 import sys
@@ -31,11 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import openai
 
-from benchmarks.kubelet import Node, Pod, Service, ended_at_last, make_image, roll_over
+from benchmarks.kubelet import Gateway, Node, Pod, Service, ended_at_last, make_image, roll_over
 from benchmarks.kubelet import wait_until_ready as until_ready
 from k8s import render_manifests
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig, Resources
 from k8s.render.kustomize import build
+from k8s.rules.objects import flags
 from serving import plan_container
 from serving.config import ServingConfig
 from tuneline.core.environment import hardware_facts
@@ -44,6 +47,8 @@ from tuneline.models.source import ModelSource, resolve_model
 KEY = "key-of-the-secret"
 QUESTION = {"role": "user", "content": "The printer is jammed."}
 MAX_TOKENS = 48
+WEIGHTS = (10, 50, 100)
+"""Percent of the requests that the canary gets, one after the other."""
 
 
 @dataclass
@@ -79,54 +84,52 @@ class Load:
         return "whole" if reason == "length" and text else f"ended by {reason}"
 
 
-def rendered(model: ModelSource, folder: Path, **serving: Any) -> list[Any]:
-    """Return the objects of the manifests of a model, on claims for the model and the kernels."""
+def rendered(
+    model: ModelSource, folder: Path, *, name: str = "tickets", **serving: Any
+) -> list[Any]:
+    """Return the objects of the manifests of a run, on claims for the model and the kernels."""
+    model = dataclasses.replace(model, name=name)
     values = {"dtype": "float32", "max_model_len": 512, "cpu_kvcache_space_gib": 1, **serving}
     args, env = plan_container(
         ServingConfig(**values), model, model_dir=MODEL_DIR, host=HOST, port=PORT
     )
     config = DeployConfig(
         overlay="cpu", image="server:1", model_claim="models", cache_claim="kernels", surge=True,
-        resources=Resources(cpu="2", memory="4Gi"),
+        resources=Resources(cpu="1", memory="4Gi"),
     )  # fmt: skip
     tree = render_manifests(
-        config, name="tickets", model_digest=model.digest, served_args=args, served_env=env,
-        out=folder / "manifests",
+        config, name=name, model_digest=model.digest, served_args=args, served_env=env,
+        out=folder / name,
     )  # fmt: skip
     return list(build(tree) or [])
 
 
-def node_with(model: ModelSource, objects: list[Any], folder: Path) -> Node:
-    """Return a node whose claim has the model where the manifests expect it."""
+def node_with(model: ModelSource, folder: Path, *runs: list[Any]) -> Node:
+    """Return a node whose claim has the model where the manifests of each run expect it."""
     paths = ("/model", "/cache", "/tmp")  # noqa: S108 (in the container)
     mounts = {path: folder / path.strip("/") for path in paths}
     for path in mounts.values():
         path.mkdir()
-    pod = Pod.of(objects, Node(mounts, {}, folder), folder / "log")
-    (mounts["/model"] / Path(pod.container["args"][0]).name).symlink_to(model.path.resolve())
+    for objects in runs:
+        pod = Pod.of(objects, Node(mounts, {}, folder), folder / "log")
+        (mounts["/model"] / Path(pod.container["args"][0]).name).symlink_to(model.path.resolve())
     return Node(mounts, {"api-key": KEY}, make_image(folder / "image"))
 
 
-def served_name(pod: Pod) -> str:
-    """Return the name that fixes the artifact."""
-    args = pod.container["args"]
-    return str(args[args.index("--served-model-name") + 2])
+def run_name(pod: Pod) -> str:
+    """Return the name by which clients ask for the run's model."""
+    return flags(pod.container["args"])["--served-model-name"][0]
 
 
 async def rollout(
     old: Pod,
     old_run: asyncio.Task[None],
     new: Pod,
+    new_run: asyncio.Task[None],
     streams: int,
     requests: int,
-    *,
-    is_idle_while_loading: bool = False,
 ) -> tuple[Load, float]:
-    """Replace a pod that is ready by a new pod under load.
-
-    Args:
-        is_idle_while_loading: The load begins when the new pod's startup probe succeeds, so that
-            the new pod's time to ready can be compared with the old pod's.
+    """Replace a pod by a new pod under load, as soon as the new pod is ready.
 
     Returns:
         What became of the requests, and the seconds that the old pod took to end.
@@ -134,19 +137,41 @@ async def rollout(
     service, load = Service(), Load(requests)
     service.endpoints.append(old)
     url = await service.open()
-    name = served_name(old)
-    new_run = asyncio.create_task(new.run())
-    while is_idle_while_loading and not new.is_started and not new_run.done():
-        await asyncio.sleep(0.1)
-    clients = [asyncio.create_task(load.stream(url, name)) for _ in range(streams)]
+    clients = [asyncio.create_task(load.stream(url, run_name(old))) for _ in range(streams)]
     try:
         end_s = await roll_over(service, old, old_run, new, new_run)
     finally:
         load.is_over = True
     await asyncio.gather(*clients)
     service.close()
-    new_run.cancel()
     return load, end_s
+
+
+async def canary(
+    stable: Pod, new: Pod, streams: int, requests: int
+) -> tuple[Load, dict[int, float]]:
+    """Give a pod that is ready a growing share of another pod's requests.
+
+    Returns:
+        What became of the requests, and the share that the new pod got at each weight.
+    """
+    gateway, load = Gateway(), Load(requests)
+    gateway.weigh((stable, 100))
+    url = await gateway.open()
+    clients = [asyncio.create_task(load.stream(url, run_name(stable))) for _ in range(streams)]
+    shares: dict[int, float] = {}
+    try:
+        for step, weight in enumerate(WEIGHTS, start=1):
+            gateway.weigh((stable, 100 - weight), (new, weight))
+            while load.outcomes.total() < requests * step / len(WEIGHTS):
+                assert not any(client.done() for client in clients), "a client has ended"
+                await asyncio.sleep(0.1)
+            shares[weight] = round(gateway.asked[new.port] / gateway.asked.total(), 3)
+    finally:
+        load.is_over = True
+        await asyncio.gather(*clients)
+        await gateway.close()
+    return load, shares
 
 
 async def measure(
@@ -154,17 +179,23 @@ async def measure(
 ) -> dict[str, Any]:
     """Return the figures of a cold start, a warm restart and a rolling update."""
     objects = rendered(model, folder, enforce_eager=eager)
-    node = node_with(model, objects, folder)
+    other = rendered(model, folder, name="next", aliases=["tickets"], enforce_eager=eager)
+    node = node_with(model, folder, objects, other)
     cold, warm, new = (
         Pod.of(objects, node, folder / f"{name}.log") for name in ("cold", "warm", "new")
     )
-    with ended_at_last([cold, warm, new]):
+    later = Pod.of(other, node, folder / "next.log")
+    with ended_at_last([cold, warm, new, later]):
         cold_run = asyncio.create_task(cold.run())
         await until_ready(cold, cold_run)
         await cold.end(cold_run)
         warm_run = asyncio.create_task(warm.run())
         await until_ready(warm, warm_run)
-        load, end_s = await rollout(warm, warm_run, new, streams, requests)
+        new_run = asyncio.create_task(new.run())
+        load, end_s = await rollout(warm, warm_run, new, new_run, streams, requests)
+        later_run = asyncio.create_task(later.run())
+        await until_ready(later, later_run)
+        moved, shares = await canary(new, later, streams, requests)
     return {
         "hardware": hardware_facts(),
         "load_average": os.getloadavg(),
@@ -172,6 +203,12 @@ async def measure(
         "requests": load.outcomes.total(),
         "lost": load.lost,
         "outcomes": load.outcomes,
+        "canary": {
+            "requests": moved.outcomes.total(),
+            "lost": moved.lost,
+            "outcomes": moved.outcomes,
+            "shares": shares,
+        },
         "cold_ready_s": round(cold.ready_s, 2),
         "cold_parts_s": cold.start_s,
         "warm_ready_s": round(warm.ready_s, 2),
@@ -180,7 +217,7 @@ async def measure(
         "under_load_ready_s": round(new.ready_s, 2),
         "old_pod_ends_s": round(end_s, 1),
         "exit_codes": [cold.exit_code, warm.exit_code],
-        "restarts": [cold.restarts, warm.restarts, new.restarts],
+        "restarts": [pod.restarts for pod in (cold, warm, new, later)],
     }
 
 
@@ -200,7 +237,7 @@ def main() -> None:
             )
         )
     print(json.dumps(found))
-    sys.exit(0 if found["lost"] == 0 else 1)
+    sys.exit(0 if found["lost"] + found["canary"]["lost"] == 0 else 1)
 
 
 if __name__ == "__main__":

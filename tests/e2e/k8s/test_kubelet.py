@@ -1,4 +1,4 @@
-"""A rendered pod under a kubelet: a cold start, then a rolling update under streams."""
+"""A rendered pod under a kubelet: a cold start, then a canary and its roll-out under streams."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import openai
 import pytest
 
 from benchmarks.kubelet import Pod, ended_at_last, wait_until_ready
-from benchmarks.rollout import KEY, Load, node_with, rendered, rollout, served_name
+from benchmarks.rollout import KEY, Load, canary, node_with, rendered, rollout, run_name
 from k8s.rules.objects import of_kind
 from tuneline.core.files import file_sha256, payload_files
 from tuneline.models.source import resolve_model
 
 NUM_STREAMS = 4
-LEAST_REQUESTS = 60
+LEAST_REQUESTS = 30
+"""Of the canary, and of the roll-out."""
 
 
 @pytest.fixture
@@ -29,34 +30,42 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(1500)  # two starts of three processes each, next to other tests
-def test_a_rolling_update_under_load_loses_no_request(
+def test_a_canary_and_its_roll_out_under_load_lose_no_request(
     folder: Path, record_property: Callable[[str, object], None]
 ) -> None:
     model = resolve_model("tiny-base")
     objects = rendered(model, folder)
     (deployment,) = of_kind(objects, "Deployment")
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
-    node = node_with(model, objects, folder)
+    # A run of another name would compile anew: vLLM's kernels are those of one model folder.
+    node = node_with(model, folder, objects)
     cold = Pod.of(objects, node, folder / "cold.log")
     new = Pod.of(objects, node, folder / "new.log")
     assert cold.command()[:2] == ["vllm", "serve"]
     cache = node.mounts["/cache"]
 
-    async def scene() -> tuple[Load, float, dict[str, str]]:
+    async def scene() -> tuple[Load, dict[int, float], Load, float, dict[str, str]]:
         run = asyncio.create_task(cold.run())
         await wait_until_ready(cold, run)
         kernels = digests(cache)
         before = await answer(cold)
-        load, end_s = await rollout(
-            cold, run, new, NUM_STREAMS, LEAST_REQUESTS, is_idle_while_loading=True
-        )
+        # Nothing else is asked while the new pod loads, so that both times can be compared.
+        new_run = asyncio.create_task(new.run())
+        await wait_until_ready(new, new_run)
+        moved, shares = await canary(cold, new, NUM_STREAMS, LEAST_REQUESTS)
+        load, end_s = await rollout(cold, run, new, new_run, NUM_STREAMS, LEAST_REQUESTS)
         assert await answer(new) == before, "the stored model answers otherwise"
-        return load, end_s, kernels
+        return moved, shares, load, end_s, kernels
 
     with ended_at_last([cold, new]):
-        load, end_s, kernels = asyncio.run(scene())
-    assert load.outcomes.total() >= LEAST_REQUESTS
-    assert load.lost == 0, load.outcomes
+        moved, shares, load, end_s, kernels = asyncio.run(scene())
+    for found in (moved, load):
+        assert found.outcomes.total() >= LEAST_REQUESTS
+        assert found.lost == 0, found.outcomes
+    # A step has six requests or more, so half a request is at most 0.09 of them.
+    assert list(shares) == [10, 50, 100]
+    assert all(abs(share - weight / 100) < 0.1 for weight, share in shares.items()), shares
+    assert shares[100] == 1
     assert (cold.exit_code, cold.was_killed) == (0, False)
     for pod in (cold, new):
         assert pod.restarts == 0
@@ -77,7 +86,7 @@ async def answer(pod: Pod) -> str:
     """Return a pod's greedy answer, asked by itself."""
     async with openai.AsyncOpenAI(base_url=f"{pod.url}/v1", api_key=KEY) as client:
         completion = await client.completions.create(
-            model=served_name(pod), prompt="The printer", max_tokens=32, temperature=0
+            model=run_name(pod), prompt="The printer", max_tokens=32, temperature=0
         )
     return completion.choices[0].text
 
