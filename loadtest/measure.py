@@ -17,6 +17,7 @@ from loadtest.judging.answers import judge_answers
 from loadtest.judging.blocks import over_time
 from loadtest.judging.cancellations import Left, cancellation_figures, cancellation_warnings
 from loadtest.judging.client_figures import client_figures
+from loadtest.judging.gpu_energy import Meter, energy_meter
 from loadtest.judging.samples import INTERVAL_S, JUDGED_INTERVAL_S, Samples, sampled
 from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
 from loadtest.judging.statistics import Statistics
@@ -83,7 +84,9 @@ def measure_scenario(
         samples = None
         if before is not None:
             samples = stack.enter_context(sampled(partial(scrape, endpoint), pause_s))
-        measured = run_plan(scenario.name, plan, endpoint.api_key, give_up, spill=spill)
+        meter = stack.enter_context(energy_meter(endpoint.url))
+        watch = _noted_by(meter, give_up)
+        measured = run_plan(scenario.name, plan, endpoint.api_key, watch, spill=spill)
     figures = figures_of(config, scenario, plan, workload, measured)
     server = after = None
     if before is not None:
@@ -95,9 +98,23 @@ def measure_scenario(
         config, scenario, plan, workload, measured, calibration, server, checks,
         figures=figures, samples=samples,
     )  # fmt: skip
+    if meter is not None:
+        result = replace(result, gpu=meter.figures(figures.totals["generation_tokens"]))
     if config.cancellations is None:
         return result
     return with_cancellations(result, config.cancellations, figures.left, before, after)
+
+
+def _noted_by(meter: Meter | None, give_up: GiveUp) -> GiveUp:
+    """Return `give_up`, which a meter of the GPUs' energy follows."""
+    if meter is None:
+        return give_up
+
+    def watch(counters: Counters) -> bool:
+        meter.note(counters.num_in_flight)
+        return give_up(counters)
+
+    return watch
 
 
 def with_cancellations(

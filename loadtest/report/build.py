@@ -21,6 +21,7 @@ from loadtest.report.schema import (
     Client,
     EndpointReport,
     FailureClass,
+    GpuFigures,
     ImageFigures,
     LoadReport,
     ModelFigures,
@@ -61,6 +62,7 @@ class Result:
     cancellations: CancellationFigures | None = None
     over_time: OverTime | None = None
     images: ImageFigures | None = None
+    gpu: GpuFigures | None = None
     is_spilled: bool = False
     """The records lie on disk; `records` is a sample of them."""
     model_figures: dict[str, ModelFigures] | None = None
@@ -160,6 +162,7 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         text_sample=result.text_sample,
         over_time=result.over_time,
         images=result.images,
+        gpu=result.gpu,
         spilled=result.is_spilled,
     )
 

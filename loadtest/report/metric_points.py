@@ -60,6 +60,8 @@ def _of_run(
     ):
         if rate is not None:
             yield MetricPoint(name, unit, rate, labels, end_s)
+    if scenario.gpu is not None:
+        yield MetricPoint("gpu.energy", "J", scenario.gpu.energy_j, labels, end_s)
     for verdict in reversed(SEVERITY):
         is_it = float(scenario.verdict == verdict)
         yield MetricPoint("verdict", "1", is_it, {**labels, "verdict": verdict.value}, end_s)

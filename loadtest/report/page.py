@@ -13,7 +13,7 @@ from loadtest.percentiles import name_of, percentile_of
 from loadtest.report.files import records_path, report_of, sample_path
 from loadtest.report.schema import LoadReport, ScenarioReport
 from loadtest.report.soak_page import soak_plots
-from loadtest.report.terminal import latency_rows
+from loadtest.report.terminal import gpu_text, latency_rows
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.page.blocks import (
@@ -203,7 +203,7 @@ def _conversations(scenario: ScenarioReport) -> list[Block]:
 
 
 def _checked(scenario: ScenarioReport) -> list[Block]:
-    """Return the answers that differ from the reference, and the clients that left."""
+    """Return the answers that differ from the reference, the clients that left and the energy."""
     blocks: list[Block] = []
     if (answers := scenario.answers) is not None:
         text = (
@@ -223,6 +223,8 @@ def _checked(scenario: ScenarioReport) -> list[Block]:
             f"{scenario.name}: {left.num_left} clients left; the server counts {aborted} aborted."
         )
         blocks.append(Paragraph(text))
+    if scenario.gpu is not None:
+        blocks.append(Paragraph(f"{scenario.name}: {gpu_text(scenario.gpu)}."))
     return blocks
 
 

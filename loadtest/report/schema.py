@@ -169,6 +169,21 @@ class ImageFigures(Part):
     """Mean length of an image's URL, which holds the whole image if it is a data URL."""
 
 
+class GpuFigures(Part):
+    """Energy of all GPUs of the machine while requests were in flight, by all programs."""
+
+    names: list[str]
+    window_s: float
+    """Time between the two readings: from up to a second before the first request to up to a second
+    after the last answer."""
+    mean_power_w: list[float]
+    """By GPU, in the order of `names`."""
+    energy_j: float
+    """Sum over the GPUs."""
+    energy_j_per_1000_tokens: float | None
+    """Per 1,000 generated tokens, warm-up included; null without tokens."""
+
+
 class Arrivals(Part):
     """The load that was scheduled and the load that was delivered."""
 
@@ -287,6 +302,8 @@ class ScenarioReport(Part):
     """The run in blocks of time, with the drifts of latency and of the server's memory."""
     images: ImageFigures | None = None
     """Images that were sent; null without images in the workload."""
+    gpu: GpuFigures | None = None
+    """Energy of this machine's GPUs; null where NVML gives none, or the server runs elsewhere."""
     spilled: bool = False
     """Whether the records lie in `records-NAME.*.spill`, and percentiles come from histograms."""
 

@@ -6,6 +6,7 @@ from loadtest.percentiles import percentile_of
 from loadtest.report.schema import (
     Calibration,
     Distribution,
+    GpuFigures,
     LoadReport,
     ScenarioReport,
     SessionFigures,
@@ -45,6 +46,8 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
         f"  {_number(rates.succeeded_rps)} requests/s, {_number(rates.output_tokens_per_s)} output "
         f"tokens/s over {rates.window_s:.1f} s ({rates.window})"
     )
+    if scenario.gpu is not None:
+        lines.append("  " + gpu_text(scenario.gpu))
     lines += _drift_lines(scenario)
     lag = scenario.client.send_lag_s
     lines.append(
@@ -59,6 +62,15 @@ def _scenario_lines(scenario: ScenarioReport) -> list[str]:
     lines += [f"  ! {problem}" for problem in scenario.problems]
     lines += [f"  note: {warning}" for warning in scenario.warnings]
     return lines
+
+
+def gpu_text(gpu: GpuFigures) -> str:
+    """Return the energy of the GPUs as a sentence."""
+    power = ", ".join(f"{watts:.0f}" for watts in gpu.mean_power_w)
+    each = "" if gpu.energy_j_per_1000_tokens is None else (
+        f", {gpu.energy_j_per_1000_tokens:.1f} J per 1,000 generated tokens"
+    )  # fmt: skip
+    return f"GPUs take {power} W on average over {gpu.window_s:.1f} s{each}"
 
 
 def _drift_lines(scenario: ScenarioReport) -> list[str]:
