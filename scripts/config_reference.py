@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from export import FORMS
 from export.config import FormName
+from tuneline.core.config import field_docs
 from tuneline.pipeline.run_config import RunConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -68,6 +69,7 @@ def _section(prefix: str, model: type[BaseModel]) -> list[str]:
     lines = [f"\n## {title}\n\n{_one_line(summary)}\n\n| key | type | default | meaning |\n"]
     lines.append("| --- | --- | --- | --- |\n")
     inner: list[tuple[str, type[BaseModel]]] = []
+    docs = field_docs(model)
     for name, field in model.model_fields.items():
         nested, listed = _nested(field.annotation)
         variants = _variants(field.annotation)
@@ -77,7 +79,7 @@ def _section(prefix: str, model: type[BaseModel]) -> list[str]:
         if nested is not None and not variants:
             inner.append((f"{prefix}{name}{'[]' if listed else ''}.", nested))
         default = "required" if field.is_required() else _default(field.get_default())
-        meaning = field.description or (
+        meaning = docs.get(name) or (
             f"see [{prefix}{name}](#{_anchor(inner[-1][0])})" if nested else ""
         )
         kind = _type(field.annotation)

@@ -14,9 +14,7 @@ class Part(BaseModel):
     """A part of a document. An unknown key, a missing key and a number that is not finite are
     errors."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Distribution(Part):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import io
 import json
 import sys
@@ -21,6 +22,7 @@ class _Refused(Exception):
 
 
 def main() -> None:
+    gc.disable()  # the modules stay loaded until the process ends
     flags: list[list[str]] = json.load(sys.stdin)
     parser = _vllm_parser()
     problems = [_problem(parser, words) for words in flags]

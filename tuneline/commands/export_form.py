@@ -51,6 +51,7 @@ def _group() -> None:
 def _command(name: str) -> Any:
     """Return the command of one form; its options are the fields of the form's `config`."""
     from export import FORMS, make_form
+    from tuneline.core.config import field_docs
 
     form = FORMS[name]
     fields = [key for key in form.config.model_fields if key not in form.fixed]
@@ -70,10 +71,11 @@ def _command(name: str) -> Any:
         "model": Annotated[str, typer.Option(help="Model folder or Hugging Face id.")],
         "out": Annotated[Path, typer.Option(metavar="DIR", help="Where the result goes.")],
     }
+    docs = field_docs(form.config)
     for key in fields:
         field = form.config.model_fields[key]
         default = "" if field.default is None else f" Default: {field.default}."
-        text = " ".join((field.description or "").split()) + default
+        text = " ".join(docs.get(key, "").split()) + default
         hints[key] = Annotated[_plain_type(field.annotation) | None, typer.Option(help=text)]
     if form.needs_data:
         text = "Training rows, or a dataset artifact."

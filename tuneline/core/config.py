@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,9 @@ class StrictModel(BaseModel):
         extra="forbid",
         frozen=True,
         validate_default=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
+        # Each command imports all sections, and few of them are validated by themselves.
+        defer_build=True,
     )
 
 
@@ -97,6 +99,32 @@ def keyed_values(section: BaseModel) -> dict[str, Any]:
     """
     values: dict[str, Any] = to_jsonable_python(_keyed(section))
     return values
+
+
+def field_docs(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring of each field that has one, from the source of its class.
+
+    Only pages and `--help` need them. Read at import, as pydantic offers it, those of all sections
+    take a quarter of a second in each process.
+    """
+    import ast
+    import inspect
+    import textwrap
+
+    found: dict[str, str] = {}
+    for section in reversed(model.__mro__):
+        if not issubclass(section, BaseModel) or section is BaseModel:
+            continue
+        (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+        for field, text in itertools.pairwise(getattr(parsed, "body", [])):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                found[field.target.id] = inspect.cleandoc(str(text.value.value))
+    return found
 
 
 def is_keyed(field: FieldInfo) -> bool:

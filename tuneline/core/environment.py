@@ -31,6 +31,7 @@ def environment_facts() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Return the versions of the installed libraries that any extra of Tuneline names."""
     # Here, because `tuneline --help` need not wait for importlib.metadata.

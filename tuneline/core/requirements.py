@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 
 from packaging.requirements import Requirement
 
@@ -19,14 +20,22 @@ def requirements(extra: str) -> list[Requirement]:
     Raises:
         PackageNotFoundError: Tuneline is not installed, so it has no metadata.
     """
-    found = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
     return [
         entry
-        for entry in found
-        if entry.marker is not None
-        and entry.marker.evaluate({"extra": extra})
-        and not entry.marker.evaluate({"extra": ""})
+        for entry in _of_extras()
+        if entry.marker is not None and entry.marker.evaluate({"extra": extra})
     ]
+
+
+@functools.cache
+def _of_extras() -> tuple[Requirement, ...]:
+    """Return the requirements that only an extra adds."""
+    found = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
+    return tuple(
+        entry
+        for entry in found
+        if entry.marker is not None and not entry.marker.evaluate({"extra": ""})
+    )
 
 
 def installed_version(name: str) -> str | None:
@@ -36,34 +45,31 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def problem_of(requirement: Requirement, modules: Mapping[str, Sequence[str]]) -> str | None:
-    """Return why a requirement is not met here; None if it is.
-
-    Args:
-        requirement: A distribution and its range of versions.
-        modules: Modules by distribution, of `modules_by_distribution`.
-    """
+def problem_of(requirement: Requirement) -> str | None:
+    """Return why a requirement is not met here; None if it is."""
     name = requirement.name
     version = installed_version(name)
     if version is None:
         return f"{name} is not installed"
     if not requirement.specifier.contains(version, prereleases=True):
         return f"{name} is {version}; expected {requirement.specifier}"
-    names = modules.get(_normal(name), [])
-    if not any(importlib.util.find_spec(module) for module in names):
+    if not any(importlib.util.find_spec(module) for module in _modules(name)):
         return f"{name} {version} is listed as installed, and none of its modules is there"
     return None
 
 
-def modules_by_distribution() -> dict[str, list[str]]:
-    """Return the top-level modules of every installed distribution, without importing them."""
-    found: dict[str, list[str]] = {}
-    for module, distributions in importlib.metadata.packages_distributions().items():
-        for distribution in distributions:
-            if module.isidentifier():
-                found.setdefault(_normal(distribution), []).append(module)
-    return found
+def _modules(name: str) -> Iterator[str]:
+    """Yield the top-level modules of an installed distribution, without importing them.
 
-
-def _normal(name: str) -> str:
-    return name.replace("_", "-").replace(".", "-").lower()
+    Some have a list of thousands of files, so a path is read when its turn comes.
+    """
+    distribution = importlib.metadata.distribution(name)
+    declared = (distribution.read_text("top_level.txt") or "").split()
+    if declared:
+        yield from filter(str.isidentifier, declared)
+        return
+    for line in (distribution.read_text("RECORD") or "").splitlines():
+        path = line.partition(",")[0]
+        module = path.partition("/")[0].removesuffix(".py")
+        if path.endswith(".py") and module.isidentifier():
+            yield module

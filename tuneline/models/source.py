@@ -25,6 +25,8 @@ from tuneline.models.schemas import ModelConfig
 
 EMBEDDED = "tiny-base"
 DROP_BYTES = 16 * 2**20
+REMEMBERED_BYTES = 16 * 2**20
+"""The hash of a smaller file is computed in less time than the cache takes."""
 
 # Weights as safetensors, configuration and tokenizer; never pickles, never code.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
@@ -157,35 +159,47 @@ def read_digest(model: ModelSource) -> str:
 def folder_digest(folder: Path) -> str:
     """Return the digest over names and contents of a model folder's files.
 
-    The user's cache remembers the hash of each file by size and modification time, so that a
+    The user's cache remembers the hash of each large file by size and modification time, so that a
     repeated `tuneline up` does not read gigabytes again.
     """
-    cache_path = Path.home() / ".cache" / "tuneline" / "sha256.json"
-    cache = _read_cache(cache_path)
-    entries = []
-    fresh = {}
-    for file in _model_files(folder):
-        status = file.stat()
-        key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        if key not in cache:
-            cache[key] = fresh[key] = _sha256(file)
-        entries.append([file.name, cache[key]])
+    files = _model_files(folder)
+    keys = {file: _cache_key(file) for file in files if file.stat().st_size >= REMEMBERED_BYTES}
+    remembered = _read_cache() if keys else {}
+    hashes = {file: remembered.get(keys.get(file, "")) or _sha256(file) for file in files}
+    fresh = {key: hashes[file] for file, key in keys.items() if key not in remembered}
     if fresh:
-        try:
-            cache_path.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may have written since, so its entries are read again.
-            with cache_path.with_suffix(".lock").open("w") as lock, locked(lock, wait=True):
-                temporary = cache_path.with_suffix(".partial")
-                temporary.write_text(json.dumps(_read_cache(cache_path) | fresh))
-                temporary.replace(cache_path)
-        except OSError:
-            pass  # without the cache the next call reads the files again
-    return canonical_digest(entries)
+        _remember(fresh)
+    return canonical_digest([[file.name, hashes[file]] for file in files])
 
 
-def _read_cache(path: Path) -> dict[str, str]:
+def _cache_key(file: Path) -> str:
+    status = file.stat()
+    return f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _cache_path() -> Path:
+    return Path.home() / ".cache" / "tuneline" / "sha256.json"
+
+
+def _remember(fresh: dict[str, str]) -> None:
+    """Add hashes to the cache, and leave out those of files that do not exist any more."""
+    path = _cache_path()
     try:
-        cache: dict[str, str] = json.loads(path.read_text())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may have written since, so its entries are read again.
+        with path.with_suffix(".lock").open("w") as lock, locked(lock, wait=True):
+            known = _read_cache() | fresh
+            kept = {key: known[key] for key in known if Path(key.rsplit(":", 2)[0]).exists()}
+            temporary = path.with_suffix(".partial")
+            temporary.write_text(json.dumps(kept))
+            temporary.replace(path)
+    except OSError:
+        pass  # without the cache the next call reads the files again
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        cache: dict[str, str] = json.loads(_cache_path().read_text())
     except (OSError, json.JSONDecodeError):
         return {}
     return cache
@@ -204,7 +218,7 @@ def _sha256(path: Path) -> str:
     Pages that were read are dropped from the page cache, so that they do not push out others.
     """
     hasher = hashlib.sha256()
-    buffer = memoryview(bytearray(2**22))
+    buffer = memoryview(bytearray(min(2**22, path.stat().st_size + 1)))
     end = dropped = 0
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):

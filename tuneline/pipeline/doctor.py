@@ -10,12 +10,7 @@ from typing import Any
 
 from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import MissingError
-from tuneline.core.requirements import (
-    installed_version,
-    modules_by_distribution,
-    problem_of,
-    requirements,
-)
+from tuneline.core.requirements import installed_version, problem_of, requirements
 
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "train": (("train",),),
@@ -78,14 +73,13 @@ def _lacking_forms() -> dict[str, str]:
 
 def room_state(room: str) -> tuple[list[str], list[str]]:
     """Return what a room lacks here, and the libraries that it has, by the package's metadata."""
-    modules = modules_by_distribution()
     problems: list[str] = []
     installed: list[str] = []
     for extras in ROOMS[room]:
         lacks = {}
         for extra in extras:
             needed = requirements(extra)
-            lacks[extra] = [p for entry in needed if (p := problem_of(entry, modules))]
+            lacks[extra] = [p for entry in needed if (p := problem_of(entry))]
             if not needed:
                 lacks[extra] = [f"the extra {extra!r} is not in the package's metadata"]
             versions = {entry.name: installed_version(entry.name) for entry in needed}

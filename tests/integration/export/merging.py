@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from export.config import MergeConfig
 from export.merge.merge import merge
+from export.weights import writer
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact, partial_dir
 from tuneline.core.errors import ArtifactError, MissingError, NotAnArtifactError
 from tuneline.models.source import ModelSource, resolve_model
-
-ROOT = Path(__file__).parents[3]
 
 
 def run_merge(base: Path, adapter: Path, out: Path, dtype: str = "auto") -> Artifact:
@@ -96,42 +95,34 @@ def as_qlora(folder: Path, base: Path, out: Path) -> Artifact:
     return open_artifact(out)
 
 
-KILLED_CHILD = """
-import os, signal, sys
-from pathlib import Path
-import export.weights.writer
-from export.config import MergeConfig
-from export.merge.merge import merge
-from tuneline.models.source import resolve_model
-
-base, adapter, out, name, at = sys.argv[1:]
-export.weights.writer.CHECKPOINT_BYTES = 1  # every tensor is noted
-function, calls = getattr(export.weights.writer, name), 0
-
-def killing(*arguments):
-    global calls
-    calls += 1
-    result = function(*arguments)
-    if calls == int(at):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-setattr(export.weights.writer, name, killing)
-merge(MergeConfig(), resolve_model(base), Path(adapter), Path(out))
-"""
-
-
 def killed(base: Path, adapter: Path, out: Path, name: str, at: int) -> None:
-    """A merge in another process, which is killed in the middle of its own work."""
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED_CHILD, str(base), str(adapter), str(out), name, str(at)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    """Merge in a forked process, which is killed in the middle of its own work."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _merge_until_killed(base, adapter, out, name, at)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     for path in (out, partial_dir(out)):
         with pytest.raises(NotAnArtifactError):
             open_artifact(path)
+
+
+def _merge_until_killed(base: Path, adapter: Path, out: Path, name: str, at: int) -> None:
+    writer.CHECKPOINT_BYTES = 1  # every tensor is noted
+    function = getattr(writer, name)
+    calls = itertools.count(1)
+
+    def killing(*arguments: Any) -> Any:
+        result = function(*arguments)
+        if next(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(writer, name, killing)
+    merge(MergeConfig(), resolve_model(str(base)), adapter, out)
 
 
 def make_adapter_of(folder: Path, base: Path, config: Any) -> Path:

@@ -1,32 +1,33 @@
 """A line that is killed goes on where it stopped."""
 
+import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.integration.pipeline.small_line import NUM_ROWS, command, stages, tuneline, write_run
+from tests.commands import tuneline_forked
+from tests.integration.pipeline.small_line import NUM_ROWS, stages, tuneline, words, write_run
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_while_training_it_continues(tmp_path: Path, number: signal.Signals) -> None:
     run = write_run(tmp_path)
-    process = subprocess.Popen(
-        command(run, "train"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    log = tmp_path / "log"
+    process = tuneline_forked(log, *words(run, "train"))
     work = tmp_path / "runs" / "small"
     try:
         deadline_s = time.monotonic() + 200
         while not list(work.glob(".adapter-*.work/checkpoint-4")):
-            assert process.poll() is None, process.communicate()[1]
+            assert process.is_alive(), log.read_text()
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
     finally:
-        process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        if process.is_alive():
+            os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == (-number if number == signal.SIGKILL else 128 + number)
     assert [p.name for p in work.glob("adapter-*")] == []
     done = stages(tuneline(run, "train"))
     assert not done["dataset"]["ran"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tuneline.models import source
 from tuneline.models.source import folder_digest
 
 
@@ -33,6 +34,7 @@ def test_processes_that_remember_at_once_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(source, "REMEMBERED_BYTES", 1)
     folders = [tmp_path / f"model-{number}" for number in range(24)]
     for folder in folders:
         folder.mkdir()
@@ -43,3 +45,28 @@ def test_processes_that_remember_at_once_lose_nothing(
     cache = json.loads((tmp_path / "home/.cache/tuneline/sha256.json").read_text())
     remembered = {key.partition(":")[0] for key in cache}
     assert remembered == {str(folder / "config.json") for folder in folders}
+
+
+def test_the_cache_has_large_files_that_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    cache = tmp_path / "home" / ".cache" / "tuneline" / "sha256.json"
+    monkeypatch.setattr(source, "REMEMBERED_BYTES", 1000)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    folder_digest(first)
+    assert not cache.exists()
+    for folder in (first, second):
+        (folder / "model.safetensors").write_bytes(os.urandom(1000))
+    folder_digest(first)
+    assert [key.partition(":")[0] for key in json.loads(cache.read_text())] == [
+        str(first / "model.safetensors")
+    ]
+    (first / "model.safetensors").unlink()
+    folder_digest(second)
+    assert [key.partition(":")[0] for key in json.loads(cache.read_text())] == [
+        str(second / "model.safetensors")
+    ]

@@ -42,6 +42,8 @@ def test_a_run_with_an_unexpected_skip_fails(
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess(
+        "-q", "-p", "no:cacheprovider", "-p", "no:langsmith_plugin"
+    )
     assert result.ret == exit_code
     result.stdout.fnmatch_lines(["skipped tests: 1"])

@@ -31,7 +31,7 @@ def test_a_test_of_time_runs_once_more(
     pytester: pytest.Pytester, folder: str, late_runs: int, exit_code: int, runs: int
 ) -> None:
     pytester.makeconftest("from tests.conftest import *")
-    pytester.makeini("[pytest]\naddopts = --import-mode=importlib\n")
+    pytester.makeini("[pytest]\naddopts = --import-mode=importlib -p no:langsmith_plugin\n")
     made = pytester.makepyfile(ONCE_LATE.format(late_runs=late_runs))
     path = pytester.path / folder / "test_late.py"
     path.parent.mkdir(parents=True)
@@ -44,7 +44,7 @@ def test_a_test_of_time_runs_once_more(
 
 def test_a_run_with_many_late_tests_fails(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("from tests.conftest import *")
-    pytester.makeini("[pytest]\naddopts = --import-mode=importlib\n")
+    pytester.makeini("[pytest]\naddopts = --import-mode=importlib -p no:langsmith_plugin\n")
     made = pytester.makepyfile(
         f"""
         import pytest

@@ -20,6 +20,7 @@ import export.weights.writer
 from benchmarks.merge import Shape, write_adapter, write_model
 from export.config import MergeConfig
 from export.merge.merge import merge
+from tests.commands import tuneline_forked, tuneline_here
 from tests.integration.export import families
 from tests.integration.export.merging import edit_tensors, killed
 from tuneline.core.artifact import partial_dir, verify_artifact
@@ -170,30 +171,29 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_the_command_goes_on_after_a_signal(
-    sent: signal.Signals, large: tuple[Path, Path, str], tmp_path: Path
+    sent: signal.Signals,
+    large: tuple[Path, Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The real command with its real checkpoints, ended from outside in the middle of a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     base, adapter, digest = large
     out = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "tuneline", "export", "merge", "--base", str(base), "--adapter",
-        str(adapter), "--out", str(out), "--json",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = ["export", "merge", "--base", str(base), "--adapter", str(adapter)]
+    command += ["--out", str(out), "--json"]
+    process = tuneline_forked(tmp_path / "log", *command)
     journal = partial_dir(out) / ".journal.jsonl"
-    while process.poll() is None and not (
+    while process.is_alive() and not (
         journal.exists() and len(journal.read_text().splitlines()) > 1
     ):
         time.sleep(0.002)
-    assert process.poll() is None, process.stderr and process.stderr.read()
-    process.send_signal(sent)
-    process.communicate()
-    assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
+    assert process.is_alive(), (tmp_path / "log").read_text()
+    os.kill(process.pid or 0, sent)
+    process.join()
+    assert process.exitcode == (-sent if sent == signal.SIGKILL else 128 + sent)
     assert not out.exists()
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    again = tuneline_here(*command)
     assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)
     assert found["metrics"]["resumed_bytes"] > 64 * 2**20

@@ -33,7 +33,7 @@ from tuneline.core.environment import library_versions
 from tuneline.core.errors import DiskFullError
 
 FORKING = """
-import json, os, signal, sys, torch, traceback
+import gc, json, os, signal, sys, torch, traceback
 from pathlib import Path
 from transformers.models.llama import modeling_llama
 from training.config import TrainingConfig
@@ -42,6 +42,7 @@ from training.train import train_adapter
 from tuneline.core.artifact import open_artifact
 from tuneline.models.source import resolve_model
 torch.set_num_threads(1)
+gc.freeze()
 
 def train(line, out, settings):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
