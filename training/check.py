@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig
+from training.config.checks import ChecksConfig
 from training.config.launch import launch_line
-from training.data.checks.length import LengthLimit, limit_of, repair_length
+from training.data.checks.length import LengthLimit, limit_of
+from training.data.checks.repairs import repair_row
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
@@ -68,7 +70,7 @@ def check_data(
                 [source], Counts(), system_prompt=data.system_prompt, bad_rows=data.bad_rows
             )
         )
-        rows = list(_kept(rows, limit))
+        rows = list(_kept(rows, data.checks, limit))
         require_kinds(config.method, rows, name)
         train_rows += rows if source is not heldout else []
         rendered = method.render(config, tokenizer, rows, stop_ids, name)
@@ -96,13 +98,12 @@ def check_data(
     return found | require_fit(longest)
 
 
-def _kept(rows: Iterable[Row], limit: LengthLimit | None) -> Iterator[Row]:
-    """Return the rows as the intake keeps them: long rows are cut or left out."""
+def _kept(rows: Iterable[Row], checks: ChecksConfig, limit: LengthLimit | None) -> Iterator[Row]:
+    """Return the rows as the intake keeps them: changed, and without those that are too long."""
     for row in rows:
-        fits = limit is None or limit.num_tokens(row) <= limit.max_length
-        kept = row if limit is None or fits else repair_length(row, limit)
-        if kept is not None:
-            yield kept
+        repaired = repair_row(row, checks, limit)
+        if not repaired.is_dropped:
+            yield repaired.row
 
 
 def _date_said(date: datetime.date | None) -> str:

@@ -46,3 +46,18 @@ def test_turns_are_not_joined(tmp_path: Path) -> None:
     two = {"prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}
     path.write_text(json.dumps(one) + "\n" + json.dumps(two) + "\n")
     assert len(set(_prompts(path))) == 2
+
+
+def test_other_tools_make_another_prompt_and_ids_do_not(tmp_path: Path) -> None:
+    def row(tool: str, id: str) -> dict[str, object]:
+        call = {"id": id, "type": "function", "function": {"name": "f", "arguments": {}}}
+        called = {"role": "assistant", "tool_calls": [call]}
+        result = {"role": "tool", "content": "ok", "tool_call_id": id}
+        tools = [{"type": "function", "function": {"name": tool}}]
+        return {"prompt": [{"role": "user", "content": "a"}, called, result], "tools": tools}
+
+    path = tmp_path / "rows.jsonl"
+    rows = [row("f", "call_1"), row("f", "call_2"), row("g", "call_1")]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    first, same, other = _prompts(path)
+    assert first == same != other

@@ -18,7 +18,9 @@ class Found(NamedTuple):
     column: str
     kind: str
     excerpt: str
-    """Text of the row; personal data in it is masked before anything is shown."""
+    """Text of the row, not cut: personal data in it is masked first, and the text is cut then."""
+    from_end: bool = False
+    """Whether the end of the text is shown in place of its beginning."""
 
 
 class Hit(NamedTuple):
@@ -29,6 +31,7 @@ class Hit(NamedTuple):
     other: int | None = None
     """The row that this row is equal to, similar to or in conflict with."""
     detail: str = ""
+    """Text to show in place of the row's; personal data in it is masked already."""
     fixed: bool = True
     """Whether `fix` drops this row."""
 

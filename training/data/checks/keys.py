@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.data.row import Row
-from tuneline.core.messages import Message, content_of
+from tuneline.core.messages import Message, calls_of, content_of, plain_prompt, plain_text
 
 # A row's parts are JSON values in a fixed order; `sort_keys` orders those inside.
 _ENCODER = json.JSONEncoder(sort_keys=True)
@@ -21,20 +21,25 @@ def short_key(*parts: Any) -> int:
 
 
 def content_key(row: Row) -> int:
-    """Return a key that is equal for rows of equal texts, tools and label; other columns differ."""
-    parts = [row.text, row.prompt, row.completion, row.rejected, row.label, row.tools]
+    """Return a key that is equal for rows of equal texts, calls, tools and label.
+
+    Other columns and the ids of calls do not count.
+    """
+    chosen = _without_ids(row.messages)
+    rejected = _without_ids([*row.prompt, *row.rejected]) if row.rejected else []
+    parts = [row.text, len(row.prompt), chosen, rejected, row.label, row.tools]
     return short_key(*parts)
 
 
 def prompt_key(row: Row, seed: int) -> int:
-    """Return a key that is equal for prompts that differ only in case and spacing.
+    """Return a key that is equal for prompts that ask the same; see `plain_prompt`.
 
     The keys of one seed, in ascending order, are the order in which prompts are held out.
     """
     if row.text is not None:
-        normal = json.dumps(["text", _normal(row.text)])
+        normal = json.dumps(["text", plain_text(row.text)])
     else:
-        normal = json.dumps([[m["role"], _normal(content_of(m))] for m in row.prompt])
+        normal = json.dumps(plain_prompt(row.prompt, row.tools))
     return int.from_bytes(hashlib.sha256(f"{seed}\0{normal}".encode()).digest()[:8], "big")
 
 
@@ -54,9 +59,34 @@ def claim_keys(row: Row, prompt: int) -> tuple[int, int]:
 
 
 def _answer(messages: Sequence[Message]) -> str:
-    parts = [[content_of(m).strip(), m.get("tool_calls", [])] for m in messages]
+    parts = [[content_of(m).strip(), calls_of(m)] for m in messages]
     return _ENCODER.encode(parts)
 
 
-def _normal(text: str) -> str:
-    return " ".join(text.casefold().split())
+def tools_key(row: Row) -> int:
+    """Return a key that is equal for rows of the same tools in any order; 0 without tools."""
+    return short_key(plain_prompt((), row.tools)) if row.tools else 0
+
+
+def _without_ids(messages: Sequence[Message]) -> list[Message]:
+    """Return messages without the ids of calls, which are random.
+
+    The results of calls are in the order of the calls; a result in another place names its call by
+    the call's place.
+    """
+    plain: list[Message] = []
+    ids: list[str | None] = []
+    place = 0
+    for message in messages:
+        kept = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
+        kept["content"] = content_of(message)
+        if "tool_calls" in message:
+            kept["tool_calls"] = calls_of(message)
+            ids, place = [call.get("id") for call in message["tool_calls"]], 0
+        elif message["role"] == "tool":
+            answered = message.get("tool_call_id")
+            if answered in ids and ids.index(answered) != place:
+                kept["call"] = ids.index(answered)
+            place += 1
+        plain.append(kept)
+    return plain

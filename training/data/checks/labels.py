@@ -22,7 +22,8 @@ NUM_CHARACTERS = 60
 def label_counts(whole: Whole) -> list[tuple[str, int, int]]:
     """Return each label of the training rows, its number of rows and its first row.
 
-    The most frequent label is first. Answers that are free text have no labels.
+    The most frequent label is first. Personal data in labels are masked. Answers that are free text
+    have no labels.
     """
     rows = whole.kept(False, kinds=("label",))
     if not len(rows):
@@ -34,9 +35,9 @@ def label_counts(whole: Whole) -> list[tuple[str, int, int]]:
         return []
     labels = []
     for row, count in zip(rows[first].tolist(), counts.tolist(), strict=True):
-        read = whole.spool.read(row)
+        read = whole.read(row)
         name = read.answer.strip() if read.label is None else str(read.label).lower()
-        labels.append((name.replace("\n", " | ")[:NUM_CHARACTERS], count, row))
+        labels.append((whole.masked(name.replace("\n", " | "))[:NUM_CHARACTERS], count, row))
     return sorted(labels, key=lambda label: (-label[1], label[0]))
 
 

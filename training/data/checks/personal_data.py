@@ -42,6 +42,7 @@ _PHONE = re.compile(
     r"\d{2,4}[ .-]\d{4}(?![\w-])"
     r"|(?<![\w.+/=#:-])(?:\+\d{8,15}|0\d{8,10})(?![\w-])"
     r"|(?<![\w.+/=#:-])\+\d{1,3}(?:[ .-]\d{1,4}){2,6}(?![\w-])"
+    r"|(?<![\w.+/=#:-])0\d{1,4}[ ./-]\d{5,8}(?![\w-])"
 )
 _SECRET_PREFIXES = (
     "sk-", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "xoxa-",
@@ -49,7 +50,7 @@ _SECRET_PREFIXES = (
 )  # fmt: skip
 _SECRET = re.compile(rf"(?<![\w-])(?:{'|'.join(_SECRET_PREFIXES)})[\w-]{{16,}}", re.ASCII)
 _ISO_DATE = re.compile(r"\d{4}[ .-]\d{2}[ .-]\d{2}")
-_HAS_NUMBER = re.compile(r"\d[\d .()-]{6,}\d")
+_HAS_NUMBER = re.compile(r"\d[\d .()/-]{6,}\d")
 # Resident numbers of this day and later have no check digit.
 _NO_CHECK_DIGIT_FROM = datetime.date(2020, 10, 5)
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data.checks.labels import label_counts
-from training.data.checks.personal_data import without_personal_data
 from training.data.checks.run import Checked, Result
 
 LANGUAGE_NAMES_SHOWN = 12
@@ -40,10 +39,7 @@ def report_of(checked: Checked) -> dict[str, Any]:
         "answer_characters": lengths(whole.characters[kept["train"], 1]),
         "scripts": _sorted_counts(names, lambda name: name.partition("/")[0]),
         "languages": _sorted_counts(names, lambda name: name.partition("/")[2]),
-        "labels": [
-            {"label": without_personal_data(label), "num_rows": count}
-            for label, count, _ in label_counts(whole)
-        ],
+        "labels": [{"label": label, "num_rows": count} for label, count, _ in label_counts(whole)],
     }
 
 

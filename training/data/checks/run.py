@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from training.config.checks import ChecksConfig
 from training.data.checks.check import Check, Hit
 from training.data.checks.length import LengthLimit
 from training.data.checks.minhash import find_common, shingles
-from training.data.checks.personal_data import without_personal_data
+from training.data.checks.repairs import config_of
 from training.data.checks.scan import Part, Settings, scan_rows, workers
 from training.data.checks.spool import Spool
 from training.data.checks.table import BEFORE_SPLIT, CHECKS
@@ -75,20 +77,13 @@ class Checked:
 
     whole: Whole
     results: list[Result]
-    repairs: dict[int, list[Callable[[Row], Row | None]]]
 
     def rows(self, heldout: bool) -> Iterator[Row]:
-        """Return the kept rows of one side, repaired, in order."""
+        """Return the kept rows of one side, as the checks changed them, in order."""
         kept = (self.whole.dropped == 0) & (self.whole.heldout == heldout)
         for index, row in enumerate(self.whole.spool.read_all()):
             if kept[index]:
-                yield self.repaired(index, row)
-
-    def repaired(self, index: int, row: Row) -> Row:
-        """Return a kept row after the repairs of the checks so far."""
-        for repair in self.repairs.get(index, ()):
-            row = repair(row) or row
-        return row
+                yield self.whole.repaired(index, row)
 
 
 def check_rows(
@@ -115,13 +110,13 @@ def check_rows(
         split.group_by if split else None, split.stratify_by if split else None, limit,
     )  # fmt: skip
     with workers(spool, settings) as run:
-        whole = gather(spool, _shown(scan_rows(spool, run), len(spool)), run)
+        whole = gather(spool, settings, _shown(scan_rows(spool, run), len(spool)), run)
         _require_columns(whole, settings)
-        checked = Checked(whole, [], {})
+        checked = Checked(whole, [])
         for check in CHECKS:
             if split is not None and check not in BEFORE_SPLIT and not whole.heldout.any():
                 _hold_out(whole, split)
-            config = settings.config_of(check)
+            config = config_of(check, checks, limit)
             if config is not None and config.action != "ignore":
                 _apply(check, config, checked)
     return checked
@@ -154,7 +149,7 @@ def _hold_out(whole: Whole, split: Split) -> None:
 
 
 def _apply(check: Check, config: Any, checked: Checked) -> None:
-    """Add the result of a check, and drop or repair rows if its action is `fix`."""
+    """Add the result of a check. If its action is `fix`, drop the rows that it did not change."""
     whole, result = checked.whole, Result(check, config.action)
     checked.results.append(result)
     hits = _row_hits(check, whole) if check.compare is None else check.compare(whole, config)
@@ -171,22 +166,10 @@ def _apply(check: Check, config: Any, checked: Checked) -> None:
     # A row may have findings of several kinds.
     result.rows = sorted(set(result.rows))
     whole.reasons.append(check.reason)
-    for index in sorted(fixed):
-        repair = _repair(check, config)
-        row = checked.repaired(index, whole.spool.read(index)) if repair else None
-        if repair is None or row is None or repair(row) is None:
-            whole.dropped[index] = len(whole.reasons)
-            result.num_dropped += 1
-        else:
-            checked.repairs.setdefault(index, []).append(repair)
-            result.num_changed += 1
-
-
-def _repair(check: Check, config: Any) -> Callable[[Row], Row | None] | None:
-    if check.repair is None:
-        return None
-    repair = check.repair
-    return lambda row: repair(row, config)
+    changed = fixed & set(whole.changed.get(check.name, np.zeros(0)).tolist())
+    result.num_changed = len(changed)
+    result.num_dropped = len(fixed) - len(changed)
+    whole.dropped[sorted(fixed - changed)] = len(whole.reasons)
 
 
 def _flagged(check: Check, whole: Whole) -> dict[str, list[int]]:
@@ -203,16 +186,23 @@ def _row_hits(check: Check, whole: Whole) -> Iterable[Hit]:
 
 def _examples(hit: Hit, check: Check, config: Any, checked: Checked) -> list[dict[str, Any]]:
     """Return a finding as it is shown: file, row, column, kind and a masked excerpt."""
-    spool, place = checked.whole.spool, _place(hit.row, checked)
+    whole, place = checked.whole, _place(hit.row, checked)
     if hit.other is not None or check.find is None:
-        row = spool.read(hit.row)
+        row = whole.read(hit.row)
         column = "text" if row.text is not None else "prompt"
-        shown = hit.detail or _excerpt(prompt_text(row))
+        shown = hit.detail or _excerpt(whole, prompt_text(row))
         example = {**place, "column": column, "kind": hit.kind, "excerpt": shown}
-        return [example | ({"other": spool.place(hit.other)} if hit.other is not None else {})]
-    row = checked.repaired(hit.row, spool.read(hit.row))
+        return [
+            example | ({"other": whole.spool.place(hit.other)} if hit.other is not None else {})
+        ]
+    row = whole.read(hit.row, until=check)
     return [
-        {**place, "column": found.column, "kind": found.kind, "excerpt": _excerpt(found.excerpt)}
+        {
+            **place,
+            "column": found.column,
+            "kind": found.kind,
+            "excerpt": _excerpt(whole, found.excerpt, from_end=found.from_end),
+        }
         for found in check.find(row, config)
         if found.kind == hit.kind
     ][:1]
@@ -223,10 +213,14 @@ def _place(index: int, checked: Checked) -> dict[str, Any]:
     return {"file": spool.file_names[spool.files[index]], "line": spool.lines[index]}
 
 
-def _excerpt(text: str) -> str:
-    """Return the beginning of a text without personal data."""
-    shown = " ".join(without_personal_data(text[: 4 * EXCERPT_LENGTH]).split())
-    return shown if len(shown) <= EXCERPT_LENGTH else shown[: EXCERPT_LENGTH - 1] + "…"
+def _excerpt(whole: Whole, text: str, *, from_end: bool = False) -> str:
+    """Return the beginning or the end of a text without personal data."""
+    # A cut before would leave a part of a number, which no pattern knows.
+    shown = whole.masked(text)
+    if len(shown) <= EXCERPT_LENGTH:
+        return shown
+    kept = EXCERPT_LENGTH - 1
+    return "…" + shown[-kept:] if from_end else shown[:kept] + "…"
 
 
 def _require_columns(whole: Whole, settings: Settings) -> None:

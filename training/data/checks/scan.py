@@ -15,13 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config.checks import ChecksConfig
-from training.data.checks.check import Check
-from training.data.checks.keys import claim_keys, content_key, prompt_key, short_key
+from training.data.checks.keys import (
+    claim_keys,
+    content_key,
+    prompt_key,
+    short_key,
+    tools_key,
+)
 from training.data.checks.languages import NUM_SAMPLED, language_of
 from training.data.checks.length import LengthLimit
 from training.data.checks.minhash import bands_of, jaccard, own_shingles, signature
+from training.data.checks.repairs import config_of, repair_row
 from training.data.checks.spool import Spool
-from training.data.checks.table import CHECKS
+from training.data.checks.table import CHECKS, REPAIRING
 from training.data.checks.texts import answers_text, prompt_text
 from training.data.row import Kind, Row
 
@@ -43,17 +49,18 @@ class Settings:
     stratify_by: str | None = None
     limit: LengthLimit | None = None
 
-    def config_of(self, check: Check) -> Any:
-        """Return the configuration of a check; None for lengths without a base model."""
-        return self.limit if check.name == "length" else getattr(self.checks, check.name)
-
 
 @dataclass
 class Part:
-    """The result of a scan of some rows. Arrays have one entry per row."""
+    """The result of a scan of some rows, after the checks that change rows.
+
+    Arrays have one entry per row.
+    """
 
     flagged: dict[str, dict[str, npt.NDArray[np.int64]]]
     """The indices of the rows with findings, by check and kind of finding."""
+    changed: dict[str, npt.NDArray[np.int64]]
+    """The indices of the rows that a check changed."""
     languages: list[str]
     keys: npt.NDArray[np.uint64]
     """[n, 6]: content, prompt, question, answer, group, stratum."""
@@ -108,14 +115,27 @@ def _start(spool: Spool, settings: Settings) -> None:
 def _scan_part(task: tuple[int, int]) -> Part:
     start, end = task
     flagged: dict[str, dict[str, list[int]]] = {}
+    changed: dict[str, list[int]] = {}
     languages, keys, kinds, characters = [], [], [], []
     prompts, wholes = [], []
-    single = [(c.name, c.find, _settings.config_of(c)) for c in CHECKS if c.find is not None]
+    checks, limit = _settings.checks, _settings.limit
+    single = [
+        (check.name, check.find, config_of(check, checks, limit))
+        for check in CHECKS
+        if check.find is not None and check not in REPAIRING
+    ]
     single = [entry for entry in single if entry[2] is not None and entry[2].action != "ignore"]
     languages_config = _settings.checks.languages
     has_languages = languages_config.action != "ignore"
     step = 1 if languages_config.expected else max(len(_spool) // NUM_SAMPLED, 1)
-    for index, row in enumerate(_spool.read_all(start, end), start=start):
+    for index, read in enumerate(_spool.read_all(start, end), start=start):
+        repaired = repair_row(read, checks, limit)
+        row = repaired.row
+        for name, kinds_found in repaired.kinds.items():
+            for kind in kinds_found:
+                flagged.setdefault(name, {}).setdefault(kind, []).append(index)
+        for name in repaired.changed:
+            changed.setdefault(name, []).append(index)
         for name, find, config in single:
             for kind in {found.kind for found in find(row, config)}:
                 flagged.setdefault(name, {}).setdefault(kind, []).append(index)
@@ -137,6 +157,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
             name: {kind: np.array(rows, dtype=np.int64) for kind, rows in found.items()}
             for name, found in flagged.items()
         },
+        changed={name: np.array(rows, dtype=np.int64) for name, rows in changed.items()},
         languages=languages,
         keys=np.array(keys, dtype=np.uint64),
         kinds=np.array(kinds, dtype=np.uint8),
@@ -153,22 +174,30 @@ def _keys(row: Row, settings: Settings) -> tuple[int, ...]:
     return (content_key(row), prompt, *claim_keys(row, prompt), group, stratum)
 
 
-def compare_texts(task: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def compare_texts(
+    task: tuple[npt.NDArray[np.int64], frozenset[int]],
+) -> npt.NDArray[np.float32]:
     """Return the similarities of pairs of rows, in a worker: [n, 2] -> [n, 2].
 
+    A task is the pairs, and those of their rows that a check changed.
+
     Of each pair, the first number is the Jaccard similarity of the prompts, the second that of the
-    answers. Rows are read again from disk.
+    answers. Prompts with other tools are not similar. Rows are read again from disk.
     """
+    pairs, changed = task
 
     @lru_cache(maxsize=256)
-    def sets(index: int) -> tuple[frozenset[int], frozenset[int]]:
+    def sets(index: int) -> tuple[frozenset[int], frozenset[int], int]:
         row = _spool.read(index)
+        if index in changed:
+            row = repair_row(row, _settings.checks, _settings.limit).row
         texts = prompt_text(row), answers_text(row)
         prompt, answer = (own_shingles(text, _settings.common).tolist() for text in texts)
-        return frozenset(prompt), frozenset(answer)
+        return frozenset(prompt), frozenset(answer), tools_key(row)
 
-    found = np.zeros((len(task), 2), dtype=np.float32)
-    for place, (first, second) in enumerate(task.tolist()):
+    found = np.zeros((len(pairs), 2), dtype=np.float32)
+    for place, (first, second) in enumerate(pairs.tolist()):
         one, other = sets(first), sets(second)
-        found[place] = jaccard(one[0], other[0]), jaccard(one[1], other[1])
+        prompts = jaccard(one[0], other[0]) if one[2] == other[2] else 0.0
+        found[place] = prompts, jaccard(one[1], other[1])
     return found

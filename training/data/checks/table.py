@@ -24,8 +24,11 @@ from training.data.checks import (
 )
 from training.data.checks.check import Check
 
+# These change rows. They run first: changed rows may be equal, and may have the same prompt.
+REPAIRING: tuple[Check, ...] = (personal_data.CHECK, length.CHECK)
+
 # These run before rows are held out; a duplicate has no vote in the split.
-BEFORE_SPLIT: tuple[Check, ...] = (empty_answers.CHECK, duplicates.CHECK)
+BEFORE_SPLIT: tuple[Check, ...] = (*REPAIRING, empty_answers.CHECK, duplicates.CHECK)
 
 CHECKS: tuple[Check, ...] = (
     *BEFORE_SPLIT,
@@ -36,8 +39,6 @@ CHECKS: tuple[Check, ...] = (
     repetition.CHECK,
     truncation.CHECK,
     refusals.CHECK,
-    personal_data.CHECK,
-    length.CHECK,
     languages.CHECK,
     words.CHECK,
     labels.CHECK,

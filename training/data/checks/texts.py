@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from training.data.row import Row
-from tuneline.core.messages import Message, content_of
+from tuneline.core.messages import Message, calls_of, content_of
 
 # Keys of a message that hold text.
 _TEXT_KEYS = ("content", "reasoning_content")
@@ -37,20 +37,20 @@ def message_columns(name: str, messages: Sequence[Message]) -> Iterator[tuple[st
         for key in _TEXT_KEYS:
             if message.get(key):
                 yield f"{name}[{index}].{key}", message[key]
-        if message.get("tool_calls"):
-            calls = json.dumps(message["tool_calls"], ensure_ascii=False)
-            yield f"{name}[{index}].tool_calls", calls
+        if calls := calls_of(message):
+            yield f"{name}[{index}].tool_calls", json.dumps(calls, ensure_ascii=False)
 
 
 def prompt_text(row: Row) -> str:
-    """Return the text that asks: every message of the prompt but the system message."""
+    """Return the text that asks: messages and calls of the prompt but not the system message."""
     if row.text is not None:
         return row.text
-    return "\n".join(
-        content_of(message)
-        for message in row.prompt
-        if message["role"] not in ("system", "developer")
-    )
+    parts = []
+    for message in row.prompt:
+        if message["role"] not in ("system", "developer"):
+            parts.append(content_of(message))
+            parts += [json.dumps(call, ensure_ascii=False) for call in calls_of(message)]
+    return "\n".join(parts)
 
 
 def answers_text(row: Row) -> str:

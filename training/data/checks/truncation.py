@@ -28,7 +28,7 @@ def find_truncation(row: Row, _config: TruncationCheck) -> Iterator[Found]:
             continue
         kind = kind_of_end(text.rstrip())
         if kind is not None:
-            yield Found(column, kind, "…" + text.rstrip()[-60:])
+            yield Found(column, kind, text.rstrip(), from_end=True)
 
 
 def kind_of_end(text: str) -> str | None:

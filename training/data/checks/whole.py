@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.data.checks.scan import KINDS, Part, compare_texts
+from training.data.checks.check import Check
+from training.data.checks.personal_data import without_personal_data
+from training.data.checks.repairs import repair_row
+from training.data.checks.scan import KINDS, Part, Settings, compare_texts
 from training.data.checks.spool import Spool
+from training.data.row import Row
 
 PAIRS_PER_TASK = 2_000
 
@@ -27,6 +31,7 @@ class Whole:
     """
 
     spool: Spool
+    settings: Settings
     run: Callable[..., Iterator[Any]]
     content: npt.NDArray[np.uint64]
     prompt: npt.NDArray[np.uint64]
@@ -44,6 +49,9 @@ class Whole:
     language_names: list[str]
     flagged: dict[str, dict[str, npt.NDArray[np.int64]]]
     """The rows with findings of the checks of single rows, by check and kind of finding."""
+    changed: dict[str, npt.NDArray[np.int64]]
+    """The rows that a check changed, by check."""
+    is_changed: npt.NDArray[np.bool_]
     reasons: list[str]
 
     def kept(
@@ -61,15 +69,34 @@ class Whole:
         """Return the indices of the rows of one side that were read, dropped rows included."""
         return np.flatnonzero(self.heldout == heldout)
 
+    def read(self, index: int, until: Check | None = None) -> Row:
+        """Return a row after the checks that change rows; `until` leaves out a check and later
+        ones."""
+        return self.repaired(index, self.spool.read(index), until)
+
+    def repaired(self, index: int, row: Row, until: Check | None = None) -> Row:
+        """Return a row of the spool after the checks that change rows."""
+        if not self.is_changed[index]:
+            return row
+        return repair_row(row, self.settings.checks, self.settings.limit, until).row
+
+    def masked(self, text: str) -> str:
+        """Return a text on one line, with personal data masked as `data.checks` says."""
+        regions = self.settings.checks.personal_data.regions
+        return " ".join(without_personal_data(text, regions).split())
+
     def similarities(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the similarities of the prompts and of the answers of pairs: [n, 2] -> [n, 2]."""
         starts = range(0, len(pairs), PAIRS_PER_TASK)
-        tasks = [pairs[start : start + PAIRS_PER_TASK] for start in starts]
-        parts = list(self.run(compare_texts, tasks))
-        return np.concatenate([np.zeros((0, 2), dtype=np.float32), *parts])
+        parts = [pairs[start : start + PAIRS_PER_TASK] for start in starts]
+        tasks = [(part, frozenset(part[self.is_changed[part]].tolist())) for part in parts]
+        found = list(self.run(compare_texts, tasks))
+        return np.concatenate([np.zeros((0, 2), dtype=np.float32), *found])
 
 
-def gather(spool: Spool, parts: Iterator[Part], run: Callable[..., Iterator[Any]]) -> Whole:
+def gather(
+    spool: Spool, settings: Settings, parts: Iterator[Part], run: Callable[..., Iterator[Any]]
+) -> Whole:
     """Return all rows as arrays. The arrays are made once, at their full size."""
     size = len(spool)
     keys = np.zeros((size, 6), dtype=np.uint64)
@@ -78,6 +105,8 @@ def gather(spool: Spool, parts: Iterator[Part], run: Callable[..., Iterator[Any]
     row_bands = prompt_bands = np.zeros((size, 0), dtype=np.uint32)
     names: dict[str, int] = {}
     flagged: dict[str, dict[str, list[npt.NDArray[np.int64]]]] = {}
+    changed: dict[str, list[npt.NDArray[np.int64]]] = {}
+    is_changed = np.zeros(size, dtype=np.bool_)
     at = 0
     for part in parts:
         end = at + len(part.keys)
@@ -91,12 +120,15 @@ def gather(spool: Spool, parts: Iterator[Part], run: Callable[..., Iterator[Any]
         for check, found in part.flagged.items():
             for kind, rows in found.items():
                 flagged.setdefault(check, {}).setdefault(kind, []).append(rows)
+        for check, rows in part.changed.items():
+            changed.setdefault(check, []).append(rows)
+            is_changed[rows] = True
         at = end
     content, prompt, question, answer, group, stratum = (
         np.ascontiguousarray(column) for column in keys.T
     )
     return Whole(
-        spool, run, content, prompt, question, answer, group, stratum, kinds,
+        spool, settings, run, content, prompt, question, answer, group, stratum, kinds,
         heldout=np.array(spool.heldout, dtype=np.bool_),
         dropped=np.zeros(size, dtype=np.uint8),
         row_bands=row_bands, prompt_bands=prompt_bands, characters=characters,
@@ -105,5 +137,7 @@ def gather(spool: Spool, parts: Iterator[Part], run: Callable[..., Iterator[Any]
             check: {kind: np.concatenate(rows) for kind, rows in found.items()}
             for check, found in flagged.items()
         },
+        changed={check: np.concatenate(rows) for check, rows in changed.items()},
+        is_changed=is_changed,
         reasons=[],
     )  # fmt: skip

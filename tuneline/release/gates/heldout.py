@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.messages import plain_prompt, plain_text
 from tuneline.pipeline.stage import DATASET
 from tuneline.release.gates.finding import Finding, judged, missing
 from tuneline.release.proofs import Proofs
@@ -21,7 +20,7 @@ TRAIN_FILE = "train.jsonl"
 def judge_heldout(proofs: Proofs) -> Finding:
     """Compare the prompts of both files again.
 
-    White space, case and the Unicode form of a letter do not count.
+    Prompts are equal as `plain_prompt` says; a prompt with other tools is another prompt.
     """
     dataset = proofs.made.get(DATASET)
     if dataset is None:
@@ -55,18 +54,8 @@ def _prompts(path: Path) -> Iterator[bytes]:
         for line in file:
             if line.strip():
                 row = json.loads(line)
-                text = json.dumps(_plain(row.get("prompt") or row), sort_keys=True)
-                yield hashlib.sha256(text.encode()).digest()
-
-
-def _plain(value: Any) -> Any:
-    """Return a JSON value with every text in lower case, in NFC and with single spaces."""
-    if isinstance(value, str):
-        # Case folding can undo NFC, and it does not know every decomposed letter.
-        folded = unicodedata.normalize("NFC", value).casefold()
-        return " ".join(unicodedata.normalize("NFC", folded).split())
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return value
+                if "text" in row:
+                    plain = plain_text(row["text"])
+                else:
+                    plain = plain_prompt(row["prompt"], row.get("tools", ()))
+                yield hashlib.sha256(json.dumps(plain).encode()).digest()

@@ -87,6 +87,11 @@ def test_numbers_that_are_no_personal_data_are_not_found(text: str) -> None:
     assert matches(text, ("KR", "US")) == []
 
 
+@pytest.mark.parametrize("number", ["030 12345670", "0171 2345678", "0171/2345678"])
+def test_numbers_of_a_named_region_are_found(number: str) -> None:
+    assert [match.kind for match in matches(f"Ruf {number} an.", ("DE",))] == ["phone"]
+
+
 def test_findings_show_a_masked_value_only() -> None:
     secret = "kim.minsu@naver.com"
     (found,) = find_personal_data(row(f"I am {secret}", "Thanks."), PersonalDataCheck())
