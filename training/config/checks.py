@@ -70,7 +70,7 @@ class ContradictionsCheck(CheckConfig):
 
 
 class EmptyAnswersCheck(CheckConfig):
-    """Answers without a letter or digit, a reasoning or a tool call."""
+    """Answers without a letter, a digit, a symbol or a tool call."""
 
     action: Action = "refuse"
     """`fix` drops the row."""

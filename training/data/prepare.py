@@ -14,6 +14,7 @@ from training.data.checks.contradictions import num_disputed
 from training.data.checks.length import limit_of
 from training.data.checks.report import describe_example, dropped_rows, report_of, warn_of
 from training.data.checks.run import Checked, Split, check_rows, require_accepted
+from training.data.checks.sides import require_both_sides
 from training.data.checks.spool import Spool
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
@@ -74,10 +75,16 @@ def prepare_dataset(
         checked = check_rows(spool, config.checks, seed=config.seed, split=split, limit=max_tokens)
         require_accepted(checked)
         num_held_out = _count(checked, counts, heldout_counts, is_split=split is not None)
-        _require_both_sides(config, sources, checked)
+        require_both_sides(config, ", ".join(s.config.path for s in sources), checked)
         weights = [source.config.weight for source in sources]
         trained = checked.whole.kept(False)
         copies = copies_of([spool.sources[row] for row in trained], weights, config.seed)
+        if not sum(copies):
+            raise DataError(
+                f"data.sources: the weights leave none of {len(copies):,} training rows; expected "
+                "at least one",
+                hint="Try: a greater weight.",
+            )
         counts.drop("left out by weight", copies.count(0))
         found = report_of(checked)
         report = _counts_of(checked, counts, heldout_counts, found)
@@ -159,19 +166,6 @@ def _counts_of(
         "prompt_characters": found["prompt_characters"],
         "answer_characters": found["answer_characters"],
     }
-
-
-def _require_both_sides(config: DataConfig, sources: Sequence[Source], checked: Checked) -> None:
-    where = ", ".join(source.config.path for source in sources)
-    whole = checked.whole
-    if not len(whole.kept(True)) and config.heldout_fraction is not None:
-        raise DataError(
-            f"{where}: has one distinct prompt; expected at least two, to hold one out",
-            hint="Give more rows, or a second file as data.heldout_path.",
-        )
-    if not len(whole.kept(False)):
-        held = config.heldout_path or f"split {config.heldout_split}"
-        raise DataError(f"{where}: every prompt is also held out in {held}; none is left")
 
 
 def _without_folders(details: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,10 @@ from typing import Any, Literal, Self
 
 from tuneline.core.messages import Message, content_of
 
+SYSTEM_ROLES = ("system", "developer")
+PARTS = ("label", "completion", "prompt", "system")
+"""The parts of a row that `Row.column` knows."""
+
 Kind = Literal["answer", "preference", "label", "prompt", "text"]
 
 
@@ -63,9 +67,24 @@ class Row:
         """Return the text of the last message of the answer; empty if there is none."""
         return content_of(self.completion[-1]) if self.completion else ""
 
+    def column(self, name: str) -> Any:
+        """Return the value of a column; None if the row has none.
+
+        The columns that a shape reads are not in `fields`; `label`, `completion`, `prompt` and
+        `system` name these parts of a row, whatever its shape.
+        """
+        if self.fields.get(name) is not None:
+            return self.fields[name]
+        if name == "label":
+            return self.label
+        if name == "completion":
+            return self.answer or None
+        asked = [m for m in self.prompt if (m["role"] in SYSTEM_ROLES) == (name == "system")]
+        return [content_of(m) for m in asked] or None if name in ("prompt", "system") else None
+
     def with_system(self, prompt: str | None) -> Row:
         """Return the row with a system message in front, if it is a chat that has none."""
-        has_own = bool(self.prompt) and self.prompt[0]["role"] in ("system", "developer")
+        has_own = bool(self.prompt) and self.prompt[0]["role"] in SYSTEM_ROLES
         if prompt is None or has_own or self.text is not None:
             return self
         return replace(

@@ -38,6 +38,11 @@ def choose_heldout(
     return held[unit]
 
 
+def count_units(prompts: Keys, groups: Keys | None = None) -> int:
+    """Return the number of units: of rows that are on one side together."""
+    return int(_units(prompts, groups).max(initial=-1)) + 1
+
+
 def _units(prompts: Keys, groups: Keys | None) -> npt.NDArray[np.int64]:
     """Return the number of each row's unit: rows are tied by prompt, and by group."""
     _, prompt = np.unique(prompts, return_inverse=True)

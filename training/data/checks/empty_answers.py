@@ -1,22 +1,20 @@
-"""Answers without a letter, a digit, a reasoning or a tool call."""
+"""Answers without a letter, a digit, a symbol or a tool call."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from unicodedata import category
 
 from training.config.checks import EmptyAnswersCheck
 from training.data.checks.check import Check, Found
 from training.data.row import Row
 from tuneline.core.messages import Message, content_of
 
-_SAYS_SOMETHING = re.compile(r"[^\W_]")
-
 
 def find_empty_answers(row: Row, _config: EmptyAnswersCheck) -> Iterator[Found]:
     """Return the answers of a row that say nothing."""
     if row.text is not None:
-        if not _SAYS_SOMETHING.search(row.text):
+        if not _has_text(row.text):
             yield Found("text", "empty", row.text)
         return
     chosen = "chosen" if row.rejected else "completion"
@@ -27,11 +25,12 @@ def find_empty_answers(row: Row, _config: EmptyAnswersCheck) -> Iterator[Found]:
 
 
 def _says_something(message: Message) -> bool:
-    # An emoji or a symbol is an answer; punctuation and white space are not.
-    text = content_of(message)
-    if _SAYS_SOMETHING.search(text) or message.get("tool_calls"):
-        return True
-    return any(ord(character) > 0x2190 for character in text if not character.isspace())
+    return bool(message.get("tool_calls")) or _has_text(content_of(message))
+
+
+def _has_text(text: str) -> bool:
+    # An emoji or a symbol such as `<` is an answer; punctuation and white space are not.
+    return any(category(character)[0] in "LNS" for character in text)
 
 
 CHECK = Check(

@@ -19,7 +19,7 @@ from training.data.checks.spool import Spool
 from training.data.checks.table import BEFORE_SPLIT, CHECKS
 from training.data.checks.texts import answers_text, prompt_text
 from training.data.checks.whole import Whole, gather
-from training.data.row import Row
+from training.data.row import PARTS, Row
 from training.data.split import choose_heldout
 from tuneline.core.errors import DataError
 from tuneline.core.progress import progress
@@ -146,6 +146,8 @@ def _hold_out(whole: Whole, split: Split) -> None:
         groups=whole.group[kept] if split.group_by else None,
         strata=whole.stratum[kept] if split.stratify_by else None,
     )
+    # A dropped duplicate votes on the side of its original.
+    whole.votes_heldout = whole.heldout | np.isin(whole.content, whole.content[whole.heldout])
 
 
 def _apply(check: Check, config: Any, checked: Checked) -> None:
@@ -227,9 +229,11 @@ def _require_columns(whole: Whole, settings: Settings) -> None:
     """Raise a DataError if rows have no column by which the split groups or stratifies."""
     for key, name in (("group_by", settings.group_by), ("stratify_by", settings.stratify_by)):
         for rows in whole.flagged.pop(key, {}).values():
+            found = ", ".join([*whole.spool.read(int(rows[0])).fields, *PARTS])
             raise DataError(
                 f"{whole.spool.place(int(rows[0]))}: column {name!r} is missing; expected it in "
-                f"every row, since data.{key} names it ({len(rows):,} rows have none)"
+                f"every row, since data.{key} names it ({len(rows):,} rows have none)",
+                hint=f"Try: one of {found}.",
             )
 
 

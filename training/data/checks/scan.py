@@ -141,7 +141,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
                 flagged.setdefault(name, {}).setdefault(kind, []).append(index)
         for key in ("group_by", "stratify_by"):
             column = getattr(_settings, key)
-            if column is not None and row.fields.get(column) is None:
+            if column is not None and row.column(column) is None:
                 flagged.setdefault(key, {}).setdefault("missing", []).append(index)
         languages.append(
             language_of(row, script_only=index % step > 0) if has_languages else "none"
@@ -170,7 +170,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
 def _keys(row: Row, settings: Settings) -> tuple[int, ...]:
     prompt = prompt_key(row, settings.seed)
     columns = (settings.group_by, settings.stratify_by)
-    group, stratum = (short_key(row.fields.get(name)) if name else 0 for name in columns)
+    group, stratum = (short_key(row.column(name)) if name else 0 for name in columns)
     return (content_key(row), prompt, *claim_keys(row, prompt), group, stratum)
 
 

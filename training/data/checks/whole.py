@@ -26,6 +26,8 @@ class Whole:
     Attributes:
         content, prompt, question, answer, group, stratum: Keys of eight bytes; see `keys`.
         heldout: Whether a row is held out.
+        votes_heldout: Whether a row counts among the answers of held-out rows; so do dropped
+            duplicates of held-out rows.
         dropped: 0 for a row that is kept, else 1 + the index of its reason in `reasons`.
         languages: Indices in `language_names`.
     """
@@ -41,6 +43,7 @@ class Whole:
     stratum: npt.NDArray[np.uint64]
     kinds: npt.NDArray[np.uint8]
     heldout: npt.NDArray[np.bool_]
+    votes_heldout: npt.NDArray[np.bool_]
     dropped: npt.NDArray[np.uint8]
     row_bands: npt.NDArray[np.uint32]
     prompt_bands: npt.NDArray[np.uint32]
@@ -130,6 +133,7 @@ def gather(
     return Whole(
         spool, settings, run, content, prompt, question, answer, group, stratum, kinds,
         heldout=np.array(spool.heldout, dtype=np.bool_),
+        votes_heldout=np.array(spool.heldout, dtype=np.bool_),
         dropped=np.zeros(size, dtype=np.uint8),
         row_bands=row_bands, prompt_bands=prompt_bands, characters=characters,
         languages=languages, language_names=list(names),

@@ -8,7 +8,8 @@ from typing import Any
 from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes.conversation import with_system
-from training.data.shapes.turns import check_text, read_conversation, read_tools
+from training.data.shapes.marks import marked_prompt
+from training.data.shapes.turns import check_order, check_text, read_conversation, read_tools
 
 
 def read_prompt(row: Mapping[str, Any]) -> Row:
@@ -18,8 +19,11 @@ def read_prompt(row: Mapping[str, Any]) -> Row:
         if messages[-1]["role"] not in ("user", "tool"):
             raise RowProblem(f"prompt: ends with {messages[-1]['role']}; expected a user's message")
         return Row(with_system(messages, row), tools=read_tools(row))
-    question = check_text(row["prompt"], "field 'prompt'")
-    return Row(with_system(({"role": "user", "content": question},), row), tools=read_tools(row))
+    turns, _ = marked_prompt(row["prompt"], "field 'prompt'")
+    check_order(turns, "prompt")
+    if turns[-1]["role"] != "user":
+        raise RowProblem("field 'prompt': ends with an answer; expected a user's message")
+    return Row(with_system(turns, row), tools=read_tools(row))
 
 
 def read_text(row: Mapping[str, Any]) -> Row:

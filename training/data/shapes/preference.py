@@ -6,7 +6,6 @@ turns that both answers begin with.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +13,9 @@ from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes.alpaca import alpaca_prompt
 from training.data.shapes.conversation import with_system
+from training.data.shapes.marks import marked_answer, marked_prompt, split_marks
 from training.data.shapes.turns import check_order, check_text, read_tools, read_turns
 from tuneline.core.messages import Message
-
-_TURN = re.compile(r"\n\n(Human|Assistant): ?")
-"""The marks of turns in text of Anthropic's HH-RLHF."""
 
 
 def read_preference(row: Mapping[str, Any]) -> Row:
@@ -27,8 +24,10 @@ def read_preference(row: Mapping[str, Any]) -> Row:
     Raises:
         RowProblem: The two answers are equal, or are not one answer each to the same prompt.
     """
-    chosen, rejected = (_turns(row[name], name) for name in ("chosen", "rejected"))
-    prompt = _prompt(row)
+    prompt, is_marked = _prompt(row)
+    chosen, rejected = (
+        _turns(row[name], name, is_marked=is_marked) for name in ("chosen", "rejected")
+    )
     if prompt is None:
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
@@ -52,33 +51,29 @@ def read_preference(row: Mapping[str, Any]) -> Row:
     return Row(with_system(prompt, row), answers[0], answers[1], tools=read_tools(row))
 
 
-def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...] | None:
-    """Return the prompt of a column of its own; None if no column has it."""
+def _prompt(row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, bool]:
+    """Return the prompt of a column of its own, None if no column has it, and whether the prompt is
+    text that marks its turns."""
     if "prompt" not in row and "instruction" in row:
-        return alpaca_prompt(row)
+        return alpaca_prompt(row), False
     name = next((n for n in ("prompt", "messages", "conversations") if n in row), None)
     if name is None:
-        return None
+        return None, False
     if isinstance(row[name], str) and name == "prompt":
-        return ({"role": "user", "content": check_text(row[name], "field 'prompt'")},)
-    return read_turns(row[name], name).messages
+        return marked_prompt(row[name], "field 'prompt'")
+    return read_turns(row[name], name).messages, False
 
 
-def _turns(value: Any, name: str) -> tuple[Message, ...]:
+def _turns(value: Any, name: str, *, is_marked: bool) -> tuple[Message, ...]:
     """Return an answer's messages: one of the assistant for text, unless the text marks turns."""
     if isinstance(value, dict) and ("role" in value or "from" in value):
         return read_turns([value], name).messages
     if not isinstance(value, str):
         return read_turns(value, name).messages
-    text = check_text(value, f"field {name!r}")
-    before, *parts = _TURN.split(text)
-    if len(parts) < 4 or before.strip():
-        return ({"role": "assistant", "content": text},)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(
-        {"role": roles[mark], "content": check_text(words.strip(), f"field {name!r}")}
-        for mark, words in zip(parts[::2], parts[1::2], strict=True)
-    )
+    where = f"field {name!r}"
+    text = check_text(value, where)
+    turns = split_marks(text, where)
+    return turns if len(turns) > 1 else (marked_answer(text, where, is_marked=is_marked),)
 
 
 def _after(prompt: tuple[Message, ...], turns: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 from training.data.problem import RowProblem, excerpt
 from training.data.row import Row
 from training.data.shapes.conversation import as_row, with_system
-from training.data.shapes.turns import check_text, read_conversation, read_tools
+from training.data.shapes.marks import marked_answer, marked_prompt
+from training.data.shapes.turns import check_order, read_conversation, read_tools
 
 LABELS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 """Each value of a label, and what it means; text is compared in lower case."""
@@ -22,13 +23,10 @@ def read_prompt_completion(row: Mapping[str, Any]) -> Row:
         if len(completion) != 1:
             raise RowProblem(f"field 'completion': expected one message, found {len(completion)}")
         return as_row(read_conversation(prompt + completion, "prompt"), row, "prompt")
-    question = check_text(prompt, "field 'prompt'")
-    answer = check_text(completion, "field 'completion'")
-    return Row(
-        with_system(({"role": "user", "content": question},), row),
-        ({"role": "assistant", "content": answer},),
-        tools=read_tools(row),
-    )
+    question, is_marked = marked_prompt(prompt, "field 'prompt'")
+    answer = marked_answer(completion, "field 'completion'", is_marked=is_marked)
+    check_order([*question, answer], "prompt")
+    return Row(with_system(question, row), (answer,), tools=read_tools(row))
 
 
 def read_labelled(row: Mapping[str, Any]) -> Row:

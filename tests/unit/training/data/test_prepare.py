@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,3 +141,89 @@ def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
     (dataset.path / TRAIN_FILE).write_text('{"words": "a"}\n')
     with pytest.raises(NotAnArtifactError, match=r"train\.jsonl: line 1"):
         dataset_rows(dataset, TRAIN_FILE)
+
+
+def _prepare_rows(tmp_path: Path, rows: list[dict[str, Any]], **config: Any) -> Artifact:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config if "sources" in config else {"path": "rows.jsonl", **config}
+    return prepare_dataset(
+        DataConfig.model_validate(config), relative_to=tmp_path, out=tmp_path / "ds"
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "rows"),
+    [
+        ("label", [{"prompt": f"q {n}", "completion": f"a {n}", "label": n % 5 > 0}
+                   for n in range(20)]),
+        ("completion", [{"prompt": f"q {n}", "completion": "ham" if n % 5 else "spam"}
+                        for n in range(20)]),
+        ("completion", [{"instruction": f"q {n}", "output": "ham" if n % 5 else "spam"}
+                        for n in range(20)]),
+        ("system", [{"prompt": f"q {n}", "completion": f"a {n}", "system": f"{n % 5 > 0}"}
+                    for n in range(20)]),
+    ],
+)  # fmt: skip
+def test_a_split_is_stratified_by_a_part_of_the_row(
+    tmp_path: Path, column: str, rows: list[dict[str, Any]]
+) -> None:
+    dataset = _prepare_rows(tmp_path, rows, stratify_by=column, heldout_fraction=0.25)
+    heldout = dataset_rows(dataset, HELDOUT_FILE)
+    values = [json.dumps(row.column(column)) for row in heldout]
+    # A quarter of 4 rows with one value, and of 16 rows with the other.
+    assert sorted(values.count(value) for value in set(values)) == [1, 4]
+
+
+QUESTIONS = [{"prompt": f"q {n}", "completion": f"a {n}", "id": n, "one": 1} for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"stratify_by": "id"},
+         "data.stratify_by: each of the 20 values of 'id' has one prompt; expected a value with"),
+        ({"group_by": "one"},
+         "data.group_by: 'one' ties all 20 prompts of rows.jsonl to one another; expected at"),
+        ({"group_by": "id", "stratify_by": "id"}, "'id' has one group; expected"),
+        ({"stratify_by": "label"}, "rows.jsonl: line 1: column 'label' is missing"),
+        ({"sources": [{"path": "rows.jsonl", "weight": 0.01}], "heldout_fraction": 0.2},
+         "data.sources: the weights leave none of 16 training rows; expected at least one"),
+    ],
+)  # fmt: skip
+def test_a_split_or_a_weight_that_leaves_no_row_says_why(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        _prepare_rows(tmp_path, QUESTIONS, **config)
+    assert message in str(caught.value)
+    assert "Try: " in str(caught.value.hint)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_missing_column_lists_the_columns_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _prepare_rows(tmp_path, QUESTIONS, group_by="day")
+    assert caught.value.hint == "Try: one of id, one, label, completion, prompt, system."
+
+
+@pytest.mark.parametrize(
+    ("empty", "name"), [("heldout.jsonl", "held-out"), ("rows.jsonl", "training")]
+)
+def test_a_side_whose_rows_are_all_dropped_is_refused(
+    tmp_path: Path, empty: str, name: str
+) -> None:
+    for file in ("heldout.jsonl", "rows.jsonl"):
+        answer = "..." if file == empty else "Yes."
+        rows = [{"prompt": f"{file} {n}", "completion": answer} for n in range(2)]
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig.model_validate(
+        {"path": "rows.jsonl", "heldout_path": "heldout.jsonl", "checks": {"empty_answers": "fix"}}
+    )
+    with pytest.raises(DataError) as caught:
+        prepare_dataset(config, relative_to=tmp_path, out=tmp_path / "ds")
+    assert caught.value.problems == [
+        f"{empty}: the checks drop all 2 {name} rows: 2 answers without text; expected one row at "
+        "least"
+    ]
+    assert not (tmp_path / "ds").exists()

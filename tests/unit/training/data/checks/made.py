@@ -57,13 +57,14 @@ def checked(
     rows: Sequence[Row],
     heldout: Sequence[Row] = (),
     split: Split | None = None,
+    seed: int = 0,
     **checks: Any,
 ) -> Checked:
     """Return rows after their checks; the spool stays open for the test."""
     spool = Spool(tmp_path / "rows.spool")
     spool.add(rows)
     spool.add(heldout, heldout=True)
-    found = check_rows(spool, ChecksConfig.model_validate(checks), split=split)
+    found = check_rows(spool, ChecksConfig.model_validate(checks), seed=seed, split=split)
     require_accepted(found)
     return found
 

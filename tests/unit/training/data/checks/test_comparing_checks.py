@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training.data.checks.made import checked, clean_rows, lines, result_of, row
+from training.data.checks.run import Split
 from training.data.row import Row
 from tuneline.core.errors import DataError
 
@@ -105,6 +106,23 @@ def test_fix_keeps_the_answer_of_the_majority_with_duplicates(tmp_path: Path) ->
     votes = [row("Is it open?", a, 21 + n) for n, a in enumerate(["Yes.", "No.", "Yes.", "Yes."])]
     found = checked(tmp_path, [*clean_rows(20), *votes], contradictions="fix")
     assert [r.line for r in found.rows(False) if r.answer in ("Yes.", "No.")] == [21]
+
+
+def test_held_out_duplicates_vote_too(tmp_path: Path) -> None:
+    votes = [row("Is it open?", a, 21 + n) for n, a in enumerate(["Yes.", "No.", "Yes.", "Yes."])]
+    sides = set()
+    for seed in range(12):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        found = checked(
+            folder, [*clean_rows(3), *votes], seed=seed, split=Split(0.5), contradictions="fix"
+        )
+        sides |= {
+            heldout for heldout in (False, True) for kept in found.rows(heldout) if kept.line == 21
+        }
+        kept_lines = [kept.line for side in (False, True) for kept in found.rows(side)]
+        assert sorted(kept_lines) == [1, 2, 3, 21]
+    assert sides == {False, True}
 
 
 def test_fix_drops_all_answers_without_a_majority(tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def test_clean_rows_have_no_findings(tmp_path: Path) -> None:
     assert len(list(found.rows(True))) == 10
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "...", "—", "?!"])
+@pytest.mark.parametrize("text", ["", "  \n", "...", "—", "?!", "_", "。。"])
 def test_an_answer_without_text_is_empty(text: str) -> None:
     (found,) = find_empty_answers(row("Who helps?", text), EmptyAnswersCheck())
     assert found.column == "completion[0].content"
 
 
-@pytest.mark.parametrize("text", ["7", "예", "👍", "≥", "a"])
+@pytest.mark.parametrize("text", ["7", "예", "👍", "≥", "a", "<", ">", "+", "=", "$"])
 def test_a_short_answer_is_not_empty(text: str) -> None:
     assert list(find_empty_answers(row("Who helps?", text), EmptyAnswersCheck())) == []
 
