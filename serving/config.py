@@ -79,7 +79,8 @@ class LimitsConfig(StrictModel):
     max_n: int = Field(default=16, ge=1)
     """Answers that one request may ask for."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of answer that one request may ask for."""
+    """Tokens of answer that one request may ask for; the limit of a request that gives no number,
+    too."""
     max_in_flight: int = Field(default=1024, ge=1)
     """Requests in progress, waiting ones included; one more is answered with 503."""
 

@@ -67,6 +67,9 @@ def vllm_command(
     flags = _flags_here(config, model, adapter, served_names, host, port)
     env = inherited(environ)
     env.update(server_env(config, artifact_facts(model, adapter, served_names[0])))
+    if adapter is not None:
+        (env["TUNELINE_BASE_NAME"],) = base_names(served_names, adapter)
+        env["TUNELINE_BASE_DIGEST"] = model.digest
     here = str(Path(__file__).resolve().parents[2])
     if here not in site.getsitepackages():
         env["PYTHONPATH"] = ":".join(filter(None, [here, environ.get("PYTHONPATH")]))

@@ -13,6 +13,7 @@ from serving.config import ServingConfig
 MIDDLEWARE = "serving.middleware.TunelineMiddleware"
 
 DEFAULT_KWARGS = "default_chat_template_kwargs"
+GENERATION = "override_generation_config"
 
 # Flags that have no `--no-` form; `false` leaves them out.
 FLAGS_WITHOUT_NEGATION = frozenset({
@@ -79,12 +80,27 @@ def configured_flags(
         reason = "Tuneline: answers under a JSON schema end"
         words = ("--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS))
         flags.append(Flag(words, reason))
+    most = config.limits.max_tokens
+    if most is not None and GENERATION not in given:
+        reason = "serving.limits.max_tokens: for requests that give no number"
+        flags.append(Flag(flag_words(GENERATION, {"max_new_tokens": most}), reason))
     flags += [
         Flag(words, f"serving.extra_args.{name}")
         for name, value in config.extra_args.items()
-        if (words := flag_words(name, value))
+        if (words := flag_words(name, _limited(name, value, most)))
     ]
     return flags
+
+
+def _limited(name: str, value: Any, most: int | None) -> Any:
+    """Return a value of `extra_args`, with the limit of an answer in the place where vLLM has it.
+
+    Without the limit there, a request that gives no number runs to the end of the context.
+    """
+    if most is None or name.removeprefix("--").replace("-", "_") != GENERATION:
+        return value
+    overrides = json.loads(value) if isinstance(value, str) else value or {}
+    return {**overrides, "max_new_tokens": min(most, overrides.get("max_new_tokens", most))}
 
 
 def flag_words(name: str, value: Any) -> tuple[str, ...]:

@@ -69,8 +69,6 @@ from serving.middleware.metrics import (
     DRAINING,
     IN_FLIGHT,
     KEY_REQUESTS,
-    READY_PHASE_SECONDS,
-    READY_SECONDS,
     REQUESTS,
     RESTARTS,
     STALLED,
@@ -78,7 +76,7 @@ from serving.middleware.metrics import (
 from serving.middleware.models_page import answer_models
 from serving.middleware.routes import ADAPTERS, MODELS, ROUTES, Route, find_route
 from serving.middleware.settings import read_settings
-from serving.middleware.startup import process_age_s, start_phases_s
+from serving.middleware.startup import process_age_s, record_start
 
 if TYPE_CHECKING:
     from serving.middleware.adapters import Adapters
@@ -108,6 +106,8 @@ class TunelineMiddleware:
             name: environ.get(f"TUNELINE_ARTIFACT_{name.upper()}", "")
             for name in ("name", "kind", "digest")
         }
+        self._base_name = environ.get("TUNELINE_BASE_NAME", "")
+        self._base_digest = environ.get("TUNELINE_BASE_DIGEST", "")
         self._instance = environ.get("TUNELINE_INSTANCE", "")
         self._headers = [(b"x-tuneline-artifact", self._facts["digest"].encode())]
         self.adapters = self._open_adapters(environ)
@@ -193,11 +193,8 @@ class TunelineMiddleware:
             await self._change_adapters(exchange, key)
         elif name == CHAT_PAGE:
             await answer_page(exchange.send, exchange.scope["method"])
-        elif route.names_model and self.adapters is not None:
-            body = await self._body(exchange)
-            fields = parse_body(body)
-            if fields is not None:
-                _, body = self._choose_adapter(exchange, fields, body)
+        elif route.names_model:
+            _, body = await self._read(exchange, key)
             await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
         else:
             await self.app(exchange.scope, exchange.receive, exchange.send)
@@ -224,19 +221,15 @@ class TunelineMiddleware:
         self._refuse_if_unable()
         use = None if key is None else self.keys.use(key)
         with admitted(key, use):
-            body = await self._body(exchange)
+            fields, body = await self._read(exchange, key)
             self._refuse_if_unable()  # the body of a slow client may come after SIGTERM
             if len(self.in_flight) >= self.settings.max_in_flight:
                 raise Refusal(
                     503, f"{self.settings.max_in_flight} requests are in progress.",
                     kind="ServiceUnavailableError", retry_after_s=RETRY_AFTER_S,
                 )  # fmt: skip
-            fields = parse_body(body)
-            if fields is not None:
-                check_fields(fields, self.settings, key)
-                fields, body = self._choose_adapter(exchange, fields, body)
-                if use is not None and use.tokens is not None:
-                    body = ask_for_usage(exchange, fields, body)
+            if fields is not None and use is not None and use.tokens is not None:
+                body = ask_for_usage(exchange, fields, body)
             self.in_flight.add(exchange)
             IN_FLIGHT.inc()
             try:
@@ -248,19 +241,33 @@ class TunelineMiddleware:
                 if self.draining and not self.in_flight:
                     self._hand_on()
 
+    async def _read(
+        self, exchange: Exchange, key: Key | None
+    ) -> tuple[dict[str, Any] | None, bytes]:
+        """Return fields and body of a request that names a model, within the limits."""
+        body = await self._body(exchange)
+        fields = parse_body(body)
+        if fields is None:
+            return None, body
+        check_fields(fields, self.settings, key)
+        return self._choose_model(exchange, fields, body)
+
     async def _body(self, exchange: Exchange) -> bytes:
         length = header(exchange.scope, b"content-length")
         return await read_body(exchange.receive, self.settings, length)
 
-    def _choose_adapter(
+    def _choose_model(
         self, exchange: Exchange, fields: dict[str, Any], body: bytes
     ) -> tuple[dict[str, Any], bytes]:
         """Return fields and body with the name by which vLLM knows the adapter that is named."""
-        found = None if self.adapters is None else self.adapters.resolve(fields.get("model"))
+        model = fields.get("model")
+        found = None if self.adapters is None else self.adapters.resolve(model)
         if found is None:
+            if self._base_name and (not model or model == self._base_name):
+                exchange.answered_by(self._base_digest)  # vLLM's choice for a request without model
             return fields, body
         hidden, name, digest = found
-        exchange.answered_by(name, digest)
+        exchange.answered_by(digest, name)
         if fields["model"] != hidden:
             fields = {**fields, "model": hidden}
             body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -350,7 +357,8 @@ class TunelineMiddleware:
             if message["type"] == "lifespan.startup.complete":
                 call_on_sigterm(self.drain)
                 self._engines = engine_processes()
-                self._say_start()
+                pids = [engine.pid for engine in self._engines if engine.pid is not None]
+                self._phases_s = record_start(self._built_s, pids)
                 self._watching = asyncio.create_task(self._watch())
                 self._closing = asyncio.create_task(self._connections.watch(self.settings))
                 if self.adapters is not None:
@@ -358,15 +366,6 @@ class TunelineMiddleware:
             await send(message)
 
         return started
-
-    def _say_start(self) -> None:
-        ready_s = process_age_s()
-        engines = [engine.pid for engine in self._engines if engine.pid is not None]
-        phases_s = start_phases_s(self._built_s, ready_s, engines)
-        self._phases_s = {name: round(seconds, 2) for name, seconds in phases_s.items()}
-        READY_SECONDS.set(ready_s)
-        for name, seconds in phases_s.items():
-            READY_PHASE_SECONDS.labels(phase=name).set(seconds)
 
     async def _watch(self) -> None:
         """Look at the engine's progress for as long as the server runs."""

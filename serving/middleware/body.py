@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +18,8 @@ around them."""
 OPEN, CLOSE = b"[{", b"]}"
 STEPS = bytes.maketrans(OPEN + CLOSE, b"\x01\x01\xff\xff")
 OTHER_BYTES = bytes(set(range(256)) - set(OPEN + CLOSE))
+
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class Refusal(Exception):
@@ -131,17 +134,10 @@ def check_fields(fields: dict[str, Any], settings: Settings, key: Key | None) ->
         if fields.get(name) is not None:
             raise Refusal(400, f"{name} in a request is not accepted.", param=name)
     for name in ("n", "best_of"):
-        value = fields.get(name)
-        if isinstance(value, int) and value > settings.max_n:
-            raise Refusal(400, f"{name} is {value}; at most {settings.max_n}.", param=name)
-    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        value = fields.get(name)
-        if (
-            settings.max_tokens is not None
-            and isinstance(value, int)
-            and value > settings.max_tokens
-        ):
-            raise Refusal(400, f"{name} is {value}; at most {settings.max_tokens}.", param=name)
+        _require_at_most(settings.max_n, name, fields.get(name))
+    if settings.max_tokens is not None:
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            _require_at_most(settings.max_tokens, name, fields.get(name))
     if key is not None and key.priority and fields.get("use_beam_search"):
         # vLLM 0.32 computes the requests of a beam search with priority 0.
         raise Refusal(
@@ -156,3 +152,14 @@ def check_fields(fields: dict[str, Any], settings: Settings, key: Key | None) ->
             403, f"The key {key.name!r} may not use the model {model!r}.",
             kind="PermissionDeniedError", code="model_not_allowed", param="model",
         )  # fmt: skip
+
+
+def _require_at_most(most: int, name: str, value: Any) -> None:
+    """Check a whole number, in every form that vLLM would take for one: `5`, `5.0` or `"5"`."""
+    if value is None:
+        return
+    is_number = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if not is_number and not (isinstance(value, str) and WHOLE_NUMBER.fullmatch(value)):
+        raise Refusal(400, f"{name} is {value!r:.40}; expected a whole number.", param=name)
+    if int(value) > most:
+        raise Refusal(400, f"{name} is {value!r:.40}; at most {most}.", param=name)

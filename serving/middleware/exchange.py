@@ -21,7 +21,11 @@ from serving.middleware.asgi import (
 )
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_TOTAL_TOKENS = re.compile(rb'"total_tokens":\s*(\d+)')
+_USAGE = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_PARTS = (
+    "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
+)  # fmt: skip
+"""The usage of `/v1/messages` has no total, and counts cached tokens of the prompt apart."""
 _USAGE_ONLY = re.compile(rb'"choices":\s*\[\]')
 
 
@@ -51,6 +55,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._headers = [*headers, (b"x-request-id", self.request_id.encode())]
+        self._usage: dict[str, int] = {}
         self._is_stream = False
         self._is_ended = False
         self._is_sending = False
@@ -63,8 +68,8 @@ class Exchange:
         """
         return not (self.is_done or self._is_sending)
 
-    def answered_by(self, adapter: str, digest: str) -> None:
-        """Name the adapter that answers, in the log, the metrics and a header."""
+    def answered_by(self, digest: str, adapter: str = "") -> None:
+        """Name the artifact that answers in a header, and an adapter in log and metrics too."""
         self.adapter = adapter
         others = [entry for entry in self._headers if entry[0] != b"x-tuneline-artifact"]
         self._headers = [(b"x-tuneline-artifact", digest.encode()), *others]
@@ -126,8 +131,15 @@ class Exchange:
         """Read the usage from a piece of the answer; return whether the client must not see it."""
         if b'"usage"' not in body:
             return False
-        if found := _TOTAL_TOKENS.findall(body):
-            self.num_tokens = int(found[-1])
+        # The last one: arguments of a tool, which the model writes, come before the usage.
+        if found := _USAGE.findall(body):
+            try:
+                counts = json.loads(found[-1])
+            except ValueError:
+                counts = {}  # a model's own text in the place of a usage
+            self._usage |= {name: n for name, n in counts.items() if isinstance(n, int)}
+            parts = sum(self._usage.get(name, 0) for name in _PARTS)
+            self.num_tokens = self._usage.get("total_tokens", parts)
         return self.hides_usage and _USAGE_ONLY.search(body) is not None and b"[DONE]" not in body
 
 

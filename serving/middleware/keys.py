@@ -27,7 +27,8 @@ OWN_HEADERS = (b"authorization", b"x-api-key", PRIORITY_HEADER)
 
 @dataclass
 class Bucket:
-    """A token bucket that holds one minute's worth. Its level may fall below zero."""
+    """A token bucket that holds one minute's worth, and at least one. Its level may fall below
+    zero."""
 
     per_minute: float
     level: float
@@ -36,7 +37,7 @@ class Bucket:
     def wait_s(self, amount: float, now_s: float) -> float:
         """Return the seconds until `amount` is there."""
         gained = (now_s - self.updated_s) * self.per_minute / 60
-        self.level = min(self.per_minute, self.level + gained)
+        self.level = min(max(1.0, self.per_minute), self.level + gained)
         self.updated_s = now_s
         return max(0.0, (amount - self.level) * 60 / self.per_minute)
 
@@ -99,7 +100,7 @@ class Keys:
         if key not in self._uses:
             now_s = time.monotonic()
             requests, tokens = (
-                None if limit is None else Bucket(limit, limit, now_s)
+                None if limit is None else Bucket(limit, max(1.0, limit), now_s)
                 for limit in (key.requests_per_minute, key.tokens_per_minute)
             )
             self._uses[key] = Use(requests, tokens)
@@ -123,12 +124,13 @@ class Keys:
     def _read(self) -> tuple[Key, ...]:
         keys: list[Key] = []
         if self.path is not None:
-            self._stamp = _stamp(self.path)
+            stamp = self._stamp = _stamp(self.path)
             text = self.path.read_text(encoding="utf-8")
             # `tuneline keys remove` leaves a comment. A file without a byte is half-written.
             if not text.strip():
                 raise ValueError("it is empty")
             keys += read_keys(text)
+            self._used_stamp = stamp
         if self.vllm_key is not None:
             digest = hashlib.sha256(self.vllm_key.encode("latin-1")).hexdigest()
             keys.append(Key(DEFAULT_NAME, digest))
@@ -142,7 +144,11 @@ class Keys:
             return
         self._checked_s = now_s
         try:
-            if _stamp(self.path) == self._stamp:
+            stamp = _stamp(self.path)
+            if stamp == self._used_stamp:  # also a file that was away for a time
+                self._stamp = stamp
+                KEYS_FILE_OK.set(1)
+            if stamp == self._stamp:
                 return
             self.keys = self._read()
             valid = set(self.keys)

@@ -69,8 +69,9 @@ def take_tokens(exchange: Exchange, use: Use | None, body: bytes) -> None:
     if use is None or use.tokens is None or exchange.status != 200:
         return
     tokens = exchange.num_tokens
-    if tokens is None:
-        tokens = len(body) // CHARACTERS_PER_TOKEN + exchange.num_events
+    if tokens is None or not exchange.is_done:  # a stream may report its prompt at the beginning
+        estimate = len(body) // CHARACTERS_PER_TOKEN + exchange.num_events
+        tokens = max(tokens or 0, estimate)
     use.tokens.take(tokens)
     KEY_TOKENS.labels(key=exchange.key_name).inc(tokens)
 

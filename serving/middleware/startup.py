@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Iterable
 
+from serving.middleware.metrics import READY_PHASE_SECONDS, READY_SECONDS
+
 
 def process_age_s(process: int | str = "self") -> float:
     """Return the seconds since the kernel started a process (field 22 of proc_pid_stat(5)).
@@ -18,6 +20,19 @@ def process_age_s(process: int | str = "self") -> float:
         # The second field is the name in parentheses, which may itself hold spaces and parentheses.
         start_ticks = int(file.read().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def record_start(built_s: float, engines: Iterable[int]) -> dict[str, float]:
+    """Set the metrics of a start that is complete now, and return the seconds of its phases.
+
+    The arguments are those of `start_phases_s`.
+    """
+    ready_s = process_age_s()
+    phases_s = start_phases_s(built_s, ready_s, engines)
+    READY_SECONDS.set(ready_s)
+    for name, seconds in phases_s.items():
+        READY_PHASE_SECONDS.labels(phase=name).set(seconds)
+    return {name: round(seconds, 2) for name, seconds in phases_s.items()}
 
 
 def start_phases_s(built_s: float, ready_s: float, engines: Iterable[int]) -> dict[str, float]:

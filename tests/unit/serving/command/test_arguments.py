@@ -94,6 +94,26 @@ def test_extra_args(tmp_path: Path, name: str, value: Any, expected: list[str]) 
     assert args_of(tmp_path, extra_args={name: value}) == plain + expected
 
 
+@pytest.mark.parametrize(
+    ("extra_args", "expected"),
+    [
+        ({}, {"max_new_tokens": 100}),
+        ({"override-generation-config": {"top_p": 0.5}}, {"top_p": 0.5, "max_new_tokens": 100}),
+        ({"override_generation_config": '{"max_new_tokens": 7}'}, {"max_new_tokens": 7}),
+        ({"override_generation_config": {"max_new_tokens": 101}}, {"max_new_tokens": 100}),
+        ({"override_generation_config": None}, {"max_new_tokens": 100}),
+    ],
+)
+def test_the_limit_of_an_answer_holds_without_a_number_in_the_request(
+    tmp_path: Path, extra_args: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    args = args_of(tmp_path, limits={"max_tokens": 100}, extra_args=extra_args)
+    flag = "--override-generation-config"
+    assert args.count(flag) == 1
+    assert json.loads(args[args.index(flag) + 1]) == expected
+    assert flag not in args_of(tmp_path)
+
+
 def test_adapter_arguments(tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path, rank_pattern={"v_proj": 20})
     (folder / "tokenizer_config.json").write_text("{}")
@@ -207,6 +227,16 @@ def test_keys_with_priorities_choose_the_scheduling_policy(
     start = next((n for n, word in enumerate(command.argv) if "scheduling" in word), None)
     found = [] if start is None else command.argv[start : start + len(expected)]
     assert found == expected
+
+
+def test_the_server_knows_the_base_model_next_to_an_adapter(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"served_names": NAMES, "host": "127.0.0.1", "port": 8000}
+    names = ("TUNELINE_BASE_NAME", "TUNELINE_BASE_DIGEST")
+    config, adapter = ServingConfig(mode="adapter"), adapter_folder(tmp_path)
+    command = vllm_command(config, model=model(tmp_path), adapter=adapter, environ={}, **given)
+    assert [command.env[name] for name in names] == ["tickets-base", DIGEST]
+    merged = vllm_command(ServingConfig(), model=model(tmp_path), adapter=None, environ={}, **given)
+    assert not set(names) & set(merged.env)
 
 
 def test_the_facts_are_those_of_what_was_trained(tmp_path: Path) -> None:

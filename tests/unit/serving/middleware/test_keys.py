@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from serving import add_key, remove_key
 from serving.middleware import keys as keys_module
 from serving.middleware.app import TunelineMiddleware
+from serving.middleware.asgi import Message, Receive, Scope, Send
 from serving.middleware.key_file import read_keys
 from serving.middleware.keys import Bucket
 from tests.unit.serving.middleware.harness import CHAT, USAGE, Inner, ask, send_request
@@ -145,6 +146,20 @@ def test_a_key_may_use_only_its_models(keys_file: Path) -> None:
         assert (answer.status, answer.error["code"]) == (403, "model_not_allowed")
 
 
+def test_a_key_counts_only_the_tokens_of_its_models(
+    keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys_file.write_text(table("a", "key-of-a", models=["tickets"]))
+    monkeypatch.setenv("TUNELINE_SETTINGS", '{"routes": ["messages"]}')
+    inner = Inner()
+    middleware = TunelineMiddleware(inner)
+    path = "/v1/messages/count_tokens"
+    answer = ask(middleware, path, {"model": "tickets-base"}, key="key-of-a")
+    assert (answer.status, answer.error["code"]) == (403, "model_not_allowed")
+    assert inner.paths == []
+    assert ask(middleware, path, {"model": "tickets"}, key="key-of-a").status == 200
+
+
 def test_admin_routes_need_an_admin_key(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys_file.write_text(table("a", "key-of-a") + table("root", "key-of-root", admin=True))
     monkeypatch.setenv("TUNELINE_SETTINGS", '{"routes": ["tokenize"]}')
@@ -204,6 +219,126 @@ def test_tokens_per_minute_are_those_that_the_server_reports(keys_file: Path, st
     if stream:  # the client did not ask for the usage, and does not see it
         assert b"usage" not in answers[0].body
         assert answers[0].body.endswith(b"data: [DONE]\n\n")
+
+
+def event(fields: Any) -> bytes:
+    return f"event: x\ndata: {json.dumps(fields)}\n\n".encode()
+
+
+MESSAGE = {"id": "1", "content": [{"type": "tool_use", "input": {"usage": {"total_tokens": 0}}}]}
+# As vLLM 0.32 answers; the cached tokens are those of a server with `enable_prompt_tokens_details`.
+COUNTED = {"input_tokens": 3, "output_tokens": 5, "cache_read_input_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("path", "pieces"),
+    [
+        ("/v1/messages", [json.dumps({**MESSAGE, "usage": COUNTED}).encode()]),
+        (
+            "/v1/messages",
+            [
+                event({"message": {"usage": {"input_tokens": 7, "output_tokens": 0}}}),
+                event({"delta": {"text": '"usage": {"output_tokens": 900}'}}),
+                event({"delta": {"stop_reason": "end_turn"}, "usage": COUNTED}),
+            ],
+        ),
+        (
+            "/v1/responses",
+            [
+                event({"response": {"usage": None}}),
+                event({"response": {"usage": {
+                    "input_tokens": 7, "input_tokens_details": {"cached_tokens": 4},
+                    "output_tokens": 5, "total_tokens": 12,
+                }}}),
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_the_tokens_of_each_route_are_counted(
+    keys_file: Path, monkeypatch: pytest.MonkeyPatch, path: str, pieces: list[bytes]
+) -> None:
+    async def vllm(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number, piece in enumerate(pieces, start=1):
+            more = number < len(pieces)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    keys_file.write_text(table("a", "key-of-a", tokens_per_minute=1000))
+    monkeypatch.setenv("TUNELINE_SETTINGS", '{"routes": ["messages", "responses"]}')
+    middleware = TunelineMiddleware(vllm)
+    answer = ask(middleware, path, CHAT_FIELDS, key="key-of-a")
+    assert answer.body == b"".join(pieces)
+    (use,) = middleware.keys._uses.values()
+    assert use.tokens is not None
+    assert use.tokens.level == 1000 - 12
+
+
+def test_a_stream_that_is_left_costs_more_than_its_prompt(
+    keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def vllm(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        usage = {"input_tokens": 7, "output_tokens": 0}
+        for piece in [event({"message": {"usage": usage}}), *[event({"delta": "x"})] * 50]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        raise ConnectionError
+
+    keys_file.write_text(table("a", "key-of-a", tokens_per_minute=1000))
+    monkeypatch.setenv("TUNELINE_SETTINGS", '{"routes": ["messages"]}')
+    middleware = TunelineMiddleware(vllm)
+
+    async def scene() -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": json.dumps(CHAT_FIELDS).encode()}
+
+        async def send(message: Message) -> None:
+            return
+
+        scope = {"type": "http", "path": "/v1/messages", "method": "POST",
+                 "headers": [(b"x-api-key", b"key-of-a")]}  # fmt: skip
+        await middleware(scope, receive, send)
+
+    asyncio.run(scene())
+    (use,) = middleware.keys._uses.values()
+    assert use.tokens is not None
+    assert use.tokens.level <= 1000 - 50
+
+
+def test_less_than_one_request_per_minute_is_a_limit_that_can_be_kept(keys_file: Path) -> None:
+    keys_file.write_text(table("a", "key-of-a", requests_per_minute=0.5, tokens_per_minute=0.5))
+    middleware = TunelineMiddleware(Inner())
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status == 200
+    answer = ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a")
+    assert answer.status == 429
+    assert 100 < int(answer.headers["retry-after"]) <= 120
+    bucket = Bucket(0.5, 1.0, updated_s=0.0)
+    bucket.take(1)
+    assert [bucket.wait_s(1, now_s) for now_s in (0.0, 60.0, 120.0, 9000.0)] == [120, 60, 0, 0]
+    assert bucket.level == 1
+
+
+def test_a_file_that_comes_back_unchanged_is_well(keys_file: Path) -> None:
+    def statuses() -> tuple[int, float | None]:
+        status = ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status
+        return status, REGISTRY.get_sample_value("tuneline_keys_file_ok")
+
+    keys_file.write_text(table("a", "key-of-a"))
+    middleware = TunelineMiddleware(Inner())
+    away, broken = keys_file.with_name("away"), keys_file.with_name("broken")
+    broken.write_text("[b\n")
+    assert statuses() == (200, 1)
+    keys_file.rename(away)
+    assert statuses() == (200, 0)
+    away.rename(keys_file)
+    assert statuses() == (200, 1)
+    keys_file.rename(away)
+    broken.rename(keys_file)
+    assert statuses() == (200, 0)
+    assert statuses() == (200, 0), "the broken file is not in use, although it is unchanged"
+    away.replace(keys_file)
+    assert statuses() == (200, 1)
 
 
 def test_a_client_that_asks_for_the_usage_of_a_stream_gets_it(keys_file: Path) -> None:

@@ -30,6 +30,27 @@ def test_a_body_that_is_too_large(monkeypatch: pytest.MonkeyPatch, says_length: 
     assert ask(middleware, CHAT, parts=[b"x" * 1000] * 2).status == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/tokenize", "/detokenize"])
+def test_routes_that_run_no_model_have_the_same_limits(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    inner = Inner()
+    middleware = limited(
+        monkeypatch, inner, routes=["messages", "tokenize"], max_body_bytes=2000,
+        body_timeout_s=0.05,
+    )  # fmt: skip
+    answers = [
+        ask(middleware, path, parts=[b"x" * 1000] * 3),
+        ask(middleware, path, parts=[b"{", 5.0, b"}"]),
+        ask(middleware, path, {"chat_template": "{{ messages }}"}),
+        ask(middleware, path, b"[" * 1000),
+    ]
+    assert [answer.status for answer in answers] == [413, 408, 400, 400]
+    assert inner.paths == []
+    assert ask(middleware, path, {"model": "m", "prompt": "x"}).status == 200
+    assert [json.loads(body) for body in inner.bodies] == [{"model": "m", "prompt": "x"}]
+
+
 def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Inner()
     middleware = limited(monkeypatch, inner, body_timeout_s=0.05)
@@ -56,6 +77,19 @@ def test_a_client_that_leaves_is_counted() -> None:
         ({"max_tokens": 101}, "max_tokens"),
         ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
         ({"max_output_tokens": 101}, "max_output_tokens"),
+        # vLLM takes these for whole numbers, too.
+        ({"n": "17"}, "n"),
+        ({"n": 17.0}, "n"),
+        ({"n": " 17 "}, "n"),
+        ({"best_of": "1_7"}, "best_of"),
+        ({"max_tokens": "101"}, "max_tokens"),
+        ({"max_tokens": 1e5}, "max_tokens"),
+        ({"max_tokens": "101.0"}, "max_tokens"),
+        ({"max_completion_tokens": "+101"}, "max_completion_tokens"),
+        ({"max_output_tokens": float("inf")}, "max_output_tokens"),
+        ({"n": "many"}, "n"),
+        ({"max_tokens": [1]}, "max_tokens"),
+        ({"max_tokens": "9" * 5000}, "max_tokens"),
         ({"chat_template": "{{ messages }}"}, "chat_template"),
         ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
     ],
@@ -71,8 +105,10 @@ def test_a_field_beyond_its_limit(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[1]", b"null", b"{", b"\xff", b'{"n": "many"}', b'{"n": true}']
-)
+    "body",
+    [b"", b"[1]", b"null", b"{", b"\xff", b'{"n": true}', b'{"n": "16"}', b'{"n": 16.0}',
+     b'{"n": null, "max_tokens": null}'],
+)  # fmt: skip
 def test_vllm_judges_what_is_no_request(body: bytes) -> None:
     inner = Inner()
     assert ask(TunelineMiddleware(inner), CHAT, parts=[body]).status == 200
@@ -142,6 +178,25 @@ def test_every_answer_names_its_request_and_the_artifact(monkeypatch: pytest.Mon
         assert len(fresh) == 32
         assert dict(inner.scopes[-1]["headers"])[b"x-request-id"] == fresh.encode()
     assert ask(middleware, "/nowhere").headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "digest"),
+    [
+        ({"model": "tickets"}, "sha256:adapter"),
+        ({"model": "tickets@0123"}, "sha256:adapter"),
+        ({"model": "tickets-base"}, "sha256:base"),
+        ({}, "sha256:base"),  # vLLM answers with the model that it has loaded
+    ],
+)
+def test_the_base_model_next_to_an_adapter_has_its_own_digest(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], digest: str
+) -> None:
+    monkeypatch.setenv("TUNELINE_ARTIFACT_DIGEST", "sha256:adapter")
+    monkeypatch.setenv("TUNELINE_BASE_NAME", "tickets-base")
+    monkeypatch.setenv("TUNELINE_BASE_DIGEST", "sha256:base")
+    answer = ask(TunelineMiddleware(Inner()), CHAT, fields)
+    assert (answer.status, answer.headers["x-tuneline-artifact"]) == (200, digest)
 
 
 def test_models_are_listed_without_folders() -> None:
