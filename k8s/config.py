@@ -233,6 +233,9 @@ class DeployConfig(StrictModel):
     Mounted by every pod; more than one pod needs ReadWriteMany."""
     secret_name: DnsLabel = "tuneline-api-key"  # noqa: S105 (a name)
     """The Secret whose key `api-key` is the server's API key; it is created by hand."""
+    keys_secret_name: DnsSubdomain | None = None
+    """The Secret whose key `keys.toml` is the file of named keys that `serving.keys_file` is here;
+    it is created by hand. The key of `secret_name` then stays valid, without limits."""
     image_pull_secrets: tuple[DnsSubdomain, ...] = ()
     """Secrets of type `kubernetes.io/dockerconfigjson` in the namespace, for images in a private
     registry: the server's, the model's and the load test's."""

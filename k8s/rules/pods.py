@@ -18,6 +18,7 @@ from k8s.rules.objects import (
 )
 from tuneline.core.secrets import is_secret_name
 
+KEYS_FILE = "TUNELINE_KEYS_FILE"
 # The volume types that the Pod Security Standard `restricted` allows.
 _VOLUME_TYPES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim",
@@ -64,9 +65,27 @@ def _secrets(objects: Sequence[Object]) -> Iterator[str]:
                     yield f"{pod.where}: {name} needs exactly one of value and valueFrom"
                 if is_secret_name(name) and "secretKeyRef" not in entry.get("valueFrom", {}):
                     yield f"{pod.where}: {name} must come from a Secret by secretKeyRef"
+            if problem := _keys_problem(pod.spec, container):
+                yield f"{pod.where}: {problem}"
             for flag in ("--api-key", "--hf-token"):
                 if flag in flags([*container.get("command", []), *container.get("args", [])]):
                     yield f"{pod.where}: {flag} shows a key to everybody who may read the pod"
+
+
+def _keys_problem(spec: Object, container: Object) -> str | None:
+    """Return why the named keys do not come from a Secret."""
+    path = env(container).get(KEYS_FILE, {}).get("value")
+    if path is None:
+        return None
+    secrets = {volume["name"] for volume in spec.get("volumes", []) if "secret" in volume}
+    folders = {
+        mount["mountPath"]
+        for mount in container.get("volumeMounts", [])
+        if mount["name"] in secrets
+    }
+    if path.rpartition("/")[0] in folders:
+        return None
+    return f"{KEYS_FILE} is {path}; expected a file of a mounted Secret"
 
 
 def _security(objects: Sequence[Object]) -> Iterator[str]:

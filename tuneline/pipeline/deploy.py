@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def render_run(
         NotAnArtifactError: The model, its parity or the dataset is stale.
         VerdictError: The merged model is not the trained one, or has no release that passes.
         TamperedError: The model or its parity differs from its manifest.
-        ConfigError: The section `k8s` lacks something, or the manifests break a rule.
+        ConfigError: The section `k8s` lacks something, the manifests break a rule, or the run has
+            named keys and no Secret for them.
         ArtifactError: `out` exists and was not rendered, or was changed since.
     """
     serving = run.config.serving
@@ -57,6 +59,16 @@ def render_run(
         raise ConfigError(
             f"{run.path}: serving.mode: adapter; the manifests run the merged model",
             hint="Try: --set serving.mode=merged",
+        )
+    if serving.keys_file is not None and run.config.k8s.keys_secret_name is None:
+        file, space = shlex.quote(str(run.resolve(serving.keys_file))), run.config.k8s.namespace
+        raise ConfigError(
+            f"{run.path}: serving.keys_file: {serving.keys_file} is a file of this machine; the "
+            "pods read named keys from a Secret",
+            hint=f"Try: kubectl create secret generic tuneline-keys -n {space} "
+            f"--from-file=keys.toml={file}\n"
+            "  and then: --set k8s.keys_secret_name=tuneline-keys\n"
+            "  Or without named keys: --set serving.keys_file=null",
         )
     workload = run.config.loadtest.workload
     if workload.path is not None:

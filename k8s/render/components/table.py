@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from k8s.config import DeployConfig
-from k8s.render.components import model, monitoring, placement, routing, scaling
+from k8s.render.components import keys, model, monitoring, placement, routing, scaling
 from k8s.render.facts import Facts, Files, Patch
 
 
@@ -85,6 +85,11 @@ COMPONENTS: dict[str, Component] = {
         wanted=lambda config: config.cache_claim is not None,
         folder="cache-claim",
         fill=model.fill_cache,
+    ),
+    "named-keys": Component(
+        wanted=lambda config: config.keys_secret_name is not None,
+        folder="named-keys",
+        fill=keys.fill_keys,
     ),
     "service-monitor": Component(
         wanted=lambda config: config.monitoring_namespace is not None,

@@ -244,6 +244,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "queue": [{}, {"queue_name": "team"}],
+    "keys": [{}, {"keys_secret_name": "team.keys"}],
     "registry": [{}, {"image_pull_secrets": ["registry", "team.registry"]}],
     "pods": [
         {"replicas": 3},

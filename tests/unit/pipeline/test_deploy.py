@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneline.core.errors import ConfigError
+from tuneline.core.errors import ConfigError, NotAnArtifactError
 from tuneline.pipeline.deploy import render_run
 from tuneline.pipeline.run_config import load_run
 
@@ -19,3 +19,20 @@ def test_a_run_that_serves_an_adapter_is_refused(tmp_path: Path) -> None:
         render_run(run, tmp_path / "out")
     assert "serving.mode=merged" in (caught.value.hint or "")
     assert not (tmp_path / "out").exists()
+
+
+def test_named_keys_without_a_secret_are_refused(tmp_path: Path) -> None:
+    overrides = ["serving.keys_file=team keys.toml", "k8s.namespace=team"]
+    run = load_run(RUN, overrides, runs_dir=tmp_path)
+    with pytest.raises(ConfigError, match="the pods read named keys from a Secret") as caught:
+        render_run(run, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    hint = caught.value.hint or ""
+    file = RUN.parent / "team keys.toml"
+    assert f"create secret generic tuneline-keys -n team --from-file=keys.toml='{file}'" in hint
+    assert "--set k8s.keys_secret_name=tuneline-keys" in hint
+    assert not (tmp_path / "out").exists()
+    # With the Secret, the next problem is that nothing has been trained.
+    run = load_run(RUN, [*overrides, "k8s.keys_secret_name=tuneline-keys"], runs_dir=tmp_path)
+    with pytest.raises(NotAnArtifactError):
+        render_run(run, tmp_path / "out")

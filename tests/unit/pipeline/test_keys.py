@@ -153,9 +153,9 @@ NOT_KEYED: dict[str, str] = {
     "serving.adapters": "root max_adapters max_lora_rank",
     "serving.parity": "request_timeout_s",
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
-        image_pull_secrets model_path model_image secret_name monitoring_namespace cache_claim
-        loadtest_prompts model_claim_mode monitoring_labels queue_name run_as_user scheduling_s
-        surge verify_model workload hosts""",
+        image_pull_secrets keys_secret_name model_path model_image secret_name
+        monitoring_namespace cache_claim loadtest_prompts model_claim_mode monitoring_labels
+        queue_name run_as_user scheduling_s surge verify_model workload hosts""",
     "k8s.autoscaling": """by headroom max_replicas min_replicas prometheus_url ready_s
         wake_query""",
     "k8s.endpoint_picker": "failure_mode name port",

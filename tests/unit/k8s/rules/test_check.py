@@ -262,6 +262,13 @@ BROKEN: list[tuple[str, Mutation, str]] = [
         "HF_TOKEN must come from a Secret",
     ),
     (
+        "named keys outside a Secret",
+        lambda o: container(o)["env"].append(
+            {"name": "TUNELINE_KEYS_FILE", "value": "/model/keys.toml"}
+        ),
+        "TUNELINE_KEYS_FILE is /model/keys.toml; expected a file of a mounted Secret",
+    ),
+    (
         "value and valueFrom",
         lambda o: env(o, "VLLM_API_KEY").update(value="x"),
         "exactly one of value and valueFrom",

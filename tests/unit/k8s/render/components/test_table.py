@@ -57,6 +57,7 @@ def test_every_folder_belongs_to_a_row() -> None:
             ["verify-model", "verify-signature"],
         ),
         ({"cache_claim": "kernels"}, ["cache-claim"]),
+        ({"keys_secret_name": "team-keys"}, ["named-keys"]),
         (
             {"autoscaling": {"by": "hpa", "max_replicas": 2}, "monitoring_namespace": "m"},
             ["service-monitor", "alerts", "dashboard", "hpa"],

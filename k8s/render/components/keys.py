@@ -1,0 +1,11 @@
+"""The file of named keys, from a Secret."""
+
+from __future__ import annotations
+
+from k8s.render.facts import Facts, Files
+
+
+def fill_keys(files: Files, facts: Facts) -> None:
+    """Name the Secret that holds the file."""
+    (volume,) = files["keys.yaml"]["spec"]["template"]["spec"]["volumes"]
+    volume["secret"]["secretName"] = facts.config.keys_secret_name
