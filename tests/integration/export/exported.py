@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
+from export.graphs import to_onnx
 from tests.integration.export import families
+from tuneline.models.source import ModelSource
 
 SMALL_FILES = {
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -55,6 +59,22 @@ def with_rope(folder: Path, rope_type: str) -> Path:
     rope = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPES[rope_type]}
     config = transformers.LlamaConfig(**families.SMALL, rope_parameters=rope)
     return families.save_random(folder, config, torch.float32)
+
+
+@contextmanager
+def builder_in_this_process() -> Iterator[None]:
+    """Run ONNX Runtime GenAI's builder here, which takes seconds to start anew for each model."""
+    from onnxruntime_genai.models import builder
+
+    def run(model: ModelSource, folder: Path, weights: str) -> None:
+        names = {"float32": "fp32", "int8": "int8", "int4": "int4"}
+        arguments = (None, str(model.path), str(folder), names[weights], "cpu", str(folder.parent))
+        options = builder.parse_extra_options(*arguments, ["hf_token=false"])
+        builder.create_model(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "run_builder", run)
+        yield
 
 
 def random_ids(batch: int, length: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, Qu
 from export.graphs.to_onnx import export_onnx
 from export.merge.merge import merge
 from export.parity import prove_model, weight_tolerances
+from tests.integration.export.exported import builder_in_this_process
 from tests.integration.export.test_parity import Line, make_line
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, TamperedError
@@ -38,7 +39,9 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 @pytest.fixture(scope="module")
 def decoder(line: Line) -> Artifact:
-    return export_onnx(OnnxConfig(), resolve_form(str(line.merged)), line.merged.parent / "onnx")
+    out = line.merged.parent / "onnx"
+    with builder_in_this_process():
+        return export_onnx(OnnxConfig(), resolve_form(str(line.merged)), out)
 
 
 def prove(line: Line, candidate: Path, out: Path) -> Parity:

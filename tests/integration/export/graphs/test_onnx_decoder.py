@@ -23,6 +23,7 @@ from export.runtimes.transformers_folder import load_model
 from tests.integration.export.credentials import check_received, plant
 from tests.integration.export.exported import (
     SMALL_FILES,
+    builder_in_this_process,
     make_model,
     random_ids,
     transformers_logits,
@@ -63,17 +64,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def builder_here() -> Iterator[None]:
-    """The builder in this process: what it is, without starting it anew for each family."""
-    from onnxruntime_genai.models import builder
-
-    def run(model: ModelSource, folder: Path, weights: str) -> None:
-        names = {"float32": "fp32", "int8": "int8", "int4": "int4"}
-        arguments = (None, str(model.path), str(folder), names[weights], "cpu", str(folder.parent))
-        options = builder.parse_extra_options(*arguments, ["hf_token=false"])
-        builder.create_model(*arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(to_onnx, "run_builder", run)
+    with builder_in_this_process():
         yield
 
 

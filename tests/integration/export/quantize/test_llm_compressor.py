@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from export.quantize import llm_compressor_environment as calibration_env
 from export.quantize.llm_compressor import quantize_calibrated
 from export.quantize.llm_compressor_environment import install_calibration
 from export.runtimes.transformers_folder import load_model
-from tests.commands import tuneline_here
+from tests.commands import tuneline_forked, tuneline_here
 from tests.integration.export import families
 from tests.integration.export.credentials import check_received, plant
 from tests.integration.export.merging import tensors
@@ -31,7 +32,6 @@ from tuneline.core.errors import ArtifactError, DataError, MissingError
 from tuneline.models.source import resolve_model
 from tuneline.models.tokenizer import load_tokenizer
 
-ROOT = Path(__file__).parents[4]
 DATA = Input(role="data", kind="file", digest="sha256:" + "0" * 64)
 CONVERSATIONS = [
     [
@@ -136,22 +136,19 @@ def test_a_kill_leaves_neither_artifact_nor_worker(calibration: Path, tmp_path: 
     base = families.make_base(tmp_path / "base")
     rows = [json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
-    command = [
-        sys.executable, "-m", "tuneline", "--verbose", "export", "quantize", "--model", str(base),
+    log = tmp_path / "log"
+    process = tuneline_forked(
+        log, "--verbose", "export", "quantize", "--model", str(base),
         "--scheme", "w4a16", "--group-size", "32", "--method", "gptq",
         "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
-        assert process.stderr is not None
-        seen = []
-        told = False
-        for line in process.stderr:
-            seen.append(line)
-            if "Calibrating" in line and not told:
-                process.send_signal(signal.SIGTERM)
-                told = True
-        assert process.wait(30) == 143, "".join(seen[-20:])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "rows.jsonl"]
+    )  # fmt: skip
+    while "Calibrating" not in log.read_text():
+        assert process.is_alive(), log.read_text()[-2000:]
+        time.sleep(0.02)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 143, log.read_text()[-2000:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "log", "rows.jsonl"]
     assert [line for line in command_lines() if str(tmp_path) in line] == []
 
 
