@@ -4,9 +4,9 @@
 # chat.completions.stream() puts the chunks of an answer together. It joins texts, adds numbers, and
 # keeps a list at a choice that it does not know from the first chunk only. A server that names the
 # role in every chunk, as Ollama does and the API allows, gives a message of the role
-# "assistantassistantassistant", which no server accepts in the next request. Of `token_ids`, a list
-# that vLLM sends with each chunk on request, all parts but the first are lost. The logprobs, a list
-# that the client knows, arrive whole. Nothing warns.
+# "assistantassistantassistant", which the API does not know when the message is sent back. Of
+# `token_ids`, a list that vLLM sends with each chunk on request, all parts but the first are lost. The
+# logprobs, a list that the client knows, arrive whole. Nothing warns.
 #
 # Seen for the chunks "a", "b", "c" with one role, one token id and one logprob each:
 #   content abc, role assistantassistantassistant, token_ids [1] of [1, 2, 3], 3 logprobs

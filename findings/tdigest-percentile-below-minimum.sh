@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # tdigest 0.5.2.2: a percentile of a few values can lie far below the smallest of them.
 #
-# A digest keeps few values as they are, so percentiles of ten latencies should be nearly exact, and
-# any percentile lies between the minimum and the maximum. The library continues the line between two
-# neighbouring values beyond its ends: one slow request among equal ones gives a negative latency, a
-# median that no request had, and percentiles that differ from one another by more than the data does.
-# An issue about negative percentiles (16) is closed as corrected. fastdigest 0.12.0 is right.
+# A digest keeps few values as they are, so percentiles of ten latencies should be nearly exact, and a
+# percentile lies between the minimum and the maximum. The library draws a line through neighbouring
+# values and follows it beyond the values themselves. One slow request among nine equal ones gives a
+# negative tenth percentile, and a median that is three times what most requests took. An issue about
+# negative percentiles (16) is closed as corrected. fastdigest 0.12.0 is right.
 #
 # Seen for nine requests of 5 ms and one of 100 ms (percentile: tdigest, fastdigest):
 #   10: -61.5 5.0
