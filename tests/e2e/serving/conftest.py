@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,22 @@ def traces() -> Iterator[Traces]:
 
 
 @pytest.fixture(scope="session")
+def until_its_last_test() -> Iterator[ExitStack]:
+    """Hold the server of test_clients.py and test_vllm.py; the last of them closes the stack.
+
+    A server that waits until the end of the run takes a minute of CPU time for it.
+    """
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
 def merged_server(
-    base: ModelSource, traces: Traces, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
+    base: ModelSource,
+    traces: Traces,
+    until_its_last_test: ExitStack,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> RunningServer:
     log_path = tmp_path_factory.mktemp("serving-merged") / "vllm.log"
     config = ServingConfig(
         **SERVING, routes=["responses", "messages"],
@@ -203,8 +217,9 @@ def merged_server(
             "otlp_traces_endpoint": traces.address,
         },
     )  # fmt: skip
-    with running_server(config, base, name="tickets", log_path=log_path) as server:
-        yield server
+    return until_its_last_test.enter_context(
+        running_server(config, base, name="tickets", log_path=log_path)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,7 +40,14 @@ CLOSED = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def _ends_the_server(until_its_last_test: ExitStack) -> Iterator[None]:
+    """One worker runs test_clients.py, then this file; nothing asks the server after it."""
+    yield
+    until_its_last_test.close()
+
+
+@pytest.fixture(scope="module")
 def client(merged_server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=merged_server.endpoint.url, api_key="none") as client:
         yield client

@@ -303,13 +303,7 @@ def test_a_tampered_model_is_neither_served_nor_deployed(run: Path, tmp_path: Pa
     weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     try:
         for verb in (["serve"], ["deploy", "render", "--out", str(tmp_path / "manifests")]):
-            done = subprocess.run(
-                [
-                    sys.executable, "-m", "tuneline", *verb, str(run),
-                    "--runs-dir", str(run.parent / "runs"),
-                ],
-                capture_output=True, text=True, check=False, timeout=200,
-            )  # fmt: skip
+            done = tuneline_here(*verb, str(run), "--runs-dir", str(run.parent / "runs"))
             assert done.returncode == 3, done.stderr
             assert "model.safetensors: sha256" in done.stderr
         assert list(tmp_path.iterdir()) == []
