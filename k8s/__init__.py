@@ -11,7 +11,13 @@ from tuneline.core.lazy import lazy_face
 if TYPE_CHECKING:
     from k8s.capacity import read_capacity
     from k8s.cluster.apply import Plan, apply_manifests, plan_apply
-    from k8s.cluster.canary import find_stable, require_names, set_weight, shift_route
+    from k8s.cluster.canary import (
+        find_stable,
+        read_share,
+        require_names,
+        set_weight,
+        shift_route,
+    )
     from k8s.cluster.check import check_run, open_tunnel, read_server_key
     from k8s.cluster.kubectl import Cluster, open_cluster
     from k8s.cluster.manifests import Manifests, read_manifests
@@ -40,6 +46,7 @@ __all__ = [
     "read_capacity",
     "read_manifests",
     "read_server_key",
+    "read_share",
     "read_state",
     "render_manifests",
     "render_training",
@@ -68,6 +75,7 @@ __getattr__ = lazy_face(
         "read_capacity": "k8s.capacity:read_capacity",
         "read_manifests": "k8s.cluster.manifests:read_manifests",
         "read_server_key": "k8s.cluster.check:read_server_key",
+        "read_share": "k8s.cluster.canary:read_share",
         "read_state": "k8s.cluster.status:read_state",
         "render_manifests": "k8s.render.tree:render_manifests",
         "render_training": "k8s.render.training.tree:render_training",

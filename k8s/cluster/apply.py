@@ -29,6 +29,7 @@ from k8s.cluster.kubectl import (
     get_surplus,
 )
 from k8s.cluster.refusals import is_unreachable
+from k8s.cluster.replicas import hold_replicas, show_replicas
 from k8s.cluster.revisions import (
     Record,
     Revision,
@@ -38,7 +39,7 @@ from k8s.cluster.revisions import (
     read_record,
     without_server_fields,
 )
-from k8s.cluster.rollout import Rollout, rollout_limit_s, wait_for_rollout
+from k8s.cluster.rollout import rollout_limit_s, wait_for_rollout
 from k8s.cluster.shares import keep_shares, kept_words
 from k8s.render.facts import server_name
 from k8s.rules.objects import DIGEST_LABEL
@@ -78,6 +79,13 @@ class Plan:
         """Return the changes that an apply would make."""
         return compare_objects(self.live, self.merged, self.leaving)
 
+    @property
+    def is_deployed(self) -> bool:
+        """Return whether the cluster has the manifests and the record calls them proven."""
+        history = self.record.history
+        now = history.now()
+        return not (self.changes or history.going_to or now is None or now.state != "deployed")
+
     def lines(self) -> list[str]:
         """Return the changes for people."""
         return change_lines(self.live, self.merged, self.changes)
@@ -103,7 +111,8 @@ def plan_apply(
         logger.info(words)
     merged = apply(cluster, kept, dry_run=True, force_conflicts=force_conflicts)
     leaving = get_surplus(cluster, record.surplus(wanted))
-    return Plan(run, wanted, get_live(cluster, wanted), merged, leaving, record)
+    live = get_live(cluster, wanted)
+    return Plan(run, wanted, live, show_replicas(wanted, live, merged), leaving, record)
 
 
 def apply_manifests(
@@ -124,10 +133,12 @@ def apply_manifests(
         TunelineError: The rollout or a check failed, of the class of that failure. The earlier
             version runs again, or the message says why it does not.
     """
-    record, limit_s = plan.record, timeout_s or rollout_limit_s(plan.objects)
+    record = plan.record
     _refuse_busy(cluster, record)
-    now = record.history.now()
-    if not plan.changes and now is not None and now.state == "deployed":
+    now, proven = record.history.now(), record.history.proven()
+    back = [] if proven is None else record.objects(proven.number)
+    limit_s = timeout_s or rollout_limit_s([*plan.merged, *back])
+    if plan.is_deployed and now is not None:
         logger.info("nothing to change: %s is deployed", now.words())
         rollout = wait_for_rollout(cluster, plan.server, plan.run, timeout_s=limit_s)
         check_server(cluster, rollout, check)
@@ -148,15 +159,18 @@ def _roll_out(
     force_conflicts: bool,
 ) -> None:
     """Apply, wait and check; whatever fails, the earlier version comes back."""
+    state = "may be applied in part"
     try:
         # Time has passed since the plan, and a canary may have another share by now.
         wanted = keep_shares(cluster, plan.objects, before)
+        hold_replicas(cluster, wanted)
         apply(cluster, wanted, force_conflicts=force_conflicts)
+        state = "is applied and not proven"
         logger.info("applied as %s; waiting for its pods", revision.words())
         rollout = wait_for_rollout(cluster, plan.server, plan.run, timeout_s=limit_s)
         check_server(cluster, rollout, check)
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("interrupted: %s is applied and not proven", revision.words())
+        logger.warning("interrupted: %s %s", revision.words(), state)
         _say_ways(plan.record)
         _close(cluster, plan, revision, "interrupted", "interrupted before it was proven")
         raise
@@ -254,30 +268,25 @@ def _revision(record: Record, objects: Sequence[Object], *, within_s: float) -> 
 
 def restore(
     cluster: Cluster,
-    run: str,
     earlier: Sequence[Object],
     created: Sequence[Mapping[str, Any]],
     later: Sequence[Object],
-    *,
-    timeout_s: float,
-) -> Rollout | None:
-    """Bring earlier manifests back, remove objects that came after them, and wait.
+) -> None:
+    """Bring earlier manifests back, and remove objects that came after them.
 
     Args:
         later: The manifests that were applied last. A canary keeps its share of the route.
 
     Raises:
-        ServerError: The cluster refuses, or the earlier version does not become ready.
+        ServerError: The cluster does not answer, or refuses.
     """
     kept = {identity(item) for item in earlier}
     surplus = [item for item in created if identity(item) not in kept]
     if earlier:
         wanted = keep_shares(cluster, earlier, [*earlier, *later])
+        hold_replicas(cluster, wanted)
         apply(cluster, wanted, force_conflicts=True)
     delete(cluster, surplus)
-    if not earlier:
-        return None
-    return wait_for_rollout(cluster, server_name(run), run, timeout_s=timeout_s)
 
 
 def _go_back(
@@ -291,7 +300,9 @@ def _go_back(
     logger.info("%s failed; going back to %s", revision.words(), _name(earlier))
     try:
         manifests = record.objects(earlier.number) if earlier is not None else []
-        restore(cluster, plan.run, manifests, created, plan.objects, timeout_s=limit_s)
+        restore(cluster, manifests, created, plan.objects)
+        if earlier is not None:
+            wait_for_rollout(cluster, plan.server, plan.run, timeout_s=limit_s)
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted on the way back to %s", _name(earlier))
         logger.warning("  finish it with: tuneline deploy roll-back RUN.yaml")

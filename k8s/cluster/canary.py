@@ -84,6 +84,15 @@ def _names(deployment: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def read_share(cluster: Cluster, stable: str, canary: str) -> int:
+    """Return how many percent of the stable run's requests a canary has.
+
+    Raises:
+        ServerError: The cluster does not answer, or refuses.
+    """
+    return read_weights(cluster, server_name(stable)).get(server_name(canary), 0)
+
+
 def shift_route(
     cluster: Cluster,
     stable: str,
@@ -111,7 +120,7 @@ def shift_route(
         TunelineError: A check failed; the canary's weight is 0 again, or the message says why not.
     """
     held: list[int] = []
-    now = read_weights(cluster, server_name(stable)).get(server_name(canary), 0)
+    now = read_share(cluster, stable, canary)
     num_restarts = _restarts(_rollout(cluster, canary))
     try:
         for step in [*(one for one in STEPS if now < one < weight), weight]:
@@ -127,7 +136,7 @@ def shift_route(
         logger.warning("an unexpected error ended the canary: %s", words)
         raise
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("interrupted: the canary %s keeps its weight", canary)
+        logger.warning("interrupted: the canary %s keeps the weight that the route has", canary)
         logger.warning("  take it back with: tuneline deploy canary RUN.yaml --weight 0")
         raise
     return held

@@ -264,12 +264,13 @@ def apply(
     *,
     dry_run: bool = False,
     force_conflicts: bool = False,
+    manager: str = MANAGER,
 ) -> list[Object]:
     """Apply objects on the server's side, and return them as the server then has them.
 
     With `dry_run`, the server admits, defaults and merges, and stores nothing.
     """
-    flags = ["--server-side", f"--field-manager={MANAGER}", "--filename=-", "--output=json"]
+    flags = ["--server-side", f"--field-manager={manager}", "--filename=-", "--output=json"]
     flags += ["--dry-run=server"] * dry_run + ["--force-conflicts"] * force_conflicts
     return read_objects(_call_with(cluster, "apply", *flags, objects=objects))
 

@@ -75,6 +75,8 @@ class History(StrictModel):
     format_version: Literal[1] = 1
     current: int = 0
     """The revision whose objects are in the cluster; 0 before the first."""
+    going_to: int = 0
+    """The revision that a roll-back began to bring back and has not proven; 0 for none."""
     revisions: list[Revision] = Field(default=[])
 
     def find(self, number: int) -> Revision | None:
@@ -91,8 +93,16 @@ class History(StrictModel):
         found = None if now is None else self.find(now.replaces)
         return found if found is not None and found.state == "deployed" else None
 
+    def target(self) -> Revision | None:
+        """Return where a roll-back goes: to that of a roll-back that did not end, else to the
+        proven revision before the current one."""
+        return self.find(self.going_to) or self.earlier()
+
     def proven(self) -> Revision | None:
-        """Return the current revision if it is proven, else the proven one before it."""
+        """Return where a failed apply goes back to: to the revision of a roll-back that did not
+        end, to the current revision if it is proven, else to the proven one before it."""
+        if (begun := self.find(self.going_to)) is not None:
+            return begun
         now = self.now()
         return now if now is not None and now.state == "deployed" else self.earlier()
 
@@ -201,6 +211,10 @@ class Record:
         """Set the revision whose objects are in the cluster."""
         self.history = self.history.model_copy(update={"current": number})
 
+    def set_going_to(self, number: int) -> None:
+        """Set the revision that a roll-back brings back; 0 as soon as a version is proven."""
+        self.history = self.history.model_copy(update={"going_to": number})
+
     def close(
         self, cluster: Cluster, revision: Revision, state: State, why: str = "", *,
         current: int | None = None,
@@ -227,6 +241,8 @@ class Record:
                 found = stored.history.find(revision.number)
                 if found is None or found.applied_by_whom() != revision.applied_by_whom():
                     raise
+                if stored.history.revisions[-1].number != self.history.revisions[-1].number:
+                    raise
                 if found.state not in ("applying", state):
                     raise
                 self.history, self.manifests = stored.history, stored.manifests
@@ -238,6 +254,8 @@ class Record:
         self.set_state(number, state, why)
         if current is not None:
             self.set_current(current)
+        if state == "deployed" or (state == "failed" and current is not None):
+            self.set_going_to(0)
 
     def write(self, cluster: Cluster) -> None:
         """Write the record; somebody else's write since the last read is a conflict.

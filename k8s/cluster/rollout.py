@@ -29,6 +29,12 @@ MAX_LOGS = 3
 """Containers whose log is shown: pods of one version fail alike."""
 DEADLINE_MARGIN_S = 30.0
 """After the Deployment's own deadline, its controller says that it was exceeded."""
+_SIZES = {
+    "Deployment": "replicas",
+    "HorizontalPodAutoscaler": "maxReplicas",
+    "ScaledObject": "maxReplicaCount",
+}
+"""The field with the number of pods, for each kind that has one."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,17 @@ class Rollout:
             and self.status.get("availableReplicas", 0) >= self.wanted
         )
 
+    def late_condition(self) -> Mapping[str, Any] | None:
+        """Return the condition that says that the Deployment's own deadline has passed."""
+        found: Sequence[Mapping[str, Any]] = self.status.get("conditions", [])
+        for one in found:
+            if one["type"] == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded":
+                return one
+        return None
+
     def is_too_late(self) -> bool:
         """Return whether the Deployment's own deadline has passed."""
-        return self.is_observed() and any(
-            one["type"] == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded"
-            for one in self.status.get("conditions", [])
-        )
+        return self.is_observed() and self.late_condition() is not None
 
     def newest_pods(self) -> list[Object]:
         """Return the pods of the newest version."""
@@ -108,22 +119,29 @@ def read_rollout(cluster: Cluster, server: str, run: str) -> Rollout | None:
 
 
 def rollout_limit_s(objects: Sequence[Mapping[str, Any]]) -> float:
-    """Return how long a rollout may take: the Deployment's own deadline and a margin.
+    """Return how long a rollout may take: the Deployment's own deadline per pod and a margin.
 
-    The deadline restarts with each pod that becomes ready.
+    The deadline restarts with each pod that becomes ready. An autoscaler may ask for its maximum.
+
+    Args:
+        objects: The objects of the new version and of what it replaces; the most pods count.
     """
+    deadline_s, num_pods = 0.0, 1
     for item in objects:
+        spec = item.get("spec", {})
         if item["kind"] == "Deployment":
-            spec = item["spec"]
-            deadline_s = float(spec.get("progressDeadlineSeconds", 600))
-            return deadline_s * max(1, int(spec.get("replicas", 1))) + DEADLINE_MARGIN_S
-    return 600.0 + DEADLINE_MARGIN_S
+            deadline_s = max(deadline_s, float(spec.get("progressDeadlineSeconds", 600)))
+        if item["kind"] in _SIZES:
+            num_pods = max(num_pods, int(spec.get(_SIZES[item["kind"]], 1)))
+    return (deadline_s or 600.0) * num_pods + DEADLINE_MARGIN_S
 
 
 def wait_for_rollout(cluster: Cluster, server: str, run: str, *, timeout_s: float) -> Rollout:
     """Return the rollout when all pods are of the newest version and available.
 
-    A reason that does not go away by itself ends the waiting before the deadline.
+    A reason that does not go away by itself ends the waiting before the deadline. The version that
+    is being left is not judged: its pods are the newest until the controller has seen the change,
+    and its passed deadline stays in the status until the new version makes progress.
 
     Raises:
         ServerError: The rollout does not come. The message has the reasons and the last lines of
@@ -133,6 +151,7 @@ def wait_for_rollout(cluster: Cluster, server: str, run: str, *, timeout_s: floa
     since: dict[tuple[str, str], float] = {}
     num_failures = num_absent = 0
     rollout: Rollout | None = None
+    num_looks, left = 0, None
     with progress("rollout", unit="pods ready") as advance:
         while True:
             waited_s = time.monotonic() - started_s
@@ -147,11 +166,15 @@ def wait_for_rollout(cluster: Cluster, server: str, run: str, *, timeout_s: floa
             if rollout is not None and num_failures == 0:
                 if rollout.is_done():
                     return rollout
-                troubles = rollout.troubles()
+                num_looks, late = num_looks + 1, rollout.late_condition()
+                left = late if num_looks == 1 or late is None else left
+                is_seen = rollout.is_observed()
+                troubles = rollout.troubles() if is_seen else []
                 _notice(troubles, since)
-                ready = sum(is_ready(pod) for pod in rollout.newest_pods())
+                ready = sum(is_ready(pod) for pod in rollout.newest_pods()) if is_seen else 0
                 advance(ready, f"of {rollout.wanted}" + "".join(f"; {t.reason}" for t in troubles))
-                if rollout.is_too_late() or any(_is_final(one, since) for one in troubles):
+                is_late = is_seen and late != left
+                if is_late or any(_is_final(one, since) for one in troubles):
                     raise _failure(cluster, server, rollout, waited_s)
             num_absent = num_absent + 1 if rollout is None and num_failures == 0 else 0
             if waited_s > timeout_s or num_absent > MAX_FAILURES:
@@ -185,6 +208,10 @@ def _failure(
         return ServerError(
             f"deployment {server}: is not in {cluster.where} after {waited_s:.0f} s; somebody else "
             "removed it, or its namespace is being deleted"
+        )
+    if not rollout.is_observed():
+        return ServerError(
+            f"deployment {server}: its controller has not seen the change after {waited_s:.0f} s"
         )
     ready = sum(is_ready(pod) for pod in rollout.newest_pods())
     lines = [

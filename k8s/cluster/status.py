@@ -114,6 +114,11 @@ class ClusterState(StrictModel):
             if state == "applying" and not is_under_way(revision):
                 state = "applying (its process has ended)"
             lines.append(f" {mark}{revision.words()}, {state}, {when}{why}")
+        if self.history and self.history.going_to:
+            lines.append(
+                f"  a roll-back to revision {self.history.going_to} has not ended; to finish it, "
+                "type: tuneline deploy roll-back RUN.yaml"
+            )
         return lines
 
 

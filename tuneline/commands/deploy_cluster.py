@@ -25,7 +25,7 @@ from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
-    from k8s import Cluster, Manifests, Plan, Revision
+    from k8s import Cluster, Manifests, Plan
     from tuneline.pipeline.run_config import Run
 
 EXIT_DIFFERENT = 6
@@ -103,12 +103,20 @@ def deploy_apply(
     Waits for the rollout, compares the digest that the server states with the release, and its
     answers with the reference. After a failure the earlier version runs again.
     """
-    from k8s import open_cluster
+    from k8s import apply_manifests, open_cluster
+    from tuneline.pipeline.deployment import find_key, prove_pod
 
     run = _open_run(run_file, overrides, runs_dir, namespace)
     manifests = _render(run, release)
     cluster = open_cluster(manifests.namespace, context)
-    applied = _apply(run, manifests, cluster, yes, timeout_s, force_conflicts, api_key_env)
+    plan = _plan(run, manifests, cluster, force_conflicts)
+    key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
+    check = prove_pod(run, manifests, key)
+    if not plan.is_deployed:
+        _confirm(f"Apply to {cluster.where}?", yes)
+    applied = apply_manifests(
+        cluster, plan, check=check, timeout_s=timeout_s, force_conflicts=force_conflicts
+    )
     emit(
         {"context": cluster.context, "namespace": cluster.namespace, **applied.model_dump()},
         [f"deployed and proven: {applied.words()}, {cluster.where}"],
@@ -116,29 +124,15 @@ def deploy_apply(
     )
 
 
-def _apply(
-    run: Run,
-    manifests: Manifests,
-    cluster: Cluster,
-    yes: bool,
-    timeout_s: float | None,
-    force_conflicts: bool,
-    api_key_env: str | None,
-) -> Revision:
-    from k8s import apply_manifests, plan_apply
-    from tuneline.pipeline.deployment import find_key, prove_pod
+def _plan(run: Run, manifests: Manifests, cluster: Cluster, force_conflicts: bool) -> Plan:
+    """Return the plan of an apply, after its changes were printed."""
+    from k8s import plan_apply
 
     plan = plan_apply(cluster, run.config.name, manifests.objects, force_conflicts=force_conflicts)
     logger.info(cluster.where)
     for line in plan.lines():
         logger.info("  %s", line)
-    key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
-    check = prove_pod(run, manifests, key)
-    if plan.changes:
-        _confirm(f"Apply to {cluster.where}?", yes)
-    return apply_manifests(
-        cluster, plan, check=check, timeout_s=timeout_s, force_conflicts=force_conflicts
-    )
+    return plan
 
 
 def deploy_status(
@@ -221,8 +215,7 @@ def deploy_canary(
     A step is kept only if the canary's pods stay ready and its answers equal the reference's. After
     a failure the share is 0 again.
     """
-    from k8s import find_stable, open_cluster, require_names, set_weight, shift_route
-    from tuneline.pipeline.deployment import find_key
+    from k8s import find_stable, open_cluster, set_weight
 
     run = _open_canary(run_file, overrides, runs_dir, namespace)
     name = run.config.name
@@ -236,17 +229,49 @@ def deploy_canary(
     else:
         manifests = _render(run, release)
         first = find_stable(cluster, name, stable)
-        require_names(cluster, first, manifests)
-        key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
-        check = _canary_check(run, manifests, cluster, first, key, compare)
-        _apply(run, manifests, cluster, yes, timeout_s, False, api_key_env)
-        held = shift_route(cluster, first, name, weight, hold_s=hold_s, check=check)
+        held = _raise_share(
+            run, manifests, cluster, first, weight, hold_s, compare, api_key_env, yes, timeout_s
+        )
     document = {"context": cluster.context, "namespace": cluster.namespace, "stable": first}
     emit(
         {**document, "canary": name, "weight": weight, "held": held},
         [f"canary {name}: weight {weight} of the requests of {first}, {cluster.where}"],
         as_json,
     )
+
+
+def _raise_share(
+    run: Run,
+    manifests: Manifests,
+    cluster: Cluster,
+    stable: str,
+    weight: int,
+    hold_s: float,
+    compare: Path | None,
+    api_key_env: str | None,
+    yes: bool,
+    timeout_s: float | None,
+) -> list[int]:
+    """Roll the canary out without requests, give it its share, and return the weights that held."""
+    from k8s import apply_manifests, read_share, require_names, set_weight, shift_route
+    from tuneline.pipeline.deployment import find_key, prove_pod
+
+    name = run.config.name
+    require_names(cluster, stable, manifests)
+    key = find_key(cluster, manifests.deployment, api_key_env or DEFAULT_KEY_ENV)
+    check = _canary_check(run, manifests, cluster, stable, key, compare)
+    plan = _plan(run, manifests, cluster, False)
+    share = read_share(cluster, stable, name)
+    words = f"the canary {weight} percent (now {share}) of the requests of {stable}"
+    if not plan.is_deployed:
+        _confirm(f"Apply to {cluster.where}, and give {words}?", yes)
+    elif share != weight:
+        _confirm(f"Give {words}, {cluster.where}?", yes)
+    if share and not plan.is_deployed:
+        logger.info("canary %s: weight 0 until its new version is proven", name)
+        set_weight(cluster, stable, name, 0)
+    apply_manifests(cluster, plan, check=prove_pod(run, manifests, key), timeout_s=timeout_s)
+    return shift_route(cluster, stable, name, weight, hold_s=hold_s, check=check)
 
 
 def _canary_check(

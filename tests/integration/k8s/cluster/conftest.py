@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from k8s import Manifests
-from k8s.cluster import canary, rollout
+from k8s.cluster import rollout
 from tests.commands import tuneline_here
 from tests.integration.k8s.cluster.api_server import ApiServer, api_server, emptied
 from tests.integration.k8s.cluster.model_server import KEY, ModelServer, model_server
@@ -74,6 +74,16 @@ def second(versions: tuple[Released, Released]) -> Released:
 
 
 @pytest.fixture(scope="session")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """A second run with a model of its own, which names the gateway of the first."""
+    folder = tmp_path_factory.mktemp("canary")
+    image = "registry.example.com/tuneline-server:3"
+    serving = {"aliases": ["support-tickets"]}
+    own = {"gateway": GATEWAY, "image": image}
+    return Released(folder, 3.0, own, name="next", serving=serving)
+
+
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """kubectl's memory of the server's kinds."""
     return tmp_path_factory.mktemp("cache")
@@ -97,7 +107,7 @@ def _fast(
 
     monkeypatch.setattr(deployment, "render_released", remembered)
     monkeypatch.setattr(rollout, "POLL_S", 0.2)
-    monkeypatch.setattr(canary, "PAUSE_S", 0.2)
+    monkeypatch.setattr("k8s.cluster.canary.PAUSE_S", 0.2)
     monkeypatch.setenv("KUBECACHEDIR", str(cache))
     # The pinned kubectl, whatever else is installed. Short processes need no garbage collection.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -193,3 +203,9 @@ def history(cluster: ApiServer, name: str = SERVER) -> Any:
 def kinds(cluster: ApiServer) -> set[str]:
     """Return the kinds of all objects in the cluster."""
     return {item["kind"] for item in cluster.store.objects.values()}
+
+
+def weights(cluster: ApiServer) -> dict[str, int]:
+    """Return the shares of the stable run's route."""
+    (rule,) = cluster.store.find("httproutes", SERVER)["spec"]["rules"]
+    return {one["name"]: one["weight"] for one in rule["backendRefs"]}

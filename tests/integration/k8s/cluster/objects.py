@@ -1,6 +1,7 @@
 """The objects of the API server: server-side apply, and a Deployment's pods as scripted.
 
-Server-side apply owns leaves per manager; a list is one leaf. A Deployment gets its pods at once.
+Server-side apply owns leaves per manager; a list is one leaf. A leaf that its last manager leaves
+out is removed and takes its default, which only `replicas` has. A Deployment gets its pods at once.
 The fault that a test gives to a part of the pod's template decides their state, so a test knows the
 truth by construction.
 """
@@ -53,6 +54,8 @@ class Store:
         faults: For a text in the JSON of a pod's template, the name of the fault of its pods.
         ready_s: Seconds from a pod's making until it is ready.
         logs: The log of every container.
+        num_stale: So many looks at a changed Deployment show the status of before the change: its
+            controller has not seen it yet.
     """
 
     namespace: str = "tuneline"
@@ -61,6 +64,11 @@ class Store:
     logs: str = "loading\nRuntimeError: no kernel image\n"
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     owners: dict[tuple[str, str], dict[str, set[Path]]] = field(default_factory=dict)
+    num_stale: int = 0
+    stale: dict[str, list[Object]] = field(default_factory=dict)
+    """For each Deployment, how it looks to the next readers of the list."""
+    looked: set[tuple[str, int]] = field(default_factory=set)
+    """Names and generations of Deployments that somebody has listed."""
     made_s: dict[str, float] = field(default_factory=dict)
     num_writes: int = 0
     applied: list[str] = field(default_factory=list)
@@ -86,10 +94,13 @@ class Store:
                 if not force:
                     raise _conflict(wanted, others[0], path)
                 owners[others[0]].discard(path)
-        for path in owners.get(manager, set()) - leaves.keys():
+        held = {path for who, paths in owners.items() if who != manager for path in paths}
+        for path in owners.get(manager, set()) - leaves.keys() - held:
             _remove(new, path)
         for path, value in leaves.items():
             _set(new, path, copy.deepcopy(value))
+        if resource == "deployments":
+            new["spec"].setdefault("replicas", 1)
         if resource == "deployments" and live is not None:
             selectors = [item["spec"]["selector"] for item in (live, new)]
             if selectors[0] != selectors[1]:
@@ -104,6 +115,11 @@ class Store:
             self.objects[key], self.owners[key] = new, owners
             self.applied.append(f"{new['kind']}/{name}")
             if resource == "deployments":
+                if (
+                    live is not None
+                    and new["metadata"]["generation"] > (live["metadata"]["generation"])
+                ):
+                    self.stale[name] = [_as_before(new, live)] * self.num_stale
                 self._roll_out(new)
         return new
 
@@ -151,12 +167,20 @@ class Store:
         """Return the objects of a kind that have all labels of a selector."""
         self.tick()
         pairs = [part.split("=", 1) for part in selector.split(",") if part]
-        return [
+        found = [
             item
             for (kind, _), item in self.objects.items()
             if kind == resource
             and all(item["metadata"].get("labels", {}).get(k) == v for k, v in pairs)
         ]
+        return [self._look(item) for item in found] if resource == "deployments" else found
+
+    def _look(self, item: Object) -> Object:
+        """Return a Deployment as a reader of the list gets it, whose turn may be a stale status."""
+        name = item["metadata"]["name"]
+        self.looked.add((name, item["metadata"]["generation"]))
+        stale = self.stale.get(name)
+        return stale.pop() if stale else copy.deepcopy(item)
 
     def _born(self, wanted: Object) -> Object:
         """Return a new object with the fields that the server sets."""
@@ -174,8 +198,6 @@ class Store:
             made["spec"] = {
                 "template": {"spec": {"restartPolicy": "Always", "dnsPolicy": "ClusterFirst"}}
             }
-            if "replicas" not in wanted["spec"]:
-                made["spec"]["replicas"] = 1
         if wanted["kind"] == "Service":
             made["spec"] = {"clusterIP": "10.0.0.7", "sessionAffinity": "None"}
         return made
@@ -237,7 +259,8 @@ class Store:
                     for (r, n), o in self.objects.items()
                     if r == "pods" and n.startswith(f"{name}-")
                 ]
-                item["status"] = deployment_status(item, pods, fault)
+                is_late = (name, item["metadata"]["generation"]) in self.looked
+                item["status"] = deployment_status(item, pods, fault, is_late=is_late)
 
 
 def pod_status(pod: Object, fault: str | None, is_old: bool) -> Object:
@@ -278,8 +301,14 @@ def pod_status(pod: Object, fault: str | None, is_old: bool) -> Object:
     return {"phase": phase, "conditions": conditions, "containerStatuses": [container]}
 
 
-def deployment_status(deployment: Object, pods: list[Object], fault: str | None) -> Object:
-    """Return the status of a Deployment, as its controller writes it."""
+def deployment_status(
+    deployment: Object, pods: list[Object], fault: str | None, *, is_late: bool
+) -> Object:
+    """Return the status of a Deployment, as its controller writes it.
+
+    Args:
+        is_late: Its deadline is over, so a fault that lasts is said.
+    """
     ready = sum(pod["status"]["conditions"][0].get("status") == "True" for pod in pods)
     conditions: list[Object] = [
         {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}
@@ -297,7 +326,7 @@ def deployment_status(deployment: Object, pods: list[Object], fault: str | None)
                 "message": words[fault],
             }
         )
-    if fault == "never":
+    if fault == "never" and is_late:
         conditions[0] = {
             "type": "Progressing",
             "status": "False",
@@ -308,6 +337,16 @@ def deployment_status(deployment: Object, pods: list[Object], fault: str | None)
         "updatedReplicas": len(pods), "availableReplicas": ready, "readyReplicas": ready,
         "conditions": conditions,
     }  # fmt: skip
+
+
+def _as_before(new: Object, live: Object) -> Object:
+    """Return a changed Deployment with the status and the revision of before the change."""
+    stale = copy.deepcopy(new)
+    stale["status"] = copy.deepcopy(live["status"])
+    stale["metadata"].setdefault("annotations", {})[REVISION] = live["metadata"]["annotations"][
+        REVISION
+    ]
+    return stale
 
 
 def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
