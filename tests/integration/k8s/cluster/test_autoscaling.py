@@ -47,7 +47,7 @@ def test_a_server_that_gets_an_autoscaler_keeps_its_pods(
     assert f"deployment {SERVER} keeps its 2 pods until the autoscaler acts" in done.stderr
     assert "HorizontalPodAutoscaler" in kinds(cluster)
     assert set(sizes) == {2}
-    # What the autoscaler decides stays in the next version, whose way back keeps it too.
+    # A number that the autoscaler chose stays in the next version and after a roll-back.
     cluster.store.scale(SERVER, 4)
     done = second.deploy("apply", "--yes", *SCALED, *LARGER)
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def sized(kind: str, field: str, number: int) -> dict[str, Any]:
         ([{"kind": "Deployment", "spec": {}}, sized("HorizontalPodAutoscaler", "maxReplicas", 10)],
          6030),
         ([{"kind": "Deployment", "spec": {}}, sized("ScaledObject", "maxReplicaCount", 4)], 2430),
-        # What is left may have more pods than what comes, and a longer deadline.
+        # The version that is left may have more pods and a longer deadline.
         ([sized("Deployment", "replicas", 2), sized("Deployment", "replicas", 3)], 1830),
         ([sized("Deployment", "replicas", 2),
           sized("Deployment", "progressDeadlineSeconds", 1000)], 2030),
