@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from training.estimates.probe import probe_training
     from training.estimates.report import estimate_lines, estimate_memory
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
+    from training.evaluation.forgetting.answers import rejudge_forgetting
     from training.evaluation.forgetting.items import suite_input
     from training.evaluation.forgetting.suite import measure_forgetting
     from training.evaluation.harness import run_harness
@@ -73,6 +74,7 @@ __all__ = [
     "prepare_dataset",
     "probe_training",
     "read_rows",
+    "rejudge_forgetting",
     "report_evaluations",
     "run_harness",
     "search_settings",
@@ -124,6 +126,7 @@ __getattr__ = lazy_face(
         "ends_of": "training.search.space:ends_of",
         "is_follower": "training.launch.place:is_follower",
         "is_within": "training.search.space:is_within",
+        "rejudge_forgetting": "training.evaluation.forgetting.answers:rejudge_forgetting",
         "suite_input": "training.evaluation.forgetting.items:suite_input",
         "train_adapter": "training.train:train_adapter",
     },

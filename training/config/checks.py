@@ -46,7 +46,8 @@ class NearDuplicatesCheck(CheckConfig):
 
 
 class LeakageCheck(CheckConfig):
-    """Training rows whose prompt is also held out; case and spacing do not count."""
+    """Training rows whose prompt is also held out; case and spacing do not count. The prompts
+    before the earlier answers of a conversation count, too."""
 
     action: Action = "fix"
     """`fix` drops the training row."""

@@ -92,7 +92,9 @@ def render_run(
     release: Release | None = None
     if not allow_unreleased:
         own = run.config.model_dump(mode="json")
-        released, release = find_release(run.dir, run.path, model.digest, own, release_dir)
+        released, release = find_release(
+            run.dir, run.command("release"), model.digest, own, release_dir
+        )
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
     measured = _measured(run, release)
     args, env = plan_container(serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT)

@@ -47,7 +47,7 @@ def render_released(run: Run, release_dir: Path | None = None) -> Manifests:
         try:
             return read_manifests(render_run(run, Path(folder) / "tree", release_dir=release_dir))
         except VerdictError as error:
-            raise VerdictError(error.message, hint=f"Try: tuneline release {run.path}") from None
+            raise VerdictError(error.message, hint=f"Try: {run.command('release')}") from None
 
 
 def local_release(run: Run) -> str | None:
@@ -55,7 +55,7 @@ def local_release(run: Run) -> str | None:
     try:
         (model,) = current(run, MODEL)
         config = run.config.model_dump(mode="json")
-        return find_release(run.dir, run.path, model.digest, config)[0].digest
+        return find_release(run.dir, run.command("release"), model.digest, config)[0].digest
     except (ArtifactError, VerdictError) as error:
         logger.info("no local release: %s", error.message)
         return None

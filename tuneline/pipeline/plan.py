@@ -116,7 +116,7 @@ def current(run: Run, *names: str) -> list[Artifact]:
         if entry.state != "current" or entry.path is None:
             raise NotAnArtifactError(
                 f"{run.path}: stage {name!r} is {entry.state} ({entry.reason})",
-                hint=f"Try: tuneline up {run.path}",
+                hint=f"Try: {run.command('up')}",
             )
         artifacts.append(open_artifact(entry.path))
     return artifacts
@@ -135,7 +135,7 @@ def all_current(run: Run) -> Made:
     }
     if not found:
         raise NotAnArtifactError(
-            f"{run.dir}: holds no artifact of {run.path}", hint=f"Try: tuneline up {run.path}"
+            f"{run.dir}: holds no artifact of {run.path}", hint=f"Try: {run.command('up')}"
         )
     return found
 

@@ -23,7 +23,7 @@ Pair = tuple[Artifact, Release]
 
 def find_release(
     run_dir: Path,
-    run_file: Path,
+    command: str,
     model_digest: str,
     config: Mapping[str, Any],
     path: Path | None = None,
@@ -35,7 +35,7 @@ def find_release(
 
     Args:
         run_dir: The run's directory, in which `tuneline release` writes.
-        run_file: For the hint.
+        command: The command that makes a release, for the hint.
         model_digest: The model that is deployed; a release of another model does not count.
         config: The configuration of the run as JSON values. A release with another value in one of
             `JUDGED_SECTIONS` does not count: its gates judged another server, or by other limits.
@@ -48,10 +48,7 @@ def find_release(
     """
     found, broken = ([_open(path)], []) if path is not None else open_releases(run_dir)
     of_model = [pair for pair in found if pair[1].model.digest == model_digest]
-    hint = (
-        f"Try: tuneline release {run_file}\n"
-        "  Or for a trial, with a mark on every object: --allow-unreleased"
-    )
+    hint = f"Try: {command}\n  Or for a trial, with a mark on every object: --allow-unreleased"
     if not of_model and broken:
         raise broken[0]
     if not of_model:

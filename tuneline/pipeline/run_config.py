@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,9 @@ class RunConfig(StrictModel):
         return self
 
 
+DEFAULT_RUNS = Path("runs")
+
+
 @dataclass(frozen=True)
 class Run:
     """A validated run.yaml and where its artifacts lie."""
@@ -70,6 +74,15 @@ class Run:
     config: RunConfig
     dir: Path
     """`runs/<name>` below the current directory, unless told otherwise."""
+    overrides: tuple[str, ...] = ()
+    """The values of `--set` that it was read with."""
+
+    def command(self, *words: str) -> str:
+        """Return a command of Tuneline on this run, with the options that make it this run."""
+        sets = [part for one in self.overrides for part in ("--set", one)]
+        runs_dir = self.dir.parent
+        place = [] if runs_dir == DEFAULT_RUNS else ["--runs-dir", str(runs_dir)]
+        return shlex.join(["tuneline", *words, str(self.path), *sets, *place])
 
     def resolve(self, path: str | Path) -> Path:
         """A path of run.yaml starts from the directory of that file."""
@@ -79,7 +92,7 @@ class Run:
 def load_run(
     path: Path,
     overrides: Sequence[str] = (),
-    runs_dir: Path = Path("runs"),
+    runs_dir: Path = DEFAULT_RUNS,
     *,
     values: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -92,7 +105,7 @@ def load_run(
         ConfigError: Every problem in it, each with its key.
     """
     config = load_config(path, RunConfig, overrides, values)
-    return Run(path, config, runs_dir / config.name)
+    return Run(path, config, runs_dir / config.name, tuple(overrides))
 
 
 def resolve_base(run: Run, *, download: bool) -> ModelSource:

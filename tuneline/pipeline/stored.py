@@ -27,7 +27,7 @@ def pull_run(run: Run, place: str) -> dict[str, Path]:
     names = list_artifacts(root)
     if not names:
         raise NotAnArtifactError(
-            f"{root}: holds no artifact", hint=f"Try: tuneline push {run.path} --to {place}"
+            f"{root}: holds no artifact", hint=f"Try: {run.command('push')} --to {place}"
         )
     for name in names:
         if name in (".", ".."):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +66,12 @@ class Proofs:
     @property
     def up(self) -> str:
         """Return the hint for a missing proof."""
-        return f"Try: tuneline up {self.run.path}"
+        return f"Try: {self.run.command('up')}"
+
+    def again(self, stage: str) -> str:
+        """Return the hint that makes a proof again."""
+        folder = shlex.quote(str(self.made[stage].path))
+        return f"Make it again: rm -r {folder} && {self.run.command('up')}"
 
     @cached_property
     def served(self) -> Artifact | None:

@@ -142,6 +142,24 @@ def compare_rows(first: Rows, second: Rows) -> Compared | None:
     return Compared(len(common), mean_old, mean_new, low, high, _are_shares(old, new))
 
 
+def find_lost_rows(first: Rows, second: Rows, max_drop: float) -> str:
+    """Return why too many rows of the first model have no value of the second; empty if not.
+
+    Rows that are gone could hide a drop as large as their share.
+    """
+    common, total = len(first.values.keys() & second.values.keys()), len(first.values)
+    if common and total - common <= max_drop * total:
+        return ""
+    return f"the {total - common} that are gone could hide a drop of more than {max_drop:g}"
+
+
+def mean_value(evaluation: Path, metric: str) -> float | None:
+    """Return the mean of a metric over the predictions of an evaluation that have a value."""
+    found = (one.get("scores", {}).get(metric) for one in _predictions(evaluation))
+    values = [float(value) for value in found if value is not None]
+    return sum(values) / len(values) if values else None
+
+
 def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
     """Return the paired comparison of two evaluations of the same rows, from their predictions.
 

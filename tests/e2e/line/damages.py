@@ -18,9 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.integration.release.keys import write_key
-from tests.integration.release.line import rewrite
-from training.evaluation.forgetting.items import suite_items
-from training.evaluation.forgetting.judging import judge_forgetting
+from tests.integration.release.line import forgetting_files, rewrite
 from tuneline.core.reference import REFERENCE_FILE
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -224,20 +222,10 @@ def leaked_rows(scene: Scene) -> None:
 
 
 def forgotten_skill(scene: Scene) -> None:
-    rewrite(
-        scene.artifact("forgetting"), "forgetting.json", lambda _: forgetting("json"), "forgetting"
-    )
-
-
-def forgetting(lost_skill: str) -> str:
-    """Return the report of a base that knows all, and of a tuned model that lost one skill.
-
-    The base of the example is too small to have a skill.
-    """
-    items = suite_items()
-    tuned = [item.skill != lost_skill for item in items]
-    assert lost_skill == "" or not all(tuned)
-    return judge_forgetting(items, [True] * len(items), tuned).model_dump_json()
+    """The base of the example is too small to have a skill, so the answers are written."""
+    files = forgetting_files("json")
+    for name in files:
+        rewrite(scene.artifact("forgetting"), name, lambda _, n=name: files[n], "forgetting")  # type: ignore[misc]
 
 
 def repeated_prompts(scene: Scene) -> None:

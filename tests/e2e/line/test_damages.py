@@ -17,11 +17,12 @@ import pytest
 
 from tests.commands import tuneline_here
 from tests.e2e.line.conftest import EXAMPLES, QUICK, RUN, Serving
-from tests.e2e.line.damages import Scene, forgetting, write_prompts, write_short_reference
+from tests.e2e.line.damages import Scene, write_prompts, write_short_reference
 from tests.e2e.line.sabotages import SABOTAGES
 from tests.integration.loadtest.conftest import Known, known_server
 from tests.integration.loadtest.test_commands import skip_on_a_host_that_takes_the_cpu
 from tests.integration.release.keys import write_key
+from tests.integration.release.line import forgetting_files
 from tuneline.core.artifact import new_artifact, open_artifact
 
 Answer = Callable[[tuple[str, ...]], CompletedProcess[str]]
@@ -64,7 +65,8 @@ def pristine(
     (out,) = (entry["path"] for entry in planned if entry["stage"] == "forgetting")
     adapter = open_artifact(scene.artifact("adapter")).as_input("adapter")
     with new_artifact(Path(out), "forgetting", config={}, inputs=[adapter]) as draft:
-        (draft.dir / "forgetting.json").write_text(forgetting(lost_skill=""))
+        for name, text in forgetting_files(None).items():
+            (draft.dir / name).write_text(text, encoding="utf-8")
     assert tuneline_here("release", *typed).returncode == 0
     shutil.move(scene.artifact("release"), folder / "previous")
     assert tuneline_here("release", *typed, "--sign-key", str(key)).returncode == 0

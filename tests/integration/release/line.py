@@ -17,6 +17,7 @@ from typing import Any
 from loadtest.report.schema import SCHEMA_VERSION, LoadReport
 from tests.commands import tuneline_here
 from training import dataset_rows, prepare_dataset, suite_input
+from training.evaluation.forgetting.answers import answers_text
 from training.evaluation.forgetting.items import suite_items
 from training.evaluation.forgetting.judging import judge_forgetting
 from training.evaluation.prediction import Prediction, predict
@@ -65,6 +66,7 @@ class Answers:
         served_wrong: Rows that the server does not.
         parity_noise: Nats by which the served log-probabilities differ.
         lost_skill: The skill of the forgetting suite that the tuned model lost.
+        has_skills: Whether the base model has the suite's skills.
         weight: The model's only weight.
         load: Changes the load report.
     """
@@ -74,6 +76,7 @@ class Answers:
     served_wrong: Collection[int] = (3, 41)
     parity_noise: float = 0.0
     lost_skill: str | None = None
+    has_skills: bool = True
     weight: float = 1.0
     load: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
 
@@ -240,10 +243,31 @@ def _evaluation_report(draft: Draft, _stage: Stage, _run: Run, made: Made, _: An
 
 
 def _forgetting(draft: Draft, _stage: Stage, _run: Run, _made: Made, answers: Answers) -> None:
+    for name, text in forgetting_files(answers.lost_skill, has_skills=answers.has_skills).items():
+        (draft.dir / name).write_text(text, encoding="utf-8")
+
+
+def forgetting_files(lost_skill: str | None, *, has_skills: bool = True) -> dict[str, str]:
+    """Return the files of the forgetting suite of a tuned model that lost one skill, or none.
+
+    Args:
+        has_skills: Whether the base has the skills; without them both models fail every item.
+    """
     items = suite_items()
-    tuned = [item.skill != answers.lost_skill for item in items]
-    report = judge_forgetting(items, [True] * len(items), tuned)
-    (draft.dir / "forgetting.json").write_text(report.model_dump_json(), encoding="utf-8")
+    assert lost_skill is None or any(item.skill == lost_skill for item in items)
+    base = [has_skills] * len(items)
+    tuned = [has_skills and item.skill != lost_skill for item in items]
+    replies = {
+        who: [
+            item.reply(item.right if passes else item.wrong)
+            for item, passes in zip(items, passed, strict=True)
+        ]
+        for who, passed in (("base", base), ("tuned", tuned))
+    }
+    return {
+        "forgetting.json": judge_forgetting(items, base, tuned).model_dump_json(),
+        "answers.jsonl": answers_text(items, replies),
+    }
 
 
 def _reference(draft: Draft, *_: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.config import LoadTestConfig
 from loadtest.report.schema import SCHEMA_VERSION, LoadReport
 from loadtest.studies.schema import ComparisonReport
 from tests.integration.release.line import (
@@ -217,6 +218,15 @@ def _says_pass_of_an_invalid_run(found: dict[str, Any]) -> None:
     found["scenarios"][0]["runs"]["b"][1] = {**run, "verdict": "INVALID", "problems": ["late"]}
 
 
+def _at_another_load(found: dict[str, Any]) -> None:
+    for run in found["scenarios"][0]["runs"]["b"]:
+        run["config"]["concurrency"] = 1
+
+
+def _of_another_scenario(found: dict[str, Any]) -> None:
+    found["scenarios"][0]["name"] = "closed-1"
+
+
 def _on_two_hosts(found: dict[str, Any]) -> None:
     digest = "sha256:" + found["endpoints"]["b"]["artifact_short_digest"]
     found["endpoints"]["b"] = endpoint(digest, "10.0.0.2")
@@ -231,7 +241,9 @@ def _on_two_hosts(found: dict[str, Any]) -> None:
         (_slower, "closed-4: B is slower"),
         (_the_other_way_round, "side a served"),
         (_with_a_wide_margin, "its margin is 50%, and release.max_slowdown is 5%"),
-        (_without_a_scenario, "it has no scenario"),
+        (_without_a_scenario, "it has no scenario; expected closed-4"),
+        (_at_another_load, "scenario closed-4 ran at another load than run.yaml's"),
+        (_of_another_scenario, "it has the scenarios closed-1; expected closed-4"),
         (_says_pass_of_a_slower_side, "ttft_s is called no difference; its interval says slower"),
         (_says_pass_of_too_few_pairs, "ttft_s is called no difference; its interval says unclear"),
         (_in_one_turn_each, "1 turns of A and 1 of B; expected at least 2 of each"),
@@ -248,8 +260,7 @@ def test_speed_is_judged_by_an_interleaved_comparison(
     found = comparison(old, new)
     change(found)
     report = ComparisonReport.model_validate(found)
-    with new_artifact(tmp_path / "comparison", "load-comparison", config={}) as draft:
-        (draft.dir / "report.json").write_text(report.model_dump_json())
+    write_comparison(tmp_path / "comparison", report, line.run.config.loadtest)
     gate = gate_of(line, "speed")
     assert gate.outcome is (Outcome.FAILED if words else Outcome.PASSED), gate.words
     assert words in gate.words
@@ -257,6 +268,36 @@ def test_speed_is_judged_by_an_interleaved_comparison(
         assert "no file says that the hardware of both is equal" in gate.words
     elif not words:
         assert "Both were measured in turns on 127.0.0.1." in gate.words
+
+
+def write_comparison(folder: Path, report: ComparisonReport, config: LoadTestConfig) -> None:
+    values = config.model_dump(mode="json")
+    with new_artifact(folder, "load-comparison", config=values) as draft:
+        (draft.dir / "report.json").write_text(report.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_tokens": 8}, "max_tokens is 8; run.yaml has 48"),
+        ({"workload": {"source": "synthetic"}}, "workload is {"),
+        ({"extra_body": {"temperature": 1.0}}, 'extra_body is {"temperature": 1.0}; run.yaml has'),
+        ({"timeout_s": 1.0, "seed": 7, "num_workers": 2}, ""),
+    ],
+)
+def test_a_comparison_of_other_requests_is_no_proof_of_speed(
+    previous: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    line = with_previous(tmp_path / "new", previous, Answers(), "../comparison")
+    digest = open_artifact(line.artifact("model")).digest
+    report = ComparisonReport.model_validate(comparison(digest, digest))
+    config = LoadTestConfig.model_validate(
+        {**line.run.config.loadtest.model_dump(mode="json"), **change}
+    )
+    write_comparison(tmp_path / "comparison", report, config)
+    gate = gate_of(line, "speed")
+    assert gate.outcome is (Outcome.FAILED if words else Outcome.PASSED), gate.words
+    assert words in gate.words
 
 
 def test_an_earlier_release_without_a_load_comparison_is_no_proof(

@@ -58,7 +58,7 @@ def test_the_newest_release_that_passes_is_taken(tmp_path: Path) -> None:
     newest = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z"))
     put(tmp_path, "c", release("FAIL", "2026-10-03T00:00:00Z"))
     put(tmp_path, "d", release("PASS", "2026-11-04T00:00:00Z", model="sha256:" + "b" * 64))
-    artifact, found = find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
+    artifact, found = find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
     assert artifact.path == newest
     assert found.created_at == "2026-11-02T00:00:00Z"
 
@@ -67,8 +67,8 @@ def test_an_older_release_does_not_outweigh_a_newer_failure(tmp_path: Path) -> N
     old = put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
     put(tmp_path, "b", release("FAIL", "2026-11-03T00:00:00Z"))
     with pytest.raises(VerdictError, match=r"release-b: FAIL"):
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
-    artifact, _ = find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG, old)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
+    artifact, _ = find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG, old)
     assert artifact.path == old
 
 
@@ -76,14 +76,14 @@ def test_of_two_releases_in_one_second_the_failure_decides(tmp_path: Path) -> No
     put(tmp_path, "a", release("FAIL", "2026-11-01T00:00:00Z"))
     put(tmp_path, "b", release("PASS", "2026-11-01T00:00:00Z"))
     with pytest.raises(VerdictError, match=r"release-a: FAIL"):
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
 
 
 def test_a_release_of_another_server_is_not_deployed(tmp_path: Path) -> None:
     put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
     changed = {**CONFIG, "serving": {**SERVING, "max_num_seqs": 64, "quantization": "fp8"}}
     with pytest.raises(VerdictError, match="is about another server") as caught:
-        find_release(tmp_path, Path("run.yaml"), MODEL, changed)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, changed)
     assert "serving.max_num_seqs, serving.quantization" in str(caught.value)
     assert "serving.mode" not in str(caught.value)
     assert caught.value.exit_code == 6
@@ -93,7 +93,7 @@ def test_a_release_judged_by_other_limits_is_not_deployed(tmp_path: Path) -> Non
     put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
     stricter = {**CONFIG, "release": {"threshold": 0.99}}
     with pytest.raises(VerdictError, match=r"other values of release\.threshold") as caught:
-        find_release(tmp_path, Path("run.yaml"), MODEL, stricter)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, stricter)
     assert "tuneline release run.yaml" in (caught.value.hint or "")
 
 
@@ -103,9 +103,9 @@ def test_the_release_that_was_returned_last_counts(tmp_path: Path) -> None:
     failed = put(tmp_path, "b", release("FAIL", "2026-11-03T00:00:00Z"))
     mark_last_release(open_artifact(failed))
     with pytest.raises(VerdictError, match=r"release-b: FAIL"):
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
     mark_last_release(open_artifact(first))
-    assert find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)[0].path == first
+    assert find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)[0].path == first
 
 
 @pytest.mark.parametrize("content", ["no JSON", '{"format_version": 99}'])
@@ -118,17 +118,17 @@ def test_a_broken_release_does_not_hide_a_good_one(
     (tmp_path / "release-c").mkdir()
     (tmp_path / "release-c" / RELEASE_FILE).write_text(content)
     with caplog.at_level("WARNING"):
-        artifact, _ = find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
+        artifact, _ = find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
     assert artifact.path == good
     assert [line.partition(": ")[0][-9:] for line in caplog.messages] == ["release-b", "release-c"]
     with pytest.raises(TamperedError):
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG, changed)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG, changed)
 
 
 def test_a_release_that_fails_names_its_gates(tmp_path: Path) -> None:
     put(tmp_path, "a", release("FAIL", "2026-11-01T00:00:00Z"))
     with pytest.raises(VerdictError, match=r"load: The load test says FAIL\.") as caught:
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
     assert caught.value.exit_code == 6
     assert "tuneline release run.yaml" in (caught.value.hint or "")
     assert "--allow-unreleased" in (caught.value.hint or "")
@@ -136,18 +136,18 @@ def test_a_release_that_fails_names_its_gates(tmp_path: Path) -> None:
 
 def test_a_model_without_a_release_is_not_deployed(tmp_path: Path) -> None:
     with pytest.raises(VerdictError, match="has no release"):
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
     other = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z", "sha256:" + "b" * 64))
     with pytest.raises(
         VerdictError, match=r"has no release; .*release-b is of sha256:bbb"
     ) as error:
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG, other)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG, other)
     assert error.value.exit_code == 6
 
 
 def test_a_directory_that_is_no_release_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAnArtifactError):
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG, tmp_path / "nowhere")
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG, tmp_path / "nowhere")
 
 
 def test_a_release_that_was_changed_is_refused(tmp_path: Path) -> None:
@@ -156,4 +156,4 @@ def test_a_release_that_was_changed_is_refused(tmp_path: Path) -> None:
     file = out / RELEASE_FILE
     file.write_text(file.read_text().replace('"FAIL"', '"PASS"').replace("failed", "passed"))
     with pytest.raises(TamperedError, match=r"release\.json"):
-        find_release(tmp_path, Path("run.yaml"), MODEL, CONFIG)
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)

@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,42 @@ def test_other_tools_make_another_prompt_and_ids_do_not(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     first, same, other = _prompts(path)
     assert first == same != other
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+TALK = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
+
+
+@pytest.mark.parametrize(
+    ("row", "num_messages"),
+    [
+        ({"prompt": TALK, "completion": [assistant("f")]}, [5, 1, 3]),
+        ({"prompt": TALK, "completion": [assistant("f")], "untrained": [1]}, [5, 3]),
+        # A call and its result are in the answer.
+        ({"prompt": TALK[:1], "completion": [*TALK[1:], assistant("f")]}, [1, 3, 5]),
+        ({"prompt": TALK, "completion": [assistant("f")], "label": True}, [5]),
+        ({"prompt": TALK, "chosen": [assistant("f")], "rejected": [assistant("g")]}, [5]),
+        ({"prompt": [assistant("hello"), *TALK], "completion": [assistant("f")]}, [6, 2, 4]),
+        ({"text": "a"}, None),
+    ],
+)
+def test_every_trained_turn_has_the_hash_of_its_prompt(
+    tmp_path: Path, row: dict[str, Any], num_messages: list[int] | None
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    found = list(_prompts(path, every_turn=True))
+    own = [*row.get("prompt", []), *row.get("completion", [])]
+    wanted: list[object] = [{"prompt": own[:number]} for number in num_messages or ()] or [row]
+    path.write_text("".join(json.dumps(one) + "\n" for one in wanted))
+    assert found == list(_prompts(path))
+    assert len(set(found)) == len(found) > 0
+    path.write_text(json.dumps(row))
+    assert list(_prompts(path)) == found[:1]

@@ -37,10 +37,28 @@ def prompt_key(row: Row, seed: int) -> int:
     The keys of one seed, in ascending order, are the order in which prompts are held out.
     """
     if row.text is not None:
-        normal = json.dumps(["text", plain_text(row.text)])
-    else:
-        normal = json.dumps(plain_prompt(row.prompt, row.tools))
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{normal}".encode()).digest()[:8], "big")
+        return _seeded_key(["text", plain_text(row.text)], seed)
+    return _seeded_key(plain_prompt(row.prompt, row.tools), seed)
+
+
+def turn_keys(row: Row, seed: int) -> list[int]:
+    """Return the keys of the prompts before the other answers that a conversation trains.
+
+    They compare with `prompt_key`: training on all turns trains an answer to each of them.
+    """
+    if row.kind != "answer":
+        return []
+    messages = row.messages
+    return [
+        _seeded_key(plain_prompt(messages[:index], row.tools), seed)
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and index not in (0, len(row.prompt), *row.untrained)
+    ]
+
+
+def _seeded_key(value: Any, seed: int) -> int:
+    data = f"{seed}\0{json.dumps(value)}".encode()
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
 def claim_keys(row: Row, prompt: int) -> tuple[int, int]:

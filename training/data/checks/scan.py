@@ -21,6 +21,7 @@ from training.data.checks.keys import (
     prompt_key,
     short_key,
     tools_key,
+    turn_keys,
 )
 from training.data.checks.languages import NUM_SAMPLED, language_of
 from training.data.checks.length import LengthLimit
@@ -64,6 +65,8 @@ class Part:
     languages: list[str]
     keys: npt.NDArray[np.uint64]
     """[n, 6]: content, prompt, question, answer, group, stratum."""
+    turns: npt.NDArray[np.uint64]
+    """[m, 2]: index of a row, and the key of a prompt before an earlier answer that it trains."""
     kinds: npt.NDArray[np.uint8]
     row_bands: npt.NDArray[np.uint32]
     prompt_bands: npt.NDArray[np.uint32]
@@ -117,6 +120,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
     flagged: dict[str, dict[str, list[int]]] = {}
     changed: dict[str, list[int]] = {}
     languages, keys, kinds, characters = [], [], [], []
+    turns: list[tuple[int, int]] = []
     prompts, wholes = [], []
     checks, limit = _settings.checks, _settings.limit
     single = [
@@ -147,6 +151,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
             language_of(row, script_only=index % step > 0) if has_languages else "none"
         )
         keys.append(_keys(row, _settings))
+        turns += [(index, key) for key in turn_keys(row, _settings.seed)]
         kinds.append(KINDS.index(row.kind))
         prompt, answer = prompt_text(row), answers_text(row)
         characters.append((len(prompt), len(answer)))
@@ -160,6 +165,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
         changed={name: np.array(rows, dtype=np.int64) for name, rows in changed.items()},
         languages=languages,
         keys=np.array(keys, dtype=np.uint64),
+        turns=np.array(turns, dtype=np.uint64).reshape(-1, 2),
         kinds=np.array(kinds, dtype=np.uint8),
         row_bands=bands_of(np.stack(wholes)),
         prompt_bands=bands_of(np.stack(prompts)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from training.config import EvaluationConfig
 from training.evaluation.answerer import Answerer, Reply
 from training.evaluation.evaluate import PAGE_FILE
+from training.evaluation.forgetting.answers import ANSWERS_FILE, answers_text
 from training.evaluation.forgetting.items import Item, suite_input, suite_items
 from training.evaluation.forgetting.judging import judge_forgetting
 from training.evaluation.local import DEFAULT_SETTINGS
@@ -21,7 +22,6 @@ from tuneline.models.source import ModelSource
 from tuneline.models.template import TemplateSettings
 
 REPORT_FILE = "forgetting.json"
-ANSWERS_FILE = "answers.jsonl"
 MAX_NEW_TOKENS = 256
 
 
@@ -69,7 +69,9 @@ def measure_forgetting(
         report = judge_forgetting(items, passed["base"], passed["tuned"])
         text = report.model_dump_json(indent=2) + "\n"
         (draft.dir / REPORT_FILE).write_text(text, encoding="utf-8")
-        _write_answers(draft.dir, items, replies, passed)
+        text = answers_text(items, replies)
+        (draft.dir / ANSWERS_FILE).write_text(text, encoding="utf-8")
+        _write_page(draft.dir, items, replies, passed)
         draft.metrics.update(report.model_dump(mode="json"), wall_s=time.monotonic() - start_s)
     return open_artifact(out, kind="forgetting")
 
@@ -95,24 +97,12 @@ def _replies(items: Sequence[Item], answerer: Answerer) -> list[Reply]:
     return answerer.answer([item.question() for item in items], MAX_NEW_TOKENS)
 
 
-def _write_answers(
+def _write_page(
     folder: Path,
     items: Sequence[Item],
     replies: dict[str, list[Reply]],
     passed: dict[str, list[bool]],
 ) -> None:
-    with (folder / ANSWERS_FILE).open("w", encoding="utf-8") as file:
-        for index, item in enumerate(items):
-            answers = {
-                who: {
-                    "answer": found[index].text,
-                    "tool_calls": found[index].tool_calls,
-                    "passed": passed[who][index],
-                }
-                for who, found in replies.items()
-            }
-            row = {"id": item.id, "skill": item.skill, **answers}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     columns = {
         who: [_prediction(*entry) for entry in zip(items, replies[who], passed[who], strict=True)]
         for who in replies

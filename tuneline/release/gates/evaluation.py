@@ -9,7 +9,14 @@ from typing import Any
 from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED, PREFERENCES
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
-from tuneline.release.rows import Compared, compare_in_order, compare_rows, read_rows
+from tuneline.release.rows import (
+    Compared,
+    compare_in_order,
+    compare_rows,
+    find_lost_rows,
+    mean_value,
+    read_rows,
+)
 
 REPORT = "evaluation-report"
 COMPARISON_FILE = "comparison.json"
@@ -42,12 +49,13 @@ def judge_evaluation(proofs: Proofs) -> Finding:
         )  # fmt: skip
     base, tuned = (proofs.made[stage].path for stage in (EVALUATION_BASE, EVALUATION_TUNED))
     compared = compare_in_order(base, tuned, config.metric)
-    problem = _contradiction(found, compared)
+    problem = _contradiction(found, compared) or _other_value(
+        scores["value"], mean_value(tuned, config.metric)
+    )
     if compared is None or problem:
         return judged(
             False, required, "contradiction", f"{REPORT}: {problem}.",
-            hint=f"Compare again: rm -r {proofs.made[REPORT].path} && tuneline up "
-            f"{proofs.run.path}",
+            hint=proofs.again(REPORT),
             sources=(proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{config.metric}"),),
         )  # fmt: skip
     low, high = found["interval"]
@@ -96,6 +104,13 @@ def _contradiction(found: dict[str, Any], compared: Compared | None) -> str:
     return ""
 
 
+def _other_value(stated: float, own: float | None) -> str:
+    """Return how the value that the limit is about differs from the predictions; else empty."""
+    if own is not None and math.isclose(stated, own, rel_tol=1e-9, abs_tol=1e-12):
+        return ""
+    return f"{SCORES_FILE} has {stated:.4g}, which contradicts the predictions, {own}"
+
+
 def _judge_preferences(proofs: Proofs) -> Finding:
     """Compare the tuned model's preferences with the base's, for methods without right answers."""
     required = "the better answer preferred more often than by the base (interval at 95 %)"
@@ -136,6 +151,16 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
         for stage in (EVALUATION_TUNED, SERVED)
     )
     compared = compare_rows(tuned, served)
+    if compared is not None and (lost := find_lost_rows(tuned, served, config.max_regression)):
+        return judged(
+            False, required, "not comparable",
+            f"{compared.num_rows} of the {len(tuned.values)} rows of the tuned model have a value "
+            f"of the served model, and {lost}.",
+            hint=proofs.again(SERVED),
+            sources=tuple(
+                proofs.source(stage, PREDICTIONS_FILE) for stage in (EVALUATION_TUNED, SERVED)
+            ),
+        )  # fmt: skip
     passed = compared is not None and compared.rules_out(config.max_regression)
     inconclusive = "" if compared is None else compared.inconclusive(config.max_regression)
     return judged(

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+from tuneline.core.errors import ArtifactError
 from tuneline.core.verdict import Verdict
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
 
 STAGE = "forgetting"
 FILE = "forgetting.json"
+ANSWERS = "answers.jsonl"
 REQUIRED = "not worse than the base beyond the noise of the forgetting suite"
 
 
 def judge_forgetting(proofs: Proofs) -> Finding:
-    """Read the verdict of the forgetting suite, where the run asks the suite."""
+    """Judge the recorded answers to the forgetting suite again, where the run asks the suite.
+
+    INVALID fails: the run asks what the base cannot show.
+    """
     if not proofs.has_stage(STAGE):
         return not_asked(REQUIRED, "The run does not ask the suite (evaluation.forgetting: false).")
     if STAGE not in proofs.made:
         return missing(proofs, STAGE, REQUIRED)
-    report = proofs.read(STAGE, FILE)
-    verdict = Verdict(report["verdict"])
+    from training import rejudge_forgetting
+
+    sources = tuple(proofs.source(STAGE, file) for file in (FILE, ANSWERS))
+    try:
+        found = rejudge_forgetting(proofs.made[STAGE].path)
+    except ArtifactError as error:
+        return judged(False, REQUIRED, "no proof", f"{error.message}.", hint=proofs.up)
+    if problem := _contradiction(proofs.read(STAGE, FILE), found.model_dump(mode="json")):
+        return judged(False, REQUIRED, "contradiction", f"{STAGE}: {problem}.",
+                      hint=proofs.again(STAGE), sources=sources)  # fmt: skip
+    verdict = found.verdict
     if verdict is Verdict.INVALID:
-        return not_asked(REQUIRED, "The base has none of the suite's skills: nothing to forget.")
-    low, high = (100 * bound for bound in report["interval"])
+        return judged(
+            False, REQUIRED, str(verdict),
+            "The base has none of the suite's skills, so the suite cannot show that none is lost.",
+            hint="Set evaluation.forgetting: false, or waive the gate: --waive forgetting --why "
+            "TEXT",
+            sources=sources,
+        )  # fmt: skip
+    low, high = (100 * bound for bound in found.interval)
     observed = (
-        f"{verdict}, {100 * report['difference']:+.1f} points ({low:+.1f} to {high:+.1f}) on "
-        f"{report['num_items']} items"
+        f"{verdict}, {100 * found.difference:+.1f} points ({low:+.1f} to {high:+.1f}) on "
+        f"{found.num_items} items"
     )
-    lost = [problem for problem in report["problems"] if "forgotten" in problem]
+    lost = [problem for problem in found.problems if "forgotten" in problem]
     words = {
         Verdict.PASS: "The tuned model keeps the base's skills",
         Verdict.FAIL: "The tuned model lost a skill: " + ("; ".join(lost) or "over all skills"),
@@ -37,5 +60,16 @@ def judge_forgetting(proofs: Proofs) -> Finding:
         observed,
         f"{words}: {observed}." if verdict is Verdict.PASS else f"{words} ({observed}).",
         hint="Mix general rows into the data, lower training.learning_rate, or train fewer steps.",
-        sources=(proofs.source(STAGE, FILE),),
+        sources=sources,
     )
+
+
+def _contradiction(report: dict[str, Any], found: dict[str, Any]) -> str:
+    """Return how a report differs from the answers that it is about; empty if it fits."""
+    for name in ("verdict", "num_items"):
+        if report[name] != found[name]:
+            return f"its {name} is {report[name]}, and that of its answers is {found[name]}"
+    stated, own = ([one["difference"], *one["interval"]] for one in (report, found))
+    if not all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(stated, own, strict=True)):
+        return f"its difference and interval are {stated}, and those of its answers are {own}"
+    return ""

@@ -21,11 +21,13 @@ def judge_heldout(proofs: Proofs) -> Finding:
     """Compare the prompts of both files again.
 
     Prompts are equal as `plain_prompt` says; a prompt with other tools is another prompt.
+    A conversation that is trained on all turns trains an answer to every earlier prompt, too.
     """
     dataset = proofs.made.get(DATASET)
     if dataset is None:
         return missing(proofs, DATASET, REQUIRED)
-    trained = set(_prompts(dataset.path / TRAIN_FILE))
+    every_turn = proofs.run.config.training.train_on == "all_turns"
+    trained = set(_prompts(dataset.path / TRAIN_FILE, every_turn=every_turn))
     held = list(_prompts(dataset.path / HELDOUT_FILE))
     leaked = [number for number, prompt in enumerate(held, start=1) if prompt in trained]
     words = f"None of the {len(held)} held-out prompts is among the {len(trained)} trained prompts."
@@ -42,20 +44,45 @@ def judge_heldout(proofs: Proofs) -> Finding:
         REQUIRED,
         f"{len(leaked)} of {len(held)} prompts",
         words,
-        hint=f"Try: --set data.checks.leakage.action=fix, then tuneline up {proofs.run.path}",
+        hint="Set data.checks.leakage.action: fix in run.yaml, then: " + proofs.run.command("up"),
         sources=tuple(proofs.source(DATASET, file) for file in (TRAIN_FILE, HELDOUT_FILE)),
     )
 
 
-def _prompts(path: Path) -> Iterator[bytes]:
-    """Return a hash of each row's plain prompt; hashes of many rows fit the memory."""
+def _prompts(path: Path, *, every_turn: bool = False) -> Iterator[bytes]:
+    """Return a hash of each row's plain prompt; hashes of many rows fit the memory.
+
+    Args:
+        every_turn: Also of the prompt of each earlier answer that a row trains.
+    """
     # Only a line feed ends a line: text may hold the other line ends of Unicode.
     with path.open("rb") as file:
         for line in file:
             if line.strip():
                 row = json.loads(line)
                 if "text" in row:
-                    plain = plain_text(row["text"])
-                else:
-                    plain = plain_prompt(row["prompt"], row.get("tools", ()))
-                yield hashlib.sha256(json.dumps(plain).encode()).digest()
+                    yield _hash(plain_text(row["text"]))
+                    continue
+                tools = row.get("tools", ())
+                yield _hash(plain_prompt(row["prompt"], tools))
+                for messages in _earlier_prompts(row) if every_turn else ():
+                    yield _hash(plain_prompt(messages, tools))
+
+
+def _earlier_prompts(row: dict[str, Any]) -> Iterator[list[Any]]:
+    """Return the messages before each trained answer of a row but the one after its prompt.
+
+    Preference pairs and labels train only the last answer.
+    """
+    if "completion" not in row or "label" in row:
+        return
+    prompt, untrained = row["prompt"], row.get("untrained", [])
+    messages = [*prompt, *row["completion"]]
+    for index, message in enumerate(messages):
+        is_trained = message["role"] == "assistant" and index not in untrained
+        if is_trained and index not in (0, len(prompt)):
+            yield messages[:index]
+
+
+def _hash(plain: Any) -> bytes:
+    return hashlib.sha256(json.dumps(plain).encode()).digest()

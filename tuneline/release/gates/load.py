@@ -13,7 +13,10 @@ from tuneline.release.proofs import LOADTEST, Proofs
 if TYPE_CHECKING:
     from loadtest import LoadReport
 
-REQUIRED = "verdict PASS, measured on the released artifact with the run's own limits"
+REQUIRED = (
+    "verdict PASS on at least one objective, measured on the released artifact with the "
+    "run's own limits"
+)
 REPORT = "report.json"
 
 
@@ -30,6 +33,8 @@ def judge_load(proofs: Proofs) -> Finding:
     config = loadtest_config(proofs.run)
     slos = {scenario.name: scenario.slo or config.slo for scenario in config.scenarios}
     for one in report.scenarios:
+        if not one.objectives:
+            problems.append(f"{one.name} has no objective; expected a limit in loadtest.slo")
         # A verdict is a word in a file: the figures next to it must say the same.
         if report.verdict is Verdict.PASS and one.verdict is not Verdict.PASS:
             problems.append(f"{one.name} is {one.verdict}, which contradicts the report's PASS")
@@ -46,7 +51,7 @@ def judge_load(proofs: Proofs) -> Finding:
         f"The load test does not hold: {'; '.join(problems)}."
         if problems
         else f"Every objective holds under load: {names}.",
-        hint=f"Measure again: rm -r {proofs.made[LOADTEST].path} && tuneline up {proofs.run.path}",
+        hint=proofs.again(LOADTEST),
         sources=(proofs.source(LOADTEST, REPORT),),
     )
 

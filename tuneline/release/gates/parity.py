@@ -75,6 +75,6 @@ def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
         required,
         ", ".join(f"{one.form} {one.verdict}" for one in found.values()),
         words,
-        hint=f"Look at the first divergences: tuneline prove {proofs.run.path}",
+        hint=f"Look at the first divergences: {proofs.run.command('prove')}",
         sources=tuple(proofs.source(name, PARITY_FILE) for name in names),
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tuneline.core.artifact import open_artifact, verify_artifact
+from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.core.release import ROWS_FILE
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.stages import loadtest_config
 from tuneline.release.gates.evaluation import SERVED
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Earlier, Proofs
@@ -17,13 +22,17 @@ from tuneline.release.rows import (
     Compared,
     Rows,
     compare_rows,
+    find_lost_rows,
     read_released_rows,
     read_rows,
 )
 
 if TYPE_CHECKING:
     from loadtest import ComparisonReport
+    from loadtest.config import LoadTestConfig
 
+LOAD_FIELDS = ("workload", "max_tokens", "ignore_eos", "extra_body", "cancellations")
+"""The fields of section `loadtest` that decide the load, next to the scenarios."""
 NO_PREVIOUS = "The run names no earlier release (release.previous)."
 
 
@@ -72,13 +81,11 @@ def _not_comparable(earlier: Earlier, before: Rows, now: Rows, limit: float) -> 
         return f"{ROWS_FILE} of {name} is of another evaluation than its chain names"
     if before.metric != now.metric:
         return f"{name} has rows of {before.metric}; this run's release.metric is {now.metric}"
-    common = len(before.values.keys() & now.values.keys())
-    total = len(before.values)
-    if not common or total - common > limit * total:
+    if lost := find_lost_rows(before, now, limit):
+        common = len(before.values.keys() & now.values.keys())
         return (
-            f"{common} of the {total} held-out rows of {name} are among the {len(now.values)} of "
-            f"this run, and the {total - common} that are gone could hide a drop of more than "
-            f"{limit:g}"
+            f"{common} of the {len(before.values)} held-out rows of {name} are among the "
+            f"{len(now.values)} of this run, and {lost}"
         )
     return ""
 
@@ -105,8 +112,9 @@ def judge_speed(proofs: Proofs) -> Finding:
     if earlier is None:
         return not_asked(required, NO_PREVIOUS)
     hint = (
-        "Serve both releases and compare them: tuneline loadtest compare --help; then name the "
-        "result in release.load_comparison."
+        "Serve both releases and compare them at the load of run.yaml: tuneline loadtest compare "
+        f"URL-A URL-B --run {shlex.quote(str(proofs.run.path))} --out DIR; then name DIR in "
+        "release.load_comparison."
     )
     given = proofs.config.load_comparison
     if given is None or served is None:
@@ -122,7 +130,10 @@ def judge_speed(proofs: Proofs) -> Finding:
         report = read_comparison(artifact.path)
     except ArtifactError as error:
         return judged(False, required, "no proof", f"{error.message}.", hint=hint)
-    problems = _problems(report, earlier, served.digest, limit)
+    problems = [
+        *_other_load(loadtest_config(proofs.run), artifact, report),
+        *_problems(report, earlier, served.digest, limit),
+    ]
     return judged(
         not problems,
         required,
@@ -133,6 +144,45 @@ def judge_speed(proofs: Proofs) -> Finding:
         f"{_hosts(report)}",
         hint=hint,
     )
+
+
+def _other_load(config: LoadTestConfig, artifact: Artifact, report: ComparisonReport) -> list[str]:
+    """Return why a comparison was not measured at the load of the run's section `loadtest`.
+
+    The path of a workload file differs from machine to machine, so only its name counts.
+    """
+    expected, recorded = _load(config.model_dump(mode="json")), _load(artifact.manifest.config)
+    problems = [
+        f"{name} is {_short(recorded.get(name))}; run.yaml has {_short(value)}"
+        for name, value in expected.items()
+        if recorded.get(name) != value
+    ]
+    scenarios = {one.name: one for one in config.scenarios}
+    names = [one.name for one in report.scenarios]
+    if sorted(names) != sorted(scenarios):
+        problems.append(
+            f"it has {'the scenarios ' + ', '.join(names) if names else 'no scenario'}; expected "
+            f"{', '.join(scenarios)}"
+        )
+        return problems
+    return problems + [
+        f"scenario {one.name} ran at another load than run.yaml's"
+        for one in report.scenarios
+        if any(run.config != scenarios[one.name] for runs in one.runs.values() for run in runs)
+    ]
+
+
+def _load(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a load test's configuration that decide the load."""
+    found = {name: config.get(name) for name in LOAD_FIELDS}
+    workload = dict(found["workload"] or {})
+    workload["path"] = Path(workload["path"]).name if workload.get("path") else None
+    return {**found, "workload": workload}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _problems(report: ComparisonReport, earlier: Earlier, digest: str, limit: float) -> list[str]:

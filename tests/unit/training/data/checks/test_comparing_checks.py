@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,25 @@ def test_a_held_out_prompt_leaks_by_case_and_spacing(tmp_path: Path) -> None:
     assert (lines(result), result.num_dropped) == ([41], 1)
     assert result.examples[0]["other"] == "rows.jsonl: line 36"
     assert len(list(found.rows(True))) == 10
+
+
+def test_a_held_out_prompt_leaks_as_an_earlier_turn(tmp_path: Path) -> None:
+    rows = clean_rows(40)
+    opening = {"role": "user", "content": rows[35].prompt[0]["content"].upper()}
+    answer = {"role": "assistant", "content": "Another answer."}
+    more = {"role": "user", "content": "And then, what does the green lamp say about the door?"}
+    talk = replace(row("Q", "A third answer.", 41), prompt=(opening, answer, more))
+    excluded = replace(talk, line=42, untrained=(1,), completion=({**answer, "content": "No."},))
+    found = checked(tmp_path, [*rows[:30], talk, excluded], rows[30:])
+    result = result_of(found, "leakage")
+    assert (lines(result), result.num_dropped) == ([41], 1)
+    assert result.examples[0]["other"] == "rows.jsonl: line 36"
+    # A row that leaks twice is one row.
+    twice = replace(talk, prompt=(opening, answer, rows[36].prompt[0]), completion=(answer,))
+    both = replace(talk, line=42, prompt=rows[36].prompt, completion=(answer, opening, answer))
+    (tmp_path / "twice").mkdir()
+    found = checked(tmp_path / "twice", [*rows[:30], twice, both], rows[30:])
+    assert lines(result_of(found, "leakage")) == [41, 42]
 
 
 @pytest.mark.parametrize(("action", "num_left"), [("warn", 31), ("fix", 30)])

@@ -1,0 +1,121 @@
+"""A gate judges figures, not a word in a file, and asks whether there is anything to judge."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.config import SLO
+from tests.integration.release.line import (
+    CONFIG,
+    Answers,
+    FinishedLine,
+    forgetting_files,
+    rewrite,
+    write_line,
+)
+from tuneline.core.release import Gate, Outcome
+
+FORGETTING = {"evaluation": {"metrics": ["exact_match"], "forgetting": True}}
+
+
+def gate_of(line: FinishedLine, name: str, *options: str) -> Gate:
+    found = line.judged(*options).gate(name)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory: pytest.TempPathFactory) -> FinishedLine:
+    """A line whose tuned model lost a skill."""
+    return write_line(tmp_path_factory.mktemp("lost"), Answers(lost_skill="json"), FORGETTING)
+
+
+def test_a_verdict_that_its_answers_contradict_is_refused(lost: FinishedLine) -> None:
+    kept = forgetting_files(None)["forgetting.json"]
+    rewrite(lost.artifact("forgetting"), "forgetting.json", lambda _: kept, "forgetting")
+    gate = gate_of(lost, "forgetting")
+    assert gate.outcome is Outcome.FAILED
+    assert "its verdict is PASS, and that of its answers is FAIL" in gate.words
+    figures = json.loads(forgetting_files("json")["forgetting.json"])
+    figures["interval"] = [-0.01, 0.01]
+    rewrite(
+        lost.artifact("forgetting"), "forgetting.json", lambda _: json.dumps(figures), "forgetting"
+    )
+    assert "its difference and interval are" in gate_of(lost, "forgetting").words
+    rewrite(lost.artifact("forgetting"), "answers.jsonl", lambda _: None, "forgetting")
+    assert "does not hold the answers to the forgetting suite" in gate_of(lost, "forgetting").words
+
+
+def test_a_suite_that_the_base_cannot_pass_is_no_proof(tmp_path: Path) -> None:
+    line = write_line(tmp_path, Answers(has_skills=False), FORGETTING)
+    gate = gate_of(line, "forgetting")
+    assert (gate.outcome, gate.observed) == (Outcome.FAILED, "INVALID")
+    assert "The base has none of the suite's skills" in gate.words
+    waived = gate_of(line, "forgetting", "--waive", "forgetting", "--why", "a tiny base")
+    assert waived.outcome is Outcome.WAIVED
+
+
+def test_a_load_test_without_an_objective_is_refused(tmp_path: Path) -> None:
+    slo = {"max_error_rate": None}
+
+    def without(report: dict[str, Any]) -> None:
+        for one in report["scenarios"]:
+            one.update(slo=SLO(max_error_rate=None).model_dump(mode="json"), objectives=[])
+
+    config = {"loadtest": {**CONFIG["loadtest"], "slo": slo}}  # type: ignore[dict-item]
+    gate = gate_of(write_line(tmp_path, Answers(load=without), config), "load")
+    assert gate.outcome is Outcome.FAILED
+    assert "closed-4 has no objective; expected a limit in loadtest.slo" in gate.words
+
+
+@pytest.mark.parametrize(("num_gone", "outcome"), [(5, Outcome.PASSED), (6, Outcome.FAILED)])
+def test_answers_that_are_gone_may_hide_no_more_than_the_limit(
+    tmp_path: Path, num_gone: int, outcome: Outcome
+) -> None:
+    line = write_line(tmp_path)
+
+    def edit(text: str) -> str:
+        rows = [json.loads(one) for one in text.removesuffix("\n").split("\n")]
+        assert len(rows) == 100
+        for row in rows[-num_gone:]:
+            row["scores"]["exact_match"] = None
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+    rewrite(line.artifact("evaluation-served"), "predictions.jsonl", edit, "evaluation")
+    gate = gate_of(line, "evaluation-served")
+    assert gate.outcome is outcome, gate.words
+    if outcome is Outcome.FAILED:
+        assert (
+            "94 of the 100 rows of the tuned model have a value of the served model" in gate.words
+        )
+        assert "the 6 that are gone could hide a drop of more than 0.05" in gate.words
+
+
+def test_a_limit_is_judged_by_the_predictions(tmp_path: Path) -> None:
+    line = write_line(tmp_path, config={"release": {"threshold": 0.99}})
+    assert gate_of(line, "evaluation").outcome is Outcome.FAILED  # 98 of 100 are right
+
+    def edit(text: str) -> str:
+        scores = json.loads(text)
+        scores["metrics"]["exact_match"]["value"] = 1.0
+        return json.dumps(scores)
+
+    rewrite(line.artifact("evaluation-tuned"), "evaluation.json", edit, "evaluation")
+    gate = gate_of(line, "evaluation")
+    assert gate.outcome is Outcome.FAILED
+    assert "evaluation.json has 1, which contradicts the predictions, 0.98" in gate.words
+
+
+def test_a_hint_keeps_the_options_that_make_the_run(tmp_path: Path) -> None:
+    line = write_line(tmp_path / "a line")
+    shutil.rmtree(line.artifact("loadtest"))
+    done = line.release("--set", "loadtest.slo.max_error_rate=0.0")
+    assert done.returncode == 6
+    place = line.run.dir.parent
+    assert (
+        f"Try: tuneline up '{line.run.path}' --set loadtest.slo.max_error_rate=0.0 "
+        f"--runs-dir '{place}'"
+    ) in done.stderr
