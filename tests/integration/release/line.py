@@ -65,6 +65,7 @@ class Answers:
         tuned_wrong: Rows that the tuned model does not.
         served_wrong: Rows that the server does not.
         parity_noise: Nats by which the served log-probabilities differ.
+        tuned_value: The exact match that the tuned model's scores state, if not that of its rows.
         lost_skill: The skill of the forgetting suite that the tuned model lost.
         has_skills: Whether the base model has the suite's skills.
         weight: The model's only weight.
@@ -75,6 +76,7 @@ class Answers:
     tuned_wrong: Collection[int] = (3, 41)
     served_wrong: Collection[int] = (3, 41)
     parity_noise: float = 0.0
+    tuned_value: float | None = None
     lost_skill: str | None = None
     has_skills: bool = True
     weight: float = 1.0
@@ -230,7 +232,10 @@ def _evaluation(draft: Draft, stage: Stage, run: Run, made: Made, answers: Answe
     ]
     predictions, scores = score(found, run.config.evaluation)
     _lines(draft.dir / "predictions.jsonl", predictions)
-    (draft.dir / "evaluation.json").write_text(scores.model_dump_json(), encoding="utf-8")
+    document = scores.model_dump(mode="json")
+    if stage.name == "evaluation-tuned" and answers.tuned_value is not None:
+        document["metrics"]["exact_match"]["value"] = answers.tuned_value
+    (draft.dir / "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def _evaluation_report(draft: Draft, _stage: Stage, _run: Run, made: Made, _: Answers) -> None:

@@ -95,18 +95,15 @@ def test_answers_that_are_gone_may_hide_no_more_than_the_limit(
 
 
 def test_a_limit_is_judged_by_the_predictions(tmp_path: Path) -> None:
-    line = write_line(tmp_path, config={"release": {"threshold": 0.99}})
-    assert gate_of(line, "evaluation").outcome is Outcome.FAILED  # 98 of 100 are right
-
-    def edit(text: str) -> str:
-        scores = json.loads(text)
-        scores["metrics"]["exact_match"]["value"] = 1.0
-        return json.dumps(scores)
-
-    rewrite(line.artifact("evaluation-tuned"), "evaluation.json", edit, "evaluation")
-    gate = gate_of(line, "evaluation")
-    assert gate.outcome is Outcome.FAILED
-    assert "evaluation.json has 1, which contradicts the predictions, 0.98" in gate.words
+    config = {"release": {"threshold": 0.99}}
+    honest = gate_of(write_line(tmp_path / "honest", config=config), "evaluation")
+    assert honest.outcome is Outcome.FAILED
+    assert "exact_match 0.98 is outside the limit 0.99" in honest.words
+    forged = gate_of(
+        write_line(tmp_path / "forged", Answers(tuned_value=1.0), config), "evaluation"
+    )
+    assert forged.outcome is Outcome.FAILED
+    assert "evaluation.json has 1, which contradicts the predictions, 0.98" in forged.words
 
 
 def test_a_hint_keeps_the_options_that_make_the_run(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def write_comparison(folder: Path, report: ComparisonReport, config: LoadTestCon
     ("change", "words"),
     [
         ({"max_tokens": 8}, "max_tokens is 8; run.yaml has 48"),
-        ({"workload": {"source": "synthetic"}}, "workload is {"),
+        ({"workload": {"route": "responses"}}, "workload is {"),
         ({"extra_body": {"temperature": 1.0}}, 'extra_body is {"temperature": 1.0}; run.yaml has'),
         ({"timeout_s": 1.0, "seed": 7, "num_workers": 2}, ""),
     ],

@@ -27,11 +27,11 @@ def judge_forgetting(proofs: Proofs) -> Finding:
         return missing(proofs, STAGE, REQUIRED)
     from training import rejudge_forgetting
 
-    sources = tuple(proofs.source(STAGE, file) for file in (FILE, ANSWERS))
     try:
         found = rejudge_forgetting(proofs.made[STAGE].path)
     except ArtifactError as error:
-        return judged(False, REQUIRED, "no proof", f"{error.message}.", hint=proofs.up)
+        return judged(False, REQUIRED, "no proof", f"{error.message}.", hint=proofs.again(STAGE))
+    sources = tuple(proofs.source(STAGE, file) for file in (FILE, ANSWERS))
     if problem := _contradiction(proofs.read(STAGE, FILE), found.model_dump(mode="json")):
         return judged(False, REQUIRED, "contradiction", f"{STAGE}: {problem}.",
                       hint=proofs.again(STAGE), sources=sources)  # fmt: skip

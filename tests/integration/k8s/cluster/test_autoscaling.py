@@ -12,7 +12,10 @@ from tests.integration.k8s.cluster.conftest import SERVER, Released, history, ki
 from tests.integration.k8s.cluster.model_server import ModelServer
 
 Serve = Callable[..., ModelServer]
-SCALED = ("--set", 'k8s.autoscaling={"by": "hpa", "min_replicas": 2, "max_replicas": 4}')
+SCALED = (
+    "--set", "k8s.replicas=1",
+    "--set", 'k8s.autoscaling={"by": "hpa", "min_replicas": 2, "max_replicas": 4}',
+)  # fmt: skip
 LARGER = ("--set", "k8s.resources.memory=13Gi")
 
 
