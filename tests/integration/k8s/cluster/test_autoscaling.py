@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from k8s import apply_manifests, find_earlier, open_cluster, plan_apply, roll_back_server
 from tests.integration.k8s.cluster.api_server import ApiServer
 from tests.integration.k8s.cluster.conftest import SERVER, Released, history, kinds, running
 from tests.integration.k8s.cluster.model_server import ModelServer
+from tuneline.core.errors import ServerError
+from tuneline.pipeline.deployment import render_released
 
 Serve = Callable[..., ModelServer]
-SCALED = (
-    "--set", "k8s.replicas=1",
-    "--set", 'k8s.autoscaling={"by": "hpa", "min_replicas": 2, "max_replicas": 4}',
-)  # fmt: skip
-LARGER = ("--set", "k8s.resources.memory=13Gi")
+RUN = "support-tickets"
+
+
+def manifests(of: Released, *, memory: str = "12Gi", is_scaled: bool = True) -> list[Any]:
+    """Return the objects of a released run, which an autoscaler scales or not."""
+    found = copy.deepcopy(render_released(of.line.run).objects)
+    (deployment,) = (item for item in found if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container["resources"]["limits"]["memory"] = memory
+    if is_scaled:
+        del deployment["spec"]["replicas"]
+        target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": SERVER}
+        found.append({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": SERVER, "namespace": "tuneline"},
+            "spec": {"scaleTargetRef": target, "minReplicas": 2, "maxReplicas": 4},
+        })  # fmt: skip
+    return found
+
+
+def roll_out(objects: list[Any], *, force_conflicts: bool = False) -> None:
+    cluster = open_cluster("tuneline")
+    plan = plan_apply(cluster, RUN, objects, force_conflicts=force_conflicts)
+    apply_manifests(cluster, plan, check=lambda _: None, force_conflicts=force_conflicts)
 
 
 @pytest.fixture
@@ -39,24 +62,19 @@ def test_a_server_that_gets_an_autoscaler_keeps_its_pods(
     cluster: ApiServer, second: Released, serve: Serve, sizes: list[int]
 ) -> None:
     serve(second.digest)
-    assert second.deploy("apply", "--yes").returncode == 0
+    roll_out(manifests(second, is_scaled=False))
     assert running(cluster)["replicas"] == 2
-    shown = second.deploy("diff", *SCALED)
-    assert shown.returncode == 6, shown.stderr
-    assert "created: HorizontalPodAutoscaler" in shown.stdout
-    assert "replicas: 2 -> 1" not in shown.stdout
-    done = second.deploy("apply", "--yes", *SCALED)
-    assert done.returncode == 0, done.stderr
-    assert f"deployment {SERVER} keeps its 2 pods until the autoscaler acts" in done.stderr
+    plan = plan_apply(open_cluster("tuneline"), RUN, manifests(second))
+    assert [change.object for change in plan.changes] == [f"HorizontalPodAutoscaler/{SERVER}"]
+    roll_out(manifests(second))
     assert "HorizontalPodAutoscaler" in kinds(cluster)
     assert set(sizes) == {2}
     # A number that the autoscaler chose stays in the next version and after a roll-back.
     cluster.store.scale(SERVER, 4)
-    done = second.deploy("apply", "--yes", *SCALED, *LARGER)
-    assert done.returncode == 0, done.stderr
-    assert "proven: 4 of 4 new pods" in done.stderr
-    done = second.deploy("roll-back", "--yes")
-    assert done.returncode == 0, done.stderr
+    roll_out(manifests(second, memory="13Gi"))
+    assert (running(cluster)["replicas"], running(cluster)["ready"]) == (4, 4)
+    back = open_cluster("tuneline")
+    assert roll_back_server(back, RUN, find_earlier(back, RUN)).number == 2
     assert running(cluster)["replicas"] == 4
 
 
@@ -64,15 +82,15 @@ def test_a_way_back_to_an_autoscaler_keeps_the_pods(
     cluster: ApiServer, second: Released, serve: Serve, sizes: list[int]
 ) -> None:
     serve(second.digest)
-    assert second.deploy("apply", "--yes", *SCALED).returncode == 0
+    roll_out(manifests(second))
     cluster.store.scale(SERVER, 3)
-    conflict = second.deploy("apply", "--yes")
-    assert conflict.returncode == 5
-    assert ".spec.replicas" in conflict.stderr
+    with pytest.raises(ServerError, match=r"\.spec\.replicas"):
+        roll_out(manifests(second, is_scaled=False))
     cluster.store.faults["13Gi"] = "crash"
     sizes.clear()
-    done = second.deploy("apply", "--yes", "--force-conflicts", *LARGER)
-    assert done.returncode == 5
-    assert "Rolled back to revision 1" in done.stderr
+    fixed = manifests(second, memory="13Gi", is_scaled=False)
+    with pytest.raises(ServerError, match="Rolled back to revision 1"):
+        roll_out(fixed, force_conflicts=True)
+    assert len(sizes) == 3  # the apply, the hold, and the way back
     assert set(sizes) == {2}
     assert history(cluster)["current"] == 1
