@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.messages import plain_prompt, plain_text
