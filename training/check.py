@@ -58,7 +58,7 @@ def check_data(
     found: dict[str, str] = {}
     limit = None
     if data.checks.length.action == "fix":
-        limit = limit_of(data, base.path, config.max_length)
+        limit = limit_of(data, base.path, config)
     longest, dated = 0, False
     last: set[str] = set()
     train, heldout = open_sources(data, relative_to)

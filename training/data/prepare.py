@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from training.config import DataConfig
+from training.config import DataConfig, TrainingConfig
 from training.data.checks.contradictions import num_disputed
 from training.data.checks.length import limit_of
 from training.data.checks.report import describe_example, dropped_rows, report_of, warn_of
@@ -36,7 +36,7 @@ def prepare_dataset(
     *,
     relative_to: Path,
     out: Path,
-    limit: tuple[ModelSource, int] | None = None,
+    limit: tuple[ModelSource, TrainingConfig] | None = None,
 ) -> Artifact:
     """Check, clean and split rows into a `dataset` artifact.
 
@@ -49,7 +49,8 @@ def prepare_dataset(
         config: The section `data`.
         relative_to: The folder that its paths start from.
         out: The new artifact.
-        limit: The base model and the most tokens of a row, if `data.checks.length` is `fix`.
+        limit: The base model and the section `training`, which say how many tokens a row has and
+            may have, if `data.checks.length` is `fix`.
 
     Raises:
         DataError: A file is missing, or rows cannot be used; all are named.

@@ -17,8 +17,8 @@ def base_input(_run: Run, base: ModelSource) -> list[Input]:
 def data_inputs(run: Run, base: ModelSource) -> list[Input]:
     """Return the content of the data files; a dataset of the Hub is downloaded if need be.
 
-    If rows that are too long are dropped or cut, the rows depend on the tokenizer and on
-    `training.max_length` too.
+    If rows that are too long are dropped or cut, the rows depend on the tokenizer too, and on what
+    training makes of a row.
 
     Raises:
         DataError: One of them does not exist.
@@ -29,8 +29,16 @@ def data_inputs(run: Run, base: ModelSource) -> list[Input]:
     files = data_inputs(run.config.data, run.path.parent)
     if run.config.data.checks.length.action != "fix":
         return files
-    length = canonical_digest(run.config.training.max_length)
-    return [*files, *base_input(run, base), Input(role="max_length", kind="value", digest=length)]
+    training = run.config.training
+    length = canonical_digest(
+        {
+            "max_length": training.max_length,
+            "num_sampled_tokens": training.method.num_sampled_tokens,
+            "train_on": training.train_on,
+            "eos_token": training.eos_token,
+        }
+    )
+    return [*files, *base_input(run, base), Input(role="length", kind="value", digest=length)]
 
 
 def training_inputs(run: Run, base: ModelSource) -> list[Input]:

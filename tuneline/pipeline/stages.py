@@ -51,7 +51,7 @@ def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
 
     config, limit = line.run.config, None
     if config.data.checks.length.action == "fix":
-        limit = (line.base, config.training.max_length)
+        limit = (line.base, config.training)
     return prepare_dataset(config.data, relative_to=line.run.path.parent, out=out, limit=limit)
 
 

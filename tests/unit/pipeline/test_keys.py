@@ -34,6 +34,7 @@ from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
 from tuneline.pipeline.keys import stage_key
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
+from tuneline.pipeline.stage_inputs import data_inputs
 from tuneline.pipeline.stages import stages
 
 EVALUATIONS = (
@@ -319,6 +320,22 @@ def test_changed_data_makes_the_dataset_stale(run: Run, tmp_path: Path) -> None:
     changed = Run(folder / "run.yaml", run.config, run.dir)
     before, after = keys(run), keys(changed)
     assert {name for name in before if before[name] != after[name]} == {"dataset", "loadtest"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_length", 64), ("train_on", "last_turn"), ("eos_token", "</s>"), ("seed", 1)],
+)
+def test_the_length_of_rows_is_part_of_the_key_if_rows_are_dropped_for_it(
+    run: Run, field: str, value: Any
+) -> None:
+    config = replaced(run.config, ["data", "checks", "length", "action"], "fix")
+    changed = replaced(config, ["training", field], value)
+    base = resolve_base(run, download=False)
+    before, after = (
+        data_inputs(Run(run.path, config, run.dir), base) for config in (config, changed)
+    )
+    assert (before != after) == (field != "seed")
 
 
 def test_a_raised_version_makes_a_stage_stale(run: Run) -> None:

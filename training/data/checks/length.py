@@ -1,7 +1,8 @@
-"""Rows with more tokens than training takes, as the base model's chat template renders them."""
+"""Rows with more tokens than training takes, counted as training renders them."""
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,10 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from training.config import DataConfig
+from training.config import DataConfig, TrainingConfig
 from training.config.checks import LengthCheck
+from training.config.types import TrainOn
 from training.data.checks.check import Check, Found
 from training.data.row import Row
+from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import Message, content_of
 
 
@@ -28,20 +31,38 @@ class LengthLimit:
     """`data.chat_template_kwargs` as JSON."""
     template_name: str | None = None
     """`data.chat_template`."""
+    date: datetime.date | None = None
+    """The day that the chat template takes for today."""
+    train_on: TrainOn = "all_turns"
+    """`training.train_on`, for answers."""
+    eos_token: str | None = None
+    """`training.eos_token`."""
+    num_sampled_tokens: int = 0
+    """Tokens that the model itself adds to a prompt in training; then no answer counts."""
 
     def num_tokens(self, row: Row) -> int:
         """Return the tokens of a row; see `num_tokens`."""
-        return num_tokens(row, self.folder, self.template_kwargs, self.template_name)
+        return num_tokens(row, self)
 
     @property
     def action(self) -> str:
         return self.config.action
 
 
-def limit_of(data: DataConfig, folder: Path, max_length: int) -> LengthLimit:
-    """Return the limit for rows that the section `data` renders with a base model."""
-    kwargs = json.dumps(data.chat_template_kwargs)
-    return LengthLimit(folder, max_length, data.checks.length, kwargs, data.chat_template)
+def limit_of(data: DataConfig, folder: Path, training: TrainingConfig) -> LengthLimit:
+    """Return the limit for rows that a run renders with a base model and trains on."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    return LengthLimit(
+        folder,
+        training.max_length,
+        data.checks.length,
+        template_kwargs=json.dumps(data.chat_template_kwargs),
+        template_name=data.chat_template,
+        date=data.chat_template_date or today,
+        train_on=training.train_on,
+        eos_token=training.eos_token,
+        num_sampled_tokens=training.method.num_sampled_tokens,
+    )
 
 
 def find_length(row: Row, limit: LengthLimit) -> Iterator[Found]:
@@ -111,32 +132,86 @@ def _longest(size: int, cut: Callable[[int], Row], limit: LengthLimit) -> Row | 
     return shorter if fits else None
 
 
-def num_tokens(
-    row: Row, folder: Path, template_kwargs: str = "{}", template_name: str | None = None
-) -> int:
-    """Return the tokens of a row; of a preference pair, of the longer answer."""
+def num_tokens(row: Row, limit: LengthLimit) -> int:
+    """Return the tokens of the longest sequence that training makes of a row.
+
+    A row gives several sequences if it is a pair, or if the template renders an earlier turn in
+    another way than when the turn was the last one.
+
+    Raises:
+        DataError: The template refuses the row, or an answer holds a stop token.
+    """
+    if row.text is None and (limit.num_sampled_tokens or not row.completion):
+        return _num_prompt_tokens(row, limit) + limit.num_sampled_tokens
+    if row.rejected:
+        answers = [replace(row, completion=side, rejected=()) for side in _sides(row)]
+        return max(num_tokens(one, replace(limit, train_on="last_turn")) for one in answers)
+    if row.label is not None:
+        limit = replace(limit, train_on="last_turn")
+    return _num_rendered_tokens(row, limit)
+
+
+def _sides(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    return row.completion, row.rejected
+
+
+def _num_prompt_tokens(row: Row, limit: LengthLimit) -> int:
+    from training.rendering.turns import RENDERING_ERRORS
+    from tuneline.models.chat import prompt_token_ids
+
+    tokenizer, _ = _tokenizer(limit)
+    try:
+        return len(prompt_token_ids(tokenizer, row.prompt, row.tools))
+    except RENDERING_ERRORS as error:
+        raise DataError(
+            f"{row.file}: line {row.line}: the chat template refuses the row: {error}"
+        ) from None
+
+
+def _num_rendered_tokens(row: Row, limit: LengthLimit) -> int:
+    from training.rendering.chat import render_row
     from tuneline.models.chat import conversation_token_ids
 
-    tokenizer = _tokenizer(folder, template_kwargs, template_name)
-    if row.text is not None:
-        return len(tokenizer(row.text)["input_ids"])
-    conversations = [row.messages]
-    if row.rejected:
-        conversations.append([*row.prompt, *row.rejected])
-    return max(len(conversation_token_ids(tokenizer, m, row.tools)) for m in conversations)
+    tokenizer, stop_ids = _tokenizer(limit)
+    try:
+        examples = render_row(
+            tokenizer, row, stop_ids=stop_ids, file=row.file, train_on=limit.train_on
+        )
+    except DataError:
+        raise
+    except ConfigError:
+        # A template that cannot be trained with is refused by training; here only lengths count.
+        if row.text is not None:
+            return len(tokenizer(row.text)["input_ids"])
+        return len(conversation_token_ids(tokenizer, row.messages, row.tools))
+    return max(len(example.input_ids) for example in examples)
+
+
+def _tokenizer(limit: LengthLimit) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer with the chat template of the run, and the stop tokens."""
+    return _loaded(
+        limit.folder, limit.template_kwargs, limit.template_name, limit.date, limit.eos_token
+    )
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: Path, template_kwargs: str, template_name: str | None) -> Any:
+def _loaded(
+    folder: Path,
+    template_kwargs: str,
+    template_name: str | None,
+    date: datetime.date | None,
+    eos_token: str | None,
+) -> tuple[Any, tuple[int, ...]]:
     from tuneline.models.chat import set_template
+    from tuneline.models.stop_tokens import served_stop_ids
     from tuneline.models.template import TemplateSettings
     from tuneline.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    settings = TemplateSettings(kwargs=json.loads(template_kwargs), named=template_name)
-    if settings.kwargs or settings.named:
+    settings = TemplateSettings(kwargs=json.loads(template_kwargs), named=template_name, date=date)
+    if settings.kwargs or settings.named or date:
         set_template(tokenizer, str(folder), settings)
-    return tokenizer
+    return tokenizer, tuple(served_stop_ids(folder, tokenizer, eos_token))
 
 
 CHECK = Check(
