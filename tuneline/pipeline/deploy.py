@@ -54,6 +54,44 @@ def render_run(
             named keys and no Secret for them.
         ArtifactError: `out` exists and was not rendered, or was changed since.
     """
+    _require_renderable(run)
+    dataset, model, parity = current(run, DATASET, MODEL, PARITY_MERGED)
+    for artifact in (model, parity):
+        verify_artifact(artifact)
+    require_verdict(parity)
+    released: Artifact | None = None
+    release: Release | None = None
+    if not allow_unreleased:
+        own = run.config.model_dump(mode="json")
+        released, release = find_release(
+            run.dir, run.command("release"), model.digest, own, release_dir
+        )
+    source = ModelSource(run.config.name, model.path, model.digest, model.kind)
+    measured = _measured(run, release)
+    args, env = plan_container(
+        run.config.serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT
+    )
+    return render_manifests(
+        run.config.k8s,
+        name=run.config.name,
+        model_digest=model.digest,
+        served_args=args,
+        served_env=env,
+        out=out,
+        run_config=_job_config(run),
+        prompts=heldout_prompts(dataset),
+        loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
+        capacity=None if measured is None else read_capacity(*measured),
+        release=None if released is None else released.digest,
+        waived=[] if release is None else [waiver.gate for waiver in release.waivers],
+        model_size_bytes=sum(entry.size_bytes for entry in model.manifest.files),
+        helm=helm,
+        signature=_signature(run, released),
+    )
+
+
+def _require_renderable(run: Run) -> None:
+    """Raise ConfigError if the run has settings that the manifests do not carry."""
     serving = run.config.serving
     if serves_adapter(run.config):
         raise ConfigError(
@@ -84,37 +122,6 @@ def render_run(
             f"scenario; loadtest.scenarios holds {num_scenarios}",
             hint="Leave one of them, or set k8s.load_pods to 1.",
         )
-    dataset, model, parity = current(run, DATASET, MODEL, PARITY_MERGED)
-    for artifact in (model, parity):
-        verify_artifact(artifact)
-    require_verdict(parity)
-    released: Artifact | None = None
-    release: Release | None = None
-    if not allow_unreleased:
-        own = run.config.model_dump(mode="json")
-        released, release = find_release(
-            run.dir, run.command("release"), model.digest, own, release_dir
-        )
-    source = ModelSource(run.config.name, model.path, model.digest, model.kind)
-    measured = _measured(run, release)
-    args, env = plan_container(serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT)
-    return render_manifests(
-        run.config.k8s,
-        name=run.config.name,
-        model_digest=model.digest,
-        served_args=args,
-        served_env=env,
-        out=out,
-        run_config=_job_config(run),
-        prompts=heldout_prompts(dataset),
-        loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
-        capacity=None if measured is None else read_capacity(*measured),
-        release=None if released is None else released.digest,
-        waived=[] if release is None else [waiver.gate for waiver in release.waivers],
-        model_size_bytes=sum(entry.size_bytes for entry in model.manifest.files),
-        helm=helm,
-        signature=_signature(run, released),
-    )
 
 
 def _signature(run: Run, released: Artifact | None) -> dict[str, Any] | None:

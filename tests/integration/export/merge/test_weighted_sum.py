@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -69,6 +70,28 @@ def test_a_sum_has_the_bits_of_peft_rounded_once(
     assert_same_bits(merged.path, {name: exact[name].to(dtype) for name in exact}, base)
     assert merged.manifest.config["adapter_weights"] == weights
     assert len(merged.manifest.inputs) == 1 + len(adapters)
+
+
+def test_a_sum_that_starts_with_rslora_has_each_adapters_own_scale(tmp_path: Path) -> None:
+    """W + sum of weight * alpha / sqrt(rank) * BA. PEFT 0.21 scales the whole sum by sqrt(rank)."""
+    base = families.make_base(tmp_path / "base", "llama")
+    options: list[tuple[float, dict[str, Any]]] = [
+        (0.7, {"use_rslora": True, "r": 4, "lora_alpha": 6}), (0.5, {"r": 2, "lora_alpha": 3}),
+    ]  # fmt: skip
+    adapters: Weighted = [
+        (families.make_adapter(tmp_path / f"a{seed}", base, seed=seed, **chosen), weight)
+        for seed, (weight, chosen) in enumerate(options, start=1)
+    ]
+    merged = tensors(run_sum(base, adapters, tmp_path / "out").path)
+    name = "model.layers.0.self_attn.q_proj"
+    expected = tensors(base)[f"{name}.weight"].double()
+    for (folder, weight), scale in zip(adapters, (6 / 2, 3 / 2), strict=True):
+        factors = safetensors.torch.load_file(Path(str(folder)) / "adapter_model.safetensors")
+        b, a = (factors[f"base_model.model.{name}.lora_{side}.weight"].double() for side in "BA")
+        expected += weight * scale * b @ a
+    assert (merged[f"{name}.weight"].double() - expected).abs().max() < 1e-5
+    of_peft = peft_sum(base, adapters)[f"{name}.weight"].double()
+    assert (of_peft - expected).abs().max() > 0.1
 
 
 def test_a_weight_scales_one_adapter(tmp_path: Path) -> None:
