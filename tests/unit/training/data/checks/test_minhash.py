@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.checks.minhash import (
+    COMMON_BITS,
     NUM_PERMUTATIONS,
     band_shape,
     bands_of,
@@ -89,3 +91,16 @@ def test_shingles_of_a_shared_instruction_are_common() -> None:
     common = find_common([shingles(text) for text in texts])
     assert len(own_shingles(texts[5], common)) < 30
     assert len(own_shingles(instruction, common)) == len(shingles(instruction))
+
+
+def test_the_pairs_of_all_bands_are_not_in_memory_at_once() -> None:
+    template = "Please answer the customer {} who asks when the printer of the third floor arrives."
+    nothing = np.zeros(1 << COMMON_BITS, dtype=np.bool_)
+    texts = [template.format(f"name{number:04}") for number in range(600)]
+    bands = bands_of(np.stack([signature(own_shingles(text, nothing)) for text in texts]))
+    tracemalloc.start()
+    pairs = candidate_pairs(bands, np.arange(len(bands)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) > 10 * len(texts)
+    assert peak < 4 * pairs.nbytes
