@@ -39,6 +39,9 @@ def _trainer(
     train_rows: Sequence[Rendered],
     heldout_rows: Sequence[Rendered],
 ) -> SFTTrainer:
+    if config.packing:
+        # The Trainer weighs a batch by its rows, and several packed rows would be one.
+        arguments = {**arguments, "per_device_eval_batch_size": 1}
     args = SFTConfig(
         **arguments,
         max_length=config.max_length,
@@ -57,6 +60,8 @@ def _trainer(
         eval_dataset=_as_dataset(ordered),
         processing_class=tokenizer,
     )
+    num_heldout_tokens = sum(row.num_trained_tokens for row in heldout_rows)
+    trainer.heldout_tokens_per_row = num_heldout_tokens / len(trainer.eval_dataset)
     trainer.groups_by_length = config.train_sampling_strategy == "group_by_length"
     shortest = min(train_rows, key=lambda row: len(row.input_ids))
     trainer.has_answer_loss = add_answer_loss(trainer.model, shortest.input_ids, shortest.labels)
@@ -81,6 +86,8 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
     has_answer_loss = False
     groups_by_length = True
+    heldout_tokens_per_row = 1.0
+    """Trained tokens of the held-out rows per row; with packing, per packed row."""
 
     def compute_loss(
         self,
@@ -91,21 +98,15 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         labels = inputs["labels"]
         if not self.model.training:
-            # The Trainer takes the loss for one of gradients that processes average; see below.
-            num_items_in_batch = self._heldout_divisor(labels) * num_ranks()
+            # The Trainer takes the mean over rows. With this divisor it is the mean over all
+            # trained tokens, whatever the batches are. The Trainer also takes the loss for one of
+            # gradients that processes average; see below.
+            num_items_in_batch = labels.shape[0] * self.heldout_tokens_per_row * num_ranks()
         if return_outputs or not self.has_answer_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = {**inputs, "use_cache": False}
         # The tokens are those of all processes, whose gradients are then averaged.
         return model(**inputs, answer_loss=True) / num_items_in_batch * num_ranks()
-
-    def _heldout_divisor(self, labels: Any) -> Any:
-        """Return what to divide a batch's summed loss by, so that the mean over rows, which the
-        Trainer takes, is the mean over all trained tokens whatever the batches are."""
-        if self.padding_free:  # a packed batch is one row: the mean over batches is all there is
-            return (labels[:, 1:] >= 0).sum()
-        rows = self.eval_dataset["labels"]
-        return labels.shape[0] * sum(sum(label >= 0 for label in row) for row in rows) / len(rows)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.groups_by_length:

@@ -242,7 +242,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
-            inputs=training_inputs, version=2,
+            inputs=training_inputs, version=3,
         ),
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",

@@ -106,16 +106,37 @@ def test_gradients_equal_those_of_one_padded_batch(
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * largest)
 
 
-def test_the_heldout_loss_is_the_mean_over_all_answer_tokens(line: Line, tmp_path: Path) -> None:
-    config = TrainingConfig(per_device_train_batch_size=4, gradient_checkpointing=False)
+@pytest.mark.parametrize(
+    ("packing", "batch_size"), [(False, 1), (False, 4), (True, 1), (True, 2), (True, 4)]
+)
+def test_the_heldout_loss_is_the_mean_over_all_answer_tokens(
+    line: Line, tmp_path: Path, packing: bool, batch_size: int
+) -> None:
+    config = TrainingConfig(
+        per_device_train_batch_size=batch_size, gradient_checkpointing=False, packing=packing,
+        max_length=64,
+    )  # fmt: skip
     model, rows = _model(line, config), _rows(11)
     arguments = trainer_arguments(config, tmp_path, resumed=True)
     trainer = SFT.trainer(config, model, load_tokenizer(line.base.path), arguments, rows, rows)
+    # Packed rows hold one to three rows each, so that their token numbers differ.
+    assert len(trainer.eval_dataset) == (6 if packing else 11)
     found = trainer.evaluate()["eval_loss"]
     plain = _plain(line, config)
     examples = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
     with torch.no_grad():
         assert found == pytest.approx(float(_own_loss(plain, examples)), rel=1e-5)
+
+
+def test_a_measurement_does_not_count_the_heldout_tokens_again(line: Line, tmp_path: Path) -> None:
+    # Counting them in every batch takes time that grows with the square of the number of rows.
+    config = TrainingConfig(per_device_train_batch_size=4, gradient_checkpointing=False)
+    model, rows = _model(line, config), _rows(11)
+    arguments = trainer_arguments(config, tmp_path, resumed=True)
+    trainer = SFT.trainer(config, model, load_tokenizer(line.base.path), arguments, rows, rows)
+    expected = trainer.evaluate()["eval_loss"]
+    dataset, trainer.eval_dataset = trainer.eval_dataset, None
+    assert trainer.evaluate(dataset)["eval_loss"] == expected
 
 
 def _plain(line: Line, config: TrainingConfig) -> Any:
