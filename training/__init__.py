@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from training.evaluation.preferences import evaluate_preferences
     from training.evaluation.report.report import report_evaluations
     from training.evaluation.suspects import find_suspects
+    from training.heldout import answered_rows, prompted_rows, require_heldout
     from training.launch.place import is_follower
     from training.reference import build_reference
     from training.rendering.show import ShownToken
@@ -46,6 +47,7 @@ __all__ = [
     "DataFacts",
     "DataFinding",
     "ShownToken",
+    "answered_rows",
     "augment_data",
     "build_reference",
     "check_data",
@@ -73,9 +75,11 @@ __all__ = [
     "point_folder",
     "prepare_dataset",
     "probe_training",
+    "prompted_rows",
     "read_rows",
     "rejudge_forgetting",
     "report_evaluations",
+    "require_heldout",
     "run_harness",
     "search_settings",
     "show_data",
@@ -124,6 +128,9 @@ __getattr__ = lazy_face(
         "point_folder": "training.search.search:point_folder",
         "search_settings": "training.search.search:search_settings",
         "ends_of": "training.search.space:ends_of",
+        "answered_rows": "training.heldout:answered_rows",
+        "prompted_rows": "training.heldout:prompted_rows",
+        "require_heldout": "training.heldout:require_heldout",
         "is_follower": "training.launch.place:is_follower",
         "is_within": "training.search.space:is_within",
         "rejudge_forgetting": "training.evaluation.forgetting.answers:rejudge_forgetting",

@@ -16,6 +16,7 @@ from training.data.row import Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
 from training.hardware import require_hardware
+from training.heldout import require_heldout
 from training.loop.best import require_metric
 from training.methods import find_method, require_kinds
 from training.model import quiet_libraries
@@ -72,7 +73,10 @@ def check_data(
         )
         rows = list(_kept(rows, data.checks, limit))
         require_kinds(config.method, rows, name)
-        train_rows += rows if source is not heldout else []
+        if source is heldout:
+            require_heldout(config, rows, name)
+        else:
+            train_rows += rows
         rendered = method.render(config, tokenizer, rows, stop_ids, name)
         for example in rendered:
             for token_ids in method.sequences(example):

@@ -14,6 +14,7 @@ from training.data.prepare import TRAIN_FILE, dataset_rows
 from training.data.row import Row
 from training.estimates.memory import TrainingMemory
 from training.estimates.step import estimate_step
+from training.heldout import require_heldout
 from training.loop.best import require_metric
 from training.loop.memory import start_measurement
 from training.loop.ranks import any_rank
@@ -74,7 +75,7 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
         ConfigError: The chat template does not train a stop token or cannot be used, a target
             module does not exist, or the method does not measure the metric.
         DataError: Rows are longer than `max_length`, cannot be rendered, or are not rows that the
-            method trains on.
+            method trains on; or held-out rows cannot be measured.
         ArtifactError: The base model cannot be loaded.
     """
     method = find_method(config.method)
@@ -87,6 +88,7 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     for file, found in rows.items():
         require_kinds(config.method, found, file)
     method.check(config, rows[TRAIN_FILE], TRAIN_FILE)
+    require_heldout(config, rows[HELDOUT_FILE], HELDOUT_FILE)
     train_rows, heldout_rows = (
         method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()
     )

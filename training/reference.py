@@ -17,6 +17,7 @@ import torch
 from training.config import ReferenceConfig
 from training.data.prepare import dataset_rows
 from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
+from training.heldout import prompted_rows
 from training.model import load_tuned, quiet_libraries
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
@@ -57,6 +58,7 @@ def build_reference(
 
     Raises:
         ArtifactError: `out` exists, or base and adapter cannot be loaded or do not fit.
+        DataError: No held-out row has a prompt.
     """
     quiet_libraries()
     inputs = [
@@ -67,7 +69,8 @@ def build_reference(
     with new_artifact(
         out, "reference", config=config.model_dump(mode="json"), inputs=inputs
     ) as draft:
-        rows = dataset_rows(dataset, HELDOUT_FILE, config.num_prompts)
+        rows = prompted_rows(dataset_rows(dataset, HELDOUT_FILE), HELDOUT_FILE)
+        rows = rows[: config.num_prompts]
         tokenizer = load_tokenizer(adapter.path)
         template = require_chat_template(tokenizer, base.name)
         settings = dataset_settings(dataset)

@@ -16,10 +16,10 @@ from training.evaluation.metrics.table import METRICS, choose_metrics
 from training.evaluation.prediction import Prediction, predict
 from training.evaluation.report.page import mismatch_page
 from training.evaluation.scoring import score
+from training.heldout import answered_rows
 from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import DataError
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 from tuneline.models.template import TemplateSettings, dataset_settings
@@ -111,10 +111,8 @@ def evaluation_rows(data: Data, num_rows: int | None) -> list[Row]:
         rows = read_rows(data)[:num_rows]
     else:
         rows = dataset_rows(data, HELDOUT_FILE, num_rows)
-    answered = [row for row in rows if row.completion and row.label is not False]
-    if not answered:
-        where = data if isinstance(data, Path) else data.path / HELDOUT_FILE
-        raise DataError(f"{where}: no row has an answer; expected rows with prompt and answer")
+    where = data if isinstance(data, Path) else data.path / HELDOUT_FILE
+    answered = answered_rows(rows, str(where))
     if len(answered) < len(rows):
         logger.info("  %d rows without a good answer are left out", len(rows) - len(answered))
     return answered

@@ -40,6 +40,10 @@ def _no_check(_config: TrainingConfig, _rows: Sequence[Row], _file: str) -> None
     """Check nothing."""
 
 
+def _any_heldout(_rows: Sequence[Row], _file: str) -> None:
+    """Check nothing."""
+
+
 @dataclass(frozen=True)
 class Method:
     """The part of training that one method defines; the frame does the rest."""
@@ -57,6 +61,9 @@ class Method:
     check: Callable[[TrainingConfig, Sequence[Row], str], None] = _no_check
     """`(config, training rows, file)` -> refuses what cannot work, before a model is loaded; raises
     ConfigError."""
+    check_heldout: Callable[[Sequence[Row], str], None] = _any_heldout
+    """`(held-out rows, file)` -> refuses rows that training and evaluation cannot compare; raises
+    DataError."""
     sequences: Callable[[Any], Sequence[list[int]]] = lambda example: [example.input_ids]
     """An example -> its sequences of token ids, whole."""
     served: str = "a chat model, served merged or as an adapter"

@@ -71,6 +71,18 @@ def _check(config: TrainingConfig, rows: Sequence[Row], file: str) -> None:
         )
 
 
+def _check_heldout(rows: Sequence[Row], file: str) -> None:
+    labels = {row.label for row in rows}
+    if len(labels) == 1:
+        label = str(labels.pop()).lower()
+        raise DataError(
+            f"{file}: all {len(rows):,} held-out rows have the label {label}; expected both "
+            "labels, since kto compares good answers with bad ones",
+            hint="Try: data.stratify_by: label, which holds out rows of both labels, or a larger "
+            "data.heldout_fraction or evaluation.num_rows.",
+        )
+
+
 def _render(
     config: TrainingConfig, tokenizer: Any, rows: Sequence[Row], stop_ids: Sequence[int], file: str
 ) -> list[_Labelled]:
@@ -159,6 +171,7 @@ KTO = Method(
     metrics=_metrics,
     kinds=("label",),
     check=_check,
+    check_heldout=_check_heldout,
     sequences=lambda row: [row.prompt_ids + row.completion_ids],
     columns=("rewards/margins", "kl"),
     choosable=("rewards/margins",),

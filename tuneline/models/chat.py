@@ -183,7 +183,10 @@ def set_date(tokenizer: Any, date: datetime.date | None) -> None:
 
 
 def writes_date(tokenizer: Any, template: str, conversations: Iterable[Sequence[Message]]) -> bool:
-    """Return whether a template renders any of the prompts differently on another day."""
+    """Return whether a template renders any of the prompts differently on another day.
+
+    An empty prompt is that of plain text, which no template renders.
+    """
     if not date_formats(template):
         return False
     early, late = (with_date(template, day) for day in _TWO_DAYS)
@@ -191,6 +194,7 @@ def writes_date(tokenizer: Any, template: str, conversations: Iterable[Sequence[
         prompt_text(tokenizer, messages, template=early)
         != prompt_text(tokenizer, messages, template=late)
         for messages in conversations
+        if messages
     )
 
 
@@ -226,9 +230,10 @@ def date_facts(
 
     Args:
         template: The template of the trained model.
-        conversations: The prompts that are rendered.
+        conversations: The prompts that are rendered; empty ones are not.
         date: The day that the run renders with.
     """
+    conversations = [messages for messages in conversations if messages]
     if date is None or not writes_date(tokenizer, template, conversations):
         return {}
     return {

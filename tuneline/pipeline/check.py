@@ -11,12 +11,12 @@ from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.pipeline.artifact_summary import summarize
 from tuneline.pipeline.lengths import require_rows_fit
-from tuneline.pipeline.plan import plan
+from tuneline.pipeline.plan import plan, select_stages
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import require_served_weights
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
-from tuneline.pipeline.up import lock_run, make_dataset
+from tuneline.pipeline.up import lock_run, make_dataset, require_dataset
 
 if TYPE_CHECKING:
     from training import DataFinding
@@ -96,6 +96,7 @@ def _with_data_checks(run: Run, found: dict[str, str]) -> CheckedRun:
             except ArtifactError as error:  # the other parts of the check need no lock
                 return CheckedRun(found, [], [f"data checks: did not run: {error.message}"])
         dataset = make_dataset(run)
+    require_dataset(run, select_stages(run, ()), dataset)
     reasons = dataset.manifest.metrics["dropped"].items()
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in reasons if reason != HELD_OUT)
     counts = summarize(dataset) + (f"; dropped: {dropped}" if dropped else "")

@@ -13,6 +13,12 @@ from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, add_tolerances
 from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
 from tuneline.pipeline.form_stages import form_stages
+from tuneline.pipeline.heldout import (
+    require_answers,
+    require_compared,
+    require_measured,
+    require_prompts,
+)
 from tuneline.pipeline.lengths import require_prompts_fit
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import (
@@ -237,17 +243,17 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",
             (config.evaluation,), (DATASET,), _evaluation_base, inputs=evaluation_inputs,
-            label="base model",
+            accepts=(require_answers,), label="base model",
         ),
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
-            inputs=training_inputs, version=3,
+            inputs=training_inputs, accepts=(require_measured,), version=3,
         ),
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",
             (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
-            label="base + adapter",
+            accepts=(require_answers,), label="base + adapter",
         ),
         Stage(
             "evaluation-report", "Compare base and tuned answers", "evaluation",
@@ -257,12 +263,12 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, label="base + adapter", version=2,
+            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=3,
         ),
         *_forgetting_stage(config),
         Stage(
             REFERENCE, "Record the trained model's answers", "training", "reference",
-            (config.reference,), (DATASET, ADAPTER), _reference,
+            (config.reference,), (DATASET, ADAPTER), _reference, accepts=(require_prompts,),
         ),
         Stage(
             MODEL, "Cast the trained model" if whole else "Merge adapter and base", "export",

@@ -62,6 +62,7 @@ def up(
     _require_ready(run, selected, base)
     made: Made = {}
     whole: set[str] = set()
+    accepted = False
     failed: list[VerdictError] = []
     with ExitStack() as stack:
         stack.enter_context(lock_run(run))
@@ -70,6 +71,9 @@ def up(
             entry = plan_stage(run, stage, base, made)
             started_s = time.monotonic()
             if entry.state != "current":
+                if DATASET in made and not accepted:
+                    require_dataset(run, selected, made[DATASET])
+                    accepted = True
                 logger.info("[%d/%d] %s (%s)", number, len(selected), stage.title, entry.reason)
                 # Planning looked at sizes only; what a stage reads is checked to the last byte.
                 for name in set(stage.needs) - whole:
@@ -87,6 +91,16 @@ def up(
     if failed:
         raise failed[0]
     return made
+
+
+def require_dataset(run: Run, selected: Sequence[Stage], dataset: Artifact) -> None:
+    """Check what the stages need of the dataset, so that they stop the line before training.
+
+    Raises:
+        DataError: Held-out rows lack something.
+    """
+    for check in dict.fromkeys(check for stage in selected for check in stage.accepts):
+        check(run, dataset)
 
 
 def make_dataset(run: Run) -> Artifact:

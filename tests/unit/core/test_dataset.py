@@ -7,7 +7,7 @@ import pytest
 
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE, heldout_prompts
-from tuneline.core.errors import NotAnArtifactError
+from tuneline.core.errors import DataError, NotAnArtifactError
 
 
 def dataset(folder: Path, text: str) -> Artifact:
@@ -32,3 +32,12 @@ def test_a_line_that_is_not_a_row_is_refused(tmp_path: Path, line: str) -> None:
     text = '{"prompt": []}\n' + line + "\n"
     with pytest.raises(NotAnArtifactError, match=r"heldout\.jsonl: line 2: expected a row"):
         heldout_prompts(dataset(tmp_path / "dataset", text))
+
+
+def test_rows_of_plain_text_have_no_prompt(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "one"}]
+    text = "".join(json.dumps(row) + "\n" for row in ({"text": "Once."}, {"prompt": prompt}))
+    assert heldout_prompts(dataset(tmp_path / "mixed", text)) == [prompt]
+    with pytest.raises(DataError, match=r"heldout\.jsonl: no row has a prompt") as caught:
+        heldout_prompts(dataset(tmp_path / "text", '{"text": "Once."}\n'))
+    assert caught.value.exit_code == 2 and "data.heldout_path" in str(caught.value.hint)

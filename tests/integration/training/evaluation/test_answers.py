@@ -11,15 +11,23 @@ from typing import Any
 import pytest
 
 from tests.integration.training.conftest import ANSWER, Line
+from tests.integration.training.methods.datasets import write_rows
 from training.config import EvaluationConfig, ReferenceConfig
 from training.data.prepare import dataset_rows
+from training.data.row import Row
 from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
 from training.evaluation.prediction import Prediction
 from training.reference import build_reference
-from tuneline.core.artifact import Artifact, Input, verify_artifact
+from tuneline.core.artifact import (
+    Artifact,
+    Input,
+    new_artifact,
+    open_artifact,
+    verify_artifact,
+)
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ServerError
+from tuneline.core.errors import DataError, ServerError
 from tuneline.core.reference import comparable_settings, read_reference
 
 CONFIG = EvaluationConfig(fields="lines", max_new_tokens=24, batch_size=4)
@@ -86,6 +94,22 @@ def test_a_reference_cut_short_says_so(line: Line, tmp_path: Path) -> None:
     short = build_reference(config, line.dataset, line.base, line.adapter, tmp_path / "r")
     [continuation] = read_reference(short)
     assert len(continuation.token_ids) == 3 and continuation.finish_reason == "length"
+
+
+def test_plain_text_among_the_held_out_rows_is_not_asked(line: Line, tmp_path: Path) -> None:
+    rows = dataset_rows(line.dataset, HELDOUT_FILE)[:2]
+    with new_artifact(tmp_path / "mixed", "dataset", config={}) as draft:
+        write_rows(draft.dir / HELDOUT_FILE, [Row(text="Once."), *rows, Row(text="Twice.")])
+    mixed = open_artifact(tmp_path / "mixed")
+    config = ReferenceConfig(num_prompts=2, max_new_tokens=3)
+    found = build_reference(config, mixed, line.base, line.adapter, tmp_path / "r")
+    assert [one.messages for one in read_reference(found)] == [list(row.prompt) for row in rows]
+    with new_artifact(tmp_path / "text", "dataset", config={}) as draft:
+        write_rows(draft.dir / HELDOUT_FILE, [Row(text="Once.")])
+    text = open_artifact(tmp_path / "text")
+    with pytest.raises(DataError, match="no row has a prompt") as caught:
+        build_reference(config, text, line.base, line.adapter, tmp_path / "s")
+    assert caught.value.exit_code == 2 and "data.heldout_path" in str(caught.value.hint)
 
 
 def test_training_takes_the_model_from_none_right_to_all_right(

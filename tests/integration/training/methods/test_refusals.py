@@ -11,14 +11,16 @@ import pytest
 import yaml
 
 from tests.integration.training.methods.datasets import REWARD_FILE
-from tests.integration.training.tiny import make_base
+from tests.integration.training.tiny import CHATML, make_base
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.run_config import load_run
+from tuneline.pipeline.up import up
 
 PAIRS = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
 ANSWERS = [{"prompt": f"Say {i}.", "completion": f"yes {i}"} for i in range(20)]
 LABELS = [{**row, "label": index % 2 == 0} for index, row in enumerate(ANSWERS)]
+TEXTS = [{"text": f"Once upon a time {i}."} for i in range(20)]
 PROMPTS = [{"prompt": f"Say {i}."} for i in range(20)]
 GRPO = {"type": "grpo", "reward_funcs": "rewards.py:lower", "max_completion_length": 8}
 
@@ -33,7 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _check(
-    folder: Path, rows: Sequence[dict[str, Any]], method: dict[str, Any], **training: Any
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    method: dict[str, Any],
+    sections: dict[str, Any] | None = None,
+    **training: Any,
 ) -> dict[str, str]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
@@ -41,6 +47,7 @@ def _check(
         "base_model": "base",
         "data": {"path": "rows.jsonl"},
         "training": {"max_length": 128, **training, "method": method},
+        **(sections or {}),
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
     return check_run(load_run(folder / "run.yaml", runs_dir=folder / "runs")).found
@@ -81,6 +88,11 @@ def test_recipes_that_work_say_how_they_are_served(
         (LABELS[:1], {"type": "kto"}, "has 1 row; kto compares", "Add rows"),
         ([{**PAIRS[0], "rejected": "yes 0"}, *PAIRS[1:]], {"type": "dpo"},
          "line 1: fields 'chosen' and 'rejected' are equal", ""),
+        (TEXTS, {"type": "sft"}, "heldout.jsonl: no row has an answer; expected rows with prompt "
+         "and answer", "data.heldout_path with rows that have a prompt and an answer"),
+        ([{**row, "label": index != 0} for index, row in enumerate(ANSWERS)], {"type": "kto"},
+         "heldout.jsonl: all 2 held-out rows have the label true; expected both labels",
+         "data.stratify_by: label"),
         (PROMPTS[:1], GRPO, "has 1 prompts; a step takes 2", "gradient_accumulation_steps: 1"),
         (PROMPTS, {**GRPO, "max_completion_length": 120}, "line 1: the prompt has",
          "Set training.max_length:"),
@@ -119,6 +131,8 @@ def test_rows_that_a_method_cannot_train_on_are_refused(
         (LABELS, {"type": "kto"}, {"per_device_train_batch_size": 1}, "1 is too small for kto"),
         (LABELS, {"type": "kto", "precompute_ref_log_probs": True}, {}, "drawn anew in each"),
         (PROMPTS, {**GRPO, "num_generations": 5}, {}, "5 does not divide the 16 answers of a step"),
+        (PROMPTS, GRPO, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
+         "a step has 1 answer; expected two or more"),
         (PROMPTS, {**GRPO, "num_generations": 1}, {}, "greater than or equal to 2"),
         (PROMPTS, {**GRPO, "reward_funcs": "none.py:f"}, {}, "no such file"),
         (PROMPTS, {**GRPO, "reward_funcs": "rewards.py"}, {}, "is not file.py:function"),
@@ -143,6 +157,50 @@ def test_options_that_cannot_work_are_refused_by_name(
         _check(folder, rows, method, **training)
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_held_out_rows_of_a_file_are_checked_with_both_labels(folder: Path) -> None:
+    lines = [json.dumps({**row, "prompt": f"Held {i}"}) + "\n" for i, row in enumerate(LABELS)]
+    (folder / "heldout.jsonl").write_text("".join(lines[::2]))
+    sections = {"data": {"path": "rows.jsonl", "heldout_path": "heldout.jsonl"}}
+    with pytest.raises(
+        DataError, match=r"heldout\.jsonl: all 10 held-out rows have the label true"
+    ):
+        _check(folder, LABELS, {"type": "kto"}, sections)
+    (folder / "heldout.jsonl").write_text("".join(lines))
+    _check(folder, LABELS, {"type": "kto"}, sections)
+    # The evaluation compares the first rows only.
+    with pytest.raises(DataError, match="all 1 held-out rows have the label true") as caught:
+        _check(folder, LABELS, {"type": "kto"}, {**sections, "evaluation": {"num_rows": 1}})
+    assert "evaluation.num_rows" in str(caught.value.hint)
+
+
+def test_held_out_text_stops_the_line_before_it_trains(folder: Path) -> None:
+    with pytest.raises(DataError):
+        _check(folder, TEXTS, {"type": "sft"})
+    run = load_run(folder / "run.yaml", runs_dir=folder / "runs")
+    with pytest.raises(DataError, match="no row has a prompt") as caught:
+        up(run, ("adapter", "reference"))
+    assert caught.value.exit_code == 2
+    assert list(run.dir.glob("dataset-*")) and not list(run.dir.glob("adapter-*"))
+
+
+def test_exact_match_of_held_out_text_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="no row has an answer"):
+        _check(folder, TEXTS, {"type": "sft"}, metric_for_best_model="eval_exact_match")
+
+
+def test_text_next_to_answers_is_checked_with_a_template_that_writes_the_date(
+    folder: Path,
+) -> None:
+    template = '{{ strftime_now("%d %b %Y") }}' + "{{ messages[0]['role'] }}" + CHATML
+    make_base(folder / "dated", chat_template=template)
+    (folder / "heldout.jsonl").write_text(json.dumps({"prompt": "b", "completion": "c"}) + "\n")
+    sections: dict[str, Any] = {
+        "data": {"path": "rows.jsonl", "heldout_path": "heldout.jsonl"},
+    }
+    found = _check(folder, TEXTS, {"type": "sft"}, {**sections, "base_model": "dated"})
+    assert "the chat template writes today's date" in found["date"]
 
 
 def test_a_reward_that_is_not_a_number_ends_the_run() -> None:
