@@ -23,6 +23,7 @@ from training.data.prepare import dataset_rows
 from training.data.row import Row
 from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
 from training.evaluation.judged_answers import judge_answers
+from training.heldout import require_heldout
 from training.methods import find_method, require_kinds
 from training.methods.rewards import load_rewards
 from training.model import load_base, load_tuned, quiet_libraries, resolve_dtype
@@ -67,7 +68,7 @@ def evaluate_preferences(
 
     Raises:
         ArtifactError: `out` exists, or base and trained model cannot be loaded or do not fit.
-        DataError: The held-out rows are not rows of the method.
+        DataError: The held-out rows are not rows of the method, or cannot be compared.
         ConfigError: A reward function does not answer with numbers.
         ServerError: A request to the judge failed.
     """
@@ -79,6 +80,7 @@ def evaluate_preferences(
     ) as draft:
         rows = dataset_rows(dataset, HELDOUT_FILE, config.num_rows)
         require_kinds(training.method, rows, HELDOUT_FILE)
+        require_heldout(training, rows, HELDOUT_FILE)
         measure = {"grpo": _rewards, "reward": _scores}.get(training.method.type, _implicit)
         found, figures = measure(training, rows, base, trained)
         if config.judge is not None and not training.method.has_expected_answers:
@@ -182,7 +184,11 @@ def _rewards(
     assert isinstance(options, GrpoConfig)  # noqa: S101 (for the type checker)
     tokenizer = load_tokenizer(trained.path)
     stop_ids = frozenset(served_stop_ids(trained.path, tokenizer))
-    prompts = [example.prompt_ids for example in _examples(training, trained, rows)]
+    examples = _examples(training, trained, rows)
+    prompts = [example.prompt_ids for example in examples]
+    columns = {
+        name: [example.columns[name] for example in examples] for name in examples[0].columns
+    }
     functions = load_rewards(options.reward_funcs)
     weights = options.for_trl().get("reward_weights") or [1.0] * len(functions)
     max_new_tokens = options.max_completion_length
@@ -191,12 +197,6 @@ def _rewards(
     def answered(model: Any) -> list[tuple[str, float]]:
         answers = _answers(model, prompts, stop_ids, max_new_tokens)
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-        columns: dict[str, list[Any]] = {
-            name: [row.fields.get(name) for row in rows]
-            for name in sorted({name for row in rows for name in row.fields})
-        }
-        if any(row.completion for row in rows):
-            columns["answer"] = [row.answer for row in rows]
         total = [0.0] * len(rows)
         for function, weight in zip(functions, weights, strict=True):
             values = function(

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import linear_cross_entropy, pad
 
 from training.loop.last_layer import limit_last_layer
+from tuneline.core.progress import logger
 
 IGNORED = -100
 MAX_RELATIVE_DIFFERENCE = 1e-4
@@ -19,6 +20,8 @@ MAX_COMPARED, MAX_COMPARED_SIZE = 64, 2**20
 """Parameters whose gradients are compared, and their largest number of elements."""
 COMPARED_TOKENS = 16
 """Tokens before and after the first trained one that are compared."""
+MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""Errors of a network whose decoder or modules have another signature or other shapes than here."""
 CHUNK_LOGITS = 2**24
 """Logits that are in memory at once: 64 MiB in float32."""
 
@@ -34,7 +37,7 @@ def add_answer_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int])
 
     Loss and gradients are compared with the model's own on one row, `input_ids` and `labels`, next
     to a shorter row with padding. A model that differs there (soft caps, scales, router losses,
-    attention to later tokens) keeps its own loss.
+    attention to later tokens), or that cannot compute it, keeps its own loss.
 
     Returns:
         Whether the model has the loss. It is not added on a GPU, where TRL's own kernel also reads
@@ -60,8 +63,11 @@ def add_answer_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int])
         return _answer_loss(self, *args, **kwargs)
 
     base.forward = types.MethodType(forward, base)
-    if _equals_own_loss(model, input_ids, labels):
-        return True
+    try:
+        if _equals_own_loss(model, input_ids, labels):
+            return True
+    except MISFITS as error:
+        logger.debug("%s keeps its own loss: %s", type(base).__name__, error)
     for module, own in before:
         module.__dict__.pop("forward", None)
         if own is not None:

@@ -71,9 +71,11 @@ def _position_wise(layer: Any) -> list[Any]:
 
 
 def _at_positions(original: Any, positions: TrainedPositions) -> Any:
-    def forward(_: Any, hidden: torch.Tensor) -> Any:
-        if positions.index is None:
-            return original(hidden)
+    def forward(_: Any, *args: Any, **kwargs: Any) -> Any:
+        # A second argument has its own positions: BLOOM's MLP takes the residual.
+        if positions.index is None or len(args) != 1 or kwargs:
+            return original(*args, **kwargs)
+        (hidden,) = args
         flat = hidden.reshape(-1, hidden.shape[-1])
         found = original(flat.index_select(0, positions.index))
         if not isinstance(found, torch.Tensor):  # some mixtures of experts return router scores too

@@ -65,6 +65,12 @@ def _check(config: TrainingConfig, rows: Sequence[Row], file: str) -> None:
             "reward_funcs; expected one each"
         )
     per_step = _rows_per_generation(config, given)
+    if per_step < 2:
+        raise ConfigError(
+            f"training.per_device_train_batch_size: a step has {per_step} answer; expected two or "
+            "more, since grpo compares the answers to a prompt",
+            hint=f"Set training.per_device_train_batch_size: {options.num_generations}.",
+        )
     if per_step % options.num_generations:
         raise ConfigError(
             f"training.method.num_generations: {options.num_generations} does not divide the "
@@ -79,7 +85,7 @@ def _check(config: TrainingConfig, rows: Sequence[Row], file: str) -> None:
             f"{file}: has {len(rows):,} prompts; a step takes {num_prompts}",
             hint="Give more prompts, or set training.gradient_accumulation_steps: 1.",
         )
-    _probe(rewards, rows[0])
+    _probe(rewards, rows)
 
 
 def _rows_per_generation(config: TrainingConfig, given: dict[str, Any]) -> int:
@@ -91,20 +97,20 @@ def _rows_per_generation(config: TrainingConfig, given: dict[str, Any]) -> int:
 
 
 def _nearest_divisor(total: int, options: GrpoConfig) -> int:
-    divisors = [number for number in range(2, total + 1) if total % number == 0] or [2]
+    divisors = [number for number in range(2, total + 1) if total % number == 0]
     return min(divisors, key=lambda number: abs(number - options.num_generations))
 
 
-def _probe(rewards: Sequence[Any], row: Row) -> None:
-    """Call every reward function once, on an empty answer.
+def _probe(rewards: Sequence[Any], rows: Sequence[Row]) -> None:
+    """Call every reward function once, on an empty answer to the first prompt.
 
     Raises:
         ConfigError: A function raises, or returns something else than a number per answer.
     """
-    columns = {name: [value] for name, value in _columns(row).items()}
+    columns = {name: [value] for name, value in _all_columns(rows)[0].items()}
     for function in rewards:
         function(
-            prompts=[list(row.prompt)],
+            prompts=[list(rows[0].prompt)],
             completions=[[{"role": "assistant", "content": ""}]],
             completion_ids=[[]],
             trainer_state=None,
@@ -114,8 +120,14 @@ def _probe(rewards: Sequence[Any], row: Row) -> None:
         )
 
 
+def _all_columns(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return what a reward function gets of each row with the prompt: every column of every row."""
+    found = [_columns(row) for row in rows]
+    names = dict.fromkeys(name for columns in found for name in columns)
+    return [names | columns for columns in found]
+
+
 def _columns(row: Row) -> dict[str, Any]:
-    """Return what a reward function gets of a row besides the prompt."""
     columns = {name: value for name, value in row.fields.items() if name not in COLUMN_NAMES}
     return {"answer": row.answer, **columns} if row.completion else columns
 
@@ -127,7 +139,7 @@ def _render(
     assert isinstance(options, GrpoConfig)  # noqa: S101 (for the type checker)
     longest = config.max_length - options.max_completion_length
     prompts = []
-    for row in rows:
+    for row, columns in zip(rows, _all_columns(rows), strict=True):
         ids = prompt_token_ids(tokenizer, row.prompt, row.tools)
         if len(ids) > longest:
             raise DataError(
@@ -137,10 +149,7 @@ def _render(
                 hint="Set training.max_length: "
                 f"{len(ids) + options.max_completion_length}, or remove the row.",
             )
-        prompts.append(_Prompt(ids, list(row.prompt), list(stop_ids), _columns(row)))
-    names = {name for prompt in prompts for name in prompt.columns}
-    for prompt in prompts:  # the reward functions get every column of every row
-        prompt.columns.update(dict.fromkeys(names - set(prompt.columns)))
+        prompts.append(_Prompt(ids, list(row.prompt), list(stop_ids), columns))
     return prompts
 
 

@@ -90,21 +90,25 @@ def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
     # A sample may miss the longest row.
     slack = 1.0 if facts.num_measured == rows else 1.25
     context = _context(base)
-    wanted = _up(facts.longest * slack, 64)
+    methods = _method(facts)
+    sampled = _num_sampled_tokens(methods)
+    and_answer = f" and an answer of {sampled:,} tokens" if sampled else ""
+    wanted = _up(facts.longest * slack + sampled, 64)
     max_length = min(wanted, context)
-    fits = f"the longest row ({facts.longest:,} tokens), rounded up to a multiple of 64."
+    fits = (
+        f"the longest row ({facts.longest:,} tokens){and_answer}, rounded up to a multiple of 64."
+    )
     if wanted > context:
         fits = (
-            f"the base model's context. The longest row has {facts.longest:,} tokens: remove the "
-            "rows that do not fit, or choose a base with a longer context."
+            f"the base model's context. The longest row has {facts.longest:,} tokens{and_answer}: "
+            "remove the rows that do not fit, or choose a base with a longer context."
         )
     rows_per_step = min(ROWS_PER_STEP, max(rows // STEPS_PER_EPOCH, 2))
     if facts.kind == "prompt":
         rows_per_step = ROWS_PER_STEP  # a multiple of the answers per prompt
-    methods = _method(facts)
     batch, memory, automatic = _batch(methods, max_length, rows_per_step, base)
     epochs = 3 if rows < 10_000 else 2 if rows < 100_000 else 1
-    new_tokens = _up(max(facts.longest_answer * slack, 16) * 1.25, 16)
+    new_tokens = _up(max(facts.longest_answer * slack, sampled, 16) * 1.25, 16)
     served = min(_up(facts.longest_prompt * slack + new_tokens, 64), context)
     accumulation = max(rows_per_step // batch, 1)
     return [
@@ -148,13 +152,23 @@ def _method(facts: DataFacts) -> list[Choice]:
     return choices
 
 
+def _values(methods: Sequence[Choice]) -> dict[str, Any]:
+    return {choice.key.rpartition(".")[2]: choice.value for choice in methods}
+
+
+def _num_sampled_tokens(methods: Sequence[Choice]) -> int:
+    """Return the tokens that the method adds to a row in training."""
+    config = TrainingConfig.model_validate({"method": _values(methods)})
+    return config.method.num_sampled_tokens
+
+
 def _batch(
     methods: Sequence[Choice], max_length: int, most: int, base: ModelSource
 ) -> tuple[int, str, list[Choice]]:
     """Return the most rows per batch that fit, the reason, and what `auto` chooses then."""
     from training import estimate_memory
 
-    method = {choice.key.rpartition(".")[2]: choice.value for choice in methods}
+    method = _values(methods)
     # KTO compares answers within a batch, and GRPO the answers to one prompt.
     least = {"kto": 2, "grpo": 8}.get(method["type"], 1)
     batch = max(least, min(LARGEST_BATCH, most))

@@ -78,3 +78,40 @@ def test_a_model_that_attends_to_later_tokens_keeps_its_loss() -> None:
     forwards = [module.forward for module in model.modules()]
     assert not add_answer_loss(model, IDS[0].tolist(), [-100] * 5 + IDS[0, 5:].tolist())
     assert [module.forward for module in model.modules()] == forwards
+
+
+def test_an_mlp_that_takes_the_residual_too_is_computed_whole() -> None:
+    torch.manual_seed(0)
+    model = T.BloomForCausalLM(
+        T.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
+    ).eval()
+    labels = IDS.clone()
+    labels[:, :5] = -100
+    batch = {"input_ids": IDS, "labels": labels, "use_cache": False}
+    own = float(model(**batch).loss.detach())
+    assert add_answer_loss(model, IDS[0].tolist(), labels[0].tolist())
+    found = float(model(**batch, answer_loss=True).detach()) / (3 * 7)
+    assert found == pytest.approx(own, rel=1e-5)
+
+
+class _MlpOfBatches(torch.nn.Module):  # type: ignore[misc]
+    """An MLP that reads batch, position and width, as a convolution does."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        batch, length, width = hidden.shape
+        found: torch.Tensor = self.mlp(hidden.reshape(batch * length, width))
+        return found.view(batch, length, width)
+
+
+def test_a_model_that_cannot_compute_single_positions_keeps_its_loss() -> None:
+    model = _model("llama")
+    model.model.layers[-1].mlp = _MlpOfBatches(model.model.layers[-1].mlp)
+    forwards = [module.forward for module in model.modules()]
+    training = model.train().training
+    assert not add_answer_loss(model, IDS[0].tolist(), [-100] * 5 + IDS[0, 5:].tolist())
+    assert [module.forward for module in model.modules()] == forwards
+    assert model.training is training

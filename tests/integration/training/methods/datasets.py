@@ -29,6 +29,11 @@ def short(prompts, completions, **columns):
     return [1.0]
 
 
+def solved(prompts, answer, note, **columns):
+    """1 for the field `answer`, and for a note that only some rows have."""
+    return [float(found == "42" and text in (None, "odd")) for found, text in zip(answer, note)]
+
+
 def number(prompts, completions, **columns):
     return 1.0
 
@@ -65,6 +70,12 @@ def answer(index: int) -> Row:
     return Row(_asked(index), (_said(WORDS[index % 8]),))
 
 
+def solved(index: int) -> Row:
+    """A solution in words, and the result in a field that has the name of the answer."""
+    fields = {"answer": "42", **({"note": "odd"} if index % 2 else {})}
+    return Row(_asked(index), (_said(f"6 times 7 is 42, for {index}."),), fields=fields)
+
+
 def uneven(index: int) -> Row:
     """An answer of one to seven words after a question of another length."""
     words = [WORDS[(index + place) % 8] for place in range(1 + index * 5 % 7)]
@@ -73,6 +84,7 @@ def uneven(index: int) -> Row:
 
 KINDS: dict[str, Callable[[int], Row]] = {
     "answer": answer, "uneven": uneven, "preference": pair, "label": labelled, "prompt": prompt,
+    "solved": solved,
 }  # fmt: skip
 
 

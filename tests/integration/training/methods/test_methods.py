@@ -282,3 +282,17 @@ def test_grpo_generates_from_exactly_our_token_ids(
     expected = [_rendered(tokenizer, row)["prompt"] for row in rows]
     assert len(seen) == 4 * len(rows)
     assert sorted(seen) == sorted(expected * 4)
+
+
+def test_rewards_get_the_same_columns_in_training_and_in_evaluation(
+    folder: Path, base: ModelSource, tmp_path: Path
+) -> None:
+    dataset = write_dataset(tmp_path / "d", "solved", 8, 4)
+    options = {**OPTIONS["grpo"], "type": "grpo", "reward_funcs": "rewards.py:solved"}
+    config = TrainingConfig.model_validate({**COMMON, "method": options, "max_steps": 1})
+    trained = train_adapter(config, dataset, base, tmp_path / "a", relative_to=folder)
+    assert trained.manifest.metrics["eval_reward_before"] == 1.0
+    found = evaluate_preferences(
+        EvaluationConfig(), config, dataset, base, trained, tmp_path / "p", relative_to=folder
+    )
+    assert (found.manifest.metrics["num_rows"], found.manifest.metrics["reward"]) == (4, 1.0)
