@@ -69,8 +69,8 @@ def build_reference(
     with new_artifact(
         out, "reference", config=config.model_dump(mode="json"), inputs=inputs
     ) as draft:
-        rows = prompted_rows(dataset_rows(dataset, HELDOUT_FILE), HELDOUT_FILE)
-        rows = rows[: config.num_prompts]
+        asked = prompted_rows(dataset_rows(dataset, HELDOUT_FILE), HELDOUT_FILE)
+        rows = asked[: config.num_prompts]
         tokenizer = load_tokenizer(adapter.path)
         template = require_chat_template(tokenizer, base.name)
         settings = dataset_settings(dataset)

@@ -62,7 +62,7 @@ class Stage:
         step: Writes the artifact.
         inputs: Returns what it reads besides other stages' artifacts.
         prepare: Checks of what it needs; they run before the first stage of the line runs.
-        accepts: Checks of the dataset; they run before the first stage that comes after it.
+        accepts: Checks of the dataset; they run as soon as it is there.
         version: Part of its key. Raise it when the same configuration and inputs give another
             result than before, so that every run makes the artifact again.
         label: Who gave the answers that it scores, for an evaluation.

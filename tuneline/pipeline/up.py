@@ -59,10 +59,9 @@ def up(
     if is_follower(run.config.training.launch):
         line = Line(run, base, LazyServer(run, base, ExitStack()).endpoint)
         return follow(run, selected, base, line)
-    _require_ready(run, selected, base)
+    pending = _require_ready(run, selected, base)
     made: Made = {}
     whole: set[str] = set()
-    accepted = False
     failed: list[VerdictError] = []
     with ExitStack() as stack:
         stack.enter_context(lock_run(run))
@@ -71,9 +70,6 @@ def up(
             entry = plan_stage(run, stage, base, made)
             started_s = time.monotonic()
             if entry.state != "current":
-                if DATASET in made and not accepted:
-                    require_dataset(run, selected, made[DATASET])
-                    accepted = True
                 logger.info("[%d/%d] %s (%s)", number, len(selected), stage.title, entry.reason)
                 # Planning looked at sizes only; what a stage reads is checked to the last byte.
                 for name in set(stage.needs) - whole:
@@ -82,6 +78,8 @@ def up(
             made[stage.name] = _make(entry, line, made)
             wall_s = 0.0 if entry.state == "current" else time.monotonic() - started_s
             on_stage(entry, made[stage.name], wall_s)
+            if stage.name == DATASET:
+                require_dataset(run, pending, made[DATASET])
             try:
                 require_verdict(made[stage.name])
             except VerdictError as error:
@@ -93,13 +91,13 @@ def up(
     return made
 
 
-def require_dataset(run: Run, selected: Sequence[Stage], dataset: Artifact) -> None:
+def require_dataset(run: Run, wanted: Sequence[Stage], dataset: Artifact) -> None:
     """Check what the stages need of the dataset, so that they stop the line before training.
 
     Raises:
         DataError: Held-out rows lack something.
     """
-    for check in dict.fromkeys(check for stage in selected for check in stage.accepts):
+    for check in dict.fromkeys(check for stage in wanted for check in stage.accepts):
         check(run, dataset)
 
 
@@ -129,11 +127,16 @@ def _make(entry: Planned, line: Line, made: Made) -> Artifact:
     return entry.stage.step(line, made, entry.path)
 
 
-def _require_ready(run: Run, selected: Sequence[Stage], base: ModelSource) -> None:
-    """Check what late stages need, so that they stop the line before training, not after it."""
+def _require_ready(run: Run, selected: Sequence[Stage], base: ModelSource) -> list[Stage]:
+    """Check what late stages need, so that they stop the line before training, not after it.
+
+    Returns:
+        The stages that are not current.
+    """
     pending = [e.stage for e in plan_stages(run, selected, base) if e.state != "current"]
     for check in dict.fromkeys(check for stage in pending for check in stage.prepare):
         check(run)
+    return pending
 
 
 @contextlib.contextmanager
