@@ -111,15 +111,17 @@ def _equals_own_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]
     compared = _compared_parameters(model)
     was_training = model.training
     model.eval()  # without dropout, so that two passes are comparable
-    own = model(**batch).loss
-    found = model(**batch, answer_loss=True) / num_trained
-    gradients = [
-        torch.cat(
-            [g.flatten() for g in torch.autograd.grad(loss, compared, materialize_grads=True)]
-        )
-        for loss in (own, found)
-    ]
-    model.train(was_training)
+    try:
+        own = model(**batch).loss
+        found = model(**batch, answer_loss=True) / num_trained
+        gradients = [
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, compared, materialize_grads=True)]
+            )
+            for loss in (own, found)
+        ]
+    finally:
+        model.train(was_training)
     # A loss that is not a number is the same on either path; the loop reports it.
     return math.isnan(float(own.detach())) or all(
         float((ours - theirs).norm()) <= MAX_RELATIVE_DIFFERENCE * float(theirs.norm())

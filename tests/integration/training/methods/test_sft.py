@@ -119,7 +119,7 @@ def test_the_heldout_loss_is_the_mean_over_all_answer_tokens(
     model, rows = _model(line, config), _rows(11)
     arguments = trainer_arguments(config, tmp_path, resumed=True)
     trainer = SFT.trainer(config, model, load_tokenizer(line.base.path), arguments, rows, rows)
-    # Packed rows hold one to three rows each, so that their token numbers differ.
+    # Packed rows hold one row or two, so that their token numbers differ.
     assert len(trainer.eval_dataset) == (6 if packing else 11)
     found = trainer.evaluate()["eval_loss"]
     plain = _plain(line, config)
