@@ -57,9 +57,7 @@ def check_data(
     require_metric(config, method)
     chosen_trackers(config)
     found: dict[str, str] = {}
-    limit = None
-    if data.checks.length.action == "fix":
-        limit = limit_of(data, base.path, config)
+    limit = limit_of(data, base.path, config) if data.checks.length.action == "fix" else None
     longest, dated = 0, False
     last: set[str] = set()
     train, heldout = open_sources(data, relative_to)
@@ -75,8 +73,7 @@ def check_data(
         require_kinds(config.method, rows, name)
         if source is heldout:
             require_heldout(config, rows, name)
-        else:
-            train_rows += rows
+        train_rows += rows if source is not heldout else []
         rendered = method.render(config, tokenizer, rows, stop_ids, name)
         for example in rendered:
             for token_ids in method.sequences(example):
