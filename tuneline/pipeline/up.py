@@ -95,9 +95,13 @@ def require_dataset(run: Run, wanted: Sequence[Stage], dataset: Artifact) -> Non
     """Check what the stages need of the dataset, so that they stop the line before training.
 
     Raises:
+        TamperedError: The dataset differs from its manifest.
         DataError: Held-out rows lack something.
     """
-    for check in dict.fromkeys(check for stage in wanted for check in stage.accepts):
+    checks = dict.fromkeys(check for stage in wanted for check in stage.accepts)
+    if checks:
+        verify_artifact(dataset)
+    for check in checks:
         check(run, dataset)
 
 
