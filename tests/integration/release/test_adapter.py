@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.release.line import Answers, FinishedLine, rewrite, verify, write_line
 from tuneline.core.release import Outcome, read_release
+from tuneline.models import source
 from tuneline.models.source import embedded_base
 
 CONFIG = {"base_model": "base", "serving": {"mode": "adapter"}}
@@ -71,7 +72,19 @@ def test_a_base_of_a_merged_model_has_no_meaning(tmp_path: Path) -> None:
     assert "--base: has no meaning for a merged model" in done.stderr
 
 
-def test_a_base_that_changed_since_it_was_measured_is_refused(line: FinishedLine) -> None:
+def test_a_small_base_that_changed_makes_the_line_stale(line: FinishedLine) -> None:
+    line.released()
+    change_without_a_trace(base_of(line) / "model.safetensors")
+    done = line.release()
+    assert done.returncode == 3
+    assert "stage adapter: its configuration" in done.stderr
+
+
+def test_a_base_that_changed_since_it_was_measured_is_refused(
+    line: FinishedLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digests of large files are remembered by size and time; the release reads the files."""
+    monkeypatch.setattr(source, "REMEMBERED_BYTES", 0)
     line.released()  # the cache of digests knows the base from now on
     change_without_a_trace(base_of(line) / "model.safetensors")
     done = line.release()
