@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tuneline.core.config import StrictModel
-from tuneline.core.secrets import is_secret_name
+from tuneline.core.secrets import is_secret_name, variable_name
 from tuneline.core.tolerances import Tolerances
 
 # Flags that this room works out itself; two sources for one flag would let one win in silence.
@@ -127,10 +127,8 @@ class ServingConfig(StrictModel):
     """Beyond loopback a key is required."""
     port: int | None = Field(default=None, ge=1, le=65535, json_schema_extra={"keyed": False})
     """None: a free port from the operating system."""
-    api_key_env: str = Field(
-        default="VLLM_API_KEY",
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        json_schema_extra={"keyed": False},
+    api_key_env: Annotated[str, AfterValidator(variable_name)] = Field(
+        default="VLLM_API_KEY", json_schema_extra={"keyed": False}
     )
     """The environment variable that holds the key; where it is unset, no key is asked for."""
     keys_file: str | None = Field(default=None, json_schema_extra={"keyed": False})
@@ -166,7 +164,8 @@ class ServingConfig(StrictModel):
         default_factory=dict
     )
     """Any other vLLM flag by its name: `true` gives `--flag`, `false` `--no-flag`, a list several
-    values, a mapping JSON; null leaves the flag out."""
+    values, a mapping JSON; null leaves the flag out. The path of a chat template or of a parser
+    plugin starts from the run.yaml, or else from the current directory."""
     # Only the parity of the served model depends on this section; its stage names it.
     parity: ServedParityConfig = Field(
         default=ServedParityConfig(), json_schema_extra={"keyed": False}

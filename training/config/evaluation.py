@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from training.config.types import PositiveInt
 from tuneline.core.config import StrictModel
+from tuneline.core.secrets import variable_name
 
 MetricName = Literal[
     "exact_match", "fields", "classes", "chrf", "rouge_l", "nats", "json_schema", "python", "judge"
@@ -22,7 +23,9 @@ class JudgeConfig(StrictModel):
     """The server, up to and with `/v1`."""
     model: str
     """The model's name on that server."""
-    api_key_env: str = Field(default="JUDGE_API_KEY", json_schema_extra=NOT_KEYED)
+    api_key_env: Annotated[str, AfterValidator(variable_name)] = Field(
+        default="JUDGE_API_KEY", json_schema_extra=NOT_KEYED
+    )
     """The environment variable with the key."""
     criteria: str = "Prefer the answer that is more correct, complete and to the point."
     """The judge's question: the property of a better answer."""

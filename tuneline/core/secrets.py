@@ -45,6 +45,19 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
+def variable_name(text: str) -> str:
+    """Return the name of an environment variable that holds a secret.
+
+    Raises:
+        ValueError: It is not a name; perhaps it is the secret itself, so the message leaves it out.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) or _KNOWN_FORM.fullmatch(text):
+        raise ValueError(
+            "is not the name of a variable; the key itself goes into the environment only"
+        )
+    return text
+
+
 def hide_passwords(text: str) -> str:
     """Return a text in which the user and the password of each URL are `***`."""
     return _PASSWORD_IN_URL.sub("://***@", text)

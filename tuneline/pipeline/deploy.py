@@ -25,6 +25,7 @@ from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED
+from tuneline.pipeline.stage_inputs import served_files
 from tuneline.pipeline.stages import stage_names
 
 
@@ -107,6 +108,12 @@ def _require_renderable(run: Run) -> None:
             f"--from-file=keys.toml={file}\n"
             "  and then: --set k8s.keys_secret_name=tuneline-keys\n"
             "  Or without named keys: --set serving.keys_file=null",
+        )
+    for name, path in served_files(run).items():
+        raise ConfigError(
+            f"{run.path}: serving.extra_args.{name}: {path} is a file of this machine, which the "
+            "pods do not have",
+            hint=f"Try: --set serving.extra_args.{name}=null",
         )
     workload = run.config.loadtest.workload
     if workload.path is not None:

@@ -17,6 +17,7 @@ from tuneline.models.source import ModelSource
 from tuneline.models.template import with_date
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.stage import ADAPTER, MODEL, REFERENCE, Made
+from tuneline.pipeline.stage_inputs import served_files
 
 DATED = (REFERENCE, ADAPTER)
 """Stages whose artifacts record the day that the chat template writes in place of today."""
@@ -74,6 +75,9 @@ def serving_config(run: Run) -> ServingConfig:
     if config.adapters is not None:
         root = str(run.resolve(config.adapters.root))
         paths["adapters"] = config.adapters.model_copy(update={"root": root})
+    if files := served_files(run):
+        named = {name: str(path.resolve()) for name, path in files.items()}
+        paths["extra_args"] = {**config.extra_args, **named}
     return config.model_copy(update=paths)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tuneline.core.artifact import Input, canonical_digest, file_sha256
 from tuneline.core.errors import DataError
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.run_config import Run
+
+FILE_FLAGS = ("chat_template", "reasoning_parser_plugin", "tool_parser_plugin")
+"""Flags of vLLM whose value may be the path of a file."""
 
 
 def base_input(_run: Run, base: ModelSource) -> list[Input]:
@@ -72,12 +76,42 @@ def forgetting_inputs(run: Run, base: ModelSource) -> list[Input]:
 
 
 def loadtest_inputs(run: Run, base: ModelSource) -> list[Input]:
-    """Return the base model, and the workload file of the load test if it has one.
+    """Return the base model, the files of the server, and the workload file of the load test.
 
     Raises:
         DataError: The workload file does not exist.
     """
-    return [*base_input(run, base), *workload_inputs(run)]
+    return [*served_inputs(run, base), *workload_inputs(run)]
+
+
+def served_files(run: Run) -> dict[str, Path]:
+    """Return the files that flags of `serving.extra_args` name, by flag.
+
+    A path starts from the directory of run.yaml, or else from the current one, where vLLM looks. A
+    chat template may also be the text itself.
+    """
+    found = {}
+    for name, value in run.config.serving.extra_args.items():
+        if name.removeprefix("--").replace("-", "_") in FILE_FLAGS and isinstance(value, str):
+            places = (run.resolve(value), Path(value))
+            # `Path.is_file` raises for a template, which is too long for a path.
+            path = next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
+            found |= {} if path is None else {name: path}
+    return found
+
+
+def served_inputs(run: Run, base: ModelSource) -> list[Input]:
+    """Return the base model, and the files that the server reads besides the model."""
+    files = served_files(run).items()
+    return [
+        *base_input(run, base),
+        *(_file_input(run, f"serving.extra_args.{name}", path.absolute()) for name, path in files),
+    ]
+
+
+def evaluation_served_inputs(run: Run, base: ModelSource) -> list[Input]:
+    """Return what the evaluation reads, and what the server reads."""
+    return [*evaluation_inputs(run, base), *served_inputs(run, base)[1:]]
 
 
 def workload_inputs(run: Run) -> list[Input]:

@@ -9,6 +9,7 @@ from loadtest.config import LoadTestConfig
 from training.config import EvaluationConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import heldout_prompts
+from tuneline.core.errors import ConfigError
 from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, add_tolerances
 from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
@@ -45,8 +46,10 @@ from tuneline.pipeline.stage import (
 from tuneline.pipeline.stage_inputs import (
     data_inputs,
     evaluation_inputs,
+    evaluation_served_inputs,
     forgetting_inputs,
     loadtest_inputs,
+    served_inputs,
     training_inputs,
     workload_inputs,
 )
@@ -306,12 +309,12 @@ def _served_stages(config: RunConfig) -> list[Stage]:
         Stage(
             "parity-served", "Prove the served model", "served", "parity",
             (serving, serving.parity), (REFERENCE, served_by), _parity_served,
-            prepare=(_require_server,),
+            inputs=served_inputs, prepare=(_require_server,),
         ),
         Stage(
             "evaluation-served", "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
-            inputs=evaluation_inputs, prepare=(_require_server,), label="served by vLLM",
+            inputs=evaluation_served_inputs, prepare=(_require_server,), label="served by vLLM",
         ),
         Stage(
             "loadtest", "Load-test the endpoint", "served", "load-report",
@@ -322,8 +325,19 @@ def _served_stages(config: RunConfig) -> list[Stage]:
 
 
 def stage_names(run: Run, *, groups: tuple[Group, ...] = (), kind: str = "") -> tuple[str, ...]:
-    """Return the names of the stages in any of `groups`, and of those that make a `kind`."""
-    return tuple(s.name for s in stages(run) if s.group in groups or s.kind == kind)
+    """Return the names of the stages in any of `groups`, and of those that make a `kind`.
+
+    Raises:
+        ConfigError: The line has no such stage. No name would mean all stages.
+    """
+    names = tuple(s.name for s in stages(run) if s.group in groups or s.kind == kind)
+    if not names:
+        raise ConfigError(
+            f"{run.path}: training.method {run.config.training.method.type} makes a model that "
+            "answers no prompt; expected a line that goes on after its evaluation",
+            hint=f"Try: {run.command('up')}",
+        )
+    return names
 
 
 def _merged_parity(config: RunConfig) -> ParityConfig:

@@ -36,3 +36,11 @@ def test_named_keys_without_a_secret_are_refused(tmp_path: Path) -> None:
     run = load_run(RUN, [*overrides, "k8s.keys_secret_name=tuneline-keys"], runs_dir=tmp_path)
     with pytest.raises(NotAnArtifactError):
         render_run(run, tmp_path / "out")
+
+
+def test_a_file_of_the_server_is_not_in_a_pod(tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    run = load_run(RUN, [f"serving.extra_args.chat_template={template}"], runs_dir=tmp_path)
+    with pytest.raises(ConfigError, match="is a file of this machine, which the pods do not have"):
+        render_run(run, tmp_path / "out")

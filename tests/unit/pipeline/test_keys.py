@@ -34,6 +34,7 @@ from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
 from tuneline.pipeline.keys import stage_key
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
+from tuneline.pipeline.server import serving_config
 from tuneline.pipeline.stage_inputs import data_inputs
 from tuneline.pipeline.stages import stages
 
@@ -206,6 +207,7 @@ CHANGED: dict[str, Any] = {
     "export.prune.pattern": "2:4",
     "export.forms": (*FORMS, "torchscript"),
     "serving.mode": "adapter",
+    "serving.extra_args": {"seed": 1},
     "training.report_to": [],
     "search.space": {"training.r": ChoicesConfig(choices=[8])},
 }
@@ -320,6 +322,24 @@ def test_changed_data_makes_the_dataset_stale(run: Run, tmp_path: Path) -> None:
     changed = Run(folder / "run.yaml", run.config, run.dir)
     before, after = keys(run), keys(changed)
     assert {name for name in before if before[name] != after[name]} == {"dataset", "loadtest"}
+
+
+@pytest.mark.parametrize("flag", ["chat_template", "--tool-parser-plugin"])
+def test_a_changed_file_of_the_server_makes_its_stages_stale(
+    run: Run, tmp_path: Path, flag: str
+) -> None:
+    folder = shutil.copytree(run.path.parent, tmp_path / "run")
+    config = replaced(run.config, ["serving", "extra_args"], {flag: "server.txt"})
+    there = Run(folder / "run.yaml", config, run.dir)
+    found = []
+    for text in ("first", "second"):
+        (folder / "server.txt").write_text(text)
+        found.append(keys(there))
+    before, after = found
+    assert sorted(name for name in before if before[name] != after[name]) == sorted(SERVED)
+    assert serving_config(there).extra_args == {flag: str(folder / "server.txt")}
+    text = replaced(config, ["serving", "extra_args"], {flag: "{{ messages }}" * 1000})
+    assert serving_config(Run(there.path, text, run.dir)).extra_args == text.serving.extra_args
 
 
 @pytest.mark.parametrize(

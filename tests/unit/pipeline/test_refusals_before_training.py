@@ -76,6 +76,16 @@ def test_full_fine_tuning_has_a_lower_learning_rate_of_its_own() -> None:
     assert run_of(training=given).config.training.learning_rate == 1e-4
 
 
+@pytest.mark.parametrize("key", ["sk-proj-abcdefghijklmnop", "hf_abcdefghijklmnopqrstuvwxyz"])
+@pytest.mark.parametrize("section", ["serving", "judge"])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(section: str, key: str) -> None:
+    judge = {"judge": {"url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": key}}
+    sections = {"serving": {"serving": {"api_key_env": key}}, "judge": {"evaluation": judge}}
+    with pytest.raises(ConfigError, match="api_key_env: is not the name of a variable") as error:
+        run_of(**sections[section])
+    assert key not in str(error.value)
+
+
 def test_a_judge_of_a_model_without_answers_is_refused() -> None:
     judge = {"judge": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
     with pytest.raises(ConfigError, match="a reward model gives none") as error:
