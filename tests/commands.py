@@ -13,6 +13,8 @@ from typing import Any
 
 from tuneline import cli
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
     """Run the command line where torch and transformers are imported already.
@@ -20,7 +22,7 @@ def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
     Use it to test what a command answers, prints and exits with. A test of signals needs
     `tuneline_forked`, and one of imports or time a process that starts anew.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     argv, sys.argv = sys.argv, ["tuneline", *args]
     stdout, stderr = io.StringIO(), io.StringIO()
     try:

@@ -69,7 +69,7 @@ def train_adapter(
     """Fine-tune an adapter on a dataset's training rows and write it with all that serving needs.
 
     An interrupted run continues from its newest checkpoint when it is called again with the same
-    configuration, dataset and base. On SIGINT and SIGTERM a checkpoint is written first.
+    configuration, dataset and base. On SIGINT, SIGTERM and SIGHUP a checkpoint is written first.
 
     With `config.launch` this process starts the processes that train. Where the environment says
     that it is one of several already (RANK and WORLD_SIZE), it joins the others.

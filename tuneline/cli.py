@@ -7,16 +7,22 @@ and the command imports the rooms that it needs.
 
 from __future__ import annotations
 
-import os
+import io
 import signal
 import sys
 from typing import Annotated, Any, ClassVar, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from tuneline import __version__
 from tuneline.commands.lazy_group import LazyGroup, Row
-from tuneline.commands.printing import emit_error, join_streams, one_output, write_message
+from tuneline.commands.printing import (
+    emit_error,
+    join_streams,
+    one_output,
+    write_message,
+)
 from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
 from tuneline.core.progress import logger, set_up_logging
@@ -304,24 +310,34 @@ def main() -> NoReturn:
     """Run the command line; the only place that turns errors into exit codes."""
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` ignores it
+        signal.signal(signal.SIGHUP, _interrupt)
     refuse_fetched_kernels()
     join_streams()
+    # Rows and answers may hold half a surrogate pair, which UTF-8 cannot write.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with one_output() as output:
         try:
-            app()
+            code = app(standalone_mode=False)
         except TunelineError as error:
             output.error = str(error)
-            if "--json" in sys.argv and not output.is_printed:
-                emit_error(error)
+            emit_error(error)
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
-        except BrokenPipeError:
-            # The reader of stdout has gone (`| head`): nothing more can be said there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+        except TyperException as error:
+            # A usage error, which says itself how the command is used.
+            output.error = error.message = error.format_message()
+            emit_error(error)
+            error.show()  # type: ignore[attr-defined]  # the class that has it is not public
+            sys.exit(error.exit_code)
+        except Exception as error:
+            # A bug: its traceback goes to stderr.
+            emit_error(error)
+            raise
         finally:
             write_message(output)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _interrupt(signum: int, _frame: Any) -> NoReturn:

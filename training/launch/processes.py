@@ -52,7 +52,8 @@ def train_in_processes(
 ) -> Artifact:
     """Train in the processes of `config.launch`, and return the artifact that rank 0 wrote.
 
-    SIGINT and SIGTERM reach all processes, which write a checkpoint; a second signal ends them.
+    SIGINT, SIGTERM and SIGHUP reach all processes, which write a checkpoint; a second signal ends
+    them.
 
     Raises:
         TunelineError: The error of the process that failed first, with its rank.
@@ -172,7 +173,7 @@ def _report(heldout: Path, start: int, on_heldout: Callable[[int, float], None] 
 
 @contextmanager
 def _signals_for(running: _Running) -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on as SIGTERM, and to the earlier handler when all have ended.
+    """Pass signals that stop a run on as SIGTERM, and to the earlier handler when all have ended.
 
     Raises:
         KeyboardInterrupt: The run was stopped, and the signal's own handler returned.
@@ -190,7 +191,8 @@ def _signals_for(running: _Running) -> Iterator[None]:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in stops}
     previous = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
     for number in previous:
         signal.signal(number, on_signal)

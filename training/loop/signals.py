@@ -66,7 +66,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def listening(self, work: Path | None = None) -> Iterator[None]:
-        """Stop training on SIGINT and SIGTERM, then pass the signal to its earlier handler.
+        """Stop training on SIGINT, SIGTERM and SIGHUP, then pass the signal to its earlier handler.
 
         A second signal does not wait. An ignored signal stays ignored, and outside the main thread
         no signal is caught.
@@ -80,7 +80,8 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {number: signal.getsignal(number) for number in stops}
         previous = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
 
         def restore() -> None:

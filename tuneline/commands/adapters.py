@@ -92,7 +92,7 @@ def _naming_the_list(url: str) -> Iterator[None]:
     """After Ctrl-C, say how to see what the server did: it does not hear of the interrupt."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the command line turns a signal into SystemExit
         hint = f"The server may still be at work. Try: tuneline adapters list {url}"
         typer.echo(hint, err=True)
         raise

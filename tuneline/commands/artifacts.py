@@ -59,7 +59,7 @@ def card(
 ) -> None:
     """Write the model card of a run's model, or of a model artifact, from the manifests."""
     from export import write_model_card
-    from tuneline.core.artifact import open_artifact
+    from tuneline.core.artifact import cannot_write, open_artifact
     from tuneline.pipeline.plan import current
     from tuneline.pipeline.stage import MODEL
 
@@ -73,7 +73,10 @@ def card(
         return
     if out.exists():
         raise ArtifactError(f"{out}: exists already", hint="Remove it, or choose another --out.")
-    out.write_text(text, encoding="utf-8")
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(out, error) from None
     emit({"path": str(out), "card": text}, [f"written: {out}"], as_json)
 
 

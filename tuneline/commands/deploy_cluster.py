@@ -391,5 +391,9 @@ def _confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise ConfigError(f"{question} Nobody can answer here; expected --yes")
-    if not typer.confirm(question, err=True):
+    try:
+        is_wanted = typer.confirm(question, err=True)
+    except typer.Abort:  # Ctrl-D
+        is_wanted = False
+    if not is_wanted:
         raise ConfigError("nothing was changed")

@@ -40,8 +40,11 @@ def init(
 
     With --from, take over the configuration of another trainer.
     """
+    from tuneline.pipeline.choices import require_new
+
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
+    require_new(out)  # a download and a look at all rows take minutes
     done = [f"written: {out}", f"Next: tuneline check {out}"]
     if source is not None:
         given = {"--data": data, "--base": base, "--shape": shape, "--split": split}

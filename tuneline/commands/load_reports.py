@@ -13,7 +13,7 @@ from tuneline.commands.options import (
     AsJson,
     Out,
 )
-from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.printing import emit, emit_artifact, write_out
 from tuneline.core.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ def report(
         form = Form.markdown
     text = report_text(artifact, form)
     if out is None:
-        print(text, end="")
+        write_out(text.removesuffix("\n"))
         return
     # Renamed into place: a collector of text files never reads half of one.
     partial = out.with_name(f".{out.name}.partial")
@@ -77,4 +77,4 @@ def report(
         partial.replace(out)
     except OSError as error:
         raise cannot_write(out, error) from None
-    emit({"path": str(out)}, [f"written: {out}"], False)
+    emit({"path": str(out)}, [f"written: {out}"], as_json)

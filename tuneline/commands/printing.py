@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -16,7 +17,6 @@ from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
-    from tuneline.core.errors import TunelineError
 
 
 @dataclass
@@ -33,6 +33,8 @@ POD_MESSAGE = "TUNELINE_POD_MESSAGE"
 """The variable that names a pod's termination message; the manifests set it."""
 MESSAGE_SIZE_BYTES = 4096
 """The kubelet's limit of a termination message."""
+PIPE_EXIT = 141
+"""As a shell reports the end of a program by SIGPIPE."""
 
 _output: ContextVar[Output] = ContextVar("output")
 
@@ -76,7 +78,31 @@ def emit(document: Any, lines: list[str], as_json: bool) -> None:
     output = _output.get(Output())
     output.is_printed = True
     output.lines = tuple(lines)
-    print(json.dumps(document, indent=2) if as_json else "\n".join(lines), flush=True)
+    write_out(json.dumps(document, indent=2) if as_json else "\n".join(lines))
+
+
+def write_out(text: str) -> None:
+    """Print a result, or end the process if the reader of stdout has gone (`| head`).
+
+    Raises:
+        DiskFullError: The disk of the file that stdout goes to is full.
+    """
+    from tuneline.core.errors import DiskFullError
+
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer would raise again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(PIPE_EXIT) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DiskFullError(
+            "stdout: the disk is full; the result is not written whole",
+            hint="Free some space and run the same command again; finished stages are kept.",
+        ) from None
 
 
 def emit_artifact(artifact: Artifact, as_json: bool) -> None:
@@ -91,12 +117,17 @@ def emit_artifact(artifact: Artifact, as_json: bool) -> None:
     emit(document, describe_artifact(artifact), as_json)
 
 
-def emit_error(error: TunelineError) -> None:
-    """Print an error as the command's one JSON document."""
-    fault = {
+def fault(error: Exception) -> dict[str, Any]:
+    """Return an error as a value of a JSON document; an error without an exit code is a bug."""
+    return {
         "type": type(error).__name__,
-        "message": error.message,
-        "hint": error.hint,
-        "exit_code": error.exit_code,
+        "message": getattr(error, "message", "") or str(error),
+        "hint": getattr(error, "hint", None),
+        "exit_code": getattr(error, "exit_code", 1),
     }
-    print(json.dumps({"error": fault}, indent=2))
+
+
+def emit_error(error: Exception) -> None:
+    """Print an error as the command's one JSON document, unless a result is printed already."""
+    if "--json" in sys.argv and not _output.get(Output()).is_printed:
+        print(json.dumps({"error": fault(error)}, indent=2), flush=True)

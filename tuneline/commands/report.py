@@ -40,7 +40,7 @@ def report(
         facts, folder = facts_of_folder(target), target.absolute().parent
     else:
         run = open_run(target, overrides, runs_dir)
-        facts, folder = facts_of_run(run, overrides or ()), run.dir
+        facts, folder = facts_of_run(run), run.dir
     if html is None and markdown is None and junit is None:
         html = folder / HTML_FILE
     named = {"html": html, "markdown": markdown, "junit": junit}

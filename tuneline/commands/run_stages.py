@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tuneline.commands.printing import emit
+from tuneline.commands.printing import emit, fault
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
@@ -62,11 +62,14 @@ def run_stages(
             }
         )
 
+    document: dict[str, Any] = {"name": run.config.name, "stages": entries}
     try:
         up(run, until, on_stage, keep_going=ladder)
+    except Exception as error:
+        document["error"] = fault(error)
+        raise
     finally:
         if done:
-            document: dict[str, Any] = {"name": run.config.name, "stages": entries}
             lines = run_report_lines(done)
             proofs = of_kind(done, "parity")
             if ladder and proofs:

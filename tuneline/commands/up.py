@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,9 @@ from tuneline.commands.printing import emit
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.progress import logger
 from tuneline.pipeline.stage import ADAPTER
+
+if TYPE_CHECKING:
+    from tuneline.pipeline.run_config import Run
 
 
 def check(
@@ -98,11 +102,17 @@ def up(
     """
     run = open_run(run_file, overrides, runs_dir)
     run_stages(run, (), as_json=as_json, push_to=storage_place(push_to))
-    # `make demo` does not change the shell's PATH, so the hint repeats the program as it was typed.
+    if run.config.training.method.answers_prompts:
+        logger.info("\nNext:\n  %s\n  %s --port 8000", _typed(run, "chat"), _typed(run, "serve"))
+
+
+def _typed(run: Run, command: str) -> str:
+    """Return a command on the run, with the program as it was typed.
+
+    `make demo` does not change the shell's PATH.
+    """
     program = sys.argv[0] if Path(sys.argv[0]).name == "tuneline" else "tuneline"
-    logger.info(
-        "\nNext:\n  %s chat %s\n  %s serve %s --port 8000", program, run_file, program, run_file
-    )
+    return run.command(command).replace("tuneline", shlex.quote(program), 1)
 
 
 def train(

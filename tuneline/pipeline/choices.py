@@ -40,8 +40,7 @@ def write_choices(out: Path, head: Sequence[str], choices: Sequence[Choice]) -> 
     Raises:
         ConfigError: `out` exists, or a value cannot be used; every problem names its key.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: exists; expected a new file", hint="Try: --out OTHER.yaml")
+    require_new(out)
     values: dict[str, Any] = {}
     for choice in choices:
         *sections, name = choice.key.split(".")
@@ -60,6 +59,16 @@ def write_choices(out: Path, head: Sequence[str], choices: Sequence[Choice]) -> 
         raise cannot_write(out, error) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_new(out: Path) -> None:
+    """Check that a file is not there yet.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: exists; expected a new file", hint="Try: --out OTHER.yaml")
 
 
 def relative_path(path: str, out: Path) -> str:

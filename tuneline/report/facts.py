@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,14 +87,13 @@ def facts_of_folder(folder: Path, artifacts: Path | None = None) -> Facts:
     return Facts(release.name, up, release, made, absent, release.config)
 
 
-def facts_of_run(run: Run, overrides: Sequence[str] = ()) -> Facts:
+def facts_of_run(run: Run) -> Facts:
     """Return the facts of a run, with its last release.
 
     A release counts if it is about the run's artifacts, judged by the limits of run.yaml as it is.
 
     Args:
         run: The run.
-        overrides: The `--set` options of the run, for the command lines of the report.
 
     Raises:
         MissingError: The base model is not here.
@@ -115,11 +112,9 @@ def facts_of_run(run: Run, overrides: Sequence[str] = ()) -> Facts:
                 absent[stage.name] = entry.reason
         except ArtifactError as error:
             absent[stage.name] = error.message
-    options = [part for override in overrides for part in ("--set", override)]
     config = run.config.model_dump(mode="json")
     release, outdated = _last_release(run.dir, made, config)
-    up = shlex.join(["tuneline", "up", str(run.path), *options])
-    return Facts(run.config.name, up, release, made, absent, config, outdated)
+    return Facts(run.config.name, run.command("up"), release, made, absent, config, outdated)
 
 
 def _last_release(

@@ -316,6 +316,8 @@ def test_a_report_in_every_form(measured: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert 'tuneline_loadtest_requests{scenario="open"' in (tmp_path / "load.prom").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["load.prom"]
+    done = tuneline("report", measured, "--json", "--out", "report.json", cwd=tmp_path)
+    assert json.loads(done.stdout) == {"path": "report.json"}
 
 
 def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> None:

@@ -260,6 +260,8 @@ def test_nothing_is_built_on_a_tampered_artifact(
         assert done.returncode == 3, done.stderr
         assert f"{file}: sha256" in done.stderr
         assert f"rm -r {path.parent}" in done.stderr
+        document = json.loads(done.stdout)
+        assert document["stages"] and document["error"]["type"] == "TamperedError"
     finally:
         path.write_bytes(original)
     assert sorted((run.parent / "runs" / "small").iterdir()) == before

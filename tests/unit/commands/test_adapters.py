@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,7 +17,7 @@ import serving
 from serving import list_adapters
 from serving.adapters import client
 from serving.middleware.asgi import error_body
-from tuneline.commands.adapters import adapters_remove
+from tests.commands import tuneline_here
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 
@@ -83,14 +86,13 @@ def test_a_client_that_waits_too_long_names_the_list(
     assert caught.value.hint == f"Try: tuneline adapters list {endpoint.url}"
 
 
-def test_ctrl_c_names_the_list(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_names_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)  # the handler ends it
 
     monkeypatch.setattr(serving, "remove_adapter", interrupted)
     url = "http://127.0.0.1:1/v1"
-    with pytest.raises(KeyboardInterrupt):
-        adapters_remove(url, "replies")
-    assert f"Try: tuneline adapters list {url}" in capsys.readouterr().err
+    done = tuneline_here("adapters", "remove", url, "replies")
+    assert done.returncode == 130
+    assert f"Try: tuneline adapters list {url}" in done.stderr

@@ -2,16 +2,19 @@
 
 import contextlib
 import json
+import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
 from tests.commands import tuneline_here
+from tuneline import cli
 from tuneline.cli import (
     AdaptersGroup,
     DataGroup,
@@ -21,6 +24,7 @@ from tuneline.cli import (
     LoadTestGroup,
     TunelineGroup,
 )
+from tuneline.commands import up as up_commands
 from tuneline.commands.lazy_group import LazyGroup, load_command
 from tuneline.core.artifact import new_artifact
 
@@ -199,6 +203,127 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
     assert error["type"] == "ConfigError"
     assert error["exit_code"] == 2
     assert "none.yaml: no such file" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("up",), "Missing argument 'RUN.yaml'"),
+        (("up", EXAMPLE, "--jsno"), "No such option: --jsno"),
+        (("nonsense",), "No such command 'nonsense'"),
+        (("evaluate", "--suite", "nope"), "Invalid value for '--suite'"),
+    ],
+)
+def test_a_usage_error_is_json_too(arguments: tuple[str | Path, ...], message: str) -> None:
+    done = tuneline(*arguments, "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert message in error["message"] and error["exit_code"] == 2
+    assert message in done.stderr and "Usage:" in done.stderr
+
+
+def test_a_bug_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def broken(**_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr(sys, "argv", ["tuneline", "plan", "--json"])
+    with pytest.raises(ZeroDivisionError):  # the interpreter prints it and ends with 1
+        cli.main()
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {
+        "type": "ZeroDivisionError", "message": "a bug", "hint": None, "exit_code": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("stdout", "code"), [("closed pipe", 141), ("/dev/full", 4)])
+def test_a_stdout_that_takes_nothing_is_not_a_bug(stdout: str, code: int) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    if stdout == "/dev/full":
+        os.dup2(os.open(stdout, os.O_WRONLY), write_end)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tuneline", "keys", "list", "--file", "/dev/null"],
+            stdout=write_end, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(write_end)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("stdout: the disk is full" in done.stderr) == (code == 4)
+
+
+def test_a_character_that_stdout_cannot_write_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer may hold half a surrogate pair, and a log may be written in Latin-1."""
+    row = {"prompt": "in", "completion": "\u2192"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    done = tuneline_process("data", "show", tmp_path / "rows.jsonl", "--row", "1")
+    assert done.returncode == 0, done.stderr
+    assert r"\ufffd" in done.stdout  # each token is a part of the arrow
+
+
+def test_a_lost_terminal_ends_a_command_as_a_signal_does() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from tuneline import cli\n"
+        "cli.app = lambda **_: os.kill(os.getpid(), signal.SIGHUP)\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 128 + 1
+
+
+@pytest.mark.parametrize("command", ["export", "prove", "loadtest"])
+def test_a_reward_model_has_no_later_stages(command: str, tmp_path: Path) -> None:
+    """Without a name of a stage, the whole line would run."""
+    preferences = EXAMPLE.parents[1] / "preferences" / "run.yaml"
+    method = ("--set", "training.method={type: reward}")
+    done = tuneline(command, preferences, *method, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "training.method reward makes a model that answers no prompt" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "next_lines"),
+    [
+        ("sft", ["tuneline chat {run} --set training.r=4 --runs-dir 'my runs'",
+                 "tuneline serve {run} --set training.r=4 --runs-dir 'my runs' --port 8000"]),
+        ("reward", []),
+    ],
+)  # fmt: skip
+def test_the_next_commands_are_about_the_same_run(
+    method: str, next_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up_commands, "run_stages", lambda *_, **__: None)
+    sets = ["training.r=4"] if method == "sft" else [f"training.method.type={method}"]
+    options = [part for one in sets for part in ("--set", one)]
+    done = tuneline("up", EXAMPLE, *options, "--runs-dir", "my runs")
+    assert done.returncode == 0, done.stderr
+    found = [line.strip() for line in done.stderr.splitlines() if "tuneline" in line]
+    assert found == [line.format(run=EXAMPLE) for line in next_lines]
+
+
+def test_a_card_that_cannot_be_written(tmp_path: Path) -> None:
+    with new_artifact(tmp_path / "model", "model", config={}) as draft:
+        (draft.dir / "config.json").write_text("{}")
+    done = tuneline("card", tmp_path / "model", "--out", tmp_path / "none" / "README.md")
+    assert done.returncode == 3, done.stderr
+    assert "none/README.md: cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "report"])
+def test_the_folder_of_a_run_is_not_to_be_removed(command: str, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "my run" / "dataset-0123456789")
+    done = tuneline(command, tmp_path / "my run")
+    assert done.returncode == 3
+    assert "rm -r" not in done.stderr
 
 
 def test_a_base_model_that_does_not_exist(tmp_path: Path) -> None:

@@ -178,23 +178,24 @@ def test_a_measurement_that_takes_too_long_is_left_after_a_signal() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_run_that_was_stopped_ends_even_where_the_handler_returns() -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_was_stopped_ends_even_where_the_handler_returns(sent: signal.Signals) -> None:
     handled: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    before = signal.signal(sent, lambda number, _: handled.append(number))
     try:
         stop = StopOnSignal()
         with pytest.raises(KeyboardInterrupt), stop.listening():
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.received == signal.SIGTERM and handled == []
-        assert handled == [signal.SIGTERM]
+            signal.raise_signal(sent)
+            assert stop.received == sent and handled == []
+        assert handled == [sent]
 
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(sent, signal.SIG_IGN)
         stop = StopOnSignal()
         with stop.listening():
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(sent)
         assert stop.received is None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(sent, before)
 
 
 def test_a_run_that_continues_under_another_setup_says_so_and_records_it(
