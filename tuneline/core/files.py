@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tuneline.core.config import StrictModel
+from tuneline.core.progress import reading
 
 MANIFEST = "manifest.json"
 
@@ -25,6 +26,11 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return a path if it is there, or else its nearest parent that is there."""
+    return next(folder for folder in [path, *path.absolute().parents] if folder.exists())
 
 
 def payload_files(directory: Path) -> list[Path]:
@@ -65,7 +71,12 @@ def difference_lines(
         if path.is_symlink() and not path.is_file()
     )
     links = [path for path in links if not any(fnmatchcase(path, one) for one in ignore)]
-    sha256 = {path: file_sha256(file) for path, file in found.items()}
+    sha256, done_bytes = {}, 0
+    with reading(f"checking {directory.name}", sum(entry.size_bytes for entry in files)) as advance:
+        for path, file in found.items():
+            sha256[path] = file_sha256(file)
+            done_bytes += file.stat().st_size
+            advance(done_bytes)
     added = sorted(found.keys() - listed.keys())
     lines = []
     for path in sorted(listed.keys() - found.keys()):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import TextIO
 
 logger = logging.getLogger("tuneline")
 
 PLAIN_INTERVAL_S = 10.0
+SHOWN_BYTES = 2**30
+"""A read of fewer bytes takes at most some seconds."""
 
 Advance = Callable[..., None]
 """`advance(done, note="")`, where `done` is the total number of finished units."""
@@ -39,6 +43,19 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
 
 
 @contextmanager
+def reading(label: str, size_bytes: int) -> Iterator[Advance]:
+    """Show the progress of a long read: `advance(done_bytes)`. A short one shows nothing.
+
+    A thread shows nothing either, because the main thread may show a bar of its own.
+    """
+    if size_bytes < SHOWN_BYTES or threading.current_thread() is not threading.main_thread():
+        yield lambda _done_bytes: None
+        return
+    with progress(label, round(size_bytes / 2**20), "MiB") as advance:
+        yield lambda done_bytes: advance(round(done_bytes / 2**20))
+
+
+@contextmanager
 def _live(label: str, total: float | None, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
@@ -57,13 +74,26 @@ def _live(label: str, total: float | None, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    before = sys.stderr
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+        ExitStack() as stack,
+    ):
+        # The bar puts a stream in place of stderr that writes above it; messages go there too.
+        _move_messages(before, sys.stderr)
+        stack.callback(_move_messages, sys.stderr, before)
         task = bar.add_task(label, total=total, count="", note="")
 
         def advance(done: float, note: str = "") -> None:
             bar.update(task, completed=done, count=_count(done, total, unit), note=note)
 
         yield advance
+
+
+def _move_messages(old: TextIO, new: TextIO) -> None:
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+            handler.setStream(new)
 
 
 def _plain(label: str, total: float | None, unit: str) -> Advance:

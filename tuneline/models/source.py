@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tuneline.core.artifact import (
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.lock import locked
+from tuneline.core.progress import reading
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
 
@@ -153,28 +155,43 @@ def read_digest(model: ModelSource) -> str:
         artifact = open_artifact(model.path)
         verify_artifact(artifact)
         return artifact.digest
-    return canonical_digest([[file.name, _sha256(file)] for file in _model_files(model.path)])
+    files = _model_files(model.path)
+    hashes = _hashes(files, model.path)
+    return canonical_digest([[file.name, hashes[file]] for file in files])
 
 
 def folder_digest(folder: Path) -> str:
     """Return the digest over names and contents of a model folder's files.
 
-    The user's cache remembers the hash of each large file by size and modification time, so that a
+    The user's cache remembers the hash of each large file by size and time of change, so that a
     repeated `tuneline up` does not read gigabytes again.
     """
     files = _model_files(folder)
     keys = {file: _cache_key(file) for file in files if file.stat().st_size >= REMEMBERED_BYTES}
     remembered = _read_cache() if keys else {}
-    hashes = {file: remembered.get(keys.get(file, "")) or _sha256(file) for file in files}
+    hashes = {file: remembered[key] for file, key in keys.items() if key in remembered}
+    hashes |= _hashes([file for file in files if file not in hashes], folder)
     fresh = {key: hashes[file] for file, key in keys.items() if key not in remembered}
     if fresh:
         _remember(fresh)
     return canonical_digest([[file.name, hashes[file]] for file in files])
 
 
+def _hashes(files: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """Return the hash of each file."""
+    sizes = [file.stat().st_size for file in files]
+    found: dict[Path, str] = {}
+    with reading(f"reading {folder.name}", sum(sizes)) as advance:
+        for number, file in enumerate(files):
+            advance(sum(sizes[:number]))
+            found[file] = _sha256(file)
+    return found
+
+
 def _cache_key(file: Path) -> str:
     status = file.stat()
-    return f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    # Copies and archives keep the modification time; nothing sets the time of change.
+    return f"{file.resolve()}:{status.st_size}:{status.st_ctime_ns}"
 
 
 def _cache_path() -> Path:

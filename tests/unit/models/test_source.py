@@ -30,6 +30,21 @@ def test_a_folder_s_digest_is_over_names_and_contents(
     assert folder_digest(folder) == expected, "as it is remembered"
 
 
+def test_other_bytes_with_the_same_size_and_time_are_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives and copies may give every file of every model one modification time."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(source, "REMEMBERED_BYTES", 1)
+    (tmp_path / "config.json").write_text("{}")
+    weights, digests = tmp_path / "model.safetensors", set()
+    for data in (b"a", b"b"):
+        weights.write_bytes(data)
+        os.utime(weights, (1, 1))
+        digests |= {folder_digest(tmp_path), folder_digest(tmp_path)}
+    assert len(digests) == 2
+
+
 def test_processes_that_remember_at_once_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
