@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from training.config.search import SearchConfig
 from training.search.space import distributions, grid_points, params_of, require_grid, values_of
-from tuneline.core.artifact import cannot_write
+from tuneline.core.artifact import cannot_write, remove_command
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.lock import locked
 from tuneline.core.progress import logger
@@ -209,7 +209,7 @@ def _require_same(folder: Path, earlier: Mapping[str, Any], facts: Mapping[str, 
                 for name in different
             ],
             hint="Its trials are not comparable. Try: --set search.study=NAME, with a name that "
-            f"is not used yet, or remove the study: rm -r {folder}",
+            f"is not used yet, or remove the study: {remove_command(folder)}",
         )
 
 

@@ -11,6 +11,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,12 +29,14 @@ from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactError, TamperedError
 from tuneline.core.files import MANIFEST as MANIFEST
 from tuneline.core.files import FileEntry as FileEntry
-from tuneline.core.files import difference_lines, payload_files, relative_name
+from tuneline.core.files import difference_lines, nearest_folder, payload_files, relative_name
 from tuneline.core.files import file_sha256 as file_sha256
 from tuneline.core.lock import locked
 
 SCHEMA_VERSION: Literal[1] = 1
 JOURNAL = ".journal.jsonl"
+STAGE_DIR = re.compile("-[0-9a-f]{10}$")
+"""The end of a name that a line gives to a directory: `<stage>-<key>`."""
 LIBRARY_DISK_FULL = (
     "No space left on device",
     "os error 28",
@@ -130,15 +134,14 @@ def new_artifact(
         DiskFullError: The file system ran out of space.
     """
     if out.exists():
-        raise ArtifactError(
-            f"{out}: exists already; an artifact is written once",
-            hint=f"Choose another --out, or remove it first: rm -r {out}",
-        )
+        raise _exists(out)
     partial = partial_dir(out)
     key = canonical_digest(
         {"kind": kind, "config": config, "inputs": [[i.role, i.digest] for i in inputs]}
     )
     with _locked(out), _disk_errors(out):
+        if out.exists():  # its writer ended while this process came to the lock
+            raise _exists(out)
         # The lock is free, so the writer of any files in this directory was killed.
         draft = Draft(partial)
         if not (resumable and _journal_key(draft) == key):
@@ -159,6 +162,13 @@ def new_artifact(
         finally:
             if not keep:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exists(out: Path) -> ArtifactError:
+    return ArtifactError(
+        f"{out}: exists already; an artifact is written once",
+        hint=f"Choose another --out, or remove it first: {remove_command(out)}",
+    )
 
 
 @contextmanager
@@ -233,11 +243,7 @@ def open_artifact(
     except FileNotFoundError:
         what = "has no manifest.json" if path.is_dir() else "no such directory"
         raise NotAnArtifactError(
-            f"{path}: {what}; expected a complete artifact",
-            hint="Check the path."
-            if not path.is_dir()
-            else f"Check the path. If only Tuneline wrote to it: rm -r {path}\n"
-            "  and run the step again.",
+            f"{path}: {what}; expected a complete artifact", hint=_where_else(path)
         ) from None
     except (OSError, UnicodeDecodeError):
         raise NotAnArtifactError(f"{path}: expected a directory with a manifest.json") from None
@@ -288,8 +294,23 @@ def verify_artifact(artifact: Artifact, ignore: Sequence[str] = ()) -> None:
         )
 
 
+def _where_else(path: Path) -> str:
+    """Return a hint for a path without a manifest; nobody is told to remove other folders."""
+    inner = sorted(manifest.parent.name for manifest in path.glob(f"*/{MANIFEST}"))
+    if inner:
+        return f"It holds artifacts; give one of them, such as {path / inner[0]}."
+    if path.is_dir() and STAGE_DIR.search(path.name):
+        return f"Check the path. {_make_again(path)}"
+    return "Check the path."
+
+
 def _make_again(path: Path) -> str:
-    return f"Remove it and run its step again: rm -r {path}"
+    return f"Remove it and run its step again: {remove_command(path)}"
+
+
+def remove_command(path: Path) -> str:
+    """Return the command that removes a directory, as a shell takes it."""
+    return f"rm -r {shlex.quote(str(path))}"
 
 
 def canonical_digest(value: Any) -> str:
@@ -307,10 +328,7 @@ def require_disk_space(directory: Path, size_bytes: int, *, purpose: str = "") -
     Raises:
         DiskFullError: The disk has less free space.
     """
-    existing = next(
-        parent for parent in [directory, *directory.absolute().parents] if parent.exists()
-    )
-    free_bytes = shutil.disk_usage(existing).free
+    free_bytes = shutil.disk_usage(nearest_folder(directory)).free
     if free_bytes < size_bytes:
         raise DiskFullError(
             f"{directory}: {free_bytes / 2**20:,.0f} MiB are free; expected "

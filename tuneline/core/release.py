@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tuneline.core.artifact import FileEntry, Input
+from tuneline.core.artifact import FileEntry, Input, remove_command
 from tuneline.core.config import StrictModel
 from tuneline.core.documents import read_versioned
 from tuneline.core.errors import NotAnArtifactError
@@ -253,5 +253,6 @@ def read_release(path: Path) -> Release:
         key="format_version",
         version=FORMAT_VERSION,
         what="a release",
-        hint=f"Remove it and release again: rm -r {file.parent} && tuneline release RUN.yaml",
+        hint=f"Remove it and release again: {remove_command(file.parent)} "
+        "&& tuneline release RUN.yaml",
     )

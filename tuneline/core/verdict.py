@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from enum import StrEnum
 
-from tuneline.core.artifact import Artifact
+from tuneline.core.artifact import Artifact, remove_command
 from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.errors import (
     InconclusiveError,
@@ -50,7 +51,7 @@ def read_verdict(artifact: Artifact) -> Verdict:
     except (ValueError, KeyError, TypeError):
         raise TamperedError(
             f"{path}: has no verdict; expected {', '.join(Verdict)}",
-            hint=f"Remove it and run its step again: rm -r {artifact.path}",
+            hint=f"Remove it and run its step again: {remove_command(artifact.path)}",
         ) from None
 
 
@@ -78,6 +79,7 @@ def require_verdict(artifact: Artifact, verdict: Verdict | None = None) -> None:
     }
     raise errors[verdict](
         f"{artifact.path.name}: {verdict}" + (f"\n{lines}" if lines else ""),
-        hint=f"The whole report: tuneline inspect {artifact.path}\n"
-        f"  To measure again under the same configuration, remove it: rm -r {artifact.path}",
+        hint=f"The whole report: {shlex.join(['tuneline', 'inspect', str(artifact.path)])}\n"
+        "  To measure again under the same configuration, remove it: "
+        f"{remove_command(artifact.path)}",
     )

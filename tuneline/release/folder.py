@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tuneline.core.artifact import Artifact, Input, file_sha256
+from tuneline.core.artifact import Artifact, Input, file_sha256, remove_command
 from tuneline.core.documents import write_document
 from tuneline.core.errors import ArtifactError, TamperedError
 from tuneline.core.files import payload_files, relative_name
@@ -98,7 +98,7 @@ def check_equal(earlier: Artifact, proofs: Proofs, release: Release, signer: Sig
     if problems:
         raise TamperedError(
             f"{earlier.path}: differs from a release of the same proofs ({', '.join(problems)})",
-            hint=f"Remove it and release again: rm -r {earlier.path}",
+            hint=f"Remove it and release again: {remove_command(earlier.path)}",
         )
 
 

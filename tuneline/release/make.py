@@ -12,6 +12,7 @@ from tuneline.core.artifact import (
     canonical_digest,
     new_artifact,
     open_artifact,
+    remove_command,
     verify_artifact,
 )
 from tuneline.core.digests import short_digest
@@ -71,7 +72,7 @@ def make_release(
                 raise ArtifactError(
                     f"{out}: exists already, and who signed it is not known; expected no release "
                     "of the same proofs before you sign as a person",
-                    hint=f"Remove it and release again: rm -r {out}",
+                    hint=f"Remove it and release again: {remove_command(out)}",
                 )
             artifact = open_artifact(out, kind=RELEASE_KIND)
             verify_artifact(artifact)

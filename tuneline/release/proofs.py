@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from tuneline.core.artifact import (
     Artifact,
     file_sha256,
     open_artifact,
+    remove_command,
     verify_artifact,
 )
 from tuneline.core.errors import ArtifactError, ConfigError
@@ -70,8 +70,8 @@ class Proofs:
 
     def again(self, stage: str) -> str:
         """Return the hint that makes a proof again."""
-        folder = shlex.quote(str(self.made[stage].path))
-        return f"Make it again: rm -r {folder} && {self.run.command('up')}"
+        remove = remove_command(self.made[stage].path)
+        return f"Make it again: {remove} && {self.run.command('up')}"
 
     @cached_property
     def served(self) -> Artifact | None:

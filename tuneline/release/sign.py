@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.artifact import MANIFEST, file_sha256
+from tuneline.core.artifact import MANIFEST, file_sha256, remove_command
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, ServerError, TamperedError
 from tuneline.core.release import RELEASE_SIGNATURE
@@ -228,7 +228,7 @@ def check_signature(
     if unsigned := _unsigned(folder, ignore):
         raise TamperedError(
             f"{folder}: holds {', '.join(unsigned)}, which no signature covers",
-            hint=f"Try: rm -r {folder / unsigned[0]}",
+            hint=f"Try: {remove_command(folder / unsigned[0])}",
         )
     config = trust.config()
     if ignore:
@@ -259,7 +259,8 @@ def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, 
         raise ArtifactError(
             f"{folder}: holds {', '.join(unsigned)}, which a signature leaves out; expected no "
             "git file in an artifact",
-            hint=f"Remove it, and make what depends on it again: rm -r {folder / unsigned[0]}",
+            hint="Remove it, and make what depends on it again: "
+            f"{remove_command(folder / unsigned[0])}",
         )
     config = signer.config().set_hashing_config(
         hashing.Config().set_ignored_paths(paths=[Path(name) for name in ignored])

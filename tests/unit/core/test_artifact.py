@@ -8,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tuneline.core import artifact as artifact_module
+from tuneline.core import lock
 from tuneline.core.artifact import (
     Input,
     canonical_digest,
@@ -102,6 +105,43 @@ with new_artifact(Path(sys.argv[1]), "dataset", config={}) as draft:
     (draft.dir / "a").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_a_writer_that_comes_too_late_does_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first writer ends between the second one's look at `out` and its lock."""
+
+    @contextmanager
+    def locked(file: Any) -> Iterator[None]:
+        monkeypatch.setattr(artifact_module, "locked", lock.locked)
+        file.close()
+        (tmp_path / ".x.lock").unlink()
+        write(tmp_path / "x")
+        yield
+
+    monkeypatch.setattr(artifact_module, "locked", locked)
+    with pytest.raises(ArtifactError, match="exists already"):
+        write(tmp_path / "x", "late")
+    verify_artifact(open_artifact(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("my folder", "Check the path."),
+        ("adapter-0123456789", "Remove it and run its step again: rm -r '{path}'"),
+        ("my run", "It holds artifacts; give one of them, such as {path}/x."),
+    ],
+)
+def test_only_a_directory_of_ours_is_to_be_removed(tmp_path: Path, name: str, hint: str) -> None:
+    path = tmp_path / "with space" / name
+    path.mkdir(parents=True)
+    if name == "my run":
+        write(path / "x")
+    with pytest.raises(NotAnArtifactError) as caught:
+        open_artifact(path)
+    assert (caught.value.hint or "").endswith(hint.format(path=path))
 
 
 def test_killed_writer_leaves_no_artifact_and_can_be_run_again(tmp_path: Path) -> None:
