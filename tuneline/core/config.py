@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from tuneline.core.errors import ConfigError
+from tuneline.core.secrets import hide_secrets
 
 
 class StrictModel(BaseModel):
@@ -145,12 +147,18 @@ def _keyed(value: Any) -> Any:
     return value
 
 
+MERGE = "tag:yaml.org,2002:merge"
+"""The tag of the key `<<`, which takes over the keys of another mapping."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A loader that refuses a repeated key; YAML itself keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.constructor.ConstructorError(
@@ -164,12 +172,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 takes `1e-4` for a text, since it has no point. An option of a library would stay one.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+][0-9]+$"), list("-+0123456789")
+)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file", hint="Try: tuneline check examples/support-tickets/run.yaml"
+            f"{path}: no such file",
+            hint="Check the path. For a first run.yaml: tuneline init --data FILE --base MODEL",
         ) from None
     except IsADirectoryError:
         raise ConfigError(
@@ -204,7 +219,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             f"--set {override}: expected key=value", hint="Try: --set training.learning_rate=1e-4"
         )
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
     set_value(values, key, value, f"--set {override}")
@@ -259,11 +274,13 @@ def _problems(error: ValidationError, model: type[BaseModel], where: str) -> lis
             problem = _unknown_key(model, entry["loc"])
         elif entry["type"] == "missing":
             problem = "missing; it is required"
+        elif entry["type"] == "model_type" and entry["input"] is None:
+            problem = "is empty; expected keys below it, or no such line"
         else:
             message = entry["msg"].removeprefix("Value error, ")
             problem = message[0].lower() + message[1:]
             if entry["type"] not in ("value_error", "model_type"):
-                problem += f", found {entry['input']!r}"
+                problem += f", found {hide_secrets(repr(entry['input']))}"
         problems.append(f"{where}: {key}: {problem}")
     return problems
 

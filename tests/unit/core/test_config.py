@@ -6,7 +6,13 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
-from tuneline.core.config import StrictModel, keyed_values, load_config, validate_config
+from tuneline.core.config import (
+    StrictModel,
+    keyed_values,
+    load_config,
+    read_document,
+    validate_config,
+)
 from tuneline.core.errors import ConfigError
 
 
@@ -72,11 +78,33 @@ def test_an_unlike_key_lists_the_known_ones(tmp_path: Path) -> None:
         ("name: a\nname: b", "line 2: not valid YAML: key 'name' appears twice"),
         ("- a", "expected a mapping of sections, found list"),
         ("", "found NoneType"),
+        ("name: a\ntraining:\n# steps: 2\n", "training: is empty; expected keys below it"),
+        ("name: a\ntraining: {steps: sk-abcdefghijklmnop1}", "found '***'"),
         ("name: a\ntraining: {learning_rate: -1}", "training.learning_rate: input should be gr"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in problems(tmp_path, text)[0]
+
+
+def test_merge_keys_are_read(tmp_path: Path) -> None:
+    text = (
+        "name: a\ntraining: &usual {steps: 2, learning_rate: 1}\noptional: {<<: *usual, steps: 3}"
+    )
+    config = load(tmp_path, text)
+    assert config.optional == Inner(steps=3, learning_rate=1)
+    (found,) = problems(tmp_path, text.replace("steps: 3", "steps: 3, steps: 4"))
+    assert "key 'steps' appears twice" in found
+
+
+def test_a_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("options: {a: 1e-4, b: [+2E+3, 1.5e-2], revision: 12e4567, word: 1e-4x}")
+    assert read_document(path, ("options.c=1e-5",)) == {
+        "options": {
+            "a": 1e-4, "b": [2000.0, 0.015], "revision": "12e4567", "word": "1e-4x", "c": 1e-5,
+        }
+    }  # fmt: skip
 
 
 def test_missing_directory_and_not_utf8(tmp_path: Path) -> None:
@@ -91,7 +119,16 @@ def test_missing_directory_and_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["name", "=1", "training..steps=1", "name.x=1", "name=[", "scenarios.1.x=1", "scenarios.a=1"],
+    [
+        "name",
+        "=1",
+        "training..steps=1",
+        "name.x=1",
+        "name=[",
+        "scenarios.1.x=1",
+        "scenarios.a=1",
+        "training={steps: 1, steps: 2}",
+    ],
 )
 def test_malformed_overrides(tmp_path: Path, override: str) -> None:
     text = "name: a\nscenarios: [{rate_rps: 1}]"
