@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from training.evaluation.forgetting.items import suite_input
     from training.evaluation.forgetting.suite import measure_forgetting
     from training.evaluation.harness import run_harness
+    from training.evaluation.metrics.ready import require_metrics
     from training.evaluation.preferences import evaluate_preferences
     from training.evaluation.report.report import report_evaluations
     from training.evaluation.suspects import find_suspects
@@ -80,6 +81,7 @@ __all__ = [
     "rejudge_forgetting",
     "report_evaluations",
     "require_heldout",
+    "require_metrics",
     "run_harness",
     "search_settings",
     "show_data",
@@ -131,6 +133,7 @@ __getattr__ = lazy_face(
         "answered_rows": "training.heldout:answered_rows",
         "prompted_rows": "training.heldout:prompted_rows",
         "require_heldout": "training.heldout:require_heldout",
+        "require_metrics": "training.evaluation.metrics.ready:require_metrics",
         "is_follower": "training.launch.place:is_follower",
         "is_within": "training.search.space:is_within",
         "rejudge_forgetting": "training.evaluation.forgetting.answers:rejudge_forgetting",

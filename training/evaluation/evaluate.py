@@ -12,6 +12,7 @@ from training.data.prepare import dataset_rows, file_input
 from training.data.row import Row
 from training.data.rows import read_rows
 from training.evaluation.answerer import Answerer, LossesAbsentError, Question
+from training.evaluation.metrics.ready import require_metrics
 from training.evaluation.metrics.table import METRICS, choose_metrics
 from training.evaluation.prediction import Prediction, predict
 from training.evaluation.report.page import mismatch_page
@@ -148,6 +149,7 @@ def _new_evaluation(
 def _evaluate(
     draft: Draft, config: EvaluationConfig, rows: Sequence[Row], answerer: Answerer
 ) -> None:
+    require_metrics(config)
     start_s = time.monotonic()
     questions = [Question(row.prompt, row.tools) for row in rows]
     replies = answerer.answer(questions, config.max_new_tokens)

@@ -16,6 +16,7 @@ from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import require_served_weights
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
+from tuneline.pipeline.stages import evaluation_config
 from tuneline.pipeline.up import lock_run, make_dataset, require_dataset
 
 if TYPE_CHECKING:
@@ -51,12 +52,13 @@ def check_run(run: Run) -> CheckedRun:
     """
     from export import read_base
     from serving import check_flags, require_memory
-    from training import check_data, check_targets
+    from training import check_data, check_targets, require_metrics
     from tuneline.models.load import check_model
     from tuneline.models.source import resolve_model
 
     config = run.config
     require_served_weights(run)
+    require_metrics(evaluation_config(run))
     found = {"configuration": f"{run.path} is valid"}
     base = resolve_model(
         config.base_model, relative_to=run.path.parent, revision=config.base_revision

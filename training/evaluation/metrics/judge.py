@@ -57,16 +57,36 @@ def score_judge(predictions: Sequence[Prediction], config: EvaluationConfig) -> 
         ConfigError: There is no judge in the configuration, or its URL or key cannot be used.
         ServerError: A request failed.
     """
+    judge = chosen_judge(config)
+    judged = predictions[: judge.num_rows]
+    pairs: list[Pair] = [(p.prompt, bare_answer(p.answer), bare_answer(p.expected)) for p in judged]
+    values, details = judge_pairs(judge, pairs)
+    return Scored([*values, *[None] * (len(predictions) - len(judged))], details)
+
+
+def chosen_judge(config: EvaluationConfig) -> JudgeConfig:
+    """Return the judge of the metric `judge`.
+
+    Raises:
+        ConfigError: None is chosen, or its URL or key cannot be used.
+    """
     if config.judge is None:
         raise ConfigError(
             "evaluation.metrics: judge needs evaluation.judge; found none",
             hint="Try: --set evaluation.judge.url=http://127.0.0.1:8000/v1 "
             "--set evaluation.judge.model=NAME",
         )
-    judged = predictions[: config.judge.num_rows]
-    pairs: list[Pair] = [(p.prompt, bare_answer(p.answer), bare_answer(p.expected)) for p in judged]
-    values, details = judge_pairs(config.judge, pairs)
-    return Scored([*values, *[None] * (len(predictions) - len(judged))], details)
+    _endpoint(config.judge)
+    return config.judge
+
+
+def _endpoint(judge: JudgeConfig) -> Endpoint:
+    try:
+        split_url(judge.url)
+    except ConfigError as error:
+        said = error.message.replace("--url ", "evaluation.judge.url: ", 1)
+        raise ConfigError(said, hint="Put a key into the variable of api_key_env.") from None
+    return Endpoint(judge.url.rstrip("/"), judge.model, read_key(os.environ, judge.api_key_env))
 
 
 def judge_pairs(
@@ -76,10 +96,7 @@ def judge_pairs(
 
     None is a pair of which the judge gave no readable verdict.
     """
-    split_url(config.url)
-    endpoint = Endpoint(
-        config.url.rstrip("/"), config.model, read_key(os.environ, config.api_key_env)
-    )
+    endpoint = _endpoint(config)
     different = [index for index, (_, first, second) in enumerate(pairs) if first != second]
     questions = [
         judge_question(config, pairs[i], swap) for i in different for swap in (False, True)

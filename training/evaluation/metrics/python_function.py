@@ -24,12 +24,7 @@ def score_python(predictions: Sequence[Prediction], config: EvaluationConfig) ->
         ConfigError: The function cannot be loaded, raises, or returns another type.
     """
     where = f"evaluation.python: {config.python}"
-    if config.python is None:
-        raise ConfigError(
-            "evaluation.metrics: python needs evaluation.python; found none",
-            hint="Try: --set evaluation.python=metric.py:score",
-        )
-    function = load_function(config.python)
+    function = chosen_function(config)
     values: list[float | None] = []
     for number, prediction in enumerate(predictions, start=1):
         row = prediction.model_dump(mode="json", exclude={"scores"})
@@ -49,6 +44,20 @@ def score_python(predictions: Sequence[Prediction], config: EvaluationConfig) ->
             )
         values.append(None if value is None else float(value))
     return Scored(values)
+
+
+def chosen_function(config: EvaluationConfig) -> Callable[[dict[str, Any]], Any]:
+    """Return the function of the metric `python`.
+
+    Raises:
+        ConfigError: None is chosen, or it cannot be loaded.
+    """
+    if config.python is None:
+        raise ConfigError(
+            "evaluation.metrics: python needs evaluation.python; found none",
+            hint="Try: --set evaluation.python=metric.py:score",
+        )
+    return load_function(config.python)
 
 
 def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:

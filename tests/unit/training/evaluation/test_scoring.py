@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import pytest
 
+from tests.commands import tuneline_here
 from training.config import EvaluationConfig
 from training.data.row import Row
 from training.evaluation.answer_text import split_fields
+from training.evaluation.answerer import Answerer
+from training.evaluation.evaluate import _evaluate
+from training.evaluation.metrics.ready import require_metrics
 from training.evaluation.prediction import Prediction, predict
 from training.evaluation.scoring import Scores, score
+from tuneline.core.artifact import Draft
 from tuneline.core.errors import ConfigError, DataError
 
 PROMPT = ({"role": "user", "content": "?"},)
@@ -75,3 +82,42 @@ def test_fields_that_do_not_fit_are_an_error() -> None:
 def test_no_predictions_have_no_score() -> None:
     with pytest.raises(ValueError, match="no predictions"):
         _scores([])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"python": "{folder}/metric.py:scroe"}, "has no function scroe"),
+        ({"metrics": ["python"]}, "python needs evaluation.python"),
+        ({"metrics": ["judge"]}, "judge needs evaluation.judge"),
+        ({"judge": {"url": "http://me:pw@host/v1", "model": "m"}}, "evaluation.judge.url: http://"),
+        ({"json_schema": "{folder}/metric.py"}, "is not JSON"),
+    ],
+)
+def test_metrics_that_cannot_be_computed_stop_before_a_model_answers(
+    options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "metric.py").write_text("def score(row): return 1\n")
+    text = json.dumps(options).replace("{folder}", str(tmp_path))
+    config = EvaluationConfig.model_validate_json(text)
+    row = Row(prompt=PROMPT, completion=({"role": "assistant", "content": "a"},))
+
+    def answer(*_: object) -> NoReturn:
+        pytest.fail("the model answers")
+
+    with pytest.raises(ConfigError, match=problem) as caught:
+        _evaluate(Draft(tmp_path), config, [row], Answerer(answer, answer))
+    assert "pw" not in str(caught.value)
+    with pytest.raises(ConfigError, match=problem):
+        require_metrics(config)
+
+
+def test_the_check_of_a_run_looks_at_its_metrics(tmp_path: Path) -> None:
+    example = Path(__file__).parents[4] / "examples" / "support-tickets" / "run.yaml"
+    (tmp_path / "metric.py").write_text("")
+    done = tuneline_here(
+        "check", str(example), "--set", f"evaluation.python={tmp_path}/metric.py:score",
+        "--runs-dir", str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "has no function score" in done.stderr
