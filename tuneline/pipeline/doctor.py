@@ -10,6 +10,8 @@ from typing import Any
 
 from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import MissingError
+from tuneline.core.files import nearest_folder
+from tuneline.core.free_memory import total_memory_bytes
 from tuneline.core.requirements import installed_version, problem_of, requirements
 
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -20,6 +22,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """The extras of each room; of the extras in one bracket, one is enough."""
 
+MEMORY_GIB = 4.0
 FREE_DISK_GIB = 5.0
 
 
@@ -36,9 +39,10 @@ def examine_machine(runs_dir: Path) -> list[dict[str, Any]]:
     python = sys.version_info
     note("python", sys.version.split()[0], (python.major, python.minor) == (3, 11))
     note("cpu", f"{hardware['cpu']}, {hardware['cpu_cores']} cores", True)
-    note("memory", f"{hardware['memory_gib']} GiB", hardware["memory_gib"] >= 4)
+    memory_gib = total_memory_bytes() / 2**30
+    note("memory", f"{memory_gib:.1f} GiB", memory_gib >= MEMORY_GIB)
     note("gpu", ", ".join(hardware["gpus"]) or "none; everything runs on the CPU", True)
-    free_gib = shutil.disk_usage(runs_dir if runs_dir.exists() else Path()).free / 2**30
+    free_gib = shutil.disk_usage(nearest_folder(runs_dir)).free / 2**30
     note("free disk", f"{free_gib:.0f} GiB for {runs_dir}/", free_gib >= FREE_DISK_GIB)
     for room in ROOMS:
         problems, installed = room_state(room)

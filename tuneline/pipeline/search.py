@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from numbers import Real
 from pathlib import Path
@@ -26,7 +27,11 @@ from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
 from tuneline.pipeline.stage import DATASET, Stage
+from tuneline.pipeline.stages import stages
 from tuneline.pipeline.up import up
+
+WRITTEN = "# Written by `tuneline "
+"""The beginning of each run.yaml that a search or a tuning writes."""
 
 
 class MetricError(TunelineError):
@@ -74,7 +79,7 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
     config = run.config.search
     stage, figure = _metric(run, config)
     folder, winner = run.dir / config.study, out or run.path.with_suffix(".best.yaml")
-    require_writable(winner)
+    require_winner(run, winner)
     base = resolve_base(run, download=True)
     _require_space(run, overrides, stage, base)
 
@@ -247,13 +252,35 @@ def _value(metrics: Mapping[str, Any], stage: str, figure: str) -> float:
     return float(value)
 
 
-def require_writable(path: Path) -> None:
-    """Check that a file can be made before hours of work.
+def _reads_the_same(run: Run, path: Path) -> bool:
+    """Return whether the stages read the same files if run.yaml is at another path."""
+    moved = replace(run, path=path)
+    try:
+        here, there = resolve_base(run, download=True), resolve_base(moved, download=False)
+        return all(s.inputs(run, here) == s.inputs(moved, there) for s in stages(run))
+    except TunelineError:
+        return False
+
+
+def require_winner(run: Run, path: Path) -> None:
+    """Check that the run.yaml of a winner can be made before hours of work.
 
     Raises:
+        ConfigError: Relative paths lead to other files there, or it is a file of the user's.
         ArtifactError: Its folder cannot be written.
         DiskFullError: The disk is full.
     """
+    if path.parent.resolve() != run.path.parent.resolve() and not _reads_the_same(run, path):
+        raise ConfigError(
+            f"--out {path}: relative paths of {run.path} lead to other files from there; expected "
+            "a file in the same folder",
+            hint=f"Try: --out {shlex.quote(str(run.path.with_name(path.name)))}",
+        )
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN):
+        raise ConfigError(
+            f"--out {path}: exists, and Tuneline did not write it; expected a new file",
+            hint="Try: --out OTHER.yaml",
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent):
@@ -276,7 +303,7 @@ def _write_winner(
     best = trials[0]
     states = [str(trial["state"]) for trial in trials]
     lines = [
-        f"Written by `tuneline search {run.path.name}` on {datetime.now(UTC).date()}.",
+        f"{WRITTEN[2:]}search {run.path.name}` on {datetime.now(UTC).date()}.",
         f"{config.metric}: {best['value']:.6g} in trial {best['number']}, the best of "
         f"{states.count('complete')} complete trials ({states.count('pruned')} pruned, "
         f"{states.count('fail')} failed).",

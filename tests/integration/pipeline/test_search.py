@@ -54,6 +54,24 @@ def test_the_best_point_is_written_as_a_run_that_is_trained(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("run.yaml", "run.yaml: exists, and Tuneline did not write it"),
+        ("other/best.yaml", "lead to other files from there"),
+    ],
+)
+def test_the_winner_takes_no_place_where_it_does_harm(
+    tmp_path: Path, out: str, message: str
+) -> None:
+    run = _write(tmp_path)
+    text = run.read_text()
+    done = tuneline(run, "search", "--out", str(tmp_path / out))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert run.read_text() == text and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
     ("search", "message"),
     [
         ({"space": {}}, "search.space: is empty"),

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tuneline.core import free_memory
+from tuneline.pipeline import doctor
 
 REQUIRES = (
     "alpha>=2; extra == 'train'",
@@ -112,3 +116,22 @@ def test_a_run_stops_where_a_room_cannot_start(machine: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 4
     assert "room train: beta-lib is not installed" in done.stderr
+
+
+def test_disk_and_memory_are_those_that_a_run_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another disk that a new folder will be on, and the memory that a container may take."""
+    asked = []
+
+    def disk_usage(path: Path) -> Any:
+        asked.append(path)
+        return types.SimpleNamespace(free=7 * 2**30)
+
+    (tmp_path / "memory.max").write_text(str(3 * 2**30))
+    monkeypatch.setattr(free_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", disk_usage)
+    found = {entry["what"]: entry for entry in doctor.examine_machine(tmp_path / "new" / "runs")}
+    assert asked == [tmp_path]
+    assert found["free disk"]["found"].startswith("7 GiB")
+    assert (found["memory"]["found"], found["memory"]["ok"]) == ("3.0 GiB", False)

@@ -30,7 +30,7 @@ from tuneline.core.progress import logger
 from tuneline.pipeline.finished_run import checked
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
-from tuneline.pipeline.search import require_writable
+from tuneline.pipeline.search import WRITTEN, require_winner
 from tuneline.pipeline.server import (
     LazyServer,
     require_served_weights,
@@ -117,7 +117,7 @@ def tune_run(
     if options.drafter is not None and not (options.drafter / "config.json").is_file():
         raise ConfigError(f"--drafter {options.drafter}: has no config.json; expected a model")
     winner = out or run.path.with_suffix(".tuned.yaml")
-    require_writable(winner)
+    require_winner(run, winner)
     made = checked(run, DATASET, REFERENCE, served_stage(run.config))
     require_server(serving_config(run))
     forms = exported_forms(run)
@@ -262,7 +262,7 @@ def _write_winner(run: Run, overrides: Sequence[str], report: TuneReport, out: P
     document = read_document(run.path, overrides, report.settings)
     low, high = report.gain_interval or (None, None)
     lines = [
-        f"Written by `tuneline tune {run.path.name}` on {datetime.now(UTC).date()}.",
+        f"{WRITTEN[2:]}tune {run.path.name}` on {datetime.now(UTC).date()}.",
         f"{report.rate_rps:.4g} requests/s keep the objectives; the settings of {run.path.name} "
         + ("hold no rate." if report.own_rate_rps is None else f"hold {report.own_rate_rps:.4g}."),
     ]
