@@ -90,7 +90,7 @@ def served_files(run: Run) -> dict[str, Path]:
     A path starts from the directory of run.yaml, or else from the current one, where vLLM looks. A
     chat template may also be the text itself.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for name, value in run.config.serving.extra_args.items():
         if name.removeprefix("--").replace("-", "_") in FILE_FLAGS and isinstance(value, str):
             places = (run.resolve(value), Path(value))

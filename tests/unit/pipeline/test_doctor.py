@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -130,7 +131,7 @@ def test_disk_and_memory_are_those_that_a_run_gets(
 
     (tmp_path / "memory.max").write_text(str(3 * 2**30))
     monkeypatch.setattr(free_memory, "CGROUP", tmp_path)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     found = {entry["what"]: entry for entry in doctor.examine_machine(tmp_path / "new" / "runs")}
     assert asked == [tmp_path]
     assert found["free disk"]["found"].startswith("7 GiB")

@@ -80,7 +80,10 @@ def test_full_fine_tuning_has_a_lower_learning_rate_of_its_own() -> None:
 @pytest.mark.parametrize("section", ["serving", "judge"])
 def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(section: str, key: str) -> None:
     judge = {"judge": {"url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": key}}
-    sections = {"serving": {"serving": {"api_key_env": key}}, "judge": {"evaluation": judge}}
+    sections: dict[str, Any] = {
+        "serving": {"serving": {"api_key_env": key}},
+        "judge": {"evaluation": judge},
+    }
     with pytest.raises(ConfigError, match="api_key_env: is not the name of a variable") as error:
         run_of(**sections[section])
     assert key not in str(error.value)
