@@ -94,8 +94,8 @@ def test_the_command_makes_the_report_again(line: FinishedLine, released: Path) 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdict"] == "PASS"
     assert paths[2].read_text("utf-8") == (released / "junit.xml").read_text("utf-8")
-    # Only the command lines differ: they have the path of run.yaml as it was typed.
-    typed = str(line.run.path)
+    # Only the command lines differ: they have run.yaml and --runs-dir as they were typed.
+    typed = f"{line.run.path} --runs-dir {line.run.dir.parent}"
     for path, name in zip(paths[:2], ("report.html", "report.md"), strict=True):
         assert path.read_text("utf-8").replace(typed, "run.yaml") == (
             (released / name).read_text("utf-8")
