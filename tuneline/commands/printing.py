@@ -92,7 +92,7 @@ def write_out(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is left in the buffer would raise again at the end of the process.
+        # The rest of the buffer would raise again at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(PIPE_EXIT) from None
     except OSError as error:
