@@ -12,7 +12,6 @@ from tuneline.commands.data import Columns, Shape, Split, column_map
 from tuneline.commands.option_values import refuse, required
 from tuneline.commands.options import AsJson
 from tuneline.commands.printing import emit
-from tuneline.core.errors import ConfigError
 
 
 def init(
@@ -42,8 +41,6 @@ def init(
     """
     from tuneline.pipeline.choices import require_new
 
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
     require_new(out)  # a download and a look at all rows take minutes
     done = [f"written: {out}", f"Next: tuneline check {out}"]
     if source is not None:

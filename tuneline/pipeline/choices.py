@@ -62,11 +62,13 @@ def write_choices(out: Path, head: Sequence[str], choices: Sequence[Choice]) -> 
 
 
 def require_new(out: Path) -> None:
-    """Check that a file is not there yet.
+    """Check that a file is not there yet and can be.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: It is there, or its folder is not.
     """
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
     if out.exists():
         raise ConfigError(f"{out}: exists; expected a new file", hint="Try: --out OTHER.yaml")
 
