@@ -14,7 +14,7 @@ from k8s.render.kustomize import build
 from k8s.rules.check import check_manifests
 from k8s.rules.objects import Object
 from tuneline import __version__
-from tuneline.core.artifact import disk_full, file_sha256
+from tuneline.core.artifact import cannot_write, disk_full, file_sha256
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.progress import logger
 
@@ -30,12 +30,15 @@ def new_tree(out: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
         facts: The name, the digests and other facts of the tree, as JSON values.
 
     Raises:
-        ArtifactError: `out` exists and was not rendered, or was changed since.
+        ArtifactError: `out` exists and was not rendered, was changed since, or cannot be made.
         DiskFullError: The file system ran out of space.
     """
     _check_replaceable(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from None
+    try:
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             tree = Path(scratch) / "new"
             tree.mkdir()

@@ -6,6 +6,7 @@ loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -76,7 +77,8 @@ def convert_data(
     except OSError as error:
         raise cannot_write(out, error) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there if its folder cannot have it
+            partial.unlink()
     return counts
 
 

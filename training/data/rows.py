@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tuneline.core.errors import DataError
 from tuneline.core.progress import logger
 
 NUM_PROBLEMS_SHOWN = 20
+NUM_ALIKE_SHOWN = 3
 UNREADABLE = "cannot be read"
 
 
@@ -53,11 +55,12 @@ def stream_rows(
 
     Raises:
         DataError: After the last row, if rows cannot be read, each as `file: line N: problem`; the
-            first twenty are shown, then a count. At once, if a file cannot be read or a source has
-            no rows. With `bad_rows` `drop`, rows that cannot be read are counted and shown as
-            warnings, and it is an error that none is left.
+            first twenty are shown, at most three of one problem, then a count. At once, if a file
+            cannot be read or a source has no rows. With `bad_rows` `drop`, rows that cannot be read
+            are counted and shown as warnings, and it is an error that none is left.
     """
     problems: list[str] = []
+    alike: Counter[str] = Counter()
     num_problems = 0
     hint = None
     for index, source in enumerate(sources):
@@ -70,7 +73,9 @@ def stream_rows(
                     continue
                 counts.drop(UNREADABLE)
                 num_problems += 1
-                if num_problems <= NUM_PROBLEMS_SHOWN:
+                text = found.partition(": line ")[2].partition(": ")[2]
+                if len(problems) < NUM_PROBLEMS_SHOWN and alike[text] < NUM_ALIKE_SHOWN:
+                    alike[text] += 1
                     problems.append(found)
                     hint = hint or hint_for(path) or _hint_for(found)
         if counts.num_read == num_before:
@@ -79,8 +84,8 @@ def stream_rows(
                 "expected one row at least",
                 hint='Such as: {"instruction": "…", "input": "…", "output": "…"}',
             )
-    if num_problems > NUM_PROBLEMS_SHOWN:
-        problems.append(f"… and {num_problems - NUM_PROBLEMS_SHOWN} more lines with problems")
+    if num_problems > len(problems):
+        problems.append(f"… and {num_problems - len(problems)} more lines with problems")
     if problems and num_problems == counts.num_read:
         raise DataError(problems, hint=hint)
     if problems and bad_rows == "refuse":
@@ -94,6 +99,8 @@ def _hint_for(problem: str) -> str | None:
     """Return what to do about a column of another name or type."""
     if named := re.search(r"missing field (.+?), which data.columns names", problem):
         return f"Change the value {named[1]} in data.columns to the name of a column of the file."
+    if "no shape has the columns" in problem:
+        return "On the command line: --column prompt=NAME --column completion=NAME."
     if absent := re.search(r"missing field '(\w+)'", problem):
         return (
             f"If the column has another name, name it: data.columns: {{{absent[1]}: NAME}}, or "

@@ -41,6 +41,10 @@ class StrictModel(BaseModel):
     )
 
 
+MAPPINGS = ("model_type", "model_attributes_type", "dict_type")
+LISTS = ("list_type", "tuple_type")
+"""Types of pydantic's errors, whose own words are those of Python."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -274,15 +278,21 @@ def _problems(error: ValidationError, model: type[BaseModel], where: str) -> lis
             problem = _unknown_key(model, entry["loc"])
         elif entry["type"] == "missing":
             problem = "missing; it is required"
-        elif entry["type"] == "model_type" and entry["input"] is None:
-            problem = "is empty; expected keys below it, or no such line"
+        elif entry["type"] in MAPPINGS:
+            problem = f"expected keys below it, {_found(entry['input'])}"
+        elif entry["type"] in LISTS:
+            problem = f"expected a list in brackets, {_found(entry['input'])}"
         else:
             message = entry["msg"].removeprefix("Value error, ")
             problem = message[0].lower() + message[1:]
-            if entry["type"] not in ("value_error", "model_type"):
-                problem += f", found {hide_secrets(repr(entry['input']))}"
+            if entry["type"] != "value_error":
+                problem += f", {_found(entry['input'])}"
         problems.append(f"{where}: {key}: {problem}")
     return problems
+
+
+def _found(value: Any) -> str:
+    return "found nothing" if value is None else f"found {hide_secrets(repr(value))}"
 
 
 def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

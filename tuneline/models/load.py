@@ -156,7 +156,9 @@ def check_model(folder: Path, what: str) -> None:
         ArtifactError: transformers cannot load the folder, or the folder lacks weights.
     """
     import torch
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # no weight is read
     config = read_json(folder / CONFIG, ModelConfig)
     load_tokenizer(folder)
     if not config.get("quantization_config") or is_left_over(folder, config):

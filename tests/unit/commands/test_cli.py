@@ -30,6 +30,11 @@ from tuneline.core.artifact import new_artifact
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets" / "run.yaml"
 BASE = EXAMPLE.parents[1] / "tiny-base"
+ROWS = EXAMPLE.parents[1] / "preferences" / "heldout.jsonl"
+TRAINING = (
+    "--set", "k8s.training.image=registry.example.com/tuneline-training:1",
+    "--set", "k8s.training.work_claim=work",
+)  # fmt: skip
 GROUPS: tuple[type[LazyGroup], ...] = (
     TunelineGroup, DataGroup, ExportGroup, LoadTestGroup, KeysGroup, AdaptersGroup,
     DeployGroup,
@@ -360,6 +365,10 @@ def test_a_hub_id_that_is_not_to_be_had(
         (("up", EXAMPLE, "--runs-dir", "file"), 3, "cannot be written"),
         (("serve", BASE, "--runs-dir", "file"), 3, "cannot be written"),
         (("push", "--model", BASE, "--to", "file/x"), 3, "cannot be written"),
+        (("data", "convert", ROWS, "--out", "file/x.jsonl"), 3, "file/x.jsonl: cannot be written"),
+        (("data", "check", ROWS, "--picture", "no/x.png"), 3, "no/x.png: cannot be written"),
+        (("deploy", "render", EXAMPLE, "--training", "--out", "file/x", *TRAINING), 3,
+         "file/x: cannot be written"),
         (("export", "quantize", "--model", BASE, "--scheme", "int8", "--out", "file/x"), 3,
          "cannot be written"),
     ],

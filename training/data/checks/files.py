@@ -17,6 +17,7 @@ from training.data.checks.run import check_rows, require_accepted
 from training.data.checks.spool import Spool
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_source
+from tuneline.core.artifact import cannot_write
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.source import ModelSource
 
@@ -76,7 +77,10 @@ def check_files(
         checked = check_rows(spool, checks, limit=limit)
         document = report_of(checked)
         if picture is not None:
-            draw_checks(checked, document, picture)
+            try:
+                draw_checks(checked, document, picture)
+            except OSError as error:
+                raise cannot_write(picture, error) from None
     refusal = None
     try:
         require_accepted(checked)

@@ -168,13 +168,23 @@ def test_a_column_that_data_columns_names_wrongly_is_changed_there(tmp_path: Pat
 
 
 def test_all_problems_are_shown_then_counted(tmp_path: Path) -> None:
-    path = _file(tmp_path, GOOD, *[{"instruction": "a"}] * (NUM_PROBLEMS_SHOWN + 5))
+    bad = [{f"column{number}": "a"} for number in range(NUM_PROBLEMS_SHOWN + 5)]
+    path = _file(tmp_path, GOOD, *bad)
     with pytest.raises(DataError) as caught:
         read_rows(path)
     problems = caught.value.problems
     assert len(problems) == NUM_PROBLEMS_SHOWN + 1
     assert [f"line {n}:" in p for n, p in enumerate(problems[:-1], start=2)] == [True] * 20
     assert problems[-1] == "… and 5 more lines with problems"
+
+
+def test_one_problem_of_every_line_is_shown_three_times(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_rows(_file(tmp_path, *[{"question": "a", "reply": "b"}] * 300))
+    *shown, more = caught.value.problems
+    assert ["line 1:" in shown[0], len(shown)] == [True, 3]
+    assert more == "… and 297 more lines with problems"
+    assert "--column prompt=NAME" in (caught.value.hint or "")
 
 
 def test_a_missing_file_an_empty_one_and_a_directory(tmp_path: Path) -> None:
