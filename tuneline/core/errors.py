@@ -6,12 +6,18 @@ TunelineError
 ├── ArtifactError          3  a directory that is not the artifact it should be
 │   ├── NotAnArtifactError 3  no manifest: missing, foreign or half-written
 │   └── TamperedError      3  the files differ from the manifest
+├── MetricError            2  a search for a figure that its stage does not have; only of `search`
 ├── MissingError           4  a library, a device, a model or disk space that is not there
-│   └── DiskFullError      4
+│   ├── DiskFullError      4
+│   └── PeerLostError      4  a process of a training that ended
 ├── ServerError            5  a server that does not start, dies or answers wrongly
 └── VerdictError           6  a measured verdict that is not met
     ├── InconclusiveError  7  a measurement too small to judge by
     └── InvalidError       8  a measurement that does not describe the server
+
+`MetricError` and `PeerLostError` are in the modules that raise them: `tuneline.pipeline.search` and
+`training.launch.preflight`. A search records a `ConfigError` of one trial and goes on; a
+`MetricError` ends it.
 
 Exit code 1 is for bugs: an exception outside this tree. A message has the problem, its place and
 the expected value; the hint says what to type next.
@@ -23,7 +29,7 @@ from collections.abc import Sequence
 
 
 class TunelineError(Exception):
-    """Base of the tree; raise one of its children.
+    """Base of the tree; raise a class below it.
 
     Args:
         message: The problem, its place (value, path, line), and the expected value.
