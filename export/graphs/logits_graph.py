@@ -117,7 +117,7 @@ def write_graph(
             save(trace(logits), path)
             graph = load(path)
         contract = check_shapes(graph, logits, model, what)
-        copy_small_files(model.path, draft.dir)
+        copy_companion_files(model.path, draft.dir)
         draft.metrics["shape_contract"] = contract
         draft.metrics["size_bytes"] = path.stat().st_size
     logger.info("  %s: any batch, lengths up to %s", file, contract["length"]["max"])
@@ -239,7 +239,7 @@ def rope_types(config: Mapping[str, Any]) -> set[str]:
     return {str(rope_type) for rope_type in found if rope_type}
 
 
-def copy_small_files(model: Path, out: Path) -> None:
+def copy_companion_files(model: Path, out: Path) -> None:
     """Copy configuration, tokenizer, chat template and stop tokens, byte for byte."""
     shutil.copyfile(model / CONFIG, out / CONFIG)
     copy_companions(model, model, out)

@@ -23,7 +23,7 @@ from export.graphs.logits_graph import (
     Logits,
     check_shapes,
     checked_length,
-    copy_small_files,
+    copy_companion_files,
     exportable,
     max_length,
     noise,
@@ -89,7 +89,7 @@ def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
             contract = _write_decoder(model, draft.dir, weights)
         else:
             contract = _write_logits(model, draft.dir, weights)
-        copy_small_files(model.path, draft.dir)
+        copy_companion_files(model.path, draft.dir)
         draft.metrics["shape_contract"] = contract
         draft.metrics["size_bytes"] = sum(
             file.stat().st_size for file in draft.dir.glob(f"{ONNX_FILE}*")

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from training.adapters.companion_files import write_companion_files
 from training.adapters.lora import add_lora, write_lora
 from training.adapters.reach import Reached, left_out, pattern_of, reached
-from training.adapters.serving_files import write_serving_files
 from training.config import TrainingConfig
 from training.model import TaskType, load_base, resolve_dtype
 from tuneline.core.errors import ConfigError
@@ -78,7 +78,7 @@ def write_trained(
             if key in was:
                 now[key] = was[key]
         write_json(folder / CONFIG, now)
-    write_serving_files(base.path, folder, template, stop_ids)
+    write_companion_files(base.path, folder, template, stop_ids)
 
 
 def four_bit_figures(model: Any) -> dict[str, Any]:

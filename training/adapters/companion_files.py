@@ -10,7 +10,7 @@ from tuneline.models.folder import CHAT_TEMPLATE, GENERATION_CONFIG, read_json, 
 from tuneline.models.schemas import GenerationConfig
 
 
-def write_serving_files(
+def write_companion_files(
     base: Path, folder: Path, chat_template: str, stop_ids: Sequence[int]
 ) -> None:
     """Copy the base's tokenizer, and write the template and the complete list of stop tokens.
