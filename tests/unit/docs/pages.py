@@ -1,4 +1,6 @@
-"""The repository's pages, and the paths, commands and snippets that they name."""
+"""The repository's pages, and the paths, commands, keys and names that they have.
+
+Comments of the Makefile and of the examples' YAML files count as pages, for paths and commands."""
 
 from __future__ import annotations
 
@@ -18,6 +20,16 @@ FOLDERS = (
     "tuneline", "training", "export", "serving", "loadtest", "k8s", "tests", "docs", "scripts",
     "benchmarks", "examples", "constraints",
 )  # fmt: skip
+COMMENTED = [
+    ROOT / "Makefile",
+    *sorted((ROOT / "examples").rglob("run.yaml")),
+    *sorted((ROOT / "examples").rglob("*.yml")),
+]
+SECTIONS = (
+    "data", "training", "evaluation", "reference", "export", "serving", "loadtest", "k8s",
+    "release", "search",
+)  # fmt: skip
+FILE_SUFFIXES = ("json", "jsonl", "md", "pem", "pub", "py", "sig")
 NOT_PATHS = {
     "tuneline/formula-", "tuneline/model-digest", "tuneline/model-loader", "tuneline/release",
     "tuneline/role", "tuneline/unreleased", "tuneline/waived",
@@ -41,7 +53,18 @@ def paths() -> list[Found]:
     """Return every repository path that a page names."""
     one = rf"(?<![\w/.@$<-])(?:{'|'.join(FOLDERS)})/[\w./*-]+"
     found = [f for page in PAGES for f in _matches(page, one)]
+    found += [f for line in comments() for f in _inside(line, one)]
     return [f for f in found if f.text.rstrip(".") not in NOT_PATHS]
+
+
+def comments() -> list[Found]:
+    """Return every comment of the files in COMMENTED."""
+    return [
+        Found(_name(path), number, match[1].strip())
+        for path in COMMENTED
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if (match := re.search(r"(?:^|\s)#\s(.*)$", line))
+    ]
 
 
 def modules() -> list[Found]:
@@ -65,7 +88,8 @@ def commands() -> list[Found]:
             found += [
                 Found(_name(page), number, text) for text in texts if text.startswith("tuneline ")
             ]
-    return found
+    in_comments = [f for line in comments() for f in _inside(line, r"\btuneline [a-z][^;`]*")]
+    return found + [Found(f.page, f.line, f.text.rstrip(" .,")) for f in in_comments]
 
 
 def arguments(command: str) -> list[str]:
@@ -73,6 +97,62 @@ def arguments(command: str) -> list[str]:
     plain = re.sub(r"[\[\]]", "", command.split(" # ")[0]).replace("UNIX_S", "0")
     words = [word.split("|")[0] for word in shlex.split(plain, comments=True)]
     return [word for word in words[1:] if word not in ("...", "…")]
+
+
+def keys() -> list[Found]:
+    """Return every key of run.yaml that a page names with its section, such as `data.path`, and the
+    keys in the first column of a table that is headed `key of SECTION`."""
+    one = rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})(?:\.[a-z_0-9]+)+"
+    found = [f for page in PAGES for f in _matches(page, one)]
+    found += [f for line in comments() for f in _inside(line, one)]
+    for page in PAGES:
+        section = None
+        for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+            head = re.match(r"\| key of `([^`]+)` \|", line)
+            section = head[1] if head else section if line.startswith("|") else None
+            first = re.sub(r"\(.*?\)", "", line.split("|")[1]) if section and not head else ""
+            names = re.findall(r"`([a-z_0-9]+)[^`]*`", first)
+            found += [Found(_name(page), number, f"{section}.{name}") for name in names]
+    is_file = re.compile(rf"\.(?:{'|'.join(FILE_SUFFIXES)})$")
+    return [f for f in found if not is_file.search(f.text)]
+
+
+def known_keys() -> dict[str, str]:
+    """Return the keys of docs/configuration.md, which is generated, with their types."""
+    found, section = {}, ""
+    for line in (ROOT / "docs" / "configuration.md").read_text("utf-8").splitlines():
+        if line.startswith("## "):
+            title = re.match(r"## `([^ `]+)", line)
+            section = f"{title[1]}." if title else ""
+        elif row := re.match(r"\| `(\w+)` \| ([^|]*) \|", line):
+            found[section + row[1]] = row[2].strip()
+    return found
+
+
+def options() -> list[Found]:
+    """Return every option that a sentence names by itself, such as `--json`."""
+    return [f for page in PAGES for f in _matches(page, r"(?<=`)--[a-z][a-z-]*(?![a-z-]*\()")]
+
+
+def targets() -> list[Found]:
+    """Return every target of the Makefile that a page names."""
+    return [f for page in PAGES for f in _matches(page, r"(?m)(?<=`make )[a-z]+|(?<=^make )[a-z]+")]
+
+
+def extras() -> list[Found]:
+    """Return every extra of the package that a page installs."""
+    return [f for page in PAGES for f in _matches(page, r"(?<=tuneline\[)\w+(?=\])")]
+
+
+def program_names() -> list[Found]:
+    """Return every environment variable and metric of Tuneline that a page names."""
+    return [f for page in PAGES for f in _matches(page, r"\b(?:TUNELINE|tuneline)_[a-zA-Z_]+")]
+
+
+def scripts() -> list[Found]:
+    """Return every call of a script of this repository, with its options."""
+    one = r"python (?:-m )?(?:benchmarks|scripts)[/.]\w+[^`\n]*"
+    return [f for page in PAGES for f in _matches(page, one)]
 
 
 def snippets() -> list[Found]:
@@ -103,6 +183,11 @@ def _matches(page: Path, pattern: str) -> Iterator[Found]:
     text = page.read_text("utf-8")
     for match in re.finditer(pattern, text):
         yield Found(_name(page), text.count("\n", 0, match.start()) + 1, match[0])
+
+
+def _inside(found: Found, pattern: str) -> Iterator[Found]:
+    for match in re.finditer(pattern, found.text):
+        yield Found(found.page, found.line, match[0])
 
 
 def _name(page: Path) -> str:
