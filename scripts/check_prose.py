@@ -26,7 +26,9 @@ BANNED: dict[str, str] = {
     r"\b(?:stands?|stood)\b(?!-| for\b| by\b)": "write 'is' or 'appears'",  # prose: ok
     r"(?<![Tt]here )\b(?:is|are|was|were)\s+no\s+(?!(?:longer|more|less|later|earlier|fewer)\b)"
     r"\w+": "write 'is not a …'",
-    r"\b(?:held|holds?|holding)\s+(?:\S+\s+){0,5}?against\b": "write 'compare … with …'",
+    r"\b(?:[Hh]eld|[Hh]olds?|[Hh]olding)\s+(?:[^\s.;:?]+\s+){0,20}?against\b": (
+        "write 'compare … with …'"
+    ),
     r"\b[Aa]s of\b": "name the function or the date",
     r"\b(?:heeds?|heeded|heeding)\b": "write 'uses' or 'reads'",
     r"\bhardly\b": "write 'rarely', 'almost never' or a number",

@@ -48,7 +48,7 @@ class TunelineGroup(LazyGroup):
         "check": Row(AT + "up:check", "Validate a run before anything is trained."),
         "plan": Row(AT + "up:plan", "Show what `up` would run, and why."),
         "up": Row(AT + "up:up", "Run the whole line."),
-        "train": Row(AT + "up:train", "Fine-tune a LoRA adapter and record its answers."),
+        "train": Row(AT + "up:train", "Train the model of a run, and record its answers."),
         "search": Row(
             AT + "search:search",
             "Find better settings by many trainings, and write the best ones as a run.yaml.",

@@ -213,7 +213,7 @@ def compare(
     ] = None,
     model: ModelName = None,
     model_b: Annotated[
-        str | None, typer.Option("--model-b", help="The name on B, where it differs.")
+        str | None, typer.Option("--model-b", help="The name on B, if it is another.")
     ] = None,
     api_key_env: KeyEnv = None,
     rate: Rate = None,

@@ -50,8 +50,8 @@ def prove(
 ) -> None:
     """Compare every form with the trained model, with a verdict.
 
-    Holds every form that the run makes, from the merged to the served model, or any --candidate,
-    against the reference, and exits with 6 where one differs by more than its tolerances.
+    Compares each form of the run, from the merged to the served model, or any --candidate, with the
+    reference. Exits with 6 if a form differs by more than its tolerances.
     """
     of_a_server = {"--model": model, "--dtype": dtype, "--weights": weights}
     if run_file is not None:

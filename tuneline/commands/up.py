@@ -122,7 +122,7 @@ def train(
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a LoRA adapter and record its answers."""
+    """Train the model of a run, and record its answers."""
     from tuneline.pipeline.stages import stage_names
 
     run = open_run(run_file, overrides, runs_dir)

@@ -33,6 +33,7 @@ BANNED = [
     "It was no list.",
     "The copy is held against the reference.",
     "The tests hold the tree against it.",
+    "Holds every form that the run makes, from the first to the last one, against the reference.",
     "As of the function.",
     "A graph that heeds its input.",
     "Two events hardly meet.",
@@ -60,6 +61,7 @@ PLAIN = [
     "Only the environment holds secrets.",
     "What to type next: `tuneline up`.",
     "What does the server hold?",
+    "The folder holds the weights. Nothing speaks against it.",
     "The file is next to the weights.",
 ]
 
