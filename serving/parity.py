@@ -83,7 +83,7 @@ def compare_served(
     weights: Tolerances | None = None,
     num_prompts: int | None = None,
 ) -> Parity:
-    """Return the comparison of a server's answers with the reference; see `prove_served`.
+    """Return the comparison of a server's answers with the reference, without an artifact.
 
     Args:
         num_prompts: Send only so many, the first ones.

@@ -52,7 +52,7 @@ def serve_model(
     Args:
         name: The first name that it is served as; the second is `name@digest`.
         adapter: In adapter mode, the adapter to serve next to `model`, its base.
-        log_path: Where vLLM's output goes; an earlier files are kept.
+        log_path: Where vLLM's output goes; the logs of the two starts before are kept.
         on_ready: Called when it can be asked, again after each restart.
         check: Checks the model's files, in a thread, before vLLM reads them.
 

@@ -72,7 +72,7 @@ def data_inputs(config: DataConfig, relative_to: Path) -> list[Input]:
 
 
 def open_source(config: SourceConfig, relative_to: Path, key: str) -> Source:
-    """Return the files of one source; see `open_sources`."""
+    """Return the files of one source, on disk or in the Hub's cache."""
     if config.path.startswith(HUB):
         from training.data.hub import hub_files
 

@@ -94,7 +94,7 @@ def render_row(
     file: str,
     train_on: TrainOn = "all_turns",
 ) -> list[Rendered]:
-    """Return the examples of one row, the one with its last turn last; see `render_rows`."""
+    """Return the examples of one row, the one with its last turn last."""
     where = f"{file}: line {row.line}"
     if row.text is not None:
         return [_plain_text(tokenizer, row, where)]

@@ -73,7 +73,7 @@ def load_config(
 def read_document(
     path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return a YAML file with overrides applied, before it is validated; see `load_config`.
+    """Return a YAML file with overrides applied, before it is validated.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping, or an override is malformed.
@@ -134,7 +134,7 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
 
 
 def is_keyed(field: FieldInfo) -> bool:
-    """Return whether a field can change a result; see `StrictModel`."""
+    """Return whether a field can change a result, so that it is part of a stage's key."""
     extra = field.json_schema_extra
     return not (isinstance(extra, dict) and extra.get("keyed") is False)
 

@@ -48,7 +48,7 @@ def openai_client(
 async def async_openai_client(
     endpoint: Endpoint, *, timeout_s: float, max_retries: int = 2, extra: str = "serve"
 ) -> AsyncIterator[AsyncOpenAI]:
-    """Open the asynchronous client of `endpoint`; see `openai_client`."""
+    """Open the asynchronous client of `endpoint`; raise the client's errors as Tuneline's."""
     openai = require("openai", extra)
     client = openai.AsyncOpenAI(
         **_options(endpoint, timeout_s, max_retries),

@@ -51,7 +51,7 @@ def plan(run: Run, until: Sequence[str] = ()) -> list[Planned]:
 
 
 def plan_stages(run: Run, selected: Sequence[Stage], base: ModelSource) -> list[Planned]:
-    """Return an entry per selected stage, in order; see `plan`."""
+    """Return what `up` would do with each selected stage, in order."""
     made: Made = {}
     planned = []
     for stage in selected:

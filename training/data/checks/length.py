@@ -41,7 +41,7 @@ class LengthLimit:
     """Tokens that the model itself adds to a prompt in training; then no answer counts."""
 
     def num_tokens(self, row: Row) -> int:
-        """Return the tokens of a row; see `num_tokens`."""
+        """Return the tokens of a row's longest example."""
         return num_tokens(row, self)
 
     @property
