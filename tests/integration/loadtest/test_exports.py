@@ -1,10 +1,17 @@
 """A load report for monitoring systems: OpenTelemetry's schema reads it, MLflow stores it."""
 
+import contextlib
 import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import NoCredentialsError
 from google.protobuf import json_format
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -119,3 +126,114 @@ def test_mlflow_is_asked_for_by_name_where_it_is_missing(
     with pytest.raises(MissingError, match="needs the package mlflow") as error:
         report_text(measured, "mlflow")
     assert error.value.hint == "Try: pip install mlflow"
+
+
+class MlflowError(Exception):
+    """The package's own error."""
+
+
+class HTTPError(OSError):
+    """An error of requests, which has OSError as its base."""
+
+
+class Store:
+    """The parts of MLflow that are asked, with errors that it raises."""
+
+    def __init__(self) -> None:
+        self.uri = "http://mlflow:5000"
+        self.batches: list[dict[str, Any]] = []
+        self.figures_fail: Exception | None = None
+        self.files_fail: Exception | None = None
+        self.files: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def start_run(self, **_run: str) -> Iterator[Any]:
+        yield SimpleNamespace(info=SimpleNamespace(run_id="run-1"))
+
+    def log_batch(self, _run_id: str, **batch: Any) -> None:
+        if self.figures_fail is not None:
+            raise self.figures_fail
+        self.batches.append(batch)
+
+    def log_artifact(self, path: str) -> None:
+        if self.files_fail is not None:
+            raise self.files_fail
+        self.files[Path(path).name] = Path(path).read_text("utf-8")
+
+    def log_text(self, text: str, name: str) -> None:
+        self.files[name] = text
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+
+    def module(name: str, **content: Any) -> None:
+        made = ModuleType(name)
+        made.__spec__ = ModuleSpec(name, None)
+        made.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    def row(*values: object) -> tuple[object, ...]:
+        return values
+
+    module(
+        "mlflow", start_run=store.start_run, log_artifact=store.log_artifact,
+        log_text=store.log_text, get_tracking_uri=lambda: store.uri,
+    )  # fmt: skip
+    module("mlflow.exceptions", MlflowException=MlflowError)
+    module("mlflow.entities", Metric=row, Param=row, RunTag=row)
+    module("mlflow.tracking", MlflowClient=lambda: store)
+    return store
+
+
+def test_a_store_gets_the_figures_and_the_files_of_the_report(
+    store: Store, measured: Artifact
+) -> None:
+    assert report_text(measured, "mlflow") == "logged as MLflow run run-1\n"
+    points = list(metric_points(read_report_of(measured)))
+    logged = [row for batch in store.batches for row in batch.get("metrics", [])]
+    assert [value for _, value, _, _ in logged] == [point.value for point in points]
+    assert dict(store.batches[-1]["params"])["model"] == "known"
+    assert dict(store.batches[-1]["tags"])["tuneline.digest"] == measured.digest
+    assert store.files == {
+        "report.json": (measured.path / "report.json").read_text("utf-8"),
+        "report.html": report_text(measured, "html"),
+    }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowError("quota\x1b[0m"), HTTPError("413 Client Error"), PermissionError(13, "denied"),
+        S3UploadFailedError("no bucket"), NoCredentialsError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_files_that_are_not_stored_are_told_from_the_metrics(
+    store: Store, measured: Artifact, error: Exception
+) -> None:
+    store.files_fail = error
+    with pytest.raises(ServerError) as caught:
+        report_text(measured, "mlflow")
+    message = str(caught.value)
+    assert message.startswith("MLflow run run-1: the metrics are stored, the files are not: ")
+    assert str(error).replace("\x1b", "")[:5] in message
+    assert "\x1b" not in message
+    assert "sqlite" not in str(caught.value.hint)
+    assert caught.value.exit_code == 5
+    assert store.batches
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_hinted"),
+    [("mlruns", True), ("file:///tmp/mlruns", True), ("http://x", False), ("sqlite:///a", False)],
+)
+@pytest.mark.parametrize("make", [MlflowError, PermissionError])
+def test_the_hint_of_a_database_is_for_a_store_of_files(
+    store: Store, measured: Artifact, uri: str, is_hinted: bool, make: Callable[[str], Exception]
+) -> None:
+    store.uri, store.figures_fail = uri, make("the store is refused")
+    with pytest.raises(ServerError, match="does not take the report: the store is ref") as caught:
+        report_text(measured, "mlflow")
+    assert ("sqlite:///mlflow.db" in str(caught.value.hint)) == is_hinted

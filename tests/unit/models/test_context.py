@@ -65,11 +65,11 @@ def test_the_context_is_the_one_of_config_json(name: str, tmp_path: Path) -> Non
     assert served_length(folder, 100) == 100
 
 
-def test_the_tokenizer_can_limit_the_context(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "expected"), [(512, 512), (4096, 1024), (10**30, 1024)])
+def test_the_tokenizer_can_limit_the_context(limit: int, expected: int, tmp_path: Path) -> None:
     folder = _folder(tmp_path, CONFIGS["plain"][0])
-    for limit, expected in ((512, 512), (4096, 1024), (10**30, 1024)):
-        (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
-        assert context_length(folder) == expected
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    assert context_length(folder) == expected
 
 
 def test_a_model_without_a_limit_is_served_with_vllm_s_own(tmp_path: Path) -> None:

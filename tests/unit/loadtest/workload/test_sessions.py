@@ -444,19 +444,55 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
-@given(document=JSON, cut=st.integers(0, 40))
-def test_no_file_breaks_a_reader(
-    document: Any, cut: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    text = json.dumps(document)
-    text = text[: max(len(text) - cut, 0)] if cut < 20 else text
-    for source in FILES:
+WHOLE: dict[str, Any] = {
+    "messages": {"messages": TALK},
+    "sharegpt": [{"conversations": [
+        {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"},
+    ]}],
+    "mooncake": json.loads(mooncake_line(0, 600, [1, 2])),
+    "weka": {"id": "s", "block_size": 64, "requests": [
+        {"t": 0.0, "type": "n", "in": 100, "out": 10, "hash_ids": [1, 2]},
+    ]},
+    "otel": json.loads(otlp(otel_span(1, 2, [asks("q")], "a"))),
+}  # fmt: skip
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Return every list or object in a document with each key that it has."""
+    here = value.items() if isinstance(value, dict) else enumerate(value)
+    inner = [item for _, item in here if isinstance(item, dict | list)]
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    return [*((value, key) for key in keys), *(place for item in inner for place in places(item))]
+
+
+@pytest.mark.parametrize("source", FILES)
+def test_a_file_with_one_other_value_is_read_or_refused(source: str, tmp_path: Path) -> None:
+    num_read = num_refused = 0
+
+    @settings(max_examples=100, derandomize=True, deadline=None)
+    @given(
+        place=st.integers(0, 99), cut=st.sampled_from([0, 0, 0, 1, 7]),
+        value=st.text(max_size=6) | st.integers(0, 128) | JSON,
+    )  # fmt: skip
+    def try_one(place: int, value: Any, cut: int) -> None:
+        nonlocal num_read, num_refused
+        document = json.loads(json.dumps(WHOLE[source]))
+        found_places = places(document)
+        holder, key = found_places[place % len(found_places)]
+        holder[key] = value
+        text = json.dumps(document)
         try:
-            found = read(source, text, tmp_path_factory.getbasetemp())
+            found = read(source, text[: len(text) - cut], tmp_path)
         except DataError:
-            continue
-        assert all(one.turns for one in found) or not text.strip()
+            num_refused += 1
+            return
+        # A file without a conversation is refused when the load is planned.
+        num_read += bool(found)
+        assert all(one.turns for one in found)
+
+    assert read(source, json.dumps(WHOLE[source]), tmp_path)
+    try_one()
+    assert num_read > 0 and num_refused > 0
 
 
 def test_weka_sessions_whose_ids_end_alike_share_no_block(tmp_path: Path) -> None:
