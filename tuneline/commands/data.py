@@ -81,7 +81,7 @@ def data_convert(
 
 
 def data_check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training rows.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Training rows.")],
     heldout: Annotated[
         str | None, typer.Option("--eval", metavar="FILE", help="Held-out rows, for leaks.")
     ] = None,

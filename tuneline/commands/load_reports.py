@@ -31,7 +31,7 @@ class Form(StrEnum):
 
 def join(
     shards: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="The shards of one load test.")
+        list[Path], typer.Argument(metavar="DIR", help="The shards of one load test.")
     ],
     out: Out = None,
     as_json: AsJson = False,

@@ -12,7 +12,7 @@ RunOrDir = Annotated[
     Path, typer.Argument(metavar="RUN.yaml|DIR", help="A run, or the directory of one artifact.")
 ]
 OptionalRun = Annotated[
-    Path | None, typer.Argument(metavar="[RUN.yaml]", help="The run's configuration.")
+    Path | None, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")
 ]
 Overrides = Annotated[
     list[str] | None,

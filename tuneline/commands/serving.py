@@ -20,7 +20,6 @@ from tuneline.commands.options import (
     KeyEnv,
     ModelName,
     Overrides,
-    RunOrDir,
     RunsDir,
     Url,
 )
@@ -44,7 +43,9 @@ class _Target:
 
 
 def serve(
-    target: RunOrDir,
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN.yaml|DIR", help="A run, or any model folder.")
+    ],
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -129,7 +130,9 @@ def _print_flags(flags: list[Flag], as_json: bool) -> None:
 
 
 def chat(
-    target: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml|DIR]")] = None,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="RUN.yaml|DIR", help="A run, or a model folder.")
+    ] = None,
     url: Url = None,
     model: ModelName = None,
     api_key_env: KeyEnv = None,

@@ -206,6 +206,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {line}not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if values is None:
+        raise ConfigError(f"{path}: is empty; expected sections such as data and training")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
     return values

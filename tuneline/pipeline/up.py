@@ -24,6 +24,10 @@ from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer
 from tuneline.pipeline.stage import DATASET, Line, Made, Stage
 
+SCRATCH = (".rows-*", ".release-*")
+"""Temporary folders of stages. Only the holder of the run's lock makes them, so at its beginning
+they are those of a process that was killed; one holds all rows of the data."""
+
 
 def up(
     run: Run,
@@ -163,4 +167,7 @@ def lock_run(run: Run) -> Iterator[None]:
                 f"{run.dir}: another tuneline works in this directory",
                 hint="Wait until it ends, or end it.",
             ) from None
+        for pattern in SCRATCH:
+            for folder in run.dir.glob(pattern):
+                shutil.rmtree(folder, ignore_errors=True)
         yield

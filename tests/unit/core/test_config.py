@@ -77,7 +77,7 @@ def test_an_unlike_key_lists_the_known_ones(tmp_path: Path) -> None:
         ("name: [", "line 1: not valid YAML"),
         ("name: a\nname: b", "line 2: not valid YAML: key 'name' appears twice"),
         ("- a", "expected a mapping of sections, found list"),
-        ("", "found NoneType"),
+        ("# nothing", "is empty; expected sections"),
         ("name: a\ntraining:\n# steps: 2\n", "training: expected keys below it, found nothing"),
         ("name: a\ntraining: 3", "training: expected keys below it, found 3"),
         ("name: a\nscenarios: {rate_rps: 1}", "expected a list in brackets, found {'rate_rps': 1}"),

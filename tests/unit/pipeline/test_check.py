@@ -103,6 +103,16 @@ def test_the_check_waits_for_no_lock(tmp_path: Path) -> None:
     assert whole.warnings == [] and "data checks" in whole.found
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    left, kept = (run.dir / name for name in (".rows-killed", ".adapter-0123456789.work"))
+    for folder in (left, kept):
+        folder.mkdir(parents=True)
+        (folder / "rows.jsonl").write_text("{}")
+    with lock_run(run):
+        assert (left.exists(), kept.exists()) == (False, True)
+
+
 def test_a_folder_that_cannot_be_written_leaves_the_other_checks(tmp_path: Path) -> None:
     run = _run(tmp_path)
     run.dir.parent.write_text("a file in place of the folder")
