@@ -53,6 +53,8 @@ def prove_model(
     if not expected:
         raise ArtifactError(f"{reference.path}: the reference has 0 prompts; expected at least 1")
     settings = comparable_settings(reference)
+    chosen = config.tolerances if form == "merged" else config.forms.get(form)
+    tolerances = chosen or tolerances_of_weights(form_weights(model))
     opened = open_form(model)
     date = reference_date(reference)
     set_date(opened.tokenizer, date)
@@ -61,8 +63,6 @@ def prove_model(
         for index, continuation in enumerate(expected):
             found.append(_answer(opened, continuation, settings, model.path))
             advance(index + 1)
-    chosen = config.tolerances if form == "merged" else config.forms.get(form)
-    tolerances = chosen or tolerances_of_weights(form_weights(model))
     noise = reference_noise(reference)
     parity = compare(
         form, expected, found, tolerances, reference_noise=noise,
@@ -95,7 +95,7 @@ def _answer(
     opened: OpenedForm, expected: Continuation, settings: dict[str, int], path: Path
 ) -> Continuation:
     """Return the form's answer to one prompt of the reference."""
-    prompt_ids = render_prompt(opened.tokenizer, expected.messages, path)
+    prompt_ids = render_prompt(opened.tokenizer, expected.messages, path, expected.tools)
     _check_ids(prompt_ids, opened, path)
     token_ids, logprobs, top_logprobs = greedy_answer(
         opened.score,

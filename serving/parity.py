@@ -149,6 +149,8 @@ def proof_fields(
     """Return the fields of a chat request for a plain greedy answer with its log-probabilities."""
     return {
         "messages": expected.messages,
+        # With the choice "none", the prompt shows the tools and the answer stays one text.
+        **({"tools": expected.tools, "tool_choice": "none"} if expected.tools else {}),
         "temperature": 0,
         "max_tokens": max_new_tokens,
         "logprobs": True,

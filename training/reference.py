@@ -95,6 +95,7 @@ def build_reference(
                         text=tokenizer.decode(token_ids, skip_special_tokens=True),
                         finish_reason="stop" if token_ids[-1] in stop_ids else "length",
                         expected=row.answer,
+                        tools=list(row.tools),
                     )
                 )
                 advance(len(continuations))

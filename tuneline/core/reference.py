@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.config import StrictModel
@@ -40,11 +40,16 @@ class Continuation(StrictModel):
     finish_reason: Literal["stop", "length"]
     expected: str | None = None
     """The right answer, if the data gives one."""
+    tools: list[dict[str, Any]] = Field(default=[])
+    """The tools that the prompt shows to the model, as OpenAI's JSON."""
 
 
 def write_continuations(path: Path, continuations: Sequence[Continuation]) -> None:
     """Write one JSON line per continuation."""
-    lines = (continuation.model_dump_json() + "\n" for continuation in continuations)
+    lines = (
+        one.model_dump_json(exclude=None if one.tools else {"tools"}) + "\n"
+        for one in continuations
+    )
     path.write_text("".join(lines), encoding="utf-8")
 
 

@@ -118,7 +118,7 @@ def tolerances_of_weights(weights: str) -> Tolerances:
         raise ArtifactError(
             f"the weights are {weights}, which has no tolerances; expected "
             f"{', '.join(WEIGHT_TOLERANCES)}",
-            hint="Try: give export.parity.forms the tolerances of this form.",
+            hint="Try: prove the model that it was quantized from.",
         )
     return WEIGHT_TOLERANCES[weights]
 

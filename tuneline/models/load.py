@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import ArtifactError, TunelineError
-from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tuneline.models.folder import CONFIG, read_json, weight_files
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.tokenizer import load_tokenizer
 
@@ -74,6 +75,14 @@ def load_network(
     """
     import transformers
 
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ArtifactError(
+            f"{what}: has {ADAPTER_CONFIG} next to a model, and transformers would add that "
+            "adapter to the weights, which a server does not; expected a model alone",
+            hint=f"Move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own. If the "
+            "weights are the base's, merge the two: tuneline export merge --base DIR --adapter DIR "
+            "--out DIR",
+        )
     load = load or transformers.AutoModelForCausalLM.from_pretrained
     if is_left_over(folder, read_json(folder / CONFIG, ModelConfig)):
         options["config"] = transformers.AutoConfig.from_pretrained(
@@ -119,7 +128,7 @@ def is_left_over(folder: Path, config: Mapping[str, Any]) -> bool:
     if not isinstance(quantization, Mapping) or quantization.get("quant_method") != "bitsandbytes":
         return False
     found = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dictionary)

@@ -303,6 +303,7 @@ def make_reference(
     *,
     stop_ids: tuple[int, ...] = (2,),
     max_new_tokens: int = 12,
+    tools: tuple[dict[str, Any], ...] = (),
 ) -> Artifact:
     """The answers of base + adapter, by transformers' own `generate` on the live PEFT model."""
     model = _load(base, dtype=torch.float32)
@@ -312,8 +313,9 @@ def make_reference(
     for prompt in PROMPTS:
         messages = [{"role": "user", "content": prompt}]
         inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+            messages, tools=list(tools) or None, add_generation_prompt=True, return_tensors="pt",
+            return_dict=True,
+        )  # fmt: skip
         result = tuned.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids),
             pad_token_id=0, output_logits=True, return_dict_in_generate=True,
@@ -333,6 +335,7 @@ def make_reference(
                 ],
                 text=tokenizer.decode(token_ids, skip_special_tokens=True),
                 finish_reason="stop" if token_ids[-1] in stop_ids else "length",
+                tools=list(tools),
             )
         )
     config = {"max_new_tokens": max_new_tokens, "top_logprobs": 5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +108,26 @@ def edit_weights(model: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -
     save_file(values, model / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_an_adapter_next_to_the_model_is_refused(line: Line, tmp_path: Path) -> None:
+    """transformers would add it: the proof would pass on the base, which a server answers with."""
+    model = Path(shutil.copytree(line.base, tmp_path / "model"))
+    for file in line.adapter.glob("adapter_*"):
+        shutil.copy(file, model)
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json next to a model") as caught:
+        prove(line, model, tmp_path / "parity")
+    assert "tuneline export merge --base DIR --adapter DIR" in str(caught.value.hint)
+
+
+def test_weights_without_tolerances_are_refused_first(line: Line, tmp_path: Path) -> None:
+    model = copy_of(line, tmp_path / "model")
+    group = {"weights": {"num_bits": 4, "type": "float"}, "targets": ["Linear"]}
+    said = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    with pytest.raises(ArtifactError, match="the weights are fp4, which has no tolerances"):
+        prove(line, model, tmp_path / "parity")
+
+
 def test_a_wrong_scale_is_caught(line: Line, tmp_path: Path) -> None:
     """alpha/r taken as alpha/√r: what an exporter does that overlooks use_rslora, the other way."""
     adapter = Path(shutil.copytree(line.adapter, tmp_path / "adapter"))
@@ -155,6 +175,24 @@ def test_another_chat_template_is_caught(line: Line, tmp_path: Path) -> None:
     assert parity.verdict == "FAIL"
     assert parity.num_prompts_with_equal_ids == 0
     assert "the chat template or the tokenizer differs" in parity.problems[0]
+
+
+def test_the_tools_of_a_prompt_are_shown_to_the_form(line: Line, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "print", "parameters": {"type": "object"}}}
+    template = "{% if tools %}{{ tools[0].function.name }}{% endif %}" + families.TEMPLATE
+    adapter, model = (
+        Path(shutil.copytree(folder, tmp_path / name))
+        for folder, name in ((line.adapter, "adapter"), (copy_of(line, tmp_path / "m"), "model"))
+    )
+    for folder in (adapter, model):
+        (folder / "chat_template.jinja").write_text(template)
+    shown = families.make_reference(tmp_path / "r", line.base, adapter, tools=(tool,))
+    _, parity = prove(replace(line, reference=shown), model, tmp_path / "parity")
+    assert parity.num_prompts_with_equal_ids == parity.num_prompts > 3
+    assert parity.verdict == "PASS", parity.problems
+    plain = families.make_reference(tmp_path / "s", line.base, line.adapter)
+    ids = [[one.prompt_token_ids for one in read_reference(found)] for found in (shown, plain)]
+    assert all(more != less for more, less in zip(*ids, strict=True))
 
 
 def test_another_tokenizer_is_caught(line: Line, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.config import ServedParityConfig
-from serving.parity import prove_served, served_continuation
+from serving.parity import proof_fields, prove_served, served_continuation
 from tuneline.core.artifact import new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -51,6 +51,17 @@ def test_a_completion_becomes_a_continuation_with_its_stop_token() -> None:
         text="Reset it.",
         finish_reason="stop",
     )
+
+
+def test_a_request_shows_the_tools_of_its_prompt() -> None:
+    tool = {"type": "function", "function": {"name": "reset", "parameters": {"type": "object"}}}
+    plain = served_continuation(RESPONSE, MESSAGES, "http://x/v1")
+    with_tools = plain.model_copy(update={"tools": [tool]})
+    fields = proof_fields(with_tools, {}, max_new_tokens=8, top_logprobs=5)
+    assert fields["tools"] == [tool] and fields["tool_choice"] == "none"
+    assert not {"tools", "tool_choice"} & proof_fields(
+        plain, {}, max_new_tokens=8, top_logprobs=5
+    ).keys()  # fmt: skip
 
 
 @pytest.mark.parametrize("field", ["prompt_token_ids", "token_ids", "logprobs"])

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def test_a_reference_cut_short_says_so(line: Line, tmp_path: Path) -> None:
     short = build_reference(config, line.dataset, line.base, line.adapter, tmp_path / "r")
     [continuation] = read_reference(short)
     assert len(continuation.token_ids) == 3 and continuation.finish_reason == "length"
+
+
+def test_the_tools_of_a_row_are_recorded(line: Line, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "reset", "parameters": {"type": "object"}}}
+    plain, other = dataset_rows(line.dataset, HELDOUT_FILE)[:2]
+    with new_artifact(tmp_path / "tools", "dataset", config={}) as draft:
+        write_rows(draft.dir / HELDOUT_FILE, [plain, replace(other, tools=(tool,))])
+    config = ReferenceConfig(num_prompts=2, max_new_tokens=3)
+    dataset = open_artifact(tmp_path / "tools")
+    found = build_reference(config, dataset, line.base, line.adapter, tmp_path / "r")
+    assert [one.tools for one in read_reference(found)] == [[], [tool]]
 
 
 def test_plain_text_among_the_held_out_rows_is_not_asked(line: Line, tmp_path: Path) -> None:
