@@ -38,7 +38,7 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.progress import logger
 from tuneline.core.secrets import without_secrets
-from tuneline.models.folder import CONFIG, read_json, write_json
+from tuneline.models.folder import CONFIG, read_json, weight_files, write_json
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import folder_stop_ids
 
@@ -105,7 +105,7 @@ def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, 
             "int8 or int4",
             hint="Try: --weights int8, or --graph logits, which takes float16.",
         )
-    for file in sorted(model.path.glob("*.safetensors")):
+    for file in weight_files(model.path):
         read_tensor_file(file)  # a truncated file must not be reported as an unsupported family
     require_plain(model)
     stop_ids = sorted(folder_stop_ids(model.path))

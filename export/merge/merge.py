@@ -226,7 +226,14 @@ def _prompt_of(base: Path, adapter: Path) -> dict[str, Any]:
 def _check_vocabulary(adapter: Path, base: ModelFolder, plan: MergePlan) -> None:
     """Refuse a tokenizer with more ids than the embedding has rows: the model would fail in use."""
     highest, rows = max_token_id(adapter), plan.num_tokens or base.vocab_size
-    if highest is not None and isinstance(rows, int) and highest >= rows:
+    # Some bases have such ids themselves: Gemma 3's text models know a token of pictures.
+    known = max_token_id(base.path) if plan.num_tokens is None else None
+    if (
+        highest is not None
+        and isinstance(rows, int)
+        and highest >= rows
+        and (known is None or highest > known)
+    ):
         raise ArtifactError(
             f"{adapter}: its tokenizer gives ids up to {highest}, and the base {base.path} has "
             f"{rows} rows: the vocabulary was resized; expected the new rows in the adapter",

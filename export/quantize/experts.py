@@ -19,7 +19,7 @@ import torch
 
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
-from tuneline.models.folder import CONFIG, INDEX, WEIGHTS, read_json
+from tuneline.models.folder import CONFIG, read_json, weight_files
 
 EXPERT = re.compile(r"(.+)\.experts\.\d+\.\w+")
 PART = re.compile(r"(.+)\.(weight_(?:packed|scale|shape)|weight)")
@@ -62,7 +62,7 @@ def has_quantized_experts(path: Path) -> bool:
     said = read_json(path / CONFIG).get("quantization_config") or {}
     return said.get("quant_method") == "compressed-tensors" and any(
         (part := PART.fullmatch(entry.name)) and EXPERT.fullmatch(part[1])
-        for file in _weight_files(path)
+        for file in weight_files(path)
         for entry in read_tensor_file(file).entries
     )
 
@@ -91,7 +91,7 @@ def load_quantized_experts(path: Path, **options: Any) -> tuple[Any, dict[str, A
     with ExitStack() as files:
         opened = [
             files.enter_context(safetensors.safe_open(file, framework="pt"))
-            for file in _weight_files(path)
+            for file in weight_files(path)
         ]
         stored = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118
         state, quantized = _dequantized(stored, scheme)
@@ -149,12 +149,6 @@ def rounded_experts(
         found = linear(rounded(hidden), experts.down_proj[expert])
         result.index_add_(0, token, found * top_k_weights[token, place, None])
     return result
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if not (path / INDEX).is_file():
-        return [path / WEIGHTS]
-    return [path / name for name in sorted(set(read_json(path / INDEX)["weight_map"].values()))]
 
 
 def _only_scheme(said: Any, path: Path) -> Any:

@@ -13,7 +13,7 @@ from export.quantize.experts import has_quantized_experts, load_quantized_expert
 from export.runtimes.scores import OpenedForm
 from export.weights.families import is_left_out
 from export.weights.tensor_file import read_tensor_file
-from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json
+from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json, weight_files
 from tuneline.models.greedy import Score, cached_scores
 from tuneline.models.load import load_network, served_class
 from tuneline.models.schemas import GenerationConfig
@@ -105,7 +105,7 @@ def stored_dtype(path: Path) -> str:
     A few tensors in a coarser format do not widen the tolerances of the whole model.
     """
     stored: Counter[str] = Counter()
-    for file in sorted(path.glob("*.safetensors")):
+    for file in weight_files(path):
         for entry in read_tensor_file(file).entries:
             stored[entry.dtype] += entry.num_elements
     found = max(("F32", "BF16", "F16"), key=lambda name: stored[name])

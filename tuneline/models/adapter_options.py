@@ -17,11 +17,12 @@ NEUTRAL_OPTIONS = frozenset({
 """Options of every method that do not change what the tensors mean."""
 
 LORA_NEUTRAL_OPTIONS = frozenset({
-    "eva_config", "fan_in_fan_out", "init_lora_weights", "lora_dropout", "megatron_core",
-    "qalora_group_size", "runtime_config",
+    "corda_config", "eva_config", "fan_in_fan_out", "init_lora_weights",
+    "lora_dropout", "lora_ga_config", "megatron_core", "qalora_group_size", "runtime_config",
 })  # fmt: skip
 """Options of LoRA that do not change what the tensors mean. `init_lora_weights` has values that
-change the base; see NEUTRAL_INITIALISATIONS."""
+change the base; see NEUTRAL_INITIALISATIONS. PEFT reads the settings of such a value only with it,
+and keeps them in an adapter that it converted back to the base's own weights."""
 
 
 class TargetOptions(JsonForm):

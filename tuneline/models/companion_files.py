@@ -19,11 +19,17 @@ from tuneline.models.schemas import GenerationConfig, JsonForm, TokenizerConfig,
 
 TOKENIZER_FILES = (
     "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model", "tekken.json",
 )  # fmt: skip
 PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
+
+PROCESSOR_TEMPLATE = "chat_template.json"
+"""The template of a processor, as transformers 4 wrote it; it has priority over a `.jinja` file."""
+NAMED_TEMPLATES = "additional_chat_templates"
+"""The folder of templates besides the default, such as `tool_use`."""
 
 FORMS: dict[str, type[JsonForm]] = {
     "tokenizer.json": TokenizerFile,
@@ -68,7 +74,7 @@ def check_companions(base: Path, adapter: Path) -> None:
     """
     named = [base / TOKENIZER_CONFIG] if (base / TOKENIZER_CONFIG).is_file() else []
     for path in {*_companions(base, adapter), *named}:
-        if path.name == CHAT_TEMPLATE:
+        if path.suffix == ".jinja":
             _read_text(path)
         elif path.suffix == ".json":
             read_json(path, FORMS.get(path.name))
@@ -78,20 +84,23 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
     """Copy the files that a model needs next to its weights and config.json.
 
     All tokenizer files come from the adapter's folder if that has any, else from the base: the two
-    are never mixed. Chat template and generation_config each come from the adapter's folder, else
-    from the base. If the base names a tokenizer class of its own, the copy keeps that name.
+    are never mixed. The same applies to the chat templates. generation_config comes from the
+    adapter's folder, else from the base. If the base names a tokenizer class of its own, the copy
+    keeps that name.
 
     Raises:
         ArtifactError: A file cannot be read, or its content does not fit the schema.
     """
     check_companions(base, adapter)
     for source in _companions(base, adapter):
-        if source.name != CHAT_TEMPLATE:
+        if source.parent.name == NAMED_TEMPLATES:
+            (out / NAMED_TEMPLATES).mkdir(exist_ok=True)
+            _copy(source, out / NAMED_TEMPLATES)
+        else:
             _copy(source, out)
-    if not _copy(adapter / CHAT_TEMPLATE, out) and chat_template(out) is None:
-        template = chat_template(base)
-        if not _copy(base / CHAT_TEMPLATE, out) and isinstance(template, str):
-            (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    template = chat_template(base)
+    if chat_template(out) is None and isinstance(template, str):
+        (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     if has_tokenizer(adapter):
         _keep_tokenizer_class(base, out)
 
@@ -101,7 +110,15 @@ def _companions(base: Path, adapter: Path) -> list[Path]:
     tokenizer = adapter if has_tokenizer(adapter) else base
     found = [base / name for name in PROCESSOR_FILES]
     found += [tokenizer / name for name in TOKENIZER_FILES]
-    found += [_first(adapter, base, GENERATION_CONFIG), _first(adapter, base, CHAT_TEMPLATE)]
+    found.append(_first(adapter, base, GENERATION_CONFIG))
+    found += _template_files(adapter) or ([] if chat_template(adapter) else _template_files(base))
+    return [path for path in found if path.is_file()]
+
+
+def _template_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold only chat templates."""
+    named = sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+    found = [folder / CHAT_TEMPLATE, folder / PROCESSOR_TEMPLATE, *named]
     return [path for path in found if path.is_file()]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import ArtifactError
-from tuneline.models.schemas import JsonForm, check_form
+from tuneline.models.schemas import JsonForm, ShardIndex, check_form
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -34,6 +34,23 @@ def read_json(path: Path, form: type[JsonForm] | None = None) -> dict[str, Any]:
     if form is not None:
         check_form(path, value, form)
     return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model's weights, as transformers finds them.
+
+    A folder may hold the same weights once more in another format, such as Mistral's
+    `consolidated.safetensors`, or an adapter.
+
+    Raises:
+        ArtifactError: The index cannot be read.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        names = read_json(folder / INDEX, ShardIndex)["weight_map"].values()
+        return [folder / name for name in sorted({Path(name).name for name in names})]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import ArtifactError
-from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.folder import CONFIG, read_json, weight_files
 from tuneline.models.schemas import ModelConfig
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
@@ -89,7 +89,7 @@ def read_network(folder: Path) -> Network:
     text: dict[str, Any] = config.get("text_config") or config
     tensors: dict[str, tuple[int, ...]] = {}
     file_bytes = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         for name, (dtype, shape) in _header(path).items():
             tensors[name] = shape
             file_bytes += ITEM_BYTES.get(dtype, 1) * math.prod(shape)

@@ -22,6 +22,7 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.lock import locked
 from tuneline.core.progress import reading
+from tuneline.models.companion_files import NAMED_TEMPLATES
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
 
@@ -31,10 +32,22 @@ REMEMBERED_BYTES = 16 * 2**20
 """The hash of a smaller file is computed in less time than the cache takes."""
 
 # Weights as safetensors, configuration and tokenizer; never pickles, never code.
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
+MODEL_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model",
+    f"{NAMED_TEMPLATES}/*.jinja",
+)  # fmt: skip
+# Mistral's repositories hold the weights a second time under names that transformers does not read.
+SECOND_WEIGHTS = "consolidated*.safetensors"
 
 # The licence is there. No digest covers them.
 CARD_FILES = ("README.md", "LICENSE*")
+
+DOWNLOADED = {
+    "allow_patterns": [*MODEL_FILES, *CARD_FILES],
+    # A `*` of the Hub also matches a `/`; gpt-oss has its weights a second time in `original/`.
+    "ignore_patterns": [SECOND_WEIGHTS, *(f"*/{one}" for one in MODEL_FILES if one != "*.jinja")],
+}
+"""The files of a repository on the Hub that are downloaded."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
         path = hub.snapshot_download(
             name,
             revision=revision,
-            allow_patterns=[*MODEL_FILES, *CARD_FILES],
+            **DOWNLOADED,
             local_files_only=not download,
         )
     except (
@@ -155,9 +168,9 @@ def read_digest(model: ModelSource) -> str:
         artifact = open_artifact(model.path)
         verify_artifact(artifact)
         return artifact.digest
-    files = _model_files(model.path)
-    hashes = _hashes(files, model.path)
-    return canonical_digest([[file.name, hashes[file]] for file in files])
+    named = model_files(model.path)
+    hashes = _hashes(list(named.values()), model.path)
+    return canonical_digest([[name, hashes[file]] for name, file in named.items()])
 
 
 def folder_digest(folder: Path) -> str:
@@ -166,7 +179,8 @@ def folder_digest(folder: Path) -> str:
     The user's cache remembers the hash of each large file by size and time of change, so that a
     repeated `tuneline up` does not read gigabytes again.
     """
-    files = _model_files(folder)
+    named = model_files(folder)
+    files = named.values()
     keys = {file: _cache_key(file) for file in files if file.stat().st_size >= REMEMBERED_BYTES}
     remembered = _read_cache() if keys else {}
     hashes = {file: remembered[key] for file, key in keys.items() if key in remembered}
@@ -174,7 +188,7 @@ def folder_digest(folder: Path) -> str:
     fresh = {key: hashes[file] for file, key in keys.items() if key not in remembered}
     if fresh:
         _remember(fresh)
-    return canonical_digest([[file.name, hashes[file]] for file in files])
+    return canonical_digest([[name, hashes[file]] for name, file in named.items()])
 
 
 def _hashes(files: Sequence[Path], folder: Path) -> dict[Path, str]:
@@ -222,11 +236,15 @@ def _read_cache() -> dict[str, str]:
     return cache
 
 
-def _model_files(folder: Path) -> list[Path]:
-    """Return the files of a model folder that its digest covers."""
-    return sorted(
-        {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
-    )
+def model_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a model folder that its digest covers: relative name to path, sorted."""
+    found = {
+        file.relative_to(folder).as_posix(): file
+        for pattern in MODEL_FILES
+        for file in folder.glob(pattern)
+        if file.is_file() and not file.match(SECOND_WEIGHTS)
+    }
+    return dict(sorted(found.items()))
 
 
 def _sha256(path: Path) -> str:

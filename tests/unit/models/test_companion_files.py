@@ -22,6 +22,7 @@ from tuneline.models.companion_files import (
 NAMES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json",
+    "sentencepiece.bpe.model",
 }  # fmt: skip
 
 
@@ -64,6 +65,21 @@ def test_two_tokenizers_are_never_mixed(tmp_path: Path) -> None:
     adapter = folder_with(tmp_path / "adapter", tekken__json='{"adapter": 1}')
     copy_companions(base, adapter, folder_with(tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tekken.json"]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_templates_of_two_folders_are_never_mixed(tmp_path: Path, trained: bool) -> None:
+    base = folder_with(tmp_path / "base", chat_template__json='{"chat_template": "base"}')
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("base")
+    adapter = folder_with(tmp_path / "adapter")
+    if trained:
+        (adapter / "chat_template.jinja").write_text("adapter")
+    out = folder_with(tmp_path / "out")
+    copy_companions(base, adapter, out)
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    of_base = {"chat_template.json", "additional_chat_templates/tool_use.jinja"}
+    assert found == ({"chat_template.jinja"} if trained else of_base)
 
 
 def test_a_template_is_read_from_either_place(tmp_path: Path) -> None:

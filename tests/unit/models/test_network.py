@@ -33,6 +33,17 @@ def test_sizes_come_from_the_configuration_and_all_headers(tmp_path: Path) -> No
     assert network.file_bytes == 2 * 400 + 4 * 128
 
 
+def test_weights_that_the_model_does_not_load_do_not_count(tmp_path: Path) -> None:
+    before = read_network(_folder(tmp_path, CONFIG))
+    index = {name: "model-00001-of-00002.safetensors" for name in before.tensors if "emb" in name}
+    index |= {name: "model-00002-of-00002.safetensors" for name in before.tensors if "mlp" in name}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    for name in ("consolidated", "adapter_model"):
+        save_file({"again": np.zeros((50, 8), np.float16)}, tmp_path / f"{name}.safetensors")
+    after = read_network(tmp_path)
+    assert after == before and len(index) == 2
+
+
 def test_a_section_for_text_and_other_names_are_read(tmp_path: Path) -> None:
     text = {"n_embd": 12, "n_layer": 3, "n_head": 3, "vocab_size": 50}
     network = read_network(_folder(tmp_path, {"model_type": "x", "text_config": text}))

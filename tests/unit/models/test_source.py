@@ -45,6 +45,32 @@ def test_other_bytes_with_the_same_size_and_time_are_another_model(
     assert len(digests) == 2
 
 
+def test_a_digest_covers_named_templates_and_no_second_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = folder_digest(tmp_path)
+    (tmp_path / "consolidated.safetensors").write_bytes(b"the weights again")
+    assert folder_digest(tmp_path) == before
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    assert folder_digest(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "is_taken"),
+    [
+        ("model-00001-of-00002.safetensors", True), ("tekken.json", True), ("LICENSE", True),
+        ("additional_chat_templates/tool_use.jinja", True), ("original/config.json", False),
+        ("consolidated-00001-of-00002.safetensors", False), ("pytorch_model.bin", False),
+        ("original/model.safetensors", False), ("modeling.py", False),
+    ],
+)  # fmt: skip
+def test_only_the_files_of_the_model_are_downloaded(name: str, is_taken: bool) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = filter_repo_objects([name], **source.DOWNLOADED)
+    assert bool(list(asked)) is is_taken
+
+
 def test_processes_that_remember_at_once_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

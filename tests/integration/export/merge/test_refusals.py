@@ -20,6 +20,7 @@ from tests.integration.export.merging import (
     edit_json,
     edit_tensors,
     refusal,
+    run_merge,
     with_header,
 )
 from tuneline.core.errors import ArtifactError, DiskFullError
@@ -289,6 +290,8 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
     tokenizer.add_tokens([f"<|new-{index}|>" for index in range(40)])
     tokenizer.save_pretrained(adapter)
     assert "the vocabulary was resized" in refusal(base, adapter, tmp_path / "out")
+    tokenizer.save_pretrained(base)  # a base with such ids of its own, as Gemma 3's 1B
+    run_merge(base, adapter, tmp_path / "out")
 
 
 def test_an_existing_directory_is_not_overwritten(
