@@ -145,8 +145,10 @@ def is_pruned(entry: TensorEntry) -> bool:
     """Return whether a tensor is the weight of a linear layer inside a block, or of several experts
     (3-D)."""
     experts = len(entry.shape) == 3 and "experts" in entry.name
+    # A state space model also has matrices that no linear layer multiplies by, such as `A_log`.
+    linear = len(entry.shape) == 2 and entry.name.endswith(".weight")
     return (
-        (len(entry.shape) == 2 or experts)
+        (linear or experts)
         and entry.dtype in TORCH_DTYPES
         and not entry.name.endswith("bias")
         and IN_NUMBERED_BLOCK.search(entry.name) is not None

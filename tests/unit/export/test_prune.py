@@ -23,9 +23,10 @@ from tuneline.core.errors import ConfigError
         "model.layers.0.block_sparse_moe.router.layer.weight",
         "model.layers.1.mlp.gate.weight",
         "model.layers.1.mlp.up_proj.bias",
+        "model.layers.1.mamba.A_log",
     ],
 )
-def test_embeddings_heads_routers_and_biases_stay(name: str) -> None:
+def test_embeddings_heads_routers_biases_and_states_stay(name: str) -> None:
     assert not is_pruned(TensorEntry(name, "F32", (8, 8), 0, 256))
 
 
