@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.forms import MODEL_KINDS
+from export.forms import MODEL, MODEL_KINDS
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import PARITY_FILE, Parity
@@ -46,7 +46,9 @@ def write_model_card(model: Artifact) -> str:
     trained = next(
         (a.manifest for a in (*made_from, model) if "num_steps" in a.manifest.metrics), None
     )
-    lines = ["---", "library_name: transformers", "tags: [tuneline]", "---", "", "# Model card", ""]
+    # The Hub shows how to load a model by its library; a graph is not loaded by transformers.
+    library = ["library_name: transformers"] if model.kind == MODEL else []
+    lines = ["---", *library, "tags: [tuneline]", "---", "", "# Model card", ""]
     lines += _identity(model)
     lines += _made_from(model, made_from)
     if "dataset" in by_kind:
@@ -114,7 +116,10 @@ def _identity(model: Artifact) -> list[str]:
         f"| digest | `{manifest.digest}` |",
         f"| made | {manifest.created_at} |",
     ]
-    lines += [f"| {key} | {value} |" for key, value in manifest.config.items() if value is not None]
+    config = {key: value for key, value in manifest.config.items() if value is not None}
+    if "w4a16" not in (config.get("scheme"), config.get("quantize")):
+        config.pop("group_size", None)  # the other schemes have no groups
+    lines += [f"| {key} | {value} |" for key, value in config.items()]
     for name in ("size_bytes", "num_tensors", "num_changed_tensors", "sparsity"):
         if name in manifest.metrics:
             lines.append(f"| {name} | {_value(manifest.metrics[name])} |")

@@ -6,11 +6,13 @@ artifact before the first byte leaves.
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import os
 import re
 import shutil
 import tarfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from export.forms import MODEL_KINDS
@@ -26,12 +28,24 @@ from tuneline.core.artifact import (
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, MissingError, ServerError
 from tuneline.core.progress import logger, progress
-from tuneline.models.folder import CONFIG, INDEX, read_json
+from tuneline.models.adapter_config import ADAPTER_CONFIG
+from tuneline.models.companion_files import (
+    NAMED_TEMPLATES,
+    PROCESSOR_FILES,
+    PROCESSOR_TEMPLATE,
+    TOKENIZER_FILES,
+)
+from tuneline.models.folder import CONFIG, GENERATION_CONFIG, INDEX, read_json
 from tuneline.models.schemas import ShardIndex
-from tuneline.models.source import MODEL_FILES
+from tuneline.models.source import model_files
 
 README = "README.md"
 HUB = "hf:"
+READ_FILES = (
+    "*.safetensors", "*.safetensors.index.json", CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG,
+    "*.jinja", PROCESSOR_TEMPLATE, MANIFEST, *TOKENIZER_FILES, *PROCESSOR_FILES,
+)  # fmt: skip
+"""Patterns of the files that decide what a loader makes of a repository."""
 TOKEN = "HF_TOKEN"  # noqa: S105 (the name of the variable)
 
 
@@ -97,7 +111,7 @@ def published_files(model: Path) -> dict[str, Path]:
         verify_artifact(artifact)
         names = [entry.path for entry in artifact.manifest.files] + [MANIFEST]
         return {name: model / name for name in sorted(names)}
-    found = {file.name: file for pattern in MODEL_FILES for file in model.glob(pattern)}
+    found = model_files(model)
     if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
         raise ArtifactError(f"{model}: no config.json and safetensors; expected a model folder")
     read_json(model / CONFIG)
@@ -176,6 +190,9 @@ def _to_hub(files: dict[str, Path], extra: dict[str, str], name: str) -> str:
     ]
     try:
         url = api.create_repo(name, private=True, exist_ok=True)
+        for path in left_over(api.list_repo_files(name), {*files, *extra}):
+            logger.info("  hf:%s: %s is of another model; removed", name, path)
+            operations.append(hub.CommitOperationDelete(path_in_repo=path))
         api.create_commit(name, operations, commit_message="Upload a model made by Tuneline")
     except (unreachable, hub.errors.HfHubHTTPError, OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -185,3 +202,17 @@ def _to_hub(files: dict[str, Path], extra: dict[str, str], name: str) -> str:
             hint="Check the name, the network, and that the token may write there.",
         ) from None
     return str(url)
+
+
+def left_over(there: Sequence[str], new: Collection[str]) -> list[str]:
+    """Return the files in a repository that a loader would read in place of a new model's files or
+    next to them, such as the shards of an earlier upload.
+
+    The history of the repository keeps them.
+    """
+    return sorted(
+        name
+        for name in set(there) - set(new)
+        if ("/" not in name or name.startswith(f"{NAMED_TEMPLATES}/"))
+        and any(fnmatch.fnmatch(name, pattern) for pattern in READ_FILES)
+    )

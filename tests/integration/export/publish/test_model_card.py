@@ -67,6 +67,24 @@ def test_the_card_gives_the_manifests_figures(run: dict[str, Artifact]) -> None:
     assert "10.0%" not in card  # the other run's
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "shown"),
+    [
+        ("model", {"dtype": "auto", "group_size": 128}, False),
+        ("model", {"quantize": "w4a16", "group_size": 128}, True),
+        ("onnx", {"scheme": "int8", "group_size": 128}, False),
+    ],
+)
+def test_a_card_has_no_option_and_no_library_of_another_form(
+    kind: str, config: dict[str, object], shown: bool, tmp_path: Path
+) -> None:
+    with new_artifact(tmp_path / "m", kind, config=config) as draft:
+        (draft.dir / "payload.txt").write_text("x")
+    card = write_model_card(open_artifact(tmp_path / "m"))
+    assert ("| group_size | 128 |" in card) is shown
+    assert ("library_name: transformers" in card) is (kind == "model")
+
+
 def test_only_models_have_a_card(run: dict[str, Artifact]) -> None:
     with pytest.raises(ArtifactError, match="kind 'dataset'"):
         write_model_card(run["dataset"])

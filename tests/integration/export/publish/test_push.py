@@ -121,6 +121,7 @@ class _Hub(BaseHTTPRequestHandler):
     """The Hub's answers to an upload of small files, which all go with the commit itself."""
 
     seen: list[tuple[str, str | None, Any]]
+    there: list[str]
     status: int
 
     def do_POST(self) -> None:
@@ -142,10 +143,14 @@ class _Hub(BaseHTTPRequestHandler):
         self._send(type(self).status, answer)
 
     def do_GET(self) -> None:
+        if self.path.startswith("/api/models/org/name/tree/"):
+            there = [{"type": "file", "path": path, "size": 1, "oid": "0"} for path in self.there]
+            self._send(200, there)
+            return
         self._send(200, {"id": "org/name", "sha": "0" * 40, "private": True, "tags": [],
                          "siblings": [], "downloads": 0, "likes": 0})  # fmt: skip
 
-    def _send(self, status: int, answer: dict[str, Any]) -> None:
+    def _send(self, status: int, answer: Any) -> None:
         data = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -165,7 +170,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
     class Hub(_Hub):
         status = 200
 
-    Hub.seen = []
+    Hub.seen, Hub.there = [], [".gitattributes", "README.md", "config.json"]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -199,6 +204,19 @@ def test_an_upload_holds_exactly_the_files(
     assert sent == {**expected, "README.md": b"# Card\n"}
     assert {token for _, token, _ in hub.seen} == {f"Bearer {TOKEN}"}
     assert TOKEN not in caplog.text
+
+
+def test_an_upload_replaces_the_model_that_was_there(model: Artifact, hub: type[_Hub]) -> None:
+    read = [
+        "adapter_config.json", "additional_chat_templates/tool_use.jinja", "chat_template.jinja",
+        "model-00001-of-00002.safetensors", "model.safetensors.index.json", "vocab.json",
+    ]  # fmt: skip
+    hub.there += [*read, "model.safetensors", "notes.txt", "original/model.safetensors", "x.gguf"]
+    push_model(model.path, "hf:org/name", None)
+    commit = next(body for path, _, body in hub.seen if "/commit/" in path)
+    lines = [json.loads(line) for line in commit.decode().splitlines()]
+    removed = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"]
+    assert sorted(removed) == read
 
 
 def test_a_hub_that_refuses(model: Artifact, hub: type[_Hub]) -> None:
