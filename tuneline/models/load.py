@@ -78,7 +78,7 @@ def load_network(
     if (folder / ADAPTER_CONFIG).is_file():
         raise ArtifactError(
             f"{what}: has {ADAPTER_CONFIG} next to a model, and transformers would add that "
-            "adapter to the weights, which a server does not; expected a model alone",
+            "adapter to the weights, which a server does not; expected only a model",
             hint=f"Move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own. If the "
             "weights are the base's, merge the two: tuneline export merge --base DIR --adapter DIR "
             "--out DIR",
