@@ -12,34 +12,41 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from training.evaluation.answer_text import bare_answer
+from training.evaluation.answer_text import bare_answer, same_json
 from training.evaluation.answerer import Reply
 from training.evaluation.forgetting.phrases import FUNCTION_WORDS, REFUSALS
 from training.evaluation.metrics.json_schema import json_fault, validator_of
 
 _SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’」』)]*(?=\s|$)|[。！？]+")
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?")
+# The power of a unit, as in cm² and cm^2, is not a number of the answer.
+_NUMBER = re.compile(r"(?<![A-Za-z^\d.])-?(?:\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
+_CALL = re.compile(r'<tool_call>|<function=|\[TOOL_CALLS\]|"arguments"\s*:')
+"""Text of a tool call, also of one that is cut off or names an unknown tool."""
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"})
 
 
 def answer_of(reply: Reply) -> str:
     """Return the text that is checked: composed, with straight quotation marks."""
-    return unicodedata.normalize("NFC", bare_answer(reply.text)).translate(_QUOTES)
+    return _composed(reply).translate(_QUOTES)
+
+
+def _composed(reply: Reply) -> str:
+    return unicodedata.normalize("NFC", bare_answer(reply.text))
 
 
 def words(reply: Reply, *, min: int, max: int) -> bool:
     return min <= len(answer_of(reply).split()) <= max
 
 
-def characters(reply: Reply, *, max: int) -> bool:
-    return 0 < len(answer_of(reply)) <= max
+def characters(reply: Reply, *, max: int, min: int = 1) -> bool:
+    return min <= len(answer_of(reply)) <= max
 
 
-def sentences(reply: Reply, *, count: int) -> bool:
-    """Return whether there are exactly `count` sentences, each with its mark at the end."""
+def sentences(reply: Reply, *, count: int, min: int | None = None) -> bool:
+    """Return whether there are `count` sentences, or from `min` to `count`, each with its mark."""
     text = answer_of(reply)
     parts = [part for part in _SENTENCE_END.split(text) if part.strip()]
-    return len(parts) == count and len(_SENTENCE_END.findall(text)) >= count
+    return (min or count) <= len(parts) <= count and len(_SENTENCE_END.findall(text)) >= len(parts)
 
 
 def lines(reply: Reply, *, count: int) -> bool:
@@ -94,21 +101,21 @@ def number(reply: Reply, *, value: float) -> bool:
 
 def json_value(reply: Reply, *, value: Any) -> bool:
     """Return whether the answer is JSON with this value; the order of keys is free."""
-    text = answer_of(reply)
-    return not json_fault(text, None) and _same(json.loads(text), value)
+    text = _composed(reply)
+    return not json_fault(text, None) and same_json(json.loads(text), value)
 
 
 def json_schema(reply: Reply, *, schema: dict[str, Any]) -> bool:
-    return not json_fault(answer_of(reply), validator_of(schema, "forgetting suite"))
+    return not json_fault(_composed(reply), validator_of(schema, "forgetting suite"))
 
 
 def calls(reply: Reply, *, calls: Sequence[dict[str, Any]]) -> bool:
     """Return whether exactly these tools were called with these arguments, in this order."""
-    return _same(list(reply.tool_calls), list(calls))
+    return same_json(list(reply.tool_calls), list(calls))
 
 
 def no_call(reply: Reply) -> bool:
-    return not reply.tool_calls
+    return not reply.tool_calls and not _CALL.search(answer_of(reply))
 
 
 def refuses(reply: Reply) -> bool:
@@ -145,19 +152,6 @@ def language_of(text: str) -> str | None:
     best, second = sorted(counts.values(), reverse=True)[:2]
     code = max(counts, key=lambda name: counts[name])
     return code if best >= 2 and best > second else None
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Return whether two JSON values are equal; true is not 1, and 1.0 is 1."""
-    if isinstance(first, bool) or isinstance(second, bool):
-        return first is second
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first)
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(map(_same, first, second))
-    return (type(first) is type(second) and first == second) or (
-        isinstance(first, int | float) and isinstance(second, int | float) and first == second
-    )
 
 
 CHECKERS: dict[str, Callable[..., bool]] = {
