@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback
 
 from training.adapters.reach import reach_table
@@ -48,6 +49,7 @@ from training.tracking.tracker import TrackedRun
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.errors import GpuMemoryError
 from tuneline.core.progress import logger
 from tuneline.models.chat import date_facts
 from tuneline.models.source import ModelSource, computed_dtype
@@ -87,20 +89,27 @@ def train_adapter(
             method trains on.
         ArtifactError: `out` exists, or the base model cannot be loaded.
         DiskFullError: Checkpoints and adapter would not fit.
+        GpuMemoryError: The GPU has too little memory for a step.
         MissingError: The package of a tracker is not installed, or a process of several does not
             arrive or is killed.
     """
     quiet_libraries()
     require_hardware(config)
     opened_trackers(chosen_trackers(config))
-    if not is_placed(config.launch):
-        if config.launch is not None and config.launch.world_size > 1:
-            return train_in_processes(
-                config, dataset, base, out, relative_to=relative_to, on_heldout=on_heldout
-            )
-        return _train(config, dataset, base, out, relative_to, on_heldout)
-    with joined(config, dataset, base):
-        return _train(config, dataset, base, out, relative_to, on_heldout)
+    placed = is_placed(config.launch)
+    if not placed and config.launch is not None and config.launch.world_size > 1:
+        return train_in_processes(
+            config, dataset, base, out, relative_to=relative_to, on_heldout=on_heldout
+        )
+    try:
+        with joined(config, dataset, base) if placed else nullcontext():
+            return _train(config, dataset, base, out, relative_to, on_heldout)
+    except torch.OutOfMemoryError as error:
+        raise GpuMemoryError(
+            f"training: the GPU has too little memory: {str(error).splitlines()[0]}",
+            hint="Set training.per_device_train_batch_size: 1 and gradient_checkpointing: true. "
+            "`tuneline plan` estimates the memory of other settings.",
+        ) from error
 
 
 def _train(

@@ -19,7 +19,7 @@ from training.search.space import values_of
 from training.search.study import Started, counts, next_trial, open_study, study_lock
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.digests import short_digest
-from tuneline.core.errors import ConfigError, VerdictError
+from tuneline.core.errors import ConfigError, GpuMemoryError, VerdictError
 from tuneline.core.progress import logger
 
 Objective = Callable[[Mapping[str, Any], Path, Callable[[int, float], None]], float]
@@ -113,7 +113,7 @@ def _run_trial(
             state, reason, value = TrialState.FAIL, f"{config.metric} is {value}", None
     except optuna.TrialPruned:
         state, reason = TrialState.PRUNED, f"pruned after {number} held-out measurements"
-    except (ConfigError, VerdictError, torch.OutOfMemoryError) as error:
+    except (ConfigError, VerdictError, GpuMemoryError, torch.OutOfMemoryError) as error:
         state, reason = TrialState.FAIL, str(error)
     except BaseException:  # the process ends, but its point did not kill it
         trial.set_user_attr("interrupted", True)

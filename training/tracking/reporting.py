@@ -49,9 +49,12 @@ def chosen_trackers(config: TrainingConfig) -> list[str]:
         module = TRACKERS[name][1]
         if importlib.util.find_spec(module) is None:
             package = module.replace("_", "-")
+            key, without = "report_to", f"take {name} out of training.report_to"
+            if name == "prometheus":
+                key, without = "prometheus_port", "remove training.prometheus_port"
             raise MissingError(
-                f"training.report_to: {name} needs the package {package}, which is not installed",
-                hint=f"Try: pip install {package}, or take {name} out of training.report_to.",
+                f"training.{key}: {name} needs the package {package}, which is not installed",
+                hint=f"Try: pip install {package}, or {without}.",
             )
     return names
 

@@ -9,6 +9,7 @@ TunelineError
 ├── MetricError            2  a search for a figure that its stage does not have; only of `search`
 ├── MissingError           4  a library, a device, a model or disk space that is not there
 │   ├── DiskFullError      4
+│   ├── GpuMemoryError     4  a GPU with too little memory for a step
 │   └── PeerLostError      4  a process of a training that ended
 ├── ServerError            5  a server that does not start, dies or answers wrongly
 └── VerdictError           6  a measured verdict that is not met
@@ -83,6 +84,10 @@ class MissingError(TunelineError):
 
 class DiskFullError(MissingError):
     """The file system has too little space for the files of a step."""
+
+
+class GpuMemoryError(MissingError):
+    """A GPU that has too little memory for a step."""
 
 
 class ServerError(TunelineError):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import training.hardware as hardware
+import training.train as train
 from training.config import TrainingConfig
-from tuneline.core.errors import ConfigError, MissingError
+from tuneline.core.errors import ConfigError, GpuMemoryError, MissingError
 
 KERNELS = [{"use_liger_kernel": True}, {"attn_implementation": "flash_attention_2"}]
 
@@ -37,3 +40,17 @@ def test_a_missing_package_is_named(
 def test_the_defaults_need_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpu_names", list)
     hardware.require_hardware(TrainingConfig())
+
+
+def test_a_gpu_with_too_little_memory_is_an_error_with_a_hint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAdvice.")
+
+    monkeypatch.setattr(train, "_train", full)
+    nothing: Any = None
+    with pytest.raises(GpuMemoryError, match=r"memory: CUDA out of memory.*2 GiB") as caught:
+        train.train_adapter(TrainingConfig(), nothing, nothing, tmp_path / "adapter")
+    assert caught.value.exit_code == 4
+    assert "per_device_train_batch_size: 1" in str(caught.value.hint)

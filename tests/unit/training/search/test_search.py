@@ -17,7 +17,7 @@ from tests.unit.training.search.worker import work
 from training.config.search import SearchConfig
 from training.search.search import search_settings
 from training.search.study import open_study
-from tuneline.core.errors import ArtifactError, ConfigError, VerdictError
+from tuneline.core.errors import ArtifactError, ConfigError, GpuMemoryError, VerdictError
 from tuneline.core.lock import locked
 
 GRID = {"space": {"x": {"low": 1, "high": 5}}, "sampler": "grid", "pruner": "none"}
@@ -141,12 +141,17 @@ def test_a_lack_of_memory_or_a_failed_check_ends_only_its_trial(tmp_path: Path) 
             raise torch.OutOfMemoryError("CUDA out of memory")
         if values["x"] == 4:
             raise VerdictError("the merged model differs")
+        if values["x"] == 5:
+            raise GpuMemoryError("training: the GPU has too little memory")
         return float(values["x"])
 
     trials = search_settings(_config(GRID), tmp_path, objective, facts={}, first=None)["trials"]
     failed = {t["values"]["x"]: t["reason"] for t in trials if t["state"] == "fail"}
-    assert failed == {2: "CUDA out of memory", 4: "the merged model differs"}
-    assert sum(trial["state"] == "complete" for trial in trials) == 3
+    assert failed == {
+        2: "CUDA out of memory", 4: "the merged model differs",
+        5: "training: the GPU has too little memory",
+    }  # fmt: skip
+    assert sum(trial["state"] == "complete" for trial in trials) == 2
 
 
 def test_an_error_that_stops_the_search_is_not_a_kill(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from training.config import TrainingConfig
-from training.tracking.reporting import Open, Reporting, chosen_trackers, opened_trackers
+from training.tracking.reporting import (
+    TRACKERS,
+    Open,
+    Reporting,
+    chosen_trackers,
+    opened_trackers,
+)
+from training.tracking.to_prometheus import open_prometheus
 from training.tracking.tracker import TrackedRun, Tracker
 from tuneline.core.errors import MissingError
 
@@ -168,7 +175,9 @@ def test_prometheus_serves_the_newest_step_on_the_loopback_interface(tmp_path: P
         again.bind(("127.0.0.1", port))
 
 
-def test_a_tracker_without_its_package_is_an_error_before_training() -> None:
+def test_a_tracker_without_its_package_is_an_error_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = TrainingConfig.model_validate({"report_to": "mlflow"})
     with pytest.raises(MissingError, match="mlflow needs the package mlflow") as caught:
         chosen_trackers(config)
@@ -176,3 +185,7 @@ def test_a_tracker_without_its_package_is_an_error_before_training() -> None:
     chosen = TrainingConfig.model_validate({"prometheus_port": 9100})
     assert chosen_trackers(chosen) == ["tensorboard", "prometheus"]
     assert chosen_trackers(TrainingConfig.model_validate({"report_to": []})) == []
+    monkeypatch.setitem(TRACKERS, "prometheus", (open_prometheus, "no_such_package"))
+    with pytest.raises(MissingError, match=r"^training\.prometheus_port: prometheus ") as caught:
+        chosen_trackers(chosen)
+    assert "remove training.prometheus_port" in str(caught.value.hint)
