@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 FieldForm = Literal["lines", "json"]
 
-_REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+# The generation prompt of some templates has the opening tag already, so the answer lacks it.
+_REASONING = re.compile(r"\A(?:\s*<think>.*?|(?:(?!<think>).)*?)</think>", re.DOTALL)
 # Letters of scripts that put no blanks between words, and Hangul syllables, whose words carry
 # particles: each is a token.
 _SINGLE = re.compile(
@@ -38,6 +39,26 @@ def split_fields(answer: str, fields: FieldForm) -> dict[str, Any]:
         if colon and name.strip():
             found.setdefault(name.strip(), value.strip())
     return found
+
+
+def same_json(first: Any, second: Any) -> bool:
+    """Return whether two JSON values are equal; true is not 1, and 1.0 is 1."""
+    try:
+        return _same(first, second)
+    except RecursionError:
+        return False
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return (type(first) is type(second) and first == second) or (
+        isinstance(first, int | float) and isinstance(second, int | float) and first == second
+    )
 
 
 def text_tokens(text: str) -> list[str]:

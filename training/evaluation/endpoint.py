@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from training.data.row import Row
 from training.evaluation.answerer import Answerer, AnswerLoss, LossesAbsentError, Question, Reply
 from training.evaluation.local import DEFAULT_SETTINGS
-from training.evaluation.tool_calls import parse_tool_calls, plain_call
+from training.evaluation.tool_calls import parse_tool_calls, read_call
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
@@ -23,6 +23,12 @@ from tuneline.models.template import TemplateSettings
 REQUEST_TIMEOUT_S = 120.0
 DEFAULT_CONCURRENCY = 16
 """Requests in flight without `batch_size`."""
+PENALTY = "repetition_penalty"
+"""vLLM takes a penalty from the model's generation_config.json, at temperature 0 too. Servers that
+do not know the field and refuse it are asked without it."""
+AUTO = "tool_choice auto"
+"""vLLM without a parser of tool calls refuses the choice "auto"; with "none" it shows the tools to
+the model and returns the calls as text."""
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
@@ -61,12 +67,14 @@ def _answers(
     endpoint: Endpoint, concurrency: int, questions: Sequence[Question], max_new_tokens: int
 ) -> list[Reply]:
     openai = require("openai", "train")
-    without_parser = threading.Event()
+    refused: set[str] = set()
 
-    def create(client: Any, question: Question) -> Any:
+    def create(client: Any, question: Question, left_out: Set[str]) -> Any:
         options: dict[str, Any] = {"tools": list(question.tools)} if question.tools else {}
-        if question.tools and without_parser.is_set():
+        if question.tools and AUTO in left_out:
             options["tool_choice"] = "none"
+        if PENALTY not in left_out:
+            options["extra_body"] = {PENALTY: 1.0}
         return client.chat.completions.create(
             model=endpoint.model,
             messages=list(question.messages),
@@ -75,22 +83,27 @@ def _answers(
             **options,
         )
 
-    def ask(client: Any, question: Question) -> Reply:
+    def respond(client: Any, question: Question) -> Any:
+        # Another thread may learn meanwhile what the server refuses; this request is judged by what
+        # it was sent with.
+        left_out = frozenset(refused)
         try:
-            response = create(client, question)
-        except openai.BadRequestError:
-            if not question.tools or without_parser.is_set():
+            return create(client, question, left_out)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if PENALTY in str(error) and PENALTY not in left_out:
+                refused.add(PENALTY)
+            elif question.tools and AUTO not in left_out:
+                refused.add(AUTO)
+            else:
                 raise
-            # vLLM without a parser of tool calls refuses the choice "auto"; with "none" it shows
-            # the tools to the model and returns the calls as text.
-            without_parser.set()
-            response = create(client, question)
-        choice = first_choice(response, endpoint)
+        return respond(client, question)
+
+    def ask(client: Any, question: Question) -> Reply:
+        choice = first_choice(respond(client, question), endpoint)
         text = text_of(choice.message.content)
         calls = tuple(
-            found
+            read_call(call.function.name, call.function.arguments)
             for call in choice.message.tool_calls or ()
-            if (found := plain_call(call.function.name, call.function.arguments))
         )
         ended = choice.finish_reason in ("stop", "tool_calls")
         calls = calls or parse_tool_calls(text, question.tools)

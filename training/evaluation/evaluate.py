@@ -16,7 +16,7 @@ from training.evaluation.metrics.ready import require_metrics
 from training.evaluation.metrics.table import METRICS, choose_metrics
 from training.evaluation.prediction import Prediction, predict
 from training.evaluation.report.page import mismatch_page
-from training.evaluation.scoring import score
+from training.evaluation.scoring import score, try_metrics
 from training.heldout import answered_rows
 from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
@@ -150,6 +150,7 @@ def _evaluate(
     draft: Draft, config: EvaluationConfig, rows: Sequence[Row], answerer: Answerer
 ) -> None:
     require_metrics(config)
+    try_metrics(config, rows)
     start_s = time.monotonic()
     questions = [Question(row.prompt, row.tools) for row in rows]
     replies = answerer.answer(questions, config.max_new_tokens)

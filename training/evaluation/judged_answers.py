@@ -13,10 +13,10 @@ from typing import Any
 
 from training.config import EvaluationConfig, JudgeConfig
 from training.data.row import Row
-from training.evaluation.answer_text import bare_answer
 from training.evaluation.answerer import Question
 from training.evaluation.local import local_answerer
 from training.evaluation.metrics.judge import judge_pairs, win_rate
+from training.evaluation.tool_calls import answer_shown
 from tuneline.core.artifact import Artifact
 from tuneline.models.source import ModelSource
 from tuneline.models.template import TemplateSettings
@@ -72,4 +72,4 @@ def _answers(
     """Return one model's answers. The model leaves memory before the next one is loaded."""
     answerer = local_answerer(base, adapter, batch_size=config.batch_size, settings=settings)
     replies = answerer.answer(questions, config.max_new_tokens)
-    return [bare_answer(reply.text) for reply in replies]
+    return [answer_shown(reply.text, reply.tool_calls) for reply in replies]

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.data.row import Row
 from training.evaluation.answerer import Answerer, AnswerLoss, Question, Reply
-from training.evaluation.tool_calls import parse_tool_calls
+from training.evaluation.tool_calls import parse_tool_calls, without_channels
 from tuneline.core.artifact import Artifact
 from tuneline.core.progress import progress
 from tuneline.models.source import ModelSource
@@ -83,7 +83,7 @@ def answer_questions(
         for batch in batches_by_length([len(prompt) for prompt in prompts], fitting):
             found = greedy_answers(model, [prompts[i] for i in batch], stop_ids, max_new_tokens)
             for index, ids in zip(batch, found, strict=True):
-                text = tokenizer.decode(ids, skip_special_tokens=True)
+                text = answer_text(tokenizer, ids)
                 tools = questions[index].tools
                 replies[index] = Reply(
                     text,
@@ -92,6 +92,13 @@ def answer_questions(
                 )
             advance(len(replies))
     return [replies[index] for index in range(len(questions))]
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return generated tokens as a server returns them: without special tokens and channels."""
+    whole = tokenizer.decode(ids)
+    answer = without_channels(whole)
+    return tokenizer.decode(ids, skip_special_tokens=True) if answer == whole else answer
 
 
 def rendered_rows(

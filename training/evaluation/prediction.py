@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from training.data.row import Row
-from training.evaluation.answer_text import bare_answer
+from training.evaluation.answer_text import bare_answer, same_json
+from training.evaluation.tool_calls import parse_tool_calls
 from tuneline.core.config import StrictModel
 from tuneline.core.messages import Messages
 
@@ -33,8 +34,15 @@ class Prediction(StrictModel):
     """Negative log-likelihood of the expected answer and its stop token."""
     num_answer_tokens: int | None = None
     """Tokens of the expected answer with its stop token."""
+    line: int = 0
+    """The row's line in the held-out rows, from 1; 0 if it is not known."""
     scores: dict[str, float | None] = Field(default_factory=dict)
     """The row's value of each metric."""
+
+    @property
+    def expects_text(self) -> bool:
+        """Return whether the expected answer is a text, and not only tool calls."""
+        return bool(self.expected.strip()) or not self.expected_tool_calls
 
 
 def predict(
@@ -49,10 +57,11 @@ def predict(
         prompt=list(row.prompt),
         expected=row.answer,
         answer=answer,
-        correct=_equal(row.answer, answer, expected_calls, tool_calls),
+        correct=_equal(row, answer, expected_calls, tool_calls),
         finish_reason=finish_reason,
         expected_tool_calls=tuple(expected_calls),
         tool_calls=tuple(tool_calls),
+        line=row.line,
     )
 
 
@@ -66,12 +75,15 @@ def expected_tool_calls(row: Row) -> list[dict[str, Any]]:
 
 
 def _equal(
-    expected: str,
+    row: Row,
     answer: str,
     expected_calls: Sequence[dict[str, Any]],
     calls: Sequence[dict[str, Any]],
 ) -> bool:
     if expected_calls:
         # A model may write a sentence before a call; the calls are the answer.
-        return list(expected_calls) == list(calls)
-    return bare_answer(answer) == bare_answer(expected)
+        return same_json(expected_calls, calls)
+    # An expected text may itself be a call that was never taken apart.
+    expected_in_text = parse_tool_calls(row.answer, row.tools)
+    is_called = bool(calls) and not same_json(expected_in_text, calls)
+    return not is_called and bare_answer(answer) == bare_answer(row.answer)

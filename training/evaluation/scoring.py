@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.config import EvaluationConfig
+from training.data.row import Row
 from training.evaluation.metrics.metric import Metric, Scored
 from training.evaluation.metrics.table import METRICS, choose_metrics
-from training.evaluation.prediction import Prediction
+from training.evaluation.prediction import Prediction, expected_tool_calls, predict
 from tuneline.core.config import StrictModel
 from tuneline.core.statistics import bootstrap_interval, wilson_interval
 
@@ -43,6 +44,21 @@ class Scores(StrictModel):
     """Share of answers that the model ended by itself."""
     metrics: dict[str, MetricResult]
     """The metrics by name, exact match among them."""
+
+
+def try_metrics(config: EvaluationConfig, rows: Sequence[Row]) -> None:
+    """Check that every metric can be computed, before a model answers: score expected answers.
+
+    A metric of the user's own sees the first row only, and the judge is asked nothing.
+
+    Raises:
+        ConfigError, DataError: A metric does not fit the configuration or the expected answers.
+        MissingError: The package of a metric is not installed.
+    """
+    right = [predict(row, row.answer, "stop", expected_tool_calls(row)) for row in rows]
+    num_rows = {"python": 1, "judge": 0, "chrf": 1, "rouge_l": 1, "json_schema": 1}
+    for name in choose_metrics(config, [row.answer for row in rows]):
+        METRICS[name].score(right[: num_rows.get(name)], config)
 
 
 def score(

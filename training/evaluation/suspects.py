@@ -54,13 +54,13 @@ def find_suspects(evaluation: Artifact, num_rows: int = 20) -> list[Suspect]:
         )
     suspects = [
         Suspect(
-            line,
+            prediction.line or number,
             prediction.nats / prediction.num_answer_tokens,
             _excerpt(content_of(prediction.prompt[-1])),
             _excerpt(prediction.expected),
             _excerpt(prediction.answer),
         )
-        for line, prediction in enumerate(predictions, start=1)
+        for number, prediction in enumerate(predictions, start=1)
         if not prediction.correct and prediction.nats is not None and prediction.num_answer_tokens
     ]
     return sorted(suspects, key=lambda row: (-row.nats_per_token, row.line))[:num_rows]

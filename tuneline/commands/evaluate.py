@@ -167,8 +167,10 @@ def _evaluate_file(
         emit_artifact(_evaluate(config, data, asked, folder), as_json)
         return
     from training import report_evaluations
+    from tuneline.models.source import resolve_model
     from tuneline.pipeline.run_report import comparison_lines
 
+    resolve_model(against)  # a wrong name is found before the first model answers
     tuned = _evaluate(config, data, asked, folder / "tuned")
     base = _evaluate(config, data, Asked(None, model=against), folder / "base")
     report = report_evaluations(config, base, tuned, folder / "report")

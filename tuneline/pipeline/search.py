@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from training.config.search import SearchConfig
 from tuneline.core.artifact import cannot_write, canonical_digest
 from tuneline.core.config import keyed_values, read_document
-from tuneline.core.errors import ConfigError, DataError, TunelineError
+from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.lock import locked
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
@@ -81,7 +81,6 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
     folder, winner = run.dir / config.study, out or run.path.with_suffix(".best.yaml")
     require_winner(run, winner)
     base = resolve_base(run, download=True)
-    _require_files(run, winner, stage, base)
     _require_space(run, overrides, stage, base)
 
     def objective(
@@ -151,25 +150,6 @@ def _with_values(
 ) -> Run:
     made = load_run(run.path, overrides, values=values)
     return Run(made.path, made.config, folder)
-
-
-def _require_files(run: Run, winner: Path, stage: str, base: ModelSource) -> None:
-    """Check that the paths of run.yaml also hold where the new one is written.
-
-    Raises:
-        ConfigError: A relative path starts from the directory of run.yaml.
-    """
-    if winner.resolve().parent == run.path.resolve().parent:
-        return
-    there = Run(winner, run.config, run.dir)
-    try:
-        for each in select_stages(there, (stage,)):
-            each.inputs(there, base)
-    except DataError as error:
-        raise ConfigError(
-            f"--out {winner}: the relative paths of {run.path} do not hold there: {error.message}",
-            hint=f"Try: --out {run.path.parent / winner.name}, or absolute paths in {run.path}.",
-        ) from None
 
 
 def _require_space(run: Run, overrides: Sequence[str], stage: str, base: ModelSource) -> None:

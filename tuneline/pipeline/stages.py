@@ -246,7 +246,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",
             (config.evaluation,), (DATASET,), _evaluation_base, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base model",
+            accepts=(require_answers,), label="base model", version=2,
         ),
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
@@ -256,17 +256,17 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",
             (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base + adapter",
+            accepts=(require_answers,), label="base + adapter", version=2,
         ),
         Stage(
             "evaluation-report", "Compare base and tuned answers", "evaluation",
             "evaluation-report", (config.evaluation,), (EVALUATION_BASE, EVALUATION_TUNED),
-            _evaluation_report,
+            _evaluation_report, version=2,
         ),
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=3,
+            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=4,
         ),
         *_forgetting_stage(config),
         Stage(
@@ -295,7 +295,7 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
         Stage(
             "forgetting", "Ask the forgetting suite", "evaluation", "forgetting", (),
             (DATASET, ADAPTER),
-            _forgetting, inputs=forgetting_inputs,
+            _forgetting, inputs=forgetting_inputs, version=2,
         )
     ]  # fmt: skip
 
@@ -316,6 +316,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             "evaluation-served", "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
             inputs=evaluation_served_inputs, prepare=(_require_server,), label="served by vLLM",
+            version=2,
         ),
         Stage(
             "loadtest", "Load-test the endpoint", "served", "load-report",

@@ -91,12 +91,3 @@ def test_a_search_that_cannot_work_is_refused_before_any_training(
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert not list(tmp_path.glob("runs/small/search/points/*"))
-
-
-def test_a_new_run_is_not_written_where_its_paths_do_not_hold(tmp_path: Path) -> None:
-    run = _write(tmp_path)
-    done = tuneline(run, "search", "--out", str(tmp_path / "other" / "best.yaml"))
-    assert done.returncode == 2, done.stderr
-    assert "best.yaml: the relative paths of" in done.stderr and "do not hold there" in done.stderr
-    assert f"Try: --out {tmp_path / 'best.yaml'}" in done.stderr
-    assert not list(tmp_path.glob("runs/small/search/points/*"))

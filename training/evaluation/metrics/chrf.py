@@ -19,16 +19,21 @@ from tuneline.core.environment import require
 def score_chrf(predictions: Sequence[Prediction], _config: EvaluationConfig) -> Scored:
     """Return the chrF of each answer, from 0 to 100; `corpus` in the details is over all rows.
 
+    A row that expects only tool calls has no text to compare.
+
     Raises:
         MissingError: sacrebleu is not installed.
     """
     chrf = require("sacrebleu.metrics", "train").CHRF()
-    answers = [_composed(prediction.answer) for prediction in predictions]
-    expected = [_composed(prediction.expected) for prediction in predictions]
-    values: list[float | None] = [
-        chrf.sentence_score(answer, [reference]).score
-        for answer, reference in zip(answers, expected, strict=True)
-    ]
+    values: list[float | None] = [None] * len(predictions)
+    answers, expected = [], []
+    for index, prediction in enumerate(predictions):
+        if prediction.expects_text:
+            answers.append(_composed(prediction.answer))
+            expected.append(_composed(prediction.expected))
+            values[index] = chrf.sentence_score(answers[-1], [expected[-1]]).score
+    if not answers:
+        return Scored(values)
     # sacrebleu takes a list of reference sets, each with one reference per answer.
     return Scored(values, {"corpus": chrf.corpus_score(answers, [expected]).score})
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.config import EvaluationConfig
-from training.evaluation.answer_text import bare_answer, split_fields
+from training.evaluation.answer_text import FieldForm, bare_answer, split_fields
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from tuneline.core.environment import require
@@ -31,7 +31,7 @@ def class_targets(expected: Sequence[str], config: EvaluationConfig) -> list[str
     """Return the names of the fields whose values are classes, or `answer`; empty if none is."""
     columns: dict[str, list[str]] = {}
     for answer in expected:
-        for name, label in _labels(answer, config).items():
+        for name, label in labels_of(answer, config).items():
             columns.setdefault(name, []).append(label)
     return [name for name, labels in columns.items() if _are_classes(labels)]
 
@@ -54,8 +54,8 @@ def score_classes(predictions: Sequence[Prediction], config: EvaluationConfig) -
             f"{MAX_CLASSES} distinct values, each on two rows on average",
             hint="Remove classes from evaluation.metrics, or set evaluation.fields.",
         )
-    expected = [_labels(prediction.expected, config) for prediction in predictions]
-    given = [_labels(prediction.answer, config) for prediction in predictions]
+    expected = [labels_of(prediction.expected, config) for prediction in predictions]
+    given = [labels_of(prediction.answer, config) for prediction in predictions]
     values: list[float | None] = []
     for labels, answer in zip(expected, given, strict=True):
         right = [answer.get(name) == labels[name] for name in targets if name in labels]
@@ -68,14 +68,16 @@ def _table(
 ) -> dict[str, Any]:
     metrics = require("sklearn.metrics", "train")
     pairs = [
-        (labels[name], answer.get(name) or MISSING)
+        (labels[name], answer.get(name, MISSING))
         for labels, answer in zip(expected, given, strict=True)
         if name in labels
     ]
     classes = sorted({label for label, _ in pairs})
-    known = {*classes, MISSING}
+    # An empty value is a class of its own if rows expect it.
+    known = {label: label for label in (*classes, MISSING)}
+    known.setdefault("", MISSING)
     truth = [label for label, _ in pairs]
-    answers = [answer if answer in known else OTHER for _, answer in pairs]
+    answers = [known.get(answer, OTHER) for _, answer in pairs]
     columns = [*classes, OTHER, MISSING]
     matrix = metrics.confusion_matrix(truth, answers, labels=columns)
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
@@ -100,14 +102,30 @@ def _table(
     }
 
 
-def _labels(answer: str, config: EvaluationConfig) -> dict[str, str]:
+def labels_of(answer: str, config: EvaluationConfig) -> dict[str, str]:
+    """Return the whole answer, or its fields, as labels: equal values have equal labels."""
     if config.fields is None:
         return {WHOLE: bare_answer(answer)}
     fields = split_fields(answer, config.fields)
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        for name, value in fields.items()
-    }
+    return {name: _label(value, config.fields) for name, value in fields.items()}
+
+
+def _label(value: Any, form: FieldForm) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1.0 is 1
+    if not isinstance(value, str):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    if form == "json" and _is_json(value):
+        return json.dumps(value)  # "1" is not 1
+    return value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _are_classes(labels: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.config import EvaluationConfig
-from training.evaluation.answer_text import FieldForm, bare_answer, split_fields
+from training.evaluation.answer_text import FieldForm, bare_answer, same_json, split_fields
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from tuneline.core.errors import ConfigError, DataError
@@ -36,9 +36,15 @@ def score_fields(predictions: Sequence[Prediction], config: EvaluationConfig) ->
     num_given: defaultdict[str, int] = defaultdict(int)
     num_right: defaultdict[str, int] = defaultdict(int)
     for index, prediction in enumerate(predictions):
+        if not prediction.expects_text:
+            values.append(None)
+            continue
         expected = expected_fields(prediction, form, index)
         given = split_fields(prediction.answer, form)
-        right = [name for name in expected if _equal(expected, given, name)]
+        right = [
+            name for name, value in expected.items()
+            if name in given and same_json(value, given[name])
+        ]  # fmt: skip
         for names, counts in ((expected, num_expected), (given, num_given), (right, num_right)):
             for name in names:
                 counts[name] += 1
@@ -81,17 +87,3 @@ def _rates(num_expected: int, num_given: int, num_right: int) -> dict[str, Any]:
         "recall_interval": wilson_interval(recall, num_expected),
         "f1": 2 * num_right / (num_expected + num_given),
     }
-
-
-def _equal(expected: dict[str, Any], given: dict[str, Any], name: str) -> bool:
-    # In Python, True equals 1; in JSON the two differ.
-    return name in given and repr(_plain(given[name])) == repr(_plain(expected[name]))
-
-
-def _plain(value: Any) -> Any:
-    """Return a JSON value with sorted keys and whole numbers without a fraction."""
-    if isinstance(value, dict):
-        return {key: _plain(value[key]) for key in sorted(value)}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -45,6 +45,8 @@ def json_fault(text: str, validator: Any | None) -> str:
         error = next(validator.iter_errors(value), None)
     except RecursionError:
         return "nested too deeply"
+    except OverflowError:
+        return "number too large"  # 1e400 is JSON, and infinite as a float
     except require("referencing", "train").exceptions.Unresolvable as error:
         raise ConfigError(f"evaluation.json_schema: {error.ref!r} {OUTSIDE}") from None
     return "" if error is None else str(error.validator)
@@ -89,6 +91,8 @@ def validator_of(schema: Any, where: str) -> Any:
         raise ConfigError(f"{where}: is not a JSON schema: {error.message}") from None
     except referencing.exceptions.Unresolvable as error:
         raise ConfigError(f"{where}: {error.ref!r} {OUTSIDE}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: refers to itself without end") from None
     return validator
 
 

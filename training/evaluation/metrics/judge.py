@@ -12,16 +12,19 @@ from training.config import EvaluationConfig, JudgeConfig
 from training.evaluation.answer_text import bare_answer
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
+from training.evaluation.tool_calls import answer_shown
 from tuneline.core.endpoint import Endpoint, read_key, split_url
+from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError, ServerError
-from tuneline.core.messages import Messages, content_of
+from tuneline.core.messages import Messages, calls_of, content_of
 from tuneline.core.openai_client import first_choice, openai_client, server_error
 from tuneline.core.progress import progress
 from tuneline.core.server_words import text_of
 from tuneline.core.statistics import mcnemar_p
 
 MAX_CHARACTERS = 8000
-"""Of each text in a question to the judge; the rest is cut."""
+"""Of each text in a question to the judge: the beginning of an answer; of a conversation, a quarter
+from the beginning and the rest from the end."""
 
 Choice = Literal["A", "B", "tie"]
 Pair = tuple[Messages, str, str]
@@ -59,7 +62,14 @@ def score_judge(predictions: Sequence[Prediction], config: EvaluationConfig) -> 
     """
     judge = chosen_judge(config)
     judged = predictions[: judge.num_rows]
-    pairs: list[Pair] = [(p.prompt, bare_answer(p.answer), bare_answer(p.expected)) for p in judged]
+    pairs: list[Pair] = [
+        (
+            p.prompt,
+            answer_shown(p.answer, p.tool_calls),
+            answer_shown(p.expected, p.expected_tool_calls),
+        )
+        for p in judged
+    ]
     values, details = judge_pairs(judge, pairs)
     return Scored([*values, *[None] * (len(predictions) - len(judged))], details)
 
@@ -142,13 +152,21 @@ def read_choice(reply: str) -> Choice | None:
 def judge_question(config: JudgeConfig, pair: Pair, swap: bool) -> str:
     """Return the question to the judge about a pair; `swap` puts the second answer first."""
     messages, first, second = pair
-    prompt = "\n".join(f"{message['role']}: {content_of(message)}" for message in messages)
+    prompt = "\n".join(
+        f"{message['role']}: {answer_shown(content_of(message), calls_of(message))}"
+        for message in messages
+    )
     first, second = (second, first) if swap else (first, second)
-    prompt, first, second = (text[:MAX_CHARACTERS] for text in (prompt, first, second))
+    first, second = first[:MAX_CHARACTERS], second[:MAX_CHARACTERS]
+    if len(prompt) > MAX_CHARACTERS:
+        # The question is at the end of a conversation, behind long documents.
+        prompt = prompt[: MAX_CHARACTERS // 4] + "\n[…]\n" + prompt[-MAX_CHARACTERS * 3 // 4 :]
     return INSTRUCTION.format(criteria=config.criteria, prompt=prompt, first=first, second=second)
 
 
 def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> list[str]:
+    openai = require("openai", "train")
+
     def ask(question: str) -> str:
         try:
             response = client.chat.completions.create(
@@ -158,6 +176,11 @@ def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> l
                 max_tokens=config.max_new_tokens,
             )
             return text_of(first_choice(response, endpoint).message.content)
+        except openai.AuthenticationError as error:
+            raise ServerError(
+                server_error(error, endpoint, config.timeout_s).message,
+                hint=f"Try: export {config.api_key_env}=KEY",
+            ) from None
         except (ValueError, AttributeError, IndexError, TypeError) as error:
             # The client passes a body of another shape on; reading the body then fails.
             raise server_error(error, endpoint, config.timeout_s) from None
@@ -177,8 +200,5 @@ def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> l
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     except ServerError as error:
-        raise ServerError(
-            f"evaluation.judge: {error.message}",
-            hint=f"Try: export {config.api_key_env}=KEY, if the judge needs a key",
-        ) from None
+        raise ServerError(f"evaluation.judge: {error.message}", hint=error.hint) from None
     return replies

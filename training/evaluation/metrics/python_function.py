@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +33,14 @@ def score_python(predictions: Sequence[Prediction], config: EvaluationConfig) ->
         # The function is the user's code and may raise anything.
         try:
             value = function(row)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{where}: held-out row {number}: {type(error).__name__}: {error}"
             ) from error
-        if value is not None and not (
-            isinstance(value, bool | int | float) and math.isfinite(value)
-        ):
+        if not _is_finite(value):
             raise ConfigError(
-                f"{where}: held-out row {number}: returned {value!r}; expected a finite number, "
-                "a boolean or None"
+                f"{where}: held-out row {number}: returned {str(value)[:60]!r}; expected a finite "
+                "number, a boolean or None"
             )
         values.append(None if value is None else float(value))
     return Scored(values)
@@ -60,6 +60,16 @@ def chosen_function(config: EvaluationConfig) -> Callable[[dict[str, Any]], Any]
     return load_function(config.python)
 
 
+def _is_finite(value: Any) -> bool:
+    """Return whether a value is a number, of NumPy too, that fits into a float; None is fine."""
+    if value is None:
+        return True
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:
     """Return the function that `file.py:function` names.
 
@@ -76,9 +86,10 @@ def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"{where}: {path} is not a Python file; expected a name that ends in .py")
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: {path} raises {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):

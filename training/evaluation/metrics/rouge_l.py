@@ -15,8 +15,8 @@ from training.evaluation.prediction import Prediction
 
 
 def score_rouge_l(predictions: Sequence[Prediction], _config: EvaluationConfig) -> Scored:
-    """Return the F1 of ROUGE-L of each answer, from 0 to 1."""
-    return Scored([rouge_l(p.expected, p.answer) for p in predictions])
+    """Return the F1 of ROUGE-L of each answer, from 0 to 1; None where only calls are expected."""
+    return Scored([rouge_l(p.expected, p.answer) if p.expects_text else None for p in predictions])
 
 
 def rouge_l(expected: str, answer: str) -> float:

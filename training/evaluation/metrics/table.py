@@ -31,7 +31,9 @@ def _are_classes(expected: Expected, config: EvaluationConfig) -> bool:
 
 
 def _are_free_text(expected: Expected, config: EvaluationConfig) -> bool:
-    return config.fields is None and not class_targets(expected, config)
+    # An answer that only calls tools has no text.
+    has_text = any(answer.strip() for answer in expected)
+    return has_text and config.fields is None and not class_targets(expected, config)
 
 
 def _are_json(_expected: Expected, config: EvaluationConfig) -> bool:

@@ -15,6 +15,10 @@ from tuneline.core.statistics import (
     paired_share_interval,
 )
 
+MIN_ROWS = 6
+"""Rows from which a bootstrap says that a model is better: of fewer rows, all on one side have a
+two-sided chance above 5 %."""
+
 
 class MetricComparison(StrictModel):
     """One metric of two models on the same rows."""
@@ -34,7 +38,8 @@ class MetricComparison(StrictModel):
     mcnemar_p: float | None = None
     """Of a share, the exact two-sided p-value of McNemar's test."""
     better: str
-    """`base` or `tuned` if the interval excludes zero, else `neither`."""
+    """`base` or `tuned` if the interval excludes zero, else `neither`. Fewer than six rows of a
+    mean show nothing."""
 
 
 class Comparison(StrictModel):
@@ -95,6 +100,7 @@ def compare_pairs(
     else:
         low, high = bootstrap_interval([b - a for a, b in pairs])
     up, down = ("tuned", "base") if higher_is_better else ("base", "tuned")
+    is_shown = is_share or num_rows >= MIN_ROWS
     return MetricComparison(
         title=title,
         base=base,
@@ -102,6 +108,6 @@ def compare_pairs(
         difference=tuned - base,
         interval=(low, high),
         num_rows=num_rows,
-        better=up if low > 0 else down if high < 0 else "neither",
+        better=up if is_shown and low > 0 else down if is_shown and high < 0 else "neither",
         **exact,  # type: ignore[arg-type]  # values of the three fields
     )

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import EvaluationConfig
-from training.evaluation.answer_text import bare_answer, split_fields
-from training.evaluation.metrics.classes import class_targets, score_classes
+from training.evaluation.metrics.classes import class_targets, labels_of, score_classes
 from training.evaluation.prediction import Prediction
 from tuneline.core.messages import content_of
 from tuneline.core.page.to_html import script_page
@@ -54,17 +53,8 @@ def _row(index: int, predictions: Sequence[Prediction], config: EvaluationConfig
         "expected": _shown(first.expected, first.expected_tool_calls),
         "answers": [_shown(p.answer, p.tool_calls) for p in predictions],
         "right": [p.correct for p in predictions],
-        "fields": _fields(first.expected, config),
-        "given": [_fields(p.answer, config) for p in predictions],
-    }
-
-
-def _fields(answer: str, config: EvaluationConfig) -> dict[str, str]:
-    if config.fields is None:
-        return {"answer": bare_answer(answer)}
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in split_fields(answer, config.fields).items()
+        "fields": labels_of(first.expected, config),
+        "given": [labels_of(p.answer, config) for p in predictions],
     }
 
 

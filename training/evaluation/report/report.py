@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from training.config import EvaluationConfig, JudgeConfig
-from training.evaluation.answer_text import bare_answer
 from training.evaluation.evaluate import PAGE_FILE, read_predictions
 from training.evaluation.metrics.classes import class_targets, score_classes
 from training.evaluation.metrics.judge import Pair, judge_pairs, win_rate
@@ -15,6 +14,7 @@ from training.evaluation.prediction import Prediction
 from training.evaluation.report.comparison import compare_predictions
 from training.evaluation.report.confusion_plot import draw_confusions
 from training.evaluation.report.page import mismatch_page
+from training.evaluation.tool_calls import answer_shown
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 
 COMPARISON_FILE = "comparison.json"
@@ -66,7 +66,7 @@ def _judge(
 ) -> dict[str, Any]:
     """Return the tuned model's win rate over the base."""
     pairs: list[Pair] = [
-        (b.prompt, bare_answer(b.answer), bare_answer(a.answer))
+        (b.prompt, answer_shown(b.answer, b.tool_calls), answer_shown(a.answer, a.tool_calls))
         for a, b in list(zip(base, tuned, strict=True))[: config.num_rows]
     ]
     return win_rate(*judge_pairs(config, pairs))

@@ -15,7 +15,8 @@ from training.evaluation.answerer import Answerer
 from training.evaluation.evaluate import _evaluate
 from training.evaluation.metrics.ready import require_metrics
 from training.evaluation.prediction import Prediction, predict
-from training.evaluation.scoring import Scores, score
+from training.evaluation.scoring import Scores, score, try_metrics
+from training.evaluation.tool_calls import parse_tool_calls, without_channels
 from tuneline.core.artifact import Draft
 from tuneline.core.errors import ConfigError, DataError
 
@@ -59,6 +60,14 @@ def test_json_fields_compare_values() -> None:
         _predict('{"a": null}', "{}"),
     ]
     assert _scores(predictions, "json").field_accuracy == {"a": 0.0, "b": 1.0}
+
+
+def test_an_answer_that_is_nested_deeply_is_wrong_and_ends_nothing() -> None:
+    deep = '{"a": ' + "[" * 600 + "]" * 600 + "}"
+    rows = [_predict('{"a": 1}', deep), _predict('{"a": 2}', '{"a": 2}')] * 2
+    scores = _scores(rows, "json")
+    assert scores.field_accuracy == {"a": 0.5}
+    assert scores.metrics["classes"].value == 0.5
 
 
 def test_reasoning_before_an_answer_is_not_part_of_it() -> None:
@@ -121,3 +130,89 @@ def test_the_check_of_a_run_looks_at_its_metrics(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "has no function score" in done.stderr
+
+
+def test_reasoning_that_the_prompt_has_opened_is_not_part_of_the_answer() -> None:
+    assert _predict("A: b", "hm: x\n</think>\n\nA: b").correct
+    assert _predict("A: b", "<think>is <think> a tag?</think>A: b").correct
+
+
+CALL = {"name": "book", "arguments": {"seats": 1, "window": True}}
+TOOL = {"type": "function", "function": {"name": "book", "parameters": {"type": "object"}}}
+
+
+def _row(**message: Any) -> Row:
+    return Row(PROMPT, ({"role": "assistant", **message},), tools=(TOOL,))
+
+
+@pytest.mark.parametrize(
+    ("calls", "is_right"),
+    [
+        ([CALL], True),
+        ([{"name": "book", "arguments": {"window": True, "seats": 1.0}}], True),
+        ([{"name": "book", "arguments": {"seats": True, "window": True}}], False),
+        ([{"name": "book", "arguments": {"seats": 1, "window": 1}}], False),
+        ([{"name": "book", "arguments": '{"seats": 1'}], False),  # a server's broken call
+        ([CALL, CALL], False),
+        ([], False),
+    ],
+)
+def test_tool_calls_are_compared_by_type(calls: list[Any], is_right: bool) -> None:
+    row = _row(tool_calls=[{"type": "function", "function": CALL}])
+    assert predict(row, "One moment.", "stop", calls).correct is is_right
+
+
+def test_a_call_that_nobody_expects_is_wrong() -> None:
+    row = _row(content="Done.")
+    assert predict(row, "Done.", "stop").correct
+    assert not predict(row, "Done.", "stop", [CALL]).correct
+    # Data may have its calls as text, and the parser takes them for calls.
+    text = json.dumps(CALL)
+    assert predict(_row(content=text), text, "stop", [CALL]).correct
+
+
+def test_text_metrics_leave_out_answers_that_only_call_tools() -> None:
+    row = _row(tool_calls=[{"type": "function", "function": CALL}])
+    calls = [predict(row, "", "stop", [{**CALL, "name": "cancel"}])] * 2
+    assert list(score(calls, EvaluationConfig())[1].metrics) == ["exact_match"]
+    mixed = [*calls, _predict("A long text.", "A long text."), _predict("Another.", "Other.")]
+    metrics = score(mixed, EvaluationConfig())[1].metrics
+    assert (metrics["chrf"].num_rows, metrics["rouge_l"].num_rows) == (2, 2)
+    as_json = [*calls, _predict('{"a": 1}', '{"a": 1}')]
+    assert _scores(as_json, "json").field_accuracy == {"a": 1.0}
+
+
+def test_metrics_are_tried_on_the_expected_answers(tmp_path: Path) -> None:
+    (tmp_path / "metric.py").write_text("def length(row):\n    return [len(row['answer'])]\n")
+    rows = [Row(PROMPT, ({"role": "assistant", "content": "yes"},))] * 2
+    own = f"{tmp_path}/metric.py:length"
+    for options, message in (
+        ({"python": own}, "row 1: returned .*expected a finite number"),
+        ({"fields": "json"}, "is not a JSON object"),
+        ({"metrics": ("classes",)}, "are not classes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            try_metrics(EvaluationConfig.model_validate(options), rows)
+    judge = {"url": "http://127.0.0.1:1/v1", "model": "m"}  # nobody is asked
+    try_metrics(EvaluationConfig.model_validate({"judge": judge}), rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<|channel|>final<|message|>Yes.<|return|>", "Yes."),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+         "Yes."),
+        (" to=functions.book<|channel|>commentary json<|message|>{\"seats\": 1}<|call|>", None),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary "
+         "to=functions.book <|constrain|>json<|message|>{\"seats\": 1}<|call|>", None),
+        ("<|channel|>analysis<|message|>never done", ""),
+        ("A plain text.<|im_end|>", "A plain text.<|im_end|>"),
+    ],
+)  # fmt: skip
+def test_channels_of_gpt_oss_become_an_answer_or_a_call(text: str, answer: str | None) -> None:
+    found = without_channels(text)
+    if answer is None:
+        assert parse_tool_calls(found, [TOOL]) == ({"name": "book", "arguments": {"seats": 1}},)
+    else:
+        assert found == answer

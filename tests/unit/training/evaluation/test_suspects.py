@@ -50,6 +50,11 @@ def test_wrong_answers_are_ranked_by_loss_per_token(tmp_path: Path) -> None:
     assert (found[0].expected, found[0].answer) == ("Email", "Network")
 
 
+def test_a_suspect_has_its_line_where_other_rows_were_left_out(tmp_path: Path) -> None:
+    (row,) = find_suspects(evaluation(tmp_path, prediction("Email", "Network", 9.0, line=7)))
+    assert row.line == 7
+
+
 def test_excerpts_are_short_and_without_personal_data(tmp_path: Path) -> None:
     (row,) = find_suspects(evaluation(tmp_path, prediction("Email", "Network", 9.0)))
     assert row.prompt.startswith("Write to [email]: xxx")

@@ -5,6 +5,7 @@ import pytest
 from tests.unit.training.evaluation.metrics.rows import made
 from training.config import EvaluationConfig
 from training.evaluation.metrics.classes import MISSING, OTHER, class_targets, score_classes
+from training.evaluation.metrics.fields import score_fields
 from tuneline.core.errors import ConfigError
 
 LINES = EvaluationConfig(fields="lines")
@@ -72,3 +73,20 @@ def test_answers_that_are_not_classes_are_refused() -> None:
 def test_every_row_is_counted_once_in_a_confusion() -> None:
     table = score_classes(made(PAIRS), EvaluationConfig()).details["answer"]
     assert sum(map(sum, table["confusion"]["rows"])) == table["num_rows"] == len(PAIRS)
+
+
+def test_an_empty_value_is_a_class_if_rows_expect_it() -> None:
+    pairs = [("Kind: a\nNote:", "Kind: a\nNote:"), ("Kind: b\nNote: late", "Kind:")] * 3
+    scored = score_classes(made(pairs), LINES)
+    assert scored.values == [1.0, 0.0] * 3
+    assert scored.details["Note"]["confusion"] == {
+        "columns": ["", "late", OTHER, MISSING], "rows": [[3, 0, 0, 0], [0, 0, 0, 3]],
+    }  # fmt: skip
+    assert scored.details["Kind"]["confusion"]["rows"] == [[3, 0, 0, 0], [0, 0, 0, 3]]
+
+
+def test_labels_of_json_tell_types_apart_as_fields_do() -> None:
+    pairs = [('{"n": 1}', '{"n": 1.0}'), ('{"n": 2}', '{"n": "2"}'), ('{"n": 1}', '{"n": true}')]
+    pairs += [('{"n": 2}', '{"n": 2}')]
+    rows, config = made(pairs), EvaluationConfig(fields="json")
+    assert score_classes(rows, config).values == score_fields(rows, config).values == [1, 0, 0, 1]

@@ -47,6 +47,14 @@ def test_answers_fit_the_schema_or_not(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_number_beyond_a_float_is_a_fault(tmp_path: Path) -> None:
+    schema = {"properties": {"price": {"multipleOf": 0.01}}}
+    config = EvaluationConfig(json_schema=_schema(tmp_path, schema))
+    scored = score_json_schema(made([("", '{"price": 1e400}'), ("", '{"price": 0.5}')]), config)
+    assert scored.values == [0.0, 1.0]
+    assert scored.details["faults"] == {"number too large": 1}
+
+
 def test_without_a_schema_any_json_is_valid() -> None:
     scored = score_json_schema(made([("", "3"), ("", "{}"), ("", "x")]), EvaluationConfig())
     assert scored.values == [1.0, 1.0, 0.0]
@@ -58,6 +66,7 @@ def test_without_a_schema_any_json_is_valid() -> None:
         ({"type": "whole number"}, "is not a JSON schema"),
         ("{", "is not JSON"),
         ({"$ref": "https://example.com/schema.json"}, "is outside this schema"),
+        ({"$ref": "#"}, "refers to itself without end"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_refused(tmp_path: Path, schema: Any, message: str) -> None:

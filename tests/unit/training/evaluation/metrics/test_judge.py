@@ -102,3 +102,36 @@ def test_a_judge_without_any_verdict_gives_no_win_rate() -> None:
     counts = {"wins": 0, "losses": 0, "ties": 0, "swapped": 0, "unreadable": 2}
     found = win_rate([None, None], counts)
     assert found["win_rate"] is None and found["sign_test_p"] == 1.0
+
+
+def test_a_judge_sees_the_question_behind_a_long_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    document = "Answer by the document. " + "word " * MAX_CHARACTERS + "How much is it?"
+    with judge(prefer_longer) as (url, requests):
+        score_judge(made([("a", "bc")], prompt=document), _config(url))
+    text = requests[0]["messages"][0]["content"]
+    assert "Answer by the document." in text and "How much is it?" in text
+    assert len(text) < MAX_CHARACTERS + 2000
+
+
+def test_a_judge_sees_tool_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    call = {"name": "book", "arguments": {"seats": 1}}
+    (row,) = made([("", "")])
+    rows = [
+        row.model_copy(update={"expected_tool_calls": (call,), "tool_calls": calls})
+        for calls in ((call,), ({**call, "name": "cancel"},))
+    ]
+    with judge(prefer_longer) as (url, requests):
+        scored = score_judge(rows, _config(url))
+    assert scored.values == [0.5, 1.0]  # equal calls are a tie without a request
+    assert len(requests) == 2 and 'book({"seats": 1})' in requests[0]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "export JUDGE_API_KEY="), (404, "/models   (the names")]
+)
+def test_the_hint_of_a_judge_says_what_to_type(status: int, hint: str) -> None:
+    with judge(prefer_longer, status=status) as (url, _requests), pytest.raises(ServerError) as got:
+        score_judge(made([("a", "b")]), _config(url))
+    assert hint in str(got.value.hint)

@@ -10,6 +10,10 @@ from training.evaluation.metrics.python_function import score_python
 from tuneline.core.errors import ConfigError
 
 CODE = """
+from __future__ import annotations
+from dataclasses import dataclass
+import numpy as np
+
 def words(row):
     return len(row["answer"].split()) if row["expected"] else None
 
@@ -21,6 +25,19 @@ def text(row):
 
 def infinite(row):
     return float("inf")
+
+def huge(row):
+    return 10**400
+
+def ends(row):
+    raise SystemExit(0)
+
+@dataclass
+class Score:
+    value: float
+
+def numpy(row):
+    return np.float32(Score(0.5).value)
 
 def broken(row):
     return row["no such key"]
@@ -40,13 +57,16 @@ def test_the_function_sees_the_row_and_gives_its_value(code: str) -> None:
     rows = made([("x", "one two"), ("", "three"), ("x", "")])
     assert score_python(rows, EvaluationConfig(python=f"{code}:words")).values == [2.0, None, 0.0]
     assert score_python(rows, EvaluationConfig(python=f"{code}:question")).values == [1.0] * 3
+    assert score_python(rows, EvaluationConfig(python=f"{code}:numpy")).values == [0.5] * 3
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("text", "row 1: returned 'good'; expected a finite number"),
-        ("infinite", "row 1: returned inf; expected a finite number"),
+        ("infinite", "row 1: returned 'inf'; expected a finite number"),
+        ("huge", "row 1: returned '1000.*expected a finite number"),
+        ("ends", "row 1: SystemExit: 0"),
         ("broken", "row 1: KeyError: 'no such key'"),
         ("number", "has no function number"),
         ("missing", "has no function missing"),
@@ -62,6 +82,11 @@ def test_a_function_that_cannot_be_used_is_refused(code: str, name: str, message
 
 def test_a_file_that_cannot_be_loaded_is_refused(code: str) -> None:
     folder = Path(code).parent
-    for file, message in (("raises.py", "raises RuntimeError: at import"), ("no.py", "not a file")):
+    (folder / "ends.py").write_text("import sys\nsys.exit(0)")
+    for file, message in (
+        ("raises.py", "raises RuntimeError: at import"),
+        ("ends.py", "raises SystemExit: 0"),
+        ("no.py", "not a file"),
+    ):
         with pytest.raises(ConfigError, match=message):
             score_python(made([("x", "y")]), EvaluationConfig(python=f"{folder}/{file}:f"))

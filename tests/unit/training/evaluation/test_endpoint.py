@@ -1,0 +1,108 @@
+"""Questions to an OpenAI-compatible server that refuses some of their fields."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from training.evaluation.answerer import Question
+from training.evaluation.endpoint import endpoint_answerer
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+
+NUM_QUESTIONS = 4
+TOOL = {"type": "function", "function": {"name": "book", "parameters": {"type": "object"}}}
+CALL = '{"name": "book", "arguments": {"seats": 1}}'
+QUESTION = Question(({"role": "user", "content": "Book it."},), (TOOL,))
+Refusal = Callable[[dict[str, Any]], str | None]
+
+
+@contextmanager
+def _server(
+    refusal: Refusal, message: dict[str, Any], status: int = 400
+) -> Iterator[tuple[Endpoint, list[dict[str, Any]]]]:
+    """Serve one message; the first questions are answered together, when all have arrived."""
+    bodies: list[dict[str, Any]] = []
+    all_here = threading.Barrier(NUM_QUESTIONS)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append(body)
+            if len(bodies) <= NUM_QUESTIONS:
+                all_here.wait(10)
+            words = refusal(body)
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            found = {
+                "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                "choices": [choice],
+            }  # fmt: skip
+            text = json.dumps(found if words is None else {"error": {"message": words}}).encode()
+            self.send_response(200 if words is None else status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m"), bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _no_parser(body: dict[str, Any]) -> str | None:
+    is_auto = "tools" in body and body.get("tool_choice") != "none"
+    return "auto tool choice requires --enable-auto-tool-choice" if is_auto else None
+
+
+def _no_penalty(body: dict[str, Any]) -> str | None:
+    return "Unrecognized argument: repetition_penalty" if "repetition_penalty" in body else None
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    "refusal",
+    [lambda _body: None, _no_parser, _no_penalty, lambda b: _no_penalty(b) or _no_parser(b)],
+    ids=["nothing", "auto", "penalty", "both"],
+)
+def test_a_server_is_asked_without_the_fields_that_it_refuses(
+    refusal: Refusal, status: int
+) -> None:
+    message = {"role": "assistant", "content": CALL}
+    with _server(refusal, message, status) as (endpoint, bodies):
+        replies = endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)
+    assert [reply.tool_calls for reply in replies] == [(json.loads(CALL),)] * NUM_QUESTIONS
+    # Without it, a penalty of the model's generation_config.json changes greedy answers.
+    assert bodies[0]["repetition_penalty"] == 1.0
+
+
+def test_another_refusal_ends_the_evaluation() -> None:
+    message = {"role": "assistant", "content": "x"}
+    with (
+        _server(lambda _body: "the context is too short", message) as (endpoint, _bodies),
+        pytest.raises(ServerError, match="the context is too short"),
+    ):
+        endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)
+
+
+def test_a_call_with_broken_arguments_stays_a_call() -> None:
+    functions = [{"name": "book", "arguments": text} for text in ('{"seats": 1}', '{"seats": ')]
+    calls = [{"id": "1", "type": "function", "function": function} for function in functions]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    with _server(lambda _body: None, message) as (endpoint, _bodies):
+        reply = endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)[0]
+    assert [call["arguments"] for call in reply.tool_calls] == [{"seats": 1}, '{"seats": ']
