@@ -108,7 +108,7 @@ def meeting_point(
     """
     if launch.rendezvous is not None:
         host, _, port = launch.rendezvous.rpartition(":")
-        return host, int(port)
+        return host.strip("[]"), int(port)  # an IPv6 address has brackets in front of a port
     return _text(environment, "MASTER_ADDR"), _number(environment, "MASTER_PORT")
 
 

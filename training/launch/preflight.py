@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,10 +131,18 @@ def _open_store(place: Place, timeout_s: float) -> Any:
     host, port = place.address
     wait = timedelta(seconds=timeout_s)
     try:
-        return dist.TCPStore(
-            host, port, None, is_master=place.rank == 0, timeout=wait, wait_for_workers=False
-        )
+        with _without_stack_traces():
+            return dist.TCPStore(
+                host, port, None, is_master=place.rank == 0, timeout=wait, wait_for_workers=False
+            )
     except RuntimeError as error:
+        if place.rank == 0 and "listen" not in str(error):
+            raise ConfigError(
+                f"{place.title} does not reach itself at {host}:{port}; expected a name or an "
+                "address of this host",
+                hint="Set the host of training.launch.rendezvous, or MASTER_ADDR, to the host of "
+                "rank 0.",
+            ) from None
         if place.rank == 0:
             raise ConfigError(
                 f"{place.title} cannot listen on port {port}: {str(error).splitlines()[0]}",
@@ -142,6 +153,20 @@ def _open_store(place: Place, timeout_s: float) -> Any:
             f"{place.title} does not reach rank 0 at {host}:{port} in {timeout_s:g} s",
             hint="Start rank 0, and open the port between the hosts.",
         ) from None
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Keep torch from writing stack traces of C++ to the terminal; its error says the same."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _collect(

@@ -50,6 +50,8 @@ def test_the_first_host_runs_the_line() -> None:
     assert not is_follower(launch, {"NODE_RANK": "0"})
     assert is_follower(launch, {"NODE_RANK": "1"})
     assert meeting_point(launch, {}) == ("first", 29400)
+    in_brackets = launch.model_copy(update={"rendezvous": "[::1]:29400"})
+    assert meeting_point(in_brackets, {}) == ("::1", 29400)
     assert not is_follower(TWO, {})
     assert not is_follower(None, {})
     assert not is_placed(None, {"RANK": "0", "WORLD_SIZE": "1"})

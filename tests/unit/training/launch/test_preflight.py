@@ -85,6 +85,14 @@ def test_a_port_that_is_taken_is_named() -> None:
             join_processes(Place(0, 0, 2, ("127.0.0.1", port)), 1.0, FACTS)
 
 
+def test_an_address_that_is_not_of_rank_0_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    place = Place(0, 0, 2, ("no-such-host.invalid", _closed_port()))
+    with pytest.raises(ConfigError, match=r"does not reach itself at no-such-host\.invalid") as got:
+        join_processes(place, 0.5, FACTS)
+    assert "MASTER_ADDR" in str(got.value.hint)
+    assert "frame #" not in capfd.readouterr().err
+
+
 def test_each_pair_without_a_connection_is_one_line() -> None:
     hellos = [
         {"host": f"h{rank}", "address": f"10.0.0.{rank}", "port": 7, "facts": {}}
