@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,14 +156,22 @@ def scripts() -> list[Found]:
     return [f for page in PAGES for f in _matches(page, one)]
 
 
-def snippets() -> list[Found]:
-    """Return every YAML block."""
+def snippets(*languages: str) -> list[Found]:
+    """Return every block of code in one of the languages, such as `yaml`."""
     found = []
+    block = rf"^ *```(?:{'|'.join(languages)})\n(.*?)^ *```"
     for page in PAGES:
         text = page.read_text("utf-8")
-        for match in re.finditer(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-            found.append(Found(_name(page), text.count("\n", 0, match.start()) + 1, match[1]))
+        for match in re.finditer(block, text, re.DOTALL | re.MULTILINE):
+            code = textwrap.dedent(match[1])
+            found.append(Found(_name(page), text.count("\n", 0, match.start()) + 1, code))
     return found
+
+
+def file_names() -> list[Found]:
+    """Return every file of an artifact that a page names without a folder."""
+    one = r"(?<=`)[\w-]+\.(?:db|html|json|jsonl|png|sig)(?=`)"
+    return [f for page in PAGES for f in _matches(page, one)]
 
 
 def links() -> list[Found]:

@@ -51,6 +51,7 @@ def test_pages_name_enough_to_check() -> None:
     assert len(pages.targets()) > 8
     assert len(pages.program_names()) > 20
     assert len(pages.scripts()) > 10
+    assert len(pages.file_names()) > 40
     assert pages.extras()
 
 
@@ -102,6 +103,15 @@ def test_every_variable_and_metric_on_a_page_exists(name: Found, code: str) -> N
     # The client library adds `_total` to the name of a counter; a rule's annotation has no slash.
     written = {name.text, name.text.removesuffix("_total"), name.text.replace("_", "/", 1)}
     assert any(text in code for text in written), name
+
+
+@pytest.mark.parametrize("name", pages.file_names(), ids=str)
+def test_every_file_on_a_page_is_written_or_read_by_the_code(name: Found, code: str) -> None:
+    # The file of prompts in a claim begins with the run's name.
+    written = name.text.removeprefix("support-tickets")
+    assert written in code or any(
+        list((ROOT / folder).rglob(name.text)) for folder in ("examples", "tests", "tuneline")
+    ), name
 
 
 @pytest.mark.parametrize("call", pages.scripts(), ids=str)

@@ -1,6 +1,8 @@
 """The pages say what the code does: paths, commands, snippets and links are real."""
 
+import ast
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -56,7 +58,7 @@ def test_pages_name_enough_to_check() -> None:
     assert len(pages.paths()) > 60
     assert len(pages.commands()) > 50
     assert len(pages.links()) > 30
-    assert len(pages.snippets()) >= 4
+    assert len(pages.snippets("yaml")) >= 4
     assert len(pages.modules()) >= 2
 
 
@@ -109,9 +111,27 @@ def test_every_command_on_a_page_parses(command: Found) -> None:
         RunConfig.model_validate(_with_override(override))
 
 
-@pytest.mark.parametrize("snippet", pages.snippets(), ids=str)
+@pytest.mark.parametrize("snippet", pages.snippets("yaml"), ids=str)
 def test_every_yaml_snippet_is_a_valid_run(snippet: Found) -> None:
     RunConfig.model_validate({**MINIMAL, **yaml.safe_load(snippet.text)})
+
+
+@pytest.mark.parametrize("snippet", pages.snippets("sh", "bash"), ids=str)
+def test_every_shell_snippet_is_valid_shell(snippet: Found) -> None:
+    subprocess.run(["bash", "-n"], input=snippet.text, text=True, check=True)
+
+
+@pytest.mark.parametrize("snippet", pages.snippets("python"), ids=str)
+def test_every_python_snippet_is_valid_python(snippet: Found) -> None:
+    ast.parse(snippet.text)
+
+
+@pytest.mark.parametrize("snippet", pages.snippets("json"), ids=str)
+def test_every_json_snippet_is_valid_json(snippet: Found) -> None:
+    try:
+        json.loads(snippet.text)
+    except json.JSONDecodeError:
+        assert [json.loads(line) for line in snippet.text.splitlines()]
 
 
 @pytest.mark.parametrize(
