@@ -42,7 +42,7 @@ def tune(
     """Find vLLM's flags for the highest rate that keeps the objectives of RUN.yaml.
 
     The winner's answers are proven, a comparison in turns confirms its rate, and it is written as
-    a run.yaml. Where nothing is surely better, the run's own settings stay. The same command
+    a run.yaml. If nothing is surely better, the run's own settings stay. The same command
     continues a tuning that was killed.
     """
     from tuneline.core.verdict import require_verdict
