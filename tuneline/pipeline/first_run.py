@@ -126,6 +126,7 @@ def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
         Choice("reference.max_new_tokens", min(new_tokens, 128),
                "The proof compares this many tokens of each answer at most."),
         Choice("serving.max_model_len", served, "The longest prompt and the longest answer."),
+        Choice("loadtest.max_tokens", min(new_tokens, 64), "The longest answer under load."),
     ]  # fmt: skip
 
 

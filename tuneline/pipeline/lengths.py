@@ -10,7 +10,7 @@ from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.context import context_length, require_context, served_length
 from tuneline.models.source import ModelSource
-from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 
 
 def require_served_length(config: RunConfig, base: ModelSource) -> int:
@@ -69,33 +69,39 @@ def require_rows_fit(config: RunConfig, base: ModelSource, longest_row: int) -> 
     return {"context": f"base model {limit}, server {served:,} tokens"}
 
 
-def require_prompts_fit(run: Run, base: ModelSource, dataset: Artifact) -> None:
+def require_prompts_fit(key: str, run: Run, dataset: Artifact) -> None:
     """Check that every held-out prompt fits into the server with the answer that is asked for.
 
+    Args:
+        key: The key of run.yaml that limits the answer, such as `loadtest.max_tokens`.
+
     Raises:
-        DataError: A prompt is too long; the message names the section that asks for the answer.
+        ConfigError: The limits of the server contradict each other.
+        DataError: A prompt is too long.
     """
     from training import dataset_rows
     from tuneline.models.chat import prompt_token_ids, set_template
     from tuneline.models.template import dataset_settings
     from tuneline.models.tokenizer import load_tokenizer
 
-    config = run.config
+    config, base = run.config, resolve_base(run, download=True)
     served = require_served_length(config, base)
+    if key not in (answers := _answers(config)):
+        return
     tokenizer = load_tokenizer(base.path)
     set_template(tokenizer, base.name, dataset_settings(dataset))
     rows = [row for row in dataset_rows(dataset, HELDOUT_FILE) if row.prompt]
     lengths = [len(prompt_token_ids(tokenizer, row.prompt, row.tools)) for row in rows]
-    for key, (answer, count) in _answers(config).items():
-        longest = max(lengths[:count], default=0)
-        if longest + answer > served:
-            line = rows[lengths.index(longest)].line
-            raise DataError(
-                f"{HELDOUT_FILE}: line {line}: the prompt has {longest:,} tokens, and {key} asks "
-                f"for {answer:,} more; the server takes {served:,}",
-                hint=f"Set serving.max_model_len: {longest + answer} or more, or {key}: "
-                f"{max(served - longest, 1)}, or remove long rows.",
-            )
+    answer, count = answers[key]
+    longest = max(lengths[:count], default=0)
+    if longest + answer > served:
+        line = rows[lengths.index(longest)].line
+        raise DataError(
+            f"{HELDOUT_FILE}: line {line}: the prompt has {longest:,} tokens, and {key} asks "
+            f"for {answer:,} more; the server takes {served:,}",
+            hint=f"Set serving.max_model_len: {longest + answer} or more, or {key}: "
+            f"{max(served - longest, 1)}, or remove long rows.",
+        )
 
 
 def _answers(config: RunConfig) -> Mapping[str, tuple[int, int | None]]:

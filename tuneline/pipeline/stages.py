@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from export.config import ParityConfig
@@ -67,7 +69,6 @@ def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
 def _adapter(line: Line, made: Made, out: Path) -> Artifact:
     from training import train_adapter
 
-    require_prompts_fit(line.run, line.base, made[DATASET])
     config, folder = line.run.config.training, line.run.path.parent
     return train_adapter(
         config, made[DATASET], line.base, out, relative_to=folder, on_heldout=line.on_heldout
@@ -204,6 +205,10 @@ def _require_workload(run: Run) -> None:
     workload_inputs(run)
 
 
+def _fits(key: str) -> Callable[[Run, Artifact], None]:
+    return functools.partial(require_prompts_fit, key)
+
+
 def loadtest_config(run: Run) -> LoadTestConfig:
     """Return the section `loadtest`, with the workload file's path as this process sees it."""
     config = run.config.loadtest
@@ -311,17 +316,19 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             "parity-served", "Prove the served model", "served", "parity",
             (serving, serving.parity), (REFERENCE, served_by), _parity_served,
             inputs=served_inputs, prepare=(_require_server,),
+            accepts=(_fits("reference.max_new_tokens"),),
         ),
         Stage(
             "evaluation-served", "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
-            inputs=evaluation_served_inputs, prepare=(_require_server,), label="served by vLLM",
-            version=2,
+            inputs=evaluation_served_inputs, prepare=(_require_server,),
+            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=2,
         ),
         Stage(
             "loadtest", "Load-test the endpoint", "served", "load-report",
             (serving, config.loadtest), answers_by, _loadtest,
-            inputs=loadtest_inputs, prepare=(_require_server, _require_workload), version=3,
+            inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
+            accepts=(_fits("loadtest.max_tokens"),), version=3,
         ),
     ]  # fmt: skip
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.commands import tuneline_here
 from tuneline.core.config import load_config
-from tuneline.pipeline.run_config import RunConfig
+from tuneline.pipeline.check import check_run
+from tuneline.pipeline.run_config import RunConfig, load_run
 
 
 def _init(folder: Path, *args: str) -> Any:
@@ -55,6 +56,17 @@ def test_the_kind_of_rows_chooses_the_method(
     assert config.data.heldout_fraction == 0.1
     text = (tmp_path / "run.yaml").read_text()
     assert f"60 rows of kind {kind}" in text
+
+
+def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
+    """Answers are short, so the server takes fewer tokens than a load test asks for by default."""
+    rows = [{"prompt": f"Say {n}.", "completion": f"yes {n}"} for n in range(60)]
+    _rows(tmp_path / "rows.jsonl", *rows)
+    assert _init(tmp_path, "--data", "rows.jsonl", "--base", "tiny-base").returncode == 0
+    run = load_run(tmp_path / "run.yaml", runs_dir=tmp_path / "runs")
+    assert run.config.serving.max_model_len is not None
+    assert run.config.serving.max_model_len < 128
+    assert check_run(run).warnings == []
 
 
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from training import prepare_dataset
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.source import resolve_model
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.lengths import (
-    require_prompts_fit,
     require_rows_fit,
     require_served_length,
 )
+from tuneline.pipeline.plan import select_stages
 from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.pipeline.stages import stage_names
+from tuneline.pipeline.up import make_dataset, require_dataset
 
 CONTEXT = 1024
 """Tokens that the embedded base model takes."""
@@ -91,11 +92,13 @@ def test_a_held_out_prompt_that_leaves_no_room_for_its_answer_is_refused(
         "evaluation": {"max_new_tokens": 8}, "reference": {"max_new_tokens": 8},
         "loadtest": {"max_tokens": 8},
     }  # fmt: skip
-    base = resolve_model("tiny-base")
     run = _run(tmp_path, words=150, serving={"max_model_len": 512}, **short)
-    dataset = prepare_dataset(run.config.data, relative_to=tmp_path, out=tmp_path / "dataset")
-    require_prompts_fit(run, base, dataset)
+    assert check_run(run).found["data checks"]
     run = _run(tmp_path, words=150, serving={"max_model_len": 512}, **{**short, **sections})
     with pytest.raises(DataError, match=f"tokens, and {key} asks for 400 more") as caught:
-        require_prompts_fit(run, base, dataset)
+        check_run(run)
     assert "Set serving.max_model_len: " in str(caught.value.hint)
+    # A training of its own asks no server.
+    dataset = make_dataset(run)
+    training = select_stages(run, stage_names(run, groups=("training",)))
+    require_dataset(run, training, dataset)
