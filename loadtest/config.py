@@ -106,6 +106,12 @@ class SLO(StrictModel):
         return self
 
     @property
+    def bounds(self) -> dict[str, float]:
+        """Return every given objective that is one number: `min_` is the least, `max_` the most."""
+        names = (name for name in SLO.model_fields if name.startswith(("min_", "max_")))
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None}
+
+    @property
     def has_sessions(self) -> bool:
         """Return whether an objective is set on conversations."""
         return bool(

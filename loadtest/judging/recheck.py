@@ -7,13 +7,6 @@ from loadtest.judging.statistics import objective_name
 from loadtest.report.schema import ScenarioReport
 from tuneline.core.verdict import Verdict
 
-OTHER_LIMITS = (
-    "max_error_rate", "max_session_error_rate", "min_request_throughput_rps",
-    "min_output_throughput_tps", "min_goodput_share", "min_goodput_rps",
-    "max_latency_drift_per_hour", "max_server_memory_growth_mib_per_hour",
-    "max_kv_cache_growth_per_hour",
-)  # fmt: skip
-
 
 def find_contradictions(scenario: ScenarioReport, slo: SLO) -> list[str]:
     """Return how a scenario with the verdict PASS contradicts its figures; empty if it does not.
@@ -32,14 +25,14 @@ def find_contradictions(scenario: ScenarioReport, slo: SLO) -> list[str]:
         for metric, by_percentile in slo.latency.items()
         for q, limit in by_percentile.items()
     }
-    limits |= {name: limit for name in OTHER_LIMITS if (limit := getattr(slo, name)) is not None}
+    limits |= slo.bounds
     found = {objective.name: objective for objective in scenario.objectives}
     problems = []
     for name, limit in limits.items():
         objective = found.get(name)
         if objective is None:
             # A scenario without conversations has no objective of conversations.
-            if name in figures or name == "max_error_rate":
+            if scenario.sessions is not None or "session" not in name:
                 problems.append(f"{name} was not judged")
             continue
         measured = objective.measured

@@ -17,13 +17,7 @@ def require_objective(config: LoadTestConfig, num_requests: int) -> None:
             judge a percentile or a share.
     """
     slo = config.slo
-    floors = {
-        "min_request_throughput_rps": slo.min_request_throughput_rps,
-        "min_output_throughput_tps": slo.min_output_throughput_tps,
-        "min_goodput_rps": slo.min_goodput_rps,
-        "min_goodput_share": slo.min_goodput_share,
-    }
-    has_objective = bool(slo.latency) or any(floor is not None for floor in floors.values())
+    has_objective = bool(slo.latency) or any(name.startswith("min_") for name in slo.bounds)
     if slo.has_goodput and not has_objective:
         limits = slo.model_dump(
             include={"goodput_ttft_s", "goodput_tpot_s", "goodput_e2e_s"}, exclude_none=True

@@ -30,8 +30,10 @@ from tuneline.core.verdict import Verdict
 
 NUM_HOPELESS = 30
 """After so many failures and no answer, the endpoint is not there."""
-FLOORS = {"min_request_throughput_rps", "min_output_throughput_tps", "min_goodput_rps"}
-"""Objectives that a low load cannot meet."""
+FLOORS = {
+    name for name in SLO.model_fields if name.startswith("min_") and name.endswith(("_rps", "_tps"))
+}
+"""Objectives that a low load cannot meet: the least rates."""
 MIN_KEPT_SHARE = 0.7
 """An endpoint keeps up with a load when it answers this share of it inside the window."""
 TIMES_TOO_SLOW = 4

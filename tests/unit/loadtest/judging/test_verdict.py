@@ -23,6 +23,7 @@ from tuneline.core.statistics import wilson_interval
 from tuneline.core.verdict import Verdict
 
 CONFIG = LoadTestConfig()
+BOUNDS = [name for name in SLO.model_fields if name.startswith(("min_", "max_"))]
 
 
 def lags(seconds: float) -> Distribution:
@@ -416,3 +417,10 @@ def test_a_declared_share_of_repeats_that_cannot_be_measured_voids_a_run() -> No
     found = verdict(measured(), config=config)
     assert found.verdict == "INVALID"
     assert "fewer than 10 prompts were repeated" in found.problems[0]
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_every_bound_of_the_configuration_is_judged(name: str) -> None:
+    stats = measured(failed_sessions=share(0, 100))
+    found = verdict(stats, **{"goodput_e2e_s": 1.0, "max_error_rate": None, name: 0.5})
+    assert [objective.name for objective in found.objectives] == [name]
