@@ -29,8 +29,6 @@ STATEMENT_FILE = "statement.json"
 ROWS_FILE = "rows.json"
 MODEL_SIGNATURE = "model.sig"
 RELEASE_SIGNATURE = "release.sig"
-SERVED_STAGES = ("parity-served", "evaluation-served", "loadtest")
-"""The stages of a line that ask the running server."""
 
 
 class Outcome(StrEnum):

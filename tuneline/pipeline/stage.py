@@ -29,6 +29,13 @@ EVALUATION_TUNED = "evaluation-tuned"
 MODEL = "model"
 PREFERENCES = "evaluation-preferences"
 PARITY_MERGED = "parity-merged"
+PARITY_SERVED = "parity-served"
+EVALUATION_REPORT = "evaluation-report"
+EVALUATION_SERVED = "evaluation-served"
+FORGETTING = "forgetting"
+LOADTEST = "loadtest"
+SERVED_STAGES = (PARITY_SERVED, EVALUATION_SERVED, LOADTEST)
+"""The stages that ask the running server."""
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,14 @@ from tuneline.pipeline.stage import (
     ADAPTER,
     DATASET,
     EVALUATION_BASE,
+    EVALUATION_REPORT,
+    EVALUATION_SERVED,
     EVALUATION_TUNED,
+    FORGETTING,
+    LOADTEST,
     MODEL,
     PARITY_MERGED,
+    PARITY_SERVED,
     PREFERENCES,
     REFERENCE,
     Group,
@@ -233,7 +238,7 @@ def stages(run: Run) -> list[Stage]:
     method = run.config.training.method
     left_out = set() if method.compares else {PREFERENCES}
     if not method.has_expected_answers:
-        left_out |= {EVALUATION_BASE, EVALUATION_TUNED, "evaluation-report", "evaluation-served"}
+        left_out |= {EVALUATION_BASE, EVALUATION_TUNED, EVALUATION_REPORT, EVALUATION_SERVED}
     made = [stage for stage in _all_stages(run) if stage.name not in left_out]
     if method.answers_prompts:
         return made
@@ -264,7 +269,7 @@ def _all_stages(run: Run) -> list[Stage]:
             accepts=(require_answers,), label="base + adapter", version=2,
         ),
         Stage(
-            "evaluation-report", "Compare base and tuned answers", "evaluation",
+            EVALUATION_REPORT, "Compare base and tuned answers", "evaluation",
             "evaluation-report", (config.evaluation,), (EVALUATION_BASE, EVALUATION_TUNED),
             _evaluation_report, version=2,
         ),
@@ -298,7 +303,7 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
         return []
     return [
         Stage(
-            "forgetting", "Ask the forgetting suite", "evaluation", "forgetting", (),
+            FORGETTING, "Ask the forgetting suite", "evaluation", "forgetting", (),
             (DATASET, ADAPTER),
             _forgetting, inputs=forgetting_inputs, version=2,
         )
@@ -313,19 +318,19 @@ def _served_stages(config: RunConfig) -> list[Stage]:
         answers_by = (*answers_by, REFERENCE)
     return [
         Stage(
-            "parity-served", "Prove the served model", "served", "parity",
+            PARITY_SERVED, "Prove the served model", "served", "parity",
             (serving, serving.parity), (REFERENCE, served_by), _parity_served,
             inputs=served_inputs, prepare=(_require_server,),
             accepts=(_fits("reference.max_new_tokens"),),
         ),
         Stage(
-            "evaluation-served", "Evaluate through the API", "served", "evaluation",
+            EVALUATION_SERVED, "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
             inputs=evaluation_served_inputs, prepare=(_require_server,),
             accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=2,
         ),
         Stage(
-            "loadtest", "Load-test the endpoint", "served", "load-report",
+            LOADTEST, "Load-test the endpoint", "served", "load-report",
             (serving, config.loadtest), answers_by, _loadtest,
             inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
             accepts=(_fits("loadtest.max_tokens"),), version=3,

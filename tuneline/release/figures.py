@@ -7,14 +7,22 @@ from typing import Any
 
 from tuneline.core.parity import PARITY_FILE
 from tuneline.core.release import Figure
-from tuneline.pipeline.stage import ADAPTER, DATASET, EVALUATION_BASE, EVALUATION_TUNED
-from tuneline.release.gates.evaluation import COMPARISON_FILE, REPORT, SCORES_FILE, SERVED
+from tuneline.pipeline.stage import (
+    ADAPTER,
+    DATASET,
+    EVALUATION_BASE,
+    EVALUATION_REPORT,
+    EVALUATION_SERVED,
+    EVALUATION_TUNED,
+    FORGETTING,
+    LOADTEST,
+)
+from tuneline.release.gates.evaluation import COMPARISON_FILE, SCORES_FILE
 from tuneline.release.gates.forgetting import FILE as FORGETTING_FILE
-from tuneline.release.gates.forgetting import STAGE as FORGETTING
 from tuneline.release.gates.load import REPORT as LOAD_FILE
-from tuneline.release.proofs import LOADTEST, Proofs
+from tuneline.release.proofs import Proofs
 
-EVALUATIONS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", SERVED: "served"}
+EVALUATIONS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", EVALUATION_SERVED: "served"}
 TRAINING = {
     "num_steps": ("Optimizer steps", ""),
     "num_trained_tokens": ("Trained tokens", "tokens"),
@@ -82,13 +90,15 @@ def _of_evaluations(proofs: Proofs) -> Iterator[Figure]:
                 value=found["value"], interval=found["interval"],
                 source=proofs.source(stage, SCORES_FILE, f"/metrics/{name}/value"),
             )  # fmt: skip
-    if REPORT in proofs.made:
-        for name, found in proofs.read(REPORT, COMPARISON_FILE)["metrics"].items():
+    if EVALUATION_REPORT in proofs.made:
+        for name, found in proofs.read(EVALUATION_REPORT, COMPARISON_FILE)["metrics"].items():
             yield Figure(
                 name=f"evaluation.difference.{name}",
                 title=_title(found["title"], "tuned minus base"),
                 value=found["difference"], interval=found["interval"],
-                source=proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{name}/difference"),
+                source=proofs.source(
+                    EVALUATION_REPORT, COMPARISON_FILE, f"/metrics/{name}/difference"
+                ),
             )  # fmt: skip
 
 

@@ -21,9 +21,9 @@ from tuneline.core.release import (
     Release,
     read_release,
 )
+from tuneline.pipeline.stage import EVALUATION_SERVED
 from tuneline.release.bom import bom_text
 from tuneline.release.card import card_text
-from tuneline.release.gates.evaluation import SERVED
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import read_rows
 from tuneline.release.sign import Signer, check_own_signature
@@ -41,8 +41,8 @@ def write_files(proofs: Proofs, release: Release, folder: Path) -> None:
         CARD_FILE: card_text(release),
         STATEMENT_FILE: statement_text(release),
     }
-    if SERVED in proofs.made:
-        rows = read_rows(proofs.made[SERVED].path, proofs.config.metric)
+    if EVALUATION_SERVED in proofs.made:
+        rows = read_rows(proofs.made[EVALUATION_SERVED].path, proofs.config.metric)
         texts[ROWS_FILE] = rows.model_dump_json() + "\n"
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

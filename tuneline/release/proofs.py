@@ -22,11 +22,9 @@ from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import served_stage, serves_adapter
-from tuneline.pipeline.stage import Made, Stage
+from tuneline.pipeline.stage import LOADTEST, Made, Stage
 from tuneline.pipeline.stages import stages
 from tuneline.release.config import ReleaseConfig
-
-LOADTEST = "loadtest"
 
 
 @dataclass(frozen=True)

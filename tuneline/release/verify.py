@@ -23,12 +23,12 @@ from tuneline.core.release import (
     MODEL_SIGNATURE,
     RELEASE_KIND,
     RELEASE_SIGNATURE,
-    SERVED_STAGES,
     STATEMENT_FILE,
     Release,
     read_release,
 )
 from tuneline.models.source import read_digest, resolve_model
+from tuneline.pipeline.stage import SERVED_STAGES
 from tuneline.release.sign import Trust, check_signature
 from tuneline.release.statement import statement_of
 

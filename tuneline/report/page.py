@@ -20,12 +20,10 @@ from tuneline.core.page.blocks import (
 from tuneline.core.page.numbers import points, share
 from tuneline.core.release import Outcome, Release
 from tuneline.core.verdict import Verdict, read_verdict
-from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED
+from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED, FORGETTING, LOADTEST
 from tuneline.report.facts import Facts
 from tuneline.report.sections.evaluation import SCORES_FILE
 from tuneline.report.sections.forgetting import REPORT_FILE as FORGETTING_FILE
-from tuneline.report.sections.forgetting import STAGE as FORGETTING
-from tuneline.report.sections.load import STAGE as LOADTEST
 from tuneline.report.sections.table import SECTIONS
 
 ABOUT = "Tuneline release report"

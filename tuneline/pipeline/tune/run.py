@@ -38,7 +38,7 @@ from tuneline.pipeline.server import (
     served_stage,
     serving_config,
 )
-from tuneline.pipeline.stage import DATASET, MODEL, REFERENCE, Line, Made
+from tuneline.pipeline.stage import DATASET, MODEL, PARITY_SERVED, REFERENCE, Line, Made
 from tuneline.pipeline.stages import loadtest_config, stages
 from tuneline.pipeline.tune.bench import Bench
 from tuneline.pipeline.tune.picture import draw_trials
@@ -207,7 +207,7 @@ def make_bench(
 
     def prove(settings: Settings, endpoint: Endpoint, out: Path) -> Artifact:
         other = with_settings(settings)
-        step = next(stage.step for stage in stages(other) if stage.name == "parity-served")
+        step = next(stage.step for stage in stages(other) if stage.name == PARITY_SERVED)
         return step(Line(other, base, lambda _: endpoint), made_with(settings), out)
 
     def inputs(settings: Settings) -> list[Input]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import TamperedError
-from tuneline.core.release import SERVED_STAGES
 from tuneline.models.source import read_digest
 from tuneline.pipeline.server import serves_adapter
-from tuneline.pipeline.stage import Stage
+from tuneline.pipeline.stage import SERVED_STAGES, Stage
 from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.proofs import Proofs
 

@@ -6,7 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED, PREFERENCES
+from tuneline.pipeline.stage import (
+    EVALUATION_BASE,
+    EVALUATION_REPORT,
+    EVALUATION_SERVED,
+    EVALUATION_TUNED,
+    PREFERENCES,
+)
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import (
@@ -18,10 +24,8 @@ from tuneline.release.rows import (
     read_rows,
 )
 
-REPORT = "evaluation-report"
 COMPARISON_FILE = "comparison.json"
 SCORES_FILE = "evaluation.json"
-SERVED = "evaluation-served"
 PREDICTIONS_FILE = "predictions.jsonl"
 PREFERENCES_FILE = "preferences.json"
 
@@ -31,22 +35,23 @@ def judge_evaluation(proofs: Proofs) -> Finding:
 
     The interval comes from the predictions. The report's figures must be those of the predictions.
     """
-    if not proofs.has_stage(REPORT):
+    if not proofs.has_stage(EVALUATION_REPORT):
         return _judge_preferences(proofs)
     config = proofs.config
     required = f"{config.metric} better than the base's (paired interval at 95 %)"
     if config.threshold is not None:
         required += f", limit {config.threshold:g}"
-    for stage in (EVALUATION_BASE, EVALUATION_TUNED, REPORT):
+    for stage in (EVALUATION_BASE, EVALUATION_TUNED, EVALUATION_REPORT):
         if stage not in proofs.made:
             return missing(proofs, stage, required)
-    found = proofs.read(REPORT, COMPARISON_FILE)["metrics"].get(config.metric)
+    found = proofs.read(EVALUATION_REPORT, COMPARISON_FILE)["metrics"].get(config.metric)
     scores = proofs.read(EVALUATION_TUNED, SCORES_FILE)["metrics"].get(config.metric)
     if found is None or scores is None or scores["value"] is None:
         return judged(
             False, required, "no value", f"The evaluation has no metric {config.metric}.",
             hint=f"Try: --set evaluation.metrics=[{config.metric}], or another release.metric.",
         )  # fmt: skip
+    report = proofs.source(EVALUATION_REPORT, COMPARISON_FILE, f"/metrics/{config.metric}")
     base, tuned = (proofs.made[stage].path for stage in (EVALUATION_BASE, EVALUATION_TUNED))
     compared = compare_in_order(base, tuned, config.metric)
     problem = _contradiction(found, compared) or _other_value(
@@ -54,9 +59,8 @@ def judge_evaluation(proofs: Proofs) -> Finding:
     )
     if compared is None or problem:
         return judged(
-            False, required, "contradiction", f"{REPORT}: {problem}.",
-            hint=proofs.again(REPORT),
-            sources=(proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{config.metric}"),),
+            False, required, "contradiction", f"{EVALUATION_REPORT}: {problem}.",
+            hint=proofs.again(EVALUATION_REPORT), sources=(report,),
         )  # fmt: skip
     low, high = found["interval"]
     sign = 1 if scores["higher_is_better"] else -1
@@ -81,7 +85,7 @@ def judge_evaluation(proofs: Proofs) -> Finding:
         ". ".join(sentences) + ".",
         hint="Train longer or on more data, or evaluate more held-out rows.",
         sources=(
-            proofs.source(REPORT, COMPARISON_FILE, f"/metrics/{config.metric}"),
+            report,
             proofs.source(EVALUATION_TUNED, SCORES_FILE, f"/metrics/{config.metric}"),
             *(proofs.source(one, PREDICTIONS_FILE) for one in (EVALUATION_BASE, EVALUATION_TUNED)),
         ),
@@ -141,14 +145,14 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
         f"{config.metric} through the API not below the tuned model's by more than "
         f"{config.max_regression:g} (paired interval at 95 %)"
     )
-    if not proofs.has_stage(SERVED):
+    if not proofs.has_stage(EVALUATION_SERVED):
         return not_asked(required, "The training method has no right answers to compare with.")
-    for stage in (EVALUATION_TUNED, SERVED):
+    for stage in (EVALUATION_TUNED, EVALUATION_SERVED):
         if stage not in proofs.made:
             return missing(proofs, stage, required)
     tuned, served = (
         read_rows(Path(proofs.made[stage].path), config.metric)
-        for stage in (EVALUATION_TUNED, SERVED)
+        for stage in (EVALUATION_TUNED, EVALUATION_SERVED)
     )
     compared = compare_rows(tuned, served)
     if compared is not None and (lost := find_lost_rows(tuned, served, config.max_regression)):
@@ -156,9 +160,10 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
             False, required, "not comparable",
             f"{compared.num_rows} of the {len(tuned.values)} rows of the tuned model have a value "
             f"of the served model, and {lost}.",
-            hint=proofs.again(SERVED),
+            hint=proofs.again(EVALUATION_SERVED),
             sources=tuple(
-                proofs.source(stage, PREDICTIONS_FILE) for stage in (EVALUATION_TUNED, SERVED)
+                proofs.source(stage, PREDICTIONS_FILE)
+                for stage in (EVALUATION_TUNED, EVALUATION_SERVED)
             ),
         )  # fmt: skip
     passed = compared is not None and compared.rules_out(config.max_regression)
@@ -175,6 +180,7 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
         + (f" {inconclusive}." if inconclusive else ""),
         hint="Evaluate more held-out rows, or look at mismatches.html of evaluation-served.",
         sources=tuple(
-            proofs.source(stage, PREDICTIONS_FILE) for stage in (EVALUATION_TUNED, SERVED)
+            proofs.source(stage, PREDICTIONS_FILE)
+            for stage in (EVALUATION_TUNED, EVALUATION_SERVED)
         ),
     )

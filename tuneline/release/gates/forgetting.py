@@ -7,10 +7,10 @@ from typing import Any
 
 from tuneline.core.errors import ArtifactError
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.stage import FORGETTING
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
 
-STAGE = "forgetting"
 FILE = "forgetting.json"
 ANSWERS = "answers.jsonl"
 REQUIRED = "not worse than the base beyond the noise of the forgetting suite"
@@ -21,20 +21,22 @@ def judge_forgetting(proofs: Proofs) -> Finding:
 
     INVALID fails: the run asks what the base cannot show.
     """
-    if not proofs.has_stage(STAGE):
+    if not proofs.has_stage(FORGETTING):
         return not_asked(REQUIRED, "The run does not ask the suite (evaluation.forgetting: false).")
-    if STAGE not in proofs.made:
-        return missing(proofs, STAGE, REQUIRED)
+    if FORGETTING not in proofs.made:
+        return missing(proofs, FORGETTING, REQUIRED)
     from training import rejudge_forgetting
 
     try:
-        found = rejudge_forgetting(proofs.made[STAGE].path)
+        found = rejudge_forgetting(proofs.made[FORGETTING].path)
     except ArtifactError as error:
-        return judged(False, REQUIRED, "no proof", f"{error.message}.", hint=proofs.again(STAGE))
-    sources = tuple(proofs.source(STAGE, file) for file in (FILE, ANSWERS))
-    if problem := _contradiction(proofs.read(STAGE, FILE), found.model_dump(mode="json")):
-        return judged(False, REQUIRED, "contradiction", f"{STAGE}: {problem}.",
-                      hint=proofs.again(STAGE), sources=sources)  # fmt: skip
+        return judged(
+            False, REQUIRED, "no proof", f"{error.message}.", hint=proofs.again(FORGETTING)
+        )
+    sources = tuple(proofs.source(FORGETTING, file) for file in (FILE, ANSWERS))
+    if problem := _contradiction(proofs.read(FORGETTING, FILE), found.model_dump(mode="json")):
+        return judged(False, REQUIRED, "contradiction", f"{FORGETTING}: {problem}.",
+                      hint=proofs.again(FORGETTING), sources=sources)  # fmt: skip
     verdict = found.verdict
     if verdict is Verdict.INVALID:
         return judged(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from tuneline.core.digests import short_digest
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.stage import LOADTEST
 from tuneline.pipeline.stages import loadtest_config
 from tuneline.release.gates.finding import Finding, judged, missing
-from tuneline.release.proofs import LOADTEST, Proofs
+from tuneline.release.proofs import Proofs
 
 if TYPE_CHECKING:
     from loadtest import LoadReport

@@ -8,32 +8,31 @@ from collections.abc import Sequence
 from tuneline.core.parity import PARITY_FILE, Parity, parity_problems
 from tuneline.core.tolerances import Tolerances
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED
 from tuneline.release.gates.finding import Finding, judged, missing
 from tuneline.release.proofs import Proofs
-
-SERVED = "parity-served"
 
 
 def judge_forms(proofs: Proofs) -> Finding:
     """Check that the parity of every exported form is PASS."""
-    names = [name for name in proofs.names_of("parity") if name != SERVED]
+    names = [name for name in proofs.names_of("parity") if name != PARITY_SERVED]
     return _judge(proofs, names, "every form of the ladder is PASS")
 
 
 def judge_served_parity(proofs: Proofs) -> Finding:
     """Check that the parity through the API is PASS, and that it is about the released model."""
     required = "the served model is PASS"
-    if SERVED not in proofs.made or proofs.served is None:
-        return missing(proofs, SERVED, required)
-    digests = {entry.digest for entry in proofs.made[SERVED].manifest.inputs}
+    if PARITY_SERVED not in proofs.made or proofs.served is None:
+        return missing(proofs, PARITY_SERVED, required)
+    digests = {entry.digest for entry in proofs.made[PARITY_SERVED].manifest.inputs}
     if not proofs.served_digests <= digests:
         base = " and its base model" if len(proofs.served_digests) > 1 else ""
         return judged(
             False, required, "another artifact",
             f"The served parity is of another artifact than {proofs.served.path.name}{base}.",
-            hint=proofs.up, sources=(proofs.source(SERVED, "manifest.json"),),
+            hint=proofs.up, sources=(proofs.source(PARITY_SERVED, "manifest.json"),),
         )  # fmt: skip
-    return _judge(proofs, [SERVED], required)
+    return _judge(proofs, [PARITY_SERVED], required)
 
 
 def _why_not(proofs: Proofs, name: str, parity: Parity) -> list[str]:
@@ -53,7 +52,7 @@ def _why_not(proofs: Proofs, name: str, parity: Parity) -> list[str]:
 
 
 def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
-    for name in names or ["parity-merged"]:
+    for name in names or [PARITY_MERGED]:
         if name not in proofs.made:
             return missing(proofs, name, required)
     found = {

@@ -14,8 +14,8 @@ from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.core.release import ROWS_FILE
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.stage import EVALUATION_SERVED
 from tuneline.pipeline.stages import loadtest_config
-from tuneline.release.gates.evaluation import SERVED
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Earlier, Proofs
 from tuneline.release.rows import (
@@ -46,10 +46,10 @@ def judge_regression(proofs: Proofs) -> Finding:
     )
     if earlier is None:
         return not_asked(required, NO_PREVIOUS)
-    if SERVED not in proofs.made:
-        return missing(proofs, SERVED, required)
+    if EVALUATION_SERVED not in proofs.made:
+        return missing(proofs, EVALUATION_SERVED, required)
     before = read_released_rows(earlier.artifact.path)
-    now = read_rows(proofs.made[SERVED].path, config.metric)
+    now = read_rows(proofs.made[EVALUATION_SERVED].path, config.metric)
     if before is None or (problem := _not_comparable(earlier, before, now, limit)):
         words = f"{_name(earlier)} holds no rows" if before is None else problem
         return judged(
@@ -64,7 +64,7 @@ def judge_regression(proofs: Proofs) -> Finding:
         compared.observed,
         _regression_words(_name(earlier), compared, limit),
         hint="Evaluate more held-out rows, which narrows the interval, or train again.",
-        sources=(proofs.source(SERVED, "predictions.jsonl"),),
+        sources=(proofs.source(EVALUATION_SERVED, "predictions.jsonl"),),
     )
 
 
@@ -76,7 +76,7 @@ def _not_comparable(earlier: Earlier, before: Rows, now: Rows, limit: float) -> 
         return (
             f"{name} is {release.verdict} ({failed}), and a release that failed is not a baseline"
         )
-    link = release.link(SERVED)
+    link = release.link(EVALUATION_SERVED)
     if link is None or link.digest != before.evaluation:
         return f"{ROWS_FILE} of {name} is of another evaluation than its chain names"
     if before.metric != now.metric:

@@ -24,14 +24,18 @@ from tuneline.core.page.blocks import (
 )
 from tuneline.core.page.numbers import ABSENT, digits, points, share, signed
 from tuneline.core.page.plot import Axis, Mark, Row, row_plot
-from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED, PREFERENCES
+from tuneline.pipeline.stage import (
+    EVALUATION_BASE,
+    EVALUATION_REPORT,
+    EVALUATION_SERVED,
+    EVALUATION_TUNED,
+    PREFERENCES,
+)
 from tuneline.report.facts import Facts
 from tuneline.report.sections.absent import absent_section
 
 TITLE = "Evaluation"
-COMPARISON = "evaluation-report"
-SERVED = "evaluation-served"
-LABELS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", SERVED: "served"}
+LABELS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", EVALUATION_SERVED: "served"}
 COMPARISON_FILE = "comparison.json"
 SCORES_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -42,11 +46,11 @@ NO_SHARES = ("chrf", "nats", "python")
 
 def evaluation_section(facts: Facts) -> Section | None:
     """Return the metrics of base, tuned and served model with the tuned model's wrong answers."""
-    shown = [*LABELS, COMPARISON, PREFERENCES]
+    shown = [*LABELS, EVALUATION_REPORT, PREFERENCES]
     blocks: list[Block] = []
-    if COMPARISON in facts.made:
-        judge = facts.made[COMPARISON].manifest.metrics.get("judge")
-        blocks += _compared(facts.read(COMPARISON, COMPARISON_FILE), judge)
+    if EVALUATION_REPORT in facts.made:
+        judge = facts.made[EVALUATION_REPORT].manifest.metrics.get("judge")
+        blocks += _compared(facts.read(EVALUATION_REPORT, COMPARISON_FILE), judge)
     if any(stage in facts.made for stage in LABELS):
         blocks.append(_scores(facts))
     if PREFERENCES in facts.made:
@@ -175,7 +179,7 @@ def _wrong_answers(facts: Facts) -> Block:
         )
         for number, row in wrong[:MAX_EXAMPLES]
     )
-    page = (facts.made.get(COMPARISON) or tuned).path.name
+    page = (facts.made.get(EVALUATION_REPORT) or tuned).path.name
     said = f"{len(wrong)} of {len(rows)} held-out rows that the tuned model answers wrongly"
     first = f"The first {len(examples)}. All rows are in " if len(wrong) > len(examples) else ""
     where = Paragraph((first or "All rows are in ", Code(f"{page}/mismatches.html"), "."))

@@ -14,19 +14,19 @@ from tuneline.core.page.blocks import (
 )
 from tuneline.core.page.numbers import points, share
 from tuneline.core.page.plot import Axis, Mark, Row, row_plot
+from tuneline.pipeline.stage import FORGETTING
 from tuneline.report.facts import Facts
 from tuneline.report.sections.absent import absent_section
 
-STAGE = "forgetting"
 REPORT_FILE = "forgetting.json"
 TITLE = "Forgetting suite"
 
 
 def forgetting_section(facts: Facts) -> Section | None:
     """Return the skills of base and tuned model; None if the run does not ask the suite."""
-    if STAGE not in facts.made:
-        return absent_section(STAGE, TITLE, facts, [STAGE])
-    metrics = facts.read(STAGE, REPORT_FILE)
+    if FORGETTING not in facts.made:
+        return absent_section(FORGETTING, TITLE, facts, [FORGETTING])
+    metrics = facts.read(FORGETTING, REPORT_FILE)
     low, high = metrics["interval"]
     total = (
         f" {points(metrics['difference'])} points on {metrics['num_items']} items of skills that "
@@ -58,4 +58,4 @@ def forgetting_section(facts: Facts) -> Section | None:
     axis = Axis("percentage points, left of the line is lost")
     blocks.append(Plots((row_plot("Tuned minus base by skill", drawn, axis, zero=True),)))
     again = facts.again("evaluate") + " --forgetting"
-    return Section(STAGE, TITLE, tuple(blocks), facts.sources(STAGE), again)
+    return Section(FORGETTING, TITLE, tuple(blocks), facts.sources(FORGETTING), again)
