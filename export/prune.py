@@ -31,7 +31,8 @@ from export.weights.tensor_file import (
     read_elements,
 )
 from export.weights.writer import COMPANION_BYTES
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact, require_disk_space
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.disk import require_disk_space
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import progress
 from tuneline.models.companion_files import check_companions, copy_companions

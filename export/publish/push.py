@@ -17,14 +17,8 @@ from pathlib import Path
 
 from export.forms import MODEL_KINDS
 from export.weights.tensor_file import read_tensor_file
-from tuneline.core.artifact import (
-    MANIFEST,
-    cannot_write,
-    file_sha256,
-    open_artifact,
-    require_disk_space,
-    verify_artifact,
-)
+from tuneline.core.artifact import MANIFEST, file_sha256, open_artifact, verify_artifact
+from tuneline.core.disk import cannot_write, require_disk_space
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, MissingError, ServerError
 from tuneline.core.progress import logger, progress

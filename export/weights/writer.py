@@ -25,7 +25,8 @@ from export.weights.blocks import RowFunction, block_rows
 from export.weights.journal import find_finished, note_finished, read_journal
 from export.weights.layout import Output, OutputFile
 from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_bytes
-from tuneline.core.artifact import partial_dir, require_disk_space
+from tuneline.core.artifact import partial_dir
+from tuneline.core.disk import require_disk_space
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import Advance, logger
 

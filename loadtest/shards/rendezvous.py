@@ -17,6 +17,7 @@ from loadtest.config import LoadTestConfig
 from loadtest.shards.join import join_shards
 from loadtest.shards.shard import run_shard
 from tuneline.core.artifact import Artifact
+from tuneline.core.disk import replace_file
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.messages import Messages
@@ -88,9 +89,7 @@ def _agree(folder: Path, shard: int, num_shards: int, patience_s: float) -> floa
         if shard == 0:
             names = [f"ready-{number}" for number in range(num_shards)]
             _wait(folder, shard, names, patience_s, "come")
-            written = folder / "start.partial"
-            written.write_text(repr(time.time() + LEAD_S), encoding="utf-8")
-            written.rename(start)
+            replace_file(start, repr(time.time() + LEAD_S))
         else:
             _wait(folder, shard, ["start"], patience_s, "come")
         return float(start.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from loadtest.studies.bracket import Outcome
 from loadtest.studies.load import Axis, Load
 from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.schema import Probe
+from tuneline.core.disk import replace_file
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import Messages
 from tuneline.core.progress import logger
@@ -145,7 +146,5 @@ def _read_journal(path: Path) -> list[tuple[dict[str, Any], Probe]]:
 def _write_journal(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     """Replace the probes below the journal's first line: none of another search stays between."""
     first, _, _ = path.read_text(encoding="utf-8").partition("\n")
-    partial = path.with_name(f"{path.name}.partial")
     lines = [first, *(json.dumps(entry) for entry in entries)]
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.rename(path)
+    replace_file(path, "\n".join(lines) + "\n")

@@ -16,9 +16,10 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tuneline.core.artifact import MANIFEST, Artifact, cannot_write, open_artifact, verify_artifact
+from tuneline.core.artifact import MANIFEST, Artifact, open_artifact, verify_artifact
 from tuneline.core.config import StrictModel
 from tuneline.core.digests import short_digest
+from tuneline.core.disk import cannot_write, replace_file, sync_path
 from tuneline.core.errors import (
     ArtifactError,
     ConfigError,
@@ -96,19 +97,8 @@ def write_state(state_dir: Path, desired: Mapping[str, Desired]) -> None:
         DiskFullError, ArtifactError: The list cannot be written; the earlier list stays.
     """
     path = state_dir / STATE_FILE
-    draft: str | None = None
-    try:
-        descriptor, draft = tempfile.mkstemp(dir=state_dir, prefix=f".{STATE_FILE}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_STATE.dump_json(dict(desired), indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-        _sync(state_dir)
-    except OSError as error:
-        if draft is not None:
-            Path(draft).unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
+    replace_file(path, _STATE.dump_json(dict(desired), indent=2).decode())
+    sync_path(state_dir)
 
 
 def store_version(
@@ -148,10 +138,10 @@ def store_version(
         for name in ("adapter", "reference"):
             verify_artifact(open_artifact(draft / name))
         for path in (*draft.rglob("*"), draft):
-            _sync(path)
+            sync_path(path)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        _sync(final.parent)
+        sync_path(final.parent)
     except OSError as error:
         raise cannot_write(final, error) from error
     finally:
@@ -242,12 +232,3 @@ def _copy(artifact: Artifact, to: Path, root: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Compared again: a link may have changed since the artifact was opened.
         shutil.copyfile(_below(root, str(artifact.path / name)), target)
-
-
-def _sync(path: Path) -> None:
-    """Write a file, or the entries of a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from serving.middleware.key_file import Key, read_keys
-from tuneline.core.artifact import cannot_write
+from tuneline.core.disk import replace_file
 from tuneline.core.errors import ConfigError
 
+OWNER_ONLY = 0o600
 NO_KEY = "# No key is valid.\n"
 """A file without a byte would count as half-written, and the earlier keys would stay."""
 _HINT = "Try: tuneline keys add NAME --file KEYS.toml"
@@ -76,7 +75,7 @@ def add_key(path: Path, name: str, limits: Mapping[str, Any]) -> str:
         read_keys(text)
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"key {name!r}: {error}") from None
-    _replace(path, text)
+    replace_file(path, text, mode=OWNER_ONLY)
     return presented
 
 
@@ -92,21 +91,10 @@ def remove_key(path: Path, name: str) -> None:
         raise ConfigError(f"{path}: has no key {name!r}; its keys: {names}")
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
     left = [_table(key, table) for key, table in tables.items() if key != name]
-    _replace(path, "\n".join(left) or NO_KEY)
+    replace_file(path, "\n".join(left) or NO_KEY, mode=OWNER_ONLY)
 
 
 def _table(name: str, fields: Mapping[str, Any]) -> str:
     # A JSON text, number, list or boolean is the same in TOML.
     lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
     return "\n".join([f"[{json.dumps(name)}]", *lines, ""])
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file as a whole, readable by its owner only; a server never reads half of it."""
-    try:
-        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(draft).replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error

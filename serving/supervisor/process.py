@@ -43,7 +43,8 @@ from serving.supervisor.vllm_log import (
     last_lines,
     with_engine_parts,
 )
-from tuneline.core.artifact import Artifact, cannot_write
+from tuneline.core.artifact import Artifact
+from tuneline.core.disk import cannot_write
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError, TunelineError
 from tuneline.core.progress import logger, progress

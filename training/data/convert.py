@@ -19,7 +19,7 @@ from training.data.row import Kind, Row
 from training.data.rows import Counts, stream_rows
 from training.data.shapes import read_shape
 from training.data.sources import open_source
-from tuneline.core.artifact import cannot_write
+from tuneline.core.disk import cannot_write
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import Message
 

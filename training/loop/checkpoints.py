@@ -8,7 +8,6 @@ they are working files and never part of an artifact.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,7 +22,8 @@ from training.estimates.memory import moment_bytes
 from training.loop.proof import state_bytes
 from training.loop.ranks import any_rank, is_first, is_seen, num_ranks, of_first, wait_for_all
 from training.loop.setup import numeric_setup, setup_changes
-from tuneline.core.artifact import canonical_digest, require_disk_space
+from tuneline.core.artifact import canonical_digest
+from tuneline.core.disk import replace_file, require_disk_space, sync_path
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 
@@ -49,9 +49,7 @@ def open_work_dir(out: Path, facts: Mapping[str, Any]) -> Path:
             shutil.rmtree(work)
     if not work.exists():
         work.mkdir(parents=True)
-        partial = work / f"{KEY_FILE}.partial"
-        partial.write_text(json.dumps(facts), encoding="utf-8")
-        partial.rename(work / KEY_FILE)
+        replace_file(work / KEY_FILE, json.dumps(facts))
     return work
 
 
@@ -207,14 +205,14 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
         checkpoint = work / f"checkpoint-{state.global_step}"
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
         for path in files:
-            _sync(path)
+            sync_path(path)
         sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
-        mark = checkpoint / f"{COMPLETE_FILE}.partial"
-        facts = {"wall_s": self.wall_s, "files": sizes, "setup": self.setup}
-        mark.write_text(json.dumps({**facts, "setup_changes": self.setup_changes}))
-        _sync(mark)
-        mark.rename(checkpoint / COMPLETE_FILE)
-        _sync(checkpoint)
+        facts = {
+            "wall_s": self.wall_s, "files": sizes, "setup": self.setup,
+            "setup_changes": self.setup_changes,
+        }  # fmt: skip
+        replace_file(checkpoint / COMPLETE_FILE, json.dumps(facts))
+        sync_path(checkpoint)
         best = state.best_global_step
         others = sorted(
             (path for path in work.glob("checkpoint-*") if checkpoint_step(path) != best),
@@ -227,14 +225,6 @@ class CheckpointMarks(TrainerCallback):  # type: ignore[misc]
 
 def _work_dir(out: Path) -> Path:
     return out.parent / f".{out.name}.work"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _differences(key_file: Path, facts: Mapping[str, Any]) -> str:

@@ -23,7 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from training.config.search import SearchConfig
 from training.search.space import distributions, grid_points, params_of, require_grid, values_of
-from tuneline.core.artifact import cannot_write, remove_command
+from tuneline.core.artifact import remove_command
+from tuneline.core.disk import cannot_write
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.lock import locked
 from tuneline.core.progress import logger

@@ -59,7 +59,8 @@ def card(
 ) -> None:
     """Write the model card of a run's model, or of a model artifact, from the manifests."""
     from export import write_model_card
-    from tuneline.core.artifact import cannot_write, open_artifact
+    from tuneline.core.artifact import open_artifact
+    from tuneline.core.disk import cannot_write
     from tuneline.pipeline.plan import current
     from tuneline.pipeline.stage import MODEL
 

@@ -55,7 +55,8 @@ def report(
 ) -> None:
     """Print a load report in another form, or log it to MLflow."""
     from loadtest import report_text
-    from tuneline.core.artifact import cannot_write, open_artifact
+    from tuneline.core.artifact import open_artifact
+    from tuneline.core.disk import replace_file
 
     if as_json:
         form = Form.json
@@ -71,10 +72,5 @@ def report(
         write_out(text.removesuffix("\n"))
         return
     # Renamed into place: a collector of text files never reads half of one.
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        raise cannot_write(out, error) from None
+    replace_file(out, text)
     emit({"path": str(out)}, [f"written: {out}"], as_json)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -25,11 +24,12 @@ from pydantic import ValidationError
 
 from tuneline.core.config import StrictModel
 from tuneline.core.digests import short_digest
+from tuneline.core.disk import cannot_write, disk_full, sync_path
 from tuneline.core.environment import environment_facts
-from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactError, TamperedError
+from tuneline.core.errors import ArtifactError, NotAnArtifactError, TamperedError
 from tuneline.core.files import MANIFEST as MANIFEST
 from tuneline.core.files import FileEntry as FileEntry
-from tuneline.core.files import difference_lines, nearest_folder, payload_files, relative_name
+from tuneline.core.files import difference_lines, payload_files, relative_name
 from tuneline.core.files import file_sha256 as file_sha256
 from tuneline.core.lock import locked
 
@@ -155,7 +155,7 @@ def new_artifact(
             draft.journal.unlink(missing_ok=True)
             _finish(draft, kind, config, inputs)
             partial.rename(out)
-            _sync(out.parent)
+            sync_path(out.parent)
         except (KeyboardInterrupt, SystemExit):
             keep = resumable
             raise
@@ -209,16 +209,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if any(words in str(error) for words in LIBRARY_DISK_FULL):
             raise disk_full(out) from error
         raise
-
-
-def cannot_write(path: Path, error: OSError) -> DiskFullError | ArtifactError:
-    """Return the error for a file or a directory that cannot be created."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(path)
-    return ArtifactError(
-        f"{path}: cannot be written: {error.strerror}",
-        hint="Choose a directory with write permission.",
-    )
 
 
 def partial_dir(out: Path) -> Path:
@@ -319,32 +309,6 @@ def canonical_digest(value: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def require_disk_space(directory: Path, size_bytes: int, *, purpose: str = "") -> None:
-    """Check that a directory's disk has `size_bytes` free; the directory need not exist yet.
-
-    Args:
-        purpose: The files that need the space, for the message.
-
-    Raises:
-        DiskFullError: The disk has less free space.
-    """
-    free_bytes = shutil.disk_usage(nearest_folder(directory)).free
-    if free_bytes < size_bytes:
-        raise DiskFullError(
-            f"{directory}: {free_bytes / 2**20:,.0f} MiB are free; expected "
-            f"{size_bytes / 2**20:,.0f} MiB" + (f" for {purpose}" if purpose else ""),
-            hint="Free some space, or choose a directory on another disk.",
-        )
-
-
-def disk_full(path: Path) -> DiskFullError:
-    """Return the error for a disk that filled up while `path` was written."""
-    return DiskFullError(
-        f"{path}: the disk is full; the unfinished files were removed",
-        hint="Free some space and run the same command again; finished stages are kept.",
-    )
-
-
 def _journal_key(draft: Draft) -> str | None:
     """Return the key of the step that left this directory, or None without a readable journal."""
     try:
@@ -357,7 +321,7 @@ def _journal_key(draft: Draft) -> str | None:
 def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[Input]) -> None:
     files = []
     for file in payload_files(draft.dir):
-        _sync(file)
+        sync_path(file)
         files.append(
             FileEntry(
                 path=relative_name(file, draft.dir),
@@ -378,18 +342,10 @@ def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[In
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     (draft.dir / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _sync(draft.dir / MANIFEST)
-    _sync(draft.dir)
+    sync_path(draft.dir / MANIFEST)
+    sync_path(draft.dir)
 
 
 def _digest(kind: str, files: Sequence[FileEntry]) -> str:
     entries = sorted([entry.path, entry.size_bytes, entry.sha256] for entry in files)
     return canonical_digest({"kind": kind, "files": entries})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,14 +21,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuneline.core.artifact import (
-    Artifact,
-    Manifest,
-    cannot_write,
-    partial_dir,
-    require_disk_space,
-    verify_artifact,
-)
+from tuneline.core.artifact import Artifact, Manifest, partial_dir, verify_artifact
+from tuneline.core.disk import cannot_write, require_disk_space
 from tuneline.core.environment import require
 from tuneline.core.errors import (
     ArtifactError,

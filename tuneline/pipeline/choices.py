@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from tuneline.core.artifact import cannot_write
 from tuneline.core.config import validate_config
+from tuneline.core.disk import replace_file
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.run_config import RunConfig
 
@@ -51,14 +51,7 @@ def write_choices(out: Path, head: Sequence[str], choices: Sequence[Choice]) -> 
     validate_config(RunConfig, values, str(out))
     lines = [line for text in head for line in _comment(text, "")]
     text = "\n".join([*lines, "", *_lines(choices)]) + "\n"
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        raise cannot_write(out, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(out, text)
 
 
 def require_new(out: Path) -> None:

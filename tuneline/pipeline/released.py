@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.artifact import Artifact, cannot_write, open_artifact, verify_artifact
+from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
+from tuneline.core.disk import replace_file
 from tuneline.core.errors import ArtifactError, VerdictError
 from tuneline.core.progress import logger
 from tuneline.core.release import RELEASE_FILE, RELEASE_KIND, Release, read_release
@@ -110,13 +111,7 @@ def mark_last_release(artifact: Artifact) -> None:
     Raises:
         ArtifactError: The directory cannot be written.
     """
-    path = artifact.path.parent / LAST_FILE
-    new = path.with_name(f".{LAST_FILE}.new")
-    try:
-        new.write_text(artifact.path.name + "\n", encoding="utf-8")
-        new.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    replace_file(artifact.path.parent / LAST_FILE, artifact.path.name + "\n")
 
 
 def open_releases(run_dir: Path) -> tuple[list[Pair], list[ArtifactError]]:

@@ -18,8 +18,9 @@ import yaml
 from pydantic import BaseModel
 
 from training.config.search import SearchConfig
-from tuneline.core.artifact import cannot_write, canonical_digest
+from tuneline.core.artifact import canonical_digest
 from tuneline.core.config import keyed_values, read_document
+from tuneline.core.disk import cannot_write, replace_file
 from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.lock import locked
 from tuneline.core.progress import logger
@@ -315,7 +316,5 @@ def _write_winner(
     lines += [f"{name}: {value}" for name, value in values.items()]
     text = "".join(f"# {line}\n" for line in lines)
     text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(out)
+    replace_file(out, text)
     logger.info("the best run is %s", out)

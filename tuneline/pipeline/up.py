@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
-from tuneline.core.artifact import Artifact, cannot_write, open_artifact, verify_artifact
+from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
+from tuneline.core.disk import cannot_write
 from tuneline.core.errors import ArtifactError, VerdictError
 from tuneline.core.lock import locked
 from tuneline.core.progress import logger

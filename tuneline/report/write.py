@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneline.core.artifact import cannot_write
+from tuneline.core.disk import cannot_write
 from tuneline.core.page.to_html import html_page
 from tuneline.core.page.to_markdown import markdown_page
 from tuneline.report.facts import Facts, facts_of_folder

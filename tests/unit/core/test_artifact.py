@@ -22,9 +22,9 @@ from tuneline.core.artifact import (
     canonical_digest,
     new_artifact,
     open_artifact,
-    require_disk_space,
     verify_artifact,
 )
+from tuneline.core.disk import require_disk_space
 from tuneline.core.errors import ArtifactError, DiskFullError, NotAnArtifactError, TamperedError
 
 

@@ -17,7 +17,7 @@ from training.data.checks.run import check_rows, require_accepted
 from training.data.checks.spool import Spool
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_source
-from tuneline.core.artifact import cannot_write
+from tuneline.core.disk import cannot_write
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.source import ModelSource
 

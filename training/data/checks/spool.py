@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from training.data.row import Row
-from tuneline.core.artifact import cannot_write
+from tuneline.core.disk import cannot_write
 from tuneline.core.progress import progress
 
 SHOWN_ROWS = 1_000

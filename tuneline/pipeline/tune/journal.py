@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from tuneline.core.disk import replace_file
 from tuneline.pipeline.tune.schema import Comparison, Trial
 
 TRIALS, COMPARISON = "trials.jsonl", "comparison.json"
@@ -37,7 +37,7 @@ def read_trials(folder: Path) -> list[Trial]:
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:
     """Replace the file of trials, so that a kill leaves the old file or the new one."""
     text = "".join(trial.model_dump_json() + "\n" for trial in trials)
-    _replace(folder / TRIALS, text)
+    replace_file(folder / TRIALS, text)
 
 
 def read_comparison_of(folder: Path, settings: dict[str, object]) -> Comparison | None:
@@ -51,13 +51,4 @@ def read_comparison_of(folder: Path, settings: dict[str, object]) -> Comparison 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
     """Keep the comparison for a later process."""
-    _replace(folder / COMPARISON, comparison.model_dump_json(indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    replace_file(folder / COMPARISON, comparison.model_dump_json(indent=2) + "\n")

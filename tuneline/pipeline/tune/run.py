@@ -23,6 +23,7 @@ from tuneline.core.artifact import (
 )
 from tuneline.core.config import keyed_values, read_document
 from tuneline.core.dataset import heldout_prompts
+from tuneline.core.disk import replace_file
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import gpu_names, hardware_facts, library_versions
 from tuneline.core.errors import ConfigError
@@ -278,7 +279,5 @@ def _write_winner(run: Run, overrides: Sequence[str], report: TuneReport, out: P
     lines += [f"{key}: {value}" for key, value in report.settings.items()]
     text = "".join(f"# {line}\n" for line in lines)
     text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(out)
+    replace_file(out, text)
     logger.info("the tuned run is %s", out)
