@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from tuneline.core.config import StrictModel
 from tuneline.core.tolerances import Tolerances
@@ -14,30 +14,15 @@ SchemeName = Literal["fp8", "int8", "w4a16"]
 GroupSize = Literal[32, 64, 128]
 Graph = Literal["decoder", "logits"]
 
-OLD_NAMES = {"fp32": "float32", "fp16": "float16", "onnx-fp32": "onnx-float32"}
-"""Values of earlier releases; a value that uses an old name is an error that gives the new one."""
-
-
-def current_name(value: Any) -> Any:
-    """Return a value unless it is one of OLD_NAMES.
-
-    Raises:
-        ValueError: The value has a new name; the message gives it.
-    """
-    if isinstance(value, str) and value in OLD_NAMES:
-        raise ValueError(f"{value!r} is now called {OLD_NAMES[value]!r}")
-    return value
-
 
 def known_form(name: str) -> str:
     """Return a name that is a row of `export.forms.FORMS`.
 
     Raises:
-        ValueError: The table has no such row, or the form has a new name.
+        ValueError: The table has no such row.
     """
     from export.forms import FORMS  # it imports this module
 
-    current_name(name)
     if name not in FORMS:
         raise ValueError(f"{name!r} is not a form; expected {', '.join(FORMS)}")
     return name
@@ -45,9 +30,7 @@ def known_form(name: str) -> str:
 
 FormName = Annotated[str, AfterValidator(known_form)]
 """A row of `export.forms.FORMS`."""
-OnnxWeights = Annotated[
-    Literal["float32", "float16", "int8", "int4"], BeforeValidator(current_name)
-]
+OnnxWeights = Literal["float32", "float16", "int8", "int4"]
 
 
 class MergeConfig(StrictModel):
@@ -79,10 +62,6 @@ class QuantizeConfig(StrictModel):
 class CalibrationConfig(StrictModel):
     """The data that a calibrated quantization sees."""
 
-    renamed: ClassVar[dict[str, str]] = {
-        "num_samples": "num_calibration_samples",
-        "max_length": "max_seq_length",
-    }
     num_calibration_samples: PositiveInt = 256
     """Conversations drawn from the training rows."""
     max_seq_length: PositiveInt = 2048
@@ -119,7 +98,6 @@ class ParityConfig(StrictModel):
 class OnnxConfig(StrictModel):
     """The weights and the interface of an ONNX graph."""
 
-    renamed: ClassVar[dict[str, str]] = {"precision": "weights"}
     weights: OnnxWeights = "float32"
     """Number format of the weights; under `int8` and `int4`, 32 weights share a scale."""
     graph: Graph = "decoder"

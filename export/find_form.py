@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.config import OLD_NAMES
 from export.forms import FORMS, MODEL, MODEL_KINDS, OPEN_FOLDER, Form, find_function
 from export.runtimes.scores import OpenedForm
 from export.runtimes.transformers_folder import stored_dtype
-from tuneline.core.artifact import MANIFEST, Artifact, open_artifact, verify_artifact
+from tuneline.core.artifact import MANIFEST, open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.messages import Message
 from tuneline.models.folder import CONFIG, read_json
@@ -75,7 +74,7 @@ def form_name(source: ModelSource) -> str:
     tool's folder) takes the name of the first row with its kind and its weights.
     """
     if (source.path / MANIFEST).is_file():
-        options = recorded_options(open_artifact(source.path))
+        options = open_artifact(source.path).manifest.config
         name = _row_of(source.kind, options)
         if name is not None:
             return name
@@ -97,7 +96,7 @@ def form_weights(source: ModelSource) -> str:
     form = _form_of_kind(source.kind)
     if form is None or form.kind == MODEL:
         return weights_of_folder(source.path)
-    options = recorded_options(open_artifact(source.path))
+    options = open_artifact(source.path).manifest.config
     return str(options.get("weights", form.weights))
 
 
@@ -108,17 +107,6 @@ def _row_of(kind: str, options: dict[str, Any]) -> str | None:
         if wrote and form.fixed.items() <= options.items():
             return name
     return None
-
-
-def recorded_options(artifact: Artifact) -> dict[str, Any]:
-    """Return the options that a manifest records, under the names of this release."""
-    renamed: dict[str, str] = {}
-    for form in FORMS.values():
-        renamed |= form.config.renamed
-    return {
-        renamed.get(key, key): OLD_NAMES.get(value, value) if isinstance(value, str) else value
-        for key, value in artifact.manifest.config.items()
-    }
 
 
 def open_form(source: ModelSource) -> OpenedForm:
@@ -181,7 +169,7 @@ def weights_of_folder(path: Path) -> str:
         bits = min(int(entry["num_bits"]) for entry in weights)
         return f"{'fp' if weights[0].get('type') == 'float' else 'int'}{bits}"
     if (path / MANIFEST).is_file():
-        name = _row_of(MODEL, recorded_options(open_artifact(path)))
+        name = _row_of(MODEL, open_artifact(path).manifest.config)
         if name is not None:
             return FORMS[name].weights
     return stored_dtype(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -36,12 +36,6 @@ Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_per
 
 MAX_TURNS_ASSUMED = 32
 
-OLD_LIMITS = {
-    f"{metric}_p{q}_s": f"{metric}_s: {{p{q}: ...}}"
-    for metric in ("ttft", "tpot", "e2e")
-    for q in (50, 90, 99)
-}
-
 
 class SLO(StrictModel):
     """Service level objectives. Latencies count from the time a request was meant to be sent. A
@@ -49,8 +43,6 @@ class SLO(StrictModel):
 
     A latency objective is a mapping of percentiles, `p50` to `p99.9`, to seconds:
     `ttft_s: {p90: 1.0, p99: 5.0}`."""
-
-    renamed: ClassVar[dict[str, str]] = OLD_LIMITS
 
     ttft_s: Limits = Field(default={})
     """Time to first token, seconds by percentile."""

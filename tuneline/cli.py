@@ -141,7 +141,6 @@ class ExportGroup(LazyGroup):
 
 class LoadTestGroup(LazyGroup):
     default = "run"
-    renamed: ClassVar = {"merge": "join"}
     table: ClassVar = {
         "run": Row(
             AT + "loadtest:loadtest_run",

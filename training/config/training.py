@@ -20,7 +20,7 @@ FULL_LEARNING_RATE = 2e-5
 class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterConfig):
     """Fine-tuning of an adapter, or of the whole model."""
 
-    renamed: ClassVar[dict[str, str]] = {
+    other_names: ClassVar[dict[str, str]] = {
         "lora_r": "r", "lora_rank": "r", "max_seq_length": "max_length",
         "sequence_len": "max_length", "cutoff_len": "max_length",
         "micro_batch_size": "per_device_train_batch_size",
@@ -29,7 +29,6 @@ class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterCon
         "lr_scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps",
         "sample_packing": "packing", "lora_target_modules": "target_modules",
     }  # fmt: skip
-    """Names that other trainers have for keys of this section."""
 
     method: MethodConfig = SftConfig()
     """The training method and its options."""

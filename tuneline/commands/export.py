@@ -148,9 +148,7 @@ def export_quantize(
     num_samples: Annotated[
         int | None,
         typer.Option(
-            "--num-calibration-samples",
-            "--num-samples",
-            help="Conversations to calibrate on; 256 by default.",
+            "--num-calibration-samples", help="Conversations to calibrate on; 256 by default."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -189,9 +187,7 @@ def install_calibration(as_json: AsJson = False) -> None:
 def export_onnx(
     model: ModelDir,
     out: OutDir,
-    weights: Annotated[
-        str, typer.Option("--weights", "--precision", help="float32, float16, int8 or int4.")
-    ] = "float32",
+    weights: Annotated[str, typer.Option(help="float32, float16, int8 or int4.")] = "float32",
     graph: Annotated[
         str, typer.Option(help="decoder, which generates with a cache, or logits, in one pass.")
     ] = "decoder",

@@ -10,8 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from tuneline.core.errors import ConfigError
-
 HELP = ("-h", "--help")
 
 
@@ -59,12 +57,11 @@ class LazyGroup(TyperGroup):
     """A group whose commands are the rows of `table`.
 
     With `default`, the group can be used without naming a command: `loadtest RUN.yaml` is
-    `loadtest run RUN.yaml`. `renamed` maps an old command name to the name of today.
+    `loadtest run RUN.yaml`.
     """
 
     table: ClassVar[Mapping[str, Row]]
     default: ClassVar[str | None] = None
-    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -78,12 +75,6 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, row.help) for name, row in self.table.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] in self.renamed:
-            new = self.renamed[args[0]]
-            raise ConfigError(
-                f"{ctx.command_path} {args[0]} is now called {new}",
-                hint=f"Try: {ctx.command_path} {new} --help",
-            )
         if self.default is not None and args and args[0] not in (*self.table, *HELP):
             # A word that is neither a command nor a file is a misspelt command: the group says so.
             is_word = args[0].isalpha() and not Path(args[0]).exists()

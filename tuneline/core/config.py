@@ -28,8 +28,8 @@ class StrictModel(BaseModel):
     change of it leaves every artifact current.
     """
 
-    renamed: ClassVar[dict[str, str]] = {}
-    """Earlier names of keys, each with its name now; a key that moved has a short text instead."""
+    other_names: ClassVar[dict[str, str]] = {}
+    """Names that other tools have for keys of the section, each with the key's name here."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -298,7 +298,7 @@ def _found(value: Any) -> str:
 
 
 def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """Return the new name of a key that was renamed, or the nearest known key."""
+    """Return the key that another tool's name stands for, or the nearest known key."""
     known: type[BaseModel] | None = model
     for part in location[:-1]:
         if isinstance(part, int) or known is None or part not in known.model_fields:
@@ -307,8 +307,8 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str
     if known is None:
         return "unknown key"
     key = str(location[-1])
-    if issubclass(known, StrictModel) and key in known.renamed:
-        return f"is now called {known.renamed[key]}"
+    if issubclass(known, StrictModel) and key in known.other_names:
+        return f"is called {known.other_names[key]} here"
     near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.5)
     suggestion = f"did you mean {near[0]}?" if near else f"known: {', '.join(known.model_fields)}"
     return f"unknown key ({suggestion})"

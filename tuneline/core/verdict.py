@@ -26,11 +26,6 @@ class Verdict(StrEnum):
     INVALID = "INVALID"
     """The measurement says nothing about the thing that it measured."""
 
-    @classmethod
-    def _missing_(cls, value: object) -> Verdict | None:
-        # Parity artifacts of earlier versions hold the verdict in lower case.
-        return cls.__members__.get(str(value).upper())
-
 
 REPEATED = (Verdict.INCONCLUSIVE, Verdict.INVALID)
 """Verdicts after which a stage measures again, although its configuration is the same."""

@@ -73,13 +73,6 @@ def test_help_lists_every_command() -> None:
     assert len(TunelineGroup.table) == len(COMMANDS)
 
 
-def test_a_renamed_command_names_its_new_name() -> None:
-    done = tuneline("loadtest", "merge", "one", "two")
-    assert done.returncode == 2
-    assert "loadtest merge is now called join" in done.stderr
-    assert "loadtest join --help" in done.stderr
-
-
 def test_help_imports_no_command_and_no_library_but_typer() -> None:
     """The imports of `--help` decide how long it takes, also on a busy machine."""
     loaded = modules_after("--help")

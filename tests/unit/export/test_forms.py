@@ -83,16 +83,7 @@ def test_forms_of_one_kind_are_opened_alike() -> None:
     ("values", "problem"),
     [
         ({"forms": ["onnx-int3"]}, "forms.0: 'onnx-int3' is not a form; expected quantized-fp8, "),
-        ({"forms": ["onnx-fp32"]}, "forms.0: 'onnx-fp32' is now called 'onnx-float32'"),
-        ({"parity": {"forms": {"onnx-fp32": {}}}}, "'onnx-fp32' is now called 'onnx-float32'"),
-        (
-            {"calibration": {"num_samples": 8}},
-            "calibration.num_samples: is now called num_calibration_samples",
-        ),
-        (
-            {"calibration": {"max_length": 8}},
-            "calibration.max_length: is now called max_seq_length",
-        ),
+        ({"parity": {"forms": {"onnx-int3": {}}}}, "'onnx-int3' is not a form; expected "),
         ({"forms": ["torchscript", "torchscript"]}, "forms lists a form twice"),
         ({"forms": ["pruned"]}, "the form pruned needs the section export.prune"),
         ({"prune": {"sparsity": 0.5}}, "forms lists no form that it configures"),
@@ -106,12 +97,6 @@ def test_forms_that_cannot_be_made_are_refused(values: dict[str, Any], problem: 
     with pytest.raises(ConfigError) as caught:
         validate_config(ExportConfig, values, "run.yaml")
     assert problem in str(caught.value)
-
-
-@pytest.mark.parametrize("old", ["fp32", "fp16"])
-def test_an_old_name_of_a_number_format_gives_the_new_one(old: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{old}' is now called '{old.replace('fp', 'float')}'"):
-        validate_config(OnnxConfig, {"weights": old}, "tuneline export onnx")
 
 
 def artifact(folder: Path, kind: str, config: dict[str, Any]) -> Path:
@@ -132,16 +117,16 @@ def test_a_form_on_disk_is_known_by_its_manifest(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "name", "weights"),
+    ("config", "name", "weights"),
     [
-        ("onnx", {"precision": "fp32", "graph": "decoder"}, "onnx-float32", "float32"),
-        ("onnx", {"precision": "int4", "graph": "decoder"}, "onnx-int4", "int4"),
-        ("onnx", {"precision": "fp16", "graph": "logits"}, "onnx-logits", "float16"),
-        ("onnx", {"weights": "int8", "graph": "logits"}, "onnx-logits", "int8"),
+        ({"weights": "float32", "graph": "decoder"}, "onnx-float32", "float32"),
+        ({"weights": "int4", "graph": "decoder"}, "onnx-int4", "int4"),
+        ({"weights": "float16", "graph": "logits"}, "onnx-logits", "float16"),
+        ({"weights": "int8", "graph": "logits"}, "onnx-logits", "int8"),
     ],
 )
-def test_a_form_of_an_earlier_release_is_known(
-    kind: str, config: dict[str, Any], name: str, weights: str, tmp_path: Path
+def test_a_graph_is_known_by_its_interface_and_weights(
+    config: dict[str, Any], name: str, weights: str, tmp_path: Path
 ) -> None:
-    source = resolve_form(str(artifact(tmp_path / "a", kind, config)))
+    source = resolve_form(str(artifact(tmp_path / "a", "onnx", config)))
     assert (form_name(source), form_weights(source)) == (name, weights)

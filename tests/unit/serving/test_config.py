@@ -44,11 +44,6 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
         validate_config(ServingConfig, {"max_model_length": 10}, "serving")
 
 
-def test_a_renamed_key_is_answered_with_its_new_name() -> None:
-    with pytest.raises(ConfigError, match="shutdown_timeout_s: is now called shutdown_timeout"):
-        validate_config(ServingConfig, {"shutdown_timeout_s": 10}, "serving")
-
-
 def test_the_face_offers_only_names_that_exist() -> None:
     import serving
 

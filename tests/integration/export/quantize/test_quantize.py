@@ -184,8 +184,7 @@ def test_a_command_quantizes(
         (("quantize", "--model", "BASE"), "--scheme is required"),
         (("form", "quantized-w4a16", "--model", "BASE", "--group-size", "48"), "group_size"),
         (("form", "gptq-int8", "--model", "BASE"), "--data is required"),
-        (("form", "onnx-fp32", "--model", "BASE"), "'onnx-fp32' is now called 'onnx-float32'"),
-        (("onnx", "--model", "BASE", "--precision", "fp16"), "'fp16' is now called 'float16'"),
+        (("form", "onnx-fp32", "--model", "BASE"), "'onnx-fp32' is not a form"),
     ],
 )
 def test_a_bad_option_is_named(

@@ -35,8 +35,8 @@ def test_recorded_settings_hold_no_path() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lora_rank": 8}, "lora_rank: is now called r"),
-        ({"max_seq_length": 512}, "is now called max_length"),
+        ({"lora_rank": 8}, "lora_rank: is called r here"),
+        ({"max_seq_length": 512}, "is called max_length here"),
         ({"warmup_steps": 1.5}, "warmup_steps is a fraction below 1 or a whole number"),
         ({"target_modules": ["q_proj", "lm_head"]}, "remove lm_head"),
         ({"target_modules": []}, "target_modules"),
