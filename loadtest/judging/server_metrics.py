@@ -32,9 +32,9 @@ HISTOGRAMS = {
     "tpot_s": vllm_metric("vllm:request_time_per_output_token_seconds", "histogram"),
 }
 DRAFTS = {
-    "num_drafts": "vllm:spec_decode_num_drafts_total",
-    "draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
-    "accepted_tokens": "vllm:spec_decode_num_accepted_tokens_total",
+    "num_drafts": vllm_metric("vllm:spec_decode_num_drafts_total", "counter"),
+    "draft_tokens": vllm_metric("vllm:spec_decode_num_draft_tokens_total", "counter"),
+    "accepted_tokens": vllm_metric("vllm:spec_decode_num_accepted_tokens_total", "counter"),
 }
 """Counters that only a server with speculative decoding has."""
 RUNNING = vllm_metric("vllm:num_requests_running", "gauge")

@@ -68,6 +68,6 @@ def vllm_metric(name: str, metric_type: MetricType) -> str:
     Raises:
         KeyError: The list has no such metric, or lists it with another type.
     """
-    if VLLM_METRICS.get(name) != metric_type:
+    if (VLLM_METRICS | SPECULATION_METRICS).get(name) != metric_type:
         raise KeyError(f"vLLM {VLLM_RELEASE} has no {metric_type} {name}")
     return name

@@ -44,3 +44,5 @@ def test_a_dead_name_or_another_type_is_refused(name: str) -> None:
     with pytest.raises(KeyError, match=name):
         vllm_metric(name, "counter")
     assert vllm_metric("vllm:num_requests_running", "gauge") == "vllm:num_requests_running"
+    drafts = "vllm:spec_decode_num_drafts_total"
+    assert vllm_metric(drafts, "counter") == drafts
