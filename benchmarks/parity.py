@@ -45,8 +45,9 @@ from export import (
     resolve_form,
 )
 from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfig, PruneConfig
-from training import TRAIN_FILE, dataset_rows
+from training import dataset_rows
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
+from tuneline.core.dataset import TRAIN_FILE
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from training.data.convert import convert_data
     from training.data.findings import DataFinding, data_findings
     from training.data.measure import DataFacts, measure_data
-    from training.data.prepare import TRAIN_FILE, dataset_rows, file_input, prepare_dataset
+    from training.data.prepare import dataset_rows, file_input, prepare_dataset
     from training.data.rows import read_rows
     from training.data.sources import data_inputs, find_heldout
     from training.estimates.duration import time_lines
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from training.train import train_adapter
 
 __all__ = [
-    "TRAIN_FILE",
     "DataFacts",
     "DataFinding",
     "ShownToken",
@@ -96,7 +95,6 @@ __getattr__ = lazy_face(
     {
         "DataFacts": "training.data.measure:DataFacts",
         "DataFinding": "training.data.findings:DataFinding",
-        "TRAIN_FILE": "training.data.prepare:TRAIN_FILE",
         "ShownToken": "training.rendering.show:ShownToken",
         "build_reference": "training.reference:build_reference",
         "check_data": "training.check:check_data",

@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from training.adapters.trainable import load_trainable
 from training.config import TrainingConfig
-from training.data.prepare import TRAIN_FILE, dataset_rows
+from training.data.prepare import dataset_rows
 from training.data.row import Row
 from training.estimates.memory import TrainingMemory
 from training.estimates.step import estimate_step
@@ -20,7 +20,7 @@ from training.loop.memory import start_measurement
 from training.loop.ranks import any_rank
 from training.methods import Method, find_method, require_kinds
 from tuneline.core.artifact import Artifact
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.models.chat import set_template
 from tuneline.models.context import require_context
 from tuneline.models.source import ModelSource

@@ -17,12 +17,12 @@ from typing import Any
 from training.config.checks import ChecksConfig
 from training.data.checks.run import check_rows
 from training.data.checks.spool import Spool
-from training.data.prepare import TRAIN_FILE, dataset_rows
+from training.data.prepare import dataset_rows
 from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes import read_shape
 from tuneline.core.artifact import Artifact, canonical_digest
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import content_of

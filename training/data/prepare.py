@@ -22,12 +22,11 @@ from training.data.sources import Source, open_sources
 from training.data.template_settings import write_template_settings
 from training.data.weights import copies_of
 from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 
-TRAIN_FILE = "train.jsonl"
 REPORT_FILE = "report.json"
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from training.config import TrainingConfig
 from training.config.launch import LaunchConfig
 from training.launch.place import STORE_FILE, meeting_point, node_rank
-from training.launch.rank import HELDOUT_FILE, error_file
+from training.launch.rank import HELDOUT_LOSSES_FILE, error_file
 from tuneline.core import errors
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.errors import MissingError, TunelineError
@@ -83,7 +83,7 @@ def train_in_processes(
                 if running.signal is not None:
                     break
                 running.processes[rank] = _start(launch, rank, rank - first, folder)
-            _wait(running, folder / HELDOUT_FILE, on_heldout)
+            _wait(running, folder / HELDOUT_LOSSES_FILE, on_heldout)
         finally:
             running.kill()
     failed = {rank: code for rank, code in running.codes.items() if code}

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuneline.core.errors import TunelineError
 
-HELDOUT_FILE = "heldout.jsonl"
+HELDOUT_LOSSES_FILE = "heldout-losses.jsonl"
 PR_SET_PDEATHSIG = 1
 
 
@@ -53,7 +53,7 @@ def _train(spec: dict[str, Any], reports: Path | None) -> None:
 
     def report(step: int, loss: float) -> None:
         assert reports is not None  # noqa: S101 (for the type checker)
-        with (reports / HELDOUT_FILE).open("a", encoding="utf-8") as file:
+        with (reports / HELDOUT_LOSSES_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps([step, loss]) + "\n")
 
     train_adapter(

@@ -242,7 +242,8 @@ def calibration_data(path: Path) -> CalibrationData:
     from tuneline.core.artifact import open_artifact
 
     if path.is_dir():
-        from training import TRAIN_FILE, dataset_rows
+        from training import dataset_rows
+        from tuneline.core.dataset import TRAIN_FILE
 
         dataset = open_artifact(path, kind="dataset")
         rows = dataset_rows(dataset, TRAIN_FILE)

@@ -8,6 +8,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.errors import DataError, NotAnArtifactError
 from tuneline.core.messages import Messages
 
+TRAIN_FILE = "train.jsonl"
 HELDOUT_FILE = "heldout.jsonl"
 
 

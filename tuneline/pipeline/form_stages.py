@@ -49,7 +49,8 @@ def _prepare(name: str) -> Callable[[Run], None]:
 def _form(name: str, line: Line, made: Made, out: Path) -> Artifact:
     form, data = FORMS[name], None
     if form.needs_data:
-        from training import TRAIN_FILE, dataset_rows
+        from training import dataset_rows
+        from tuneline.core.dataset import TRAIN_FILE
 
         rows = dataset_rows(made[DATASET], TRAIN_FILE)
         data = CalibrationData([row.messages for row in rows], made[DATASET].as_input("data"))

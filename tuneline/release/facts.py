@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from tuneline.core.artifact import MANIFEST, Artifact, file_sha256
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError
 from tuneline.core.release import (
@@ -22,8 +22,6 @@ from tuneline.pipeline.server import model_source, served_stage, serves_adapter
 from tuneline.pipeline.stage import DATASET
 from tuneline.release.licenses import base_license, data_license, data_paths
 from tuneline.release.proofs import Proofs
-
-TRAIN_FILE = "train.jsonl"
 
 
 def released_model(proofs: Proofs) -> ReleasedModel:

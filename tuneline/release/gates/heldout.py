@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.messages import plain_prompt, plain_text
 from tuneline.pipeline.stage import DATASET
 from tuneline.release.gates.finding import Finding, judged, missing
 from tuneline.release.proofs import Proofs
 
 REQUIRED = "no held-out prompt is among the training rows"
-TRAIN_FILE = "train.jsonl"
 
 
 def judge_heldout(proofs: Proofs) -> Finding:

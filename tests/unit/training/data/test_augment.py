@@ -14,10 +14,10 @@ from tests.commands import tuneline_here
 from tests.unit.training.data.checks.made import clean_rows
 from training.config import DataConfig
 from training.data.augment import augment_data, function_writer
-from training.data.prepare import TRAIN_FILE, dataset_rows, prepare_dataset
+from training.data.prepare import dataset_rows, prepare_dataset
 from training.data.row import Row
 from tuneline.core.artifact import Artifact
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import ConfigError, DataError
 
 FUNCTION = """

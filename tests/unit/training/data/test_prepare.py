@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from training.config import DataConfig
-from training.data.prepare import TRAIN_FILE, dataset_rows, prepare_dataset
+from training.data.prepare import dataset_rows, prepare_dataset
 from tuneline.core.artifact import Artifact, verify_artifact
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
 
 

@@ -9,10 +9,10 @@ import pytest
 from training.config import DataConfig
 from training.config.data import SourceConfig
 from training.data.hub import choose_files
-from training.data.prepare import TRAIN_FILE, dataset_rows, prepare_dataset
+from training.data.prepare import dataset_rows, prepare_dataset
 from training.data.sources import open_source, select_files, split_of
 from training.data.weights import draw_copies
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import ConfigError, DataError
 
 
