@@ -92,8 +92,6 @@ class Pod:
     node: Node
     log_path: Path
     port: int = 0
-    is_started: bool = False
-    """The startup probe has succeeded."""
     is_ready: bool = False
     restarts: int = 0
     start_s: dict[str, float] = field(default_factory=dict)
@@ -166,13 +164,12 @@ class Pod:
         while True:
             await self._start()
             if await self._passes(startup, until=True):
-                self.is_started = True
                 watch = asyncio.create_task(self._watch_ready(readiness))
                 try:
                     await self._passes(liveness)
                 finally:
                     watch.cancel()
-            self.is_ready = self.is_started = False
+            self.is_ready = False
             self.restarts += 1
             self._kill()
             await self._process.wait()

@@ -39,6 +39,7 @@ PAUSES_S = (1.0, 3.0)
 apply merges, a delete ignores what is gone."""
 FORWARD_S = 20.0
 """A port-forward that does not listen by then is given up."""
+NUM_LOG_LINES = 15
 IN_CLUSTER = "in-cluster"
 
 
@@ -293,13 +294,13 @@ def delete(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> None:
         _call_with(cluster, "delete", *flags, objects=objects)
 
 
-def read_log(cluster: Cluster, pod: str, container: str, *, num_lines: int = 15) -> list[str]:
+def read_log(cluster: Cluster, pod: str, container: str) -> list[str]:
     """Return the last log lines of a container: of its last run that ended, else of this one.
 
     Secrets in them are hidden.
     """
     for previous in (True, False):
-        flags = [f"--container={container}", f"--tail={num_lines}", f"--previous={previous}"]
+        flags = [f"--container={container}", f"--tail={NUM_LOG_LINES}", f"--previous={previous}"]
         try:
             lines = call(cluster, "logs", pod, *(flag.lower() for flag in flags)).splitlines()
         except ServerError:

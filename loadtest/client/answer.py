@@ -25,7 +25,6 @@ class Answer:
     """Class of failure; None for a whole answer."""
     message: str = ""
     """The server's words, shortened."""
-    http_status: int = 0
     retry_after_s: float | None = None
     token_times: list[int] = field(default_factory=list)
     """Of each event that carries text, reasoning or a tool call."""

@@ -51,7 +51,7 @@ class Client(Pool):
     Args:
         plan: What to send.
         key: The API key; only the headers contain it.
-        counters: Four numbers that the parent watches: begun, answered, failed, in flight.
+        counters: Three numbers that the parent watches: answered, failed, in flight.
     """
 
     def __init__(self, plan: Plan, key: str | None, counters: MutableSequence[int]) -> None:
@@ -190,7 +190,6 @@ class Client(Pool):
             request.events_left = self.plan.leave_after_tokens
         self.first_ns = intended_ns if self.first_ns is None else self.first_ns
         self.running[index] = request
-        self.counters[0] += 1
         if self.pool:
             self.send(request, self.pool.pop())
         else:
@@ -256,10 +255,10 @@ class Client(Pool):
     def count_end(self, request: Request, status: int, now_ns: int) -> None:
         if status == 200:
             self.failures_in_a_row = 0
-            self.counters[1] += 1
+            self.counters[0] += 1
         else:
             self.failures_in_a_row += 1
-            self.counters[2] += 1
+            self.counters[1] += 1
         self.end(request, now_ns)
         self.num_ended += 1
         self.sum_of_requests_ns += now_ns - request.intended_ns
@@ -302,7 +301,7 @@ class Client(Pool):
             return
         self.end(request, monotonic_ns())
         request.error, request.message = reason, message
-        self.counters[2] += 1
+        self.counters[1] += 1
         self.failures_in_a_row += 1
         if request.connection is not None:
             self.drop(request.connection)
@@ -323,7 +322,7 @@ class Client(Pool):
             return
         self.end(request, monotonic_ns())
         request.error = LEFT
-        self.counters[1] += 1
+        self.counters[0] += 1
         if request.connection is not None:
             self.drop(request.connection)
         self.follow(request, pause=False)
@@ -379,7 +378,7 @@ class Client(Pool):
                 mean_ns = self.sum_of_requests_ns // self.num_ended
         self.nap_ns = min(nap_ns(gap_ns, mean_ns), self.most_nap_ns)
         self.num_reads = 0
-        self.counters[3] = len(self.running)
+        self.counters[2] = len(self.running)
         self.keep_spares()
         if self.plan.leave_after_s is not None:
             leave_ns = now_ns - round(self.plan.leave_after_s * 1e9)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from loadtest.client.records import Records, concatenate, join_records
 from loadtest.client.spill import SPILL_READS, SUFFIX, SpillFile, read_chunks
 from tuneline.core.errors import ConfigError, ServerError
 
-COUNTERS_BYTES = 4 * 8
+NUM_COUNTERS = 3
 START_DELAY_S = 0.2
 WATCH_INTERVAL_S = 1.0
 BATCH_ROWS = 4096
@@ -35,7 +35,6 @@ END_MARGIN_S = 60.0
 class Counters:
     """Requests of all client processes so far."""
 
-    num_begun: int
     num_answered: int
     num_failed: int
     num_in_flight: int
@@ -125,7 +124,7 @@ def run_workers(
                 counters.append(_SharedCounters())
                 processes.append(_start(counters[-1].descriptor))
                 order = {
-                    "plan": replace(plan, worker=worker).to_json(),
+                    "plan": asdict(replace(plan, worker=worker)),
                     "key": key,
                     "out": str(out),
                     "counters": counters[-1].descriptor,
@@ -164,13 +163,13 @@ def _spill_rest(spill: SpillTo, spills: list[Path], records: Records) -> Records
 
 
 class _SharedCounters:
-    """Four numbers in memory that a client process writes and this process reads."""
+    """Three numbers in memory that a client process writes and this process reads."""
 
     def __init__(self) -> None:
         # Only in memory: a write to a page of a file waits while the disk takes the page.
         self.descriptor = os.memfd_create("counters")
-        os.ftruncate(self.descriptor, COUNTERS_BYTES)
-        self.values = memoryview(mmap.mmap(self.descriptor, COUNTERS_BYTES)).cast("B").cast("q")
+        os.ftruncate(self.descriptor, 8 * NUM_COUNTERS)
+        self.values = memoryview(mmap.mmap(self.descriptor, 8 * NUM_COUNTERS)).cast("B").cast("q")
 
 
 def _begin(
@@ -210,7 +209,7 @@ def _watch_to_the_end(
         _wait(processes)
         if time.monotonic() > deadline_s:
             raise ServerError("a load-test client did not end in time")
-        totals = [sum(int(one.values[place]) for one in counters) for place in range(4)]
+        totals = [sum(int(one.values[place]) for one in counters) for place in range(NUM_COUNTERS)]
         if watch(Counters(*totals)):
             ended_early = True
             for process in processes:

@@ -92,7 +92,6 @@ def parse_steps(
     except ProtocolError as error:
         answer.error, answer.message = "protocol_error", str(error)
     events.settle()
-    answer.http_status = framer.status
     if keep_text:
         answer.text = encodable("".join(events.texts))
         answer.content = encodable("".join(events.contents))

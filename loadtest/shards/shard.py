@@ -7,6 +7,7 @@ whose index falls to it. All pods begin at one wall-clock time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from loadtest.report.schema import SCHEMA_VERSION, Calibration, EndpointReport, 
 from loadtest.run import check_served, checks_of
 from loadtest.workload.build import Workload
 from loadtest.workload.checks import Checks
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
@@ -102,7 +103,6 @@ def run_shard(
     shard: int,
     num_shards: int,
     start: Callable[[], float],
-    inputs: Sequence[Input] = (),
 ) -> Artifact:
     """Run one pod's share of the configuration's only scenario; write an artifact `load-shard`.
 
@@ -116,7 +116,6 @@ def run_shard(
         start: Called when this pod is ready. Returns when all pods begin, in seconds since 1970, a
             few seconds ahead. The pods' clocks must agree: a difference shifts the requests of one
             pod against those of another.
-        inputs: The artifacts that the endpoint is known to serve.
 
     Raises:
         ConfigError: There is not exactly one scenario, the shard is out of range, the start is in
@@ -131,7 +130,7 @@ def run_shard(
         raise ConfigError(f"shard {shard} of {num_shards}: expected 0 to {num_shards - 1}")
     (scenario,) = config.scenarios
     checks = checks_of(config, None, None)
-    served = check_served(config, endpoint, inputs)
+    served = check_served(config, endpoint, ())
     whole = config.model_copy(update={"num_workers": num_shards * config.num_workers})
     plan, workload = make_plan(
         whole, scenario, endpoint, prompts, seed=config.seed, is_shard=True, checks=checks
@@ -149,7 +148,7 @@ def run_shard(
             times_s=times_s,
             requests_per_arrival=per_arrival,
         )
-    with new_artifact(out, "load-shard", config=resolved, inputs=inputs) as draft:
+    with new_artifact(out, "load-shard", config=resolved) as draft:
         before = scrape(endpoint)
         label = f"{scenario.name} {shard + 1}/{num_shards}"
         measured = run_plan(label, plan, endpoint.api_key, workers=own, start=start)
@@ -198,7 +197,7 @@ def write_shard(
         shard=shard,
         num_shards=num_shards,
         plan_digest=plan_digest(plan, workload),
-        plan={**plan.to_json(), "bodies": []},
+        plan={**asdict(plan), "bodies": []},
         workload=Asked(
             path=workload.path,
             output_tokens=workload.output_tokens,

@@ -41,7 +41,6 @@ def compare_endpoints(
     prompts: Sequence[Messages],
     num_rounds: int = DEFAULT_ROUNDS,
     margin: float = DEFAULT_MARGIN,
-    inputs: Sequence[Input] = (),
 ) -> Artifact:
     """Run each scenario on both endpoints in turns, A B B A ..., and compare request by request.
 
@@ -58,7 +57,6 @@ def compare_endpoints(
         prompts: Chat messages of each prompt.
         num_rounds: Runs of each endpoint.
         margin: The share of A's mean by which B may be slower and still count as no slower.
-        inputs: The artifacts that the endpoints are known to serve.
 
     Raises:
         ConfigError: There is less than one round, or the margin is not a share.
@@ -68,7 +66,7 @@ def compare_endpoints(
         check_served(config, endpoint, ())
     return compare_servers(
         config, lambda: nullcontext(endpoint_a), lambda: nullcontext(endpoint_b), out,
-        prompts=prompts, num_rounds=num_rounds, margin=margin, inputs=inputs,
+        prompts=prompts, num_rounds=num_rounds, margin=margin, inputs=(),
     )  # fmt: skip
 
 
@@ -79,9 +77,9 @@ def compare_servers(
     out: Path,
     *,
     prompts: Sequence[Messages],
-    num_rounds: int = DEFAULT_ROUNDS,
+    num_rounds: int,
+    inputs: Sequence[Input],
     margin: float = DEFAULT_MARGIN,
-    inputs: Sequence[Input] = (),
 ) -> Artifact:
     """Compare two servers that do not run at once, because they share a machine.
 
@@ -91,6 +89,7 @@ def compare_servers(
     Args:
         open_a: Serves the baseline as long as the block lasts.
         open_b: Serves the server that is compared with it.
+        inputs: The artifacts that the servers are known to serve.
     """
     if num_rounds < 1:
         raise ConfigError(f"{num_rounds} rounds: expected at least 1")

@@ -52,6 +52,7 @@ from tuneline.core.vllm_limits import EXIT_MARGIN_S
 from tuneline.models.source import ModelSource
 
 POLL_INTERVAL_S = 0.1
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,6 @@ def running_server(
     name: str,
     adapter: Artifact | Path | None = None,
     log_path: Path,
-    host: str = "127.0.0.1",
     port: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> Iterator[RunningServer]:
@@ -99,8 +99,8 @@ def running_server(
         MissingError: vLLM is not installed.
         ServerError: The port is taken, or the server died or was not ready in time.
     """
-    with reserved_port(host, port) as port:
-        server = Server(plan_launch(config, model, adapter, name, log_path, host, port), check)
+    with reserved_port(LOOPBACK, port) as port:
+        server = Server(plan_launch(config, model, adapter, name, log_path, LOOPBACK, port), check)
         try:
             server.start()
             server.wait_until_ready()
@@ -129,7 +129,7 @@ def require_server(config: ServingConfig) -> None:
     check_flags(config)
     if config.keys_file is not None:
         readable_keys(Path(config.keys_file))
-    with reserved_port("127.0.0.1", config.port):
+    with reserved_port(LOOPBACK, config.port):
         pass
 
 

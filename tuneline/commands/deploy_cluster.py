@@ -75,7 +75,7 @@ def deploy_diff(
     """
     from k8s import open_cluster, plan_apply
 
-    manifests, _ = _open(target, overrides, runs_dir, namespace, release)
+    manifests = _open(target, overrides, runs_dir, namespace, release)
     cluster = open_cluster(manifests.namespace, context)
     # A conflict is an apply's concern; the difference is worth seeing all the same.
     plan = plan_apply(cluster, manifests.run, manifests.objects, force_conflicts=True)
@@ -338,11 +338,10 @@ def _open(
     runs_dir: Path,
     namespace: str | None,
     release: Path | None,
-) -> tuple[Manifests, Run | None]:
+) -> Manifests:
     """Return the manifests of a run or of a rendered directory."""
     if not target.is_dir():
-        run = _open_run(target, overrides, runs_dir, namespace)
-        return _render(run, release), run
+        return _render(_open_run(target, overrides, runs_dir, namespace), release)
     from k8s import read_manifests
 
     refuse("with DIR", {"--set": overrides or None, "--release": release})
@@ -352,7 +351,7 @@ def _open(
             f"--namespace {namespace}: {target} is rendered for namespace {manifests.namespace}",
             hint=f"Try: tuneline deploy render RUN.yaml --out DIR --set k8s.namespace={namespace}",
         )
-    return manifests, None
+    return manifests
 
 
 def _identify(
@@ -360,7 +359,7 @@ def _identify(
 ) -> tuple[str, str, Callable[[], str | None]]:
     """Return a run's name, its namespace, and a function that finds its local release."""
     if target.is_dir():
-        manifests, _ = _open(target, overrides, runs_dir, namespace, None)
+        manifests = _open(target, overrides, runs_dir, namespace, None)
         return manifests.run, manifests.namespace, lambda: manifests.release
     run = _open_run(target, overrides, runs_dir, namespace)
 

@@ -47,7 +47,7 @@ def plain_prompt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
         turns.append(turn)
     if not tools:
         return turns
-    return {"prompt": turns, "tools": sorted((plain_json(tool) for tool in tools), key=_sortable)}
+    return {"prompt": turns, "tools": sorted((plain_json(tool) for tool in tools), key=json.dumps)}
 
 
 def plain_text(text: str) -> str:
@@ -66,7 +66,3 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain_json(value[key]) for key in sorted(value)}
     return value
-
-
-def _sortable(value: Any) -> str:
-    return json.dumps(value)

@@ -110,7 +110,7 @@ def paired_share_interval(counts: PairedCounts) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, groups: Sequence[str] | None = None, seed: int = 0
+    values: Sequence[float], *, groups: Sequence[str] | None = None
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval at 95 % of the mean of `values`.
 
@@ -120,7 +120,6 @@ def bootstrap_interval(
         values: One value per row; of a pair of systems, their difference.
         groups: Each row's group; rows are resampled within their group, so that every resample has
             the same number of rows of each. One group by default.
-        seed: Equal seeds give equal intervals.
 
     Raises:
         ValueError: There are no values.
@@ -130,7 +129,7 @@ def bootstrap_interval(
     by_group: dict[str, list[float]] = {}
     for value, group in zip(values, groups or [""] * len(values), strict=True):
         by_group.setdefault(group, []).append(value)
-    draw = random.Random(seed)
+    draw = random.Random(0)
     means = sorted(
         sum(math.fsum(draw.choices(rows, k=len(rows))) for rows in by_group.values()) / len(values)
         for _ in range(NUM_RESAMPLES)

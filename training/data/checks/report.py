@@ -13,6 +13,7 @@ from training.data.checks.labels import label_counts
 from training.data.checks.run import Checked, Result
 
 LANGUAGE_NAMES_SHOWN = 12
+EXAMPLES_SHOWN = 3
 
 
 def report_of(checked: Checked) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def lengths(values: npt.NDArray[np.uint32]) -> dict[str, float]:
     }
 
 
-def describe_checks(report: dict[str, Any], num_examples: int = 3) -> list[str]:
+def describe_checks(report: dict[str, Any]) -> list[str]:
     """Return the report as lines: the counts, a table of the checks, and their first findings."""
     lines = []
     for side, rows in report["rows"].items():
@@ -86,7 +87,7 @@ def describe_checks(report: dict[str, Any], num_examples: int = 3) -> list[str]:
         if check["num_rows"]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in check["kinds"].items())
             lines += ["", f"{check['check']}: {check['title']} ({kinds})"]
-            lines += [f"  {describe_example(e)}" for e in check["examples"][:num_examples]]
+            lines += [f"  {describe_example(e)}" for e in check["examples"][:EXAMPLES_SHOWN]]
     if report["languages"]:
         shown = list(report["languages"].items())[:LANGUAGE_NAMES_SHOWN]
         lines += ["", "languages: " + ", ".join(f"{name} {count:,}" for name, count in shown)]

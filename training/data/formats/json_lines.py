@@ -21,11 +21,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowProbl
             yield from parse_lines(stream)
 
 
-def parse_lines(
-    lines: Iterable[bytes], first: int = 1
-) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]:
-    """Return each line's number, from `first`, and its object or the line's problem."""
-    for number, line in enumerate(lines, start=first):
+def parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]:
+    """Return each line's number, from 1, and its object or the line's problem."""
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield number, as_object(parse_json(decode_utf8(line.rstrip(b"\r\n"))))

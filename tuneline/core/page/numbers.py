@@ -4,8 +4,6 @@ from __future__ import annotations
 
 ABSENT = "–"
 
-Interval = tuple[float | None, float | None]
-
 
 def share(value: float | None) -> str:
     """Return a share in percent: `95.2%`."""

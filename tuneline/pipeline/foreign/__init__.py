@@ -37,7 +37,7 @@ TRAINERS = (
 )
 
 
-def write_foreign_run(source: Path, out: Path, name: str | None = None) -> tuple[str, list[str]]:
+def write_foreign_run(source: Path, out: Path) -> tuple[str, list[str]]:
     """Write the run.yaml of another trainer's configuration.
 
     Returns:
@@ -70,7 +70,7 @@ def write_foreign_run(source: Path, out: Path, name: str | None = None) -> tuple
         raise ConfigError(f"{source}: names no data or no base model; expected both")
     head = [f"Written by tuneline init from {source.name}, a configuration of {trainer.title}."]
     head += [f"Not taken over: {note}" for note in foreign.notes]
-    choices = [Choice("name", name or run_name(source.stem)), *_by_section(foreign.choices)]
+    choices = [Choice("name", run_name(source.stem)), *_by_section(foreign.choices)]
     write_choices(out, head, choices)
     return trainer.title, foreign.notes
 

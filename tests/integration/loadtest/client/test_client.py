@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.parse
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +369,7 @@ def test_the_key_reaches_the_server_and_no_file_or_argument(
             scenarios=[Scenario(name="x", concurrency=1, num_requests=2)], num_warmup_requests=0
         )
         plan, workload = make_plan(config, config.scenarios[0], endpoint, prompts([None]), seed=0)
-        assert key not in json.dumps(plan.to_json())
+        assert key not in json.dumps(asdict(plan))
         seen = []
 
         def look(_: Counters) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def test_conversations_repeat_and_keep_their_turns() -> None:
     lengths = [plan.sessions.num_turns(session) for session in range(4)]
     assert sorted(lengths[:2]) == [1, 3] and lengths[:2] == lengths[2:]
     assert [len(row) for row in plan.sessions.delays_s] == [*lengths, *lengths[:2]]
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert Plan.from_json(json.loads(json.dumps(asdict(plan)))) == plan
 
 
 @pytest.mark.parametrize(
