@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from export.find_form import (
         form_name,
         open_chat,
-        open_form,
         resolve_folder,
         resolve_form,
         resolve_weights,
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
     )
     from export.forms import (
         FORMS,
-        MODEL_KINDS,
         CalibrationData,
-        Form,
         make_form,
         missing_modules,
         prepare_form,
@@ -42,9 +39,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "FORMS": "export.forms:FORMS",
-    "MODEL_KINDS": "export.forms:MODEL_KINDS",
     "CalibrationData": "export.forms:CalibrationData",
-    "Form": "export.forms:Form",
     "export_onnx": "export.graphs.to_onnx:export_onnx",
     "form_name": "export.find_form:form_name",
     "install_calibration": "export.quantize.llm_compressor_environment:install_calibration",
@@ -52,7 +47,6 @@ _WHERE = {
     "merge_adapter": "export.merge.merge:merge",
     "missing_modules": "export.forms:missing_modules",
     "open_chat": "export.find_form:open_chat",
-    "open_form": "export.find_form:open_form",
     "prepare_form": "export.forms:prepare_form",
     "prune_model": "export.prune:prune_model",
     "prove_model": "export.parity:prove_model",
@@ -69,9 +63,7 @@ _WHERE = {
 }
 __all__ = [
     "FORMS",
-    "MODEL_KINDS",
     "CalibrationData",
-    "Form",
     "export_onnx",
     "form_name",
     "install_calibration",
@@ -79,7 +71,6 @@ __all__ = [
     "merge_adapter",
     "missing_modules",
     "open_chat",
-    "open_form",
     "prepare_form",
     "prove_model",
     "prune_model",

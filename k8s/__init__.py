@@ -21,21 +21,17 @@ if TYPE_CHECKING:
     from k8s.cluster.check import check_run, open_tunnel, read_server_key
     from k8s.cluster.kubectl import Cluster, open_cluster
     from k8s.cluster.manifests import Manifests, read_manifests
-    from k8s.cluster.revisions import Revision
     from k8s.cluster.roll_back import find_earlier, roll_back_server
     from k8s.cluster.status import read_state
     from k8s.render.kustomize import find_kubectl
     from k8s.render.training.tree import render_training
     from k8s.render.tree import render_manifests
-    from k8s.rules.check import check_manifests
 
 __all__ = [
     "Cluster",
     "Manifests",
     "Plan",
-    "Revision",
     "apply_manifests",
-    "check_manifests",
     "check_run",
     "find_earlier",
     "find_kubectl",
@@ -62,9 +58,7 @@ __getattr__ = lazy_face(
         "Cluster": "k8s.cluster.kubectl:Cluster",
         "Manifests": "k8s.cluster.manifests:Manifests",
         "Plan": "k8s.cluster.apply:Plan",
-        "Revision": "k8s.cluster.revisions:Revision",
         "apply_manifests": "k8s.cluster.apply:apply_manifests",
-        "check_manifests": "k8s.rules.check:check_manifests",
         "check_run": "k8s.cluster.check:check_run",
         "find_earlier": "k8s.cluster.roll_back:find_earlier",
         "find_kubectl": "k8s.render.kustomize:find_kubectl",

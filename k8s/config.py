@@ -7,10 +7,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from k8s.placement_config import Placement as Placement
-from k8s.placement_config import Toleration as Toleration
-from k8s.training_config import TrainingJob as TrainingJob
-from k8s.value_types import DnsLabel as DnsLabel
-from k8s.value_types import DnsSubdomain, Image, LabelKey, LabelValue, Quantity
+from k8s.training_config import TrainingJob
+from k8s.value_types import DnsLabel, DnsSubdomain, Image, LabelKey, LabelValue, Quantity
 from k8s.value_types import image_problem as image_problem
 from tuneline.core.config import StrictModel
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from loadtest.studies.pareto import sweep_servers as sweep_servers
     from loadtest.studies.recheck import recheck_comparison as recheck_comparison
     from loadtest.studies.schema import ComparisonReport as ComparisonReport
-    from loadtest.studies.schema import SearchReport as SearchReport
     from loadtest.studies.search import search_concurrency as search_concurrency
     from loadtest.studies.search import search_rate as search_rate
     from loadtest.studies.sweep import sweep_rates as sweep_rates
@@ -53,7 +52,6 @@ __getattr__ = lazy_face(
         "ComparisonReport": "loadtest.studies.schema:ComparisonReport",
         "Contender": "loadtest.studies.pareto:Contender",
         "LoadReport": "loadtest.report.schema:LoadReport",
-        "SearchReport": "loadtest.studies.schema:SearchReport",
         "calibrate_client": "loadtest.calibration.calibrate:calibrate_client",
         "calibration_lines": "loadtest.report.terminal:calibration_lines",
         "compare_endpoints": "loadtest.studies.compare:compare_endpoints",
@@ -84,7 +82,6 @@ __all__ = [
     "ComparisonReport",
     "Contender",
     "LoadReport",
-    "SearchReport",
     "build_load_blocks",
     "build_load_tiles",
     "calibrate_client",

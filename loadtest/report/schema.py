@@ -12,13 +12,11 @@ from loadtest.config import SLO, Scenario, WorkloadConfig
 from loadtest.report.answer_schema import AnswerFigures as AnswerFigures
 from loadtest.report.answer_schema import CancellationFigures as CancellationFigures
 from loadtest.report.answer_schema import RepeatFigures as RepeatFigures
-from loadtest.report.answer_schema import WrongAnswer as WrongAnswer
 from loadtest.report.part import Distribution as Distribution
 from loadtest.report.part import Part as Part
 from loadtest.report.part import Share as Share
 from loadtest.report.session_schema import SessionFigures as SessionFigures
 from loadtest.report.session_schema import TurnFigures as TurnFigures
-from loadtest.report.soak_schema import Drift as Drift
 from loadtest.report.soak_schema import OverTime as OverTime
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from export import FORMS, MODEL_KINDS
+from export import FORMS
 from export.config import (
     CalibratedConfig,
     ExportConfig,
@@ -18,7 +18,7 @@ from export.config import (
     QuantizeConfig,
 )
 from export.find_form import form_name, form_weights, resolve_form
-from export.forms import find_function, missing_modules
+from export.forms import MODEL_KINDS, find_function, missing_modules
 from tuneline.core.artifact import new_artifact
 from tuneline.core.config import StrictModel, validate_config
 from tuneline.core.errors import ConfigError

@@ -20,9 +20,9 @@ from k8s.config import (
     HubModel,
     Placement,
     ReleaseKey,
-    Toleration,
-    TrainingJob,
 )
+from k8s.placement_config import Toleration
+from k8s.training_config import TrainingJob
 from loadtest.config import SLO, AnswersConfig, CancellationsConfig, Length
 from loadtest.workload_config import Delay, ImagesConfig, SessionsConfig
 from tests.unit.pipeline.fake_line import fake_made

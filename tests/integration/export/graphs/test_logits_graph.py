@@ -22,8 +22,9 @@ import pytest
 import torch
 import transformers
 
-from export import make_form, open_chat, open_form, resolve_folder, resolve_form
+from export import make_form, open_chat, resolve_folder, resolve_form
 from export.config import OnnxConfig
+from export.find_form import open_form
 from export.graphs import to_onnx, to_torch_export
 from export.graphs.to_onnx import export_onnx
 from export.graphs.to_torch_export import refuse_pickles

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import make_form, open_form, resolve_folder, resolve_form
+from export import make_form, resolve_folder, resolve_form
 from export.config import OnnxConfig
+from export.find_form import open_form
 from export.graphs import to_onnx
 from export.graphs.to_onnx import export_onnx
 from export.runtimes.onnx_folder import answers, generated, load_genai

@@ -422,5 +422,6 @@ def test_a_declared_share_of_repeats_that_cannot_be_measured_voids_a_run() -> No
 @pytest.mark.parametrize("name", BOUNDS)
 def test_every_bound_of_the_configuration_is_judged(name: str) -> None:
     stats = measured(failed_sessions=share(0, 100))
-    found = verdict(stats, **{"goodput_e2e_s": 1.0, "max_error_rate": None, name: 0.5})
+    slo: dict[str, Any] = {"goodput_e2e_s": 1.0, "max_error_rate": None, name: 0.5}
+    found = verdict(stats, **slo)
     assert [objective.name for objective in found.objectives] == [name]
