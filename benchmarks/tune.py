@@ -79,7 +79,7 @@ def main() -> None:
     values = {WEIGHTS: weights.settings, **AXES}
     with tempfile.TemporaryDirectory() as scratch:
         options = Options(budget_s=math.inf)
-        bench = make_bench(run, overrides, made, forms, options, Path(scratch))
+        bench = make_bench(run, made, forms, options, Path(scratch))
         result = measure_grid(given, bench, [values[name] for name in given.axes])
     print(json.dumps({"hardware": hardware_facts(), **result}))
 

@@ -69,7 +69,6 @@ def release(
     artifact = make_release(
         open_run(run_file, overrides, runs_dir),
         waivers=waivers,
-        overrides=overrides or (),
         signer=signer if given else None,
     )
     document = read_release(artifact.path)

@@ -30,7 +30,7 @@ def search(
     from tuneline.pipeline.search import search_run
 
     run = open_run(run_file, overrides, runs_dir)
-    found = search_run(run, overrides or (), out)
+    found = search_run(run, out)
     document = {
         "folder": str(found.folder),
         "winner": str(found.winner),

@@ -51,7 +51,7 @@ def tune(
     run = open_run(run_file, overrides, runs_dir)
     budget_s = seconds_of(budget, "--budget")
     options = Options(budget_s, requests, precision, max_rate, drafter, only or ())
-    tuned = tune_run(run, overrides or (), options, out)
+    tuned = tune_run(run, options, out)
     if as_json:
         emit_artifact(tuned.artifact, as_json)
     else:

@@ -58,7 +58,7 @@ class Found:
     plots: Sequence[str]
 
 
-def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None) -> Found:
+def search_run(run: Run, out: Path | None = None) -> Found:
     """Search the space of a run's `search` section, and write the best point as a run.yaml.
 
     The figures of each trial are those of the same stages that `up` runs. The artifacts of the best
@@ -66,7 +66,6 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
 
     Args:
         run: The run.
-        overrides: The `key.sub=value` that the run was opened with.
         out: The new run.yaml; next to the old one by default, where relative paths hold.
 
     Raises:
@@ -82,12 +81,12 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
     folder, winner = run.dir / config.study, out or run.path.with_suffix(".best.yaml")
     require_winner(run, winner)
     base = resolve_base(run, download=True)
-    _require_space(run, overrides, stage, base)
+    _require_space(run, stage, base)
 
     def objective(
         values: Mapping[str, Any], place: Path, on_heldout: Callable[[int, float], None]
     ) -> float:
-        trial = _with_values(run, overrides, values, place)
+        trial = _with_values(run, values, place)
         shared = Run(trial.path, trial.config, folder / "shared")
         with (folder / "shared.lock").open("w") as lock, locked(lock, wait=True):
             up(shared, (DATASET,))
@@ -97,7 +96,7 @@ def search_run(run: Run, overrides: Sequence[str] = (), out: Path | None = None)
 
     def on_end(trials: Sequence[Mapping[str, Any]]) -> None:
         values = trials[0]["values"]
-        _write_winner(run, overrides, values, trials, winner)
+        _write_winner(run, values, trials, winner)
         link_artifacts(_place(config, folder, values), run.dir)
 
     found = search_settings(
@@ -146,14 +145,12 @@ def _metric(run: Run, config: SearchConfig) -> tuple[str, str]:
     return stage, figure
 
 
-def _with_values(
-    run: Run, overrides: Sequence[str], values: Mapping[str, Any], folder: Path
-) -> Run:
-    made = load_run(run.path, overrides, values=values)
+def _with_values(run: Run, values: Mapping[str, Any], folder: Path) -> Run:
+    made = load_run(run.path, run.overrides, values=values)
     return Run(made.path, made.config, folder)
 
 
-def _require_space(run: Run, overrides: Sequence[str], stage: str, base: ModelSource) -> None:
+def _require_space(run: Run, stage: str, base: ModelSource) -> None:
     """Check each key of the space by itself: its path, the ends of its values, and its effect."""
     from training import ends_of
 
@@ -163,9 +160,7 @@ def _require_space(run: Run, overrides: Sequence[str], stage: str, base: ModelSo
             problems.append(f"{run.path}: search.space.{name}: is not a setting of a training")
             continue
         try:
-            runs = [
-                _with_values(run, overrides, {name: value}, run.dir) for value in ends_of(entry)
-            ]
+            runs = [_with_values(run, {name: value}, run.dir) for value in ends_of(entry)]
         except ConfigError as error:
             problems += [f"search.space.{name}: {problem}" for problem in error.problems]
             continue
@@ -292,14 +287,13 @@ def require_winner(run: Run, path: Path) -> None:
 
 def _write_winner(
     run: Run,
-    overrides: Sequence[str],
     values: Mapping[str, Any],
     trials: Sequence[Mapping[str, Any]],
     out: Path,
 ) -> None:
     """Write the run.yaml of the best point, with its evidence as a comment."""
     config = run.config.search
-    document = read_document(run.path, overrides, values)
+    document = read_document(run.path, run.overrides, values)
     document.pop("search", None)
     best = trials[0]
     states = [str(trial["state"]) for trial in trials]

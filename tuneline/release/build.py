@@ -29,15 +29,12 @@ from tuneline.release.gates.table import GATES
 from tuneline.release.proofs import Proofs
 
 
-def build_release(
-    proofs: Proofs, waivers: Sequence[Waiver] = (), overrides: Sequence[str] = ()
-) -> Release:
+def build_release(proofs: Proofs, waivers: Sequence[Waiver] = ()) -> Release:
     """Return the release document of a run.
 
     Args:
         proofs: The artifacts of the run.
         waivers: The gates that do not stop the release.
-        overrides: The `--set` options of the run, for the command that reproduces it.
 
     Raises:
         ConfigError: A waiver names no gate, has no reason, or waives a gate that did not fail.
@@ -62,7 +59,7 @@ def build_release(
         figures=figures_of(proofs),
         chain=chain_of(proofs),
         waivers=[Waiver(gate=name, why=why) for name, why in reasons.items()],
-        reproduce=reproduce(proofs, list(overrides)),
+        reproduce=reproduce(proofs),
         previous=previous_of(proofs),
         config=proofs.run.config.model_dump(mode="json"),
     )

@@ -112,10 +112,10 @@ def chain_of(proofs: Proofs) -> list[Link]:
     ]
 
 
-def reproduce(proofs: Proofs, overrides: list[str]) -> Reproduce:
+def reproduce(proofs: Proofs) -> Reproduce:
     """Return the command and the environment that made the served model."""
     facts = environment_facts() if proofs.served is None else proofs.served.manifest.environment
-    options = [part for override in overrides for part in ("--set", override)]
+    options = [part for override in proofs.run.overrides for part in ("--set", override)]
     return Reproduce(
         command=shlex.join(["tuneline", "up", proofs.run.path.name, *options]),
         python=facts["python"],

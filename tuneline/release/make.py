@@ -39,7 +39,6 @@ def make_release(
     run: Run,
     *,
     waivers: Sequence[Waiver] = (),
-    overrides: Sequence[str] = (),
     signer: Signer | None = None,
 ) -> Artifact:
     """Write the release of a run as an artifact of kind `release`, whatever its verdict.
@@ -50,7 +49,6 @@ def make_release(
     Args:
         run: The run.
         waivers: The failed gates that do not stop the release, with the reasons.
-        overrides: The `--set` options of the run.
         signer: Who signs the model and the release.
 
     Raises:
@@ -63,7 +61,7 @@ def make_release(
         signer.config()  # a key that cannot be read is found before the gates
     with lock_run(run):
         proofs = collect_proofs(run)
-        release = build_release(proofs, waivers, overrides)
+        release = build_release(proofs, waivers)
         signer = signer if release.verdict is Verdict.PASS else None
         identity = None if signer is None else signer.identity()
         out = run.dir / f"release-{_key(release, signer, identity)}"

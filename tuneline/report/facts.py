@@ -92,9 +92,6 @@ def facts_of_run(run: Run) -> Facts:
 
     A release counts if it is about the run's artifacts, judged by the limits of run.yaml as it is.
 
-    Args:
-        run: The run.
-
     Raises:
         MissingError: The base model is not here.
         DataError: A data file is missing.

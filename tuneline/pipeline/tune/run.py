@@ -92,16 +92,13 @@ class Options:
     only: Sequence[str] = ()
 
 
-def tune_run(
-    run: Run, overrides: Sequence[str], options: Options, out: Path | None = None
-) -> Tuned:
+def tune_run(run: Run, options: Options, out: Path | None = None) -> Tuned:
     """Tune the server of a finished run; write a `tune` artifact, and the winner as a run.yaml.
 
     The same command goes on where a killed tuning stopped, and a larger budget continues a tuning
     whose budget ended.
 
     Args:
-        overrides: The `key.sub=value` that the run was opened with.
         out: The new run.yaml; next to the old one by default, where relative paths hold.
 
     Raises:
@@ -131,10 +128,10 @@ def tune_run(
     key = canonical_digest([config, [made[name].digest for name in sorted(made)]])
     key = key.removeprefix("sha256:")[:10]
     with lock_run(run):
-        bench = make_bench(run, overrides, made, forms, options, run.dir / FOLDER / key)
+        bench = make_bench(run, made, forms, options, run.dir / FOLDER / key)
         report = tune_servers(bench, offers, serving, options.budget_s)
         if report.is_changed:
-            _write_winner(run, overrides, report, winner)
+            _write_winner(run, report, winner)
             report = report.model_copy(update={"winner": winner.name})
         artifact = _write_artifact(run, report, bench, config, made, key)
     return Tuned(artifact, report, winner if report.is_changed else None)
@@ -179,14 +176,13 @@ def exported_forms(run: Run) -> dict[str, Artifact]:
 
 
 def make_bench(
-    run: Run, overrides: Sequence[str], made: Made, forms: dict[str, Artifact], options: Options,
-    folder: Path,
-) -> Bench:  # fmt: skip
+    run: Run, made: Made, forms: dict[str, Artifact], options: Options, folder: Path
+) -> Bench:
     base = resolve_base(run, download=True)
     config = loadtest_config(run)
 
     def with_settings(settings: Settings) -> Run:
-        return load_run(run.path, overrides, run.dir.parent, values=settings)
+        return load_run(run.path, run.overrides, run.dir.parent, values=settings)
 
     def made_with(settings: Settings) -> Made:
         scheme = settings.get(QUANTIZE)
@@ -258,9 +254,9 @@ def _write_artifact(
     return open_artifact(out)
 
 
-def _write_winner(run: Run, overrides: Sequence[str], report: TuneReport, out: Path) -> None:
+def _write_winner(run: Run, report: TuneReport, out: Path) -> None:
     """Write the run.yaml of the winner, with its evidence as a comment."""
-    document = read_document(run.path, overrides, report.settings)
+    document = read_document(run.path, run.overrides, report.settings)
     low, high = report.gain_interval or (None, None)
     lines = [
         f"{WRITTEN[2:]}tune {run.path.name}` on {datetime.now(UTC).date()}.",
