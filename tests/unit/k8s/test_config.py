@@ -41,11 +41,11 @@ def test_a_pinned_image_is_taken(reference: str) -> None:
         ("", "is not an image reference"),
     ],
 )
-def test_any_other_image_is_refused(reference: str, expected: str) -> None:
-    for key in ("image", "loadtest_image", "model_image"):
-        with pytest.raises(ConfigError, match=expected) as caught:
-            validate_config(DeployConfig, {key: reference}, "run.yaml: k8s")
-        assert f"k8s: {key}: " in caught.value.problems[0]
+@pytest.mark.parametrize("key", ["image", "loadtest_image", "model_image"])
+def test_any_other_image_is_refused(key: str, reference: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as caught:
+        validate_config(DeployConfig, {key: reference}, "run.yaml: k8s")
+    assert f"k8s: {key}: " in caught.value.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def test_a_third_server_with_a_share_is_refused() -> None:
     ("rules", "words"),
     [([], "send to no server"), ([rule("/", c=1, b=1)], "send to b, c; expected a rule")],
 )
+@pytest.mark.parametrize("weight", [0, 5])
 def test_a_route_without_the_stable_server_is_refused(
-    rules: list[dict[str, Any]], words: str
+    weight: int, rules: list[dict[str, Any]], words: str
 ) -> None:
-    for weight in (0, 5):
-        with pytest.raises(ConfigError, match=words):
-            give_share(rules, "a", "b", weight)
+    with pytest.raises(ConfigError, match=words):
+        give_share(rules, "a", "b", weight)

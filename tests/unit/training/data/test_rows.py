@@ -187,16 +187,14 @@ def test_one_problem_of_every_line_is_shown_three_times(tmp_path: Path) -> None:
     assert "--column prompt=NAME" in (caught.value.hint or "")
 
 
-def test_a_missing_file_an_empty_one_and_a_directory(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("\n \n")
-    for path, message in (
-        (tmp_path / "none.jsonl", "no such file"),
-        (empty, "is empty"),
-        (tmp_path, "is a directory"),
-    ):
-        with pytest.raises(DataError, match=message):
-            read_rows(path)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.jsonl", "no such file"), ("empty.jsonl", "is empty"), (".", "is a directory")],
+)
+def test_a_path_without_rows_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])

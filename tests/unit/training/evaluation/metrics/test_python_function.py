@@ -80,13 +80,16 @@ def test_a_function_that_cannot_be_used_is_refused(code: str, name: str, message
     assert caught.value.exit_code == 2
 
 
-def test_a_file_that_cannot_be_loaded_is_refused(code: str) -> None:
-    folder = Path(code).parent
-    (folder / "ends.py").write_text("import sys\nsys.exit(0)")
-    for file, message in (
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
         ("raises.py", "raises RuntimeError: at import"),
         ("ends.py", "raises SystemExit: 0"),
         ("no.py", "not a file"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            score_python(made([("x", "y")]), EvaluationConfig(python=f"{folder}/{file}:f"))
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_refused(code: str, file: str, message: str) -> None:
+    folder = Path(code).parent
+    (folder / "ends.py").write_text("import sys\nsys.exit(0)")
+    with pytest.raises(ConfigError, match=message):
+        score_python(made([("x", "y")]), EvaluationConfig(python=f"{folder}/{file}:f"))

@@ -47,9 +47,9 @@ def test_a_lower_loss_is_better(higher_is_better: bool, better: str) -> None:
     assert found.interval[0] > 0
 
 
-def test_a_mean_of_few_rows_shows_nobody_to_be_better() -> None:
-    for num_rows, better in ((1, "neither"), (5, "neither"), (6, "tuned")):
-        assert compare_pairs([(0.0, 1.0)] * num_rows, "ROUGE-L", False).better == better
+@pytest.mark.parametrize(("num_rows", "better"), [(1, "neither"), (5, "neither"), (6, "tuned")])
+def test_a_mean_of_few_rows_shows_nobody_to_be_better(num_rows: int, better: str) -> None:
+    assert compare_pairs([(0.0, 1.0)] * num_rows, "ROUGE-L", False).better == better
 
 
 def test_only_rows_with_both_values_are_compared() -> None:
