@@ -14,8 +14,10 @@ class ReleaseConfig(StrictModel):
     """The gates of `tuneline release`. No stage reads this section, so a change of it leaves every
     artifact current."""
 
-    metric: MetricName = "exact_match"
-    """The metric that the evaluation gates read."""
+    metric: MetricName | None = None
+    """The metric that the evaluation gates read, `exact_match` by default. By default, the gate
+    `evaluation` of a method that compares two answers (DPO, ORPO) reads the held-out preferences
+    instead: few good answers are word for word the expected one."""
     threshold: float | None = None
     """The limit for the tuned model's `metric`: the smallest value, or the largest one if lower is
     better. Without a limit, only the comparison with the base counts."""

@@ -42,7 +42,7 @@ def write_files(proofs: Proofs, release: Release, folder: Path) -> None:
         STATEMENT_FILE: statement_text(release),
     }
     if EVALUATION_SERVED in proofs.made:
-        rows = read_rows(proofs.made[EVALUATION_SERVED].path, proofs.config.metric)
+        rows = read_rows(proofs.made[EVALUATION_SERVED].path, proofs.metric)
         texts[ROWS_FILE] = rows.model_dump_json() + "\n"
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -62,6 +62,11 @@ class Proofs:
         return self.run.config.release
 
     @property
+    def metric(self) -> str:
+        """Return the metric of the evaluation gates."""
+        return self.config.metric or "exact_match"
+
+    @property
     def up(self) -> str:
         """Return the hint for a missing proof."""
         return f"Try: {self.run.command('up')}"

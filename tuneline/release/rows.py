@@ -97,7 +97,7 @@ def read_rows(evaluation: Path, metric: str) -> Rows:
     scores = json.loads((evaluation / SCORES_FILE).read_text(encoding="utf-8"))
     values = {
         _key(prediction): float(value)
-        for prediction in _predictions(evaluation)
+        for prediction in read_lines(evaluation / PREDICTIONS_FILE)
         if (value := prediction.get("scores", {}).get(metric)) is not None
     }
     found = scores["metrics"].get(metric, {})
@@ -155,7 +155,7 @@ def find_lost_rows(first: Rows, second: Rows, max_drop: float) -> str:
 
 def mean_value(evaluation: Path, metric: str) -> float | None:
     """Return the mean of a metric over the predictions of an evaluation that have a value."""
-    found = (one.get("scores", {}).get(metric) for one in _predictions(evaluation))
+    found = (one.get("scores", {}).get(metric) for one in read_lines(evaluation / PREDICTIONS_FILE))
     values = [float(value) for value in found if value is not None]
     return sum(values) / len(values) if values else None
 
@@ -166,7 +166,7 @@ def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
     A positive difference is better. The result is None without a common value, or if the rows are
     not the same in the same order.
     """
-    old, new = (_predictions(evaluation) for evaluation in (first, second))
+    old, new = (read_lines(evaluation / PREDICTIONS_FILE) for evaluation in (first, second))
     if [_key(one) for one in old] != [_key(one) for one in new]:
         return None
     pairs = [
@@ -186,8 +186,9 @@ def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
     return Compared(num_rows, *means, low, high, _are_shares(before, after))
 
 
-def _predictions(evaluation: Path) -> list[dict[str, Any]]:
-    text = (evaluation / PREDICTIONS_FILE).read_text(encoding="utf-8")
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON documents of a file with one in each line."""
+    text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.removesuffix("\n").split("\n") if line]
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tuneline.core.statistics import bootstrap_interval, wilson_interval
 from tuneline.pipeline.stage import (
     EVALUATION_BASE,
     EVALUATION_REPORT,
@@ -16,11 +17,13 @@ from tuneline.pipeline.stage import (
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import (
+    MIN_RESAMPLED_ROWS,
     Compared,
     compare_in_order,
     compare_rows,
     find_lost_rows,
     mean_value,
+    read_lines,
     read_rows,
 )
 
@@ -28,6 +31,7 @@ COMPARISON_FILE = "comparison.json"
 SCORES_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 PREFERENCES_FILE = "preferences.json"
+PREFERENCE_ROWS_FILE = "preferences.jsonl"
 
 
 def judge_evaluation(proofs: Proofs) -> Finding:
@@ -35,27 +39,28 @@ def judge_evaluation(proofs: Proofs) -> Finding:
 
     The interval comes from the predictions. The report's figures must be those of the predictions.
     """
-    if not proofs.has_stage(EVALUATION_REPORT):
+    config, metric = proofs.config, proofs.metric
+    compares = proofs.has_stage(PREFERENCES) and config.metric is None and config.threshold is None
+    if compares or not proofs.has_stage(EVALUATION_REPORT):
         return _judge_preferences(proofs)
-    config = proofs.config
-    required = f"{config.metric} better than the base's (paired interval at 95 %)"
+    required = f"{metric} better than the base's (paired interval at 95 %)"
     if config.threshold is not None:
         required += f", limit {config.threshold:g}"
     for stage in (EVALUATION_BASE, EVALUATION_TUNED, EVALUATION_REPORT):
         if stage not in proofs.made:
             return missing(proofs, stage, required)
-    found = proofs.read(EVALUATION_REPORT, COMPARISON_FILE)["metrics"].get(config.metric)
-    scores = proofs.read(EVALUATION_TUNED, SCORES_FILE)["metrics"].get(config.metric)
+    found = proofs.read(EVALUATION_REPORT, COMPARISON_FILE)["metrics"].get(metric)
+    scores = proofs.read(EVALUATION_TUNED, SCORES_FILE)["metrics"].get(metric)
     if found is None or scores is None or scores["value"] is None:
         return judged(
-            False, required, "no value", f"The evaluation has no metric {config.metric}.",
-            hint=f"Try: --set evaluation.metrics=[{config.metric}], or another release.metric.",
+            False, required, "no value", f"The evaluation has no metric {metric}.",
+            hint=f"Try: --set evaluation.metrics=[{metric}], or another release.metric.",
         )  # fmt: skip
-    report = proofs.source(EVALUATION_REPORT, COMPARISON_FILE, f"/metrics/{config.metric}")
+    report = proofs.source(EVALUATION_REPORT, COMPARISON_FILE, f"/metrics/{metric}")
     base, tuned = (proofs.made[stage].path for stage in (EVALUATION_BASE, EVALUATION_TUNED))
-    compared = compare_in_order(base, tuned, config.metric)
+    compared = compare_in_order(base, tuned, metric)
     problem = _contradiction(found, compared) or _other_value(
-        scores["value"], mean_value(tuned, config.metric)
+        scores["value"], mean_value(tuned, metric)
     )
     if compared is None or problem:
         return judged(
@@ -75,7 +80,7 @@ def judge_evaluation(proofs: Proofs) -> Finding:
     ]
     if config.threshold is not None:
         sentences.append(
-            f"{config.metric} {scores['value']:.4g} is {'within' if within else 'outside'} the "
+            f"{metric} {scores['value']:.4g} is {'within' if within else 'outside'} the "
             f"limit {config.threshold:g}"
         )
     return judged(
@@ -86,7 +91,7 @@ def judge_evaluation(proofs: Proofs) -> Finding:
         hint="Train longer or on more data, or evaluate more held-out rows.",
         sources=(
             report,
-            proofs.source(EVALUATION_TUNED, SCORES_FILE, f"/metrics/{config.metric}"),
+            proofs.source(EVALUATION_TUNED, SCORES_FILE, f"/metrics/{metric}"),
             *(proofs.source(one, PREDICTIONS_FILE) for one in (EVALUATION_BASE, EVALUATION_TUNED)),
         ),
     )
@@ -116,33 +121,74 @@ def _other_value(stated: float, own: float | None) -> str:
 
 
 def _judge_preferences(proofs: Proofs) -> Finding:
-    """Compare the tuned model's preferences with the base's, for methods without right answers."""
+    """Compare the tuned model's preferences with the base's, for methods without right answers.
+
+    The interval comes from the rows. The summary's figures must be those of the rows.
+    """
     required = "the better answer preferred more often than by the base (interval at 95 %)"
     if PREFERENCES not in proofs.made:
         return missing(proofs, PREFERENCES, required)
-    metrics = proofs.read(PREFERENCES, PREFERENCES_FILE)
-    if "reward_difference_interval" in metrics:
-        name, limit, interval = "reward difference", 0.0, metrics["reward_difference_interval"]
-    else:
-        name, limit, interval = "preference accuracy", 0.5, metrics["accuracy_interval"]
-    low, high = interval
-    better = low > limit
+    rows = read_lines(proofs.made[PREFERENCES].path / PREFERENCE_ROWS_FILE)
+    name, key, limit, low, high = _preference_interval(rows)
+    stated = proofs.read(PREFERENCES, PREFERENCES_FILE).get(key)
+    sources = (
+        proofs.source(PREFERENCES, PREFERENCES_FILE, f"/{key}"),
+        proofs.source(PREFERENCES, PREFERENCE_ROWS_FILE),
+    )
+    if stated is None or not all(
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+        for a, b in zip(stated, (low, high), strict=True)
+    ):
+        return judged(
+            False, required, "contradiction",
+            f"{PREFERENCES}: {key} is {stated}; the rows have {low:.4g} to {high:.4g}.",
+            hint=proofs.again(PREFERENCES),
+            sources=sources,
+        )  # fmt: skip
+    enough = key == "accuracy_interval" or len(rows) >= MIN_RESAMPLED_ROWS
+    better = enough and low > limit
+    sentence = (
+        f"The tuned model is {'' if better else 'not shown to be '}better than the base: {name} "
+        f"{low:.3g} to {high:.3g}; expected above {limit:g}."
+    )
+    if not enough:
+        sentence += (
+            f" INCONCLUSIVE: {len(rows)} rows have no interval; at least {MIN_RESAMPLED_ROWS} rows "
+            "are needed."
+        )
     return judged(
         better,
         required,
-        f"{name} {low:.3g} to {high:.3g}",
-        f"The tuned model is {'' if better else 'not shown to be '}better than the base: {name} "
-        f"{low:.3g} to {high:.3g}; expected above {limit:g}.",
+        f"{name} {low:.3g} to {high:.3g}, {len(rows)} rows",
+        sentence,
         hint="Train longer or on more data, or evaluate more held-out rows.",
-        sources=(proofs.source(PREFERENCES, PREFERENCES_FILE),),
+        sources=sources,
     )
+
+
+def _preference_interval(rows: list[dict[str, Any]]) -> tuple[str, str, float, float, float]:
+    """Return the name, the summary's key, the limit and the ends of the interval of the rows."""
+    if "base_reward" in rows[0]:
+        differences = [row["reward"] - row["base_reward"] for row in rows]
+        return (
+            "reward difference", "reward_difference_interval", 0.0, *bootstrap_interval(differences)
+        )  # fmt: skip
+    if "label" in rows[0]:
+        good = [row["rewards"][0] for row in rows if row["label"]]
+        pairs = list(zip(good, (r["rewards"][0] for r in rows if not r["label"]), strict=False))
+    else:
+        pairs = [tuple(row["rewards"]) for row in rows]
+    share = sum(better > worse for better, worse in pairs) / len(pairs)
+    return (
+        "preference accuracy", "accuracy_interval", 0.5, *wilson_interval(share, len(pairs))
+    )  # fmt: skip
 
 
 def judge_served_evaluation(proofs: Proofs) -> Finding:
     """Compare the answers through the API with those of the tuned model, row by row."""
-    config = proofs.config
+    config, metric = proofs.config, proofs.metric
     required = (
-        f"{config.metric} through the API not below the tuned model's by more than "
+        f"{metric} through the API not below the tuned model's by more than "
         f"{config.max_regression:g} (paired interval at 95 %)"
     )
     if not proofs.has_stage(EVALUATION_SERVED):
@@ -151,7 +197,7 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
         if stage not in proofs.made:
             return missing(proofs, stage, required)
     tuned, served = (
-        read_rows(Path(proofs.made[stage].path), config.metric)
+        read_rows(Path(proofs.made[stage].path), metric)
         for stage in (EVALUATION_TUNED, EVALUATION_SERVED)
     )
     compared = compare_rows(tuned, served)

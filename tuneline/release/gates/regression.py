@@ -41,7 +41,7 @@ def judge_regression(proofs: Proofs) -> Finding:
     config, earlier = proofs.config, proofs.earlier
     limit = config.max_regression
     required = (
-        f"{config.metric} not below the earlier release's by more than {limit:g} (paired interval "
+        f"{proofs.metric} not below the earlier release's by more than {limit:g} (paired interval "
         f"at 95 %), on at least {1 - limit:.0%} of its rows"
     )
     if earlier is None:
@@ -49,7 +49,7 @@ def judge_regression(proofs: Proofs) -> Finding:
     if EVALUATION_SERVED not in proofs.made:
         return missing(proofs, EVALUATION_SERVED, required)
     before = read_released_rows(earlier.artifact.path)
-    now = read_rows(proofs.made[EVALUATION_SERVED].path, config.metric)
+    now = read_rows(proofs.made[EVALUATION_SERVED].path, proofs.metric)
     if before is None or (problem := _not_comparable(earlier, before, now, limit)):
         words = f"{_name(earlier)} holds no rows" if before is None else problem
         return judged(

@@ -1,0 +1,77 @@
+"""A preference method is released for what its held-out rows say, and not for a summary of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.evaluation.preferences import preference_figures
+from tuneline.core.artifact import new_artifact, open_artifact
+from tuneline.core.release import Outcome
+from tuneline.core.statistics import bootstrap_interval
+from tuneline.models.source import resolve_model
+from tuneline.pipeline.run_config import load_run
+from tuneline.pipeline.stage import PREFERENCES
+from tuneline.pipeline.stages import stages
+from tuneline.release.gates.evaluation import judge_evaluation
+from tuneline.release.gates.finding import Finding
+from tuneline.release.proofs import Proofs
+
+
+def judge(
+    folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any], *options: str
+) -> Finding:
+    (folder / "pairs.jsonl").write_text("{}\n")
+    (folder / "run.yaml").write_text(
+        "name: pairs\nbase_model: tiny-base\ndata: {path: pairs.jsonl}\n"
+        "training: {method: {type: dpo}}\n"
+    )
+    run = load_run(folder / "run.yaml", options)
+    with new_artifact(folder / "out", "preferences", config={}, inputs=[]) as draft:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (draft.dir / "preferences.jsonl").write_text(lines)
+        (draft.dir / "preferences.json").write_text(json.dumps(summary))
+    made = {PREFERENCES: open_artifact(folder / "out")}
+    return judge_evaluation(Proofs(run, resolve_model("tiny-base"), stages(run), made))
+
+
+def pairs(num_right: int, num_rows: int) -> list[dict[str, Any]]:
+    return [{"rewards": [1.0, 0.0] if at < num_right else [0.0, 1.0]} for at in range(num_rows)]
+
+
+def answers(rewards: list[float]) -> list[dict[str, Any]]:
+    return [{"reward": reward, "base_reward": 0.5} for reward in rewards]
+
+
+@pytest.mark.parametrize(("num_right", "is_better"), [(40, True), (20, False), (0, False)])
+def test_pairs_are_judged_by_their_rewards(tmp_path: Path, num_right: int, is_better: bool) -> None:
+    rows = pairs(num_right, 40)
+    found = judge(tmp_path, rows, preference_figures([tuple(row["rewards"]) for row in rows]))
+    assert found.outcome is (Outcome.PASSED if is_better else Outcome.FAILED), found.words
+
+
+def test_labels_are_paired_in_order(tmp_path: Path) -> None:
+    rows = [{"label": at % 2 == 0, "rewards": [1.0 - at % 2]} for at in range(80)]
+    found = judge(tmp_path, rows, preference_figures([(1.0, 0.0)] * 40))
+    assert found.outcome is Outcome.PASSED, found.words
+
+
+def test_a_summary_that_its_rows_contradict_is_refused(tmp_path: Path) -> None:
+    found = judge(tmp_path, pairs(20, 40), preference_figures([(1.0, 0.0)] * 40))
+    assert (found.outcome, found.observed) == (Outcome.FAILED, "contradiction")
+    assert "accuracy_interval is" in found.words
+
+
+@pytest.mark.parametrize(("num_rows", "outcome"), [(40, Outcome.PASSED), (1, Outcome.FAILED)])
+def test_rewards_need_rows_for_an_interval(tmp_path: Path, num_rows: int, outcome: Outcome) -> None:
+    rows = answers([1.0] * num_rows)
+    interval = bootstrap_interval([0.5] * num_rows)
+    found = judge(tmp_path, rows, {"reward_difference_interval": interval})
+    assert found.outcome is outcome, found.words
+    assert ("at least 20 rows are needed" in found.words) is (num_rows == 1)
+
+
+def test_a_named_metric_is_judged_instead(tmp_path: Path) -> None:
+    found = judge(tmp_path, [], {}, "release.metric=exact_match")
+    assert found.required.startswith("exact_match better")
