@@ -21,6 +21,7 @@ from training.heldout import answered_rows
 from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import DataError
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 from tuneline.models.template import TemplateSettings, dataset_settings
@@ -54,8 +55,8 @@ def evaluate_model(
     inputs = [base.as_input("base")]
     if isinstance(adapter, Artifact):
         inputs.append(adapter.as_input("adapter"))
+    rows = evaluation_rows(data, config.num_rows)
     with _new_evaluation(config, data, inputs, out) as draft:
-        rows = evaluation_rows(data, config.num_rows)
         answerer = local_answerer(
             base, adapter, batch_size=config.batch_size, settings=_settings(data)
         )
@@ -90,8 +91,8 @@ def evaluate_endpoint(
     """
     from training.evaluation.endpoint import endpoint_answerer
 
+    rows = evaluation_rows(data, config.num_rows)
     with _new_evaluation(config, data, inputs, out) as draft:
-        rows = evaluation_rows(data, config.num_rows)
         answerer = endpoint_answerer(
             endpoint,
             batch_size=config.batch_size,
@@ -109,6 +110,11 @@ def evaluation_rows(data: Data, num_rows: int | None) -> list[Row]:
         DataError: A row of a file cannot be used, or no row has an answer.
     """
     if isinstance(data, Path):
+        if not data.exists():
+            raise DataError(
+                f"{data}: no such file; expected rows with prompt and answer",
+                hint="Check the path; it starts from the current directory.",
+            )
         rows = read_rows(data)[:num_rows]
     else:
         rows = dataset_rows(data, HELDOUT_FILE, num_rows)

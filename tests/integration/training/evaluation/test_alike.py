@@ -141,6 +141,8 @@ def test_a_base_is_compared_with_an_adapter_by_one_command(line: Line, tmp_path:
          "--tokenizer: has no meaning without --url"),
         (("--url", "http://127.0.0.1:1/v1", "--model", "m", "--data", "x", "--out", "o",
           "--adapter", "a"), "--adapter: has no meaning with --url"),
+        (("--url", "http://127.0.0.1:1/v1", "--model", "m", "--data", "none.jsonl", "--out", "o"),
+         "error: none.jsonl: no such file"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_refused(
@@ -149,3 +151,14 @@ def test_options_that_do_not_go_together_are_refused(
     done = tuneline_here("evaluate", *options)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_wrong_base_is_found_before_the_first_model_answers(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    done = tuneline_here(
+        "evaluate", "--model", "tiny-base", "--data", str(tmp_path / "rows.jsonl"),
+        "--against", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "no such folder" in done.stderr
+    assert not (tmp_path / "out").exists()
