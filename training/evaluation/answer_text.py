@@ -11,6 +11,8 @@ FieldForm = Literal["lines", "json"]
 
 # The generation prompt of some templates has the opening tag already, so the answer lacks it.
 _REASONING = re.compile(r"\A(?:\s*<think>.*?|(?:(?!<think>).)*?)</think>", re.DOTALL)
+_COLON = re.compile("[:\uff1a]")
+"""A colon, or the wide one of Chinese and Japanese text."""
 # Letters of scripts that put no blanks between words, and Hangul syllables, whose words carry
 # particles: each is a token.
 _SINGLE = re.compile(
@@ -20,8 +22,11 @@ _SINGLE = re.compile(
 
 
 def bare_answer(text: str) -> str:
-    """Return an answer without the reasoning that some models write first, and trimmed."""
-    return _REASONING.sub("", text).strip()
+    """Return an answer without the reasoning that some models write first, trimmed and composed.
+
+    Korean text of macOS is decomposed (NFD), and some tokenizers compose what they read.
+    """
+    return unicodedata.normalize("NFC", _REASONING.sub("", text).strip())
 
 
 def split_fields(answer: str, fields: FieldForm) -> dict[str, Any]:
@@ -35,9 +40,9 @@ def split_fields(answer: str, fields: FieldForm) -> dict[str, Any]:
         return value if isinstance(value, dict) else {}
     found: dict[str, Any] = {}
     for line in bare.split("\n"):
-        name, colon, value = line.partition(":")
-        if colon and name.strip():
-            found.setdefault(name.strip(), value.strip())
+        name, *value = _COLON.split(line, maxsplit=1)
+        if value and name.strip():
+            found.setdefault(name.strip(), value[0].strip())
     return found
 
 

@@ -27,11 +27,7 @@ _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": 
 
 def answer_of(reply: Reply) -> str:
     """Return the text that is checked: composed, with straight quotation marks."""
-    return _composed(reply).translate(_QUOTES)
-
-
-def _composed(reply: Reply) -> str:
-    return unicodedata.normalize("NFC", bare_answer(reply.text))
+    return bare_answer(reply.text).translate(_QUOTES)
 
 
 def words(reply: Reply, *, min: int, max: int) -> bool:
@@ -101,12 +97,12 @@ def number(reply: Reply, *, value: float) -> bool:
 
 def json_value(reply: Reply, *, value: Any) -> bool:
     """Return whether the answer is JSON with this value; the order of keys is free."""
-    text = _composed(reply)
+    text = bare_answer(reply.text)
     return not json_fault(text, None) and same_json(json.loads(text), value)
 
 
 def json_schema(reply: Reply, *, schema: dict[str, Any]) -> bool:
-    return not json_fault(_composed(reply), validator_of(schema, "forgetting suite"))
+    return not json_fault(bare_answer(reply.text), validator_of(schema, "forgetting suite"))
 
 
 def calls(reply: Reply, *, calls: Sequence[dict[str, Any]]) -> bool:

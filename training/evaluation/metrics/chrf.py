@@ -6,7 +6,6 @@ implementation with its defaults (n-grams up to 6, beta 2, without white space).
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 from training.config import EvaluationConfig
@@ -29,15 +28,10 @@ def score_chrf(predictions: Sequence[Prediction], _config: EvaluationConfig) -> 
     answers, expected = [], []
     for index, prediction in enumerate(predictions):
         if prediction.expects_text:
-            answers.append(_composed(prediction.answer))
-            expected.append(_composed(prediction.expected))
+            answers.append(bare_answer(prediction.answer))
+            expected.append(bare_answer(prediction.expected))
             values[index] = chrf.sentence_score(answers[-1], [expected[-1]]).score
     if not answers:
         return Scored(values)
     # sacrebleu takes a list of reference sets, each with one reference per answer.
     return Scored(values, {"corpus": chrf.corpus_score(answers, [expected]).score})
-
-
-def _composed(text: str) -> str:
-    # Korean text of macOS is decomposed: its syllables are three characters.
-    return unicodedata.normalize("NFC", bare_answer(text))

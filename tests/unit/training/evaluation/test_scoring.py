@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -79,6 +80,18 @@ def test_reasoning_before_an_answer_is_not_part_of_it() -> None:
 def test_line_fields_keep_colons_and_the_first_of_a_name() -> None:
     answer = "Time: 10:30\n\nno field\nTime: 11:00\n: x"
     assert split_fields(answer, "lines") == {"Time": "10:30"}
+
+
+def test_decomposed_korean_equals_composed_korean() -> None:
+    answer = "분류: 네트워크"
+    decomposed = unicodedata.normalize("NFD", answer)
+    assert answer != decomposed
+    assert _predict(decomposed, answer).correct and _predict(answer, decomposed).correct
+    assert _scores([_predict(decomposed, answer)], "lines").field_accuracy == {"분류": 1.0}
+
+
+def test_a_wide_colon_splits_a_line() -> None:
+    assert split_fields("分類：通信\n時刻: 10：30", "lines") == {"分類": "通信", "時刻": "10：30"}
 
 
 def test_fields_that_do_not_fit_are_an_error() -> None:
