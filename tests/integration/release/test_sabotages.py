@@ -163,6 +163,7 @@ def test_a_missing_proof_is_refused(line: FinishedLine, stage: str, gate: str) -
     done = line.release()
     assert done.returncode == 6
     assert f"{gate}: The proof is missing: stage {stage}: not made yet." in done.stderr
+    assert "from the data to the load report" not in done.stdout
     assert "Try: tuneline up" in done.stderr
     assert [found.name for found in line.judged().failed()] == [gate]
 

@@ -30,15 +30,17 @@ def judge_chain(proofs: Proofs) -> Finding:
         for problem in _unconnected(proofs, stage)
     ]
     problems += _changed_base(proofs)
-    num_made = len(proofs.made)
+    num_made, num_stages = len(proofs.made), len(proofs.stages)
     if problems:
         words = f"The chain is broken: {'; '.join(problems)}."
+    elif num_made < num_stages:
+        words = f"Digests connect the {num_made} artifacts that are there, of {num_stages}."
     else:
         words = f"Digests connect all {num_made} artifacts, from the data to the load report."
     return judged(
         not problems,
         REQUIRED,
-        f"{num_made} of {len(proofs.stages)} artifacts, {len(problems)} problems",
+        f"{num_made} of {num_stages} artifacts, {len(problems)} problems",
         words,
         hint=proofs.up,
         sources=tuple(proofs.source(name, "manifest.json") for name in proofs.made),

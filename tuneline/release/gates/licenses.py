@@ -24,5 +24,8 @@ def judge_licenses(proofs: Proofs) -> Finding:
         f"The licence of the {' and of the '.join(absent)} is not known."
         if absent
         else f"Both licences are recorded: {', '.join(known)}.",
-        hint="Try: " + " ".join(f"--set release.{name}_license=Apache-2.0" for name in absent),
+        # `deploy` compares the section of run.yaml with that of the release.
+        hint="Write into run.yaml, such as: release: {"
+        + ", ".join(f"{name}_license: Apache-2.0" for name in absent)
+        + "}",
     )
