@@ -168,6 +168,12 @@ def snippets(*languages: str) -> list[Found]:
     return found
 
 
+def snake_names() -> list[Found]:
+    """Return every name such as `stall_after_s` that a page has as code."""
+    one = r"(?<=`)(?!tuneline_)[a-z][a-z0-9]*(?:_[a-z0-9]+)+"
+    return [f for page in PAGES if page.name != "style.md" for f in _matches(page, one)]
+
+
 def file_names() -> list[Found]:
     """Return every file of an artifact that a page names without a folder."""
     one = r"(?<=`)[\w-]+\.(?:db|html|json|jsonl|png|sig)(?=`)"

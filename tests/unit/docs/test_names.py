@@ -28,6 +28,10 @@ OPTIONS_OF_OTHERS = {
     "--server-side": "kubectl", "--shutdown-timeout": "vllm", "--structured-outputs-config": "vllm",
     "--max-num-queued-reqs": "vllm", "--default-chat-template-kwargs": "vllm", "--dtype": "vllm",
 }  # fmt: skip
+WORDS_OF_OTHERS = {
+    "openai_frontend": "Triton", "guided_json": "vLLM", "reasoning_effort": "OpenAI",
+    "t_intended": "a formula", "t_sent": "a formula",
+}  # fmt: skip
 CODE = ("tuneline", "training", "export", "serving", "loadtest", "k8s", "benchmarks", "scripts")
 
 
@@ -52,6 +56,7 @@ def test_pages_name_enough_to_check() -> None:
     assert len(pages.program_names()) > 20
     assert len(pages.scripts()) > 10
     assert len(pages.file_names()) > 40
+    assert len(pages.snake_names()) > 500
     assert pages.extras()
 
 
@@ -103,6 +108,23 @@ def test_every_variable_and_metric_on_a_page_exists(name: Found, code: str) -> N
     # The client library adds `_total` to the name of a counter; a rule's annotation has no slash.
     written = {name.text, name.text.removesuffix("_total"), name.text.replace("_", "/", 1)}
     assert any(text in code for text in written), name
+
+
+@pytest.fixture(scope="module")
+def words(code: str) -> set[str]:
+    """Return every name with an underscore in the code, its tests and its examples."""
+    files = [p for d in ("tests", "examples", "findings") for p in (ROOT / d).rglob("*.py")]
+    texts = [code, *(path.read_text("utf-8") for path in files)]
+    return {path.stem for path in files} | {
+        word for text in texts for word in re.findall(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+", text)
+    }
+
+
+@pytest.mark.parametrize("name", pages.snake_names(), ids=str)
+def test_every_name_with_an_underscore_is_in_the_code(name: Found, words: set[str]) -> None:
+    # Figures of a method and failures of HTTP have a prefix.
+    plain = re.sub("^(?:best_)?eval_|^kl_|^http_", "", name.text)
+    assert {name.text, plain} & words or plain.isalnum() or name.text in WORDS_OF_OTHERS, name
 
 
 @pytest.mark.parametrize("name", pages.file_names(), ids=str)
