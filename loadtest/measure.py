@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +23,7 @@ from loadtest.judging.samples import INTERVAL_S, JUDGED_INTERVAL_S, Samples, sam
 from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import judge
-from loadtest.report.answer_schema import AnswerFigures
+from loadtest.report.answer_schema import AnswerFigures, Endings
 from loadtest.report.build import Result
 from loadtest.report.schema import Calibration, Server
 from loadtest.workload.build import Workload
@@ -189,6 +190,7 @@ def judged(
     slo, stats = scenario.slo or config.slo, figures.stats
     client = client_figures(measured.workers, stats.send_lag)
     answers = None if checks is None else _answers(checks, plan, measured, figures.num_asked)
+    endings = _endings(measured)
     run_over_time = None if figures.blocks is None else over_time(figures.blocks, samples)
     judgement = judge(
         config,
@@ -201,6 +203,7 @@ def judged(
         answers=answers,
         repeats=figures.repeats,
         over_time=run_over_time,
+        endings=endings,
         is_disk_full=measured.is_disk_full,
     )
     if server is not None:
@@ -222,6 +225,7 @@ def judged(
         answers=answers,
         repeats=figures.repeats,
         over_time=run_over_time,
+        endings=endings,
         images=images_of(plan, workload, measured),
         is_spilled=bool(measured.spills),
     )
@@ -247,6 +251,20 @@ def _examples(measured: Measured) -> dict[str, list[str]]:
         for name, messages in worker["examples"].items():
             examples[name] = (examples.get(name, []) + messages)[:3]
     return examples
+
+
+def _endings(measured: Measured) -> Endings:
+    """Return how the answers end and which models they name, from all processes."""
+    reasons: Counter[str] = Counter()
+    named: dict[str, Counter[str]] = {}
+    for worker in measured.workers:
+        reasons.update(worker.get("finishes", {}))
+        for asked, names in worker.get("named", {}).items():
+            named.setdefault(asked, Counter()).update(names)
+    return Endings(
+        finish_reasons=dict(reasons.most_common()),
+        named={asked: dict(names.most_common()) for asked, names in sorted(named.items())},
+    )
 
 
 def _hit_rate(server: Server | None, stats: Statistics) -> float | None:

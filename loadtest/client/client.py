@@ -67,7 +67,7 @@ class Client(Pool):
             for body in bodies
         ]
         self.leavers: deque[Request] = deque()
-        """Requests whose client leaves, in the order of their begin."""
+        """Requests whose client leaves at a time, in the order of their begin."""
         self.running: dict[int, Request] = {}
         """In the order of their begin, so that the first times out first."""
         self.ended: deque[Request] = deque()
@@ -79,7 +79,7 @@ class Client(Pool):
         self.failures_in_a_row = 0
         self.pauses = 0
         """Slots of a closed loop that wait after a failure."""
-        self.next_index = plan.worker
+        self.num_begun = 0
         self.stop_ns: int | None = None
         self.num_reads = 0
         """Since the last tick."""
@@ -156,9 +156,7 @@ class Client(Pool):
         self.begin(number, due_ns)
 
     def begin_slots(self) -> None:
-        assert self.plan.concurrency is not None  # noqa: S101 (a closed loop has it)
-        worker, num_workers = self.plan.worker, self.plan.num_workers
-        for _ in range(worker, self.plan.concurrency, num_workers):
+        for _ in self.plan.streams:
             self.begin_next()
         self.settle()
 
@@ -166,8 +164,8 @@ class Client(Pool):
         """Closed loop: a slot is free."""
         if self.stopping or not self.has_next():
             return
-        index = self.next_index
-        self.next_index += self.plan.num_workers
+        index = self.plan.number_of(self.num_begun)
+        self.num_begun += 1
         now_ns = monotonic_ns()
         is_measured = index >= self.plan.num_warmup_requests
         if is_measured and self.stop_ns is None and self.plan.duration_s is not None:
@@ -177,17 +175,18 @@ class Client(Pool):
     def has_next(self) -> bool:
         if self.plan.arrivals_s is not None:
             return self.cursor < len(self.arrivals_ns)
-        if self.plan.worker >= self.plan.num_workers:
+        if not self.plan.streams:
             return False
         if self.plan.num_requests is not None:
-            return self.next_index < self.plan.num_requests
+            return self.plan.number_of(self.num_begun) < self.plan.num_requests
         return self.stop_ns is None or monotonic_ns() < self.stop_ns
 
     def begin(self, index: int, intended_ns: int) -> None:
         request = Request(index, intended_ns)
         if self.plan.leaves(index):
-            self.leavers.append(request)
             request.events_left = self.plan.leave_after_tokens
+            if request.events_left is None:
+                self.leavers.append(request)
         self.first_ns = intended_ns if self.first_ns is None else self.first_ns
         self.running[index] = request
         if self.pool:
@@ -309,8 +308,8 @@ class Client(Pool):
 
     def counts_out(self, request: Request, data: bytes) -> bool:
         assert request.events_left is not None  # noqa: S101 (the caller checks)
-        mark, without_token = self.marks
-        request.events_left -= data.count(mark) - data.count(without_token)
+        mark, *without_token = self.marks
+        request.events_left -= data.count(mark) - sum(map(data.count, without_token))
         if request.events_left > 0:
             return False
         self.leave(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -74,8 +75,10 @@ class SessionPlan:
 class Plan:
     """The requests of one scenario, as each of its client processes is given them.
 
-    Process i of W sends the requests whose index modulo W is i. A process with i >= W sends none:
-    load pods can have more processes than a closed loop has streams.
+    In an open loop, process i of W sends the requests whose index modulo W is i. In a closed loop
+    it has the streams whose number modulo W is i, and of n streams, stream s sends the requests
+    whose index modulo n is s. A process with i >= W sends none: load pods can have more processes
+    than a closed loop has streams.
     """
 
     host: str
@@ -110,11 +113,26 @@ class Plan:
     leave_seed: int = 0
     leave_after_s: float | None = None
     leave_after_tokens: int | None = None
+    trace_ends: bool = False
+    """The times of a trace end before the scenario's duration."""
     route: str = "chat"
     """A key of ROUTES."""
     sessions: SessionPlan | None = None
     """Conversations, which then are the unit of `arrivals_s`, `concurrency`, `num_requests` and
     `num_warmup_requests`; `bodies` has what each turn adds."""
+
+    @property
+    def streams(self) -> range:
+        """Return this process's streams of a closed loop, by their numbers over all processes."""
+        return range(self.worker, self.concurrency or 0, self.num_workers)
+
+    def number_of(self, num_begun: int) -> int:
+        """Return the number of this process's next request or session in a closed loop.
+
+        Each of n streams has every n-th number, so that a process with fewer streams has fewer.
+        """
+        rounds, place = divmod(num_begun, len(self.streams))
+        return rounds * (self.concurrency or 1) + self.streams[place]
 
     def split(self, index: int) -> tuple[int, int]:
         """Return the session and the turn of a request; without sessions, the request and 0."""
@@ -139,6 +157,14 @@ class Plan:
         if self.num_unchecked is None or (place := self.body_place(index)) < self.num_unchecked:
             return None
         return place - self.num_unchecked
+
+    def name_asked(self, index: int) -> str:
+        """Return the served name that a request asks, which its body begins with."""
+        body = self.bodies[self.body_place(index)] if self.sessions is None else (
+            self.sessions.opens[self.sessions.conversation(self.split(index)[0])]
+        )  # fmt: skip
+        name, _ = json.JSONDecoder().raw_decode(body, body.index(":") + 2)
+        return str(name)
 
     def leaves(self, index: int) -> bool:
         """Return whether the client of a request leaves, by a hash of its index: a remainder would

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 
 from loadtest.arrivals.schedule import arrival_times
-from loadtest.arrivals.table import peak_rps
+from loadtest.arrivals.table import pattern_of, peak_rps
 from loadtest.client.plan import Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
 from loadtest.config import CancellationsConfig, LoadTestConfig, Scenario
+from loadtest.routes.table import ROUTES
 from loadtest.workload.build import Workload, build_workload
 from loadtest.workload.checks import Checks
 from loadtest.workload.sessions.build import build_sessions
@@ -86,8 +87,10 @@ def make_plan(
         worker=0,
         num_connections=min(num_connections, MAX_CONNECTIONS),
         num_unchecked=workload.num_unchecked,
-        route=config.workload.route,
+        route=next(name for name, one in ROUTES.items() if one.path == workload.path),
         sessions=workload.sessions,
+        trace_ends=arrivals is not None
+        and _trace_ends(scenario, arrivals, config.num_warmup_requests),
     )
     if config.cancellations is not None:
         plan = _with_cancellations(plan, config.cancellations, seed)
@@ -143,9 +146,26 @@ def _arrivals(
             "%s: the trace holds %d requests, %d of them after warm-up; %d were asked for",
             scenario.name, len(times), len(times) - num_warmup, scenario.num_requests,
         )  # fmt: skip
+    if _trace_ends(scenario, times, num_warmup):
+        logger.warning(
+            "%s: the trace ends %.4g s after warm-up; duration_s is %g", scenario.name,
+            times[-1] - times[min(num_warmup, len(times) - 1)], scenario.duration_s,
+        )  # fmt: skip
     if len(times) <= num_warmup:
         raise ConfigError(f"scenario {scenario.name}: no arrival is left after warm-up")
     return [float(time) for time in times]
+
+
+def _trace_ends(scenario: Scenario, times_s: Sequence[float], num_warmup: int) -> bool:
+    """Return whether a trace ends before the duration: no gap of it is as long as what is left."""
+    if (
+        scenario.duration_s is None
+        or not pattern_of(scenario).sources
+        or len(times_s) <= num_warmup
+    ):
+        return False
+    left_s = times_s[num_warmup] + scenario.duration_s - times_s[-1]
+    return bool(left_s > max(np.diff(times_s[num_warmup:]), default=0.0))
 
 
 def plan_digest(plan: Plan, workload: Workload) -> str:

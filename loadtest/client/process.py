@@ -75,6 +75,8 @@ def main() -> None:
         "parse_cpu_s": time.process_time() - parse_started_s,
         "examples": seen.examples,
         "text_sample": seen.texts,
+        "finishes": seen.finishes,
+        "named": seen.named,
         "checked": seen.checked,
         "num_checked": seen.num_checked,
         "spilled": spill["path"] if is_spilled else None,

@@ -22,6 +22,7 @@ from loadtest.client.plan import Plan
 from loadtest.client.records import Records, concatenate, join_records
 from loadtest.client.spill import SPILL_READS, SUFFIX, SpillFile, read_chunks
 from tuneline.core.errors import ConfigError, ServerError
+from tuneline.core.secrets import HIDDEN, hide_secrets
 
 NUM_COUNTERS = 3
 START_DELAY_S = 0.2
@@ -141,11 +142,23 @@ def run_workers(
             for one in counters:
                 os.close(one.descriptor)
         accounts = [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers]
+        for account in accounts:
+            account["examples"] = _without(account["examples"], key)
+            account["text_sample"] = _without(account["text_sample"], key)
         records = join_records([Records.load(out / f"records-{one}.npz") for one in numbers])
         spills = [Path(one["spilled"]) for one in accounts if one["spilled"]]
         if spill is not None and spills and len(records):
             records = _spill_rest(spill, spills, records)
         return Measured(records, accounts, start_unix_s, ended_early, tuple(spills))
+
+
+def _without(words: Any, key: str | None) -> Any:
+    """Return a server's words without secrets: it may repeat the headers of a request."""
+    if isinstance(words, dict):
+        return {name: _without(one, key) for name, one in words.items()}
+    if isinstance(words, list):
+        return [_without(one, key) for one in words]
+    return hide_secrets(words.replace(key, HIDDEN) if key else words)
 
 
 def _spill_rest(spill: SpillTo, spills: list[Path], records: Records) -> Records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,13 @@ from loadtest.client.plan import Plan
 from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISHED, Records
 from loadtest.client.session_client import find_model_changes
 from loadtest.client.sse import parse_response
+from tuneline.core.server_words import printable
 
 NEVER = np.iinfo(np.int64).min
 """Nanoseconds of an event that never happened."""
 MAX_EXAMPLES = 3
+MAX_NAME, MAX_NAMES = 80, 20
+"""Characters of a finish reason or a model's name, and how many of them are counted apart."""
 MAX_CHECKED = 2000
 """Answers to the reference's prompts that a process keeps; of more, a random sample."""
 
@@ -46,6 +50,10 @@ class Seen:
     """Index, prompt of the reference and answer of the checks that succeeded."""
     num_checked: int = 0
     """All of them; `checked` may be a sample."""
+    finishes: Counter[str] = field(default_factory=Counter)
+    """Finish reasons of the measured answers; empty for an answer without one."""
+    named: dict[str, Counter[str]] = field(default_factory=dict)
+    """By the name that was asked: the names in the answers, of the measured answers with a name."""
     draw: random.Random = field(default_factory=lambda: random.Random(0))
 
     @property
@@ -60,6 +68,11 @@ class Seen:
             if self.wants_text:
                 self.texts.append(answer.text[:400])
             self._check(plan, request)
+            if not plan.is_warmup(request.index):
+                _tally(self.finishes, answer.finish_reason or "")
+                if answer.model:
+                    asked = plan.name_asked(request.index)
+                    _tally(self.named.setdefault(asked, Counter()), answer.model)
         elif answer.error != LEFT:
             seen = self.examples.setdefault(answer.error, [])
             if len(seen) < MAX_EXAMPLES and answer.message not in seen:
@@ -79,6 +92,12 @@ class Seen:
             self.checked.pop(place)
         reads = [data for _, _, data in request.reads]
         self.checked.insert(place, (request.index, number, greedy_answer(reads)))
+
+
+def _tally(counts: Counter[str], name: str) -> None:
+    """Count a name that the server says, which may be another one each time."""
+    name = printable(name)[:MAX_NAME]
+    counts[name if name in counts or len(counts) < MAX_NAMES else "others"] += 1
 
 
 def to_records(

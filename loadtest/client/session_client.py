@@ -75,8 +75,7 @@ class SessionClient(Client):
         place = sessions.place(session.number, session.turn)
         added = self.added[place]
         if sessions.nonce and session.turn == 0:
-            nonce = sessions.nonce.encode()
-            added = added.replace(nonce, b"%b-%d" % (nonce, session.number), 1)
+            added = self.own(added, session)
         if sessions.is_fresh[place]:
             session.history.clear()
         session.history.append(added)
@@ -88,11 +87,18 @@ class SessionClient(Client):
         session = self.session_of[request.index]
         number = self.sessions.conversation(session.number)
         place = self.sessions.place(session.number, session.turn)
-        history = b", ".join(session.history)
-        size = len(self.opens[number]) + len(history) + len(self.closes[place])
+        history, close = b", ".join(session.history), self.closes[place]
+        if self.sessions.nonce:  # a route may have the system's messages after the history
+            close = self.own(close, session)
+        size = len(self.opens[number]) + len(history) + len(close)
         return b"%b%d\r\n\r\n%b%b%b" % (
-            self.headers_end, size, self.opens[number], history, self.closes[place],
+            self.headers_end, size, self.opens[number], history, close,
         )  # fmt: skip
+
+    def own(self, text: bytes, session: Session) -> bytes:
+        """Return a text with the session's own nonce in place of the plan's."""
+        nonce = (self.sessions.nonce or "").encode()
+        return text.replace(nonce, b"%b-%d" % (nonce, session.number), 1)
 
     def begin_turns(self) -> None:
         """Send every turn that is due; then sleep until the next."""

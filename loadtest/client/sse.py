@@ -16,6 +16,8 @@ from loadtest.client.sse_decoder import SseDecoder
 from loadtest.routes.table import ROUTES
 from tuneline.core.server_words import encodable, error_message, names_context, printable
 
+MAX_WITHOUT_TEXT = 4
+"""Tokens without a text: a stop token, and those that hold bytes of one unfinished character."""
 READS_PER_STEP = 64
 """A step takes about 0.2 ms."""
 
@@ -111,8 +113,9 @@ def _find_failure(
         is_stream: Whether it held an event.
     """
     # A stop token is an answer of its own, and comes with the finish reason.
-    only_stop = answer.finish_time is not None and answer.completion_tokens
-    has_token = bool(answer.token_times or only_stop)
+    num_tokens = answer.completion_tokens or 0
+    only_stop = answer.finish_time is not None and 0 < num_tokens <= MAX_WITHOUT_TEXT
+    has_token = bool(answer.token_times) or only_stop
     coding = framer.headers.get(b"content-encoding", b"identity").strip().lower()
     if framer.status and framer.status != 200:
         answer.error = f"http_{framer.status}"
@@ -126,6 +129,8 @@ def _find_failure(
     elif answer.done:
         if not has_token:
             answer.error, answer.message = "empty_answer", "the stream held no token"
+            if num_tokens:
+                answer.message = f"the stream held no text; its usage counts {num_tokens} tokens"
     elif coding not in (b"identity", b""):
         answer.error = "compressed_body"
         answer.message = f"compressed ({printable(coding)}), although the request asks for identity"

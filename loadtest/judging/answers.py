@@ -9,10 +9,11 @@ import numpy as np
 
 from loadtest.client.records import SUCCEEDED, Records
 from loadtest.judging.intervals import paired_difference
-from loadtest.report.answer_schema import AnswerFigures, RepeatFigures, WrongAnswer
+from loadtest.report.answer_schema import AnswerFigures, Endings, RepeatFigures, WrongAnswer
 from loadtest.workload.checks import Checks
 from tuneline.core.parity import compare
 from tuneline.core.reference import Continuation
+from tuneline.core.server_words import printable
 
 MAX_DIVERGENCES = 5
 MIN_REPEATS = 10
@@ -194,6 +195,25 @@ def repeat_figures(
         ttft_share_ci95=(float(np.exp(low)), float(np.exp(high))),
         declared=declared,
     )
+
+
+def ending_problems(found: Endings | None) -> tuple[list[str], list[str]]:
+    """Return problems and warnings of answers that are of several models, or may be cut off."""
+    if found is None:
+        return [], []
+    problems = [
+        f"{len(names)} models answered the requests to {asked}: "
+        + ", ".join(f"{printable(name)} ({count})" for name, count in names.items())
+        for asked, names in found.named.items()
+        if len(names) > 1
+    ]
+    num_without, total = found.finish_reasons.get("", 0), sum(found.finish_reasons.values())
+    if not num_without:
+        return problems, []
+    if num_without < total:
+        text = f"{num_without} of {total} answers have no finish reason, as the others have"
+        return [*problems, f"{text}: they may be cut off"], []
+    return problems, ["no answer has a finish reason: one that is cut off looks like the others"]
 
 
 def repeat_problems(

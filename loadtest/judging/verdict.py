@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.config import SLO, LoadTestConfig
-from loadtest.judging.answers import repeat_problems
+from loadtest.judging.answers import ending_problems, repeat_problems
 from loadtest.judging.objectives import judge_objectives
 from loadtest.judging.soak import judge_drifts
 from loadtest.judging.statistics import Statistics
@@ -23,7 +23,7 @@ from loadtest.judging.validity import (
     lag_budget_s,
     reuse_warnings,
 )
-from loadtest.report.answer_schema import AnswerFigures, RepeatFigures
+from loadtest.report.answer_schema import AnswerFigures, Endings, RepeatFigures
 from loadtest.report.schema import Calibration, Client, Objective
 from loadtest.report.soak_schema import OverTime
 from tuneline.core.verdict import Verdict
@@ -61,6 +61,7 @@ def judge(
     answers: AnswerFigures | None = None,
     repeats: RepeatFigures | None = None,
     over_time: OverTime | None = None,
+    endings: Endings | None = None,
     is_disk_full: bool = False,
 ) -> Judgement:
     """Judge a scenario's figures by its objectives and by the client's own limits."""
@@ -79,6 +80,8 @@ def judge(
     least_share = config.workload.min_repeat_ttft_share
     of_repeats, more = repeat_problems(repeats, least_share)
     of_answers, warnings = of_answers + of_repeats, warnings + more
+    of_endings, more = ending_problems(endings)
+    of_answers, warnings = of_answers + of_endings, warnings + more
     if is_disk_full:
         of_answers.append(
             "the disk became full: the run ended early, and the figures are those of the requests "
@@ -89,6 +92,14 @@ def judge(
     objectives += judge_drifts(slo, over_time)
     missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != Verdict.PASS]
     verdict = worst([Verdict.PASS, *(objective.verdict for objective in objectives)])
+    if stats.num_offered == 0 or (stats.num_succeeded == 0 and stats.failed.n):
+        lost = f"{stats.num_failed} failed, {stats.num_unfinished} are unfinished"
+        missed.append(
+            f"no request succeeded: {lost}"
+            if stats.num_offered
+            else f"no request was measured: the run ended in its warm-up of {stats.num_warmup}"
+        )
+        verdict = Verdict.FAIL
     if answers is not None and answers.problems:
         missed += [f"answers under load: {problem}" for problem in answers.problems]
         verdict = worst([verdict, Verdict.FAIL])

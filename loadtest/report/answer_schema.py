@@ -42,6 +42,15 @@ class AnswerFigures(Part):
     """Why the verdict is FAIL."""
 
 
+class Endings(Part):
+    """How the measured answers end, and which models they name."""
+
+    finish_reasons: dict[str, int]
+    """Answers by finish reason; an empty reason is none."""
+    named: dict[str, dict[str, int]]
+    """By the name that was asked, the answers by the model that they name."""
+
+
 class RepeatFigures(Part):
     """Prompts that were sent more than once."""
 

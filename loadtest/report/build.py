@@ -19,6 +19,7 @@ from loadtest.report.schema import (
     Calibration,
     CancellationFigures,
     Client,
+    Endings,
     EndpointReport,
     FailureClass,
     GpuFigures,
@@ -63,6 +64,7 @@ class Result:
     over_time: OverTime | None = None
     images: ImageFigures | None = None
     gpu: GpuFigures | None = None
+    endings: Endings | None = None
     is_spilled: bool = False
     """The records lie on disk; `records` is a sample of them."""
     model_figures: dict[str, ModelFigures] | None = None
@@ -163,6 +165,7 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         over_time=result.over_time,
         images=result.images,
         gpu=result.gpu,
+        endings=result.endings,
         spilled=result.is_spilled,
     )
 

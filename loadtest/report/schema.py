@@ -11,6 +11,7 @@ from typing import Any, Literal
 from loadtest.config import SLO, Scenario, WorkloadConfig
 from loadtest.report.answer_schema import AnswerFigures as AnswerFigures
 from loadtest.report.answer_schema import CancellationFigures as CancellationFigures
+from loadtest.report.answer_schema import Endings as Endings
 from loadtest.report.answer_schema import RepeatFigures as RepeatFigures
 from loadtest.report.part import Distribution as Distribution
 from loadtest.report.part import Part as Part
@@ -296,6 +297,8 @@ class ScenarioReport(Part):
     """The server's own figures; null where it shows none."""
     text_sample: list[str]
     """The first answers, shortened."""
+    endings: Endings | None = None
+    """The finish reasons of the answers and the models that they name."""
     over_time: OverTime | None = None
     """The run in blocks of time, with the drifts of latency and of the server's memory."""
     images: ImageFigures | None = None

@@ -16,7 +16,7 @@ class Drift(Part):
     per_hour: float | None
     """Theil-Sen slope in units per hour."""
     ci95: tuple[float, float] | None
-    """Its 95 % interval by a moving-block bootstrap of the residuals."""
+    """Its 95 % interval by Sen's method (docs/metrics.md, "Drifts")."""
     n: int
     """Points of the series."""
     without_interval: str | None = None

@@ -30,26 +30,36 @@ class Route:
     """Returns the route's own keys, of the most tokens, the tools and the system's messages."""
     exact: tuple[str, ...]
     """The keys that make an answer exactly as long as it may be."""
-    marks: tuple[bytes, bytes]
-    """Bytes of an event with a token, and of such an event without one: for clients that leave."""
+    marks: tuple[bytes, ...]
+    """Bytes of an event with a text, then bytes that only an event with an empty text has: for
+    clients that leave."""
     has_system: bool = False
     """Whether the system's messages have a key of their own."""
 
 
+def _marks(key: bytes, event: bytes | None = None) -> tuple[bytes, ...]:
+    """Return the marks of a route whose events have their text under a key."""
+    return event or key, *(key + end for end in (b':""', b': ""', b":null", b": null"))
+
+
 CHAT = {
     "events": chat.ChatEvents, "items": chat.items_of, "options": chat.options_of,
-    "exact": ("ignore_eos", "min_tokens"), "marks": (b'"content"', b'"content":""'),
+    "exact": ("ignore_eos", "min_tokens"),
 }  # fmt: skip
 
 ROUTES: dict[str, Route] = {
-    "chat": Route("chat/completions", "messages", **CHAT),  # type: ignore[arg-type]
-    "completions": Route("completions", "prompt", **CHAT),  # type: ignore[arg-type]
+    "chat": Route(
+        "chat/completions", "messages", marks=_marks(b'"content"'), **CHAT,  # type: ignore[arg-type]
+    ),
+    "completions": Route(
+        "completions", "prompt", marks=_marks(b'"text"'), **CHAT,  # type: ignore[arg-type]
+    ),
     "responses": Route(
         "responses", "input", responses.ResponsesEvents, responses.items_of, responses.options_of,
-        exact=("ignore_eos",), marks=(b"event: response.output_text.delta", b'"delta":""'),
+        exact=("ignore_eos",), marks=_marks(b'"delta"', b"event: response.output_text.delta"),
     ),
     "messages": Route(
         "messages", "messages", anthropic.MessagesEvents, anthropic.items_of, anthropic.options_of,
-        exact=(), marks=(b"event: content_block_delta", b'"text":""'), has_system=True,
+        exact=(), marks=_marks(b'"text"', b"event: content_block_delta"), has_system=True,
     ),
 }  # fmt: skip

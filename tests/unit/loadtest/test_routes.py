@@ -17,6 +17,7 @@ from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
 
+TEXT = "the text"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 TOOL = {
     "type": "function",
@@ -145,6 +146,37 @@ def test_errors_inside_of_a_stream_are_named(route: str, broken: bytes, error: s
     assert found.error == error
     if error == "error_event":
         assert "died" in found.message
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["tight", "loose"])
+@pytest.mark.parametrize(
+    ("route", "document"),
+    [
+        ("chat", {"choices": [{"delta": {"content": TEXT}}]}),
+        ("completions", {"choices": [{"index": 0, "text": TEXT}]}),
+        ("responses", {"type": "response.output_text.delta", "delta": TEXT}),
+        (
+            "messages",
+            {"type": "content_block_delta", "delta": {"type": "text_delta", "text": TEXT}},
+        ),
+    ],
+)
+def test_clients_that_leave_count_events_with_text(
+    route: str, document: dict[str, Any], separators: tuple[str, str]
+) -> None:
+    mark, *without_text = ROUTES[route].marks
+    for text, count in (("a", 1), ('"content": ""', 1), ("", 0)):
+        data = json.dumps(document, separators=separators).replace(TEXT, json.dumps(text)[1:-1])
+        event = f"event: {document.get('type')}\ndata: {data}\n\n".encode()
+        assert event.count(mark) - sum(map(event.count, without_text)) == count, event
+
+
+def test_token_ids_ask_the_route_of_completions() -> None:
+    workload = {"source": "synthetic", "input_tokens": {"mean": 5}}
+    chosen = validate_config(LoadTestConfig, {"workload": workload}, "test")
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [], seed=0)
+    assert plan.route == "completions"
 
 
 def test_a_stream_without_its_last_event_is_truncated() -> None:

@@ -13,6 +13,7 @@ import time
 import urllib.parse
 from collections import Counter
 from dataclasses import asdict, replace
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from loadtest.client.records import FAILED, SUCCEEDED
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.measure import judged
 from loadtest.report.build import Result
+from loadtest.run import run_loadtest
+from tests.integration.loadtest.small import Answering, report_of
+from tests.integration.loadtest.small import config as small_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 
@@ -388,6 +392,32 @@ def test_the_key_reaches_the_server_and_no_file_or_argument(
         refused = judged(config, config.scenarios[0], plan, workload, run_workers(plan, "sk-other"))
     assert refused.stats.errors == {"http_401": 2}
     assert key not in repr(endpoint)
+
+
+def test_a_server_that_repeats_the_key_puts_it_into_no_report(tmp_path: Path) -> None:
+    class Handler(Answering):
+        def do_GET(self) -> None:
+            self.answer(200, b'{"data": [{"id": "m"}]}')
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            words = f"{self.headers['Authorization'].split()[1]} sk-another-key-0123456789"
+            self.answer(500, json.dumps({"error": {"message": f"no quota for {words}"}}).encode())
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m", "my-own-key")
+        scenario = {"name": "x", "concurrency": 1, "num_requests": 1}
+        settings = small_config(scenarios=[scenario], num_warmup_requests=0)
+        artifact = run_loadtest(settings, endpoint, tmp_path / "a", prompts=prompts([None]))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    (found,) = report_of(artifact)["scenarios"]
+    assert found["errors"]["http_500"]["examples"] == ["no quota for *** ***"]
 
 
 def test_a_client_that_is_killed_ends_the_run_with_a_reason(known: Any) -> None:

@@ -206,6 +206,7 @@ GZIP_HEAD = HEAD.replace(b"Transfer", b"Content-Encoding: gzip\r\nTransfer")
         (body(ROLE, FINISH, DONE) + END, False, "empty_answer"),
         (body(ROLE, USAGE, DONE) + END, False, "empty_answer"),
         (body(ROLE, FINISH, usage(-5), DONE) + END, False, "empty_answer"),
+        (body(ROLE, FINISH, usage(64), DONE) + END, False, "empty_answer"),
         (body(ROLE, FINISH, usage(10**400), DONE) + END, False, "empty_answer"),
         (body(ROLE, b'data: {"x": ' + b"[" * 20000 + b"\n\n", DONE) + END, False, "invalid_sse"),
         (b"HTTP/1.1 200" + b"0" * 5000 + b" OK\r\n\r\n", False, "protocol_error"),

@@ -14,6 +14,7 @@ from loadtest.report.schema import (
     Client,
     Dispersion,
     Distribution,
+    Endings,
     Share,
     SteadyState,
     Throughput,
@@ -24,6 +25,7 @@ from tuneline.core.verdict import Verdict
 
 CONFIG = LoadTestConfig()
 BOUNDS = [name for name in SLO.model_fields if name.startswith(("min_", "max_"))]
+NO_HITS = np.zeros(0, np.bool_)
 
 
 def lags(seconds: float) -> Distribution:
@@ -410,6 +412,48 @@ def test_requests_that_are_sent_again_warn_and_above_a_share_void_a_run() -> Non
     many = verdict(measured(num_resent=21))
     assert many.verdict == "INVALID"
     assert "at most 5% is allowed" in many.problems[0]
+
+
+@pytest.mark.parametrize("open_loop", [True, False])
+def test_a_run_without_a_success_fails_whatever_its_objectives(open_loop: bool) -> None:
+    none = replace(
+        measured(20), num_succeeded=0, num_failed=19, num_unfinished=1, failed=share(20, 20)
+    )
+    found = verdict(none, open_loop=open_loop, max_error_rate=None)
+    assert found.verdict == "FAIL"
+    assert "no request succeeded: 19 failed, 1 are unfinished" in found.problems
+    empty = replace(
+        measured(20), num_offered=0, num_succeeded=0, num_warmup=40, failed=share_of(NO_HITS),
+        arrivals_scheduled=Dispersion(num_arrivals=0),
+        arrivals_delivered=Dispersion(num_arrivals=0),
+    )  # fmt: skip
+    found = verdict(empty, open_loop=open_loop)
+    assert found.verdict == "FAIL"
+    assert "no request was measured: the run ended in its warm-up of 40" in found.problems
+    left = replace(measured(20), num_succeeded=0, num_cancelled=20, failed=share_of(NO_HITS))
+    assert verdict(left, open_loop=open_loop).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("endings", "expected", "words"),
+    [
+        ({"finish_reasons": {"stop": 9, "length": 3}, "named": {"m": {"m-2026": 12}}}, "PASS", ""),
+        ({"finish_reasons": {"": 12}, "named": {}}, "PASS", "no answer has a finish reason"),
+        ({"finish_reasons": {"stop": 9, "": 3}, "named": {}}, "INVALID", "3 of 12 answers have no"),
+        (
+            {"finish_reasons": {"stop": 12}, "named": {"m": {"m": 9, "small": 3}}},
+            "INVALID",
+            "2 models answered the requests to m: m (9), small (3)",
+        ),
+    ],
+)
+def test_answers_of_two_models_or_without_an_end_void_a_run(
+    endings: dict[str, Any], expected: str, words: str
+) -> None:
+    found = verdict(measured(), evidence={"endings": Endings(**endings)})
+    assert found.verdict == expected
+    assert words in " ".join([*found.problems, *found.warnings])
+    assert not found.is_worth_repeating
 
 
 def test_a_declared_share_of_repeats_that_cannot_be_measured_voids_a_run() -> None:
