@@ -99,16 +99,17 @@ def _in_memory(
 ) -> Figures:
     records = with_unsent(plan, measured.records)
     slo = scenario.slo or config.slo
+    duration_s = None if plan.trace_ends else scenario.duration_s
     stats = statistics(
         records,
         slo,
         exact_tokens=asked_tokens(plan, workload, records) if config.ignore_eos else None,
-        duration_s=scenario.duration_s,
+        duration_s=duration_s,
         ended_early=measured.ended_early,
         num_turns=None if plan.sessions is None else plan.sessions.num_turns,
         kept_share=None if plan.sessions is None else plan.sessions.kept_share,
     )
-    name, start_s, end_s = window_s(records, scenario.duration_s)
+    name, start_s, end_s = window_s(records, duration_s)
     ended = ~np.isnan(records.end_s) & ~records.warmup & (records.state != CANCELLED)
     lengths = (records.end_s - records.intended_s)[ended]
     grid = make_grid(start_s, end_s, float(np.mean(lengths)) if len(lengths) else 0.0)
@@ -157,7 +158,7 @@ def _from_disk(
         measured.batches,
         slo,
         asked=asked,
-        duration_s=scenario.duration_s,
+        duration_s=None if plan.trace_ends else scenario.duration_s,
         arrivals_s=plan.arrivals_s,
     )
     offered = plan.num_requests if plan.arrivals_s is None else len(plan.arrivals_s)

@@ -89,7 +89,10 @@ def _kept_records(directory: Path, kept: Path) -> Iterator[None]:
     finally:
         found = [] if is_whole else sorted(directory.glob(f"*{SUFFIX}"))
         if found:
-            kept.mkdir(exist_ok=True)
+            # Another folder than an earlier run's, whose records may be of more processes.
+            names = (kept, *(kept.with_name(f"{kept.name}-{n}") for n in range(2, 1000)))
+            kept = next(name for name in names if not name.exists())
+            kept.mkdir()
             for path in found:
                 path.replace(kept / path.name)
             logger.warning("the run did not end; its records so far are in %s", kept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from loadtest.client.records import CANCELLED, FAILED, STATES, SUCCEEDED, UNFINISHED, Records
 from loadtest.client.records import join_records as join
 from loadtest.config import SLO
-from loadtest.histogram import Histogram
+from loadtest.histogram import Histogram, percentile
 from loadtest.judging.blocks import Blocks, Grid, make_grid
 from loadtest.judging.latency import gaps_s
 
@@ -44,7 +45,9 @@ class LongRun:
     last_end_s: float = -math.inf
     in_system_s: float = 0.0
     """Sum of the times from due to end. It and the ends leave out warm-up and clients that left."""
-    num_ended: int = 0
+    lengths: Histogram = field(default_factory=Histogram)
+    """Seconds from due to end of the same requests."""
+    window: Literal["arrivals", "whole run"] = "arrivals"
     states: Values = field(default_factory=lambda: np.zeros(len(STATES)))
     """Requests in each of STATES, without warm-up."""
     errors: dict[str, int] = field(default_factory=dict)
@@ -119,8 +122,9 @@ def _note_times(run: LongRun, records: Records) -> None:
     if run.begun is not None:
         run.begun[records.index] = True
     ended = ~np.isnan(records.end_s) & ~records.warmup & (records.state != CANCELLED)
-    run.num_ended += int(ended.sum())
-    run.in_system_s += float(np.sum((records.end_s - records.intended_s)[ended]))
+    lengths = (records.end_s - records.intended_s)[ended]
+    run.lengths.add(lengths)
+    run.in_system_s += float(np.sum(lengths))
     if ended.any():
         run.first_end_s = min(run.first_end_s, float(records.intended_s[ended].min()))
         run.last_end_s = max(run.last_end_s, float(records.end_s[ended].max()))
@@ -130,7 +134,11 @@ def _grid(run: LongRun, duration_s: float | None) -> Grid | None:
     if not math.isfinite(run.first_s):
         return None
     end_s = run.last_s if duration_s is None else run.first_s + duration_s
-    return make_grid(run.first_s, end_s, run.in_system_s / max(run.num_ended, 1))
+    num_ended = run.lengths.num_values
+    # As in `statistics.window_s`.
+    if num_ended and end_s - run.first_s < percentile(run.lengths.counts, 50):
+        run.window, end_s = "whole run", run.last_end_s
+    return make_grid(run.first_s, end_s, run.in_system_s / max(num_ended, 1))
 
 
 def _note_requests(

@@ -54,7 +54,7 @@ def long_statistics(
     count = sum(states) - states[CANCELLED]
     span_s = run.last_end_s - run.first_end_s
     times = {} if blocks is None else {name: _block_times(blocks, name) for name in METRICS}
-    latencies = {name: _latency(blocks, name, times) for name in METRICS if blocks is not None}
+    latencies = {name: _latency(blocks, run.slo, name, times) for name in METRICS}
     latencies["inter_chunk_gap_s"] = counted(run.gaps)
     lost = states[FAILED] + states[UNFINISHED]
     return Statistics(
@@ -70,7 +70,7 @@ def long_statistics(
         within={
             objective_name(metric, q): _within(blocks, metric, q, num_unsent, times)
             for metric, limits in run.slo.latency.items()
-            if blocks is not None and metric in METRICS
+            if metric in METRICS
             for q in limits
         },
         errors=dict(sorted(run.errors.items())),
@@ -177,8 +177,12 @@ def _block_times(blocks: Blocks, name: str) -> tuple[float, int]:
     return max(per_block / variance * integrated_time(means), 1.0), correlated_block(means, 1)
 
 
-def _latency(blocks: Blocks, name: str, times: dict[str, tuple[float, int]]) -> Distribution:
-    also = blocks.slo.latency.get(name, ())
+def _latency(
+    blocks: Blocks | None, slo: SLO, name: str, times: dict[str, tuple[float, int]]
+) -> Distribution:
+    also = slo.latency.get(name, ())
+    if blocks is None:  # no request was measured
+        return counted(Histogram(), also=also)
     _, length = times[name]
     num_blocks = blocks.grid.num_blocks
     ci95: dict[str, Interval] = {}
@@ -255,8 +259,14 @@ def _failed_effect(blocks: Blocks | None) -> float:
 
 
 def _within(
-    blocks: Blocks, metric: str, q: float, num_unsent: int, times: dict[str, tuple[float, int]]
+    blocks: Blocks | None,
+    metric: str,
+    q: float,
+    num_unsent: int,
+    times: dict[str, tuple[float, int]],
 ) -> Share:
+    if blocks is None:
+        return _share(0.0, num_unsent, 1.0, 1.0)
     hits, sizes = blocks.within[metric, q], blocks.num_values(metric)
     count = float(sizes.sum()) + num_unsent
     return _share(float(hits.sum()), count, _effect(hits, sizes), times[metric][0])
@@ -281,17 +291,23 @@ def _throughput(run: LongRun, blocks: Blocks | None) -> Throughput:
     block_s = blocks.grid.block_s
     span_s = blocks.grid.end_s - blocks.grid.start_s
     has_goodput = run.slo.has_goodput
+    is_whole = run.window == "whole run"
+    num_arrived = float(blocks.offered.sum()) if is_whole else blocks.arrived
+
+    def interval(per_block: Values) -> tuple[float, float] | None:
+        return None if is_whole else rate_interval(per_block, block_s)
+
     return Throughput(
-        window="arrivals",
+        window=run.window,
         window_s=span_s,
-        offered_rps=blocks.arrived / span_s,
+        offered_rps=num_arrived / span_s,
         succeeded_rps=float(blocks.ended.sum()) / span_s,
-        succeeded_rps_ci95=rate_interval(blocks.ended, block_s),
+        succeeded_rps_ci95=interval(blocks.ended),
         output_tokens_per_s=float(blocks.tokens.sum()) / span_s,
-        output_tokens_per_s_ci95=rate_interval(blocks.tokens, block_s),
+        output_tokens_per_s_ci95=interval(blocks.tokens),
         prompt_tokens_per_s=blocks.prompt_tokens / span_s,
         goodput_rps=float(blocks.good_ended.sum()) / span_s if has_goodput else None,
-        goodput_rps_ci95=rate_interval(blocks.good_ended, block_s) if has_goodput else None,
+        goodput_rps_ci95=interval(blocks.good_ended) if has_goodput else None,
     )
 
 

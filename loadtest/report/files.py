@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,25 @@ def load_records(directory: Path, scenario: str) -> Records:
     if not files:
         return Records.load(records_path(directory, scenario))
     return join_records([chunk for file in files for chunk in read_chunks(file)])
+
+
+def load_requests(directory: Path, scenario: str) -> Records:
+    """Return the requests of a scenario without their events, also of a long run. Their TPOT is
+    that of the whole records."""
+    import numpy as np
+
+    from loadtest.client.records import Records, join_records
+    from loadtest.client.spill import read_chunks, spill_files
+
+    files = spill_files(directory, scenario)
+    if not files:
+        return Records.load(records_path(directory, scenario))
+    parts = []
+    for chunk in (chunk for file in files for chunk in read_chunks(file)):
+        per_event = chunk.tokens / np.maximum(chunk.num_events, 1)
+        first = np.where(np.isnan(chunk.first_tokens), per_event, chunk.first_tokens)
+        parts.append(replace(chunk, first_tokens=first).without_events())
+    return join_records(parts)
 
 
 def records_of(artifact: Artifact, report: LoadReport) -> Iterator[tuple[str, Records]]:

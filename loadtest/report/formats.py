@@ -76,7 +76,7 @@ FORMS: dict[str, Callable[[Artifact], str]] = {
     "mlflow": _mlflow,
 }
 
-STUDIES = ("load-search", "load-pareto")
+STUDIES = ("load-search", "load-sweep", "load-pareto", "load-comparison")
 STUDY_FORMS = ("html", "markdown", "json")
 
 

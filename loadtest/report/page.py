@@ -285,7 +285,7 @@ def _curves(measured: Measured) -> list[Plot]:
             curves.append(Series(scenario.name, points, "step"))
             ends = scenario.latency[name].percentiles
             figures = ", ".join(f"{q} {seconds(ends[q])}" for q in ends if ends[q] is not None)
-            says.append(f"{scenario.name}: {figures}, N {len(values)}.")
+            says.append(f"{scenario.name}: {figures}, N {scenario.latency[name].n}.")
         if curves:
             x = Axis("from the intended time", show=seconds, tick=short_seconds, limits=(0.0, None))
             y = Axis("share of requests", show=share, tick=whole_share, limits=(0.0, 1.0))
@@ -305,16 +305,19 @@ def _over_time(measured: Measured) -> list[Plot]:
         rows = rows[_thinned(len(rows))]
         cloud = zip(records.intended_s[rows].tolist(), ttft[rows].tolist(), strict=True)
         clouds.append(Series(scenario.name, list(cloud), "dots"))
-        rates.append(Series(scenario.name, _tokens_per_s(records), "step"))
+        rates.append(Series(scenario.name, _tokens_per_s(scenario, records), "step"))
         found = scenario.throughput.output_tokens_per_s
         says.append(f"{scenario.name}: {digits(found)} output tokens/s over the window.")
     x = Axis("time in the run", show=seconds, tick=short_seconds, limits=(0.0, None))
     plots = []
     if any(cloud.points for cloud in clouds):
-        rules = [Rule(at) for at in failures if np.isfinite(at)][:MAX_POINTS]
+        known = [at for at in failures if np.isfinite(at)]
+        rules = [Rule(known[place]) for place in _thinned(len(known))]
+        num_failed = sum(one.requests.failed + one.requests.unfinished for one, _ in measured)
+        which = "each is" if len(rules) == num_failed else f"{len(rules)} are shown, each as"
         y = Axis("time to first token", show=seconds, tick=short_seconds, limits=(0.0, None))
         spoken = " ".join(_described(cloud) for cloud in clouds if cloud.points)
-        spoken += f" {len(failures)} requests failed; each is a vertical line."
+        spoken += f" {num_failed} requests failed; {which} a vertical line."
         plots.append(line_plot("TTFT of each request", clouds, x, y, says=spoken, rules=rules))
     if any(rate.points for rate in rates):
         y = Axis("output tokens/s", limits=(0.0, None))
@@ -327,17 +330,25 @@ def _described(cloud: Series) -> str:
     return f"{cloud.label}: {seconds(min(values))} to {seconds(max(values))}."
 
 
-def _tokens_per_s(records: Records) -> list[tuple[float, float]]:
+def _tokens_per_s(scenario: ScenarioReport, records: Records) -> list[tuple[float, float]]:
     """Return the output tokens per second in equal parts of a run."""
+    if scenario.spilled and (found := scenario.over_time) is not None:
+        # The records are a sample; the report has the whole run in blocks.
+        return _steps(found.time_s, found.block_s, found.output_tokens_per_s)
     known = np.isfinite(records.event_s) & np.isfinite(records.event_tokens)
     times, tokens = records.event_s[known], records.event_tokens[known]
     if not len(times) or times.max() <= 0:
         return []
     counts, edges = np.histogram(times, NUM_BINS, (0.0, float(times.max())), weights=tokens)
-    rates = counts / np.diff(edges)
-    # The last part ends at the last edge.
-    heights = [*rates.tolist(), float(rates[-1])]
-    return list(zip(edges.tolist(), heights, strict=True))
+    return _steps(edges[:-1].tolist(), float(edges[1]), (counts / edges[1]).tolist())
+
+
+def _steps(
+    begins: Sequence[float], width: float, heights: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Return the points of a curve of steps; the last step ends at the end of its part."""
+    ends = [(begins[-1] + width, heights[-1])] if begins else []
+    return [*zip(begins, heights, strict=True), *ends]
 
 
 def _thinned(num_values: int) -> list[int]:

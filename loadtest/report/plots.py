@@ -43,7 +43,7 @@ def plot_latency_cdf(results: Sequence[Result], directory: Path) -> None:
             # A failed request is infinitely slow, so the curve stays below 1.
             shares = np.arange(1, len(values) + 1) / len(values)
             finite = np.isfinite(values)
-            text = f"{result.scenario.name} (N = {len(values)})"
+            text = f"{result.scenario.name} (N = {result.stats.latencies[name].n})"
             axes.step(values[finite], shares[finite], where="post", label=text)
         axes.set(xlabel=f"{label} from the intended time, s", ylabel="share of requests")
         axes.set_ylim(0, 1.02)

@@ -1,11 +1,22 @@
-"""A search by concurrency or by rate, and a sweep over servers, as a page."""
+"""A search, a sweep over rates or over servers, and a comparison, as a page."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from loadtest.report.files import read_document
 from loadtest.report.schema import REPORT_FILE
 from loadtest.studies.load import UNITS
-from loadtest.studies.schema import ParetoPoint, ParetoReport, Probe, SearchReport
+from loadtest.studies.schema import (
+    SIDES,
+    ComparisonReport,
+    Knee,
+    ParetoPoint,
+    ParetoReport,
+    Probe,
+    SearchReport,
+    SweepReport,
+)
 from tuneline.core.artifact import Artifact
 from tuneline.core.page.blocks import (
     Block,
@@ -24,7 +35,7 @@ from tuneline.core.page.plot import Axis, Rule, Series, line_plot
 
 
 def study_document(artifact: Artifact) -> Document:
-    """Return a `load-search` or a `load-pareto` as a page of its own.
+    """Return a study as a page of its own.
 
     Raises:
         ArtifactError: The report is damaged or of another schema version.
@@ -35,16 +46,29 @@ def study_document(artifact: Artifact) -> Document:
             artifact, pareto, "servers", "Tuneline sweep over servers", _front_tiles(pareto),
             Section("pareto", "Servers", _pareto_blocks(pareto)),
         )  # fmt: skip
+    if artifact.kind == "load-sweep":
+        sweep = read_document(artifact.path / REPORT_FILE, SweepReport)
+        return _document(
+            artifact, sweep, sweep.endpoint.model, "Tuneline load sweep", (),
+            Section("sweep", "Rates", _probe_blocks("requests/s", sweep.probes)),
+        )  # fmt: skip
+    if artifact.kind == "load-comparison":
+        comparison = read_document(artifact.path / REPORT_FILE, ComparisonReport)
+        names = " and ".join(comparison.endpoints[side].model for side in SIDES)
+        return _document(
+            artifact, comparison, names, "Tuneline load comparison", (),
+            Section("comparison", "B against A", _comparison_blocks(comparison)),
+        )  # fmt: skip
     search = read_document(artifact.path / REPORT_FILE, SearchReport)
     return _document(
         artifact, search, search.endpoint.model, "Tuneline load search", _search_tiles(search),
-        Section("search", "Search", _search_blocks(search)),
+        Section("search", "Search", _probe_blocks(UNITS[search.axis], search.probes, search.knee)),
     )  # fmt: skip
 
 
 def _document(
     artifact: Artifact,
-    report: SearchReport | ParetoReport,
+    report: SearchReport | SweepReport | ParetoReport | ComparisonReport,
     name: str,
     about: str,
     tiles: tuple[Tile, ...],
@@ -82,17 +106,18 @@ def _search_tiles(report: SearchReport) -> tuple[Tile, ...]:
     return tuple(tiles)
 
 
-def _search_blocks(report: SearchReport) -> tuple[Block, ...]:
-    unit = UNITS[report.axis]
+def _probe_blocks(
+    unit: str, probes: Sequence[Probe], knee: Knee | None = None
+) -> tuple[Block, ...]:
     table = Table(
         "Probes, in their order",
         (Column(unit, True), Column("verdict"), Column("requests", True), Column("TTFT p90", True),
          Column("end to end p90", True), Column("output tokens/s", True)),
-        tuple(_probe_row(probe) for probe in report.probes),
+        tuple(_probe_row(probe) for probe in probes),
     )  # fmt: skip
-    ordered = sorted(report.probes, key=_load)
+    ordered = sorted(probes, key=_load)
     x = Axis(unit, limits=(0.0, None))
-    rules = () if report.knee is None else (Rule(report.knee.concurrency, "knee"),)
+    rules = () if knee is None else (Rule(knee.concurrency, "knee"),)
     latency = [
         Series(name, [
             (_load(probe), value)
@@ -125,6 +150,53 @@ def _probe_row(probe: Probe) -> tuple[str, ...]:
         _seconds(probe.latency["e2e_s"].get("p90")),
         _or_dash(probe.output_tokens_per_s),
     )
+
+
+def _comparison_blocks(report: ComparisonReport) -> tuple[Block, ...]:
+    turns = "in turns" if report.interleaved else "one after the other"
+    sides = Table(
+        f"Endpoints, measured {turns}",
+        (Column("side"), Column("endpoint"), Column("scenario"), Column("succeeded", True),
+         Column("requests", True), Column("output tokens/s", True), Column("verdict")),
+        tuple(
+            (
+                side.upper(),
+                report.endpoints[side].url,
+                f"{scenario.name}, round {number}",
+                str(run.requests.succeeded),
+                str(run.requests.offered),
+                _or_dash(run.throughput.output_tokens_per_s),
+                run.verdict,
+            )
+            for scenario in report.scenarios
+            for side in SIDES
+            for number, run in enumerate(scenario.runs[side], start=1)
+        ),
+    )  # fmt: skip
+    differences = Table(
+        f"Differences of the same requests; B may be slower by {report.margin:.1%} of A",
+        (Column("scenario"), Column("metric"), Column("A", True), Column("B", True),
+         Column("B - A", True), Column("95 %", True), Column("pairs", True), Column("verdict")),
+        tuple(
+            (
+                scenario.name,
+                one.metric,
+                seconds(one.mean_a),
+                seconds(one.mean_b),
+                _signed_ms(one.difference),
+                f"{_signed_ms(one.ci95_low)} to {_signed_ms(one.ci95_high)}",
+                str(one.num_pairs),
+                one.verdict,
+            )
+            for scenario in report.scenarios
+            for one in scenario.differences
+        ),
+    )  # fmt: skip
+    return differences, sides
+
+
+def _signed_ms(value_s: float) -> str:
+    return f"{value_s * 1e3:+.2f} ms"
 
 
 def _front_tiles(report: ParetoReport) -> tuple[Tile, ...]:

@@ -33,7 +33,10 @@ def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) ->
     measured = records.select(~records.warmup)
     ok = measured.select(measured.state == SUCCEEDED)
     config = scenario.config
-    duration_s = float(np.nanmax(measured.end_s) - np.nanmin(measured.sent_s))
+    ends, begins = (one[~np.isnan(one)] for one in (measured.end_s, measured.sent_s))
+    # Without a request that was sent there is no duration, and no rate.
+    duration_s = float(ends.max() - begins.min()) if len(ends) and len(begins) else 0.0
+    per_second = 1 / duration_s if duration_s > 0 else 0.0
     num_in, num_out = int(np.nansum(ok.prompt_tokens)), int(np.nansum(ok.tokens))
     e2e = ok.last_token_s - ok.sent_s
     ttft = ok.first_token_s - ok.sent_s
@@ -56,9 +59,9 @@ def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) ->
         "failed": len(measured) - len(ok),
         "total_input_tokens": num_in,
         "total_output_tokens": num_out,
-        "request_throughput": len(ok) / duration_s,
-        "output_throughput": num_out / duration_s,
-        "total_token_throughput": (num_in + num_out) / duration_s,
+        "request_throughput": len(ok) * per_second,
+        "output_throughput": num_out * per_second,
+        "total_token_throughput": (num_in + num_out) * per_second,
         **{
             f"{statistic}_{metric}_ms": value
             for metric, seconds in values.items()

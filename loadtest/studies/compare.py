@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from loadtest.client.records import Records
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, endpoint_report, scenario_report
-from loadtest.report.files import records_path, report_of
+from loadtest.report.files import load_requests, records_path, report_of
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION, EndpointReport, LoadReport
 from loadtest.run import check_served
 from loadtest.studies.differences import answer_tokens, differences, judge_comparison
@@ -189,9 +188,7 @@ def compare_reports(
         found = []
         for scenario in report_a.scenarios:
             name = scenario.name
-            pairs = [
-                (Records.load(records_path(a.path, name)), Records.load(records_path(b.path, name)))
-            ]
+            pairs = [(load_requests(a.path, name), load_requests(b.path, name))]
             found.append(
                 ComparedScenario(
                     name=name,

@@ -177,6 +177,12 @@ def judge_comparison(
                 problems.append(f"{text}: unclear{few}")
                 verdict = Verdict.INCONCLUSIVE if verdict == Verdict.PASS else verdict
         tokens = scenario.answer_tokens
+        if tokens is None and scenario.differences:
+            problems.append(
+                f"{name}: the answers carry no usage on A or on B: whether their times are of the "
+                "same work is not known"
+            )
+            verdict = Verdict.INCONCLUSIVE if verdict == Verdict.PASS else verdict
         if tokens and abs(tokens[1] - tokens[0]) > margin * tokens[0]:
             problems.append(
                 f"{name}: answers have {tokens[0]:.4g} tokens on A and {tokens[1]:.4g} on B, so "

@@ -2,6 +2,9 @@
 
 import contextlib
 import importlib.util
+import json
+import re
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
@@ -22,6 +25,7 @@ from loadtest.report.files import report_of as read_report_of
 from loadtest.report.metric_points import metric_points
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import Artifact
+from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import MissingError, ServerError
 
 pytestmark = pytest.mark.usefixtures("shared_host")
@@ -74,6 +78,20 @@ def test_every_point_has_a_name_of_its_own_per_time(measured: Artifact) -> None:
         (one.name, tuple(sorted(map(str, one.labels.items()))), one.at_unix_s) for one in points
     }
     assert len(keys) == len(points) > 30
+
+
+def test_a_run_that_reached_no_server_has_every_form(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    settings = config(check_models=False, slo={"max_error_rate": None})
+    artifact = run_loadtest(settings, Endpoint(url, "m"), tmp_path / "a", prompts=PROMPTS)
+    assert report_of(artifact)["verdict"] == "FAIL"
+    for form in ("table", "html", "markdown", "csv", "vllm", "prometheus", "otlp"):
+        text = report_text(artifact, form)
+        assert text and not re.search(r"\bnan\b", text, re.IGNORECASE), form
+    (found,) = json.loads(report_text(artifact, "vllm"))
+    assert (found["completed"], found["failed"], found["request_throughput"]) == (0, 60, 0.0)
 
 
 NO_MLFLOW = "the package mlflow is not installed"

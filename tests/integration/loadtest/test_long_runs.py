@@ -16,10 +16,13 @@ import pytest
 from loadtest import run as run_module
 from loadtest.client.processes import SpillTo
 from loadtest.client.spill import read_chunks
-from loadtest.judging import samples
-from loadtest.report.files import load_records
+from loadtest.judging import long_reading, samples
+from loadtest.judging.latency import tpot_s
+from loadtest.report.files import load_records, read_report
 from loadtest.report.formats import report_text
+from loadtest.report.page import _tokens_per_s
 from loadtest.run import run_loadtest
+from loadtest.studies.compare import compare_reports
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ServerError
@@ -59,6 +62,31 @@ def test_a_run_on_disk_counts_every_request_of_the_server(known: Any, tmp_path: 
     assert scenario["over_time"]["num_offered"]
     assert len(report_text(artifact, "csv").splitlines()) == 246
     assert "TTFT" in report_text(artifact, "html")
+    same = compare_reports(artifact.path, artifact.path, tmp_path / "c")
+    found = {one["metric"]: one for one in report_of(same)["scenarios"][0]["differences"]}
+    assert {(one["num_pairs"], one["difference"]) for one in found.values()} == {(240, 0.0)}
+    tpot = np.mean(tpot_s(records.select(~records.warmup)))
+    assert found["tpot_s"]["mean_a"] == pytest.approx(tpot)
+
+
+@pytest.mark.usefixtures("early")
+def test_the_page_of_a_sample_has_the_figures_of_the_run(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_reading, "MAX_SAMPLE", 40)
+    prompts = [*PROMPTS[:9], [{"role": "user", "content": "fault:500"}]]
+    settings = config(scenarios=[{"name": "x", "rate_rps": 150.0, "num_requests": 200}])
+    artifact = run_loadtest(settings, known.endpoint, tmp_path / "a", prompts=prompts)
+    (scenario,) = report_of(artifact)["scenarios"]
+    page = report_text(artifact, "html")
+    num_failed = scenario["requests"]["failed"]
+    assert num_failed > 10
+    assert f"{num_failed} requests failed; " in page and "are shown, each as a vertical" in page
+    assert ", N 200." in page
+    report = read_report(artifact.path)
+    curve = _tokens_per_s(report.scenarios[0], load_records(artifact.path, "x"))
+    rates = scenario["over_time"]["output_tokens_per_s"]
+    assert [rate for _, rate in curve] == [*rates, rates[-1]]
 
 
 @pytest.mark.usefixtures("early")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.report.formats import report_text
 from loadtest.run import run_loadtest
 from loadtest.studies.compare import compare_endpoints, compare_reports
 from tests.integration.loadtest.small import PROMPTS, Answering, config, report_of
@@ -39,6 +40,9 @@ def test_a_comparison_finds_the_slower_server_and_only_that(
         run["plan_digest"] for runs in report["scenarios"][0]["runs"].values() for run in runs
     ]
     assert len(digests) == 4
+    assert f"| {found['ttft_s']['num_pairs']} | slower |" in report_text(artifact, "markdown")
+    shown = f"{found['ttft_s']['difference'] * 1e3:+.2f} ms"
+    assert shown in report_text(artifact, "html")
     assert digests[:2] == digests[2:]
     same = compare_endpoints(
         settings, known.endpoint, known.endpoint, tmp_path / "d", prompts=PROMPTS, num_rounds=2,
@@ -60,6 +64,18 @@ def test_answers_of_other_lengths_are_not_compared(known: Any, tmp_path: Path) -
     assert report["scenarios"][0]["answer_tokens"] == [8.0, 1.0]
     assert report["verdict"] != "PASS"
     assert any("have 8 tokens on A and 1 on B" in problem for problem in report["problems"])
+
+
+def test_answers_without_usage_may_be_of_other_work(known: Any, tmp_path: Path) -> None:
+    settings = config(scenarios=[{"name": "x", "rate_rps": 80.0, "num_requests": 60}])
+    silent = [[{"role": "user", "content": "fault:no-usage"}]]
+    artifact = compare_endpoints(
+        settings, known.endpoint, known.endpoint, tmp_path / "c", prompts=silent, num_rounds=1,
+        margin=5.0,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert report["verdict"] == "INCONCLUSIVE"
+    assert any("the answers carry no usage" in problem for problem in report["problems"])
 
 
 def test_too_few_pairs_say_how_many_it_takes(known: Any, tmp_path: Path) -> None:

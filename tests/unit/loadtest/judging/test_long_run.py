@@ -1,6 +1,7 @@
 """The figures of a long run against the figures of the same records in memory."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,30 @@ def test_the_sample_is_bounded_and_even() -> None:
     sample = sample_of(run)
     assert MAX_SAMPLE / 2 <= len(sample) <= MAX_SAMPLE
     assert set(np.diff(sample.index).tolist()) == {run.stride}
+
+
+@pytest.mark.parametrize("gap_s", [0.0, 0.0005], ids=["burst", "short window"])
+def test_requests_longer_than_the_window_have_the_rates_of_the_whole_run(gap_s: float) -> None:
+    records = made_records(200)
+    due = gap_s * np.arange(200)
+    shift = due - records.intended_s
+    records = replace(
+        records, intended_s=due, sent_s=due + 0.0001, event_s=records.event_s + np.repeat(shift, 6),
+        **{name: getattr(records, name) + shift
+           for name in ("first_byte_s", "first_token_s", "last_token_s", "end_s")},
+    )  # fmt: skip
+    memory, (_, long) = both(records)
+    assert long.throughput.window == memory.throughput.window == "whole run"
+    for name in ("offered_rps", "succeeded_rps", "output_tokens_per_s", "goodput_rps", "window_s"):
+        assert getattr(long.throughput, name) == pytest.approx(getattr(memory.throughput, name))
+    assert long.throughput.succeeded_rps_ci95 is None
+    assert long.latencies["e2e_s"].n == 200
+
+
+def test_a_run_without_a_measured_request_has_empty_figures() -> None:
+    _, (_, long) = both(made_records(50, num_warmup=50))
+    assert long.num_offered == long.within["ttft_s.p90"].n == 0
+    assert long.latencies["e2e_s"].at(50) is None
 
 
 def test_requests_that_were_never_begun_are_unfinished() -> None:
