@@ -145,6 +145,12 @@ class WorkloadConfig(StrictModel):
             problems.append("shared_prefix_tokens and num_prefix_groups go together")
         if self.shared_prefix_tokens is not None and self.source != "synthetic":
             problems.append("shared_prefix_tokens is for source: synthetic")
+        shared, length = self.shared_prefix_tokens, self.input_tokens
+        if shared is not None and length is not None and shared >= length.mean:
+            problems.append(
+                f"shared_prefix_tokens is {shared}; expected less than input_tokens.mean, "
+                f"{length.mean:g}, or the prompts of a group are equal"
+            )
         if self.route != "chat" and self.source in TOKEN_IDS:
             problems.append(f"route: {self.route} takes messages; {self.source} has token ids")
         if self.tools is not None and self.source in TOKEN_IDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -119,7 +120,7 @@ def build_workload(
         contents.append([prompt.content, max_tokens])
         sent = prompt.content
         if workload.unique_prompts:
-            sent = with_nonce(sent, f"{run_id}-{number}", rng, workload.max_token_id)
+            sent = with_nonce(sent, f"{run_id}-{number}", workload.max_token_id)
         if isinstance(sent[0], dict):
             if workload.images is not None:
                 sent = with_images(sent, workload.images, images_seed)
@@ -243,12 +244,13 @@ def options_of(
 
 
 def with_nonce(
-    content: Messages | list[int], nonce: str, rng: np.random.Generator, max_token_id: int
+    content: Messages | list[int], nonce: str, max_token_id: int
 ) -> Messages | list[int]:
-    """Return content that differs from its first token on. Token ids keep their number."""
+    """Return content that differs from its first token on, also from run to run. Token ids keep
+    their number."""
     first = content[0]
     if isinstance(first, dict):
         return [with_text_before(first, f"[{nonce}]"), *content[1:]]
     num = min(8, len(content))
-    ids = [int(one) for one in rng.integers(FIRST_TOKEN_ID, max_token_id, num)]
+    ids = [FIRST_TOKEN_ID + secrets.randbelow(max_token_id - FIRST_TOKEN_ID) for _ in range(num)]
     return [*ids, *content[num:]]

@@ -64,13 +64,13 @@ def token_ids(rng: np.random.Generator, count: int, workload: WorkloadConfig) ->
 
 
 def read_text(path: Path) -> str:
-    """Read a file of UTF-8 text.
+    """Read a file of UTF-8 text, without the mark of a byte order that some editors put first.
 
     Raises:
         DataError: The file cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

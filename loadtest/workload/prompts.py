@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from loadtest.workload.content import (
     MAX_PROBLEMS,
     Content,
     Prompt,
     Wanted,
-    is_text,
     json_lines,
     read_text,
 )
 from loadtest.workload.conversations import conversations
-from loadtest.workload.images import content_problem, plain_content
+from loadtest.workload.sessions.messages import list_problem, plain
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Messages
 
@@ -55,24 +53,19 @@ def read_prompts(path: Path | None) -> list[Messages]:
             value = value.get("prompt", value.get("messages"))
         if isinstance(value, str):
             value = [{"role": "user", "content": value}]
-        if (problem := _list_problem(value)) is not None:
+        if (problem := list_problem(value)) is not None:
             problems.append(f"{path}: line {number}: {problem}")
             continue
-        prompts.append([{"role": m["role"], "content": plain_content(m["content"])} for m in value])
+        prompts.append([plain(message) for message in value])
     if not prompts and not problems:
         problems = [f"{path}: holds no prompt"]
     if problems:
-        raise DataError(problems[:MAX_PROBLEMS])
+        raise DataError(problems[:MAX_PROBLEMS], hint=_hint(path))
     return prompts
 
 
-def _list_problem(value: Any) -> str | None:
-    """Return why a value is not a list of messages; None for such a list."""
-    if not isinstance(value, list) or not value:
-        return "expected a list of messages with role and content"
-    for place, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or not is_text(message.get("role")):
-            return f"message {place}: expected an object with role and content"
-        if (problem := content_problem(message.get("content"))) is not None:
-            return f"message {place}: {problem}"
-    return None
+def _hint(path: Path) -> str | None:
+    """Return a hint for a JSON document over many lines."""
+    text = read_text(path).lstrip()
+    is_list = text.startswith("[") and not text.partition("\n")[0].rstrip().endswith("]")
+    return f"Write a prompt per line: jq -c '.[]' {path}" if is_list else None

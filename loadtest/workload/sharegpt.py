@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 from loadtest.config import WorkloadConfig
-from loadtest.workload.content import Content, Prompt, Wanted, file_of, is_text, read_text
+from loadtest.workload.content import (
+    Content,
+    Prompt,
+    Wanted,
+    file_of,
+    is_text,
+    json_lines,
+    read_text,
+)
 from loadtest.workload.conversations import conversations
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Messages
 
 ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
     "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
 }
 
 
@@ -26,30 +34,32 @@ def read(wanted: Wanted) -> Content:
 
 
 def sharegpt(workload: WorkloadConfig) -> list[Messages]:
-    """Read a ShareGPT file: a JSON list of `{"conversations": [{"from", "value"}]}`.
+    """Read a ShareGPT file: a JSON list of `{"conversations": [{"from", "value"}]}`, or an entry
+    per line. A turn of another speaker, such as a tool, ends its conversation.
 
     Raises:
         DataError: The file has another form, or holds no human turn.
     """
     path = file_of(workload)
-    try:
-        entries = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a list of conversations")
     found = []
+    entries = _entries(path)
     for number, entry in enumerate(entries):
         turns = entry.get("conversations") if isinstance(entry, dict) else None
         if not isinstance(turns, list):
             raise DataError(f"{path}: entry {number}: expected a list as conversations")
         messages: Messages = []
         for turn in turns:
-            if not isinstance(turn, dict) or not is_text(turn.get("value")):
+            if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
                 raise DataError(f"{path}: entry {number}: expected turns with from and value")
-            role = ROLES.get(str(turn.get("from")))
-            if role is not None:
-                messages.append({"role": role, "content": turn["value"]})
+            if not is_text(turn["value"]):
+                raise DataError(
+                    f"{path}: entry {number}: a value holds half of a surrogate pair; expected "
+                    "text that UTF-8 can hold"
+                )
+            role = ROLES.get(str(turn.get("from")).lower())
+            if role is None:
+                break
+            messages.append({"role": role, "content": turn["value"]})
         while messages and messages[-1]["role"] != "user":
             messages.pop()
         if not workload.multi_turn and messages:
@@ -60,3 +70,19 @@ def sharegpt(workload: WorkloadConfig) -> list[Messages]:
     if not found:
         raise DataError(f"{path}: holds no human turn")
     return found
+
+
+def _entries(path: Path) -> list[Any]:
+    text = read_text(path)
+    problems: list[str] = []
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        entries = [value for _, value in json_lines(path, text, problems)]
+        if problems:
+            raise DataError(f"{path}: not valid JSON: {error}") from None
+    if isinstance(entries, dict) and "conversations" in entries:
+        return [entries]
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list of conversations")
+    return entries

@@ -63,6 +63,7 @@ def build_sessions(
     assert sessions is not None  # noqa: S101 (the caller asks for sessions)
     rng = np.random.default_rng([seed, 1])
     found, is_trace = _read(config, given, rng, num_sessions)
+    without_images = [turn.added for one in found for turn in one.turns]
     if isinstance(found[0].turns[0].added[0], dict):
         images_seed = None if workload.unique_prompts else seed
         found = _with_images(found, workload.images, images_seed)
@@ -98,6 +99,8 @@ def build_sessions(
     nonce = uuid.uuid4().hex[:12] if workload.unique_prompts else None
     route = route_of(config, is_chat)
     systems = [text for one in found for text in _systems(route, one)]
+    if nonce is not None:
+        systems = [f"[{nonce}] {text}" if text else "" for text in systems]
     # Over 60 lines: the plan and the workload list every field by name.
     plan = SessionPlan(
         offsets=[0, *(int(one) for one in np.cumsum([len(one.turns) for one in found]))],
@@ -117,14 +120,25 @@ def build_sessions(
         nonce=nonce,
         kept=[share for one in found for share in kept_shares(one)],
     )
-    contents = [[turn.added, turn.answers, size] for turn, size in zip(turns, lengths, strict=True)]
+    added = [*without_images, *(turn.added for turn in turns[num_unchecked:])]
+    contents = [
+        [one, turn.answers, size] for one, turn, size in zip(added, turns, lengths, strict=True)
+    ]
     return Workload(
         path=route.path,
         bodies=_added(route, found, id_of, nonce, num_others),
         output_tokens=lengths,
         models=[name for name, one in zip(names, found, strict=True) for _ in one.turns],
         digest=canonical_digest(
-            [contents, plan.offsets, order, sessions.history, config.extra_body, config.ignore_eos]
+            [
+                contents,
+                plan.offsets,
+                order,
+                sessions.history,
+                config.extra_body,
+                config.ignore_eos,
+                *([workload.images.model_dump()] if workload.images else []),
+            ]
         ),
         trace_s=[one.start_s or 0.0 for one in found[:num_others]] if is_trace else None,
         sessions=plan,

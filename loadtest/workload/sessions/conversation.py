@@ -79,7 +79,7 @@ def message_problem(message: object) -> str | None:
         return f"role is {str(message.get('role'))[:40]!r}; expected {', '.join(ROLES)}"
     content = message.get("content")
     calls = message.get("tool_calls")
-    has_calls = content is None and isinstance(calls, list) and bool(calls)
+    has_calls = content is None and message["role"] == "assistant" and bool(calls)
     if not has_calls and (problem := content_problem(content)) is not None:
         return problem
     for key in ("tool_calls", "tool_call_id", "name"):
@@ -89,7 +89,31 @@ def message_problem(message: object) -> str | None:
             return f"{key} holds half of a surrogate pair; expected text that UTF-8 can hold"
         except RecursionError:
             return f"{key} is nested too deep"
+    return _calls_problem(calls) if calls else None
+
+
+def _calls_problem(calls: object) -> str | None:
+    """Return why the calls of tools do not have the form of OpenAI's chat route."""
+    for place, call in enumerate(calls if isinstance(calls, list) else [None], start=1):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            return f"call {place} of tool_calls has no function with a name"
+        if not isinstance(function.get("arguments", ""), str | dict):
+            return f"call {place} of tool_calls: arguments are neither text nor an object"
     return None
+
+
+def with_text_arguments(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return calls of tools whose arguments are text, as servers take them; data sets often have an
+    object."""
+    found = []
+    for call in calls:
+        function = call["function"]
+        arguments = function.get("arguments", "{}")
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        found.append({**call, "function": {**function, "arguments": arguments}})
+    return found
 
 
 def kept_shares(conversation: Conversation) -> list[float]:

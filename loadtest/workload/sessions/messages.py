@@ -6,7 +6,12 @@ from typing import Any
 
 from loadtest.workload.content import MAX_PROBLEMS, Wanted, file_of, json_lines, read_text
 from loadtest.workload.images import plain_content
-from loadtest.workload.sessions.conversation import Conversation, message_problem, turns_of
+from loadtest.workload.sessions.conversation import (
+    Conversation,
+    message_problem,
+    turns_of,
+    with_text_arguments,
+)
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Message
 
@@ -55,4 +60,6 @@ def plain(message: Message) -> Message:
     found = {key: message[key] for key in kept if message.get(key) is not None}
     if "content" in found:
         found["content"] = plain_content(found["content"])
+    if "tool_calls" in found:
+        found["tool_calls"] = with_text_arguments(found["tool_calls"])
     return found

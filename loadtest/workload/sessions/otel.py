@@ -101,7 +101,7 @@ def _spans(document: Any) -> list[Any]:
 
 def _chat(span: Any) -> _Span | None:
     """Return a span of a chat with content; None for another span."""
-    attributes = {one["key"]: _value(one["value"]) for one in span.get("attributes", [])}
+    attributes = {one["key"]: _value(one.get("value")) for one in span.get("attributes") or []}
     sent = _list(attributes.get("gen_ai.input.messages"))
     if sent is None or attributes.get("gen_ai.operation.name", CHAT[0]) not in CHAT:
         return None
@@ -127,15 +127,18 @@ def _chat(span: Any) -> _Span | None:
     )
 
 
-def _value(value: dict[str, Any]) -> Any:
-    """Return the value of an attribute (`AnyValue` of OTLP; JSON writes an integer as text)."""
+def _value(value: dict[str, Any] | None) -> Any:
+    """Return the value of an attribute (`AnyValue` of OTLP; JSON writes an integer as text). A null
+    value has no kind."""
+    if not value:
+        return None
     ((kind, inner),) = value.items()
     if kind == "intValue":
         return int(inner)
     if kind == "arrayValue":
-        return [_value(one) for one in inner.get("values", [])]
+        return [_value(one) for one in inner.get("values") or []]
     if kind == "kvlistValue":
-        return {one["key"]: _value(one["value"]) for one in inner.get("values", [])}
+        return {one["key"]: _value(one.get("value")) for one in inner.get("values") or []}
     return inner
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def test_a_nonce_comes_first_and_differs_in_every_request_and_run() -> None:
     assert len({text.split("]")[0] for text in texts}) == 100
     # The same is asked, so the runs can be compared.
     assert made.digest == again.digest
+    # Shards have no permutation, and their nonces differ all the same.
+    ids: dict[str, Any] = {"source": "synthetic", "input_tokens": {"mean": 20}}
+    one, other = (build(**ids, unique_prompts=True, is_shard=True) for _ in range(2))
+    begins = [tuple(json.loads(body)["prompt"][:8]) for body in one.bodies + other.bodies]
+    assert len(set(begins)) == 100
+    assert one.digest == other.digest
 
 
 def test_token_ids_are_each_runs_own_and_their_shared_prefixes_stay() -> None:
@@ -138,6 +145,10 @@ def test_turns_are_sent_with_their_history_and_in_order(tmp_path: Path) -> None:
         ('[{"x": 1}]', "entry 0: expected a list as conversations"),
         ('[{"conversations": [{"from": "human"}]}]', "entry 0: expected turns"),
         ('[{"conversations": [{"from": "gpt", "value": "x"}]}]', "no human turn"),
+        (
+            '[{"conversations": [{"from": "human", "value": "\\ud83d"}]}]',
+            "half of a surrogate pair",
+        ),
     ],
 )
 def test_a_file_that_is_not_sharegpt_is_refused(text: str, problem: str, tmp_path: Path) -> None:
@@ -145,6 +156,73 @@ def test_a_file_that_is_not_sharegpt_is_refused(text: str, problem: str, tmp_pat
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=problem):
         sharegpt(config(source="sharegpt", path=str(path)).workload)
+
+
+def test_a_conversation_has_every_speaker_up_to_a_stranger(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    who = ("Human", "chatgpt", "user", "bard", "human", "observation", "human")
+    turns = [{"from": name, "value": name} for name in who]
+    text = json.dumps({"conversations": turns})
+    workload = config(source="sharegpt", path=str(path), multi_turn=True).workload
+    # As a list, as a single line, and with the byte order mark of some editors.
+    for written, count in ((f"[{text}]", 1), (text, 1), (f"\ufeff{text}\n{text}\n", 2)):
+        path.write_text(written, encoding="utf-8")
+        found = sharegpt(workload)
+        assert len(found) == count
+        roles = [message["role"] for message in found[0]]
+        assert roles == ["user", "assistant", "user", "assistant", "user"]
+
+
+def test_prompts_keep_their_tools_and_say_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [
+        {"role": "user", "content": "w?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "r", "tool_call_id": "c"},
+    ]
+    path.write_text("\ufeff" + json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    ((_, called, answered),) = read_prompts(path)
+    assert called["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
+    assert answered == messages[2]
+    path.write_text(json.dumps([{"role": "human", "content": "w?"}]), encoding="utf-8")
+    with pytest.raises(DataError, match="role is 'human'; expected system"):
+        read_prompts(path)
+    path.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=1), encoding="utf-8")
+    with pytest.raises(DataError, match=r"jq -c '\.\[\]'"):
+        read_prompts(path)
+
+
+def test_a_trace_that_ends_before_its_duration_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    record = {"input_length": 5, "output_length": 5}
+    lines = [json.dumps({"timestamp": 100 * number, **record}) for number in range(20)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    for duration_s, ends in ((1.0, False), (1.45, False), (5.0, True)):
+        scenario = {"name": "x", "arrival": "trace", "duration_s": duration_s}
+        values = {"scenarios": [scenario], "num_warmup_requests": 2,
+                  "workload": {"source": "mooncake", "path": str(path)}}  # fmt: skip
+        chosen = validate_config(LoadTestConfig, values, "test")
+        endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+        plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [], seed=0)
+        assert plan.trace_ends is ends, duration_s
+
+
+@pytest.mark.parametrize(("streams", "processes"), [(1, 1), (3, 2), (4, 2), (5, 4), (2, 5)])
+def test_a_closed_loop_has_its_requests_by_streams(streams: int, processes: int) -> None:
+    scenario = Scenario(name="x", concurrency=streams, num_requests=90)
+    chosen = LoadTestConfig(num_warmup_requests=10, num_workers=processes)
+    plan, _ = make_plan(chosen, scenario, Endpoint("http://a/v1", "m"), PROMPTS, seed=0)
+    found: list[int] = []
+    for worker in range(processes):
+        own = replace(plan, worker=worker)
+        numbers = [own.number_of(begun) for begun in range(101 if own.streams else 0)]
+        numbers = [number for number in numbers if number < 100]
+        assert numbers == sorted(numbers)
+        # Each stream has its share, so that no stream waits long for the others at the end.
+        assert abs(len(numbers) - 100 / streams * len(own.streams)) < max(len(own.streams), 1)
+        found += numbers
+    assert sorted(found) == list(range(100))
 
 
 def test_a_trace_keeps_its_times_lengths_and_shared_blocks(tmp_path: Path) -> None:
@@ -232,6 +310,15 @@ def test_the_plans_digest_follows_requests_and_times_and_not_the_server() -> Non
         ({"source": "synthetic"}, "input_tokens goes with"),
         ({"shared_prefix_tokens": 3}, "go together"),
         ({"models": {}}, "at least one name"),
+        (
+            {
+                "source": "synthetic",
+                "input_tokens": {"mean": 9},
+                "shared_prefix_tokens": 9,
+                "num_prefix_groups": 1,
+            },
+            "expected less than input_tokens.mean, 9",
+        ),
         ({"source": "synthetic", "input_tokens": {"mean": 5}, "multi_turn": True}, "multi_turn"),
         ({"output_tokens": {"mean": 5, "stddev": 2}}, "fixed has none"),
         ({"output_tokens": {"mean": 5, "max": 4}}, "outside"),

@@ -174,6 +174,41 @@ def test_a_nonce_begins_each_session_and_no_later_turn() -> None:
     assert plan.sessions.nonce not in plan.bodies[1]
 
 
+def test_a_nonce_begins_the_systems_message_of_a_route_that_has_it_apart() -> None:
+    workload = {"sessions": {}, "unique_prompts": True, "route": "messages"}
+    plan = plan_of([TALK], workload=workload)
+    assert plan.sessions is not None and plan.sessions.nonce
+    for turn in range(3):
+        assert body(plan, 0, turn)["system"] == f"[{plan.sessions.nonce}] be brief"
+
+
+def test_images_that_differ_from_run_to_run_leave_the_digest() -> None:
+    workload = {"unique_prompts": True, "images": {"width": 4, "height": 4}}
+    chosen = config(
+        scenarios=[{"name": "x", "rate_rps": 5.0, "num_requests": 6}], workload=workload
+    )
+    plans = [make_plan(chosen, chosen.scenarios[0], ENDPOINT, [TALK], seed=0) for _ in range(2)]
+    assert plans[0][0].bodies != plans[1][0].bodies
+    assert plan_digest(*plans[0]) == plan_digest(*plans[1])
+    without = config(scenarios=[{"name": "x", "rate_rps": 5.0, "num_requests": 6}])
+    other = make_plan(without, without.scenarios[0], ENDPOINT, [TALK], seed=0)
+    assert plan_digest(*other) != plan_digest(*plans[0])
+
+
+@pytest.mark.parametrize("route", ["chat", "responses", "messages"])
+def test_calls_without_arguments_are_sent_over_every_route(route: str, tmp_path: Path) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f"}}
+    agent = [
+        says("user", "q"), {"role": "assistant", "tool_calls": [call]},
+        says("tool", "result", tool_call_id="c"),
+    ]  # fmt: skip
+    path = tmp_path / "talks.jsonl"
+    path.write_text(json.dumps(agent), encoding="utf-8")
+    plan = plan_of([], workload={"source": "messages", "path": str(path), "route": route})
+    sent = json.dumps(body(plan, 0, 1))
+    assert '"name": "f"' in sent and "{}" in sent
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -335,6 +370,9 @@ def test_otel_spans_of_a_conversation_are_its_turns(tmp_path: Path) -> None:
         otel_span(101.0, 102.0, first, "b1", key="c2"),
         otel_span(109.5, 110.0, fresh, "s"),
         {"traceId": "t", "name": "execute_tool", "attributes": []},
+        # A null value has no kind, and JSON leaves out what is empty.
+        {"traceId": "t", "name": "GET", "attributes": [{"key": "a", "value": {}}, {"key": "b"}]},
+        {"traceId": "t", "name": "GET", "attributes": None},
     ]
     for text in (otlp(*spans), "\n".join(otlp(span) for span in spans)):
         found = read("otel", text, tmp_path, think_s="recorded")
@@ -374,6 +412,12 @@ BAD = {
         ("[" * 100_000, "line 1: not valid JSON"),
         ('[{"role": "assistant", "tool_calls": ["\\ud800"]}]', "tool_calls holds half of a surr"),
         ('[{"role": "user", "content": "x", "name": "\\ud800"}]', "name holds half of a surr"),
+        ('[{"role": "assistant", "tool_calls": [{"name": "f"}]}]', "call 1 of tool_calls has no"),
+        (
+            '[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}]',
+            "arguments are neither text nor an object",
+        ),
+        ('[{"role": "tool", "tool_calls": [1]}]', "content is not text"),
     ],
     "otel": [
         ("{", "line 1: not valid JSON"),
