@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -35,6 +36,11 @@ Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_per
 """Limits in seconds by percentile: `{p90: 1.0, p99: 5.0}`."""
 
 MAX_TURNS_ASSUMED = 32
+MAX_ARRIVALS = 100_000_000
+"""Each arrival time of an open loop is in memory before the start."""
+
+_is_secret = re.compile(r"(?i)(?:api_?key|secret|passw(?:or)?d|authorization)$").search
+"""`prompt_cache_key` and `stop_token` hold no secret."""
 
 
 class SLO(StrictModel):
@@ -122,6 +128,17 @@ class SLO(StrictModel):
         return any(limit is not None for limit in limits)
 
     @property
+    def times_of_requests(self) -> list[tuple[str, float]]:
+        """Return the limits of whole requests, by name: a request that fails keeps to none."""
+        found = [
+            (f"{metric}.{name}", limit)
+            for metric, limits in (("ttft_s", self.ttft_s), ("e2e_s", self.e2e_s))
+            for name, limit in limits.items()
+        ]
+        shares = (("goodput_ttft_s", self.goodput_ttft_s), ("goodput_e2e_s", self.goodput_e2e_s))
+        return found + [(name, limit) for name, limit in shares if limit is not None]
+
+    @property
     def latency(self) -> dict[str, dict[float, float]]:
         """Limits in seconds, by metric and by percentile in ascending order; only metrics that
         have limits."""
@@ -160,7 +177,7 @@ class Scenario(StrictModel):
     """2 replays a trace in half its time; 1 by default."""
     concurrency: int | None = Field(default=None, ge=1)
     """Closed loop: streams kept in flight; the next is sent when one ends."""
-    num_requests: int | None = Field(default=None, ge=1)
+    num_requests: int | None = Field(default=None, ge=1, le=MAX_ARRIVALS)
     """Measured requests; warm-up comes before them."""
     duration_s: float | None = Field(default=None, gt=0)
     """Measured seconds in which requests are sent; those in flight then are waited for."""
@@ -181,6 +198,8 @@ class Scenario(StrictModel):
         problems += option_problems(self)
         if (self.num_requests is None) == (self.duration_s is None):
             problems.append("give either num_requests or duration_s")
+        if is_open and (self.duration_s or 0.0) * (self.rate_rps or 0.0) > MAX_ARRIVALS:
+            problems.append(f"rate_rps times duration_s is above {MAX_ARRIVALS:,} requests")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -280,6 +299,12 @@ class LoadTestConfig(StrictModel):
         slos = [self.slo, *(one.slo for one in self.scenarios if one.slo)]
         if self.workload.sessions is None and any(slo.has_sessions for slo in slos):
             raise ValueError("session_s, session_wait_s and max_session_error_rate need sessions")
+        for name, limit in [limit for slo in slos for limit in slo.times_of_requests]:
+            if limit > self.timeout_s:
+                raise ValueError(
+                    f"slo.{name} is {limit:g}; a request fails after timeout_s, "
+                    f"{self.timeout_s:g}: it must be as long"
+                )
         route = self.workload.route
         if route == "messages" and self.ignore_eos:
             raise ValueError("ignore_eos is not a parameter of route: messages")
@@ -288,10 +313,25 @@ class LoadTestConfig(StrictModel):
         ours = {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"}
         ours |= {"input", "max_output_tokens", "system"} if route != "chat" else set()
         ours |= {"tools"} if self.workload.tools else set()
+        if secret := _secret_key(self.extra_body):
+            raise ValueError(
+                f"extra_body.{secret}: the report would show it; a key goes into the environment "
+                "variable that --api-key-env names"
+            )
         taken = sorted(ours & self.extra_body.keys())
         if taken:
             raise ValueError(f"extra_body may not set {', '.join(taken)}: the load test sets them")
         return self
+
+
+def _secret_key(body: dict[str, Any]) -> str | None:
+    """Return the first key of a body, with those around it, that holds a secret."""
+    for key, value in body.items():
+        if isinstance(value, str) and _is_secret(key):
+            return key
+        if isinstance(value, dict) and (inner := _secret_key(value)):
+            return f"{key}.{inner}"
+    return None
 
 
 def longest_s(config: LoadTestConfig) -> float:

@@ -146,10 +146,10 @@ def _arrivals(
             "%s: the trace holds %d requests, %d of them after warm-up; %d were asked for",
             scenario.name, len(times), len(times) - num_warmup, scenario.num_requests,
         )  # fmt: skip
-    if _trace_ends(scenario, times, num_warmup):
+    if _trace_ends(scenario, times.tolist(), num_warmup):
         logger.warning(
             "%s: the trace ends %.4g s after warm-up; duration_s is %g", scenario.name,
-            times[-1] - times[min(num_warmup, len(times) - 1)], scenario.duration_s,
+            times[-1] - times[num_warmup], scenario.duration_s,
         )  # fmt: skip
     if len(times) <= num_warmup:
         raise ConfigError(f"scenario {scenario.name}: no arrival is left after warm-up")

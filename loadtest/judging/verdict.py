@@ -28,6 +28,13 @@ from loadtest.report.schema import Calibration, Client, Objective
 from loadtest.report.soak_schema import OverTime
 from tuneline.core.verdict import Verdict
 
+DISK_FULL = (
+    "the disk became full: the run ended early, and the figures are those of the requests before"
+)
+GROWING = (
+    "latency grew by {:.0%} over the run and did not settle: the endpoint does not keep up with "
+    "this rate"
+)
 SEVERITY: tuple[Verdict, ...] = (Verdict.INVALID, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
 
 
@@ -78,38 +85,27 @@ def judge(
     if stats.sessions is not None:
         warnings += reuse_warnings(stats.sessions.prefix_reuse, prefix_hit_rate)
     least_share = config.workload.min_repeat_ttft_share
-    of_repeats, more = repeat_problems(repeats, least_share)
-    of_answers, warnings = of_answers + of_repeats, warnings + more
-    of_endings, more = ending_problems(endings)
-    of_answers, warnings = of_answers + of_endings, warnings + more
+    for problems, more in (repeat_problems(repeats, least_share), ending_problems(endings)):
+        of_answers += problems
+        warnings += more
     if is_disk_full:
-        of_answers.append(
-            "the disk became full: the run ended early, and the figures are those of the requests "
-            "before"
-        )
+        of_answers.append(DISK_FULL)
     invalid = of_client + of_answers
     objectives = judge_objectives(slo, stats, is_closed=not open_loop)
     objectives += judge_drifts(slo, over_time)
     missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != Verdict.PASS]
     verdict = worst([Verdict.PASS, *(objective.verdict for objective in objectives)])
-    if stats.num_offered == 0 or (stats.num_succeeded == 0 and stats.failed.n):
-        lost = f"{stats.num_failed} failed, {stats.num_unfinished} are unfinished"
-        missed.append(
-            f"no request succeeded: {lost}"
-            if stats.num_offered
-            else f"no request was measured: the run ended in its warm-up of {stats.num_warmup}"
-        )
+    if (problem := _without_success(stats)) is not None:
+        missed.append(problem)
         verdict = Verdict.FAIL
     if answers is not None and answers.problems:
         missed += [f"answers under load: {problem}" for problem in answers.problems]
         verdict = worst([verdict, Verdict.FAIL])
-    if open_loop and stats.steady_state.growing:
-        missed.append(
-            f"latency grew by {stats.steady_state.growth or 0:.0%} over the run and did not settle"
-            ": the endpoint does not keep up with this rate"
-        )
+    steady = stats.steady_state
+    if open_loop and steady.growing:
+        missed.append(GROWING.format(steady.growth or 0))
         verdict = worst([verdict, Verdict.INCONCLUSIVE])
-    if not stats.steady_state.found:
+    if not steady.found:
         warnings.append("no steady part was found: the run may be too short")
     return Judgement(
         verdict=Verdict.INVALID if invalid else verdict,
@@ -118,3 +114,12 @@ def judge(
         objectives=objectives,
         is_worth_repeating=bool(of_client) and not of_answers,
     )
+
+
+def _without_success(stats: Statistics) -> str | None:
+    """Return that nothing succeeded; None where something did, or where every client left."""
+    if not stats.num_offered:
+        return f"no request was measured: the run ended in its warm-up of {stats.num_warmup}"
+    if stats.num_succeeded or not stats.failed.n:
+        return None
+    return f"no request succeeded: {stats.num_failed} failed, {stats.num_unfinished} are unfinished"

@@ -22,7 +22,14 @@ from loadtest.studies.knee import find_knee
 from loadtest.studies.load import UNITS, Axis
 from loadtest.studies.schema import Capacity, Probe, SearchReport
 from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.artifact import (
+    Artifact,
+    Input,
+    canonical_digest,
+    file_sha256,
+    new_artifact,
+    open_artifact,
+)
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
@@ -151,7 +158,7 @@ def _search(
     deadline_s = None
     if options.time_limit_s is not None:
         deadline_s = time.monotonic() + options.time_limit_s
-    resolved = {**config.model_dump(mode="json"), "search": _resolved(options)}
+    resolved = {**config.model_dump(mode="json"), "search": _resolved(config, options, prompts)}
     with new_artifact(
         out, "load-search", config=resolved, inputs=inputs, resumable=options.resume_key is not None
     ) as draft:
@@ -166,8 +173,11 @@ def _search(
     return open_artifact(out)
 
 
-def _resolved(options: Options) -> dict[str, Any]:
-    """Return the options for the manifest, by the names that the command has."""
+def _resolved(
+    config: LoadTestConfig, options: Options, prompts: Sequence[Messages]
+) -> dict[str, Any]:
+    """Return the options for the manifest, by the names that the command has. A search goes on only
+    with the same prompts."""
     names = {"rate": ("start_rps", "max_rps"), "concurrency": ("start", "most")}[options.axis]
     found = {
         "axis": options.axis,
@@ -176,7 +186,13 @@ def _resolved(options: Options) -> dict[str, Any]:
         "num_requests": options.num_requests,
         "precision": options.precision,
     }
-    return found if options.resume_key is None else {**found, "server": options.resume_key}
+    if options.resume_key is None:
+        return found
+    path = config.workload.path
+    asked = canonical_digest(list(prompts))
+    if path is not None and path.is_file():
+        asked = file_sha256(path)
+    return {**found, "server": options.resume_key, "prompts": asked}
 
 
 def _metrics(report: SearchReport) -> dict[str, Any]:

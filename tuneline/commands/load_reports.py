@@ -16,6 +16,8 @@ from tuneline.commands.options import (
 from tuneline.commands.printing import emit, emit_artifact, write_out
 from tuneline.core.errors import ConfigError
 
+KINDS = ("load-report", "load-search", "load-sweep", "load-pareto", "load-comparison")
+
 
 class Form(StrEnum):
     table = "table"
@@ -46,7 +48,7 @@ def join(
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report, or a search.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report, or a study.")],
     form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.table,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="A file, in place of stdout.")
@@ -64,7 +66,7 @@ def report(
         raise ConfigError(f"--out {out}: no directory {out.absolute().parent}")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: a directory; expected a file")
-    artifact = open_artifact(directory, kind=("load-report", "load-search", "load-pareto"))
+    artifact = open_artifact(directory, kind=KINDS)
     if as_json is False and form is Form.table and artifact.kind != "load-report":
         form = Form.markdown
     text = report_text(artifact, form)

@@ -88,6 +88,9 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
     url = required(chosen.url, "RUN.yaml or --url")
     endpoint = endpoint_of(url, chosen.model, chosen.api_key_env)
     config = chosen.config()
+    source = config.workload.source
+    if source != "prompts":
+        refuse(f"with workload.source: {source}", {"--prompts": prompts})
     if run_file is not None and prompts is None and config.workload.source == "prompts":
         (dataset,) = current(open_run(run_file, chosen.overrides, chosen.runs_dir), DATASET)
         messages = heldout_prompts(dataset)

@@ -340,6 +340,16 @@ def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> 
     "options",
     [
         ("--duration", "inf", "--out", "x"),
+        (
+            "--prompts",
+            "x",
+            "--set",
+            "loadtest.workload.source=synthetic",
+            "--set",
+            "loadtest.workload.input_tokens.mean=5",
+            "--out",
+            "x",
+        ),
         ("--rate", "inf", "--out", "x"),
         ("--shard", "0/2", "--start-at", "nan", "--out", "x"),
         ("--shard", "0/2", "--start-at", "1e300", "--out", "x"),

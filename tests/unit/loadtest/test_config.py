@@ -42,6 +42,8 @@ from tuneline.core.errors import ConfigError
         ),
         ({"name": "X y", "rate_rps": 1, "num_requests": 2}, "name"),
         ({"name": "x", "rate_rps": 0, "num_requests": 2}, "rate_rps"),
+        ({"name": "x", "rate_rps": 5, "num_requests": 10**12}, "less than or equal to 100000000"),
+        ({"name": "x", "rate_rps": 5, "duration_s": 1e15}, "above 100,000,000 requests"),
         ({"name": "x", "rate_rp": 1, "num_requests": 2}, "did you mean rate_rps"),
     ],
 )
@@ -69,6 +71,11 @@ def test_a_scenario_that_contradicts_itself_is_refused(
             "arrival: trace needs workload.source: mooncake",
         ),
         ({"extra_body": {"stream": False}}, "extra_body may not set stream"),
+        ({"extra_body": {"api_key": "k"}}, "extra_body.api_key: the report would show it"),
+        ({"extra_body": {"metadata": {"password": "p"}}}, "extra_body.metadata.password"),
+        ({"slo": {"e2e_s": {"p90": 61}}}, "slo.e2e_s.p90 is 61; a request fails after timeout_s"),
+        ({"slo": {"goodput_ttft_s": 5}, "timeout_s": 4}, "slo.goodput_ttft_s is 5"),
+        ({"slo": {"ttft_s": {"p90": 5}}, "timeout_s": 4}, "timeout_s, 4: it must be as long"),
         ({"scenarios": []}, "at least 1"),
         (
             {"scenarios": [{"name": "x", "rate_rps": 1, "num_requests": 2}] * 2},

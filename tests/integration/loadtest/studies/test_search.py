@@ -196,6 +196,32 @@ def test_a_search_that_was_killed_goes_on(known: Any, tmp_path: Path) -> None:
     assert (report["verdict"], report["max_rate_rps"]) == ("PASS", 160.0)
 
 
+def test_a_search_goes_on_with_the_same_prompts_only(known: Any, tmp_path: Path) -> None:
+    settings = config(slo={"ttft_s": {"p50": 0.5}})
+
+    def search(prompts: list[Any]) -> dict[str, Any]:
+        return report_of(
+            search_rate(
+                settings,
+                known.endpoint,
+                tmp_path / "s",
+                prompts=prompts,
+                num_requests=20,
+                start_rps=80.0,
+                max_rps=80.0,
+                resume_key="known",
+            )
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tries, "measure_load", _killed_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            search(PROMPTS)
+    num_before = len(known.truths())
+    search(PROMPTS[:1])
+    assert len(known.truths()) - num_before == 20 + 40 + 2 * 5
+
+
 def _killed_after(count: int) -> Any:
     num_calls = 0
 
@@ -280,6 +306,8 @@ def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
     assert artifact.manifest.metrics["problems"] == report["problems"] != []
     assert all(scenario["requests"]["offered"] == 60 for scenario in report["scenarios"])
     assert (artifact.path / "rates.png").stat().st_size > 1000
+    page = report_text(artifact, "markdown")
+    assert "| 50.0 | FAIL | 60 |" in page and "| 100 | FAIL | 60 |" in page
     with pytest.raises(ConfigError, match="at least one rate"):
         sweep_rates(config(), known.endpoint, tmp_path / "t", prompts=PROMPTS, rates_rps=[])
 

@@ -108,7 +108,7 @@ def test_the_sample_is_bounded_and_even() -> None:
 @pytest.mark.parametrize("gap_s", [0.0, 0.0005], ids=["burst", "short window"])
 def test_requests_longer_than_the_window_have_the_rates_of_the_whole_run(gap_s: float) -> None:
     records = made_records(200)
-    due = gap_s * np.arange(200)
+    due = np.linspace(0.0, gap_s * 199, 200)
     shift = due - records.intended_s
     records = replace(
         records, intended_s=due, sent_s=due + 0.0001, event_s=records.event_s + np.repeat(shift, 6),
