@@ -208,8 +208,8 @@ def _cache_path() -> Path:
 
 def _remember(fresh: dict[str, str]) -> None:
     """Add hashes to the cache, and leave out those of files that do not exist any more."""
-    path = _cache_path()
     try:
+        path = _cache_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may have written since, so its entries are read again.
         with path.with_suffix(".lock").open("w") as lock, locked(lock, wait=True):
@@ -218,16 +218,16 @@ def _remember(fresh: dict[str, str]) -> None:
             temporary = path.with_suffix(".partial")
             temporary.write_text(json.dumps(kept))
             temporary.replace(path)
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home has no cache
         pass  # without the cache the next call reads the files again
 
 
 def _read_cache() -> dict[str, str]:
     try:
-        cache: dict[str, str] = json.loads(_cache_path().read_text())
-    except (OSError, json.JSONDecodeError):
+        cache = json.loads(_cache_path().read_text())
+    except (OSError, RuntimeError, ValueError):
         return {}
-    return cache
+    return cache if isinstance(cache, dict) else {}
 
 
 def model_files(folder: Path) -> dict[str, Path]:

@@ -71,6 +71,28 @@ def test_only_the_files_of_the_model_are_downloaded(name: str, is_taken: bool) -
     assert bool(list(asked)) is is_taken
 
 
+@pytest.mark.parametrize("cache", [b"[]", b"\xff\xfe", None])
+def test_a_digest_needs_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bytes | None
+) -> None:
+    """The file may be damaged, and the user of a container may have no home."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(source, "REMEMBERED_BYTES", 1)
+    if cache is None:
+        monkeypatch.setattr(Path, "home", home)
+    else:
+        (tmp_path / ".cache" / "tuneline").mkdir(parents=True)
+        (tmp_path / ".cache" / "tuneline" / "sha256.json").write_bytes(cache)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    text = json.dumps([["model.safetensors", hashlib.sha256(b"weights").hexdigest()]])
+    expected = hashlib.sha256(text.replace(", ", ",").encode()).hexdigest()
+    assert folder_digest(tmp_path) == f"sha256:{expected}"
+
+
 def test_processes_that_remember_at_once_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
