@@ -11,6 +11,7 @@ The seed is fixed.
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import json
 import math
@@ -34,6 +35,9 @@ NUM_WARMUP = 2_000
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     print(f"seed {SEED}")
     found = []
     for servers, load in QUEUES:

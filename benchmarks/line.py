@@ -7,6 +7,7 @@ seven. Prints a table for people, then one JSON document on the last line.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -23,6 +24,9 @@ REPEATS = 7
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         up = ["up", str(RUN), "--runs-dir", scratch, "--json"]
         first_s, document = timed(up)
