@@ -31,6 +31,8 @@ QUESTION: Any = {"role": "user", "content": "I want a refund."}
 NUM_STREAMS = 16
 NUM_IDLE = 500
 HEADER_TIMEOUT_S = 6.0
+MAX_TOKENS = 900
+"""Below the context of 1,024 tokens less a question's, so that the limit ends an answer first."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,8 @@ def server(
     config = ServingConfig(
         **{**serving_settings, "shutdown_timeout": 60, "max_model_len": 1024},
         keys_file=keys["file"], routes=["responses", "messages", "tokenize", "page"],
-        log_format="json", limits=LimitsConfig(header_timeout_s=HEADER_TIMEOUT_S),
+        log_format="json",
+        limits=LimitsConfig(header_timeout_s=HEADER_TIMEOUT_S, max_tokens=MAX_TOKENS),
     )  # fmt: skip
     log_path = tmp_path_factory.mktemp("operations") / "vllm.log"
     with running_server(config, base, name="tickets", log_path=log_path) as running:
@@ -101,6 +104,19 @@ def test_the_openai_client_waits_as_long_as_a_refusal_says(
         assert second.result() == 600
     refused = re.search(r'"key": "single".*"status": 429', server.log_path.read_text())
     assert refused is not None, "the two requests did not meet"
+
+
+def test_no_answer_is_longer_than_the_limit(server: RunningServer, keys: dict[str, str]) -> None:
+    client = client_of(server, keys["ops"])
+    answer = client.chat.completions.create(
+        model="tickets", messages=[QUESTION], temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert answer.usage is not None and answer.usage.completion_tokens == MAX_TOKENS
+    assert answer.choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError, match="at most 900"):
+        client.completions.create(model="tickets", prompt="x", max_tokens=MAX_TOKENS + 1)
+    with pytest.raises(openai.BadRequestError, match="at most 900"):
+        client.responses.create(model="tickets", input="x", max_output_tokens=MAX_TOKENS + 1)
 
 
 def test_further_routes(server: RunningServer, keys: dict[str, str]) -> None:
