@@ -8,14 +8,13 @@ or such a counter (GPUs before Volta) there are no figures.
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from loadtest.report.schema import GpuFigures
-from tuneline.core.endpoint import split_url
+from tuneline.core.endpoint import is_loopback, split_url
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Meter:
 def energy_meter(url: str) -> Iterator[Meter | None]:
     """Yield a meter of this machine's GPUs with its first reading; None where NVML has no counters,
     or where the server at `url` runs on another machine."""
-    if not _is_loopback(url) or importlib.util.find_spec("pynvml") is None:
+    if not is_loopback(str(split_url(url).hostname)) or importlib.util.find_spec("pynvml") is None:
         yield None
         return
     import pynvml
@@ -97,11 +96,3 @@ def energy_meter(url: str) -> Iterator[Meter | None]:
         yield None if first is None else Meter(names, read, first)
     finally:
         pynvml.nvmlShutdown()
-
-
-def _is_loopback(url: str) -> bool:
-    host = str(split_url(url).hostname)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

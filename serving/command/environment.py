@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import secrets
@@ -14,7 +13,7 @@ from typing import Any
 from serving.config import ServingConfig
 from serving.middleware.settings import VARIABLE as SETTINGS_VARIABLE
 from tuneline.core.artifact import Artifact
-from tuneline.core.endpoint import read_key
+from tuneline.core.endpoint import is_loopback, read_key
 from tuneline.core.errors import ConfigError
 from tuneline.core.secrets import without_secrets
 from tuneline.models.source import ModelSource
@@ -89,7 +88,7 @@ def api_key(config: ServingConfig, host: str, environ: Mapping[str, str]) -> str
     key = read_key(environ, config.api_key_env)
     if key is None and config.keys_file is not None:
         return secrets.token_urlsafe(24)
-    if key is None and not _is_loopback(host):
+    if key is None and not is_loopback(host):
         raise ConfigError(
             f"serving.host {host} is reachable from other machines and {config.api_key_env} is not "
             "set; a key is required beyond loopback",
@@ -107,12 +106,3 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     if "trl" in sys.modules and kept.get(LOG_LEVEL) == "ERROR":
         del kept[LOG_LEVEL]
     return kept
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
@@ -20,7 +21,15 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Return whether the server runs on this machine."""
-        return urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+        return is_loopback(str(urlsplit(self.url).hostname))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or an IP address is this machine's loopback interface."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_key(environ: Mapping[str, str], name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuneline.core.endpoint import read_key, split_url
+from tuneline.core.endpoint import Endpoint, read_key, split_url
 from tuneline.core.errors import ConfigError
 
 
@@ -46,3 +46,18 @@ def test_a_key_behind_a_url_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="not sent") as caught:
         split_url(url)
     assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.2:8000", True),
+        ("[::1]:8000", True),
+        ("localhost:8000", True),
+        ("10.0.0.1", False),
+        ("localhost.example.com", False),
+    ],
+)
+def test_every_address_of_the_loopback_interface_is_local(host: str, is_local: bool) -> None:
+    assert Endpoint(f"http://{host}/v1", "m").is_local is is_local
