@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from export import resolve_folder
+from export import resolve_form
 from export.config import OnnxConfig
 from export.graphs.to_onnx import export_onnx
 from export.runtimes.onnx_folder import generated, load_genai
@@ -61,7 +61,7 @@ def main() -> None:
             runs[f"PyTorch {dtype}"] = pytorch(base, dtype, options)
         for weights in WEIGHTS:
             config = OnnxConfig.model_validate({"weights": weights})
-            artifact = export_onnx(config, resolve_folder(str(base)), work / weights)
+            artifact = export_onnx(config, resolve_form(str(base)), work / weights)
             sizes[f"ONNX {weights}"] = artifact.manifest.metrics["size_bytes"]
             runs[f"ONNX {weights}"] = onnx_runtime(artifact.path, options)
         measured: dict[str, list[float]] = {name: [] for name in runs}

@@ -35,16 +35,15 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 
 from export import (
     CalibrationData,
-    export_onnx,
     install_calibration,
     merge_adapter,
     prove_model,
-    prune_model,
     quantize_calibrated,
-    resolve_folder,
     resolve_form,
 )
 from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfig, PruneConfig
+from export.graphs.to_onnx import export_onnx
+from export.prune import prune_model
 from training import dataset_rows
 from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.dataset import TRAIN_FILE
@@ -140,7 +139,7 @@ def train(runs_dir: Path, overrides: Sequence[str], work: Path) -> Trained:
     given = [sys.executable, "-m", "tuneline", "train", str(RUN), "--runs-dir", str(runs_dir)]
     done = subprocess.run([*given, *options, "--json"], stdout=subprocess.PIPE, check=True)
     made = {stage["stage"]: Path(stage["path"]) for stage in json.loads(done.stdout)["stages"]}
-    base = resolve_folder(str(RUN.parents[1] / "tiny-base"))
+    base = resolve_form(str(RUN.parents[1] / "tiny-base"))
     dataset, reference = open_artifact(made["dataset"]), open_artifact(made["reference"])
     return Trained(base, made["adapter"], dataset, reference, work)
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from export.find_form import (
         form_name,
         open_chat,
-        resolve_folder,
         resolve_form,
         resolve_weights,
         weights_of_folder,
@@ -26,10 +25,8 @@ if TYPE_CHECKING:
         missing_modules,
         prepare_form,
     )
-    from export.graphs.to_onnx import export_onnx
     from export.merge.merge import merge as merge_adapter
     from export.parity import prove_model, weight_tolerances
-    from export.prune import prune_model
     from export.publish.model_card import write_model_card
     from export.publish.push import push_model
     from export.quantize.llm_compressor import quantize_calibrated
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 _WHERE = {
     "FORMS": "export.forms:FORMS",
     "CalibrationData": "export.forms:CalibrationData",
-    "export_onnx": "export.graphs.to_onnx:export_onnx",
     "form_name": "export.find_form:form_name",
     "install_calibration": "export.quantize.llm_compressor_environment:install_calibration",
     "make_form": "export.forms:make_form",
@@ -48,13 +44,11 @@ _WHERE = {
     "missing_modules": "export.forms:missing_modules",
     "open_chat": "export.find_form:open_chat",
     "prepare_form": "export.forms:prepare_form",
-    "prune_model": "export.prune:prune_model",
     "prove_model": "export.parity:prove_model",
     "push_model": "export.publish.push:push_model",
     "quantize_calibrated": "export.quantize.llm_compressor:quantize_calibrated",
     "quantize_model": "export.quantize.quantize:quantize_model",
     "read_base": "export.weights.model_folder:read_base",
-    "resolve_folder": "export.find_form:resolve_folder",
     "resolve_form": "export.find_form:resolve_form",
     "resolve_weights": "export.find_form:resolve_weights",
     "weight_tolerances": "export.parity:weight_tolerances",
@@ -64,7 +58,6 @@ _WHERE = {
 __all__ = [
     "FORMS",
     "CalibrationData",
-    "export_onnx",
     "form_name",
     "install_calibration",
     "make_form",
@@ -73,12 +66,10 @@ __all__ = [
     "open_chat",
     "prepare_form",
     "prove_model",
-    "prune_model",
     "push_model",
     "quantize_calibrated",
     "quantize_model",
     "read_base",
-    "resolve_folder",
     "resolve_form",
     "resolve_weights",
     "weight_tolerances",

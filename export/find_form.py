@@ -40,18 +40,6 @@ def resolve_form(name: str) -> ModelSource:
     return resolve_model(name)
 
 
-def resolve_folder(name: str) -> ModelSource:
-    """Find a model folder on disk; nothing is downloaded.
-
-    Raises:
-        MissingError: The folder does not exist.
-        ArtifactError: The folder holds no safetensors model.
-    """
-    if not Path(name).is_dir():
-        raise MissingError(f"--model {name}: no such folder; expected a model folder")
-    return resolve_model(name)
-
-
 def resolve_weights(path: Path) -> ModelSource:
     """Find the model folder that a server serves, by the user's statement, and check its files.
 

@@ -32,6 +32,7 @@ from tuneline.core.messages import Messages
 from tuneline.models.source import ModelSource
 
 MODEL = "model"
+GROUPED_SCHEME = "w4a16"
 """Kind of an artifact that is a transformers model folder."""
 OPEN_FOLDER = "export.runtimes.transformers_folder:open_folder"
 ONNX_MODULES = ("onnx", "onnxruntime", "onnxruntime_genai", "onnxscript")
@@ -89,6 +90,13 @@ class Form:
     modules: tuple[str, ...] = ()
     version: int = 1
 
+    @property
+    def open_options(self) -> list[str]:
+        """Return the names of the options that its row leaves open and that change its result."""
+        scheme = self.fixed.get("scheme", GROUPED_SCHEME)
+        idle = set() if scheme == GROUPED_SCHEME else {"group_size"}
+        return [key for key in self.config.model_fields if key not in self.fixed.keys() | idle]
+
     def options(self, export: ExportConfig) -> StrictModel:
         """Return the options of `make` in a run.
 
@@ -100,7 +108,7 @@ class Form:
 
 def _group_size(scheme: str, export: ExportConfig) -> dict[str, Any]:
     # The other schemes have no groups, so a change of the group size must not make them again.
-    return {"group_size": export.merge.group_size} if scheme == "w4a16" else {}
+    return {"group_size": export.merge.group_size} if scheme == GROUPED_SCHEME else {}
 
 
 def _quantized(title: str, scheme: str, weights: str) -> Form:

@@ -46,8 +46,7 @@ def form_table() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for name, form in FORMS.items():
-        options = [key for key in form.config.model_fields if key not in form.fixed]
-        options += ["data"] if form.needs_data else []
+        options = [*form.open_options, *(["data"] if form.needs_data else [])]
         cells = (
             f"`{name}`", form.title, f"`{form.kind}`", form.weights,
             ", ".join(f"`--{key.replace('_', '-')}`" for key in options),

@@ -116,22 +116,6 @@ class ExportGroup(LazyGroup):
         "quantize": Row(
             AT + "export:export_quantize", "Quantize a model's linear layers to compressed-tensors."
         ),
-        "onnx": Row(
-            AT + "export:export_onnx",
-            "Write a model as ONNX, with its tokenizer, chat template and stop tokens.",
-        ),
-        "torchscript": Row(
-            AT + "export:export_torchscript",
-            "Write a model as TorchScript, for runtimes that take only TorchScript.",
-        ),
-        "torch-export": Row(
-            AT + "export:export_torch_export",
-            "Write a model as a torch.export program (.pt2), without a pickle.",
-        ),
-        "prune": Row(
-            AT + "export:export_prune",
-            "Set the smallest weights of a model to zero; `prove` measures the effect.",
-        ),
         "install-calibration": Row(
             AT + "export:install_calibration",
             "Make the environment that --method gptq and awq run in: llm-compressor, over 1 GB.",

@@ -117,7 +117,7 @@ def refuse_pickles(path: Path) -> None:
         raise ArtifactError(
             f"{path}: {pickled[0]} is a pickle, which can run code when it is read; expected only "
             "JSON and raw tensors",
-            hint="Export it again: tuneline export torch-export --model DIR --out DIR",
+            hint="Export it again: tuneline export form torch-export --model DIR --out DIR",
         )
 
 

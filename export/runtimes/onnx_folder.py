@@ -131,7 +131,7 @@ def answers(folder: Path) -> Callable[[Sequence[Message]], Iterator[str]]:
     if not (folder / GENAI_CONFIG).is_file():
         raise ConfigError(
             f"{folder}: is a logits graph, which cannot generate; expected a decoder",
-            hint="Try: tuneline export onnx --graph decoder --model DIR --out DIR",
+            hint="Try: tuneline export form onnx-float32 --model DIR --out DIR",
         )
     genai = require("onnxruntime_genai", "export")
     tokenizer = load_tokenizer(folder)

@@ -13,7 +13,6 @@ from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
     GroupSize,
-    ModelDir,
     ModelId,
     OptionalRun,
     Out,
@@ -80,6 +79,8 @@ def export_merge(
     from export.config import MergeConfig
     from tuneline.core.config import validate_config
 
+    if quantize != "w4a16":
+        refuse("without --quantize w4a16", {"--group-size": group_size})
     config = validate_config(MergeConfig, given(chosen), "tuneline export merge")
     base, out = required(base, "--base"), required(out, "--out")
     adapters = _weighted(required(adapter, "--adapter"))
@@ -166,6 +167,8 @@ def export_quantize(
     chosen["num_calibration_samples"] = num_samples
     values = {key: value for key, value in chosen.items() if value is not None}
     where = "tuneline export quantize"
+    if scheme != "w4a16":
+        refuse("without --scheme w4a16", {"--group-size": group_size})
     if method is None:
         refuse("without --method", {"--data": data, "--num-calibration-samples": num_samples})
         config = validate_config(QuantizeConfig, values, where)
@@ -182,58 +185,6 @@ def install_calibration(as_json: AsJson = False) -> None:
 
     folder = install()
     emit({"path": str(folder)}, [f"installed: {folder}"], as_json)
-
-
-def export_onnx(
-    model: ModelDir,
-    out: OutDir,
-    weights: Annotated[str, typer.Option(help="float32, float16, int8 or int4.")] = "float32",
-    graph: Annotated[
-        str, typer.Option(help="decoder, which generates with a cache, or logits, in one pass.")
-    ] = "decoder",
-    as_json: AsJson = False,
-) -> None:
-    """Write a model as ONNX, with its tokenizer, chat template and stop tokens."""
-    from export import export_onnx, resolve_folder
-    from export.config import OnnxConfig
-    from tuneline.core.config import validate_config
-
-    values = {"weights": weights, "graph": graph}
-    config = validate_config(OnnxConfig, values, "tuneline export onnx")
-    emit_artifact(export_onnx(config, resolve_folder(str(model)), out), as_json)
-
-
-def export_torchscript(model: ModelDir, out: OutDir, as_json: AsJson = False) -> None:
-    """Write a model as TorchScript, for runtimes that take only TorchScript."""
-    from export import make_form, resolve_folder
-
-    emit_artifact(make_form("torchscript", resolve_folder(str(model)), out), as_json)
-
-
-def export_torch_export(model: ModelDir, out: OutDir, as_json: AsJson = False) -> None:
-    """Write a model as a torch.export program (.pt2), without a pickle."""
-    from export import make_form, resolve_folder
-
-    emit_artifact(make_form("torch-export", resolve_folder(str(model)), out), as_json)
-
-
-def export_prune(
-    model: ModelDir,
-    out: OutDir,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of each matrix that becomes zero, e.g. 0.5.")
-    ] = None,
-    pattern: Annotated[str | None, typer.Option(help="2:4, two of each four inputs.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Set the smallest weights of a model to zero; `prove` measures the effect."""
-    from export import prune_model, resolve_folder
-    from export.config import PruneConfig
-    from tuneline.core.config import validate_config
-
-    values = {"sparsity": sparsity, "pattern": pattern}
-    config = validate_config(PruneConfig, values, "tuneline export prune")
-    emit_artifact(prune_model(config, resolve_folder(str(model)), out), as_json)
 
 
 def calibration_data(path: Path) -> CalibrationData:

@@ -54,7 +54,7 @@ def _command(name: str) -> Any:
     from tuneline.core.config import field_docs
 
     form = FORMS[name]
-    fields = [key for key in form.config.model_fields if key not in form.fixed]
+    fields = form.open_options
 
     def run(model: str, out: Path, as_json: bool, **given: Any) -> None:
         from tuneline.commands.export import calibration_data

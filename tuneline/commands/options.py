@@ -50,9 +50,6 @@ KeyEnv = Annotated[
 GroupSize = Annotated[
     int | None, typer.Option(help="Under w4a16, values that share a scale: 128, 64 or 32.")
 ]
-ModelDir = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="A model artifact or any model folder.")
-]
 ModelId = Annotated[str, typer.Option("--model", help="Model folder or Hugging Face id.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
 Rate = Annotated[float | None, typer.Option(help="Open loop: requests per second.")]

@@ -33,7 +33,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 def test_export_prove_and_publish(line: Line, tmp_path: Path) -> None:
     graph, proof, tar = tmp_path / "graph", tmp_path / "proof", tmp_path / "model.tar"
     code, shown, error = tuneline(
-        "export", "torchscript", "--model", line.merged, "--out", graph, "--json"
+        "export", "form", "torchscript", "--model", line.merged, "--out", graph, "--json"
     )
     assert code == 0, error
     assert json.loads(shown)["kind"] == "torchscript"
@@ -92,12 +92,14 @@ def test_the_weights_of_a_server_are_a_whole_folder(line: Line, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("export", "onnx", "--weights", "int3"), 2, "weights"),
-        (("export", "prune"), 2, "sparsity or pattern"),
+        (("export", "form", "onnx-logits", "--weights", "int3"), 2, "weights"),
+        (("export", "form", "pruned"), 2, "sparsity or pattern"),
         (("export", "quantize", "--scheme", "int8", "--method", "awq", "--data", "x"), 2, "w4a16"),
         (("export", "quantize", "--scheme", "int8", "--method", "gptq"), 2, "--data is required"),
         (("export", "quantize", "--scheme", "int8", "--data", "x"), 2, "without --method"),
-        (("export", "torchscript", "--model", "/none"), 4, "no such folder"),
+        (("export", "quantize", "--scheme", "fp8", "--group-size", "32"), 2, "no meaning without"),
+        (("export", "form", "quantized-fp8", "--group-size", "32"), 2, ""),  # the parser says it
+        (("export", "form", "torchscript", "--model", "/none"), 4, "no such folder"),
         (("prove", "--weights", "."), 2, "--weights: has no meaning with a model on disk"),
         (("chat", "--artifact", ".", "--url", "http://x/v1"), 2, "no meaning with --artifact"),
         (("chat", "--artifact", ".", "--api-key-env", "KEY"), 2, "no meaning with --artifact"),

@@ -15,11 +15,12 @@ import transformers
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from export import form_name, make_form, prune_model, quantize_model, resolve_form
+from export import form_name, make_form, quantize_model, resolve_form
 from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
 from export.graphs.to_onnx import export_onnx
 from export.merge.merge import merge
 from export.parity import prove_model, weight_tolerances
+from export.prune import prune_model
 from tests.integration.export.exported import builder_in_this_process
 from tests.integration.export.test_parity import Line, make_line
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact

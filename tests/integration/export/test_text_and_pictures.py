@@ -10,11 +10,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from export import make_form, prune_model, quantize_model
+from export import make_form, quantize_model
 from export.config import MergeConfig, OnnxConfig, ParityConfig, PruneConfig, QuantizeConfig
 from export.graphs.to_onnx import export_onnx
 from export.merge.merge import merge
 from export.parity import prove_model
+from export.prune import prune_model
 from export.runtimes.transformers_folder import load_model
 from export.weights.families import is_in_text_half
 from tests.integration.export import families

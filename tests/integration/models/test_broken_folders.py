@@ -63,9 +63,11 @@ COMMANDS: dict[str, list[str]] = {
     "check": ["check", "{run}"],
     "train": ["train", "{run}", "--runs-dir", "{tmp}/runs"],
     "evaluate": ["evaluate", "{run}", "--runs-dir", "{tmp}/runs"],
-    "export torchscript": ["export", "torchscript", "--model", "{model}", "--out", "{tmp}/out"],
-    "export onnx": [
-        "export", "onnx", "--graph", "logits", "--model", "{model}", "--out", "{tmp}/out",
+    "export form torchscript": [
+        "export", "form", "torchscript", "--model", "{model}", "--out", "{tmp}/out",
+    ],
+    "export form onnx-logits": [
+        "export", "form", "onnx-logits", "--model", "{model}", "--out", "{tmp}/out",
     ],
     "prove": [
         "prove", "--reference", "{reference}", "--candidate", "{model}", "--out", "{tmp}/out",

@@ -22,7 +22,7 @@ import pytest
 import torch
 import transformers
 
-from export import make_form, open_chat, resolve_folder, resolve_form
+from export import make_form, open_chat, resolve_form
 from export.config import OnnxConfig
 from export.find_form import open_form
 from export.graphs import to_onnx, to_torch_export
@@ -103,7 +103,7 @@ def exported(
 
 
 def export(form: str, base: Path, out: Path) -> Artifact:
-    return make_form(form, resolve_folder(str(base)), out)
+    return make_form(form, resolve_form(str(base)), out)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_logits_graph_that_rounding_broke_is_refused(
     ):
         export_onnx(
             OnnxConfig(weights=weights, graph="logits"),
-            resolve_folder(str(bases["mistral"])),
+            resolve_form(str(bases["mistral"])),
             tmp_path / "out",
         )
     assert list(tmp_path.iterdir()) == []
@@ -284,7 +284,7 @@ def test_a_graph_without_matrix_products_is_not_quantized(
 ) -> None:
     config = OnnxConfig(weights="int8", graph="logits")
     with pytest.raises(ArtifactError, match="'gpt2' cannot be exported to ONNX: it has no matrix"):
-        export_onnx(config, resolve_folder(str(bases["gpt2"])), tmp_path / "out")
+        export_onnx(config, resolve_form(str(bases["gpt2"])), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -292,7 +292,7 @@ def test_a_model_without_a_stop_token_is_refused(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama")
     (base / "generation_config.json").write_text("{}")
     with pytest.raises(ArtifactError, match="has no stop token"):
-        export_onnx(OnnxConfig(), resolve_folder(str(base)), tmp_path / "out")
+        export_onnx(OnnxConfig(), resolve_form(str(base)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

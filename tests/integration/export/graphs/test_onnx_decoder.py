@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import make_form, resolve_folder, resolve_form
+from export import make_form, resolve_form
 from export.config import OnnxConfig
 from export.find_form import open_form
 from export.graphs import to_onnx
@@ -78,7 +78,7 @@ def test_the_builder_asks_for_no_network_and_inherits_no_credential(
     path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     plant(monkeypatch)
-    artifact = make_form("onnx-float32", resolve_folder(str(bases["llama"])), tmp_path / "out")
+    artifact = make_form("onnx-float32", resolve_form(str(bases["llama"])), tmp_path / "out")
     check_received(tmp_path / "site" / "received.json")
     verify_artifact(artifact)
     check_decoder_artifact(artifact, bases["llama"])
@@ -89,7 +89,7 @@ def test_the_builder_asks_for_no_network_and_inherits_no_credential(
 def test_the_decoder_answers_as_the_model_does(
     family: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = resolve_folder(str(bases[family]))
+    model = resolve_form(str(bases[family]))
     check_decoder_artifact(export_onnx(OnnxConfig(), model, tmp_path / "out"), bases[family])
 
 
@@ -135,7 +135,7 @@ def test_a_decoder_in_fewer_bits_is_near(
 ) -> None:
     base = bases["llama"]
     config = OnnxConfig(weights=weights)
-    artifact = export_onnx(config, resolve_folder(str(base)), tmp_path / "out")
+    artifact = export_onnx(config, resolve_form(str(base)), tmp_path / "out")
     ids = random_ids(1, 12)
     wanted = torch.log_softmax(transformers_logits(base, ids)[0], dim=-1)
     score = open_form(resolve_form(str(artifact.path))).score
@@ -162,12 +162,12 @@ def test_a_decoder_that_computes_something_else_is_refused(
     right = to_onnx.run_builder
 
     def run(model: ModelSource, folder: Path, weights: str) -> None:
-        right(resolve_folder(str(mistaken)), folder, weights)
+        right(resolve_form(str(mistaken)), folder, weights)
 
     monkeypatch.setattr(to_onnx, "run_builder", run)
     with pytest.raises(ArtifactError, match=r"'llama' cannot be .* computes something else at len"):
         export_onnx(
-            OnnxConfig(weights=weights), resolve_folder(str(bases["llama"])), tmp_path / "out"
+            OnnxConfig(weights=weights), resolve_form(str(bases["llama"])), tmp_path / "out"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["mistaken"]
 
@@ -177,7 +177,7 @@ def test_a_decoder_that_computes_something_else_is_refused(
 def test_rotary_positions_that_the_decoder_lacks_are_refused_by_name(
     rope_type: str, weights: Any, tmp_path: Path
 ) -> None:
-    model = resolve_folder(str(with_rope(tmp_path / "base", rope_type)))
+    model = resolve_form(str(with_rope(tmp_path / "base", rope_type)))
     with pytest.raises(ArtifactError, match=f"rotary positions of the type '{rope_type}'"):
         export_onnx(OnnxConfig(weights=weights), model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -185,7 +185,7 @@ def test_rotary_positions_that_the_decoder_lacks_are_refused_by_name(
 
 def test_a_family_that_the_decoder_cannot_take(bases: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="'GPT2LMHeadModel' cannot be exported to an ONNX dec"):
-        export_onnx(OnnxConfig(), resolve_folder(str(bases["gpt2"])), tmp_path / "out")
+        export_onnx(OnnxConfig(), resolve_form(str(bases["gpt2"])), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -194,13 +194,13 @@ def test_a_truncated_model_is_not_a_fault_of_the_family(tmp_path: Path) -> None:
     data = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(data[:-9])
     with pytest.raises(ArtifactError, match=r"model\.safetensors: .*truncated"):
-        export_onnx(OnnxConfig(), resolve_folder(str(base)), tmp_path / "out")
+        export_onnx(OnnxConfig(), resolve_form(str(base)), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_a_decoder_in_fp16_is_refused_on_a_cpu(bases: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no float16 decoder for a CPU"):
         export_onnx(
-            OnnxConfig(weights="float16"), resolve_folder(str(bases["llama"])), tmp_path / "o"
+            OnnxConfig(weights="float16"), resolve_form(str(bases["llama"])), tmp_path / "o"
         )
     assert list(tmp_path.iterdir()) == []

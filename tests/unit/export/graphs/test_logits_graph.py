@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from export import resolve_folder
+from export import resolve_form
 from export.graphs.logits_graph import checked_length, max_length, noise, rope_types
 from export.graphs.to_torch_export import refuse_pickles
 from tuneline.core.errors import ArtifactError, MissingError
@@ -66,4 +66,4 @@ def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such folder"):
-        resolve_folder(str(tmp_path / "none"))
+        resolve_form(str(tmp_path / "none"))
