@@ -42,7 +42,7 @@ from training.loop.ranks import is_first, is_seen, largest, wait_for_all
 from training.loop.signals import StopOnSignal
 from training.model import quiet_libraries, require_one_gpu
 from training.prepared import Prepared, prepare_training
-from training.tracking.curves import write_curves
+from training.tracking.curves import draw_curves
 from training.tracking.figures import FiguresOfTraining
 from training.tracking.reporting import Reporting, chosen_trackers, opened_trackers
 from training.tracking.tracker import TrackedRun
@@ -175,7 +175,7 @@ def _train(
         moved = moved if best is None else proof.moved()
         last = best or trainer.state.global_step
         if trackers:
-            write_curves(log, tracked.folder, [f"eval_{name}" for name in method.columns])
+            draw_curves(log, tracked.folder, [f"eval_{name}" for name in method.columns])
 
         points = loss_points(log, method.columns)
         trained = by_pattern(moved)

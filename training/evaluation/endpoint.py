@@ -17,7 +17,7 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
 from tuneline.core.openai_client import first_choice, openai_client, server_error
 from tuneline.core.progress import progress
-from tuneline.core.server_words import text_of
+from tuneline.core.server_words import names_context, text_of
 from tuneline.models.template import TemplateSettings
 
 REQUEST_TIMEOUT_S = 120.0
@@ -192,10 +192,16 @@ def _ask_all(
         finally:
             failed.set()  # on an interrupt, what still waits in the pool is not sent
     if errors:
+        hint = errors[0].hint or f"Try: curl {endpoint.url}/models"
+        if names_context(errors[0].message.encode()):
+            hint = (
+                "Try: a smaller evaluation.max_new_tokens, or leave out the longest rows. The "
+                "context of the server holds prompt and answer."
+            )
         raise ServerError(
             f"{endpoint.url}: {len(errors)} requests to model {endpoint.model!r} failed, "
             f"{len(found)} of {len(asked)} prompts were answered; the first failure: "
             f"{errors[0].message.removeprefix(f'{endpoint.url}: ')}",
-            hint=errors[0].hint or f"Try: curl {endpoint.url}/models",
+            hint=hint,
         )
     return [found[index] for index in range(len(asked))]

@@ -58,9 +58,18 @@ def search_settings(
             _run_trial(study, config, folder, started, objective)
     with study_lock(folder):
         trials = _ranked(study, config, folder)
-        plots = [str(path) for path in write_plots(study, config, folder)]
         on_end(trials)
+        plots = _plots(study, config, folder)
     return {"trials": trials, "plots": plots}
+
+
+def _plots(study: optuna.Study, config: SearchConfig, folder: Path) -> list[str]:
+    """Return the paths of the pictures; a picture that cannot be drawn is only a warning."""
+    try:
+        return [str(path) for path in write_plots(study, config, folder)]
+    except Exception as error:  # noqa: BLE001 (matplotlib may raise anything, 1e308 an overflow)
+        logger.warning("  the plots are not drawn: %s: %s", type(error).__name__, error)
+        return []
 
 
 def _ranked(study: optuna.Study, config: SearchConfig, folder: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneline.core.progress import logger
+
 PICTURE = "curves.png"
 PANELS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("loss of the answers (nats per token)", ("loss", "eval_loss"), 1),
@@ -15,6 +17,16 @@ PANELS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("tokens/s without padding", ("tokens_per_s",), 1),
 )
 """Title, figures of the log, and the divisor of each panel."""
+
+
+def draw_curves(
+    log_history: Sequence[Mapping[str, Any]], folder: Path, measured: Sequence[str] = ()
+) -> None:
+    """Write the curves of a training; a picture that cannot be drawn is only a warning."""
+    try:
+        write_curves(log_history, folder, measured)
+    except Exception as error:  # noqa: BLE001 (the training is done; nothing here may end it)
+        logger.warning("  %s is not drawn: %s: %s", PICTURE, type(error).__name__, error)
 
 
 def write_curves(

@@ -18,7 +18,7 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.messages import Messages, calls_of, content_of
 from tuneline.core.openai_client import first_choice, openai_client, server_error
-from tuneline.core.progress import progress
+from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import text_of
 from tuneline.core.statistics import mcnemar_p
 
@@ -126,6 +126,11 @@ def judge_pairs(
         else:
             kind = "ties" if straight == swapped == "tie" else "swapped"
         counts[kind] += 1
+    if counts["unreadable"]:
+        logger.warning(
+            "  the judge gave no readable verdict on %d of %d pairs; try a larger "
+            "evaluation.judge.max_new_tokens, or a better judge", counts["unreadable"], len(pairs),
+        )  # fmt: skip
     return values, {**counts, "num_requests": len(questions)}
 
 
@@ -145,7 +150,10 @@ def win_rate(values: Sequence[float | None], counts: dict[str, int]) -> dict[str
 
 def read_choice(reply: str) -> Choice | None:
     """Return the last verdict of a judgement; None without one."""
-    found = _VERDICT.findall(bare_answer(reply))
+    text = bare_answer(reply)
+    if text.startswith("<think>"):
+        return None  # cut off while it thinks
+    found = _VERDICT.findall(text)
     return _CHOICES[found[-1]] if found else None
 
 

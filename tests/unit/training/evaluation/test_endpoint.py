@@ -93,10 +93,11 @@ def test_a_server_is_asked_without_the_fields_that_it_refuses(
 def test_another_refusal_ends_the_evaluation() -> None:
     message = {"role": "assistant", "content": "x"}
     with (
-        _server(lambda _body: "the context is too short", message) as (endpoint, _bodies),
-        pytest.raises(ServerError, match="the context is too short"),
+        _server(lambda _body: "the maximum context length is 8", message) as (endpoint, _bodies),
+        pytest.raises(ServerError, match="maximum context length is 8") as caught,
     ):
         endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)
+    assert "evaluation.max_new_tokens" in str(caught.value.hint)
 
 
 def test_a_call_with_broken_arguments_stays_a_call() -> None:

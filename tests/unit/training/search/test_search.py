@@ -235,3 +235,14 @@ def test_a_study_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None:
     assert [trial.system_attrs["fixed_params"]["x"] for trial in study.trials] == [1, 2, 3, 4, 5]
     with sqlite3.connect(tmp_path / "study.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (1,)
+
+
+def test_plots_that_cannot_be_drawn_cost_no_result(tmp_path: Path) -> None:
+    told: list[Any] = []
+    config = _config(GRID, space={"x": {"low": 1, "high": 2}})
+    found = search_settings(
+        config, tmp_path, lambda *_: 1e308, facts={}, first=None,
+        on_end=told.extend,
+    )  # fmt: skip
+    assert found["plots"] == []
+    assert [trial["value"] for trial in told] == [1e308, 1e308]

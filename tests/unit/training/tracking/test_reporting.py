@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from training.config import TrainingConfig
+from training.tracking.curves import draw_curves
 from training.tracking.reporting import (
     TRACKERS,
     Open,
@@ -189,3 +190,13 @@ def test_a_tracker_without_its_package_is_an_error_before_training(
     with pytest.raises(MissingError, match=r"^training\.prometheus_port: prometheus ") as caught:
         chosen_trackers(chosen)
     assert "remove training.prometheus_port" in str(caught.value.hint)
+
+
+def test_curves_that_cannot_be_drawn_end_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tracking").write_text("a file where the folder should be")
+    draw_curves([{"step": 1, "loss": 2.0}], tmp_path / "tracking" / "adapter")
+    assert "curves.png is not drawn: " in caplog.text
+    draw_curves([{"step": 1, "loss": 2.0}], tmp_path / "good")
+    assert (tmp_path / "good" / "curves.png").stat().st_size > 5000

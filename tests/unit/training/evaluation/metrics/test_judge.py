@@ -87,6 +87,7 @@ def test_the_last_verdict_after_reasoning_counts() -> None:
     assert read_choice("<think>[[A]]</think>\n[[B]]") == "B"
     assert read_choice("[[ C ]]") == "tie"
     assert read_choice("A") is None
+    assert read_choice("<think>It is [[A]], unless") is None
 
 
 def test_the_win_rate_counts_a_tie_as_half_and_leaves_out_what_is_unreadable() -> None:
