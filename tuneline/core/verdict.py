@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from enum import StrEnum
 
 from tuneline.core.artifact import Artifact, remove_command
@@ -50,6 +51,23 @@ def read_verdict(artifact: Artifact) -> Verdict:
         ) from None
 
 
+TIES = ("greedy_agreement", "token_agreement")
+"""The figures of a proof that fall if two tokens are almost as likely as one another."""
+
+
+def _about_ties(artifact: Artifact, reasons: Sequence[str]) -> str:
+    """Return what to do about a proof that fails only because of almost equal tokens."""
+    if artifact.kind != "parity" or not reasons or not all(r.startswith(TIES) for r in reasons):
+        return ""
+    sections = {"served": "serving", "merged": "export.merge"}
+    section = sections.get(str(artifact.manifest.config.get("form")))
+    exact = "" if section is None else f", or --set {section}.dtype=float32"
+    return (
+        "The log-probabilities are within their limits: answers differ where two tokens are almost "
+        f"as likely.\n  Try: a longer training, which tells them apart{exact}\n  "
+    )
+
+
 def require_verdict(artifact: Artifact, verdict: Verdict | None = None) -> None:
     """Check that an artifact's verdict is PASS.
 
@@ -74,7 +92,8 @@ def require_verdict(artifact: Artifact, verdict: Verdict | None = None) -> None:
     }
     raise errors[verdict](
         f"{artifact.path.name}: {verdict}" + (f"\n{lines}" if lines else ""),
-        hint=f"The whole report: {shlex.join(['tuneline', 'inspect', str(artifact.path)])}\n"
+        hint=_about_ties(artifact, reasons)
+        + f"The whole report: {shlex.join(['tuneline', 'inspect', str(artifact.path)])}\n"
         "  To measure again under the same configuration, remove it: "
         f"{remove_command(artifact.path)}",
     )

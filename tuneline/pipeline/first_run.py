@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from training.config import DataConfig, TrainingConfig
 from tuneline.core.config import validate_config
-from tuneline.models.source import ModelSource
+from tuneline.core.environment import gpu_names
+from tuneline.core.free_memory import free_host_bytes
+from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.pipeline.choices import Choice, relative_path, run_name, write_choices
 
 if TYPE_CHECKING:
@@ -126,8 +128,23 @@ def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
         Choice("reference.max_new_tokens", min(new_tokens, 128),
                "The proof compares this many tokens of each answer at most."),
         Choice("serving.max_model_len", served, "The longest prompt and the longest answer."),
+        *_served_dtype(base),
         Choice("loadtest.max_tokens", min(new_tokens, 64), "The longest answer under load."),
     ]  # fmt: skip
+
+
+def _served_dtype(base: ModelSource) -> list[Choice]:
+    """Return the number format of a server on a CPU, if the base model's own is a shorter one."""
+    if gpu_names() or computed_dtype("auto", base) == "float32":
+        return []
+    size_bytes = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
+    if 2 * size_bytes > free_host_bytes() / 2:
+        return []
+    reason = (
+        "No GPU is here. In float32 the server computes as the proof does; shorter formats are "
+        "slow on most CPUs, and their rounding changes answers of a model that is not sure."
+    )
+    return [Choice("serving.dtype", "float32", reason)]
 
 
 def _method(facts: DataFacts) -> list[Choice]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.commands import tuneline_here
 from tuneline.core.config import load_config
+from tuneline.core.environment import gpu_names
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.run_config import RunConfig, load_run
 
@@ -67,6 +68,8 @@ def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
     assert run.config.serving.max_model_len is not None
     assert run.config.serving.max_model_len < 128
     assert check_run(run).warnings == []
+    # The base model is in bfloat16, in which a CPU's answers differ from the proof's.
+    assert run.config.serving.dtype == ("auto" if gpu_names() else "float32")
 
 
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:

@@ -24,6 +24,27 @@ def artifact(out: Path, kind: str, verdict: str) -> Artifact:
     return open_artifact(out)
 
 
+@pytest.mark.parametrize(
+    ("problems", "form", "hint"),
+    [
+        (["greedy_agreement is 0.6; expected at least 0.9"], "served", "serving.dtype=float32"),
+        (["token_agreement is 0.6; expected at least 0.9"], "merged", "export.merge.dtype=float32"),
+        (["greedy_agreement is 0.6; expected", "mean_kl is 1"], "served", None),
+    ],
+)
+def test_a_proof_that_fails_by_ties_only_says_what_to_do(
+    tmp_path: Path, problems: list[str], form: str, hint: str | None
+) -> None:
+    with new_artifact(tmp_path / "x", "parity", config={"form": form}) as draft:
+        (draft.dir / "parity.json").write_text(json.dumps({"verdict": "FAIL"}))
+        draft.metrics["problems"] = problems
+    with pytest.raises(VerdictError) as caught:
+        require_verdict(open_artifact(tmp_path / "x"))
+    said = str(caught.value.hint)
+    assert (hint or "The whole report") in said
+    assert ("a longer training" in said) == (hint is not None)
+
+
 def test_these_kinds_have_a_verdict() -> None:
     assert tuple(name for name, kind in KINDS.items() if kind.verdict_file) == WITH_VERDICT
 
