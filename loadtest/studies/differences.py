@@ -10,11 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.client.records import SUCCEEDED, Records
-from loadtest.judging.clusters import Labels, bounds_of, clustered_difference
-from loadtest.judging.intervals import MIN_BLOCKS, block_length, paired_difference
+from loadtest.judging.clusters import Labels, bounds_of, cluster_block, clustered_difference
+from loadtest.judging.drift import student_quantile
+from loadtest.judging.intervals import (
+    MIN_BLOCKS,
+    block_length,
+    correlated_block,
+    paired_difference,
+)
 from loadtest.judging.latency import Values, tpot_s
 from loadtest.judging.statistics import mean_in_flight
 from loadtest.studies.schema import METRICS, SIDES, ComparedScenario, Difference
+from tuneline.core.statistics import Z_95
 from tuneline.core.verdict import Verdict
 
 Rows = NDArray[np.int64]
@@ -69,19 +76,25 @@ def _difference(
     values_a, values_b = np.concatenate(left), np.concatenate(right)
     if not len(values_a):
         return None
-    block = block_length(overlap)
+    # A queue near saturation remembers longer than its requests run, on either side for itself.
+    gaps, block = values_b - values_a, block_length(overlap)
     num_clusters = None
     if has_turns:
         of_pairs = np.concatenate(labels)
         num_clusters = len(bounds_of(of_pairs)[0])
         length = math.ceil(block * num_clusters / len(values_a))
-        mean, low, high = clustered_difference(values_b - values_a, of_pairs, length)
+        drawn = max(min(cluster_block(gaps, of_pairs, block), num_clusters // MIN_BLOCKS), length)
+        interval = clustered_difference(gaps, of_pairs, drawn)
+        num_blocks = num_clusters / drawn
         num_needed = math.ceil(MIN_BLOCKS * length * len(values_a) / num_clusters)
         enough = num_clusters >= MIN_BLOCKS * length
     else:
-        mean, low, high = paired_difference(values_b - values_a, block)
+        drawn = max(min(correlated_block(gaps, block), len(gaps) // MIN_BLOCKS), block)
+        interval = paired_difference(gaps, drawn)
+        num_blocks = len(gaps) / drawn
         num_needed = MIN_BLOCKS * block
         enough = len(values_a) >= num_needed
+    mean, low, high = _of_few_blocks(*interval, num_blocks)
     mean_a = float(np.mean(values_a))
     return Difference(
         metric=metric,
@@ -96,6 +109,15 @@ def _difference(
         verdict=judge_difference(low, high, margin * mean_a, enough),
         num_needed=None if enough else num_needed,
     )
+
+
+def _of_few_blocks(
+    mean: float, low: float, high: float, num_blocks: float
+) -> tuple[float, float, float]:
+    """Return a mean with its interval, widened as Student's t is to the normal distribution: a
+    bootstrap of few blocks knows little of the spread between them."""
+    factor = student_quantile(max(num_blocks - 1, MIN_BLOCKS - 2)) / Z_95
+    return mean, mean - factor * (mean - low), mean + factor * (high - mean)
 
 
 Pairs = tuple[Values, Values, Labels]
