@@ -107,10 +107,14 @@ def _check_targets_met(context: MergeContext, met: set[tuple[str, Any]]) -> None
     """Refuse an option that names a module which the base does not have."""
     adapter = context.adapter
     for option in ("modules_to_save", "target_parameters", "trainable_token_indices"):
-        for target in adapter.config.get(option) or []:
-            if isinstance(target, str) and (option, target) not in met:
-                raise ArtifactError(
-                    f"{adapter.weights.path}: has nothing for {target}, which {option} in "
-                    f"{ADAPTER_CONFIG} names: the base {context.base.path} has no such tensor",
-                    hint=adapter.named_base,
-                )
+        named = [one for one in adapter.config.get(option) or [] if isinstance(one, str)]
+        missing = [target for target in named if (option, target) not in met]
+        # For `all-linear`, PEFT adds names of parameters that not every family has.
+        if option == "target_parameters" and len(missing) < len(named):
+            continue
+        if missing:
+            raise ArtifactError(
+                f"{adapter.weights.path}: has nothing for {missing[0]}, which {option} in "
+                f"{ADAPTER_CONFIG} names: the base {context.base.path} has no such tensor",
+                hint=adapter.named_base,
+            )

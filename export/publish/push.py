@@ -29,7 +29,7 @@ from tuneline.models.companion_files import (
     PROCESSOR_TEMPLATE,
     TOKENIZER_FILES,
 )
-from tuneline.models.folder import CONFIG, GENERATION_CONFIG, INDEX, read_json
+from tuneline.models.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, read_json
 from tuneline.models.schemas import ShardIndex
 from tuneline.models.source import model_files
 
@@ -68,7 +68,8 @@ def push_model(model: Path, to: str, card: str | None) -> str:
         return _to_hub(files, extra, to.removeprefix(HUB))
     if re.match(r"\w+:", to):
         raise ConfigError(
-            f"--to {to} is not a place to publish; expected hf:ORG/NAME, a folder or a file.tar"
+            f"--to {to} is not a place to publish; expected hf:ORG/NAME, s3://BUCKET/PATH, a "
+            "folder or a file.tar"
         )
     out = Path(to)
     if out.exists():
@@ -97,9 +98,12 @@ def published_files(model: Path) -> dict[str, Path]:
     """Return the files of a directory that are published: relative name to path, sorted.
 
     Raises:
+        MissingError: The directory does not exist.
         ArtifactError: A file differs from the manifest, the directory does not hold a model, or
             weights are cut short or missing.
     """
+    if not model.is_dir():
+        raise MissingError(f"--model {model}: no such folder; expected a model folder")
     if (model / MANIFEST).is_file():
         artifact = open_artifact(model, kind=MODEL_KINDS)
         verify_artifact(artifact)
@@ -112,6 +116,11 @@ def published_files(model: Path) -> dict[str, Path]:
     for file in found.values():
         if file.suffix == ".safetensors":
             read_tensor_file(file)
+    if WEIGHTS not in found and INDEX not in found:
+        raise ArtifactError(
+            f"{model}: has neither {WEIGHTS} nor {INDEX}; expected one of them, by which a loader "
+            "finds the weights"
+        )
     if INDEX in found:
         lost = set(read_json(found[INDEX], ShardIndex)["weight_map"].values()) - found.keys()
         if lost:

@@ -128,9 +128,9 @@ def read_base(path: Path) -> ModelFolder:
     elif quantization:
         method = quantization.get("quant_method", "unknown")
         raise ArtifactError(
-            f"{path / CONFIG}: the base is quantized ({method}); a merge into quantized weights "
-            "would round the adapter away",
-            hint="Merge into the model that it was quantized from.",
+            f"{path / CONFIG}: the model is quantized ({method}); expected plain weights, because "
+            "changed ones would be rounded again",
+            hint="Try: the model that it was quantized from.",
         )
     index = None
     if (path / WEIGHTS).is_file():

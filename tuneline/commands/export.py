@@ -201,4 +201,8 @@ def calibration_data(path: Path) -> CalibrationData:
         return CalibrationData([row.messages for row in rows], dataset.as_input("data"))
     from training import file_input, read_rows
 
+    if not path.is_file():
+        raise ConfigError(
+            f"--data {path}: no such file; expected training rows or a dataset artifact"
+        )
     return CalibrationData([row.messages for row in read_rows(path)], file_input("data", path))

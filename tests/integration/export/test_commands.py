@@ -100,6 +100,12 @@ def test_the_weights_of_a_server_are_a_whole_folder(line: Line, tmp_path: Path) 
         (("export", "quantize", "--scheme", "fp8", "--group-size", "32"), 2, "no meaning without"),
         (("export", "form", "quantized-fp8", "--group-size", "32"), 2, ""),  # the parser says it
         (("export", "form", "torchscript", "--model", "/none"), 4, "no such folder"),
+        (
+            ("export", "quantize", "--scheme", "int8", "--method", "gptq", "--data", "/none"),
+            2,
+            "--data /none: no such file",
+        ),
+        (("push", "--to", "x", "--model", "/none"), 4, "--model /none: no such folder"),
         (("prove", "--weights", "."), 2, "--weights: has no meaning with a model on disk"),
         (("chat", "--artifact", ".", "--url", "http://x/v1"), 2, "no meaning with --artifact"),
         (("chat", "--artifact", ".", "--api-key-env", "KEY"), 2, "no meaning with --artifact"),

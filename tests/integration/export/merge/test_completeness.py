@@ -105,6 +105,9 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "tied-head": ("llama-tied", {"target_modules": ["q_proj", "lm_head"], **TIED}),
     "a-saved-router": ("qwen3-moe", {**Q, "modules_to_save": ["mlp.gate"]}),
     "old-names-of-experts": ("mixtral", {"target_modules": ["w1", "w2", "w3"]}),
+    "a-parameter-of-another-family": (
+        "qwen3-moe", {**Q, "target_parameters": ["mlp.experts.down_proj", "mlp.gate.wg.weight"]},
+    ),
     "patterns-of-parameters": (
         "qwen3-moe",
         {**Q, "target_parameters": ["mlp.gate.weight", "k_proj.weight"],

@@ -172,5 +172,5 @@ def test_a_left_over_quantization_config_does_no_harm(tmp_path: Path) -> None:
     weights = load_file(base / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(64, 1, dtype=torch.uint8)
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ArtifactError, match="the base is quantized"):
+    with pytest.raises(ArtifactError, match="the model is quantized"):
         run_merge(base, adapter, tmp_path / "refused")

@@ -222,7 +222,7 @@ def test_a_merge_that_overflows_its_dtype_is_refused(
 
 def test_a_quantized_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     edit_json(base / "config.json", quantization_config={"quant_method": "gptq"})
-    assert "the base is quantized (gptq)" in refusal(base, adapter, tmp_path / "out")
+    assert "the model is quantized (gptq)" in refusal(base, adapter, tmp_path / "out")
 
 
 def test_a_weight_stored_in_eight_bits_is_refused(

@@ -104,7 +104,7 @@ def test_a_place_that_is_none_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="expected hf:ORG/NAME, a folder or a file"):
+    with pytest.raises(ConfigError, match="expected hf:ORG/NAME, s3://BUCKET/PATH, a"):
         push_model(model.path, to, None)
     assert set(tmp_path.iterdir()) == before
 
@@ -243,7 +243,7 @@ def test_a_hub_that_cannot_be_reached(model: Artifact, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("to", ["out", "out.tar"])
-@pytest.mark.parametrize("damage", ["truncated", "a-shard-lost", "no-json"])
+@pytest.mark.parametrize("damage", ["truncated", "a-shard-lost", "no-index", "no-json"])
 def test_a_plain_folder_that_was_cut_short_is_refused(damage: str, to: str, tmp_path: Path) -> None:
     base = families.make_base(tmp_path / "base", "llama", max_shard_size="60KB")
     push_model(base, str(tmp_path / "whole"), None)
@@ -252,9 +252,11 @@ def test_a_plain_folder_that_was_cut_short_is_refused(damage: str, to: str, tmp_
         shard.write_bytes(shard.read_bytes()[:-50])
     elif damage == "a-shard-lost":
         shard.unlink()
+    elif damage == "no-index":
+        (base / "model.safetensors.index.json").unlink()
     else:
         (base / "config.json").write_text("{oops")
-    name = "config.json" if damage == "no-json" else shard.name
+    name = {"no-json": "config.json", "no-index": "neither model"}.get(damage, shard.name)
     with pytest.raises(ArtifactError, match=name):
         push_model(base, str(tmp_path / to), None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "whole"]
