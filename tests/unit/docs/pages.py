@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def keys() -> list[Found]:
             names = re.findall(r"`([a-z_0-9]+)[^`]*`", first)
             found += [Found(_name(page), number, f"{section}.{name}") for name in names]
     is_file = re.compile(rf"\.(?:{'|'.join(FILE_SUFFIXES)})$")
-    return [f for f in found if not is_file.search(f.text)]
+    return _first(f for f in found if not is_file.search(f.text))
 
 
 def known_keys() -> dict[str, str]:
@@ -132,7 +132,8 @@ def known_keys() -> dict[str, str]:
 
 def options() -> list[Found]:
     """Return every option that a sentence names by itself, such as `--json`."""
-    return [f for page in PAGES for f in _matches(page, r"(?<=`)--[a-z][a-z-]*(?![a-z-]*\()")]
+    one = r"(?<=`)--[a-z][a-z-]*(?![a-z-]*\()"
+    return _first(f for page in PAGES for f in _matches(page, one))
 
 
 def targets() -> list[Found]:
@@ -147,7 +148,8 @@ def extras() -> list[Found]:
 
 def program_names() -> list[Found]:
     """Return every environment variable and metric of Tuneline that a page names."""
-    return [f for page in PAGES for f in _matches(page, r"\b(?:TUNELINE|tuneline)_[a-zA-Z_]+")]
+    one = r"\b(?:TUNELINE|tuneline)_[a-zA-Z_]+"
+    return _first(f for page in PAGES for f in _matches(page, one))
 
 
 def scripts() -> list[Found]:
@@ -171,13 +173,14 @@ def snippets(*languages: str) -> list[Found]:
 def snake_names() -> list[Found]:
     """Return every name such as `stall_after_s` that a page has as code."""
     one = r"(?<=`)(?!tuneline_)[a-z][a-z0-9]*(?:_[a-z0-9]+)+"
-    return [f for page in PAGES if page.name != "style.md" for f in _matches(page, one)]
+    read = [page for page in PAGES if page.name != "style.md"]
+    return _first(f for page in read for f in _matches(page, one))
 
 
 def file_names() -> list[Found]:
     """Return every file of an artifact that a page names without a folder."""
     one = r"(?<=`)[\w-]+\.(?:db|html|json|jsonl|png|sig)(?=`)"
-    return [f for page in PAGES for f in _matches(page, one)]
+    return _first(f for page in PAGES for f in _matches(page, one))
 
 
 def links() -> list[Found]:
@@ -198,6 +201,14 @@ def _matches(page: Path, pattern: str) -> Iterator[Found]:
     text = page.read_text("utf-8")
     for match in re.finditer(pattern, text):
         yield Found(_name(page), text.count("\n", 0, match.start()) + 1, match[0])
+
+
+def _first(found: Iterable[Found]) -> list[Found]:
+    """Return the first place of each text."""
+    places: dict[str, Found] = {}
+    for one in found:
+        places.setdefault(one.text, one)
+    return list(places.values())
 
 
 def _inside(found: Found, pattern: str) -> Iterator[Found]:

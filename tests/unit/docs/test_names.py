@@ -53,10 +53,10 @@ def test_pages_name_enough_to_check() -> None:
     assert len(pages.keys()) > 150
     assert len(pages.options()) > 60
     assert len(pages.targets()) > 8
-    assert len(pages.program_names()) > 20
+    assert len(pages.program_names()) > 15
     assert len(pages.scripts()) > 10
     assert len(pages.file_names()) > 40
-    assert len(pages.snake_names()) > 500
+    assert len(pages.snake_names()) > 300
     assert pages.extras()
 
 
