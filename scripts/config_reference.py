@@ -30,7 +30,21 @@ One file describes a whole line. Unknown keys are errors, and all problems are s
 `--set training.learning_rate=1e-4` overrides a key; paths start from the file's own directory;
 only environment variables hold secrets. `scripts/config_reference.py` writes this page.
 
-Only `name` and `data.path` are required.
+Only `name` and `data.path` (or `data.sources`) are required. `tuneline init` writes a first file, and
+`tuneline check` says what is wrong with one.
+
+| section | decides | page |
+| --- | --- | --- |
+| [data](#data) | the rows, and which are held out | [data](data.md), [data checks](data-checks.md) |
+| [training](#training) | method, adapter, batch, learning rate, processes | [training](training.md) |
+| [search](#search) | which keys many trainings try | [search](search.md) |
+| [evaluation](#evaluation) | how answers are scored | [evaluation](evaluation.md) |
+| [reference](#reference) | the recorded answers that every proof reads | [parity](parity.md) |
+| [export](#export) | merge, quantization, further forms, their tolerances | [export](export.md) |
+| [serving](#serving) | vLLM's flags, keys, limits, routes | [serving](serving.md) |
+| [loadtest](#loadtest) | load and objectives | [load testing](loadtest.md) |
+| [release](#release) | limits of the gates | [release](release.md) |
+| [k8s](#k8s) | the manifests | [Kubernetes](kubernetes.md) |
 """
 
 
