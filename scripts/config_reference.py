@@ -30,13 +30,13 @@ One file describes a whole line. Unknown keys are errors, and all problems are s
 `--set training.learning_rate=1e-4` overrides a key; paths start from the file's own directory;
 only environment variables hold secrets. `scripts/config_reference.py` writes this page.
 
-Only `name` and `data.path` (or `data.sources`) are required. `tuneline init` writes a first file, and
-`tuneline check` says what is wrong with one.
+Only `name` and `data.path` (or `data.sources`) are required. `tuneline init` writes a first file,
+and `tuneline check` says what is wrong with one.
 
 | section | decides | page |
 | --- | --- | --- |
-| [data](#data) | the rows, and which are held out | [data](data.md), [data checks](data-checks.md) |
-| [training](#training) | method, adapter, batch, learning rate, processes | [training](training.md) |
+| [data](#data) | the rows, and which are held out | [data](data.md), [checks](data-checks.md) |
+| [training](#training) | method, adapter, batch, number of processes | [training](training.md) |
 | [search](#search) | which keys many trainings try | [search](search.md) |
 | [evaluation](#evaluation) | how answers are scored | [evaluation](evaluation.md) |
 | [reference](#reference) | the recorded answers that every proof reads | [parity](parity.md) |
