@@ -7,6 +7,7 @@ from typing import Any
 
 from training.config import EvaluationConfig
 from training.data.row import Row
+from training.evaluation.metrics.judge import ask_judge_once
 from training.evaluation.metrics.metric import Metric, Scored
 from training.evaluation.metrics.table import METRICS, choose_metrics
 from training.evaluation.prediction import Prediction, expected_tool_calls, predict
@@ -49,16 +50,20 @@ class Scores(StrictModel):
 def try_metrics(config: EvaluationConfig, rows: Sequence[Row]) -> None:
     """Check that every metric can be computed, before a model answers: score expected answers.
 
-    A metric of the user's own sees the first row only, and the judge is asked nothing.
+    A metric of the user's own sees the first row only, and the judge gets one request.
 
     Raises:
+        ServerError: The judge does not answer.
         ConfigError, DataError: A metric does not fit the configuration or the expected answers.
         MissingError: The package of a metric is not installed.
     """
     right = [predict(row, row.answer, "stop", expected_tool_calls(row)) for row in rows]
-    num_rows = {"python": 1, "judge": 0, "chrf": 1, "rouge_l": 1, "json_schema": 1}
+    num_rows = {"python": 1, "chrf": 1, "rouge_l": 1, "json_schema": 1}
     for name in choose_metrics(config, [row.answer for row in rows]):
-        METRICS[name].score(right[: num_rows.get(name)], config)
+        if name == "judge":
+            ask_judge_once(config)
+        else:
+            METRICS[name].score(right[: num_rows.get(name)], config)
 
 
 def score(

@@ -90,6 +90,17 @@ def chosen_judge(config: EvaluationConfig) -> JudgeConfig:
     return config.judge
 
 
+def ask_judge_once(config: EvaluationConfig) -> None:
+    """Send one request to the judge, so that a wrong key, name or address is found at once.
+
+    Raises:
+        ConfigError: The judge's URL or key cannot be used.
+        ServerError: The request failed.
+    """
+    judge = chosen_judge(config)
+    _ask(judge, _endpoint(judge), ["Reply with [[C]]."])
+
+
 def _endpoint(judge: JudgeConfig) -> Endpoint:
     try:
         split_url(judge.url)

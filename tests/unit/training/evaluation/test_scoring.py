@@ -9,7 +9,8 @@ from typing import Any, Literal, NoReturn
 import pytest
 
 from tests.commands import tuneline_here
-from training.config import EvaluationConfig
+from tests.unit.training.evaluation.metrics.judge_server import judge, prefer_longer
+from training.config import EvaluationConfig, JudgeConfig
 from training.data.row import Row
 from training.evaluation.answer_text import split_fields
 from training.evaluation.answerer import Answerer
@@ -19,7 +20,7 @@ from training.evaluation.prediction import Prediction, predict
 from training.evaluation.scoring import Scores, score, try_metrics
 from training.evaluation.tool_calls import parse_tool_calls, without_channels
 from tuneline.core.artifact import Draft
-from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.errors import ConfigError, DataError, ServerError
 
 PROMPT = ({"role": "user", "content": "?"},)
 
@@ -206,8 +207,11 @@ def test_metrics_are_tried_on_the_expected_answers(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             try_metrics(EvaluationConfig.model_validate(options), rows)
-    judge = {"url": "http://127.0.0.1:1/v1", "model": "m"}  # nobody is asked
-    try_metrics(EvaluationConfig.model_validate({"judge": judge}), rows)
+    with judge(prefer_longer) as (url, requests):
+        try_metrics(EvaluationConfig(judge=JudgeConfig(url=url, model="m")), rows)
+    assert len(requests) == 1
+    with judge(prefer_longer, status=404) as (url, _), pytest.raises(ServerError, match="judge"):
+        try_metrics(EvaluationConfig(judge=JudgeConfig(url=url, model="m")), rows)
 
 
 @pytest.mark.parametrize(

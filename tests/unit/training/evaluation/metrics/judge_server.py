@@ -22,6 +22,8 @@ def judge(verdict: Callable[[str, str], str], status: int = 200) -> Iterator[tup
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append({**body, "key": self.headers["Authorization"]})
             question = body["messages"][0]["content"]
+            if "[Answer A]" not in question:
+                question = "[Answer A]\n\n\n[Answer B]\n\n\nCompare"
             first = question.split("[Answer A]\n")[1].split("\n\n[Answer B]")[0]
             second = question.split("[Answer B]\n")[1].split("\n\nCompare")[0]
             message = {"role": "assistant", "content": verdict(first, second)}
