@@ -32,4 +32,9 @@ def stage_key(stage: Stage, run: Run, base: ModelSource, made: Made) -> str:
             "inputs": [[entry.role, entry.digest] for entry in inputs],
         }
     )
+    return key_of(digest)
+
+
+def key_of(digest: str) -> str:
+    """Return the part of a digest that names a directory."""
     return short_digest(digest)[:KEY_LENGTH]

@@ -10,6 +10,7 @@ from tuneline.core.artifact import Artifact, canonical_digest, new_artifact, ope
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.parity_report import draw, markdown, table
 from tuneline.core.tolerances import Tolerances
+from tuneline.pipeline.keys import key_of
 
 
 def ladder_lines(proofs: Sequence[Artifact]) -> list[str]:
@@ -22,7 +23,7 @@ def write_ladder(runs_dir: Path, proofs: Sequence[Artifact]) -> Artifact:
 
     It is named after the proofs that it shows; one that is there already is not written again.
     """
-    key = canonical_digest([proof.digest for proof in proofs]).removeprefix("sha256:")[:10]
+    key = key_of(canonical_digest([proof.digest for proof in proofs]))
     out = runs_dir / f"ladder-{key}"
     if out.exists():
         return open_artifact(out, kind="ladder")

@@ -15,7 +15,6 @@ from tuneline.core.artifact import (
     remove_command,
     verify_artifact,
 )
-from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError, VerdictError
 from tuneline.core.release import (
     MODEL_SIGNATURE,
@@ -25,7 +24,7 @@ from tuneline.core.release import (
     read_release,
 )
 from tuneline.core.verdict import Verdict
-from tuneline.pipeline.keys import KEY_LENGTH
+from tuneline.pipeline.keys import key_of
 from tuneline.pipeline.released import mark_last_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.up import lock_run
@@ -109,7 +108,7 @@ def _key(release: Release, signer: Signer | None, identity: list[str] | None) ->
     """
     content = release.model_dump(mode="json", exclude={"created_at"})
     signed = None if signer is None else [signer.keyless, identity]
-    return short_digest(canonical_digest([content, signed]))[:KEY_LENGTH]
+    return key_of(canonical_digest([content, signed]))
 
 
 def _write(proofs: Proofs, release: Release, signer: Signer | None, out: Path) -> Artifact:

@@ -29,6 +29,7 @@ from tuneline.core.environment import gpu_names, hardware_facts, library_version
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import logger
 from tuneline.pipeline.finished_run import checked
+from tuneline.pipeline.keys import key_of
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
 from tuneline.pipeline.search import WRITTEN, require_winner
@@ -125,8 +126,7 @@ def tune_run(run: Run, options: Options, out: Path | None = None) -> Tuned:
     facts = Facts(serving, bool(gpu_names()), list(forms), drafter, prunes)
     offers = offers_of(facts, knobs)
     config = _resolved(run, options, offers)
-    key = canonical_digest([config, [made[name].digest for name in sorted(made)]])
-    key = key.removeprefix("sha256:")[:10]
+    key = key_of(canonical_digest([config, [made[name].digest for name in sorted(made)]]))
     with lock_run(run):
         bench = make_bench(run, made, forms, options, run.dir / FOLDER / key)
         report = tune_servers(bench, offers, serving, options.budget_s)
