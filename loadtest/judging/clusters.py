@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.judging.intervals import (
-    CONFIDENCE,
     MIN_BLOCKS,
     NUM_RESAMPLES,
     TIMES_PER_BLOCK,
     Values,
     autocorrelation_time,
+    bounds_by_percentile,
     correlated_block,
+    ranks,
 )
 
 Labels = NDArray[np.int64]
@@ -33,13 +34,6 @@ def bounds_of(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     starts = np.flatnonzero(np.concatenate(([True], labels[1:] != labels[:-1])))
     return starts, np.diff(np.append(starts, len(labels)))
-
-
-def ranks(values: Values) -> Values:
-    """Return ranks from 1, the mean rank for equal values: infinite values keep a place."""
-    _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    mean_ranks: Values = (np.cumsum(sizes) - (sizes - 1) / 2)[places]
-    return mean_ranks
 
 
 def cluster_block(values: Values, labels: Labels, block: int) -> int:
@@ -80,13 +74,7 @@ def cluster_bootstrap(
         last = len(resampled) - 1
         places = [min(math.ceil(round(last * q / 100, 9)), last) for q in percentiles]
         drawn[number] = np.partition(resampled, places)[places]
-    tail = (1 - CONFIDENCE) / 2
-    drawn.sort(axis=0)
-    low, high = math.floor(tail * NUM_RESAMPLES), math.ceil((1 - tail) * NUM_RESAMPLES) - 1
-    return {
-        q: (float(drawn[low, column]), float(drawn[high, column]))
-        for column, q in enumerate(percentiles)
-    }
+    return bounds_by_percentile(drawn, percentiles)
 
 
 def clustered_difference(

@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.judging.intervals import integrated_time
+from loadtest.judging.intervals import integrated_time, ranks
 from loadtest.report.soak_schema import Drift
 from tuneline.core.statistics import Z_95
 
@@ -117,15 +117,14 @@ def points_per_independent(residuals: Values) -> float:
     lags, which is right for other series and has a larger error.
     """
     count = len(residuals)
-    _, places, sizes = np.unique(residuals, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[places]
-    ranks = ranks - ranks.mean()
-    total = float(ranks @ ranks)
+    places = ranks(residuals)
+    places = places - places.mean()
+    total = float(places @ places)
     if total == 0:
         return 1.0
-    rho = float(ranks[1:] @ ranks[:-1]) / total
+    rho = float(places[1:] @ places[:-1]) / total
     rho = min(max(rho + (2 + 4 * rho) / count, 0.0), 1 - 2 / count)
-    return max((1 + rho) / (1 - rho), integrated_time(ranks))
+    return max((1 + rho) / (1 - rho), integrated_time(places))
 
 
 def student_quantile(freedom: float) -> float:

@@ -44,15 +44,21 @@ def percentile_above(values: Values, q: float) -> float:
     return float(np.sort(values)[math.ceil((len(values) - 1) * q / 100)])
 
 
+def ranks(values: Values) -> Values:
+    """Return ranks from 1, the mean rank for equal values: infinite values keep a place."""
+    _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks: Values = (np.cumsum(sizes) - (sizes - 1) / 2)[places]
+    return mean_ranks
+
+
 def autocorrelation_time(values: Values) -> float:
     """Return how many values of a series count as one, by their ranks. Ranks keep a heavy tail or a
     failure from weighing more than its place. 1 where nine in ten values lie within a tenth of the
     median: so small a drift decides nothing."""
-    _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
     low, median, high = (percentile_above(values, q) for q in (5, 50, 95))
     if low == high or (math.isfinite(high) and high - low <= 0.1 * median):
         return 1.0
-    return integrated_time((np.cumsum(sizes) - (sizes - 1) / 2)[places])
+    return integrated_time(ranks(values))
 
 
 def integrated_time(values: Values) -> float:
@@ -141,6 +147,18 @@ def bootstrap(
         starts = rng.integers(0, count - block + 1, num_blocks)
         resampled = values[(starts[:, None] + offsets).ravel()[:count]]
         drawn[number] = np.partition(resampled, places)[places]
+    return bounds_by_percentile(drawn, percentiles)
+
+
+def bounds_by_percentile(
+    drawn: Values, percentiles: Sequence[float]
+) -> dict[float, tuple[float, float]]:
+    """Return the 95 % interval of each percentile.
+
+    Args:
+        drawn: The percentiles of each resample: NUM_RESAMPLES rows, one column a percentile. The
+            columns are sorted in place.
+    """
     tail = (1 - CONFIDENCE) / 2
     drawn.sort(axis=0)
     low, high = math.floor(tail * NUM_RESAMPLES), math.ceil((1 - tail) * NUM_RESAMPLES) - 1

@@ -14,9 +14,8 @@ from loadtest.judging.clusters import (
     clustered_difference,
     design_effect,
     num_independent,
-    ranks,
 )
-from loadtest.judging.intervals import bootstrap, paired_difference
+from loadtest.judging.intervals import bootstrap, paired_difference, ranks
 from loadtest.judging.latency import distribution, share_of, share_of_clustered
 
 
