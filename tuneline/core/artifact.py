@@ -90,6 +90,11 @@ class Artifact:
         """Return the first twelve hexadecimal digits, as names use them."""
         return short_digest(self.manifest.digest)
 
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of all files that the manifest lists."""
+        return sum(entry.size_bytes for entry in self.manifest.files)
+
     def as_input(self, role: str) -> Input:
         """Return the entry for the manifest of an artifact that is made from this one."""
         return Input(role=role, kind=self.kind, digest=self.digest)

@@ -15,8 +15,7 @@ def summarize(artifact: Artifact) -> str:
     """Return one line for an artifact, by its kind."""
     kind = KINDS.get(artifact.kind)
     if kind is None:
-        size_bytes = sum(entry.size_bytes for entry in artifact.manifest.files)
-        return f"{len(artifact.manifest.files)} files, {size_bytes / 2**20:,.1f} MiB"
+        return f"{len(artifact.manifest.files)} files, {artifact.size_bytes / 2**20:,.1f} MiB"
     return kind.summary(artifact.manifest.metrics)
 
 

@@ -85,7 +85,7 @@ def render_run(
         capacity=None if measured is None else read_capacity(*measured),
         release=None if released is None else released.digest,
         waived=[] if release is None else [waiver.gate for waiver in release.waivers],
-        model_size_bytes=sum(entry.size_bytes for entry in model.manifest.files),
+        model_size_bytes=model.size_bytes,
         helm=helm,
         signature=_signature(run, released),
     )

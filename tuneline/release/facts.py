@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from tuneline.core.artifact import MANIFEST, Artifact, file_sha256
+from tuneline.core.artifact import MANIFEST, file_sha256
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError
@@ -45,7 +45,7 @@ def released_model(proofs: Proofs) -> ReleasedModel:
         kind=artifact.kind,
         digest=artifact.digest,
         directory=artifact.path.name,
-        size_bytes=_size(artifact),
+        size_bytes=artifact.size_bytes,
         served_name=config.name,
         weights=_weights(proofs.base if adapter else model_source(artifact)),
         files=artifact.manifest.files,
@@ -103,7 +103,7 @@ def chain_of(proofs: Proofs) -> list[Link]:
             directory=artifact.path.name,
             manifest_sha256=file_sha256(artifact.path / MANIFEST),
             inputs=artifact.manifest.inputs,
-            size_bytes=_size(artifact),
+            size_bytes=artifact.size_bytes,
             num_files=len(artifact.manifest.files),
             created_at=artifact.manifest.created_at,
         )
@@ -145,7 +145,3 @@ def _weights(model: ModelSource) -> str:
 
         return weights_of_folder(model.path)
     return computed_dtype("auto", model)  # without torch, which takes seconds to import
-
-
-def _size(artifact: Artifact) -> int:
-    return sum(entry.size_bytes for entry in artifact.manifest.files)

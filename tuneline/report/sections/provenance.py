@@ -72,7 +72,7 @@ def _chain(facts: Facts) -> Table:
             stage,
             one.kind,
             Code(one.short_digest),
-            size(sum(entry.size_bytes for entry in one.manifest.files)),
+            size(one.size_bytes),
             one.manifest.created_at[:16].replace("T", " "),
         )
         for stage, one in facts.made.items()
