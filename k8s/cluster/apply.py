@@ -11,14 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from k8s.cluster.changes import (
-    RELEASE,
-    ObjectChange,
-    change_lines,
-    compare_objects,
-    identity,
-    ref,
-)
+from k8s.cluster.changes import RELEASE, ObjectChange, change_lines, compare_objects, identity
 from k8s.cluster.check import PROOF_S, Check, check_server
 from k8s.cluster.kubectl import (
     Cluster,
@@ -42,7 +35,7 @@ from k8s.cluster.revisions import (
 from k8s.cluster.rollout import rollout_limit_s, wait_for_rollout
 from k8s.cluster.shares import keep_shares, kept_words
 from k8s.render.facts import server_name
-from k8s.rules.objects import DIGEST_LABEL
+from k8s.rules.objects import DIGEST_LABEL, ref
 from tuneline.core.errors import ServerError, TunelineError
 from tuneline.core.progress import logger
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from k8s.cluster.changes import ref
 from k8s.cluster.kubectl import Cluster, Object, apply, get
 from k8s.cluster.manifests import Manifests
 from k8s.cluster.revisions import read_record, without_server_fields
@@ -14,7 +13,7 @@ from k8s.cluster.rollout import Rollout, read_rollout
 from k8s.cluster.shares import ROUTES, give_share, read_weights
 from k8s.render.facts import server_name
 from k8s.render.kustomize import INSTANCE_LABEL
-from k8s.rules.objects import flags
+from k8s.rules.objects import flags, ref
 from tuneline.core.errors import ConfigError, ServerError, TunelineError
 from tuneline.core.progress import logger
 

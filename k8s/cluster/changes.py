@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from k8s.rules.objects import DIGEST_LABEL, LAST_APPLIED
+from k8s.rules.objects import DIGEST_LABEL, LAST_APPLIED, ref
 from tuneline.core.secrets import HIDDEN, hide_flags, hide_secrets, is_secret_name
 
 RELEASE = "tuneline/release"
@@ -46,11 +46,6 @@ class ObjectChange:
     object: str
     """Kind and name, such as `Deployment/support-tickets-model-server`."""
     fields: tuple[FieldChange, ...] = ()
-
-
-def ref(item: Mapping[str, Any]) -> str:
-    """Return an object's kind and name."""
-    return f"{item['kind']}/{item['metadata']['name']}"
 
 
 def identity(item: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from k8s.cluster.changes import ref
 from k8s.cluster.kubectl import Cluster, Object, get
+from k8s.rules.objects import ref
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.progress import logger
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from k8s.rules.objects import DIGEST_LABEL, Object, applied_size, where
+from k8s.rules.objects import DIGEST_LABEL, Object, applied_size, ref
 
 LABELS = ("name", "component", "part-of", "managed-by")
 ANNOTATIONS_SIZE_BYTES = 256 * 1024
@@ -23,17 +23,17 @@ def _labels(objects: Sequence[Object]) -> Iterator[str]:
         wanted = [*LABELS, *(["version"] if DIGEST_LABEL in labels else [])]
         for name in wanted:
             if f"app.kubernetes.io/{name}" not in labels:
-                yield f"{where(item)}: the label app.kubernetes.io/{name} is not set"
+                yield f"{ref(item)}: the label app.kubernetes.io/{name} is not set"
 
 
 def _lengths(objects: Sequence[Object]) -> Iterator[str]:
     for item in objects:
         name = item["metadata"]["name"]
         if item["kind"] in LABEL_NAMES and len(name) > 63:
-            yield f"{where(item)}: the name has {len(name)} characters; expected at most 63"
+            yield f"{ref(item)}: the name has {len(name)} characters; expected at most 63"
         for key, value in item["metadata"].get("labels", {}).items():
             if len(value) > 63:
-                yield f"{where(item)}: the label {key} has {len(value)} characters; expected 63"
+                yield f"{ref(item)}: the label {key} has {len(value)} characters; expected 63"
 
 
 def _kept(objects: Sequence[Object]) -> Iterator[str]:
@@ -41,7 +41,7 @@ def _kept(objects: Sequence[Object]) -> Iterator[str]:
     for item in objects:
         if item["apiVersion"].startswith(BUILT_IN):
             for path in _empty(item, ""):
-                yield f"{where(item)}: {path} is an empty list; leave it out"
+                yield f"{ref(item)}: {path} is an empty list; leave it out"
 
 
 def _empty(value: Any, path: str) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _size(objects: Sequence[Object]) -> Iterator[str]:
     for item in objects:
         if (size := applied_size(item)) > ANNOTATIONS_SIZE_BYTES:
             yield (
-                f"{where(item)}: `kubectl apply` would keep a copy of {size:,} bytes; an "
+                f"{ref(item)}: `kubectl apply` would keep a copy of {size:,} bytes; an "
                 f"annotation takes {ANNOTATIONS_SIZE_BYTES:,}"
             )
 

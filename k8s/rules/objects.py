@@ -57,7 +57,7 @@ def pods(objects: Sequence[Object]) -> list[Pod]:
         if item["kind"] in ("Deployment", "Job"):
             found.append(_templated(item, spec["template"]))
         elif item["kind"] == "Pod":
-            found.append(Pod(where(item), item, item["metadata"].get("labels", {}), spec))
+            found.append(Pod(ref(item), item, item["metadata"].get("labels", {}), spec))
         elif item["kind"] == "JobSet":
             found += _of_job_set(item, spec)
         elif item["kind"] == "TrainingRuntime":
@@ -69,13 +69,13 @@ def pods(objects: Sequence[Object]) -> list[Pod]:
                 for role in ("leader", "worker")
             ]
         elif item["kind"] == "LLMInferenceService":
-            found.append(Pod(where(item), item, spec.get("labels", {}), spec["template"]))
+            found.append(Pod(ref(item), item, spec.get("labels", {}), spec["template"]))
     return found
 
 
 def _templated(item: Object, template: Mapping[str, Any], **facts: Any) -> Pod:
     labels = template.get("metadata", {}).get("labels", {})
-    return Pod(where(item), item, labels, template["spec"], **facts)
+    return Pod(ref(item), item, labels, template["spec"], **facts)
 
 
 def _of_job_set(item: Object, spec: Mapping[str, Any]) -> list[Pod]:
@@ -114,7 +114,8 @@ def flags(args: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def where(item: Object) -> str:
+def ref(item: Mapping[str, Any]) -> str:
+    """Return an object's kind and name."""
     return f"{item['kind']}/{item['metadata']['name']}"
 
 

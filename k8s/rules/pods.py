@@ -14,7 +14,7 @@ from k8s.rules.objects import (
     of_kind,
     pods,
     quantity,
-    where,
+    ref,
 )
 from tuneline.core.secrets import is_secret_name
 
@@ -29,7 +29,7 @@ _VOLUME_TYPES = {
 def _references(objects: Sequence[Object]) -> Iterator[str]:
     """Objects that the manifests bring themselves; Secrets, claims and the key come from
     elsewhere."""
-    known = {(where(item), namespace(item)) for item in objects}
+    known = {(ref(item), namespace(item)) for item in objects}
     for pod in pods(objects):
         wanted = []
         if "serviceAccountName" in pod.spec:
@@ -57,7 +57,7 @@ def _images(objects: Sequence[Object]) -> Iterator[str]:
 
 def _secrets(objects: Sequence[Object]) -> Iterator[str]:
     for item in of_kind(objects, "Secret"):
-        yield f"{where(item)}: a Secret is created by hand, never written to a manifest"
+        yield f"{ref(item)}: a Secret is created by hand, never written to a manifest"
     for pod in pods(objects):
         for container in pod.containers:
             for name, entry in env(container).items():

@@ -14,8 +14,8 @@ from k8s.rules.objects import (
     flags,
     of_kind,
     quantity,
+    ref,
     servers,
-    where,
 )
 from tuneline.core.vllm_limits import EXIT_MARGIN_S
 
@@ -119,8 +119,8 @@ def _process(objects: Sequence[Object]) -> Iterator[str]:
     """Every other rule here looks only at servers, so each Deployment must be one."""
     found = {pod.where for pod, _ in servers(objects)}
     for item in of_kind(objects, "Deployment"):
-        if where(item) not in found:
-            yield f"{where(item)}: no container's command begins with `vllm serve`"
+        if ref(item) not in found:
+            yield f"{ref(item)}: no container's command begins with `vllm serve`"
 
 
 def _arguments(objects: Sequence[Object]) -> Iterator[str]:

@@ -12,16 +12,16 @@ from k8s.rules.objects import (
     namespace,
     of_kind,
     pods,
+    ref,
     selected,
     servers,
-    where,
 )
 
 
 def _names(objects: Sequence[Object]) -> Iterator[str]:
     seen = set()
     for item in objects:
-        key = (where(item), namespace(item))
+        key = (ref(item), namespace(item))
         if key in seen:
             yield f"{key[0]}: is defined twice"
         seen.add(key)
@@ -32,23 +32,23 @@ def _selectors(objects: Sequence[Object]) -> Iterator[str]:
         selector = item["spec"]["selector"].get("matchLabels", {})
         labels = item["spec"]["template"].get("metadata", {}).get("labels", {})
         if not selector or not matches(selector, labels):
-            yield f"{where(item)}: selector {selector} does not match its pods' labels {labels}"
+            yield f"{ref(item)}: selector {selector} does not match its pods' labels {labels}"
         if DIGEST_LABEL in selector:
-            yield f"{where(item)}: a selector cannot change, so it must not hold {DIGEST_LABEL}"
+            yield f"{ref(item)}: a selector cannot change, so it must not hold {DIGEST_LABEL}"
 
 
 def _services(objects: Sequence[Object]) -> Iterator[str]:
     for item in of_kind(objects, "Service"):
         hit = selected(objects, item, item["spec"].get("selector", {}))
         if not item["spec"].get("selector") or not hit:
-            yield f"{where(item)}: selector {item['spec'].get('selector')} matches no pod"
+            yield f"{ref(item)}: selector {item['spec'].get('selector')} matches no pod"
         for port in item["spec"]["ports"]:
             if "appProtocol" not in port:
-                yield f"{where(item)}: port {port['port']} has no appProtocol; a mesh would guess"
+                yield f"{ref(item)}: port {port['port']} has no appProtocol; a mesh would guess"
             target = port.get("targetPort", port["port"])
             for pod in hit:
                 if target not in pod.ports and target not in pod.ports.values():
-                    yield f"{where(item)}: target port {target!r} is not a port of {pod.where}"
+                    yield f"{ref(item)}: target port {target!r} is not a port of {pod.where}"
 
 
 def _disruption_budgets(objects: Sequence[Object]) -> Iterator[str]:
@@ -56,10 +56,10 @@ def _disruption_budgets(objects: Sequence[Object]) -> Iterator[str]:
         spec = item["spec"]
         hit = selected(objects, item, spec.get("selector", {}).get("matchLabels", {}))
         if not hit:
-            yield f"{where(item)}: selector matches no pod"
+            yield f"{ref(item)}: selector matches no pod"
         if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
             yield (
-                f"{where(item)}: unhealthyPodEvictionPolicy must be AlwaysAllow; pods that are not "
+                f"{ref(item)}: unhealthyPodEvictionPolicy must be AlwaysAllow; pods that are not "
                 "ready would hold up a drain"
             )
         for pod in hit:
@@ -70,7 +70,7 @@ def _disruption_budgets(objects: Sequence[Object]) -> Iterator[str]:
             blocked |= isinstance(minimum, int) and minimum >= replicas
             if blocked:
                 yield (
-                    f"{where(item)}: leaves none of the {replicas} replica(s) of {pod.where} to "
+                    f"{ref(item)}: leaves none of the {replicas} replica(s) of {pod.where} to "
                     "be evicted; no node could be drained"
                 )
 
@@ -80,17 +80,17 @@ def _network_policies(objects: Sequence[Object]) -> Iterator[str]:
         spec = item["spec"]
         hit = selected(objects, item, spec["podSelector"].get("matchLabels", {}))
         if not hit:
-            yield f"{where(item)}: selector matches no pod"
+            yield f"{ref(item)}: selector matches no pod"
         if set(spec.get("policyTypes", [])) != {"Ingress", "Egress"}:
-            yield f"{where(item)}: policyTypes must name Ingress and Egress; one left out is open"
+            yield f"{ref(item)}: policyTypes must name Ingress and Egress; one left out is open"
         for rule in spec.get("ingress", []):
             if not rule.get("from") or not rule.get("ports"):
-                yield f"{where(item)}: an ingress rule without `from` or `ports` lets all in"
+                yield f"{ref(item)}: an ingress rule without `from` or `ports` lets all in"
             for port in rule.get("ports", []):
                 # The workers of a model over several hosts have no API.
                 is_known = any(_has(pod, port["port"]) for pod in hit)
                 if hit and "endPort" not in port and not is_known:
-                    yield f"{where(item)}: port {port['port']!r} is not a port of {hit[0].where}"
+                    yield f"{ref(item)}: port {port['port']!r} is not a port of {hit[0].where}"
 
 
 def _has(pod: Pod, port: str | int) -> bool:
@@ -128,14 +128,14 @@ def _service_monitors(objects: Sequence[Object]) -> Iterator[str]:
             and matches(selector, service["metadata"].get("labels", {}))
         ]
         if not selector or not services:
-            yield f"{where(item)}: selector {selector} matches no Service"
+            yield f"{ref(item)}: selector {selector} matches no Service"
         for service in services:
             names = [port.get("name") for port in service["spec"]["ports"]]
             for endpoint in item["spec"]["endpoints"]:
                 if endpoint.get("port") not in names:
                     yield (
-                        f"{where(item)}: port {endpoint.get('port')!r} is not a port of "
-                        f"{where(service)}: {names}"
+                        f"{ref(item)}: port {endpoint.get('port')!r} is not a port of "
+                        f"{ref(service)}: {names}"
                     )
 
 

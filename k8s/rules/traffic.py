@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from k8s.rules.objects import Object, matches, namespace, of_kind, pods, where
+from k8s.rules.objects import Object, matches, namespace, of_kind, pods, ref
 from tuneline.core.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
 
 _SERIES = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
@@ -53,14 +53,14 @@ def _queries(objects: Sequence[Object]) -> Iterator[str]:
     for item, query in queries(objects):
         series = _SERIES.findall(query)
         if not series:
-            yield f"{where(item)}: the query {query!r} selects no series"
+            yield f"{ref(item)}: the query {query!r} selects no series"
         for name, selector in series:
             if name not in known:
-                yield f"{where(item)}: no server of ours shows the metric {name}"
+                yield f"{ref(item)}: no server of ours shows the metric {name}"
             labels = dict(_LABEL.findall(selector))
             target = (labels.get("service", ""), labels.get("namespace", ""))
             if item["kind"] != "ConfigMap" and target not in services:
-                yield f"{where(item)}: {name} is asked of service {target}; it is not here"
+                yield f"{ref(item)}: {name} is asked of service {target}; it is not here"
 
 
 def _scaled(objects: Sequence[Object], item: Object) -> Iterator[str]:
@@ -74,10 +74,10 @@ def _scaled(objects: Sequence[Object], item: Object) -> Iterator[str]:
         and namespace(other) == namespace(item)
     ]
     if not hit:
-        yield f"{where(item)}: scales {'/'.join(name)}, which is not in the manifests"
+        yield f"{ref(item)}: scales {'/'.join(name)}, which is not in the manifests"
     for other in hit:
         if "replicas" in other["spec"]:
-            yield f"{where(other)}: has replicas, so that an apply takes back what scales it"
+            yield f"{ref(other)}: has replicas, so that an apply takes back what scales it"
 
 
 def _autoscalers(objects: Sequence[Object]) -> Iterator[str]:
@@ -86,16 +86,16 @@ def _autoscalers(objects: Sequence[Object]) -> Iterator[str]:
         for metric in item["spec"].get("metrics", []):
             name = metric.get("pods", {}).get("metric", {}).get("name")
             if name not in series_names():
-                yield f"{where(item)}: no server of ours shows the metric {name}"
+                yield f"{ref(item)}: no server of ours shows the metric {name}"
         if item["spec"].get("minReplicas", 1) < 1:
-            yield f"{where(item)}: minReplicas 0 needs a feature gate that is off by default"
+            yield f"{ref(item)}: minReplicas 0 needs a feature gate that is off by default"
     for item in of_kind(objects, "ScaledObject"):
         yield from _scaled(objects, item)
         for trigger in item["spec"]["triggers"]:
             is_wake = trigger.get("name") == "wake"
             if not is_wake and trigger["metadata"].get("ignoreNullValues") != "false":
                 yield (
-                    f"{where(item)}: trigger {trigger.get('name')} needs ignoreNullValues "
+                    f"{ref(item)}: trigger {trigger.get('name')} needs ignoreNullValues "
                     '"false"; a missing metric would count as no load'
                 )
         name = (
@@ -103,9 +103,9 @@ def _autoscalers(objects: Sequence[Object]) -> Iterator[str]:
             or f"keda-hpa-{item['metadata']['name']}"
         )
         if len(name) > 63:
-            yield f"{where(item)}: its autoscaler {name} has {len(name)} characters; expected 63"
+            yield f"{ref(item)}: its autoscaler {name} has {len(name)} characters; expected 63"
     scaled = [
-        (where(item), item["spec"]["scaleTargetRef"]["name"])
+        (ref(item), item["spec"]["scaleTargetRef"]["name"])
         for kind in ("HorizontalPodAutoscaler", "ScaledObject")
         for item in of_kind(objects, kind)
     ]
@@ -118,7 +118,7 @@ def _routes(objects: Sequence[Object]) -> Iterator[str]:
         own = 0
         for rule in item["spec"]["rules"]:
             if rule.get("timeouts", {}).get("request") != "0s":
-                yield f"{where(item)}: timeouts.request must be 0s; a gateway would cut streams"
+                yield f"{ref(item)}: timeouts.request must be 0s; a gateway would cut streams"
             for backend in rule["backendRefs"]:
                 kind = backend.get("kind", "Service")
                 hit = [
@@ -129,15 +129,15 @@ def _routes(objects: Sequence[Object]) -> Iterator[str]:
                 own += len(hit)
                 ports = [port["port"] for o in hit for port in o["spec"].get("ports", [])]
                 if hit and kind == "Service" and backend.get("port") not in ports:
-                    yield f"{where(item)}: port {backend.get('port')} is not one of {ports}"
+                    yield f"{ref(item)}: port {backend.get('port')} is not one of {ports}"
         if not own:
-            yield f"{where(item)}: none of its backends is in the manifests"
+            yield f"{ref(item)}: none of its backends is in the manifests"
 
 
 def _pools(objects: Sequence[Object]) -> Iterator[str]:
     for item in of_kind(objects, "InferencePool"):
         if not item["apiVersion"].startswith(INFERENCE):
-            yield f"{where(item)}: {item['apiVersion']} is not served; expected {INFERENCE}v1"
+            yield f"{ref(item)}: {item['apiVersion']} is not served; expected {INFERENCE}v1"
         selector = item["spec"]["selector"]["matchLabels"]
         hit = [
             pod
@@ -145,11 +145,11 @@ def _pools(objects: Sequence[Object]) -> Iterator[str]:
             if namespace(pod.owner) == namespace(item) and matches(selector, pod.labels)
         ]
         if not hit:
-            yield f"{where(item)}: selector {selector} matches no pod"
+            yield f"{ref(item)}: selector {selector} matches no pod"
         for pod in hit:
             for port in item["spec"]["targetPorts"]:
                 if port["number"] not in pod.ports.values():
-                    yield f"{where(item)}: port {port['number']} is not a port of {pod.where}"
+                    yield f"{ref(item)}: port {port['number']} is not a port of {pod.where}"
 
 
 RULES = (_queries, _autoscalers, _routes, _pools)

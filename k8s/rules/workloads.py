@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from k8s.rules.objects import Object, flags, of_kind, pods, selected, where
+from k8s.rules.objects import Object, flags, of_kind, pods, ref, selected
 
 RANKS = {"leader": "0", "worker": "$(LWS_WORKER_INDEX)"}
 HASH_LENGTH = 11
@@ -20,18 +20,18 @@ def _hosts(objects: Sequence[Object]) -> Iterator[str]:
         for role, found in args.items():
             if found.get("--nnodes") != [str(size)]:
                 yield (
-                    f"{where(item)}: the {role} has --nnodes {found.get('--nnodes')}; expected "
+                    f"{ref(item)}: the {role} has --nnodes {found.get('--nnodes')}; expected "
                     f"{size}, the size of a group"
                 )
             if found.get("--node-rank") != [RANKS[role]]:
                 yield (
-                    f"{where(item)}: the {role} has --node-rank {found.get('--node-rank')}; "
+                    f"{ref(item)}: the {role} has --node-rank {found.get('--node-rank')}; "
                     f"expected {RANKS[role]}"
                 )
             if found.get("--master-addr") != ["$(LWS_LEADER_ADDRESS)"]:
-                yield f"{where(item)}: the {role} needs --master-addr $(LWS_LEADER_ADDRESS)"
+                yield f"{ref(item)}: the {role} needs --master-addr $(LWS_LEADER_ADDRESS)"
         if "--headless" in args["leader"] or "--headless" not in args["worker"]:
-            yield f"{where(item)}: expected --headless for the worker only, which has no API"
+            yield f"{ref(item)}: expected --headless for the worker only, which has no API"
         place = {"--node-rank", "--headless"}
         ours, theirs = (
             {flag: value for flag, value in args[role].items() if flag not in place}
@@ -41,7 +41,7 @@ def _hosts(objects: Sequence[Object]) -> Iterator[str]:
             different = sorted(
                 flag for flag in {*ours, *theirs} if ours.get(flag) != theirs.get(flag)
             )
-            yield f"{where(item)}: leader and worker differ in {', '.join(different)}"
+            yield f"{ref(item)}: leader and worker differ in {', '.join(different)}"
 
 
 def _group_names(objects: Sequence[Object]) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _group_names(objects: Sequence[Object]) -> Iterator[str]:
         longest = f"{item['metadata']['name']}-{item['spec'].get('replicas', 1) - 1}"
         if len(longest) + HASH_LENGTH > 63:
             yield (
-                f"{where(item)}: the StatefulSet {longest} has {len(longest)} characters; expected "
+                f"{ref(item)}: the StatefulSet {longest} has {len(longest)} characters; expected "
                 f"at most {63 - HASH_LENGTH}, so that its hash fits a label"
             )
 
@@ -59,7 +59,7 @@ def _leaders(objects: Sequence[Object]) -> Iterator[str]:
     for item in of_kind(objects, "Service"):
         for pod in selected(objects, item, item["spec"].get("selector", {})):
             if pod.role == "worker":
-                yield f"{where(item)}: selects the workers of {pod.where}; expected leaders only"
+                yield f"{ref(item)}: selects the workers of {pod.where}; expected leaders only"
     for pod in pods(objects):
         if pod.role not in RANKS:
             continue
@@ -86,16 +86,16 @@ def _kserve(objects: Sequence[Object]) -> Iterator[str]:
         containers = {entry["name"]: entry for entry in item["spec"]["template"]["containers"]}
         if "main" not in containers:
             yield (
-                f"{where(item)}: containers {sorted(containers)}; expected main, which KServe's "
+                f"{ref(item)}: containers {sorted(containers)}; expected main, which KServe's "
                 "presets merge with"
             )
         for container in containers.values():
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 scheme = container.get(probe, {}).get("httpGet", {}).get("scheme")
                 if scheme != "HTTP":
-                    yield f"{where(item)}: {probe} asks by {scheme}; expected HTTP"
+                    yield f"{ref(item)}: {probe} asks by {scheme}; expected HTTP"
         if item["spec"].get("storageInitializer", {}).get("enabled") is not False:
-            yield f"{where(item)}: storageInitializer would copy a model that no rule verified"
+            yield f"{ref(item)}: storageInitializer would copy a model that no rule verified"
 
 
 def _args(spec: Mapping[str, Any]) -> dict[str, list[str]]:
