@@ -40,6 +40,7 @@ form_app = typer.Typer(
     help="Write a model as one of the forms that a run can export.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
 )
 
 
@@ -92,7 +93,7 @@ def _command(name: str) -> Any:
             for key, hint in hints.items()
         ]
     )  # fmt: skip
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name, help=f"{form.title}.")(run)
     return typer.main.get_command(app)
 

@@ -210,6 +210,8 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
         (("up", EXAMPLE, "--jsno"), "No such option: --jsno"),
         (("nonsense",), "No such command 'nonsense'"),
         (("evaluate", "--suite", "nope"), "Invalid value for '--suite'"),
+        (("export", "form", "pruned"), "Missing option '--model'"),
+        (("export", "form"), "No such option: --json"),
     ],
 )
 def test_a_usage_error_is_json_too(arguments: tuple[str | Path, ...], message: str) -> None:
