@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.core.errors import DiskFullError
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
@@ -87,8 +89,6 @@ def write_out(text: str) -> None:
     Raises:
         DiskFullError: The disk of the file that stdout goes to is full.
     """
-    from tuneline.core.errors import DiskFullError
-
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -130,4 +130,6 @@ def fault(error: Exception) -> dict[str, Any]:
 def emit_error(error: Exception) -> None:
     """Print an error as the command's one JSON document, unless a result is printed already."""
     if "--json" in sys.argv and not _output.get(Output()).is_printed:
-        print(json.dumps({"error": fault(error)}, indent=2), flush=True)
+        # The error keeps its exit code if stdout takes nothing.
+        with contextlib.suppress(SystemExit, DiskFullError):
+            write_out(json.dumps({"error": fault(error)}, indent=2))

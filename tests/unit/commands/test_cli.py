@@ -236,15 +236,24 @@ def test_a_bug_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("stdout", "code"), [("closed pipe", 141), ("/dev/full", 4)])
-def test_a_stdout_that_takes_nothing_is_not_a_bug(stdout: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "stdout", "code"),
+    [
+        (("keys", "list", "--file", "/dev/null"), "closed pipe", 141),
+        (("keys", "list", "--file", "/dev/null"), "/dev/full", 4),
+        (("plan", "none.yaml", "--json"), "/dev/full", 2),
+    ],
+)
+def test_a_stdout_that_takes_nothing_is_not_a_bug(
+    command: tuple[str, ...], stdout: str, code: int
+) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     if stdout == "/dev/full":
         os.dup2(os.open(stdout, os.O_WRONLY), write_end)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tuneline", "keys", "list", "--file", "/dev/null"],
+            [sys.executable, "-m", "tuneline", *command],
             stdout=write_end, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
         )  # fmt: skip
     finally:
