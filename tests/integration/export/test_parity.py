@@ -282,8 +282,12 @@ def test_a_model_without_a_template_is_an_error(line: Line, tmp_path: Path) -> N
 
 def test_a_folder_that_transformers_cannot_load_is_an_error(line: Line, tmp_path: Path) -> None:
     model = copy_of(line, tmp_path / "model")
-    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 7}))
     with pytest.raises(ArtifactError, match="transformers cannot load it"):
+        prove(line, model, tmp_path / "parity")
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: truncated"):
         prove(line, model, tmp_path / "parity")
 
 
