@@ -23,7 +23,7 @@ for name in "${names[@]}"; do
   .venv/bin/hadolint "$file"
   started=$SECONDS
   # shellcheck disable=SC2086
-  "$engine" build ${OPTIONS:-} "${options[@]}" -f "$file" -t "$image" .
+  "$engine" build ${OPTIONS:-} "${options[@]}" -f "$file" -t "$image" . >&2
   sizes+=("$image  $("$engine" images --format '{{.Size}}' "$image")  $((SECONDS - started)) s")
 done
 printf '%s\n' "${sizes[@]}"

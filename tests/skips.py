@@ -25,6 +25,8 @@ EXPECTED_SKIPS = {
     "images are built by root with buildah and mmdebstrap": 6,
     "mmdebstrap makes no base here": 6,
     "buildah builds no image here": 6,
+    # They take 20 minutes and 20 GB.
+    "images with their libraries are built only with TUNELINE_IMAGES=1": 10,
 }
 """A part of each reason, with the largest number of tests that one run may skip for it."""
 

@@ -4,69 +4,24 @@ from __future__ import annotations
 
 import getpass
 import importlib.util
-import json
-import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.images import ROOT, USERS, Command, Image, open_image, own_storage
+
 BASE = "localhost/stand-in:1"
-USERS = ["10001:10001", "1000650000:0"]
-"""The user of the manifests, and one that OpenShift would choose."""
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@dataclass(frozen=True)
-class Image:
-    """A built image: its root as a folder, and its configuration."""
-
-    name: str
-    root: Path
-    config: dict[str, Any]
-    added: frozenset[str]
-
-    def run(self, user: str, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as the manifests do: no capability, a read-only root, a writable /tmp."""
-        script = (
-            'set -e; mount --rbind "$0" "$0"; mount -t tmpfs tmpfs "$0/tmp"; '
-            'mount -t proc proc "$0/proc"; mount -o remount,bind,ro "$0"; user=$1; shift; '
-            'exec setpriv --no-new-privs chroot --userspec="$user" '
-            '--groups="${user#*:}" "$0" "$@"'
-        )
-        environ = dict(entry.split("=", 1) for entry in self.config["Env"])
-        return subprocess.run(
-            ["unshare", "--mount", "--pid", "--fork", "sh", "-c", script,
-             str(self.root), user, *command],
-            env=environ, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def buildah(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Return a function that runs buildah, or another command, with a storage of its own."""
-    if os.geteuid() != 0 or not (shutil.which("buildah") and shutil.which("mmdebstrap")):
-        pytest.skip("images are built by root with buildah and mmdebstrap")
-    folder = tmp_path_factory.mktemp("containers")
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     # The driver vfs works on every file system, and inside a container.
-    (folder / "storage.conf").write_text(
-        f'[storage]\ndriver = "vfs"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/store"\n'
-    )
-    environ = {**os.environ, "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf")}
-
-    def run(*args: str, command: str = "buildah", **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [command, *args], env={**environ, **env}, capture_output=True, text=True, check=False,
-            cwd=ROOT, timeout=500,
-        )  # fmt: skip
-
-    return run
+    with own_storage(tmp_path_factory.mktemp("containers"), "vfs") as run:
+        yield run
 
 
 def make_base(buildah: Command, folder: Path, *packages: str, variant: str, more: str = "") -> None:
@@ -89,18 +44,14 @@ def build(buildah: Command, name: str, options: str) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
-def open_image(buildah: Command, done: subprocess.CompletedProcess[str], name: str) -> Image:
+def open_built(buildah: Command, done: subprocess.CompletedProcess[str], name: str) -> Image:
     """Return the image that `scripts/images.sh` has built and whose size it has printed."""
     assert done.returncode == 0, done.stderr[-3000:]
     image, size, unit, seconds, _ = done.stdout.splitlines()[-1].split()
     assert image.startswith(f"localhost/tuneline-{name}:")
     assert (float(size) > 10, unit, int(seconds) < 500) == (True, "MB", True)
-    root, base = (
-        Path(buildah("mount", buildah("from", it).stdout.strip()).stdout.strip())
-        for it in (image, BASE)
-    )
-    inspected = json.loads(buildah("inspect", "--type=image", image).stdout)
-    return Image(name, root, inspected["OCIv1"]["config"], frozenset(files(root) - files(base)))
+    found, base = open_image(buildah, image), open_image(buildah, BASE)
+    return replace(found, added=frozenset(files(found.root) - files(base.root)))
 
 
 def files(root: Path) -> set[str]:
@@ -128,7 +79,7 @@ def base(buildah: Command, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", params=["cpu", "gpu"])
 def server(buildah: Command, base: None, request: pytest.FixtureRequest) -> Iterator[Image]:
-    yield open_image(buildah, build(buildah, request.param, ""), request.param)
+    yield open_built(buildah, build(buildah, request.param, ""), request.param)
 
 
 def check_config(image: Image) -> None:

@@ -13,6 +13,7 @@ import pytest
 from k8s.config import image_problem
 
 ROOT = Path(__file__).parents[3]
+BUILDS = ("cpu", "gpu")
 IMAGES = sorted((ROOT / "k8s" / "images").glob("Dockerfile.*"))
 
 
@@ -47,12 +48,12 @@ def base(path: Path) -> str:
 
 
 def sources(path: Path) -> list[str]:
-    """Return the paths that COPY takes from the build context."""
+    """Return the paths that COPY takes from the build context, with each value of BUILD."""
     found = []
     for instruction, arguments in instructions(path):
         if instruction == "COPY" and "--from=" not in arguments:
             *taken, _ = [word for word in arguments.split() if not word.startswith("--")]
-            found += taken
+            found += [name.replace("${BUILD}", build) for name in taken for build in BUILDS]
     return found
 
 
@@ -68,6 +69,20 @@ def test_there_is_a_file_for_each_image() -> None:
     assert [path.name for path in IMAGES] == [
         "Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.loadtest", "Dockerfile.training",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["images.sh", "images_without_registry.sh"])
+def test_a_script_builds_every_image_if_it_is_given_no_name(script: str) -> None:
+    text = (ROOT / "scripts" / script).read_text()
+    (names,) = re.findall(r"\|\| names=\((.*)\)", text)
+    assert sorted(names.split()) == [path.suffix[1:] for path in IMAGES]
+
+
+def test_the_training_has_cuda_unless_the_build_asks_for_the_cpu() -> None:
+    (path,) = (path for path in IMAGES if path.suffix == ".training")
+    last = stages(path)[-1]
+    assert ("ARG", "BUILD=gpu") in last
+    assert ("COPY", "constraints/${BUILD}.txt /wheels/constraints.txt") in last
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
