@@ -22,6 +22,7 @@ from loadtest.judging.gpu_energy import Meter, energy_meter
 from loadtest.judging.samples import INTERVAL_S, JUDGED_INTERVAL_S, Samples, sampled
 from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
 from loadtest.judging.statistics import Statistics
+from loadtest.judging.validity import unique_warnings
 from loadtest.judging.verdict import judge
 from loadtest.report.answer_schema import AnswerFigures, Endings
 from loadtest.report.build import Result
@@ -208,6 +209,9 @@ def judged(
     )
     if server is not None:
         judgement = replace(judgement, warnings=judgement.warnings + server.warnings)
+    if config.workload.unique_prompts and plan.sessions is None:
+        said = unique_warnings(stats.num_offered + stats.num_warmup, len(plan.body_of))
+        judgement = replace(judgement, warnings=judgement.warnings + said)
     return Result(
         scenario=scenario,
         records=figures.records,

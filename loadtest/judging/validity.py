@@ -181,6 +181,16 @@ def reuse_warnings(reusable: float | None, found: float | None) -> list[str]:
     ]
 
 
+def unique_warnings(num_requests: int, num_prompts: int) -> list[str]:
+    """Return that unique prompts were sent more than once: a run has a limited number of them."""
+    if num_requests <= num_prompts:
+        return []
+    return [
+        f"unique_prompts made {num_prompts} prompts for {num_requests} requests: the later ones "
+        "repeat earlier prompts, and a prefix cache may answer them"
+    ]
+
+
 def hit_rate_problems(declared: float, found: float | None) -> list[str]:
     """Check the prefix cache's hit rate against the declared one."""
     if found is None:

@@ -17,7 +17,9 @@ import pytest
 from loadtest import read_prompts, run_loadtest
 from loadtest.client import server_check
 from loadtest.config import SLO, LoadTestConfig, Scenario
-from tests.integration.loadtest.small import Answering
+from loadtest.workload import build
+from tests.integration.loadtest.small import Answering, report_of
+from tests.integration.loadtest.small import config as small_config
 from tuneline.core.artifact import Input, open_artifact, verify_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError, ServerError
@@ -66,6 +68,25 @@ def test_a_load_report_is_written_and_bound_to_the_artifact(known: Any, tmp_path
         assert 0.03 <= ttft["percentiles"]["p50"] < 0.2
     assert str(tmp_path) not in (artifact.path / "report.json").read_text()
     assert open_artifact(tmp_path / "load").digest == artifact.digest
+
+
+def test_a_run_beyond_its_unique_prompts_says_so(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "MAX_UNIQUE_PROMPTS", 20)
+    said = {}
+    for num_requests in (12, 40):
+        settings = small_config(
+            scenarios=[{"name": "x", "rate_rps": 100.0, "num_requests": num_requests}],
+            workload={"unique_prompts": True},
+        )
+        artifact = run_loadtest(
+            settings, known.endpoint, tmp_path / str(num_requests), prompts=read_prompts(None)
+        )
+        (scenario,) = report_of(artifact)["scenarios"]
+        said[num_requests] = [one for one in scenario["warnings"] if "unique_prompts made" in one]
+    assert said[12] == []
+    assert said[40][0].startswith("unique_prompts made 20 prompts for 45 requests")
 
 
 def test_a_missed_objective_is_a_verdict_and_no_exception(known: Any, tmp_path: Path) -> None:
