@@ -265,13 +265,15 @@ def _answers(endpoint: Endpoint, ca_file: str | None) -> bool:
 
 
 def _parents(body: bytes) -> dict[str, object]:
-    """Return the names in a list of models: OpenAI's, a bare list, or Ollama's own. Each name has
-    its `parent`, by which vLLM says that the name is an adapter of that model."""
+    """Return the names in a list of models: OpenAI's, a bare list, or Ollama's own, without control
+    characters. Each name has its `parent`, by which vLLM says that the name is an adapter of that
+    model."""
     try:
         found = json.loads(body)
         if isinstance(found, dict):
             found = found.get("data", found.get("models"))
-        return {str(one["id"] if "id" in one else one["name"]): one.get("parent") for one in found}
+        named = {str(one["id"] if "id" in one else one["name"]): one for one in found}
+        return {printable(name): one.get("parent") for name, one in named.items()}
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
 

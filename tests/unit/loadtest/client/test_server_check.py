@@ -52,3 +52,8 @@ def test_an_alias_has_the_digest_of_its_artifact(
 )
 def test_a_list_without_names_is_not_a_list_of_models(body: bytes) -> None:
     assert server_check._parents(body) == {}
+
+
+def test_names_of_models_hold_no_control_character() -> None:
+    body = json.dumps({"data": [{"id": "tickets", "parent": "b"}, {"id": "ev\x1b[31mil"}]}).encode()
+    assert server_check._parents(body) == {"tickets": "b", "ev\ufffd[31mil": None}
