@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
@@ -62,6 +62,10 @@ class QuantizeConfig(StrictModel):
 class CalibrationConfig(StrictModel):
     """The data that a calibrated quantization sees."""
 
+    other_names: ClassVar[dict[str, str]] = {
+        "num_samples": "num_calibration_samples",
+        "max_length": "max_seq_length",
+    }
     num_calibration_samples: PositiveInt = 256
     """Conversations drawn from the training rows."""
     max_seq_length: PositiveInt = 2048
@@ -98,6 +102,7 @@ class ParityConfig(StrictModel):
 class OnnxConfig(StrictModel):
     """The weights and the interface of an ONNX graph."""
 
+    other_names: ClassVar[dict[str, str]] = {"precision": "weights"}
     weights: OnnxWeights = "float32"
     """Number format of the weights; under `int8` and `int4`, 32 weights share a scale."""
     graph: Graph = "decoder"

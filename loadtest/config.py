@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from loadtest.arrivals.table import ARRIVALS, option_problems, slowest_rps
+from loadtest.arrivals.table import ARRIVALS, option_problems
 from loadtest.percentiles import percentile_of
 from loadtest.workload_config import Length as Length
 from loadtest.workload_config import WorkloadConfig as WorkloadConfig
@@ -35,7 +35,6 @@ def _percentile_limits(limits: dict[str, float]) -> dict[str, float]:
 Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_percentile_limits)]
 """Limits in seconds by percentile: `{p90: 1.0, p99: 5.0}`."""
 
-MAX_TURNS_ASSUMED = 32
 MAX_ARRIVALS = 100_000_000
 """Each arrival time of an open loop is in memory before the start."""
 
@@ -49,6 +48,12 @@ class SLO(StrictModel):
 
     A latency objective is a mapping of percentiles, `p50` to `p99.9`, to seconds:
     `ttft_s: {p90: 1.0, p99: 5.0}`."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        f"{metric}_p{q}_s": f"{metric}_s: {{p{q}: ...}}"
+        for metric in ("ttft", "tpot", "e2e")
+        for q in (50, 90, 99)
+    }
 
     ttft_s: Limits = Field(default={})
     """Time to first token, seconds by percentile."""
@@ -332,25 +337,6 @@ def _secret_key(body: dict[str, Any]) -> str | None:
         if isinstance(value, dict) and (inner := _secret_key(value)):
             return f"{key}.{inner}"
     return None
-
-
-def longest_s(config: LoadTestConfig) -> float:
-    """Return the most seconds that a whole load test takes: every request ends just in time, and
-    every scenario is measured twice. A session counts as MAX_TURNS_ASSUMED such requests where its
-    turns are not limited."""
-    one_s, total_s = config.timeout_s, 0.0
-    if (sessions := config.workload.sessions) is not None:
-        turns = sessions.max_turns or MAX_TURNS_ASSUMED
-        one_s = turns * config.timeout_s + (turns - 1) * sessions.max_delay_s
-    for scenario in config.scenarios:
-        count = (scenario.num_requests or 0) + config.num_warmup_requests
-        send_s = scenario.duration_s or 0.0
-        if scenario.concurrency is not None:
-            send_s += -(-count // scenario.concurrency) * one_s
-        elif scenario.num_requests is not None and (slowest := slowest_rps(scenario)) is not None:
-            send_s += 2 * count / slowest
-        total_s += 2 * (send_s + one_s + 60)
-    return total_s
 
 
 def quick_config(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -99,6 +99,8 @@ class AdaptersConfig(StrictModel):
 
 class ServingConfig(StrictModel):
     """Options named as in vLLM reach the flag of that name; None leaves vLLM's default."""
+
+    other_names: ClassVar[dict[str, str]] = {"shutdown_timeout_s": "shutdown_timeout"}
 
     mode: Literal["merged", "adapter"] = "merged"
     """Serve the merged model, or the base model with the LoRA adapter."""

@@ -29,7 +29,8 @@ class StrictModel(BaseModel):
     """
 
     other_names: ClassVar[dict[str, str]] = {}
-    """Names that other tools have for keys of the section, each with the key's name here."""
+    """Earlier names of keys, and names that other tools have for them, each with the name here; a
+    key that moved has a short text instead."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -10,7 +10,7 @@ from typing import Any
 
 from k8s import read_capacity, render_manifests
 from k8s.config import HOST, MODEL_DIR, PORT
-from loadtest.config import longest_s
+from loadtest.longest import longest_s
 from serving import plan_container
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.artifact_kinds import REPORT

@@ -84,6 +84,14 @@ def test_forms_of_one_kind_are_opened_alike() -> None:
     [
         ({"forms": ["onnx-int3"]}, "forms.0: 'onnx-int3' is not a form; expected quantized-fp8, "),
         ({"parity": {"forms": {"onnx-int3": {}}}}, "'onnx-int3' is not a form; expected "),
+        (
+            {"calibration": {"num_samples": 8}},
+            "calibration.num_samples: is called num_calibration_samples here",
+        ),
+        (
+            {"calibration": {"max_length": 8}},
+            "calibration.max_length: is called max_seq_length here",
+        ),
         ({"forms": ["torchscript", "torchscript"]}, "forms lists a form twice"),
         ({"forms": ["pruned"]}, "the form pruned needs the section export.prune"),
         ({"prune": {"sparsity": 0.5}}, "forms lists no form that it configures"),

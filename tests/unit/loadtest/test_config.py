@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from loadtest.config import LoadTestConfig, longest_s, quick_config
+from loadtest.config import LoadTestConfig, quick_config
+from loadtest.longest import longest_s
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ConfigError
 
@@ -58,6 +59,8 @@ def test_a_scenario_that_contradicts_itself_is_refused(
     ("values", "problem"),
     [
         ({"slo": {"min_goodput_rps": 3}}, "goodput_ttft_s"),
+        ({"slo": {"ttft_p90_s": 3}}, r"slo.ttft_p90_s: is called ttft_s: {p90: ...} here"),
+        ({"slo": {"e2e_p50_s": 3}}, r"is called e2e_s: {p50: ...} here"),
         ({"slo": {"ttft_ms": {"p95": 3}}}, "did you mean ttft_s"),
         ({"slo": {"ttft_s": {"p49": 3}}}, "'p49' is not a percentile; expected p50 to p99.9"),
         ({"slo": {"ttft_s": {"p100": 3}}}, "'p100' is not a percentile"),

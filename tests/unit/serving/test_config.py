@@ -32,6 +32,11 @@ def test_a_flag_that_has_another_source_is_refused(name: str) -> None:
         validate_config(ServingConfig, {"extra_args": {name: "x"}}, "serving")
 
 
+def test_an_earlier_name_of_a_key_is_answered_with_the_key() -> None:
+    with pytest.raises(ConfigError, match="shutdown_timeout_s: is called shutdown_timeout here"):
+        validate_config(ServingConfig, {"shutdown_timeout_s": 10}, "serving")
+
+
 def test_every_refused_flag_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         validate_config(ServingConfig, {"extra_args": {"api_key": "s", "dtype": "half"}}, "serving")

@@ -6,7 +6,8 @@ import pytest
 
 from loadtest.arrivals.table import ARRIVALS, brief, peak_rps, rates, slowest_rps
 from loadtest.arrivals.trace import busiest_second
-from loadtest.config import LoadTestConfig, Scenario, longest_s
+from loadtest.config import LoadTestConfig, Scenario
+from loadtest.longest import longest_s
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "poisson": {"rate_rps": 20.0, "num_requests": 40},
