@@ -109,30 +109,22 @@ def paired_share_interval(counts: PairedCounts) -> tuple[float, float]:
     return max(-1.0, difference - down), min(1.0, difference + up)
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, groups: Sequence[str] | None = None
-) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the percentile bootstrap interval at 95 % of the mean of `values`.
 
     B. Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
 
     Args:
         values: One value per row; of a pair of systems, their difference.
-        groups: Each row's group; rows are resampled within their group, so that every resample has
-            the same number of rows of each. One group by default.
 
     Raises:
         ValueError: There are no values.
     """
     if not values:
         raise ValueError("no values to resample")
-    by_group: dict[str, list[float]] = {}
-    for value, group in zip(values, groups or [""] * len(values), strict=True):
-        by_group.setdefault(group, []).append(value)
     draw = random.Random(0)
     means = sorted(
-        sum(math.fsum(draw.choices(rows, k=len(rows))) for rows in by_group.values()) / len(values)
-        for _ in range(NUM_RESAMPLES)
+        math.fsum(draw.choices(values, k=len(values))) / len(values) for _ in range(NUM_RESAMPLES)
     )
     cut = round(NUM_RESAMPLES * 0.025)
     return means[cut - 1], means[-cut]

@@ -8,7 +8,6 @@ from training.evaluation.answerer import Reply
 from training.evaluation.forgetting.items import Item
 from tuneline.core.config import StrictModel
 from tuneline.core.statistics import (
-    bootstrap_interval,
     count_pairs,
     mcnemar_p,
     paired_share_interval,
@@ -54,7 +53,7 @@ class ForgettingReport(StrictModel):
     difference: float
     """Over the skills that the base has; 0 if it has none."""
     interval: tuple[float, float]
-    """Of the difference, at 95 %: items are resampled within their skills."""
+    """Of the difference, at 95 %, Newcombe's."""
     num_items: int
     """Items of the skills that the base has."""
     skills: dict[str, SkillResult]
@@ -97,24 +96,22 @@ def judge_forgetting(
         for name, found in skills.items()
         if found.verdict is Verdict.FAIL
     ]
-    changes = [
-        (float(second) - float(first), item.skill)
+    rows = [
+        (first, second)
         for item, first, second in zip(items, base, tuned, strict=True)
         if item.skill in held
     ]
-    interval = (0.0, 0.0)
-    if changes:
-        interval = bootstrap_interval(
-            [change for change, _ in changes], groups=[skill for _, skill in changes]
-        )
+    counts = count_pairs([first for first, _ in rows], [second for _, second in rows])
+    # It has a width where no answer changes: few equal answers do not rule out a drop.
+    interval = paired_share_interval(counts) if rows else (0.0, 0.0)
     return ForgettingReport(
         verdict=_verdict(skills, held, interval),
         problems=tuple(problems),
         base=sum(base) / len(base),
         tuned=sum(tuned) / len(tuned),
-        difference=sum(change for change, _ in changes) / len(changes) if changes else 0.0,
+        difference=(counts.second_only - counts.first_only) / len(rows) if rows else 0.0,
         interval=interval,
-        num_items=len(changes),
+        num_items=len(rows),
         skills=skills,
     )
 

@@ -35,8 +35,7 @@ def measure_forgetting(
 ) -> Artifact:
     """Let both models answer the suite greedily, and judge which skills the tuned model lost.
 
-    The interval of the difference resamples items within their skills. Answers are greedy, so that
-    a second run gives the same answers.
+    Answers are greedy, so that a second run gives the same answers.
 
     Args:
         base: The model before fine-tuning.

@@ -22,9 +22,18 @@ def test_equal_models_pass() -> None:
     for answers in (ALL, _share(0.7, 1)):
         report = judge_forgetting(ITEMS, answers, answers)
         assert report.verdict is Verdict.PASS
-        assert (report.difference, report.interval) == (0.0, (0.0, 0.0))
+        assert report.difference == 0.0
+        assert -0.05 < report.interval[0] < 0 < report.interval[1] < 0.05
         assert {skill.mcnemar_p for skill in report.skills.values()} == {1.0}
         assert report.problems == ()
+
+
+def test_equal_answers_to_few_items_do_not_rule_out_a_drop() -> None:
+    language = [index % 5 == 0 and item.skill == "language" for index, item in enumerate(ITEMS)]
+    report = judge_forgetting(ITEMS, language, language)
+    assert report.num_items == sum(item.skill == "language" for item in ITEMS)
+    assert report.interval[0] < -0.05
+    assert report.verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_base_without_any_skill_has_nothing_to_forget() -> None:
