@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from k8s.placement_config import Placement
 from k8s.value_types import DnsLabel, Image, Quantity
 from tuneline.core.config import StrictModel
-from tuneline.core.training_limits import EXIT_MARGIN_S, MEASUREMENT_S
+from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
 DATA_MOUNT = "/data"
 
@@ -73,7 +73,7 @@ class TrainingJob(StrictModel):
     @property
     def grace_s(self) -> int:
         """Return the grace period of a pod: the time from SIGTERM until its checkpoint is whole."""
-        return math.ceil(MEASUREMENT_S) + self.checkpoint_s + EXIT_MARGIN_S
+        return math.ceil(MEASUREMENT_S) + self.checkpoint_s + TRAINING_EXIT_MARGIN_S
 
     @property
     def data_folder(self) -> str:

@@ -25,7 +25,7 @@ from k8s.render.kustomize import (
 )
 from k8s.rules.objects import flags, quantity
 from k8s.rules.server import PATIENCE
-from tuneline.core.vllm_limits import EXIT_MARGIN_S
+from tuneline.core.vllm_limits import VLLM_EXIT_MARGIN_S
 
 # The startup probe waits this much longer than vLLM itself, whose clock starts after its imports.
 STARTUP_MARGIN_S = 60
@@ -109,7 +109,7 @@ def _server_patch(
     startup_s = int(served_env.get(PATIENCE, _value(base, PATIENCE))) + STARTUP_MARGIN_S
     period_s = base["startupProbe"]["periodSeconds"]
     drain_s = int((flags(served_args).get("--shutdown-timeout") or ["0"])[-1])
-    grace_s = base["lifecycle"]["preStop"]["sleep"]["seconds"] + drain_s + EXIT_MARGIN_S
+    grace_s = base["lifecycle"]["preStop"]["sleep"]["seconds"] + drain_s + VLLM_EXIT_MARGIN_S
     container: dict[str, Any] = {
         "name": base["name"],
         "image": config.image,

@@ -17,7 +17,7 @@ from k8s.rules.objects import (
     ref,
     servers,
 )
-from tuneline.core.vllm_limits import EXIT_MARGIN_S
+from tuneline.core.vllm_limits import VLLM_EXIT_MARGIN_S
 
 # vLLM counts its own patience from when its imports are done; these may take so long.
 IMPORTS_S = 120
@@ -51,12 +51,12 @@ def _grace_period(objects: Sequence[Object]) -> Iterator[str]:
         drain_s = int((args.get("--shutdown-timeout") or ["0"])[-1])
         if not drain_s:
             yield f"{pod.where}: without --shutdown-timeout, vLLM stalls its streams on SIGTERM"
-        needed = pre_stop.get("seconds", 0) + drain_s + EXIT_MARGIN_S
+        needed = pre_stop.get("seconds", 0) + drain_s + VLLM_EXIT_MARGIN_S
         grace = pod.spec.get("terminationGracePeriodSeconds", 30)
         if grace < needed:
             yield (
                 f"{pod.where}: terminationGracePeriodSeconds {grace} is below {needed}: "
-                f"preStop + --shutdown-timeout + {EXIT_MARGIN_S}"
+                f"preStop + --shutdown-timeout + {VLLM_EXIT_MARGIN_S}"
             )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from k8s.rules.objects import Object, Pod, env, flags, of_kind, pods
-from tuneline.core.training_limits import EXIT_MARGIN_S, MEASUREMENT_S
+from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
 MESSAGE = "TUNELINE_POD_MESSAGE"
 MISTAKES = {2, 3, 6, 7, 8}
@@ -72,7 +72,7 @@ def _checkpoints(objects: Sequence[Object]) -> Iterator[str]:
     """The grace period covers the checkpoint, and its folder outlives the pod."""
     for pod, container in trainings(objects):
         grace_s = pod.spec.get("terminationGracePeriodSeconds", 30)
-        least_s = MEASUREMENT_S + EXIT_MARGIN_S
+        least_s = MEASUREMENT_S + TRAINING_EXIT_MARGIN_S
         if grace_s <= least_s:
             yield (
                 f"{pod.where}: terminationGracePeriodSeconds {grace_s} is not above {least_s:g}: a "

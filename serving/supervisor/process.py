@@ -48,7 +48,7 @@ from tuneline.core.disk import cannot_write
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError, TunelineError
 from tuneline.core.progress import logger, progress
-from tuneline.core.vllm_limits import EXIT_MARGIN_S
+from tuneline.core.vllm_limits import VLLM_EXIT_MARGIN_S
 from tuneline.models.source import ModelSource
 
 POLL_INTERVAL_S = 0.1
@@ -305,7 +305,7 @@ class Server:
         signals_before = stops.requested
         logger.info("stopping the server; answers get %d s", self.launch.config.shutdown_timeout)
         os.kill(self.pid, signal.SIGTERM)
-        deadline_s = time.monotonic() + self.launch.config.shutdown_timeout + EXIT_MARGIN_S
+        deadline_s = time.monotonic() + self.launch.config.shutdown_timeout + VLLM_EXIT_MARGIN_S
         while self.exit_code() is None and time.monotonic() < deadline_s:
             if stops.requested > signals_before:
                 return

@@ -7,5 +7,5 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 MAX_LORA_RANK = LORA_RANKS[-1]
 
-EXIT_MARGIN_S = 15
+VLLM_EXIT_MARGIN_S = 15
 """Seconds that the process takes to exit after its shutdown timeout has passed."""

@@ -12,7 +12,7 @@ from k8s.render.kustomize import MANIFESTS
 from k8s.render.training.facts import TrainingFacts
 from k8s.rules.objects import quantity
 from k8s.training_config import DATA_MOUNT, TrainingResources
-from tuneline.core.training_limits import EXIT_MARGIN_S, MEASUREMENT_S
+from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
 FOLDER = MANIFESTS / "training"
 GRACE = "tuneline/formula-grace-period"
@@ -31,7 +31,7 @@ def training_job(facts: TrainingFacts) -> Document:
         "labels": dict(facts.labels),
         "annotations": {
             GRACE: f"{MEASUREMENT_S:g} s of a measurement + checkpoint_s "
-            f"({training.checkpoint_s} s) + {EXIT_MARGIN_S} s to exit"
+            f"({training.checkpoint_s} s) + {TRAINING_EXIT_MARGIN_S} s to exit"
         },
     }
     pod = spec["template"]["spec"]

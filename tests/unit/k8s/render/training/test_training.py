@@ -17,7 +17,7 @@ from k8s.rules.check import check_manifests
 from k8s.training_config import TrainingJob
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.training_limits import EXIT_MARGIN_S, MEASUREMENT_S
+from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
 Objects: TypeAlias = list[dict[str, Any]]
 ROOM = Path(k8s.__file__).parent
@@ -63,7 +63,10 @@ def test_the_grace_period_is_the_sum_of_what_follows_sigterm(
 ) -> None:
     training = {"image": IMAGE, "work_claim": "work", "checkpoint_s": 200}
     objects = objects_of(render_a_training(tmp_path / "out", training=training))
-    assert pod(objects)["terminationGracePeriodSeconds"] == MEASUREMENT_S + 200 + EXIT_MARGIN_S
+    assert (
+        pod(objects)["terminationGracePeriodSeconds"]
+        == MEASUREMENT_S + 200 + TRAINING_EXIT_MARGIN_S
+    )
     text = one(objects, "Job")["spec"]["template"]["metadata"]["annotations"]
     numbers = [int(n) for n in re.findall(r"\b(\d+) s\b", text["tuneline/formula-grace-period"])]
     assert sum(numbers) == pod(objects)["terminationGracePeriodSeconds"]
