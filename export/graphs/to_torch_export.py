@@ -18,7 +18,7 @@ import torch
 
 from export.config import GraphConfig
 from export.graphs.logits_graph import EXAMPLE_SHAPE, max_length, write_graph
-from export.runtimes.scores import OpenedForm, whole_scores
+from export.runtimes.scores import OpenedForm, run_graph, whole_scores
 from export.runtimes.transformers_folder import open_graph
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
@@ -93,13 +93,7 @@ def load_torch_export(path: Path) -> Any:
     """
     refuse_pickles(path)
     graph = torch.export.load(path).module()
-
-    def run(input_ids: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            found: torch.Tensor = graph(input_ids)
-        return found.float()
-
-    return run
+    return run_graph(graph)
 
 
 def refuse_pickles(path: Path) -> None:

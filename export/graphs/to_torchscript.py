@@ -18,7 +18,7 @@ import torch
 
 from export.config import GraphConfig
 from export.graphs.logits_graph import EXAMPLE_SHAPE, write_graph
-from export.runtimes.scores import OpenedForm, whole_scores
+from export.runtimes.scores import OpenedForm, run_graph, whole_scores
 from export.runtimes.transformers_folder import open_graph
 from tuneline.core.artifact import Artifact
 from tuneline.models.source import ModelSource
@@ -75,10 +75,4 @@ def load_torchscript(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch.jit.load(str(path), map_location="cpu")
-
-    def run(input_ids: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            found: torch.Tensor = graph(input_ids)
-        return found.float()
-
-    return run
+    return run_graph(graph)

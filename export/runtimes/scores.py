@@ -22,6 +22,16 @@ class OpenedForm:
     """The model knows the token ids below this number."""
 
 
+def run_graph(graph: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function `input_ids` → logits in float32 that keeps nothing for gradients."""
+
+    def run(input_ids: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return graph(input_ids).float()
+
+    return run
+
+
 def whole_scores(run: Callable[[torch.Tensor], torch.Tensor]) -> Score:
     """Return scores by a graph without a cache: `input_ids` (batch, length) to logits."""
 
