@@ -19,6 +19,7 @@ from export.runtimes.transformers_folder import load_model
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
+from tuneline.core.secrets import first_line
 from tuneline.models.companion_files import copy_companions
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource
@@ -84,7 +85,7 @@ def exportable(model: ModelSource, what: str) -> Iterator[Logits]:
         raise  # a fault of the folder or the machine, not of the family
     except Exception as error:  # tracers have no common error
         logger.debug("%s", error, exc_info=True)
-        raise refusal(model, network, what, _first_line(error)) from error
+        raise refusal(model, network, what, first_line(error)) from error
 
 
 def write_graph(
@@ -178,7 +179,7 @@ def check_shapes(
         except (MemoryError, OSError):
             raise  # a fault of the machine, not of the graph
         except Exception as error:  # runtimes have no common error
-            reason = f"its graph fails at batch {batch}, length {length}: {_first_line(error)}"
+            reason = f"its graph fails at batch {batch}, length {length}: {first_line(error)}"
             raise refusal(model, logits.network, what, reason) from error
         same = found.shape == expected.shape
         difference = float((found - expected).abs().max()) if same else float("nan")
@@ -256,10 +257,5 @@ def refusal(model: ModelSource, network: Any, what: str, reason: str) -> Artifac
     return ArtifactError(
         f"{model.name}: a model of the family {network.config.model_type!r} cannot be exported to "
         f"{what}: {reason}",
-        hint="Nothing was written. Other forms: tuneline export --help",
+        hint="Nothing was written. Other forms: tuneline export form --help",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0].strip()[:300] if lines else type(error).__name__

@@ -103,7 +103,7 @@ def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, 
         raise ConfigError(
             "--weights float16: ONNX Runtime has no float16 decoder for a CPU; expected float32, "
             "int8 or int4",
-            hint="Try: --weights int8, or --graph logits, which takes float16.",
+            hint="Try: tuneline export form onnx-int8, or form onnx-logits, which takes float16.",
         )
     for file in weight_files(model.path):
         read_tensor_file(file)  # a truncated file must not be reported as an unsupported family
@@ -254,7 +254,7 @@ def _no_decoder(model: ModelSource, family: str, reason: str) -> ArtifactError:
     return ArtifactError(
         f"{model.name}: a model of the family {family!r} cannot be exported to an ONNX decoder: "
         f"{reason}",
-        hint="Nothing was written. Try: --graph logits",
+        hint="Nothing was written. Try: tuneline export form onnx-logits --model DIR --out DIR",
     )
 
 

@@ -18,6 +18,7 @@ from training.config.data import SourceConfig
 from training.data.sources import HUB, SPLITS, select_files, split_of
 from tuneline.core.environment import require
 from tuneline.core.errors import DataError, MissingError
+from tuneline.core.secrets import first_line
 
 
 def hub_files(config: SourceConfig, key: str) -> tuple[Path, ...]:
@@ -65,10 +66,9 @@ def _fetched(fetch: Callable[[bool], tuple[Path, ...]], hub: Any, where: str) ->
     try:
         return fetch(False)
     except (OSError, ValueError, hub.utils.httpx.HTTPError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
         raise MissingError(
             f"{where}: is not cached, and the Hugging Face Hub does not give it "
-            f"({lines[0] if lines else type(error).__name__})",
+            f"({first_line(error)})",
             hint="Check the name and the network; a private or gated dataset also needs HF_TOKEN. "
             "Or download it where there is a network: hf download --repo-type dataset NAME",
         ) from None

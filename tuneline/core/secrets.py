@@ -63,6 +63,12 @@ def hide_passwords(text: str) -> str:
     return _PASSWORD_IN_URL.sub("://***@", text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error, without the passwords in its URLs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return hide_passwords(lines[0])[:300] if lines else type(error).__name__
+
+
 def hide_secrets(text: str) -> str:
     """Return a text of another program in which secrets are `***`.
 

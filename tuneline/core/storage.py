@@ -33,7 +33,7 @@ from tuneline.core.errors import (
 )
 from tuneline.core.files import MANIFEST
 from tuneline.core.progress import progress
-from tuneline.core.secrets import hide_passwords
+from tuneline.core.secrets import first_line
 
 SCHEMES = ("s3", "gs", "az", "abfss")
 EXTRA = "storage"
@@ -269,19 +269,13 @@ def _errors(url: str, name: str = "") -> Iterator[None]:
         raise ServerError(f"{url}: the bucket is not there", hint="Check the URL.") from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise ServerError(
-            f"{place}: the store refuses: {_reason(error)}",
+            f"{place}: the store refuses: {first_line(error)}",
             hint="Check the credentials, and that they may list, read and write there. "
             "The same command then continues.",
         ) from None
     except exceptions.BaseError as error:
         raise ServerError(
-            f"{place}: the store cannot be used: {_reason(error)}",
+            f"{place}: the store cannot be used: {first_line(error)}",
             hint="Check the bucket, the region, the credentials and the network. "
             "The same command then continues.",
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of a library's error, without the passwords in its URLs."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return hide_passwords(lines[0])[:300] if lines else type(error).__name__

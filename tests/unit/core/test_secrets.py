@@ -4,7 +4,13 @@ import time
 
 import pytest
 
-from tuneline.core.secrets import hide_flags, hide_secrets, is_secret_name, without_secrets
+from tuneline.core.secrets import (
+    first_line,
+    hide_flags,
+    hide_secrets,
+    is_secret_name,
+    without_secrets,
+)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +106,15 @@ def test_the_values_of_secret_options_are_hidden() -> None:
     words = ["serve", "--api-key", "a", "b", "--port", "8", "--hf-token=z", "-c", "--api-key q"]
     expected = "serve --api-key *** *** --port 8 --hf-token=*** -c --api-key ***"
     assert " ".join(hide_flags(words)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\n  no route to https://me:word@host/x  \nmore", "no route to https://***@host/x"),
+        ("", "OSError"),
+        ("x" * 400, "x" * 300),
+    ],
+)
+def test_the_first_line_of_an_error_has_no_password(text: str, expected: str) -> None:
+    assert first_line(OSError(text)) == expected
