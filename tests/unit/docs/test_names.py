@@ -43,6 +43,19 @@ def code() -> str:
 
 
 @pytest.fixture(scope="module")
+def all_code(code: str) -> str:
+    """Return the code with its tests and its examples, and the names of these files."""
+    files = [p for d in ("tests", "examples", "findings") for p in (ROOT / d).rglob("*.py")]
+    return "\n".join([code, *(f"{path.stem}\n{path.read_text('utf-8')}" for path in files)])
+
+
+@pytest.fixture(scope="module")
+def words(all_code: str) -> set[str]:
+    """Return every name with an underscore in all code."""
+    return set(re.findall(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+", all_code))
+
+
+@pytest.fixture(scope="module")
 def command_options() -> set[str]:
     """Return every option of every command."""
     return {option for _, command in _commands() for option in _options(command)}
@@ -104,20 +117,10 @@ def test_every_extra_on_a_page_exists(extra: Found) -> None:
 
 
 @pytest.mark.parametrize("name", pages.program_names(), ids=str)
-def test_every_variable_and_metric_on_a_page_exists(name: Found, code: str) -> None:
+def test_every_variable_and_metric_on_a_page_exists(name: Found, all_code: str) -> None:
     # The client library adds `_total` to the name of a counter; a rule's annotation has no slash.
     written = {name.text, name.text.removesuffix("_total"), name.text.replace("_", "/", 1)}
-    assert any(text in code for text in written), name
-
-
-@pytest.fixture(scope="module")
-def words(code: str) -> set[str]:
-    """Return every name with an underscore in the code, its tests and its examples."""
-    files = [p for d in ("tests", "examples", "findings") for p in (ROOT / d).rglob("*.py")]
-    texts = [code, *(path.read_text("utf-8") for path in files)]
-    return {path.stem for path in files} | {
-        word for text in texts for word in re.findall(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+", text)
-    }
+    assert any(text in all_code for text in written), name
 
 
 @pytest.mark.parametrize("name", pages.snake_names(), ids=str)
@@ -190,7 +193,7 @@ def _outline(text: str) -> dict[str, object]:
         "headings": len(re.findall("(?m)^## ", text)),
         "commands": lines,
         "links": [link for link in re.findall(r"\]\(([^)]+)\)", text) if "README" not in link],
-        "rows": [row for row in rows if row.isascii() and re.match(r"`(?!make)|\d$", row)],
+        "rows": [row for row in rows if row.isascii() and re.match(r"`(?!make)|\d+( \+ n)?$", row)],
     }
 
 
