@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 
-from tuneline.core.artifact import Artifact, remove_command
+from tuneline.core.artifact import STAGE_DIR, Artifact, remove_command
 from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.errors import (
     InconclusiveError,
@@ -68,6 +68,14 @@ def _about_ties(artifact: Artifact, reasons: Sequence[str]) -> str:
     )
 
 
+def _again(artifact: Artifact, verdict: Verdict) -> str:
+    """Return how to measure again; a line does so by itself after some verdicts."""
+    if verdict in REPEATED and STAGE_DIR.search(artifact.path.name):
+        return "The same command measures again."
+    remove = remove_command(artifact.path)
+    return f"To measure again under the same configuration, remove it: {remove}"
+
+
 def require_verdict(artifact: Artifact, verdict: Verdict | None = None) -> None:
     """Check that an artifact's verdict is PASS.
 
@@ -94,6 +102,5 @@ def require_verdict(artifact: Artifact, verdict: Verdict | None = None) -> None:
         f"{artifact.path.name}: {verdict}" + (f"\n{lines}" if lines else ""),
         hint=_about_ties(artifact, reasons)
         + f"The whole report: {shlex.join(['tuneline', 'inspect', str(artifact.path)])}\n"
-        "  To measure again under the same configuration, remove it: "
-        f"{remove_command(artifact.path)}",
+        f"  {_again(artifact, verdict)}",
     )

@@ -130,7 +130,19 @@ def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
         Choice("serving.max_model_len", served, "The longest prompt and the longest answer."),
         *_served_dtype(base),
         Choice("loadtest.max_tokens", min(new_tokens, 64), "The longest answer under load."),
+        *_client_lag(),
     ]  # fmt: skip
+
+
+def _client_lag() -> list[Choice]:
+    """Return how late the load test's client may be if it shares its cores with the server."""
+    if gpu_names():
+        return []
+    reason = (
+        "No GPU is here: the client shares its cores with the server. On a host of its own, leave "
+        "this line out."
+    )
+    return [Choice("loadtest.max_client_lag_s", 0.25, reason)]
 
 
 def _served_dtype(base: ModelSource) -> list[Choice]:

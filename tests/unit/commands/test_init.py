@@ -70,6 +70,7 @@ def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
     assert check_run(run).warnings == []
     # The base model is in bfloat16, in which a CPU's answers differ from the proof's.
     assert run.config.serving.dtype == ("auto" if gpu_names() else "float32")
+    assert run.config.loadtest.max_client_lag_s == (None if gpu_names() else 0.25)
 
 
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:

@@ -25,6 +25,24 @@ def artifact(out: Path, kind: str, verdict: str) -> Artifact:
 
 
 @pytest.mark.parametrize(
+    ("name", "verdict", "again"),
+    [
+        ("loadtest-0123456789", "INVALID", "The same command measures again."),
+        ("loadtest-0123456789", "FAIL", "remove it: rm -r"),
+        ("my-report", "INVALID", "remove it: rm -r"),
+    ],
+)
+def test_a_line_measures_again_by_itself(
+    tmp_path: Path, name: str, verdict: str, again: str
+) -> None:
+    found = artifact(tmp_path / name, "load-report", verdict)
+    with pytest.raises(VerdictError) as caught:
+        require_verdict(found)
+    assert again in str(caught.value.hint)
+    assert ("rm -r" in str(caught.value.hint)) == ("rm -r" in again)
+
+
+@pytest.mark.parametrize(
     ("problems", "form", "hint"),
     [
         (["greedy_agreement is 0.6; expected at least 0.9"], "served", "serving.dtype=float32"),
