@@ -31,7 +31,12 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        raise ArtifactError(f"{path}: no such file; expected a PEFT adapter folder")
+        # PEFT saves an adapter with a name of its own, and a Trainer a checkpoint, one level below.
+        below = sorted(folder.glob(f"*/{ADAPTER_CONFIG}"))
+        raise ArtifactError(
+            f"{path}: no such file; expected a PEFT adapter folder",
+            hint=f"Try: {', or '.join(str(one.parent) for one in below)}" if below else None,
+        )
     return read_json(path)
 
 

@@ -24,6 +24,18 @@ def read(folder: Path, **options: Any) -> dict[str, Any]:
     return read_adapter_config(folder)
 
 
+def test_an_adapter_one_level_below_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        read_adapter_config(tmp_path)
+    assert caught.value.hint is None
+    for name in ("style", "tone"):
+        (tmp_path / name).mkdir()
+        read(tmp_path / name)
+    with pytest.raises(ArtifactError, match="no such file; expected a PEFT") as caught:
+        read_adapter_config(tmp_path)
+    assert caught.value.hint == f"Try: {tmp_path / 'style'}, or {tmp_path / 'tone'}"
+
+
 @pytest.mark.parametrize(
     ("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (48, 64), (300, 320), (512, 512)]
 )
