@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -85,7 +86,8 @@ def validator_of(schema: Any, where: str) -> Any:
     try:
         kind.check_schema(schema)
         # Without a registry, jsonschema would download what `$ref` names.
-        validator = kind(schema, registry=referencing.Registry())
+        exact = jsonschema.validators.extend(kind, {"multipleOf": _multiple_of})
+        validator = exact(schema, registry=referencing.Registry())
         next(validator.iter_errors({}), None)
     except jsonschema.exceptions.SchemaError as error:
         raise ConfigError(f"{where}: is not a JSON schema: {error.message}") from None
@@ -94,6 +96,23 @@ def validator_of(schema: Any, where: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{where}: refers to itself without end") from None
     return validator
+
+
+def _multiple_of(validator: Any, divisor: Any, value: Any, _schema: Any) -> Iterator[Exception]:
+    """Yield a fault if a number is not a multiple, by the digits that it is written with.
+
+    jsonschema divides floats: 0.07 / 0.01 is 7.000000000000001, and a right price would be a fault.
+
+    Raises:
+        OverflowError: The number is infinite as a float.
+    """
+    if not validator.is_type(value, "number"):
+        return
+    if value in (float("inf"), float("-inf")):
+        raise OverflowError
+    if Fraction(str(value)) % Fraction(str(divisor)):
+        error = require("jsonschema", "train").exceptions.ValidationError
+        yield error(f"{value!r} is not a multiple of {divisor}")
 
 
 def _refuse_constant(name: str) -> NoReturn:

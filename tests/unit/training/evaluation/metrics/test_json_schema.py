@@ -55,6 +55,20 @@ def test_a_number_beyond_a_float_is_a_fault(tmp_path: Path) -> None:
     assert scored.details["faults"] == {"number too large": 1}
 
 
+@pytest.mark.parametrize(
+    ("step", "right", "wrong"),
+    [(0.01, "0.07", "0.075"), (0.1, "92.6", "92.65"), (0.01, "3", "1e-3"), (3, "9.0", "7"),
+     (0.5, "1e22", "0.7")],
+)  # fmt: skip
+def test_a_multiple_is_judged_by_its_digits(
+    tmp_path: Path, step: float, right: str, wrong: str
+) -> None:
+    config = EvaluationConfig(json_schema=_schema(tmp_path, {"items": {"multipleOf": step}}))
+    scored = score_json_schema(made([("", f"[{right}]"), ("", f"[{wrong}]")]), config)
+    assert scored.values == [1.0, 0.0]
+    assert scored.details["faults"] == {"multipleOf": 1}
+
+
 def test_without_a_schema_any_json_is_valid() -> None:
     scored = score_json_schema(made([("", "3"), ("", "{}"), ("", "x")]), EvaluationConfig())
     assert scored.values == [1.0, 1.0, 0.0]
