@@ -2,10 +2,10 @@
 # lm-eval 0.4.13: local-chat-completions sends four stop sequences of a task and drops the rest.
 #
 # OpenAI's API takes four stop sequences, vLLM and others take more. The model for local servers cuts
-# each task's list `until` to its first four without a warning, and does not cut the answer itself.
-# HumanEval's task has five: an answer that goes on with a print call keeps that call and its output
-# check runs it. local-completions sends all five, so the two ways to ask one server score one answer
-# in two ways.
+# the list `until` of each task to its first four without a warning, and does not cut the answer itself.
+# HumanEval's task has five. An answer that goes on with a print call keeps the call, and the program
+# that is tested is another. local-completions sends all five, so the two ways to ask one server give
+# two answers.
 #
 # Seen of one server that keeps every stop sequence, for the five of HumanEval:
 #   local-completions sends 5: '    return a + b'
