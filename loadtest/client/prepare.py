@@ -152,7 +152,11 @@ def _arrivals(
             times[-1] - times[num_warmup], scenario.duration_s,
         )  # fmt: skip
     if len(times) <= num_warmup:
-        raise ConfigError(f"scenario {scenario.name}: no arrival is left after warm-up")
+        raise ConfigError(
+            f"scenario {scenario.name}: {len(times)} arrivals, and {num_warmup} of them are "
+            "warm-up; expected at least one more",
+            hint="Try: --set loadtest.num_warmup_requests=0",
+        )
     return [float(time) for time in times]
 
 

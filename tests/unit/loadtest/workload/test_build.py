@@ -206,6 +206,10 @@ def test_a_trace_that_ends_before_its_duration_is_known(tmp_path: Path) -> None:
         endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
         plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [], seed=0)
         assert plan.trace_ends is ends, duration_s
+    few = chosen.model_copy(update={"num_warmup_requests": 20})
+    with pytest.raises(ConfigError, match="20 arrivals, and 20 of them are warm-up") as caught:
+        make_plan(few, few.scenarios[0], endpoint, [], seed=0)
+    assert "num_warmup_requests=0" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(("streams", "processes"), [(1, 1), (3, 2), (4, 2), (5, 4), (2, 5)])
