@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from tuneline.models.greedy import cache_of
+
 MAX_BATCH = 64
 """More prompts at once gain little on a CPU, and a GPU that needs more is better served by vLLM."""
 MEMORY_SHARE = 0.25
-"""Share of the free memory that the keys and values of one batch may take."""
+"""Share of the free memory that the keys and values, or states, of one batch may take."""
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -24,11 +26,19 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[
 def fitting_batch_size(model: Any, num_tokens: int) -> int:
     """Return how many sequences of `num_tokens` tokens fit into memory, at most `MAX_BATCH`."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
-    fitting = MEMORY_SHARE * _free_bytes() / (per_token * num_tokens)
+    fitting = MEMORY_SHARE * _free_bytes() / (_bytes_per_token(config, model.dtype) * num_tokens)
     return max(1, min(MAX_BATCH, int(fitting)))
+
+
+def _bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    num_heads = getattr(config, "num_attention_heads", None)
+    if num_heads is None:
+        # Mamba's state is small; the scan of one layer has the state at each token of the prompt,
+        # as the decay, the input and the result, in float32.
+        return int(3 * 4 * config.expand * config.hidden_size * config.state_size)
+    heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return int(2 * config.num_hidden_layers * heads * head_dim * dtype.itemsize)
 
 
 def greedy_answers(
@@ -53,15 +63,14 @@ def greedy_answers(
     extra: dict[str, Any] = {}
     if any(padding):
         extra["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = None
+    cache: dict[str, Any] = {}
     for _ in range(max_new_tokens):
         if any(padding):
-            extra["attention_mask"] = mask
+            # Mamba's state holds no padding, and its mask has the length of the input.
+            extra["attention_mask"] = None if "cache_params" in cache else mask
         with torch.inference_mode():
-            output = model(
-                input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra
-            )
-        cache = output.past_key_values
+            output = model(input_ids=step, use_cache=True, logits_to_keep=1, **cache, **extra)
+        cache = cache_of(output)
         chosen = output.logits[:, -1].argmax(dim=-1)
         for index in sorted(running):
             token = int(chosen[index])
@@ -70,10 +79,11 @@ def greedy_answers(
                 running.discard(index)
         if not running:
             break
-        step = chosen[:, None]
+        step = chosen[:, None] if cache else torch.cat([step, chosen[:, None]], dim=1)
         if any(padding):
             mask = torch.cat([mask, mask.new_ones((len(prompts), 1))], dim=1)
-            extra["position_ids"] = extra["position_ids"][:, -1:] + 1
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            extra["position_ids"] = positions[:, -step.shape[1] :]
     return answers
 
 

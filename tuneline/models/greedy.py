@@ -13,29 +13,40 @@ float32, shape (last, vocabulary)."""
 def cached_scores(network: Any) -> Score:
     """Return scores by a transformers causal LM at batch size 1.
 
-    A call that continues the sequence of the call before reuses its key-value cache.
+    A call with one token more than the call before reuses its cache.
     """
     import torch
 
     seen: list[int] = []
-    cache: Any = None
+    cache: dict[str, Any] = {}
 
     def score(token_ids: list[int], last: int) -> Any:
         nonlocal seen, cache
-        fresh = token_ids[len(seen) :]
-        if cache is None or token_ids[: len(seen)] != seen or len(fresh) < last:
-            fresh, cache = token_ids, None
+        fresh = token_ids[-1:]
+        # A state of a recurrent layer takes one token at a time.
+        if not cache or token_ids[:-1] != seen or last != 1:
+            fresh, cache = token_ids, {}
         with torch.inference_mode():
             output = network(
                 input_ids=torch.tensor([fresh], device=network.device),
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=last,
+                **cache,
             )
-        seen, cache = list(token_ids), output.past_key_values
+        seen, cache = list(token_ids), cache_of(output)
         return output.logits[0].float()
 
     return score
+
+
+def cache_of(output: Any) -> dict[str, Any]:
+    """Return an output's cache as an argument of the next call.
+
+    Models of recurrent layers only (Mamba) have a state and name it otherwise. Without a cache, the
+    result is empty, and the next call takes the whole sequence.
+    """
+    names = ("past_key_values", "cache_params")
+    return {name: output[name] for name in names if output.get(name) is not None}
 
 
 def greedy_answer(

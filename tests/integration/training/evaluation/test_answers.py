@@ -97,6 +97,54 @@ def test_a_reference_cut_short_says_so(line: Line, tmp_path: Path) -> None:
     assert len(continuation.token_ids) == 3 and continuation.finish_reason == "length"
 
 
+TINY = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+CACHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "state": ("mamba", TINY),
+    "state of heads": ("mamba2", {**TINY, "head_dim": 16, "num_heads": 4, "n_groups": 1}),
+    "none": ("openai-gpt", {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_model_without_keys_and_values_answers_as_without_a_cache(cache: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from training.evaluation.decoding import fitting_batch_size, greedy_answers
+    from tuneline.models.greedy import cached_scores, greedy_answer
+
+    torch.manual_seed(0)
+    name, values = CACHES[cache]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    prompts = [list(range(3, 10)), [40, 41], list(range(90, 102))]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(6):
+            with torch.inference_mode():
+                logits = model(input_ids=ids, use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+        expected.append(ids[0, len(prompt) :].tolist())
+    assert len({tuple(answer) for answer in expected}) == 3
+    assert fitting_batch_size(model, 64) > 1
+    assert greedy_answers(model, prompts, frozenset(), 6) == expected
+    score = cached_scores(model)
+    for prompt, answer in zip(prompts, expected, strict=True):
+        for draft in ((), answer[:3], [*answer[:2], 5]):
+            found, _, _ = greedy_answer(
+                score, prompt, draft=draft, stop_ids=frozenset(), max_new_tokens=6, num_top=1
+            )
+            assert found == answer
+    # The first answer's tokens begin the next conversation.
+    longer = [*prompts[0], *expected[0], 7, 8, 9]
+    fresh = cached_scores(model)(longer, 1)
+    score(prompts[0] + expected[0], 1)
+    assert torch.allclose(score(longer, 1), fresh, atol=1e-5)
+
+
 def test_the_tools_of_a_row_are_recorded(line: Line, tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "reset", "parameters": {"type": "object"}}}
     plain, other = dataset_rows(line.dataset, HELDOUT_FILE)[:2]
