@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from training.data.row import Row
@@ -16,7 +17,7 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
 from tuneline.core.openai_client import first_choice, openai_client, server_error
-from tuneline.core.progress import progress
+from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import names_context, text_of
 from tuneline.models.template import TemplateSettings
 
@@ -26,6 +27,8 @@ DEFAULT_CONCURRENCY = 16
 PENALTY = "repetition_penalty"
 """vLLM takes a penalty from the model's generation_config.json, at temperature 0 too. Servers that
 do not know the field and refuse it are asked without it."""
+TEMPLATE_KWARGS = "chat_template_kwargs"
+"""vLLM's field for variables of the chat template, left out where a server refuses it."""
 AUTO = "tool_choice auto"
 """vLLM without a parser of tool calls refuses the choice "auto"; with "none" it shows the tools to
 the model and returns the calls as text."""
@@ -40,6 +43,7 @@ def endpoint_answerer(
     batch_size: int | None = None,
     tokenizer_folder: Path | None = None,
     settings: TemplateSettings = DEFAULT_SETTINGS,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Answerer:
     """Return a model behind an endpoint, asked at temperature 0.
 
@@ -49,11 +53,12 @@ def endpoint_answerer(
         batch_size: Requests in flight at once.
         tokenizer_folder: The served model's tokenizer, which the losses of expected answers need.
         settings: The settings of that tokenizer's chat template.
+        template_kwargs: Variables of the server's chat template that requests set.
     """
     concurrency = batch_size or DEFAULT_CONCURRENCY
 
     def answer(questions: Sequence[Question], max_new_tokens: int) -> list[Reply]:
-        return _answers(endpoint, concurrency, questions, max_new_tokens)
+        return _answers(endpoint, concurrency, questions, max_new_tokens, template_kwargs)
 
     def losses(rows: Sequence[Row]) -> list[AnswerLoss]:
         if tokenizer_folder is None:
@@ -64,17 +69,23 @@ def endpoint_answerer(
 
 
 def _answers(
-    endpoint: Endpoint, concurrency: int, questions: Sequence[Question], max_new_tokens: int
+    endpoint: Endpoint,
+    concurrency: int,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    template_kwargs: Mapping[str, Any],
 ) -> list[Reply]:
     openai = require("openai", "train")
+    fields: dict[str, Any] = {PENALTY: 1.0}
+    if template_kwargs:
+        fields[TEMPLATE_KWARGS] = dict(template_kwargs)
     refused: set[str] = set()
 
     def create(client: Any, question: Question, left_out: Set[str]) -> Any:
         options: dict[str, Any] = {"tools": list(question.tools)} if question.tools else {}
         if question.tools and AUTO in left_out:
             options["tool_choice"] = "none"
-        if PENALTY not in left_out:
-            options["extra_body"] = {PENALTY: 1.0}
+        options["extra_body"] = {name: fields[name] for name in fields if name not in left_out}
         return client.chat.completions.create(
             model=endpoint.model,
             messages=list(question.messages),
@@ -90,8 +101,9 @@ def _answers(
         try:
             return create(client, question, left_out)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if PENALTY in str(error) and PENALTY not in left_out:
-                refused.add(PENALTY)
+            named = [name for name in fields if name in str(error) and name not in left_out]
+            if named:
+                refused.update(named)
             elif question.tools and AUTO not in left_out:
                 refused.add(AUTO)
             else:
@@ -109,7 +121,13 @@ def _answers(
         calls = calls or parse_tool_calls(text, question.tools)
         return Reply(text, "stop" if ended else "length", calls)
 
-    return _ask_all(endpoint, concurrency, questions, ask, "evaluating")
+    replies = _ask_all(endpoint, concurrency, questions, ask, "evaluating")
+    if TEMPLATE_KWARGS in refused:
+        logger.warning(
+            "  %s refuses %s; its chat template had no %s",
+            endpoint.url, TEMPLATE_KWARGS, ", ".join(template_kwargs),
+        )  # fmt: skip
+    return replies
 
 
 def _losses(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from training.config import EvaluationConfig
 from training.data.prepare import dataset_rows, file_input
@@ -72,6 +74,7 @@ def evaluate_endpoint(
     *,
     inputs: Sequence[Input] = (),
     tokenizer_folder: Path | None = None,
+    base: ModelSource | None = None,
 ) -> Artifact:
     """Answer the held-out prompts through an OpenAI-compatible endpoint and score them.
 
@@ -82,6 +85,8 @@ def evaluate_endpoint(
         inputs: The model that the endpoint serves, for the manifest.
         tokenizer_folder: The served model's tokenizer. Without it, or if the server gives no
             log-probabilities of prompt tokens, `nats` is absent, with the reason.
+        base: The base model of the dataset's run, if the server may have a chat template without
+            the run's variables and date. Requests then set them.
 
     Raises:
         ServerError: Requests failed; the message counts them.
@@ -92,12 +97,15 @@ def evaluate_endpoint(
     from training.evaluation.endpoint import endpoint_answerer
 
     rows = evaluation_rows(data, config.num_rows)
+    settings = _settings(data)
+    kwargs = {} if base is None else _template_kwargs(base, settings, rows[0])
     with _new_evaluation(config, data, inputs, out) as draft:
         answerer = endpoint_answerer(
             endpoint,
             batch_size=config.batch_size,
             tokenizer_folder=tokenizer_folder,
-            settings=_settings(data),
+            settings=settings,
+            template_kwargs=kwargs,
         )
         _evaluate(draft, config, rows, answerer)
     return open_artifact(out, kind="evaluation")
@@ -128,6 +136,19 @@ def evaluation_rows(data: Data, num_rows: int | None) -> list[Row]:
 def _settings(data: Data) -> TemplateSettings:
     """Return the chat template's settings of a dataset's run; a file has none."""
     return TemplateSettings() if isinstance(data, Path) else dataset_settings(data)
+
+
+def _template_kwargs(base: ModelSource, settings: TemplateSettings, row: Row) -> dict[str, Any]:
+    """Return the variables by which a request sets a run's settings of the chat template."""
+    from tuneline.models.chat import date_variable, set_template
+    from tuneline.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(base.path)
+    # A fixed date is in the trained model's template only, and this server's may be the base's.
+    template = set_template(tokenizer, base.name, replace(settings, serves_date=False))
+    if settings.date is None:
+        return dict(settings.kwargs)
+    return {**settings.kwargs, **date_variable(tokenizer, template, row.prompt, settings.date)}
 
 
 def read_predictions(evaluation: Artifact) -> list[Prediction]:

@@ -109,6 +109,7 @@ def evaluate(
         run_stages(run, names, as_json=as_json)
         return
     from training import evaluate_endpoint
+    from tuneline.pipeline.run_config import resolve_base
     from tuneline.pipeline.stage import DATASET
     from tuneline.pipeline.stages import evaluation_config
     from tuneline.pipeline.up import up as up_run
@@ -116,7 +117,10 @@ def evaluate(
     folder = required(out, "--out")
     dataset = up_run(run, (DATASET,))[DATASET]
     config = evaluation_config(run)
-    result = evaluate_endpoint(config, dataset, endpoint, folder, tokenizer_folder=tokenizer)
+    base = resolve_base(run, download=True)
+    result = evaluate_endpoint(
+        config, dataset, endpoint, folder, tokenizer_folder=tokenizer, base=base
+    )
     emit_artifact(result, as_json)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.commands import tuneline_here
 from tests.integration.training.conftest import ANSWER, Line
 from tests.integration.training.methods.datasets import write_rows
+from tests.integration.training.tiny import CHATML, color_rows, make_base, make_tokenizer
 from training.config import EvaluationConfig, ReferenceConfig
 from training.data.prepare import dataset_rows
 from training.data.row import Row
@@ -306,6 +309,41 @@ def test_a_server_that_answers_wrongly_is_an_error_with_a_count(
     assert "1 requests to model 'm' failed, 0 of 10 prompts were answered" in caught.value.message
     assert len(requests) == 1
     assert not (tmp_path / "e").exists()
+
+
+DATED = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %B %Y') %}{% endif %}"
+    "{{ date_string }}{% if brief is defined and brief %} Be brief.{% endif %}\n" + CHATML
+)
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "day of the dataset"])
+def test_a_run_sets_its_template_variables_and_its_date_behind_a_url(
+    fixed: bool, tmp_path: Path
+) -> None:
+    make_tokenizer(DATED).save_pretrained(make_base(tmp_path / "base"))
+    rows = [{"instruction": row["input"], "output": row["output"]} for row in color_rows(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data: dict[str, Any] = {"path": "rows.jsonl", "chat_template_kwargs": {"brief": True}}
+    if fixed:
+        data["chat_template_date"] = "2020-02-01"
+    run = {"name": "dated", "base_model": "base", "data": data}
+    (tmp_path / "run.yaml").write_text(json.dumps(run))
+    choice = {
+        "index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop",
+    }  # fmt: skip
+    answer = {"id": "1", "object": "c", "created": 0, "model": "m", "choices": [choice]}
+    with _server(lambda _: (200, json.dumps(answer))) as (url, requests):
+        done = tuneline_here(
+            "evaluate", str(tmp_path / "run.yaml"), "--url", url, "--model", "m",
+            "--out", str(tmp_path / "out"), "--runs-dir", str(tmp_path / "runs"),
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    today = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y")
+    day = "01 February 2020" if fixed else today
+    assert requests
+    for request in requests:
+        assert request["chat_template_kwargs"] == {"brief": True, "date_string": day}
 
 
 def test_a_server_that_is_not_there_is_an_error(line: Line, tmp_path: Path) -> None:

@@ -73,21 +73,36 @@ def _no_penalty(body: dict[str, Any]) -> str | None:
     return "Unrecognized argument: repetition_penalty" if "repetition_penalty" in body else None
 
 
+def _no_kwargs(body: dict[str, Any]) -> str | None:
+    return "Unknown parameter: chat_template_kwargs" if "chat_template_kwargs" in body else None
+
+
 @pytest.mark.parametrize("status", [400, 422])
 @pytest.mark.parametrize(
     "refusal",
-    [lambda _body: None, _no_parser, _no_penalty, lambda b: _no_penalty(b) or _no_parser(b)],
-    ids=["nothing", "auto", "penalty", "both"],
+    [
+        lambda _body: None,
+        _no_parser,
+        _no_penalty,
+        _no_kwargs,
+        lambda b: _no_kwargs(b) or _no_penalty(b) or _no_parser(b),
+    ],
+    ids=["nothing", "auto", "penalty", "template", "all"],
 )
 def test_a_server_is_asked_without_the_fields_that_it_refuses(
-    refusal: Refusal, status: int
+    refusal: Refusal, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = {"role": "assistant", "content": CALL}
+    kwargs = {"date_string": "1 May"}
     with _server(refusal, message, status) as (endpoint, bodies):
-        replies = endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)
+        answerer = endpoint_answerer(endpoint, template_kwargs=kwargs)
+        replies = answerer.answer([QUESTION] * NUM_QUESTIONS, 8)
     assert [reply.tool_calls for reply in replies] == [(json.loads(CALL),)] * NUM_QUESTIONS
     # Without it, a penalty of the model's generation_config.json changes greedy answers.
     assert bodies[0]["repetition_penalty"] == 1.0
+    assert bodies[0]["chat_template_kwargs"] == kwargs
+    is_refused = refusal({"chat_template_kwargs": kwargs}) is not None
+    assert ("its chat template had no date_string" in caplog.text) == is_refused
 
 
 def test_another_refusal_ends_the_evaluation() -> None:
