@@ -216,14 +216,15 @@ def test_a_request_of_a_later_key_waits_for_the_others(
 
     async def in_flight(number: int) -> None:
         deadline_s = time.monotonic() + 60
-        while metric(server, "tuneline_requests_in_flight") != number:
+        # In a thread, so that the requests are sent meanwhile.
+        while await asyncio.to_thread(metric, server, "tuneline_requests_in_flight") != number:
             assert time.monotonic() < deadline_s, f"{number} requests are not in flight"
             await asyncio.sleep(0.05)
 
     async def scene() -> None:
         async with httpx.AsyncClient(base_url=server.endpoint.url, timeout=300) as client:
             # One place after another gets free, 20 steps apart.
-            requests = [ask(client, "ops", 300 + 20 * number) for number in range(num_seqs)]
+            requests = [ask(client, "ops", 700 + 20 * number) for number in range(num_seqs)]
             tasks = [asyncio.create_task(request) for request in requests]
             await in_flight(num_seqs)
             tasks += [asyncio.create_task(ask(client, "later", 60, "later")) for _ in range(4)]
