@@ -204,6 +204,8 @@ def test_a_request_of_a_later_key_waits_for_the_others(
 ) -> None:
     num_seqs = serving_settings["max_num_seqs"]
     ended: list[str] = []
+    held: set[int] = set()
+    all_sent = asyncio.Event()
 
     async def ask(client: httpx.AsyncClient, name: str, max_tokens: int, label: str = "") -> None:
         # A client's own wish for an earlier turn has no effect.
@@ -214,22 +216,32 @@ def test_a_request_of_a_later_key_waits_for_the_others(
         assert answer.status_code == 200, answer.text
         ended.append(label)
 
-    async def in_flight(number: int) -> None:
-        deadline_s = time.monotonic() + 60
-        # In a thread, so that the requests are sent meanwhile.
-        while await asyncio.to_thread(metric, server, "tuneline_requests_in_flight") != number:
-            assert time.monotonic() < deadline_s, f"{number} requests are not in flight"
-            await asyncio.sleep(0.05)
+    async def hold(client: httpx.AsyncClient, max_tokens: int) -> None:
+        body = {"model": "tickets", "messages": [QUESTION], "max_tokens": max_tokens,
+                "ignore_eos": True, "stream": True}  # fmt: skip
+        headers = {"authorization": f"Bearer {keys['ops']}"}
+        async with client.stream("POST", "chat/completions", json=body, headers=headers) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            held.add(max_tokens)
+            # A client that reads eight streams sends nothing else in time.
+            await all_sent.wait()
+            async for _ in lines:
+                pass
 
     async def scene() -> None:
         async with httpx.AsyncClient(base_url=server.endpoint.url, timeout=300) as client:
             # One place after another gets free, 20 steps apart.
-            requests = [ask(client, "ops", 700 + 20 * number) for number in range(num_seqs)]
-            tasks = [asyncio.create_task(request) for request in requests]
-            await in_flight(num_seqs)
+            places = [hold(client, 740 + 20 * number) for number in range(num_seqs)]
+            tasks = [asyncio.create_task(place) for place in places]
+            while len(held) < num_seqs:
+                await asyncio.sleep(0.01)
             tasks += [asyncio.create_task(ask(client, "later", 60, "later")) for _ in range(4)]
-            await in_flight(num_seqs + 4)
+            # Long enough for them to wait in vLLM, and short for the first place to get free.
+            await asyncio.sleep(0.3)
             tasks += [asyncio.create_task(ask(client, "ops", 20, "early")) for _ in range(4)]
+            await asyncio.sleep(0.3)
+            all_sent.set()
             await asyncio.gather(*tasks)
 
     asyncio.run(scene())
