@@ -51,6 +51,7 @@ from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import GpuMemoryError
 from tuneline.core.progress import logger
+from tuneline.core.python_file import imported_files
 from tuneline.models.chat import date_facts
 from tuneline.models.source import ModelSource, computed_dtype
 
@@ -126,7 +127,9 @@ def _train(
     trackers = opened_trackers(chosen_trackers(config)) if is_first() else {}
     settings = config.model_dump(mode="json")
     inputs = [dataset.as_input("dataset"), base.as_input("base")]
-    inputs += [file_input("method", relative_to / name) for name in config.method.files()]
+    files = [relative_to / name for name in config.method.files()]
+    files += [found for file in files for found in imported_files(file)]
+    inputs += [file_input("method", file) for file in files]
     facts = {f"training.{name}": value for name, value in keyed_values(config).items()}
     facts |= {f"{entry.role} {number}": entry.digest for number, entry in enumerate(inputs)}
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})

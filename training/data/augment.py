@@ -6,7 +6,6 @@ rows that equal another row, or whose prompt is equal or similar to a held-out p
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import content_of
+from tuneline.core.python_file import import_file
 
 REQUEST = (
     "Rewrite the user's message in other words. Keep its language, its meaning, and every name, "
@@ -163,12 +163,9 @@ def function_writer(name: str) -> Writer:
     path = Path(file)
     if not path.is_file() or path.suffix != ".py":
         raise ConfigError(f"--with {name}: expected FILE.py:FUNCTION of a file that exists")
-    spec = importlib.util.spec_from_file_location(f"tuneline_augment_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # noqa: S101 (the path ends in .py)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        module = import_file(path)
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"--with {name}: the file cannot be imported: {type(error).__name__}: {error}"
         ) from error

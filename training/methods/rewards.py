@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import ConfigError
+from tuneline.core.python_file import import_file
 
 Rewards = Callable[..., list[float]]
 """`(prompts, completions, completion_ids, **columns)` -> one number per completion."""
@@ -33,13 +32,9 @@ def _load(name: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{key}: no such file", hint="The path starts from the directory of run.yaml."
         )
-    spec = importlib.util.spec_from_file_location(f"tuneline_rewards_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # noqa: S101 (the path ends in .py)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        module = import_file(path)
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{key}: the file cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -48,7 +43,7 @@ def _load(name: str) -> Callable[..., Any]:
         known = sorted(
             entry
             for entry, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", "") == spec.name
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
         )
         raise ConfigError(
             f"{key}: the file has no function {attribute}",

@@ -9,6 +9,7 @@ from k8s import render_training
 from k8s.training_config import TrainingJob
 from training.config.launch import LaunchConfig
 from tuneline.core.errors import ConfigError
+from tuneline.core.python_file import imported_files
 from tuneline.models.source import EMBEDDED
 from tuneline.pipeline.run_config import Run
 
@@ -88,7 +89,11 @@ def _moved(
             "path without `..`, which is the same in the cluster"
         )
         return value
-    files[str(run.resolve(name))] = f"{folder}/{path}"
+    here = run.resolve(name)
+    modules = imported_files(here) if path.suffix == ".py" else []
+    for file in (here, *modules):
+        below = file.relative_to(here.parent)
+        files[str(file)] = str(PurePosixPath(folder, path.parent, below.as_posix()))
     return f"{folder}/{value}"
 
 

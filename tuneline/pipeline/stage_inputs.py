@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tuneline.core.artifact import Input, canonical_digest, file_sha256
 from tuneline.core.errors import DataError
+from tuneline.core.python_file import imported_files
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.run_config import Run
 
@@ -52,7 +53,8 @@ def training_inputs(run: Run, base: ModelSource) -> list[Input]:
         DataError: One of them does not exist.
     """
     names = run.config.training.method.files()
-    return [*base_input(run, base), *(_file_input(run, "training.method", name) for name in names)]
+    files = [entry for name in names for entry in _code_inputs(run, "training.method", name)]
+    return [*base_input(run, base), *files]
 
 
 def evaluation_inputs(run: Run, base: ModelSource) -> list[Input]:
@@ -62,9 +64,11 @@ def evaluation_inputs(run: Run, base: ModelSource) -> list[Input]:
         DataError: One of the files does not exist.
     """
     config = run.config.evaluation
-    code = None if config.python is None else config.python.rpartition(":")[0]
-    named = {"evaluation.json_schema": config.json_schema, "evaluation.python": code}
-    files = [_file_input(run, key, path) for key, path in named.items() if path is not None]
+    files = []
+    if config.json_schema is not None:
+        files.append(_file_input(run, "evaluation.json_schema", config.json_schema))
+    if config.python is not None:
+        files += _code_inputs(run, "evaluation.python", config.python.rpartition(":")[0])
     return [*base_input(run, base), *files]
 
 
@@ -117,6 +121,15 @@ def evaluation_served_inputs(run: Run, base: ModelSource) -> list[Input]:
 def workload_inputs(run: Run) -> list[Input]:
     path = run.config.loadtest.workload.path
     return [] if path is None else [_file_input(run, "loadtest.workload.path", path)]
+
+
+def _code_inputs(run: Run, key: str, name: str) -> list[Input]:
+    """Return a Python file, and the files of its folder that it imports."""
+    own = _file_input(run, key, name)
+    return [
+        own,
+        *(_file_input(run, key, path.absolute()) for path in imported_files(run.resolve(name))),
+    ]
 
 
 def _file_input(run: Run, key: str, name: str | Path) -> Input:

@@ -58,6 +58,20 @@ def test_files_have_their_paths_in_a_pod(tmp_path: Path) -> None:
     }
 
 
+def test_the_modules_of_a_metric_are_files_of_the_pods(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "in", evaluation={"python": "code/metric.py:score"})
+    (path.parent / "code").mkdir()
+    for name, text in (("metric.py", "import tl_words\n"), ("tl_words.py", ""), ("other.py", "")):
+        (path.parent / "code" / name).write_text(text)
+    found, files = rendered(path, tmp_path / "out")
+    assert found["evaluation"]["python"] == "/work/data/code/metric.py:score"
+    code = {file: there for file, there in files.items() if file.endswith(".py")}
+    assert code == {
+        str(path.parent / "code" / name): f"/work/data/code/{name}"
+        for name in ("metric.py", "tl_words.py")
+    }
+
+
 def test_the_pods_read_the_run_yaml_that_was_rendered(tmp_path: Path) -> None:
     path = write_run(tmp_path / "in")
     found, _ = rendered(path, tmp_path / "out", "training.seed=3")

@@ -29,6 +29,7 @@ from tests.unit.pipeline.fake_line import fake_made
 from training.config import JudgeConfig
 from training.config.data import SourceConfig
 from training.config.launch import LaunchConfig
+from training.config.method import GrpoConfig
 from training.config.search import ChoicesConfig
 from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
@@ -340,6 +341,27 @@ def test_a_changed_file_of_the_server_makes_its_stages_stale(
     assert serving_config(there).extra_args == {flag: str(folder / "server.txt")}
     text = replaced(config, ["serving", "extra_args"], {flag: "{{ messages }}" * 1000})
     assert serving_config(Run(there.path, text, run.dir)).extra_args == text.serving.extra_args
+
+
+@pytest.mark.parametrize("changed", ["code.py", "tl_helper.py"])
+def test_a_changed_module_next_to_a_file_of_code_makes_its_stages_stale(
+    run: Run, tmp_path: Path, changed: str
+) -> None:
+    folder = shutil.copytree(run.path.parent, tmp_path / "run")
+    (folder / "code.py").write_text("import tl_helper\n")
+    (folder / "tl_helper.py").write_text("")
+    rewards = GrpoConfig(type="grpo", reward_funcs=["code.py:f"])
+    for path, value, stale in (
+        (["evaluation", "python"], "code.py:f", EVALUATIONS),
+        (["training", "method"], rewards, ("adapter", "evaluation-preferences")),
+    ):
+        there = Run(folder / "run.yaml", replaced(run.config, path, value), run.dir)
+        before = keys(there)
+        (folder / changed).write_text(f"import tl_helper  # {path}\n")
+        after = keys(there)
+        assert {name for name in before if before[name] != after[name]} == {*stale} - {
+            "evaluation-report"
+        }
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -14,6 +12,7 @@ from training.config import EvaluationConfig
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from tuneline.core.errors import ConfigError
+from tuneline.core.python_file import import_file
 
 
 def score_python(predictions: Sequence[Prediction], config: EvaluationConfig) -> Scored:
@@ -82,13 +81,10 @@ def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:
         raise ConfigError(f"{where}: expected file.py:function")
     if not Path(path).is_file():
         raise ConfigError(f"{where}: {path} is not a file")
-    module_spec = importlib.util.spec_from_file_location("user_metric", path)
-    if module_spec is None or module_spec.loader is None:
+    if not path.endswith(".py"):
         raise ConfigError(f"{where}: {path} is not a Python file; expected a name that ends in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses look their module up
     try:
-        module_spec.loader.exec_module(module)
+        module = import_file(Path(path))
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: {path} raises {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
