@@ -16,13 +16,14 @@ for the others the last layer has two inputs of 2 h in all, keys and values.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from training.config import TrainingConfig
 from training.config.launch import LaunchConfig
 from tuneline.core.environment import gpu_names
-from tuneline.models.network import Network
+from tuneline.models.network import Network, names_module
 
 CHUNK_LOGITS = 2**24
 """Logits in memory at once; equal to that of the loss in `training.loop.answer_loss`."""
@@ -31,8 +32,9 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 one of 32 bits for 256 scales (Dettmers et al., arXiv:2305.14314)."""
 PAIRED = ("dpo", "orpo", "reward")
 """Methods that compute two sequences for each row."""
-REFERENCED = ("dpo", "kto")
-"""Methods that compare with the base: with the whole model trained, a second one is in memory."""
+REFERENCED = ("dpo", "kto", "grpo")
+"""Methods that compare with the base, GRPO with a `beta` above 0: with the whole model trained, a
+second one is in memory."""
 LOGIT_COPIES = 3
 """The logits of a chunk, their exponentials and the gradient."""
 TILED = ("dpo", "kto", "grpo")
@@ -109,14 +111,11 @@ def estimate_training(
     Args:
         item_bytes: Bytes of a number of the weights and activations: 4 for float32.
     """
-    trained = sum(
-        config.r * (rows + columns)
-        for rows, columns in network.linear_shapes(config.target_modules)
-    )
+    trained = num_trained(config, network)
     weights, adapter = network.num_parameters * item_bytes, 4 * trained
     if config.finetuning_type == "full":
-        trained, adapter = network.num_parameters, 0
-        weights = 4 * trained * (2 if config.method.type in REFERENCED else 1)
+        has_reference = config.method.type in REFERENCED and getattr(config.method, "beta", 0) > 0
+        adapter, weights = 0, 4 * trained * (2 if has_reference else 1)
     elif config.load_in_4bit:
         reduced = sum(math.prod(shape) for shape in network.four_bit_shapes())
         weights -= round(reduced * (item_bytes - NF4_BYTES))
@@ -146,6 +145,43 @@ def estimate_training(
         runtime=RUNTIME_BYTES,
     )
     return memory if config.launch is None else _of_one_process(memory, config.launch, network)
+
+
+def num_trained(config: TrainingConfig, network: Network) -> int:
+    """Return the number of trained parameters; biases of the base are not counted."""
+    if config.finetuning_type == "full":
+        return network.num_parameters
+    total = 0
+    for name, (rows, columns) in network.linear_shapes(config.target_modules).items():
+        if _is_kept(config, name):
+            total += _rank(config, name) * (rows + columns) + (rows if config.use_dora else 0)
+    for name, (experts, rows, columns) in network.expert_shapes().items():
+        named = config.target_modules == "all-linear" or names_module(config.target_modules, name)
+        named = named or name.endswith(tuple(config.target_parameters or ()))
+        if named and _is_kept(config, name):
+            total += _rank(config, name) * experts * (rows + columns)
+    for module in config.modules_to_save or []:
+        sizes = [
+            math.prod(shape)
+            for name, shape in network.tensors.items()
+            if name.rpartition(".")[0].endswith(module)
+        ]
+        total += sum(sizes) or network.vocab_size * network.hidden_size  # a tied head has no tensor
+    tokens = config.trainable_token_indices or []
+    rows_of = tokens.values() if isinstance(tokens, dict) else [tokens]
+    return total + network.hidden_size * sum(len(ids) for ids in rows_of)
+
+
+def _rank(config: TrainingConfig, name: str) -> int:
+    patterns = config.rank_pattern.items()
+    return next((rank for key, rank in patterns if re.match(rf"(.*\.)?({key})$", name)), config.r)
+
+
+def _is_kept(config: TrainingConfig, name: str) -> bool:
+    if config.exclude_modules and names_module(config.exclude_modules, name):
+        return False
+    layers, number = config.layers_to_transform, re.search(r"\.(\d+)\.", name)
+    return layers is None or (number is not None and int(number[1]) in layers)
 
 
 def _has_answer_loss(config: TrainingConfig, item_bytes: int) -> bool:

@@ -99,5 +99,7 @@ def _heldout_seconds(trainer: Any, prepared: Prepared, config: TrainingConfig) -
     size = min(total, 4 * config.per_device_train_batch_size)
     places = [index * total // size for index in range(size)]
     began_s = time.monotonic()
-    trainer.evaluate(trainer.eval_dataset.select(places))
+    # As an argument, a dataset would get its precomputed reference a second time.
+    trainer.eval_dataset = trainer.eval_dataset.select(places)
+    trainer.evaluate()
     return (time.monotonic() - began_s) * total / size

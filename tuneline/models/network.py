@@ -52,23 +52,24 @@ class Network:
             if not (self.tied and name.startswith("lm_head"))
         )
 
-    def linear_shapes(self, targets: str | list[str] = "all-linear") -> list[tuple[int, int]]:
-        """Return (out, in) of the linear layers that an adapter's `target_modules` name."""
-        found = []
+    def linear_shapes(self, targets: str | list[str] = "all-linear") -> dict[str, tuple[int, int]]:
+        """Return (out, in) of each linear layer that an adapter's `target_modules` name."""
+        found = {}
         for name, shape in self.tensors.items():
             module = name.removesuffix(".weight")
             if len(shape) != 2 or module == name or not any(p.isdigit() for p in module.split(".")):
                 continue
-            last = module.rpartition(".")[2]
-            if isinstance(targets, str):
-                named = targets == "all-linear" or re.fullmatch(targets, module) is not None
-            else:
-                named = any(
-                    last == target or fnmatch.fnmatch(module, f"*.{target}") for target in targets
-                )
-            if named:
-                found.append((shape[0], shape[1]))
+            if targets == "all-linear" or names_module(targets, module):
+                found[module] = (shape[0], shape[1])
         return found
+
+    def expert_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Return (experts, in, out) of the tensors that hold all experts of a layer, by name."""
+        return {
+            name: (shape[0], shape[1], shape[2])
+            for name, shape in self.tensors.items()
+            if len(shape) == 3 and (".experts." in name or "moe" in name)
+        }
 
     def four_bit_shapes(self) -> list[tuple[int, ...]]:
         """Return the shapes of the weights that bitsandbytes keeps in 4 bits: no fused experts."""
@@ -77,6 +78,14 @@ class Network:
             for name, shape in self.tensors.items()
             if len(shape) == 2 and re.search(r"\.\d+\.", name) and ".experts." not in name
         ]
+
+
+def names_module(targets: str | list[str], module: str) -> bool:
+    """Return whether a regular expression, or a list of names and patterns, names a module."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    last = module.rpartition(".")[2]
+    return any(last == target or fnmatch.fnmatch(module, f"*.{target}") for target in targets)
 
 
 def read_network(folder: Path) -> Network:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from training.config import DataConfig, TrainingConfig
 from tuneline.core.config import validate_config
 from tuneline.core.environment import gpu_names
+from tuneline.core.errors import ArtifactError
 from tuneline.core.free_memory import free_host_bytes
 from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.pipeline.choices import Choice, relative_path, run_name, write_choices
@@ -206,7 +207,10 @@ def _batch(
         config = TrainingConfig.model_validate(
             {"method": method, "max_length": max_length, "per_device_train_batch_size": batch}
         )
-        found = estimate_memory(config, base.path, serving_dtype="auto", num_served_tokens=None)
+        try:
+            found = estimate_memory(config, base.path, serving_dtype="auto", num_served_tokens=None)
+        except ArtifactError as error:  # Mamba has no heads whose activations could be counted
+            return batch, f"The memory of a step is not known: {error.message}", []
         if found["fits"] or batch // 2 < least:
             break
         batch //= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from training.estimates.memory import (
     change_that_fits,
     estimate_training,
     largest_batch,
+    num_trained,
 )
 from tuneline.models.network import Network
 
@@ -66,9 +68,45 @@ def test_moments_of_an_optimizer(optim: str, bytes_per_parameter: int) -> None:
 
 
 def test_named_modules_and_names_of_layers() -> None:
-    assert NETWORK.linear_shapes() == [(8, 8), (16, 8)]
-    assert NETWORK.linear_shapes(["up_proj"]) == [(16, 8)]
-    assert NETWORK.linear_shapes(["none"]) == []
+    shapes = {LAYER + "self_attn.q_proj": (8, 8), LAYER + "mlp.up_proj": (16, 8)}
+    assert NETWORK.linear_shapes() == shapes
+    assert list(NETWORK.linear_shapes(["up_proj"]).values()) == [(16, 8)]
+    assert NETWORK.linear_shapes(["none"]) == {}
+
+
+EXPERTS = {LAYER + "mlp.experts.gate_up_proj": (3, 8, 12)}
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "expected"),
+    [
+        ({}, {}, 2 * (16 + 24)),
+        ({}, EXPERTS, 2 * (16 + 24) + 2 * 3 * 20),
+        ({"use_dora": True}, {}, 2 * (16 + 24) + 8 + 16),
+        ({"exclude_modules": ["up_proj"]}, {}, 2 * 16),
+        ({"rank_pattern": {"up_proj": 5}}, {}, 2 * 16 + 5 * 24),
+        ({"layers_to_transform": [1]}, {}, 0),
+        ({"modules_to_save": ["embed_tokens"]}, {}, 2 * (16 + 24) + 800),
+        ({"modules_to_save": ["lm_head"]}, {}, 2 * (16 + 24) + 800),
+        ({"trainable_token_indices": [3, 4]}, {}, 2 * (16 + 24) + 2 * 8),
+        ({"trainable_token_indices": {"embed_tokens": [3]}}, {}, 2 * (16 + 24) + 8),
+        ({"target_modules": ["q_proj"]}, EXPERTS, 2 * 16),
+        (
+            {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj"]},
+            EXPERTS,
+            2 * 16 + 2 * 3 * 20,
+        ),
+    ],
+)
+def test_every_trained_parameter_is_counted(
+    values: dict[str, Any], more: dict[str, tuple[int, ...]], expected: int
+) -> None:
+    network = Network(**{**vars(NETWORK), "tensors": {**NETWORK.tensors, **more}})
+    config = TrainingConfig.model_validate({"r": 2, "gradient_checkpointing": False, **values})
+    assert num_trained(config, network) == expected
+    memory = estimate_training(config, network, Batch(1, 1), 4)
+    assert memory.adapter == memory.gradients == 4 * expected
+    assert memory.optimizer == 8 * expected
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_a_whole_model_takes_16_bytes_for_each_parameter() -> None:
 
 def test_a_4bit_base_takes_less_than_5_bits_for_each_linear_weight() -> None:
     batch, plain = Batch(1, 8), network()
-    linear = sum(rows * columns for rows, columns in plain.linear_shapes())
+    linear = sum(rows * columns for rows, columns in plain.linear_shapes().values())
     assert linear > 10**5
     whole = estimate_training(TrainingConfig(), plain, batch, 4)
     reduced = estimate_training(TrainingConfig(load_in_4bit=True), plain, batch, 4)
