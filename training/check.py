@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from training.adapters.tokens import require_trained_tokens
 from training.config import DataConfig, TrainingConfig
-from training.config.checks import ChecksConfig
 from training.config.launch import launch_line
 from training.data.checks.length import LengthLimit, limit_of
 from training.data.checks.repairs import repair_row
@@ -19,6 +20,7 @@ from training.hardware import require_hardware
 from training.heldout import require_heldout
 from training.loop.best import require_metric
 from training.methods import find_method, require_kinds
+from training.methods.trial import require_trainer
 from training.model import quiet_libraries
 from training.tracking.reporting import chosen_trackers
 from tuneline.models.chat import chosen_template, set_template, writes_date
@@ -62,35 +64,31 @@ def check_data(
     last: set[str] = set()
     train, heldout = open_sources(data, relative_to)
     train_rows: list[Row] = []
+    some: list[Any] = []
+    seen: set[int] = set()
     for source in [*train, *filter(None, [heldout])]:
         name = source.config.path + (f" {source.config.split}" if source.config.split else "")
-        rows = list(
-            stream_rows(
-                [source], Counts(), system_prompt=data.system_prompt, bad_rows=data.bad_rows
-            )
-        )
-        rows = list(_kept(rows, data.checks, limit))
+        rows = list(_kept(source, data, limit))
         require_kinds(config.method, rows, name)
         if source is heldout:
             require_heldout(config, rows, name)
         train_rows += rows if source is not heldout else []
         rendered = method.render(config, tokenizer, rows, stop_ids, name)
+        some += rendered[:2]
         for example in rendered:
             for token_ids in method.sequences(example):
                 longest = max(longest, len(token_ids))
+                if source is not heldout:
+                    seen.update(token_ids)
                 if example.num_trained_tokens:
                     last.add(tokenizer.decode(token_ids[-1]))
         dated = dated or writes_date(tokenizer, template, (row.prompt for row in rows))
         examples = "" if len(rendered) == len(rows) else f", {len(rendered):,} examples"
         found[f"data {name}"] = f"{len(rows):,} rows{examples}"
     method.check(config, train_rows, ", ".join(source.config.path for source in train))
-    if last:
-        found["chat template"] = "every prompt is a prefix of its row"
-        found["stop tokens"] = f"every answer ends with {' or '.join(sorted(last))}"
-    if data.chat_template_kwargs:
-        found["template variables"] = json.dumps(data.chat_template_kwargs)
-    if dated:
-        found["date"] = _date_said(data.chat_template_date)
+    require_trained_tokens(config, tokenizer, [list(seen)])
+    require_trainer(config, tokenizer, some[:2])
+    found |= _template_said(data, sorted(last), dated=dated)
     found["method"] = f"{config.method.type}: {method.served}"
     processes = launch_line(config)
     found |= {"processes": processes} if processes else {}
@@ -99,12 +97,26 @@ def check_data(
     return found | require_fit(longest)
 
 
-def _kept(rows: Iterable[Row], checks: ChecksConfig, limit: LengthLimit | None) -> Iterator[Row]:
-    """Return the rows as the intake keeps them: changed, and without those that are too long."""
-    for row in rows:
-        repaired = repair_row(row, checks, limit)
+def _kept(source: Any, data: DataConfig, limit: LengthLimit | None) -> Iterator[Row]:
+    """Return a source's rows as the intake keeps them: changed, and without too long ones."""
+    for row in stream_rows(
+        [source], Counts(), system_prompt=data.system_prompt, bad_rows=data.bad_rows
+    ):
+        repaired = repair_row(row, data.checks, limit)
         if not repaired.is_dropped:
             yield repaired.row
+
+
+def _template_said(data: DataConfig, last: Sequence[str], *, dated: bool) -> dict[str, str]:
+    found = {}
+    if last:
+        found["chat template"] = "every prompt is a prefix of its row"
+        found["stop tokens"] = f"every answer ends with {' or '.join(last)}"
+    if data.chat_template_kwargs:
+        found["template variables"] = json.dumps(data.chat_template_kwargs)
+    if dated:
+        found["date"] = _date_said(data.chat_template_date)
+    return found
 
 
 def _date_said(date: datetime.date | None) -> str:

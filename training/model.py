@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +24,16 @@ SCORE_WEIGHT = "score.weight"
 
 
 def quiet_libraries() -> None:
-    """Silence the libraries' progress bars and logs; the step shows its own progress."""
+    """Silence the libraries' progress bars and logs; the step shows its own progress.
+
+    TRL would tell the Hub of each trainer that is made; a training sends nothing.
+    """
     import datasets
+    import huggingface_hub
     import transformers
+
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's bar of precomputed references has no other switch
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from training.adapters.tokens import require_trained_tokens
 from training.adapters.trainable import load_trainable
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
@@ -92,8 +93,10 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     train_rows, heldout_rows = (
         method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()
     )
+    sequences = [ids for row in train_rows for ids in method.sequences(row)]
+    require_trained_tokens(config, tokenizer, sequences)
     set_seed(config.seed)
-    lengths = [len(ids) for row in train_rows for ids in method.sequences(row)]
+    lengths = [len(ids) for ids in sequences]
     sampled = config.method.num_sampled_tokens
     require_context(base, max(lengths, default=0), sampled)
     lengths = [length + sampled for length in lengths]

@@ -10,6 +10,7 @@ from training.adapters.servable import unservable
 from training.adapters.targets import fused_experts, linear_modules
 from training.adapters.trainable import require_fits
 from training.config import TrainingConfig
+from training.loop.packing import require_rows_apart, small_network
 from training.methods import find_method
 from training.model import load_scorer, quiet_libraries
 from tuneline.core.errors import ConfigError
@@ -38,6 +39,9 @@ def check_targets(config: TrainingConfig, base: ModelSource) -> dict[str, str]:
             hint="Try: --set training.router_aux_loss_coef=0",
         )
     found: dict[str, str] = {}
+    if config.packing and (network := small_network(model)) is not None:
+        require_rows_apart(network)
+        found["packing"] = "rows of one sequence do not see one another"
     without = {}
     if config.finetuning_type == "full":
         model.requires_grad_(True)

@@ -71,6 +71,12 @@ def lora_options(config: TrainingConfig, model: Any, task_type: str = "CAUSAL_LM
         raise ConfigError(f"training: peft refuses the adapter's options: {error}") from None
     # modules_to_save of a sequence classifier is set by peft itself.
     refused = foreign_options({**lora.to_dict(), "peft_type": "LORA"})
+    if lora.init_lora_weights == "eva":
+        raise ConfigError(
+            "training.lora_config.init_lora_weights: eva needs a pass over the data before "
+            "training, which is not made; without it the adapter starts as with true",
+            hint="Remove it, or set init_lora_weights: gaussian or orthogonal.",
+        )
     if refused:
         raise ConfigError(
             f"training.lora_config: {', '.join(refused)}: the adapter cannot be merged into the "

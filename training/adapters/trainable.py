@@ -71,9 +71,9 @@ def write_trained(
         write_lora(model, base.name, folder)
     else:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-        # TRL writes its own coefficient of the router's loss into the configuration.
+        # TRL writes its own coefficient of the router's loss and its padding into the file.
         was, now = (read_json(path / CONFIG, ModelConfig) for path in (base.path, folder))
-        for key in ("router_aux_loss_coef", "output_router_logits", "use_cache"):
+        for key in ("router_aux_loss_coef", "output_router_logits", "use_cache", "pad_token_id"):
             now.pop(key, None)
             if key in was:
                 now[key] = was[key]

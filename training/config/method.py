@@ -42,6 +42,13 @@ OWNED = {
     "log_multimodal": "models of text are trained",
     "num_completions_to_print": "standard output is for results",
     "trust_remote_code": "no code of a model folder is run",
+    "assistant_only_loss": "the loss is on answers only; set training.train_on",
+    "completion_only_loss": "the loss is on answers only; set training.train_on",
+    "dataset_kwargs": "Tuneline renders the rows",
+    "dataset_text_field": "set data.columns",
+    "eval_packing": "set training.packing",
+    "packing_strategy": "whole rows are packed; none is cut",
+    "shuffle_dataset": "set training.train_sampling_strategy",
 }
 """Options of TRL that the frame decides, each with what to do instead."""
 
@@ -102,7 +109,7 @@ class TrlOptions(MethodOptions):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class SftConfig(MethodOptions):
+class SftConfig(TrlOptions):
     """Supervised fine-tuning: the loss is on the answers only."""
 
     type: Literal["sft"] = "sft"

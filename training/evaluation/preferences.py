@@ -163,6 +163,8 @@ def _scores(
     """Measure a reward model's scores of both answers of each pair."""
     examples = _examples(training, trained, rows)
     model = load_tuned(base, trained, resolve_dtype("auto"), task_type="SEQ_CLS")
+    # Without a padding token, the score is read at the last token of a row, as in training.
+    model.config.get_text_config().pad_token_id = None
 
     def score(token_ids: list[int], _num_answer: int) -> float:
         ids = torch.tensor([token_ids], device=model.device)
@@ -287,8 +289,8 @@ def _answers(
 
 @contextlib.contextmanager
 def _without_adapter(tuned: Any, base: ModelSource) -> Iterator[Any]:
-    """Give the base: the adapter is off, or the base is loaded if the whole model was trained."""
-    if hasattr(tuned, "disable_adapter"):
+    """Give the base: the adapter is off, or the base is loaded if training changed its weights."""
+    if hasattr(tuned, "disable_adapter") and tuned.peft_config["default"].bias == "none":
         with tuned.disable_adapter():
             yield tuned
     else:

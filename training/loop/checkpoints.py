@@ -117,6 +117,8 @@ def checkpoint_bytes(config: TrainingConfig, model: torch.nn.Module, base: Path)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trained = sum(parameter.numel() for parameter in trained)
     size: int = num_trained * (4 + moment_bytes(config.optim)) + state_bytes(trained)
+    if getattr(config.method, "sync_ref_model", False):
+        size += sum(4 * parameter.numel() for parameter in model.parameters())
     tokenizer = base / "tokenizer.json"
     if tokenizer.is_file():
         size += tokenizer.stat().st_size

@@ -56,7 +56,7 @@ def write_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = "los
     axes.set_title(f"{title.capitalize()} during fine-tuning; the last value in brackets")
     values = [p[column] for p in points for column in (name, f"eval_{name}") if column in p]
     if name == "loss":
-        axes.set_ylim(0, 1.08 * max(values))
+        axes.set_ylim(1.08 * min(0, *values), 1.08 * max(0, *values) or 1)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -7,12 +7,16 @@ and an attention that reads no positions do not: one row then changes the next o
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 
 from tuneline.core.errors import ConfigError
 
+NUM_WORDS = 64
+MAX_SIZE = 2**27
+"""Parameters of a network that is made only for the test: half a GiB."""
 NUM_TOKENS = 8
 """Tokens of each of the two rows: longer than the window of a short convolution."""
 MAX_RELATIVE_LEAK = 1e-5
@@ -35,6 +39,29 @@ def require_rows_apart(model: Any) -> None:
             "expected 0",
             hint="Try: training.packing: false",
         )
+
+
+def small_network(model: Any) -> Any | None:
+    """Return a network like a model's, with random weights: a layer of each kind, and few words.
+
+    Returns:
+        None if even so it is large, or if its class cannot be made with fewer layers.
+    """
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    try:
+        if kinds:
+            text.num_hidden_layers = 1 + max(kinds.index(kind) for kind in kinds)
+            text.layer_types = kinds[: text.num_hidden_layers]
+        else:
+            text.num_hidden_layers = min(2, text.num_hidden_layers)
+        text.vocab_size, text.pad_token_id = NUM_WORDS, None
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in type(model)(config).parameters())
+        return type(model)(config) if size <= MAX_SIZE else None
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def packing_leak(model: Any) -> tuple[float, float]:

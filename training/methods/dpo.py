@@ -13,9 +13,11 @@ from trl import DPOConfig, DPOTrainer
 
 from training.config import TrainingConfig
 from training.data.row import Row
+from training.loop.trl_head import require_trl_head
 from training.methods import Method, before_after, loss_metrics
 from training.methods.options import refused_by_trl, trl_config
 from training.methods.preferences import (
+    MovingReference,
     RenderedRows,
     by_length,
     check_options,
@@ -52,6 +54,7 @@ def _trainer(
         )
     trainer.lengths = pair_lengths(config, train_rows)
     drop_reference_adapter(trainer.model)
+    require_trl_head(trainer.model, "dpo", train_rows[0].sequences[0])
     return trainer
 
 
@@ -75,5 +78,5 @@ DPO = Method(
 )
 
 
-class _DpoTrainer(RenderedRows, DPOTrainer):  # type: ignore[misc]
+class _DpoTrainer(RenderedRows, MovingReference, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on the token ids that were checked."""

@@ -19,9 +19,14 @@ from torch.utils.data import Sampler
 from training.config import TrainingConfig
 from training.config.method import GrpoConfig
 from training.data.row import Row
+from training.loop.trl_head import require_trl_head
 from training.methods import Method, before_after
 from training.methods.options import refused_by_trl, trl_config
-from training.methods.preferences import check_options, drop_reference_adapter
+from training.methods.preferences import (
+    MovingReference,
+    check_options,
+    drop_reference_adapter,
+)
 from training.methods.rewards import load_rewards
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.chat import prompt_token_ids
@@ -185,6 +190,7 @@ def _trainer(
         )
     trainer.rows = [*train_rows, *heldout_rows]
     drop_reference_adapter(trainer.model)
+    require_trl_head(trainer.model, "grpo", train_rows[0].prompt_ids, trainer.temperature)
     return trainer
 
 
@@ -229,7 +235,7 @@ class _Prompts(Sampler[int]):  # type: ignore[misc]
         yield from self.sampler
 
 
-class _GrpoTrainer(GRPOTrainer):  # type: ignore[misc]
+class _GrpoTrainer(MovingReference, GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer on the prompts that were checked, which resumes where it stopped."""
 
     rows: Sequence[_Prompt] = ()

@@ -19,9 +19,11 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from training.config import TrainingConfig
 from training.data.row import Row
 from training.loop.batches import GroupedByLength
+from training.loop.trl_head import require_trl_head
 from training.methods import Method, before_after, loss_metrics
 from training.methods.options import refused_by_trl, trl_config
 from training.methods.preferences import (
+    MovingReference,
     RenderedRows,
     check_options,
     drop_reference_adapter,
@@ -60,6 +62,11 @@ def _check(config: TrainingConfig, rows: Sequence[Row], file: str) -> None:
             "epoch, and so are the answers that it compares with",
             hint="Remove the option, or set training.method.loss_type: apo_zero_unpaired.",
         )
+    if len(rows) < 2:
+        raise DataError(
+            f"{file}: has {len(rows)} row; kto compares the answers of a batch of two or more",
+            hint="Add rows.",
+        )
     num_good = sum(row.label is True for row in rows)
     if num_good in (0, len(rows)):
         missing = "false" if num_good else "true"
@@ -86,11 +93,6 @@ def _check_heldout(rows: Sequence[Row], file: str) -> None:
 def _render(
     config: TrainingConfig, tokenizer: Any, rows: Sequence[Row], stop_ids: Sequence[int], file: str
 ) -> list[_Labelled]:
-    if len(rows) < 2:
-        raise DataError(
-            f"{file}: has {len(rows)} row; kto compares the answers of a batch of two or more",
-            hint="Add rows.",
-        )
     rendered = render_rows(
         tokenizer, rows, stop_ids=stop_ids, max_length=config.max_length, file=file,
         train_on="last_turn",
@@ -144,6 +146,7 @@ def _trainer(
     grouped = config.train_sampling_strategy == "group_by_length"
     trainer.lengths = [_num_tokens(row) if grouped else 0 for row in train_rows]
     drop_reference_adapter(trainer.model)
+    require_trl_head(trainer.model, "kto", train_rows[0].prompt_ids + train_rows[0].completion_ids)
     return trainer
 
 
@@ -216,8 +219,16 @@ class _BatchesOfTwo(GroupedByLength):
             yield order[0]
 
 
-class _KtoTrainer(RenderedRows, KTOTrainer):  # type: ignore[misc]
+class _KtoTrainer(RenderedRows, MovingReference, KTOTrainer):  # type: ignore[misc]
     """KTOTrainer on the token ids that were checked."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the margin of the means; TRL leaves it out where no batch has both labels."""
+        figures = self._metrics["train" if self.model.training else "eval"]
+        good, bad = (figures.get(f"rewards/{side}") for side in ("chosen", "rejected"))
+        if good and bad:
+            figures["rewards/margins"] = [sum(good) / len(good) - sum(bad) / len(bad)]
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:  # noqa: ARG002
         args = self.args

@@ -16,6 +16,16 @@ from training.config import TrainingConfig
 from training.config.method import TrlOptions
 from tuneline.core.errors import ConfigError
 
+READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("label_smoothing", "loss_type", ("robust", "exo_pair", "aot", "aot_unpaired")),
+    ("discopop_tau", "loss_type", ("discopop",)),
+    ("f_alpha_divergence_coef", "f_divergence_type", ("alpha_divergence",)),
+    ("precompute_ref_batch_size", "precompute_ref_log_probs", (True,)),
+    ("ref_model_mixup_alpha", "sync_ref_model", (True,)),
+    ("ref_model_sync_steps", "sync_ref_model", (True,)),
+)
+"""An option of TRL, and the option and its values with which TRL 1.16 reads it."""
+
 
 def trl_config(
     config: TrainingConfig, config_class: type[Any], arguments: Mapping[str, Any], **own: Any
@@ -72,6 +82,26 @@ def refused_by_trl(config: TrainingConfig) -> Iterator[None]:
         raise ConfigError(
             f"training.method: TRL refuses the options of {config.method.type}: {error}"
         ) from error
+
+
+def unread_options(config: TrainingConfig, config_class: type[Any]) -> list[str]:
+    """Return the options that TRL does not read next to the others, in words."""
+    options = config.method
+    assert isinstance(options, TrlOptions)  # noqa: S101 (for the type checker: SFT has none)
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    given = options.for_trl()
+    problems = []
+    for name, key, values in READ_WITH:
+        if given.get(name, defaults.get(name)) == defaults.get(name):
+            continue
+        found = given.get(key, defaults[key])
+        if not set(values) & set(found if isinstance(found, list) else [found]):
+            expected = " or ".join(str(value).lower() for value in values)
+            problems.append(
+                f"training.method.{name}: {given[name]} has no effect; TRL reads it with {key} "
+                f"{expected}. Set training.method.{key}: {str(values[0]).lower()}, or remove {name}"
+            )
+    return problems
 
 
 def _misfit(config_class: type[Any], name: str, value: Any) -> list[str]:

@@ -58,6 +58,9 @@ def _trainer(
             processing_class=tokenizer,
         )
     trainer.lengths = pair_lengths(config, train_rows)
+    # TRL takes both from the base's config.json.
+    trainer.aux_loss_coef = config.router_aux_loss_coef
+    trainer.aux_loss_enabled = config.router_aux_loss_coef > 0
     return trainer
 
 

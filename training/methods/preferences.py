@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
@@ -13,13 +15,16 @@ from training.config import TrainingConfig
 from training.config.method import TrlOptions
 from training.data.row import Row
 from training.loop.batches import GroupedByLength
-from training.loop.ranks import num_ranks
-from training.methods.options import check_names
+from training.loop.ranks import is_first, num_ranks
+from training.methods.options import check_names, unread_options
 from training.rendering.pairs import Pair, render_pairs
 from tuneline.core.errors import ConfigError
 
+REFERENCED = ("dpo", "kto", "grpo")
+"""Methods that compare with the base; GRPO does unless its `beta` is 0."""
 REFERENCE_ADAPTER = "ref"
 """TRL's name of its copy of the adapter."""
+REFERENCE_FILE = "reference.pt"
 
 
 def check_options(config: TrainingConfig, config_class: type[Any]) -> TrlOptions:
@@ -29,7 +34,7 @@ def check_options(config: TrainingConfig, config_class: type[Any]) -> TrlOptions
         ConfigError: An option is unknown to TRL, or two keys do not work together.
     """
     options = check_names(config, config_class)
-    problems = []
+    problems = unread_options(config, config_class)
     if config.packing:
         problems.append(
             f"training.packing: {config.method.type} compares whole answers; packed rows would see "
@@ -41,6 +46,13 @@ def check_options(config: TrainingConfig, config_class: type[Any]) -> TrlOptions
             f"training.lora_dropout: {config.lora_dropout:g} has no effect, because "
             f"{config.method.type} switches dropout off. Set training.lora_dropout: 0, or "
             "training.method.disable_dropout: false"
+        )
+    given = options.for_trl()
+    compares = config.method.type in REFERENCED and given.get("beta") != 0
+    if config.bias != "none" and compares and not given.get("precompute_ref_log_probs"):
+        problems.append(
+            f"training.bias: {config.bias} trains biases of the base, and {config.method.type} "
+            "compares with the base, which would move along. Set training.bias: none"
         )
     if problems:
         raise ConfigError(problems)
@@ -90,6 +102,25 @@ class RenderedRows:
         args = self.args  # type: ignore[attr-defined]
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
         return GroupedByLength(self.lengths, batch_size, args.seed)
+
+
+class MovingReference:
+    """A part of a trainer whose reference may follow the model (`sync_ref_model`): a run that
+    continues has the reference that it had."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        if self.args.sync_ref_model and is_first():  # type: ignore[attr-defined]
+            folder = Path(self._get_output_dir(trial=trial))  # type: ignore[attr-defined]
+            step = self.state.global_step  # type: ignore[attr-defined]
+            state = self.ref_model.state_dict()  # type: ignore[attr-defined]
+            torch.save(state, folder / f"checkpoint-{step}" / REFERENCE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None and self.args.sync_ref_model:  # type: ignore[attr-defined]
+            state = torch.load(Path(checkpoint) / REFERENCE_FILE, weights_only=True)
+            self.ref_model.load_state_dict(state)  # type: ignore[attr-defined]
 
 
 def pair_lengths(config: TrainingConfig, rows: Sequence[Pair]) -> list[int] | None:

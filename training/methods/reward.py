@@ -38,6 +38,7 @@ def _trainer(
     train_rows: Sequence[Pair],
     heldout_rows: Sequence[Pair],
 ) -> RewardTrainer:
+    _pad_apart(tokenizer, [*train_rows, *heldout_rows])
     args = trl_config(config, RewardConfig, arguments, max_length=config.max_length)
     with refused_by_trl(config):
         trainer = _RewardTrainer(
@@ -49,6 +50,18 @@ def _trainer(
         )
     trainer.lengths = pair_lengths(config, train_rows)
     return trainer
+
+
+def _pad_apart(tokenizer: Any, rows: Sequence[Pair]) -> None:
+    """Give the tokenizer a padding token that ends no row.
+
+    The score is read at the last token that is not padding. Where the stop token is the padding
+    token too, that is the token before the answer's end.
+    """
+    ends = {ids[-1] for row in rows for ids in row.sequences}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        free = next(index for index in range(len(tokenizer)) if index not in ends)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free)
 
 
 def _as_dataset(rows: Sequence[Pair]) -> Dataset:

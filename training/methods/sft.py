@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -18,8 +19,14 @@ from training.loop.answer_loss import add_answer_loss
 from training.loop.batches import GroupedByLength
 from training.loop.packing import require_rows_apart
 from training.loop.ranks import num_ranks
+from training.loop.trl_head import trl_head_fits
 from training.methods import Method, loss_metrics
-from training.rendering.chat import Rendered, render_rows
+from training.methods.options import check_names, refused_by_trl, trl_config
+from training.rendering.chat import IGNORED, Rendered, render_rows
+
+
+def _check(config: TrainingConfig, _rows: Sequence[Row], _file: str) -> None:
+    check_names(config, SFTConfig)
 
 
 def _render(
@@ -42,29 +49,39 @@ def _trainer(
     if config.packing:
         # The Trainer weighs a batch by its rows, and several packed rows would be one.
         arguments = {**arguments, "per_device_eval_batch_size": 1}
-    args = SFTConfig(
-        **arguments,
+    args = trl_config(
+        config,
+        SFTConfig,
+        arguments,
         max_length=config.max_length,
         completion_only_loss=True,
         packing=config.packing,
-        router_aux_loss_coef=config.router_aux_loss_coef,
     )
     if config.packing:
         require_rows_apart(model)
     # Held-out rows of like length share a batch; their order does not change the mean.
     ordered = sorted(heldout_rows, key=lambda row: len(row.input_ids))
-    trainer = _AnswerTrainer(
-        model=model,
-        args=args,
-        train_dataset=_as_dataset(train_rows),
-        eval_dataset=_as_dataset(ordered),
-        processing_class=tokenizer,
-    )
+    with refused_by_trl(config):
+        trainer = _AnswerTrainer(
+            model=model,
+            args=args,
+            train_dataset=_as_dataset(train_rows),
+            eval_dataset=_as_dataset(ordered),
+            processing_class=tokenizer,
+        )
+    # Every loss here is divided by the trained tokens of a whole step, whatever the model takes.
+    trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True
     num_heldout_tokens = sum(row.num_trained_tokens for row in heldout_rows)
     trainer.heldout_tokens_per_row = num_heldout_tokens / len(trainer.eval_dataset)
     trainer.groups_by_length = config.train_sampling_strategy == "group_by_length"
     shortest = min(train_rows, key=lambda row: len(row.input_ids))
-    trainer.has_answer_loss = add_answer_loss(trainer.model, shortest.input_ids, shortest.labels)
+    if args.loss_type == "nll":
+        trainer.has_answer_loss = add_answer_loss(
+            trainer.model, shortest.input_ids, shortest.labels
+        )
+        trainer.uses_own_head = not trainer.has_answer_loss and not trl_head_fits(
+            trainer.model, shortest.input_ids
+        )
     return trainer
 
 
@@ -73,6 +90,7 @@ SFT = Method(
     trainer=_trainer,
     metrics=loss_metrics,
     kinds=("answer", "text"),
+    check=_check,
     is_answered=True,
 )
 
@@ -85,6 +103,8 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     has_answer_loss = False
+    uses_own_head = False
+    """Whether the loss is computed from the model's own logits, because TRL's are others."""
     groups_by_length = True
     heldout_tokens_per_row = 1.0
     """Trained tokens of the held-out rows per row; with packing, per packed row."""
@@ -102,11 +122,20 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             # trained tokens, whatever the batches are. The Trainer also takes the loss for one of
             # gradients that processes average; see below.
             num_items_in_batch = labels.shape[0] * self.heldout_tokens_per_row * num_ranks()
-        if return_outputs or not self.has_answer_loss:
+        own = self.has_answer_loss or self.uses_own_head
+        if return_outputs or not own:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = {**inputs, "use_cache": False}
+        if self.has_answer_loss:
+            loss = model(**inputs, answer_loss=True)
+        else:
+            logits = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), labels[:, 1:].flatten(),
+                ignore_index=IGNORED, reduction="sum",
+            )  # fmt: skip
         # The tokens are those of all processes, whose gradients are then averaged.
-        return model(**inputs, answer_loss=True) / num_items_in_batch * num_ranks()
+        return loss / num_items_in_batch * num_ranks()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.groups_by_length:

@@ -261,7 +261,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
-            inputs=training_inputs, accepts=(require_measured,), version=3,
+            inputs=training_inputs, accepts=(require_measured,), version=4,
         ),
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",
@@ -276,7 +276,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=4,
+            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=5,
         ),
         *_forgetting_stage(config),
         Stage(

@@ -12,7 +12,7 @@ from tests.integration.training.conftest import ANSWER, FOREIGN_TOKENIZER_FILES,
 from tests.integration.training.tiny import CHATML, make_base
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
-from training.model import load_base, load_tuned
+from training.model import load_base, load_tuned, quiet_libraries
 from training.train import train_adapter
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.dataset import HELDOUT_FILE
@@ -265,6 +265,22 @@ def test_weights_that_are_not_numbers_end_the_run(line: Line, tmp_path: Path) ->
     base = resolve_model("base", relative_to=tmp_path)
     with pytest.raises(ConfigError, match="loss is nan at step 0"):
         train_adapter(line.config, line.dataset, base, tmp_path / "adapter")
+
+
+def test_a_training_tells_nobody_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _telemetry
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    said: list[Any] = []
+    monkeypatch.setattr(_telemetry, "_start_telemetry_thread", lambda: None)
+    monkeypatch.setattr(_telemetry._TELEMETRY_QUEUE, "put", said.append)
+    _telemetry.send_telemetry("trl/test")
+    assert len(said) == 1
+    quiet_libraries()
+    _telemetry.send_telemetry("trl/test")
+    assert len(said) == 1
 
 
 def test_an_adapter_of_another_base_is_refused(line: Line, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     "packing": ("answer", {**DROPOUT, "packing": True, "per_device_train_batch_size": 1}),
     "dora": ("answer", {"use_dora": True, "logging_steps": 4}),
-    "qlora": ("answer", {"load_in_4bit": True, "optim": "adamw_8bit"}),
+    # A rank of 64: matrices below 4,096 values keep moments of 32 bits.
+    "qlora": ("answer", {"load_in_4bit": True, "optim": "adamw_8bit", "r": 64}),
     "full": ("answer", {
         "finetuning_type": "full", "learning_rate": 1e-3, "max_steps": 7, "adam_beta2": 0.95,
         "lr_scheduler_type": "inverse_sqrt",
@@ -45,6 +46,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "early_stopping_patience": 2, "eval_steps": 2, "num_eval_prompts": 4,
     }),
     "dpo": ("preference", {"method": {"type": "dpo"}}),
+    "moving-reference": ("preference", {
+        "finetuning_type": "full", "learning_rate": 1e-3,
+        "method": {"type": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 1},
+    }),
     "orpo": ("preference", {"method": {"type": "orpo"}}),
     "reward": ("preference", {"method": {"type": "reward"}}),
     "kto": ("label", {"method": {"type": "kto"}}),

@@ -8,7 +8,12 @@ import pytest
 import torch
 import transformers as T
 
-from training.loop.packing import packing_leak, require_rows_apart
+from training.loop.packing import (
+    MAX_RELATIVE_LEAK,
+    packing_leak,
+    require_rows_apart,
+    small_network,
+)
 from tuneline.core.errors import ConfigError
 
 SMALL = {
@@ -75,6 +80,16 @@ def test_packing_is_refused_where_rows_see_one_another(family: str) -> None:
     assert type(model).__name__ in str(caught.value)
     assert caught.value.hint == "Try: training.packing: false"
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("family", [*PLAIN, *MIXING])
+def test_a_network_without_its_weights_shows_the_leak(family: str) -> None:
+    with torch.device("meta"):
+        model = (PLAIN | MIXING)[family]()
+    network = small_network(model)
+    leak, largest = packing_leak(network)
+    assert (leak > MAX_RELATIVE_LEAK * largest) is (family in MIXING)
+    assert model.config.vocab_size == 64
 
 
 @pytest.mark.parametrize("family", [*PLAIN, *MIXING])

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from export import merge_adapter, prove_model
+from export.config import MergeConfig, ParityConfig
 from tests.integration.training.methods.datasets import KINDS, REWARD_FILE, write_dataset
 from tests.integration.training.tiny import make_base
 from tests.unit.training.evaluation.metrics.judge_server import judge, prefer_longer
-from training.config import EvaluationConfig, JudgeConfig, TrainingConfig
+from training.config import EvaluationConfig, JudgeConfig, ReferenceConfig, TrainingConfig
 from training.evaluation.preferences import evaluate_preferences
 from training.loop.arguments import trainer_arguments
 from training.methods import find_method
 from training.model import load_base
+from training.reference import build_reference
 from training.train import train_adapter
 from tuneline.core.artifact import Artifact
 from tuneline.models.source import ModelSource, resolve_model
@@ -39,7 +42,7 @@ METHODS = sorted(OPTIONS)
 
 
 def _config(method: str, **changes: Any) -> TrainingConfig:
-    options = {"type": method, **OPTIONS[method], **changes.pop("method", {})}
+    options = {"type": method, **OPTIONS[method], **changes.pop("options", {})}
     if method == "grpo":  # four prompts for each step
         changes = {"per_device_train_batch_size": 16, **changes}
     return TrainingConfig.model_validate({**COMMON, "method": options, **changes})
@@ -88,6 +91,46 @@ def test_a_trained_model_is_evaluated_as_the_trainer_measured_it(
     assert figures
     assert straight.manifest.metrics["num_trained_tokens"] > 0
     _compare_with_base(config, dataset, base, straight, tmp_path / "c", folder)
+    if method != "reward":
+        _prove_merged(dataset, base, straight, tmp_path)
+
+
+WHOLE = {"finetuning_type": "full", "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("dpo", WHOLE),
+        ("kto", WHOLE),
+        ("grpo", {**WHOLE, "options": {"beta": 0.1}}),
+        ("orpo", {"load_in_4bit": True}),
+    ],
+)
+def test_a_whole_model_and_a_4bit_base_learn_preferences_and_are_proven(
+    method: str,
+    changes: dict[str, Any],
+    folder: Path,
+    base: ModelSource,
+    datasets: dict[str, Artifact],
+    tmp_path: Path,
+) -> None:
+    config, dataset = _config(method, max_steps=3, **changes), datasets[KIND_OF[method]]
+    trained = train_adapter(config, dataset, base, tmp_path / "a", relative_to=folder)
+    assert trained.kind == ("model" if "finetuning_type" in changes else "adapter")
+    assert all(row["max_change"] > 0 for row in trained.manifest.metrics["trained"])
+    _prove_merged(dataset, base, trained, tmp_path)
+
+
+def _prove_merged(dataset: Artifact, base: ModelSource, trained: Artifact, folder: Path) -> None:
+    asked = ReferenceConfig(num_prompts=2, max_new_tokens=6)
+    reference = build_reference(asked, dataset, base, trained, folder / "reference")
+    source = resolve_model(str(trained.path)) if trained.kind == "model" else base
+    adapters = () if trained.kind == "model" else trained
+    merged = merge_adapter(MergeConfig(), source, adapters, folder / "merged")
+    model = resolve_model(str(merged.path))
+    parity = prove_model(ParityConfig(), reference, model, folder / "parity", form="merged")
+    assert parity.manifest.metrics["verdict"] == "PASS"
 
 
 def _compare_with_base(

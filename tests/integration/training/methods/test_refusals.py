@@ -64,6 +64,8 @@ def _check(
         (LABELS, {"type": "kto"}, "a chat model"),
         (PROMPTS, GRPO, "a chat model"),
         (ANSWERS, GRPO, "a chat model"),
+        (ANSWERS, {"type": "sft", "loss_type": "dft"}, "a chat model"),
+        (PAIRS, {"type": "dpo", "loss_type": "robust", "label_smoothing": 0.1}, "a chat model"),
     ],
 )
 def test_recipes_that_work_say_how_they_are_served(
@@ -122,6 +124,21 @@ def test_rows_that_a_method_cannot_train_on_are_refused(
         (PAIRS, {"type": "dpo", "learning_rate": 1e-6}, {}, "set training.learning_rate"),
         (PAIRS, {"type": "dpo", "truncation_mode": "keep_end"}, {}, "no row is cut"),
         (PAIRS, {"type": "dpo", "bf16": True}, {}, "set training.dtype"),
+        (PAIRS, {"type": "dpo", "label_smoothing": 0.1}, {}, "label_smoothing: 0.1 has no effect; "
+         "TRL reads it with loss_type robust or exo_pair"),
+        (PAIRS, {"type": "dpo", "ref_model_sync_steps": 8}, {}, "TRL reads it with sync_ref_model"),
+        (PAIRS, {"type": "dpo", "loss_type": "exo_pair"}, {}, "TRL refuses the options of dpo: "
+         "Label smoothing must be greater than 0"),
+        (PAIRS, {"type": "dpo", "loss_weights": [1, 2]}, {}, "Got 2 weights for 1 loss types"),
+        (PAIRS, {"type": "dpo", "sync_ref_model": True}, {}, "TRL refuses the options of dpo"),
+        (PAIRS, {"type": "dpo"}, {"bias": "all"}, "compares with the base, which would move along"),
+        (ANSWERS, {"type": "sft"}, {"trainable_token_indices": [1, 0]}, "1 tokens appear in no "
+         "training row, so that their rows of the embedding learn nothing: 0 ('<|endoftext|>')"),
+        (ANSWERS, {"type": "sft", "loss_typ": "dft"}, {}, "(did you mean loss_type?)"),
+        (ANSWERS, {"type": "sft", "packing_strategy": "wrapped"}, {}, "none is cut"),
+        (ANSWERS, {"type": "sft", "loss_type": "other"}, {}, "TRL refuses the options of sft"),
+        (ANSWERS, {"type": "sft"}, {"lora_config": {"init_lora_weights": "eva"}}, "eva needs a "
+         "pass over the data"),
         (PAIRS, {"type": "dpo"}, {"packing": True}, "dpo compares whole answers"),
         (PAIRS, {"type": "dpo"}, {"lora_dropout": 0.1}, "dpo switches dropout off"),
         (PAIRS, {"type": "dpo"}, {"target_modules": ["lm_head"]}, "adapter on lm_head"),

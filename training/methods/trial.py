@@ -1,0 +1,41 @@
+"""TRL's own refusals, before a base model is loaded: some options are checked by trainers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from training.adapters.lora import add_lora
+from training.config import TrainingConfig
+from training.loop.arguments import trainer_arguments
+from training.methods import find_method
+
+TINY = {
+    "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "num_key_value_heads": 1, "num_labels": 1,
+}  # fmt: skip
+
+
+def require_trainer(config: TrainingConfig, tokenizer: Any, examples: Sequence[Any]) -> None:
+    """Make the method's trainer on a network of one small layer, and forget it.
+
+    Raises:
+        ConfigError: TRL refuses the options.
+    """
+    method, is_full = find_method(config.method), config.finetuning_type == "full"
+    if not examples or (is_full and config.method.type == "grpo"):
+        return  # TRL would load the reference from the base's folder
+    largest = max(max(ids) for example in examples for ids in method.sequences(example))
+    network = LlamaConfig(vocab_size=max(len(tokenizer), largest + 1), **TINY)
+    is_causal = method.task_type == "CAUSAL_LM"
+    model = (LlamaForCausalLM if is_causal else LlamaForSequenceClassification)(network)
+    if not is_full:
+        model = add_lora(TrainingConfig(r=1), model, method.task_type)
+    with TemporaryDirectory(prefix="tuneline-trial-") as folder:
+        arguments = trainer_arguments(config, Path(folder), resumed=True)
+        arguments |= {"use_liger_kernel": False, "optim": "adamw_torch"}
+        method.trainer(config, model, tokenizer, arguments, examples, examples)
