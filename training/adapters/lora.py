@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from training.adapters.lora_linear import use_lora_linear
 from training.adapters.targets import find_targets, linear_modules
@@ -40,6 +41,13 @@ def add_lora(config: TrainingConfig, model: Any, task_type: str = "CAUSAL_LM") -
             f"({reason})",
             hint=f"Its linear layers: {', '.join(names)}; or all-linear.",
         ) from None
+    if isinstance(tuned.get_output_embeddings(), BaseTunerLayer):
+        raise ConfigError(
+            "training.target_modules: puts an adapter on the output head too, which is tied to the "
+            "embedding (ensure_weight_tying); the loss is computed from the head's plain weight",
+            hint="Remove ensure_weight_tying, or train the embedding whole: "
+            "training.modules_to_save: [embed_tokens].",
+        )
     use_lora_linear(tuned)
     return tuned
 

@@ -69,7 +69,7 @@ def left_out(model: Any) -> dict[str, str]:
         if name in chosen
         else "the model reads its weight without calling the layer"
         for name in [*linear_modules(model), *chosen]
-        if is_left_out(name, chosen)
+        if is_left_out(model, name, chosen)
     }
     found |= {
         pattern_of(name): "a bias of experts, which an adapter has no part for"

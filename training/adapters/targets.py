@@ -36,6 +36,16 @@ BYPASSED = "dt_proj"
 """A linear layer of Mamba whose weight transformers multiplies by itself: an adapter on the layer
 never gets a gradient."""
 
+BYPASSED_ON_GPU = "out_proj"
+STATE_MODELS = frozenset(
+    {
+        "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "mamba", "mamba2", "nemotron_h",
+        "zamba2",
+    }
+)  # fmt: skip
+"""Types of models whose kernels on a GPU read the weight of `out_proj`; peft 0.21 refuses an
+adapter on it for most of them. It is left out on every machine, so that all train the same."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -58,10 +68,13 @@ def find_targets(config: TrainingConfig, model: Any) -> Targets:
     _check_matches(config, model, experts)
     if experts:
         return _of_mixture(config, model, experts)
-    bypassed = any(name.endswith(f".{BYPASSED}") for name in linear_modules(model))
     excluded = config.exclude_modules
-    if config.target_modules == "all-linear" and bypassed and excluded is None:
-        excluded = [BYPASSED]
+    left = {name.rpartition(".")[2] for name in linear_modules(model) if is_bypassed(model, name)}
+    if config.target_modules == "all-linear" and left:
+        if isinstance(excluded, str):
+            excluded = rf"(?:{excluded})|.*\.(?:{'|'.join(sorted(left))})"
+        else:
+            excluded = sorted({*(excluded or []), *left})
     return Targets(config.target_modules, list(config.target_parameters or []), excluded)
 
 
@@ -98,9 +111,17 @@ def routers(model: Any) -> list[str]:
     ]
 
 
-def is_left_out(name: str, chosen_routers: Container[str]) -> bool:
+def is_bypassed(model: Any, name: str) -> bool:
+    """Return whether a model reads the weight of a linear layer without calling the layer."""
+    last = name.rpartition(".")[2]
+    return last == BYPASSED or (
+        last == BYPASSED_ON_GPU and model.config.get_text_config().model_type in STATE_MODELS
+    )
+
+
+def is_left_out(model: Any, name: str, chosen_routers: Container[str]) -> bool:
     """Return whether `all-linear` leaves a linear layer out."""
-    return name in chosen_routers or name.endswith(f".{BYPASSED}")
+    return name in chosen_routers or is_bypassed(model, name)
 
 
 def _of_mixture(config: TrainingConfig, model: Any, experts: dict[str, Any]) -> Targets:
@@ -109,7 +130,7 @@ def _of_mixture(config: TrainingConfig, model: Any, experts: dict[str, Any]) -> 
     modules, parameters = [], list(config.target_parameters or [])
     for name in linear_modules(model):
         named = config.target_modules == "all-linear" or _names(config.target_modules, name)
-        if not named or (is_left_out(name, chosen_routers) and not _asks_for(config, name)):
+        if not named or (is_left_out(model, name, chosen_routers) and not _asks_for(config, name)):
             continue
         if not _is_kept(config, name):
             continue

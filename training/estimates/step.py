@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.config import TrainingConfig
-from training.estimates.choices import choose_all, item_bytes, share_of_free
+from training.estimates.choices import (
+    choose_all,
+    choose_attention,
+    choose_format,
+    item_bytes,
+    share_of_free,
+)
 from training.estimates.memory import (
     TrainingMemory,
     change_that_fits,
@@ -30,8 +36,12 @@ def estimate_step(
         network = read_network(base)
     except ArtifactError as error:
         logger.warning("  no estimate of the memory: %s", error)
-        checkpointing = config.gradient_checkpointing is not False
-        return config.model_copy(update={"gradient_checkpointing": checkpointing}), None
+        attention = choose_attention(config, str(choose_format(config).value))
+        without = {
+            "gradient_checkpointing": config.gradient_checkpointing is not False,
+            attention.key: attention.value,
+        }
+        return config.model_copy(update=without), None
     free_bytes = share_of_free(config, free_memory_bytes())
     batch = largest_batch(config, lengths, trained)
     choices = choose_all(config, network, batch, free_bytes)

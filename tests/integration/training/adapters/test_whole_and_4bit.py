@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from export import merge_adapter, prove_model
 from export.config import MergeConfig, ParityConfig
@@ -91,6 +92,29 @@ def test_an_adapter_of_a_4bit_base_merges_into_what_was_trained(
     assert figures["merge_base"] == "dequantized"
     assert figures["kl_dequantized"] < 1e-6 < figures["kl_original"]
     parity = _prove(line, base, adapter, merged, tmp_path)
+    assert parity["verdict"] == "PASS" and parity["max_logprob_difference"] < 1e-4
+
+
+def test_an_adapter_of_a_mamba_model_is_trained_and_proven(
+    line: Line, base: ModelSource, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = transformers.MambaConfig(
+        vocab_size=384, hidden_size=64, state_size=8, num_hidden_layers=2, pad_token_id=0,
+        eos_token_id=2, bos_token_id=None,
+    )  # fmt: skip
+    (base.path / "config.json").unlink()
+    transformers.MambaForCausalLM(network).save_pretrained(base.path)
+    mamba = resolve_model("base", relative_to=tmp_path)
+    config = _config(max_steps=4, learning_rate=1e-3)
+    adapter = train_adapter(config, line.dataset, mamba, tmp_path / "adapter")
+    metrics = adapter.manifest.metrics
+    assert metrics["left_out"].keys() == {
+        "backbone.layers.*.mixer.dt_proj", "backbone.layers.*.mixer.out_proj",
+    }  # fmt: skip
+    assert metrics["merged_only_because"] == ["vLLM's MambaForCausalLM takes no adapters"]
+    merged = merge_adapter(MergeConfig(), mamba, adapter, tmp_path / "merged")
+    parity = _prove(line, mamba, adapter, merged, tmp_path)
     assert parity["verdict"] == "PASS" and parity["max_logprob_difference"] < 1e-4
 
 
