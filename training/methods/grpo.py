@@ -24,6 +24,7 @@ from training.methods import Method, before_after
 from training.methods.options import refused_by_trl, trl_config
 from training.methods.preferences import (
     MovingReference,
+    RowMeans,
     check_options,
     drop_reference_adapter,
 )
@@ -235,13 +236,17 @@ class _Prompts(Sampler[int]):  # type: ignore[misc]
         yield from self.sampler
 
 
-class _GrpoTrainer(MovingReference, GRPOTrainer):  # type: ignore[misc]
+class _GrpoTrainer(RowMeans, MovingReference, GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer on the prompts that were checked, which resumes where it stopped."""
 
     rows: Sequence[_Prompt] = ()
     """The training prompts, then the held-out prompts; the datasets hold their indices."""
     num_sampled_tokens = 0
     """Tokens that the model generated in training."""
+
+    def num_measured(self) -> int:
+        """Return the answers of a held-out measurement."""
+        return len(self.eval_dataset) * int(self.num_generations_eval)
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return _Prompts(super()._get_train_sampler(dataset), self.args.seed)

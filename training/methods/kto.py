@@ -28,6 +28,7 @@ from training.methods.preferences import (
     check_options,
     drop_reference_adapter,
     reference_model,
+    weighted_mean,
 )
 from training.rendering.chat import render_rows
 from tuneline.core.errors import ConfigError, DataError
@@ -222,13 +223,22 @@ class _BatchesOfTwo(GroupedByLength):
 class _KtoTrainer(RenderedRows, MovingReference, KTOTrainer):  # type: ignore[misc]
     """KTOTrainer on the token ids that were checked."""
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the margin of the means; TRL leaves it out where no batch has both labels."""
-        figures = self._metrics["train" if self.model.training else "eval"]
+    def weigh(self, figures: dict[str, list[float]]) -> None:
+        """Replace the held-out figures by their means, each over the rows of its label.
+
+        The margin is that of the means: TRL has none where no batch has both labels.
+        """
+        labels, size = list(self.eval_dataset["label"]), self.args.per_device_eval_batch_size
+        batches = [labels[start : start + size] for start in range(0, len(labels), size)]
+        for side, label in (("chosen", True), ("rejected", False)):
+            counts = [sum(found is label for found in batch) for batch in batches]
+            if values := figures.get(f"rewards/{side}"):
+                figures[f"rewards/{side}"] = [weighted_mean(values, [n for n in counts if n])]
+        figures.pop("rewards/margins", None)
+        super().weigh(figures)
         good, bad = (figures.get(f"rewards/{side}") for side in ("chosen", "rejected"))
         if good and bad:
-            figures["rewards/margins"] = [sum(good) / len(good) - sum(bad) / len(bad)]
-        super().log(logs, start_time)
+            figures["rewards/margins"] = [good[0] - bad[0]]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:  # noqa: ARG002
         args = self.args

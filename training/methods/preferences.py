@@ -82,7 +82,32 @@ def pairs_dataset(rows: Sequence[Pair]) -> Dataset:
     )
 
 
-class RenderedRows:
+class RowMeans:
+    """A part of a trainer: held-out figures are means over rows.
+
+    TRL's are means over batches, of which the last may be short.
+    """
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if not self.model.training:  # type: ignore[attr-defined]
+            name = "_stored_metrics" if hasattr(self, "_stored_metrics") else "_metrics"
+            self.weigh(getattr(self, name)["eval"])
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def num_measured(self) -> int:
+        """Return the rows of a held-out measurement."""
+        return len(self.eval_dataset)  # type: ignore[attr-defined]
+
+    def weigh(self, figures: dict[str, list[float]]) -> None:
+        """Replace the figures of the held-out batches by their means."""
+        rows, size = self.num_measured(), self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
+        weights = [min(size, rows - start) for start in range(0, rows, size)]
+        for name, values in figures.items():
+            if len(values) == len(weights):
+                figures[name] = [weighted_mean(values, weights)]
+
+
+class RenderedRows(RowMeans):
     """A part of a trainer: rows that are rendered already, in batches of like length.
 
     TRL renders rows itself, drops rows without a word if their prompt fills `max_length`, and does
@@ -102,6 +127,12 @@ class RenderedRows:
         args = self.args  # type: ignore[attr-defined]
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
         return GroupedByLength(self.lengths, batch_size, args.seed)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    """Return the mean of values that stand for several rows each."""
+    pairs = zip(values, weights, strict=True)
+    return sum(value * weight for value, weight in pairs) / sum(weights)
 
 
 class MovingReference:

@@ -274,6 +274,62 @@ def test_grpo_weighs_the_tokens_of_an_answer_by_its_advantage(
     assert any(advantages)
 
 
+@pytest.mark.parametrize(
+    ("method", "figure"), [("dpo", "rewards/margins"), ("orpo", "rewards/margins"),
+                           ("reward", "margin"), ("kto", "rewards/margins"), ("grpo", "reward")]
+)  # fmt: skip
+def test_a_short_last_batch_counts_by_its_rows(
+    base: ModelSource, tmp_path: Path, method: str, figure: str
+) -> None:
+    options: dict[str, Any] = {"type": method}
+    size = 3
+    if method == "grpo":
+        options |= {"reward_funcs": "rewards.py:lower", "num_generations": 4}
+        options["max_completion_length"], size = 6, 16
+    trainer, rows = _made(base, tmp_path, options, per_device_train_batch_size=size)
+    # Batches of 3, 3 and 1 row, or of 16 and 12 answers; held-out rows are in order of length.
+    rows = sorted(rows, key=lambda row: max(map(len, _sequences(row))))[:7]
+    trainer.eval_dataset = trainer.eval_dataset.select(range(7))
+    answers: list[float] = []
+    if method == "grpo":
+        given = trainer.reward_funcs[0]
+
+        def kept(**columns: Any) -> list[float]:
+            values: list[float] = given(**columns)
+            answers.extend(values)
+            return values
+
+        trainer.reward_funcs[0] = kept
+    found = trainer.evaluate()[f"eval_{figure}"]
+    model = trainer.model.eval()
+    with torch.no_grad():
+        expected = sum(answers) / len(answers) if method == "grpo" else _margin(model, method, rows)
+    assert found == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
+
+
+def _sequences(row: Any) -> list[list[int]]:
+    if hasattr(row, "sequences"):
+        return list(row.sequences)
+    return [row.prompt_ids + getattr(row, "completion_ids", [])]
+
+
+def _margin(model: Any, method: str, rows: Any) -> Tensor:
+    """Return the mean difference of the rewards of good and bad answers."""
+    if method == "kto":
+        gains = [(row.label, _ratio(model, row.prompt_ids, row.completion_ids)) for row in rows]
+        good, bad = ([gain for found, gain in gains if found is label] for label in (True, False))
+        return 0.1 * (torch.stack(good).mean() - torch.stack(bad).mean())
+    if method == "reward":
+        scores = [_score(model, ids) for row in rows for ids in row.sequences]
+        return (torch.stack(scores[::2]) - torch.stack(scores[1::2])).mean()
+    sides = [(row.prompt_ids, ids) for row in rows for ids in (row.chosen_ids, row.rejected_ids)]
+    if method == "orpo":
+        values = [_logprobs(model, *side).mean() for side in sides]
+    else:
+        values = [_ratio(model, *side) for side in sides]
+    return 0.1 * (torch.stack(values[::2]) - torch.stack(values[1::2])).mean()
+
+
 @pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
 def test_kto_measures_the_margin_also_where_no_batch_has_both_labels(
     base: ModelSource, tmp_path: Path, loss_type: str
