@@ -7,8 +7,10 @@ date or its numbering plan is right. Findings show the kind and a masked value.
 from __future__ import annotations
 
 import datetime
+import importlib
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from training.config.checks import PersonalDataCheck
@@ -25,32 +27,66 @@ class Match(NamedTuple):
     kind: str
 
 
+# In every pattern `\w` is ASCII: a Korean particle or a Chinese word may follow a number at once.
+# `user@2x.png`, `a@b.mean()` and `git@host.org:path` are no addresses.
 _EMAIL = re.compile(
-    r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
-    r"[A-Za-z]{2,24}(?![\w@])",
+    r"(?<![\w.+-])(?!git@[\w.-]+:)[A-Za-z0-9][\w.+-]{0,63}@(?![1-9]x\.)"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w@(])",
     re.ASCII,
 )
 # Domains that RFC 2606 and RFC 6761 reserve for examples.
 _RESERVED = re.compile(r"(?:^|[@.])(?:example\.(?:com|org|net)|[\w-]+\.(?:example|test|invalid))$")
-_RESIDENT = re.compile(r"(?<![\w-])\d{6}-?[1-8]\d{6}(?![\w-])")
-_CHINESE_RESIDENT = re.compile(r"(?<![\w-])[1-9]\d{16}[\dXx](?![\w-])")
-_CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}([ -]?)\d{4}\1\d{4}\1\d{1,7}(?![\w-])"
-                   r"|(?<![\w.-])3[47]\d{2}([ -]?)\d{6}\2\d{5}(?![\w-])")  # fmt: skip
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
-_PHONE = re.compile(
-    r"(?<![\w.+/=#:-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?|\d{1,4}[ .-])?"
-    r"\d{2,4}[ .-]\d{4}(?![\w-])"
-    r"|(?<![\w.+/=#:-])(?:\+\d{8,15}|0\d{8,10})(?![\w-])"
-    r"|(?<![\w.+/=#:-])\+\d{1,3}(?:[ .-]\d{1,4}){2,6}(?![\w-])"
-    r"|(?<![\w.+/=#:-])0\d{1,4}[ ./-]\d{5,8}(?![\w-])"
+_RESIDENT = re.compile(r"(?<![\w-])\d{6}-?[1-8]\d{6}(?![\w-])", re.ASCII)
+_CHINESE_RESIDENT = re.compile(r"(?<![\w-])[1-9]\d{16}[\dXx](?![\w-])", re.ASCII)
+_CARD = re.compile(
+    r"(?<![\w.-])[2-6]\d{3}([ -]?)\d{4}\1\d{4}\1\d{1,7}(?![\w-])"
+    r"|(?<![\w.-])3[047-9]\d{2}([ -]?)\d{6}\2\d{4,5}(?![\w-])",
+    re.ASCII,
 )
-_SECRET_PREFIXES = (
-    "sk-", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "xoxa-",
-    "xoxb-", "xoxp-", "xoxr-", "xoxs-", "AIza",
-)  # fmt: skip
-_SECRET = re.compile(rf"(?<![\w-])(?:{'|'.join(_SECRET_PREFIXES)})[\w-]{{16,}}", re.ASCII)
+_IBAN = re.compile(
+    r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.ASCII
+)
+# `Tel:02-…` is a number, the end of `10:30-1130` is none.
+_BEFORE = r"(?<![\w.+/=#-])(?<!\d:)"
+_PHONE = re.compile(
+    rf"{_BEFORE}\+\d{{1,3}} ?\(0\) ?\d{{1,5}}(?:[ ./-]?\d{{2,8}}){{1,4}}(?![\w-])"
+    rf"|{_BEFORE}(?:\+\d{{1,3}}[ .-]?|1[ .-])?(?:\(\d{{1,4}}\)[ .-]?|\d{{1,4}}[ .-])?"
+    r"\d{2,4}[ .-]\d{4}(?![\w-])"
+    rf"|{_BEFORE}(?:\+\d{{8,15}}|0\d{{8,10}})(?![\w-])"
+    rf"|{_BEFORE}\+\d{{1,3}}(?:[ .-]\d{{1,4}}){{2,6}}(?![\w-])"
+    rf"|{_BEFORE}0\d{{1,2}}\) ?\d{{3,4}}[ .-]\d{{4}}(?![\w-])"
+    rf"|{_BEFORE}0\d{{1,4}}[ ./-]\d{{5,8}}(?![\w-])",
+    re.ASCII,
+)
+_YEARS = re.compile(r"(1\d{3}|20\d{2})[ .-](1\d{3}|20\d{2})")
+_SECRETS = {
+    "sk-": r"(?=[\w-]*\d)[\w-]{16,}", "hf_": r"[A-Za-z0-9]{30,}", "AKIA": r"[0-9A-Z]{16}\b",
+    "AIza": r"[\w-]{30,}", "glpat-": r"[\w-]{16,}", "github_pat_": r"\w{20,}",
+    **dict.fromkeys(("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"[A-Za-z0-9]{30,}"),
+    **dict.fromkeys(("xoxa-", "xoxb-", "xoxp-", "xoxr-", "xoxs-"), r"[\w-]{10,}"),
+}  # fmt: skip
+"""What begins an access key, and the pattern of what follows."""
+_SECRET = re.compile(
+    rf"(?<![\w-])(?:{'|'.join(prefix + rest for prefix, rest in _SECRETS.items())})", re.ASCII
+)
+_RESIDENTS = {
+    region: (re.compile(rf"(?<![\w.-])(?:{pattern})(?![\w-])", re.ASCII), module)
+    for region, pattern, module in (
+        ("US", r"\d{3}-\d{2}-\d{4}", "us.ssn"),
+        ("JP", r"\d{4} \d{4} \d{4}|\d{12}", "jp.in_"),
+        ("BR", r"\d{3}\.\d{3}\.\d{3}-\d{2}|\d{11}", "br.cpf"),
+        ("DE", r"\d{2} ?\d{3} ?\d{3} ?\d{3}", "de.idnr"),
+        ("ES", r"\d{8}-?[A-Z]|[XYZ]\d{7}-?[A-Z]", "es.nif"),
+        ("FR", r"[12] ?\d{2} ?\d{2} ?\d[\dAB] ?\d{3} ?\d{3} ?\d{2}", "fr.nir"),
+        ("IN", r"\d{4}[ -]?\d{4}[ -]?\d{4}", "in_.aadhaar"),
+        ("PL", r"\d{11}", "pl.pesel"),
+        ("SE", r"(?:\d{2})?\d{6}[-+]\d{4}", "se.personnummer"),
+    )
+}
+"""For each country that `regions` may name: how its residents' numbers look, and python-stdnum's
+module that knows their check digits. Korean and Chinese ones are found everywhere."""
 _ISO_DATE = re.compile(r"\d{4}[ .-]\d{2}[ .-]\d{2}")
-_HAS_NUMBER = re.compile(r"\d[\d .()/-]{6,}\d")
+_HAS_NUMBER = re.compile(r"\d[\d .()/-]{5,}\d")
 # Resident numbers of this day and later have no check digit.
 _NO_CHECK_DIGIT_FROM = datetime.date(2020, 10, 5)
 
@@ -94,13 +130,16 @@ def matches(text: str, regions: tuple[str, ...]) -> list[Match]:
             for match in _EMAIL.finditer(text)
             if not _RESERVED.search(match.group().rpartition("@")[2].lower())
         ]
-    if any(prefix in text for prefix in _SECRET_PREFIXES):
+    if any(prefix in text for prefix in _SECRETS):
         found += [Match(*match.span(), "secret") for match in _SECRET.finditer(text)]
-    # Every kind below has eight digits in a row, with at most separators in between; an IBAN may
+    # Every kind below has seven digits in a row, with at most separators in between; an IBAN may
     # have letters there.
     if _HAS_NUMBER.search(text):
         for kind, pattern, is_valid in _NUMBERS:
             _add(found, text, kind, pattern, is_valid)
+        for region, (pattern, module) in _RESIDENTS.items():
+            if region in regions:
+                _add(found, text, "resident number", pattern, _validity(module))
         _add(found, text, "phone", _PHONE, lambda value: _is_phone(value, regions))
     elif "IBAN" in text:
         _add(found, text, "iban", _IBAN, _is_iban)
@@ -144,6 +183,13 @@ def _is_chinese_resident_number(value: str) -> bool:
     return bool(ric.is_valid(value))
 
 
+@lru_cache(maxsize=len(_RESIDENTS))
+def _validity(module: str) -> Callable[[str], bool]:
+    """Return the function of python-stdnum that says whether a number of a country is valid."""
+    found: Callable[[str], bool] = importlib.import_module(f"stdnum.{module}").is_valid
+    return found
+
+
 def _is_card(value: str) -> bool:
     """Return whether a number of a card network's length passes Luhn's test."""
     from stdnum import luhn
@@ -162,7 +208,8 @@ def _is_phone(value: str, regions: tuple[str, ...]) -> bool:
     """Return whether a numbering plan has the number: any country's with `+`, else a region's."""
     import phonenumbers
 
-    if _ISO_DATE.fullmatch(value):
+    years = _YEARS.fullmatch(value)
+    if _ISO_DATE.fullmatch(value) or (years and years[1] <= years[2]):
         return False
     for region in regions if not value.startswith("+") else ("ZZ",):
         try:

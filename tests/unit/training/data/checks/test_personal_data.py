@@ -53,6 +53,20 @@ BAD = {
     f"Card {card_number('37828224631000')}": "card",
     f"to {iban('DE', '370400440532013000')} please": "iban",
     "key sk-abcdefghijklmnop1234 here": "secret",
+    "010-2345-6789로 연락주세요": "phone",
+    "02-312-3456입니다": "phone",
+    "전화번호는010-2345-6789": "phone",
+    "전화:010-2345-6789": "phone",
+    "Tel:02-312-3456": "phone",
+    "02) 312-3456": "phone",
+    "1-800-736-5000 is free": "phone",
+    "ring +44 (0)20 7930 4832": "phone",
+    "Ruf +49 (0)30 12345670": "phone",
+    f"주민번호는 {resident_number('880101', '123456')}입니다": "resident number",
+    f"카드 {card_number('453201511283036')}로": "card",
+    f"Diners {card_number('3056930902590')[:4]} 930902 5904": "card",
+    f"계좌 {iban('DE', '370400440532013000')}로": "iban",
+    "SSN 123-45-6789": "resident number",
 }
 
 
@@ -81,6 +95,13 @@ WRONG_DIGIT = RIGHT[:-1] + str((int(RIGHT[-1]) + 1) % 10)
         "@user follows @other; x@y",
         "DE89 3704 0044 0532 0130 01 is mistyped",
         "coordinates 37.5665, 126.9780",
+        "git clone git@github.com:org/repo.git",
+        "<img src='logo@2x.png'>",
+        "scores = q@k.transpose(1, 2)",
+        "hf_tokenizer_config_path and hf_hub_download_function",
+        "use sk-learn-style-pipelines-here",
+        "from 1800-1899 and 1588-1600",
+        "SSN 000-45-6789",
     ],
 )
 def test_numbers_that_are_no_personal_data_are_not_found(text: str) -> None:
@@ -90,6 +111,23 @@ def test_numbers_that_are_no_personal_data_are_not_found(text: str) -> None:
 @pytest.mark.parametrize("number", ["030 12345670", "0171 2345678", "0171/2345678"])
 def test_numbers_of_a_named_region_are_found(number: str) -> None:
     assert [match.kind for match in matches(f"Ruf {number} an.", ("DE",))] == ["phone"]
+
+
+@pytest.mark.parametrize(
+    ("region", "number", "wrong"),
+    [
+        ("BR", "529.982.247-25", "529.982.247-26"),
+        ("ES", "54362315K", "54362315Z"),
+        ("FR", "2 95 10 99 126 111 93", "2 95 10 99 126 111 94"),
+        ("PL", "44051401359", "44051401358"),
+        ("SE", "880320-0016", "880320-0018"),
+        ("DE", "36 574 261 809", "36 574 261 890"),
+    ],
+)
+def test_resident_numbers_of_a_named_region_are_found(region: str, number: str, wrong: str) -> None:
+    assert [match.kind for match in matches(f"no {number}, ok", (region,))] == ["resident number"]
+    kinds = [match.kind for match in matches(f"no {wrong}, ok", (region,))]
+    assert "resident number" not in kinds
 
 
 def test_findings_show_a_masked_value_only() -> None:
