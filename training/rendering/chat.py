@@ -147,5 +147,8 @@ def _plain_text(tokenizer: Any, row: Row, where: str) -> Rendered:
             hint="Set eos_token in the base model's tokenizer_config.json.",
         )
     ids: list[int] = tokenizer(row.text)["input_ids"]
+    begin = tokenizer.bos_token_id
+    if begin is not None and ids[:2] == [begin, begin]:
+        ids = ids[1:]  # the text has the token that the tokenizer puts in front
     ids = ids if ids and ids[-1] == end else [*ids, end]
     return Rendered(ids, ((min(1, len(ids) - 1), len(ids)),), row.line)

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from tuneline.core.errors import ConfigError, DataError
-from tuneline.core.messages import Message
+from tuneline.core.messages import Message, content_of
 from tuneline.models.chat import (
     conversation_text,
     conversation_token_ids,
@@ -29,9 +29,18 @@ OPENED_BLOCK = re.compile(r"(<\w+>)\s*$")
 NUM_TAG_TOKENS = 16
 """Tokens at the end of a prompt that hold such a tag, in any vocabulary."""
 
+NUM_LAST_TOKENS = 4
+"""Tokens at the end of an answer by which it is found in a longer conversation."""
+
 NO_REASONING = (
     "Give every row its reasoning, as reasoning_content of the assistant message. With an empty "
     "text the model learns to close the block at once."
+)
+
+NEVER_STOPS = (
+    "If the model should stop at the token that the template writes, name it: "
+    'training.eos_token: "<the token>". Otherwise mend chat_template.jinja in the base model\'s '
+    "folder so that an answer ends with a stop token."
 )
 
 RENDERING_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -64,36 +73,51 @@ def render_turn(
         DataError: The template refuses the messages, or the answer holds a stop token.
     """
     try:
+        return _render_turn(tokenizer, messages, tools, stop_ids, where)
+    except DataError:
+        raise
+    except ConfigError as error:
+        advice = _switch(tokenizer, messages, tools, stop_ids)
+        raise ConfigError(error.problems, hint=advice or error.hint) from None
+
+
+def _render_turn(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]],
+    stop_ids: frozenset[int],
+    where: str,
+) -> Turn:
+    try:
         prompt = prompt_token_ids(tokenizer, messages[:-1], tools)
+        block = _opened_block(tokenizer, prompt)
+        if block is not None:
+            messages = [*messages[:-1], _with_reasoning(messages[-1], block)]
         whole = conversation_token_ids(tokenizer, messages, tools)
         _require_parts(tokenizer, messages, tools, where)
+        if block is not None and _is_unanswered(tokenizer, messages, tools, block):
+            raise ConfigError(
+                f"{where}: the generation prompt of the chat template opens {block}, and the row "
+                "has no reasoning_content",
+                hint=NO_REASONING,
+            )
     except RENDERING_ERRORS as error:
         raise DataError(f"{where}: the chat template refuses the row: {error}") from None
-    block = _unanswered_block(tokenizer, messages[-1], prompt)
-    if block is not None:
-        raise ConfigError(
-            f"{where}: the generation prompt of the chat template opens {block}, and the row has "
-            "no reasoning_content",
-            hint=_switch(tokenizer, messages, tools) or NO_REASONING,
-        )
     if whole[: len(prompt)] != prompt:
         answer = _continuation(tokenizer, messages, tools, prompt)
         if answer is None:
             raise ConfigError(
                 _no_prefix(tokenizer, prompt, whole, where),
-                hint=_switch(tokenizer, messages, tools)
-                or "Mend chat_template.jinja in the base model's folder.",
+                hint="Mend chat_template.jinja in the base model's folder.",
             )
         whole = prompt + answer
     answer = whole[len(prompt) :]
     stop = next((i for i, token in enumerate(answer) if token in stop_ids), None)
     if stop is None:
-        raise ConfigError(
-            _untrained_stop(tokenizer, answer, stop_ids, where),
-            hint="If the model should stop at the token that the template writes, name it: "
-            'training.eos_token: "<the token>". Otherwise mend chat_template.jinja in the base '
-            "model's folder so that an answer ends with a stop token.",
-        )
+        following = _next_turn(tokenizer, messages, tools, stop_ids, answer)
+        if following is None:
+            raise ConfigError(_untrained_stop(tokenizer, answer, stop_ids, where), hint=NEVER_STOPS)
+        return Turn([*whole, following], len(prompt))
     rest = answer[stop + 1 :]
     if tokenizer.decode(rest).strip() and rest != _after_turn(tokenizer, messages, tools, stop_ids):
         raise DataError(
@@ -122,16 +146,67 @@ def _after_turn(
     return [] if stop is None else whole[stop + 1 :]
 
 
-def _unanswered_block(tokenizer: Any, message: Message, prompt: Sequence[int]) -> str | None:
-    """Return the tag of the block that the generation prompt opens for a row without reasoning.
+def _next_turn(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]],
+    stop_ids: frozenset[int],
+    answer: Sequence[int],
+) -> int | None:
+    """Return the stop token that begins the message after an answer, as in the templates of GLM.
 
-    Trained on such a row, the model would learn to close the block at once. An empty
-    reasoning_content asks for that.
+    Returns:
+        None if no stop token follows the answer.
     """
-    if "reasoning_content" in message:
+    role = "tool" if "tool_calls" in messages[-1] else "user"
+    try:
+        longer = conversation_token_ids(
+            tokenizer, [*messages, {"role": role, "content": "x"}], tools
+        )
+    except RENDERING_ERRORS:
         return None
+    end = list(answer[-NUM_LAST_TOKENS:])
+    following = [
+        token
+        for index, token in enumerate(longer)
+        if token in stop_ids and end and longer[max(index - len(end), 0) : index] == end
+    ]
+    return following[-1] if following else None
+
+
+def _opened_block(tokenizer: Any, prompt: Sequence[int]) -> str | None:
+    """Return the tag of the block that a generation prompt leaves open."""
     match = OPENED_BLOCK.search(tokenizer.decode(prompt[-NUM_TAG_TOKENS:]))
     return match[1] if match else None
+
+
+def _with_reasoning(message: Message, tag: str) -> Message:
+    """Return a message whose content has its reasoning in front, up to `</think>`, in two parts."""
+    before, end, after = content_of(message).partition(_end_of(tag))
+    if "reasoning_content" in message or not end:
+        return message
+    reasoning = before.strip().removeprefix(tag)
+    return {**message, "reasoning_content": reasoning.strip(), "content": after.lstrip()}
+
+
+def _end_of(tag: str) -> str:
+    return f"</{tag[1:]}"
+
+
+def _is_unanswered(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]], tag: str
+) -> bool:
+    """Return whether an answer without reasoning would teach the model to close a block at once.
+
+    An empty reasoning_content asks for that. A tag that the answer follows, such as `<assistant>`,
+    opens no such block.
+    """
+    if "reasoning_content" in messages[-1]:
+        return False
+    opened = prompt_text(tokenizer, messages[:-1], tools)
+    whole = conversation_text(tokenizer, messages, tools)
+    answer = whole[len(opened) :].lstrip()
+    return not whole.startswith(opened) or answer.startswith(_end_of(tag))
 
 
 def _continuation(
@@ -146,8 +221,8 @@ def _continuation(
     token of the whole; the server sends the prompt's tokens, and the model generates the others.
     Or the template shows no reasoning of the past: its generation prompt opens a block, such as
     `<think>`, and its conversations have the answer only. The model generates the reasoning, the
-    end of the block and the answer. Or the template drops the reasoning of an earlier call once an
-    answer follows (gpt-oss); the answer itself is the same without that reasoning.
+    end of the block and the answer. Or the template changes earlier text once an answer follows;
+    see `_after_same_end`.
 
     Returns:
         None if the text of the whole does not begin with the prompt in any of these ways.
@@ -158,12 +233,13 @@ def _continuation(
     if whole.startswith(opened):
         text = whole[len(opened) :]
     elif block is not None and whole.startswith(opened[: block.start()]):
-        answer = whole[block.start() :]
+        answer, end = whole[block.start() :], _end_of(block[1])
         if answer.startswith(block[1]):
             return None
         reasoning = messages[-1].get("reasoning_content", "").strip()
-        text = f"{reasoning}\n</{block[1][1:]}\n\n{answer.lstrip()}"
-    elif (found := _after_plain_turns(tokenizer, messages, tools)) is not None:
+        has_end = answer.startswith(end)  # DeepSeek V3.1 leaves out the reasoning only
+        text = reasoning + (answer if has_end else f"\n{end}\n\n{answer.lstrip()}")
+    elif (found := _after_same_end(tokenizer, messages, tools, opened, whole)) is not None:
         text = found
     else:
         return None
@@ -172,24 +248,43 @@ def _continuation(
     return ids if tokenizer.decode([*prompt, *ids]) == tokenizer.decode(prompt) + text else None
 
 
-def _after_plain_turns(
-    tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+def _after_same_end(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]],
+    opened: str,
+    whole: str,
 ) -> str | None:
-    """Return the text of the answer after the earlier turns without their reasoning.
+    """Return the answer's text if the template changes only earlier text once the answer follows.
 
-    Returns:
-        None if the template renders these turns differently, too, once the answer follows.
+    Mistral's template of v3 writes the system message into the last message only if that is the
+    user's, and gpt-oss drops the reasoning before a call. The answer begins after the end of the
+    prompt, which is looked for in the whole: from the last message on, or the generation prompt.
+
+    Args:
+        opened: The text of the prompt.
+        whole: The text of the conversation with the answer.
     """
-    earlier = [
-        {key: value for key, value in message.items() if key != "reasoning_content"}
-        for message in messages[:-1]
-    ]
     try:
-        opened = prompt_text(tokenizer, earlier, tools)
-        whole = conversation_text(tokenizer, [*earlier, messages[-1]], tools)
+        begun = conversation_text(tokenizer, messages[:-1], tools)
     except RENDERING_ERRORS:
         return None
-    return whole[len(opened) :] if whole.startswith(opened) else None
+    if not opened.startswith(begun):
+        return None
+    last, message = content_of(messages[-2]).strip(), messages[-1]
+    parts = [content_of(message).strip(), message.get("reasoning_content", "").strip()]
+    parts += [_name(call) for call in message.get("tool_calls", [])]
+    starts = [begun.rfind(last)] if last and last in begun else []
+    for start in (*starts, len(begun)):
+        end = opened[start:]
+        at = whole.rfind(end) if end else -1
+        while at >= 0:
+            # An answer may hold the same text; then a part of the answer comes before it.
+            text = whole[at + len(end) :]
+            if all(part in text for part in parts):
+                return text
+            at = whole.rfind(end, 0, at)
+    return None
 
 
 def _require_parts(
@@ -238,25 +333,27 @@ def _num_common(one: str, other: str) -> int:
 
 
 def _switch(
-    tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]],
+    stop_ids: frozenset[int],
 ) -> str | None:
-    """Return what to type if a variable of the template makes the prompt a prefix of the row."""
-    template = tokenizer.get_chat_template()
-    for name in sorted(template_variables(template) - GIVEN_VARIABLES):
-        for value in (False, True):
-            tried = with_defaults(template, {name: value})
-            try:
-                prompt = prompt_token_ids(tokenizer, messages[:-1], tools, template=tried)
-                whole = conversation_token_ids(tokenizer, messages, tools, template=tried)
-            except RENDERING_ERRORS:
-                continue
-            opens = _unanswered_block(tokenizer, messages[-1], prompt)
-            if whole[: len(prompt)] == prompt and not opens:
-                text = str(value).lower()
+    """Return what to type if the row can be trained with another value of a template's variable."""
+    own, template = tokenizer.chat_template, tokenizer.get_chat_template()
+    try:
+        for name in sorted(template_variables(template) - GIVEN_VARIABLES):
+            for value in (False, True):
+                tokenizer.chat_template = with_defaults(template, {name: value})
+                try:
+                    _render_turn(tokenizer, messages, tools, stop_ids, "")
+                except ConfigError:
+                    continue
                 return (
-                    f"Set data.chat_template_kwargs: {{{name}: {text}}}. Training, evaluation, "
-                    "proofs and the served model then render with it."
+                    f"Set data.chat_template_kwargs: {{{name}: {str(value).lower()}}}. Training, "
+                    "evaluation, proofs and the served model then render with it."
                 )
+    finally:
+        tokenizer.chat_template = own
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _apply(
     text = template or tokenizer.chat_template
     return tokenizer.apply_chat_template(
         [_for_template(message, str(text)) for message in messages],
-        tools=list(tools) or None,
+        tools=[_tool_for_template(tool) for tool in tools] or None,
         chat_template=template,
         **options,
     )
@@ -97,6 +97,18 @@ def _for_template(message: Message, template: str) -> Message:
     if (reasoning := message.get(REASONING_KEYS[0])) is None or REASONING_KEYS[0] in template:
         return found
     return {**found, **{name: reasoning for name in REASONING_KEYS[1:] if name in template}}
+
+
+def _tool_for_template(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool as vLLM hands it to a template: OpenAI's keys in one order, without others."""
+    function = tool["function"]
+    shown = {name: function.get(name) for name in ("name", "description", "parameters")}
+    shown |= {
+        name: function[name]
+        for name in ("strict", "defer_loading")
+        if function.get(name) is not None
+    }
+    return {"type": "function", "function": shown}
 
 
 def render_prompt(

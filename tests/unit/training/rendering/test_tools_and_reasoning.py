@@ -37,7 +37,8 @@ SPECIAL = (
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|start_header_id|>",
     "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|start|>", "<|message|>",
     "<|channel|>", "<|end|>", "<|return|>", "<|call|>", "[INST]", "[/INST]", "[TOOL_CALLS]",
-    "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "<|user|>",
+    "<|observation|>",
 )  # fmt: skip
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
@@ -59,10 +60,10 @@ ANSWERS: tuple[tuple[str, Message], ...] = (
 STOPS = {
     "llama3_1": ("<|eot_id|>", "<|eom_id|>"), "llama3_2": ("<|eot_id|>", "<|eom_id|>"),
     "qwen3": ("<|im_end|>",), "gptoss": ("<|return|>", "<|call|>"), "mistral": ("</s>",),
-    "gemma3": ("<end_of_turn>",),
+    "gemma3": ("<end_of_turn>",), "glm4moe": ("<|user|>", "<|observation|>"),
 }  # fmt: skip
 """The stop tokens of each model's generation_config.json."""
-REASONS = ("qwen3", "gptoss")
+REASONS = ("qwen3", "gptoss", "glm4moe")
 
 THOUGHT = "<think>\n{}\n</think>\n\n"
 ANALYSIS = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant"
@@ -93,6 +94,12 @@ GENERATED = {
         '[TOOL_CALLS] [{"name": "look", "arguments": {"city": "Oslo"}}]</s>',
         " Sun in Oslo.</s>",
         " Rain.</s>",
+    ),
+    "glm4moe": (
+        f"\n<think>{ANSWERS[0][0]}</think>\n<tool_call>look\n<arg_key>city</arg_key>\n"
+        "<arg_value>Oslo</arg_value>\n</tool_call><|observation|>",
+        f"\n<think>{ANSWERS[1][0]}</think>\nSun in Oslo.<|user|>",
+        f"\n<think>{ANSWERS[2][0]}</think>\nRain.<|user|>",
     ),
     "gemma3": (None, "Sun in Oslo.<end_of_turn>", "Rain.<end_of_turn>"),
 }

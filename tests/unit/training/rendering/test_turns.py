@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 
 from tests.integration.training.tiny import CHATML, make_tokenizer
 from training.data.row import Row
@@ -79,6 +80,25 @@ TWO_ENDS = (  # Phi 3: one stop token ends the turn, another the conversation
 )
 STATES = FORGETS.replace(" and loop.index0 > ns.last", "")  # reasoning of every turn stays
 
+SYSTEM_LAST = (  # Mistral of v3: the system message is in the last message, if that is a user's
+    "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    "{% set system, rest = messages[0].content + '\n\n', messages[1:] %}"
+    "{% else %}{% set system, rest = '', messages %}{% endif %}{% for m in rest %}"
+    "{% if m.role == 'user' %}[INST] {{ system if loop.last }}{{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+HIDES_ONLY_TEXT = (  # DeepSeek V3.1: the end of the block stays in conversations
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|></think>"
+    "{{ m.content.split('</think>')[-1] }}</s>{% else %}<|{{ m.role }}|>{{ m.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{{ '<think>' if thinking is defined and thinking else '</think>' }}{% endif %}"
+)
+TAGS = (  # TeleChat: the generation prompt is a tag that opens no reasoning
+    "{% for m in messages %}<_{{ m.role }}>{{ m.content }}"
+    "{{ '</s>' if m.role == 'assistant' }}{% endfor %}"
+    "{% if add_generation_prompt %}<_assistant>{% endif %}"
+)
+
 TEMPLATES = {
     "chatml": CHATML, "header": HEADER, "forgets": FORGETS, "opens": OPENS, "model": MODEL,
     "inst": INST, "channels": CHANNELS, "two ends": TWO_ENDS, "states": STATES, "hides": HIDES,
@@ -87,6 +107,9 @@ REASONS = ("forgets", "opens", "channels", "states", "hides")
 """Templates that write reasoning."""
 ONE_EXAMPLE = ("chatml", "header", "model", "inst", "two ends", "states")
 """Templates that keep every earlier turn as it was generated."""
+
+
+LOOK = {"name": "look", "description": "Look.", "parameters": {}}
 
 
 def _user(text: str) -> Message:
@@ -187,7 +210,7 @@ def test_calls_are_trained_and_tool_results_are_not() -> None:
             {"role": "tool", "content": "sunny"},
         ),
         (_assistant("Sun"),),
-        tools=({"type": "function", "function": {"name": "look", "parameters": {}}},),
+        tools=({"type": "function", "function": LOOK},),
     )
     tokenizer = _tokenizer(HEADER)
     (example,) = _examples(tokenizer, row)
@@ -227,6 +250,55 @@ def test_a_switch_of_the_template_trains_rows_without_reasoning() -> None:
     with pytest.raises(ConfigError) as caught:
         _examples(tokenizer, reasoning)
     assert "{enable_thinking: true}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("template", [OPENS, HIDES])
+@pytest.mark.parametrize("content", ["<think>\ndeep\n</think>\n\nHo", "deep\n</think>\n\nHo"])
+def test_reasoning_inside_of_the_content_is_trained_like_one_of_its_own(
+    template: str, content: str
+) -> None:
+    tokenizer = _tokenizer(template)
+    apart = _examples(tokenizer, Row((_user("Hi"),), (_assistant("Ho", "deep"),)))
+    assert _examples(tokenizer, Row((_user("Hi"),), (_assistant(content),))) == apart
+    ((start, end),) = apart[0].spans
+    assert "deep\n</think>" in tokenizer.decode(apart[0].input_ids[start:end])
+
+
+def test_a_block_that_the_template_closes_itself_is_closed_once() -> None:
+    row = Row((_user("Hi"),), (_assistant("Ho", "deep"),))
+    with pytest.raises(ConfigError, match="leaves out the row's reasoning_content") as caught:
+        _examples(_tokenizer(HIDES_ONLY_TEXT), row)
+    assert "{thinking: true}" in str(caught.value.hint)
+    tokenizer = _tokenizer(with_defaults(HIDES_ONLY_TEXT, {"thinking": True}))
+    (example,) = _examples(tokenizer, row)
+    ((start, end),) = example.spans
+    assert tokenizer.decode(example.input_ids[start:end]) == "deep</think>Ho</s>"
+
+
+def test_a_tag_that_the_answer_follows_opens_no_reasoning() -> None:
+    tokenizer = _tokenizer(TAGS)
+    (example,) = _examples(tokenizer, _talk("chatml", 2))
+    texts = [tokenizer.decode(example.input_ids[a:b]) for a, b in example.spans]
+    assert texts == ["Say 0</s>", "Say 1</s>"]
+
+
+@pytest.mark.parametrize("answer", ["Ho", "It is [/INST] Ho", "sys\n\nHi[/INST]"])
+def test_an_answer_follows_the_prompt_of_the_server_where_a_template_changes_it(
+    answer: str,
+) -> None:
+    tokenizer = _tokenizer(SYSTEM_LAST)
+    prompt = ({"role": "system", "content": "sys"}, _user("Hi"), _assistant("Hey"), _user("Hi"))
+    row = Row(prompt, (_assistant(answer),))
+    examples = _examples(tokenizer, row)
+    found = {
+        tuple(one.input_ids[:start]): tokenizer.decode(one.input_ids[start:end])
+        for one in examples
+        for start, end in one.spans
+    }
+    assert found == {
+        tuple(_served_prompt(tokenizer, row, 2)): " Hey</s>",
+        tuple(_served_prompt(tokenizer, row, 4)): f" {answer}</s>",
+    }
 
 
 @pytest.mark.parametrize("template", [OPENS, HIDES])
@@ -270,6 +342,17 @@ def test_plain_text_is_trained_up_to_its_end_token() -> None:
     (example,) = _examples(tokenizer, Row(text="red blue"))
     assert tokenizer.decode(example.input_ids) == "red blue<|im_end|>"
     assert example.spans == ((1, len(example.input_ids)),)
+
+
+def test_plain_text_that_has_the_first_token_gets_no_second_one() -> None:
+    tokenizer = _tokenizer(CHATML)
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+    for text in ("red", "<s>red"):
+        (example,) = _examples(tokenizer, Row(text=text))
+        assert example.input_ids.count(begin) == 1
 
 
 def test_a_row_without_an_answer_is_refused() -> None:
