@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from training.data.checks.report import describe_example, describe_result
-from training.data.prepare import REPORT_FILE
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import NotAnArtifactError
 
@@ -34,11 +32,9 @@ def data_findings(dataset: Artifact) -> list[DataFinding]:
     """Return the checks of a dataset that have findings, in their order.
 
     Raises:
-        NotAnArtifactError: The dataset has no report of the checks.
+        NotAnArtifactError: The manifest has no findings.
     """
-    path = dataset.path / REPORT_FILE
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))["checks"]
         return [
             DataFinding(
                 check=result["check"],
@@ -47,8 +43,10 @@ def data_findings(dataset: Artifact) -> list[DataFinding]:
                 what=describe_result(result),
                 example=describe_example(result["examples"][0]),
             )
-            for result in results
+            for result in dataset.manifest.metrics["checks"]
             if result["num_rows"]
         ]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        raise NotAnArtifactError(f"{path}: expected the findings of the data checks") from None
+    except (KeyError, IndexError, TypeError):
+        raise NotAnArtifactError(
+            f"{dataset.path}: its manifest has no findings of the data checks"
+        ) from None

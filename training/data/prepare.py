@@ -1,4 +1,4 @@
-"""Data intake: check every row, clean, split, and write a `dataset` artifact with its report."""
+"""Data intake: check every row, clean, split, and write a `dataset` artifact with its counts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
-
-REPORT_FILE = "report.json"
 
 
 def prepare_dataset(
@@ -103,9 +101,9 @@ def prepare_dataset(
             _write(draft.dir / HELDOUT_FILE, checked.rows(True))
             write_template_settings(config, draft.dir)
             details = {name: found[name] for name in ("checks", "scripts", "languages", "labels")}
-            text = json.dumps(report | _without_folders(details), indent=2, ensure_ascii=False)
-            (draft.dir / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-            draft.metrics.update(report)
+            # The digest covers the rows only: other checks that leave the same rows train nothing
+            # again.
+            draft.metrics.update(report | _without_folders(details))
     return open_artifact(out, kind="dataset")
 
 

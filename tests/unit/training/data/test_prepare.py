@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from training.config import DataConfig
+from training.data.findings import data_findings
 from training.data.prepare import dataset_rows, prepare_dataset
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
@@ -45,7 +46,7 @@ def test_the_artifact_holds_exactly_its_files_in_conversational_form(tmp_path: P
     dataset = _prepare(tmp_path, MANY)
     verify_artifact(dataset)
     assert [entry.path for entry in dataset.manifest.files] == [
-        "heldout.jsonl", "report.json", "train.jsonl",
+        "heldout.jsonl", "train.jsonl",
     ]  # fmt: skip
     first = json.loads((dataset.path / TRAIN_FILE).read_text().split("\n")[0])
     assert first == {
@@ -108,8 +109,19 @@ def test_the_report_gives_lengths(tmp_path: Path) -> None:
     assert dataset.manifest.metrics["answer_characters"] == {
         "min": 1, "median": 50.5, "p95": 95, "max": 100,
     }  # fmt: skip
-    report = json.loads((dataset.path / "report.json").read_text())
-    assert report["answer_characters"] == dataset.manifest.metrics["answer_characters"]
+
+
+def test_other_checks_that_leave_the_same_rows_make_an_equal_dataset(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {n}", "completion": f"a {n}"} for n in range(8)]
+    rows.append({"prompt": "Who?", "completion": "As an AI language model, I cannot say."})
+    found = {
+        action: _prepare_rows(tmp_path, rows, out=action, checks={"refusals": action})
+        for action in ("warn", "ignore", "fix")
+    }
+    assert found["warn"].digest == found["ignore"].digest != found["fix"].digest
+    findings = {action: data_findings(dataset) for action, dataset in found.items()}
+    assert [len(findings[action]) for action in ("warn", "ignore", "fix")] == [1, 0, 1]
+    assert "refusal: As an AI language model" in findings["warn"][0].example
 
 
 def test_other_line_ends_inside_text_survive(tmp_path: Path) -> None:
@@ -143,11 +155,13 @@ def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
         dataset_rows(dataset, TRAIN_FILE)
 
 
-def _prepare_rows(tmp_path: Path, rows: list[dict[str, Any]], **config: Any) -> Artifact:
+def _prepare_rows(
+    tmp_path: Path, rows: list[dict[str, Any]], out: str = "ds", **config: Any
+) -> Artifact:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = config if "sources" in config else {"path": "rows.jsonl", **config}
     return prepare_dataset(
-        DataConfig.model_validate(config), relative_to=tmp_path, out=tmp_path / "ds"
+        DataConfig.model_validate(config), relative_to=tmp_path, out=tmp_path / out
     )
 
 
