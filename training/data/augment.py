@@ -16,22 +16,27 @@ from typing import Any
 from training.config.checks import ChecksConfig
 from training.data.checks.run import check_rows
 from training.data.checks.spool import Spool
+from training.data.convert import TARGETS, write_row
 from training.data.prepare import dataset_rows
 from training.data.problem import RowProblem
 from training.data.row import Row
-from training.data.shapes import read_shape
+from training.data.shapes import SHAPES, read_shape
+from training.evaluation.answer_text import bare_answer
 from tuneline.core.artifact import Artifact, canonical_digest
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import content_of
 from tuneline.core.python_file import import_file
+from tuneline.core.server_words import text_of
 
 REQUEST = (
     "Rewrite the user's message in other words. Keep its language, its meaning, and every name, "
     "number and code. Answer with the rewritten message only."
 )
 TIMEOUT_S = 120
+MAX_RETRIES = 6
+"""Of one request: a provider that limits the rate answers 429 until its window has passed."""
 KEPT_CHECKS = ("duplicates", "leakage", "near_leakage", "empty_answers")
 
 Writer = Callable[[Row], list[Row]]
@@ -79,13 +84,16 @@ def augment_data(
             file.write(json.dumps(head) + "\n")
             made.append([])
         for row in rows[len(made) - 1 :]:
-            new = [_json(replace(one, fields={**row.fields, "origin": f"{origin} line {row.line}"}))
-                   for one in write(row)]  # fmt: skip
+            told = {"origin": f"{origin} line {row.line}"}
+            new = [
+                _columns(replace(one, fields={**row.fields, **one.fields, **told}))
+                for one in write(row)
+            ]
             made.append(new)
             file.write(json.dumps(new, ensure_ascii=False) + "\n")
             file.flush()
     counts = Augmented(num_originals=len(rows))
-    _write_checked(dataset, [one for new in made[1:] for one in new], out, counts)
+    _write_checked(dataset, [one for new in made[1 : len(rows) + 1] for one in new], out, counts)
     partial.unlink()
     return counts
 
@@ -140,14 +148,29 @@ def _write_checked(
     partial.replace(out)
 
 
-def _json(row: Row) -> dict[str, Any]:
-    """Return a row with its other columns next to its texts, as every reader takes it."""
-    value = row.as_json()
-    return {**value.pop("fields", {}), **value}
+def _columns(row: Row) -> dict[str, Any]:
+    """Return a row with its other columns next to its texts, as every reader takes it.
+
+    Columns by which it would be read as another row are left out: `data.shape` may have settled
+    what the original is.
+    """
+    form = next(name for name, kind in reversed(TARGETS.items()) if kind == row.kind)
+    value = write_row(row, form)
+    try:
+        is_same = read_shape(value) == replace(row, line=0, file="", source=0)
+    except RowProblem:
+        is_same = False
+    if is_same:
+        return value
+    taken = {name for shape in SHAPES.values() for name in (*shape.required, *shape.optional)}
+    return write_row(
+        replace(row, fields={k: v for k, v in row.fields.items() if k not in taken}), form
+    )
 
 
 def _row(value: dict[str, Any], line: int) -> Row:
-    return replace(read_shape(value, None), line=line, file="new rows")
+    """Return a row of a function, or of the partial file."""
+    return replace(read_shape(value), line=line, file="new rows")
 
 
 def function_writer(name: str) -> Writer:
@@ -175,7 +198,7 @@ def function_writer(name: str) -> Writer:
 
     def write(row: Row) -> list[Row]:
         try:
-            return [_row(value, row.line) for value in function(_json(row))]
+            return [_row(value, row.line) for value in function(_columns(row))]
         except RowProblem as problem:
             raise DataError(f"--with {name}: row {row.line}: {problem}") from None
         except Exception as error:
@@ -187,25 +210,33 @@ def function_writer(name: str) -> Writer:
 
 
 def endpoint_writer(endpoint: Endpoint, copies: int = 1) -> Writer:
-    """Return a writer that asks a model to rewrite the last message before the answer."""
-    from tuneline.core.openai_client import openai_client
+    """Return a writer that asks a model to rewrite the last message of the user."""
+    from tuneline.core.openai_client import first_choice, openai_client
 
     def write(row: Row) -> list[Row]:
-        if not row.prompt:
+        asked = [index for index, m in enumerate(row.prompt) if m["role"] == "user"]
+        if not asked:
             return []
+        before, message, after = (
+            row.prompt[: asked[-1]], row.prompt[asked[-1]], row.prompt[asked[-1] + 1 :],
+        )  # fmt: skip
         messages: list[Any] = [
             {"role": "system", "content": REQUEST},
-            {"role": "user", "content": content_of(row.prompt[-1])},
+            {"role": "user", "content": content_of(message)},
         ]
         texts = []
-        with openai_client(endpoint, timeout_s=TIMEOUT_S, extra="train") as client:
+        with openai_client(
+            endpoint, timeout_s=TIMEOUT_S, max_retries=MAX_RETRIES, extra="train"
+        ) as client:
             for _ in range(copies):
                 answer = client.chat.completions.create(
                     model=endpoint.model, messages=messages, temperature=1.0
                 )
-                texts.append((answer.choices[0].message.content or "").strip())
+                choice = first_choice(answer, endpoint)
+                if choice.finish_reason != "length":  # a cut text asks another question
+                    texts.append(bare_answer(text_of(choice.message.content)))
         return [
-            replace(row, prompt=(*row.prompt[:-1], {**row.prompt[-1], "content": text}))
+            replace(row, prompt=(*before, {**message, "content": text}, *after))
             for text in texts
             if text
         ]

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.commands import tuneline_here
 from tests.unit.training.data.checks.made import clean_rows
 from training.config import DataConfig
-from training.data.augment import augment_data, function_writer
+from training.data.augment import augment_data, endpoint_writer, function_writer
 from training.data.prepare import dataset_rows, prepare_dataset
 from training.data.row import Row
+from training.data.rows import read_rows
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
-from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ConfigError, DataError, ServerError
 
 FUNCTION = """
 def shorter(row):
@@ -114,15 +118,53 @@ def test_a_function_that_is_not_there_is_refused(tmp_path: Path, name: str) -> N
         function_writer(f"{tmp_path}/{name}")
 
 
+@pytest.mark.parametrize("bad", ["output", "text"])
+def test_new_rows_keep_columns_and_untrained_turns(tmp_path: Path, bad: str) -> None:
+    asked = [{"role": "user", "content": "Which lamp of the router is red?"},
+             {"role": "assistant", "content": "The left one.", "weight": 0}]  # fmt: skip
+    rows = [
+        {"messages": [*asked, {"role": "user", "content": f"And on the back of number {n}?"},
+                      {"role": "assistant", "content": f"None on number {n}."}],
+         "instruction": "x", bad: "y", "id": n}
+        for n in range(6)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(path="rows.jsonl", shape="messages")
+    dataset = prepare_dataset(config, relative_to=tmp_path, out=tmp_path / "ds")
+
+    def write(row: Row) -> list[Row]:
+        prompt = (*row.prompt[:-1], {"role": "user", "content": f"Say it again: {row.line * 7}!"})
+        return [replace(row, prompt=prompt, fields={"hard": True})]
+
+    augment_data(dataset, write, tmp_path / "new.jsonl", origin="o", max_rows=1)
+    (new,) = read_rows(tmp_path / "new.jsonl")
+    (original,) = dataset_rows(dataset, TRAIN_FILE, 1)
+    assert new.untrained == original.untrained == (1,)
+    assert new.answer == original.answer
+    kept = {"id": original.fields["id"], "hard": True, "origin": "o line 1"}
+    assert kept.items() <= new.fields.items()
+
+
 class Handler(BaseHTTPRequestHandler):
+    num_refused: ClassVar[int] = 0
+    """Requests in a row that were answered by 429."""
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        message = {"role": "assistant", "content": "Say: " + body["messages"][-1]["content"][:30]}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
-                  "choices": [choice]}  # fmt: skip
+        asked = body["messages"][-1]["content"]
+        content = f"<think>\nIn other words.\n</think>\n\nSay: {asked[:30]}"
+        reason = "length" if "sundial" in asked else "stop"
+        choice = {"index": 0, "finish_reason": reason,
+                  "message": {"role": "assistant", "content": content}}  # fmt: skip
+        answer: dict[str, object] = {"id": "1", "object": "chat.completion", "created": 0,
+                                     "model": "m", "choices": [choice]}  # fmt: skip
+        is_refused = "telegraph" in asked and Handler.num_refused < 4
+        Handler.num_refused += is_refused
+        if body["model"] == "broken":
+            answer = {"error": {"message": "no such thing"}}
         data = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(429 if is_refused else 200)
+        self.send_header("retry-after-ms", "1")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -155,6 +197,45 @@ def test_the_command_asks_an_endpoint(dataset: Artifact, tmp_path: Path, url: st
     assert json.loads(done.stdout)["num_written"] == 3
     assert [row["origin"] for row in read(out)] == [f"m copies 1 line {n}" for n in (1, 2, 3)]
     assert "Say: " in str(read(out)[0]["prompt"])
+
+
+def conversations(tmp_path: Path) -> Artifact:
+    """Return a dataset of rows whose last message before the answer is a tool's."""
+    call = {"type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
+    rows = [
+        {"messages": [{"role": "user", "content": f"What about {thing} number {n}?"},
+                      {"role": "assistant", "tool_calls": [call]},
+                      {"role": "tool", "content": f"{thing} {n} is on"},
+                      {"role": "assistant", "content": f"The {thing} {n} is on."}]}
+        for n, thing in enumerate(("telegraph", "sundial", "router", "lamp", "phone", "camera"))
+    ]  # fmt: skip
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return prepare_dataset(DataConfig(path="talks.jsonl"), relative_to=tmp_path,
+                           out=tmp_path / "talks")  # fmt: skip
+
+
+def test_an_endpoint_rewrites_the_question_and_is_asked_again_after_429(
+    tmp_path: Path, url: str
+) -> None:
+    Handler.num_refused = 0
+    dataset = conversations(tmp_path)
+    out = tmp_path / "new.jsonl"
+    counts = augment_data(dataset, endpoint_writer(Endpoint(url, "m")), out, origin="m")
+    asked = [row.prompt[0]["content"] for row in dataset_rows(dataset, TRAIN_FILE)]
+    whole = [text for text in asked if "sundial" not in text]
+    assert Handler.num_refused == 4 * ("telegraph" in str(asked))
+    assert counts.num_made == len(whole) < len(asked) + 1
+    new = read_rows(out)
+    assert [row.prompt[0]["content"] for row in new] == [f"Say: {text[:30]}" for text in whole]
+    assert all(row.prompt[2]["content"].endswith("is on") for row in new)
+
+
+def test_an_endpoint_that_answers_something_else_is_named(
+    dataset: Artifact, tmp_path: Path, url: str
+) -> None:
+    write = endpoint_writer(Endpoint(url, "broken"))
+    with pytest.raises(ServerError, match="no such thing"):
+        augment_data(dataset, write, tmp_path / "new.jsonl", origin="m")
 
 
 def test_the_command_needs_one_writer(dataset: Artifact, tmp_path: Path) -> None:
