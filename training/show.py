@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 from pathlib import Path
 
 from training.config import DataConfig, TrainingConfig
@@ -24,7 +23,7 @@ def show_data(
     """Return the examples of one row, with its trained tokens marked.
 
     Args:
-        number: The row among the training rows of the sources, from 1.
+        number: The row among the rows of the sources, those that cannot be read included, from 1.
         relative_to: The folder that paths start from.
 
     Raises:
@@ -35,10 +34,14 @@ def show_data(
     sources, _ = open_sources(data, relative_to)
     counts = Counts()
     rows = stream_rows(sources, counts, system_prompt=data.system_prompt, bad_rows=data.bad_rows)
-    row = next(itertools.islice(rows, number - 1, None), None)
+    row = next((row for row in rows if counts.num_read >= number), None)
     where = ", ".join(source.config.path for source in sources)
-    if row is None:
+    if row is None and counts.num_read < number:
         raise DataError(f"{where}: has {counts.num_read:,} rows; expected a row {number:,}")
+    if row is None or counts.num_read > number:
+        for _ in rows:  # its problem is raised after the last row
+            pass
+        raise DataError(f"{where}: row {number:,} cannot be read, and data.bad_rows drops it")
     tokenizer = load_tokenizer(base.path)
     today = datetime.datetime.now(datetime.UTC).date()
     set_template(tokenizer, base.name, data.template_settings(today))
