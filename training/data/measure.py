@@ -14,8 +14,10 @@ from training.data.row import Kind, Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
 from tuneline.core.errors import DataError
-from tuneline.models.chat import conversation_token_ids, prompt_token_ids, require_chat_template
+from tuneline.models.chat import conversation_token_ids, prompt_token_ids, set_template
+from tuneline.models.named_templates import FOR_A_BASE_WITHOUT
 from tuneline.models.source import ModelSource
+from tuneline.models.template import TemplateSettings
 from tuneline.models.tokenizer import load_tokenizer
 
 NUM_MEASURED = 20_000
@@ -34,6 +36,7 @@ class DataFacts:
         longest_prompt: Tokens of the longest prompt.
         longest_answer: Tokens of the longest answer.
         num_measured: Rows whose tokens were counted.
+        chat_template: `data.chat_template` for a base model that has none; else None.
     """
 
     counts: Counts
@@ -43,6 +46,7 @@ class DataFacts:
     longest_prompt: int
     longest_answer: int
     num_measured: int
+    chat_template: str | None = None
 
 
 def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> DataFacts:
@@ -52,7 +56,7 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
 
     Raises:
         DataError: Rows cannot be read or rendered, or are of several kinds.
-        ConfigError: The base model has no chat template.
+        ArtifactError: The base model has several chat templates and no default.
     """
     tokenizer = load_tokenizer(base.path)
     sources, heldout = open_sources(config, relative_to)
@@ -66,8 +70,11 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
             hint="Give each kind a file of its own, or set data.shape.",
         )
     [kind] = kinds
+    named = config.chat_template
     if kind != "text":
-        require_chat_template(tokenizer, base.name)
+        if tokenizer.chat_template is None and named is None:
+            named = FOR_A_BASE_WITHOUT
+        set_template(tokenizer, base.name, TemplateSettings(named=named))
     num_measured = len(rows)
     if heldout is not None:
         rows += _sampled(stream_rows([heldout], Counts(), bad_rows=config.bad_rows), Counter())
@@ -81,6 +88,7 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
         longest_prompt=max(prompt for prompt, _ in lengths),
         longest_answer=max(answer for _, answer in lengths),
         num_measured=num_measured,
+        chat_template=named,
     )
 
 

@@ -103,6 +103,9 @@ def data_check(
     ] = None,
     columns: Columns = None,
     shape: Shape = None,
+    split: Split = None,
+    configuration: Configuration = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Find duplicates, leaks, bad answers, personal data and more in data files.
@@ -124,7 +127,8 @@ def data_check(
                 hint="Try: --set data.checks.refusals=fix",
             )
         apply_override(values, override.removeprefix("data.checks."))
-    reading = {"columns": column_map(columns or []), "shape": shape}
+    given = {"shape": shape, "split": split, "config": configuration, "revision": revision}
+    reading = {"columns": column_map(columns or []), **given}
     report = check_files(
         files,
         heldout=heldout,

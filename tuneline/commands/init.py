@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.data import Columns, Shape, Split, column_map
+from tuneline.commands.data import Columns, Configuration, Revision, Shape, Split, column_map
 from tuneline.commands.option_values import refuse, required
 from tuneline.commands.options import AsJson
 from tuneline.commands.printing import emit
@@ -33,6 +33,8 @@ def init(
     columns: Columns = None,
     shape: Shape = None,
     split: Split = None,
+    configuration: Configuration = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run.yaml with choices that fit the data, the base model and this machine.
@@ -45,6 +47,7 @@ def init(
     done = [f"written: {out}", f"Next: tuneline check {out}"]
     if source is not None:
         given = {"--data": data, "--base": base, "--shape": shape, "--split": split}
+        given |= {"--config": configuration, "--revision": revision}
         refuse("with --from", {**given, "--column": columns})
         from tuneline.pipeline.foreign import write_foreign_run
 
@@ -63,6 +66,7 @@ def init(
     model = resolve_model(name, relative_to=Path())
     written_name = os.path.relpath(name, out.parent) if Path(name).is_dir() else name
     options = {"columns": column_map(columns or []), "shape": shape, "split": split}
+    options |= {"config": configuration, "revision": revision}
     facts = write_first_run(file, model, written_name, out, options)
     emit(
         {

@@ -25,5 +25,8 @@ ALPACA = (
 """The prompt of Stanford Alpaca (Taori et al., 2023), for any number of turns. A system message
 takes the place of its first sentence."""
 
-NAMED_TEMPLATES = {"alpaca": ALPACA}
+FOR_A_BASE_WITHOUT = "alpaca"
+"""The template that `init` chooses for a base model without one."""
+
+NAMED_TEMPLATES = {FOR_A_BASE_WITHOUT: ALPACA}
 """For each value of `data.chat_template`, the template."""

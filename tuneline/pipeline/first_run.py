@@ -41,7 +41,7 @@ def write_first_run(
         data: Other keys of the section `data`.
 
     Raises:
-        ConfigError: `out` exists, or the base model has no chat template.
+        ConfigError: `out` exists.
         DataError: Rows cannot be read.
     """
     from training import find_heldout, measure_data
@@ -58,6 +58,7 @@ def write_first_run(
         Choice("base_model", base_name),
         Choice("data.path", relative_path(file, out), _data_reason(facts)),
         *[Choice(f"data.{key}", value) for key, value in data.items() if value],
+        *_template_choices(facts),
         *_heldout_choices(written, facts),
         *_training_choices(facts, base),
     ]
@@ -74,6 +75,16 @@ def _data_reason(facts: DataFacts) -> str:
         f"has {facts.longest:,}, 95 % have at most {facts.usual:,}; the longest prompt has "
         f"{facts.longest_prompt:,} and the longest answer {facts.longest_answer:,}."
     )
+
+
+def _template_choices(facts: DataFacts) -> list[Choice]:
+    if facts.chat_template is None:
+        return []
+    reason = (
+        "The base model has no chat template. This one is trained, written into the trained model "
+        "and served."
+    )
+    return [Choice("data.chat_template", facts.chat_template, reason)]
 
 
 def _heldout_choices(heldout: Mapping[str, str], facts: DataFacts) -> list[Choice]:

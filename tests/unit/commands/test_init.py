@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands import tuneline_here
+from training import check_data
 from tuneline.core.config import load_config
 from tuneline.core.environment import gpu_names
+from tuneline.models.source import resolve_model
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.run_config import RunConfig, load_run
 
@@ -71,6 +74,23 @@ def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
     # The base model is in bfloat16, in which a CPU's answers differ from the proof's.
     assert run.config.serving.dtype == ("auto" if gpu_names() else "float32")
     assert run.config.loadtest.max_client_lag_s == (None if gpu_names() else 0.25)
+
+
+def test_a_base_without_a_chat_template_gets_one(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(resolve_model("tiny-base").path, base)
+    (base / "chat_template.jinja").unlink()
+    rows = [{"prompt": f"Say {n}.", "completion": f"yes {n}"} for n in range(60)]
+    _rows(tmp_path / "rows.jsonl", *rows)
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "base")
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "run.yaml", runs_dir=tmp_path / "runs")
+    assert run.config.data.chat_template == "alpaca"
+    assert "The base model has no chat template." in (tmp_path / "run.yaml").read_text()
+    found = check_data(
+        run.config.training, resolve_model("base", relative_to=tmp_path), run.config.data, tmp_path
+    )
+    assert found["chat template"] == "every prompt is a prefix of its row"
 
 
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def check_files(
             source = open_source(SourceConfig(path=path, **given), Path(), "FILE")
             spool.add(stream_rows([source], Counts()))
         if heldout is not None:
-            source = open_source(SourceConfig(path=heldout, **given), Path(), "--eval")
+            one = {**given, "split": None} if heldout not in paths else given
+            source = open_source(SourceConfig(path=heldout, **one), Path(), "--eval")
             spool.add(stream_rows([source], Counts()), heldout=True)
         checked = check_rows(spool, checks, limit=limit)
         document = report_of(checked)

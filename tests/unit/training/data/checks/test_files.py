@@ -80,6 +80,15 @@ def test_the_command_prints_one_document_and_refuses(tmp_path: Path) -> None:
     assert "data.checks.refusals: fix" in done.stderr
 
 
+def test_the_command_checks_one_split_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    written(tmp_path / "data" / "train.jsonl", clean_rows(10))
+    written(tmp_path / "data" / "test.jsonl", clean_rows(4))
+    done = tuneline_here("data", "check", str(tmp_path / "data"), "--split", "test", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"]["train"]["num_read"] == 4
+
+
 def test_the_command_names_an_unknown_check(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", clean_rows(10))
     done = tuneline_here("data", "check", path, "--set", "data.checks.refusal=fix")
