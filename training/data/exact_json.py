@@ -11,6 +11,9 @@ from typing import Any
 
 from training.data.problem import RowProblem
 
+MAX_DEPTH = 100
+"""Most levels of lists and objects: deeper ones end in Python's own limit further on."""
+
 
 def parse_json(text: str) -> Any:
     """Return the value that the whole text is.
@@ -46,12 +49,25 @@ def parse_json_at(text: str, start: int) -> tuple[Any, int]:
 
 def _problem(problems: list[str], text: str, value: Any) -> str:
     """Return the first problem of a value that was read from text; empty if there is none."""
+    if not problems and text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        return f"values lie in one another more than {MAX_DEPTH} levels deep"
     if not problems and "\\ud" in text.casefold():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             return "a text has half a surrogate pair, which UTF-8 cannot write"
     return problems[0] if problems else ""
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether lists and objects lie in one another more than `MAX_DEPTH` levels deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [entry for entry in level if isinstance(entry, dict | list)]
+        level = [
+            entry for one in inner for entry in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(entry, dict | list) for entry in level)
 
 
 def _decoder(problems: list[str]) -> json.JSONDecoder:

@@ -99,6 +99,13 @@ def _hint_for(problem: str) -> str | None:
     """Return what to do about a column of another name or type."""
     if named := re.search(r"missing field (.+?), which data.columns names", problem):
         return f"Change the value {named[1]} in data.columns to the name of a column of the file."
+    if "plain text has no label" in problem:
+        return (
+            "Try: data.columns: {prompt: text, completion: label}, or --column prompt=text "
+            "--column completion=label; or data.shape: text, which trains the text alone."
+        )
+    if left := re.search(r"field '(\w+)[^']*': .*(?:JSON value|bytes or a map)", problem):
+        return f"Leave the column out: data.columns: {{{left[1]}: null}}, or --column {left[1]}=."
     if "no shape has the columns" in problem:
         return "On the command line: --column prompt=NAME --column completion=NAME."
     if absent := re.search(r"missing field '(\w+)'", problem):
@@ -132,7 +139,11 @@ def _read_file(path: Path, config: SourceConfig) -> Iterator[Row | str]:
         try:
             if isinstance(found, RowProblem):
                 raise found
-            row = read_shape(_renamed(found, config.columns), config.shape)
+            columns = _renamed(found, config.columns)
+            for value in columns.values():
+                if isinstance(value, RowProblem):
+                    raise value
+            row = read_shape(columns, config.shape)
         except RowProblem as problem:
             yield f"{path}: {source.unit} {number}: {problem}"
             continue

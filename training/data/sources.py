@@ -147,6 +147,15 @@ def select_files(names: Iterable[str], split: str | None, where: str) -> list[st
                 hint="Set data.split to one of them, or give the file itself as data.path.",
             )
         found = by_split[wanted]
+        formats = {format_suffix(Path(name)) for name in found}
+        others = [n for n in by_split.get("", []) if format_suffix(Path(n)) in formats]
+        if split is None and others:
+            raise DataError(
+                f"{where}: has files of the split {wanted} and files without a split: "
+                f"{', '.join(others[:5])}; expected one or the other",
+                hint=f"Set data.split: {wanted} to leave the others out, or give each file as an "
+                "entry of data.sources.",
+            )
     suffixes = sorted({format_suffix(Path(name)) for name in found})
     if len(suffixes) > 1:
         raise DataError(

@@ -18,7 +18,7 @@ from training.data.formats.parquet import read_parquet
 from training.data.problem import RowProblem
 
 Record = tuple[int, dict[str, Any] | RowProblem]
-"""The number of a line or row, from 1, and its fields or its problem."""
+"""The number of a line or row, from 1, and its fields or its problem; a field may be a problem."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ FORMATS = {
     ".csv": Format("CSV", read_csv, "line"),
     ".tsv": Format("TSV", read_tsv, "line"),
     ".parquet": Format("Parquet", read_parquet, "row"),
+    ".ndjson": Format("JSON Lines", read_json_lines, "line"),
 }
 DEFAULT = FORMATS[".jsonl"]
 COMPRESSED = (".gz", ".zst")

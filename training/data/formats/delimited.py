@@ -47,7 +47,7 @@ def _read(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] | Ro
             if lines.problem is not None:
                 yield start, lines.problem
             elif names is None and any(cells):
-                names = _names(path, cells)
+                names = _names(path, cells, delimiter)
             elif cells and names is not None:
                 yield start, _row(names, cells)
 
@@ -69,15 +69,18 @@ class _Lines:
                 yield line.decode("utf-8", errors="replace")
 
 
-def _names(path: Path, cells: list[str]) -> list[str]:
+def _names(path: Path, cells: list[str], delimiter: str) -> list[str]:
     """Return the columns' names; a column without a name is called by its place."""
     names = [cell.strip() or f"column {place}" for place, cell in enumerate(cells, start=1)]
-    if len(names) == 1 and ";" in names[0]:
+    if len(names) == 1 and any(mark in names[0] for mark in {";", ",", "\t"} - {delimiter}):
+        separator, other = ("tabs", ".csv") if delimiter == "\t" else ("commas", ".tsv")
         raise DataError(
             f"{path}: line 1: the header is the one column {names[0]!r}; expected columns "
-            "separated by commas",
+            f"separated by {separator}",
             hint="Try: python3 -c 'import csv, sys; csv.writer(sys.stdout).writerows(csv.reader("
-            f'sys.stdin, delimiter=";"))\' < {path} > {path.stem}-commas{path.suffix}',
+            f'sys.stdin, delimiter=";"))\' < {path} > {path.stem}-commas.csv'
+            if ";" in names[0]
+            else f"Give its name the suffix {other}.",
         )
     twice = [name for name in names if names.count(name) > 1]
     if twice:

@@ -22,7 +22,7 @@ BATCH_ROWS = 1024
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]:
-    """Return each row's number, from 1, and its fields or its problem."""
+    """Return each row's number, from 1, and its fields; a field may be a problem."""
     pyarrow = require("pyarrow", "train")
     parquet = require("pyarrow.parquet", "train")
     number = 0
@@ -42,11 +42,15 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowProblem]
         ) from None
 
 
-def _plain_row(row: dict[str, Any]) -> dict[str, Any] | RowProblem:
-    try:
-        return {name: _plain(value, name) for name, value in row.items()}
-    except RowProblem as problem:
-        return problem
+def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a row, each as its value or its problem: a run may leave it out."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        try:
+            found[name] = _plain(value, name)
+        except RowProblem as problem:
+            found[name] = problem
+    return found
 
 
 def _plain(value: Any, where: str) -> Any:

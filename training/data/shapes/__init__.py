@@ -19,6 +19,7 @@ from training.data.shapes.openai_pairs import read_openai_pairs
 from training.data.shapes.plain import read_prompt, read_text
 from training.data.shapes.preference import read_preference
 from training.data.shapes.prompt_completion import read_labelled, read_prompt_completion
+from training.data.shapes.turns import as_messages, require_json
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ SHAPES = {
 }
 SINGLE = ("prompt", "text")
 """Shapes of one column that other shapes may have as an extra one; the first wins."""
-ANSWERS = ("completion", "chosen", "rejected", "output")
+ANSWERS = ("completion", "chosen", "rejected", "output", "response")
 """Columns that no row of a single column has, unless `data.shape` says so."""
 _TYPES = {"messages": "a list of messages", "conversations": "a list of messages"}
 
@@ -78,8 +79,35 @@ def read_shape(columns: Mapping[str, Any], shape: str | None = None) -> Row:
         raise RowProblem(problem)
     found = SHAPES[name]
     known = (*found.required, *found.optional)
-    row = found.read({name: given[name] for name in known if name in given})
+    used = {
+        name: given[name]
+        for name in known
+        if name in given and not (name in found.optional and _is_empty(given[name]))
+    }
+    row = found.read(_with_messages(used))
     return replace(row, fields={k: v for k, v in columns.items() if k not in known})
+
+
+def _is_empty(value: Any) -> bool:
+    return value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def _with_messages(columns: dict[str, Any]) -> dict[str, Any]:
+    """Return columns with messages in place of the JSON text of messages.
+
+    A model may learn to write such a text, so an answer is messages only with a prompt of messages,
+    or with another answer of messages.
+    """
+    prompt = columns.get("prompt")
+    if isinstance(prompt, str):
+        require_json(prompt, "prompt")
+    read = {"prompt": as_messages(prompt)} if prompt is not None else {}
+    pair = [as_messages(columns.get(name)) for name in ("chosen", "rejected")]
+    if all(isinstance(answer, list) for answer in pair):
+        read |= dict(zip(("chosen", "rejected"), pair, strict=True))
+    if "completion" in columns and isinstance(read.get("prompt"), list):
+        read["completion"] = as_messages(columns["completion"])
+    return columns | read
 
 
 @lru_cache(maxsize=4096)
@@ -92,6 +120,8 @@ def _find_shape(
     if shape is None and set(ANSWERS) & set(columns):
         complete = [name for name in complete if name not in SINGLE]
         names = [name for name in names if name not in SINGLE]
+    if shape is None and complete == ["text"] and "label" in given:
+        return "", "columns 'text' and 'label': plain text has no label"
     widest = [name for name in complete if not any(_covers(other, name) for other in complete)]
     if len(widest) > 1:
         fitting = ", ".join(widest)

@@ -8,7 +8,7 @@ from typing import Any
 from training.data.problem import RowProblem, kind_of
 from training.data.row import Row
 from training.data.shapes.conversation import with_system
-from training.data.shapes.turns import check_text, read_tools
+from training.data.shapes.turns import as_list, check_text, read_tools
 from tuneline.core.messages import Message
 
 
@@ -32,6 +32,7 @@ def alpaca_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def _history(history: Any) -> list[Message]:
     """Return the turns of `[["question", "answer"], ...]`."""
+    history = as_list(history, "history")
     if not isinstance(history, list):
         raise RowProblem(f"field 'history': expected a list of pairs, found {kind_of(history)}")
     messages: list[Message] = []

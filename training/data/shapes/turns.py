@@ -1,11 +1,13 @@
 """Messages and tools as users write them, checked and brought into one form.
 
 Read are OpenAI's keys (with the older `function_call`), ShareGPT's `from` and `value`, and what
-`datasets` makes of a list of structures (an object of lists). A null counts as an absent key.
+`datasets` makes of a list of structures: an object of lists, or a list of JSON texts. A null counts
+as an absent key.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +42,10 @@ FOLLOWERS = {
 """The roles that may follow a role. `calls` is an assistant's message with tool calls."""
 
 
+_JSON_LIST = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from|value)"')
+_PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'")
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Checked messages, and the assistant's turns that the data excludes from the loss."""
@@ -65,7 +71,7 @@ def read_turns(value: Any, where: str) -> Conversation:
     Raises:
         RowProblem: The value is not a list of messages.
     """
-    turns = _as_list(value, where)
+    turns = as_list(value, where)
     if not isinstance(turns, list) or not turns:
         raise RowProblem(f"field {where!r}: expected a list of messages, found {kind_of(turns)}")
     messages: list[Message] = []
@@ -86,9 +92,9 @@ def read_tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """
     name = "tools" if "tools" in row else "functions"
     value = row.get(name)
-    if value is None or value in ("", "[]"):
+    if value is None or value in ("[]", "null"):
         return ()
-    tools = _as_list(value, name)
+    tools = as_list(value, name)
     if not isinstance(tools, list):
         raise RowProblem(f"field {name!r}: expected a list of tools, found {kind_of(tools)}")
     read = []
@@ -96,6 +102,8 @@ def read_tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         function = tool.get("function", tool) if isinstance(tool, dict) else tool
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowProblem(f"{name}[{index}]: expected a function with a name")
+        if function is tool:  # OpenAI's newer form has the type next to the name
+            function = {key: entry for key, entry in tool.items() if key != "type"}
         read.append({"type": "function", "function": function})
     return tuple(read)
 
@@ -119,13 +127,15 @@ def check_text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
     return value
 
 
-def _as_list(value: Any, where: str) -> Any:
-    """Return a list that is written as JSON text or as an object of lists."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = parse_json(value)
-        except RowProblem as problem:
-            raise RowProblem(f"field {where!r}: {problem}") from None
+def as_list(value: Any, where: str) -> Any:
+    """Return a list that is written as JSON text, as an object of lists or as a list of texts.
+
+    Raises:
+        RowProblem: A text is not JSON.
+    """
+    value = _parsed(value, where)
+    if isinstance(value, list):
+        return [_parsed(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
     if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
         lengths = {len(entries) for entries in value.values()}
         if len(lengths) == 1:
@@ -134,6 +144,43 @@ def _as_list(value: Any, where: str) -> Any:
                 for entries in zip(*value.values(), strict=True)
             ]
     return value
+
+
+def _parsed(value: Any, where: str) -> Any:
+    """Return the list or object that a JSON text is; another value as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    require_json(value, where)
+    try:
+        return parse_json(value)
+    except RowProblem as problem:
+        raise RowProblem(f"field {where!r}: {problem}") from None
+
+
+def require_json(text: str, where: str) -> None:
+    """Check that a text is no list of messages in Python's notation, as pandas writes one.
+
+    Raises:
+        RowProblem: It is one.
+    """
+    if _PYTHON_LIST.match(text) and text.rstrip().endswith("}]"):
+        raise RowProblem(
+            f"field {where!r}: the list is in Python's notation; expected JSON, as json.dumps "
+            "writes it"
+        )
+
+
+def as_messages(value: Any) -> Any:
+    """Return the messages that a JSON text holds; any other value as it is."""
+    if not isinstance(value, str) or not _JSON_LIST.match(value):
+        return value
+    try:
+        turns = parse_json(value)
+    except RowProblem:
+        return value
+    roles = ({"role", "content"}, {"from", "value"})
+    known = all(isinstance(turn, dict) and any(r <= turn.keys() for r in roles) for turn in turns)
+    return turns if known else value
 
 
 def _read_message(turn: Any, where: str) -> tuple[Message, bool]:
@@ -178,15 +225,19 @@ def _assistant_parts(named: str, given: Mapping[str, Any], content: Any, where: 
         parts["content"] = check_text(text, f"{where}.content", may_be_empty=bool(calls))
     elif not calls:
         raise RowProblem(f"{where}: expected role and content, found {', '.join(given)}")
-    for key in REASONING:
-        if given.get(key):
-            parts["reasoning_content"] = check_text(given[key], f"{where}.{key}")
+    thoughts = [
+        check_text(given[key], f"{where}.{key}", may_be_empty=True)
+        for key in REASONING
+        if key in given
+    ]
+    if thoughts:  # an empty text is a choice: the model learns not to reason
+        parts["reasoning_content"] = next((text for text in thoughts if text.strip()), "")
     return parts
 
 
 def _read_calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Return tool calls whose arguments are objects, as a server hands them to the template."""
-    calls = _as_list(value, where)
+    calls = as_list(value, where)
     calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list):
         raise RowProblem(f"{where}: expected a list of calls, found {excerpt(calls)}")

@@ -47,6 +47,9 @@ def test_a_split_is_a_word_of_the_name(name: str, split: str) -> None:
         (["train.csv", "test.csv"], "test", ["test.csv"]),
         (["train.csv", "val.csv"], "validation", ["val.csv"]),
         (["test.csv"], None, ["test.csv"]),
+        (["train.csv", "labels.json"], None, ["train.csv"]),
+        (["train.csv", "more.csv"], "train", ["train.csv"]),
+        (["a.ndjson", "b.ndjson"], None, ["a.ndjson", "b.ndjson"]),
     ],
 )
 def test_files_are_chosen_by_name(names: list[str], split: str | None, chosen: list[str]) -> None:
@@ -60,6 +63,7 @@ def test_files_are_chosen_by_name(names: list[str], split: str | None, chosen: l
         (["a.csv", "b.jsonl"], None, "has files of several formats: .csv, .jsonl"),
         (["validation.csv", "test.csv"], None, "has no split 'train'; found: test, validation"),
         (["train.csv"], "test", "has no split 'test'; found: train"),
+        (["train.csv", "more.csv", "test.csv"], None, "files without a split: more.csv; expected"),
     ],
 )
 def test_files_that_do_not_fit_are_an_error(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from training.config.data import SourceConfig
 from training.data.formats import FORMATS
 from training.data.formats.json_array import CHUNK_BYTES
 from training.data.problem import RowProblem
@@ -55,6 +56,7 @@ FILES = {
     "rows.parquet": as_parquet(ROWS),
     "rows.jsonl.gz": gzip.compress(as_json_lines(ROWS)),
     "rows.csv.zst": pyarrow.compress(as_csv(ROWS), "zstd", asbytes=True),
+    "rows.ndjson": as_json_lines(ROWS),
 }
 
 
@@ -95,6 +97,24 @@ def test_keys_that_parquet_fills_with_null_are_absent(tmp_path: Path) -> None:
     assert first.completion[0]["tool_calls"][0]["function"]["arguments"] == {"a": None}
 
 
+UNREADABLE = {
+    "image": pyarrow.array([{"bytes": b"x", "path": None}] * 2),
+    "score": pyarrow.array([1.0, float("nan")]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_column_that_is_no_json_can_be_left_out(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = {"prompt": ["a", "b"], "completion": ["c", "d"], name: UNREADABLE[name]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(DataError, match=f"row 2: field '{name}") as caught:
+        read_rows(path)
+    assert f"--column {name}=" in str(caught.value.hint)
+    config = SourceConfig(path="rows.parquet", columns={name: None})
+    assert [row.answer for row in read_rows(path, config=config)] == ["c", "d"]
+
+
 def test_an_array_longer_than_the_buffer_is_read(tmp_path: Path) -> None:
     long = "é\\" * CHUNK_BYTES
     rows = [{"prompt": "a", "completion": long}, *[{"prompt": "b", "completion": "c"}] * 3]
@@ -120,6 +140,13 @@ def test_an_array_longer_than_the_buffer_is_read(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "a", "n": 1e999}', "1e999 is larger than a float can be"),
         ("a.csv", b"prompt,completion\na,b,c\n", "line 2: has 3 cells; the header has 2"),
         ("a.csv", b"prompt;completion\na;b,c\n", "the header is the one column"),
+        ("a.csv", b"prompt\tcompletion\na\tb\n", "expected columns separated by commas"),
+        ("a.tsv", b"prompt,completion\na,b\n", "expected columns separated by tabs"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "x": ' + b"[" * 300 + b"]" * 300 + b"}",
+            "line 1: values lie in one another more than 100 levels deep",
+        ),
         ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' appears twice in the header"),
         ("a.csv", b'prompt,completion\na,"b', "line 2: not valid csv: unexpected end of data"),
         ("a.csv", b"prompt,completion\na,\xe9\n", "line 2: byte 3: not UTF-8 text"),
@@ -149,6 +176,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, problem
         ("a.jsonl", gzip.compress(b"{}", mtime=0), "the suffix .gz"),
         ("a.xlsx", b"PK\x03\x04 of a workbook", "an Excel workbook"),
         ("a.csv", b"prompt;completion\na;b\n", "delimiter="),
+        ("a.csv", b"prompt\tcompletion\na\tb\n", "the suffix .tsv"),
+        ("a.tsv", b"prompt,completion\na,b\n", "the suffix .csv"),
+        ("a.csv", b"text,label\nfine,good\n", "--column prompt=text --column completion=label"),
         ("a.jsonl", b"prompt,completion\na,b\n", "the suffix .csv or .tsv"),
     ],
 )
