@@ -70,7 +70,7 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
             hint="Give each kind a file of its own, or set data.shape.",
         )
     [kind] = kinds
-    named = config.chat_template
+    named: str | None = config.chat_template
     if kind != "text":
         if tokenizer.chat_template is None and named is None:
             named = FOR_A_BASE_WITHOUT
