@@ -102,7 +102,7 @@ def _hint_for(problem: str) -> str | None:
     if "plain text has no label" in problem:
         return (
             "Try: data.columns: {prompt: text, completion: label}, or --column prompt=text "
-            "--column completion=label; or data.shape: text, which trains the text alone."
+            "--column completion=label; or data.shape: text, which trains the text without it."
         )
     if left := re.search(r"field '(\w+)[^']*': .*(?:JSON value|bytes or a map)", problem):
         return f"Leave the column out: data.columns: {{{left[1]}: null}}, or --column {left[1]}=."

@@ -28,7 +28,7 @@ class Match(NamedTuple):
 
 
 # In every pattern `\w` is ASCII: a Korean particle or a Chinese word may follow a number at once.
-# `user@2x.png`, `a@b.mean()` and `git@host.org:path` are no addresses.
+# `user@2x.png`, `a@b.mean()` and `git@host.org:path` are not addresses.
 _EMAIL = re.compile(
     r"(?<![\w.+-])(?!git@[\w.-]+:)[A-Za-z0-9][\w.+-]{0,63}@(?![1-9]x\.)"
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w@(])",
@@ -65,7 +65,7 @@ _SECRETS = {
     **dict.fromkeys(("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"[A-Za-z0-9]{30,}"),
     **dict.fromkeys(("xoxa-", "xoxb-", "xoxp-", "xoxr-", "xoxs-"), r"[\w-]{10,}"),
 }  # fmt: skip
-"""What begins an access key, and the pattern of what follows."""
+"""The beginning of each kind of access key, and the pattern of the rest."""
 _SECRET = re.compile(
     rf"(?<![\w-])(?:{'|'.join(prefix + rest for prefix, rest in _SECRETS.items())})", re.ASCII
 )

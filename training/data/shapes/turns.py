@@ -158,7 +158,7 @@ def _parsed(value: Any, where: str) -> Any:
 
 
 def require_json(text: str, where: str) -> None:
-    """Check that a text is no list of messages in Python's notation, as pandas writes one.
+    """Check that a text is not a list of messages in Python's notation, as pandas writes one.
 
     Raises:
         RowProblem: It is one.

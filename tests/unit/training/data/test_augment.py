@@ -123,7 +123,7 @@ def test_new_rows_keep_columns_and_untrained_turns(tmp_path: Path, bad: str) -> 
     asked = [{"role": "user", "content": "Which lamp of the router is red?"},
              {"role": "assistant", "content": "The left one.", "weight": 0}]  # fmt: skip
     rows = [
-        {"messages": [*asked, {"role": "user", "content": f"And on the back of number {n}?"},
+        {"messages": [*asked, {"role": "user", "content": f"And on the back of number {n} on?"},
                       {"role": "assistant", "content": f"None on number {n}."}],
          "instruction": "x", bad: "y", "id": n}
         for n in range(6)
@@ -203,7 +203,7 @@ def conversations(tmp_path: Path) -> Artifact:
     """Return a dataset of rows whose last message before the answer is a tool's."""
     call = {"type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
     rows = [
-        {"messages": [{"role": "user", "content": f"What about {thing} number {n}?"},
+        {"messages": [{"role": "user", "content": f"Is {thing} number {n} on?"},
                       {"role": "assistant", "tool_calls": [call]},
                       {"role": "tool", "content": f"{thing} {n} is on"},
                       {"role": "assistant", "content": f"The {thing} {n} is on."}]}
