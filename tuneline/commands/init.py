@@ -49,15 +49,7 @@ def init(
         given = {"--data": data, "--base": base, "--shape": shape, "--split": split}
         given |= {"--config": configuration, "--revision": revision}
         refuse("with --from", {**given, "--column": columns})
-        from tuneline.pipeline.foreign import write_foreign_run
-
-        title, notes = write_foreign_run(source, out)
-        lines = [f"not taken over: {note}" for note in notes]
-        emit(
-            {"path": str(out), "trainer": title, "not_taken_over": notes},
-            [f"{source} is a configuration of {title}", *lines, *done],
-            as_json,
-        )
+        _take_over(source, out, done, as_json)
         return
     from tuneline.models.source import resolve_model
     from tuneline.pipeline.first_run import write_first_run
@@ -80,5 +72,18 @@ def init(
             f"{facts.longest:,} tokens",
             *done,
         ],
+        as_json,
+    )
+
+
+def _take_over(source: Path, out: Path, done: list[str], as_json: bool) -> None:
+    """Write the run.yaml of another trainer's configuration, and name what it leaves out."""
+    from tuneline.pipeline.foreign import write_foreign_run
+
+    title, notes = write_foreign_run(source, out)
+    lines = [f"not taken over: {note}" for note in notes]
+    emit(
+        {"path": str(out), "trainer": title, "not_taken_over": notes},
+        [f"{source} is a configuration of {title}", *lines, *done],
         as_json,
     )
