@@ -6,6 +6,7 @@ and with the measurements of any of them; names do not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,12 @@ from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.parity_report import markdown
+from tuneline.models.adapter_config import ADAPTER_CONFIG
+from tuneline.models.folder import read_json
 
 MEASURED_KINDS = ("parity", "evaluation", "load-report")
+_hub_id = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@.+)?")
+"""A name on the Hub, with a revision or without; the Hub refuses a card that names a path."""
 
 TRAINING_KEYS = (
     "r", "lora_alpha", "target_modules", "learning_rate", "num_train_epochs", "max_steps",
@@ -46,9 +51,7 @@ def write_model_card(model: Artifact) -> str:
     trained = next(
         (a.manifest for a in (*made_from, model) if "num_steps" in a.manifest.metrics), None
     )
-    # The Hub shows how to load a model by its library; a graph is not loaded by transformers.
-    library = ["library_name: transformers"] if model.kind == MODEL else []
-    lines = ["---", *library, "tags: [tuneline]", "---", "", "# Model card", ""]
+    lines = ["---", *_metadata(model, made_from), "---", "", "# Model card", ""]
     lines += _identity(model)
     lines += _made_from(model, made_from)
     if "dataset" in by_kind:
@@ -68,6 +71,19 @@ def write_model_card(model: Artifact) -> str:
     ]
     lines += ["with those of the base model and of the data.", ""]
     return "\n".join(lines)
+
+
+def _metadata(model: Artifact, made_from: Sequence[Artifact]) -> list[str]:
+    """Return the lines of the block that the Hub reads."""
+    # The Hub shows how to load a model by its library; a graph is not loaded by transformers.
+    lines = ["library_name: transformers"] if model.kind == MODEL else []
+    lines.append("tags: [tuneline]")
+    for artifact in made_from:
+        if artifact.kind == "adapter" and (artifact.path / ADAPTER_CONFIG).is_file():
+            named = read_json(artifact.path / ADAPTER_CONFIG).get("base_model_name_or_path")
+            if found := _hub_id.fullmatch(str(named)):
+                lines += [f"base_model: {found['id']}", "base_model_relation: finetune"]
+    return lines
 
 
 def training_keys(config: Mapping[str, Any]) -> list[str]:

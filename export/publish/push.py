@@ -17,7 +17,14 @@ from pathlib import Path
 
 from export.forms import MODEL_KINDS
 from export.weights.tensor_file import read_tensor_file
-from tuneline.core.artifact import MANIFEST, file_sha256, open_artifact, verify_artifact
+from tuneline.core.artifact import (
+    MANIFEST,
+    file_sha256,
+    only_writer,
+    open_artifact,
+    partial_dir,
+    verify_artifact,
+)
 from tuneline.core.disk import cannot_write, require_disk_space
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, MissingError, ServerError
@@ -28,6 +35,7 @@ from tuneline.models.companion_files import (
     PROCESSOR_FILES,
     PROCESSOR_TEMPLATE,
     TOKENIZER_FILES,
+    license_files,
 )
 from tuneline.models.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, read_json
 from tuneline.models.schemas import ShardIndex
@@ -48,7 +56,7 @@ def push_model(model: Path, to: str, card: str | None) -> str:
 
     Args:
         model: The directory. From a folder without a manifest it publishes only safetensors,
-            configuration and tokenizer files, never a pickle or code.
+            configuration, tokenizer and licence files, never a pickle or code.
         to: `hf:ORG/NAME`, or a directory or a `.tar` file that does not exist.
         card: The README.md, for a folder without one.
 
@@ -57,7 +65,7 @@ def push_model(model: Path, to: str, card: str | None) -> str:
 
     Raises:
         ArtifactError: The directory is not a model or differs from its manifest, or the target
-            exists.
+            exists or is being written by another process.
         ConfigError: The target has another form.
         MissingError: The target is the Hub and HF_TOKEN is not set.
         ServerError: The Hub refuses the upload or cannot be reached.
@@ -72,13 +80,25 @@ def push_model(model: Path, to: str, card: str | None) -> str:
             "folder or a file.tar"
         )
     out = Path(to)
-    if out.exists():
-        raise ArtifactError(f"{out}: exists already; expected a path that does not exist")
+    _require_new(out)
     size_bytes = sum(path.stat().st_size for path in files.values())
     require_disk_space(out, size_bytes + 2**20)
-    partial = out.parent / f".{out.name}.partial"
+    with only_writer(out):
+        _require_new(out)  # its writer ended while this process came to the lock
+        _write(files, extra, out)
+    logger.info("  %d files, %.1f MiB", len(files) + len(extra), size_bytes / 2**20)
+    return str(out)
+
+
+def _require_new(out: Path) -> None:
+    if out.exists():
+        raise ArtifactError(f"{out}: exists already; expected a path that does not exist")
+
+
+def _write(files: dict[str, Path], extra: dict[str, str], out: Path) -> None:
+    """Write a folder or a tar file next to its name, and give it its name when it is whole."""
+    partial = partial_dir(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".tar":
             _write_tar(files, extra, partial)
         else:
@@ -90,8 +110,6 @@ def push_model(model: Path, to: str, card: str | None) -> str:
         shutil.rmtree(partial, ignore_errors=True)
         if partial.is_file():
             partial.unlink()
-    logger.info("  %d files, %.1f MiB", len(files) + len(extra), size_bytes / 2**20)
-    return str(out)
 
 
 def published_files(model: Path) -> dict[str, Path]:
@@ -127,8 +145,8 @@ def published_files(model: Path) -> dict[str, Path]:
             raise ArtifactError(
                 f"{found[INDEX]}: names a file that does not exist: {sorted(lost)[0]}"
             )
-    if (model / README).is_file():
-        found[README] = model / README
+    beside = [model / README] if (model / README).is_file() else []
+    found |= {path.name: path for path in [*beside, *license_files(model)]}
     return dict(sorted(found.items()))
 
 

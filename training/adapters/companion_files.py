@@ -1,11 +1,11 @@
-"""The files next to an adapter that a server needs: tokenizer, chat template, stop tokens."""
+"""The files next to an adapter: tokenizer, chat template, stop tokens, the base's licence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneline.models.companion_files import copy_tokenizer
+from tuneline.models.companion_files import copy_licenses, copy_tokenizer
 from tuneline.models.folder import CHAT_TEMPLATE, GENERATION_CONFIG, read_json, write_json
 from tuneline.models.schemas import GenerationConfig
 
@@ -13,12 +13,13 @@ from tuneline.models.schemas import GenerationConfig
 def write_companion_files(
     base: Path, folder: Path, chat_template: str, stop_ids: Sequence[int]
 ) -> None:
-    """Copy the base's tokenizer, and write the template and the complete list of stop tokens.
+    """Copy the base's tokenizer and its licence, and write the template and all stop tokens.
 
     Raises:
         ArtifactError: A file of the base cannot be read.
     """
     copy_tokenizer(base, folder)
+    copy_licenses(base, folder)
     (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
     generation = {}
     if (base / GENERATION_CONFIG).is_file():

@@ -54,7 +54,8 @@ class LeakageCheck(CheckConfig):
 
 
 class NearLeakageCheck(CheckConfig):
-    """Training rows whose prompt is similar to a held-out prompt."""
+    """Training rows whose prompt is similar to a held-out prompt, or that answer its question as
+    the held-out row does, after other turns."""
 
     action: Action = "warn"
     """`fix` drops the training row."""

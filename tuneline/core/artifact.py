@@ -144,7 +144,7 @@ def new_artifact(
     key = canonical_digest(
         {"kind": kind, "config": config, "inputs": [[i.role, i.digest] for i in inputs]}
     )
-    with _locked(out), _disk_errors(out):
+    with only_writer(out), _disk_errors(out):
         if out.exists():  # its writer ended while this process came to the lock
             raise _exists(out)
         # The lock is free, so the writer of any files in this directory was killed.
@@ -177,8 +177,12 @@ def _exists(out: Path) -> ArtifactError:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other writers of `out` away."""
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep other writers of a path away; its folder is made.
+
+    Raises:
+        ArtifactError: Another process is writing it, or the folder cannot be written.
+    """
     lock_path = out.parent / f".{out.name}.lock"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ PROCESSOR_TEMPLATE = "chat_template.json"
 NAMED_TEMPLATES = "additional_chat_templates"
 """The folder of templates besides the default, such as `tool_use`."""
 
+_LICENSE_FILE = re.compile(
+    r"(third[-_]party[-_])?(licen[cs]es?|notices?|copying|use_policy)"
+    r"([-_][\w-]+(\.\d+)?)?(\.(txt|md|rst|pdf|html?))?",
+    re.IGNORECASE,
+)
+"""The names of texts that a licence asks to keep with every copy of a model."""
+
 FORMS: dict[str, type[JsonForm]] = {
     "tokenizer.json": TokenizerFile,
     TOKENIZER_CONFIG: TokenizerConfig,
@@ -46,6 +54,19 @@ GENERIC_TOKENIZER_CLASS = "TokenizersBackend"
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder has any file of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def license_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold its licence, its notices and its terms of use."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and _LICENSE_FILE.fullmatch(path.name)
+    )
+
+
+def copy_licenses(base: Path, out: Path) -> None:
+    """Copy the licence of a model to what is made from it, as most licences ask."""
+    for path in license_files(base):
+        _copy(path, out)
 
 
 def copy_tokenizer(base: Path, out: Path) -> None:
@@ -86,7 +107,7 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
     All tokenizer files come from the adapter's folder if that has any, else from the base: the two
     are never mixed. The same applies to the chat templates. generation_config comes from the
     adapter's folder, else from the base. If the base names a tokenizer class of its own, the copy
-    keeps that name.
+    keeps that name. Licence and notices come from the base.
 
     Raises:
         ArtifactError: A file cannot be read, or its content does not fit the schema.
@@ -98,6 +119,7 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
             _copy(source, out / NAMED_TEMPLATES)
         else:
             _copy(source, out)
+    copy_licenses(base, out)
     template = chat_template(base)
     if chat_template(out) is None and isinstance(template, str):
         (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")

@@ -33,8 +33,11 @@ MODEL_FILES = (
 # Mistral's repositories hold the weights a second time under names that transformers does not read.
 SECOND_WEIGHTS = "consolidated*.safetensors"
 
-# The licence is there. No digest covers them.
-CARD_FILES = ("README.md", "LICENSE*")
+# The licence is there. No digest of a base covers them, except for those that end in `.txt`.
+CARD_FILES = (
+    "README.md", "LICENSE*", "LICENCE*", "license*", "NOTICE*", "Notice*", "COPYING*",
+    "USE_POLICY*", "THIRD_PARTY*",
+)  # fmt: skip
 
 DOWNLOADED = {
     "allow_patterns": [*MODEL_FILES, *CARD_FILES],
@@ -90,6 +93,14 @@ def resolve_model(
             hint="Give a model folder, a Hugging Face id such as Qwen/Qwen3-0.6B, or tiny-base.",
         )
     return _from_hub(name, revision, download)
+
+
+def is_of_hub(model: ModelSource) -> bool:
+    """Return whether a model lies in the cache of the Hugging Face Hub."""
+    # REPO/snapshots/COMMIT, see huggingface_hub's guide on its cache.
+    return model.path.parent.name == "snapshots" and model.path.parents[1].name.startswith(
+        "models--"
+    )
 
 
 def computed_dtype(dtype: str, model: ModelSource) -> str:

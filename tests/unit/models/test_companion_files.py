@@ -67,6 +67,26 @@ def test_two_tokenizers_are_never_mixed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tekken.json"]
 
 
+@pytest.mark.parametrize(
+    ("name", "is_kept"),
+    [
+        ("LICENSE", True), ("LICENSE.txt", True), ("license.md", True), ("LICENCE-MODEL", True),
+        ("LICENSE-APACHE-2.0", True), ("NOTICE", True), ("Notice.txt", True), ("COPYING", True),
+        ("USE_POLICY.md", True), ("THIRD_PARTY_NOTICES.txt", True), ("README.md", False),
+        ("license.py", False), ("LICENSE.bin", False), ("licensed.txt", False),
+    ],
+)  # fmt: skip
+def test_the_licence_of_the_base_goes_with_what_is_made_of_it(
+    tmp_path: Path, name: str, is_kept: bool
+) -> None:
+    base = folder_with(tmp_path / "base", config__json="{}")
+    (base / name).write_text("terms")
+    (base / "NOTICE_of_a_folder").mkdir()
+    copy_companions(base, folder_with(tmp_path / "adapter"), folder_with(tmp_path / "out"))
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert found == ({name: "terms"} if is_kept else {})
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_templates_of_two_folders_are_never_mixed(tmp_path: Path, trained: bool) -> None:
     base = folder_with(tmp_path / "base", chat_template__json='{"chat_template": "base"}')

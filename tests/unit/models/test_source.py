@@ -59,6 +59,7 @@ def test_a_digest_covers_named_templates_and_no_second_weights(tmp_path: Path) -
     ("name", "is_taken"),
     [
         ("model-00001-of-00002.safetensors", True), ("tekken.json", True), ("LICENSE", True),
+        ("NOTICE", True), ("Notice.txt", True), ("USE_POLICY.md", True),
         ("additional_chat_templates/tool_use.jinja", True), ("original/config.json", False),
         ("consolidated-00001-of-00002.safetensors", False), ("pytorch_model.bin", False),
         ("original/model.safetensors", False), ("modeling.py", False),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from training.data.row import Row
+from training.data.row import SYSTEM_ROLES, Row
 from tuneline.core.messages import Message, calls_of, content_of, plain_prompt, plain_text
 
 # A row's parts are JSON values in a fixed order; `sort_keys` orders those inside.
@@ -54,6 +54,29 @@ def turn_keys(row: Row, seed: int) -> list[int]:
         for index, message in enumerate(messages)
         if message["role"] == "assistant" and index not in (0, len(row.prompt), *row.untrained)
     ]
+
+
+def exchange_keys(row: Row) -> list[tuple[int, int]]:
+    """Return keys of the questions that a row answers without the system's words, and of answers.
+
+    The first is the row's own question with the turns before it. The others are the questions
+    alone, and those of earlier answers that a conversation trains.
+    """
+    if row.kind != "answer":
+        return []
+    messages, found = row.messages, []
+    trained = [
+        index
+        for index, message in enumerate(messages[:-1])
+        if message["role"] == "assistant" and index not in row.untrained
+    ]
+    for end in (len(messages) - 1, *trained):
+        turns = [message for message in messages[:end] if message["role"] not in SYSTEM_ROLES]
+        asked = [index for index, message in enumerate(turns) if message["role"] == "user"]
+        answer = short_key(plain_prompt(messages[end : end + 1]))
+        for start in sorted({0, asked[-1]}) if asked else ():
+            found.append((short_key(plain_prompt(turns[start:], row.tools)), answer))
+    return found
 
 
 def _seeded_key(value: Any, seed: int) -> int:

@@ -23,17 +23,17 @@ def compare_leakage(whole: Whole, _config: LeakageCheck) -> Iterator[Hit]:
     rows, held = whole.kept(False), whole.kept(True)
     if not len(held):
         return
-    found = dict(_pairs(rows, whole.prompt[rows], held, whole.prompt[held]))
+    found = dict(pairs_by_key(rows, whole.prompt[rows], held, whole.prompt[held]))
     for row, other in found.items():
         yield Hit(row, "equal prompts", other)
     owners, keys = whole.turns[:, 0].astype(np.int64), whole.turns[:, 1]
     is_trained = np.isin(owners, rows)
-    earlier = _pairs(owners[is_trained], keys[is_trained], held, whole.prompt[held])
+    earlier = pairs_by_key(owners[is_trained], keys[is_trained], held, whole.prompt[held])
     for row, other in {row: other for row, other in earlier if row not in found}.items():
         yield Hit(row, "equal prompt of an earlier turn", other)
 
 
-def _pairs(
+def pairs_by_key(
     rows: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64],
     held: npt.NDArray[np.int64], held_keys: npt.NDArray[np.uint64],
 ) -> Iterator[tuple[int, int]]:  # fmt: skip

@@ -1,4 +1,9 @@
-"""Training rows whose prompt is similar to a held-out prompt."""
+"""Training rows whose prompt is similar to a held-out prompt, or that answer its question.
+
+A prompt is compared whole. So a second comparison looks at the question only: the turns before it
+may differ. Where they decide the answer, a question has several answers in the data, and it is left
+out.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from training.config.checks import NearLeakageCheck
 from training.data.checks.check import Check, Hit
+from training.data.checks.leakage import pairs_by_key
 from training.data.checks.minhash import candidate_pairs
 
 if TYPE_CHECKING:
@@ -16,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def compare_near_leakage(whole: Whole, config: NearLeakageCheck) -> Iterator[Hit]:
-    """Return every training row whose prompt is similar, and not equal, to a held-out prompt."""
+    """Return every training row whose prompt is similar, and not equal, to a held-out prompt, or
+    that gives a held-out answer to its question."""
     rows, held = whole.kept(False), whole.kept(True)
     if not len(held):
         return
@@ -34,6 +42,29 @@ def compare_near_leakage(whole: Whole, config: NearLeakageCheck) -> Iterator[Hit
         if int(whole.prompt[row]) in nearest:
             similarity, other_row = nearest[int(whole.prompt[row])]
             yield Hit(int(row), "similar prompts", other_row, f"similarity {similarity:.2f}")
+    for row, other in _answered(whole, rows, held).items():
+        is_near = int(whole.prompt[row]) in nearest
+        if not is_near and whole.prompt[row] != whole.prompt[other]:
+            yield Hit(row, "equal question and answer", other)
+
+
+def _answered(
+    whole: Whole, rows: npt.NDArray[np.int64], held: npt.NDArray[np.int64]
+) -> dict[int, int]:
+    """Return the training rows that answer the question of a held-out row as that row does."""
+    owners = whole.exchanges[:, 0].astype(np.int64)
+    questions, answers = whole.exchanges[:, 1], whole.exchanges[:, 2]
+    pairs = questions * np.uint64(0x9E3779B97F4A7C15) ^ answers
+    distinct = np.unique(pairs, return_index=True)[1]
+    asked, num_answers = np.unique(questions[distinct], return_counts=True)
+    is_decided = ~np.isin(questions, asked[num_answers > 1])
+    # The first entry of a row is its own question, after all that was said before it.
+    own = np.unique(owners, return_index=True)[1]
+    own = own[np.isin(owners[own], held) & is_decided[own]]
+    if not len(own):
+        return {}
+    is_trained = np.isin(owners, rows) & is_decided
+    return dict(pairs_by_key(owners[is_trained], pairs[is_trained], owners[own], pairs[own]))
 
 
 CHECK = Check(

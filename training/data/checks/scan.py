@@ -18,6 +18,7 @@ from training.config.checks import ChecksConfig
 from training.data.checks.keys import (
     claim_keys,
     content_key,
+    exchange_keys,
     prompt_key,
     short_key,
     tools_key,
@@ -67,6 +68,8 @@ class Part:
     """[n, 6]: content, prompt, question, answer, group, stratum."""
     turns: npt.NDArray[np.uint64]
     """[m, 2]: index of a row, and the key of a prompt before an earlier answer that it trains."""
+    exchanges: npt.NDArray[np.uint64]
+    """[m, 3]: index of a row, and the keys of a question and of its answer; its own is first."""
     kinds: npt.NDArray[np.uint8]
     row_bands: npt.NDArray[np.uint32]
     prompt_bands: npt.NDArray[np.uint32]
@@ -121,6 +124,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
     changed: dict[str, list[int]] = {}
     languages, keys, kinds, characters = [], [], [], []
     turns: list[tuple[int, int]] = []
+    exchanges: list[tuple[int, int, int]] = []
     prompts, wholes = [], []
     checks, limit = _settings.checks, _settings.limit
     single = [
@@ -152,6 +156,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
         )
         keys.append(_keys(row, _settings))
         turns += [(index, key) for key in turn_keys(row, _settings.seed)]
+        exchanges += [(index, *keys) for keys in exchange_keys(row)]
         kinds.append(KINDS.index(row.kind))
         prompt, answer = prompt_text(row), answers_text(row)
         characters.append((len(prompt), len(answer)))
@@ -166,6 +171,7 @@ def _scan_part(task: tuple[int, int]) -> Part:
         languages=languages,
         keys=np.array(keys, dtype=np.uint64),
         turns=np.array(turns, dtype=np.uint64).reshape(-1, 2),
+        exchanges=np.array(exchanges, dtype=np.uint64).reshape(-1, 3),
         kinds=np.array(kinds, dtype=np.uint8),
         row_bands=bands_of(np.stack(wholes)),
         prompt_bands=bands_of(np.stack(prompts)),

@@ -21,11 +21,13 @@ PAIRS_PER_TASK = 2_000
 
 @dataclass
 class Whole:
-    """Every row that was read; arrays have one entry per row, except `turns`.
+    """Every row that was read; arrays have one entry per row, except `turns` and `exchanges`.
 
     Attributes:
         turns: [m, 2]: index of a row, and the key of a prompt before an earlier answer that the row
             trains.
+        exchanges: [m, 3]: index of a row, and the keys of a question that it answers and of the
+            answer; see `exchange_keys`.
         content, prompt, question, answer, group, stratum: Keys of eight bytes; see `keys`.
         heldout: Whether a row is held out.
         votes_heldout: Whether a row counts among the answers of held-out rows; so do dropped
@@ -53,6 +55,7 @@ class Whole:
     languages: npt.NDArray[np.uint16]
     language_names: list[str]
     turns: npt.NDArray[np.uint64]
+    exchanges: npt.NDArray[np.uint64]
     flagged: dict[str, dict[str, npt.NDArray[np.int64]]]
     """The rows with findings of the checks of single rows, by check and kind of finding."""
     changed: dict[str, npt.NDArray[np.int64]]
@@ -114,9 +117,11 @@ def gather(
     changed: dict[str, list[npt.NDArray[np.int64]]] = {}
     is_changed = np.zeros(size, dtype=np.bool_)
     turns = [np.zeros((0, 2), dtype=np.uint64)]
+    exchanges = [np.zeros((0, 3), dtype=np.uint64)]
     at = 0
     for part in parts:
         turns.append(part.turns)
+        exchanges.append(part.exchanges)
         end = at + len(part.keys)
         if not at:
             row_bands, prompt_bands = (
@@ -142,6 +147,7 @@ def gather(
         dropped=np.zeros(size, dtype=np.uint8),
         row_bands=row_bands, prompt_bands=prompt_bands, characters=characters,
         languages=languages, language_names=list(names), turns=np.concatenate(turns),
+        exchanges=np.concatenate(exchanges),
         flagged={
             check: {kind: np.concatenate(rows) for kind, rows in found.items()}
             for check, found in flagged.items()

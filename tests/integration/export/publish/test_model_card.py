@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from export.publish.model_card import connected, write_model_card
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
@@ -65,6 +67,26 @@ def test_the_card_gives_the_manifests_figures(run: dict[str, Artifact]) -> None:
     ):  # fmt: skip
         assert expected in card, expected
     assert "10.0%" not in card  # the other run's
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"), ("Qwen/Qwen3-0.6B@v1", "Qwen/Qwen3-0.6B"),
+        ("tiny-base", None), ("./models/base", None), ("../base", None), (None, None),
+    ],
+)  # fmt: skip
+def test_a_card_names_a_base_model_that_the_hub_has(
+    tmp_path: Path, named: str | None, shown: str | None
+) -> None:
+    with new_artifact(tmp_path / "a", "adapter", config={}) as draft:
+        text = json.dumps({"base_model_name_or_path": named})
+        (draft.dir / "adapter_config.json").write_text(text)
+    adapter = open_artifact(tmp_path / "a")
+    card = write_model_card(write(tmp_path, "m", "model", [adapter.as_input("adapter")]))
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata.get("base_model") == shown
+    assert metadata.get("base_model_relation") == ("finetune" if shown else None)
 
 
 @pytest.mark.parametrize(

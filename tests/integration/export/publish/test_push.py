@@ -78,6 +78,31 @@ def test_nothing_is_published_over_what_is_there(
     assert (tmp_path / target).read_text() == "mine"
 
 
+@pytest.mark.parametrize("target", ["out", "out.tar"])
+def test_two_pushes_to_one_place_do_not_mix(
+    model: Artifact, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second push comes while the first has written a file and not given it its name."""
+    from export.publish import push
+
+    seen: list[str] = []
+    written = push._write
+
+    def slowly(files: dict[str, Path], extra: dict[str, str], out: Path) -> None:
+        monkeypatch.setattr(push, "_write", written)
+        (tmp_path / f".{target}.partial").write_text("the first push")
+        with pytest.raises(ArtifactError, match=f"{target}: another process is writing it"):
+            push_model(model.path, str(tmp_path / target), None)
+        seen.append((tmp_path / f".{target}.partial").read_text())
+        (tmp_path / f".{target}.partial").unlink()
+        written(files, extra, out)
+
+    monkeypatch.setattr(push, "_write", slowly)
+    push_model(model.path, str(tmp_path / target), None)
+    assert seen == ["the first push"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", target]
+
+
 def test_a_model_that_was_altered_is_not_published(model: Artifact, tmp_path: Path) -> None:
     (model.path / "config.json").write_text('{"vocab_size": 4}')
     with pytest.raises(TamperedError, match=r"config\.json"):
@@ -88,12 +113,12 @@ def test_a_model_that_was_altered_is_not_published(model: Artifact, tmp_path: Pa
 def test_a_plain_folder_goes_without_pickles_and_code(tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     folder.mkdir()
-    for name in ("config.json", "pytorch_model.bin", "modeling.py", "x.pt"):
+    for name in ("config.json", "pytorch_model.bin", "modeling.py", "x.pt", "LICENSE", "NOTICE"):
         (folder / name).write_text("{}")
     save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
     push_model(folder, str(tmp_path / "out"), None)
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert names == ["config.json", "model.safetensors"]
+    assert names == ["LICENSE", "NOTICE", "config.json", "model.safetensors"]
     with pytest.raises(ArtifactError, match="expected a model folder"):
         push_model(tmp_path, str(tmp_path / "other"), None)
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.unit.training.data.checks.made import checked, clean_rows, lines, result_of, row
+from tests.unit.training.data.checks.made import (
+    checked,
+    clean_rows,
+    lines,
+    result_of,
+    row,
+)
 from training.data.checks.run import Split
 from training.data.row import Row
 from tuneline.core.errors import DataError
@@ -106,6 +113,54 @@ def test_a_similar_held_out_prompt_leaks(tmp_path: Path, action: str, num_left: 
     found = checked(tmp_path, [*rows[:30], leaked], rows[30:], near_leakage=action)
     assert lines(result_of(found, "near_leakage")) == [41]
     assert len(list(found.rows(False))) == num_left
+
+
+@pytest.mark.parametrize(
+    ("role", "kind"),
+    [
+        ("system", "similar prompts"), ("user", "equal question and answer"),
+        ("earlier answer", "equal question and answer"),
+    ],
+)  # fmt: skip
+def test_a_held_out_answer_to_its_question_is_near(tmp_path: Path, role: str, kind: str) -> None:
+    """Only the question and its answer are equal: what is said before it may be another text."""
+    rows = clean_rows(60)
+    told = "Each spring the council prints a list of places, times and prices for its visitors."
+    before: dict[str, Any] = {"role": role, "content": told}
+    asked = row("Is the pool open?", "From May on.", 61)
+    same = row("is the pool  open?", "from May on.", 62)
+    prompt = (before, *same.prompt)
+    if role == "user":
+        prompt = (before, {"role": "assistant", "content": "I see."}, *same.prompt)
+    taught = replace(same, prompt=prompt)
+    if role == "earlier answer":
+        taught = replace(
+            rows[0], line=62,
+            prompt=({"role": "system", "content": "Be kind."}, *same.prompt, *same.completion,
+                    *rows[0].prompt),
+        )  # fmt: skip
+    found = checked(tmp_path, [*rows[:50], taught], [*rows[50:], asked])
+    assert result_of(found, "leakage").num_rows == 0
+    result = result_of(found, "near_leakage")
+    assert (lines(result), dict(result.kinds)) == ([62], {kind: 1})
+    assert result.examples[0]["other"] == "rows.jsonl: line 61"
+
+
+def test_a_question_whose_answer_earlier_turns_decide_is_not_near(tmp_path: Path) -> None:
+    rows = clean_rows(60)
+
+    def told(text: str, answer: str, line: int) -> Row:
+        made = row("Is it paid?", answer, line)
+        heard = ({"role": "user", "content": text}, {"role": "assistant", "content": "I see."})
+        return replace(made, prompt=(*heard, *made.prompt))
+
+    held = row("Is it paid?", "Yes.", 63)
+    more = [told("The bill of March came back.", "Yes.", 61), told("June is open.", "No.", 62)]
+    found = checked(tmp_path, [*rows[:50], *more], [*rows[50:], held])
+    assert result_of(found, "near_leakage").num_rows == 0
+    (tmp_path / "one").mkdir()
+    found = checked(tmp_path / "one", [*rows[:50], more[0]], [*rows[50:], held])
+    assert lines(result_of(found, "near_leakage")) == [61]
 
 
 def test_leaks_are_refused_with_both_places(tmp_path: Path) -> None:
