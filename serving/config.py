@@ -49,6 +49,8 @@ OWN_FLAGS = {
 ModelAlias = Annotated[str, Field(pattern=r"^[^\s@]+$")]
 """A name without `@`, which separates the run's name from the digest."""
 
+FILE_FLAGS = ("chat_template", "reasoning_parser_plugin", "tool_parser_plugin")
+"""Flags of vLLM whose value may be the path of a file."""
 NOT_SECRET_FLAGS = {"allow_credentials"}
 """Flags of vLLM that are named like a secret and hold none: this flag is a CORS setting."""
 

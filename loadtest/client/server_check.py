@@ -38,6 +38,8 @@ class Served:
     """The `Server` header."""
     is_listed: bool = True
     """Whether `/models` lists the model."""
+    engine: str | None = None
+    """The header `x-tuneline-engine`: a digest of the settings of Tuneline's server."""
 
 
 def get(
@@ -175,7 +177,7 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
     """
     url = endpoint.url
     try:
-        parents, server = _listed(endpoint, ca_file)
+        parents, headers = _listed(endpoint, ca_file)
     except _NoListError as error:
         if not _answers(endpoint, ca_file):
             hint = f"{error.hint}\n  " if error.hint else ""
@@ -197,7 +199,12 @@ def probe(endpoint: Endpoint, ca_file: str | None = None) -> Served:
         )
     artifact_name = _artifact_name(endpoint.model, parents)
     match = ARTIFACT_NAME.match(artifact_name) if artifact_name else None
-    return Served(names, artifact_name, match["digest"] if match else None, server or None)
+    server, engine = (
+        headers.get(name, b"").decode("latin-1") or None
+        for name in (b"server", b"x-tuneline-engine")
+    )
+    digest = match["digest"] if match else None
+    return Served(names, artifact_name, digest, server, engine=engine)
 
 
 def unlisted(endpoint: Endpoint) -> Served:
@@ -205,8 +212,10 @@ def unlisted(endpoint: Endpoint) -> Served:
     return Served([endpoint.model], None, None, None, is_listed=False)
 
 
-def _listed(endpoint: Endpoint, ca_file: str | None) -> tuple[dict[str, object], str]:
-    """Return the names in `/v1/models`, each with its parent, and the `Server` header.
+def _listed(
+    endpoint: Endpoint, ca_file: str | None
+) -> tuple[dict[str, object], Mapping[bytes, bytes]]:
+    """Return the names in `/v1/models`, each with its parent, and the answer's headers.
 
     Raises:
         ServerError: Nothing answers, or the key is refused.
@@ -240,7 +249,7 @@ def _listed(endpoint: Endpoint, ca_file: str | None) -> tuple[dict[str, object],
             f"{path} holds no list of models ({body[:60]!r}); expected an OpenAI-compatible server",
             UP_TO_V1,
         )
-    return names, headers.get(b"server", b"").decode("latin-1")
+    return names, headers
 
 
 def _answers(endpoint: Endpoint, ca_file: str | None) -> bool:

@@ -111,6 +111,7 @@ def endpoint_report(endpoint: Endpoint, served: Served) -> EndpointReport:
         artifact_short_digest=served.short_digest,
         server=served.server,
         is_listed=served.is_listed,
+        engine=served.engine,
     )
 
 

@@ -322,6 +322,9 @@ class EndpointReport(Part):
     """The `Server` header."""
     is_listed: bool = True
     """Whether `/models` lists the model; false where the server has no such list."""
+    engine: str | None = None
+    """A digest of the settings of Tuneline's server: the section `serving`, without limits and
+    names."""
 
 
 class WorkloadReport(WorkloadConfig):

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.config import ServingConfig
+from serving.config import FILE_FLAGS, ServingConfig
 from serving.middleware.settings import VARIABLE as SETTINGS_VARIABLE
-from tuneline.core.artifact import Artifact
+from tuneline.core.artifact import Artifact, canonical_digest
+from tuneline.core.config import keyed_values
+from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import is_loopback, read_key
 from tuneline.core.errors import ConfigError
 from tuneline.core.secrets import without_secrets
@@ -36,6 +38,7 @@ def server_env(config: ServingConfig, facts: Mapping[str, str]) -> dict[str, str
     """
     return {
         **facts,
+        "TUNELINE_ENGINE": engine_settings(config),
         SETTINGS_VARIABLE: json.dumps(_settings(config)),
         "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kvcache_space_gib),
         "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(config.ready_timeout_s)),
@@ -45,6 +48,21 @@ def server_env(config: ServingConfig, facts: Mapping[str, str]) -> dict[str, str
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
+
+
+def engine_settings(config: ServingConfig) -> str:
+    """Return twelve digits that are equal for servers whose engines have the same settings.
+
+    A load report keeps them, so that nobody compares the speed of other settings unawares. Paths of
+    files differ from machine to machine and change no engine.
+    """
+    given = {
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in config.extra_args.items()
+        if value is not None
+    }
+    kept = {name: value for name, value in given.items() if name not in FILE_FLAGS}
+    return short_digest(canonical_digest({**keyed_values(config), "extra_args": kept}))
 
 
 def _settings(config: ServingConfig) -> dict[str, Any]:

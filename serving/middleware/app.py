@@ -110,6 +110,7 @@ class TunelineMiddleware:
         self._base_digest = environ.get("TUNELINE_BASE_DIGEST", "")
         self._instance = environ.get("TUNELINE_INSTANCE", "")
         self._headers = [(b"x-tuneline-artifact", self._facts["digest"].encode())]
+        self._headers.append((b"x-tuneline-engine", environ.get("TUNELINE_ENGINE", "").encode()))
         self.adapters = self._open_adapters(environ)
         opened = ("adapters",) if self.adapters is not None else ()
         self._open_routes = (*self.settings.routes, *opened)

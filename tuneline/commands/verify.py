@@ -74,6 +74,8 @@ def verify(
         "--key": key, "--certificate": certificate or None, "--identity": identity,
         "--issuer": issuer,
     }  # fmt: skip
+    if issuer is not None and identity is None:
+        raise ConfigError("--issuer: goes with the identity that it vouches for: --identity NAME")
     trust = Trust(key, tuple(certificate or ()), identity, issuer)
     if target.name == RELEASE_FILE and target.is_file():
         target = _whole_folder(target)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuneline.core.artifact import FileEntry, Input, remove_command
 from tuneline.core.config import StrictModel
@@ -129,6 +129,8 @@ class ReleasedModel(StrictModel):
     """Number format of the weights, such as float32."""
     files: list[FileEntry]
     """Every file with its SHA-256, so that a copy can be checked without its manifest."""
+    engine: str | None = None
+    """A digest of the settings of the server that the load test measured."""
 
 
 class Base(StrictModel):
@@ -143,6 +145,8 @@ class Base(StrictModel):
     """SPDX identifier where there is one; None if it is not known, which fails a gate."""
     license_source: str = ""
     """Where the licence was found."""
+    hub_id: str | None = None
+    """Its name on the Hugging Face Hub; None for a folder."""
 
 
 class Data(StrictModel):
@@ -212,6 +216,17 @@ class Release(StrictModel):
     previous: Previous | None = None
     config: dict[str, Any] = Field(default={})
     """The resolved run.yaml."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Release:
+        """A verdict is a word in a file: the gates and the waivers must say the same."""
+        if self.verdict is Verdict.PASS and self.failed():
+            names = ", ".join(gate.name for gate in self.failed())
+            raise ValueError(f"the verdict PASS contradicts the failed gates: {names}")
+        waived = {gate.name for gate in self.gates if gate.outcome is Outcome.WAIVED}
+        if waived != {waiver.gate for waiver in self.waivers}:
+            raise ValueError("the waivers are not those of the waived gates")
+        return self
 
     def gate(self, name: str) -> Gate | None:
         """Return the gate of that name."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from serving.config import FILE_FLAGS
 from tuneline.core.artifact import Input, canonical_digest, file_sha256
 from tuneline.core.errors import DataError
 from tuneline.core.python_file import imported_files
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.run_config import Run
-
-FILE_FLAGS = ("chat_template", "reasoning_parser_plugin", "tool_parser_plugin")
-"""Flags of vLLM whose value may be the path of a file."""
 
 
 def base_input(_run: Run, base: ModelSource) -> list[Input]:

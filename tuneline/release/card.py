@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml
 
 from tuneline.core.digests import short_digest
 from tuneline.core.release import Figure, Outcome, Release
+from tuneline.release.licenses import hub_license
 
 SHOWN = ("evaluation.", "forgetting.difference", "parity.served.", "load.")
 MARKS = {
@@ -61,16 +61,22 @@ def card_text(release: Release) -> str:
 
 
 def _metadata(release: Release) -> dict[str, object]:
-    named = {Path(path).name if not path.startswith("hf:") else path for path in release.data.paths}
+    """Return the block that the Hub reads. It refuses a name that it does not have, such as the
+    path of a base model or of a data file."""
+    is_adapter = release.model.form == "adapter"
     values: dict[str, object] = {
-        "library_name": "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["tuneline"],
-        "base_model": release.base.id,
-        "datasets": sorted(path.removeprefix("hf:") for path in named),
     }
+    if release.base.hub_id is not None:
+        values["base_model"] = release.base.hub_id
+        values["base_model_relation"] = "adapter" if is_adapter else "finetune"
+    datasets = {path.removeprefix("hf:") for path in release.data.paths if path.startswith("hf:")}
+    if datasets:
+        values["datasets"] = sorted(datasets)
     if release.base.license is not None:
-        values["license"] = release.base.license.lower()
+        values |= hub_license(release.base.license)
     return values
 
 

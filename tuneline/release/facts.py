@@ -17,7 +17,7 @@ from tuneline.core.release import (
     Reproduce,
 )
 from tuneline.models.folder import CONFIG, read_json
-from tuneline.models.source import ModelSource, computed_dtype
+from tuneline.models.source import ModelSource, computed_dtype, is_of_hub
 from tuneline.pipeline.server import model_source, served_stage, serves_adapter
 from tuneline.pipeline.stage import DATASET
 from tuneline.release.licenses import base_license, data_license, data_paths
@@ -49,6 +49,7 @@ def released_model(proofs: Proofs) -> ReleasedModel:
         served_name=config.name,
         weights=_weights(proofs.base if adapter else model_source(artifact)),
         files=artifact.manifest.files,
+        engine=proofs.measured_engine,
     )
 
 
@@ -62,6 +63,7 @@ def base_of(proofs: Proofs) -> Base:
         digest=proofs.base.digest,
         license=None if found is None else found.name,
         license_source="" if found is None else found.source,
+        hub_id=config.base_model if is_of_hub(proofs.base) else None,
     )
 
 

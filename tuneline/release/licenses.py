@@ -28,16 +28,31 @@ HUB_NAMES = {
     "mpl-2.0": "MPL-2.0",
 }
 """The Hub's names, in lower case, with their SPDX identifiers; other names stay as they are."""
+OF_THE_HUB = {
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0",
+    "bigcode-openrail-m", "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd",
+    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0",
+    "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0",
+    "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m", "deepfloyd-if-license",
+    "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2", "gemma", "gfdl", "gpl",
+    "gpl-2.0", "gpl-3.0", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr",
+    "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit",
+    "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openrail", "openrail++", "osl-3.0",
+    "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
+}  # fmt: skip
+"""The names of licences that the Hub takes in a card (hf.co/docs/hub/repositories-licenses)."""
 TITLES = {
-    "Apache License": "Apache-2.0",
-    "MIT License": "MIT",
-    "Mozilla Public License": "MPL-2.0",
-    "CC0 1.0 Universal": "CC0-1.0",
-    "Attribution 4.0 International": "CC-BY-4.0",
-    "Attribution-ShareAlike 4.0 International": "CC-BY-SA-4.0",
-    "Attribution-NonCommercial 4.0 International": "CC-BY-NC-4.0",
+    r"Apache License,? Version 2\.0": "Apache-2.0",
+    r"(?<!Modified )MIT License": "MIT",
+    r"Mozilla Public License,? (Version|v\.?) ?2\.0": "MPL-2.0",
+    r"CC0 1\.0 Universal": "CC0-1.0",
+    r"Attribution 4\.0 International": "CC-BY-4.0",
+    r"Attribution-ShareAlike 4\.0 International": "CC-BY-SA-4.0",
+    r"Attribution-NonCommercial 4\.0 International": "CC-BY-NC-4.0",
 }
-"""First lines of licence texts."""
+"""First lines of licence texts, as patterns: a licence that is changed has another name."""
 HEAD_CHARACTERS = 400
 NO_LICENSE = ("", "unknown", "other", "none", "noassertion")
 """Names with which a card or a run.yaml does not say which licence it is."""
@@ -57,6 +72,15 @@ def base_license(run: Run, folder: Path) -> License | None:
     if given is not None:
         return _known(License(given.strip(), "run.yaml: release.base_license"))
     return _in_folder(folder)
+
+
+def hub_license(name: str) -> dict[str, str]:
+    """Return the keys of a card that name a licence, as the Hub reads them."""
+    spdx = {identifier: known for known, identifier in HUB_NAMES.items()}
+    known = spdx.get(name, name.lower())
+    if known in OF_THE_HUB:
+        return {"license": known}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+-]+", "-", known).strip("-")}
 
 
 def data_license(run: Run) -> License | None:
@@ -118,7 +142,8 @@ def _of_card(path: Path) -> str | None:
 def _of_text(path: Path) -> str | None:
     text = _read(path)
     head = " ".join(text[:HEAD_CHARACTERS].split())
-    return next((name for title, name in TITLES.items() if title in head), None)
+    found = (name for title, name in TITLES.items() if re.search(title, head, re.IGNORECASE))
+    return next(found, None)
 
 
 def _read(path: Path) -> str:

@@ -18,6 +18,7 @@ from tuneline.core.artifact import (
 )
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.release import Release, Source, read_release
+from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, resolve_base
@@ -73,6 +74,8 @@ class Proofs:
 
     def again(self, stage: str) -> str:
         """Return the hint that makes a proof again."""
+        if read_verdict(self.made[stage]) in REPEATED:
+            return f"Measure it again: {self.run.command('up')}"
         remove = remove_command(self.made[stage].path)
         return f"Make it again: {remove} && {self.run.command('up')}"
 
@@ -86,6 +89,14 @@ class Proofs:
         """Return what the server loads: the merged model, or the adapter and its base model."""
         digests = set() if self.served is None else {self.served.digest}
         return digests | ({self.base.digest} if serves_adapter(self.run.config) else set())
+
+    @property
+    def measured_engine(self) -> str | None:
+        """Return a digest of the server's settings in the load test; None if no file has it."""
+        if LOADTEST not in self.made:
+            return None
+        found: str | None = self.read(LOADTEST, "report.json").get("endpoint", {}).get("engine")
+        return found
 
     def has_stage(self, name: str) -> bool:
         """Return whether the line has a stage, made or not."""

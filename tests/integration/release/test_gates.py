@@ -71,6 +71,19 @@ def test_a_load_test_without_an_objective_is_refused(tmp_path: Path) -> None:
     assert "closed-4 has no objective; expected a limit in loadtest.slo" in gate.words
 
 
+@pytest.mark.parametrize("verdict", ["INVALID", "INCONCLUSIVE", "FAIL"])
+def test_a_load_test_that_up_measures_again_is_not_removed(tmp_path: Path, verdict: str) -> None:
+    def judged(report: dict[str, Any]) -> None:
+        report.update(verdict=verdict, problems=["closed-4: the client sent late"])
+        report["scenarios"][0].update(verdict=verdict, problems=["the client sent late"])
+
+    gate = gate_of(write_line(tmp_path, Answers(load=judged)), "load")
+    assert gate.outcome is Outcome.FAILED
+    assert "the client sent late" in gate.words
+    assert "tuneline up" in gate.hint
+    assert ("rm -r" in gate.hint) is (verdict == "FAIL")
+
+
 @pytest.mark.parametrize(("num_gone", "outcome"), [(5, Outcome.PASSED), (6, Outcome.FAILED)])
 def test_answers_that_are_gone_may_hide_no_more_than_the_limit(
     tmp_path: Path, num_gone: int, outcome: Outcome

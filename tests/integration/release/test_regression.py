@@ -270,6 +270,37 @@ def test_speed_is_judged_by_an_interleaved_comparison(
         assert "Both were measured in turns on 127.0.0.1." in gate.words
 
 
+@pytest.mark.parametrize(
+    ("engines", "words"),
+    [
+        (("0a", "0b"), ""),
+        (("0b", "0b"), "the server of side a had other settings than in the load test of its"),
+        (("0a", "0a"), "the server of side b had other settings than in the load test of its"),
+        (("0a", None), "No file has the settings of the server of side b."),
+        ((None, None), "No file has the settings of the server of side a and b."),
+    ],
+)
+def test_speed_is_compared_between_the_servers_of_the_releases(
+    tmp_path: Path, engines: tuple[str | None, str | None], words: str
+) -> None:
+    def measured(engine: str) -> Answers:
+        return Answers(load=lambda report: report["endpoint"].update(engine=engine))
+
+    previous = write_line(tmp_path / "old", measured("0a")).released()
+    line = with_previous(tmp_path / "new", previous, measured("0b"), "../comparison")
+    digest = open_artifact(line.artifact("model")).digest
+    found = comparison(digest, digest)
+    for side, engine in zip("ab", engines, strict=True):
+        found["endpoints"][side]["engine"] = engine
+    report = ComparisonReport.model_validate(found)
+    write_comparison(tmp_path / "comparison", report, line.run.config.loadtest)
+    gate = gate_of(line, "speed")
+    is_other = "other settings" in words
+    assert gate.outcome is (Outcome.FAILED if is_other else Outcome.PASSED), gate.words
+    assert words in gate.words
+    assert ("No file has the settings" in gate.words) is (None in engines)
+
+
 def write_comparison(folder: Path, report: ComparisonReport, config: LoadTestConfig) -> None:
     values = config.model_dump(mode="json")
     with new_artifact(folder, "load-comparison", config=values) as draft:

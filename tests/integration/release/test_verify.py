@@ -138,7 +138,14 @@ def test_a_changed_added_removed_or_renamed_file_is_named(
 @pytest.mark.parametrize(
     ("name", "old", "new", "words"),
     [
-        ("release.json", '"outcome": "passed"', '"outcome": "waived"', "statement.json: is about"),
+        ("release.json", '"required": "', '"required": "not ', "statement.json: is about"),
+        ("release.json", '"outcome": "passed"', '"outcome": "waived"', "the waivers are not those"),
+        (
+            "release.json",
+            '"outcome": "passed"',
+            '"outcome": "failed"',
+            "the verdict PASS contradic",
+        ),
         ("bom.json", '"content": "', '"content": "0', "bom.json: is about another model"),
         ("README.md", "Verdict", "verdict", ""),
     ],
@@ -287,6 +294,7 @@ def test_a_waiver_is_said_by_verify(tmp_path: Path) -> None:
     [
         (["--key", "absent.pub"], "--key absent.pub: cannot be read"),
         (["--identity", "me@example.com"], "--identity: needs the issuer"),
+        (["--issuer", "https://id.example.com"], "--issuer: goes with the identity that it"),
         (["--key", "k", "--identity", "i"], "expected one of --key, --certificate and --identity"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ import pytest
 
 from tuneline.core.artifact import new_artifact, open_artifact
 from tuneline.core.documents import write_document
-from tuneline.core.errors import NotAnArtifactError, TamperedError, VerdictError
+from tuneline.core.errors import (
+    ArtifactError,
+    NotAnArtifactError,
+    TamperedError,
+    VerdictError,
+)
 from tuneline.core.release import RELEASE_FILE, RELEASE_KIND, Release
 from tuneline.pipeline.released import find_release, mark_last_release
 
@@ -61,6 +67,28 @@ def test_the_newest_release_that_passes_is_taken(tmp_path: Path) -> None:
     artifact, found = find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
     assert artifact.path == newest
     assert found.created_at == "2026-11-02T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"verdict": "PASS"}, "the verdict PASS contradicts the failed gates: load"),
+        ({"waivers": [{"gate": "load", "why": "x"}]}, "the waivers are not those of the waived"),
+        ({"gates": [{"outcome": "waived"}], "verdict": "PASS"}, "the waivers are not those of"),
+    ],
+    ids=["verdict", "waiver", "no waiver"],
+)
+def test_a_release_that_contradicts_itself_is_refused(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    values = release("FAIL", "2026-11-01T00:00:00Z").model_dump(mode="json")
+    if "gates" in change:
+        change = {**change, "gates": [values["gates"][0] | change["gates"][0]]}
+    out = tmp_path / "release-a"
+    with new_artifact(out, RELEASE_KIND, config={}) as draft:
+        (draft.dir / RELEASE_FILE).write_text(json.dumps(values | change))
+    with pytest.raises(ArtifactError, match=words):
+        find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG, out)
 
 
 def test_an_older_release_does_not_outweigh_a_newer_failure(tmp_path: Path) -> None:

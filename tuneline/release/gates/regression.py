@@ -130,9 +130,11 @@ def judge_speed(proofs: Proofs) -> Finding:
         report = read_comparison(artifact.path)
     except ArtifactError as error:
         return judged(False, required, "no proof", f"{error.message}.", hint=hint)
+    engines = {"a": earlier.release.model.engine, "b": proofs.measured_engine}
     problems = [
         *_other_load(loadtest_config(proofs.run), artifact, report),
         *_problems(report, earlier, served.digest, limit),
+        *_other_engines(report, engines),
     ]
     return judged(
         not problems,
@@ -141,7 +143,7 @@ def judge_speed(proofs: Proofs) -> Finding:
         f"The load comparison does not hold: {'; '.join(problems)}."
         if problems
         else f"This release is not slower than {_name(earlier)}, by {report.margin:.0%} or more. "
-        f"{_hosts(report)}",
+        f"{_hosts(report)}{_unknown_engines(report, engines)}",
         hint=hint,
     )
 
@@ -170,6 +172,28 @@ def _other_load(config: LoadTestConfig, artifact: Artifact, report: ComparisonRe
         for one in report.scenarios
         if any(run.config != scenarios[one.name] for runs in one.runs.values() for run in runs)
     ]
+
+
+def _other_engines(report: ComparisonReport, engines: Mapping[str, str | None]) -> list[str]:
+    """Return the sides whose server had other settings than in the load test of its release."""
+    return [
+        f"the server of side {side} had other settings than in the load test of its release"
+        for side, expected in engines.items()
+        if (found := report.endpoints[side].engine) is not None  # type: ignore[index]  # a Side
+        and expected not in (found, None)
+    ]
+
+
+def _unknown_engines(report: ComparisonReport, engines: Mapping[str, str | None]) -> str:
+    """Return a sentence for sides whose settings cannot be compared; empty if both can."""
+    unknown = [
+        side
+        for side, expected in engines.items()
+        if None in (expected, report.endpoints[side].engine)  # type: ignore[index]  # a Side
+    ]
+    if not unknown:
+        return ""
+    return f" No file has the settings of the server of side {' and '.join(unknown)}."
 
 
 def _load(config: Mapping[str, Any]) -> dict[str, Any]:

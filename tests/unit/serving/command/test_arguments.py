@@ -16,7 +16,7 @@ from serving.command.arguments import (
     server_flags,
     vllm_command,
 )
-from serving.command.environment import artifact_facts, inherited
+from serving.command.environment import artifact_facts, engine_settings, inherited
 from serving.config import ServingConfig
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.models.source import ModelSource
@@ -248,6 +248,24 @@ def test_the_facts_are_those_of_what_was_trained(tmp_path: Path) -> None:
     assert artifact_facts(model(tmp_path), tmp_path, "tickets")["TUNELINE_ARTIFACT_KIND"] == (
         "adapter"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "is_other"),
+    [
+        ({"max_num_seqs": 8}, True), ({"extra_args": {"enable_prefix_caching": False}}, True),
+        ({"port": 8001, "aliases": ["t"], "limits": {"max_n": 1}}, False),
+        ({"extra_args": {"chat-template": "/here/t.jinja", "seed": None}}, False),
+    ],
+)  # fmt: skip
+def test_equal_settings_of_the_engine_have_one_digest(
+    tmp_path: Path, change: dict[str, Any], is_other: bool
+) -> None:
+    one, other = ServingConfig(), ServingConfig.model_validate(change)
+    assert (engine_settings(one) != engine_settings(other)) is is_other
+    given: Any = {"served_names": NAMES, "host": "127.0.0.1", "port": 8000, "adapter": None}
+    command = vllm_command(other, model=model(tmp_path), environ={}, **given)
+    assert command.env["TUNELINE_ENGINE"] == engine_settings(other)
 
 
 @pytest.mark.parametrize(

@@ -167,11 +167,13 @@ def test_too_many_requests_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_answer_names_its_request_and_the_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNELINE_ARTIFACT_DIGEST", "sha256:0123")
+    monkeypatch.setenv("TUNELINE_ENGINE", "0123456789ab")
     inner = Inner()
     middleware = TunelineMiddleware(inner)
     answer = ask(middleware, CHAT, {}, headers={"x-request-id": "mine"})
     assert answer.headers["x-request-id"] == "mine"
     assert answer.headers["x-tuneline-artifact"] == "sha256:0123"
+    assert answer.headers["x-tuneline-engine"] == "0123456789ab"
     for given in ({}, {"x-request-id": "with a blank"}, {"x-request-id": "x" * 129}):
         answer = ask(middleware, CHAT, {}, headers=given)
         fresh = answer.headers["x-request-id"]
