@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from k8s.placement_config import Placement
-from k8s.value_types import DnsLabel, Image, Quantity
+from k8s.value_types import DnsLabel, Image, Port, Quantity
 from tuneline.core.config import StrictModel
 from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
@@ -51,7 +51,7 @@ class TrainingJob(StrictModel):
     AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION."""
     hub_secret: DnsLabel | None = None
     """A Secret whose key `token` may read the base model on the Hugging Face Hub."""
-    ports: tuple[int, ...] = (443,)
+    ports: tuple[Port, ...] = (443,)
     """The ports of the Hub and of object storage, which the NetworkPolicy opens."""
     workers: int = Field(default=1, ge=1, le=256)
     """Pods of a search, which share one study on `work_claim`."""

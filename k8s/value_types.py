@@ -23,6 +23,8 @@ Quantity = Annotated[
     Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
 ]
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
 # RFC 1123 subdomain or an extended resource: the keys of labels, with an optional prefix.
 LabelKey = Annotated[
     str,

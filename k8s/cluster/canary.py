@@ -8,6 +8,7 @@ from typing import Any
 
 from k8s.cluster.kubectl import Cluster, Object, apply, get
 from k8s.cluster.manifests import Manifests
+from k8s.cluster.pods import PATIENCE_S, is_ready
 from k8s.cluster.revisions import read_record, without_server_fields
 from k8s.cluster.rollout import Rollout, read_rollout
 from k8s.cluster.shares import ROUTES, give_share, read_weights
@@ -120,12 +121,13 @@ def shift_route(
     """
     held: list[int] = []
     now = read_share(cluster, stable, canary)
-    num_restarts = _restarts(_rollout(cluster, canary))
+    pods = _rollout(cluster, canary).newest_pods()
+    known = {pod["metadata"]["name"]: _restarts(pod) for pod in pods if is_ready(pod)}
     try:
         for step in [*(one for one in STEPS if now < one < weight), weight]:
             set_weight(cluster, stable, canary, step)
             logger.info("canary %s: weight %d, for %g s", canary, step, hold_s)
-            _hold(cluster, canary, hold_s, num_restarts)
+            _hold(cluster, canary, hold_s, known)
             check(step)
             held.append(step)
     except TunelineError as error:
@@ -159,23 +161,50 @@ def _taken_back(
     )
 
 
-def _hold(cluster: Cluster, canary: str, hold_s: float, num_restarts: int) -> None:
+def _hold(cluster: Cluster, canary: str, hold_s: float, known: dict[str, int]) -> None:
     """Wait, and check that the canary's pods stay ready and do not start again.
 
+    An autoscaler adds pods, which load for a while, and takes pods away: the canary gets more
+    requests with each step.
+
+    Args:
+        known: The pods that were ready, with their numbers of restarts; new ones are added.
+
     Raises:
-        ServerError: A pod is not ready, or a container started again.
+        ServerError: A pod that was ready is not, a container started again, a new pod cannot start,
+            or a pod of another version is there.
     """
     until_s = time.monotonic() + hold_s
     while True:
         rollout = _rollout(cluster, canary)
-        reasons = "; ".join(one.line() for one in rollout.troubles())
-        if not rollout.is_done():
-            raise ServerError(f"canary {canary}: not all of its pods are ready; {reasons}")
-        if _restarts(rollout) > num_restarts:
-            raise ServerError(f"canary {canary}: a container started again; {reasons}")
-        if time.monotonic() >= until_s:
+        is_over = time.monotonic() >= until_s
+        if problem := _problem(rollout, known, is_over=is_over):
+            reasons = "; ".join(one.line() for one in rollout.troubles())
+            raise ServerError(f"canary {canary}: {problem}; {reasons}")
+        if is_over:
             return
         time.sleep(min(PAUSE_S, max(0.0, until_s - time.monotonic())))
+
+
+def _problem(rollout: Rollout, known: dict[str, int], *, is_over: bool) -> str:
+    """Return why a canary must not go on; empty if it may."""
+    if rollout.status.get("updatedReplicas", 0) != rollout.status.get("replicas", 0):
+        return "not all of its pods are of one version"
+    num_ready = 0
+    for pod in rollout.newest_pods():
+        name = pod["metadata"]["name"]
+        if _restarts(pod) > known.get(name, 0):
+            return "a container started again"
+        if is_ready(pod):
+            num_ready += 1
+            known.setdefault(name, 0)
+        elif name in known and "deletionTimestamp" not in pod["metadata"]:
+            return f"pod {name} is not ready any more"
+    if rollout.wanted and not num_ready:
+        return "none of its pods is ready"
+    if is_over and any(one.reason in PATIENCE_S for one in rollout.troubles()):
+        return "not all of its pods can start"
+    return ""
 
 
 def _rollout(cluster: Cluster, run: str) -> Rollout:
@@ -185,12 +214,9 @@ def _rollout(cluster: Cluster, run: str) -> Rollout:
     return found
 
 
-def _restarts(rollout: Rollout) -> int:
-    return sum(
-        one.get("restartCount", 0)
-        for pod in rollout.pods
-        for one in pod.get("status", {}).get("containerStatuses", [])
-    )
+def _restarts(pod: Object) -> int:
+    containers = pod.get("status", {}).get("containerStatuses", [])
+    return sum(one.get("restartCount", 0) for one in containers)
 
 
 def set_weight(cluster: Cluster, stable: str, canary: str, weight: int) -> None:

@@ -21,6 +21,8 @@ from tuneline.core.errors import ServerError
 from tuneline.core.secrets import hide_secrets
 
 NUM_EVENTS = 5
+PARTS = ("model-server", "load-test", "train", "search")
+"""The objects of a run have its name and one of these."""
 
 Found = TypeVar("Found")
 
@@ -149,7 +151,7 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
     newest = {pod["metadata"]["name"] for pod in rollout.newest_pods()}
     scaling = _read(lambda: _scaling(cluster, server), missing) or []
     weights = _read(lambda: read_weights(cluster, server), missing) or {}
-    events = _read(lambda: _events(cluster, run, server), missing) or []
+    events = _read(lambda: _events(cluster, run), missing) or []
     return ClusterState(
         **where,
         exists=True,
@@ -224,13 +226,17 @@ def _scaling(cluster: Cluster, server: str) -> list[Scaling]:
     return found
 
 
-def _events(cluster: Cluster, run: str, server: str) -> list[str]:
-    """Return the last warnings about the run's objects."""
+def _events(cluster: Cluster, run: str) -> list[str]:
+    """Return the last warnings about the run's objects.
+
+    The name of another run may begin with this run's.
+    """
+    own = tuple(f"{run}-{part}" for part in PARTS)
     found = [
         event
         for event in get(cluster, "events")
         if event.get("type") == "Warning"
-        and str(event["involvedObject"].get("name", "")).startswith((server, f"{run}-"))
+        and str(event["involvedObject"].get("name", "")).startswith(own)
     ]
     found.sort(key=_event_time)
     return [

@@ -66,6 +66,7 @@ def test_any_other_image_is_refused(key: str, reference: str, expected: str) -> 
         ({"load_pods": 0}, "load_pods: "),
         ({"resources": {"gpus": 0}}, "resources.gpus: "),
         ({"replica": 2}, "did you mean replicas?"),
+        ({"training": {"image": "t:1", "work_claim": "w", "ports": [443, 0]}}, "ports.1: "),
         ({"run_as_user": 0}, "run_as_user: "),
         ({"overlay": "cpu", "resources": {"cpu_limit": "4"}}, "leave out cpu_limit"),
         ({"overlay": "cpu", "placement": {"gpu_product": "L4"}}, "needs overlay: gpu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,67 @@ def test_a_canary_whose_container_restarts_loses_its_share(
     done = canary.deploy("canary", "--weight", "5", "--hold", "0.2", "--yes")
     assert done.returncode == 5
     assert "a container started again" in done.stderr
+    assert weights(cluster) == {SERVER: 100}
+
+
+def on_first_share(cluster: ApiServer, then: Callable[[], None]) -> None:
+    """Do something in the cluster as soon as the canary has a share."""
+    original, done = cluster.store.apply, []
+
+    def apply(resource: str, *args: Any, **options: Any) -> Any:
+        item = original(resource, *args, **options)
+        if resource == "httproutes" and not options["dry_run"] and not done:
+            done.append(True)
+            then()
+        return item
+
+    cluster.store.apply = apply  # type: ignore[method-assign]
+
+
+def new_pod(cluster: ApiServer) -> str:
+    """Return the name of the canary's second pod."""
+    names = [name for kind, name in cluster.store.objects if kind == "pods"]
+    (found,) = (name for name in names if name.startswith("next-") and name.endswith("-1"))
+    return found
+
+
+def test_a_canary_keeps_its_share_while_its_autoscaler_adds_a_pod(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve
+) -> None:
+    serve(canary.digest, pods="next-", name="next")
+
+    def grow() -> None:
+        cluster.store.scale("next-model-server", 2)
+        cluster.store.made_s[new_pod(cluster)] = time.monotonic() + 1.5  # longer than a step
+
+    on_first_share(cluster, grow)
+    done = canary.deploy("canary", "--weight", "5", "--hold", "0.2", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert weights(cluster) == {SERVER: 95, "next-model-server": 5}
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("never", "is not ready any more"), ("image-pull", "not all of its pods can start")],
+)
+def test_a_canary_whose_pods_fail_loses_its_share(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve, fault: str, words: str
+) -> None:
+    serve(canary.digest, pods="next-", name="next")
+
+    def fail() -> None:
+        if fault == "never":
+            cluster.store.faults["tuneline-server:3"] = fault
+            return
+        cluster.store.scale("next-model-server", 2)
+        metadata = cluster.store.objects["pods", new_pod(cluster)]["metadata"]
+        metadata["labels"] = {**metadata["labels"], "only": "this-pod"}
+        cluster.store.faults["this-pod"] = fault
+
+    on_first_share(cluster, fail)
+    done = canary.deploy("canary", "--weight", "5", "--hold", "0.2", "--yes")
+    assert done.returncode == 5, done.stderr
+    assert words in done.stderr
     assert weights(cluster) == {SERVER: 100}
 
 

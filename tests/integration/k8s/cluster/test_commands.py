@@ -87,7 +87,10 @@ def test_status_says_why_pods_are_not_ready(
     cluster: ApiServer, deployed: Released, second: Released
 ) -> None:
     cluster.store.faults["tuneline-server:1"] = "crash"
-    for kind, name, reason in [("Pod", f"{SERVER}-x", "BackOff"), ("Pod", "other-x", "Other")]:
+    for kind, name, reason in [
+        ("Pod", f"{SERVER}-x", "BackOff"), ("Pod", "other-x", "Other"),
+        ("Pod", "support-tickets-2-model-server-x", "Other"),
+    ]:  # fmt: skip
         cluster.store.objects["events", name] = {
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"name": name, "namespace": "tuneline"},
