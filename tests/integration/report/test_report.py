@@ -12,7 +12,13 @@ import pytest
 from junitparser import Error, Failure, JUnitXml, Skipped
 
 from tests.commands import tuneline_here
-from tests.integration.release.line import Answers, FinishedLine, write_line
+from tests.integration.release.line import (
+    EXAMPLE,
+    NUM_HELDOUT,
+    Answers,
+    FinishedLine,
+    write_line,
+)
 from tests.unit.core.page.pages import HOSTILE
 from tests.unit.core.page.test_to_html import Reader
 from tuneline.core.release import Outcome, read_release
@@ -122,6 +128,21 @@ def test_a_waiver_is_loud(tmp_path: Path) -> None:
     assert isinstance(skipped, Skipped)
     # XML cannot hold a line break within an attribute.
     assert skipped.message.split() == f"waived: {HOSTILE}".split()
+
+
+def test_long_prompts_do_not_make_a_large_page(tmp_path: Path) -> None:
+    """Twenty wrong answers to prompts of 100 kB would be a page of 2 MB."""
+    source = (EXAMPLE / "heldout.jsonl").read_text("utf-8").split("\n")[:NUM_HELDOUT]
+    rows = [json.loads(line) for line in source]
+    for row in rows[:25]:
+        row["input"] += f" {row['input']}" * (100_000 // len(row["input"]))
+    lines = (json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "heldout.jsonl").write_text("".join(lines), "utf-8")
+    line = write_line(tmp_path, Answers(tuned_wrong=range(25), served_wrong=range(25)))
+    report(line, "--html", str(tmp_path / "r.html"))
+    assert 100_000 < (tmp_path / "r.html").stat().st_size < 1_500_000
+    page = text_of(tmp_path / "r.html")
+    assert "The first 20. All rows, with their whole texts, are in evaluation-report-" in page
 
 
 def test_a_failing_release_has_its_report(tmp_path: Path) -> None:

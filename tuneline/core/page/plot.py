@@ -6,6 +6,7 @@ Coordinates are in a box 360 wide, the width of a phone.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ ROW_HEIGHT = 40
 NUM_COLORS = 4
 MAX_TOOLTIPS = 60
 """A line with more points has no tooltip for each."""
+MAX_POINTS = 1000
+"""A line with more points is drawn by four points in each unit of the width."""
 
 Point = tuple[float, float]
 Format = Callable[[float], str]
@@ -244,6 +247,8 @@ def _tick_label(value: float, axis: Axis) -> str:
 
 def _series(one: Series, color: int, across: _Scale, up: _Scale, x: Axis, y: Axis) -> str:
     places = [(across.at(a), up.at(b)) for a, b in one.points]
+    if one.look in ("line", "marked"):
+        places = _thinned(places)
     parts = []
     if one.look != "dots":
         path = f"M{_n(places[0][0])} {_n(places[0][1])}"
@@ -263,6 +268,18 @@ def _series(one: Series, color: int, across: _Scale, up: _Scale, x: Axis, y: Axi
             for (px, py), (a, b) in zip(places, one.points, strict=True)
         ]
     return "".join(parts)
+
+
+def _thinned(places: list[Point]) -> list[Point]:
+    """Return the places of a line that a reader can tell apart, with every extreme value."""
+    if len(places) <= MAX_POINTS:
+        return places
+    found: list[Point] = []
+    for _, group in itertools.groupby(places, key=lambda place: round(place[0])):
+        inside = list(group)
+        order = sorted(range(len(inside)), key=lambda index: inside[index][1])
+        found += [inside[index] for index in sorted({0, order[0], order[-1], len(inside) - 1})]
+    return found
 
 
 def _describe(one: Series, x: Axis, y: Axis) -> str:

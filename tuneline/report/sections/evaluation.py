@@ -40,6 +40,8 @@ COMPARISON_FILE = "comparison.json"
 SCORES_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 MAX_EXAMPLES = 20
+MAX_CHARACTERS = 8000
+"""Of a prompt or an answer; the page with all rows has them whole."""
 NO_SHARES = ("chrf", "nats", "python")
 """Metrics whose values are not shares of 1."""
 
@@ -168,7 +170,7 @@ def _wrong_answers(facts: Facts) -> Block:
     examples = tuple(
         Example(
             f"Row {number}",
-            "\n".join(_content(message) for message in row[0]["prompt"]),
+            _cut("\n".join(_content(message) for message in row[0]["prompt"])),
             (
                 Answer("expected", _answer(row[0]["expected"], row[0]["expected_tool_calls"])),
                 *(
@@ -181,8 +183,9 @@ def _wrong_answers(facts: Facts) -> Block:
     )
     page = (facts.made.get(EVALUATION_REPORT) or tuned).path.name
     said = f"{len(wrong)} of {len(rows)} held-out rows that the tuned model answers wrongly"
-    first = f"The first {len(examples)}. All rows are in " if len(wrong) > len(examples) else ""
-    where = Paragraph((first or "All rows are in ", Code(f"{page}/mismatches.html"), "."))
+    first = f"The first {len(examples)}. " if len(wrong) > len(examples) else ""
+    link = Code(f"{page}/mismatches.html")
+    where = Paragraph((f"{first}All rows, with their whole texts, are in ", link, "."))
     return Fold(said, (where, Examples(examples)))
 
 
@@ -198,4 +201,8 @@ def _content(message: dict[str, Any]) -> str:
 
 def _answer(text: str, calls: list[dict[str, Any]]) -> str:
     said = [f"{one['name']}({json.dumps(one['arguments'], ensure_ascii=False)})" for one in calls]
-    return "\n".join([*([text] if text else []), *said])
+    return _cut("\n".join([*([text] if text else []), *said]))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} …"

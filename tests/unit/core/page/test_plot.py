@@ -27,6 +27,23 @@ def test_a_line_goes_through_its_points() -> None:
     assert places == pytest.approx([46, 176, 197, 26, 348, 101], abs=0.1)
 
 
+@pytest.mark.parametrize("look", ["line", "marked"])
+def test_a_line_of_many_points_keeps_its_extremes_in_few_bytes(look: str) -> None:
+    points = [(float(step), 2.0 + step % 7 / 10) for step in range(100_000)]
+    points[4321], points[77_777] = (4321.0, 9.0), (77_777.0, 0.0)
+    series = Series("training", points, look)  # type: ignore[arg-type]  # one of the four
+    plot = line_plot("Loss", [series], Axis("step"), Axis("nats"))
+    assert len(plot.svg) < 150_000
+    (path,) = parsed(plot.svg).iter("path")
+    places = [float(number) for number in re.findall(r"[\d.]+", path.get("d", ""))]
+    # The box is 360 wide with 46 to the left and 12 to the right; the axes end at 176 and at 26.
+    assert (places[0], places[-2]) == pytest.approx((46, 348), abs=0.1)
+    assert max(places[1::2]) == pytest.approx(176, abs=0.1)  # the value 0
+    highest = min(range(1, len(places), 2), key=lambda index: places[index])
+    assert places[highest - 1] == pytest.approx(46 + 302 * 0.04321, abs=0.2)
+    assert places[::2] == sorted(places[::2])
+
+
 def test_an_axis_has_round_ticks() -> None:
     points = [(0.0, 0.0), (339.0, 8.7)]
     plot = line_plot("Loss", [Series("a", points)], Axis("step"), Axis("nats", limits=(0.0, None)))
