@@ -60,7 +60,7 @@ def exchange_keys(row: Row) -> list[tuple[int, int]]:
     """Return keys of the questions that a row answers without the system's words, and of answers.
 
     The first is the row's own question with the turns before it. The others are the questions
-    alone, and those of earlier answers that a conversation trains.
+    without these turns, and those of earlier answers that a conversation trains.
     """
     if row.kind != "answer":
         return []

@@ -185,7 +185,8 @@ def test_a_canary_whose_container_restarts_loses_its_share(
 
 def on_first_share(cluster: ApiServer, then: Callable[[], None]) -> None:
     """Do something in the cluster as soon as the canary has a share."""
-    original, done = cluster.store.apply, []
+    original = cluster.store.apply
+    done: list[bool] = []
 
     def apply(resource: str, *args: Any, **options: Any) -> Any:
         item = original(resource, *args, **options)
