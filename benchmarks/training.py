@@ -11,7 +11,8 @@ epochs and with the same learning rate, each in a process of its own, round by r
 - `script-float32`: the same script with `bf16=False`.
 
 Two cases: the shipped tickets on the tiny base, and rows of 50 to 1,000 tokens on a network of the
-shape of Qwen2.5-0.5B with random weights. Tokens are those of the rows, without padding; a token
+shape of Qwen2.5-0.5B with random weights. Tuneline trains the second with `dtype: bfloat16` if the
+processor multiplies bfloat16. Tokens are those of the rows, without padding; a token
 that a trainer cuts off does not count for it. Time is that of the training loop, without held-out
 losses in between and without loading. The held-out loss is computed by one function for all: nats
 per answer token, by transformers' own forward pass. `cpu_s` is the processor time of the loop:
@@ -40,7 +41,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.environment import hardware_facts
+from tuneline.core.environment import hardware_facts, multiplies_bfloat16
 
 # benchmarks/training.py would be imported in place of the package.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
@@ -191,6 +192,8 @@ def make_half_billion(folder: Path) -> None:
     settings = {
         "learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 4, "max_length": 1024,
+        # As TRL's default; the base is stored in it.
+        "dtype": "bfloat16" if multiplies_bfloat16() else "float32",
     }  # fmt: skip
     case = {"base": str(folder / "base"), "settings": settings}
     (folder / "case.json").write_text(json.dumps(case))

@@ -45,28 +45,32 @@ def _is_plain(layer: Linear) -> bool:
         and not layer.lora_variant
         and all(isinstance(dropout, torch.nn.Identity) for dropout in layer.lora_dropout.values())
         and all(part.bias is None for part in layer.lora_B.values())
+        and base.weight.dtype in OPERATIONS
+        and all(weight.device.type == "cpu" for weight in layer.parameters())
         and all(
-            weight.dtype is torch.float32 and weight.device.type == "cpu"
-            for weight in layer.parameters()
+            weight.dtype is torch.float32
+            for parts in (layer.lora_A, layer.lora_B)
+            for weight in parts.parameters()
         )
     )
 
 
 def _forward(self: Linear, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    base = self.get_base_layer()
     plain = (
         len(self.active_adapters) == 1
         and self.active_adapters[0] in self.lora_A
         and not self.disable_adapters
         and not self.merged
-        and x.dtype is torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        and x.dtype is base.weight.dtype
+        and torch.is_autocast_enabled("cpu") is (x.dtype is torch.bfloat16)
         and not args
         and not kwargs
     )
     if not plain:
         return Linear.forward(self, x, *args, **kwargs)
-    name, base = self.active_adapters[0], self.get_base_layer()
-    output: torch.Tensor = _LoraLinear.apply(
+    name = self.active_adapters[0]
+    output: torch.Tensor = OPERATIONS[x.dtype].apply(
         x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight,
         self.scaling[name],
     )  # fmt: skip
@@ -107,3 +111,35 @@ class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]
 def _sum_is_cheaper(rows: torch.Tensor, weight: torch.Tensor) -> bool:
     size: int = weight.numel()
     return size <= MAX_SUM_SIZE and len(rows) * int(sum(weight.shape)) > 2 * size
+
+
+class _HalfLoraLinear(torch.autograd.Function):  # type: ignore[misc]
+    """The same with x, weight and bias in bfloat16; a and b are float32.
+
+    W + s B A is not formed: rounded to 8 bits, it would lose most of a small s B A.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+        rows, half_a, half_b = x.reshape(-1, x.shape[-1]), a.bfloat16(), b.bfloat16()
+        low = rows @ half_a.t()
+        ctx.save_for_backward(rows, weight, half_a, half_b, low)
+        ctx.scale, ctx.shape = scale, x.shape
+        output = linear(rows, weight, bias).addmm_(low, half_b.t(), alpha=scale)
+        return output.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        rows, weight, a, b, low = ctx.saved_tensors
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        gradient_low = (gradient @ b).mul_(ctx.scale)
+        gradient_x = None
+        if ctx.needs_input_grad[0]:
+            gradient_x = (gradient @ weight).addmm_(gradient_low, a).view(ctx.shape)
+        gradient_a = (gradient_low.t() @ rows).float()
+        gradient_b = (gradient.t() @ low).float().mul_(ctx.scale)
+        return gradient_x, None, None, gradient_a, gradient_b, None
+
+
+OPERATIONS: dict[torch.dtype, Any] = {torch.float32: _LoraLinear, torch.bfloat16: _HalfLoraLinear}
+"""The operation by the number format of the base layer's weight."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from training.config import TrainingConfig
 from training.estimates.memory import Batch, estimate_training
-from tuneline.core.environment import gpu_names
+from tuneline.core.environment import gpu_names, multiplies_bfloat16
 from tuneline.models.network import Network
 
 SHARE_WITHOUT_CHECKPOINTING = 0.5
@@ -47,6 +47,9 @@ def choose_format(config: TrainingConfig) -> Choice:
         return Choice("dtype", config.dtype, "run.yaml sets it")
     if gpu_names():
         return Choice("dtype", "bfloat16", "a GPU is here; float32 if it does not compute in it")
+    if multiplies_bfloat16():
+        reason = "no GPU is here; this processor computes in bfloat16 too, in half of the memory"
+        return Choice("dtype", "float32", reason)
     return Choice("dtype", "float32", "no GPU is here")
 
 

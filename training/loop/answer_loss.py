@@ -12,10 +12,12 @@ import torch
 from torch.nn.functional import linear_cross_entropy, pad
 
 from training.loop.last_layer import limit_last_layer
+from training.loop.packing import small_network
 from tuneline.core.progress import logger
 
 IGNORED = -100
-MAX_RELATIVE_DIFFERENCE = 1e-4
+MAX_RELATIVE_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""By the number format of the output head. bfloat16 rounds each number by up to 1 part in 256."""
 MAX_COMPARED, MAX_COMPARED_SIZE = 64, 2**20
 """Parameters whose gradients are compared, and their largest number of elements."""
 COMPARED_TOKENS = 16
@@ -37,18 +39,23 @@ def add_answer_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int])
 
     Loss and gradients are compared with the model's own on one row, `input_ids` and `labels`, next
     to a shorter row with padding. A model that differs there (soft caps, scales, router losses,
-    attention to later tokens), or that cannot compute it, keeps its own loss.
+    attention to later tokens), or that cannot compute it, keeps its own loss. A model in bfloat16
+    is compared coarsely, and a small network of its class in float32.
 
     Returns:
         Whether the model has the loss. It is not added on a GPU, where TRL's own kernel also reads
-        trained tokens only, or to a head that is not float32.
+        trained tokens only, or to a head in bfloat16 that is trained or has a bias.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
     if (
         type(head) is not torch.nn.Linear
-        or head.weight.dtype is not torch.float32
+        or head.weight.dtype not in MAX_RELATIVE_DIFFERENCE
         or head.weight.device.type != "cpu"
+    ):
+        return False
+    if head.weight.dtype is torch.bfloat16 and (
+        head.bias is not None or head.weight.requires_grad or not _small_network_agrees(base)
     ):
         return False
     before = [(module, module.__dict__.get("forward")) for module in model.modules()]
@@ -84,14 +91,60 @@ def _answer_loss(model: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) ->
     hidden = model.base_model(*args, trained=trained, **kwargs).last_hidden_state
     head = model.get_output_embeddings()
     rows = max(64, CHUNK_LOGITS // head.weight.shape[0])
+    hidden, targets = hidden.flatten(0, 1).index_select(0, trained), targets[trained]
+    if head.weight.dtype is torch.bfloat16:
+        return _HalfLoss.apply(hidden, head.weight, targets, rows)
     return linear_cross_entropy(
-        hidden.flatten(0, 1).index_select(0, trained),
+        hidden,
         head.weight,
-        targets.index_select(0, trained),
+        targets,
         linear_bias=head.bias,
         reduction="sum",
         options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None),
     )
+
+
+class _HalfLoss(torch.autograd.Function):  # type: ignore[misc]
+    """The summed cross-entropy of h Wᵀ, with h and a frozen W in bfloat16 and sums in float32.
+
+    linear_cross_entropy of torch 2.13 returns the sum in bfloat16, and is slower than in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, weight: Any, targets: Any, chunk_rows: int) -> Any:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradients = []
+        for rows, right in zip(
+            hidden.bfloat16().split(chunk_rows), targets[:, None].split(chunk_rows), strict=True
+        ):
+            logits = (rows @ weight.t()).float()
+            normalizers = logits.logsumexp(1, keepdim=True)
+            total += (normalizers - logits.gather(1, right)).sum()
+            logits.sub_(normalizers).exp_()
+            logits.scatter_add_(1, right, torch.full_like(normalizers, -1.0))
+            gradients.append(logits.bfloat16() @ weight)
+        ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, factor: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * factor.to(gradient.dtype), None, None, None
+
+
+def _small_network_agrees(model: Any) -> bool:
+    """Compare the losses in float32 on a small network: bfloat16 would hide a soft cap."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = small_network(model)
+        if network is None:
+            return False
+        network = network.float()
+        # Logits as large as those of a trained model: a soft cap leaves small logits as they are.
+        torch.nn.init.normal_(network.get_output_embeddings().weight, std=0.3)
+    input_ids = list(range(1, 2 * COMPARED_TOKENS + 1))
+    labels = [IGNORED] * COMPARED_TOKENS + input_ids[COMPARED_TOKENS:]
+    return add_answer_loss(network, input_ids, labels)
 
 
 def _equals_own_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]) -> bool:
@@ -122,9 +175,10 @@ def _equals_own_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]
         ]
     finally:
         model.train(was_training)
+    allowed = MAX_RELATIVE_DIFFERENCE[model.get_output_embeddings().weight.dtype]
     # A loss that is not a number is the same on either path; the loop reports it.
     return math.isnan(float(own.detach())) or all(
-        float((ours - theirs).norm()) <= MAX_RELATIVE_DIFFERENCE * float(theirs.norm())
+        float((ours - theirs).norm()) <= allowed * float(theirs.norm())
         for ours, theirs in ((found.detach(), own.detach()), gradients[::-1])
     )
 

@@ -69,6 +69,15 @@ def cpu_name() -> str:
     return platform.processor()
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether this machine's processor has instructions for products of bfloat16."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 @functools.cache
 def gpu_names() -> list[str]:
     """Return the NVIDIA devices that the driver lists; an empty list without a driver."""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear
 
 from training.adapters.lora_linear import use_lora_linear
 
@@ -57,3 +58,50 @@ def test_a_disabled_adapter_leaves_the_base() -> None:
     expected = base[2].base_layer(torch.relu(base[0].base_layer(x)))
     assert torch.equal(found, expected)
     assert not torch.allclose(model(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (64, 24)])
+def test_with_a_base_in_bfloat16_the_result_is_as_near_to_float32_as_pefts(
+    shape: tuple[int, ...],
+) -> None:
+    exact, plain, ours = _model(), _model(), _model()
+    for model in (exact, plain, ours):
+        for module in model.modules():
+            if isinstance(module, Linear):
+                base = module.base_layer.bfloat16()
+                if model is exact:
+                    base.float()
+    assert use_lora_linear(ours) == 2
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    results = []
+    for model in (exact, plain, ours):
+        half = model is not exact
+        given = x.clone() if half else x.float()
+        given.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = model(given)
+        assert output.dtype is given.dtype
+        output.float().square().sum().backward()
+        trained = [p.grad for p in model.parameters() if p.requires_grad]
+        assert all(gradient.dtype is torch.float32 for gradient in trained)
+        results.append([output.detach().float(), given.grad.float(), *trained])
+    assert len(results[0]) == 6
+    for expected, theirs, found in zip(*results, strict=True):
+        error = float((found - expected).norm())
+        assert 0 < error <= 1.2 * float((theirs - expected).norm())
+
+
+def test_a_small_update_is_not_rounded_into_a_base_in_bfloat16() -> None:
+    """1/2048 of a weight is below the last bit that bfloat16 has for the weight."""
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+    model = get_peft_model(layers, LoraConfig(r=1, lora_alpha=1, target_modules=["0"]))
+    assert use_lora_linear(model) == 1
+    layer = model.get_base_model()[0]
+    layer.base_layer.bfloat16().weight.data.fill_(1.0)
+    layer.lora_A["default"].weight.data.zero_()[0, 0] = 1.0
+    layer.lora_B["default"].weight.data.fill_(1 / 2048)
+    x = torch.ones(256, 64, dtype=torch.bfloat16)
+    x[:, 1::2] = -1.0  # the base's part of an output is 0
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        output = model(x)
+    assert torch.equal(output.float(), torch.full((256, 64), 1 / 2048))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -69,6 +70,61 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(family: str) -> None:
     for name, parameter in model.named_parameters():
         tolerance = 1e-4 * float(expected[name].abs().max()) + 1e-6
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox"])
+def test_a_frozen_head_in_bfloat16_is_as_near_to_float32_as_the_models_own_loss(
+    family: str,
+) -> None:
+    half = _model(family).bfloat16()
+    half.get_output_embeddings().weight.requires_grad_(requires_grad=False)
+    exact = copy.deepcopy(half).float()
+    labels = IDS.clone()
+    labels[:, :5] = -100
+    batch = {"input_ids": IDS, "labels": labels, "use_cache": False}
+    losses, gradients = [], []
+    for model, answer_loss in ((exact, False), (half, False), (half, True)):
+        if answer_loss:
+            assert add_answer_loss(half, IDS[0].tolist(), labels[0].tolist())
+            loss = model(**batch, answer_loss=True) / (3 * 7)
+            assert loss.dtype is torch.float32
+        else:
+            loss = model(**batch).loss
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(loss, trained)
+        losses.append(float(loss.detach()))
+        gradients.append(torch.cat([gradient.flatten().float() for gradient in found]))
+    assert len(trained) > 8
+    own, ours = (float((found - gradients[0]).norm()) for found in gradients[1:])
+    assert 0 < ours <= 1.2 * own
+    assert losses[2] == pytest.approx(losses[0], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: T.Gemma2ForCausalLM(
+            T.Gemma2Config(**GROUPED, final_logit_softcapping=30.0, pad_token_id=0)
+        ),
+        lambda: T.GraniteForCausalLM(T.GraniteConfig(**GROUPED, logits_scaling=1.02)),
+    ],
+    ids=["soft cap", "scaled logits"],
+)
+def test_a_misfit_that_bfloat16_hides_is_found_in_float32(build: Any) -> None:
+    torch.manual_seed(0)
+    model = build().bfloat16().requires_grad_(requires_grad=False)
+    model.model.layers[0].mlp.down_proj.weight.requires_grad_()
+    state = torch.random.get_rng_state()
+    assert not add_answer_loss(model, IDS[0].tolist(), [-100] * 5 + IDS[0, 5:].tolist())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_head_in_bfloat16_that_is_trained_or_has_a_bias_keeps_its_loss(*, trained: bool) -> None:
+    model = _model("llama").bfloat16()
+    head = torch.nn.Linear(32, 64, bias=not trained).bfloat16()
+    model.set_output_embeddings(head.requires_grad_(requires_grad=trained))
+    assert not add_answer_loss(model, IDS[0].tolist(), [-100] * 5 + IDS[0, 5:].tolist())
 
 
 def test_a_model_that_attends_to_later_tokens_keeps_its_loss() -> None:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from training.config import TrainingConfig
+from training.estimates import choices
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpus", "multiplies", "expected"),
+    [
+        ("auto", ["a"], True, ("bfloat16", "a GPU is here")),
+        ("auto", [], True, ("float32", "this processor computes in bfloat16 too")),
+        ("auto", [], False, ("float32", "no GPU is here")),
+        ("bfloat16", [], False, ("bfloat16", "run.yaml sets it")),
+    ],
+)
+def test_the_number_format_and_its_reason(
+    dtype: str,
+    gpus: list[str],
+    *,
+    multiplies: bool,
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choices, "gpu_names", lambda: gpus)
+    monkeypatch.setattr(choices, "multiplies_bfloat16", lambda: multiplies)
+    choice = choices.choose_format(TrainingConfig(dtype=dtype))
+    value, reason = expected
+    assert choice.value == value
+    assert reason in choice.reason
