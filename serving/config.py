@@ -55,6 +55,11 @@ NOT_SECRET_FLAGS = {"allow_credentials"}
 """Flags of vLLM that are named like a secret and hold none: this flag is a CORS setting."""
 
 
+def flag_name(name: str) -> str:
+    """Return a flag's name with underscores and without leading hyphens."""
+    return name.removeprefix("--").replace("-", "_")
+
+
 class ServedParityConfig(StrictModel):
     """How the server's answers are compared with the reference."""
 
@@ -84,7 +89,8 @@ class LimitsConfig(StrictModel):
     """Tokens of answer that one request may ask for; the limit of a request that gives no number,
     too."""
     max_in_flight: int = Field(default=1024, ge=1)
-    """Requests in progress, waiting ones included; one more is answered with 503."""
+    """Requests in progress, waiting ones included; one more is answered with 503. A list of prompts
+    counts as so many requests."""
 
 
 class AdaptersConfig(StrictModel):
@@ -166,8 +172,8 @@ class ServingConfig(StrictModel):
         default_factory=dict
     )
     """Any other vLLM flag by its name: `true` gives `--flag`, `false` `--no-flag`, a list several
-    values, a mapping JSON; null leaves the flag out. The path of a chat template or of a parser
-    plugin starts from the run.yaml, or else from the current directory."""
+    values, a mapping JSON; null leaves the flag out. The path of a chat template, of a parser
+    plugin or of a drafter starts from the run.yaml, or else from the current directory."""
     # Only the parity of the served model depends on this section; its stage names it.
     parity: ServedParityConfig = Field(
         default=ServedParityConfig(), json_schema_extra={"keyed": False}
@@ -186,15 +192,16 @@ class ServingConfig(StrictModel):
 
     @property
     def given_args(self) -> set[str]:
-        """Return the flags of `extra_args`, each with underscores and without leading hyphens."""
-        return {name.removeprefix("--").replace("-", "_") for name in self.extra_args}
+        """Return the flags of `extra_args`, each with underscores and without leading hyphens;
+        `flag.key`, which sets one key of a mapping, is that flag."""
+        return {flag_name(name).partition(".")[0] for name in self.extra_args}
 
     @field_validator("extra_args")
     @classmethod
     def _no_flag_twice(cls, extra_args: dict[str, Any]) -> dict[str, Any]:
         problems = []
         for name in extra_args:
-            key = name.removeprefix("--").replace("-", "_").removeprefix("no_")
+            key = flag_name(name).removeprefix("no_")
             if key in OWN_FLAGS:
                 problems.append(f"{name} cannot be set here: {OWN_FLAGS[key]}")
             elif key in cls.model_fields:

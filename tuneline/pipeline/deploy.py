@@ -25,7 +25,7 @@ from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED
-from tuneline.pipeline.stage_inputs import served_files
+from tuneline.pipeline.stage_inputs import drafter, served_files
 from tuneline.pipeline.stages import stage_names
 
 
@@ -114,6 +114,12 @@ def _require_renderable(run: Run) -> None:
             f"{run.path}: serving.extra_args.{name}: {path} is a file of this machine, which the "
             "pods do not have",
             hint=f"Try: --set serving.extra_args.{name}=null",
+        )
+    if (found := drafter(run)) is not None:
+        raise ConfigError(
+            f"{run.path}: serving.extra_args.{found[0]}: {found[1]} is a folder of this machine, "
+            "which the pods do not have",
+            hint=f"Try: --set serving.extra_args.{found[0]}=null",
         )
     workload = run.config.loadtest.workload
     if workload.path is not None:

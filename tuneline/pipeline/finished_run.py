@@ -17,6 +17,7 @@ from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer, Served, served, served_stage
 from tuneline.pipeline.stage import DATASET, Made
+from tuneline.pipeline.stage_inputs import served_inputs
 from tuneline.pipeline.stages import loadtest_config
 from tuneline.pipeline.up import lock_run
 
@@ -64,6 +65,7 @@ def serve_for_loadtest(run: Run) -> Iterator[LoadTarget]:
     """
     made = checked(run, DATASET, served_stage(run.config))
     base = resolve_base(run, download=True)
+    files = [entry.digest for entry in served_inputs(run, base)[1:]]
     with ExitStack() as stack:
         stack.enter_context(lock_run(run))
         yield LoadTarget(
@@ -71,7 +73,7 @@ def serve_for_loadtest(run: Run) -> Iterator[LoadTarget]:
             LazyServer(run, base, stack).endpoint(made),
             heldout_prompts(made[DATASET]),
             served(run, base, made).inputs,
-            canonical_digest(keyed_values(run.config.serving)),
+            canonical_digest([keyed_values(run.config.serving), files]),
         )
 
 

@@ -17,7 +17,7 @@ from tuneline.models.source import ModelSource
 from tuneline.models.template import with_date
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.stage import ADAPTER, MODEL, REFERENCE, Made
-from tuneline.pipeline.stage_inputs import served_files
+from tuneline.pipeline.stage_inputs import drafter, served_files, with_drafter
 
 DATED = (REFERENCE, ADAPTER)
 """Stages whose artifacts record the day that the chat template writes in place of today."""
@@ -75,8 +75,11 @@ def serving_config(run: Run) -> ServingConfig:
     if config.adapters is not None:
         root = str(run.resolve(config.adapters.root))
         paths["adapters"] = config.adapters.model_copy(update={"root": root})
-    if files := served_files(run):
-        named = {name: str(path.resolve()) for name, path in files.items()}
+    named: dict[str, Any] = {name: str(path.resolve()) for name, path in served_files(run).items()}
+    if (found := drafter(run)) is not None:
+        name, folder = found
+        named[name] = with_drafter(name, config.extra_args[name], folder)
+    if named:
         paths["extra_args"] = {**config.extra_args, **named}
     return config.model_copy(update=paths)
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
-from serving.config import FILE_FLAGS
-from tuneline.core.artifact import Input, canonical_digest, file_sha256
+from serving.config import FILE_FLAGS, flag_name
+from tuneline.core.artifact import (
+    MANIFEST,
+    Input,
+    canonical_digest,
+    file_sha256,
+    open_artifact,
+)
 from tuneline.core.errors import DataError
 from tuneline.core.python_file import imported_files
-from tuneline.models.source import ModelSource
+from tuneline.models.source import ModelSource, folder_digest
 from tuneline.pipeline.run_config import Run
+
+SPECULATION = "speculative_config"
+"""The flag of vLLM whose key `model` may be the folder of a drafter."""
 
 
 def base_input(_run: Run, base: ModelSource) -> list[Input]:
@@ -94,7 +105,7 @@ def served_files(run: Run) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for name, value in run.config.serving.extra_args.items():
-        if name.removeprefix("--").replace("-", "_") in FILE_FLAGS and isinstance(value, str):
+        if flag_name(name) in FILE_FLAGS and isinstance(value, str):
             places = (run.resolve(value), Path(value))
             # `Path.is_file` raises for a template, which is too long for a path.
             path = next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
@@ -102,12 +113,55 @@ def served_files(run: Run) -> dict[str, Path]:
     return found
 
 
+def drafter(run: Run) -> tuple[str, Path] | None:
+    """Return the flag of `serving.extra_args` that names a drafter, and its folder; None without a
+    folder. The path starts where the path of a file does."""
+    for name, value in run.config.serving.extra_args.items():
+        model = _speculation(value).get("model") if flag_name(name) == SPECULATION else None
+        model = value if flag_name(name) == f"{SPECULATION}.model" else model
+        if isinstance(model, str):
+            places = (run.resolve(model), Path(model))
+            folder = next((place for place in places if place.is_dir()), None)
+            if folder is not None:
+                return name, folder
+    return None
+
+
+def with_drafter(name: str, value: Any, folder: Path) -> Any:
+    """Return the value of a flag that `drafter` found, with the folder as this process sees it."""
+    path = str(folder.resolve())
+    return {**_speculation(value), "model": path} if flag_name(name) == SPECULATION else path
+
+
+def _speculation(value: Any) -> dict[str, Any]:
+    """Return the mapping that a flag's value is, as such or as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}  # vLLM refuses the text
+    return value if isinstance(value, dict) else {}
+
+
+def drafter_input(role: str, folder: Path) -> Input:
+    """Return the content of a drafter's folder."""
+    if (folder / MANIFEST).is_file():
+        return open_artifact(folder).as_input(role)
+    # vLLM also reads pickled weights, which no model of Tuneline's has.
+    pickles = [file_sha256(file) for file in sorted(folder.glob("*.bin"))]
+    return Input(
+        role=role, kind="folder", digest=canonical_digest([folder_digest(folder), *pickles])
+    )
+
+
 def served_inputs(run: Run, base: ModelSource) -> list[Input]:
-    """Return the base model, and the files that the server reads besides the model."""
+    """Return the base model, and what the server reads besides the model: files, and a drafter."""
     files = served_files(run).items()
+    found = drafter(run)
     return [
         *base_input(run, base),
         *(_file_input(run, f"serving.extra_args.{name}", path.absolute()) for name, path in files),
+        *([] if found is None else [drafter_input(f"serving.extra_args.{found[0]}", found[1])]),
     ]
 
 

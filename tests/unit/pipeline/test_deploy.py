@@ -44,3 +44,10 @@ def test_a_file_of_the_server_is_not_in_a_pod(tmp_path: Path) -> None:
     run = load_run(RUN, [f"serving.extra_args.chat_template={template}"], runs_dir=tmp_path)
     with pytest.raises(ConfigError, match="is a file of this machine, which the pods do not have"):
         render_run(run, tmp_path / "out")
+
+
+def test_a_drafter_is_not_in_a_pod(tmp_path: Path) -> None:
+    override = f"serving.extra_args.speculative_config.model={tmp_path}"
+    run = load_run(RUN, [override], runs_dir=tmp_path)
+    with pytest.raises(ConfigError, match="is a folder of this machine, which the pods do not"):
+        render_run(run, tmp_path / "out")

@@ -38,6 +38,7 @@ from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 from tuneline.pipeline.server import serving_config
 from tuneline.pipeline.stage_inputs import data_inputs
 from tuneline.pipeline.stages import stages
+from tuneline.pipeline.tune.run import Options, _file_digests
 
 EVALUATIONS = (
     "evaluation-base", "evaluation-report", "evaluation-served", "evaluation-tuned",
@@ -362,6 +363,53 @@ def test_a_changed_module_next_to_a_file_of_code_makes_its_stages_stale(
         assert {name for name in before if before[name] != after[name]} == {*stale} - {
             "evaluation-report"
         }
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("speculative_config", {"model": "drafter", "num_speculative_tokens": 3}),
+        ("--speculative-config", '{"model": "drafter", "num_speculative_tokens": 3}'),
+        ("speculative_config.model", "drafter"),
+    ],
+)
+@pytest.mark.parametrize("file", ["config.json", "pytorch_model.bin"])
+def test_a_changed_drafter_makes_the_stages_of_the_server_stale(
+    run: Run, tmp_path: Path, flag: str, value: Any, file: str
+) -> None:
+    folder = shutil.copytree(run.path.parent, tmp_path / "run")
+    drafter = folder / "drafter"
+    drafter.mkdir()
+    there = Run(
+        folder / "run.yaml", replaced(run.config, ["serving", "extra_args"], {flag: value}), run.dir
+    )
+    found = []
+    for text in ("{}", '{"a": 1}'):
+        (drafter / file).write_text(text)
+        found.append(keys(there))
+    before, after = found
+    assert sorted(name for name in before if before[name] != after[name]) == sorted(SERVED)
+    (given,) = serving_config(there).extra_args.values()
+    path = given["model"] if isinstance(given, dict) else given
+    assert path == str(drafter)
+
+
+def test_a_changed_drafter_begins_a_tuning_anew(run: Run, tmp_path: Path) -> None:
+    found = []
+    for text in ("{}", '{"a": 1}', "{}"):
+        (tmp_path / "config.json").write_text(text)
+        found.append(_file_digests(run, Options(60.0, drafter=tmp_path)))
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+    assert _file_digests(run, Options(60.0)) == []
+
+
+@pytest.mark.parametrize("value", [{"method": "ngram"}, {"model": "a/hub-id"}, "not JSON"])
+def test_speculation_without_a_folder_is_left_as_it_is(run: Run, value: Any) -> None:
+    extra_args = {"speculative_config": value}
+    there = Run(run.path, replaced(run.config, ["serving", "extra_args"], extra_args), run.dir)
+    assert serving_config(there).extra_args == extra_args
+    assert keys(there)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from tuneline.pipeline.server import (
     serving_config,
 )
 from tuneline.pipeline.stage import DATASET, MODEL, PARITY_SERVED, REFERENCE, Line, Made
+from tuneline.pipeline.stage_inputs import drafter_input, served_inputs
 from tuneline.pipeline.stages import loadtest_config, stages
 from tuneline.pipeline.tune.bench import Bench
 from tuneline.pipeline.tune.picture import draw_trials
@@ -153,9 +154,18 @@ def _resolved(run: Run, options: Options, offers: Sequence[Offer]) -> dict[str, 
         "precision": options.precision,
         "max_rps": options.max_rps,
         "offers": [offer.model_dump(mode="json") for offer in offers],
+        "files": _file_digests(run, options),
         "hardware": hardware_facts(),
         "vllm": {name: version for name, version in library_versions().items() if "vllm" in name},
     }
+
+
+def _file_digests(run: Run, options: Options) -> list[str]:
+    """Return the content of the files that the servers read, and of the drafter that is tried."""
+    inputs = served_inputs(run, resolve_base(run, download=True))[1:]
+    if options.drafter is not None:
+        inputs.append(drafter_input("drafter", options.drafter))
+    return [entry.digest for entry in inputs]
 
 
 def exported_forms(run: Run) -> dict[str, Artifact]:
