@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from serving.config import ServingConfig
+from serving.config import ServingConfig, flag_name
 
 MIDDLEWARE = "serving.middleware.TunelineMiddleware"
 
@@ -68,6 +68,8 @@ def configured_flags(
             ("--shutdown-timeout", str(config.shutdown_timeout)),
             source(config, "shutdown_timeout"),
         ),
+        # By itself vLLM chooses embeddings for some folders, and then no open route answers.
+        Flag(("--runner", "generate"), "Tuneline: the server generates text"),
         Flag(("--disable-fastapi-docs",), "Tuneline: only the routes of the API are open"),
         Flag(("--middleware", MIDDLEWARE), "Tuneline: keys, limits, routes, drain, metrics"),
         Flag(("--disable-uvicorn-access-log",), "Tuneline: it writes the access log itself"),
@@ -81,26 +83,35 @@ def configured_flags(
         words = ("--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS))
         flags.append(Flag(words, reason))
     most = config.limits.max_tokens
-    if most is not None and GENERATION not in given:
-        reason = "serving.limits.max_tokens: for requests that give no number"
-        flags.append(Flag(flag_words(GENERATION, {"max_new_tokens": most}), reason))
+    if most is not None:
+        flags.append(_limited_generation(config, most))
     flags += [
         Flag(words, f"serving.extra_args.{name}")
         for name, value in config.extra_args.items()
-        if (words := flag_words(name, _limited(name, value, most)))
+        if (most is None or flag_name(name).partition(".")[0] != GENERATION)
+        and (words := flag_words(name, value))
     ]
     return flags
 
 
-def _limited(name: str, value: Any, most: int | None) -> Any:
-    """Return a value of `extra_args`, with the limit of an answer in the place where vLLM has it.
+def _limited_generation(config: ServingConfig, most: int) -> Flag:
+    """Return the flag with the generation settings of `extra_args` and the limit of an answer.
 
     Without the limit there, a request that gives no number runs to the end of the context.
     """
-    if most is None or name.removeprefix("--").replace("-", "_") != GENERATION:
-        return value
-    overrides = json.loads(value) if isinstance(value, str) else value or {}
-    return {**overrides, "max_new_tokens": min(most, overrides.get("max_new_tokens", most))}
+    whole: dict[str, Any] = {}
+    by_key: dict[str, Any] = {}
+    for name, value in config.extra_args.items():
+        flag, _, key = flag_name(name).partition(".")
+        if flag == GENERATION and key:
+            by_key[key] = value
+        elif flag == GENERATION:
+            whole = json.loads(value) if isinstance(value, str) else value or {}
+    overrides = by_key or whole  # vLLM's parser takes the flag's keys in place of the flag
+    limit = min(most, overrides.get("max_new_tokens") or most)
+    words = flag_words(GENERATION, {**overrides, "max_new_tokens": limit})
+    key = f", serving.extra_args.{GENERATION}" if overrides else ""
+    return Flag(words, f"serving.limits.max_tokens: for requests that give no number{key}")
 
 
 def flag_words(name: str, value: Any) -> tuple[str, ...]:

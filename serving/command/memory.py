@@ -80,8 +80,7 @@ def require_memory(
     Raises:
         ConfigError: The server cannot start; the message names the keys to change.
     """
-    flags = {name.partition(".")[0] for name in config.given_args}
-    if changed := sorted(flags & NOT_ESTIMATED):
+    if changed := sorted(config.given_args & NOT_ESTIMATED):
         return f"not estimated: serving.extra_args sets {', '.join(changed)}"
     try:
         memory = estimate_serving(config, folder)

@@ -16,8 +16,8 @@ from tuneline.core.requirements import installed_version
 NOT_COMPILED = frozenset({
     "--default-chat-template-kwargs", "--disable-fastapi-docs", "--disable-uvicorn-access-log",
     "--generation-config", "--host", "--lora-modules", "--middleware", "--port",
-    "--scheduling-policy", "--served-model-name", "--shutdown-timeout", "--stream-interval",
-    "--structured-outputs-config", "--tokenizer",
+    "--runner", "--scheduling-policy", "--served-model-name", "--shutdown-timeout",
+    "--stream-interval", "--structured-outputs-config", "--tokenizer",
 })  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import httpx
 import pytest
 
 from serving.command.arguments import server_args
@@ -14,6 +17,7 @@ from serving.command.flags import FLAGS_WITHOUT_NEGATION, MIDDLEWARE
 from serving.config import OWN_FLAGS, ServingConfig
 from tuneline.core.vllm_limits import LORA_RANKS
 
+OPEN = {"/health", "/metrics", "/version"}
 NAMES = ["tickets", "tickets@0123456789ab"]
 
 
@@ -95,6 +99,18 @@ def test_extra_args_reach_flags_of_every_kind(parser: Any) -> None:
     assert args.quantization is None
 
 
+def test_a_key_of_a_mapping_leaves_the_limit_of_an_answer(parser: Any) -> None:
+    args = parse(
+        parser, limits={"max_tokens": 100},
+        extra_args={
+            "override_generation_config.top_p": 0.5, "structured_outputs_config.backend": "guidance"
+        },
+    )  # fmt: skip
+    assert args.runner == "generate"
+    assert args.override_generation_config == {"top_p": 0.5, "max_new_tokens": 100}
+    assert args.structured_outputs_config.backend == "guidance"
+
+
 def test_every_boolean_flag_can_be_given_as_true_and_false(parser: Any) -> None:
     names = [
         action.option_strings[0].removeprefix("--")
@@ -110,6 +126,43 @@ def test_every_boolean_flag_can_be_given_as_true_and_false(parser: Any) -> None:
         assert getattr(parse(parser, extra_args={name: False}), key) is False
     without = {name for name in names if f"--no-{name}" not in parser._option_string_actions}
     assert without - {"log-config-file"} == FLAGS_WITHOUT_NEGATION
+
+
+def test_no_route_that_vllm_lists_answers_without_a_key(
+    parser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every route of every task, of LoRA at run time and of the development mode."""
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.tasks import SupportedTask
+
+    for name in ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("VLLM_API_KEY", "key")
+    routes = ["responses", "messages", "tokenize", "page"]
+    settings = json.dumps({"routes": routes})
+    monkeypatch.setenv("TUNELINE_SETTINGS", settings)
+    app = build_app(parse(parser, routes=routes), get_args(SupportedTask))
+    asked = {
+        (method, re.sub(r"{\w+(:\w+)?}", "x", route.path))
+        for route in app.routes
+        for method in getattr(route, "methods", None) or ()
+        if route.path not in OPEN
+    }
+    assert len(asked) > 50
+    assert {("POST", "/invocations"), ("POST", "/v1/load_lora_adapter")} <= asked
+
+    async def statuses() -> dict[tuple[str, str], int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://vllm") as client:
+            return {
+                (method, path): (await client.request(method, path)).status_code
+                for method, path in sorted(asked)
+            }
+
+    found = asyncio.run(statuses())
+    assert {one: status for one, status in found.items() if status not in (401, 404)} == {}
+    assert found["POST", "/v1/chat/completions"] == found["POST", "/tokenize"] == 401
+    assert found["POST", "/invocations"] == 404
 
 
 def test_the_flags_and_ranks_we_name_exist(parser: Any) -> None:

@@ -62,7 +62,8 @@ def test_merged_arguments(tmp_path: Path) -> None:
     assert args == [
         "/m", "--host", "127.0.0.1", "--port", "8000", "--served-model-name", *NAMES,
         "--dtype=float32", "--max-model-len=512", "--enforce-eager", "--shutdown-timeout", "30",
-        "--disable-fastapi-docs", "--middleware", "serving.middleware.TunelineMiddleware",
+        "--runner", "generate", "--disable-fastapi-docs",
+        "--middleware", "serving.middleware.TunelineMiddleware",
         "--disable-uvicorn-access-log", "--structured-outputs-config",
         '{"backend": "xgrammar", "disable_any_whitespace": true}',
     ]  # fmt: skip
@@ -102,6 +103,8 @@ def test_extra_args(tmp_path: Path, name: str, value: Any, expected: list[str]) 
         ({"override_generation_config": '{"max_new_tokens": 7}'}, {"max_new_tokens": 7}),
         ({"override_generation_config": {"max_new_tokens": 101}}, {"max_new_tokens": 100}),
         ({"override_generation_config": None}, {"max_new_tokens": 100}),
+        ({"override_generation_config.top_p": 0.5}, {"top_p": 0.5, "max_new_tokens": 100}),
+        ({"override-generation-config.max_new_tokens": 7}, {"max_new_tokens": 7}),
     ],
 )
 def test_the_limit_of_an_answer_holds_without_a_number_in_the_request(
@@ -111,6 +114,7 @@ def test_the_limit_of_an_answer_holds_without_a_number_in_the_request(
     flag = "--override-generation-config"
     assert args.count(flag) == 1
     assert json.loads(args[args.index(flag) + 1]) == expected
+    assert not any(word.startswith(f"{flag}.") for word in args)
     assert flag not in args_of(tmp_path)
 
 
@@ -127,7 +131,8 @@ def test_adapter_arguments(tmp_path: Path) -> None:
         '{"name": "tickets", "path": "/adapter"}',
         '{"name": "tickets@0123456789ab", "path": "/adapter"}',
         "--tokenizer", "/adapter", "--dtype=auto", "--shutdown-timeout", "30",
-        "--disable-fastapi-docs", "--middleware", "serving.middleware.TunelineMiddleware",
+        "--runner", "generate", "--disable-fastapi-docs",
+        "--middleware", "serving.middleware.TunelineMiddleware",
         "--disable-uvicorn-access-log", "--structured-outputs-config",
         '{"backend": "xgrammar", "disable_any_whitespace": true}',
     ]  # fmt: skip
