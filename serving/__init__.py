@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from serving.parity import compare_served, prove_served
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
+    from serving.supervisor.systemd import systemd_unit
 
 __all__ = [
     "Answer",
@@ -53,6 +54,7 @@ __all__ = [
     "roll_back_adapter",
     "running_server",
     "serve_model",
+    "systemd_unit",
 ]
 
 __getattr__ = lazy_face(
@@ -83,5 +85,6 @@ __getattr__ = lazy_face(
         "roll_back_adapter": "serving.adapters.client:roll_back_adapter",
         "running_server": "serving.supervisor.process:running_server",
         "serve_model": "serving.supervisor.restarts:serve_model",
+        "systemd_unit": "serving.supervisor.systemd:systemd_unit",
     },
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +55,9 @@ def serve(
     show: Annotated[
         bool, typer.Option("--print", help="Print vLLM's flags, each with its reason, and exit.")
     ] = False,
+    systemd: Annotated[
+        bool, typer.Option("--systemd", help="Print a unit of systemd for this command, and exit.")
+    ] = False,
     bake: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Start once, keep the compiled kernels in DIR, and exit."),
@@ -62,8 +67,14 @@ def serve(
     """Serve a run's model, or any folder, with vLLM."""
     from serving import answers_chats, bake_kernels, explain_server, serve_model
 
-    config, what, name = _to_serve(target, overrides, runs_dir, host, port, starts=not show)
+    starts = not (show or systemd)
+    config, what, name = _to_serve(target, overrides, runs_dir, host, port, starts=starts)
     model, adapter = what.model, what.adapter
+    if systemd:
+        refuse("with --systemd", {"--bake": bake, "--print": show or None})
+        words = _words(target, overrides, runs_dir, host, port)
+        _print_unit(name, words, config.shutdown_timeout, as_json)
+        return
     if show:
         refuse("with --print", {"--bake": bake})
         flags = explain_server(config, model, name=name, adapter=adapter)
@@ -114,6 +125,25 @@ def _print_baked(folder: Path, baked: Artifact, target: Path, as_json: bool) -> 
         ],
         as_json,
     )
+
+
+def _words(
+    target: Path, overrides: list[str] | None, runs_dir: Path, host: str | None, port: int | None
+) -> list[str]:
+    """Return the command that serves, with absolute paths."""
+    script = Path(sys.executable).with_name("tuneline")
+    program = [str(script)] if script.is_file() else [sys.executable, "-m", "tuneline"]
+    options = {"--host": host, "--port": port, "--runs-dir": runs_dir.absolute()}
+    given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+    sets = [word for override in overrides or [] for word in ("--set", override)]
+    return [*program, "serve", str(target.absolute()), *given, *sets]
+
+
+def _print_unit(name: str, words: list[str], shutdown_timeout_s: int, as_json: bool) -> None:
+    from serving import systemd_unit
+
+    unit = systemd_unit(name, words, Path.cwd(), shutdown_timeout_s, is_root=os.geteuid() == 0)
+    emit({"unit": unit}, [unit.rstrip()], as_json)
 
 
 def _print_flags(flags: list[Flag], as_json: bool) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,32 @@ def test_a_model_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert "with 1024.00 GiB of weights the server takes 1026.00 GiB" in done.stderr
     assert "Choose a smaller model, or quantize it: export.merge.quantize." in done.stderr
     assert not list(tmp_path.rglob("*.log"))
+
+
+def test_a_unit_of_systemd_runs_the_command(tmp_path: Path) -> None:
+    folder = tmp_path / "a model's 50 %"
+    shutil.copytree(BASE, folder)
+    sets = ["--set", "serving.shutdown_timeout=60", "--set", "serving.extra_args.seed=$HOME"]
+    done = tuneline_here(
+        "serve", str(folder), "--systemd", "--port", "8000", "--runs-dir", str(tmp_path), *sets
+    )
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    words = lines["ExecStart"]
+    assert words.split('" "')[1:4] == ["serve", str(folder).replace("%", "%%"), "--port"]
+    assert words.endswith('"serving.extra_args.seed=$$HOME"')
+    assert lines["TimeoutStopSec"] == "90"
+    assert (lines["KillMode"], lines["Restart"]) == ("mixed", "on-failure")
+    unit = tmp_path / "tuneline.service"
+    unit.write_text(done.stdout)
+    if shutil.which("systemd-analyze") is not None:
+        verified = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert "tuneline.service" not in verified.stderr
+    refused = tuneline_here("serve", str(folder), "--systemd", "--print")
+    assert (refused.returncode, "--print: has no meaning" in refused.stderr) == (2, True)
 
 
 def test_overrides_of_a_folder_reach_nested_keys() -> None:

@@ -23,7 +23,7 @@ NOT_KEYS = {
 OPTIONS_OF_OTHERS = {
     "--build-arg": "docker", "--chmod": "docker", "--field-manager": "kubectl",
     "--flag": "notation", "--headless": "vllm", "--lora-target-modules": "vllm",
-    "--node-rank": "vllm",
+    "--node-rank": "vllm", "--now": "systemctl", "--user": "systemctl",
     "--no-flag": "notation", "--override-generation-config": "vllm", "--scheduling-policy": "vllm",
     "--server-side": "kubectl", "--shutdown-timeout": "vllm", "--structured-outputs-config": "vllm",
     "--max-num-queued-reqs": "vllm", "--default-chat-template-kwargs": "vllm", "--dtype": "vllm",
