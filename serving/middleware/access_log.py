@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -32,5 +33,12 @@ def write_access(exchange: Exchange, log_format: str) -> None:
             f"{facts['time']} {facts['method']} {facts['path']} {exchange.status} {seconds:.4f}s"
             f" request={exchange.request_id} key={exchange.key_name}{left}"
         )
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    say(line)
+
+
+def say(line: str) -> None:
+    """Write a line to standard error. A log that takes nothing, as on a full disk, fails no
+    request."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()

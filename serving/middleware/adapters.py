@@ -8,7 +8,6 @@ for the version that `NAME` means at that moment; a request in progress keeps it
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +26,7 @@ from serving.adapters.store import (
     store_version,
     write_state,
 )
+from serving.middleware.access_log import say
 from serving.middleware.adapter_names import Names, hidden_name
 from serving.middleware.body import Refusal
 from serving.middleware.key_file import NAME
@@ -362,4 +362,4 @@ def _description(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"tuneline: {text}", file=sys.stderr, flush=True)
+    say(f"tuneline: {text}")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.middleware.access_log import write_access
 from serving.middleware.asgi import (
+    RETRY_AFTER_S,
     App,
     Header,
     Message,
@@ -45,22 +46,21 @@ from serving.middleware.chat_page import (
     takes_basic,
 )  # fmt: skip
 from serving.middleware.connections import Connections
-from serving.middleware.drain import call_on_sigterm, descendants, hand_on
+from serving.middleware.cors import Origins, allowed_origins
+from serving.middleware.drain import call_on_sigterm, hand_on
 from serving.middleware.exchange import Exchange
-from serving.middleware.heartbeat import (
-    INTERVAL_S,
-    Heartbeat,
-    State,
-    ask_engine,
-    cpu_waits_s,
-    engine_compiles,
-    engine_processes,
-    engine_progress,
-)  # fmt: skip
+from serving.middleware.heartbeat import State, ask_engine, engine_processes
 from serving.middleware.inner import call_inner
 from serving.middleware.key_file import Key
 from serving.middleware.keys import Keys
-from serving.middleware.limits import admitted, ask_for_usage, take_tokens
+from serving.middleware.limits import (
+    admitted,
+    admitted_prompts,
+    ask_for_usage,
+    num_prompts,
+    require_room,
+    take_tokens,
+)  # fmt: skip
 from serving.middleware.metrics import (
     ADAPTER_REQUESTS,
     ADAPTER_SECONDS,
@@ -77,11 +77,13 @@ from serving.middleware.models_page import answer_models
 from serving.middleware.routes import ADAPTERS, MODELS, ROUTES, Route, find_route
 from serving.middleware.settings import read_settings
 from serving.middleware.startup import process_age_s, record_start
+from serving.middleware.watch import watch_engine
 
 if TYPE_CHECKING:
     from serving.middleware.adapters import Adapters
 
-RETRY_AFTER_S = 5.0
+UNSENT_INTERVAL_S = 0.05
+"""How often a drain looks whether clients have taken their answers."""
 
 
 class TunelineMiddleware:
@@ -95,8 +97,12 @@ class TunelineMiddleware:
         self.state: State = "moving"
         self.draining = False
         self.in_flight: set[Exchange] = set()
-        self._proofs: set[asyncio.Task[tuple[int, bytes]]] = set()
+        self.proofs: set[asyncio.Task[tuple[int, bytes]]] = set()
         """Requests of proofs of adapters, which the heartbeat counts as in flight."""
+        self.origins = Origins()
+        self._num_prompts = 0
+        """Prompts of the requests in flight; a request may have a list of them."""
+        self._connections = Connections()
         self._has_handed_on = False
         self._inner_scope: Scope = {}
         self._engines = engine_processes()
@@ -122,7 +128,7 @@ class TunelineMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             self._inner_scope = {key: scope[key] for key in ("app", "state") if key in scope}
-            self._connections = Connections()
+            self.origins = allowed_origins(scope.get("app"))
             self._connections.record()
             await self.app(scope, receive, self._at_start(send))
         elif scope["type"] == "http":
@@ -136,15 +142,14 @@ class TunelineMiddleware:
             return
         self.draining = True
         DRAINING.set(1)
-        if not self.in_flight:
-            self._hand_on()
-        else:
+        self._hand_on_if_done()
+        if not self._has_handed_on:
             loop = asyncio.get_running_loop()
             loop.call_later(self.settings.shutdown_timeout_s, self._hand_on)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = find_route(scope["path"], self._open_routes)
-        exchange = Exchange(scope, receive, send, self._headers)
+        exchange = Exchange(scope, receive, send, self._headers, self.origins.headers(scope))
         name, route = ("other", Route()) if found is None else found
         try:
             if found is None:
@@ -182,6 +187,9 @@ class TunelineMiddleware:
 
     async def _guarded(self, exchange: Exchange, name: str, route: Route) -> None:
         """Answer a route that may need a key."""
+        if self.origins.asks_before(exchange.scope):
+            await self.app(exchange.scope, exchange.receive, exchange.send)
+            return
         key = None
         if self.keys.are_required and not route.is_open:
             key = self._authenticate(exchange, route)
@@ -224,23 +232,23 @@ class TunelineMiddleware:
         with admitted(key, use):
             fields, body = await self._read(exchange, key)
             self._refuse_if_unable()  # the body of a slow client may come after SIGTERM
-            if len(self.in_flight) >= self.settings.max_in_flight:
-                raise Refusal(
-                    503, f"{self.settings.max_in_flight} requests are in progress.",
-                    kind="ServiceUnavailableError", retry_after_s=RETRY_AFTER_S,
-                )  # fmt: skip
-            if fields is not None and use is not None and use.tokens is not None:
-                body = ask_for_usage(exchange, fields, body)
-            self.in_flight.add(exchange)
-            IN_FLIGHT.inc()
-            try:
-                await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
-            finally:
-                take_tokens(exchange, use, body)
-                IN_FLIGHT.dec()
-                self.in_flight.discard(exchange)
-                if self.draining and not self.in_flight:
-                    self._hand_on()
+            number = 1 if fields is None else num_prompts(fields)
+            require_room(self._num_prompts, number, self.settings.max_in_flight)
+            with admitted_prompts(key, use, number):
+                if fields is not None and use is not None and use.tokens is not None:
+                    body = ask_for_usage(exchange, fields, body)
+                self.in_flight.add(exchange)
+                self._num_prompts += number
+                IN_FLIGHT.inc()
+                try:
+                    await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
+                finally:
+                    take_tokens(exchange, use, body)
+                    IN_FLIGHT.dec()
+                    self._num_prompts -= number
+                    self.in_flight.discard(exchange)
+                    if self.draining:
+                        self._hand_on_if_done()
 
     async def _read(
         self, exchange: Exchange, key: Key | None
@@ -304,7 +312,7 @@ class TunelineMiddleware:
         scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
         call = asyncio.create_task(call_inner(self.app, scope, path, fields))
         # Loading computes no token, so its silence says nothing of the engine.
-        calls = self._proofs if path in ROUTES and ROUTES[path].is_work else set()
+        calls = self.proofs if path in ROUTES and ROUTES[path].is_work else set()
         calls.add(call)
         try:
             return await call
@@ -333,7 +341,10 @@ class TunelineMiddleware:
         document["start_s"] = self._phases_s
         if self.adapters is not None:
             if not self.adapters.is_restored:
-                raise Refusal(503, "The adapters are being proven.", retry_after_s=RETRY_AFTER_S)
+                raise Refusal(
+                    503, "The adapters are being proven.", kind="ServiceUnavailableError",
+                    retry_after_s=RETRY_AFTER_S,
+                )  # fmt: skip
             # Only the names: the route needs no key, and reasons name files of the server.
             document["failed_adapters"] = list(self.adapters.failed)
         await answer(exchange.send, 200, document)
@@ -348,6 +359,15 @@ class TunelineMiddleware:
     def _engine_lives(self) -> bool:
         return all(process.is_alive() for process in self._engines)
 
+    def _hand_on_if_done(self) -> None:
+        """Let vLLM end if every answer is computed and sent; a client may still read its answer."""
+        if self.in_flight:
+            return
+        if self._connections.has_unsent():
+            asyncio.get_running_loop().call_later(UNSENT_INTERVAL_S, self._hand_on_if_done)
+        else:
+            self._hand_on()
+
     def _hand_on(self) -> None:
         if not self._has_handed_on:
             self._has_handed_on = True
@@ -360,7 +380,8 @@ class TunelineMiddleware:
                 self._engines = engine_processes()
                 pids = [engine.pid for engine in self._engines if engine.pid is not None]
                 self._phases_s = record_start(self._built_s, pids)
-                self._watching = asyncio.create_task(self._watch())
+                app = self._inner_scope.get("app")
+                self._watching = asyncio.create_task(watch_engine(self, app))
                 self._closing = asyncio.create_task(self._connections.watch(self.settings))
                 if self.adapters is not None:
                     self._restoring = asyncio.create_task(self.adapters.restore())
@@ -368,30 +389,10 @@ class TunelineMiddleware:
 
         return started
 
-    async def _watch(self) -> None:
-        """Look at the engine's progress for as long as the server runs."""
-        progress = engine_progress()
-        if progress is None:
-            return
-        beat = Heartbeat(self.settings.stall_after_s, process_age_s(), engine_compiles)
-        engine = descendants(os.getpid())
-        question: asyncio.Task[None] | None = None
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            waiting = [exchange for exchange in self.in_flight if exchange.awaits_engine]
-            is_busy = bool(waiting or self._proofs)
-            self.state = beat.observe(progress(), is_busy, time.monotonic(), cpu_waits_s(engine))
-            STALLED.set(self.state != "moving")
-            if self.state == "stuck":
-                message = "The engine made no progress; the answer was ended."
-                for exchange in waiting:
-                    exchange.end(503, "ServiceUnavailableError", message)
-                for call in self._proofs:
-                    call.cancel()
-            if beat.is_in_doubt and (question is None or question.done()):
-                beat.note_question()
-                scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
-                question = asyncio.create_task(ask_engine(self.app, self._facts["name"], scope))
+    async def ask_engine(self) -> None:
+        """Ask the engine for one token, so that an engine without work can show that it moves."""
+        scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
+        await ask_engine(self.app, self._facts["name"], scope)
 
 
 def _challenge(status: int, name: str) -> list[Header]:

@@ -13,6 +13,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
+RETRY_AFTER_S = 5.0
+"""When a client may ask again that this server cannot answer now."""
+
 
 def header(scope: Scope, name: bytes) -> str | None:
     """Return a request header's value; `name` is in lower case."""

@@ -3,7 +3,7 @@
 A browser cannot send a bearer key with an address, so that the page takes the key as the password
 of HTTP's Basic scheme. The page's own requests carry the header `x-tuneline-page`: with it the
 other routes take the Basic scheme too. Another site's page cannot send that header without a
-preflight, which needs a key.
+preflight, which needs a key, also on a server that lets in pages of other origins.
 """
 
 from __future__ import annotations

@@ -100,6 +100,11 @@ class Connections:
                 closed += 1
         return closed
 
+    def has_unsent(self) -> bool:
+        """Return whether bytes of an answer wait in this process for their client."""
+        transports = [connection.transport for connection in list(self._idle_since_s)]
+        return any(one is not None and one.get_write_buffer_size() > 0 for one in transports)
+
     def _recorded(self, made: Any) -> Any:
         @functools.wraps(made)
         def connection_made(connection: Any, transport: Any) -> None:

@@ -19,6 +19,7 @@ from serving.middleware.asgi import (
     error_body,
     header,
 )
+from serving.middleware.cors import ALLOW_ORIGIN
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _USAGE = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -33,7 +34,12 @@ class Exchange:
     """A request in progress. A class, since the heartbeat ends the exchanges of a stuck engine."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, headers: Sequence[Header]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Sequence[Header],
+        origin: Sequence[Header] = (),
     ) -> None:
         self.started_s = time.monotonic()
         self.request_id = _request_id(scope)
@@ -55,6 +61,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._headers = [*headers, (b"x-request-id", self.request_id.encode())]
+        self._origin = origin
+        """Headers for a page of another origin; vLLM's own answers have them already."""
         self._usage: dict[str, int] = {}
         self._is_stream = False
         self._is_ended = False
@@ -124,6 +132,8 @@ class Exchange:
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in headers
             )
+            if self._origin and all(name != ALLOW_ORIGIN for name, _ in headers):
+                headers += self._origin
             message = {**message, "headers": [*headers, *self._headers]}
         await self._send(message)
 

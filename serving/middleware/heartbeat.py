@@ -1,7 +1,8 @@
 """The heartbeat: does the engine make progress while requests wait for it?
 
 A stopped or stuck engine keeps its process and its connections, so `/health` stays 200 and clients
-wait. A busy engine is slow but moves: vLLM computes a long prompt in pieces, and each piece counts.
+wait. A busy engine is slow but moves: vLLM computes a long prompt in pieces, and each piece takes
+room in the KV cache.
 
 A request may be in flight without work for the engine: its client does not read, or vLLM's front
 end still prepares the prompt. So the heartbeat asks the engine for one token before it calls the
@@ -10,14 +11,16 @@ engine silent. An idle engine answers.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.middleware.asgi import App, Scope
 from serving.middleware.drain import descendants
@@ -29,8 +32,15 @@ SLACK = 4.0
 
 PROGRESS = (
     "vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total",
+    "vllm:kv_cache_usage_perc",
 )  # fmt: skip
-"""vLLM's counters that move with each step of the engine."""
+"""vLLM's metrics of which one moves with each step of the engine. The counters do not move before a
+prompt is computed as a whole (vLLM 0.32)."""
+PREFILL_S, PREFILL_TOKENS = (
+    "vllm:request_prefill_time_seconds_sum", "vllm:request_prefill_kv_computed_tokens_sum",
+)  # fmt: skip
+PREFILL_SLACK = 2.0
+"""A token costs more in a long prompt than in a short one."""
 
 LOOK_FOR_COMPILERS_AFTER_S = 2.0
 COMPILE_LIMIT_S = 120.0
@@ -56,6 +66,8 @@ class Heartbeat:
     compiles: Callable[[], bool] = lambda: False
     """Return whether the engine compiles a function; asked only when it is silent."""
     state: State = "moving"
+    largest_step_s: float = 0.0
+    """An estimate of how long a step with the most tokens takes; 0 if nothing is known."""
     _compiled_s: float | None = None
     """How long the silence was when a compiler was last seen in it."""
     _has_moved: bool = False
@@ -135,17 +147,51 @@ class Heartbeat:
         least = self.stall_after_s
         if not self._has_moved:
             least = max(least, self.first_limit_s)
-        return max(least, SLACK * self._longest_s)
+        return max(least, SLACK * self._longest_s, self.largest_step_s)
 
 
 def engine_progress() -> Callable[[], float] | None:
-    """Return a function that adds up vLLM's counters of tokens; None if vLLM keeps none."""
-    page = REGISTRY.restricted_registry(PROGRESS)
+    """Return a function that adds up vLLM's metrics of progress; None if vLLM keeps none."""
+    page: Any = REGISTRY.restricted_registry(PROGRESS)
+    if not any(True for _ in page.collect()):
+        return None
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        # Front ends share the engine: a request of this one may wait for requests of the others.
+        page = MultiProcessCollector(CollectorRegistry())
 
     def total() -> float:
-        return sum(sample.value for metric in page.collect() for sample in metric.samples)
+        return sum(
+            sample.value
+            for metric in page.collect()
+            for sample in metric.samples
+            if sample.name in PROGRESS
+        )
 
-    return total if any(True for _ in page.collect()) else None
+    return total
+
+
+def largest_step(max_tokens: int) -> Callable[[], float]:
+    """Return a function that estimates the seconds of a step with `max_tokens`, 0 if it does not
+    know; it is called at each look.
+
+    It uses the fastest prompts so far: their seconds per token have the smallest share of waiting.
+    """
+    page = REGISTRY.restricted_registry((PREFILL_S, PREFILL_TOKENS))
+    before, fastest_s = {PREFILL_S: 0.0, PREFILL_TOKENS: 0.0}, math.inf
+
+    def estimate_s() -> float:
+        nonlocal before, fastest_s
+        now = dict.fromkeys(before, 0.0)
+        for metric in page.collect():
+            for sample in metric.samples:
+                now[sample.name] += sample.value
+        tokens = now[PREFILL_TOKENS] - before[PREFILL_TOKENS]
+        if tokens > 0:
+            fastest_s = min(fastest_s, (now[PREFILL_S] - before[PREFILL_S]) / tokens)
+        before = now
+        return 0.0 if fastest_s == math.inf else PREFILL_SLACK * fastest_s * max_tokens
+
+    return estimate_s
 
 
 def engine_processes() -> Sequence[multiprocessing.process.BaseProcess]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.middleware.access_log import say
 from serving.middleware.asgi import Header, Scope, header
 from serving.middleware.chat_page import password
 from serving.middleware.key_file import DEFAULT_NAME, Key, read_keys
@@ -132,7 +132,8 @@ class Keys:
             keys += read_keys(text)
             self._used_stamp = stamp
         if self.vllm_key is not None:
-            digest = hashlib.sha256(self.vllm_key.encode("latin-1")).hexdigest()
+            # A Secret made from a file may end with a line break, which no header can hold.
+            digest = hashlib.sha256(self.vllm_key.strip().encode("latin-1")).hexdigest()
             keys.append(Key(DEFAULT_NAME, digest))
         KEYS_FILE_OK.set(1)
         return tuple(keys)
@@ -153,13 +154,10 @@ class Keys:
             self.keys = self._read()
             valid = set(self.keys)
             self._uses = {key: use for key, use in self._uses.items() if key in valid}
-            print(f"tuneline: {self.path}: {len(self.keys)} keys read", file=sys.stderr, flush=True)
+            say(f"tuneline: {self.path}: {len(self.keys)} keys read")
         except (OSError, ValueError) as error:
             KEYS_FILE_OK.set(0)
-            print(
-                f"tuneline: the keys file cannot be used, the earlier keys stay: {error}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            say(f"tuneline: the keys file cannot be used, the earlier keys stay: {error}")
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from serving.middleware.asgi import RETRY_AFTER_S
 from serving.middleware.body import Refusal
 from serving.middleware.exchange import Exchange
 from serving.middleware.key_file import Key
@@ -16,6 +18,8 @@ from serving.middleware.metrics import KEY_TOKENS
 
 CHARACTERS_PER_TOKEN = 4
 """For an answer whose tokens the server does not report, since the client left before its end."""
+MEDIA = re.compile(rb'"(?:data:[^"]*|data"\s*:\s*"[^"]*)"')
+"""Images and audio of a prompt in base64, which is no text."""
 
 
 @contextmanager
@@ -46,13 +50,62 @@ def admitted(key: Key | None, use: Use | None) -> Iterator[None]:
         use.in_flight -= 1
 
 
+def num_prompts(fields: dict[str, Any]) -> int:
+    """Return the prompts of a request: a list of texts or of lists of token ids has several."""
+    prompt = fields.get("prompt")
+    is_list = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+    return len(prompt) if isinstance(prompt, list) and is_list else 1
+
+
+def require_room(running: int, number: int, most: int) -> None:
+    """Check the limit of requests in progress, of which `running` are, for `number` more.
+
+    Raises:
+        Refusal: There is no room now (503), or there never is (400).
+    """
+    if number > most:
+        raise Refusal(400, f"prompt is a list of {number}; at most {most}.", param="prompt")
+    if running + number > most:
+        raise Refusal(
+            503, f"{running} requests are in progress; at most {most}.",
+            kind="ServiceUnavailableError", retry_after_s=RETRY_AFTER_S,
+        )  # fmt: skip
+
+
+@contextmanager
+def admitted_prompts(key: Key | None, use: Use | None, number: int) -> Iterator[None]:
+    """Count each further prompt of a request that is admitted like a request of its own.
+
+    Raises:
+        Refusal: The key may not ask for so many at once (429), or never may (400).
+    """
+    if key is None or use is None or number == 1:
+        yield
+        return
+    more, most = number - 1, key.max_concurrency
+    if most is not None and number > most:
+        raise Refusal(
+            400, f"prompt is a list of {number}; the key {key.name!r} may ask {most} at once.",
+            param="prompt",
+        )  # fmt: skip
+    if most is not None and use.in_flight + more > most:
+        raise _too_much(key, f"{most} requests at once", 1.0)
+    if use.requests is not None:
+        use.requests.take(more)
+    use.in_flight += more
+    try:
+        yield
+    finally:
+        use.in_flight -= more
+
+
 def ask_for_usage(exchange: Exchange, fields: dict[str, Any], body: bytes) -> bytes:
     """Make the server report the tokens of an answer, and return the body that asks for them.
 
     A stream reports them only when asked. The client does not see an event that it did not ask for.
     """
     exchange.reads_usage = True
-    if not fields.get("stream") or exchange.scope["path"] not in (
+    if fields.get("stream") is not True or exchange.scope["path"] not in (
         "/v1/chat/completions", "/v1/completions",
     ):  # fmt: skip
         return body
@@ -66,11 +119,14 @@ def ask_for_usage(exchange: Exchange, fields: dict[str, Any], body: bytes) -> by
 
 def take_tokens(exchange: Exchange, use: Use | None, body: bytes) -> None:
     """Take an answer's tokens from the level of its key."""
-    if use is None or use.tokens is None or exchange.status != 200:
+    # A client that leaves before its answer begins has made the engine compute its prompt.
+    has_left = exchange.status == 0 and exchange.client_left
+    if use is None or use.tokens is None or not (exchange.status == 200 or has_left):
         return
     tokens = exchange.num_tokens
     if tokens is None or not exchange.is_done:  # a stream may report its prompt at the beginning
-        estimate = len(body) // CHARACTERS_PER_TOKEN + exchange.num_events
+        text = MEDIA.sub(b"", body)
+        estimate = len(text) // CHARACTERS_PER_TOKEN + exchange.num_events
         tokens = max(tokens or 0, estimate)
     use.tokens.take(tokens)
     KEY_TOKENS.labels(key=exchange.key_name).inc(tokens)

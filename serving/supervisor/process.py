@@ -271,8 +271,10 @@ class Server:
             )
         return self._failure(f"vLLM died {when}, after {age_s:.0f} s ({how})", hint)
 
-    def stuck(self) -> ServerError:
-        return self._failure("vLLM made no progress while requests were running", None)
+    def stuck(self, why: str) -> ServerError:
+        """End a server that would not hear of a drain, and return the error."""
+        kill_group(self.pid)
+        return self._failure(why, None)
 
     def stop(self, stops: Stops | None = None) -> None:
         """End every process of the group; called again it does nothing."""
@@ -281,7 +283,7 @@ class Server:
         if self._preparation is not None:
             self._preparation.ended.set()
         try:
-            if self._ready_s is not None and self.exit_code() is None and not self.is_stuck():
+            if self._ready_s is not None and self.exit_code() is None and self.health() != 503:
                 self._drain(stops or Stops())
         finally:
             kill_group(self.pid)
@@ -336,9 +338,10 @@ class Server:
         )
         return True
 
-    def is_stuck(self) -> bool:
-        """Return whether the server says that its engine makes no progress, or that it is gone."""
-        return ask(self.launch.address, "/health")[0] == 503
+    def health(self) -> int | None:
+        """Return the status of `/health`: 503 if the engine makes no progress or is gone, None if
+        the front end does not answer."""
+        return ask(self.launch.address, "/health")[0]
 
     def _failure(self, what: str, hint: str | None) -> ServerError:
         why, shown = cause(last_lines(self.launch.log_path, self._log_start))

@@ -26,7 +26,9 @@ WITHOUT_TEMPLATE = (
 )
 HEALTH_INTERVAL_S = 2.0
 GRACE_S = 8.0
-"""How long a server that is not healthy may take to end by itself."""
+"""How long a server that is not healthy may take to end by itself, or to be healthy again."""
+UNANSWERED_S = 60.0
+"""The front end is stuck if it answers no probe for so long, as in the pods' livenessProbe."""
 RESTART_WINDOW_S = 3600.0
 LONGEST_PAUSE_S = 60.0
 SIGNAL_EXIT = 128
@@ -82,11 +84,11 @@ def serve_model(
                     logger.info("%s", _how_to_call(server.running(), config, chats))
                     if on_ready is not None:
                         on_ready(server.running())
-                    is_stuck = _watch(server, stops)
+                    why = _watch(server, stops)
                     if stops.requested:
                         server.stop(stops)
                         return 0
-                    death = server.stuck() if is_stuck else server.death("while serving")
+                    death = server.stuck(why) if why else server.death("while serving")
                 else:
                     return SIGNAL_EXIT + stops.first
             except ServerError as error:
@@ -110,17 +112,24 @@ def serve_model(
                 return SIGNAL_EXIT + stops.first
 
 
-def _watch(server: Server, stops: Stops) -> bool:
-    """Return when the server has ended, must end, or is stuck; True if it is stuck."""
-    asked_s = time.monotonic()
+def _watch(server: Server, stops: Stops) -> str | None:
+    """Return when the server has ended, must end, or is stuck; the reason if it is stuck."""
+    asked_s = answered_s = time.monotonic()
     while server.exit_code() is None and not stops.requested:
         time.sleep(POLL_INTERVAL_S)
-        if time.monotonic() - asked_s >= HEALTH_INTERVAL_S:
-            asked_s = time.monotonic()
-            # A server whose engine has died says so too; its own end gives a better reason.
-            if server.is_stuck() and server.exit_code() is None:
-                return not _ends_within(server, GRACE_S, stops)
-    return False
+        if time.monotonic() - asked_s < HEALTH_INTERVAL_S:
+            continue
+        health = server.health()
+        asked_s = time.monotonic()
+        if health is not None:
+            answered_s = asked_s
+        elif asked_s - answered_s >= UNANSWERED_S:
+            return f"vLLM answered no probe for {asked_s - answered_s:.0f} s"
+        # A server whose engine has died says so too; its own end gives a better reason. An engine
+        # that moves again is healthy again.
+        if health == 503 and not _ends_within(server, GRACE_S, stops) and server.health() == 503:
+            return "vLLM made no progress while requests were running"
+    return None
 
 
 def _ends_within(server: Server, seconds: float, stops: Stops) -> bool:

@@ -36,10 +36,13 @@ def keep_earlier_logs(path: Path) -> None:
 
 
 def last_lines(path: Path, start: int = 0) -> list[str]:
-    """The lines of the last 64 KiB behind byte `start`, without empty ones."""
+    """The lines of the last 64 KiB behind byte `start`, without empty ones.
+
+    A log that was cut off since, by logrotate's `copytruncate`, is read from its beginning.
+    """
     with path.open("rb") as log:
-        log.seek(0, 2)
-        log.seek(max(start, log.tell() - TAIL_BYTES))
+        size = log.seek(0, 2)
+        log.seek(max(start if start <= size else 0, size - TAIL_BYTES))
         text = log.read().decode(errors="replace")
     return [line.rstrip() for line in text.splitlines() if line.strip()]
 

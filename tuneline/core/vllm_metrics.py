@@ -25,6 +25,7 @@ VLLM_METRICS: dict[str, MetricType] = {
     "vllm:e2e_request_latency_seconds": "histogram",
     "vllm:request_queue_time_seconds": "histogram",
     "vllm:request_prefill_time_seconds": "histogram",
+    "vllm:request_prefill_kv_computed_tokens": "histogram",
     "vllm:request_decode_time_seconds": "histogram",
     # Tokens; vllm:iteration_tokens_total counts the steps of the engine.
     "vllm:prompt_tokens_total": "counter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,9 @@ async def app(scope, receive, send):
             if message["type"] == "lifespan.shutdown":
                 return
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/v1/chat/completions":
+        await send({"type": "http.response.body", "body": b"x" * 8_000_000})
+        return
     await send({"type": "http.response.body", "body": b"in", "more_body": True})
     if scope["path"] == "/v1/completions":
         await asyncio.to_thread(sys.stdin.readline)
@@ -111,6 +115,24 @@ def test_a_drained_server_ends_soon_whatever_vllm_still_does(loop: str) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         assert time.monotonic() - began_s < EXIT_AFTER_S + 3
+
+
+def test_an_answer_that_its_client_still_reads_is_sent_whole(loop: str) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    with server(loop, "lingers") as (process, port), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", port))
+        client.sendall(head + b"Content-Length: 2\r\n\r\n{}")
+        num_bytes = len(client.recv(1000))
+        process.send_signal(signal.SIGTERM)
+        wait_until_draining(port)
+        time.sleep(EXIT_AFTER_S + 1)  # the process would have ended by then
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        while part := client.recv(1 << 20):
+            num_bytes += len(part)
+        assert num_bytes > 8_000_000
+        assert process.wait(timeout=30) == 0
 
 
 def wait_until_draining(port: int) -> None:

@@ -20,6 +20,7 @@ from serving.middleware import keys as keys_module
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.asgi import Receive, Scope, Send, answer, refuse
 from serving.middleware.settings import Settings
+from serving.middleware.watch import watch_engine
 from tests.unit.serving.adapters.made import (
     make_adapter,
     make_base,
@@ -656,9 +657,9 @@ def test_the_run_s_own_name_goes_to_a_version_and_back(
 
 
 def test_a_stuck_engine_ends_a_proof(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.middleware.app.INTERVAL_S", 0.01)
-    monkeypatch.setattr("serving.middleware.app.engine_progress", lambda: lambda: 0.0)
-    monkeypatch.setattr("serving.middleware.app.process_age_s", lambda: 0.05)
+    monkeypatch.setattr("serving.middleware.watch.INTERVAL_S", 0.01)
+    monkeypatch.setattr("serving.middleware.watch.engine_progress", lambda: lambda: 0.0)
+    monkeypatch.setattr("serving.middleware.watch.process_age_s", lambda: 0.05)
     monkeypatch.setattr(scene.middleware, "settings", Settings(stall_after_s=0.05))
     one = scene.artifact("one")
 
@@ -671,7 +672,7 @@ def test_a_stuck_engine_ends_a_proof(scene: Scene, monkeypatch: pytest.MonkeyPat
             await vllm(scope, receive, send)
 
         scene.middleware.app = hangs
-        watch = asyncio.create_task(scene.middleware._watch())
+        watch = asyncio.create_task(watch_engine(scene.middleware))
         async with asyncio.timeout(20):
             failed = await scene.add("replies", one)
         watch.cancel()

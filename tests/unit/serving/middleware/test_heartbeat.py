@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from serving.middleware import app as app_module
+from serving.middleware import watch as watch_module
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.heartbeat import (
     Heartbeat,
@@ -23,6 +23,7 @@ from serving.middleware.heartbeat import (
     engine_compiles,
     engine_progress,
     is_compiler,
+    largest_step,
 )
 from tests.unit.serving.middleware.harness import CHAT, Inner, send_request
 
@@ -208,17 +209,17 @@ def test_open_requests_of_a_stuck_engine_end_with_an_error(
     monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     monkeypatch.setenv("TUNELINE_SETTINGS", '{"stall_after_s": 0.2}')
-    monkeypatch.setattr(app_module, "INTERVAL_S", 0.02)
-    monkeypatch.setattr(app_module, "process_age_s", lambda: 0.0)
+    monkeypatch.setattr(watch_module, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(watch_module, "process_age_s", lambda: 0.0)
     steps = 0.0
-    monkeypatch.setattr(app_module, "engine_progress", lambda: lambda: steps)
+    monkeypatch.setattr(watch_module, "engine_progress", lambda: lambda: steps)
 
     async def scene() -> tuple[bytes, int, list[int], list[int]]:
         nonlocal steps
         inner = Inner()
         inner.gate = asyncio.Event()
         middleware = TunelineMiddleware(inner)
-        watching = asyncio.create_task(middleware._watch())
+        watching = asyncio.create_task(watch_module.watch_engine(middleware))
         request = asyncio.create_task(send_request(middleware, CHAT, {"stream": stream}))
         await until(middleware, "stuck")
         await asyncio.sleep(0.1)
@@ -265,6 +266,7 @@ def test_a_server_without_an_engine_is_not_ready() -> None:
 def test_progress_is_the_sum_of_vllm_s_counters() -> None:
     tokens = Counter("vllm:prompt_tokens", "Prompt tokens.", ["engine"])
     steps = Histogram("vllm:iteration_tokens_total", "Tokens of a step.", ["engine"])
+    cache = Gauge("vllm:kv_cache_usage_perc", "Used share of the cache.", ["engine"])
     try:
         tokens.labels("0")  # vLLM makes both when it starts
         steps.labels("0")
@@ -274,7 +276,69 @@ def test_progress_is_the_sum_of_vllm_s_counters() -> None:
         tokens.labels("0").inc(7)
         steps.labels("0").observe(100)
         assert progress() == before + 7 + 1  # seven tokens in one step
+        # A piece of a long prompt: vLLM counts no token before the prompt is computed as a whole.
+        cache.labels("0").set(0.25)
+        assert progress() == before + 7 + 1 + 0.25
     finally:
-        REGISTRY.unregister(tokens)
-        REGISTRY.unregister(steps)
+        for metric in (tokens, steps, cache):
+            REGISTRY.unregister(metric)
     assert engine_progress() is None
+
+
+def test_the_largest_step_is_estimated_from_the_fastest_prompts() -> None:
+    seconds = Histogram("vllm:request_prefill_time_seconds", "Prefill.", ["engine"])
+    tokens = Histogram("vllm:request_prefill_kv_computed_tokens", "Computed.", ["engine"])
+
+    def after(prefill_s: float, num_tokens: int) -> float:
+        seconds.labels("0").observe(prefill_s)
+        tokens.labels("0").observe(num_tokens)
+        return estimate_s()
+
+    try:
+        estimate_s = largest_step(2048)
+        assert estimate_s() == 0
+        assert after(1.0, 20) == pytest.approx(2 * 2048 / 20)
+        assert after(10.0, 1000) == pytest.approx(2 * 2048 / 100)
+        assert after(60.0, 10) == pytest.approx(2 * 2048 / 100), "a stall makes no step longer"
+        assert estimate_s() == pytest.approx(2 * 2048 / 100)
+    finally:
+        REGISTRY.unregister(seconds)
+        REGISTRY.unregister(tokens)
+
+
+def test_a_slow_engine_has_the_time_of_its_largest_step() -> None:
+    """A CPU computes 100 tokens a second, so a step with 2,048 tokens takes 20 s and more."""
+    beat = Heartbeat(stall_after_s=12, first_limit_s=0, largest_step_s=41)
+    assert states(beat, [(0.0, 0, True), (40.9, 0, True), (41.0, 0, True), (82.0, 0, True)]) == [
+        "moving", "moving", "silent", "stuck",
+    ]  # fmt: skip
+
+
+def test_time_in_which_the_loop_was_held_up_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that takes seconds to parse, or `docker pause`: what the engine has computed in that
+    time is read after it."""
+    monkeypatch.setenv("TUNELINE_SETTINGS", '{"stall_after_s": 0.2}')
+    monkeypatch.setattr(watch_module, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(watch_module, "process_age_s", lambda: 0.0)
+    steps = 0.0
+    monkeypatch.setattr(watch_module, "engine_progress", lambda: lambda: steps)
+
+    async def scene() -> tuple[int, bytes]:
+        nonlocal steps
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+        watching = asyncio.create_task(watch_module.watch_engine(middleware))
+        request = asyncio.create_task(send_request(middleware, CHAT, {"stream": True}))
+        while not inner.running:
+            await asyncio.sleep(0.001)
+        time.sleep(1.0)  # five times the limit of silence
+        await asyncio.sleep(0.05)
+        steps = 1.0
+        inner.gate.set()
+        answer = await request
+        watching.cancel()
+        return answer.status, answer.body
+
+    status, body = asyncio.run(asyncio.wait_for(scene(), 30))
+    assert (status, b"error" in body) == (200, False)

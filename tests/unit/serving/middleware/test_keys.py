@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import re
@@ -306,6 +307,97 @@ def test_a_stream_that_is_left_costs_more_than_its_prompt(
     assert use.tokens.level <= 1000 - 50
 
 
+@pytest.mark.parametrize("image", [b"", b"data:image/png;base64," + b"A" * 40_000])
+def test_a_client_that_leaves_before_its_answer_pays_for_its_prompt(
+    keys_file: Path, image: bytes
+) -> None:
+    """vLLM sends nothing after it has heard that the client is gone."""
+
+    async def vllm(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+
+    keys_file.write_text(table("a", "key-of-a", tokens_per_minute=1000))
+    middleware = TunelineMiddleware(vllm)
+    body = b'{"prompt": "%s", "url": "%s"}' % (b"word " * 400, image)
+    messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        raise AssertionError("the client is gone")
+
+    scope = {"type": "http", "path": "/v1/completions", "method": "POST",
+             "headers": [(b"x-api-key", b"key-of-a")]}  # fmt: skip
+    asyncio.run(middleware(scope, receive, send))
+    (use,) = middleware.keys._uses.values()
+    assert use.tokens is not None
+    assert 1000 - use.tokens.level == pytest.approx(400 * 5 / 4, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("limits", "prompts", "statuses"),
+    [
+        # Each prompt of a list counts as a request.
+        ({"requests_per_minute": 10}, [["a"] * 8, ["a"] * 8, "a"], [200, 200, 429]),
+        ({"requests_per_minute": 10}, [[5, 6, 7], [[5], [6]], "a"], [200, 200, 200]),
+        ({"max_concurrency": 2}, [["a", "b"], [[5], [6], [7]], [5, 6, 7]], [200, 400, 200]),
+    ],
+)
+def test_a_list_of_prompts_counts_as_so_many_requests(
+    keys_file: Path, limits: dict[str, Any], prompts: list[Any], statuses: list[int]
+) -> None:
+    keys_file.write_text(table("a", "key-of-a", **limits))
+    middleware = TunelineMiddleware(Inner())
+    asked = [
+        ask(middleware, "/v1/completions", {"prompt": prompt}, key="key-of-a").status
+        for prompt in prompts
+    ]
+    assert asked == statuses
+    (use,) = middleware.keys._uses.values()
+    assert use.in_flight == 0
+
+
+def test_a_list_of_prompts_waits_for_its_turn(keys_file: Path) -> None:
+    keys_file.write_text(table("a", "key-of-a", max_concurrency=3))
+
+    async def scene() -> list[int]:
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+
+        async def post(prompt: Any) -> int:
+            path = "/v1/completions"
+            return (await send_request(middleware, path, {"prompt": prompt}, key="key-of-a")).status
+
+        running = asyncio.create_task(post(["a", "b"]))
+        while not inner.running:
+            await asyncio.sleep(0.001)
+        two = await post(["a", "b"])
+        inner.gate.set()
+        return [two, await running, await post(["a", "b"])]
+
+    assert asyncio.run(scene()) == [429, 200, 200]
+
+
+def test_a_text_that_says_false_is_no_stream(keys_file: Path) -> None:
+    """vLLM takes the text for a boolean, and refuses options of a stream without a stream."""
+    keys_file.write_text(table("a", "key-of-a", tokens_per_minute=20))
+    inner = Inner()
+    ask(TunelineMiddleware(inner), CHAT, {**CHAT_FIELDS, "stream": "false"}, key="key-of-a")
+    assert b"stream_options" not in inner.bodies[0]
+
+
+def test_a_key_of_the_environment_may_end_with_a_line_break(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "key-of-a\n")
+    middleware = TunelineMiddleware(Inner())
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status == 200
+    assert ask(middleware, CHAT, CHAT_FIELDS, key="key").status == 401
+
+
 def test_less_than_one_request_per_minute_is_a_limit_that_can_be_kept(keys_file: Path) -> None:
     keys_file.write_text(table("a", "key-of-a", requests_per_minute=0.5, tokens_per_minute=0.5))
     middleware = TunelineMiddleware(Inner())
@@ -454,3 +546,17 @@ def test_no_key_is_ever_in_a_log(
     for secret in ("key-of-a", "a-wrong-key", "private"):
         assert secret not in log
     assert os.environ["TUNELINE_KEYS_FILE"] not in log
+
+
+def test_a_log_that_takes_nothing_fails_no_request(
+    keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys_file.write_text(table("a", "key-of-a"))
+    middleware = TunelineMiddleware(Inner())
+    keys_file.write_text(table("a", "key-of-a", max_concurrency=3))  # a change is said, too
+    full = io.TextIOWrapper(io.BufferedWriter(io.FileIO("/dev/full", "w")))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", full)
+        assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-a").status == 200
+    with pytest.raises(OSError, match="No space left"):
+        full.close()

@@ -165,6 +165,25 @@ def test_too_many_requests_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(scene()) == (200, "5", 503)
 
 
+def test_each_prompt_of_a_list_is_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> list[int]:
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = limited(monkeypatch, inner, max_in_flight=4)
+
+        async def post(*prompts: str) -> int:
+            return (await send_request(middleware, CHAT, {"prompt": list(prompts)})).status
+
+        first = asyncio.create_task(post("a", "b", "c"))
+        while not inner.running:
+            await asyncio.sleep(0.001)
+        found = [await post(*"ab"), await post(*"abcde")]
+        inner.gate.set()
+        return [*found, await first, await post(*"abcd")]
+
+    assert asyncio.run(scene()) == [503, 400, 200, 200]
+
+
 def test_every_answer_names_its_request_and_the_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNELINE_ARTIFACT_DIGEST", "sha256:0123")
     monkeypatch.setenv("TUNELINE_ENGINE", "0123456789ab")

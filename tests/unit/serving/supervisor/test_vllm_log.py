@@ -92,3 +92,9 @@ def test_the_parts_of_the_engines_start_are_those_of_the_slowest_worker(tmp_path
 def test_a_full_disk_is_found_in_the_log() -> None:
     assert is_disk_full(["OSError: [Errno 28] No space left on device: '/cache/a.so'"])
     assert not is_disk_full(["OSError: [Errno 2] No such file or directory: '/cache/a.so'"])
+
+
+def test_a_log_that_logrotate_has_cut_off_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    log.write_text("ValueError: no\n")
+    assert last_lines(log, start=5000) == ["ValueError: no"]
