@@ -99,7 +99,7 @@ def _limited_generation(config: ServingConfig, most: int) -> Flag:
 
     Without the limit there, a request that gives no number runs to the end of the context.
     """
-    whole: dict[str, Any] = {}
+    whole: Any = {}
     by_key: dict[str, Any] = {}
     for name, value in config.extra_args.items():
         flag, _, key = flag_name(name).partition(".")

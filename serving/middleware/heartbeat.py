@@ -157,15 +157,11 @@ def engine_progress() -> Callable[[], float] | None:
         return None
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         # Front ends share the engine: a request of this one may wait for requests of the others.
-        page = MultiProcessCollector(CollectorRegistry())
+        page = MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
 
     def total() -> float:
-        return sum(
-            sample.value
-            for metric in page.collect()
-            for sample in metric.samples
-            if sample.name in PROGRESS
-        )
+        samples = (sample for metric in page.collect() for sample in metric.samples)
+        return float(sum(sample.value for sample in samples if sample.name in PROGRESS))
 
     return total
 

@@ -19,7 +19,7 @@ from serving.middleware.metrics import KEY_TOKENS
 CHARACTERS_PER_TOKEN = 4
 """For an answer whose tokens the server does not report, since the client left before its end."""
 MEDIA = re.compile(rb'"(?:data:[^"]*|data"\s*:\s*"[^"]*)"')
-"""Images and audio of a prompt in base64, which is no text."""
+"""Images and audio of a prompt in base64. A model does not read it as text."""
 
 
 @contextmanager

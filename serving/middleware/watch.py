@@ -43,7 +43,7 @@ async def watch_engine(middleware: TunelineMiddleware, app: Any = None) -> None:
         await asyncio.sleep(INTERVAL_S)
         now_s = time.monotonic()
         # While this loop is stopped or held up, nobody reads what the engine has computed, so
-        # that time is no silence: `docker pause`, or a body that takes seconds to parse.
+        # that time does not count: `docker pause`, or a body that takes seconds to parse.
         clock_s += min(now_s - looked_s, 2 * INTERVAL_S)
         looked_s = now_s
         waiting = [exchange for exchange in middleware.in_flight if exchange.awaits_engine]

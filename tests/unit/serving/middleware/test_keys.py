@@ -320,7 +320,9 @@ def test_a_client_that_leaves_before_its_answer_pays_for_its_prompt(
     keys_file.write_text(table("a", "key-of-a", tokens_per_minute=1000))
     middleware = TunelineMiddleware(vllm)
     body = b'{"prompt": "%s", "url": "%s"}' % (b"word " * 400, image)
-    messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+    messages: list[Message] = [
+        {"type": "http.request", "body": body}, {"type": "http.disconnect"},
+    ]  # fmt: skip
 
     async def receive() -> Message:
         return messages.pop(0)
