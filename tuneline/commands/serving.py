@@ -91,26 +91,29 @@ def serve(
     chats = answers_chats(config, model, adapter)
 
     def on_ready(server: RunningServer) -> None:
-        endpoint = server.endpoint
-        document = {
-            "url": endpoint.url, "model": endpoint.model, "log": str(log_path),
-            "ready_s": server.ready_s, "start_s": server.start_s,
-            "compile_cache": "warm" if server.cache.is_warm else "empty",
-        }  # fmt: skip
-        lines = [f"ready: {endpoint.url}  model {endpoint.model}"]
-        if chats:
-            lines.append(
-                f"  tuneline chat --url {endpoint.url} --model {shlex.quote(endpoint.model)}"
-            )
-        else:
-            lines.append("  for /v1/completions only: the model has no chat template")
-        emit({**document, "answers_chats": chats}, lines, as_json)
+        _print_ready(server, chats, as_json)
 
     code = serve_model(
         config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready,
         check=what.check,
     )  # fmt: skip
     raise typer.Exit(code)
+
+
+def _print_ready(server: RunningServer, chats: bool, as_json: bool) -> None:
+    """Print how a server that is ready is reached."""
+    endpoint = server.endpoint
+    document = {
+        "url": endpoint.url, "model": endpoint.model, "log": str(server.log_path),
+        "ready_s": server.ready_s, "start_s": server.start_s,
+        "compile_cache": "warm" if server.cache.is_warm else "empty",
+    }  # fmt: skip
+    lines = [f"ready: {endpoint.url}  model {endpoint.model}"]
+    if chats:
+        lines.append(f"  tuneline chat --url {endpoint.url} --model {shlex.quote(endpoint.model)}")
+    else:
+        lines.append("  for /v1/completions only: the model has no chat template")
+    emit({**document, "answers_chats": chats}, lines, as_json)
 
 
 def _print_baked(folder: Path, baked: Artifact, target: Path, as_json: bool) -> None:
