@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.config import FILE_FLAGS, ServingConfig
+from serving.config import FILE_FLAGS, ServingConfig, flag_name
 from serving.middleware.settings import VARIABLE as SETTINGS_VARIABLE
 from tuneline.core.artifact import Artifact, canonical_digest
 from tuneline.core.config import keyed_values
@@ -57,9 +57,7 @@ def engine_settings(config: ServingConfig) -> str:
     files differ from machine to machine and change no engine.
     """
     given = {
-        name.removeprefix("--").replace("-", "_"): value
-        for name, value in config.extra_args.items()
-        if value is not None
+        flag_name(name): value for name, value in config.extra_args.items() if value is not None
     }
     kept = {name: value for name, value in given.items() if name not in FILE_FLAGS}
     return short_digest(canonical_digest({**keyed_values(config), "extra_args": kept}))

@@ -100,8 +100,7 @@ class TunelineMiddleware:
         self.proofs: set[asyncio.Task[tuple[int, bytes]]] = set()
         """Requests of proofs of adapters, which the heartbeat counts as in flight."""
         self.origins = Origins()
-        self._num_prompts = 0
-        """Prompts of the requests in flight; a request may have a list of them."""
+        self._num_prompts = 0  # of the requests in flight; a request may have a list of them
         self._connections = Connections()
         self._has_handed_on = False
         self._inner_scope: Scope = {}
