@@ -15,7 +15,7 @@ from serving.config import ServedParityConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import Messages, as_request
 from tuneline.core.openai_client import first_choice, openai_client
 from tuneline.core.parity import Parity, compare
 from tuneline.core.parity_report import write_parity
@@ -148,7 +148,7 @@ def proof_fields(
 ) -> dict[str, Any]:
     """Return the fields of a chat request for a plain greedy answer with its log-probabilities."""
     return {
-        "messages": expected.messages,
+        "messages": as_request(expected.messages),
         # With the choice "none", the prompt shows the tools and the answer stays one text.
         **({"tools": expected.tools, "tool_choice": "none"} if expected.tools else {}),
         "temperature": 0,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuneline.core.artifact import Artifact
+from tuneline.core.messages import as_request
 from tuneline.core.reference import Continuation, comparable_settings, read_reference
 from tuneline.core.tolerances import Tolerances
 
@@ -70,7 +71,15 @@ def check_bodies(checks: Checks, model: str) -> list[str]:
     """Return the request bodies of the reference's prompts."""
     options = options_of(checks)
     return [
-        json.dumps({"model": model, "messages": one.messages, **options}, ensure_ascii=False)
+        json.dumps(
+            {
+                "model": model,
+                "messages": as_request(one.messages),
+                **({"tools": one.tools, "tool_choice": "none"} if one.tools else {}),
+                **options,
+            },
+            ensure_ascii=False,
+        )
         for one in checks.expected
     ]
 

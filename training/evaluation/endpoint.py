@@ -16,6 +16,7 @@ from training.evaluation.tool_calls import parse_tool_calls, read_call
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
+from tuneline.core.messages import as_request
 from tuneline.core.openai_client import first_choice, openai_client, server_error
 from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import names_context, text_of
@@ -88,7 +89,7 @@ def _answers(
         options["extra_body"] = {name: fields[name] for name in fields if name not in left_out}
         return client.chat.completions.create(
             model=endpoint.model,
-            messages=list(question.messages),
+            messages=as_request(question.messages),
             temperature=0,
             max_tokens=max_new_tokens,
             **options,

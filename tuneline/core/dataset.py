@@ -6,14 +6,14 @@ import json
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import DataError, NotAnArtifactError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import Messages, as_request
 
 TRAIN_FILE = "train.jsonl"
 HELDOUT_FILE = "heldout.jsonl"
 
 
 def heldout_prompts(dataset: Artifact) -> list[Messages]:
-    """Return the messages of a dataset's held-out rows, in order, without their answers.
+    """Return the messages of a dataset's held-out rows as requests, in order, without answers.
 
     Rows of plain text have no messages and are left out.
 
@@ -29,7 +29,7 @@ def heldout_prompts(dataset: Artifact) -> list[Messages]:
         try:
             row = json.loads(line)
             if not (isinstance(row, dict) and "text" in row):
-                prompts.append(row["prompt"])
+                prompts.append(as_request(row["prompt"]))
         except (ValueError, KeyError, TypeError):
             raise NotAnArtifactError(
                 f"{path}: line {number}: expected a row with a prompt"

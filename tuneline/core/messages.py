@@ -33,6 +33,49 @@ def calls_of(message: Message) -> list[dict[str, Any]]:
     return [call["function"] for call in message.get("tool_calls", [])]
 
 
+def with_call_ids(messages: Sequence[Message]) -> Messages:
+    """Return a conversation whose calls have ids, and whose results name the call that they answer.
+
+    A server takes no call without an id, and some templates write it. An id that the data do not
+    give has nine letters and digits, as Mistral's templates ask. Results without an id are in the
+    order of the calls.
+    """
+    found: Messages = []
+    waiting: list[str] = []
+    num_calls = 0
+    for message in messages:
+        if "tool_calls" in message:
+            calls = []
+            for call in message["tool_calls"]:
+                num_calls += 1
+                calls.append(call if call.get("id") else {"id": f"call{num_calls:05d}", **call})
+            message = {**message, "tool_calls": calls}
+            waiting = [call["id"] for call in calls]
+        elif message["role"] == "tool":
+            if not message.get("tool_call_id") and waiting:
+                message = {**message, "tool_call_id": waiting[0]}
+            waiting = [one for one in waiting if one != message.get("tool_call_id")]
+        found.append(message)
+    return found
+
+
+def as_request(messages: Sequence[Message]) -> Messages:
+    """Return a conversation as OpenAI's API takes it: calls with ids, and arguments as text."""
+
+    def call_of(call: Mapping[str, Any]) -> dict[str, Any]:
+        function = dict(call["function"])
+        if not isinstance(function.get("arguments"), str):
+            function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
+        return {**call, "function": function}
+
+    return [
+        {**message, "tool_calls": [call_of(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in with_call_ids(messages)
+    ]
+
+
 def plain_prompt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Any:
     """Return a JSON value that is equal for prompts that ask the same.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.messages import Message
+from tuneline.core.messages import Message, with_call_ids
 from tuneline.models.named_templates import NAMED_TEMPLATES
 from tuneline.models.template import (
     TemplateSettings,
@@ -83,7 +83,7 @@ def _apply(
 ) -> Any:
     text = template or tokenizer.chat_template
     return tokenizer.apply_chat_template(
-        [_for_template(message, str(text)) for message in messages],
+        [_for_template(message, str(text)) for message in with_call_ids(messages)],
         tools=[_tool_for_template(tool) for tool in tools] or None,
         chat_template=template,
         **options,

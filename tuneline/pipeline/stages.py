@@ -256,7 +256,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",
             (config.evaluation,), (DATASET,), _evaluation_base, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base model", version=2,
+            accepts=(require_answers,), label="base model", version=3,
         ),
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
@@ -266,7 +266,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",
             (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base + adapter", version=2,
+            accepts=(require_answers,), label="base + adapter", version=3,
         ),
         Stage(
             EVALUATION_REPORT, "Compare base and tuned answers", "evaluation",
@@ -282,7 +282,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             REFERENCE, "Record the trained model's answers", "training", "reference",
             (config.reference,), (DATASET, ADAPTER), _reference, accepts=(require_prompts,),
-            version=2,
+            version=3,
         ),
         Stage(
             MODEL, "Cast the trained model" if whole else "Merge adapter and base", "export",
@@ -328,7 +328,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             EVALUATION_SERVED, "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
             inputs=evaluation_served_inputs, prepare=(_require_server,),
-            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=2,
+            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=3,
         ),
         Stage(
             LOADTEST, "Load-test the endpoint", "served", "load-report",

@@ -27,6 +27,19 @@ def test_prompts_come_in_order_and_without_answers(tmp_path: Path) -> None:
     assert heldout_prompts(dataset(tmp_path / "dataset", text)) == prompts
 
 
+def test_calls_are_those_of_a_request(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"n": 1}}}
+    prompt = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "two"},
+    ]
+    (found,) = heldout_prompts(dataset(tmp_path / "ds", json.dumps({"prompt": prompt}) + "\n"))
+    (sent,) = found[1]["tool_calls"]
+    assert sent["function"]["arguments"] == '{"n": 1}'
+    assert found[2]["tool_call_id"] == sent["id"]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"messages": []}', ""])
 def test_a_line_that_is_not_a_row_is_refused(tmp_path: Path, line: str) -> None:
     text = '{"prompt": []}\n' + line + "\n"

@@ -53,6 +53,17 @@ def test_a_completion_becomes_a_continuation_with_its_stop_token() -> None:
     )
 
 
+def test_a_request_has_the_calls_of_its_prompt_with_ids_and_text() -> None:
+    call = {"type": "function", "function": {"name": "reset", "arguments": {"user": 7}}}
+    talk: list[dict[str, Any]]
+    talk = [*MESSAGES, {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "done"}]  # fmt: skip
+    asked = served_continuation(RESPONSE, talk, "http://x/v1")
+    sent = proof_fields(asked, {}, max_new_tokens=8, top_logprobs=5)["messages"]
+    assert sent[1]["tool_calls"][0]["function"]["arguments"] == '{"user": 7}'
+    assert sent[2]["tool_call_id"] == sent[1]["tool_calls"][0]["id"]
+
+
 def test_a_request_shows_the_tools_of_its_prompt() -> None:
     tool = {"type": "function", "function": {"name": "reset", "parameters": {"type": "object"}}}
     plain = served_continuation(RESPONSE, MESSAGES, "http://x/v1")

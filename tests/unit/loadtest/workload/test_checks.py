@@ -13,7 +13,7 @@ from loadtest.client.prepare import make_plan
 from loadtest.config import LoadTestConfig
 from loadtest.judging.answers import judge_answers
 from loadtest.judging.server_metrics import ABORTED, parse
-from loadtest.workload.checks import Checks, check_places
+from loadtest.workload.checks import Checks, check_bodies, check_places
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
@@ -72,6 +72,21 @@ def test_requests_are_the_workloads_and_the_references(scenario: dict[str, Any])
                 "top_logprobs": 5, "return_token_ids": True, "return_tokens_as_token_ids": True,
                 "repetition_penalty": 1.0, "chat_template_kwargs": {"date_string": "1 May"},
             }  # fmt: skip
+
+
+def test_a_check_sends_the_tools_and_the_calls_of_its_prompt() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
+    messages = [{"role": "user", "content": "Look."},
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "content": "seen"}]  # fmt: skip
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    found = checks()
+    found.expected[0] = found.expected[0].model_copy(update={"messages": messages, "tools": [tool]})
+    first, second, _ = (json.loads(body) for body in check_bodies(found, "m"))
+    assert (first["tools"], first["tool_choice"]) == ([tool], "none")
+    assert first["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"n": 1}'
+    assert first["messages"][2]["tool_call_id"] == first["messages"][1]["tool_calls"][0]["id"]
+    assert "tools" not in second
 
 
 def test_sessions_of_the_reference_have_one_turn() -> None:

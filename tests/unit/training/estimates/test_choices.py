@@ -25,7 +25,7 @@ def test_the_number_format_and_its_reason(
 ) -> None:
     monkeypatch.setattr(choices, "gpu_names", lambda: gpus)
     monkeypatch.setattr(choices, "multiplies_bfloat16", lambda: multiplies)
-    choice = choices.choose_format(TrainingConfig(dtype=dtype))
+    choice = choices.choose_format(TrainingConfig.model_validate({"dtype": dtype}))
     value, reason = expected
     assert choice.value == value
     assert reason in choice.reason

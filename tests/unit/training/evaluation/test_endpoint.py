@@ -105,6 +105,20 @@ def test_a_server_is_asked_without_the_fields_that_it_refuses(
     assert ("its chat template had no date_string" in caplog.text) == is_refused
 
 
+def test_calls_of_a_question_are_sent_with_ids_and_text() -> None:
+    call = {"type": "function", "function": {"name": "book", "arguments": {"seats": 1}}}
+    asked = Question(
+        (*QUESTION.messages, {"role": "assistant", "tool_calls": [call]},
+         {"role": "tool", "content": "booked"}),
+        (TOOL,),
+    )  # fmt: skip
+    with _server(lambda _body: None, {"role": "assistant", "content": "Done."}) as (url, bodies):
+        endpoint_answerer(url).answer([asked] * NUM_QUESTIONS, 8)
+    sent = bodies[0]["messages"]
+    assert sent[1]["tool_calls"][0]["function"]["arguments"] == '{"seats": 1}'
+    assert sent[2]["tool_call_id"] == sent[1]["tool_calls"][0]["id"]
+
+
 def test_another_refusal_ends_the_evaluation() -> None:
     message = {"role": "assistant", "content": "x"}
     with (
