@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from transformers import TrainerCallback
+from transformers import MixtralConfig, MixtralForCausalLM, TrainerCallback
 
 from tests.integration.training.methods.datasets import KINDS, REWARD_FILE
 from tests.integration.training.tiny import make_base
@@ -148,6 +148,32 @@ def test_orpo_adds_the_odds_to_the_likelihood_of_the_answers(
     likelihood = torch.cat(chosen).mean()
     expected = -likelihood - 0.3 * torch.stack([logsigmoid(value) for value in odds]).mean()
     assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_orpo_weighs_the_routers_loss_by_our_key(base: ModelSource, tmp_path: Path) -> None:
+    shutil.copytree(base.path, tmp_path / "base")
+    config = json.loads((base.path / "config.json").read_text())
+    torch.manual_seed(0)
+    network = MixtralConfig(
+        vocab_size=config["vocab_size"], hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
+        pad_token_id=config["pad_token_id"], eos_token_id=config["eos_token_id"],
+    )  # fmt: skip
+    MixtralForCausalLM(network).save_pretrained(tmp_path / "base")
+    mixture = resolve_model("base", relative_to=tmp_path)
+    losses, method = [], {"type": "orpo"}
+    for weight in (0.0, 0.5):
+        torch.manual_seed(1)
+        trainer, _ = _made(mixture, tmp_path / "work", method, router_aux_loss_coef=weight)
+        losses.append(_loss(trainer))
+    (batch,) = trainer.get_train_dataloader()
+    both = trainer.concatenated_inputs(batch, padding_value=trainer.padding_value)
+    with torch.no_grad():
+        routed = trainer.model(
+            input_ids=both["concatenated_input_ids"],
+            attention_mask=both["concatenated_attention_mask"], output_router_logits=True,
+        )  # fmt: skip
+    assert losses[1] - losses[0] == pytest.approx(0.5 * float(routed.aux_loss), rel=1e-3)
 
 
 @pytest.mark.parametrize(
