@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 
 from training.adapters.lora_linear import use_lora_linear
 from training.adapters.targets import find_targets, linear_modules
@@ -41,15 +43,42 @@ def add_lora(config: TrainingConfig, model: Any, task_type: str = "CAUSAL_LM") -
             f"({reason})",
             hint=f"Its linear layers: {', '.join(names)}; or all-linear.",
         ) from None
-    if isinstance(tuned.get_output_embeddings(), BaseTunerLayer):
+    head = tuned.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        # A tied head has the trained rows too. TRL reads its weight, which has them, and its bias,
+        # which peft's wrapper does not know.
+        vars(head)["bias"] = head.original_module.bias
+    if isinstance(head, BaseTunerLayer):
         raise ConfigError(
             "training.target_modules: puts an adapter on the output head too, which is tied to the "
             "embedding (ensure_weight_tying); the loss is computed from the head's plain weight",
             hint="Remove ensure_weight_tying, or train the embedding whole: "
             "training.modules_to_save: [embed_tokens].",
         )
+    _require_biases(tuned)
     use_lora_linear(tuned)
     return tuned
+
+
+def _require_biases(tuned: Any) -> None:
+    """Check that the merge can add the biases of an adapter to biases of the base.
+
+    Raises:
+        ConfigError: Layers have an adapter with a bias, and none of their own.
+    """
+    without = {
+        name.rpartition(".")[2]
+        for name, module in tuned.named_modules()
+        if isinstance(module, LoraLayer)
+        and any(module.lora_bias.values())
+        and getattr(module.get_base_layer(), "bias", None) is None
+    }
+    if without:
+        raise ConfigError(
+            f"training.lora_config.lora_bias: {', '.join(sorted(without))} have no bias in this "
+            "model, to which the merge could add that of the adapter",
+            hint="Remove lora_bias, or name modules with a bias in training.target_modules.",
+        )
 
 
 def lora_options(config: TrainingConfig, model: Any, task_type: str = "CAUSAL_LM") -> LoraConfig:

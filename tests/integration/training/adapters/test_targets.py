@@ -121,6 +121,7 @@ def test_layers_and_exclusions_limit_experts_too() -> None:
     [
         ("llama-tied", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
          "puts an adapter on the output head too"),
+        ("llama", {"lora_config": {"lora_bias": True}}, "down_proj, .* have no bias in this model"),
         ("mixtral", {"lora_dropout": 0.1}, "lora_dropout: is not possible on mlp.experts"),
         ("mixtral", {"use_dora": True}, "use_dora: is not possible on mlp.experts"),
         ("mixtral", {"lora_config": {"lora_bias": True}}, "lora_config.lora_bias: is not possible"),

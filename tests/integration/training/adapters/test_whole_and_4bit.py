@@ -95,6 +95,19 @@ def test_an_adapter_of_a_4bit_base_merges_into_what_was_trained(
     assert parity["verdict"] == "PASS" and parity["max_logprob_difference"] < 1e-4
 
 
+def test_trained_tokens_of_a_tied_base_are_trained_and_proven(
+    line: Line, base: ModelSource, tmp_path: Path
+) -> None:
+    assert json.loads((base.path / "config.json").read_text())["tie_word_embeddings"]
+    config = _config(trainable_token_indices=[2], max_steps=4)
+    adapter = train_adapter(config, line.dataset, base, tmp_path / "adapter")
+    (rows,) = [row for row in adapter.manifest.metrics["trained"] if "tokens" in row["pattern"]]
+    assert rows["num_parameters"] == 64 and rows["max_change"] > 0
+    merged = merge_adapter(MergeConfig(), base, adapter, tmp_path / "merged")
+    parity = _prove(line, base, adapter, merged, tmp_path)
+    assert parity["verdict"] == "PASS" and parity["max_logprob_difference"] < 1e-4
+
+
 def test_an_adapter_of_a_mamba_model_is_trained_and_proven(
     line: Line, base: ModelSource, tmp_path: Path
 ) -> None:

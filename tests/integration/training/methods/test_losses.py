@@ -130,6 +130,28 @@ def test_dpo_compares_both_answers_with_the_base(
     assert found == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_dpo_reads_the_trained_rows_of_a_tied_head(base: ModelSource, tmp_path: Path) -> None:
+    trainer, pairs = _made(base, tmp_path, {"type": "dpo"}, trainable_token_indices=[2])
+    model = trainer.model
+    (rows,) = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if "trainable_tokens_delta.default" in name
+    ]
+    with torch.no_grad():
+        rows += 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    found = _loss(trainer)
+    model.eval()
+    with torch.no_grad():
+        gains = [
+            _ratio(model, pair.prompt_ids, pair.chosen_ids)
+            - _ratio(model, pair.prompt_ids, pair.rejected_ids)
+            for pair in pairs
+        ]
+    expected = torch.stack([-logsigmoid(0.1 * gain) for gain in gains]).mean()
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_orpo_adds_the_odds_to_the_likelihood_of_the_answers(
     base: ModelSource, tmp_path: Path
 ) -> None:
