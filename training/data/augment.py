@@ -211,7 +211,9 @@ def function_writer(name: str) -> Writer:
 
 def endpoint_writer(endpoint: Endpoint, copies: int = 1) -> Writer:
     """Return a writer that asks a model to rewrite the last message of the user."""
-    from tuneline.core.openai_client import first_choice, openai_client
+    from tuneline.core.openai_client import complete, first_choice, openai_client
+
+    options = {"model": endpoint.model, "temperature": 1.0}
 
     def write(row: Row) -> list[Row]:
         asked = [index for index, m in enumerate(row.prompt) if m["role"] == "user"]
@@ -229,9 +231,7 @@ def endpoint_writer(endpoint: Endpoint, copies: int = 1) -> Writer:
             endpoint, timeout_s=TIMEOUT_S, max_retries=MAX_RETRIES, extra="train"
         ) as client:
             for _ in range(copies):
-                answer = client.chat.completions.create(
-                    model=endpoint.model, messages=messages, temperature=1.0
-                )
+                answer = complete(client, options, messages)
                 choice = first_choice(answer, endpoint)
                 if choice.finish_reason != "length":  # a cut text asks another question
                     texts.append(bare_answer(text_of(choice.message.content)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,10 @@ from tuneline.core.server_words import error_message, printable, text_of
 
 MAX_WORDS = 400
 """Characters of a server's own words in an error."""
+
+REFUSED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None}
+"""Parameters that OpenAI's reasoning models refuse, and the parameter to send instead. Other
+servers do not all know `max_completion_tokens`, so that it is the second choice."""
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -95,6 +99,27 @@ def server_error(error: Exception, endpoint: Endpoint, timeout_s: float) -> Serv
         f"{url}: the answer is not a chat completion ({type(error).__name__}: {error})",
         hint="Is an OpenAI-compatible server behind the URL?",
     )
+
+
+def complete(client: OpenAI, options: dict[str, Any], messages: Sequence[Any]) -> Any:
+    """Return a chat completion, also of a model that refuses a parameter of REFUSED by its name.
+
+    Args:
+        options: The other parameters. The refused parameter leaves it, for the next requests too.
+    """
+    import openai
+
+    while True:
+        sent = dict(options)
+        try:
+            return client.chat.completions.create(messages=list(messages), **sent)
+        except openai.BadRequestError as error:
+            if error.param not in REFUSED or error.param not in sent:
+                raise
+            # Several threads may meet the refusal at once.
+            value, instead = options.pop(error.param, None), REFUSED[error.param]
+            if instead is not None and value is not None:
+                options[instead] = value
 
 
 def first_choice(response: Any, endpoint: Endpoint) -> Any:

@@ -17,7 +17,7 @@ from tuneline.core.endpoint import Endpoint, read_key, split_url
 from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.messages import Messages, calls_of, content_of
-from tuneline.core.openai_client import first_choice, openai_client, server_error
+from tuneline.core.openai_client import complete, first_choice, openai_client, server_error
 from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import text_of
 from tuneline.core.statistics import mcnemar_p
@@ -185,15 +185,11 @@ def judge_question(config: JudgeConfig, pair: Pair, swap: bool) -> str:
 
 def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> list[str]:
     openai = require("openai", "train")
+    options = {"model": endpoint.model, "temperature": 0, "max_tokens": config.max_new_tokens}
 
     def ask(question: str) -> str:
         try:
-            response = client.chat.completions.create(
-                model=endpoint.model,
-                messages=[{"role": "user", "content": question}],
-                temperature=0,
-                max_tokens=config.max_new_tokens,
-            )
+            response = complete(client, options, [{"role": "user", "content": question}])
             return text_of(first_choice(response, endpoint).message.content)
         except openai.AuthenticationError as error:
             raise ServerError(

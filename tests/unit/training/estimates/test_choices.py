@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from training.config import TrainingConfig
@@ -16,7 +18,7 @@ from training.estimates import choices
     ],
 )
 def test_the_number_format_and_its_reason(
-    dtype: str,
+    dtype: Literal["auto", "bfloat16"],
     gpus: list[str],
     *,
     multiplies: bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,8 +13,14 @@ KEY = "sk-secret-of-the-judge"
 
 
 @contextmanager
-def judge(verdict: Callable[[str, str], str], status: int = 200) -> Iterator[tuple[str, list[Any]]]:
-    """Serve `verdict(first answer, second answer)`, and keep the requests."""
+def judge(
+    verdict: Callable[[str, str], str], status: int = 200, refused: Sequence[str] = ()
+) -> Iterator[tuple[str, list[Any]]]:
+    """Serve `verdict(first answer, second answer)`, and keep the requests.
+
+    Args:
+        refused: Parameters that are answered as OpenAI's reasoning models answer them.
+    """
     requests: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -31,9 +37,13 @@ def judge(verdict: Callable[[str, str], str], status: int = 200) -> Iterator[tup
                 "id": "1", "object": "chat.completion", "created": 0, "model": "m",
                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
             }  # fmt: skip
-            error = {"error": {"message": f"bad key {KEY}"}}
-            text = json.dumps(document if status == 200 else error).encode()
-            self.send_response(status)
+            found = next((name for name in refused if name in body), None)
+            error = {"message": f"bad key {KEY}"}
+            if found is not None:
+                error = {"message": f"Unsupported: '{found}'", "param": found}
+            answered = 400 if found is not None else status
+            text = json.dumps(document if answered == 200 else {"error": error}).encode()
+            self.send_response(answered)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()

@@ -76,6 +76,25 @@ def test_a_key_is_never_shown(
     assert KEY not in json.dumps(_config(url).model_dump(mode="json"))
 
 
+def test_a_judge_that_refuses_parameters_is_asked_without_them() -> None:
+    rows = made([("a", "bb"), ("ccc", "d"), ("ee", "f")])
+    with judge(prefer_longer, refused=("max_tokens", "temperature")) as (url, requests):
+        scored = score_judge(rows, _config(url, concurrency=1, max_new_tokens=77))
+    assert scored.values == [1.0, 0.0, 0.0]
+    answered = [r for r in requests if "max_tokens" not in r and "temperature" not in r]
+    assert len(answered) == 6 and len(requests) == 8
+    assert {r["max_completion_tokens"] for r in answered} == {77}
+
+
+def test_a_parameter_that_tuneline_needs_is_refused_with_the_servers_words() -> None:
+    with (
+        judge(prefer_longer, refused=("model",)) as (url, requests),
+        pytest.raises(ServerError, match=r"status 400: .*Unsupported: 'model'"),
+    ):
+        score_judge(made([("a", "b")]), _config(url, concurrency=1))
+    assert 1 <= len(requests) <= 2
+
+
 def test_a_missing_judge_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"judge needs evaluation\.judge; found none"):
         score_judge(made([("a", "b")]), EvaluationConfig(metrics=("judge",)))
