@@ -14,7 +14,16 @@ from serving.kernels.cache import CompileCache, open_cache
 from serving.kernels.key import cache_parts
 from serving.supervisor.ports import reachable
 from tuneline.core.artifact import Artifact
+from tuneline.core.errors import ArtifactError
+from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
+
+WITHOUT_TEXT = (
+    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM",
+    "RewardModel", "EmbeddingModel",
+)  # fmt: skip
+"""Ends of the names of classes that write no text."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,13 @@ def plan_launch(
     """Return how to serve `model` as `name` on a port that is reserved already.
 
     Raises:
+        ArtifactError: The model writes no text.
         ConfigError: A key is required and missing, the mode and the adapter do not fit, or the
             server does not fit into memory.
         MissingError: vLLM is not installed, or its version has known holes.
     """
     require_vllm()
+    require_text(model.path)
     require_memory(config, model.path, is_start=True)
     digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
     names = served_names(name, digest, config.aliases)
@@ -58,3 +69,18 @@ def plan_launch(
     artifacts = [model.digest, *([adapter.digest] if isinstance(adapter, Artifact) else [])]
     cache = open_cache(cache_parts(command.flags, artifacts))
     return Launch(config, model, command, names, (reachable(host), port), log_path, cache)
+
+
+def require_text(folder: Path) -> None:
+    """Check that a model writes text. vLLM starts with a classifier, and every request fails.
+
+    Raises:
+        ArtifactError: It is a classifier, a reward model or an embedding model.
+    """
+    path = folder / CONFIG
+    names = read_json(path, ModelConfig).get("architectures") or []
+    if names and all(name.endswith(WITHOUT_TEXT) for name in names):
+        raise ArtifactError(
+            f"{path}: architectures is {', '.join(names)}; expected a model that writes text",
+            hint="vLLM itself serves classifiers and embeddings; Tuneline opens no route for them.",
+        )

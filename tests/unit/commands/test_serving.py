@@ -76,6 +76,18 @@ def test_a_model_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.log"))
 
 
+@pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "BertForMaskedLM"])
+def test_a_model_that_writes_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "reward"
+    shutil.copytree(BASE, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+    done = tuneline_here("serve", str(folder), "--runs-dir", str(tmp_path))
+    assert done.returncode == 3, done.stderr
+    assert f"architectures is {name}; expected a model that writes text" in done.stderr
+    assert not list(tmp_path.rglob("*.log"))
+
+
 def test_a_unit_of_systemd_runs_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "a model's 50 %"
     shutil.copytree(BASE, folder)
