@@ -50,7 +50,7 @@ class Capacity:
     loop: str = "open"
     """`open` or `closed`. A closed loop waits for answers, so it shows no queue."""
     hardware: str = ""
-    """The machine of the client; of the server too where both are one."""
+    """The machine of the client; of the server too if both are one."""
 
     def in_flight_per_pod(self, headroom: float) -> Derived:
         """Return the requests in flight that one pod gets before another pod is added."""

@@ -182,7 +182,7 @@ class DeployConfig(StrictModel):
     loadtest_image: Image | None = None
     """The image of `k8s/images/Dockerfile.loadtest`; without it no load-test Job is rendered."""
     load_pods: int = Field(default=1, ge=1, le=256)
-    """How many pods share the load test's schedule; more than one where one client's cores do not
+    """How many pods share the load test's schedule; more than one if one client's cores do not
     carry the rate. The load test then runs one scenario."""
     results_claim: DnsLabel | None = None
     """The PersistentVolumeClaim that keeps the load test's reports; with several load pods it is
@@ -202,7 +202,7 @@ class DeployConfig(StrictModel):
     """Start a new pod before the old one ends. It needs a free node or GPU."""
     scheduling_s: int = Field(default=300, ge=1)
     """Seconds for scheduling a pod and pulling its image, before a rollout counts as failed; more
-    where a node has to be added first."""
+    if a node has to be added first."""
     autoscaling: Autoscaling | None = None
     """In place of `replicas`."""
     model_claim: DnsLabel | None = None

@@ -25,7 +25,7 @@ class TrainingResources(StrictModel):
     shared_memory: Quantity = "2Gi"
     """`/dev/shm`, a part of `memory`."""
     disk: Quantity = "10Gi"
-    """Of each folder on the node's disk: `/tmp`, and `/work` and `/data` where they are not on a
+    """Of each folder on the node's disk: `/tmp`, and `/work` and `/data` if they are not on a
     claim."""
 
 

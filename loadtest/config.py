@@ -279,7 +279,7 @@ class LoadTestConfig(StrictModel):
     """Client processes, which share one schedule. A closed loop uses at most one per stream."""
     max_client_lag_s: float | None = Field(default=None, gt=0)
     """A run is INVALID when the p99 of the client's send lag or loop lag is above this. The default
-    is 2 ms, or 2 % of the tightest TTFT or end-to-end objective where that is more."""
+    is 2 ms, or 2 % of the tightest TTFT or end-to-end objective if that is more."""
     check_models: bool = Field(default=True, json_schema_extra={"keyed": False})
     """Before any load, check in `/models` that the server serves the model. `false` is for a server
     without such a list."""

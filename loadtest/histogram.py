@@ -35,7 +35,7 @@ def count_values(values: Values) -> Counts:
 
 
 def percentile(counts: NDArray[Any], q: float, num_infinite: int = 0) -> float:
-    """Return a percentile of counted values: NaN without values, infinite where the upper neighbour
+    """Return a percentile of counted values: NaN without values, infinite if the upper neighbour
     of the place is infinite.
 
     The place is that of numpy's linear percentile. Values of a bin are taken as evenly spread.

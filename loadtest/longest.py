@@ -10,7 +10,7 @@ MAX_TURNS_ASSUMED = 32
 
 def longest_s(config: LoadTestConfig) -> float:
     """Return the most seconds that a whole load test takes: every request ends just in time, and
-    every scenario is measured twice. A session counts as MAX_TURNS_ASSUMED such requests where its
+    every scenario is measured twice. A session counts as MAX_TURNS_ASSUMED such requests if its
     turns are not limited."""
     one_s, total_s = config.timeout_s, 0.0
     if (sessions := config.workload.sessions) is not None:

@@ -184,7 +184,7 @@ def judged(
     """Return the figures and the verdict of a measured scenario.
 
     Args:
-        figures: Those of `measured`, where they are known.
+        figures: Those of `measured`, if they are known.
         samples: The server's memory and cache over the run.
     """
     figures = figures or figures_of(config, scenario, plan, workload, measured)

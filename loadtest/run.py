@@ -106,7 +106,7 @@ def _measure_until_valid(
     checks: Checks | None,
     directory: Path,
 ) -> Result:
-    """Measure a scenario, and once more where only the client or its host was in the way.
+    """Measure a scenario, and once more if only the client or its host was in the way.
 
     Their own lag voids the first try, whatever the server's latencies are. A scenario with a
     request that failed or did not end is not measured again: that could hide the failure. Nor is a
@@ -136,7 +136,7 @@ def _measure_until_valid(
 def checks_of(
     config: LoadTestConfig, reference: Artifact | None, tolerances: Tolerances | None
 ) -> Checks | None:
-    """Return the reference's prompts and answers; None where the configuration asks for none.
+    """Return the reference's prompts and answers; None if the configuration asks for none.
 
     Raises:
         ConfigError: There is no reference.

@@ -43,6 +43,8 @@ BANNED: dict[str, str] = {
     r"\bgolden\b": "write 'reference'",
     r"\brungs?\b": "write 'row of the ladder'",
     r"\bfor good\b": "write 'permanently'",
+    r"\b(?:[Nn]one|[Nn]ull|NaN|[Ee]mpty|[Ii]nfinite|[Ff]alse|PASS|FAIL|INVALID|INCONCLUSIVE) "
+    r"where\b": "write 'if'",
     r"(?:^|(?<=[.:;]\s))What(?!\s+(?:to|next)\b)(?=\s)(?![^.?]*\?)": "begin with the noun",
 }
 PATTERNS = [(re.compile(pattern, re.MULTILINE), instead) for pattern, instead in BANNED.items()]

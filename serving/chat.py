@@ -26,7 +26,7 @@ def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({}
         options: Options of `chat.completions.create`, e.g. `{"temperature": 0}`.
 
     Returns:
-        An `Answer`; its pieces raise ServerError where the server cannot be reached, refuses or
+        An `Answer`; its pieces raise ServerError if the server cannot be reached, refuses or
         answers wrongly.
     """
 

@@ -31,7 +31,7 @@ def ask_each(
     Args:
         answer_to: Each model's function, by the model's name.
         messages: Each model's conversation, by the model's name.
-        console: Where the answers are written; nowhere where it is None.
+        console: Where the answers are written; nowhere if it is None.
 
     Raises:
         TunelineError: A model cannot answer. The message begins with the model's name.

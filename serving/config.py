@@ -138,7 +138,7 @@ class ServingConfig(StrictModel):
     api_key_env: Annotated[str, AfterValidator(variable_name)] = Field(
         default="VLLM_API_KEY", json_schema_extra={"keyed": False}
     )
-    """The environment variable that holds the key; where it is unset, no key is asked for."""
+    """The environment variable that holds the key; if it is unset, no key is asked for."""
     keys_file: str | None = Field(default=None, json_schema_extra={"keyed": False})
     """A file of named keys with limits, made by `tuneline keys add`; relative to the run.yaml. It
     is read again when it changes."""

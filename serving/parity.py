@@ -159,7 +159,7 @@ def proof_fields(
         "return_tokens_as_token_ids": True,
         # The folder's generation_config may set one; the reference is plain greedy.
         "repetition_penalty": 1.0,
-        # The recorded date, where the template takes one from the request.
+        # The recorded date, if the template takes one from the request.
         **({"chat_template_kwargs": template_kwargs} if template_kwargs else {}),
     }
 

@@ -80,7 +80,7 @@ def load_base(
     Raises:
         ArtifactError: The folder cannot be loaded, or its files lack weights.
     """
-    # transformers takes sdpa by itself, and eager attention where a network has no sdpa.
+    # transformers takes sdpa by itself, and eager attention if a network has no sdpa.
     options: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
     if task_type != "CAUSAL_LM":
         options["load"] = load_scorer

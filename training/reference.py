@@ -74,7 +74,7 @@ def build_reference(
         tokenizer = load_tokenizer(adapter.path)
         template = require_chat_template(tokenizer, base.name)
         settings = dataset_settings(dataset)
-        # The day of the training, where the same rows were made into a dataset again later.
+        # The day of the training, if the same rows were made into a dataset again later.
         settings = replace(settings, date=reference_date(adapter) or settings.date)
         set_template(tokenizer, base.name, settings)
         stop_ids = frozenset(served_stop_ids(adapter.path, tokenizer))

@@ -270,7 +270,7 @@ def _run(
 def _best_figures(
     config: TrainingConfig, log: Sequence[dict[str, Any]], best: int | None
 ) -> dict[str, Any]:
-    """Return which step the result is, and its figure; {} where the result is the last step."""
+    """Return which step the result is, and its figure; {} if the result is the last step."""
     if best is None:
         return {}
     name = config.metric_for_best_model

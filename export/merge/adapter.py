@@ -50,7 +50,7 @@ class Adapter:
     config: dict[str, Any]
     weights: TensorFile
     weight: float | None = None
-    """The adapter's share where several are summed; None for one adapter as it is."""
+    """The adapter's share if several are summed; None for one adapter as it is."""
 
     @property
     def config_path(self) -> Path:

@@ -103,7 +103,7 @@ def _check_stored_twice(base: ModelFolder) -> None:
 
 
 def _check_vocabulary_kept(base: ModelFolder, edits: Edits) -> None:
-    """Refuse an edit of a matrix with one row per token where the embedding is not known."""
+    """Refuse an edit of a matrix with one row per token if the embedding is not known."""
     for name in edits:
         entry = base.tensors.get(name)
         rows = entry.shape[0] if entry is not None and len(entry.shape) == 2 else None

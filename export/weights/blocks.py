@@ -42,7 +42,7 @@ def block_rows(num_rows: int, num_columns: int) -> list[tuple[int, int]]:
 
 
 def product_rows(start: int, stop: int, num_rows: int) -> tuple[int, int]:
-    """Return the rows to multiply for rows `start` to `stop`: at least `MIN_PRODUCT_ROWS` where
+    """Return the rows to multiply for rows `start` to `stop`: at least `MIN_PRODUCT_ROWS` if
     the matrix of `num_rows` has that many."""
     low = max(0, min(start, stop - MIN_PRODUCT_ROWS))
     return low, min(num_rows, max(stop, low + MIN_PRODUCT_ROWS))

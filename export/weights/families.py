@@ -12,7 +12,7 @@ HEAD = "lm_head"
 NEOX_HEAD = "embed_out"
 """Name of the output layer in the files of GPT-NeoX; transformers 5 says `lm_head` in memory."""
 
-# GPT-2 stores these weights as (in, out). Their shapes cannot tell where both are equal.
+# GPT-2 stores these weights as (in, out). A square shape does not tell.
 CONV1D_MODULES = {
     model_type: frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
     for model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")

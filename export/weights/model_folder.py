@@ -66,7 +66,7 @@ class ModelFolder:
         if self.embedding is not None and not same_values(
             self.stored(self.embedding), self.stored(self.head)
         ):
-            return False  # like transformers, where the configuration says nothing
+            return False  # like transformers, if the configuration says nothing
         # Only a folder that stores its head and says nothing pays for the import.
         known = require("transformers", "export").CONFIG_MAPPING
         model_type = self.config["model_type"]

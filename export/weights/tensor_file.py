@@ -36,7 +36,7 @@ TORCH_DTYPES = {
 SAFETENSORS_DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 
 PIECE_ELEMENTS = 2**21
-"""How many values of a tensor are held at once where it is only looked at."""
+"""How many values of a tensor are held at once if it is only looked at."""
 
 
 @dataclass(frozen=True)

@@ -318,7 +318,7 @@ def _blocks_of(file: OutputFile, first: int) -> Iterator[Block]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread. The arithmetic is small next to the disk's work, and where cores
+    """Compute with one thread. The arithmetic is small next to the disk's work, and if cores
     are shared, threads that wait for one another cost six times the processor time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

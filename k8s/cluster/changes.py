@@ -27,7 +27,7 @@ Action = Literal["create", "change", "remove"]
 
 @dataclass(frozen=True)
 class FieldChange:
-    """One field of an object; `old` or `new` is None where the field is absent."""
+    """One field of an object; `old` or `new` is None if the field is absent."""
 
     path: str
     old: Any

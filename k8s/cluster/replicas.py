@@ -32,7 +32,7 @@ def show_replicas(
 
 
 def hold_replicas(cluster: Cluster, wanted: Sequence[Mapping[str, Any]]) -> None:
-    """Give the live number of pods to another field manager where an apply would reset it.
+    """Give the live number of pods to another field manager if an apply would reset it.
 
     Raises:
         ServerError: The cluster does not answer, or refuses.

@@ -30,7 +30,7 @@ class Pod:
     labels: Mapping[str, str]
     spec: Mapping[str, Any]
     job: Mapping[str, Any] | None = None
-    """The specification of the pod's Job, where a custom resource makes the Job."""
+    """The specification of the pod's Job, if a custom resource makes the Job."""
     group: Mapping[str, Any] = field(default_factory=dict)
     """The specification of the JobSet around it."""
     role: str = ""

@@ -36,7 +36,7 @@ class Pattern:
     times: Callable[[Scenario, Draw], Times]
     """Return ascending arrival times in seconds from the start, warm-up first."""
     rates: tuple[str, ...] = ("rate_rps",)
-    """Keys of the scenario that hold its rates; empty where the times come from elsewhere."""
+    """Keys of the scenario that hold its rates; empty if the times come from elsewhere."""
     needs: tuple[str, ...] = ()
     """Further keys of the scenario that the pattern needs."""
     takes: tuple[str, ...] = ()

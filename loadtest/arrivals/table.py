@@ -65,19 +65,19 @@ COMMON_KEYS = ("rate_rps", "num_requests")
 
 
 def rates(scenario: Scenario) -> dict[str, float]:
-    """Return the scenario's rates in requests per second, by key; empty where it has none."""
+    """Return the scenario's rates in requests per second, by key; empty if it has none."""
     names = set(pattern_of(scenario).rates)
     found: dict[str, float] = scenario.model_dump(include=names, exclude_none=True)
     return found
 
 
 def peak_rps(scenario: Scenario) -> float | None:
-    """Return the highest rate; None where the scenario does not say it."""
+    """Return the highest rate; None if the scenario does not say it."""
     return max(rates(scenario).values(), default=None)
 
 
 def slowest_rps(scenario: Scenario) -> float | None:
-    """Return the lowest rate; None where the scenario does not say it."""
+    """Return the lowest rate; None if the scenario does not say it."""
     return min(rates(scenario).values(), default=None)
 
 

@@ -67,7 +67,7 @@ def calibrate(
         scenario: For its streams, or its arrivals at their highest rate.
         tls: Whether to use TLS, as for the endpoint: decrypting costs the client time.
         times_s: The arrival times, for a pattern that has no rate.
-        requests_per_arrival: The mean number of turns, where sessions arrive.
+        requests_per_arrival: The mean number of turns, if sessions arrive.
 
     Raises:
         ServerError: The bundled server or a client process died.

@@ -133,7 +133,7 @@ class ServerConnection:
     def writable(self) -> None:
         data, self.unsent = self.unsent, b""
         self.server.loop.remove_writer(self.sock)
-        ServerConnection.write(self, data)  # encrypted already, where it is
+        ServerConnection.write(self, data)  # encrypted already, if at all
 
     def close(self) -> None:
         if self.is_open:

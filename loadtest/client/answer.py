@@ -29,7 +29,7 @@ class Answer:
     token_times: list[int] = field(default_factory=list)
     """Of each event that carries text, reasoning or a tool call."""
     token_counts: list[int] = field(default_factory=list)
-    """Tokens so far at each of these events, where the server says so in every event."""
+    """Tokens so far at each of these events, if the server says so in every event."""
     finish_time: int | None = None
     """Of the event with the finish reason."""
     finish_reason: str | None = None

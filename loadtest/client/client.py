@@ -1,7 +1,7 @@
 """The client: sends at given times, and keeps every read with its time. Nothing else in the window.
 
 Built for small bias. Requests are bytes before the start; connections are open before the start;
-arrivals are timed by a kernel timer on the monotonic clock; a read is stamped by the kernel where
+arrivals are timed by a kernel timer on the monotonic clock; a read is stamped by the kernel if
 the socket allows it (`SO_TIMESTAMPNS`), so that a busy event loop does not make the server look
 slow; the only parsing is the search for the response's end. Garbage collection is off from then on:
 the process ends when it has written what it found. Everything else waits until the window is over

@@ -36,7 +36,7 @@ def realtime_offset_ns() -> int:
 
 
 def compare_clocks(offsets: list[tuple[int, int]], before_ns: int) -> None:
-    """Compare the clocks again, and append the result where it says something new.
+    """Compare the clocks again, and append the result if it says something new.
 
     Args:
         offsets: Pairs of a monotonic time and what CLOCK_REALTIME was ahead by then, ascending.

@@ -1,4 +1,4 @@
-"""The tokens and log-probabilities of a recorded answer, where the server sends them. Pure."""
+"""The tokens and log-probabilities of a recorded answer, if the server sends them. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKEN_ID = "token_id:"  # noqa: S105 (how vLLM writes an id in place of a text)
 
 
 def greedy_answer(reads: Sequence[bytes]) -> dict[str, Any]:
-    """Return an answer as JSON: `text`, `finish_reason`, and where the server says them
+    """Return an answer as JSON: `text`, `finish_reason`, and if the server says them
     `prompt_token_ids`, `token_ids`, `logprobs` and `top_logprobs`. An answer with a broken value
     among these has only its text."""
     texts: list[str] = []

@@ -22,7 +22,7 @@ def end_with_parent() -> None:
 
 @dataclass(frozen=True)
 class HostTimes:
-    """Counters since the machine started; None where the machine does not tell."""
+    """Counters since the machine started; None if the machine does not tell."""
 
     total_ticks: int | None
     steal_ticks: int | None

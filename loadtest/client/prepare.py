@@ -117,7 +117,7 @@ def _with_cancellations(plan: Plan, config: CancellationsConfig, seed: int) -> P
 
 def _count_known(config: LoadTestConfig, scenario: Scenario) -> dict[str, int | None]:
     """Return how many requests or sessions the scenario begins, or more, as an argument of the
-    workload's builder; None where only the server decides."""
+    workload's builder; None if only the server decides."""
     num_warmup = config.num_warmup_requests
     count = None
     if scenario.num_requests is not None:

@@ -162,7 +162,7 @@ def _without(words: Any, key: str | None) -> Any:
 
 
 def _spill_rest(spill: SpillTo, spills: list[Path], records: Records) -> Records:
-    """Write the records that no process wrote; return them where the disk has no space."""
+    """Write the records that no process wrote; return them if the disk has no space."""
     rest = SpillFile(spill.directory / f"records-{spill.scenario}.rest{SUFFIX}")
     try:
         is_written = rest.append(records)

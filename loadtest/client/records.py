@@ -46,7 +46,7 @@ class Records:
     tokens: Seconds
     """Output tokens by the server's usage."""
     first_tokens: Seconds
-    """Tokens in the first token event: 1 where events hold one each, NaN where not known."""
+    """Tokens in the first token event: 1 if events hold one each, NaN if unknown."""
     prompt_tokens: Seconds
     cached_tokens: Seconds
     retry_after_s: Seconds
@@ -60,7 +60,7 @@ class Records:
     """Number of token events. Request i has `event_s[sum(num_events[:i]):][:num_events[i]]`."""
     event_s: Seconds
     event_tokens: Seconds
-    """Tokens of each event, where the server says; else the request's tokens shared evenly."""
+    """Tokens of each event, if the server says; else the request's tokens shared evenly."""
 
     def __len__(self) -> int:
         return len(self.index)

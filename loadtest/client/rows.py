@@ -207,7 +207,7 @@ def records_of(plan: Plan, rows: Sequence[Row], start_ns: int) -> Records:
 
 
 def _first_token(answer: Answer) -> int | None:
-    """The stop token, where it is the only one."""
+    """Return the stop token if it is the only one."""
     return answer.token_times[0] if answer.token_times else answer.finish_time
 
 

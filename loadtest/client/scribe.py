@@ -30,7 +30,7 @@ FLUSH_NS = 500_000_000
 TICK_WORK_NS = 500_000
 """Work in each tick of 20 ms, next to the work in naps."""
 TICK_HURRY_NS = 10_000_000
-"""The same where requests end faster than they are parsed: the memory comes first."""
+"""The same if requests end faster than they are parsed: the memory comes first."""
 KEPT_OFFSETS_S = 60
 """Clock offsets are kept for this long after the longest request."""
 

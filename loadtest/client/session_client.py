@@ -127,7 +127,7 @@ class SessionClient(Client):
             self.free_slot(pause=pause)
 
     def plan_next(self, session: Session, request: Request) -> bool:
-        """Put the next turn of a session into the heap; return False where none follows."""
+        """Put the next turn of a session into the heap; return False if none follows."""
         sessions = self.sessions
         if session.turn + 1 >= sessions.num_turns(session.number):
             return False
@@ -153,7 +153,7 @@ class SessionClient(Client):
         return True
 
     def end_of(self, request: Request) -> int:
-        """Return when the last byte of a response had arrived, by the kernel where it says."""
+        """Return when the last byte of a response had arrived, by the kernel if it says."""
         seen_ns, stamp, _ = request.reads[-1]
         if stamp is None:
             return seen_ns

@@ -106,7 +106,7 @@ def parse_steps(
 def _find_failure(
     answer: Answer, framer: Framer, body: list[bytes], *, whole: bool, is_stream: bool
 ) -> None:
-    """Give the answer its class of failure, where the response is not a good one.
+    """Give the answer its class of failure, if the response is not a good one.
 
     Args:
         whole: Whether the response came to its end.

@@ -41,7 +41,7 @@ class KernelTimer:
         loop.add_reader(self._fd, self._fire)
 
     def at(self, monotonic_ns: int, *, every_ns: int = 0) -> None:
-        """Call back at `monotonic_ns`, or at once where that has passed.
+        """Call back at `monotonic_ns`, or at once if that has passed.
 
         Args:
             monotonic_ns: When.

@@ -156,7 +156,7 @@ class Blocks:
 
 
 def rate_interval(per_block: Values, block_s: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of a mean rate from its sums per block; None where there are too few
+    """Return the 95 % interval of a mean rate from its sums per block; None if there are too few
     independent blocks."""
     rates = per_block / block_s
     block = correlated_block(rates, 1)

@@ -53,7 +53,7 @@ def cluster_bootstrap(
 ) -> dict[float, tuple[float, float]]:
     """Return 95 % intervals of percentiles by drawing blocks of `block` neighbouring clusters.
 
-    Infinite values make a bound infinite where they reach it. The result is empty where there are
+    Infinite values make a bound infinite if they reach it. The result is empty if there are
     fewer than MIN_BLOCKS blocks.
     """
     starts, sizes = bounds_of(labels)
@@ -119,7 +119,7 @@ def num_independent(
     Args:
         hits: One per request.
         decisive: Latencies that decide the hits, with their clusters: hits depend on each other as
-            the latencies do, also where all hits are equal.
+            the latencies do, even if all hits are equal.
         labels: The cluster of each hit.
         block: The least number of rows in a block.
     """

@@ -47,7 +47,7 @@ class Meter:
         self._was_busy = num_in_flight > 0
 
     def figures(self, num_output_tokens: float | None) -> GpuFigures | None:
-        """Return energy and mean power between the readings; None without two of them, or where a
+        """Return energy and mean power between the readings; None without two of them, or if a
         counter went back."""
         if self.before is None or self.after is None:
             return None
@@ -69,8 +69,8 @@ class Meter:
 
 @contextmanager
 def energy_meter(url: str) -> Iterator[Meter | None]:
-    """Yield a meter of this machine's GPUs with its first reading; None where NVML has no counters,
-    or where the server at `url` runs on another machine."""
+    """Yield a meter of this machine's GPUs with its first reading; None if NVML has no counters,
+    or if the server at `url` runs on another machine."""
     if not is_loopback(str(split_url(url).hostname)) or importlib.util.find_spec("pynvml") is None:
         yield None
         return

@@ -39,7 +39,7 @@ def block_length(num_overlapping: float) -> int:
 
 
 def percentile_above(values: Values, q: float) -> float:
-    """Return the order statistic at or above numpy's percentile. It is never NaN, also where values
+    """Return the order statistic at or above numpy's percentile. It is never NaN, even if values
     are infinite."""
     return float(np.sort(values)[math.ceil((len(values) - 1) * q / 100)])
 
@@ -53,7 +53,7 @@ def ranks(values: Values) -> Values:
 
 def autocorrelation_time(values: Values) -> float:
     """Return how many values of a series count as one, by their ranks. Ranks keep a heavy tail or a
-    failure from weighing more than its place. 1 where nine in ten values lie within a tenth of the
+    failure from weighing more than its place. 1 if nine in ten values lie within a tenth of the
     median: so small a drift decides nothing."""
     low, median, high = (percentile_above(values, q) for q in (5, 50, 95))
     if low == high or (math.isfinite(high) and high - low <= 0.1 * median):
@@ -62,7 +62,7 @@ def autocorrelation_time(values: Values) -> float:
 
 
 def integrated_time(values: Values) -> float:
-    """Return how many values count as one, plus one standard error; 1 where the series cannot be
+    """Return how many values count as one, plus one standard error; 1 if the series cannot be
     told from an independent series.
 
     The integrated autocorrelation time 1 + 2 (rho_1 + rho_2 + ...) up to the first lag that is five
@@ -130,7 +130,7 @@ def bootstrap(
 ) -> dict[float, tuple[float, float]]:
     """Return 95 % intervals of percentiles, of a series in the order of its requests.
 
-    Infinite values make a bound infinite where they reach it. The result is empty where there are
+    Infinite values make a bound infinite if they reach it. The result is empty if there are
     fewer than MIN_BLOCKS blocks.
     """
     count = len(values)
@@ -140,7 +140,7 @@ def bootstrap(
     num_blocks = -(-count // block)
     offsets = np.arange(block)
     drawn = np.empty((NUM_RESAMPLES, len(percentiles)))
-    # Order statistics at the places of numpy's linear percentile; the upper one where it falls
+    # Order statistics at the places of numpy's linear percentile; the upper one if it falls
     # between two, so that infinities do not turn into NaN.
     places = [min(math.ceil(round((count - 1) * q / 100, 9)), count - 1) for q in percentiles]
     for number in range(NUM_RESAMPLES):

@@ -35,7 +35,7 @@ Values = NDArray[np.float64]
 
 def percentile(values: Values, q: float) -> float:
     """Return a percentile, linear between order statistics (numpy's default, type 7 of Hyndman and
-    Fan, 1996); infinite where the upper neighbour is infinite."""
+    Fan, 1996); infinite if the upper neighbour is infinite."""
     ordered = np.sort(values)
     # Rounded: 1000 * 99.9 / 100 is 999.0000000000001.
     place = round((len(ordered) - 1) * q / 100, 9)
@@ -157,7 +157,7 @@ def raw_values(records: Records) -> dict[str, Values]:
 
 
 def tpot_s(records: Records) -> Values:
-    """Return (t_last - t_first) / (N - n_first) per request; NaN where N <= n_first."""
+    """Return (t_last - t_first) / (N - n_first) per request; NaN if N <= n_first."""
     first = records.first_tokens
     with np.errstate(divide="ignore", invalid="ignore"):
         mean_per_event = records.tokens / records.num_events
@@ -222,7 +222,7 @@ def share_of(hits: NDArray[np.bool_], *decisive: Values, block: int = 1) -> Shar
     Args:
         hits: One per request.
         decisive: Latencies that decide the hits. Hits depend on one another as the latencies do,
-            also where all hits are equal.
+            even if all hits are equal.
         block: The least length of a block of neighbours; a block counts as TIMES_PER_BLOCK.
     """
     n = len(hits)

@@ -94,8 +94,8 @@ def read_long_run(
 
     Args:
         batches: Returns the records from the begin, in any order, a few thousand at a time.
-        asked: Returns the tokens that each answer must have; None where answers end by themselves.
-        duration_s: The scenario's measured duration, where it has one.
+        asked: Returns the tokens that each answer must have; None if answers end by themselves.
+        duration_s: The scenario's measured duration, if it has one.
         arrivals_s: Of an open loop: when each request was to be sent, by index.
     """
     run = LongRun(slo)
@@ -203,7 +203,7 @@ def _note_tokens(run: LongRun, ok: Records, asked: Callable[[Records], Values | 
 
 
 def _keep_sample(run: LongRun, records: Records) -> None:
-    """Keep every stride-th request; double the stride where too many are kept."""
+    """Keep every stride-th request; double the stride if too many are kept."""
     kept = records.select(records.index % run.stride == 0)
     run.sample.append(kept)
     while sum(map(len, run.sample)) > MAX_SAMPLE:

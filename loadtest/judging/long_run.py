@@ -112,7 +112,7 @@ def counted(
         withhold: See `distribution`.
         also: Percentiles next to the reported ones.
         ci95: The intervals of percentiles.
-        reason: Why a shown percentile has no interval; None where none is wanted.
+        reason: Why a shown percentile has no interval; None if none is wanted.
     """
     total = found.num_values
     percentiles: dict[str, float | None] = {}

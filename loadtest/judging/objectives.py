@@ -63,8 +63,8 @@ def latency_objective(
 ) -> Objective:
     """Judge a percentile of a metric.
 
-    A percentile lies at or below a limit where that share of the requests keeps to the limit. The
-    share's interval decides. The percentile itself decides where all requests keep to the limit and
+    A percentile lies at or below a limit if that share of the requests keeps to the limit. The
+    share's interval decides. The percentile itself decides if all requests keep to the limit and
     the percentile is far below it.
     """
     name = objective_name(metric, q)
@@ -242,7 +242,7 @@ def _least(
     n: int,
     interval: tuple[float, float] | None = None,
 ) -> Objective:
-    """Judge a floor by the interval of the value where there is one, else by the value."""
+    """Judge a floor by the interval of the value if there is one, else by the value."""
     verdict: Verdict = Verdict.INCONCLUSIVE
     reason = f"no window to measure it over (N = {n})"
     if measured is not None:

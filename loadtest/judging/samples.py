@@ -51,7 +51,7 @@ def sampled(read: Callable[[], Scrape | None], interval_s: float) -> Iterator[Sa
     """Read a server's metrics from time to time while the block runs; times are wall-clock times.
 
     Args:
-        read: Returns None where the server shows no metrics; a later reading may succeed.
+        read: Returns None if the server shows no metrics; a later reading may succeed.
         interval_s: The first interval.
     """
     samples = Samples()

@@ -73,7 +73,7 @@ def parse(text: str) -> Scrape:
 
 
 def scrape(endpoint: Endpoint) -> Scrape | None:
-    """Return what `/metrics` next to `/v1` says now; None where there is no such page."""
+    """Return what `/metrics` next to `/v1` says now; None if there is no such page."""
     path = urlsplit(endpoint.url).path.rstrip("/").removesuffix("/v1") + "/metrics"
     try:
         status, body, _ = get(endpoint.url, path, endpoint.api_key, max_bytes=MAX_PAGE_BYTES)
@@ -126,7 +126,7 @@ def deltas(before: Scrape, after: Scrape) -> dict[str, float | None]:
 def reconcile(
     server: dict[str, float | None], client: dict[str, float | None]
 ) -> tuple[list[Reconciliation], list[str]]:
-    """Return rows of client and server figures, and warnings where they differ by over a tenth.
+    """Return rows of client and server figures, and warnings if they differ by over a tenth.
 
     Args:
         server: The result of `deltas`.

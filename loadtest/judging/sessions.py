@@ -126,7 +126,7 @@ def session_figures(
 def prefix_reuse(measured: Records, kept_share: KeptShare | None) -> float | None:
     """Return the share of prompt tokens that an earlier turn of the same session has sent.
 
-    The prompt of a turn begins with the prompt of the turn before, or with a part of it where the
+    The prompt of a turn begins with the prompt of the turn before, or with a part of it if the
     conversation starts anew. The answer between them may be recorded text that the server has
     never seen. Without `kept_share`, every turn continues the history. None without counts of
     prompt tokens.

@@ -1,7 +1,7 @@
 """Objectives on drifts: does the latency, or the server's memory, grow while the run goes on? Pure.
 
-The interval of the slope decides, as the interval of a share does: PASS where it lies at or below
-the limit, FAIL where it lies above, INCONCLUSIVE where it contains the limit.
+The interval of the slope decides, as the interval of a share does: PASS if it lies at or below
+the limit, FAIL if it lies above, INCONCLUSIVE if it contains the limit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From records to the figures of a scenario. Pure.
 
 docs/metrics.md has the definitions and sources. Three rules: a failed or unfinished request is
-infinitely slow; every percentile carries the number of its values, and is withheld where that
+infinitely slow; every percentile carries the number of its values, and is withheld if that
 number cannot support it; `offered = succeeded + failed + unfinished`, or the run is INVALID.
 """
 
@@ -99,8 +99,8 @@ def statistics(
     Args:
         records: All requests of the scenario, warm-up included.
         slo: For its goodput limits.
-        exact_tokens: Tokens that each row's answer must have; None where they end by themselves.
-        duration_s: The scenario's measured duration, where it has one.
+        exact_tokens: Tokens that each row's answer must have; None if they end by themselves.
+        duration_s: The scenario's measured duration, if it has one.
         ended_early: The run was given up: what was not sent by then was not to be sent.
         num_turns: With sessions: how many turns a session has.
         kept_share: With sessions: see `prefix_reuse`.

@@ -52,7 +52,7 @@ def client_problems(
     warnings: list[str] = []
     merged = stats.tokens.num_merged_events
     if merged > MAX_MERGED_SHARE * max(stats.tokens.num_events, 1):
-        # A server may write several events at once. The client is the reason only where it read
+        # A server may write several events at once. The client is the reason only if it read
         # later than the events are apart.
         read_lag_s = client.read_lag_s.at(99) or 0.0
         is_ours = read_lag_s > max(budget_s, stats.latencies["inter_chunk_gap_s"].at(90) or 0.0)

@@ -117,7 +117,7 @@ def judge(
 
 
 def _without_success(stats: Statistics) -> str | None:
-    """Return that nothing succeeded; None where something did, or where every client left."""
+    """Return that nothing succeeded; None if something did, or if every client left."""
     if not stats.num_offered:
         return f"no request was measured: the run ended in its warm-up of {stats.num_warmup}"
     if stats.num_succeeded or not stats.failed.n:

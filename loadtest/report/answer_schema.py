@@ -15,7 +15,7 @@ class WrongAnswer(Part):
     prompt: int
     """Line of the reference, from 0."""
     position: int
-    """Token of the answer, from 0; character, where only texts are compared."""
+    """Token of the answer, from 0; character, if only texts are compared."""
     expected: str
     found: str
 
@@ -32,7 +32,7 @@ class AnswerFigures(Part):
     token_agreement: float | None
     """Share of the reference's tokens before each answer's first divergence."""
     max_logprob_difference: float | None
-    """In nats; null where the server sends none."""
+    """In nats; null if the server sends none."""
     mean_logprob_difference: float | None
     length_drift: float | None
     """Tokens of the answers over tokens of the reference, minus 1."""
@@ -69,7 +69,7 @@ class CancellationFigures(Part):
     ttft_s: Distribution
     """Of the clients that saw a token."""
     num_aborted: int | None
-    """Requests that the server counts as aborted; null where it counts none."""
+    """Requests that the server counts as aborted; null if it counts none."""
     num_running_after: int | None
     """Requests that the server still ran when the last answer had come."""
     num_tokens_after_leaving: int | None

@@ -53,7 +53,7 @@ class Result:
     """The served name that each row of `records` asked."""
     calibration: Calibration | None
     server: Server | None
-    """The server's own figures over the same window; None where it shows none."""
+    """The server's own figures over the same window; None if it shows none."""
     examples: dict[str, list[str]]
     """Up to three messages per class of failure."""
     text_sample: list[str]

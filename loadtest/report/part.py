@@ -26,7 +26,7 @@ class Distribution(Part):
     mean_of_succeeded: float | None
     max_of_succeeded: float | None
     percentiles: dict[str, float | None]
-    """By name (`p50`); null where it is withheld."""
+    """By name (`p50`); null if it is withheld."""
     withheld: dict[str, str] = {}
     """Why a percentile is null."""
     ci95: dict[str, Interval] = {}
@@ -35,7 +35,7 @@ class Distribution(Part):
     """Why a percentile has no interval."""
 
     def at(self, q: float) -> float | None:
-        """Return a percentile; None where it is withheld or not reported."""
+        """Return a percentile; None if it is withheld or not reported."""
         return self.percentiles.get(name_of(q))
 
 

@@ -28,7 +28,7 @@ REPORT_FILE = "report.json"
 
 
 class Throughput(Part):
-    """Rates over the window in which requests arrive, or over the whole run where that window is
+    """Rates over the window in which requests arrive, or over the whole run if that window is
     shorter than a request."""
 
     window: Literal["arrivals", "whole run"]
@@ -103,13 +103,13 @@ class Objective(Part):
     """The key in `slo`, such as `ttft_s.p90`."""
     limit: float
     measured: float | None
-    """Null where the value is infinite or withheld."""
+    """Null if the value is infinite or withheld."""
     unit: str
     n: int
     verdict: Verdict
     reason: str
     num_needed: int | None = None
-    """Values that a verdict needs at least, where too few are why it is INCONCLUSIVE."""
+    """Values that a verdict needs at least, if too few are why it is INCONCLUSIVE."""
 
 
 class Calibration(Part):
@@ -121,7 +121,7 @@ class Calibration(Part):
     rate_rps: float | None
     """Rate of an open loop."""
     ttft_bias_p50_s: float | None
-    """Median by the client minus median by the server; null where no request came back whole."""
+    """Median by the client minus median by the server; null if no request came back whole."""
     ttft_bias_p90_s: float | None
     ttft_bias_p99_s: float | None
     tpot_bias_p50_s: float | None
@@ -131,7 +131,7 @@ class Calibration(Part):
     busy_share: float
     """CPU time of the busiest client process over the window's length."""
     problems: list[str]
-    """Lost requests, miscounted tokens, no headroom; empty where the client is fit."""
+    """Lost requests, miscounted tokens, no headroom; empty if the client is fit."""
     tls: bool = False
     """Whether it was measured over TLS."""
 
@@ -294,7 +294,7 @@ class ScenarioReport(Part):
     calibration: Calibration | None
     """The client's bias at this load; null without calibration."""
     server: Server | None
-    """The server's own figures; null where it shows none."""
+    """The server's own figures; null if it shows none."""
     text_sample: list[str]
     """The first answers, shortened."""
     endings: Endings | None = None
@@ -304,7 +304,7 @@ class ScenarioReport(Part):
     images: ImageFigures | None = None
     """Images that were sent; null without images in the workload."""
     gpu: GpuFigures | None = None
-    """Energy of this machine's GPUs; null where NVML gives none, or the server runs elsewhere."""
+    """Energy of this machine's GPUs; null if NVML gives none, or the server runs elsewhere."""
     spilled: bool = False
     """Whether the records lie in `records-NAME.*.spill`, and percentiles come from histograms."""
 
@@ -316,12 +316,12 @@ class EndpointReport(Part):
     model: str
     served_names: list[str]
     artifact_name: str | None
-    """`name@digest12` of the served artifact, where the server has such a name."""
+    """`name@digest12` of the served artifact, if the server has such a name."""
     artifact_short_digest: str | None
     server: str | None
     """The `Server` header."""
     is_listed: bool = True
-    """Whether `/models` lists the model; false where the server has no such list."""
+    """Whether `/models` lists the model; false if the server has no such list."""
     engine: str | None = None
     """A digest of the settings of Tuneline's server: the section `serving`, without limits and
     names."""

@@ -23,7 +23,7 @@ ROWS = (
 )
 MAX_TURNS_SHOWN = 6
 OPTIONAL_ROWS = ("worst_gap_s",)
-"""Shown only where an objective is set on them."""
+"""Shown only if an objective is set on them."""
 
 
 def report_lines(report: LoadReport) -> list[str]:

@@ -45,7 +45,7 @@ def compare_endpoints(
 
     Both answer the same prompts at the same times (common random numbers), round by round, and a
     drift of the machine affects both alike. Writes an artifact of kind `load-comparison`: FAIL
-    where B is slower by more than `margin`, INCONCLUSIVE where that cannot be said, INVALID where a
+    if B is slower by more than `margin`, INCONCLUSIVE if that cannot be said, INVALID if a
     run is.
 
     Args:
@@ -226,7 +226,7 @@ def _incomparable(a: LoadReport, b: LoadReport, path_a: Path, path_b: Path) -> l
 
 
 def _check_margin(margin: float) -> None:
-    """Raises: ConfigError where the margin is not a share."""
+    """Raise ConfigError unless the margin is a share."""
     if not 0 <= margin < math.inf:
         raise ConfigError(f"margin {margin:g}: expected a share, such as {DEFAULT_MARGIN:g}")
 

@@ -38,7 +38,7 @@ class CrossCheck:
     num_equal_tokens: int
     """Requests whose usage both clients read alike; `extra_body` must make answers repeatable."""
     ttft_p50_s: float | None
-    """By the openai client; null where no request succeeded."""
+    """By the openai client; null if no request succeeded."""
     our_ttft_p50_s: float | None
     result: Result
     """Ours."""
@@ -87,7 +87,7 @@ def cross_check(
 async def _send_all(
     plan: Plan, endpoint: Endpoint, timeout_s: float
 ) -> list[tuple[float, int] | None]:
-    """Send a schedule with the openai client; return TTFT and tokens of each request, None where it
+    """Send a schedule with the openai client; return TTFT and tokens of each request, None if it
     failed."""
     openai = require("openai", "loadtest")
     arrivals_s = plan.arrivals_s or []

@@ -30,7 +30,7 @@ FAR = 2**40
 
 
 def answer_tokens(pairs: Sequence[tuple[Records, Records]]) -> tuple[float, float] | None:
-    """Return the mean output tokens of A and of B, of the requests that both answered; None where
+    """Return the mean output tokens of A and of B, of the requests that both answered; None if
     the server does not say."""
     left, right = [], []
     for a, b in pairs:
@@ -133,7 +133,7 @@ def _requests(a: Records, b: Records, metric: str) -> Pairs:
 
 
 def _waits(a: Records, b: Records) -> Pairs:
-    """Return the time that each conversation waits for its answers, where both sides answered the
+    """Return the time that each conversation waits for its answers, if both sides answered the
     same turns and no turn failed."""
     sides = []
     for one in (a, b):

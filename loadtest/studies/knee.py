@@ -18,7 +18,7 @@ MIN_POINTS = 3
 
 
 def find_knee(probes: Sequence[Probe]) -> Knee | None:
-    """Return the knee; None where too few numbers of streams were measured.
+    """Return the knee; None if too few numbers of streams were measured.
 
     A measurement that is INVALID or lost requests does not count. Of several measurements of one
     number of streams, the longest counts.

@@ -128,7 +128,7 @@ def summarize_load(load: Load, result: Result, stopped: bool) -> Probe:
 
 def mean_e2e(result: Result) -> tuple[float | None, tuple[float, float] | None]:
     """Return the mean end-to-end latency of the succeeded requests, seconds, with its 95 %
-    moving-block interval; without an interval where there are too few requests for one."""
+    moving-block interval; without an interval if there are too few requests for one."""
     records = result.records
     ok = records.select((records.state == SUCCEEDED) & ~records.warmup)
     if not len(ok):
@@ -156,7 +156,7 @@ def _is_too_low(stats: Statistics, judgement: Judgement) -> bool:
 
 
 def _num_needed(stats: Statistics, judgement: Judgement) -> int | None:
-    """Return how many requests a verdict on every objective needs at least; None where there is
+    """Return how many requests a verdict on every objective needs at least; None if there is
     another reason for the lack of a verdict."""
     if judgement.verdict != Verdict.INCONCLUSIVE or stats.steady_state.growing:
         return None

@@ -35,7 +35,7 @@ class Probe(Part):
     error_rate: float
     problems: list[str]
     num_needed: int | None = None
-    """Requests that a verdict needs, where too few are why it is INCONCLUSIVE."""
+    """Requests that a verdict needs, if too few are why it is INCONCLUSIVE."""
     is_too_low: bool = False
     """Only a floor of throughput was missed, and the endpoint kept up."""
 
@@ -56,7 +56,7 @@ class Knee(Part):
     low: int
     """The fewest streams whose power may be as great, by the 95 % intervals."""
     high: int | None
-    """The most such streams; null where these are the most that were measured."""
+    """The most such streams; null if these are the most that were measured."""
     mean_e2e_s: float
     output_tokens_per_s: float | None
 
@@ -155,7 +155,7 @@ class ParetoReport(Part):
 
     schema_version: SchemaVersion
     verdict: Verdict
-    """The worst of the points; FAIL where a server could not be measured."""
+    """The worst of the points; FAIL if a server could not be measured."""
     problems: list[str]
     inputs: list[Input]
     slo: SLO
@@ -182,7 +182,7 @@ class Difference(Part):
     """`slower` and `faster`: the 95 % interval lies outside the margin around 0. `no difference`:
     it does not reach beyond the margin on the slower side. `unclear`: it does."""
     num_needed: int | None = None
-    """Pairs that a verdict needs at least, where too few are why it is unclear."""
+    """Pairs that a verdict needs at least, if too few are why it is unclear."""
 
 
 class ComparedScenario(Part):

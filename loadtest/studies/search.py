@@ -78,8 +78,8 @@ def search_rate(
     """Find the highest open-loop rate at which every objective of `config.slo` holds.
 
     Brackets that rate (see `bracket`), then runs the winner again, twice as long and with another
-    schedule: the best of several tries is otherwise too good. Steps down where the second run
-    fails. INCONCLUSIVE counts as failed; but where an objective only needs more requests, the rate
+    schedule: the best of several tries is otherwise too good. Steps down if the second run
+    fails. INCONCLUSIVE counts as failed; but if an objective only needs more requests, the rate
     is tried once more with enough. Writes an artifact of kind `load-search`.
 
     Args:
@@ -208,7 +208,7 @@ def _metrics(report: SearchReport) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    """Raises: ConfigError where a load, the precision or the time makes no sense."""
+    """Raise ConfigError if a load, the precision or the time makes no sense."""
     start, most, precision = options.start, options.most, options.precision
     if not 0 < start <= most < math.inf or not 0 < precision < math.inf:
         raise ConfigError(
@@ -257,7 +257,7 @@ def _find(tries: Tries, options: Options) -> Found:
 
 
 def _below(best: float, options: Options) -> float | None:
-    """Return the next load below one that held once only; None where the search gives up."""
+    """Return the next load below one that held once only; None if the search gives up."""
     lower = best / (1 + options.precision)
     if options.axis == "concurrency":
         lower = float(min(math.floor(lower), best - 1))
@@ -343,8 +343,8 @@ def _capacity(best: float | None, peak: float | None) -> Capacity:
 
 
 def _limited_by(options: Options, found: Found, is_undecided: bool) -> LimitedBy | None:
-    """Return `objectives`; or `num_requests` where the load above only needs more requests, or
-    `max_rate` or `max_concurrency` where no load failed: then the endpoint may hold more."""
+    """Return `objectives`; or `num_requests` if the load above only needs more requests, or
+    `max_rate` or `max_concurrency` if no load failed: then the endpoint may hold more."""
     if found.is_out_of_time:
         return "time_limit"
     if is_undecided:

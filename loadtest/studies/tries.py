@@ -64,7 +64,7 @@ class Tries:
         self._kept: list[dict[str, Any]] = []
 
     def outcome(self, value: float, *, num: int, seed: int) -> Outcome:
-        """Measure a load, with more requests where only their number leaves it open.
+        """Measure a load, with more requests if only their number leaves it open.
 
         Raises:
             CannotTell: The measurement says nothing about the endpoint.
@@ -92,7 +92,7 @@ class Tries:
         return "too low" if probe.is_too_low else "fails"
 
     def _measure(self, load: Load, num: int, seed: int) -> Probe:
-        """Measure a load, and once more where it is INVALID.
+        """Measure a load, and once more if it is INVALID.
 
         Raises:
             CannotTell: It is INVALID twice, or no request succeeded.

@@ -53,7 +53,7 @@ class Workload:
     """With sessions, `bodies` has what each turn adds, and the lists next to it have an entry per
     turn; `trace_s` has the begin of each conversation."""
     body_of: list[int] | None = None
-    """The body of each arrival, where it is not its number."""
+    """The body of each arrival, if it is not its number."""
     num_unchecked: int | None = None
     """The bodies from this one on are the reference's prompts; None without them."""
     images: list[tuple[int, int]] = field(default_factory=list)
@@ -79,10 +79,10 @@ def build_workload(
 
     Args:
         config: For `workload`, `max_tokens`, `ignore_eos` and `extra_body`.
-        model: The served name, where `workload.models` gives no mix.
+        model: The served name, if `workload.models` gives no mix.
         given: The prompts of `source: prompts`.
         seed: Seed of the order, the random lengths and the tokens.
-        num_requests: How many requests the scenario sends, where that is known.
+        num_requests: How many requests the scenario sends, if that is known.
         permutation_seed: Seed of the permutation, for runs that must send the same ids. Without it,
             every run has a permutation of its own.
         is_shard: Other pods, which know no common seed, send parts of the same test: no
@@ -223,7 +223,7 @@ def entries_of(route: Route, messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def system_of(route: Route, messages: Sequence[Any]) -> str:
-    """Return the system's messages, where the route has a key of its own for them."""
+    """Return the system's messages, if the route has a key of its own for them."""
     if not route.has_system:
         return ""
     asked = [one for one in messages if one["role"] in ("system", "developer")]

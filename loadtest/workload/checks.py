@@ -15,7 +15,7 @@ from tuneline.core.reference import Continuation, comparable_settings, read_refe
 from tuneline.core.tolerances import Tolerances
 
 CYCLE = 10_000
-"""Arrivals after which the places of the checks repeat, where their number is not known."""
+"""Arrivals after which the places of the checks repeat, if their number is not known."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ def check_places(share: float, count: int, rng: np.random.Generator) -> list[int
 def with_checks(
     body_of: list[int], num_bodies: int, checks: Checks, count: int | None, seed: int
 ) -> list[int]:
-    """Return the body of each arrival, where some arrivals are checks.
+    """Return the body of each arrival, if some arrivals are checks.
 
     Args:
         body_of: The order of the other bodies, which repeats.
         num_bodies: The number of other bodies; body `num_bodies + k` is check k.
         checks: For their number and their share.
-        count: How many arrivals there are; None where only the server decides.
+        count: How many arrivals there are; None if only the server decides.
         seed: Of the places.
     """
     count = count or CYCLE

@@ -34,7 +34,7 @@ class Content:
 
     prompts: list[Prompt]
     trace_s: list[float] | None = None
-    """The arrival time of each prompt in seconds, where the source has them."""
+    """The arrival time of each prompt in seconds, if the source has them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Wanted:
     """The prompts given to the load test."""
     rng: np.random.Generator
     num_requests: int | None
-    """How many requests the scenario sends, where that is known."""
+    """How many requests the scenario sends, if that is known."""
 
 
 Source = Callable[[Wanted], Content]

@@ -70,7 +70,7 @@ def _answers_as_base(
     of_base: list[Continuation],
     tolerances: Tolerances,
 ) -> str | None:
-    """Return the problem of an adapter that answers as its base does, where its reference differs.
+    """Return the problem of an adapter that answers as its base does, if its reference differs.
 
     Rounding may make a few answers equal: as many as the tolerance lets differ from the reference.
     """

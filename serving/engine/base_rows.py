@@ -22,7 +22,7 @@ Kernel = Callable[..., None]
 
 
 def register() -> None:
-    """Correct vLLM's functions in this process, where it computes on a CPU and has the defect.
+    """Correct vLLM's functions in this process, if it computes on a CPU and has the defect.
 
     vLLM calls this function in each of its processes, before the model is loaded.
     """

@@ -9,7 +9,7 @@ outlives its supervisor would hold its GPU and its port for nobody. A byte in th
 model's files are checked: imports need no model, so the supervisor checks the files during them.
 
 vLLM for CPUs spawns two further processes, the engine and its worker, and each imports torch,
-transformers and vLLM again: two thirds of the time to ready. They fork here where a fork gives the
+transformers and vLLM again: two thirds of the time to ready. They fork here if a fork gives the
 same worker (`can_fork_workers`).
 """
 

@@ -14,7 +14,7 @@ from tuneline.core.errors import ServerError
 def reserved_port(host: str, port: int | None) -> Iterator[int]:
     """Hold a port, or a free one for None, until the block ends.
 
-    Linux lets a second socket bind and listen where the first only binds, if both set SO_REUSEADDR,
+    Linux lets a second socket bind and listen if the first only binds and both set SO_REUSEADDR,
     as vLLM does. Nobody is given the port in between, and a restart finds it again.
 
     Raises:

@@ -1,7 +1,7 @@
 """vLLM's process, from its start to the moment that nothing of it is left.
 
 The server and everything it starts form one process group. It ends in one of four ways: by itself;
-by SIGTERM and a drain; by SIGKILL to the group, where that takes too long or where the model is
+by SIGTERM and a drain; by SIGKILL to the group, if that takes too long or if the model is
 still loading and vLLM does not hear SIGTERM; or by the lifeline (see
 `serving.supervisor.launch`) when this process is gone.
 """
@@ -209,7 +209,7 @@ class Server:
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def wait_until_ready(self, stops: Stops | None = None) -> bool:
-        """Whether it got ready; False where it was asked to stop before."""
+        """Return whether it got ready; False if it was asked to stop before."""
         stops = stops or Stops()
         with progress("loading the model", unit="s") as advance:
             while not self._answers_ready():
@@ -356,7 +356,7 @@ class Server:
 
 
 def ask(address: tuple[str, int], path: str) -> tuple[int | None, bytes]:
-    """Return status and body of a GET; the status is None where nothing answers in two seconds."""
+    """Return status and body of a GET; the status is None if nothing answers in two seconds."""
     connection = http.client.HTTPConnection(*address, timeout=2)
     try:
         connection.request("GET", path)

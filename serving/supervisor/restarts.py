@@ -168,7 +168,7 @@ def _how_to_call(ready: RunningServer, config: ServingConfig, chats: bool) -> st
     endpoint = ready.endpoint
     authorization = ""
     if endpoint.api_key is not None:
-        # The key of this process is not for clients where a file names theirs.
+        # The key of this process is not for clients if a file names theirs.
         variable = config.api_key_env if config.keys_file is None else "KEY"
         authorization = f' -H "Authorization: Bearer ${variable}"'
     body: dict[str, Any] = {"model": endpoint.model}

@@ -145,7 +145,7 @@ def _of_mixture(config: TrainingConfig, model: Any, experts: dict[str, Any]) -> 
 
 
 def _ending(config: TrainingConfig, name: str) -> str:
-    """Return the end of a name behind the layer's number; the whole name where layers differ."""
+    """Return the end of a name behind the layer's number; the whole name if layers differ."""
     if config.layers_to_transform or config.exclude_modules:
         return name
     return re.sub(r"^.*\.\d+\.", "", name)

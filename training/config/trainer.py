@@ -55,7 +55,7 @@ class TrainerConfig(StrictModel):
     of the memory, and large models train faster in it."""
     packing: bool = False
     """Put several short rows into one sequence of `max_length`. Before the first step, a test on
-    the loaded model checks that rows do not see one another; a model where they do is refused."""
+    the loaded model checks that rows do not see one another; if they do, the model is refused."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again in the backward pass: about a third slower, far less memory. `auto`
     does so if the estimated memory of a step is above half of the free memory; the result is the
@@ -64,7 +64,7 @@ class TrainerConfig(StrictModel):
     """8-bit optimizers keep the two moments of a large matrix in a byte each; paged ones move them
     to the host's memory when the GPU's is full."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """`auto` is flash_attention_2 where the package flash-attn is installed and the base model is
+    """`auto` is flash_attention_2 if the package flash-attn is installed and the base model is
     in bfloat16 on a GPU, else torch's own attention."""
     use_liger_kernel: bool = False
     """Liger's kernels for norms, rotary embeddings and the MLP; they need a GPU."""

@@ -97,7 +97,7 @@ class Row:
         """Return the row in TRL's conversational keys; absent parts have no key.
 
         `{"prompt", "completion"}`, with `"label"` if there is one; `{"prompt", "chosen",
-        "rejected"}`; `{"prompt"}`; or `{"text"}`. `tools`, `untrained` and `fields` follow where
+        "rejected"}`; `{"prompt"}`; or `{"text"}`. `tools`, `untrained` and `fields` follow if
         they are not empty. `fields` is one object, so that no column hides a key.
         """
         row: dict[str, Any] = {}

@@ -29,7 +29,7 @@ PENALTY = "repetition_penalty"
 """vLLM takes a penalty from the model's generation_config.json, at temperature 0 too. Servers that
 do not know the field and refuse it are asked without it."""
 TEMPLATE_KWARGS = "chat_template_kwargs"
-"""vLLM's field for variables of the chat template, left out where a server refuses it."""
+"""vLLM's field for variables of the chat template, left out if a server refuses it."""
 AUTO = "tool_choice auto"
 """vLLM without a parser of tool calls refuses the choice "auto"; with "none" it shows the tools to
 the model and returns the calls as text."""

@@ -1,6 +1,6 @@
 """Rows that may be mislabelled, by the trained model's loss on their expected answers.
 
-A held-out row was not trained on, so a high loss of its expected answer, where the model answers
+A held-out row was not trained on, so a high loss of its expected answer, if the model answers
 something else, means that the rest of the data says something else. The idea is that of confident
 learning (Northcutt et al., 2021), with the loss of the answer as the confidence.
 """

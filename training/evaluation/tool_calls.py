@@ -109,7 +109,7 @@ def _properties(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(text: str, schema: Any) -> Any:
-    """Return a parameter that is written without quotes: a text where its schema wants a text."""
+    """Return a parameter that is written without quotes: a text if its schema wants a text."""
     bare = text.strip()
     if isinstance(schema, dict) and schema.get("type") == "string":
         return bare

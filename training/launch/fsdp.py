@@ -130,7 +130,7 @@ def _load_optimizer(trainer: Any, load: Any, checkpoint: str | None) -> None:
 
 
 class _Saved:
-    """An optimizer's state, where the Trainer asks an optimizer for it."""
+    """An optimizer's state when the Trainer asks an optimizer for it."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state

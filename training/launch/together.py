@@ -95,7 +95,7 @@ def share_training(trainer: Any, config: TrainingConfig, checkpoint: Path | None
 
 
 def gather_training(trainer: Any, config: TrainingConfig) -> None:
-    """Give rank 0 the whole model, where it is spread over processes."""
+    """Give rank 0 the whole model, if it is spread over processes."""
     if num_ranks() > 1 and config.launch is not None and config.launch.strategy == "fsdp2":
         from training.launch.fsdp import gather_on_first
 

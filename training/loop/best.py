@@ -1,4 +1,4 @@
-"""The best checkpoint by a held-out figure, and an early end where the figure stays worse."""
+"""The best checkpoint by a held-out figure, and an early end if the figure stays worse."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         self.config = config
 
     def on_evaluate(self, _args: Any, state: Any, control: Any, *, metrics: Any, **_: Any) -> None:
-        """Compare the figure, and end training where the patience is over."""
+        """Compare the figure, and end training if the patience is over."""
         name = self.config.metric_for_best_model
         if not self.config.load_best_model_at_end or state.global_step == 0:
             return
@@ -83,7 +83,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
 def load_best(trainer: Any) -> int | None:
     """Put the weights of the best checkpoint into the model, and return its step.
 
-    The last step stays where it is the best one, or where nothing was measured.
+    The last step stays if it is the best one, or if nothing was measured.
     """
     state = trainer.state
     if not state.best_global_step or state.best_global_step == state.global_step:

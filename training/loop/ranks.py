@@ -59,12 +59,12 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole(value: Any) -> Any:
-    """Return a tensor whole, where it is spread over processes; each process must ask."""
+    """Return a tensor whole, if it is spread over processes; each process must ask."""
     return value.full_tensor() if is_spread(value) else value
 
 
 def is_spread(value: Any) -> bool:
-    """Return whether a tensor is a DTensor, whose module is imported only where there are some."""
+    """Return whether a tensor is a DTensor, whose module is imported only if there are some."""
     return hasattr(value, "full_tensor")
 
 

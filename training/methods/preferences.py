@@ -173,7 +173,7 @@ def drop_reference_adapter(model: Any) -> None:
 
     TRL copies every adapter that it is given as the reference, which doubles the adapter's memory
     and writes a folder `ref/` with each save. A fresh LoRA adapter has B = 0, so that the base
-    without an adapter, which TRL takes where there is no copy, is the same reference.
+    without an adapter, which TRL takes if there is no copy, is the same reference.
     """
     if REFERENCE_ADAPTER not in getattr(model, "peft_config", {}):
         return

@@ -60,7 +60,7 @@ def render_rows(
     """Render rows and check each one: the prompt is a prefix of prompt and answer, the answer ends
     with a stop token, nothing is cut.
 
-    A row gives several examples where the template renders an earlier turn otherwise than when the
+    A row gives several examples if the template renders an earlier turn otherwise than when the
     turn was the last one, for example without its reasoning.
 
     Raises:

@@ -215,7 +215,7 @@ def _continuation(
     tools: Sequence[dict[str, Any]],
     prompt: Sequence[int],
 ) -> list[int] | None:
-    """Return the answer's own tokens where the tokens of the whole do not begin with the prompt's.
+    """Return the answer's own tokens if the tokens of the whole do not begin with the prompt's.
 
     One of three reasons. The first characters of the answer and the last of the prompt are one
     token of the whole; the server sends the prompt's tokens, and the model generates the others.

@@ -19,7 +19,7 @@ class Kind:
 
     Attributes:
         summary: Returns one line for people from the manifest's metrics.
-        payload: The file that holds the content, where one file does.
+        payload: The file that holds the content, if one file does.
         verdict_file: The JSON file whose key `verdict` holds the verdict; None without a verdict.
         is_printed: Whether `--json` prints the payload too.
     """

@@ -253,7 +253,7 @@ def set_value(values: dict[str, Any], key: str, value: Any, where: str = "") -> 
 
 
 def _step_into(section: Any, name: str, where: str) -> Any:
-    """The section or the list called `name`, made where it is not there yet."""
+    """Return the section or the list called `name`; make it if it is not there yet."""
     if isinstance(section, list):
         inner = section[_index(section, name, where)]
     else:

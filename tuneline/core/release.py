@@ -89,7 +89,7 @@ class Figure(StrictModel):
     `load.open-poisson.ttft_s.p90`."""
     title: str
     value: float | int | str | None
-    """Null where the measurement withholds the number."""
+    """Null if the measurement withholds the number."""
     unit: str = ""
     """`s`, `nats`, `tokens/s`, ...; empty for shares and counts."""
     interval: tuple[float | None, float | None] | None = None
@@ -142,7 +142,7 @@ class Base(StrictModel):
     """Branch, tag or commit, for a model of the Hugging Face Hub."""
     digest: str
     license: str | None
-    """SPDX identifier where there is one; None if it is not known, which fails a gate."""
+    """SPDX identifier if there is one; None if it is not known, which fails a gate."""
     license_source: str = ""
     """Where the licence was found."""
     hub_id: str | None = None

@@ -27,7 +27,7 @@ def folder_stop_ids(folder: Path) -> frozenset[int]:
 
 
 def served_stop_ids(folder: Path, tokenizer: Any, eos_token: str | None = None) -> list[int]:
-    """Return every token at which a server stops, sorted, with `eos_token` where it is given.
+    """Return every token at which a server stops, sorted, with `eos_token` if it is given.
 
     Raises:
         ArtifactError: A file cannot be read.

@@ -64,7 +64,7 @@ def with_settings(template: str, settings: TemplateSettings) -> str:
 
 
 def with_defaults(template: str, kwargs: Mapping[str, Any]) -> str:
-    """Return a template whose variables have values where the caller gives none."""
+    """Return a template whose variables have values if the caller gives none."""
     # The first newline after a block is not rendered: transformers and vLLM set trim_blocks.
     lines = (
         f"{{% set {name} = {name} if {name} is defined else {_literal(value)} %}}\n"

@@ -292,7 +292,7 @@ def _unsigned(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
 
 
 def _ambient_identity() -> list[str] | None:
-    """Return identity and issuer of this job; None where no job has one."""
+    """Return identity and issuer of this job; None if no job has one."""
     oidc = require("sigstore.oidc", EXTRA)
     try:
         token = oidc.detect_credential()

@@ -82,7 +82,7 @@ def _make(context: MergeContext, module: str, parts: Parts) -> Changes:
 
 
 def _wants(config: Config, tensor: BaseTensor) -> Iterator[Want]:
-    """Yield the weight of each targeted module, and its bias where the outputs are scaled."""
+    """Yield the weight of each targeted module, and its bias if the outputs are scaled."""
     kinds = ("weight",) if _scales_inputs(config, tensor.module) else ("weight", "bias")
     if tensor.is_targeted and not tensor.is_saved and tensor.kind in kinds:
         yield Want("target_modules", None, tensor.stored)

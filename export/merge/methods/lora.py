@@ -25,7 +25,7 @@ LORA_A, LORA_B = Part("lora_A"), Part("lora_B")
 
 @dataclass(frozen=True)
 class Factors:
-    """One adapter's A and B, its scale s, and its weight where several adapters are summed."""
+    """One adapter's A and B, its scale s, and its weight if several adapters are summed."""
 
     a: Stored
     b: Stored

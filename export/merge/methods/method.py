@@ -117,7 +117,7 @@ class MergeContext:
         )
 
     def shape_of(self, target: TensorEntry) -> tuple[int, ...]:
-        """Return the shape that changes meet: that of the copy where the adapter has one."""
+        """Return the shape that changes meet: that of the copy if the adapter has one."""
         copy = self.copies.get(target.name)
         return copy.shape if copy else target.shape
 
@@ -208,7 +208,7 @@ class Method:
     """Yields what the method's options demand for a tensor of the base."""
     named_by: frozenset[str] = frozenset()
     """Options of which one must name a tensor that the method changes: PEFT does not load the
-    change of any other. Empty where PEFT loads every change."""
+    change of any other. Empty if PEFT loads every change."""
     add: Callable[[Change, Change], Change] | None = None
     """Adds two weighted changes of one tensor; None if the changes have no weighted share."""
     is_always_tied: bool = False

@@ -26,7 +26,7 @@ def saved_by(config: Config, module: str) -> list[str]:
 def _claims(config: Config, name: str) -> bool:
     """Return whether a tensor belongs to a saved module.
 
-    PEFT also saves an embedding or an output layer unasked where the vocabulary was resized; with
+    PEFT also saves an embedding or an output layer unasked if the vocabulary was resized; with
     `ensure_weight_tying`, it does so under the names of its wrappers too.
     """
     module = WRAPPER.sub(r".", name).rpartition(".")[0]

@@ -84,7 +84,7 @@ def _indices_of(
     context: MergeContext, indices: Mapping[str, Any], module: str, *, is_head: bool
 ) -> Any:
     """Return the trained tokens of a module. PEFT gives a tied output layer those of the embedding
-    where the option does not name it."""
+    if the option does not name it."""
     names = [module]
     if is_head and context.base.is_tied and context.base.embedding is not None:
         names.append(context.base.embedding.removesuffix(".weight"))
@@ -105,7 +105,7 @@ def _wants(config: Config, tensor: BaseTensor) -> Iterator[Want]:
 
 
 def _is_saved_once(config: Config) -> bool:
-    """PEFT saves the rows of a tied pair once where both train the same tokens."""
+    """PEFT saves the rows of a tied pair once if both train the same tokens."""
     indices = config.get(OPTION)
     return isinstance(indices, dict) and len({tuple(one) for one in indices.values()}) == 1
 

@@ -74,7 +74,7 @@ def fill_keda(files: Files, facts: Facts) -> None:
 def _wake(spec: Document, query: str, where: str) -> None:
     """Let the number of pods be 0: without a pod there are no metrics, and that is not a fault.
 
-    Prometheus keeps `up` at 0 for a pod whose scrape fails. The load is 0 only where it has no
+    Prometheus keeps `up` at 0 for a pod whose scrape fails. The load is 0 only if it has no
     `up` at all, so that a failed scrape is a missing metric and removes no pod.
     `on()` keeps the result at one series, which KEDA asks for.
     """

@@ -36,7 +36,7 @@ from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Messages
 
 MIN_ROWS = 2000
-"""Sessions whose delays are drawn where their number is not known; later sessions repeat them."""
+"""Sessions whose delays are drawn if their number is not known; later sessions repeat them."""
 
 
 def build_sessions(
@@ -236,7 +236,7 @@ def _joined(route: Route, messages: Messages) -> str:
 
 
 def _systems(route: Route, conversation: Conversation) -> list[str]:
-    """Return the system's messages that each turn sends; empty where they are among the others."""
+    """Return the system's messages that each turn sends; empty if they are among the others."""
     found: list[str] = []
     history: list[Any] = []
     for turn in conversation.turns:

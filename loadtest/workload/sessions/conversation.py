@@ -21,7 +21,7 @@ class Turn:
     """Messages that this turn adds to the history; or token ids, a whole prompt for
     `/v1/completions`."""
     answers: Messages
-    """The recorded answer; empty where the file has none."""
+    """The recorded answer; empty if the file has none."""
     delay_s: float | None = None
     """Recorded seconds between the end of the turn before and this one."""
     max_tokens: int | None = None
@@ -117,7 +117,7 @@ def with_text_arguments(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def kept_shares(conversation: Conversation) -> list[float]:
-    """Return per turn the share of the prompt before that the turn's prompt begins with: 1 where it
+    """Return per turn the share of the prompt before that the turn's prompt begins with: 1 if it
     continues the history, 0 for the first turn. Of messages, the share counts characters."""
     shares: list[float] = []
     before: list[Any] = []

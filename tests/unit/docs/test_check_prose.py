@@ -48,13 +48,14 @@ BANNED = [
     "The golden answers.",
     "The merged rung fails.",
     "A request that fails for good.",
+    "Return the rate; None where no rate holds.",
     "What is dropped is on the disk.",
     "A note. What is dropped is on the disk.",
 ]
 
 PLAIN = [
     "There is no chat template.",
-    "Where there are no rows, the command fails.",
+    "If there are no rows, the command fails.",
     "The value is no longer used.",
     "TTFT stands for time to first token.",
     "The middleware is stand-alone and lets pods stand by.",

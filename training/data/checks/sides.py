@@ -1,4 +1,4 @@
-"""Both sides of a dataset have rows: what to change where one has none."""
+"""Both sides of a dataset have rows: what to change if one has none."""
 
 from __future__ import annotations
 

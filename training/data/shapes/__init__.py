@@ -28,7 +28,7 @@ class Shape:
 
     Attributes:
         required: Columns that every row of the shape has.
-        optional: Columns that the shape reads where they are there.
+        optional: Columns that the shape reads if they are there.
         read: The columns of one row, without those that are null, -> the row. Raises RowProblem.
     """
 

@@ -102,7 +102,7 @@ def judge_forgetting(
         if item.skill in held
     ]
     counts = count_pairs([first for first, _ in rows], [second for _, second in rows])
-    # It has a width where no answer changes: few equal answers do not rule out a drop.
+    # It has a width even if no answer changes: few equal answers do not rule out a drop.
     interval = paired_share_interval(counts) if rows else (0.0, 0.0)
     return ForgettingReport(
         verdict=_verdict(skills, held, interval),

@@ -24,7 +24,7 @@ OTHER = "(another)"
 MISSING = "(missing)"
 """The answer lacks the field, or is empty."""
 WHOLE = "answer"
-"""The name of the whole answer, where it is the class."""
+"""The name of the whole answer, if it is the class."""
 
 
 def class_targets(expected: Sequence[str], config: EvaluationConfig) -> list[str]:

@@ -15,7 +15,7 @@ from training.evaluation.prediction import Prediction
 
 
 def score_rouge_l(predictions: Sequence[Prediction], _config: EvaluationConfig) -> Scored:
-    """Return the F1 of ROUGE-L of each answer, from 0 to 1; None where only calls are expected."""
+    """Return the F1 of ROUGE-L of each answer, from 0 to 1; None if only calls are expected."""
     return Scored([rouge_l(p.expected, p.answer) if p.expects_text else None for p in predictions])
 
 

@@ -102,7 +102,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Plots:
-    """Plots next to one another, where there is space."""
+    """Plots next to one another, if there is space."""
 
     kind: ClassVar = "plots"
     plots: tuple[Plot, ...]

@@ -38,7 +38,7 @@ class Bench:
 
     Attributes:
         config: Objectives, workload and client options; its scenarios are not used.
-        check: Raises ConfigError where vLLM does not take the settings.
+        check: Raises ConfigError if vLLM does not take the settings.
         open: Serves with the settings for as long as the block lasts. A server that is not ready
             after the given seconds raises ServerError.
         prove: Writes the comparison of a server's answers with the reference.

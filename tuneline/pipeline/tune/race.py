@@ -55,7 +55,7 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 
 def rate_to_beat(trials: Sequence[Trial]) -> float | None:
-    """Return the rate at which the next trial begins; None where no rate held yet."""
+    """Return the rate at which the next trial begins; None if no rate held yet."""
     best = best_of(trials)
     return None if best is None or best.rate_rps is None else best.rate_rps * (1 + MIN_GAIN)
 
@@ -85,7 +85,7 @@ def time_of_comparison(best: Trial, own: Trial) -> float:
 
 def contested_rate(own: Trial, best: Trial) -> float | None:
     """Return the rate at which the comparison decides: between the lowest rate that failed with the
-    run's own settings and the winner's rate. None where the two searches do not tell the settings
+    run's own settings and the winner's rate. None if the two searches do not tell the settings
     apart."""
     if best.rate_rps is None or best.number == own.number:
         return None
@@ -97,7 +97,7 @@ def contested_rate(own: Trial, best: Trial) -> float | None:
 
 
 def gain_of(own: Trial, best: Trial) -> tuple[float, tuple[float, float | None]] | None:
-    """Return the gain and its interval; None where the run's own settings hold no rate."""
+    """Return the gain and its interval; None if the run's own settings hold no rate."""
     if own.rate_rps is None or best.rate_rps is None:
         return None
     low = best.rate_rps / (own.failing_rps or own.rate_rps)
@@ -106,7 +106,7 @@ def gain_of(own: Trial, best: Trial) -> tuple[float, tuple[float, float | None]]
 
 
 def winner_of(own: Trial, best: Trial | None, comparison: Comparison | None) -> Trial:
-    """Return the trial whose settings are kept: the best one only where its rate is above every
+    """Return the trial whose settings are kept: the best one only if its rate is above every
     rate that failed with the run's own settings, and the comparison says so too."""
     if best is None or comparison is None or not comparison.is_won:
         return own

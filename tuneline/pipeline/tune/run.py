@@ -65,7 +65,7 @@ class Tuned:
     """The result of a tuning.
 
     Attributes:
-        winner: The run.yaml with the winner's settings; None where the run's own stay.
+        winner: The run.yaml with the winner's settings; None if the run's own stay.
     """
 
     artifact: Artifact

@@ -47,7 +47,7 @@ class Knob:
     Attributes:
         reason: How the flag may gain.
         values: Returns the settings to try, the likely gains first.
-        unsuited: Returns why the flag does not suit a run; None where it does.
+        unsuited: Returns why the flag does not suit a run; None if it does.
     """
 
     name: str
@@ -175,7 +175,7 @@ def is_own(settings: Settings, serving: ServingConfig) -> bool:
 
 
 def is_impossible(settings: Settings, serving: ServingConfig) -> str | None:
-    """Return why vLLM's engine refuses settings that its parser takes; None where it does not."""
+    """Return why vLLM's engine refuses settings that its parser takes; None if it does not."""
     seqs = settings.get(SEQS, serving.max_num_seqs)
     batched = settings.get(BATCHED, serving.max_num_batched_tokens)
     if seqs is not None and batched is not None and batched < seqs:

@@ -189,7 +189,7 @@ def _after(earlier: Trial, again: Trial) -> Trial:
 
 
 def _compared(bench: Bench, own: Trial, best: Trial | None) -> Comparison | None:
-    """Return the comparison of the best trial with the run's own settings, where one decides."""
+    """Return the comparison of the best trial with the run's own settings, if one decides."""
     if best is None or (rate_rps := contested_rate(own, best)) is None:
         return None
     known = read_comparison_of(bench.folder, best.settings)
@@ -240,7 +240,7 @@ def _judge(
     trials: Sequence[Trial], winner: Trial, best: Trial | None, comparison: Comparison | None,
     budget_s: float,
 ) -> tuple[Verdict, list[str]]:  # fmt: skip
-    """Return PASS where the winner holds a rate, and else why there is none."""
+    """Return PASS if the winner holds a rate, and else why there is none."""
     own = trials[0]
     if own.state == "invalid":
         return Verdict.INVALID, [f"the run's own settings: {own.problem}"]

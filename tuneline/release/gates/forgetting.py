@@ -17,7 +17,7 @@ REQUIRED = "not worse than the base beyond the noise of the forgetting suite"
 
 
 def judge_forgetting(proofs: Proofs) -> Finding:
-    """Judge the recorded answers to the forgetting suite again, where the run asks the suite.
+    """Judge the recorded answers to the forgetting suite again, if the run asks the suite.
 
     INVALID fails: the run asks what the base cannot show.
     """
