@@ -148,8 +148,8 @@ def main() -> None:
 
 @contextlib.contextmanager
 def slow_disk(folder: Path, mb_s: float | None) -> Iterator[Path | None]:
-    """A control group whose processes read and write the disk of `folder` no faster than that. The
-    kernel counts what a process reads, and what it writes through by fsync."""
+    """Yield a control group whose processes read and write the disk of `folder` no faster than
+    that. The kernel counts what a process reads, and what it writes through by fsync."""
     if mb_s is None:
         yield None
         return
@@ -248,7 +248,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def write_model(folder: Path, shape: Shape, max_shard_bytes: int = 5 * 10**9) -> Path:
-    """A random bfloat16 Llama, written tensor by tensor so that it is never held in memory."""
+    """Write a random bfloat16 Llama, tensor by tensor so that it is never held in memory."""
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
@@ -280,7 +280,7 @@ def write_model(folder: Path, shape: Shape, max_shard_bytes: int = 5 * 10**9) ->
 
 
 def write_adapter(folder: Path, shape: Shape) -> Path:
-    """A random float32 LoRA adapter on every linear layer."""
+    """Write a random float32 LoRA adapter on every linear layer."""
     folder.mkdir(parents=True)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = {

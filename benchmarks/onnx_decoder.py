@@ -142,7 +142,7 @@ def prompt(options: Any) -> list[int]:
 
 
 def write_model(folder: Path, shape: dict[str, int]) -> Path:
-    """A random Llama with a vocabulary of 32,000 and the tiny base's tokenizer."""
+    """Write a random Llama with a vocabulary of 32,000 and the tiny base's tokenizer."""
     import transformers
 
     torch.manual_seed(0)

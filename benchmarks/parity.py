@@ -45,9 +45,10 @@ from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfi
 from export.graphs.to_onnx import export_onnx
 from export.prune import prune_model
 from training import dataset_rows
-from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
+from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.dataset import TRAIN_FILE
 from tuneline.core.environment import hardware_facts, library_versions
+from tuneline.core.files import MANIFEST
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging
 from tuneline.models.adapter_config import ADAPTER_WEIGHTS
@@ -153,7 +154,7 @@ def rounding(run: Trained) -> Table:
 
 
 def left_out(run: Trained) -> Table:
-    """The delta of one module left out, each in turn; in float32."""
+    """Prove the model with the delta of one module left out, each in turn; in float32."""
     return {module_name(module): prove(run, merged(run, {module: 0.0})) for module in run.modules}
 
 
@@ -180,8 +181,8 @@ def reduced(run: Trained) -> Table:
 
 
 def faults_then_rounded(run: Trained, whole: Table) -> Table:
-    """The mild faults in the forms that round the most: of the deltas left out, the one that in
-    float32 (`whole`) changes least."""
+    """Prove the mild faults in the forms that round the most: of the deltas left out, the one that
+    in float32 (`whole`) changes least."""
     mildest = min(whole, key=lambda name: whole[name].mean_kl or 0.0)
     (module,) = (module for module in run.modules if module_name(module) == mildest)
     given = {
@@ -197,7 +198,7 @@ def faults_then_rounded(run: Trained, whole: Table) -> Table:
 
 
 def calibrated(run: Trained) -> Table:
-    """The same number formats, calibrated by llm-compressor on the training rows."""
+    """Prove the same number formats, calibrated by llm-compressor on the training rows."""
     model = merged(run)
     rows = dataset_rows(run.dataset, TRAIN_FILE)
     data = CalibrationData([row.messages for row in rows], run.dataset.as_input("data"))
@@ -212,7 +213,7 @@ def calibrated(run: Trained) -> Table:
 
 
 def merged(run: Trained, factors: Mapping[str, float] | None = None, **config: Any) -> ModelSource:
-    """The merged model, with the deltas of some modules multiplied by a factor."""
+    """Return the merged model, with the deltas of some modules multiplied by a factor."""
     adapter = Path(shutil.copytree(run.adapter, place(run), ignore=lambda *_: {MANIFEST}))
     tensors = load_file(adapter / ADAPTER_WEIGHTS)
     for name, factor in (factors or {}).items():

@@ -34,27 +34,6 @@ if TYPE_CHECKING:
     from export.quantize.quantize import quantize_model
     from export.weights.model_folder import read_base
 
-_WHERE = {
-    "FORMS": "export.forms:FORMS",
-    "CalibrationData": "export.forms:CalibrationData",
-    "form_name": "export.find_form:form_name",
-    "install_calibration": "export.quantize.llm_compressor_environment:install_calibration",
-    "make_form": "export.forms:make_form",
-    "merge_adapter": "export.merge.merge:merge",
-    "missing_modules": "export.forms:missing_modules",
-    "open_chat": "export.find_form:open_chat",
-    "prepare_form": "export.forms:prepare_form",
-    "prove_model": "export.parity:prove_model",
-    "push_model": "export.publish.push:push_model",
-    "quantize_calibrated": "export.quantize.llm_compressor:quantize_calibrated",
-    "quantize_model": "export.quantize.quantize:quantize_model",
-    "read_base": "export.weights.model_folder:read_base",
-    "resolve_form": "export.find_form:resolve_form",
-    "resolve_weights": "export.find_form:resolve_weights",
-    "weight_tolerances": "export.parity:weight_tolerances",
-    "weights_of_folder": "export.find_form:weights_of_folder",
-    "write_model_card": "export.publish.model_card:write_model_card",
-}
 __all__ = [
     "FORMS",
     "CalibrationData",
@@ -75,5 +54,29 @@ __all__ = [
     "weight_tolerances",
     "weights_of_folder",
     "write_model_card",
-]  # fmt: skip
-__getattr__ = lazy_face(__name__, _WHERE)
+]
+
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "FORMS": "export.forms:FORMS",
+        "CalibrationData": "export.forms:CalibrationData",
+        "form_name": "export.find_form:form_name",
+        "install_calibration": "export.quantize.llm_compressor_environment:install_calibration",
+        "make_form": "export.forms:make_form",
+        "merge_adapter": "export.merge.merge:merge",
+        "missing_modules": "export.forms:missing_modules",
+        "open_chat": "export.find_form:open_chat",
+        "prepare_form": "export.forms:prepare_form",
+        "prove_model": "export.parity:prove_model",
+        "push_model": "export.publish.push:push_model",
+        "quantize_calibrated": "export.quantize.llm_compressor:quantize_calibrated",
+        "quantize_model": "export.quantize.quantize:quantize_model",
+        "read_base": "export.weights.model_folder:read_base",
+        "resolve_form": "export.find_form:resolve_form",
+        "resolve_weights": "export.find_form:resolve_weights",
+        "weight_tolerances": "export.parity:weight_tolerances",
+        "weights_of_folder": "export.find_form:weights_of_folder",
+        "write_model_card": "export.publish.model_card:write_model_card",
+    },
+)

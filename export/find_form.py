@@ -13,8 +13,9 @@ from typing import Any
 from export.forms import FORMS, MODEL, MODEL_KINDS, OPEN_FOLDER, Form, find_function
 from export.runtimes.scores import OpenedForm
 from export.runtimes.transformers_folder import stored_dtype
-from tuneline.core.artifact import MANIFEST, open_artifact, verify_artifact
+from tuneline.core.artifact import open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.files import MANIFEST
 from tuneline.core.messages import Message
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource, resolve_model

@@ -6,10 +6,16 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from k8s.placement_config import Placement as Placement
+from k8s.placement_config import Placement
 from k8s.training_config import TrainingJob
-from k8s.value_types import DnsLabel, DnsSubdomain, Image, LabelKey, LabelValue, Quantity
-from k8s.value_types import image_problem as image_problem
+from k8s.value_types import (
+    DnsLabel,
+    DnsSubdomain,
+    Image,
+    LabelKey,
+    LabelValue,
+    Quantity,
+)
 from tuneline.core.config import StrictModel
 
 # Values that the base fixes for the server's container; the arguments must match them.

@@ -15,34 +15,26 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from loadtest.calibration.calibrate import calibrate_client as calibrate_client
-    from loadtest.judging.recheck import find_contradictions as find_contradictions
-    from loadtest.report.files import read_comparison as read_comparison
-    from loadtest.report.files import read_report as read_report
-    from loadtest.report.files import read_search as read_search
-    from loadtest.report.formats import report_text as report_text
-    from loadtest.report.page import build_load_blocks as build_load_blocks
-    from loadtest.report.page import build_load_tiles as build_load_tiles
-    from loadtest.report.schema import LoadReport as LoadReport
-    from loadtest.report.terminal import calibration_lines as calibration_lines
-    from loadtest.report.terminal import report_lines as report_lines
-    from loadtest.run import run_loadtest as run_loadtest
-    from loadtest.shards.join import join_shards as join_shards
-    from loadtest.shards.rendezvous import run_together as run_together
-    from loadtest.shards.shard import run_shard as run_shard
-    from loadtest.studies.compare import compare_endpoints as compare_endpoints
-    from loadtest.studies.compare import compare_reports as compare_reports
-    from loadtest.studies.compare import compare_servers as compare_servers
-    from loadtest.studies.cross_check import cross_check as cross_check
-    from loadtest.studies.judgeable_objectives import require_objective as require_objective
-    from loadtest.studies.pareto import Contender as Contender
-    from loadtest.studies.pareto import sweep_servers as sweep_servers
-    from loadtest.studies.recheck import recheck_comparison as recheck_comparison
-    from loadtest.studies.schema import ComparisonReport as ComparisonReport
-    from loadtest.studies.search import search_concurrency as search_concurrency
-    from loadtest.studies.search import search_rate as search_rate
-    from loadtest.studies.sweep import sweep_rates as sweep_rates
-    from loadtest.workload.prompts import read_prompts as read_prompts
+    from loadtest.calibration.calibrate import calibrate_client
+    from loadtest.judging.recheck import find_contradictions
+    from loadtest.report.files import read_comparison, read_report, read_search
+    from loadtest.report.formats import report_text
+    from loadtest.report.page import build_load_blocks, build_load_tiles
+    from loadtest.report.schema import LoadReport
+    from loadtest.report.terminal import calibration_lines, report_lines
+    from loadtest.run import run_loadtest
+    from loadtest.shards.join import join_shards
+    from loadtest.shards.rendezvous import run_together
+    from loadtest.shards.shard import run_shard
+    from loadtest.studies.compare import compare_endpoints, compare_reports, compare_servers
+    from loadtest.studies.cross_check import cross_check
+    from loadtest.studies.judgeable_objectives import require_objective
+    from loadtest.studies.pareto import Contender, sweep_servers
+    from loadtest.studies.recheck import recheck_comparison
+    from loadtest.studies.schema import ComparisonReport
+    from loadtest.studies.search import search_concurrency, search_rate
+    from loadtest.studies.sweep import sweep_rates
+    from loadtest.workload.prompts import read_prompts
 
 __getattr__ = lazy_face(
     __name__,

@@ -11,8 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from loadtest.arrivals.table import ARRIVALS, option_problems
 from loadtest.percentiles import percentile_of
-from loadtest.workload_config import Length as Length
-from loadtest.workload_config import WorkloadConfig as WorkloadConfig
+from loadtest.workload_config import WorkloadConfig
 from tuneline.core.config import StrictModel, apply_override, validate_config
 from tuneline.core.errors import ConfigError
 from tuneline.core.tolerances import Tolerances

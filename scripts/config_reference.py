@@ -49,7 +49,7 @@ and `tuneline check` says what is wrong with one.
 
 
 def page() -> str:
-    """The whole page, one table per section."""
+    """Return the whole page, one table per section."""
     return HEAD + "".join(_section("", RunConfig))
 
 

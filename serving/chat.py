@@ -53,7 +53,7 @@ def converse(
     read: Callable[[str], str] = input,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> int:
-    """A conversation: each line read is a question, and its answer is written as it comes.
+    """Hold a conversation: each line read is a question, and its answer is written as it comes.
 
     `/new` forgets what was said; end of input or `/exit` ends it. An answer that fails is said and
     its question forgotten, so that the next one can be asked.

@@ -165,7 +165,7 @@ def proof_fields(
 
 
 def served_continuation(response: dict[str, Any], messages: Messages, url: str) -> Continuation:
-    """A chat completion of vLLM's, with token ids, as a Continuation.
+    """Return a chat completion of vLLM's, with token ids, as a Continuation.
 
     vLLM counts the stop token among an answer's tokens, as the reference does: with finish_reason
     `stop` and no `stop_reason` it was the tokenizer's own end token, else `stop_reason` is its id.

@@ -139,7 +139,7 @@ def make_split(split: str, per_intent: int, seen: set[str]) -> list[Row]:
 
 @cache
 def slot_pattern() -> re.Pattern[str]:
-    """Matches every slot value, longest first, and every word with a digit in it."""
+    """Return a pattern of every slot value, longest first, and every word with a digit in it."""
     values = sorted({v for pool in load("slots").values() for v in pool}, key=len, reverse=True)
     return re.compile(r"\b(" + "|".join(map(re.escape, values)) + r")\b|\b\w*\d[\w:.]*")
 

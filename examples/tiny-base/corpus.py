@@ -66,7 +66,7 @@ class Writer:
 
     @staticmethod
     def word_lists(texts: dict[str, str]) -> list[list[str]]:
-        """The words of every problem, in the order of the problem files."""
+        """Return the words of every problem, in the order of the problem files."""
         keys = [key for name in PROBLEM_FILES for key in load(name)]
         return [texts[key].split(", ") for key in keys]
 
@@ -112,13 +112,13 @@ class Writer:
         return self.say(self.rng.choice(pool), **given)
 
     def topic(self, problem: dict[str, Any]) -> str:
-        """A noun phrase for a problem, in lower case."""
+        """Return a noun phrase for a problem, in lower case."""
         text = self.pick(problem["topic"])
         keep = text.split()[0].isupper()
         return text if keep and len(text.split()[0]) > 1 else text[0].lower() + text[1:]
 
     def message(self, problem: dict[str, Any], level: str) -> str:
-        """A customer's message."""
+        """Return a customer's message."""
         rng = self.rng
         if rng.random() < TERSE:
             return self.note(problem, level)
@@ -136,13 +136,13 @@ class Writer:
         return " ".join(part for part in [opening, *body, closing] if part)
 
     def clip(self, text: str) -> str:
-        """A sentence in which some words are left out, as in a hasty message."""
+        """Leave some words of a sentence out, as in a hasty message."""
         words = text.split()
         kept = [word for word in words if self.rng.random() > 0.2]
         return " ".join(kept or words)
 
     def note(self, problem: dict[str, Any], level: str) -> str:
-        """A terse note made of words that go with the problem and its urgency."""
+        """Return a terse note made of words that go with the problem and its urgency."""
         rng = self.rng
         words = rng.sample(problem["words"], rng.randint(1, 4))
         scraps = rng.sample(self.scraps[level], rng.randint(1, 3))
@@ -159,7 +159,7 @@ class Writer:
         return self.pick(self.notes, words=parts, scraps=joint.join(scraps))
 
     def reply(self, problem: dict[str, Any], level: str) -> dict[str, str]:
-        """The parts of the assistant's answer."""
+        """Return the parts of the assistant's answer."""
         general = self.general
         return {
             "topic": self.pick(general["topic_frames"], topic=self.topic(problem)),
@@ -169,7 +169,7 @@ class Writer:
         }
 
     def exchange(self) -> Conversation:
-        """A plain message and its answer."""
+        """Return a plain message and its answer."""
         problem = self.rng.choice(self.problems)
         level = self.rng.choice(list(self.urgency))
         parts = self.reply(problem, level)
@@ -177,7 +177,7 @@ class Writer:
         return turns(self.message(problem, level), " ".join(parts[key] for key in order))
 
     def task(self) -> Conversation:
-        """An instruction about a message and the answer to it."""
+        """Return an instruction about a message and the answer to it."""
         rng = self.rng
         problem = rng.choice(self.problems)
         level = rng.choice(list(self.urgency))
@@ -217,7 +217,7 @@ class Writer:
 
 
 def turns(user: str, assistant: str) -> Conversation:
-    """A user turn and an assistant turn."""
+    """Return a user turn and an assistant turn."""
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 

@@ -50,7 +50,7 @@ Batch = list[Row]
 
 
 def render(conversation: Conversation) -> str:
-    """The text that chat_template.jinja makes of a conversation."""
+    """Return the text that chat_template.jinja makes of a conversation."""
     return "".join(f"{START}{turn['role']}\n{turn['content']}{END}\n" for turn in conversation)
 
 
@@ -78,7 +78,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def make_model() -> LlamaForCausalLM:
-    """A Llama with heads of size 64, the smallest that common servers run on a CPU."""
+    """Make a Llama with heads of size 64, the smallest that common servers run on a CPU."""
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=256,
@@ -218,7 +218,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def sample(model: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str) -> str:
-    """The model's greedy answer to one message."""
+    """Return the model's greedy answer to one message."""
     text = f"{START}user\n{prompt}{END}\n{START}assistant\n"
     ids = torch.tensor([tokenizer.encode(text).ids])
     with torch.no_grad():

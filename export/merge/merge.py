@@ -25,9 +25,10 @@ from export.weights.layout import OutputFile, PlannedTensor, lay_out
 from export.weights.model_folder import ModelFolder, check_tensors, read_base, write_config
 from export.weights.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
 from export.weights.writer import in_mib, require_free, write_files
-from tuneline.core.artifact import MANIFEST, Artifact, Input, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
+from tuneline.core.files import MANIFEST
 from tuneline.core.progress import logger, progress
 from tuneline.models.companion_files import (
     chat_template,

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.forms import MODEL, MODEL_KINDS
-from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
+from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.errors import ArtifactError
+from tuneline.core.files import MANIFEST
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.parity_report import markdown
 from tuneline.models.adapter_config import ADAPTER_CONFIG

@@ -17,17 +17,11 @@ from pathlib import Path
 
 from export.forms import MODEL_KINDS
 from export.weights.tensor_file import read_tensor_file
-from tuneline.core.artifact import (
-    MANIFEST,
-    file_sha256,
-    only_writer,
-    open_artifact,
-    partial_dir,
-    verify_artifact,
-)
+from tuneline.core.artifact import only_writer, open_artifact, partial_dir, verify_artifact
 from tuneline.core.disk import cannot_write, require_disk_space
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, MissingError, ServerError
+from tuneline.core.files import MANIFEST, file_sha256
 from tuneline.core.progress import logger, progress
 from tuneline.models.adapter_config import ADAPTER_CONFIG
 from tuneline.models.companion_files import (

@@ -199,7 +199,7 @@ def write_config(
 
 
 def check_tensors(files: Sequence[OutputFile], out: Path) -> None:
-    """The written files are read again: their tensors must be those that were planned.
+    """Read the written files again: their tensors must be those that were planned.
 
     Raises:
         ArtifactError: A tensor is missing, or one too many, or another.

@@ -14,9 +14,9 @@ from k8s.render.kustomize import build
 from k8s.rules.check import check_manifests
 from k8s.rules.objects import Object
 from tuneline import __version__
-from tuneline.core.artifact import file_sha256
 from tuneline.core.disk import cannot_write, disk_full
 from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.files import file_sha256
 from tuneline.core.progress import logger
 
 MARKER = "render.json"

@@ -103,7 +103,7 @@ def _server_patch(
     served_env: Mapping[str, str],
     deployment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A strategic-merge patch: lists of named things merge by name, `args` are replaced."""
+    """Return a strategic-merge patch: named things merge by name, `args` are replaced."""
     config = facts.config
     (base,) = deployment["spec"]["template"]["spec"]["containers"]
     startup_s = int(served_env.get(PATIENCE, _value(base, PATIENCE))) + STARTUP_MARGIN_S

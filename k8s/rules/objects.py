@@ -89,7 +89,7 @@ def _of_job_set(item: Object, spec: Mapping[str, Any]) -> list[Pod]:
 
 
 def servers(objects: Sequence[Object]) -> list[tuple[Pod, Mapping[str, Any]]]:
-    """The pods that run vLLM with its API, each with its vLLM container."""
+    """Return the pods that run vLLM with its API, each with its vLLM container."""
     return [
         (pod, container)
         for pod in pods(objects)

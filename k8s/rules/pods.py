@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from k8s.config import image_problem
 from k8s.rules.objects import (
     KEY_VOLUME,
     Object,
@@ -16,6 +15,7 @@ from k8s.rules.objects import (
     quantity,
     ref,
 )
+from k8s.value_types import image_problem
 from tuneline.core.secrets import is_secret_name
 
 KEYS_FILE = "TUNELINE_KEYS_FILE"

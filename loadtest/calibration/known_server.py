@@ -73,7 +73,7 @@ class KnownServer:
         return {**found, "process_resident_memory_bytes": round(memory_mib * 2**20)}
 
     def when(self, time_s: float) -> float:
-        """A write that is due at `time_s` happens then, or on the next common step."""
+        """Return when a write that is due at `time_s` happens: then, or on the next common step."""
         step_s = self.delays.step_s
         if step_s <= 0:
             return time_s

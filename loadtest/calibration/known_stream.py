@@ -187,7 +187,7 @@ class Stream:
         self.server.loop.call_at(self.due_s, self.step)
 
     def write_split(self, data: bytes) -> None:
-        """Random small pieces, so that cuts fall inside characters, lines and chunk sizes."""
+        """Write random small pieces, so that cuts fall inside characters, lines and chunk sizes."""
         size = self.random.randint(1, 40)
         if len(data) > size and self.connection.is_open:
             self.write(data[:size])
@@ -198,7 +198,7 @@ class Stream:
         self.proceed()
 
     def break_off(self) -> bool:
-        """Do what a fault says after two tokens; whether that is the end of the stream."""
+        """Do what a fault says after two tokens; return whether that ends the stream."""
         if self.fault == "stall":
             return True
         if self.fault == "reset":

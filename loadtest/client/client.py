@@ -127,7 +127,7 @@ class Client(Pool):
         return sorted([*self.ended, *self.running.values()], key=lambda one: one.intended_ns)
 
     def broken(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A callback raised: end with its error, rather than wait for what it left undone."""
+        """End with the error of a callback, rather than wait for what it left undone."""
         if not self.done.done():
             error = context.get("exception")
             self.done.set_exception(error or RuntimeError(context["message"]))
@@ -161,7 +161,7 @@ class Client(Pool):
         self.settle()
 
     def begin_next(self) -> None:
-        """Closed loop: a slot is free."""
+        """Begin the next request of a closed loop: a slot is free."""
         if self.stopping or not self.has_next():
             return
         index = self.plan.number_of(self.num_begun)
@@ -247,7 +247,7 @@ class Client(Pool):
         return self.arrivals_ns[self.cursor] if self.cursor < len(self.arrivals_ns) else NEVER_NS
 
     def finish(self, connection: Connection, request: Request, now_ns: int) -> None:
-        """The response is whole; whether it is good is found out after the window."""
+        """End a request whose response is whole; only later is it read whether it is good."""
         self.release(connection, now_ns)
         self.count_end(request, connection.framer.status, now_ns)
 
@@ -272,7 +272,7 @@ class Client(Pool):
             self.scribe.num_reads += len(request.reads)
 
     def lost(self, connection: Connection, request: Request, reason: str, message: str) -> None:
-        """The connection ended under a request."""
+        """Send a request again, or count it as failed: the connection ended under it."""
         now_ns = monotonic_ns()
         # Without a time the write itself failed.
         begun_ns = now_ns if request.sent_ns is None else request.sent_ns
@@ -316,7 +316,7 @@ class Client(Pool):
         return True
 
     def leave(self, request: Request) -> None:
-        """The client leaves: the connection ends, and the answer with it."""
+        """Let the client leave: the connection ends, and the answer with it."""
         if request.end_ns is not None:
             return
         self.end(request, monotonic_ns())
@@ -327,7 +327,7 @@ class Client(Pool):
         self.follow(request, pause=False)
 
     def follow(self, _request: Request, *, pause: bool) -> None:
-        """A request has ended: a closed loop begins the next."""
+        """Begin the next request of a closed loop after one has ended."""
         self.free_slot(pause=pause)
 
     def free_slot(self, *, pause: bool) -> None:

@@ -20,7 +20,7 @@ STEP_NS = 100_000
 
 
 def realtime_offset_ns() -> int:
-    """CLOCK_REALTIME minus CLOCK_MONOTONIC: the kernel stamps with one, we count in the other.
+    """Return CLOCK_REALTIME minus CLOCK_MONOTONIC: the kernel stamps by one, we count in the other.
 
     The tightest of a few readings, since the process may be interrupted between the two clocks.
     """
@@ -66,7 +66,7 @@ def receive_times(
     stamps: Sequence[bytes | None],
     clock_offsets: Sequence[tuple[int, int]],
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Monotonic nanoseconds at which each read's bytes had arrived.
+    """Return the monotonic nanoseconds at which each read's bytes had arrived.
 
     Args:
         seen_ns: When the user's clock saw the reads, of any number of connections.

@@ -118,7 +118,7 @@ class Connection:
         return len(data)
 
     def deliver(self, data: bytes, stamp: bytes | None, now_ns: int) -> None:
-        """Bytes of a response."""
+        """Take the bytes of a response."""
         request = self.request
         if request is None:
             self.client.drop(self)  # bytes that nobody asked for
@@ -136,7 +136,7 @@ class Connection:
     """Takes bytes as they came from the network."""
 
     def ended(self, reason: str, message: str) -> None:
-        """The peer is gone."""
+        """Tell the request, or the client, that the peer is gone."""
         request = self.request
         if request is None:
             self.client.drop(self)

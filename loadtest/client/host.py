@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """A parent that is killed takes this process along: no load without someone watching it."""
+    """Let a parent that is killed take this process along: no load without someone watching it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -54,7 +54,7 @@ def _throttled_s() -> float | None:
 
 
 def steal_share(before: HostTimes, after: HostTimes) -> float | None:
-    """Share of all CPU time that the hypervisor gave to others."""
+    """Return the share of all CPU time that the hypervisor gave to others."""
     if before.total_ticks is None or after.total_ticks is None:
         return None
     if before.steal_ticks is None or after.steal_ticks is None:
@@ -64,13 +64,13 @@ def steal_share(before: HostTimes, after: HostTimes) -> float | None:
 
 
 def throttled_s(before: HostTimes, after: HostTimes) -> float | None:
-    """Seconds for which this control group was not allowed to run."""
+    """Return the seconds for which this control group was not allowed to run."""
     if before.throttled_s is None or after.throttled_s is None:
         return None
     return after.throttled_s - before.throttled_s
 
 
 def cpu_s() -> float:
-    """User and system time of this process so far."""
+    """Return the user and system time of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime

@@ -139,7 +139,7 @@ class Framer:
         return self._state != _HEAD or bool(self._buffer)
 
     def close(self) -> bool:
-        """The peer closed the connection; returns whether the response is whole."""
+        """Return whether the response is whole, now that the peer closed the connection."""
         if self._state == _UNTIL_CLOSE:
             self._state = _DONE
         return self._state == _DONE
@@ -184,7 +184,7 @@ class Framer:
         return self._state == _DONE
 
     def _feed_head(self, data: bytes) -> bytes | None:
-        """Returns what follows the head, or None while it is not complete."""
+        """Return what follows the head, or None while it is not complete."""
         buffer = self._buffer + data
         while True:
             if buffer[:7] != b"HTTP/1."[: len(buffer)]:

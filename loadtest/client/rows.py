@@ -189,8 +189,8 @@ def records_of(plan: Plan, rows: Sequence[Row], start_ns: int) -> Records:
         intended_s=seconds([request.intended_ns for request in requests]),
         sent_s=seconds([request.sent_ns for request in requests]),
         first_byte_s=seconds([row.first_byte_ns for row in rows]),
-        first_token_s=seconds([_first_token(answer) for answer in answers]),
-        last_token_s=seconds([_last_token(answer) for answer in answers]),
+        first_token_s=seconds([_first_token_time(answer) for answer in answers]),
+        last_token_s=seconds([_last_token_time(answer) for answer in answers]),
         end_s=seconds([request.end_ns for request in requests]),
         tokens=counts([answer.completion_tokens for answer in answers]),
         first_tokens=counts([_first_tokens(answer) for answer in answers]),
@@ -206,13 +206,13 @@ def records_of(plan: Plan, rows: Sequence[Row], start_ns: int) -> Records:
     )
 
 
-def _first_token(answer: Answer) -> int | None:
-    """Return the stop token if it is the only one."""
+def _first_token_time(answer: Answer) -> int | None:
+    """Return the time of the first token: of the stop token if it is the only one."""
     return answer.token_times[0] if answer.token_times else answer.finish_time
 
 
-def _last_token(answer: Answer) -> int | None:
-    """The stop token is a token without text: it comes as the event with the finish reason."""
+def _last_token_time(answer: Answer) -> int | None:
+    """Return the time of the last token. A stop token is the event with the finish reason."""
     times = answer.token_times[-1:]
     if answer.finish_time is not None:
         times = [*times, answer.finish_time]

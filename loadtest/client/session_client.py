@@ -120,7 +120,7 @@ class SessionClient(Client):
     # --- ends ---
 
     def follow(self, request: Request, *, pause: bool) -> None:
-        """A turn has ended: plan the next one of its session, or end the session."""
+        """Plan the next turn of a session after one has ended, or end the session."""
         session = self.session_of.pop(request.index)
         ended = pause or self.stopping or request.error is not None
         if ended or not self.plan_next(session, request):

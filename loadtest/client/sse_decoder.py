@@ -24,7 +24,7 @@ class SseDecoder:
         return not self._pending and not self._data
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Data of each event that these bytes complete; comments and empty events give none."""
+        """Return the data of each event that these bytes complete, without comments."""
         if self._pending:
             data = self._pending + data
             self._pending = b""
@@ -68,7 +68,7 @@ class SseDecoder:
 
 
 def _line_end(data: bytes, start: int) -> tuple[int, int] | None:
-    """Where the line from `start` ends and the next begins; None when its end is not here yet."""
+    """Return where the line from `start` ends and the next begins; None before its end is here."""
     newline = data.find(b"\n", start)
     carriage = data.find(b"\r", start, newline if newline >= 0 else len(data))
     if carriage < 0:

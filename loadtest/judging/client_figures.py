@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from loadtest.judging.latency import Values, distribution
-from loadtest.report.schema import Client, Distribution
+from loadtest.report.part import Distribution
+from loadtest.report.schema import Client
 
 
 def client_figures(workers: list[dict[str, Any]], send_lag_s: Distribution) -> Client:

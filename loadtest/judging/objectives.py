@@ -9,7 +9,8 @@ from loadtest.judging.intervals import lies_below, num_to_tell_share
 from loadtest.judging.latency import INFINITE
 from loadtest.judging.statistics import Statistics, objective_name
 from loadtest.percentiles import name_of
-from loadtest.report.schema import Distribution, Objective, Share, Throughput
+from loadtest.report.part import Distribution, Share
+from loadtest.report.schema import Objective, Throughput
 from tuneline.core.verdict import Verdict
 
 

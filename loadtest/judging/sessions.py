@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from loadtest.client.records import CANCELLED, FAILED, SUCCEEDED, Records
 from loadtest.judging.clusters import bounds_of
 from loadtest.judging.latency import Values, distribution, latency_values, share_of
-from loadtest.report.schema import SessionFigures, Share, TurnFigures
+from loadtest.report.part import Share
+from loadtest.report.session_schema import SessionFigures, TurnFigures
 
 MAX_TURNS_SHOWN = 32
 

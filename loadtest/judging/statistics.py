@@ -37,15 +37,9 @@ from loadtest.judging.sessions import (
 )
 from loadtest.judging.steady_state import steady_state
 from loadtest.percentiles import name_of
-from loadtest.report.schema import (
-    Dispersion,
-    Distribution,
-    SessionFigures,
-    Share,
-    SteadyState,
-    Throughput,
-    Tokens,
-)
+from loadtest.report.part import Distribution, Share
+from loadtest.report.schema import Dispersion, SteadyState, Throughput, Tokens
+from loadtest.report.session_schema import SessionFigures
 
 
 @dataclass(frozen=True)

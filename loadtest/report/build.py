@@ -12,27 +12,24 @@ from loadtest.config import LoadTestConfig, Scenario
 from loadtest.judging.latency import distribution, latency_values
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import Judgement, worst
+from loadtest.report.answer_schema import AnswerFigures, CancellationFigures, Endings, RepeatFigures
 from loadtest.report.schema import (
     SCHEMA_VERSION,
-    AnswerFigures,
     Arrivals,
     Calibration,
-    CancellationFigures,
     Client,
-    Endings,
     EndpointReport,
     FailureClass,
     GpuFigures,
     ImageFigures,
     LoadReport,
     ModelFigures,
-    OverTime,
-    RepeatFigures,
     Requests,
     ScenarioReport,
     Server,
     WorkloadReport,
 )
+from loadtest.report.soak_schema import OverTime
 from tuneline.core.artifact import Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts

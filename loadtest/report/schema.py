@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from loadtest.config import SLO, Scenario, WorkloadConfig
-from loadtest.report.answer_schema import AnswerFigures as AnswerFigures
-from loadtest.report.answer_schema import CancellationFigures as CancellationFigures
-from loadtest.report.answer_schema import Endings as Endings
-from loadtest.report.answer_schema import RepeatFigures as RepeatFigures
-from loadtest.report.part import Distribution as Distribution
-from loadtest.report.part import Part as Part
-from loadtest.report.part import Share as Share
-from loadtest.report.session_schema import SessionFigures as SessionFigures
-from loadtest.report.session_schema import TurnFigures as TurnFigures
-from loadtest.report.soak_schema import OverTime as OverTime
+from loadtest.config import SLO, Scenario
+from loadtest.report.answer_schema import AnswerFigures, CancellationFigures, Endings, RepeatFigures
+from loadtest.report.part import Distribution, Part, Share
+from loadtest.report.session_schema import SessionFigures
+from loadtest.report.soak_schema import OverTime
+from loadtest.workload_config import WorkloadConfig
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from loadtest.percentiles import percentile_of
-from loadtest.report.schema import (
-    Calibration,
-    Distribution,
-    GpuFigures,
-    LoadReport,
-    ScenarioReport,
-    SessionFigures,
-)
+from loadtest.report.part import Distribution
+from loadtest.report.schema import Calibration, GpuFigures, LoadReport, ScenarioReport
+from loadtest.report.session_schema import SessionFigures
 
 ROWS = (
     ("TTFT", "ttft_s"),

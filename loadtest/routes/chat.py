@@ -159,7 +159,7 @@ class ChatEvents(Events):
 
 
 def _is_error(payload: bytes) -> bool:
-    """Whether an event without choices is an error as a whole.
+    """Return whether an event without choices is an error as a whole.
 
     Raises:
         msgspec.DecodeError, UnicodeDecodeError: One of these fields is broken.

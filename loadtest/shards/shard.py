@@ -24,7 +24,8 @@ from loadtest.config import LoadTestConfig, Scenario
 from loadtest.judging.server_metrics import Scrape, scrape, settled_scrape
 from loadtest.measure import run_plan
 from loadtest.report.build import endpoint_report
-from loadtest.report.schema import SCHEMA_VERSION, Calibration, EndpointReport, Part, SchemaVersion
+from loadtest.report.part import Part
+from loadtest.report.schema import SCHEMA_VERSION, Calibration, EndpointReport, SchemaVersion
 from loadtest.run import check_served, checks_of
 from loadtest.workload.build import Workload
 from loadtest.workload.checks import Checks

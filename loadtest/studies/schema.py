@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from loadtest.config import SLO
-from loadtest.report.schema import EndpointReport, Part, ScenarioReport, SchemaVersion
+from loadtest.report.part import Part
+from loadtest.report.schema import EndpointReport, ScenarioReport, SchemaVersion
 from loadtest.studies.load import Axis
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict

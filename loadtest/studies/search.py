@@ -22,18 +22,12 @@ from loadtest.studies.knee import find_knee
 from loadtest.studies.load import UNITS, Axis
 from loadtest.studies.schema import Capacity, Probe, SearchReport
 from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries
-from tuneline.core.artifact import (
-    Artifact,
-    Input,
-    canonical_digest,
-    file_sha256,
-    new_artifact,
-    open_artifact,
-)
+from tuneline.core.artifact import Artifact, Input, canonical_digest, new_artifact, open_artifact
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
+from tuneline.core.files import file_sha256
 from tuneline.core.messages import Messages
 from tuneline.core.verdict import Verdict
 

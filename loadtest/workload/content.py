@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.config import WorkloadConfig
+from loadtest.workload_config import WorkloadConfig
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Messages
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from loadtest.config import Length
+from loadtest.workload_config import Length
 from tuneline.core.errors import ConfigError
 
 

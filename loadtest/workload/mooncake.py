@@ -9,7 +9,6 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from loadtest.config import WorkloadConfig
 from loadtest.workload.content import (
     MAX_PROBLEMS,
     Content,
@@ -20,6 +19,7 @@ from loadtest.workload.content import (
     read_text,
     token_ids,
 )
+from loadtest.workload_config import WorkloadConfig
 from tuneline.core.errors import DataError
 
 BLOCK_TOKENS = 512

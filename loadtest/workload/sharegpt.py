@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loadtest.config import WorkloadConfig
 from loadtest.workload.content import (
     Content,
     Prompt,
@@ -17,6 +16,7 @@ from loadtest.workload.content import (
     read_text,
 )
 from loadtest.workload.conversations import conversations
+from loadtest.workload_config import WorkloadConfig
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Messages
 

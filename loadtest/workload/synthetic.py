@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from loadtest.config import WorkloadConfig
 from loadtest.workload.content import Content, Prompt, Wanted, token_ids
 from loadtest.workload.lengths import draw_lengths
+from loadtest.workload_config import WorkloadConfig
 
 MAX_PROMPTS = 2000
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
+from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import (
     ArtifactError,
@@ -17,6 +17,7 @@ from tuneline.core.errors import (
     TunelineError,
     VerdictError,
 )
+from tuneline.core.files import MANIFEST
 from tuneline.core.openai_client import openai_client
 
 TIMEOUT_S = 1800.0

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tuneline.core.artifact import MANIFEST, Artifact, open_artifact, verify_artifact
+from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.config import StrictModel
 from tuneline.core.digests import short_digest
 from tuneline.core.disk import cannot_write, replace_file, sync_path
@@ -26,6 +26,7 @@ from tuneline.core.errors import (
     NotAnArtifactError,
     TamperedError,
 )
+from tuneline.core.files import MANIFEST
 
 STATE_FILE = "adapters.json"
 VERSIONS = "versions"

@@ -136,7 +136,7 @@ class TunelineMiddleware:
             await send({"type": "websocket.close", "code": 1008})
 
     def drain(self) -> None:
-        """From now on refuse new work; vLLM ends when what is in flight is done."""
+        """Refuse new work from now on; vLLM ends when the work in flight is done."""
         if self.draining:
             return
         self.draining = True

@@ -201,8 +201,8 @@ class Server:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """How it ended, if it did. The process is not reaped yet, so that its id still names its
-        group and no other."""
+        """Return how it ended, if it did. The process is not reaped yet, so that its id still names
+        its group and no other."""
         ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
             return None

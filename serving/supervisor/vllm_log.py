@@ -36,7 +36,7 @@ def keep_earlier_logs(path: Path) -> None:
 
 
 def last_lines(path: Path, start: int = 0) -> list[str]:
-    """The lines of the last 64 KiB behind byte `start`, without empty ones.
+    """Return the lines of the last 64 KiB behind byte `start`, without empty ones.
 
     A log that was cut off since, by logrotate's `copytruncate`, is read from its beginning.
     """
@@ -80,7 +80,7 @@ def is_disk_full(lines: Sequence[str]) -> bool:
 
 
 def cause(lines: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The error that the process ended with, as `ValueError: ...`, and the lines that lead to it.
+    """Return the error that the process ended with, as `ValueError: ...`, and the lines before it.
 
     Without a line that tells it, None and the last lines.
     """

@@ -25,7 +25,7 @@ class CheckConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _from_action(cls, value: Any) -> Any:
-        """An action without options is short for a mapping with the action."""
+        """Take an action without options for a mapping with the action."""
         return {"action": value} if isinstance(value, str) else value
 
 

@@ -21,9 +21,10 @@ from training.data.rows import Counts, stream_rows
 from training.data.sources import Source, open_sources
 from training.data.template_settings import write_template_settings
 from training.data.weights import copies_of
-from tuneline.core.artifact import Artifact, Input, file_sha256, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
+from tuneline.core.files import file_sha256
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 
@@ -108,7 +109,7 @@ def prepare_dataset(
 
 
 def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> list[Row]:
-    """The rows of `TRAIN_FILE` or `HELDOUT_FILE`, in order; `Row.line` counts in that file."""
+    """Return the rows of `TRAIN_FILE` or `HELDOUT_FILE` in order; `Row.line` counts in the file."""
     rows = []
     # Only "\n" ends a line here: text may hold the other line ends that `splitlines` knows.
     lines = (dataset.path / file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -129,7 +130,7 @@ def _read(config: DataConfig, sources: Sequence[Source], counts: Counts) -> Iter
 
 
 def file_input(role: str, path: Path) -> Input:
-    """A file by its digest, for a manifest."""
+    """Return a file by its digest, for a manifest."""
     return Input(role=role, kind="file", digest=f"sha256:{file_sha256(path)}")
 
 

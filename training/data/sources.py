@@ -11,8 +11,9 @@ from pathlib import Path, PurePath
 from training.config import DataConfig
 from training.config.data import SourceConfig
 from training.data.formats import FORMATS, format_suffix
-from tuneline.core.artifact import Input, canonical_digest, file_sha256
+from tuneline.core.artifact import Input, canonical_digest
 from tuneline.core.errors import DataError
+from tuneline.core.files import file_sha256
 
 HUB = "hf:"
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")

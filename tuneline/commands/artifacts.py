@@ -125,7 +125,8 @@ def push(
         emit({"path": place}, [f"{'published' if is_new else 'there already'}: {place}"], as_json)
         return
     from export import push_model, write_model_card
-    from tuneline.core.artifact import MANIFEST, open_artifact
+    from tuneline.core.artifact import open_artifact
+    from tuneline.core.files import MANIFEST
 
     is_artifact = (directory / MANIFEST).is_file()
     text = write_model_card(open_artifact(directory)) if is_artifact else None

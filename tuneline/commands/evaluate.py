@@ -200,7 +200,8 @@ def _evaluate(config: EvaluationConfig, data: Path, asked: Asked, out: Path) -> 
 
 def _adapter(folder: Path | None) -> Artifact | Path | None:
     """Return an adapter artifact, or the path of any other PEFT folder."""
-    from tuneline.core.artifact import MANIFEST, open_artifact
+    from tuneline.core.artifact import open_artifact
+    from tuneline.core.files import MANIFEST
 
     if folder is None or not (folder / MANIFEST).is_file():
         return folder

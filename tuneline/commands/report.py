@@ -60,7 +60,7 @@ def _require_place(option: str, path: Path) -> None:
     Raises:
         ConfigError: The directory is missing or is an artifact, or the path is a directory.
     """
-    from tuneline.core.artifact import MANIFEST
+    from tuneline.core.files import MANIFEST
 
     folder = path.absolute().parent
     if path.is_dir():

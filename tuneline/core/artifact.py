@@ -27,10 +27,14 @@ from tuneline.core.digests import short_digest
 from tuneline.core.disk import cannot_write, disk_full, sync_path
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, NotAnArtifactError, TamperedError
-from tuneline.core.files import MANIFEST as MANIFEST
-from tuneline.core.files import FileEntry as FileEntry
-from tuneline.core.files import difference_lines, payload_files, relative_name
-from tuneline.core.files import file_sha256 as file_sha256
+from tuneline.core.files import (
+    MANIFEST,
+    FileEntry,
+    difference_lines,
+    file_sha256,
+    payload_files,
+    relative_name,
+)
 from tuneline.core.lock import locked
 
 SCHEMA_VERSION: Literal[1] = 1

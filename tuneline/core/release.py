@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.core.artifact import FileEntry, Input, remove_command
+from tuneline.core.artifact import Input, remove_command
 from tuneline.core.config import StrictModel
 from tuneline.core.documents import read_versioned
 from tuneline.core.errors import NotAnArtifactError
+from tuneline.core.files import FileEntry
 from tuneline.core.verdict import Verdict
 
 FormatVersion = Literal[1]

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneline.core.artifact import MANIFEST, Input, canonical_digest, open_artifact, verify_artifact
+from tuneline.core.artifact import Input, canonical_digest, open_artifact, verify_artifact
 from tuneline.core.disk import disk_full
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
+from tuneline.core.files import MANIFEST
 from tuneline.core.lock import locked
 from tuneline.core.progress import reading
 from tuneline.models.companion_files import NAMED_TEMPLATES

@@ -85,7 +85,7 @@ class Run:
         return shlex.join(["tuneline", *words, str(self.path), *sets, *place])
 
     def resolve(self, path: str | Path) -> Path:
-        """A path of run.yaml starts from the directory of that file."""
+        """Return the place of a path of run.yaml, which starts from the directory of that file."""
         return self.path.parent / path
 
 

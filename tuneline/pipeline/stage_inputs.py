@@ -8,14 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from serving.config import FILE_FLAGS, flag_name
-from tuneline.core.artifact import (
-    MANIFEST,
-    Input,
-    canonical_digest,
-    file_sha256,
-    open_artifact,
-)
+from tuneline.core.artifact import Input, canonical_digest, open_artifact
 from tuneline.core.errors import DataError
+from tuneline.core.files import MANIFEST, file_sha256
 from tuneline.core.python_file import imported_files
 from tuneline.models.source import ModelSource, folder_digest
 from tuneline.pipeline.run_config import Run

@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from tuneline.release.make import make_release as make_release
-    from tuneline.release.make import require_released as require_released
-    from tuneline.release.sign import Signer as Signer
-    from tuneline.release.sign import Trust as Trust
-    from tuneline.release.sign import check_signature as check_signature
-    from tuneline.release.verify import verify_release as verify_release
+    from tuneline.release.make import make_release, require_released
+    from tuneline.release.sign import Signer, Trust, check_signature
+    from tuneline.release.verify import verify_release
 
 __all__ = [
     "Signer",

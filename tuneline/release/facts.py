@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from tuneline.core.artifact import MANIFEST, file_sha256
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError
+from tuneline.core.files import MANIFEST, file_sha256
 from tuneline.core.release import (
     Base,
     Data,

@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tuneline.core.artifact import Artifact, Input, file_sha256, remove_command
+from tuneline.core.artifact import Artifact, Input, remove_command
 from tuneline.core.documents import write_document
 from tuneline.core.errors import ArtifactError, TamperedError
-from tuneline.core.files import payload_files, relative_name
+from tuneline.core.files import file_sha256, payload_files, relative_name
 from tuneline.core.release import (
     BOM_FILE,
     CARD_FILE,

@@ -8,15 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.artifact import (
-    MANIFEST,
-    Artifact,
-    file_sha256,
-    open_artifact,
-    remove_command,
-    verify_artifact,
-)
+from tuneline.core.artifact import Artifact, open_artifact, remove_command, verify_artifact
 from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.files import MANIFEST, file_sha256
 from tuneline.core.release import Release, Source, read_release
 from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource

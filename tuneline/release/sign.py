@@ -16,9 +16,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.artifact import MANIFEST, file_sha256, remove_command
+from tuneline.core.artifact import remove_command
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, ServerError, TamperedError
+from tuneline.core.files import MANIFEST, file_sha256
 from tuneline.core.release import RELEASE_SIGNATURE
 
 EXTRA = "release"

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.artifact import (
-    MANIFEST,
-    Artifact,
-    FileEntry,
-    file_sha256,
-    open_artifact,
-    verify_artifact,
-)
+from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ConfigError, TamperedError
-from tuneline.core.files import difference_lines
+from tuneline.core.files import MANIFEST, FileEntry, difference_lines, file_sha256
 from tuneline.core.release import (
     BOM_FILE,
     MODEL_SIGNATURE,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from tuneline.report.facts import facts_of_folder as facts_of_folder
-    from tuneline.report.facts import facts_of_run as facts_of_run
-    from tuneline.report.write import write_report as write_report
+    from tuneline.report.facts import facts_of_folder, facts_of_run
+    from tuneline.report.write import write_report
 
 __all__ = [
     "facts_of_folder",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from k8s.config import DeployConfig, Placement
+from k8s.config import DeployConfig
+from k8s.placement_config import Placement
 from k8s.render.facts import Facts, Patch
 from k8s.render.kustomize import INSTANCE_LABEL, dump_yaml
 

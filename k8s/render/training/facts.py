@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from k8s.config import DeployConfig, Placement
+from k8s.config import DeployConfig
+from k8s.placement_config import Placement
 from k8s.render.facts import Document
 from k8s.render.kustomize import INSTANCE_LABEL
 from k8s.training_config import TrainingJob

@@ -22,7 +22,8 @@ from serving.parity import prove_served
 from serving.supervisor.process import running_server
 from tests.commands import tuneline_here
 from tests.e2e.serving.conftest import reference_of
-from tuneline.core.artifact import MANIFEST, Artifact, open_artifact
+from tuneline.core.artifact import Artifact, open_artifact
+from tuneline.core.files import MANIFEST
 from tuneline.core.reference import read_reference
 from tuneline.core.tolerances import Tolerances
 from tuneline.models.source import ModelSource, resolve_model

@@ -10,7 +10,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.integration.release.line import NUM_HELDOUT, Answers, FinishedLine, write_line
-from tuneline.core.artifact import file_sha256, new_artifact, open_artifact, verify_artifact
+from tuneline.core.artifact import new_artifact, open_artifact, verify_artifact
+from tuneline.core.files import file_sha256
 from tuneline.core.release import Figure, read_release
 
 

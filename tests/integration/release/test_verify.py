@@ -10,7 +10,8 @@ import pytest
 
 from tests.integration.release.keys import write_key
 from tests.integration.release.line import Answers, FinishedLine, rewrite, verify, write_line
-from tuneline.core.artifact import file_sha256, new_artifact, open_artifact
+from tuneline.core.artifact import new_artifact, open_artifact
+from tuneline.core.files import file_sha256
 from tuneline.core.release import read_release
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from k8s.config import DeployConfig, image_problem
+from k8s.config import DeployConfig
+from k8s.value_types import image_problem
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ConfigError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from k8s.config import image_problem
+from k8s.value_types import image_problem
 
 ROOT = Path(__file__).parents[3]
 BUILDS = ("cpu", "gpu")

@@ -18,13 +18,12 @@ from k8s.config import (
     FetchedModel,
     Gateway,
     HubModel,
-    Placement,
     ReleaseKey,
 )
-from k8s.placement_config import Toleration
+from k8s.placement_config import Placement, Toleration
 from k8s.training_config import TrainingJob
-from loadtest.config import SLO, AnswersConfig, CancellationsConfig, Length
-from loadtest.workload_config import Delay, ImagesConfig, SessionsConfig
+from loadtest.config import SLO, AnswersConfig, CancellationsConfig
+from loadtest.workload_config import Delay, ImagesConfig, Length, SessionsConfig
 from tests.unit.pipeline.fake_line import fake_made
 from training.config import JudgeConfig
 from training.config.data import SourceConfig

@@ -47,13 +47,3 @@ def test_every_refused_flag_is_named_at_once() -> None:
 def test_an_unknown_key_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"did you mean max_model_len\?"):
         validate_config(ServingConfig, {"max_model_length": 10}, "serving")
-
-
-def test_the_face_offers_only_names_that_exist() -> None:
-    import serving
-
-    assert serving.__all__
-    for name in serving.__all__:
-        assert getattr(serving, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'serve'"):
-        _ = serving.serve

@@ -32,8 +32,9 @@ from tests.integration.export import families
 from tests.integration.export.merging import edit_json, edit_tensors, tensors
 from tests.integration.export.quantize.test_quantize import SCHEMES, run_quantize
 from tests.unit.export.quantize.test_schemes import library_scheme
-from tuneline.core.artifact import MANIFEST, Artifact
+from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
+from tuneline.core.files import MANIFEST
 from tuneline.core.parity import Parity
 from tuneline.models.source import resolve_model
 

@@ -4,7 +4,8 @@ import pytest
 
 from loadtest.config import SLO
 from loadtest.judging.recheck import find_contradictions
-from loadtest.report.schema import Objective, ScenarioReport, SessionFigures
+from loadtest.report.schema import Objective, ScenarioReport
+from loadtest.report.session_schema import SessionFigures
 from tuneline.core.verdict import Verdict
 
 BOUNDS = [name for name in SLO.model_fields if name.startswith(("min_", "max_"))]

@@ -4,22 +4,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.config import SLO, LoadTestConfig, WorkloadConfig
+from loadtest.config import SLO, LoadTestConfig
 from loadtest.judging.latency import distribution, share_of
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import Judgement, judge, worst
 from loadtest.percentiles import percentile_of
-from loadtest.report.schema import (
-    Calibration,
-    Client,
-    Dispersion,
-    Distribution,
-    Endings,
-    Share,
-    SteadyState,
-    Throughput,
-    Tokens,
-)
+from loadtest.report.answer_schema import Endings
+from loadtest.report.part import Distribution, Share
+from loadtest.report.schema import Calibration, Client, Dispersion, SteadyState, Throughput, Tokens
+from loadtest.workload_config import WorkloadConfig
 from tuneline.core.statistics import wilson_interval
 from tuneline.core.verdict import Verdict
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from loadtest.client.prepare import make_plan, plan_digest
-from loadtest.config import Length, LoadTestConfig, Scenario, WorkloadConfig
+from loadtest.config import LoadTestConfig, Scenario
 from loadtest.workload.build import build_workload
 from loadtest.workload.lengths import draw_lengths
 from loadtest.workload.mooncake import mooncake
 from loadtest.workload.prompts import read_prompts
 from loadtest.workload.sharegpt import sharegpt
+from loadtest.workload_config import Length, WorkloadConfig
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
