@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tuneline.core.lock import locked_file
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -22,8 +23,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
         root = root.parent
     folder, done = root / "shared" / name, root / "shared" / f"{name}.done"
     folder.parent.mkdir(exist_ok=True)
-    with folder.with_name(f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked_file(folder.with_name(f"{name}.lock"), wait=True):
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()

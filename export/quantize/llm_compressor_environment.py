@@ -6,7 +6,6 @@ It is in the user's cache folder under a name made of its pins. Only
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from tuneline.core.environment import gpu_names
 from tuneline.core.errors import MissingError
+from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 from tuneline.core.secrets import without_secrets
 
@@ -69,8 +69,7 @@ def install_calibration() -> Path:
     """
     folder = calibration_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may install it now
+    with locked_file(folder.with_suffix(".lock"), wait=True):  # another process may install it now
         if not is_installed(folder):
             shutil.rmtree(folder, ignore_errors=True)
             _install(folder)

@@ -26,7 +26,7 @@ from training.search.space import distributions, grid_points, params_of, require
 from tuneline.core.artifact import remove_command
 from tuneline.core.disk import cannot_write
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.lock import locked
+from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 
 DATABASE = "study.db"
@@ -125,7 +125,7 @@ def counts(trial: FrozenTrial) -> bool:
 @contextlib.contextmanager
 def study_lock(folder: Path) -> Iterator[None]:
     """Keep other processes from choosing points."""
-    with (folder / ".lock").open("w") as lock, locked(lock, wait=True):
+    with locked_file(folder / ".lock", wait=True):
         yield
 
 
@@ -148,7 +148,7 @@ def _ask(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | N
         study.tell(trial, state=TrialState.FAIL)
         return None
     lock = ExitStack()
-    lock.enter_context(locked(lock.enter_context(_lock_path(folder, trial.number).open("w"))))
+    lock.enter_context(locked_file(_lock_path(folder, trial.number)))
     return Started(trial, params, lock)
 
 
@@ -168,12 +168,11 @@ def _untried(study: optuna.Study, config: SearchConfig, folder: Path) -> Started
 def _retry_killed(study: optuna.Study, folder: Path) -> None:
     """Put the points of killed processes back into the queue."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        with _lock_path(folder, trial.number).open("w") as lock:
-            try:
-                with locked(lock):
-                    pass  # the lock is free: its process is gone
-            except BlockingIOError:
-                continue
+        try:
+            with locked_file(_lock_path(folder, trial.number)):
+                pass  # the lock is free: its process is gone
+        except BlockingIOError:
+            continue
         live = optuna.Trial(study, trial._trial_id)
         attempt = int(trial.user_attrs.get("attempt", 1))
         attempt += "interrupted" not in trial.user_attrs

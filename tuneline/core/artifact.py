@@ -35,7 +35,7 @@ from tuneline.core.files import (
     payload_files,
     relative_name,
 )
-from tuneline.core.lock import locked
+from tuneline.core.lock import locked_file
 
 SCHEMA_VERSION: Literal[1] = 1
 JOURNAL = ".journal.jsonl"
@@ -188,18 +188,16 @@ def only_writer(out: Path) -> Iterator[None]:
         ArtifactError: Another process is writing it, or the folder cannot be written.
     """
     lock_path = out.parent / f".{out.name}.lock"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_path.open("w")
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    with lock, ExitStack() as stack:
+    with ExitStack() as stack:
         try:
-            stack.enter_context(locked(lock))
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_file(lock_path))
         except BlockingIOError:
             raise ArtifactError(
                 f"{out}: another process is writing it", hint="Wait for it, or end it."
             ) from None
+        except OSError as error:
+            raise cannot_write(out, error) from error
         try:
             yield
         finally:

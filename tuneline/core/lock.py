@@ -10,25 +10,27 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from pathlib import Path
 
 _HELD: set[int] = set()
 
 
 @contextmanager
-def locked(file: TextIO, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of an open file, for this process only.
+def locked_file(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file, for this process only; the file is made if it is not there.
 
     Raises:
         BlockingIOError: Another process holds it, and `wait` is false.
+        OSError: The file cannot be written.
     """
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    _HELD.add(file.fileno())
-    try:
-        yield
-    finally:
-        _HELD.discard(file.fileno())
-        fcntl.flock(file, fcntl.LOCK_UN)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _HELD.add(file.fileno())
+        try:
+            yield
+        finally:
+            _HELD.discard(file.fileno())
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _leave_locks() -> None:

@@ -15,7 +15,7 @@ from tuneline.core.disk import disk_full
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.files import MANIFEST
-from tuneline.core.lock import locked
+from tuneline.core.lock import locked_file
 from tuneline.core.progress import reading
 from tuneline.models.companion_files import NAMED_TEMPLATES
 from tuneline.models.folder import CONFIG, read_json
@@ -224,7 +224,7 @@ def _remember(fresh: dict[str, str]) -> None:
         path = _cache_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may have written since, so its entries are read again.
-        with path.with_suffix(".lock").open("w") as lock, locked(lock, wait=True):
+        with locked_file(path.with_suffix(".lock"), wait=True):
             known = _read_cache() | fresh
             kept = {key: known[key] for key in known if Path(key.rsplit(":", 2)[0]).exists()}
             temporary = path.with_suffix(".partial")

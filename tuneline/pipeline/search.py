@@ -22,7 +22,7 @@ from tuneline.core.artifact import canonical_digest
 from tuneline.core.config import keyed_values, read_document
 from tuneline.core.disk import cannot_write, replace_file
 from tuneline.core.errors import ConfigError, TunelineError
-from tuneline.core.lock import locked
+from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
@@ -88,7 +88,7 @@ def search_run(run: Run, out: Path | None = None) -> Found:
     ) -> float:
         trial = _with_values(run, values, place)
         shared = Run(trial.path, trial.config, folder / "shared")
-        with (folder / "shared.lock").open("w") as lock, locked(lock, wait=True):
+        with locked_file(folder / "shared.lock", wait=True):
             up(shared, (DATASET,))
         link_artifacts(shared.dir, trial.dir)
         made = up(trial, (stage,), on_heldout=on_heldout)

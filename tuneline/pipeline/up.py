@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.disk import cannot_write
 from tuneline.core.errors import ArtifactError, VerdictError
-from tuneline.core.lock import locked
+from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
@@ -155,19 +155,17 @@ def lock_run(run: Run) -> Iterator[None]:
     Raises:
         ArtifactError: Another process holds the lock, or the directory cannot be written.
     """
-    try:
-        run.dir.mkdir(parents=True, exist_ok=True)
-        lock = (run.dir / ".lock").open("w")
-    except OSError as error:
-        raise cannot_write(run.dir, error) from error
-    with lock, ExitStack() as stack:
+    with ExitStack() as stack:
         try:
-            stack.enter_context(locked(lock))
+            run.dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_file(run.dir / ".lock"))
         except BlockingIOError:
             raise ArtifactError(
                 f"{run.dir}: another tuneline works in this directory",
                 hint="Wait until it ends, or end it.",
             ) from None
+        except OSError as error:
+            raise cannot_write(run.dir, error) from error
         for pattern in SCRATCH:
             for folder in run.dir.glob(pattern):
                 shutil.rmtree(folder, ignore_errors=True)
