@@ -18,10 +18,12 @@ from typer.exceptions import TyperException
 from tuneline import __version__
 from tuneline.commands.lazy_group import LazyGroup, Row
 from tuneline.commands.printing import (
+    PIPE_EXIT,
     emit_error,
     join_streams,
     one_output,
     write_message,
+    write_out,
 )
 from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
@@ -285,7 +287,7 @@ def _root(
 ) -> None:
     set_up_logging(verbose)
     if version:
-        print(f"tuneline {__version__}")
+        write_out(f"tuneline {__version__}")
         raise typer.Exit
 
 
@@ -314,6 +316,10 @@ def main() -> NoReturn:
             emit_error(error)
             error.show()  # type: ignore[attr-defined]  # the class that has it is not public
             sys.exit(error.exit_code)
+        except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # typer's own end, of `--help | head`
+                sys.exit(PIPE_EXIT)
+            raise
         except Exception as error:
             # A bug: its traceback goes to stderr.
             emit_error(error)

@@ -240,6 +240,9 @@ def test_a_bug_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None
     ("command", "stdout", "code"),
     [
         (("keys", "list", "--file", "/dev/null"), "closed pipe", 141),
+        (("--help",), "closed pipe", 141),
+        (("--version",), "closed pipe", 141),
+        (("--version",), "/dev/full", 4),
         (("keys", "list", "--file", "/dev/null"), "/dev/full", 4),
         (("plan", "none.yaml", "--json"), "/dev/full", 2),
     ],
