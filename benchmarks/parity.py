@@ -34,7 +34,6 @@ from safetensors.torch import load_file, save_file
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
 from export import (
-    CalibrationData,
     install_calibration,
     merge_adapter,
     prove_model,
@@ -44,15 +43,14 @@ from export import (
 from export.config import CalibratedConfig, MergeConfig, OnnxConfig, ParityConfig, PruneConfig
 from export.graphs.to_onnx import export_onnx
 from export.prune import prune_model
-from training import dataset_rows
 from tuneline.core.artifact import Artifact, open_artifact
-from tuneline.core.dataset import TRAIN_FILE
 from tuneline.core.environment import hardware_facts, library_versions
 from tuneline.core.files import MANIFEST
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.progress import set_up_logging
 from tuneline.models.adapter_config import ADAPTER_WEIGHTS
 from tuneline.models.source import ModelSource
+from tuneline.pipeline.calibration import calibration_of
 
 RUN = Path(__file__).parents[1] / "examples" / "support-tickets" / "run.yaml"
 EARLY = ("name=parity-early", "training.num_train_epochs=0.3")
@@ -200,8 +198,7 @@ def faults_then_rounded(run: Trained, whole: Table) -> Table:
 def calibrated(run: Trained) -> Table:
     """Prove the same number formats, calibrated by llm-compressor on the training rows."""
     model = merged(run)
-    rows = dataset_rows(run.dataset, TRAIN_FILE)
-    data = CalibrationData([row.messages for row in rows], run.dataset.as_input("data"))
+    data = calibration_of(run.dataset)
     table = {}
     for method, scheme in (("gptq", "int8"), ("gptq", "w4a16"), ("awq", "w4a16")):
         values = {"method": method, "scheme": scheme, "group_size": 64}

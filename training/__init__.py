@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from training.data.convert import convert_data
     from training.data.findings import DataFinding, data_findings
     from training.data.measure import DataFacts, measure_data
-    from training.data.prepare import dataset_rows, file_input, prepare_dataset
+    from training.data.prepare import dataset_rows, prepare_dataset
     from training.data.rows import read_rows
     from training.data.sources import data_inputs, find_heldout
     from training.estimates.duration import time_lines
@@ -64,7 +64,6 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "evaluate_preferences",
-    "file_input",
     "find_heldout",
     "find_suspects",
     "function_writer",
@@ -116,7 +115,6 @@ __getattr__ = lazy_face(
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",
         "evaluate_model": "training.evaluation.evaluate:evaluate_model",
         "evaluate_preferences": "training.evaluation.preferences:evaluate_preferences",
-        "file_input": "training.data.prepare:file_input",
         "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
         "find_heldout": "training.data.sources:find_heldout",
         "measure_data": "training.data.measure:measure_data",

@@ -20,7 +20,6 @@ from training.adapters.servable import unservable
 from training.adapters.trainable import four_bit_figures, train_in_float32, write_trained
 from training.config import TrainingConfig
 from training.config.checkpoints import EXACT_MATCH
-from training.data.prepare import file_input
 from training.hardware import require_hardware
 from training.launch.place import is_placed
 from training.launch.processes import train_in_processes
@@ -46,7 +45,7 @@ from training.tracking.curves import draw_curves
 from training.tracking.figures import FiguresOfTraining
 from training.tracking.reporting import Reporting, chosen_trackers, opened_trackers
 from training.tracking.tracker import TrackedRun
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, file_input, new_artifact, open_artifact
 from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import GpuMemoryError

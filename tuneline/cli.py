@@ -317,7 +317,7 @@ def main() -> NoReturn:
             error.show()  # type: ignore[attr-defined]  # the class that has it is not public
             sys.exit(error.exit_code)
         except SystemExit as ended:
-            if isinstance(ended.__context__, BrokenPipeError):  # typer's own end, of `--help | head`
+            if isinstance(ended.__context__, BrokenPipeError):  # typer ends so, `--help | head`
                 sys.exit(PIPE_EXIT)
             raise
         except Exception as error:

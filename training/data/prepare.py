@@ -21,10 +21,9 @@ from training.data.rows import Counts, stream_rows
 from training.data.sources import Source, open_sources
 from training.data.template_settings import write_template_settings
 from training.data.weights import copies_of
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
-from tuneline.core.files import file_sha256
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 
@@ -127,11 +126,6 @@ def _read(config: DataConfig, sources: Sequence[Source], counts: Counts) -> Iter
     return stream_rows(
         sources, counts, system_prompt=config.system_prompt, bad_rows=config.bad_rows
     )
-
-
-def file_input(role: str, path: Path) -> Input:
-    """Return a file by its digest, for a manifest."""
-    return Input(role=role, kind="file", digest=f"sha256:{file_sha256(path)}")
 
 
 def _count(checked: Checked, counts: Counts, heldout_counts: Counts, *, is_split: bool) -> int:

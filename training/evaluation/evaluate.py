@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import EvaluationConfig
-from training.data.prepare import dataset_rows, file_input
+from training.data.prepare import dataset_rows
 from training.data.row import Row
 from training.data.rows import read_rows
 from training.evaluation.answerer import Answerer, LossesAbsentError, Question
@@ -20,7 +20,7 @@ from training.evaluation.prediction import Prediction, predict
 from training.evaluation.report.page import mismatch_page
 from training.evaluation.scoring import score, try_metrics
 from training.heldout import answered_rows
-from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, Draft, Input, file_input, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import DataError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneline.commands.option_values import endpoint_of, required, section_of
 from tuneline.commands.options import AsJson, KeyEnv, ModelName, Overrides, Url
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
@@ -25,6 +26,7 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="OURS=THEIRS", help="Our name of a column and the file's."),
 ]
+NewRows = Annotated[Path, typer.Option("--out", metavar="FILE", help="The new JSON Lines file.")]
 Shape = Annotated[str | None, typer.Option(help="The shape of every row, if several fit.")]
 Split = Annotated[str | None, typer.Option(help="Split of a folder or of a Hub dataset.")]
 Configuration = Annotated[
@@ -35,7 +37,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a H
 
 def data_convert(
     file: DataFile,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new JSON Lines file.")],
+    out: NewRows,
     to: Annotated[
         str | None,
         typer.Option(help="messages, prompt-completion, preference, label, prompt or text."),
@@ -116,17 +118,10 @@ def data_check(
     from training import check_files
     from training.config.checks import ChecksConfig
     from training.config.data import ReadingConfig
-    from tuneline.core.config import apply_override, validate_config
+    from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
 
-    values: dict[str, Any] = {}
-    for override in overrides or []:
-        if not override.startswith("data.checks."):
-            raise ConfigError(
-                f"--set {override}: is not a key of data.checks; only they are read here",
-                hint="Try: --set data.checks.refusals=fix",
-            )
-        apply_override(values, override.removeprefix("data.checks."))
+    values = section_of(overrides, "data.checks", "a data file", "refusals=fix")
     given = {"shape": shape, "split": split, "config": configuration, "revision": revision}
     reading = {"columns": column_map(columns or []), **given}
     report = check_files(
@@ -167,7 +162,7 @@ def data_suspects(
 
 def data_augment(
     dataset: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset artifact of a run.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new JSON Lines file.")],
+    out: NewRows,
     function: Annotated[
         str | None, typer.Option("--with", metavar="FILE.py:FUNCTION", help="Makes the rows.")
     ] = None,
@@ -184,7 +179,6 @@ def data_augment(
     prompt are dropped. The same command continues after an interruption.
     """
     from training import augment_data, endpoint_writer, function_writer, writer_name
-    from tuneline.commands.option_values import endpoint_of, required
     from tuneline.core.artifact import open_artifact
 
     if (function is None) == (url is None):

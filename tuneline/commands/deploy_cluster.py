@@ -21,15 +21,12 @@ from tuneline.commands.options import (
     RunsDir,
 )
 from tuneline.commands.printing import emit
-from tuneline.core.errors import ConfigError
+from tuneline.core.errors import ConfigError, VerdictError
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from k8s import Cluster, Manifests, Plan
     from tuneline.pipeline.run_config import Run
-
-EXIT_DIFFERENT = 6
-"""The code of a verdict that is not met: the cluster does not have what is released."""
 
 RunOrTree = Annotated[
     Path,
@@ -82,7 +79,7 @@ def deploy_diff(
     lines = plan.lines() or ["nothing would change"]
     emit(_plan_document(cluster, plan), [cluster.where, *lines], as_json)
     if plan.changes:
-        raise typer.Exit(EXIT_DIFFERENT)
+        raise typer.Exit(VerdictError.exit_code)
 
 
 def deploy_apply(

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneline.commands.option_values import endpoint_of, open_run, refuse, required
+from tuneline.commands.option_values import (
+    endpoint_of,
+    open_run,
+    refuse,
+    required,
+    section_of,
+)
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -22,7 +28,6 @@ from tuneline.commands.options import (
 )
 from tuneline.commands.printing import emit, emit_artifact
 from tuneline.commands.run_stages import run_stages
-from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
@@ -166,7 +171,12 @@ def _evaluate_file(
     as_json: bool,
 ) -> None:
     """Score a model on a file, and a second model if there is one."""
-    config, folder = _section(overrides), required(out, "--out")
+    from training.config import EvaluationConfig
+    from tuneline.core.config import validate_config
+
+    section = section_of(overrides, "evaluation", "an evaluation without a run", "fields=lines")
+    config = validate_config(EvaluationConfig, section, "evaluation")
+    folder = required(out, "--out")
     if against is None:
         emit_artifact(_evaluate(config, data, asked, folder), as_json)
         return
@@ -228,27 +238,3 @@ def _ask_suite(asked: Asked, against: str | None, out: Path, as_json: bool) -> N
     lines = [*forgetting_lines(metrics), f"answers side by side: {result.path / 'mismatches.html'}"]
     emit({"path": str(result.path), **result.manifest.model_dump()}, lines, as_json)
     require_verdict(result, Verdict(metrics["verdict"]))
-
-
-def _section(overrides: list[str] | None) -> EvaluationConfig:
-    """Return the section `evaluation` from `--set` options only.
-
-    Raises:
-        ConfigError: A value does not fit, or belongs to another section.
-    """
-    from training.config import EvaluationConfig
-    from tuneline.core.config import apply_override, validate_config
-
-    values: dict[str, object] = {}
-    for override in overrides or ():
-        apply_override(values, override)
-    foreign = sorted(set(values) - {"evaluation"})
-    if foreign:
-        raise ConfigError(
-            f"--set {foreign[0]}…: has no meaning without RUN.yaml; expected evaluation.KEY=VALUE",
-            hint="Try: --set evaluation.fields=lines",
-        )
-    section = values.get("evaluation", {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"--set evaluation={section}: expected evaluation.KEY=VALUE")
-    return validate_config(EvaluationConfig, section, "evaluation")

@@ -27,7 +27,6 @@ from tuneline.core.errors import ConfigError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from export import CalibrationData
     from tuneline.core.artifact import Artifact
     from tuneline.models.source import ModelSource
 
@@ -162,10 +161,11 @@ def export_quantize(
     from export.config import CalibratedConfig, QuantizeConfig
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
+    from tuneline.pipeline.calibration import read_calibration
 
     chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size, "method": method}
     chosen["num_calibration_samples"] = num_samples
-    values = {key: value for key, value in chosen.items() if value is not None}
+    values = given(chosen)
     where = "tuneline export quantize"
     if scheme != "w4a16":
         refuse("without --scheme w4a16", {"--group-size": group_size})
@@ -175,7 +175,7 @@ def export_quantize(
         emit_artifact(quantize_model(config, resolve_model(model), out), as_json)
         return
     calibrated = validate_config(CalibratedConfig, values, where)
-    rows = calibration_data(required(data, "--data"))
+    rows = read_calibration(required(data, "--data"))
     emit_artifact(quantize_calibrated(calibrated, resolve_model(model), out, rows), as_json)
 
 
@@ -185,24 +185,3 @@ def install_calibration(as_json: AsJson = False) -> None:
 
     folder = install()
     emit({"path": str(folder)}, [f"installed: {folder}"], as_json)
-
-
-def calibration_data(path: Path) -> CalibrationData:
-    """Return the conversations of a data file, or of a dataset artifact's training rows."""
-    from export import CalibrationData
-    from tuneline.core.artifact import open_artifact
-
-    if path.is_dir():
-        from training import dataset_rows
-        from tuneline.core.dataset import TRAIN_FILE
-
-        dataset = open_artifact(path, kind="dataset")
-        rows = dataset_rows(dataset, TRAIN_FILE)
-        return CalibrationData([row.messages for row in rows], dataset.as_input("data"))
-    from training import file_input, read_rows
-
-    if not path.is_file():
-        raise ConfigError(
-            f"--data {path}: no such file; expected training rows or a dataset artifact"
-        )
-    return CalibrationData([row.messages for row in read_rows(path)], file_input("data", path))

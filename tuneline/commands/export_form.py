@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tuneline.commands.option_values import required
-from tuneline.commands.options import AsJson
+from tuneline.commands.options import AsJson, ModelId, OutDir
 from tuneline.commands.printing import emit_artifact
 
 
@@ -58,20 +58,17 @@ def _command(name: str) -> Any:
     fields = form.open_options
 
     def run(model: str, out: Path, as_json: bool, **given: Any) -> None:
-        from tuneline.commands.export import calibration_data
         from tuneline.core.config import validate_config
         from tuneline.models.source import resolve_model
+        from tuneline.pipeline.calibration import read_calibration
 
-        data = calibration_data(required(given["data"], "--data")) if form.needs_data else None
+        data = read_calibration(required(given["data"], "--data")) if form.needs_data else None
         chosen = {key: given[key] for key in fields if given[key] is not None}
         where = f"tuneline export form {name}"
         options = validate_config(form.config, {**chosen, **form.fixed}, where)
         emit_artifact(make_form(name, resolve_model(model), out, options, data), as_json)
 
-    hints: dict[str, Any] = {
-        "model": Annotated[str, typer.Option(help="Model folder or Hugging Face id.")],
-        "out": Annotated[Path, typer.Option(metavar="DIR", help="Where the result goes.")],
-    }
+    hints: dict[str, Any] = {"model": ModelId, "out": OutDir}
     docs = field_docs(form.config)
     for key in fields:
         field = form.config.model_fields[key]

@@ -47,6 +47,35 @@ def endpoint_of(url: str, model: str | None, api_key_env: str | None) -> Endpoin
     return Endpoint(url.rstrip("/"), required(model, "--model"), key)
 
 
+def section_of(
+    overrides: list[str] | None, section: str, what: str, example: str
+) -> dict[str, Any]:
+    """Return the section that `--set` options give to a command without a run.yaml.
+
+    Args:
+        overrides: The options, `SECTION.KEY=VALUE` each.
+        section: The only section that the command reads, such as `serving`.
+        what: The thing that has this section only, for messages.
+        example: A key of the section with a value.
+
+    Raises:
+        ConfigError: An option is of another section, or malformed.
+    """
+    from tuneline.core.config import apply_override
+
+    values: dict[str, Any] = {}
+    for override in overrides or ():
+        if not override.startswith(f"{section}."):
+            raise ConfigError(
+                f"--set {override}: {what} has the section {section} only",
+                hint=f"Try: --set {section}.{example}",
+            )
+        apply_override(values, override)
+    for part in section.split("."):
+        values = values.get(part, {})
+    return values
+
+
 def storage_place(url: str | None) -> str | None:
     """Return the URL of a place in object storage, after a check of its form.
 

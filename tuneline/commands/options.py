@@ -58,4 +58,8 @@ Requests = Annotated[int | None, typer.Option(help="How many requests to send.")
 Duration = Annotated[float | None, typer.Option(help="For how many seconds to send.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens per answer.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSON Lines, a list of chat messages per line.")]
+NewRun = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="The new run.yaml (next to the old one)."),
+]
 DEFAULT_RUNS = Path("runs")

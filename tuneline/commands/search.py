@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from tuneline.commands.option_values import open_run
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, Overrides, RunFile, RunsDir
+from tuneline.commands.options import DEFAULT_RUNS, AsJson, NewRun, Overrides, RunFile, RunsDir
 from tuneline.commands.printing import emit
 
 
 def search(
     run_file: RunFile,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="The new run.yaml (next to the old one)."),
-    ] = None,
+    out: NewRun = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneline.commands.option_values import endpoint_of, open_run, refuse, required
+from tuneline.commands.option_values import (
+    endpoint_of,
+    given,
+    open_run,
+    refuse,
+    required,
+    section_of,
+)
 from tuneline.commands.options import (
     DEFAULT_RUNS,
     AsJson,
@@ -196,8 +203,8 @@ def chat(
     options = {} if temperature is None else {"temperature": temperature}
     of_a_server = {"--url": url, "--model": model, "--api-key-env": api_key_env}
     if artifact is not None:
-        given = {"RUN.yaml": target, "--temperature": temperature, "--set": overrides}
-        refuse("with --artifact", {**given, "--compare": compare, **of_a_server})
+        of_a_run = {"RUN.yaml": target, "--temperature": temperature, "--set": overrides}
+        refuse("with --artifact", {**of_a_run, "--compare": compare, **of_a_server})
         from export import open_chat
 
         _talk(open_chat(artifact), {"artifact": str(artifact)}, system, message, as_json)
@@ -319,11 +326,10 @@ def _to_serve(
     from tuneline.pipeline.finished_run import check_served, served_by_run
     from tuneline.pipeline.server import serving_config
 
-    chosen = {
-        key: value for key, value in {"host": host, "port": port}.items() if value is not None
-    }
+    chosen: dict[str, Any] = given({"host": host, "port": port})
     if target.is_dir():
-        values = {**_serving_overrides(overrides or []), **chosen}
+        section = section_of(overrides, "serving", "a model folder", "max_model_len=4096")
+        values = {**section, **chosen}
         config = validate_config(ServingConfig, values, "tuneline serve")
         if starts:
             require_memory(config, target, is_start=True)
@@ -334,26 +340,6 @@ def _to_serve(
     config = validate_config(ServingConfig, values, "tuneline serve")
     check = partial(check_served, served)
     return config, _Target(served.model, served.adapter, check), run.config.name
-
-
-def _serving_overrides(overrides: list[str]) -> dict[str, Any]:
-    """Return the section `serving` that `--set` gives for a model folder, which has no run.yaml.
-
-    Raises:
-        ConfigError: An override is of another section, or malformed.
-    """
-    from tuneline.core.config import apply_override
-
-    values: dict[str, Any] = {}
-    for override in overrides:
-        if not override.startswith("serving."):
-            raise ConfigError(
-                f"--set {override}: a model folder has the section serving only",
-                hint="Try: --set serving.max_model_len=4096",
-            )
-        apply_override(values, override)
-    section = values.get("serving", {})
-    return section if isinstance(section, dict) else {}
 
 
 def _talk(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import open_run, seconds_of
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, Overrides, RunFile, RunsDir
+from tuneline.commands.options import DEFAULT_RUNS, AsJson, NewRun, Overrides, RunFile, RunsDir
 from tuneline.commands.printing import emit, emit_artifact
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ def tune(
         list[str] | None,
         typer.Option(metavar="FLAG", help='Try this row of the table only, such as "sequences".'),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="The new run.yaml (next to the old one)."),
-    ] = None,
+    out: NewRun = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,

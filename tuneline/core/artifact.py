@@ -58,6 +58,11 @@ class Input(StrictModel):
     digest: str
 
 
+def file_input(role: str, path: Path) -> Input:
+    """Return a file by its digest, for the manifest of an artifact that is made from it."""
+    return Input(role=role, kind="file", digest=f"sha256:{file_sha256(path)}")
+
+
 class Manifest(StrictModel):
     """The content of `manifest.json`."""
 

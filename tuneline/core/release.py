@@ -220,7 +220,7 @@ class Release(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Release:
-        """A verdict is a word in a file: the gates and the waivers must say the same."""
+        """Check that the gates and the waivers say the same as the verdict, a word in a file."""
         if self.verdict is Verdict.PASS and self.failed():
             names = ", ".join(gate.name for gate in self.failed())
             raise ValueError(f"the verdict PASS contradicts the failed gates: {names}")

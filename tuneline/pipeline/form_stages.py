@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from export import FORMS, CalibrationData, make_form, prepare_form
+from export import FORMS, make_form, prepare_form
 from export.config import FormName, ParityConfig
 from tuneline.core.artifact import Artifact
 from tuneline.pipeline.run_config import Run
@@ -49,11 +49,9 @@ def _prepare(name: str) -> Callable[[Run], None]:
 def _form(name: str, line: Line, made: Made, out: Path) -> Artifact:
     form, data = FORMS[name], None
     if form.needs_data:
-        from training import dataset_rows
-        from tuneline.core.dataset import TRAIN_FILE
+        from tuneline.pipeline.calibration import calibration_of
 
-        rows = dataset_rows(made[DATASET], TRAIN_FILE)
-        data = CalibrationData([row.messages for row in rows], made[DATASET].as_input("data"))
+        data = calibration_of(made[DATASET])
     options = form.options(line.run.config.export)
     return make_form(name, model_source(made[MODEL]), out, options, data)
 

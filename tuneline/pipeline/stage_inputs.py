@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.config import FILE_FLAGS, flag_name
-from tuneline.core.artifact import Input, canonical_digest, open_artifact
+from tuneline.core.artifact import Input, canonical_digest, file_input, open_artifact
 from tuneline.core.errors import DataError
 from tuneline.core.files import MANIFEST, file_sha256
 from tuneline.core.python_file import imported_files
@@ -186,4 +186,4 @@ def _file_input(run: Run, key: str, name: str | Path) -> Input:
             f"{run.path}: {key}: no such file: {path}",
             hint="Check the path; it starts from the directory of run.yaml.",
         )
-    return Input(role=key, kind="file", digest=f"sha256:{file_sha256(path)}")
+    return file_input(key, path)

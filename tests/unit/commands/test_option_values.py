@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tuneline.commands.option_values import seconds_of, whole_numbers
+from tuneline.commands.option_values import seconds_of, section_of, whole_numbers
 from tuneline.core.errors import ConfigError
 
 
@@ -26,3 +28,23 @@ def test_whole_numbers() -> None:
     for text in ("", "0,1", "1.5", "a"):
         with pytest.raises(ConfigError, match="expected whole numbers of 1 or more"):
             whole_numbers(text, "--concurrencies", "1,4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section", "expected"),
+    [
+        (None, "serving", {}),
+        (["serving.parity.concurrency=2"], "serving", {"parity": {"concurrency": 2}}),
+        (["data.checks.leakage.action=fix"], "data.checks", {"leakage": {"action": "fix"}}),
+    ],
+)
+def test_overrides_without_a_run_give_their_section(
+    overrides: list[str] | None, section: str, expected: dict[str, Any]
+) -> None:
+    assert section_of(overrides, section, "a folder", "key=1") == expected
+
+
+@pytest.mark.parametrize("override", ["training.r=4", "serving=4", "serving", "serving.=4"])
+def test_an_override_of_another_section_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--set {override}: "):
+        section_of([override], "serving", "a folder", "key=1")

@@ -18,7 +18,7 @@ import serving
 from serving import answers_chats
 from serving.config import ServingConfig
 from tests.commands import tuneline_here
-from tuneline.commands.serving import _chat_server, _serving_overrides, _to_serve, chat
+from tuneline.commands.serving import _chat_server, _to_serve, chat
 from tuneline.core.errors import ConfigError
 from tuneline.models.source import resolve_model
 
@@ -112,11 +112,6 @@ def test_a_unit_of_systemd_runs_the_command(tmp_path: Path) -> None:
         assert "tuneline.service" not in verified.stderr
     refused = tuneline_here("serve", str(folder), "--systemd", "--print")
     assert (refused.returncode, "--print: has no meaning" in refused.stderr) == (2, True)
-
-
-def test_overrides_of_a_folder_reach_nested_keys() -> None:
-    assert _serving_overrides([]) == {}
-    assert _serving_overrides(["serving.parity.concurrency=2"]) == {"parity": {"concurrency": 2}}
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_a_base_is_compared_with_an_adapter_by_one_command(line: Line, tmp_path:
         (("--model", "m", "--out", "o"), "--data is required here"),
         (("--model", "m", "--data", "x.jsonl"), "--out is required here"),
         (("--model", "m", "--data", "x", "--out", "o", "--set", "training.r=1"),
-         "--set training…: has no meaning without RUN.yaml"),
+         "--set training.r=1: an evaluation without a run has the section evaluation only"),
         (("--model", "m", "--data", "x", "--out", "o", "--tokenizer", "t"),
          "--tokenizer: has no meaning without --url"),
         (("--url", "http://127.0.0.1:1/v1", "--model", "m", "--data", "x", "--out", "o",

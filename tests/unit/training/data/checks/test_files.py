@@ -100,4 +100,4 @@ def test_the_command_takes_only_keys_of_the_checks(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", clean_rows(10))
     done = tuneline_here("data", "check", path, "--set", "data.seed=1")
     assert done.returncode == 2
-    assert "data.seed=1: is not a key of data.checks" in done.stderr
+    assert "--set data.seed=1: a data file has the section data.checks only" in done.stderr
