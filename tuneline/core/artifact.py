@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from tuneline.core.config import StrictModel
+from tuneline.core.config import StrictModel, first_problem
 from tuneline.core.digests import short_digest
 from tuneline.core.disk import cannot_write, disk_full, sync_path
 from tuneline.core.environment import environment_facts
@@ -256,11 +256,9 @@ def open_artifact(
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise NotAnArtifactError(
-            f"{path / MANIFEST}: {where + ': ' if where else ''}{first['msg']}; expected a "
-            f"manifest of schema version {SCHEMA_VERSION}",
+            f"{path / MANIFEST}: {first_problem(error)}; expected a manifest of schema version "
+            f"{SCHEMA_VERSION}",
             hint=_make_again(path),
         ) from None
     artifact = Artifact(path, manifest)

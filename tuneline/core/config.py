@@ -99,6 +99,18 @@ def validate_config(model: type[Model], values: dict[str, Any], where: str) -> M
         raise ConfigError(_problems(error, model, where)) from None
 
 
+def first_problem(error: ValidationError, whole: str = "") -> str:
+    """Return the place and the words of a document's first problem: `files.0.path: ...`.
+
+    Args:
+        error: The error of the document's model.
+        whole: What to call the place of a problem that no key has, such as `the document`.
+    """
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or whole
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
 def keyed_values(section: BaseModel) -> dict[str, Any]:
     """Return the fields of a section that can change a result, as JSON values.
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from tuneline.core.config import first_problem
 from tuneline.core.errors import ArtifactError
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -51,8 +52,7 @@ def read_versioned(
     try:
         return schema.model_validate_json(json.dumps(value))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        problem = first_problem(error, "the document")
         raise ArtifactError(
-            f"{path}: {where}: {first['msg']}; expected {what} of version {version}", hint=hint
+            f"{path}: {problem}; expected {what} of version {version}", hint=hint
         ) from None

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tuneline.core.artifact import Artifact, Manifest, partial_dir, verify_artifact
+from tuneline.core.config import first_problem
 from tuneline.core.disk import cannot_write, require_disk_space
 from tuneline.core.environment import require
 from tuneline.core.errors import (
@@ -212,8 +213,7 @@ def _read_manifest(obstore: Any, store: Any, url: str) -> tuple[Manifest, bytes]
     try:
         return Manifest.model_validate_json(text), text
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise NotAnArtifactError(f"{url}/{MANIFEST}: {first['msg']}") from None
+        raise NotAnArtifactError(f"{url}/{MANIFEST}: {first_problem(error)}") from None
 
 
 def _require_inside(name: str, url: str) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import AfterValidator, Field, FiniteFloat, PositiveInt
 
+from tuneline.core.config import first_problem
 from tuneline.core.errors import ArtifactError
 
 
@@ -106,8 +107,6 @@ def check_form(path: Path, value: dict[str, Any], form: type[JsonForm]) -> None:
     try:
         form.model_validate(value)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        found = repr(first["input"])
+        found = repr(error.errors(include_url=False)[0]["input"])
         found = f", found {found}" if len(found) <= 80 else ""
-        raise ArtifactError(f"{path}: {where}: {first['msg']}{found}") from None
+        raise ArtifactError(f"{path}: {first_problem(error)}{found}") from None

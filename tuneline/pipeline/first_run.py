@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from tuneline.core.config import validate_config
 from tuneline.core.environment import gpu_names
 from tuneline.core.errors import ArtifactError
 from tuneline.core.free_memory import free_host_bytes
+from tuneline.models.context import context_length
 from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.pipeline.choices import Choice, relative_path, run_name, write_choices
 
@@ -23,6 +23,8 @@ HEAD = (
     "docs/configuration.md has every key. Next: tuneline check RUN.yaml"
 )
 LARGEST_BATCH = 8
+UNLIMITED_CONTEXT = 4096
+"""Most tokens of a row if the base model's files name no limit."""
 ROWS_PER_STEP = 16
 STEPS_PER_EPOCH = 20
 """At least; smaller data gets smaller steps."""
@@ -103,7 +105,7 @@ def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
     rows = facts.counts.num_read
     # A sample may miss the longest row.
     slack = 1.0 if facts.num_measured == rows else 1.25
-    context = _context(base)
+    context = context_length(base.path) or UNLIMITED_CONTEXT
     methods = _method(facts)
     sampled = _num_sampled_tokens(methods)
     and_answer = f" and an answer of {sampled:,} tokens" if sampled else ""
@@ -235,13 +237,6 @@ def _batch(
         if getattr(config, choice["key"], None) == "auto"
     ]
     return batch, reason, automatic
-
-
-def _context(base: ModelSource) -> int:
-    """Return the most tokens that a base model takes."""
-    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    return int(config.get("max_position_embeddings") or 4096)
 
 
 def _up(value: float, multiple: int) -> int:

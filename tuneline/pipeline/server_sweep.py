@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from tuneline.core.artifact import Artifact
-from tuneline.core.config import StrictModel
+from tuneline.core.config import StrictModel, first_problem
 from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
@@ -103,9 +103,7 @@ def read_servers(path: Path) -> dict[str, Mapping[str, Any]]:
         try:
             server = ServerEntry.model_validate(entry)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"]) or "the entry"
-            problems.append(f"{where}: {key}: {first['msg']}")
+            problems.append(f"{where}: {first_problem(error, 'the entry')}")
             continue
         others = [key for key in server.set if not key.startswith("serving.")]
         if others:

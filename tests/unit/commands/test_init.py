@@ -16,6 +16,8 @@ from tuneline.models.source import resolve_model
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.run_config import RunConfig, load_run
 
+EXAMPLE_BASE = Path(__file__).parents[3] / "examples" / "tiny-base"
+
 
 def _init(folder: Path, *args: str) -> Any:
     with contextlib.chdir(folder):
@@ -91,6 +93,20 @@ def test_a_base_without_a_chat_template_gets_one(tmp_path: Path) -> None:
         run.config.training, resolve_model("base", relative_to=tmp_path), run.config.data, tmp_path
     )
     assert found["chat template"] == "every prompt is a prefix of its row"
+
+
+def test_the_tokenizer_limits_the_context_too(tmp_path: Path) -> None:
+    """The check derives the context as vLLM does, by the tokenizer's limit as well."""
+    base = Path(shutil.copytree(EXAMPLE_BASE, tmp_path / "base"))
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 100}))
+    _rows(tmp_path / "rows.jsonl", {"prompt": "Say it.", "completion": "yes " * 200})
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "base")
+    assert done.returncode == 0, done.stderr
+    written = load_config(tmp_path / "run.yaml", RunConfig)
+    assert written.training.max_length == 100
+    assert written.serving.max_model_len == 100
+    assert "Fits the base model's context" in (tmp_path / "run.yaml").read_text()
 
 
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:
