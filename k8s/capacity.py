@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from k8s.config import Autoscaling
+from tuneline.core.digests import short_digest
 
 # Kubernetes' own default; a shorter pause takes away pods that the next minute needs.
 LEAST_PAUSE_S = 300
@@ -74,9 +75,8 @@ class Capacity:
     def origin(self) -> str:
         """Return where the figures were measured."""
         client = f", client on {self.hardware}" if self.hardware else ""
-        return (
-            f"{self.loop}-loop scenario {self.scenario} of load report {self.report[7:19]}{client}"
-        )
+        report = short_digest(self.report)
+        return f"{self.loop}-loop scenario {self.scenario} of load report {report}{client}"
 
 
 def pause_s(scaling: Autoscaling) -> Derived:

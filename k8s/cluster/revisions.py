@@ -25,6 +25,7 @@ from k8s.cluster.refusals import CHANGED_RECORD
 from k8s.render.kustomize import INSTANCE_LABEL
 from tuneline import __version__
 from tuneline.core.config import StrictModel
+from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError, ServerError
 
 MAX_REVISIONS = 6
@@ -61,8 +62,8 @@ class Revision(StrictModel):
 
     def words(self) -> str:
         """Return the revision in a few words."""
-        release = "no release" if self.release is None else f"release {self.release[:19]}"
-        return f"revision {self.number} ({release}, model {self.model_digest[:19]})"
+        release = "no release" if self.release is None else f"release {short_digest(self.release)}"
+        return f"revision {self.number} ({release}, model {short_digest(self.model_digest)})"
 
     def applied_by_whom(self) -> tuple[str, int, str]:
         """Return what tells the apply of this revision from any other."""

@@ -18,6 +18,7 @@ from loadtest.run import check_served
 from loadtest.studies.differences import answer_tokens, differences, judge_comparison
 from loadtest.studies.schema import SIDES, ComparedScenario, ComparisonReport, Side
 from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
+from tuneline.core.digests import short_digest
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
@@ -212,8 +213,8 @@ def _incomparable(a: LoadReport, b: LoadReport, path_a: Path, path_b: Path) -> l
         for name in sorted(plans_a.keys() ^ plans_b.keys())
     ]
     problems += [
-        f"scenario {name}: other requests or other times (plan {plan[7:19]} and "
-        f"{plans_b[name][7:19]})"
+        f"scenario {name}: other requests or other times (plan {short_digest(plan)} and "
+        f"{short_digest(plans_b[name])})"
         for name, plan in plans_a.items()
         if name in plans_b and plan != plans_b[name]
     ]

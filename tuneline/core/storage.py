@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from tuneline.core.artifact import Artifact, Manifest, partial_dir, verify_artifact
 from tuneline.core.config import first_problem
+from tuneline.core.digests import short_digest
 from tuneline.core.disk import cannot_write, require_disk_space
 from tuneline.core.environment import require
 from tuneline.core.errors import (
@@ -195,8 +196,8 @@ def _is_there(store: Any, artifact: Artifact, url: str) -> bool:
         return False
     if found.digest != artifact.digest:
         raise ArtifactError(
-            f"{url}: holds the artifact {found.digest[:19]}; expected {artifact.digest[:19]}, or "
-            "an empty place",
+            f"{url}: holds the artifact {short_digest(found.digest)}; expected "
+            f"{artifact.short_digest}, or an empty place",
             hint="An artifact is written once. Choose another place.",
         )
     return True

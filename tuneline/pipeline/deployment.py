@@ -73,7 +73,7 @@ def require_digest(model_digest: str) -> Check:
                 hint="Does another server have the same labels? "
                 "Try: kubectl get pods -l app.kubernetes.io/part-of=tuneline",
             )
-        logger.info("  the server states the model's digest %s", model_digest[:19])
+        logger.info("  the server states the model's digest %s", short_digest(model_digest))
 
     return check
 

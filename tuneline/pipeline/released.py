@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
+from tuneline.core.digests import short_digest
 from tuneline.core.disk import replace_file
 from tuneline.core.errors import ArtifactError, VerdictError
 from tuneline.core.progress import logger
@@ -53,8 +54,8 @@ def find_release(
     if not of_model and broken:
         raise broken[0]
     if not of_model:
-        named = f"; {path} is of {found[0][1].model.digest[:19]}" if path is not None else ""
-        raise VerdictError(f"model {model_digest[:19]}: has no release{named}", hint=hint)
+        other = "" if path is None else f"; {path} is of {short_digest(found[0][1].model.digest)}"
+        raise VerdictError(f"model {short_digest(model_digest)}: has no release{other}", hint=hint)
     of_config = [pair for pair in of_model if not changed_keys(pair[1], config)]
     if not of_config:
         artifact, release = last_of(run_dir, of_model)

@@ -11,6 +11,7 @@ import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tuneline.core.digests import short_digest
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
 from tuneline.core.release import Figure, Release
@@ -64,7 +65,7 @@ def _written(release: Release) -> str:
     model_type, data_type = ComponentType.MACHINE_LEARNING_MODEL, ComponentType.DATA
     model, base, data = release.model, release.base, release.data
     root = component(
-        MODEL, model_type, release.name, model.digest, base.license, model.digest[7:19]
+        MODEL, model_type, release.name, model.digest, base.license, short_digest(model.digest)
     )
     files = {
         Component(

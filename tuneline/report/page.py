@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 
 from tuneline import __version__
+from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.core.page.blocks import (
     Badge,
@@ -60,7 +61,7 @@ def _lead(facts: Facts) -> Text:
         return f"{len(facts.made)} of {total} stages have an artifact. Next: {facts.up}"
     counts = Counter(gate.outcome for gate in release.gates)
     said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
-    named = Code(f"{release.model.served_name}@{release.model.digest.removeprefix('sha256:')[:12]}")
+    named = Code(f"{release.model.served_name}@{short_digest(release.model.digest)}")
     return (f"{len(release.gates)} gates: {said}. The model is ", named, ".")
 
 

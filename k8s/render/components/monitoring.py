@@ -5,6 +5,7 @@ from __future__ import annotations
 from k8s.render.components.scaling import FORMULA
 from k8s.render.facts import Document, Facts, Files
 from k8s.render.queries import EXAMPLE, quantile, selector
+from tuneline.core.digests import short_digest
 
 MEASURED = ("TunelineTtft", "TunelineTpot", "TunelineQueue")
 """The alerts whose limits come from a load report."""
@@ -78,7 +79,7 @@ def fill_dashboard(files: Files, facts: Facts) -> None:
     """Name the dashboard and its server."""
     board = files["dashboard.json"]
     # Grafana's limit of a uid is 40 characters; names of runs may be longer.
-    board["uid"] = f"tuneline-{facts.model_digest[7:19]}"
+    board["uid"] = f"tuneline-{short_digest(facts.model_digest)}"
     board["title"] = f"Tuneline: {facts.name}"
     values = {"namespace": facts.config.namespace, "service": facts.server}
     for variable in board["templating"]["list"]:
