@@ -23,7 +23,7 @@ from loadtest.judging.samples import INTERVAL_S, JUDGED_INTERVAL_S, Samples, sam
 from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.validity import unique_warnings
-from loadtest.judging.verdict import judge
+from loadtest.judging.verdict import Evidence, judge
 from loadtest.report.answer_schema import AnswerFigures, Endings
 from loadtest.report.build import Result
 from loadtest.report.schema import Calibration, Server
@@ -199,13 +199,15 @@ def judged(
         stats,
         client,
         open_loop=scenario.loop == "open",
-        calibration=calibration,
-        prefix_hit_rate=_hit_rate(server, stats),
-        answers=answers,
-        repeats=figures.repeats,
-        over_time=run_over_time,
-        endings=endings,
-        is_disk_full=measured.is_disk_full,
+        evidence=Evidence(
+            calibration=calibration,
+            prefix_hit_rate=_hit_rate(server, stats),
+            answers=answers,
+            repeats=figures.repeats,
+            over_time=run_over_time,
+            endings=endings,
+            is_disk_full=measured.is_disk_full,
+        ),
     )
     if server is not None:
         judgement = replace(judgement, warnings=judgement.warnings + server.warnings)

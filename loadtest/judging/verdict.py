@@ -51,6 +51,27 @@ class Judgement:
     """The verdict is INVALID only for the state of the client or its host at that time."""
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a run shows besides the figures of its requests, as far as it has it."""
+
+    calibration: Calibration | None = None
+    prefix_hit_rate: float | None = None
+    """The share of the prompts' tokens that the server's prefix cache held."""
+    answers: AnswerFigures | None = None
+    """Answers to the reference's prompts."""
+    repeats: RepeatFigures | None = None
+    """How fast the server answers a prompt again."""
+    over_time: OverTime | None = None
+    endings: Endings | None = None
+    """How the answers end, and which models they name."""
+    is_disk_full: bool = False
+    """The run ended early, because its records filled the disk."""
+
+
+NO_EVIDENCE = Evidence()
+
+
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the most severe verdict."""
     return min(verdicts, key=SEVERITY.index)
@@ -63,43 +84,40 @@ def judge(
     client: Client,
     *,
     open_loop: bool,
-    calibration: Calibration | None = None,
-    prefix_hit_rate: float | None = None,
-    answers: AnswerFigures | None = None,
-    repeats: RepeatFigures | None = None,
-    over_time: OverTime | None = None,
-    endings: Endings | None = None,
-    is_disk_full: bool = False,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> Judgement:
     """Judge a scenario's figures by its objectives and by the client's own limits."""
     of_client, warnings = client_problems(config, slo, stats, client, open_loop)
-    if calibration is not None:
+    if evidence.calibration is not None:
         of_client += calibration_problems(
-            calibration, lag_budget_s(config, slo, stats.latencies["e2e_s"].at(50))
+            evidence.calibration, lag_budget_s(config, slo, stats.latencies["e2e_s"].at(50))
         )
     of_answers, more = answer_problems(config, slo, stats)
     warnings += more
     declared = config.workload.prefix_hit_rate
     if declared is not None:
-        of_answers += hit_rate_problems(declared, prefix_hit_rate)
+        of_answers += hit_rate_problems(declared, evidence.prefix_hit_rate)
     if stats.sessions is not None:
-        warnings += reuse_warnings(stats.sessions.prefix_reuse, prefix_hit_rate)
+        warnings += reuse_warnings(stats.sessions.prefix_reuse, evidence.prefix_hit_rate)
     least_share = config.workload.min_repeat_ttft_share
-    for problems, more in (repeat_problems(repeats, least_share), ending_problems(endings)):
+    for problems, more in (
+        repeat_problems(evidence.repeats, least_share),
+        ending_problems(evidence.endings),
+    ):
         of_answers += problems
         warnings += more
-    if is_disk_full:
+    if evidence.is_disk_full:
         of_answers.append(DISK_FULL)
     invalid = of_client + of_answers
     objectives = judge_objectives(slo, stats, is_closed=not open_loop)
-    objectives += judge_drifts(slo, over_time)
+    objectives += judge_drifts(slo, evidence.over_time)
     missed = [f"{o.name}: {o.reason}" for o in objectives if o.verdict != Verdict.PASS]
     verdict = worst([Verdict.PASS, *(objective.verdict for objective in objectives)])
     if (problem := _without_success(stats)) is not None:
         missed.append(problem)
         verdict = Verdict.FAIL
-    if answers is not None and answers.problems:
-        missed += [f"answers under load: {problem}" for problem in answers.problems]
+    if evidence.answers is not None and evidence.answers.problems:
+        missed += [f"answers under load: {problem}" for problem in evidence.answers.problems]
         verdict = worst([verdict, Verdict.FAIL])
     steady = stats.steady_state
     if open_loop and steady.growing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,7 @@ def plot_loads(probes: Sequence[Probe], directory: Path, knee: Knee | None = Non
     label = "streams at once" if by_streams else "offered requests/s"
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2, gridspec_kw=TWO_PANELS)
-    ordered = [(_load(probe), probe) for probe in sorted(probes, key=_load)]
+    ordered = sorted(((probe.load, probe) for probe in probes), key=itemgetter(0))
     for metric, name in (("ttft_s", "TTFT"), ("e2e_s", "end to end")):
         shown = [
             (load, value)
@@ -128,10 +129,6 @@ def plot_loads(probes: Sequence[Probe], directory: Path, knee: Knee | None = Non
             axes.legend(fontsize="small")
     name = "concurrency.png" if by_streams else "rates.png"
     figure.savefig(directory / name, dpi=110)
-
-
-def _load(probe: Probe) -> float:
-    return probe.rate_rps if probe.rate_rps is not None else float(probe.concurrency or 0)
 
 
 def plot_pareto(points: Sequence[ParetoPoint], directory: Path) -> None:

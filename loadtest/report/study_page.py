@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from loadtest.report.files import read_document
 from loadtest.report.schema import REPORT_FILE
@@ -115,19 +116,19 @@ def _probe_blocks(
          Column("end to end p90", True), Column("output tokens/s", True)),
         tuple(_probe_row(probe) for probe in probes),
     )  # fmt: skip
-    ordered = sorted(probes, key=_load)
+    ordered = sorted(probes, key=attrgetter("load"))
     x = Axis(unit, limits=(0.0, None))
     rules = () if knee is None else (Rule(knee.concurrency, "knee"),)
     latency = [
         Series(name, [
-            (_load(probe), value)
+            (probe.load, value)
             for probe in ordered
             if (value := probe.latency[metric].get("p90")) is not None
         ], "marked")
         for name, metric in (("TTFT p90", "ttft_s"), ("end to end p90", "e2e_s"))
     ]  # fmt: skip
     tokens = Series("output tokens/s", [
-        (_load(probe), probe.output_tokens_per_s)
+        (probe.load, probe.output_tokens_per_s)
         for probe in ordered
         if probe.output_tokens_per_s is not None
     ], "marked")  # fmt: skip
@@ -143,7 +144,7 @@ def _probe_blocks(
 
 def _probe_row(probe: Probe) -> tuple[str, ...]:
     return (
-        digits(_load(probe)),
+        digits(probe.load),
         probe.verdict + (" (ended early)" if probe.stopped_early else ""),
         str(probe.num_requests),
         _seconds(probe.latency["ttft_s"].get("p90")),
@@ -265,10 +266,6 @@ def _pareto_blocks(report: ParetoReport) -> tuple[Block, ...]:
         Axis("output tokens/s of the server", limits=(0.0, None)),
     )
     return (settings, Plots((plot,)), points)
-
-
-def _load(probe: Probe) -> float:
-    return probe.rate_rps if probe.rate_rps is not None else float(probe.concurrency or 0)
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

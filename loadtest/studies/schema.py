@@ -40,6 +40,11 @@ class Probe(Part):
     is_too_low: bool = False
     """Only a floor of throughput was missed, and the endpoint kept up."""
 
+    @property
+    def load(self) -> float:
+        """The rate in requests per second, or the number of streams."""
+        return self.rate_rps if self.rate_rps is not None else float(self.concurrency or 0)
+
 
 class Capacity(Part):
     """What to plan a replica for."""

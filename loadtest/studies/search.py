@@ -20,7 +20,7 @@ from loadtest.studies.bracket import LOWEST_SHARE, bracket
 from loadtest.studies.judgeable_objectives import require_objective
 from loadtest.studies.knee import find_knee
 from loadtest.studies.load import UNITS, Axis
-from loadtest.studies.schema import Capacity, Probe, SearchReport
+from loadtest.studies.schema import Capacity, SearchReport
 from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries
 from tuneline.core.artifact import Artifact, Input, canonical_digest, new_artifact, open_artifact
 from tuneline.core.documents import write_document
@@ -289,7 +289,7 @@ def _report(
     found: Found,
 ) -> SearchReport:
     best, failing = found.best, found.failing
-    held = [_value(probe) for probe in tries.probes if probe.verdict == Verdict.PASS]
+    held = [probe.load for probe in tries.probes if probe.verdict == Verdict.PASS]
     by_rate = options.axis == "rate"
     rates = (best, failing, max(held, default=None))
     streams = tuple(None if value is None else round(value) for value in rates)
@@ -321,10 +321,6 @@ def _report(
         probes=tries.probes,
         environment=environment_facts(),
     )
-
-
-def _value(probe: Probe) -> float:
-    return probe.rate_rps if probe.rate_rps is not None else float(probe.concurrency or 0)
 
 
 def _capacity(best: float | None, peak: float | None) -> Capacity:
@@ -363,9 +359,9 @@ def _why_not(best: float | None, tries: Tries, num_needed: int | None) -> str:
             f"too few requests to judge a load: {num_needed} are needed; expected --requests "
             f"{-(-num_needed // MOST_REQUESTS)} or more"
         )
-    lowest = min(map(_value, probes))
+    lowest = min(probe.load for probe in probes)
     if all(probe.is_too_low for probe in probes):
-        highest = max(map(_value, probes))
+        highest = max(probe.load for probe in probes)
         return f"{highest:.3g} {unit} are too few for the throughput objective"
     noun = "rate" if tries.axis == "rate" else "number of streams"
     if best is None and any(probe.is_too_low for probe in probes):

@@ -7,7 +7,7 @@ import pytest
 from loadtest.config import SLO, LoadTestConfig
 from loadtest.judging.latency import distribution, share_of
 from loadtest.judging.statistics import Statistics
-from loadtest.judging.verdict import Judgement, judge, worst
+from loadtest.judging.verdict import Evidence, Judgement, judge, worst
 from loadtest.percentiles import percentile_of
 from loadtest.report.answer_schema import Endings
 from loadtest.report.part import Distribution, Share
@@ -112,7 +112,8 @@ def verdict(
         for of in [latencies.get(metric, np.full(stats.num_offered, 0.1))]
     }
     stats = replace(stats, within=within)
-    return judge(config, objectives, stats, client, open_loop=open_loop, **(evidence or {}))
+    found = Evidence(**(evidence or {}))
+    return judge(config, objectives, stats, client, open_loop=open_loop, evidence=found)
 
 
 @pytest.mark.parametrize("metric", ["ttft_s", "tpot_s", "worst_gap_s", "e2e_s"])
