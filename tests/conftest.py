@@ -6,14 +6,18 @@ import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser import chromium
 from tests.distribution import order, scheduler
 from tests.skips import unexpected_skips
 from tests.timing import MOST_AGAIN, measures_time
 from tuneline.core.progress import logger
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.hookimpl(wrapper=True)
@@ -105,6 +109,12 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     for disk in mounted:
         # A writer that failed may still hold a file open.
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

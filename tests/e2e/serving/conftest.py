@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -220,6 +221,12 @@ def merged_server(
     return until_its_last_test.enter_context(
         running_server(config, base, name="tickets", log_path=log_path)
     )
+
+
+@pytest.fixture(scope="module")
+def client(merged_server: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=merged_server.endpoint.url, api_key="none") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -43,12 +43,6 @@ class Ticket(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(merged_server: RunningServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=merged_server.endpoint.url, api_key="none") as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def claude(merged_server: RunningServer) -> Iterator[anthropic.Anthropic]:
     url = merged_server.endpoint.url.removesuffix("/v1")
     with anthropic.Anthropic(base_url=url, api_key="none") as client:

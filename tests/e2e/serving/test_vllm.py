@@ -47,12 +47,6 @@ def _ends_the_server(until_its_last_test: ExitStack) -> Iterator[None]:
     until_its_last_test.close()
 
 
-@pytest.fixture(scope="module")
-def client(merged_server: RunningServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=merged_server.endpoint.url, api_key="none") as client:
-        yield client
-
-
 def test_both_names_are_served(
     client: openai.OpenAI, merged_server: RunningServer, base: ModelSource
 ) -> None:

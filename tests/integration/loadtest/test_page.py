@@ -1,13 +1,12 @@
 """The page of a load report: real requests to the known server, read in a real browser."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from loadtest import build_load_blocks, report_text, run_loadtest
-from tests.browser import OVERFLOW, chromium, opened
+from tests.browser import OVERFLOW, opened
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import Artifact
 from tuneline.core.page.blocks import Plots, Table
@@ -27,12 +26,6 @@ SLO = {"ttft_s": {"p90": 1.0}, "tpot_s": {"p90": 0.0001}}
 def measured(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("load") / "load"
     return run_loadtest(config(scenarios=SCENARIOS, slo=SLO), known.endpoint, out, prompts=PROMPTS)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as started:
-        yield started
 
 
 def test_the_page_shows_the_figures_of_the_report(browser: "Browser", measured: Artifact) -> None:

@@ -1,24 +1,17 @@
 """The page of a release in a real browser: screen, phone, dark, print and screen reader."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser import OPEN_ALL, OVERFLOW, chromium, opened
+from tests.browser import OPEN_ALL, OVERFLOW, opened
 from tests.integration.release.line import write_line
 from tests.unit.core.page.pages import HOSTILE, document
 from tuneline.core.page.to_html import html_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,12 @@ def test_no_duration(text: str) -> None:
 
 def test_whole_numbers() -> None:
     assert whole_numbers("1,4,16", "--concurrencies", "1,4") == [1, 4, 16]
-    for text in ("", "0,1", "1.5", "a"):
-        with pytest.raises(ConfigError, match="expected whole numbers of 1 or more"):
-            whole_numbers(text, "--concurrencies", "1,4")
+
+
+@pytest.mark.parametrize("text", ["", "0,1", "1.5", "a"])
+def test_other_than_whole_numbers_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected whole numbers of 1 or more"):
+        whole_numbers(text, "--concurrencies", "1,4")
 
 
 @pytest.mark.parametrize(

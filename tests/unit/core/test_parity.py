@@ -94,15 +94,17 @@ def test_kl_uses_one_bucket_for_the_rest() -> None:
 def test_nan_never_passes() -> None:
     parity = compare("merged", [answer([5])], [answer([5], [math.nan])], Tolerances())
     assert parity.verdict == "FAIL"
-    # Also if it is one figure of several, or the figure at a divergence.
+
+
+@pytest.mark.parametrize("token", [6, 7], ids=["one figure of several", "at a divergence"])
+def test_nan_among_other_figures_never_passes(token: int) -> None:
     lenient = Tolerances(
         min_greedy_agreement=None, min_token_agreement=None, mean_logprob_difference=None
     )
-    for token in (6, 7):
-        candidate = answer([5, token], [-0.1, math.nan], [{5: -0.1}, {token: math.nan}])
-        parity = compare("m", [answer([5, 6], top=[{5: -0.1}, {6: -0.1}])], [candidate], lenient)
-        assert parity.max_logprob_difference is None and parity.mean_kl is None
-        assert parity.verdict == "FAIL"
+    candidate = answer([5, token], [-0.1, math.nan], [{5: -0.1}, {token: math.nan}])
+    parity = compare("m", [answer([5, 6], top=[{5: -0.1}, {6: -0.1}])], [candidate], lenient)
+    assert parity.max_logprob_difference is None and parity.mean_kl is None
+    assert parity.verdict == "FAIL"
 
 
 def test_nothing_to_compare_is_an_error_and_no_common_token_fails() -> None:

@@ -161,14 +161,14 @@ def test_errors_inside_of_a_stream_are_named(route: str, broken: bytes, error: s
         ),
     ],
 )
+@pytest.mark.parametrize(("text", "count"), [("a", 1), ('"content": ""', 1), ("", 0)])
 def test_clients_that_leave_count_events_with_text(
-    route: str, document: dict[str, Any], separators: tuple[str, str]
+    route: str, document: dict[str, Any], separators: tuple[str, str], text: str, count: int
 ) -> None:
     mark, *without_text = ROUTES[route].marks
-    for text, count in (("a", 1), ('"content": ""', 1), ("", 0)):
-        data = json.dumps(document, separators=separators).replace(TEXT, json.dumps(text)[1:-1])
-        event = f"event: {document.get('type')}\ndata: {data}\n\n".encode()
-        assert event.count(mark) - sum(map(event.count, without_text)) == count, event
+    data = json.dumps(document, separators=separators).replace(TEXT, json.dumps(text)[1:-1])
+    event = f"event: {document.get('type')}\ndata: {data}\n\n".encode()
+    assert event.count(mark) - sum(map(event.count, without_text)) == count
 
 
 def test_token_ids_ask_the_route_of_completions() -> None:
@@ -179,10 +179,10 @@ def test_token_ids_ask_the_route_of_completions() -> None:
     assert plan.route == "completions"
 
 
-def test_a_stream_without_its_last_event_is_truncated() -> None:
-    for route, reads in (("responses", RESPONSES), ("messages", MESSAGES)):
-        cut = [*reads[:-1], END]
-        assert parse_response(range(len(cut)), cut, route=route).error == "truncated_stream"
+@pytest.mark.parametrize(("route", "reads"), [("responses", RESPONSES), ("messages", MESSAGES)])
+def test_a_stream_without_its_last_event_is_truncated(route: str, reads: list[bytes]) -> None:
+    cut = [*reads[:-1], END]
+    assert parse_response(range(len(cut)), cut, route=route).error == "truncated_stream"
 
 
 def bodies(route: str, talk: list[Any], **workload: Any) -> Any:

@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from serving.middleware.app import TunelineMiddleware
-from tests.browser import OVERFLOW, Opened, chromium
+from tests.browser import OVERFLOW, Opened
 from tests.integration.serving.middleware.serving_app import Known, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 KEY = "key-of-a-reader"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

@@ -219,16 +219,19 @@ def test_text_next_to_answers_is_checked_with_a_template_that_writes_the_date(
     assert "the chat template writes today's date" in found["date"]
 
 
-def test_a_reward_that_is_not_a_number_ends_the_run() -> None:
-    from training.methods.rewards import _checked
-
-    rewards = _checked("r.py:f", lambda **_: [1, True, 2.5])
-    assert rewards(completions=["a", "b", "c"]) == [1.0, 1.0, 2.5]
-    for found, message in (
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
         ([1.0, None], "answer 2 is None"),
         ([float("nan"), 1], "answer 1 is nan"),
         ([1.0], "returned 1 rewards; expected 2"),
         (["1", 2], "answer 1 is '1'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            _checked("r.py:f", lambda found=found, **_: found)(completions=["a", "b"])
+    ],
+)
+def test_a_reward_that_is_not_a_number_ends_the_run(found: list[Any], message: str) -> None:
+    from training.methods.rewards import _checked
+
+    rewards = _checked("r.py:f", lambda **_: [1, True, 2.5])
+    assert rewards(completions=["a", "b", "c"]) == [1.0, 1.0, 2.5]
+    with pytest.raises(ConfigError, match=message):
+        _checked("r.py:f", lambda **_: found)(completions=["a", "b"])

@@ -184,12 +184,17 @@ def test_an_error_rate_counts_only_the_requests_that_count() -> None:
     assert objective.num_needed is not None and objective.num_needed > 1000
 
 
+GOODPUT: dict[str, Any] = {"goodput_e2e_s": 1.0, "min_goodput_share": 0.9, "max_error_rate": None}
+
+
+# Wilson's interval of n in n begins at n / (n + 1.96^2): 0.9 takes 35.
+@pytest.mark.parametrize(("num", "expected"), [(34, "INCONCLUSIVE"), (35, "PASS")])
+def test_good_requests_only_pass_if_they_are_many(num: int, expected: str) -> None:
+    assert verdict(measured(num, good=share(num, num)), **GOODPUT).verdict == expected
+
+
 def test_a_goodput_share_is_judged_by_its_interval() -> None:
-    limits: dict[str, Any] = {"goodput_e2e_s": 1.0, "min_goodput_share": 0.9}
-    limits["max_error_rate"] = None
-    # Wilson's interval of n in n begins at n / (n + 1.96^2): 0.9 takes 35.
-    for num, expected in ((34, "INCONCLUSIVE"), (35, "PASS")):
-        assert verdict(measured(num, good=share(num, num)), **limits).verdict == expected
+    limits = GOODPUT
     # 380 of 400: 92.4 to 96.7 %; as 40 requests: 83.5 to 98.6 %.
     assert verdict(measured(good=share(380, 400)), **limits).verdict == "PASS"
     found = verdict(measured(good=share(380, 400, 40.0)), **limits)
@@ -204,13 +209,18 @@ def test_a_goodput_share_is_judged_by_its_interval() -> None:
     assert verdict(measured(good=share(399, 400)), **all_of_them).verdict == "FAIL"
 
 
+# 38 a second of 40, and the share's interval of 92.4 to 96.7 % around 95 %.
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(36.9, "PASS"), (37.5, "INCONCLUSIVE"), (38.7, "FAIL")]
+)
+def test_a_goodput_rate_has_the_interval_of_its_share(limit: float, expected: str) -> None:
+    found = measured(throughput=throughput(goodput_rps=38.0), good=share(380, 400))
+    assert verdict(found, goodput_e2e_s=1.0, min_goodput_rps=limit).verdict == expected
+
+
 def test_a_goodput_rate_is_as_sure_as_its_share() -> None:
     rates = throughput(goodput_rps=38.0)
     found = measured(throughput=rates, good=share(380, 400))
-    # 38 a second of 40, and the share's interval of 92.4 to 96.7 % around 95 %.
-    for limit, expected in ((36.9, "PASS"), (37.5, "INCONCLUSIVE"), (38.7, "FAIL")):
-        judged = verdict(found, goodput_e2e_s=1.0, min_goodput_rps=limit)
-        assert judged.verdict == expected, limit
     # All of what is offered: those that were seen decide. Few that overlap decide nothing yet.
     every = measured(throughput=throughput(goodput_rps=40.0), good=share(400, 400))
     assert verdict(every, goodput_e2e_s=1.0, min_goodput_rps=40.0).verdict == "PASS"
@@ -326,16 +336,26 @@ def with_ttft(values: Any) -> Statistics:
     return replace(measured(), latencies={**measured().latencies, "ttft_s": distribution(values)})
 
 
-def test_a_limit_between_two_certainties_is_inconclusive() -> None:
+# Of 400 by Wilson: 372 are above 90 %, and 348 below it.
+@pytest.mark.parametrize(
+    ("kept", "expected", "words"),
+    [
+        (372, "PASS", ""),
+        (371, "INCONCLUSIVE", ""),
+        (349, "INCONCLUSIVE", ""),
+        (347, "FAIL", "86.8% of the requests keep to it, 95 % interval 83."),
+    ],
+)
+def test_a_limit_between_two_certainties_is_inconclusive(
+    kept: int, expected: str, words: str
+) -> None:
     values = np.random.default_rng(2).permutation(np.linspace(0.1, 0.5, 400))
-    stats = with_ttft(values)
-    # Of 400 by Wilson: 372 are above 90 %, and 348 below it.
-    for kept, expected in ((372, "PASS"), (371, "INCONCLUSIVE"), (349, "INCONCLUSIVE"),
-                           (347, "FAIL")):  # fmt: skip
-        found = verdict(stats, values=values, ttft_s={"p90": float(np.sort(values)[kept - 1])})
-        assert found.verdict == expected, (kept, found.problems)
-    assert "86.8% of the requests keep to it, 95 % interval 83." in found.problems[0]
-    assert "; 90 % must" in found.problems[0]
+    limit = float(np.sort(values)[kept - 1])
+    found = verdict(with_ttft(values), values=values, ttft_s={"p90": limit})
+    assert found.verdict == expected, found.problems
+    if words:
+        assert words in found.problems[0]
+        assert "; 90 % must" in found.problems[0]
 
 
 def test_a_percentile_far_below_its_limit_passes_though_few_values_cannot_tell() -> None:
@@ -385,12 +405,22 @@ def test_a_calibration_that_fails_voids_the_run(changes: dict[str, Any], reason:
     assert reason in found.problems[0]
 
 
-def test_a_hit_rate_other_than_the_declared_one_voids_the_run() -> None:
-    config = LoadTestConfig(workload=WorkloadConfig(prefix_hit_rate=0.5))
-    for rate, expected in ((0.5, "PASS"), (0.54, "PASS"), (0.6, "INVALID"), (None, "INVALID")):
-        evidence = {"prefix_hit_rate": rate}
-        assert verdict(measured(), config=config, evidence=evidence).verdict == expected
-    assert verdict(measured(), evidence={"prefix_hit_rate": 0.9}).verdict == "PASS"
+@pytest.mark.parametrize(
+    ("declared", "rate", "expected"),
+    [
+        (0.5, 0.5, "PASS"),
+        (0.5, 0.54, "PASS"),
+        (0.5, 0.6, "INVALID"),
+        (0.5, None, "INVALID"),
+        (None, 0.9, "PASS"),
+    ],
+)
+def test_a_hit_rate_other_than_the_declared_one_voids_the_run(
+    declared: float | None, rate: float | None, expected: str
+) -> None:
+    config = LoadTestConfig(workload=WorkloadConfig(prefix_hit_rate=declared))
+    found = verdict(measured(), config=config, evidence={"prefix_hit_rate": rate})
+    assert found.verdict == expected
 
 
 def test_a_machine_that_took_the_cpu_away_voids_the_run() -> None:

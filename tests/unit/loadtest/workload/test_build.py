@@ -159,19 +159,22 @@ def test_a_file_that_is_not_sharegpt_is_refused(text: str, problem: str, tmp_pat
         sharegpt(config(source="sharegpt", path=str(path)).workload)
 
 
-def test_a_conversation_has_every_speaker_up_to_a_stranger(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [("[{0}]", 1), ("{0}", 1), ("\ufeff{0}\n{0}\n", 2)],
+    ids=["a list", "a single line", "lines with a byte order mark"],
+)
+def test_a_conversation_has_every_speaker_up_to_a_stranger(
+    tmp_path: Path, written: str, count: int
+) -> None:
     path = tmp_path / "x.json"
     who = ("Human", "chatgpt", "user", "bard", "human", "observation", "human")
     turns = [{"from": name, "value": name} for name in who]
-    text = json.dumps({"conversations": turns})
-    workload = config(source="sharegpt", path=str(path), multi_turn=True).workload
-    # As a list, as a single line, and with the byte order mark of some editors.
-    for written, count in ((f"[{text}]", 1), (text, 1), (f"\ufeff{text}\n{text}\n", 2)):
-        path.write_text(written, encoding="utf-8")
-        found = sharegpt(workload)
-        assert len(found) == count
-        roles = [message["role"] for message in found[0]]
-        assert roles == ["user", "assistant", "user", "assistant", "user"]
+    path.write_text(written.format(json.dumps({"conversations": turns})), encoding="utf-8")
+    found = sharegpt(config(source="sharegpt", path=str(path), multi_turn=True).workload)
+    assert len(found) == count
+    roles = [message["role"] for message in found[0]]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
 
 
 def test_prompts_keep_their_tools_and_say_what_is_wrong(tmp_path: Path) -> None:

@@ -196,17 +196,28 @@ def test_text_metrics_leave_out_answers_that_only_call_tools() -> None:
     assert _scores(as_json, "json").field_accuracy == {"a": 1.0}
 
 
-def test_metrics_are_tried_on_the_expected_answers(tmp_path: Path) -> None:
-    (tmp_path / "metric.py").write_text("def length(row):\n    return [len(row['answer'])]\n")
-    rows = [Row(PROMPT, ({"role": "assistant", "content": "yes"},))] * 2
-    own = f"{tmp_path}/metric.py:length"
-    for options, message in (
-        ({"python": own}, "row 1: returned .*expected a finite number"),
+EXPECTED_YES = [Row(PROMPT, ({"role": "assistant", "content": "yes"},))] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"python": "metric.py:length"}, "row 1: returned .*expected a finite number"),
         ({"fields": "json"}, "is not a JSON object"),
         ({"metrics": ("classes",)}, "are not classes"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            try_metrics(EvaluationConfig.model_validate(options), rows)
+    ],
+)
+def test_metrics_are_tried_on_the_expected_answers(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("metric.py").write_text("def length(row):\n    return [len(row['answer'])]\n")
+    with pytest.raises(ConfigError, match=message):
+        try_metrics(EvaluationConfig.model_validate(options), EXPECTED_YES)
+
+
+def test_the_judge_is_asked_once_before_the_model() -> None:
+    rows = EXPECTED_YES
     with judge(prefer_longer) as (url, requests):
         try_metrics(EvaluationConfig(judge=JudgeConfig(url=url, model="m")), rows)
     assert len(requests) == 1

@@ -320,11 +320,11 @@ def test_reasoning_that_the_template_leaves_out_is_refused() -> None:
         _examples(_tokenizer(CHATML), row)
 
 
-def test_a_stop_token_inside_an_answer_is_refused_where_the_template_has_two_ends() -> None:
-    tokenizer = _tokenizer(TWO_ENDS)
-    for text in ("One<|end|>two", "One<|end|>\n<|endoftext|>"):
-        with pytest.raises(DataError, match=r"the stop token '<\|end\|>' inside its text"):
-            _examples(tokenizer, Row((_user("Hi"),), (_assistant(text),)))
+@pytest.mark.parametrize("text", ["One<|end|>two", "One<|end|>\n<|endoftext|>"])
+def test_a_stop_token_inside_an_answer_is_refused_with_two_ends(text: str) -> None:
+    row = Row((_user("Hi"),), (_assistant(text),))
+    with pytest.raises(DataError, match=r"the stop token '<\|end\|>' inside its text"):
+        _examples(_tokenizer(TWO_ENDS), row)
 
 
 def test_an_answer_that_begins_like_the_prompt_ends_keeps_the_prompt_of_the_server() -> None:

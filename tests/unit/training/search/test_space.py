@@ -50,11 +50,14 @@ def test_a_metric_that_is_not_a_loss_needs_a_direction() -> None:
     with pytest.raises(ConfigError, match="add the line `direction: maximize`") as caught:
         validate_config(SearchConfig, values, "run.yaml")
     assert "evaluation-tuned.exact_match" in str(caught.value) and caught.value.exit_code == 2
-    for direction in ("maximize", "minimize"):
-        found = validate_config(SearchConfig, {**values, "direction": direction}, "run.yaml")
-        assert found.direction == direction
     loss = validate_config(SearchConfig, {"metric": "evaluation-tuned.loss"}, "run.yaml")
     assert loss.direction == "minimize"
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_direction_of_a_metric_is_taken(direction: str) -> None:
+    values = {"metric": "evaluation-tuned.exact_match", "direction": direction}
+    assert validate_config(SearchConfig, values, "run.yaml").direction == direction
 
 
 def test_a_range_without_a_step_has_no_grid() -> None:

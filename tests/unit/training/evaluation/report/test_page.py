@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser import OPEN_ALL, OVERFLOW, chromium, opened
+from tests.browser import OPEN_ALL, OVERFLOW, opened
 from tests.unit.training.evaluation.metrics.rows import made
 from training.config import EvaluationConfig
 from training.evaluation.report.page import MAX_ROWS, mismatch_page
@@ -36,12 +35,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "mismatches.html"
     path.write_text(mismatch_page("Four rows", answers, CONFIG), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 CHOICES: list[tuple[dict[str, str], list[int]]] = [
