@@ -32,8 +32,9 @@ from tuneline.core.messages import Messages
 from tuneline.models.source import ModelSource
 
 MODEL = "model"
-GROUPED_SCHEME = "w4a16"
 """Kind of an artifact that is a transformers model folder."""
+GROUPED_SCHEME = "w4a16"
+"""The scheme whose values share a scale in groups."""
 OPEN_FOLDER = "export.runtimes.transformers_folder:open_folder"
 ONNX_MODULES = ("onnx", "onnxruntime", "onnxruntime_genai", "onnxscript")
 

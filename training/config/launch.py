@@ -19,13 +19,6 @@ ZERO_AS_FSDP2 = {
     "zero3": "strategy: fsdp2",
 }
 """For each stage of DeepSpeed's ZeRO, the keys that spread the same tensors over the processes."""
-NOT_SHARED = {
-    "grpo": "each process would sample its own answers, and the rewards of a group would be spread "
-    "over processes",
-    "kto": "its KL term compares the answers of one batch, and would be another with each number "
-    "of processes",
-}
-"""Methods whose loss depends on the number of processes, each with the reason."""
 SHARDED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
 
 
@@ -94,9 +87,9 @@ def launch_problem(config: TrainingConfig) -> str | None:
     launch = config.launch
     if launch is None or launch.world_size == 1:
         return None
-    size, method = launch.world_size, config.method.type
-    if method in NOT_SHARED:
-        return f"{method} trains in one process: {NOT_SHARED[method]}. Remove launch"
+    size, method = launch.world_size, config.method
+    if method.not_shared is not None:
+        return f"{method.type} trains in one process: {method.not_shared}. Remove launch"
     if config.gradient_accumulation_steps % size:
         return (
             f"{size} processes do not divide gradient_accumulation_steps "

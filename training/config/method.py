@@ -17,6 +17,7 @@ from training.config.checkpoints import CheckpointConfig
 from training.config.tracking import TrackingConfig
 from training.config.trainer import TrainerConfig
 from training.config.types import AsList, PositiveFloat, PositiveInt
+from training.data.row import Kind
 from tuneline.core.config import StrictModel
 
 OWNED = {
@@ -59,8 +60,24 @@ DpoLoss = Literal[
 
 
 class MethodOptions(StrictModel):
-    """The options of a method, and how a line goes on after it."""
+    """The options of a method, and what the line knows about it without its trainer."""
 
+    trained_by: ClassVar[str]
+    """`module:attribute` of its `Method`."""
+    adapter_learning_rate: ClassVar[float | None] = None
+    """The learning rate of a LoRA adapter if `training.learning_rate` is not given: ten times TRL's
+    own for the whole model. None for the section's default."""
+    kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
+    """The kinds of rows that it trains on."""
+    num_sequences: ClassVar[int] = 1
+    """Sequences that a step computes for each row."""
+    has_reference: ClassVar[bool] = False
+    """Whether a step compares with the base if `beta` is above 0: with the whole model trained, a
+    second model is then in memory."""
+    computes_tiles: ClassVar[bool] = False
+    """Whether TRL computes the logits in tiles on every machine."""
+    not_shared: ClassVar[str | None] = None
+    """Why several processes cannot share a step; None if they can."""
     has_expected_answers: ClassVar[bool] = True
     """Whether held-out rows have one right answer each, which exact match compares with."""
     compares: ClassVar[bool] = False
@@ -112,12 +129,21 @@ class TrlOptions(MethodOptions):
 class SftConfig(TrlOptions):
     """Supervised fine-tuning: the loss is on the answers only."""
 
+    trained_by: ClassVar[str] = "training.methods.sft:SFT"
+    kinds: ClassVar[tuple[Kind, ...]] = ("answer", "text")
+
     type: Literal["sft"] = "sft"
 
 
 class DpoConfig(TrlOptions):
     """Preference pairs: the chosen answer becomes likelier than the rejected one (DPO)."""
 
+    trained_by: ClassVar[str] = "training.methods.dpo:DPO"
+    adapter_learning_rate: ClassVar[float | None] = 2e-5
+    kinds: ClassVar[tuple[Kind, ...]] = ("preference",)
+    num_sequences: ClassVar[int] = 2
+    has_reference: ClassVar[bool] = True
+    computes_tiles: ClassVar[bool] = True
     compares: ClassVar[bool] = True
 
     type: Literal["dpo"]
@@ -130,6 +156,10 @@ class DpoConfig(TrlOptions):
 class OrpoConfig(TrlOptions):
     """Preference pairs without a reference model: answers and preference in one loss (ORPO)."""
 
+    trained_by: ClassVar[str] = "training.methods.orpo:ORPO"
+    adapter_learning_rate: ClassVar[float | None] = 5e-5
+    kinds: ClassVar[tuple[Kind, ...]] = ("preference",)
+    num_sequences: ClassVar[int] = 2
     compares: ClassVar[bool] = True
 
     type: Literal["orpo"]
@@ -140,6 +170,15 @@ class OrpoConfig(TrlOptions):
 class KtoConfig(TrlOptions):
     """Single answers, each labelled good or bad (KTO)."""
 
+    trained_by: ClassVar[str] = "training.methods.kto:KTO"
+    adapter_learning_rate: ClassVar[float | None] = 2e-5
+    kinds: ClassVar[tuple[Kind, ...]] = ("label",)
+    has_reference: ClassVar[bool] = True
+    computes_tiles: ClassVar[bool] = True
+    not_shared: ClassVar[str | None] = (
+        "its KL term compares the answers of one batch, and would be another with each number of "
+        "processes"
+    )
     compares: ClassVar[bool] = True
     has_expected_answers: ClassVar[bool] = False
 
@@ -158,6 +197,15 @@ class GrpoConfig(TrlOptions):
     """Prompts and a reward: the model's own answers are compared with one another (GRPO)."""
 
     not_for_trl: ClassVar[frozenset[str]] = frozenset({"type", "reward_funcs"})
+    trained_by: ClassVar[str] = "training.methods.grpo:GRPO"
+    adapter_learning_rate: ClassVar[float | None] = 1e-5
+    kinds: ClassVar[tuple[Kind, ...]] = ("prompt", "answer")
+    has_reference: ClassVar[bool] = True
+    computes_tiles: ClassVar[bool] = True
+    not_shared: ClassVar[str | None] = (
+        "each process would sample its own answers, and the rewards of a group would be spread "
+        "over processes"
+    )
     compares: ClassVar[bool] = True
     has_expected_answers: ClassVar[bool] = False
 
@@ -197,6 +245,10 @@ class GrpoConfig(TrlOptions):
 class RewardConfig(TrlOptions):
     """A reward model: a score for an answer, learned from preference pairs."""
 
+    trained_by: ClassVar[str] = "training.methods.reward:REWARD"
+    adapter_learning_rate: ClassVar[float | None] = 1e-4
+    kinds: ClassVar[tuple[Kind, ...]] = ("preference",)
+    num_sequences: ClassVar[int] = 2
     compares: ClassVar[bool] = True
     answers_prompts: ClassVar[bool] = False
 
@@ -211,16 +263,12 @@ MethodConfig = Annotated[
 ]
 """The options of one method, told apart by `type`."""
 
-METHODS = {
-    "sft": "training.methods.sft:SFT",
-    "dpo": "training.methods.dpo:DPO",
-    "orpo": "training.methods.orpo:ORPO",
-    "kto": "training.methods.kto:KTO",
-    "grpo": "training.methods.grpo:GRPO",
-    "reward": "training.methods.reward:REWARD",
+METHODS: dict[str, type[MethodOptions]] = {
+    "sft": SftConfig,
+    "dpo": DpoConfig,
+    "orpo": OrpoConfig,
+    "kto": KtoConfig,
+    "grpo": GrpoConfig,
+    "reward": RewardConfig,
 }
-"""For each `type`, the `module:attribute` of its `Method`."""
-
-LEARNING_RATES = {"dpo": 2e-5, "orpo": 5e-5, "kto": 2e-5, "grpo": 1e-5, "reward": 1e-4}
-"""For each `type`, the learning rate of a LoRA adapter if `training.learning_rate` is not given;
-ten times TRL's own for the whole model."""
+"""For each `type`, its options. Of several methods for a kind of rows, the usual one is first."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from training.config.adapter import AdapterConfig
 from training.config.checkpoints import CheckpointConfig
 from training.config.launch import LaunchConfig, launch_problem
-from training.config.method import LEARNING_RATES, MethodConfig, SftConfig
+from training.config.method import METHODS, MethodConfig, SftConfig
 from training.config.tracking import TrackingConfig
 from training.config.trainer import TrainerConfig
 from training.config.types import TrainOn
@@ -49,7 +49,8 @@ class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterCon
         method = values.get("method")
         kind = method.get("type") if isinstance(method, dict) else getattr(method, "type", None)
         is_full = values.get("finetuning_type") == "full"
-        chosen = [LEARNING_RATES[kind]] if kind in LEARNING_RATES else []
+        own = METHODS[kind].adapter_learning_rate if kind in METHODS else None
+        chosen = [] if own is None else [own]
         chosen += [FULL_LEARNING_RATE] if is_full else []
         if chosen:
             return {**values, "learning_rate": min(chosen)}

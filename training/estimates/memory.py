@@ -30,17 +30,11 @@ CHUNK_LOGITS = 2**24
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in NF4 with double quantization: 4 bits, a scale of 8 bits for 64 weights, and
 one of 32 bits for 256 scales (Dettmers et al., arXiv:2305.14314)."""
-PAIRED = ("dpo", "orpo", "reward")
-"""Methods that compute two sequences for each row."""
-REFERENCED = ("dpo", "kto", "grpo")
-"""Methods that compare with the base, GRPO with a `beta` above 0: with the whole model trained, a
-second one is in memory."""
 LOGIT_COPIES = 3
 """The logits of a chunk, their exponentials and the gradient."""
-TILED = ("dpo", "kto", "grpo")
-"""Methods whose logits TRL computes in tiles; SFT on a CPU too, if the head is not float32."""
 TILE = (4096, 32768)
-"""Tokens and vocabulary of a tile: TOKEN_CHUNK_SIZE and _CHUNKED_LOGPROB_CHUNK_SIZE of TRL 1.16."""
+"""Tokens and vocabulary of a tile of logits: TOKEN_CHUNK_SIZE and _CHUNKED_LOGPROB_CHUNK_SIZE of
+TRL 1.16."""
 TILE_COPIES = 10
 """On a CPU, by measurement: the tile, seven intermediate values of its size, and what the allocator
 keeps of them. On a GPU a kernel keeps the tile only, by its code; it was not measured."""
@@ -93,7 +87,7 @@ def largest_batch(
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
         trained: Trained tokens of each sequence; all tokens if not given.
     """
-    rows = config.per_device_train_batch_size * _sequences_per_row(config)
+    rows = config.per_device_train_batch_size * config.method.num_sequences
     if config.packing:
         return Batch(rows, config.max_length)
     if not lengths:
@@ -114,7 +108,7 @@ def estimate_training(
     trained = num_trained(config, network)
     weights, adapter = network.num_parameters * item_bytes, 4 * trained
     if config.finetuning_type == "full":
-        has_reference = config.method.type in REFERENCED and getattr(config.method, "beta", 0) > 0
+        has_reference = config.method.has_reference and getattr(config.method, "beta", 0) > 0
         adapter, weights = 0, 4 * trained * (2 if has_reference else 1)
     elif config.load_in_4bit:
         reduced = sum(math.prod(shape) for shape in network.four_bit_shapes())
@@ -196,7 +190,8 @@ def _logits(config: TrainingConfig, network: Network, batch: Batch, item_bytes: 
     if method == "reward":
         return 0  # a score in place of logits
     only_trained = bool(gpu_names()) or _has_answer_loss(config, item_bytes)
-    if method in TILED or (method == "sft" and not only_trained):
+    # SFT computes tiles too on a CPU whose head is not float32.
+    if config.method.computes_tiles or (method == "sft" and not only_trained):
         tile = min(batch.num_tokens, TILE[0]) * min(vocabulary, TILE[1])
         return tile if gpu_names() else TILE_COPIES * tile
     logits = batch.num_tokens * vocabulary
@@ -248,7 +243,7 @@ def change_that_fits(
         changed, network, batch, item_bytes, free_bytes
     ):
         return "training.gradient_checkpointing: true"
-    rows, sequences = config.per_device_train_batch_size, _sequences_per_row(config)
+    rows, sequences = config.per_device_train_batch_size, config.method.num_sequences
     while rows > 1:
         rows //= 2
         smaller = replace(batch, num_rows=rows * sequences)
@@ -275,10 +270,6 @@ def moment_bytes(optimizer: str) -> int:
         return 0  # a row and a column of each matrix
     moments = 2 if "8bit" in optimizer else 8
     return moments // 2 if "lion" in optimizer else moments
-
-
-def _sequences_per_row(config: TrainingConfig) -> int:
-    return 2 if config.method.type in PAIRED else 1
 
 
 def _fits(

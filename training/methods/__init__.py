@@ -1,7 +1,7 @@
 """Training methods, one file each: the rows that a method trains on, and its trainer.
 
 The frame in `training.train` owns artifact, checkpoints, signals and metrics. The table of methods
-is `METHODS` in `training.config.method`.
+is `METHODS` in `training.config.method`, with what a method needs before its trainer is imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,6 @@ from tuneline.core.errors import DataError
 if TYPE_CHECKING:
     from training.config import TrainingConfig
 
-METHODS_BY_KIND: dict[Kind, tuple[str, ...]] = {
-    "answer": ("sft",),
-    "preference": ("dpo", "orpo", "reward"),
-    "label": ("kto",),
-    "prompt": ("grpo",),
-    "text": ("sft",),
-}
-"""For each kind of row, the methods that a message proposes, the usual one first."""
 KIND_TITLES: dict[Kind, str] = {
     "answer": "prompts with an answer",
     "preference": "preference pairs",
@@ -56,8 +48,6 @@ class Method:
     that is ready to train. `arguments` are keyword arguments of TrainingArguments."""
     metrics: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     """The points of the curve -> the method's own metrics for the manifest."""
-    kinds: tuple[Kind, ...] = ("answer",)
-    """The kinds of rows that it trains on."""
     check: Callable[[TrainingConfig, Sequence[Row], str], None] = _no_check
     """`(config, training rows, file)` -> refuses what cannot work, before a model is loaded; raises
     ConfigError."""
@@ -84,7 +74,7 @@ class Method:
 
 def find_method(config: MethodConfig) -> Method:
     """Return the method that a configuration names."""
-    module, _, attribute = METHODS[config.type].partition(":")
+    module, _, attribute = config.trained_by.partition(":")
     method: Method = getattr(importlib.import_module(module), attribute)
     return method
 
@@ -95,14 +85,13 @@ def require_kinds(config: MethodConfig, rows: Sequence[Row], file: str) -> None:
     Raises:
         DataError: It does not; the message names the method that the rows call for.
     """
-    takes = find_method(config).kinds
-    wrong = [row for row in rows if row.kind not in takes]
+    wrong = [row for row in rows if row.kind not in config.kinds]
     if not wrong:
         return
     kind = Counter(row.kind for row in wrong).most_common(1)[0][0]
     first = next(row for row in wrong if row.kind == kind)
-    expected = " or ".join(KIND_TITLES[name] for name in takes)
-    others = METHODS_BY_KIND[kind]
+    expected = " or ".join(KIND_TITLES[name] for name in config.kinds)
+    others = [name for name, options in METHODS.items() if kind in options.kinds]
     raise DataError(
         f"{file}: {len(wrong):,} of {len(rows):,} rows are {KIND_TITLES[kind]}, the first on line "
         f"{first.line}; training.method {config.type} expects {expected}",

@@ -70,7 +70,6 @@ DPO = Method(
     render=render,
     trainer=_trainer,
     metrics=_metrics,
-    kinds=("preference",),
     check=_check,
     sequences=lambda pair: pair.sequences,
     columns=("rewards/margins", "rewards/accuracies"),

@@ -204,7 +204,6 @@ GRPO = Method(
     render=_render,
     trainer=_trainer,
     metrics=_metrics,
-    kinds=("prompt", "answer"),
     check=_check,
     sequences=lambda prompt: [prompt.prompt_ids],
     columns=("reward", "reward_std", "completions/mean_length"),

@@ -173,7 +173,6 @@ KTO = Method(
     render=_render,
     trainer=_trainer,
     metrics=_metrics,
-    kinds=("label",),
     check=_check,
     check_heldout=_check_heldout,
     sequences=lambda row: [row.prompt_ids + row.completion_ids],

@@ -90,7 +90,6 @@ ORPO = Method(
     render=render,
     trainer=_trainer,
     metrics=_metrics,
-    kinds=("preference",),
     check=_check,
     sequences=lambda pair: pair.sequences,
     columns=("log_odds_chosen", "rewards/accuracies"),

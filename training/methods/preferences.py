@@ -20,8 +20,6 @@ from training.methods.options import check_names, unread_options
 from training.rendering.pairs import Pair, render_pairs
 from tuneline.core.errors import ConfigError
 
-REFERENCED = ("dpo", "kto", "grpo")
-"""Methods that compare with the base; GRPO does unless its `beta` is 0."""
 REFERENCE_ADAPTER = "ref"
 """TRL's name of its copy of the adapter."""
 REFERENCE_FILE = "reference.pt"
@@ -48,7 +46,7 @@ def check_options(config: TrainingConfig, config_class: type[Any]) -> TrlOptions
             "training.method.disable_dropout: false"
         )
     given = options.for_trl()
-    compares = config.method.type in REFERENCED and given.get("beta") != 0
+    compares = config.method.has_reference and given.get("beta") != 0
     if config.bias != "none" and compares and not given.get("precompute_ref_log_probs"):
         problems.append(
             f"training.bias: {config.bias} trains biases of the base, and {config.method.type} "

@@ -85,7 +85,6 @@ REWARD = Method(
     render=render,
     trainer=_trainer,
     metrics=_metrics,
-    kinds=("preference",),
     check=_check,
     sequences=lambda pair: pair.sequences,
     served="a reward model, which answers no prompt: the line ends with its evaluation",

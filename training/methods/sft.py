@@ -89,7 +89,6 @@ SFT = Method(
     render=_render,
     trainer=_trainer,
     metrics=loss_metrics,
-    kinds=("answer", "text"),
     check=_check,
     is_answered=True,
 )

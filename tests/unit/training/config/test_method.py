@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from training.config import TrainingConfig
-from training.config.method import LEARNING_RATES, METHODS
+from training.config.method import METHODS
 from tuneline.core.config import keyed_values
 
 
@@ -28,10 +28,13 @@ def test_one_loss_may_be_written_without_a_list() -> None:
     assert _training(type="dpo", loss_type="ipo") == _training(type="dpo", loss_type=["ipo"])
 
 
-@pytest.mark.parametrize("method", sorted(LEARNING_RATES))
-def test_each_method_has_a_learning_rate_of_its_own(method: str) -> None:
+LEARNING_RATES = {"dpo": 2e-5, "orpo": 5e-5, "kto": 2e-5, "grpo": 1e-5, "reward": 1e-4}
+
+
+@pytest.mark.parametrize(("method", "learning_rate"), LEARNING_RATES.items())
+def test_each_method_has_a_learning_rate_of_its_own(method: str, learning_rate: float) -> None:
     options = {"reward_funcs": "a.py:f"} if method == "grpo" else {}
-    assert _training(type=method, **options).learning_rate == LEARNING_RATES[method]
+    assert _training(type=method, **options).learning_rate == learning_rate
     given = {"learning_rate": 0.5, "method": {"type": method, **options}}
     assert TrainingConfig.model_validate(given).learning_rate == 0.5
 
@@ -39,6 +42,12 @@ def test_each_method_has_a_learning_rate_of_its_own(method: str) -> None:
 def test_supervised_tuning_keeps_its_learning_rate() -> None:
     assert TrainingConfig().learning_rate == 2e-4
     assert set(METHODS) == {"sft", *LEARNING_RATES}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_of_the_table_has_the_options_of_its_name(method: str) -> None:
+    options = {"reward_funcs": "a.py:f"} if method == "grpo" else {}
+    assert type(_training(type=method, **options).method) is METHODS[method]
 
 
 @pytest.mark.parametrize(
