@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from k8s.rules.objects import DIGEST_LABEL, LAST_APPLIED, ref
+from tuneline.core.excerpt import excerpt
 from tuneline.core.secrets import HIDDEN, hide_flags, hide_secrets, is_secret_name
 
 RELEASE = "tuneline/release"
@@ -157,8 +158,7 @@ def _text(value: Any) -> str:
     if value is None:
         return ABSENT
     text = value if isinstance(value, str) else json.dumps(value)
-    text = text.replace("\n", "\\n")
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    return excerpt(text.replace("\n", "\\n"), 120)
 
 
 def change_lines(

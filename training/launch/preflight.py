@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from training.launch.place import Place
 from tuneline.core.errors import ConfigError, MissingError, TunelineError
+from tuneline.core.excerpt import excerpt
 
 POLL_S = 0.05
 CONNECT_S = 5.0
@@ -262,5 +263,4 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:21] + "..."
+    return excerpt(str(value), 24)

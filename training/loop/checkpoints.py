@@ -25,6 +25,7 @@ from training.loop.setup import numeric_setup, setup_changes
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.disk import replace_file, require_disk_space, sync_path
 from tuneline.core.errors import ConfigError
+from tuneline.core.excerpt import excerpt
 from tuneline.core.progress import logger
 
 KEY_FILE = "key.json"
@@ -246,5 +247,4 @@ def _differences(key_file: Path, facts: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return excerpt(json.dumps(value), 40)

@@ -9,6 +9,7 @@ from typing import Any
 from tuneline.core.artifact import Artifact
 from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.digests import short_digest
+from tuneline.core.excerpt import excerpt
 
 
 def summarize(artifact: Artifact) -> str:
@@ -60,4 +61,4 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+    return excerpt(text, 100)

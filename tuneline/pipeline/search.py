@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from training.config.search import SearchConfig
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.config import keyed_values, read_document
-from tuneline.core.disk import cannot_write, replace_file
 from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
@@ -28,11 +24,8 @@ from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
 from tuneline.pipeline.stage import DATASET, Stage
-from tuneline.pipeline.stages import stages
 from tuneline.pipeline.up import up
-
-WRITTEN = "# Written by `tuneline "
-"""The beginning of each run.yaml that a search or a tuning writes."""
+from tuneline.pipeline.winner import require_winner, write_winner
 
 
 class MetricError(TunelineError):
@@ -248,43 +241,6 @@ def _value(metrics: Mapping[str, Any], stage: str, figure: str) -> float:
     return float(value)
 
 
-def _reads_the_same(run: Run, path: Path) -> bool:
-    """Return whether the stages read the same files if run.yaml is at another path."""
-    moved = replace(run, path=path)
-    try:
-        here, there = resolve_base(run, download=True), resolve_base(moved, download=False)
-        return all(s.inputs(run, here) == s.inputs(moved, there) for s in stages(run))
-    except TunelineError:
-        return False
-
-
-def require_winner(run: Run, path: Path) -> None:
-    """Check that the run.yaml of a winner can be made before hours of work.
-
-    Raises:
-        ConfigError: Relative paths lead to other files there, or it is a file of the user's.
-        ArtifactError: Its folder cannot be written.
-        DiskFullError: The disk is full.
-    """
-    if path.parent.resolve() != run.path.parent.resolve() and not _reads_the_same(run, path):
-        raise ConfigError(
-            f"--out {path}: relative paths of {run.path} lead to other files from there; expected "
-            "a file in the same folder",
-            hint=f"Try: --out {shlex.quote(str(run.path.with_name(path.name)))}",
-        )
-    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN):
-        raise ConfigError(
-            f"--out {path}: exists, and Tuneline did not write it; expected a new file",
-            hint="Try: --out OTHER.yaml",
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 def _write_winner(
     run: Run,
     values: Mapping[str, Any],
@@ -298,7 +254,6 @@ def _write_winner(
     best = trials[0]
     states = [str(trial["state"]) for trial in trials]
     lines = [
-        f"{WRITTEN[2:]}search {run.path.name}` on {datetime.now(UTC).date()}.",
         f"{config.metric}: {best['value']:.6g} in trial {best['number']}, the best of "
         f"{states.count('complete')} complete trials ({states.count('pruned')} pruned, "
         f"{states.count('fail')} failed).",
@@ -307,8 +262,5 @@ def _write_winner(
     first = next((t for t in trials if own is not None and t["values"] == own), None)
     if first is not None and first["value"] is not None:
         lines.append(f"The values of {run.path.name} itself: {first['value']:.6g}.")
-    lines += [f"{name}: {value}" for name, value in values.items()]
-    text = "".join(f"# {line}\n" for line in lines)
-    text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    replace_file(out, text)
+    write_winner(run, "search", document, lines, values, out)
     logger.info("the best run is %s", out)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from training.config.tracking import TrackerName
 from training.config.trainer import Optimizer, Scheduler
+from tuneline.core.excerpt import excerpt
 from tuneline.pipeline.choices import Choice, relative_path
 
 OPTIMIZERS = {
@@ -173,5 +174,4 @@ def _is_local(path: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 50 else f"{text[:50]}…"
+    return excerpt(str(value), 50)

@@ -7,11 +7,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from export import FORMS
 from tuneline.core.artifact import (
@@ -23,7 +20,6 @@ from tuneline.core.artifact import (
 )
 from tuneline.core.config import keyed_values, read_document
 from tuneline.core.dataset import heldout_prompts
-from tuneline.core.disk import replace_file
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import gpu_names, hardware_facts, library_versions
 from tuneline.core.errors import ConfigError
@@ -32,7 +28,6 @@ from tuneline.pipeline.finished_run import checked
 from tuneline.pipeline.keys import key_of
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
-from tuneline.pipeline.search import WRITTEN, require_winner
 from tuneline.pipeline.server import (
     LazyServer,
     require_served_weights,
@@ -54,6 +49,7 @@ from tuneline.pipeline.tune.tune import (
     tune_servers,
 )
 from tuneline.pipeline.up import lock_run
+from tuneline.pipeline.winner import require_winner, write_winner
 
 QUANTIZE = "export.merge.quantize"
 FOLDER = "tune"
@@ -269,7 +265,6 @@ def _write_winner(run: Run, report: TuneReport, out: Path) -> None:
     document = read_document(run.path, run.overrides, report.settings)
     low, high = report.gain_interval or (None, None)
     lines = [
-        f"{WRITTEN[2:]}tune {run.path.name}` on {datetime.now(UTC).date()}.",
         f"{report.rate_rps:.4g} requests/s keep the objectives; the settings of {run.path.name} "
         + ("hold no rate." if report.own_rate_rps is None else f"hold {report.own_rate_rps:.4g}."),
     ]
@@ -282,8 +277,5 @@ def _write_winner(run: Run, report: TuneReport, out: Path) -> None:
             "objectives, and those do not."
         )
     lines.append("The answers of the tuned server are the reference's.")
-    lines += [f"{key}: {value}" for key, value in report.settings.items()]
-    text = "".join(f"# {line}\n" for line in lines)
-    text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    replace_file(out, text)
+    write_winner(run, "tune", document, lines, report.settings, out)
     logger.info("the tuned run is %s", out)

@@ -128,7 +128,7 @@ def test_a_long_value_is_cut() -> None:
     old, new = [config("x")], [config("line\n" * 100)]
     line = change_lines(old, new, compare_objects(old, new))[-1]
     assert len(line) < 200
-    assert line.endswith("...")
+    assert line.endswith("…")
     assert "\n" not in line
 
 
