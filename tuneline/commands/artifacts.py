@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import open_run, refuse, required, storage_place
-from tuneline.commands.options import (
-    DEFAULT_RUNS,
-    AsJson,
-    OptionalRun,
-    Out,
-    Overrides,
-    RunOrDir,
-    RunsDir,
-)
+from tuneline.commands.options import AsJson, OptionalRun, Out, Overrides, RunOrDir, RunsDir
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from tuneline.pipeline.run_config import Run

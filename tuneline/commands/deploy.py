@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import open_run, refuse, required
-from tuneline.commands.options import (
-    DEFAULT_RUNS,
-    AsJson,
-    Out,
-    Overrides,
-    ReleaseDir,
-    RunFile,
-    RunsDir,
-)
+from tuneline.commands.options import AsJson, Out, Overrides, ReleaseDir, RunFile, RunsDir
 from tuneline.commands.printing import emit
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from tuneline.pipeline.run_config import Run

@@ -11,18 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneline.commands.option_values import DEFAULT_KEY_ENV, open_run, refuse
-from tuneline.commands.options import (
-    DEFAULT_RUNS,
-    AsJson,
-    KeyEnv,
-    Overrides,
-    ReleaseDir,
-    RunFile,
-    RunsDir,
-)
+from tuneline.commands.options import AsJson, KeyEnv, Overrides, ReleaseDir, RunFile, RunsDir
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError, VerdictError
 from tuneline.core.progress import logger
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from k8s import Cluster, Manifests, Plan

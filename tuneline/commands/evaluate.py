@@ -16,18 +16,10 @@ from tuneline.commands.option_values import (
     required,
     section_of,
 )
-from tuneline.commands.options import (
-    DEFAULT_RUNS,
-    AsJson,
-    KeyEnv,
-    OptionalRun,
-    Out,
-    Overrides,
-    RunsDir,
-    Url,
-)
+from tuneline.commands.options import AsJson, KeyEnv, OptionalRun, Out, Overrides, RunsDir, Url
 from tuneline.commands.printing import emit, emit_artifact
 from tuneline.commands.run_stages import run_stages
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig

@@ -10,7 +10,6 @@ import typer
 
 from tuneline.commands.option_values import given, open_run, refuse, required
 from tuneline.commands.options import (
-    DEFAULT_RUNS,
     AsJson,
     GroupSize,
     ModelId,
@@ -23,6 +22,7 @@ from tuneline.commands.options import (
 from tuneline.commands.printing import emit, emit_artifact
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

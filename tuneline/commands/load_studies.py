@@ -20,7 +20,6 @@ from tuneline.commands.option_values import (
     whole_numbers,
 )
 from tuneline.commands.options import (
-    DEFAULT_RUNS,
     AsJson,
     Concurrency,
     KeyEnv,
@@ -37,6 +36,7 @@ from tuneline.commands.options import (
 )
 from tuneline.commands.printing import emit, emit_artifact
 from tuneline.core.errors import ConfigError, InvalidError, VerdictError
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact

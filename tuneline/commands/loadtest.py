@@ -12,7 +12,6 @@ import typer
 from tuneline.commands.load_target import Chosen, load_target
 from tuneline.commands.option_values import open_run, refuse, required
 from tuneline.commands.options import (
-    DEFAULT_RUNS,
     AsJson,
     Concurrency,
     Duration,
@@ -31,6 +30,7 @@ from tuneline.commands.options import (
 from tuneline.commands.printing import emit_artifact
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact

@@ -62,4 +62,3 @@ NewRun = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", help="The new run.yaml (next to the old one)."),
 ]
-DEFAULT_RUNS = Path("runs")

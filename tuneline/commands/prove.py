@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import endpoint_of, is_url, open_run, refuse, required
-from tuneline.commands.options import (
-    DEFAULT_RUNS,
-    AsJson,
-    KeyEnv,
-    ModelName,
-    OptionalRun,
-    Overrides,
-    RunsDir,
-)
+from tuneline.commands.options import AsJson, KeyEnv, ModelName, OptionalRun, Overrides, RunsDir
 from tuneline.commands.printing import emit_artifact
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.errors import ArtifactError, ConfigError, VerdictError
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact

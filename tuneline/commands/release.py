@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import open_run
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, Overrides, RunFile, RunsDir
+from tuneline.commands.options import AsJson, Overrides, RunFile, RunsDir
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from tuneline.commands.option_values import open_run
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, Overrides, RunsDir
+from tuneline.commands.options import AsJson, Overrides, RunsDir
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline import DEFAULT_RUNS
 
 
 def report(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tuneline.commands.option_values import open_run
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, NewRun, Overrides, RunFile, RunsDir
+from tuneline.commands.options import AsJson, NewRun, Overrides, RunFile, RunsDir
 from tuneline.commands.printing import emit
+from tuneline.pipeline import DEFAULT_RUNS
 
 
 def search(

@@ -23,17 +23,10 @@ from tuneline.commands.option_values import (
     required,
     section_of,
 )
-from tuneline.commands.options import (
-    DEFAULT_RUNS,
-    AsJson,
-    KeyEnv,
-    ModelName,
-    Overrides,
-    RunsDir,
-    Url,
-)
+from tuneline.commands.options import AsJson, KeyEnv, ModelName, Overrides, RunsDir, Url
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from serving import Answer, Flag, RunningServer

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import open_run, seconds_of
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, NewRun, Overrides, RunFile, RunsDir
+from tuneline.commands.options import AsJson, NewRun, Overrides, RunFile, RunsDir
 from tuneline.commands.printing import emit, emit_artifact
+from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from tuneline.pipeline.tune.run import Tuned

@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import open_run, storage_place
-from tuneline.commands.options import (
-    DEFAULT_RUNS,
-    AsJson,
-    Overrides,
-    PushTo,
-    RunFile,
-    RunsDir,
-)
+from tuneline.commands.options import AsJson, Overrides, PushTo, RunFile, RunsDir
 from tuneline.commands.printing import emit
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.progress import logger
+from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.pipeline.stage import ADAPTER
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.commands.option_values import open_run, refuse
-from tuneline.commands.options import DEFAULT_RUNS, AsJson, Overrides, RunOrDir, RunsDir
+from tuneline.commands.options import AsJson, Overrides, RunOrDir, RunsDir
 from tuneline.commands.printing import emit
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.errors import ConfigError, NotAnArtifactError, TamperedError, VerdictError
 from tuneline.core.files import MANIFEST
 from tuneline.core.release import RELEASE_FILE, RELEASE_KIND
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.release import Trust
 
 if TYPE_CHECKING:

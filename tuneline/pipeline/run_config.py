@@ -19,6 +19,7 @@ from training.config.search import SearchConfig
 from tuneline.core.config import StrictModel, load_config
 from tuneline.core.errors import MissingError
 from tuneline.models.source import EMBEDDED, ModelSource, resolve_model
+from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.release.config import ReleaseConfig
 
 
@@ -61,9 +62,6 @@ class RunConfig(StrictModel):
                 "evaluation.judge, or set training.method: {type: dpo}"
             )
         return self
-
-
-DEFAULT_RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
