@@ -110,47 +110,31 @@ def latency_objective(
 
 
 def _error_rate(limit: float, stats: Statistics) -> Objective:
-    """Judge the error rate. With a limit of 0.0 the failures that were seen decide; a larger limit
-    is compared with the interval of the endpoint's own rate."""
-    rate, n = stats.failed.value, stats.num_offered
+    """Judge the share of failed and unfinished requests."""
     count = stats.num_failed + stats.num_unfinished
     kinds = [f"{number} {name}" for name, number in sorted(stats.errors.items())]
     if stats.num_unfinished:
         kinds.append(f"{stats.num_unfinished} unfinished")
-    reason = (
-        f"{count} of {n} requests failed ({', '.join(kinds) or 'none'}); at most {limit:.2%} is "
-        "allowed"
-    )
-    verdict: Verdict = Verdict.FAIL if count else Verdict.PASS
-    num_needed = None
-    if limit > 0.0:
-        low, high = stats.failed.ci95
-        reason += f", {_interval(stats.failed)}"
-        verdict = (
-            Verdict.PASS if high <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
-        )
-        if verdict == Verdict.INCONCLUSIVE:
-            num_needed = _num_to_tell(stats.failed, limit)
-            reason += _needed(num_needed)
-    return Objective(
-        name="max_error_rate",
-        limit=limit,
-        measured=rate,
-        unit="1",
-        n=n,
-        verdict=verdict,
-        reason=reason,
-        num_needed=num_needed,
-    )
+    said = f"{count} of {stats.num_offered} requests failed ({', '.join(kinds) or 'none'})"
+    return _failures("max_error_rate", limit, stats.failed, count, stats.num_offered, said)
 
 
 def _session_error_rate(limit: float, failed: Share) -> Objective:
-    """Judge the share of sessions with a failed turn; a limit of 0.0 allows none."""
-    reason = (
-        f"{round(failed.value * failed.n)} of {failed.n} conversations failed; at most "
-        f"{limit:.2%} is allowed"
-    )
-    verdict: Verdict = Verdict.FAIL if failed.value else Verdict.PASS
+    """Judge the share of sessions with a failed turn."""
+    count = round(failed.value * failed.n)
+    said = f"{count} of {failed.n} conversations failed"
+    return _failures("max_session_error_rate", limit, failed, count, failed.n, said)
+
+
+def _failures(name: str, limit: float, failed: Share, count: int, n: int, said: str) -> Objective:
+    """Judge a share of failures. With a limit of 0.0 the failures that were seen decide; a larger
+    limit is judged by the interval of the share.
+
+    Args:
+        said: The failures in words, the beginning of the reason.
+    """
+    reason = f"{said}; at most {limit:.2%} is allowed"
+    verdict: Verdict = Verdict.FAIL if count else Verdict.PASS
     num_needed = None
     if limit > 0.0:
         low, high = failed.ci95
@@ -162,11 +146,11 @@ def _session_error_rate(limit: float, failed: Share) -> Objective:
             num_needed = _num_to_tell(failed, limit)
             reason += _needed(num_needed)
     return Objective(
-        name="max_session_error_rate",
+        name=name,
         limit=limit,
         measured=failed.value,
         unit="1",
-        n=failed.n,
+        n=n,
         verdict=verdict,
         reason=reason,
         num_needed=num_needed,

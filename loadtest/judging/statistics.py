@@ -72,10 +72,10 @@ class Statistics:
     failed_sessions: Share | None = None
     """Sessions with a failed or unfinished turn; None without sessions."""
     num_cancelled: int = 0
+    """Requests whose client left; the latencies and shares leave them out."""
     num_resent: int = 0
     """Requests that succeeded when they were sent once more: the server had closed the connection.
     Others count as failed."""
-    """Requests whose client left; the latencies and shares leave them out."""
 
 
 def statistics(
