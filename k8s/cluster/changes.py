@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from k8s.rules.objects import DIGEST_LABEL, LAST_APPLIED, ref
-from tuneline.core.excerpt import excerpt
 from tuneline.core.secrets import HIDDEN, hide_flags, hide_secrets, is_secret_name
+from tuneline.core.shorten import shorten
 
 RELEASE = "tuneline/release"
 """The annotation with the digest of the release."""
@@ -158,7 +158,7 @@ def _text(value: Any) -> str:
     if value is None:
         return ABSENT
     text = value if isinstance(value, str) else json.dumps(value)
-    return excerpt(text.replace("\n", "\\n"), 120)
+    return shorten(text.replace("\n", "\\n"), 120)
 
 
 def change_lines(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tuneline.core.shorten import shorten
+
 
 class RowProblem(Exception):
     """The problem of one row; never leaves `training.data`."""
@@ -22,5 +24,4 @@ def kind_of(value: Any) -> str:
 
 def excerpt(value: object) -> str:
     """Return the beginning of a value in quotes."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return shorten(repr(value), 60)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from training.launch.place import Place
 from tuneline.core.errors import ConfigError, MissingError, TunelineError
-from tuneline.core.excerpt import excerpt
+from tuneline.core.shorten import shorten
 
 POLL_S = 0.05
 CONNECT_S = 5.0
@@ -263,4 +263,4 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 def _short(value: Any) -> str:
-    return excerpt(str(value), 24)
+    return shorten(str(value), 24)

@@ -25,8 +25,8 @@ from training.loop.setup import numeric_setup, setup_changes
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.disk import replace_file, require_disk_space, sync_path
 from tuneline.core.errors import ConfigError
-from tuneline.core.excerpt import excerpt
 from tuneline.core.progress import logger
+from tuneline.core.shorten import shorten
 
 KEY_FILE = "key.json"
 COMPLETE_FILE = "complete.json"
@@ -247,4 +247,4 @@ def _differences(key_file: Path, facts: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return excerpt(json.dumps(value), 40)
+    return shorten(json.dumps(value), 40)

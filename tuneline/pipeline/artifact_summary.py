@@ -9,7 +9,7 @@ from typing import Any
 from tuneline.core.artifact import Artifact
 from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.digests import short_digest
-from tuneline.core.excerpt import excerpt
+from tuneline.core.shorten import shorten
 
 
 def summarize(artifact: Artifact) -> str:
@@ -61,4 +61,4 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-    return excerpt(text, 100)
+    return shorten(text, 100)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from training.config.tracking import TrackerName
 from training.config.trainer import Optimizer, Scheduler
-from tuneline.core.excerpt import excerpt
+from tuneline.core.shorten import shorten
 from tuneline.pipeline.choices import Choice, relative_path
 
 OPTIMIZERS = {
@@ -174,4 +174,4 @@ def _is_local(path: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    return excerpt(str(value), 50)
+    return shorten(str(value), 50)

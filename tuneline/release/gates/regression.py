@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
-from tuneline.core.excerpt import excerpt
 from tuneline.core.release import ROWS_FILE
+from tuneline.core.shorten import shorten
 from tuneline.core.verdict import Verdict
 from tuneline.pipeline.stage import EVALUATION_SERVED
 from tuneline.pipeline.stages import loadtest_config
@@ -206,7 +206,7 @@ def _load(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return excerpt(json.dumps(value), 80)
+    return shorten(json.dumps(value), 80)
 
 
 def _problems(report: ComparisonReport, earlier: Earlier, digest: str, limit: float) -> list[str]:
