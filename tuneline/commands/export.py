@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -163,9 +163,13 @@ def export_quantize(
     from tuneline.models.source import resolve_model
     from tuneline.pipeline.calibration import read_calibration
 
-    chosen = {"scheme": required(scheme, "--scheme"), "group_size": group_size, "method": method}
-    chosen["num_calibration_samples"] = num_samples
-    values = given(chosen)
+    chosen: dict[str, Any] = {
+        "scheme": required(scheme, "--scheme"),
+        "group_size": group_size,
+        "method": method,
+        "num_calibration_samples": num_samples,
+    }
+    values: dict[str, Any] = given(chosen)
     where = "tuneline export quantize"
     if scheme != "w4a16":
         refuse("without --scheme w4a16", {"--group-size": group_size})

@@ -113,14 +113,12 @@ def test_a_writer_that_comes_too_late_does_no_work(
     """The first writer ends between the second one's look at `out` and its lock."""
 
     @contextmanager
-    def locked(file: Any) -> Iterator[None]:
-        monkeypatch.setattr(artifact_module, "locked", lock.locked)
-        file.close()
-        (tmp_path / ".x.lock").unlink()
+    def locked_late(_path: Path) -> Iterator[None]:
+        monkeypatch.setattr(artifact_module, "locked_file", lock.locked_file)
         write(tmp_path / "x")
         yield
 
-    monkeypatch.setattr(artifact_module, "locked", locked)
+    monkeypatch.setattr(artifact_module, "locked_file", locked_late)
     with pytest.raises(ArtifactError, match="exists already"):
         write(tmp_path / "x", "late")
     verify_artifact(open_artifact(tmp_path / "x"))

@@ -18,7 +18,7 @@ from training.config.search import SearchConfig
 from training.search.search import search_settings
 from training.search.study import open_study
 from tuneline.core.errors import ArtifactError, ConfigError, GpuMemoryError, VerdictError
-from tuneline.core.lock import locked
+from tuneline.core.lock import locked_file
 
 GRID = {"space": {"x": {"low": 1, "high": 5}}, "sampler": "grid", "pruner": "none"}
 TPE = {"space": {"x": {"low": -8.0, "high": 8.0}}, "num_trials": 5, "pruner": "none"}
@@ -178,7 +178,7 @@ def test_the_end_is_told_the_trials_under_the_lock_of_the_study(tmp_path: Path) 
     told: list[Any] = []
 
     def on_end(trials: Any) -> None:
-        with (tmp_path / ".lock").open("w") as lock, pytest.raises(BlockingIOError), locked(lock):
+        with pytest.raises(BlockingIOError), locked_file(tmp_path / ".lock"):
             pass
         told.extend(trials)
 
