@@ -193,22 +193,17 @@ def judged(
     answers = None if checks is None else _answers(checks, plan, measured, figures.num_asked)
     endings = _endings(measured)
     run_over_time = None if figures.blocks is None else over_time(figures.blocks, samples)
-    judgement = judge(
-        config,
-        slo,
-        stats,
-        client,
-        open_loop=scenario.loop == "open",
-        evidence=Evidence(
-            calibration=calibration,
-            prefix_hit_rate=_hit_rate(server, stats),
-            answers=answers,
-            repeats=figures.repeats,
-            over_time=run_over_time,
-            endings=endings,
-            is_disk_full=measured.is_disk_full,
-        ),
+    evidence = Evidence(
+        calibration=calibration,
+        prefix_hit_rate=_hit_rate(server, stats),
+        answers=answers,
+        repeats=figures.repeats,
+        over_time=run_over_time,
+        endings=endings,
+        is_disk_full=measured.is_disk_full,
     )
+    is_open = scenario.loop == "open"
+    judgement = judge(config, slo, stats, client, open_loop=is_open, evidence=evidence)
     if server is not None:
         judgement = replace(judgement, warnings=judgement.warnings + server.warnings)
     if config.workload.unique_prompts and plan.sessions is None:

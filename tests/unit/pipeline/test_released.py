@@ -166,9 +166,7 @@ def test_a_model_without_a_release_is_not_deployed(tmp_path: Path) -> None:
     with pytest.raises(VerdictError, match="has no release"):
         find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG)
     other = put(tmp_path, "b", release("PASS", "2026-11-02T00:00:00Z", "sha256:" + "b" * 64))
-    with pytest.raises(
-        VerdictError, match=r"has no release; .*release-b is of sha256:bbb"
-    ) as error:
+    with pytest.raises(VerdictError, match=r"has no release; .*release-b is of b{12}") as error:
         find_release(tmp_path, "tuneline release run.yaml", MODEL, CONFIG, other)
     assert error.value.exit_code == 6
 
