@@ -53,7 +53,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run shows besides the figures of its requests, as far as it has it."""
+    """The facts of a run besides the figures of its requests, as far as it has them."""
 
     calibration: Calibration | None = None
     prefix_hit_rate: float | None = None

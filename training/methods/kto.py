@@ -225,7 +225,7 @@ class _KtoTrainer(RenderedRows, MovingReference, KTOTrainer):  # type: ignore[mi
     def weigh(self, figures: dict[str, list[float]]) -> None:
         """Replace the held-out figures by their means, each over the rows of its label.
 
-        The margin is that of the means: TRL has none where no batch has both labels.
+        The margin is that of the means: TRL has none if no batch has both labels.
         """
         labels, size = list(self.eval_dataset["label"]), self.args.per_device_eval_batch_size
         batches = [labels[start : start + size] for start in range(0, len(labels), size)]
