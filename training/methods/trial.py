@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +20,9 @@ TINY = {
     "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
     "num_key_value_heads": 1, "num_labels": 1,
 }  # fmt: skip
+
+OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""The variables by which a trainer would wait for other processes."""
 
 
 def require_trainer(config: TrainingConfig, tokenizer: Any, examples: Sequence[Any]) -> None:
@@ -35,7 +40,17 @@ def require_trainer(config: TrainingConfig, tokenizer: Any, examples: Sequence[A
     model = (LlamaForCausalLM if is_causal else LlamaForSequenceClassification)(network)
     if not is_full:
         model = add_lora(TrainingConfig(r=1), model, method.task_type)
-    with TemporaryDirectory(prefix="tuneline-trial-") as folder:
+    with _one_process(), TemporaryDirectory(prefix="tuneline-trial-") as folder:
         arguments = trainer_arguments(config, Path(folder), resumed=True)
         arguments |= {"use_liger_kernel": False, "optim": "adamw_torch"}
         method.trainer(config, model, tokenizer, arguments, examples, examples)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Hide that this process is one of several: a check of one host waits for no other."""
+    kept = {name: os.environ.pop(name) for name in OF_SEVERAL if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
