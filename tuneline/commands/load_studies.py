@@ -216,6 +216,10 @@ def compare(
         str | None, typer.Option("--model-b", help="The name on B, if it is another.")
     ] = None,
     api_key_env: KeyEnv = None,
+    api_key_env_b: Annotated[
+        str | None,
+        typer.Option("--api-key-env-b", metavar="VARIABLE", help="That of B, if it is another."),
+    ] = None,
     rate: Rate = None,
     concurrency: Concurrency = None,
     requests: Requests = None,
@@ -244,7 +248,8 @@ def compare(
     quick |= {"num_requests": requests, "max_tokens": max_tokens}
     if not is_url(a) and not is_url(b):
         options = {"--run": run_file, "--model": model, "--model-b": model_b, "--prompts": prompts}
-        more = {"--rounds": rounds, "--set": overrides, **flags(quick)}
+        keys = {"--api-key-env": api_key_env, "--api-key-env-b": api_key_env_b}
+        more = {**keys, "--rounds": rounds, "--set": overrides, **flags(quick)}
         refuse("between two reports", {**options, **more})
         found = compare_reports(Path(a), Path(b), out_dir, margin=margin)
     elif is_url(a) and is_url(b):
@@ -253,7 +258,7 @@ def compare(
             found = compare_endpoints(
                 target.config,
                 target.endpoint,
-                endpoint_of(b, model_b or model, api_key_env),
+                endpoint_of(b, model_b or model, api_key_env_b or api_key_env),
                 out_dir,
                 prompts=target.prompts,
                 num_rounds=4 if rounds is None else rounds,

@@ -141,14 +141,16 @@ def test_compare_two_urls_and_two_reports(
     known: Any, start_known_server: Any, measured: Path, tmp_path: Path
 ) -> None:
     load = ("--rate", "50", "--requests", "100", "--max-tokens", "8", *FAST)
-    with start_known_server("--ttft-s", "0.09", "--itl-s", "0.004", "--num-tokens", "8") as slow:
+    with start_known_server(
+        "--ttft-s", "0.09", "--itl-s", "0.004", "--num-tokens", "8", "--api-key", "b-s"
+    ) as slow:
         done = measuring(
             "compare", known.endpoint.url, slow.endpoint.url, "--model", "known", "--rounds", "1",
-            *load, "--out", "compared", cwd=tmp_path,
+            "--api-key-env-b", "KEY_OF_B", *load, "--out", "compared", cwd=tmp_path, KEY_OF_B="b-s",
         )  # fmt: skip
         assert done.returncode == 6, done.stderr
         assert "ttft_s: B - A is" in done.stderr
-        again = measuring(*at(slow), *load, "--out", "slow", cwd=tmp_path)
+        again = measuring(*at(slow), *load, "--out", "slow", cwd=tmp_path, VLLM_API_KEY="b-s")
         assert again.returncode == 0, again.stderr
     done = tuneline("compare", measured, "slow", "--out", "c", "--json", cwd=tmp_path)
     assert done.returncode == 6, done.stderr
