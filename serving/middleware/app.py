@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from serving.middleware import limits
 from serving.middleware.access_log import write_access
 from serving.middleware.asgi import (
     RETRY_AFTER_S,
@@ -53,14 +54,6 @@ from serving.middleware.heartbeat import State, ask_engine, engine_processes
 from serving.middleware.inner import call_inner
 from serving.middleware.key_file import Key
 from serving.middleware.keys import Keys
-from serving.middleware.limits import (
-    admitted,
-    admitted_prompts,
-    ask_for_usage,
-    num_prompts,
-    require_room,
-    take_tokens,
-)  # fmt: skip
 from serving.middleware.metrics import (
     ADAPTER_REQUESTS,
     ADAPTER_SECONDS,
@@ -103,6 +96,7 @@ class TunelineMiddleware:
         self._num_prompts = 0  # of the requests in flight; a request may have a list of them
         self._connections = Connections()
         self._has_handed_on = False
+        self._next_look: asyncio.TimerHandle | None = None
         self._inner_scope: Scope = {}
         self._engines = engine_processes()
         self._built_s = process_age_s()
@@ -228,21 +222,21 @@ class TunelineMiddleware:
         """Run the model: the limits first, then vLLM."""
         self._refuse_if_unable()
         use = None if key is None else self.keys.use(key)
-        with admitted(key, use):
+        with limits.admitted(key, use):
             fields, body = await self._read(exchange, key)
             self._refuse_if_unable()  # the body of a slow client may come after SIGTERM
-            number = 1 if fields is None else num_prompts(fields)
-            require_room(self._num_prompts, number, self.settings.max_in_flight)
-            with admitted_prompts(key, use, number):
+            number = 1 if fields is None else limits.num_prompts(fields)
+            limits.require_room(self._num_prompts, number, self.settings.max_in_flight)
+            with limits.admitted_prompts(key, use, number):
                 if fields is not None and use is not None and use.tokens is not None:
-                    body = ask_for_usage(exchange, fields, body)
+                    body = limits.ask_for_usage(exchange, fields, body)
                 self.in_flight.add(exchange)
                 self._num_prompts += number
                 IN_FLIGHT.inc()
                 try:
                     await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
                 finally:
-                    take_tokens(exchange, use, body)
+                    limits.take_tokens(exchange, use, body)
                     IN_FLIGHT.dec()
                     self._num_prompts -= number
                     self.in_flight.discard(exchange)
@@ -363,7 +357,10 @@ class TunelineMiddleware:
         if self.in_flight:
             return
         if self._connections.has_unsent():
-            asyncio.get_running_loop().call_later(UNSENT_INTERVAL_S, self._hand_on_if_done)
+            if self._next_look is not None:
+                self._next_look.cancel()  # one look, however many answers end
+            later = asyncio.get_running_loop().call_later
+            self._next_look = later(UNSENT_INTERVAL_S, self._hand_on_if_done)
         else:
             self._hand_on()
 

@@ -137,6 +137,43 @@ def test_a_drain_ends_at_its_deadline(
     assert handed_on == [True]
 
 
+def test_a_drain_looks_for_slow_readers_once_however_many_answers_end(
+    handed_on: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, is_unsent = 0, True
+
+    def has_unsent() -> bool:
+        nonlocal looks
+        looks += 1
+        return is_unsent
+
+    async def scene() -> None:
+        nonlocal is_unsent
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+        monkeypatch.setattr(middleware._connections, "has_unsent", has_unsent)
+        streams = [
+            asyncio.create_task(send_request(middleware, CHAT, {"stream": True})) for _ in range(3)
+        ]
+        while inner.running < 3:
+            await asyncio.sleep(0.001)
+        middleware.drain()
+        inner.gate.set()
+        await asyncio.gather(*streams)
+        for _ in range(50):
+            middleware._hand_on_if_done()
+        ended = looks
+        await asyncio.sleep(4.5 * app_module.UNSENT_INTERVAL_S)
+        assert 1 <= looks - ended <= 5
+        assert handed_on == []
+        is_unsent = False
+        await asyncio.sleep(2 * app_module.UNSENT_INTERVAL_S)
+        assert handed_on == [True]
+
+    asyncio.run(scene())
+
+
 def test_a_websocket_is_closed(inner: Inner) -> None:
     sent: list[Message] = []
 
