@@ -104,6 +104,12 @@ def read_tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
             raise RowProblem(f"{name}[{index}]: expected a function with a name")
         if function is tool:  # OpenAI's newer form has the type next to the name
             function = {key: entry for key, entry in tool.items() if key != "type"}
+        if isinstance(function.get("parameters"), str):  # as `datasets` writes mixed objects
+            parameters = _parsed(function["parameters"], f"{name}[{index}].parameters")
+            function = {**function, "parameters": parameters}
+        if not isinstance(function.get("parameters"), dict | None):
+            found = kind_of(function["parameters"])
+            raise RowProblem(f"{name}[{index}].parameters: expected an object, found {found}")
         read.append({"type": "function", "function": function})
     return tuple(read)
 

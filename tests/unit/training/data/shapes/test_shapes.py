@@ -88,6 +88,8 @@ READ: list[tuple[dict[str, Any], Row]] = [
     ({"messages": [Q, {**A, "reasoning_content": None}]}, ANSWER),
     ({"messages": [Q, A], "tools": [{"type": "function", **FUNCTION}]},
      Row((Q,), (A,), tools=(TOOL,))),
+    ({"messages": [Q, A], "tools": [{**TOOL, "function": {**FUNCTION, "parameters": "{}"}}]},
+     Row((Q,), (A,), tools=(TOOL,))),
     # ShareGPT and its relatives.
     ({"conversations": [{"from": "human", "value": "Is it on?"}, {"from": "gpt", "value": "Yes."}]},
      ANSWER),
@@ -210,6 +212,8 @@ REFUSED = [
      "messages[0].content[0]: expected a part with text, found image_url"),
     ({"messages": [Q, A], "tools": "ping"}, "field 'tools': expected a list of tools, found text"),
     ({"messages": [Q, A], "tools": [{"type": "function"}]}, "tools[0]: expected a function with a"),
+    ({"messages": [Q, A], "tools": [{**FUNCTION, "parameters": "none"}]},
+     "tools[0].parameters: expected an object, found text"),
     ({"messages": [SYSTEM, Q, A], "system": "Other."}, "have a system message of their own"),
     ({"instruction": "a", "output": "b", "history": [["a"]]}, "history[0]: expected a question"),
     ({"prompt": "a", "completion": "b", "label": "billing"},
