@@ -29,6 +29,12 @@ def loss_points(
     ]
 
 
+def loss_limits(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of the axis of losses, which has 0; the loss of `robust` may be negative."""
+    low, high = 1.08 * min(0.0, *losses), 1.08 * max(0.0, *losses)
+    return (low, high) if low < high else (0.0, 1.0)
+
+
 def write_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = "loss") -> None:
     """Write `loss.jsonl` and `loss.png`, which draws `name` of training and of held-out rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +62,7 @@ def write_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = "los
     axes.set_title(f"{title.capitalize()} during fine-tuning; the last value in brackets")
     values = [p[column] for p in points for column in (name, f"eval_{name}") if column in p]
     if name == "loss":
-        axes.set_ylim(1.08 * min(0, *values), 1.08 * max(0, *values) or 1)
+        axes.set_ylim(*loss_limits(values))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

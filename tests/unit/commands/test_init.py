@@ -12,7 +12,7 @@ from tests.commands import tuneline_here
 from training import check_data
 from tuneline.core.config import load_config
 from tuneline.core.environment import gpu_names
-from tuneline.models.source import resolve_model
+from tuneline.models.source import embedded_base, resolve_model
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.run_config import RunConfig, load_run
 
@@ -107,6 +107,17 @@ def test_the_tokenizer_limits_the_context_too(tmp_path: Path) -> None:
     assert written.training.max_length == 100
     assert written.serving.max_model_len == 100
     assert "Fits the base model's context" in (tmp_path / "run.yaml").read_text()
+
+
+def test_a_base_whose_files_name_no_sizes_gets_a_run_too(tmp_path: Path) -> None:
+    shutil.copytree(embedded_base(), tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    del config["num_attention_heads"]  # as in a Mamba
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    _rows(tmp_path / "rows.jsonl", *[{"prompt": f"a {n}", "completion": "b"} for n in range(60)])
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "base")
+    assert done.returncode == 0, done.stderr
+    assert "memory of a step is not known" in (tmp_path / "run.yaml").read_text()
 
 
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tests.integration.training.methods.datasets import KINDS, REWARD_FILE, writ
 from tests.integration.training.tiny import make_base
 from tests.unit.training.evaluation.metrics.judge_server import judge, prefer_longer
 from training.config import EvaluationConfig, JudgeConfig, ReferenceConfig, TrainingConfig
+from training.estimates.probe import probe_training
 from training.evaluation.preferences import evaluate_preferences
 from training.loop.arguments import trainer_arguments
 from training.methods import find_method
@@ -93,6 +94,14 @@ def test_a_trained_model_is_evaluated_as_the_trainer_measured_it(
     _compare_with_base(config, dataset, base, straight, tmp_path / "c", folder)
     if method != "reward":
         _prove_merged(dataset, base, straight, tmp_path)
+
+
+def test_a_probe_measures_rows_whose_reference_is_computed_before(
+    folder: Path, base: ModelSource, datasets: dict[str, Artifact]
+) -> None:
+    config = _config("dpo", options={"precompute_ref_log_probs": True})
+    found = probe_training(config, datasets["preference"], base, relative_to=folder)
+    assert found["num_probed_steps"] == 10 and found["heldout_s"] > 0
 
 
 WHOLE = {"finetuning_type": "full", "learning_rate": 1e-3}

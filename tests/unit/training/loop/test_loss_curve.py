@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.loop.loss_curve import loss_points, write_curve
+import pytest
+
+from training.loop.loss_curve import loss_limits, loss_points, write_curve
 
 HISTORY = [
     {"step": 0, "epoch": 0, "eval_loss": 3.0, "eval_runtime": 1.0},
@@ -21,6 +23,16 @@ def test_a_step_is_one_point_with_what_was_measured() -> None:
             "eval_loss": 2.5,
         },
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("losses", "low", "high"),
+    [([2.0, 1.0], 0, 2.16), ([0.5, -1.0], -1.08, 0.54), ([-1.0, -2.0], -2.16, 0), ([0.0], 0, 1)],
+)
+def test_the_axis_of_losses_has_zero_and_every_loss(
+    losses: list[float], low: float, high: float
+) -> None:
+    assert loss_limits(losses) == pytest.approx((low, high))
 
 
 def test_the_curve_is_written_as_lines_and_as_the_same_picture(tmp_path: Path) -> None:
