@@ -6,7 +6,7 @@ turns that both answers begin with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.data.problem import RowProblem
@@ -15,7 +15,7 @@ from training.data.shapes.alpaca import alpaca_prompt
 from training.data.shapes.conversation import with_system
 from training.data.shapes.marks import marked_answer, marked_prompt, split_marks
 from training.data.shapes.turns import check_order, check_text, read_tools, read_turns
-from tuneline.core.messages import Message
+from tuneline.core.messages import Message, content_of
 
 
 def read_preference(row: Mapping[str, Any]) -> Row:
@@ -77,5 +77,12 @@ def _turns(value: Any, name: str, *, is_marked: bool) -> tuple[Message, ...]:
 
 
 def _after(prompt: tuple[Message, ...], turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Return the turns without the prompt that many files repeat at their beginning."""
-    return turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+    """Return the turns without the prompt that many files repeat at their beginning.
+
+    White space around a text does not count: some files strip one of the two.
+    """
+
+    def bare(messages: Sequence[Message]) -> list[Message]:
+        return [{**message, "content": content_of(message).strip()} for message in messages]
+
+    return turns[len(prompt) :] if bare(turns[: len(prompt)]) == bare(prompt) else turns

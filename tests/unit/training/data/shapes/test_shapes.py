@@ -136,6 +136,8 @@ READ: list[tuple[dict[str, Any], Row]] = [
     ({"prompt": [SYSTEM, Q], "chosen": [A], "rejected": [NO]}, Row((SYSTEM, Q), (A,), (NO,))),
     ({"prompt": "Is it on?", "chosen": [Q, A], "rejected": [Q, NO], "messages": [Q, A],
       "score_chosen": 8.5}, Row((Q,), (A,), (NO,), fields={"score_chosen": 8.5})),
+    ({"prompt": "Is it on? \n", "chosen": [Q, A], "rejected": [Q, NO]},
+     Row(({"role": "user", "content": "Is it on? \n"},), (A,), (NO,))),
     ({"chosen": [Q, A, Q, A], "rejected": [Q, A, Q, NO]}, Row((Q, A, Q), (A,), (NO,))),
     ({"chosen": "\n\nHuman: Is it on?\n\nAssistant: Yes.",
       "rejected": "\n\nHuman: Is it on?\n\nAssistant: No."}, Row((Q,), (A,), (NO,))),
