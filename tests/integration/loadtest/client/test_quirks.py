@@ -19,7 +19,7 @@ from loadtest.client.records import STATES
 from loadtest.client.sse import parse_response
 from loadtest.config import LoadTestConfig
 from loadtest.measure import judged
-from loadtest.report.build import Result
+from loadtest.report.build import Result, endpoint_report
 from loadtest.run import check_served, run_loadtest
 from tests.integration.loadtest.client.quirks import QUIRKS, WHOLE, Quirk
 from tuneline.core.endpoint import Endpoint
@@ -196,6 +196,15 @@ def test_a_bare_list_and_a_long_list_of_models_are_read(models: tuple[str, str, 
         with pytest.raises(ServerError, match="does not serve the model 'absent'") as caught:
             check_served(config(1), Endpoint(endpoint.url, "absent"), [])
         assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("engine", ["0123456789ab", None])
+def test_a_report_keeps_the_settings_that_a_server_states(engine: str | None) -> None:
+    headers = f"x-tuneline-engine: {engine}\r\n" if engine else "X-Tuneline-Engine: \r\n"
+    with quirk_server(("200 OK", headers, BARE)) as (_, endpoint):
+        served = check_served(config(1), endpoint, [])
+    assert served.engine == engine
+    assert endpoint_report(endpoint, served).engine == engine
 
 
 @pytest.mark.parametrize("kind", NO_LISTS)
