@@ -16,8 +16,12 @@ from tuneline import cli
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
+def tuneline_here(
+    *args: str, written_to: io.TextIOWrapper | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command line where torch and transformers are imported already.
+
+    Its stdout is in the answer, unless there is a file that it is written to.
 
     Use it to test what a command answers, prints and exits with. A test of signals needs
     `tuneline_forked`, and one of imports or time a process that starts anew.
@@ -26,7 +30,8 @@ def tuneline_here(*args: str) -> subprocess.CompletedProcess[str]:
     argv, sys.argv = sys.argv, ["tuneline", *args]
     stdout, stderr = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        to = written_to or stdout
+        with contextlib.redirect_stdout(to), contextlib.redirect_stderr(stderr):
             cli.main()
     except SystemExit as ended:
         code = ended.code

@@ -1,6 +1,7 @@
 """The command line: instant help, one error format, exit codes, JSON as the only stdout."""
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -266,16 +267,18 @@ def test_a_stdout_that_takes_nothing_is_not_a_bug(
     assert ("stdout: the disk is full" in done.stderr) == (code == 4)
 
 
-def test_a_character_that_stdout_cannot_write_is_no_bug(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_character_that_stdout_cannot_write_is_no_bug(tmp_path: Path) -> None:
     """An answer may hold half a surrogate pair, and a log may be written in Latin-1."""
     row = {"prompt": "in", "completion": "\u2192"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    done = tuneline_process("data", "show", tmp_path / "rows.jsonl", "--row", "1")
+    written = io.BytesIO()
+    latin = io.TextIOWrapper(written, encoding="latin-1")
+    rows = str(tmp_path / "rows.jsonl")
+    done = tuneline_here("data", "show", rows, "--row", "1", written_to=latin)
     assert done.returncode == 0, done.stderr
-    assert r"\ufffd" in done.stdout  # each token is a part of the arrow
+    latin.flush()
+    # Each token is a part of the arrow.
+    assert rb"\ufffd" in written.getvalue()
 
 
 def test_a_lost_terminal_ends_a_command_as_a_signal_does() -> None:
