@@ -18,6 +18,7 @@ from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
 from training.hardware import require_hardware
 from training.heldout import require_heldout
+from training.loop.arguments import require_schedule
 from training.loop.best import require_metric
 from training.methods import find_method, require_kinds
 from training.methods.trial import require_trainer
@@ -48,6 +49,7 @@ def check_data(
     """
     quiet_libraries()
     require_hardware(config)
+    require_schedule(config)
     tokenizer = load_tokenizer(base.path)
     today = datetime.datetime.now(datetime.UTC).date()
     settings = data.template_settings(today)

@@ -24,7 +24,7 @@ from training.hardware import require_hardware
 from training.launch.place import is_placed
 from training.launch.processes import train_in_processes
 from training.launch.together import gather_training, joined, share_training
-from training.loop.arguments import evaluate_each_epoch, trainer_arguments
+from training.loop.arguments import evaluate_each_epoch, require_schedule, trainer_arguments
 from training.loop.best import KeepBest, load_best
 from training.loop.checkpoints import (
     CheckpointMarks,
@@ -95,6 +95,7 @@ def train_adapter(
     """
     quiet_libraries()
     require_hardware(config)
+    require_schedule(config)
     opened_trackers(chosen_trackers(config))
     placed = is_placed(config.launch)
     if not placed and config.launch is not None and config.launch.world_size > 1:

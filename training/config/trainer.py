@@ -17,7 +17,8 @@ Optimizer = Literal[
 
 
 Scheduler = Literal[
-    "linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
+    "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
 ]  # fmt: skip
 """Schedules of the learning rate by their names in TrainingArguments."""
 
@@ -40,6 +41,9 @@ class TrainerConfig(StrictModel):
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
     """Below 1 a fraction of all steps, else a number of steps."""
     lr_scheduler_type: Scheduler = "cosine"
+    lr_scheduler_kwargs: dict[str, int | float | str] = Field(default={})
+    """Options of the schedule by transformers' names, such as `min_lr_rate: 0.1` of
+    `cosine_with_min_lr`, or `num_decay_steps: 100` of `warmup_stable_decay`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999

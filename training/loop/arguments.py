@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import get_scheduler
 
 from training.config import TrainingConfig
 from training.loop.ranks import num_ranks
 from training.model import resolve_dtype
+from tuneline.core.errors import ConfigError
 
 
 def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> dict[str, Any]:
@@ -27,6 +29,7 @@ def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> d
         "ddp_find_unused_parameters": False,
         "warmup_steps": config.warmup_steps,
         "lr_scheduler_type": config.lr_scheduler_type,
+        "lr_scheduler_kwargs": config.lr_scheduler_kwargs,
         "weight_decay": config.weight_decay,
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,
@@ -52,6 +55,25 @@ def trainer_arguments(config: TrainingConfig, work: Path, *, resumed: bool) -> d
         "disable_tqdm": True,
         "report_to": "none",
     }
+
+
+def require_schedule(config: TrainingConfig) -> None:
+    """Make the schedule of the learning rate, and forget it.
+
+    Raises:
+        ConfigError: transformers refuses the options of the schedule.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate or 1.0)
+    try:
+        get_scheduler(
+            config.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=1000,
+            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs),
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"training.lr_scheduler_kwargs: transformers refuses the options of "
+            f"{config.lr_scheduler_type}: {error}"
+        ) from None
 
 
 def evaluate_each_epoch(trainer: Any) -> None:

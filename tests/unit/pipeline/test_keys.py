@@ -82,7 +82,8 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
         "training": """r lora_alpha lora_dropout target_modules use_rslora eos_token learning_rate
             train_on
             num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length
-            warmup_steps lr_scheduler_type weight_decay max_grad_norm seed dtype packing
+            warmup_steps lr_scheduler_type lr_scheduler_kwargs weight_decay max_grad_norm seed
+            dtype packing
             gradient_checkpointing eval_steps train_sampling_strategy optim attn_implementation
             use_liger_kernel finetuning_type
             exclude_modules target_parameters layers_to_transform use_dora bias rank_pattern

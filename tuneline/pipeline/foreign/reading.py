@@ -27,7 +27,7 @@ SEVERAL_PROCESSES = (
     "set training.launch for several processes, such as {processes: 2, strategy: fsdp2}"
 )
 SAME = (
-    "learning_rate", "weight_decay", "max_grad_norm", "seed", "warmup_steps",
+    "learning_rate", "weight_decay", "max_grad_norm", "seed", "warmup_steps", "lr_scheduler_kwargs",
     "gradient_accumulation_steps", "gradient_checkpointing", "logging_steps", "lora_alpha",
     "lora_dropout", "num_train_epochs", "per_device_train_batch_size", "packing", "max_length",
     "save_total_limit", "dataloader_num_workers", "max_steps", "adam_beta1", "adam_beta2",

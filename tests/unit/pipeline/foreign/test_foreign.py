@@ -236,9 +236,15 @@ def test_a_configuration_becomes_a_run_and_names_the_rest(
             ["a base model in 4 bits: "],
         ),
         (
-            {**TRL, "lr_scheduler_type": "cosine_with_restarts"},
-            "training.lr_scheduler_type", "cosine",
-            ["lr_scheduler_type: cosine_with_restarts: known are"],
+            {**TRL, "lr_scheduler_type": "greedy"},
+            "training.lr_scheduler_type", "cosine", ["lr_scheduler_type: greedy: known are"],
+        ),
+        (
+            {
+                **AXOLOTL,
+                "lr_scheduler": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            },
+            "training.lr_scheduler_kwargs", {"min_lr_rate": 0.1}, [],
         ),
         (
             {**AXOLOTL, "wandb_mode": "disabled", "wandb_entity": "team", "wandb_watch": ""},
