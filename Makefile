@@ -29,10 +29,9 @@ test: $(READY)
 	$(MAKE) --no-print-directory -j2 check tests
 
 # Six workers for two cores: the load tests and the servers wait for most of their time. One thread
-# each, since the matrices are small. tests/distribution.py has the order of the files. NVML counts
-# GPUs without CUDA, which does not survive a fork.
+# each, since the matrices are small. tests/distribution.py has the order of the files.
 tests: $(READY)
-	OMP_NUM_THREADS=1 PYTORCH_NVML_BASED_CUDA_CHECK=1 $(BIN)/python -m pytest --workers 6
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

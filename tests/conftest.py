@@ -6,15 +6,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.browser import chromium
-from tests.distribution import order
+from tests.distribution import order, scheduler
 from tests.skips import unexpected_skips
 from tests.timing import MOST_AGAIN, measures_time
-from tests.workers import pytest_addoption, pytest_runtestloop  # noqa: F401 (hooks)
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
@@ -43,11 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out by file; `tests/distribution.py` has the exceptions and the order."""
+    return scheduler(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that skipped a test for a reason that `tests/skips.py` does not list, or in which
     too many tests of time ran once more."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None:
+    if reporter is None or hasattr(session.config, "workerinput"):
         return
     reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", [])]
     problems = unexpected_skips(reasons)

@@ -1,8 +1,10 @@
-"""How `pytest --workers` shares out the files of a run."""
+"""How `pytest -n` shares out the files of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
+
+import pytest
 
 # The tests that take longest come first, so that no worker ends long after the others. Load tests
 # come before the servers, which would take the processor from their clients.
@@ -39,9 +41,12 @@ def unit_of_work(node_id: str) -> str:
     return next((starts[0] for starts in TOGETHER if path.startswith(starts)), path)
 
 
-def units_of_work(node_ids: Sequence[str]) -> list[list[int]]:
-    """Return the units in the order of their first tests, each as the numbers of its tests."""
-    found: dict[str, list[int]] = {}
-    for number, node_id in enumerate(node_ids):
-        found.setdefault(unit_of_work(node_id), []).append(number)
-    return list(found.values())
+def scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return xdist's scheduling by file, with the units of work of this module."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of_work(nodeid)
+
+    return Scheduling(config, log)

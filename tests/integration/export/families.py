@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import tokenizers
 import torch
 import transformers
 
-from tests.shared import made_once_in
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continuations
 
@@ -165,7 +163,7 @@ def make_base(
     return save_random(folder, FAMILIES[family](), dtype, **save)
 
 
-# Made when the tests are collected, so that all workers of a run have it.
+_built: dict[tuple[Any, ...], Path] = {}
 _kept = tempfile.TemporaryDirectory(prefix="tuneline-families-")
 
 
@@ -173,10 +171,10 @@ def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> P
     """A random-weight model of a configuration. Each is built once in a run of the tests; what a
     test gets is a copy of its own."""
     text = config.to_json_string(use_diff=False)
-    key = repr((type(config).__name__, text, dtype, *sorted(save.items())))
-    name = hashlib.sha256(key.encode()).hexdigest()
-    built = made_once_in(Path(_kept.name), name, lambda new: _build(new, config, dtype, **save))
-    return Path(shutil.copytree(built, folder, dirs_exist_ok=True))
+    key = (type(config).__name__, text, dtype, *sorted(save.items()))
+    if key not in _built:
+        _built[key] = _build(Path(_kept.name) / str(len(_built)), config, dtype, **save)
+    return Path(shutil.copytree(_built[key], folder, dirs_exist_ok=True))
 
 
 def _build(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> Path:

@@ -59,7 +59,7 @@ def test_workers_share_a_folder_that_one_of_them_makes(tmp_path: Path) -> None:
     workers = []
     for name in ("gw0", "gw1", "gw2"):
         (tmp_path / name).mkdir()
-        env = {**os.environ, "TUNELINE_TEST_WORKER": name, "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "PYTEST_XDIST_WORKER": name, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", WORKER, str(tmp_path), name]
         workers.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
     found = {json.loads(worker.communicate(timeout=60)[0]) for worker in workers}
@@ -71,7 +71,7 @@ def test_a_folder_that_could_not_be_made_is_made_by_the_next_worker(
 ) -> None:
     base = tmp_path_factory.mktemp("workers")
     monkeypatch.setattr(tmp_path_factory, "getbasetemp", lambda: base / "gw0")
-    monkeypatch.setenv("TUNELINE_TEST_WORKER", "gw0")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
 
     def fail(folder: Path) -> None:
         (folder / "half").touch()
