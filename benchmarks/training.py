@@ -41,7 +41,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.environment import hardware_facts, multiplies_bfloat16
+from tuneline.core.environment import hardware_facts
 
 # benchmarks/training.py would be imported in place of the package.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
@@ -160,6 +160,8 @@ def make_half_billion(folder: Path) -> None:
 
     import torch
     import transformers
+
+    from tuneline.core.environment import multiplies_bfloat16  # an older checkout has none
 
     config = transformers.Qwen2Config(
         vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
