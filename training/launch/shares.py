@@ -112,16 +112,28 @@ class _Weights:
         padded = is_last and self.train.is_padded
         counted = [*samples[:-1], _without_labels(samples[-1])] if padded else samples
         num_tokens = self.trainer._get_num_items_in_batch(counted, device)
-        weight = 1.0
+        self.waiting = [1.0] * len(samples)
         if num_tokens is None and is_last:
-            # The Trainer takes the mean over the batches of each process, and of the processes.
-            per_step = self.trainer.args.gradient_accumulation_steps * num_ranks()
-            real = (len(self.train.batches) - 1) % per_step + 1
-            weight = len(samples) * num_ranks() / real
-        self.waiting = [weight] * len(samples)
+            self.waiting = self._last_weights(len(samples))
         if padded:
             self.waiting[-1] = 0.0
         return samples, num_tokens
+
+    def _last_weights(self, num_batches: int) -> list[float]:
+        """Return the weights with which each row of an epoch's last step counts alike.
+
+        A batch's loss is a mean over its rows. The Trainer takes the mean over the batches of each
+        process, and then over the processes.
+        """
+        shares, args = self.train, self.trainer.args
+        last = len(shares.batches) - 1
+        real = last % (args.gradient_accumulation_steps * num_ranks()) + 1
+        short = len(self.trainer.train_dataset) - last * shares.batch_size
+        per_row = num_batches * num_ranks() / ((real - 1) * shares.batch_size + short)
+        weights = [shares.batch_size * per_row] * num_batches
+        if last % num_ranks() == this_rank():
+            weights[-1] = short * per_row
+        return weights
 
 
 class _HeldoutLosses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,35 @@ class RenderedRows(RowMeans):
 
     lengths: Sequence[int] | None = None
     """Length of each training row, in tokens; None takes the rows in random order."""
+    row_shares: Sequence[float] = ()
+    """Weights of the losses of the batches to come in a step."""
+
+    def get_batch_samples(
+        self, batches: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], Any]:
+        """Return the batches of a step, and let each row count alike.
+
+        A batch's loss is a mean over its rows, and the Trainer takes the mean over batches, of
+        which the last of an epoch may be short.
+        """
+        samples, num_tokens = super().get_batch_samples(  # type: ignore[misc]
+            batches, num_batches, device
+        )
+        rows = [_num_rows(batch) for batch in samples]
+        self.row_shares = [len(rows) * number / sum(rows) for number in rows]
+        return samples, num_tokens
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **rest: Any
+    ) -> Any:
+        """Return TRL's loss, weighted as `get_batch_samples` says."""
+        found = super().compute_loss(  # type: ignore[misc]
+            model, inputs, return_outputs=return_outputs, **rest
+        )
+        if not self.model.training or not self.row_shares:  # type: ignore[attr-defined]
+            return found
+        share, *self.row_shares = self.row_shares
+        return (found[0] * share, found[1]) if return_outputs else found * share
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -125,6 +154,12 @@ class RenderedRows(RowMeans):
         args = self.args  # type: ignore[attr-defined]
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * num_ranks()
         return GroupedByLength(self.lengths, batch_size, args.seed)
+
+
+def _num_rows(batch: dict[str, Any]) -> int:
+    """Return the first dimension of a batch, which is the rows, or twice the rows."""
+    tensors = (value for value in batch.values() if isinstance(value, torch.Tensor))
+    return len(next(tensors))
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:

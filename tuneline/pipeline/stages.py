@@ -261,7 +261,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
-            inputs=training_inputs, accepts=(require_measured,), version=4,
+            inputs=training_inputs, accepts=(require_measured,), version=5,
         ),
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",

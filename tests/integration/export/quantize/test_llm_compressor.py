@@ -135,7 +135,8 @@ def test_a_mixtral_is_refused_before_the_environment_is_asked_for(
 def test_a_kill_leaves_neither_artifact_nor_worker(calibration: Path, tmp_path: Path) -> None:
     base = families.make_base(tmp_path / "base")
     rows = [json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS]
-    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    # Enough of them that the calibration is still at work when its first line is read.
+    (tmp_path / "rows.jsonl").write_text("".join(rows) * 20)
     log = tmp_path / "log"
     process = tuneline_forked(
         log, "--verbose", "export", "quantize", "--model", str(base),

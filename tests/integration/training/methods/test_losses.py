@@ -87,6 +87,36 @@ def _ratio(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
         return tuned - _logprobs(model, prompt, answer).sum()
 
 
+@pytest.mark.parametrize("method", ["dpo", "reward"])
+def test_the_rows_of_a_short_last_batch_count_as_the_others(
+    base: ModelSource, tmp_path: Path, method: str
+) -> None:
+    gradients: list[Tensor] = []
+    weights: dict[str, Tensor] = {}
+    sizes: list[list[int]] = []
+    for size in (NUM_ROWS, 3):
+        trainer, _ = _made(
+            base, tmp_path / str(size), {"type": method}, per_device_train_batch_size=size,
+            gradient_accumulation_steps=4,
+        )  # fmt: skip
+        model = trainer.model.train()
+        weights = weights or {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(weights)
+        loader = trainer.get_train_dataloader()
+        samples, number = trainer.get_batch_samples(iter(loader), len(loader), model.device)
+        sizes.append([len(batch["input_ids"]) // 2 for batch in samples])
+        trainer.current_gradient_accumulation_steps = len(samples)
+        for batch in samples:
+            trainer.training_step(model, batch, number)
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        )
+    assert sizes == [[8], [3, 3, 2]]
+    whole, parts = gradients
+    assert float(whole.norm()) > 0.01
+    assert float((parts - whole).norm() / whole.norm()) < 1e-4
+
+
 Pairs = list[tuple[Tensor, Tensor, int, int]]
 DPO: list[tuple[dict[str, Any], Callable[[Tensor, Tensor, int, int], Tensor]]] = [
     ({}, lambda c, r, *_: -logsigmoid(0.1 * (c - r))),
