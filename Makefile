@@ -28,10 +28,10 @@ demo: $(READY)
 test: $(READY)
 	$(MAKE) --no-print-directory -j2 check tests
 
-# Six workers for two cores: the load tests and the servers wait for most of their time. One thread
+# Four workers for two cores: the load tests and the servers wait for most of their time. One thread
 # each, since the matrices are small. tests/distribution.py has the order of the files.
 tests: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .
