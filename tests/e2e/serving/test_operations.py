@@ -30,6 +30,7 @@ from tuneline.models.source import ModelSource
 QUESTION: Any = {"role": "user", "content": "I want a refund."}
 NUM_STREAMS = 16
 NUM_IDLE = 500
+NUM_PATIENT = 4
 HEADER_TIMEOUT_S = 6.0
 MAX_TOKENS = 900
 """Below the context of 1,024 tokens less a question's, so that the limit ends an answer first."""
@@ -92,18 +93,14 @@ def test_the_openai_client_waits_as_long_as_a_refusal_says(
                  "extra_body": {"ignore_eos": True}}  # fmt: skip
     patient = openai.OpenAI(base_url=server.endpoint.url, api_key=keys["single"], max_retries=90)
 
-    def length() -> int:
+    def length(_: int) -> int:
         usage = patient.chat.completions.create(**body).usage
         return 0 if usage is None else usage.completion_tokens
 
-    with ThreadPoolExecutor(1) as pool:
-        first = patient.chat.completions.create(**body, stream=True)
-        next(first)  # this request is in progress when the second request comes
-        second = pool.submit(length)
-        assert [chunk.choices[0].finish_reason for chunk in first][-1] == "length"
-        assert second.result() == 600
+    with ThreadPoolExecutor(NUM_PATIENT) as pool:
+        assert list(pool.map(length, range(NUM_PATIENT))) == [600] * NUM_PATIENT
     refused = re.search(r'"key": "single".*"status": 429', server.log_path.read_text())
-    assert refused is not None, "the two requests did not meet"
+    assert refused is not None, "no two requests met"
 
 
 def test_no_answer_is_longer_than_the_limit(server: RunningServer, keys: dict[str, str]) -> None:
