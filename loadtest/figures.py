@@ -20,7 +20,8 @@ from loadtest.judging.cancellations import Left, left_of
 from loadtest.judging.latency import raw_values
 from loadtest.judging.long_reading import read_long_run, sample_of
 from loadtest.judging.long_run import counted, left_of_long_run, long_statistics
-from loadtest.judging.statistics import Statistics, statistics, window_s
+from loadtest.judging.statistics import Statistics, statistics
+from loadtest.judging.window import window_of
 from loadtest.report.answer_schema import RepeatFigures
 from loadtest.report.schema import ImageFigures, ModelFigures
 from loadtest.workload.build import Workload
@@ -100,24 +101,24 @@ def _in_memory(
     records = with_unsent(plan, measured.records)
     slo = scenario.slo or config.slo
     duration_s = None if plan.trace_ends else scenario.duration_s
+    window = window_of(records, duration_s, is_open=plan.arrivals_s is not None)
     stats = statistics(
         records,
         slo,
         exact_tokens=asked_tokens(plan, workload, records) if config.ignore_eos else None,
-        duration_s=duration_s,
+        window=window,
         ended_early=measured.ended_early,
         num_turns=None if plan.sessions is None else plan.sessions.num_turns,
         kept_share=None if plan.sessions is None else plan.sessions.kept_share,
     )
-    name, start_s, end_s = window_s(records, duration_s)
     ended = ~np.isnan(records.end_s) & ~records.warmup & (records.state != CANCELLED)
     lengths = (records.end_s - records.intended_s)[ended]
-    grid = make_grid(start_s, end_s, float(np.mean(lengths)) if len(lengths) else 0.0)
+    grid = make_grid(window, float(np.mean(lengths)) if len(lengths) else 0.0)
     blocks = None
     if grid is not None:
         blocks = Blocks(grid, slo)
         blocks.add(records)
-        if name == "arrivals":
+        if window.name == "arrivals":
             stats = replace(stats, throughput=_with_intervals(stats, blocks))
     bodies = [plan.body_place(int(index)) for index in records.index]
     declared = config.workload.min_repeat_ttft_share
@@ -136,13 +137,12 @@ def _in_memory(
 
 def _with_intervals(stats: Statistics, blocks: Blocks) -> Any:
     """Return the throughput with the intervals of its rates."""
-    block_s = blocks.grid.block_s
     intervals = {
-        "succeeded_rps_ci95": rate_interval(blocks.ended, block_s),
-        "output_tokens_per_s_ci95": rate_interval(blocks.tokens, block_s),
+        "succeeded_rps_ci95": rate_interval(blocks.ended, blocks.grid),
+        "output_tokens_per_s_ci95": rate_interval(blocks.tokens, blocks.grid),
     }
     if blocks.slo.has_goodput:
-        intervals["goodput_rps_ci95"] = rate_interval(blocks.good_ended, block_s)
+        intervals["goodput_rps_ci95"] = rate_interval(blocks.good_ended, blocks.grid)
     return stats.throughput.model_copy(update=intervals)
 
 

@@ -8,6 +8,7 @@ Statistics 17, 1989).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from loadtest.judging.goodput import good
 from loadtest.judging.intervals import MIN_BLOCKS, correlated_block, paired_difference
 from loadtest.judging.latency import raw_values
 from loadtest.judging.samples import Samples
+from loadtest.judging.window import Window
 from loadtest.report.soak_schema import OverTime
 
 Values = NDArray[np.float64]
@@ -31,6 +33,7 @@ MIN_RATES = 20
 """Fewer blocks give no interval of a rate."""
 REQUESTS_PER_BLOCK = 2
 """A block lasts for at least so many mean request times: a request then touches few blocks."""
+RATES = ("arrived", "ended", "good_ended", "tokens", "prompt_tokens")
 METRICS = ("ttft_s", "ttft_from_sent_s", "tpot_s", "worst_gap_s", "e2e_s", "e2e_from_sent_s")
 SHOWN = ("ttft_s", "tpot_s", "e2e_s")
 """The metrics whose drift is judged."""
@@ -43,6 +46,8 @@ class Grid:
     start_s: float
     end_s: float
     num_blocks: int
+    rates_from_s: float
+    """From when on rates count; the blocks before show how the run fills."""
 
     @property
     def block_s(self) -> float:
@@ -64,14 +69,25 @@ class Grid:
         found: NDArray[np.bool_] = (times_s > self.start_s) & (times_s <= self.end_s)
         return found
 
+    def counts(self, times_s: Values) -> NDArray[np.bool_]:
+        """Return which times lie where rates count."""
+        found: NDArray[np.bool_] = (times_s > self.rates_from_s) & (times_s <= self.end_s)
+        return found
 
-def make_grid(start_s: float, end_s: float, mean_request_s: float) -> Grid | None:
+    @property
+    def first_counted(self) -> int:
+        """Return the first block that lies wholly where rates count."""
+        return math.ceil(round((self.rates_from_s - self.start_s) / self.block_s, 9))
+
+
+def make_grid(window: Window, mean_request_s: float) -> Grid | None:
     """Return the blocks of a window; None for a window without a length."""
-    span_s = end_s - start_s
+    span_s = window.end_s - window.start_s
     if not span_s > 0:
         return None
     shortest_s = max(REQUESTS_PER_BLOCK * mean_request_s, span_s / MAX_BLOCKS)
-    return Grid(start_s, end_s, max(int(span_s / shortest_s), 1))
+    num_blocks = max(int(span_s / shortest_s), 1)
+    return Grid(window.start_s, window.end_s, num_blocks, window.rates_from_s)
 
 
 class Blocks:
@@ -91,8 +107,8 @@ class Blocks:
 
         self.offered, self.cancelled, self.failed, self.good = zeros(), zeros(), zeros(), zeros()
         self.ended, self.good_ended, self.tokens = zeros(), zeros(), zeros()
-        self.arrived = 0
-        self.prompt_tokens = 0.0
+        self.totals_of_rates = dict.fromkeys(RATES, 0.0)
+        """What the rates count, by rate."""
         self.within = {
             (metric, q): zeros() for metric, limits in slo.latency.items() for q in limits
         }
@@ -110,16 +126,23 @@ class Blocks:
         ends = ok & grid.inside(records.last_token_s)
         self._sum(self.ended, records.last_token_s[ends])
         self._sum(self.good_ended, records.last_token_s[ends & is_good])
-        of_ok = np.repeat(ok, records.num_events) & grid.inside(records.event_s)
-        known = of_ok & ~np.isnan(records.event_tokens)
-        self._sum(self.tokens, records.event_s[known], records.event_tokens[known])
-        first = ok & grid.inside(records.first_token_s)
-        self.prompt_tokens += float(np.nansum(records.prompt_tokens[first]))
+        known = np.repeat(ok, records.num_events) & ~np.isnan(records.event_tokens)
+        shown = known & grid.inside(records.event_s)
+        self._sum(self.tokens, records.event_s[shown], records.event_tokens[shown])
         rows = ~records.warmup & ~np.isnan(records.intended_s)
         left = rows & (records.state == CANCELLED)
         self._sum(self.cancelled, records.intended_s[left])
         rows &= records.state != CANCELLED
-        self.arrived += int(np.sum(grid.inside(records.intended_s[rows])))
+        first = ok & grid.counts(records.first_token_s)
+        ends = ok & grid.counts(records.last_token_s)
+        for name, count in {
+            "arrived": np.sum(grid.counts(records.intended_s[rows])),
+            "ended": np.sum(ends),
+            "good_ended": np.sum(ends & is_good),
+            "tokens": np.sum(records.event_tokens[known & grid.counts(records.event_s)]),
+            "prompt_tokens": np.nansum(records.prompt_tokens[first]),
+        }.items():
+            self.totals_of_rates[name] += float(count)
         self._sum(self.offered, records.intended_s[rows])
         self._sum(self.failed, records.intended_s[rows & ~ok])
         self._sum(self.good, records.intended_s[rows & is_good])
@@ -155,12 +178,14 @@ class Blocks:
         return np.array([percentile(counts, 50, int(more)) for counts, more in pairs])
 
 
-def rate_interval(per_block: Values, block_s: float) -> tuple[float, float] | None:
+def rate_interval(per_block: Values, grid: Grid) -> tuple[float, float] | None:
     """Return the 95 % interval of a mean rate from its sums per block; None if there are too few
     independent blocks."""
-    rates = per_block / block_s
+    rates = per_block[grid.first_counted :] / grid.block_s
+    if len(rates) < MIN_RATES:
+        return None
     block = correlated_block(rates, 1)
-    if len(rates) < max(MIN_RATES, MIN_BLOCKS * block):
+    if len(rates) < MIN_BLOCKS * block:
         return None
     _, low, high = paired_difference(rates, block)
     return max(low, 0.0), high

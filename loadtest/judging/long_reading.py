@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from loadtest.config import SLO
 from loadtest.histogram import Histogram, percentile
 from loadtest.judging.blocks import Blocks, Grid, make_grid
 from loadtest.judging.latency import gaps_s
+from loadtest.judging.window import Window, find_window
 
 Values = NDArray[np.float64]
 Batches = Callable[[], Iterator[Records]]
@@ -47,7 +47,8 @@ class LongRun:
     """Sum of the times from due to end. It and the ends leave out warm-up and clients that left."""
     lengths: Histogram = field(default_factory=Histogram)
     """Seconds from due to end of the same requests."""
-    window: Literal["arrivals", "whole run"] = "arrivals"
+    window: Window | None = None
+    """None if no measured request was due."""
     states: Values = field(default_factory=lambda: np.zeros(len(STATES)))
     """Requests in each of STATES, without warm-up."""
     errors: dict[str, int] = field(default_factory=dict)
@@ -133,12 +134,17 @@ def _note_times(run: LongRun, records: Records) -> None:
 def _grid(run: LongRun, duration_s: float | None) -> Grid | None:
     if not math.isfinite(run.first_s):
         return None
-    end_s = run.last_s if duration_s is None else run.first_s + duration_s
     num_ended = run.lengths.num_values
-    # As in `statistics.window_s`.
-    if num_ended and end_s - run.first_s < percentile(run.lengths.counts, 50):
-        run.window, end_s = "whole run", run.last_end_s
-    return make_grid(run.first_s, end_s, run.in_system_s / max(num_ended, 1))
+    arrivals_s = run.arrivals_s
+    run.window = find_window(
+        first_s=run.first_s if arrivals_s is None else float(arrivals_s[0]),
+        start_s=run.first_s,
+        end_s=run.last_s if duration_s is None else run.first_s + duration_s,
+        last_end_s=run.last_end_s,
+        median_s=percentile(run.lengths.counts, 50) if num_ended else None,
+        is_open=arrivals_s is not None,
+    )
+    return make_grid(run.window, run.in_system_s / max(num_ended, 1))
 
 
 def _note_requests(

@@ -283,30 +283,29 @@ def _good(
 
 
 def _throughput(run: LongRun, blocks: Blocks | None) -> Throughput:
-    if blocks is None:
+    if blocks is None or run.window is None:
         return Throughput(
             window="whole run", window_s=0.0, offered_rps=None, succeeded_rps=None,
             output_tokens_per_s=None, prompt_tokens_per_s=None, goodput_rps=None,
         )  # fmt: skip
-    block_s = blocks.grid.block_s
-    span_s = blocks.grid.end_s - blocks.grid.start_s
-    has_goodput = run.slo.has_goodput
-    is_whole = run.window == "whole run"
-    num_arrived = float(blocks.offered.sum()) if is_whole else blocks.arrived
+    grid, has_goodput = blocks.grid, run.slo.has_goodput
+    span_s = grid.end_s - grid.rates_from_s
+    is_whole = run.window.name == "whole run"
+    rates = {name: total / span_s for name, total in blocks.totals_of_rates.items()}
 
     def interval(per_block: Values) -> tuple[float, float] | None:
-        return None if is_whole else rate_interval(per_block, block_s)
+        return None if is_whole else rate_interval(per_block, grid)
 
     return Throughput(
-        window=run.window,
+        window=run.window.name,
         window_s=span_s,
-        offered_rps=num_arrived / span_s,
-        succeeded_rps=float(blocks.ended.sum()) / span_s,
+        offered_rps=float(blocks.offered.sum()) / span_s if is_whole else rates["arrived"],
+        succeeded_rps=rates["ended"],
         succeeded_rps_ci95=interval(blocks.ended),
-        output_tokens_per_s=float(blocks.tokens.sum()) / span_s,
+        output_tokens_per_s=rates["tokens"],
         output_tokens_per_s_ci95=interval(blocks.tokens),
-        prompt_tokens_per_s=blocks.prompt_tokens / span_s,
-        goodput_rps=float(blocks.good_ended.sum()) / span_s if has_goodput else None,
+        prompt_tokens_per_s=rates["prompt_tokens"],
+        goodput_rps=rates["good_ended"] if has_goodput else None,
         goodput_rps_ci95=interval(blocks.good_ended) if has_goodput else None,
     )
 

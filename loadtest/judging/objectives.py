@@ -13,6 +13,9 @@ from loadtest.report.part import Distribution, Share
 from loadtest.report.schema import Objective, Throughput
 from tuneline.core.verdict import Verdict
 
+FLOORS = frozenset({"min_request_throughput_rps", "min_output_throughput_tps", "min_goodput_rps"})
+"""Objectives on rates."""
+
 
 def judge_objectives(slo: SLO, stats: Statistics, *, is_closed: bool = False) -> list[Objective]:
     """Judge every objective that is given, in the order of the configuration.
@@ -56,7 +59,19 @@ def judge_objectives(slo: SLO, stats: Statistics, *, is_closed: bool = False) ->
         found.append(_goodput_share(slo.min_goodput_share, stats.good))
     if slo.min_goodput_rps is not None:
         found.append(_goodput_rps(slo.min_goodput_rps, throughput, stats.good))
-    return found
+    has_rate = is_closed or stats.arrivals_scheduled.rate_rps is None  # a burst has one: its own
+    if has_rate or throughput.window == "arrivals":
+        return found
+    return [_without_rate(one) if one.name in FLOORS else one for one in found]
+
+
+def _without_rate(one: Objective) -> Objective:
+    """Return a missed floor of a rate as undecided: the arrivals were too short to show a rate, and
+    the whole run with its begin and its end has a lower one."""
+    if one.verdict != Verdict.FAIL:
+        return one
+    reason = f"{one.reason}; over the whole run: the arrivals last too short to show a rate"
+    return one.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reason": reason})
 
 
 def latency_objective(

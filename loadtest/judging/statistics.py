@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ from loadtest.judging.sessions import (
     sessions_of,
 )
 from loadtest.judging.steady_state import steady_state
+from loadtest.judging.window import Window
 from loadtest.percentiles import name_of
 from loadtest.report.part import Distribution, Share
 from loadtest.report.schema import Dispersion, SteadyState, Throughput, Tokens
@@ -83,7 +83,7 @@ def statistics(
     slo: SLO,
     *,
     exact_tokens: Values | None,
-    duration_s: float | None,
+    window: Window,
     ended_early: bool = False,
     num_turns: Callable[[int], int] | None = None,
     kept_share: KeptShare | None = None,
@@ -94,7 +94,7 @@ def statistics(
         records: All requests of the scenario, warm-up included.
         slo: For its goodput limits.
         exact_tokens: Tokens that each row's answer must have; None if they end by themselves.
-        duration_s: The scenario's measured duration, if it has one.
+        window: Over which rates are taken.
         ended_early: The run was given up: what was not sent by then was not to be sent.
         num_turns: With sessions: how many turns a session has.
         kept_share: With sessions: see `prefix_reuse`.
@@ -163,7 +163,7 @@ def statistics(
         errors={str(name): int(count) for name, count in zip(names, counts, strict=True)},
         retry_after_s=sorted({float(v) for v in measured.retry_after_s if not np.isnan(v)}),
         latencies=found,
-        throughput=_throughput(records, measured, slo, duration_s),
+        throughput=_throughput(records, measured, slo, window),
         tokens=_tokens(measured, exact_tokens),
         send_lag=distribution((measured.sent_s - measured.intended_s)[sent], withhold=False),
         arrivals_scheduled=dispersion(measured.intended_s[scheduled]),
@@ -214,26 +214,8 @@ def _steady_state(measured: Records, block: int) -> SteadyState:
     return steady_state(measured.intended_s[order], e2e[order], block)
 
 
-def window_s(
-    records: Records, duration_s: float | None
-) -> tuple[Literal["arrivals", "whole run"], float, float]:
-    """Return the window that rates are taken over: its name, start and end."""
-    measured = records.select(~records.warmup)
-    began = measured.intended_s[~np.isnan(measured.intended_s)]
-    if not len(began):
-        return "whole run", 0.0, 0.0
-    start_s = float(np.min(began))
-    end_s = float(np.max(began)) if duration_s is None else start_s + duration_s
-    lengths = (measured.end_s - measured.intended_s)[~np.isnan(measured.end_s)]
-    if not len(lengths) or end_s - start_s >= np.median(lengths):
-        return "arrivals", start_s, end_s
-    return "whole run", start_s, float(np.nanmax(measured.end_s))
-
-
-def _throughput(
-    records: Records, measured: Records, slo: SLO, duration_s: float | None
-) -> Throughput:
-    name, start_s, end_s = window_s(records, duration_s)
+def _throughput(records: Records, measured: Records, slo: SLO, window: Window) -> Throughput:
+    start_s, end_s = window.rates_from_s, window.end_s
     span_s = end_s - start_s
 
     def per_second(amount: float) -> float | None:
@@ -246,10 +228,11 @@ def _throughput(
     ok = records.state == SUCCEEDED
     of_ok = np.repeat(ok, records.num_events)
     prompts = np.nansum(records.prompt_tokens[ok & inside(records.first_token_s)])
-    arrived = len(measured) if name == "whole run" else np.sum(inside(measured.intended_s))
+    is_whole = window.name == "whole run"
+    arrived = len(measured) if is_whole else np.sum(inside(measured.intended_s))
     num_good_inside = float(np.sum(good(records, slo) & inside(records.last_token_s)))
     return Throughput(
-        window=name,
+        window=window.name,
         window_s=span_s,
         offered_rps=per_second(float(arrived)),
         succeeded_rps=per_second(np.sum(ok & inside(records.last_token_s))),

@@ -14,6 +14,7 @@ from loadtest.judging.cancellations import left_of
 from loadtest.judging.long_reading import MAX_SAMPLE, read_long_run, sample_of
 from loadtest.judging.long_run import left_of_long_run, long_statistics
 from loadtest.judging.statistics import statistics
+from loadtest.judging.window import window_of
 from tests.unit.loadtest.made_records import made_records
 
 OBJECTIVES = {
@@ -41,7 +42,8 @@ def both(records: Records, *, duration_s: float | None = None) -> tuple[Any, Any
     )
     long = long_statistics(run, blocks, num_unsent=0)
     exact = np.full(len(records), 6.0)
-    return statistics(records, slo, exact_tokens=exact, duration_s=duration_s), (run, long)
+    window = window_of(records, duration_s, is_open=True)
+    return statistics(records, slo, exact_tokens=exact, window=window), (run, long)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02])

@@ -7,10 +7,11 @@ import pytest
 from scipy import stats
 
 from loadtest.config import SLO
-from loadtest.judging.blocks import Blocks, make_grid, over_time, rate_interval
+from loadtest.judging.blocks import Blocks, Grid, make_grid, over_time, rate_interval
 from loadtest.judging.drift import drift_of, student_quantile, theil_sen
 from loadtest.judging.samples import Samples
 from loadtest.judging.soak import judge_drifts
+from loadtest.judging.window import Window
 from tests.unit.loadtest.made_records import made_records
 from tuneline.core.verdict import Verdict
 
@@ -102,7 +103,7 @@ def test_too_few_points_have_no_interval() -> None:
 def judged(slo: dict[str, float], memory: Any = None, drift_per_s: float = 0.0) -> Any:
     options = SLO.model_validate(slo)
     records = made_records(4000, rate_rps=4000 / HOUR_S, drift_per_s=drift_per_s)
-    grid = make_grid(0.0, HOUR_S, 0.3)
+    grid = make_grid(Window("arrivals", 0.0, HOUR_S, 0.0), 0.3)
     assert grid is not None
     assert grid.num_blocks == 240
     blocks = Blocks(grid, options)
@@ -155,10 +156,10 @@ def test_a_rate_has_an_interval_by_its_blocks() -> None:
     hits = missing = 0
     for seed in range(20):
         counts = np.random.default_rng(seed).poisson(50.0, 100).astype(float)
-        bounds = rate_interval(counts, 2.0)
+        bounds = rate_interval(counts, Grid(0.0, 200.0, 100, 0.0))
         missing += bounds is None
         hits += bounds is not None and bounds[0] <= 25.0 <= bounds[1]
     # A series that looks correlated by chance has none.
     assert missing <= 4
     assert hits >= 19 - missing
-    assert rate_interval(np.ones(5), 1.0) is None
+    assert rate_interval(np.ones(5), Grid(0.0, 5.0, 5, 0.0)) is None

@@ -1,5 +1,6 @@
 """Figures against numpy's own percentiles and against cases worked out by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from loadtest.client.records import FAILED, SUCCEEDED, UNFINISHED, Records, join
 from loadtest.config import SLO
 from loadtest.judging.intervals import block_length
 from loadtest.judging.latency import distribution, percentile, share_of
+from loadtest.judging.objectives import judge_objectives
 from loadtest.judging.statistics import statistics
+from loadtest.judging.window import window_of
 from loadtest.percentiles import name_of, num_needed
+from tuneline.core.verdict import Verdict
 
 NAN = float("nan")
 
@@ -59,9 +63,18 @@ def row(
     return Records(**one)
 
 
-def stats(rows: list[Records], slo: SLO | None = None, **options: Any) -> Any:
-    options = {"exact_tokens": None, "duration_s": None, **options}
-    return statistics(join_records(rows), slo or SLO(), **options)
+def stats(
+    rows: list[Records],
+    slo: SLO | None = None,
+    *,
+    duration_s: float | None = None,
+    is_open: bool = False,
+    **options: Any,
+) -> Any:
+    records = join_records(rows)
+    window = window_of(records, duration_s, is_open=is_open)
+    options = {"exact_tokens": None, "window": window, **options}
+    return statistics(records, slo or SLO(), **options)
 
 
 @pytest.mark.parametrize("q", [0, 1, 50, 90, 99, 99.9, 100])
@@ -173,6 +186,52 @@ def test_throughput_is_over_the_window_of_arrivals() -> None:
     assert rates.output_tokens_per_s == pytest.approx(10.0)
     assert rates.prompt_tokens_per_s == pytest.approx(10.0)
     assert rates.offered_rps == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("num_warmup", [0, 3, 30])
+def test_an_open_loop_has_the_rate_of_its_arrivals_however_long_its_requests(
+    num_warmup: int,
+) -> None:
+    # Ten requests a second that last for two seconds each: the first end comes after two seconds.
+    rows = [
+        row(i, i / 10, [i / 10 + 0.2 * k for k in range(1, 11)], warmup=i < num_warmup)
+        for i in range(100 + num_warmup)
+    ]
+    rates = stats(rows, is_open=True).throughput
+    assert rates.window == "arrivals"
+    assert rates.succeeded_rps == pytest.approx(10.0, rel=0.02)
+    assert rates.output_tokens_per_s == pytest.approx(100.0, rel=0.02)
+    assert rates.offered_rps == pytest.approx(10.0, rel=0.02)
+
+
+def test_conversations_have_the_rates_of_the_time_in_which_they_arrive() -> None:
+    # One conversation a second, each with five turns three seconds apart, for two minutes.
+    turns = [
+        replace(
+            row(5 * i + turn, i + 3.0 * turn, [i + 3.0 * turn + 0.5]),
+            session=np.array([i]), turn=np.array([turn]),
+        )
+        for i in range(120)
+        for turn in range(5)
+    ]  # fmt: skip
+    rates = stats(turns, is_open=True).throughput
+    assert rates.window_s == pytest.approx(119 - 12.5)
+    assert rates.succeeded_rps == pytest.approx(5.0, rel=0.02)
+    assert rates.offered_rps == pytest.approx(5.0, rel=0.02)
+
+
+def test_arrivals_that_are_too_short_for_a_rate_do_not_miss_its_floor() -> None:
+    slo = SLO(min_request_throughput_rps=8.0)
+    rows = [row(i, i / 10, [i / 10 + 2.0]) for i in range(21)]
+    found = stats(rows, slo, is_open=True)
+    assert found.throughput.window == "whole run"
+    objectives = {one.name: one for one in judge_objectives(slo, found)}
+    assert objectives["min_request_throughput_rps"].verdict == Verdict.INCONCLUSIVE
+    burst = stats([row(i, 0.0, [0.1 * i + 0.1]) for i in range(21)], slo, is_open=True)
+    objectives = {
+        one.name: one for one in judge_objectives(SLO(min_request_throughput_rps=11.0), burst)
+    }
+    assert objectives["min_request_throughput_rps"].verdict == Verdict.FAIL
 
 
 def test_a_burst_has_no_window_of_arrivals() -> None:
