@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Answer:
     token_times: list[int] = field(default_factory=list)
     """Of each event that carries text, reasoning or a tool call."""
     token_counts: list[int] = field(default_factory=list)
-    """Tokens so far at each of these events, if the server says so in every event."""
+    """Tokens so far at each of these events; empty unless the server says so in every event."""
     finish_time: int | None = None
     """Of the event with the finish reason."""
     finish_reason: str | None = None
@@ -128,6 +129,19 @@ class Events(ABC):
         """Give the answer the times of its tokens."""
         self.answer.token_times = [self.times[place] for place in self.places]
         self.answer.num_merged_events = len(self.places) - len(set(self.places))
+        if not _are_counts(self.answer.token_counts, self.answer):
+            self.answer.token_counts = []
+
+
+def _are_counts(counts: Sequence[int], answer: Answer) -> bool:
+    """Return whether the usage of each event counts the tokens so far. Some servers put another
+    number into each event: 0, 1, or the tokens of the whole answer."""
+    total = answer.completion_tokens
+    if total is None or not counts or len(counts) != len(answer.token_times):
+        return False
+    ascends = all(before <= after for before, after in itertools.pairwise(counts))
+    is_constant = len(counts) > 1 and counts[0] == counts[-1]
+    return ascends and not is_constant and counts[0] > 0 and counts[-1] <= total
 
 
 def fields_of(value: Any) -> dict[str, Any]:

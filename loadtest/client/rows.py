@@ -230,7 +230,7 @@ def _first_tokens(answer: Answer) -> int | None:
 
 def _event_tokens(answer: Answer) -> list[float]:
     num_events = len(answer.token_times)
-    if len(answer.token_counts) == num_events and num_events:
+    if answer.token_counts:
         counts = [0, *answer.token_counts]
         return [float(after - before) for before, after in itertools.pairwise(counts)]
     if answer.completion_tokens is None:

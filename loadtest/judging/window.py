@@ -89,5 +89,6 @@ def _lengths(measured: Records) -> Values:
     starts, _ = bounds_of(measured.session)
     if not len(starts):
         return np.zeros(0)
-    lengths: Values = np.fmax.reduceat(measured.end_s, starts) - measured.intended_s[starts]
-    return lengths[~np.isnan(lengths)]
+    lengths = np.fmax.reduceat(measured.end_s, starts) - measured.intended_s[starts]
+    known: Values = lengths[~np.isnan(lengths)]
+    return known

@@ -267,6 +267,16 @@ def test_usage_in_every_event_gives_the_tokens_of_each() -> None:
     assert answer.token_counts == [3, 5, 9]
 
 
+@pytest.mark.parametrize("counts", [(0, 0, 0), (1, 1, 1), (4, 4, 4), (3, 5, 9), (2, 1, 4)], ids=str)
+def test_a_usage_in_every_event_that_does_not_count_gives_no_counts(
+    counts: tuple[int, ...],
+) -> None:
+    documents = [{**delta("ab"), "usage": {"completion_tokens": n}} for n in counts]
+    answer = parse([body(*map(event, documents), FINISH, USAGE, DONE) + END])
+    assert len(answer.token_times) == 3 and answer.completion_tokens == 4
+    assert answer.token_counts == []
+
+
 def test_a_byte_order_mark_at_the_start_is_not_part_of_the_event() -> None:
     stream = b"\xef\xbb\xbfdata: one\n\ndata: two\n\n"
     for cut in range(len(stream) + 1):
