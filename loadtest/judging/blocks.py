@@ -108,7 +108,7 @@ class Blocks:
         self.offered, self.cancelled, self.failed, self.good = zeros(), zeros(), zeros(), zeros()
         self.ended, self.good_ended, self.tokens = zeros(), zeros(), zeros()
         self.totals_of_rates = dict.fromkeys(RATES, 0.0)
-        """What the rates count, by rate."""
+        """Sums over the time in which rates count, by rate."""
         self.within = {
             (metric, q): zeros() for metric, limits in slo.latency.items() for q in limits
         }
