@@ -20,4 +20,8 @@ def load_tokenizer(folder: Path) -> Any:
         f"{folder}: transformers cannot load its tokenizer",
         "Expected tokenizer.json and tokenizer_config.json next to the weights.",
     ):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        # With mistral-common installed, which vLLM needs, `auto` takes Mistral's `tekken.json` and
+        # leaves the chat template out. vLLM serves the folder with the files of transformers.
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, mistral_format=False
+        )

@@ -12,6 +12,7 @@ from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
 from tuneline.models.source import resolve_model
+from tuneline.models.tokenizer import load_tokenizer
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -88,3 +89,17 @@ def test_the_tokenizer_keeps_the_class_that_the_base_names(
     out = merged(base, adapter, tmp_path)
     options = json.loads((out / "tokenizer_config.json").read_text())
     assert options["tokenizer_class"] == expected
+
+
+def test_a_tokenizer_in_mistral_s_own_format_is_not_taken(tmp_path: Path) -> None:
+    """Mistral's folders hold their tokenizer twice; a server reads the format of transformers."""
+    base = families.make_base(tmp_path / "base", "mistral")
+    adapter = families.make_adapter(tmp_path / "adapter", base)
+    for folder in (base, adapter):
+        (folder / "tekken.json").write_text("{}")
+    out = merged(base, adapter, tmp_path)
+    assert (out / "tekken.json").is_file()
+    messages = [{"role": "user", "content": "print"}]
+    for folder in (base, adapter, out):
+        text = load_tokenizer(folder).apply_chat_template(messages, tokenize=False)
+        assert text == "<|im_start|>user\nprint<|im_end|>\n", folder.name
