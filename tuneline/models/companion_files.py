@@ -18,10 +18,13 @@ from tuneline.models.folder import (
 )
 from tuneline.models.schemas import GenerationConfig, JsonForm, TokenizerConfig, TokenizerFile
 
-TOKENIZER_FILES = (
-    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+VOCABULARY_FILES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
+    "merges.txt",
 )  # fmt: skip
 PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
@@ -91,14 +94,35 @@ def check_companions(base: Path, adapter: Path) -> None:
     """Read every file that `copy_companions` copies, before the weights are written.
 
     Raises:
-        ArtifactError: A file cannot be read, or its content does not fit the schema.
+        ArtifactError: A file cannot be read, or its content does not fit the schema; or the adapter
+            has a tokenizer without its vocabulary.
     """
+    _check_vocabulary(base, adapter)
     named = [base / TOKENIZER_CONFIG] if (base / TOKENIZER_CONFIG).is_file() else []
     for path in {*_companions(base, adapter), *named}:
         if path.suffix == ".jinja":
             _read_text(path)
         elif path.suffix == ".json":
             read_json(path, FORMS.get(path.name))
+
+
+def _check_vocabulary(base: Path, adapter: Path) -> None:
+    """Refuse an adapter's tokenizer of which only a part is there: the result would have none.
+
+    Some tokenizers have no vocabulary; their base has none either.
+    """
+    partial = [name for name in TOKENIZER_FILES if (adapter / name).is_file()]
+    has_none = [
+        not any((folder / name).is_file() for name in VOCABULARY_FILES)
+        for folder in (adapter, base)
+    ]
+    if partial and has_none == [True, False]:
+        raise ArtifactError(
+            f"{adapter}: has {', '.join(partial)} and no vocabulary; expected all files of the "
+            "tokenizer, or none",
+            hint=f"Try: copy the vocabulary, such as {VOCABULARY_FILES[0]}, into {adapter}, or "
+            "remove these files if the base's tokenizer was not changed.",
+        )
 
 
 def copy_companions(base: Path, adapter: Path, out: Path) -> None:

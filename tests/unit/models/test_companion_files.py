@@ -67,6 +67,19 @@ def test_two_tokenizers_are_never_mixed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tekken.json"]
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "merges.txt"])
+def test_an_adapter_s_tokenizer_without_its_vocabulary_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    base = folder_with(tmp_path / "base", tokenizer_config__json="{}")
+    adapter = folder_with(tmp_path / "adapter")
+    (adapter / name).write_text("{}")
+    check_companions(base, adapter)  # a tokenizer of bytes has no vocabulary
+    (base / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(ArtifactError, match=f"has {name} and no vocabulary"):
+        check_companions(base, adapter)
+
+
 @pytest.mark.parametrize(
     ("name", "is_kept"),
     [
