@@ -91,7 +91,7 @@ def check_data(
     require_trained_tokens(config, tokenizer, [list(seen)])
     require_trainer(config, tokenizer, some[:2])
     found |= _template_said(data, sorted(last), dated=dated)
-    found["method"] = f"{config.method.type}: {method.served}"
+    found["method"] = f"{config.method.type}: {method.result}"
     processes = launch_line(config)
     found |= {"processes": processes} if processes else {}
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"

@@ -18,11 +18,17 @@ from tuneline.models.load import load_network
 from tuneline.models.source import ModelSource
 
 
-def check_targets(config: TrainingConfig, base: ModelSource) -> dict[str, str]:
+def check_targets(
+    config: TrainingConfig, base: ModelSource, *, as_adapter: bool = False
+) -> dict[str, str]:
     """Put the adapter on the base without its weights, and return what would be trained.
 
+    Args:
+        as_adapter: Whether the run serves the base with the adapter, not the merged model.
+
     Raises:
-        ConfigError: An option does not exist or does not fit the base, or a name matches nothing.
+        ConfigError: An option does not exist or does not fit the base, or a name matches nothing,
+            or vLLM cannot serve the adapter next to its base as the run wants.
         ArtifactError: The base cannot be loaded.
     """
     quiet_libraries()
@@ -40,7 +46,7 @@ def check_targets(config: TrainingConfig, base: ModelSource) -> dict[str, str]:
         )
     found: dict[str, str] = {}
     if config.packing and (network := small_network(model)) is not None:
-        require_rows_apart(network)
+        require_rows_apart(network, config.max_length)
         found["packing"] = "rows of one sequence do not see one another"
     without = {}
     if config.finetuning_type == "full":
@@ -60,9 +66,15 @@ def check_targets(config: TrainingConfig, base: ModelSource) -> dict[str, str]:
             for row in rows
         }
         reasons = unservable(config, base.path, model)
-        found["served"] = (
-            f"merged only: {'; '.join(reasons)}" if reasons else "merged, or as an adapter"
-        )
+        if as_adapter and reasons:
+            raise ConfigError(
+                f"serving.mode: adapter cannot serve this adapter: {'; '.join(reasons)}",
+                hint="Try: --set serving.mode=merged",
+            )
+        if task_type == "CAUSAL_LM":
+            found["served"] = (
+                f"merged only: {'; '.join(reasons)}" if reasons else "merged, or as an adapter"
+            )
     found |= {f"not trained {pattern}": reason for pattern, reason in without.items()}
     return found
 

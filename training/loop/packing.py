@@ -3,6 +3,10 @@
 Attention keeps packed rows apart by their positions, which start at 0 with each row. A layer that
 carries a state along the sequence (a short convolution, a linear attention, a state-space layer)
 and an attention that reads no positions do not: one row then changes the next one's answer.
+
+Llama 4 counts two things from the start of the sequence and not of the row: where a chunk of its
+attention ends, and the temperature of its layers without positions. A row beyond the first chunk
+then loses its own beginning.
 """
 
 from __future__ import annotations
@@ -24,21 +28,51 @@ MAX_RELATIVE_LEAK = 1e-5
 differ by nothing at all or by the last bit of a number."""
 
 
-def require_rows_apart(model: Any) -> None:
+def require_rows_apart(model: Any, max_length: int) -> None:
     """Check on the loaded model that rows that are packed into one sequence stay apart.
 
+    Args:
+        max_length: The longest packed sequence, in tokens.
+
     Raises:
-        ConfigError: A token of one row changes the hidden states of the next row.
+        ConfigError: A token of one row changes the hidden states of the next row, or the place of a
+            row in the sequence changes its own.
     """
+    longest = longest_sequence(model.config.get_text_config())
+    if longest is not None and max_length > longest:
+        raise ConfigError(
+            f"training.packing: training.max_length is {max_length:,}; the attention of "
+            f"{_class_name(model)} counts chunks of {longest:,} tokens from the start of the "
+            "packed sequence, so that a row in two chunks loses its own beginning",
+            hint=f"Try: training.max_length: {longest}, or training.packing: false",
+        )
     leak, largest = packing_leak(model)
     if leak > MAX_RELATIVE_LEAK * largest:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         raise ConfigError(
-            f"training.packing: rows of one sequence see one another in {type(base).__name__}: "
+            f"training.packing: rows of one sequence see one another in {_class_name(model)}: "
             f"other tokens in one row change the next row's hidden states by {leak:.3g}; "
             "expected 0",
             hint="Try: training.packing: false",
         )
+
+
+def longest_sequence(config: Any) -> int | None:
+    """Return the longest packed sequence whose rows are computed as on their own; None without a
+    limit.
+
+    Args:
+        config: The text configuration of transformers.
+    """
+    limits = []
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        limits.append(config.attention_chunk_size)
+    if getattr(config, "attn_temperature_tuning", False):
+        limits.append(config.floor_scale)  # the position after it predicts nothing
+    return min(limits, default=None)
+
+
+def _class_name(model: Any) -> str:
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
 
 
 def small_network(model: Any) -> Any | None:
@@ -94,5 +128,6 @@ def _last_hidden(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
             )
     finally:
         model.train(was_training)
-    hidden: torch.Tensor = output.last_hidden_state[0, NUM_TOKENS:]
+    # A network without a decoder of its own name, such as Llama 4, returns its logits.
+    hidden: torch.Tensor = output[0][0, NUM_TOKENS:]
     return hidden.float()

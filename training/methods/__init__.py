@@ -56,8 +56,8 @@ class Method:
     DataError."""
     sequences: Callable[[Any], Sequence[list[int]]] = lambda example: [example.input_ids]
     """An example -> its sequences of token ids, whole."""
-    served: str = "a chat model, served merged or as an adapter"
-    """How a server can use the result, for people."""
+    result: str = "a chat model"
+    """The result of a training, for people."""
     columns: tuple[str, ...] = ()
     """Figures of the trainer log that the curve keeps, also of held-out rows. The
     picture draws the first one in place of the loss if `draws_columns` is set."""

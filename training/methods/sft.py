@@ -58,7 +58,7 @@ def _trainer(
         packing=config.packing,
     )
     if config.packing:
-        require_rows_apart(model)
+        require_rows_apart(model, config.max_length)
     # Held-out rows of like length share a batch; their order does not change the mean.
     ordered = sorted(heldout_rows, key=lambda row: len(row.input_ids))
     with refused_by_trl(config):

@@ -13,7 +13,7 @@ from tuneline.pipeline.artifact_summary import summarize
 from tuneline.pipeline.lengths import require_rows_fit
 from tuneline.pipeline.plan import plan, select_stages
 from tuneline.pipeline.run_config import Run
-from tuneline.pipeline.server import require_served_weights
+from tuneline.pipeline.server import require_served_weights, serves_adapter
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
 from tuneline.pipeline.stages import evaluation_config
@@ -67,7 +67,7 @@ def check_run(run: Run) -> CheckedRun:
     weights = read_base(base.path)
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     check_model(base.path, f"base model {base.name}")
-    found |= check_targets(config.training, base)
+    found |= check_targets(config.training, base, as_adapter=serves_adapter(config))
     found |= check_data(
         config.training, base, config.data, run.path.parent,
         functools.partial(require_rows_fit, config, base),

@@ -23,12 +23,13 @@ from tuneline.pipeline.heldout import (
     require_prompts,
 )
 from tuneline.pipeline.lengths import require_prompts_fit
-from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 from tuneline.pipeline.server import (
     model_source,
     require_served_weights,
     served,
     served_stage,
+    serves_adapter,
     serving_config,
 )
 from tuneline.pipeline.stage import (
@@ -206,6 +207,14 @@ def _require_server(run: Run) -> None:
     require_server(serving_config(run))
 
 
+def _require_servable(run: Run) -> None:
+    if serves_adapter(run.config):
+        from training import check_targets
+
+        base = resolve_base(run, download=True)
+        check_targets(run.config.training, base, as_adapter=True)
+
+
 def _require_workload(run: Run) -> None:
     workload_inputs(run)
 
@@ -261,7 +270,8 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
-            inputs=training_inputs, accepts=(require_measured,), version=5,
+            inputs=training_inputs, prepare=(_require_servable,), accepts=(require_measured,),
+            version=5,
         ),
         Stage(
             EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",

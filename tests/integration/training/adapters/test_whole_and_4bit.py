@@ -19,7 +19,11 @@ from training.adapters.check import check_targets
 from training.adapters.servable import takes_lora
 from training.config import ReferenceConfig, TrainingConfig
 from tuneline.core.artifact import Artifact
+from tuneline.core.errors import ConfigError
 from tuneline.models.source import ModelSource, resolve_model
+from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.pipeline.stage import ADAPTER
+from tuneline.pipeline.stages import stages
 
 FEW = {**SETTINGS, "num_train_epochs": 2, "lora_dropout": 0.0, "save_steps": 4}
 
@@ -138,6 +142,29 @@ def test_the_check_says_what_would_be_trained(line: Line) -> None:
     assert "of the weights in NF4" in found["4 bits"]
     whole = check_targets(_config(finetuning_type="full"), line.base)
     assert "100.00% of the base's" in whole["trained"]
+    # A reward model answers nothing, so that no server has it.
+    assert "served" not in check_targets(_config(method={"type": "reward"}), line.base)
+
+
+def test_an_adapter_that_vllm_cannot_serve_is_refused_before_training(
+    base: ModelSource, tmp_path: Path
+) -> None:
+    config = json.loads((base.path / "config.json").read_text())
+    served = check_targets(_config(), base, as_adapter=True)["served"]
+    assert served == "merged, or as an adapter"
+    changed = {**config, "architectures": ["GPT2LMHeadModel"]}
+    (base.path / "config.json").write_text(json.dumps(changed))
+    assert "takes no adapters" in check_targets(_config(), base)["served"]
+    with pytest.raises(ConfigError, match="vLLM's GPT2LMHeadModel takes no adapters") as caught:
+        check_targets(_config(), base, as_adapter=True)
+    assert caught.value.hint == "Try: --set serving.mode=merged"
+    values = {"name": "x", "base_model": "base", "data": {"path": "rows.jsonl"}}
+    values["serving"] = {"mode": "adapter"}
+    run = Run(tmp_path / "run.yaml", RunConfig.model_validate(values), tmp_path)
+    (stage,) = [one for one in stages(run) if one.name == ADAPTER]
+    (prepare,) = stage.prepare
+    with pytest.raises(ConfigError, match=r"serving\.mode: adapter cannot serve this adapter"):
+        prepare(run)
 
 
 @pytest.mark.parametrize(

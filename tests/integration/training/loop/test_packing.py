@@ -68,7 +68,7 @@ def test_attention_with_positions_keeps_packed_rows_apart(family: str) -> None:
     leak, largest = packing_leak(model)
     assert largest > 0.1
     assert leak == 0.0
-    require_rows_apart(model)
+    require_rows_apart(model, 64)
     assert model.training
 
 
@@ -76,7 +76,7 @@ def test_attention_with_positions_keeps_packed_rows_apart(family: str) -> None:
 def test_packing_is_refused_where_rows_see_one_another(family: str) -> None:
     model = _model(MIXING[family])
     with pytest.raises(ConfigError, match="rows of one sequence see one another") as caught:
-        require_rows_apart(model)
+        require_rows_apart(model, 64)
     assert type(model).__name__ in str(caught.value)
     assert caught.value.hint == "Try: training.packing: false"
     assert caught.value.exit_code == 2
@@ -103,3 +103,30 @@ def test_the_leak_is_that_of_a_row_next_to_another(family: str) -> None:
         packed = output.logits[0, 8:]
         alone = model(input_ids=rows[1:]).logits[0]
     assert bool((packed - alone).abs().max() > 1e-3) is (family in MIXING)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "floor", "interval", "num_tokens"),
+    [(12, 64, 9, 12), (64, 12, 1, 12)],
+    ids=["chunks", "temperature"],
+)
+def test_packing_beyond_the_first_chunk_of_llama_4_is_refused(
+    chunk: int, floor: int, interval: int, num_tokens: int
+) -> None:
+    config = T.Llama4TextConfig(
+        **GROUPED, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=chunk,
+        floor_scale=floor, attn_scale=1.0, no_rope_layer_interval=interval,
+    )  # fmt: skip
+    model = _model(lambda: T.Llama4ForCausalLM(config)).eval()
+    rows = torch.randint(1, 64, (2, 8), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(8).repeat(2)[None]
+    with torch.no_grad():
+        packed = model(input_ids=rows.view(1, -1), position_ids=positions, use_cache=False)
+        alone = model(input_ids=rows[1:], use_cache=False).logits[0]
+    difference = (packed.logits[0, 8:] - alone).abs().amax(-1)
+    assert difference[: num_tokens - 8 - 1].max() < 1e-4
+    assert difference[num_tokens - 8 :].max() > 1e-3
+    require_rows_apart(model, num_tokens)
+    with pytest.raises(ConfigError, match=f"in chunks|chunks of {num_tokens} tokens") as caught:
+        require_rows_apart(model, num_tokens + 1)
+    assert f"training.max_length: {num_tokens}" in str(caught.value.hint)
