@@ -30,7 +30,7 @@ from loadtest.report.schema import Calibration, Server
 from loadtest.workload.build import Workload
 from loadtest.workload.checks import Checks
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import progress
 
 GiveUp = Callable[[Counters], bool]
@@ -40,7 +40,7 @@ def measure_scenario(
     config: LoadTestConfig,
     scenario: Scenario,
     endpoint: Endpoint,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     *,
     seed: int,
     give_up: GiveUp = lambda _: False,
@@ -56,7 +56,7 @@ def measure_scenario(
         endpoint: Where to.
         prompts: For `workload.source: prompts`.
         seed: Seed of the arrivals and the order.
-        give_up: Asked each second; True ends the run, and requests in flight stay unfinished.
+        give_up: ChatPrompt each second; True ends the run, and requests in flight stay unfinished.
         permutation_seed, checks: See `build_workload`.
         spill: Where the records of a long run go; without it they stay in memory.
     """

@@ -24,7 +24,7 @@ from tuneline.core.digests import short_digest
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, ServerError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, Tolerances
 
@@ -34,7 +34,7 @@ def run_loadtest(
     endpoint: Endpoint,
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     inputs: Sequence[Input] = (),
     reference: Artifact | None = None,
     tolerances: Tolerances | None = None,
@@ -102,7 +102,7 @@ def _measure_until_valid(
     config: LoadTestConfig,
     number: int,
     endpoint: Endpoint,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     checks: Checks | None,
     directory: Path,
 ) -> Result:

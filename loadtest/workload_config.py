@@ -155,7 +155,7 @@ class WorkloadConfig(StrictModel):
             problems.append(f"route: {self.route} takes messages; {self.source} has token ids")
         if self.tools is not None and self.source in TOKEN_IDS:
             problems.append(f"tools go with messages; {self.source} has token ids")
-        problems += _tool_problems(self.tools or [])
+        problems += tool_problems(self.tools or [])
         if self.images is not None and self.source in TOKEN_IDS:
             problems.append(f"images go with messages; {self.source} has token ids")
         if self.multi_turn and self.source not in ("prompts", "sharegpt"):
@@ -183,7 +183,7 @@ class WorkloadConfig(StrictModel):
         return problems
 
 
-def _tool_problems(tools: list[dict[str, Any]]) -> list[str]:
+def tool_problems(tools: list[dict[str, Any]]) -> list[str]:
     """Return which tools do not have the form of OpenAI's chat route."""
     problems = []
     for number, tool in enumerate(tools, start=1):

@@ -23,6 +23,7 @@ from k8s.render.kustomize import (
 )
 from k8s.rules.objects import escaped_size
 from tuneline.core.errors import ConfigError
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 
 # `kubectl apply` keeps a copy of an object in one annotation of at most 256 KiB, and writes the
@@ -39,7 +40,7 @@ def write_loadtest(
     url: str,
     model: str,
     run_config: Mapping[str, Any],
-    prompts: Sequence[Sequence[Mapping[str, str]]],
+    prompts: Sequence[ChatPrompt],
     deadline_s: int,
 ) -> None:
     """Add `load-test/` to a rendered tree.
@@ -60,7 +61,7 @@ def write_loadtest(
     write_yaml(directory / "run.yaml", run_config)
     if facts.config.loadtest_prompts == "claim":
         return
-    lines = _fitting([json.dumps(list(prompt), ensure_ascii=False) for prompt in prompts])
+    lines = _fitting([json.dumps(prompt, ensure_ascii=False) for prompt in prompts])
     if len(lines) < len(prompts):
         logger.info(
             "load test: %d of %d prompts fit a ConfigMap and are taken", len(lines), len(prompts)

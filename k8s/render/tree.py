@@ -27,6 +27,7 @@ from k8s.render.workloads.chart import write_chart
 from k8s.render.workloads.write import write_workload
 from k8s.rules.objects import flags
 from tuneline.core.errors import ConfigError
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 from tuneline.core.secrets import is_secret_name
 
@@ -42,7 +43,7 @@ def render_manifests(
     served_env: Mapping[str, str],
     out: Path,
     run_config: Mapping[str, Any] | None = None,
-    prompts: Sequence[Sequence[Mapping[str, str]]] = (),
+    prompts: Sequence[ChatPrompt] = (),
     loadtest_deadline_s: int = 3600,
     capacity: Capacity | None = None,
     release: str | None = None,

@@ -20,7 +20,7 @@ from loadtest.workload.sessions.build import build_sessions
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ConfigError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 
 MAX_CONNECTIONS = 16384
@@ -30,7 +30,7 @@ def make_plan(
     config: LoadTestConfig,
     scenario: Scenario,
     endpoint: Endpoint,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     *,
     seed: int,
     permutation_seed: int | None = None,

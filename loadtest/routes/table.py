@@ -35,6 +35,9 @@ class Route:
     clients that leave."""
     has_system: bool = False
     """Whether the system's messages have a key of their own."""
+    no_call: Any = "none"
+    """The `tool_choice` that shows the tools to the model and asks for no call: a server takes it
+    without a parser of calls."""
 
 
 def _marks(key: bytes, event: bytes | None = None) -> tuple[bytes, ...]:
@@ -61,5 +64,6 @@ ROUTES: dict[str, Route] = {
     "messages": Route(
         "messages", "messages", anthropic.MessagesEvents, anthropic.items_of, anthropic.options_of,
         exact=(), marks=_marks(b'"text"', b"event: content_block_delta"), has_system=True,
+        no_call={"type": "none"},
     ),
 }  # fmt: skip

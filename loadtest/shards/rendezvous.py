@@ -20,7 +20,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.disk import replace_file
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, MissingError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 
 LEAD_S = 15.0
@@ -37,7 +37,7 @@ def run_together(
     endpoint: Endpoint,
     folder: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     shard: int,
     num_shards: int,
     patience_s: float = PATIENCE_S,

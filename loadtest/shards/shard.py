@@ -33,7 +33,7 @@ from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.reference import Continuation
 from tuneline.core.tolerances import Tolerances
 
@@ -100,7 +100,7 @@ def run_shard(
     endpoint: Endpoint,
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     shard: int,
     num_shards: int,
     start: Callable[[], float],

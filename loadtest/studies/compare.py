@@ -23,7 +23,7 @@ from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, ConfigError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 
 Open = Callable[[], AbstractContextManager[Endpoint]]
@@ -38,7 +38,7 @@ def compare_endpoints(
     endpoint_b: Endpoint,
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     num_rounds: int = DEFAULT_ROUNDS,
     margin: float = DEFAULT_MARGIN,
 ) -> Artifact:
@@ -76,7 +76,7 @@ def compare_servers(
     open_b: Open,
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     num_rounds: int,
     inputs: Sequence[Input],
     margin: float = DEFAULT_MARGIN,
@@ -127,7 +127,7 @@ def _in_turns(
     config: LoadTestConfig,
     scenario: Scenario,
     opens: dict[Side, Open],
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     num_rounds: int,
     seed: int,
     directory: Path,

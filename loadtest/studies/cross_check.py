@@ -24,7 +24,7 @@ from loadtest.measure import judged
 from loadtest.report.build import Result
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.openai_client import async_openai_client
 
 
@@ -49,7 +49,7 @@ def cross_check(
     scenario: Scenario,
     endpoint: Endpoint,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
 ) -> CrossCheck:
     """Run one open-loop scenario with our client, then with the openai client.
 

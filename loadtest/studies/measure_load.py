@@ -25,7 +25,7 @@ from loadtest.studies.load import Load
 from loadtest.studies.schema import METRICS, Probe
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.verdict import Verdict
 
 NUM_HOPELESS = 30
@@ -43,7 +43,7 @@ TIMES_TOO_SLOW = 4
 def measure_load(
     config: LoadTestConfig,
     endpoint: Endpoint,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     load: Load,
     num_requests: int,
     seed: int,

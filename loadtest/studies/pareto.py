@@ -24,7 +24,7 @@ from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError, TunelineError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 from tuneline.core.verdict import Verdict
 
@@ -49,7 +49,7 @@ def sweep_servers(
     contenders: Mapping[str, Contender],
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     concurrencies: Sequence[int],
     inputs: Sequence[Input] = (),
     num_requests: int = 100,
@@ -109,7 +109,7 @@ def _measure_server(
     config: LoadTestConfig,
     name: str,
     contender: Contender,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     streams: Sequence[int],
     inputs: Sequence[Input],
     num_requests: int,

@@ -28,7 +28,7 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
 from tuneline.core.files import file_sha256
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.verdict import Verdict
 
 MAX_CONFIRMATIONS = 5
@@ -58,7 +58,7 @@ def search_rate(
     endpoint: Endpoint,
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     inputs: Sequence[Input] = (),
     start_rps: float = 1.0,
     max_rps: float = 1000.0,
@@ -109,7 +109,7 @@ def search_concurrency(
     endpoint: Endpoint,
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     inputs: Sequence[Input] = (),
     start: int = 1,
     most: int = 1024,
@@ -142,7 +142,7 @@ def _search(
     config: LoadTestConfig,
     endpoint: Endpoint,
     out: Path,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     inputs: Sequence[Input],
     options: Options,
 ) -> Artifact:
@@ -168,7 +168,7 @@ def _search(
 
 
 def _resolved(
-    config: LoadTestConfig, options: Options, prompts: Sequence[Messages]
+    config: LoadTestConfig, options: Options, prompts: Sequence[ChatPrompt]
 ) -> dict[str, Any]:
     """Return the options for the manifest, by the names that the command has. A search goes on only
     with the same prompts."""

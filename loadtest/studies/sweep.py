@@ -21,7 +21,7 @@ from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 
 
@@ -30,7 +30,7 @@ def sweep_rates(
     endpoint: Endpoint,
     out: Path,
     *,
-    prompts: Sequence[Messages],
+    prompts: Sequence[ChatPrompt],
     rates_rps: Sequence[float],
     inputs: Sequence[Input] = (),
     num_requests: int = 300,

@@ -18,7 +18,7 @@ from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.schema import Probe
 from tuneline.core.disk import replace_file
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 from tuneline.core.verdict import Verdict
 
@@ -50,7 +50,7 @@ class Tries:
 
     config: LoadTestConfig
     endpoint: Endpoint
-    prompts: Sequence[Messages]
+    prompts: Sequence[ChatPrompt]
     axis: Axis
     num_requests: int
     journal: Path | None = None

@@ -21,7 +21,7 @@ from loadtest.workload.images import check_total, count_images, with_images, wit
 from loadtest.workload.lengths import draw_lengths
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.errors import ConfigError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt, Messages
 from tuneline.core.server_words import text_of
 
 SOURCES: dict[str, Source] = {
@@ -64,7 +64,7 @@ class Workload:
 def build_workload(
     config: LoadTestConfig,
     model: str,
-    given: Sequence[Messages],
+    given: Sequence[ChatPrompt],
     *,
     seed: int,
     num_requests: int | None,
@@ -117,7 +117,7 @@ def build_workload(
     for number in range(count):
         prompt = found[number % len(found)]
         max_tokens = lengths[number] if lengths else prompt.max_tokens or config.max_tokens
-        contents.append([prompt.content, max_tokens])
+        contents.append([prompt.content, max_tokens, *([prompt.tools] if prompt.tools else [])])
         sent = prompt.content
         if workload.unique_prompts:
             sent = with_nonce(sent, f"{run_id}-{number}", workload.max_token_id)
@@ -129,7 +129,7 @@ def build_workload(
             check_total(num_image_bytes)
         else:
             sent = [int(one) for one in id_of[sent]]
-        bodies.append(_body(config, names[number], sent, max_tokens))
+        bodies.append(_body(config, names[number], sent, max_tokens, prompt.tools))
         tokens.append(max_tokens)
     is_chat = isinstance(found[0].content[0], dict)
     body_of = num_unchecked = None
@@ -203,12 +203,17 @@ def permutation(
 
 
 def _body(
-    config: LoadTestConfig, model: str, content: Messages | list[int], max_tokens: int
+    config: LoadTestConfig,
+    model: str,
+    content: Messages | list[int],
+    max_tokens: int,
+    tools: Sequence[dict[str, Any]],
 ) -> str:
     is_chat = isinstance(content[0], dict)
     route = route_of(config, is_chat)
     said = entries_of(route, content) if is_chat else content
-    options = options_of(config, route, max_tokens, system_of(route, content) if is_chat else "")
+    system = system_of(route, content) if is_chat else ""
+    options = options_of(config, route, max_tokens, system, tools)
     return json.dumps({"model": model, route.key: said, **options}, ensure_ascii=False)
 
 
@@ -232,10 +237,21 @@ def system_of(route: Route, messages: Sequence[Any]) -> str:
 
 
 def options_of(
-    config: LoadTestConfig, route: Route, max_tokens: int, system: str
+    config: LoadTestConfig,
+    route: Route,
+    max_tokens: int,
+    system: str,
+    tools: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return the keys of a request next to its model and its messages."""
-    options = route.options(max_tokens, config.workload.tools or (), system)
+    """Return the keys of a request next to its model and its messages.
+
+    Args:
+        tools: Those of the prompt; `workload.tools` takes their place.
+    """
+    common = config.workload.tools
+    options = route.options(max_tokens, tools if common is None else common, system)
+    if tools and common is None:
+        options["tool_choice"] = route.no_call
     options |= config.extra_body
     if config.ignore_eos:
         exact = {"ignore_eos": True, "min_tokens": max_tokens}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,8 @@ def read_checks(
     )
 
 
-def options_of(checks: Checks) -> dict[str, Any]:
-    """Return the body of a check without its model and its messages.
+def options_of(checks: Checks, tools: Sequence[Any]) -> dict[str, Any]:
+    """Return the body of a check with these tools, without its model and its messages.
 
     The keys beyond OpenAI's are vLLM's, for the ids of tokens; a server that ignores them is
     compared by its texts.
@@ -64,19 +64,18 @@ def options_of(checks: Checks) -> dict[str, Any]:
         "return_tokens_as_token_ids": True,
         "repetition_penalty": 1.0,
         **({"chat_template_kwargs": kwargs} if kwargs else {}),
+        **({"tools": list(tools), "tool_choice": "none"} if tools else {}),
     }
 
 
 def check_bodies(checks: Checks, model: str) -> list[str]:
     """Return the request bodies of the reference's prompts."""
-    options = options_of(checks)
     return [
         json.dumps(
             {
                 "model": model,
                 "messages": as_request(one.messages),
-                **({"tools": one.tools, "tool_choice": "none"} if one.tools else {}),
-                **options,
+                **options_of(checks, one.tools),
             },
             ensure_ascii=False,
         )

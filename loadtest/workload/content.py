@@ -12,7 +12,7 @@ import numpy as np
 
 from loadtest.workload_config import WorkloadConfig
 from tuneline.core.errors import DataError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt, Messages, messages_of, tools_of
 
 FIRST_TOKEN_ID = 100
 MAX_PROBLEMS = 20
@@ -26,6 +26,13 @@ class Prompt:
     content: Messages | list[int]
     max_tokens: int | None = None
     """The answer length that a trace says; None for the common length."""
+    tools: Sequence[dict[str, Any]] = ()
+    """The tools of this prompt."""
+
+
+def prompts_of(found: Sequence[ChatPrompt]) -> list[Prompt]:
+    """Return the prompts of requests."""
+    return [Prompt(messages_of(one), tools=tools_of(one)) for one in found]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Wanted:
     """The content that a load test wants from a source."""
 
     workload: WorkloadConfig
-    given: Sequence[Messages]
+    given: Sequence[ChatPrompt]
     """The prompts given to the load test."""
     rng: np.random.Generator
     num_requests: int | None

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from loadtest.workload.content import (
     MAX_PROBLEMS,
     Content,
-    Prompt,
     Wanted,
     json_lines,
+    prompts_of,
     read_text,
 )
 from loadtest.workload.conversations import conversations
-from loadtest.workload.sessions.messages import list_problem, plain
+from loadtest.workload.sessions.messages import list_problem, plain, tools_problem
 from tuneline.core.errors import DataError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt, with_tools
 
 
 def read(wanted: Wanted) -> Content:
     """Return the given prompts, or their turns."""
     found = conversations(wanted.given, wanted.workload.multi_turn)
-    return Content([Prompt(messages) for messages in found])
+    return Content(prompts_of(found))
 
 
 DEFAULT_PROMPTS: tuple[str, ...] = (
@@ -36,27 +37,30 @@ DEFAULT_PROMPTS: tuple[str, ...] = (
 )
 
 
-def read_prompts(path: Path | None) -> list[Messages]:
+def read_prompts(path: Path | None) -> list[ChatPrompt]:
     """Read prompts from JSON Lines, or return a few built-in questions without a file.
 
-    A line is a list of chat messages, or an object with such a list as `prompt` or `messages`.
+    A line is a list of chat messages, or an object with such a list as `prompt` or `messages`,
+    and `tools` in the form of OpenAI's chat route if it has some.
 
     Raises:
         DataError: A line holds no prompt; up to MAX_PROBLEMS such lines are named.
     """
     if path is None:
         return [[{"role": "user", "content": text}] for text in DEFAULT_PROMPTS]
-    prompts: list[Messages] = []
+    prompts: list[ChatPrompt] = []
     problems: list[str] = []
     for number, value in json_lines(path, read_text(path), problems):
+        tools: Any = []
         if isinstance(value, dict):
+            tools = value.get("tools") or []
             value = value.get("prompt", value.get("messages"))
         if isinstance(value, str):
             value = [{"role": "user", "content": value}]
-        if (problem := list_problem(value)) is not None:
+        if (problem := list_problem(value) or tools_problem(tools)) is not None:
             problems.append(f"{path}: line {number}: {problem}")
             continue
-        prompts.append([plain(message) for message in value])
+        prompts.append(with_tools([plain(message) for message in value], tools))
     if not prompts and not problems:
         problems = [f"{path}: holds no prompt"]
     if problems:

@@ -8,11 +8,11 @@ from typing import Any
 
 from loadtest.workload.content import (
     Content,
-    Prompt,
     Wanted,
     file_of,
     is_text,
     json_lines,
+    prompts_of,
     read_text,
 )
 from loadtest.workload.conversations import conversations
@@ -30,7 +30,7 @@ ROLES = {
 def read(wanted: Wanted) -> Content:
     """Return the file's conversations, or their turns."""
     found = conversations(sharegpt(wanted.workload), wanted.workload.multi_turn)
-    return Content([Prompt(messages) for messages in found])
+    return Content(prompts_of(found))
 
 
 def sharegpt(workload: WorkloadConfig) -> list[Messages]:

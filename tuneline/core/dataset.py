@@ -6,14 +6,14 @@ import json
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import DataError, NotAnArtifactError
-from tuneline.core.messages import Messages, as_request
+from tuneline.core.messages import ChatPrompt, as_request, with_tools
 
 TRAIN_FILE = "train.jsonl"
 HELDOUT_FILE = "heldout.jsonl"
 
 
-def heldout_prompts(dataset: Artifact) -> list[Messages]:
-    """Return the messages of a dataset's held-out rows as requests, in order, without answers.
+def heldout_prompts(dataset: Artifact) -> list[ChatPrompt]:
+    """Return the prompts of a dataset's held-out rows as requests, in order, without answers.
 
     Rows of plain text have no messages and are left out.
 
@@ -23,13 +23,13 @@ def heldout_prompts(dataset: Artifact) -> list[Messages]:
     """
     path = dataset.path / HELDOUT_FILE
     text = path.read_text(encoding="utf-8")
-    prompts: list[Messages] = []
+    prompts: list[ChatPrompt] = []
     # Only a line feed ends a line; text may hold the other line ends that `splitlines` knows.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
             if not (isinstance(row, dict) and "text" in row):
-                prompts.append(as_request(row["prompt"]))
+                prompts.append(with_tools(as_request(row["prompt"]), row.get("tools", ())))
         except (ValueError, KeyError, TypeError):
             raise NotAnArtifactError(
                 f"{path}: line {number}: expected a row with a prompt"

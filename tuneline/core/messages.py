@@ -21,6 +21,24 @@ with `arguments` as an object; a call may have an `id`.
 Messages = list[Message]
 """A conversation in order."""
 
+ChatPrompt = Messages | dict[str, Any]
+"""The prompt of a request: a conversation, or an object with `messages` and `tools`."""
+
+
+def with_tools(messages: Messages, tools: Sequence[Mapping[str, Any]]) -> ChatPrompt:
+    """Return the prompt of a request with a conversation, and with tools if there are any."""
+    return {"messages": messages, "tools": list(tools)} if tools else messages
+
+
+def messages_of(asked: ChatPrompt) -> Messages:
+    """Return the conversation of a request."""
+    return asked["messages"] if isinstance(asked, dict) else asked
+
+
+def tools_of(asked: ChatPrompt) -> list[dict[str, Any]]:
+    """Return the tools of a request."""
+    return asked["tools"] if isinstance(asked, dict) else []
+
 
 def content_of(message: Message) -> str:
     """Return a message's text; empty for a message that only calls tools."""

@@ -12,7 +12,7 @@ from tuneline.core.artifact import Input, canonical_digest, open_artifact, verif
 from tuneline.core.config import keyed_values
 from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer, Served, served, served_stage
@@ -28,7 +28,7 @@ class LoadTarget:
 
     config: LoadTestConfig
     endpoint: Endpoint
-    prompts: list[Messages]
+    prompts: list[ChatPrompt]
     inputs: list[Input]
     server_key: str
     """Names the server with its settings: figures of another one cannot be continued."""

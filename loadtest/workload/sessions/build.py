@@ -33,7 +33,7 @@ from loadtest.workload.sessions.table import READERS
 from loadtest.workload_config import Delay, ImagesConfig, SessionsConfig
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.errors import ConfigError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt, Messages, as_request
 
 MIN_ROWS = 2000
 """Sessions whose delays are drawn if their number is not known; later sessions repeat them."""
@@ -42,7 +42,7 @@ MIN_ROWS = 2000
 def build_sessions(
     config: LoadTestConfig,
     model: str,
-    given: Sequence[Messages],
+    given: Sequence[ChatPrompt],
     *,
     seed: int,
     num_sessions: int | None,
@@ -74,9 +74,11 @@ def build_sessions(
         order = with_checks(order, num_others, checks, num_sessions, seed)
         tokens = checks.settings["max_new_tokens"]
         found += [
-            Conversation([Turn(one.messages, [], max_tokens=tokens)]) for one in checks.expected
+            Conversation([Turn(as_request(one.messages), [], max_tokens=tokens)], tools=one.tools)
+            for one in checks.expected
         ]
     turns = [turn for one in found for turn in one.turns]
+    tools = [one.tools for one in found for _ in one.turns]
     num_unchecked = sum(len(one.turns) for one in found[:num_others])
     is_chat = isinstance(turns[0].added[0], dict)
     if sessions.history == "own" and any(_has_tools(turn) for turn in turns):
@@ -107,9 +109,9 @@ def build_sessions(
         stride=max(len(one.turns) for one in found),
         opens=[f'{{"model": {json.dumps(name)}, "{route.key}": [' for name in names],
         closes=[
-            "], " + json.dumps(options_of(config, route, length, systems[place]))[1:]
+            "], " + json.dumps(options_of(config, route, length, systems[place], tools[place]))[1:]
             if checks is None or place < num_unchecked
-            else "], " + json.dumps(options_of_checks(checks))[1:]
+            else "], " + json.dumps(options_of_checks(checks, tools[place]))[1:]
             for place, length in enumerate(lengths)
         ],
         answers=[_joined(route, turn.answers) for turn in turns],
@@ -122,7 +124,8 @@ def build_sessions(
     )
     added = [*without_images, *(turn.added for turn in turns[num_unchecked:])]
     contents = [
-        [one, turn.answers, size] for one, turn, size in zip(added, turns, lengths, strict=True)
+        [one, turn.answers, size, *([own] if own else [])]
+        for one, turn, size, own in zip(added, turns, lengths, tools, strict=True)
     ]
     return Workload(
         path=route.path,
@@ -149,7 +152,7 @@ def build_sessions(
 
 def _read(
     config: LoadTestConfig,
-    given: Sequence[Messages],
+    given: Sequence[ChatPrompt],
     rng: np.random.Generator,
     num_sessions: int | None,
 ) -> tuple[list[Conversation], bool]:

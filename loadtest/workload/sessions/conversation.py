@@ -43,6 +43,8 @@ class Conversation:
     turns: list[Turn]
     start_s: float | None = None
     """When the trace begins it, in seconds."""
+    tools: Sequence[dict[str, Any]] = ()
+    """The tools that every request of it brings."""
 
 
 def turns_of(messages: Sequence[Message]) -> list[Turn]:

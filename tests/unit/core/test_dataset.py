@@ -8,6 +8,7 @@ import pytest
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE, heldout_prompts
 from tuneline.core.errors import DataError, NotAnArtifactError
+from tuneline.core.messages import messages_of
 
 
 def dataset(folder: Path, text: str) -> Artifact:
@@ -35,9 +36,20 @@ def test_calls_are_those_of_a_request(tmp_path: Path) -> None:
         {"role": "tool", "content": "two"},
     ]
     (found,) = heldout_prompts(dataset(tmp_path / "ds", json.dumps({"prompt": prompt}) + "\n"))
-    (sent,) = found[1]["tool_calls"]
+    _, second, third = messages_of(found)
+    (sent,) = second["tool_calls"]
     assert sent["function"]["arguments"] == '{"n": 1}'
-    assert found[2]["tool_call_id"] == sent["id"]
+    assert third["tool_call_id"] == sent["id"]
+
+
+def test_a_prompt_keeps_the_tools_of_its_row(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "one"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    text = "".join(
+        json.dumps(row) + "\n" for row in ({"prompt": prompt, "tools": tools}, {"prompt": prompt})
+    )
+    found = heldout_prompts(dataset(tmp_path / "ds", text))
+    assert found == [{"messages": prompt, "tools": tools}, prompt]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"messages": []}', ""])

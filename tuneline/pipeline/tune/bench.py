@@ -17,7 +17,7 @@ from tuneline.core.artifact import Artifact, Input, open_artifact
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, MissingError, ServerError, TunelineError
-from tuneline.core.messages import Messages
+from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 from tuneline.core.verdict import Verdict, read_verdict
 from tuneline.pipeline.tune.race import rate_to_beat, requests_of_trial
@@ -47,7 +47,7 @@ class Bench:
     """
 
     config: LoadTestConfig
-    prompts: Sequence[Messages]
+    prompts: Sequence[ChatPrompt]
     check: Callable[[Settings], None]
     open: Callable[[Settings, float], AbstractContextManager[Endpoint]]
     prove: Callable[[Settings, Endpoint, Path], Artifact]

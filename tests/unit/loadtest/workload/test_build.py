@@ -17,8 +17,11 @@ from loadtest.workload_config import Length, WorkloadConfig
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.messages import ChatPrompt, Messages, messages_of
 
-PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(10)]
+PROMPTS: list[Messages] = [
+    [{"role": "user", "content": f"question {number}"}] for number in range(10)
+]
 
 
 def config(**workload: Any) -> LoadTestConfig:
@@ -62,6 +65,68 @@ def test_prompts_are_all_used_in_an_order_of_the_seed() -> None:
     body = json.loads(first.bodies[0])
     assert body["stream_options"] == {"include_usage": True}
     assert (body["ignore_eos"], body["min_tokens"], body["max_tokens"]) == (True, 64, 64)
+
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("workload", "tools", "choice"),
+    [
+        ({}, [TOOL], "none"),
+        ({"multi_turn": True}, [TOOL], "none"),
+        ({"route": "responses"}, [{"type": "function", **TOOL["function"]}], "none"),
+        ({"route": "messages"}, None, {"type": "none"}),
+        ({"tools": [{**TOOL, "function": {"name": "own"}}]}, None, None),
+    ],
+)
+def test_a_prompt_is_sent_with_its_tools(
+    workload: dict[str, Any], tools: list[Any] | None, choice: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    line = {"messages": PROMPTS[0], "tools": [TOOL]}
+    file.write_text(json.dumps(line) + "\n" + json.dumps(PROMPTS[1]) + "\n")
+    chosen = validate_config(LoadTestConfig, {"workload": workload}, "test")
+    made = build_workload(chosen, "m", read_prompts(file), seed=0, num_requests=2)
+    with_own = [body for body in map(json.loads, made.bodies) if "question 0" in json.dumps(body)]
+    (other,) = [body for body in map(json.loads, made.bodies) if "question 1" in json.dumps(body)]
+    (sent,) = with_own
+    assert len(sent["tools"]) == 1
+    assert tools is None or sent["tools"] == tools
+    assert sent.get("tool_choice") == choice
+    assert "tool_choice" not in other and ("tools" in other) is ("tools" in workload)
+    plain = build_workload(chosen, "m", PROMPTS[:2], seed=0, num_requests=2)
+    assert made.digest != plain.digest
+
+
+def test_sessions_send_the_tools_of_their_conversation() -> None:
+    given: list[ChatPrompt] = [{"messages": PROMPTS[0], "tools": [TOOL]}, PROMPTS[1]]
+    chosen = validate_config(
+        LoadTestConfig,
+        {
+            "workload": {"sessions": {}},
+            "scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
+        },
+        "test",
+    )
+    plan, _ = make_plan(
+        chosen, chosen.scenarios[0], Endpoint("http://127.0.0.1:1/v1", "m"), given, seed=0
+    )
+    assert plan.sessions is not None
+    closes = [json.loads("{" + close.removeprefix("], ")) for close in plan.sessions.closes]
+    assert sorted(len(close.get("tools", [])) for close in closes) == [0, 1]
+
+
+def test_tools_of_a_file_that_are_no_tools_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"messages": PROMPTS[0], "tools": [{"name": "look"}]}) + "\n")
+    with pytest.raises(
+        DataError, match=r"line 1: tool 1 has no type: function with a function\.name"
+    ):
+        read_prompts(file)
 
 
 def test_synthetic_prompts_have_exact_lengths_and_shared_prefixes() -> None:
@@ -186,7 +251,8 @@ def test_prompts_keep_their_tools_and_say_what_is_wrong(tmp_path: Path) -> None:
         {"role": "tool", "content": "r", "tool_call_id": "c"},
     ]
     path.write_text("\ufeff" + json.dumps({"messages": messages}) + "\n", encoding="utf-8")
-    ((_, called, answered),) = read_prompts(path)
+    (found,) = read_prompts(path)
+    _, called, answered = messages_of(found)
     assert called["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
     assert answered == messages[2]
     path.write_text(json.dumps([{"role": "human", "content": "w?"}]), encoding="utf-8")

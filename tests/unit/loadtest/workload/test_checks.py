@@ -37,10 +37,11 @@ def checks(share: float = 0.2) -> Checks:
     return Checks(right, settings, {"date_string": "1 May"}, Tolerances(), share, 0.1)
 
 
-def plan_of(scenario: dict[str, Any], **options: Any) -> Any:
+def plan_of(scenario: dict[str, Any], asked: Checks | None = None, **options: Any) -> Any:
     values = {"scenarios": [{"name": "x", **scenario}], "num_warmup_requests": 0, **options}
     chosen = validate_config(LoadTestConfig, values, "test")
-    plan, _ = make_plan(chosen, chosen.scenarios[0], ENDPOINT, PROMPTS, seed=0, checks=checks())
+    asked = asked or checks()
+    plan, _ = make_plan(chosen, chosen.scenarios[0], ENDPOINT, PROMPTS, seed=0, checks=asked)
     return plan
 
 
@@ -87,6 +88,27 @@ def test_a_check_sends_the_tools_and_the_calls_of_its_prompt() -> None:
     assert first["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"n": 1}'
     assert first["messages"][2]["tool_call_id"] == first["messages"][1]["tool_calls"][0]["id"]
     assert "tools" not in second
+
+
+def test_a_check_of_sessions_sends_its_tools_and_its_calls_as_text() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
+    messages = [{"role": "user", "content": "Look."},
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "content": "seen"}]  # fmt: skip
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    found = checks()
+    found.expected[0] = found.expected[0].model_copy(update={"messages": messages, "tools": [tool]})
+    plan = plan_of({"rate_rps": 5, "num_requests": 50}, found, workload={"sessions": {}})
+    (place,) = {
+        plan.sessions.place(number, 0)
+        for number in range(50)
+        if plan.check_of(number * plan.sessions.stride) == 0
+    }
+    close = json.loads("{" + plan.sessions.closes[place].removeprefix("], "))
+    assert (close["tools"], close["tool_choice"]) == ([tool], "none")
+    sent = json.loads(f"[{plan.bodies[place]}]")
+    assert sent[1]["tool_calls"][0]["function"]["arguments"] == '{"n": 1}'
+    assert sent[2]["tool_call_id"] == sent[1]["tool_calls"][0]["id"]
 
 
 def test_sessions_of_the_reference_have_one_turn() -> None:

@@ -21,6 +21,7 @@ from loadtest.workload.prompts import read_prompts
 from tuneline.core.config import validate_config
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.messages import messages_of
 
 PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(5)]
 TALK = [
@@ -179,7 +180,7 @@ def test_parts_of_a_file_take_the_form_of_the_route(
     assert sent[0]["content"] == expected
     assert sent[1]["content"] == ("a" if route != "chat" else [{"type": "text", "text": "a"}])
     assert made.images == [(2, len(SMALL) + len("https://example.com/a.png"))]
-    assert count_images(read_prompts(path)[0]) == made.images[0]
+    assert count_images(messages_of(read_prompts(path)[0])) == made.images[0]
 
 
 @pytest.mark.parametrize(
