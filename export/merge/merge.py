@@ -19,6 +19,7 @@ from export.config import MergeConfig
 from export.merge.adapter import Adapter, read_adapter
 from export.merge.plan import MergePlan, Planned, plan_merge
 from export.merge.qlora_base import MergeBase, choose_base, through_four_bits
+from export.merge.score import SCORE, score_settings, split_score, with_score
 from export.quantize.quantize import choose_layers
 from export.quantize.schemes import Scheme, quantization_config
 from export.weights.layout import OutputFile, PlannedTensor, lay_out
@@ -79,7 +80,8 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
     for one in opened:
         check_companions(base.path, one.path)
     _check_one_tokenizer(base.path, opened)
-    plan = plan_merge(opened, model)
+    edited, score = split_score(opened)
+    plan = with_score(plan_merge(edited, model), score)
     _check_vocabulary(companions, model, plan)
     onto, figures = _merge_base(config, base, adapter, opened, out)
     if onto == "dequantized":
@@ -257,14 +259,19 @@ def _plan_files(
     for shard in base.shards:
         group = tensors.setdefault(shard.path.name, [])
         for entry in shard.entries:
+            if plan.score is not None and entry.name == base.head:
+                continue
             dtype = _output_dtype(entry.dtype, config)
             planned = plan.tensors.get(entry.name) or Planned(base.stored(entry.name), ())
             group.append(PlannedTensor(entry.name, planned.source, planned.changes, dtype))
             if plan.untied and entry.name == base.embedding and not base.stores_head:
                 head = plan.tensors[plan.untied]
                 group.append(PlannedTensor(plan.untied, head.source, head.changes, dtype))
+    if plan.score is not None:
+        dtype = _output_dtype(plan.score.entry.dtype, config)
+        tensors[base.shards[-1].path.name].append(PlannedTensor(SCORE, plan.score, (), dtype))
     schemes: dict[str, Scheme] = {}
-    changed: dict[str, Any] = {}
+    changed = score_settings(base, plan.score)
     if config.dtype != "auto":
         changed["dtype"] = config.dtype
     if plan.untied:

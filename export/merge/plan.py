@@ -35,6 +35,8 @@ class MergePlan:
     """Name of the output layer that the base ties to its embedding and the result does not."""
     num_tokens: int | None
     """Rows of a resized embedding."""
+    score: Stored | None = None
+    """The score layer of a reward model, which takes the place of the output layer."""
 
 
 def plan_merge(adapters: Sequence[Adapter], base: ModelFolder) -> MergePlan:

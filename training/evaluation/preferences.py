@@ -162,7 +162,8 @@ def _scores(
 ) -> tuple[list[Figures], Figures]:
     """Measure a reward model's scores of both answers of each pair."""
     examples = _examples(training, trained, rows)
-    model = load_tuned(base, trained, resolve_dtype("auto"), task_type="SEQ_CLS")
+    dtype = resolve_dtype("auto")
+    model = load_tuned(base, trained, dtype, task_type="SEQ_CLS")
     # Without a padding token, the score is read at the last token of a row, as in training.
     model.config.get_text_config().pad_token_id = None
 
@@ -171,8 +172,13 @@ def _scores(
         return float(model(input_ids=ids, use_cache=False).logits[0, 0])
 
     scores = _measured(examples, score, "reward model")
-    found = [{"line": row.line, "rewards": pair} for row, pair in zip(rows, scores, strict=True)]
-    return found, preference_figures([(better, worse) for better, worse in scores])
+    # With the ids, a server can be asked for the same scores.
+    found = [
+        {"line": row.line, "rewards": pair, "token_ids": [ids for ids, _ in _sides(example)]}
+        for row, pair, example in zip(rows, scores, examples, strict=True)
+    ]
+    figures = preference_figures([(better, worse) for better, worse in scores])
+    return found, {**figures, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _rewards(

@@ -87,7 +87,8 @@ REWARD = Method(
     metrics=_metrics,
     check=_check,
     sequences=lambda pair: pair.sequences,
-    result="a reward model, which answers no prompt: the line ends with its evaluation",
+    result="a reward model, which answers no prompt: the line ends with its evaluation, or with "
+    "its served scores if serving.routes has pooling or classify",
     columns=("margin", "accuracy"),
     choosable=("margin", "accuracy"),
     task_type="SEQ_CLS",
