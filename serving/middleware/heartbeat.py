@@ -11,6 +11,7 @@ engine silent. An idle engine answers.
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from serving.middleware.asgi import App, Scope
 from serving.middleware.drain import descendants
 from serving.middleware.inner import call_inner
+from serving.middleware.metrics import ENGINE_STEPS
 
 INTERVAL_S = 0.5
 SLACK = 4.0
@@ -32,10 +34,11 @@ SLACK = 4.0
 
 PROGRESS = (
     "vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total",
-    "vllm:kv_cache_usage_perc",
+    "vllm:kv_cache_usage_perc", "tuneline_engine_steps_total",
 )  # fmt: skip
-"""vLLM's metrics of which one moves with each step of the engine. The counters do not move before a
-prompt is computed as a whole (vLLM 0.32)."""
+"""Metrics of which one moves with each step of the engine. vLLM's counters do not move before a
+prompt is computed as a whole (vLLM 0.32), and the cache of a model with states or sliding windows
+does not grow with it."""
 PREFILL_S, PREFILL_TOKENS = (
     "vllm:request_prefill_time_seconds_sum", "vllm:request_prefill_kv_computed_tokens_sum",
 )  # fmt: skip
@@ -153,7 +156,7 @@ class Heartbeat:
 def engine_progress() -> Callable[[], float] | None:
     """Return a function that adds up vLLM's metrics of progress; None if vLLM keeps none."""
     page: Any = REGISTRY.restricted_registry(PROGRESS)
-    if not any(True for _ in page.collect()):
+    if not any(metric.name.startswith("vllm:") for metric in page.collect()):
         return None
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         # Front ends share the engine: a request of this one may wait for requests of the others.
@@ -164,6 +167,29 @@ def engine_progress() -> Callable[[], float] | None:
         return float(sum(sample.value for sample in samples if sample.name in PROGRESS))
 
     return total
+
+
+def count_steps(app: Any) -> None:
+    """Count the steps of the engine, which reports each of them to one of the front ends.
+
+    Args:
+        app: vLLM's application. Without an engine's client of vLLM 0.32 nothing is counted.
+    """
+    client = getattr(getattr(app, "state", None), "engine_client", None)
+    manager = getattr(client, "logger_manager", None)
+    if manager is None:
+        return
+    record = manager.record
+
+    @functools.wraps(record)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        stats = kwargs["scheduler_stats"] if "scheduler_stats" in kwargs else args[0]
+        # An engine that looks for work without finding any makes no progress.
+        if stats is not None and stats.num_running_reqs > 0:
+            ENGINE_STEPS.inc()
+        return record(*args, **kwargs)
+
+    manager.record = counted
 
 
 def largest_step(max_tokens: int) -> Callable[[], float]:
@@ -195,6 +221,12 @@ def engine_processes() -> Sequence[multiprocessing.process.BaseProcess]:
     return multiprocessing.active_children()
 
 
+def first_process() -> int:
+    """Return the process that has started the engine: the only front end, or the parent of several
+    front ends."""
+    return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
+
+
 def cpu_waits_s(processes: Iterable[int]) -> dict[int, float]:
     """Return by process how long its main thread has waited for a CPU (the second field of
     /proc/ID/schedstat). vLLM's engine and workers compute in their main threads.
@@ -213,12 +245,12 @@ def cpu_waits_s(processes: Iterable[int]) -> dict[int, float]:
 
 
 def engine_compiles() -> bool:
-    """Return whether a compiler runs below this process.
+    """Return whether a compiler runs below the server's first process.
 
     The first request with log-probabilities, for example, compiles a function: for seconds, or for
     more than half a minute on a machine with other work.
     """
-    return is_compiler(descendants(os.getpid()))
+    return is_compiler(descendants(first_process()))
 
 
 def is_compiler(processes: Iterable[int]) -> bool:
@@ -236,11 +268,15 @@ def is_compiler(processes: Iterable[int]) -> bool:
     return False
 
 
-async def ask_engine(app: App, model: str, given: Scope) -> None:
+async def ask_engine(app: App, model: str, given: Scope, *, pools: bool = False) -> None:
     """Ask for one token, so that an engine that nobody asks can show that it moves.
 
-    `given` are the parts of the scope that the server sets, and vLLM's key as `headers`.
+    Args:
+        given: The parts of the scope that the server sets, and vLLM's key as `headers`.
+        pools: The model gives vectors or scores in place of text.
     """
-    await call_inner(
-        app, given, "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}
-    )
+    if pools:
+        await call_inner(app, given, "/pooling", {"model": model, "input": "a"})
+    else:
+        fields = {"model": model, "prompt": "a", "max_tokens": 1}
+        await call_inner(app, given, "/v1/completions", fields)

@@ -31,6 +31,10 @@ STALLED = Gauge(
     "1 while requests wait for the engine and it makes no progress.",
     multiprocess_mode="max",
 )
+ENGINE_STEPS = Counter(
+    "tuneline_engine_steps",
+    "Steps of the engine after which requests are still running, as the engine reports them.",
+)
 IN_FLIGHT = Gauge(
     "tuneline_requests_in_flight",
     "Requests that run the model and are not answered yet.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Iterable
@@ -20,6 +21,15 @@ def process_age_s(process: int | str = "self") -> float:
         # The second field is the name in parentheses, which may itself hold spaces and parentheses.
         start_ticks = int(file.read().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def is_first_front_end() -> bool:
+    """Return whether this process counts what all front ends of a server have in common.
+
+    vLLM names them ApiServer_0, ApiServer_1 and so on; a single front end is the main process.
+    """
+    name = multiprocessing.current_process().name
+    return not name.startswith("ApiServer_") or name == "ApiServer_0"
 
 
 def record_start(built_s: float, engines: Iterable[int]) -> dict[str, float]:

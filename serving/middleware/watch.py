@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,11 @@ from serving.middleware.drain import descendants
 from serving.middleware.heartbeat import (
     INTERVAL_S,
     Heartbeat,
+    count_steps,
     cpu_waits_s,
     engine_compiles,
     engine_progress,
+    first_process,
     largest_step,
 )
 from serving.middleware.metrics import STALLED
@@ -32,11 +33,12 @@ async def watch_engine(middleware: TunelineMiddleware, app: Any = None) -> None:
     progress = engine_progress()
     if progress is None:
         return
+    count_steps(app)
     config = getattr(getattr(app, "state", None), "vllm_config", None)
     most = 0 if config is None else config.scheduler_config.max_num_batched_tokens
     step_s = largest_step(most)
     beat = Heartbeat(middleware.settings.stall_after_s, process_age_s(), engine_compiles)
-    engine = descendants(os.getpid())
+    processes = descendants(first_process())
     question: asyncio.Task[None] | None = None
     clock_s, looked_s = 0.0, time.monotonic()
     while True:
@@ -49,7 +51,7 @@ async def watch_engine(middleware: TunelineMiddleware, app: Any = None) -> None:
         waiting = [exchange for exchange in middleware.in_flight if exchange.awaits_engine]
         is_busy = bool(waiting or middleware.proofs)
         beat.largest_step_s = step_s()
-        state = beat.observe(progress(), is_busy, clock_s, cpu_waits_s(engine))
+        state = beat.observe(progress(), is_busy, clock_s, cpu_waits_s(processes))
         middleware.state = state
         STALLED.set(state != "moving")
         if state == "stuck":

@@ -54,6 +54,7 @@ TUNELINE_METRICS: dict[str, MetricType] = {
     "tuneline_ready_seconds": "gauge",
     "tuneline_draining": "gauge",
     "tuneline_stalled": "gauge",
+    "tuneline_engine_steps_total": "counter",
     "tuneline_requests_in_flight": "gauge",
     "tuneline_restarts_total": "counter",
     "tuneline_http_requests_total": "counter",

@@ -32,6 +32,7 @@ NUM_STREAMS = 16
 NUM_IDLE = 500
 NUM_PATIENT = 4
 HEADER_TIMEOUT_S = 6.0
+STEP_TOKENS = 256
 MAX_TOKENS = 900
 """Below the context of 1,024 tokens less a question's, so that the limit ends an answer first."""
 
@@ -57,6 +58,7 @@ def server(
 ) -> Iterator[RunningServer]:
     config = ServingConfig(
         **{**serving_settings, "shutdown_timeout": 60, "max_model_len": 1024},
+        max_num_batched_tokens=STEP_TOKENS,
         keys_file=keys["file"], routes=["responses", "messages", "tokenize", "page"],
         log_format="json",
         limits=LimitsConfig(header_timeout_s=HEADER_TIMEOUT_S, max_tokens=MAX_TOKENS),
@@ -374,6 +376,17 @@ def test_a_keys_file_that_breaks_leaves_the_earlier_keys(
     finally:
         file.write_text(whole)
     wait_until_keys_are(server, keys, 1.0)
+
+
+def test_each_piece_of_a_long_prompt_counts_as_a_step(
+    server: RunningServer, keys: dict[str, str]
+) -> None:
+    """Also with models whose cache does not grow with a prompt, as vLLM's metrics show it."""
+    before = metric(server, "tuneline_engine_steps")
+    prompt = [40 + number % 200 for number in range(900)]
+    client_of(server, keys["ops"]).completions.create(model="tickets", prompt=prompt, max_tokens=1)
+    # After the last piece no request is running.
+    assert metric(server, "tuneline_engine_steps") - before >= len(prompt) // STEP_TOKENS
 
 
 def wait_until_keys_are(server: RunningServer, keys: dict[str, str], ok: float) -> None:

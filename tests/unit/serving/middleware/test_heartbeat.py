@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -19,6 +22,7 @@ from serving.middleware import watch as watch_module
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.heartbeat import (
     Heartbeat,
+    count_steps,
     cpu_waits_s,
     engine_compiles,
     engine_progress,
@@ -135,6 +139,10 @@ def test_a_compiler_at_the_start_does_not_shorten_the_first_limit() -> None:
     assert states(beat, [(599.0, 0, True), (600.0, 0, True)]) == ["moving", "silent"]
 
 
+def _ends_if_engine_compiles() -> None:
+    os._exit(3 if engine_compiles() else 4)
+
+
 def test_a_compiler_is_known_by_its_name(tmp_path: Path) -> None:
     compiler = tmp_path / "cc1plus"
     shutil.copy("/bin/sleep", compiler)
@@ -147,6 +155,10 @@ def test_a_compiler_is_known_by_its_name(tmp_path: Path) -> None:
             assert time.monotonic() < deadline_s
         assert not is_compiler([other])
         assert engine_compiles(), "it runs below this process"
+        front_end = multiprocessing.get_context("fork").Process(target=_ends_if_engine_compiles)
+        front_end.start()
+        front_end.join()
+        assert front_end.exitcode == 3, "one of several front ends has the engine next to it"
     finally:
         for process in processes:
             process.kill()
@@ -283,6 +295,26 @@ def test_progress_is_the_sum_of_vllm_s_counters() -> None:
         for metric in (tokens, steps, cache):
             REGISTRY.unregister(metric)
     assert engine_progress() is None
+
+
+def test_a_step_counts_as_progress_if_requests_go_on_after_it() -> None:
+    recorded: list[object] = []
+
+    class Manager:
+        def record(self, *, engine_idx: int, scheduler_stats: Any, iteration_stats: Any) -> None:
+            recorded.append((engine_idx, scheduler_stats, iteration_stats))
+
+    manager = Manager()
+    client = SimpleNamespace(logger_manager=manager)
+    count_steps(SimpleNamespace(state=SimpleNamespace(engine_client=client)))
+    before = REGISTRY.get_sample_value("tuneline_engine_steps_total") or 0.0
+    # A piece of a prompt; an engine that looks for work without any; outputs without a step.
+    stats = [SimpleNamespace(num_running_reqs=1), SimpleNamespace(num_running_reqs=0), None]
+    for one in stats:
+        manager.record(engine_idx=0, scheduler_stats=one, iteration_stats=None)
+    assert REGISTRY.get_sample_value("tuneline_engine_steps_total") == before + 1
+    assert recorded == [(0, one, None) for one in stats], "vLLM's own metrics have each of them"
+    count_steps(None)
 
 
 def test_the_largest_step_is_estimated_from_the_fastest_prompts() -> None:
