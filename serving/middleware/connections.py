@@ -1,4 +1,5 @@
-"""Connections that send no whole request, or read no answer, are closed.
+"""Connections that send no whole request, or read no answer, are closed, and so are those that send
+too much.
 
 uvicorn closes a connection that idles after an answer. A connection that never sends a request, or
 only half of its header, stays open for ever and holds a descriptor. So does a connection whose
@@ -22,6 +23,13 @@ from serving.middleware.metrics import IDLE_CLOSED, UNREAD_CLOSED
 from serving.middleware.settings import Settings
 
 INTERVAL_S = 1.0
+MAX_HEADER_BYTES = 64 * 1024
+"""Bytes of a request's line and header. uvicorn's parser joins the pieces of a long one anew with
+each piece: one of megabytes holds the loop of the whole server."""
+MAX_HEADERS = 1000
+"""A short header takes a hundred times its bytes in memory."""
+MAX_FRAMING = 4
+"""Bytes on the wire for a byte of a body: a body in chunks has more than its own, and trailers."""
 PROTOCOLS = (
     ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
     ("uvicorn.protocols.http.h11_impl", "H11Protocol"),
@@ -40,8 +48,12 @@ class Connections:
         )
         """By connection with bytes that the kernel does not take: how many bytes wait here and in
         the kernel, and since when it is this many."""
+        self._received: weakref.WeakKeyDictionary[Any, tuple[Any, int]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """By connection: the scope of the request that arrives, and its bytes so far."""
 
-    def record(self) -> bool:
+    def record(self, settings: Settings) -> bool:
         """Record the connections that uvicorn accepts from now on; False without uvicorn."""
         found = False
         for module, name in PROTOCOLS:
@@ -51,6 +63,10 @@ class Connections:
                 continue  # httptools is optional
             found = True
             protocol.connection_made = self._recorded(protocol.connection_made)
+            if name == "HttpToolsProtocol":  # the other parser has a limit of its own
+                protocol.data_received = self._limited(
+                    protocol.data_received, settings.max_body_bytes
+                )
         return found
 
     async def watch(self, settings: Settings) -> None:
@@ -112,6 +128,25 @@ class Connections:
             self._idle_since_s[connection] = None
 
         return connection_made
+
+    def _limited(self, received: Any, max_body_bytes: int) -> Any:
+        """Bound a request's header, and its body with chunks and trailers around it."""
+        most = MAX_HEADER_BYTES + MAX_FRAMING * max_body_bytes
+
+        @functools.wraps(received)
+        def data_received(connection: Any, data: bytes) -> None:
+            received(connection, data)
+            scope = connection.scope
+            before, size = self._received.get(connection, (None, 0))
+            size = len(data) + (size if scope is before else 0)
+            self._received[connection] = scope, size
+            # The parser sets a path when the header is complete.
+            is_header = scope is not None and "path" not in scope
+            num_headers = len(connection.headers or ())  # with trailers
+            if size > (MAX_HEADER_BYTES if is_header else most) or num_headers > MAX_HEADERS:
+                connection.transport.abort()
+
+        return data_received
 
 
 def _is_gone(transport: Any) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+from serving.middleware import app as app_module
 from serving.middleware.app import TunelineMiddleware
+from serving.middleware.asgi import Receive, Scope, Send
 from serving.middleware.settings import Settings, read_settings
 from tests.unit.serving.middleware.harness import CHAT, Inner, ask, send_request
 
@@ -172,7 +176,8 @@ def test_each_prompt_of_a_list_is_in_progress(monkeypatch: pytest.MonkeyPatch) -
         middleware = limited(monkeypatch, inner, max_in_flight=4)
 
         async def post(*prompts: str) -> int:
-            return (await send_request(middleware, CHAT, {"prompt": list(prompts)})).status
+            fields = {"prompt": list(prompts)}
+            return (await send_request(middleware, "/v1/completions", fields)).status
 
         first = asyncio.create_task(post("a", "b", "c"))
         while not inner.running:
@@ -240,3 +245,71 @@ def test_settings_that_are_not_known_stop_the_start() -> None:
     )
     with pytest.raises(ValueError, match="unknown settings max_bodies"):
         read_settings({"TUNELINE_SETTINGS": '{"max_bodies": 3}'})
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"GET /", b"a" * 4096),
+        (b"GET /ready HTTP/1.1\r\nhost: a\r\nx-a: ", b"a" * 4096),
+        (b"GET /ready HTTP/1.1\r\nhost: a\r\n", b"x: y\r\n" * 100),
+        (CHUNKED + b"0\r\nx: ", b"a" * 4096),
+        (CHUNKED + b"0\r\n", b"x: y\r\n" * 100),
+    ],
+    ids=["line", "long header", "many headers", "long trailer", "many trailers"],
+)  # fmt: skip
+def test_a_header_without_an_end_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, start: bytes, piece: bytes
+) -> None:
+    """uvicorn's parser joins pieces and keeps headers without a limit, before any key is asked."""
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    for name in ("connection_made", "data_received"):  # `record` replaces both
+        monkeypatch.setattr(HttpToolsProtocol, name, getattr(HttpToolsProtocol, name))
+    monkeypatch.setattr(app_module, "call_on_sigterm", lambda _: None)
+    most = 400_000
+
+    async def scene() -> int:
+        middleware = limited(monkeypatch, Lifespan(), max_body_bytes=2**16)
+        config = uvicorn.Config(middleware, http="httptools", lifespan="on", log_level="critical")
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            address = listener.getsockname()
+            while not server.started:
+                await asyncio.sleep(0.01)
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(start)
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < most:
+                    writer.write(piece)
+                    await writer.drain()
+                    sent += len(piece)
+                    await asyncio.sleep(0.001)  # a piece for itself, and its answer
+            reader, other = await asyncio.open_connection(*address)
+            other.write(b"GET /ready HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            assert b"200 OK" in await reader.read()
+            for one in (writer, other):
+                one.close()
+            server.should_exit = True
+            await serving
+        return sent
+
+    assert asyncio.run(asyncio.wait_for(scene(), 60)) < most
+
+
+class Lifespan(Inner):
+    """Starts and ends as vLLM's application does."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
