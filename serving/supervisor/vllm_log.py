@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 TAIL_BYTES = 64 * 1024
 NUM_SHOWN = 15
 NUM_KEPT = 2
+MOST_BYTES = 64 * 1024 * 1024
 
 # "(EngineCore pid=12) ERROR 11-21 09:15:02 [core.py:1234] " in front of a line of a traceback.
 PREFIX = re.compile(
@@ -29,8 +33,32 @@ SECOND_HAND = ("Engine core initialization failed", "WorkerProc initialization f
 
 def keep_earlier_logs(path: Path) -> None:
     """Rename `NAME` to `NAME.1`, and `NAME.1` to `NAME.2`; the oldest log is removed."""
+    _shift(path, path)
+
+
+def keep_log_small(path: Path) -> None:
+    """Move a log that is larger than MOST_BYTES to `NAME.1`, as logrotate's `copytruncate` does.
+
+    The server's processes append to the file that they have open, so the file itself stays. A disk
+    without room for the copy leaves the log as it is.
+    """
+    copy = path.with_name(f"{path.name}.part")
+    with contextlib.suppress(OSError):
+        if path.stat().st_size <= MOST_BYTES:
+            return
+        try:
+            shutil.copyfile(path, copy)
+        except OSError:
+            copy.unlink(missing_ok=True)
+            raise
+        os.truncate(path, 0)
+        _shift(path, copy)
+
+
+def _shift(path: Path, newest: Path) -> None:
+    """Rename `newest` to `NAME.1`, and `NAME.1` to `NAME.2`."""
     for number in range(NUM_KEPT, 0, -1):
-        earlier = path if number == 1 else path.with_name(f"{path.name}.{number - 1}")
+        earlier = newest if number == 1 else path.with_name(f"{path.name}.{number - 1}")
         if earlier.exists() and earlier.stat().st_size:
             earlier.replace(path.with_name(f"{path.name}.{number}"))
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from serving.supervisor import vllm_log
 from serving.supervisor.vllm_log import (
     cause,
     engine_parts_s,
     is_disk_full,
+    keep_log_small,
     last_lines,
     with_engine_parts,
 )
@@ -98,3 +100,27 @@ def test_a_log_that_logrotate_has_cut_off_is_read(tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     log.write_text("ValueError: no\n")
     assert last_lines(log, start=5000) == ["ValueError: no"]
+
+
+def test_two_logs_are_kept_next_to_one_that_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_log, "MOST_BYTES", 3)
+    log = tmp_path / "serve.log"
+    for text in ("one one", "two two", "three", "4"):
+        with log.open("a") as file:
+            file.write(text)
+        keep_log_small(log)
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {"serve.log": "4", "serve.log.1": "three", "serve.log.2": "two two"}
+
+
+def test_a_disk_without_room_for_a_copy_leaves_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_log, "MOST_BYTES", 3)
+    log = tmp_path / "serve.log"
+    log.write_text("whole")
+    (tmp_path / "serve.log.part").symlink_to("/dev/full")
+    keep_log_small(log)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"serve.log": "whole"}
