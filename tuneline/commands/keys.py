@@ -65,11 +65,10 @@ def keys_list(file: KeysFile, as_json: AsJson = False) -> None:
         }
         for key in list_keys(file)
     ]
-    lines = [
-        f"{key['name']}  "
-        + (", ".join(f"{name}={value}" for name, value in list(key.items())[1:] if value) or "-")
-        for key in keys
-    ]
+    lines = []
+    for key in keys:
+        limits = [f"{name}={value}" for name, value in key.items() if value not in (None, False)]
+        lines.append("  ".join([str(key["name"]), ", ".join(limits[1:]) or "-"]))
     emit({"file": str(file), "keys": keys}, lines or ["no keys"], as_json)
 
 
