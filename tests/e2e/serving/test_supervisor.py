@@ -150,10 +150,26 @@ def kill_engine_under_load(group: int, url: str) -> None:
         started.wait(60)
         os.kill(engine, signal.SIGKILL)
         killed_s = time.monotonic()
+        last_ready_s = last_probe_that_is_ready_s(url, killed_s + 5)
+        assert last_ready_s - killed_s < 2, "/ready says 200 and no request can be answered"
         for future in streams:
             event, ended_s = future.result()
             assert {"message", "type", "code"} <= json.loads(event)["error"].keys()
             assert ended_s - killed_s < 15  # about 2 s on a machine without other work
+
+
+def last_probe_that_is_ready_s(url: str, until_s: float) -> float:
+    """Return when the last probe was sent that `/ready` answers with 200."""
+    address = url.removeprefix("http://").removesuffix("/v1")
+    last_s = 0.0
+    while (sent_s := time.monotonic()) < until_s:
+        try:
+            if status_of(address, "/ready") == 200:
+                last_s = sent_s
+        except OSError:
+            break  # the server has ended
+        time.sleep(0.02)
+    return last_s
 
 
 def children_of(pid: int) -> list[int]:
