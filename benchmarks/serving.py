@@ -12,11 +12,19 @@ what the machine can resolve: the servers and the client share its cores. One JS
 the last line. Takes about ten minutes on two cores.
 
     python benchmarks/serving.py [--rounds 5] [--streams 1 16 64] [--model DIR]
+
+With --saturate, it asks only Tuneline's server: two front ends, 48 streams of which 16 are computed
+at once, and prompts that fill the context. `/ready` and `/health` are asked all the time, and the
+engine is busy but well, so every answer but 200 is a false alarm. At the end the engine's processes
+are stopped by SIGSTOP, and the seconds until both routes say 503 are printed.
+
+    python benchmarks/serving.py --saturate MINUTES [--model DIR]
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -26,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +47,7 @@ from loadtest.config import LoadTestConfig
 from loadtest.studies.schema import ComparisonReport
 from serving import add_key, running_server
 from serving.config import ServingConfig
+from serving.supervisor.group import group_members
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import hardware_facts
 from tuneline.models.source import resolve_model
@@ -45,6 +55,9 @@ from tuneline.models.source import resolve_model
 ROOT = Path(__file__).resolve().parents[1]
 MAX_TOKENS = 32
 FLAGS: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True}
+SATURATED: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 16}
+NUM_STREAMS = 48
+PROMPT_TOKENS = 1024 - MAX_TOKENS
 # No request comes near a limit, and each is counted for each limit.
 KEY_LIMITS = {
     "requests_per_minute": 1_000_000, "tokens_per_minute": 1_000_000_000, "max_concurrency": 1000,
@@ -58,7 +71,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--model", type=Path, default=ROOT / "examples" / "tiny-base")
+    parser.add_argument("--saturate", type=float, metavar="MINUTES")
     given = parser.parse_args()
+    if given.saturate is not None:
+        saturate(given.model, given.saturate)
+        return
     tickets = (ROOT / "examples" / "support-tickets" / "heldout.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in tickets.splitlines()]
     prompts = [
@@ -177,6 +194,94 @@ def plain_server(model: Path, folder: Path) -> Iterator[Endpoint]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def saturate(model: Path, minutes: float) -> None:
+    """Count the false alarms of a saturated server, and time how long a stop is not seen."""
+    options = {**SATURATED, "cpu_kvcache_space_gib": 2, "extra_args": {"api_server_count": 2}}
+    with tempfile.TemporaryDirectory() as scratch:
+        config = ServingConfig(**FLAGS | options)
+        with running_server(
+            config, resolve_model(str(model)), name="measured", log_path=Path(scratch) / "log"
+        ) as server:
+            row = asyncio.run(_saturated(server.endpoint.url, server.pid, minutes))
+    for name, value in row.items():
+        print(f"{name:24} {value}")
+    print(json.dumps({"hardware": hardware_facts(), **row}))
+
+
+async def _saturated(url: str, pid: int, minutes: float) -> dict[str, Any]:
+    import httpx
+
+    address = url.removesuffix("/v1")
+    ended: Counter[str] = Counter()
+    probes: Counter[str] = Counter()
+    worst_s = 0.0
+    over = asyncio.Event()
+
+    async def stream(client: httpx.AsyncClient, number: int) -> None:
+        # No two prompts begin alike, so that no prefix is in the cache.
+        while not over.is_set():
+            ids = [100 + (number * 31 + sum(ended.values()) * 7 + place) % 1500
+                   for place in range(PROMPT_TOKENS)]  # fmt: skip
+            body = {"model": "measured", "prompt": ids, "max_tokens": MAX_TOKENS, "stream": True,
+                    "ignore_eos": True}  # fmt: skip
+            async with client.stream("POST", f"{url}/completions", json=body) as answer:
+                text = [line async for line in answer.aiter_lines()]
+            ended["whole" if any('"length"' in line for line in text) else "not whole"] += 1
+
+    async def probe(client: httpx.AsyncClient, path: str) -> int:
+        nonlocal worst_s
+        asked_s = time.monotonic()
+        status = (await client.get(address + path)).status_code
+        worst_s = max(worst_s, time.monotonic() - asked_s)
+        return status
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
+        streams = [asyncio.create_task(stream(client, number)) for number in range(NUM_STREAMS)]
+        until_s = time.monotonic() + 60 * minutes
+        while time.monotonic() < until_s:
+            for path in ("/ready", "/health"):
+                probes[f"{path} {await probe(client, path)}"] += 1
+            await asyncio.sleep(0.1)
+        found_s = await _stopped_until_seen(pid, lambda path: probe(client, path))
+        over.set()
+        await asyncio.gather(*streams, return_exceptions=True)
+    return {
+        "minutes": minutes, "streams": NUM_STREAMS, "prompt_tokens": PROMPT_TOKENS,
+        "requests": dict(ended), "probes": dict(probes), "worst_probe_s": round(worst_s, 3),
+        "seconds_until_503": found_s,
+    }  # fmt: skip
+
+
+async def _stopped_until_seen(pid: int, probe: Any) -> dict[str, float]:
+    """Stop the engine and its worker; return when all front ends say so, and let them go on.
+
+    A front end that has said 503 goes on to say it, and a probe reaches any of them.
+    """
+    engine = [member for member in group_members(pid) if _is_engine(member)]
+    assert len(engine) >= 2, "the engine and its worker were not found"
+    for member in engine:
+        os.kill(member, signal.SIGSTOP)
+    stopped_s, found_s = time.monotonic(), {}
+    try:
+        while len(found_s) < 2 and time.monotonic() - stopped_s < 300:
+            for path in {"/ready", "/health"} - found_s.keys():
+                if {await probe(path) for _ in range(12)} == {503}:
+                    found_s[path] = round(time.monotonic() - stopped_s, 1)
+            await asyncio.sleep(0.1)
+    finally:
+        for member in engine:
+            os.kill(member, signal.SIGCONT)
+    return found_s
+
+
+def _is_engine(process: int) -> bool:
+    name = (
+        Path(f"/proc/{process}/cmdline").read_bytes() + Path(f"/proc/{process}/comm").read_bytes()
+    )
+    return b"EngineCore" in name or b"Worker" in name
 
 
 if __name__ == "__main__":
