@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from serving.compare import ask_each, converse_with_each
     from serving.kernels.command import bake_kernels
     from serving.parity import compare_served, prove_served
+    from serving.rewards import prove_rewards
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
     from serving.supervisor.systemd import systemd_unit
@@ -46,6 +47,7 @@ __all__ = [
     "list_adapters",
     "list_keys",
     "plan_container",
+    "prove_rewards",
     "prove_served",
     "remove_adapter",
     "remove_key",
@@ -77,6 +79,7 @@ __getattr__ = lazy_face(
         "list_adapters": "serving.adapters.client:list_adapters",
         "list_keys": "serving.command.keys:list_keys",
         "plan_container": "serving.command.arguments:plan_container",
+        "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
         "remove_adapter": "serving.adapters.client:remove_adapter",
         "remove_key": "serving.command.keys:remove_key",

@@ -32,7 +32,7 @@ OWN_FLAGS = {
     "model_tag": "it is the artifact that is served",
     "port": "set serving.port",
     "root_path": "the middleware knows routes from the root",
-    "runner": "the server generates text",
+    "runner": "it follows from serving.routes",
     "served_model_name": "it is the run's name and the artifact's digest",
     "enable_sleep_mode": "the routes that it needs are closed",
     "enable_ssl_refresh": "TLS ends in front of the server",
@@ -58,6 +58,13 @@ NOT_SECRET_FLAGS = {"allow_credentials"}
 def flag_name(name: str) -> str:
     """Return a flag's name with underscores and without leading hyphens."""
     return name.removeprefix("--").replace("-", "_")
+
+
+RouteName = Literal[
+    "responses", "messages", "tokenize", "page", "embeddings", "pooling", "classify", "score"
+]
+POOLING_ROUTES = frozenset({"embeddings", "pooling", "classify", "score"})
+"""Routes of a server that computes vectors or scores in place of text."""
 
 
 class ServedParityConfig(StrictModel):
@@ -146,12 +153,11 @@ class ServingConfig(StrictModel):
     adapters: AdaptersConfig | None = Field(default=None, json_schema_extra={"keyed": False})
     """Adapters at run time, with `tuneline adapters`; only `tuneline serve` offers them. Needs
     `keys_file` with an admin key."""
-    routes: list[Literal["responses", "messages", "tokenize", "page"]] = Field(
-        default_factory=list, json_schema_extra={"keyed": False}
-    )
+    routes: list[RouteName] = Field(default_factory=list, json_schema_extra={"keyed": False})
     """Routes that are open next to chat, completions and models: `/v1/responses`; `/v1/messages`,
     which Anthropic's client calls; `/tokenize` and `/detokenize`, for admin keys; `page`, which is
-    `/chat` in a browser."""
+    `/chat` in a browser. Vectors and scores take the place of text: `/v1/embeddings`; `/pooling`;
+    `/classify`; `score`, which is `/score` and `/rerank`."""
     aliases: list[ModelAlias] = Field(default_factory=list, json_schema_extra={"keyed": False})
     """More names of the model, after the run's own. A canary needs the name of the run whose
     requests it gets a share of."""
@@ -189,6 +195,22 @@ class ServingConfig(StrictModel):
         if several:
             raise ValueError(f"adapters: need one server process; remove {', '.join(several)}")
         return self
+
+    @model_validator(mode="after")
+    def _vectors_or_text(self) -> ServingConfig:
+        if not self.pools:
+            return self
+        vectors = ", ".join(sorted(POOLING_ROUTES & set(self.routes)))
+        if text := sorted({"responses", "messages", "page"} & set(self.routes)):
+            raise ValueError(f"routes: {vectors} takes the place of text; remove {', '.join(text)}")
+        if self.mode == "adapter" or self.adapters is not None:
+            raise ValueError(f"routes: {vectors} needs a merged model; LoRA is for text")
+        return self
+
+    @property
+    def pools(self) -> bool:
+        """Return whether the server computes vectors or scores in place of text."""
+        return not POOLING_ROUTES.isdisjoint(self.routes)
 
     @property
     def given_args(self) -> set[str]:

@@ -69,7 +69,7 @@ def configured_flags(
             source(config, "shutdown_timeout"),
         ),
         # By itself vLLM chooses embeddings for some folders, and then no open route answers.
-        Flag(("--runner", "generate"), "Tuneline: the server generates text"),
+        Flag(("--runner", "pooling" if config.pools else "generate"), "serving.routes"),
         Flag(("--disable-fastapi-docs",), "Tuneline: only the routes of the API are open"),
         Flag(("--middleware", MIDDLEWARE), "Tuneline: keys, limits, routes, drain, metrics"),
         Flag(("--disable-uvicorn-access-log",), "Tuneline: it writes the access log itself"),
@@ -78,11 +78,11 @@ def configured_flags(
     if template_defaults and DEFAULT_KWARGS not in given:
         reason = "the chat template: variables that it sets itself"
         flags.append(Flag(flag_words(DEFAULT_KWARGS, dict(template_defaults)), reason))
-    if "structured_outputs_config" not in given:
+    if "structured_outputs_config" not in given and not config.pools:
         reason = "Tuneline: answers under a JSON schema end"
         words = ("--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS))
         flags.append(Flag(words, reason))
-    most = config.limits.max_tokens
+    most = None if config.pools else config.limits.max_tokens
     if most is not None:
         flags.append(_limited_generation(config, most))
     flags += [

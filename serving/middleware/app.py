@@ -42,7 +42,6 @@ from serving.middleware.body import Refusal, check_fields, parse_body, read_body
 from serving.middleware.chat_page import (
     CHALLENGE,
     CHAT_PAGE,
-    PAGE_OPTION,
     answer_page,
     takes_basic,
 )  # fmt: skip
@@ -67,9 +66,9 @@ from serving.middleware.metrics import (
     STALLED,
 )  # fmt: skip
 from serving.middleware.models_page import answer_models
-from serving.middleware.routes import ADAPTERS, MODELS, ROUTES, Route, find_route
+from serving.middleware.routes import ADAPTERS, MODELS, Route, find_route, open_routes
 from serving.middleware.settings import read_settings
-from serving.middleware.startup import process_age_s, record_start
+from serving.middleware.startup import is_first_front_end, process_age_s, record_start
 from serving.middleware.watch import watch_engine
 
 if TYPE_CHECKING:
@@ -112,17 +111,17 @@ class TunelineMiddleware:
         self._headers.append((b"x-tuneline-engine", environ.get("TUNELINE_ENGINE", "").encode()))
         self.adapters = self._open_adapters(environ)
         opened = ("adapters",) if self.adapters is not None else ()
-        self._open_routes = (*self.settings.routes, *opened)
+        self._routes = open_routes((*self.settings.routes, *opened))
         ARTIFACT_INFO.labels(**self._facts).set(1)
         DRAINING.set(0)
         STALLED.set(0)
-        RESTARTS.inc(int(environ.get("TUNELINE_RESTARTS", "0")))
+        RESTARTS.inc(int(environ.get("TUNELINE_RESTARTS", "0")) if is_first_front_end() else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             self._inner_scope = {key: scope[key] for key in ("app", "state") if key in scope}
             self.origins = allowed_origins(scope.get("app"))
-            self._connections.record()
+            self._connections.record(self.settings)
             await self.app(scope, receive, self._at_start(send))
         elif scope["type"] == "http":
             await self._request(scope, receive, send)
@@ -141,7 +140,7 @@ class TunelineMiddleware:
             loop.call_later(self.settings.shutdown_timeout_s, self._hand_on)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = find_route(scope["path"], self._open_routes)
+        found = find_route(scope["path"], self._routes)
         exchange = Exchange(scope, receive, send, self._headers, self.origins.headers(scope))
         name, route = ("other", Route()) if found is None else found
         try:
@@ -187,7 +186,7 @@ class TunelineMiddleware:
         if self.keys.are_required and not route.is_open:
             key = self._authenticate(exchange, route)
         if route.is_work:
-            await self._work(exchange, key)
+            await self._work(exchange, key, route)
         elif name == MODELS:
             edit = None if self.adapters is None else self.adapters.list_models
             await answer_models(self.app, exchange.scope, exchange.receive, exchange.send, edit)
@@ -202,7 +201,7 @@ class TunelineMiddleware:
             await self.app(exchange.scope, exchange.receive, exchange.send)
 
     def _authenticate(self, exchange: Exchange, route: Route) -> Key:
-        by_page = PAGE_OPTION in self._open_routes and takes_basic(exchange.scope)
+        by_page = CHAT_PAGE in self._routes and takes_basic(exchange.scope)
         key = self.keys.find(exchange.scope, takes_basic=by_page)
         if key is None:
             raise Refusal(
@@ -218,14 +217,14 @@ class TunelineMiddleware:
         self.keys.authorize(exchange.scope, key)
         return key
 
-    async def _work(self, exchange: Exchange, key: Key | None) -> None:
+    async def _work(self, exchange: Exchange, key: Key | None, route: Route) -> None:
         """Run the model: the limits first, then vLLM."""
         self._refuse_if_unable()
         use = None if key is None else self.keys.use(key)
         with limits.admitted(key, use):
             fields, body = await self._read(exchange, key)
             self._refuse_if_unable()  # the body of a slow client may come after SIGTERM
-            number = 1 if fields is None else limits.num_prompts(fields)
+            number = 1 if fields is None else limits.num_prompts(fields, route.lists)
             limits.require_room(self._num_prompts, number, self.settings.max_in_flight)
             with limits.admitted_prompts(key, use, number):
                 if fields is not None and use is not None and use.tokens is not None:
@@ -305,7 +304,8 @@ class TunelineMiddleware:
         scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
         call = asyncio.create_task(call_inner(self.app, scope, path, fields))
         # Loading computes no token, so its silence says nothing of the engine.
-        calls = self.proofs if path in ROUTES and ROUTES[path].is_work else set()
+        runs_model = path in self._routes and self._routes[path].is_work
+        calls = self.proofs if runs_model else set()
         calls.add(call)
         try:
             return await call
@@ -388,7 +388,8 @@ class TunelineMiddleware:
     async def ask_engine(self) -> None:
         """Ask the engine for one token, so that an engine without work can show that it moves."""
         scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
-        await ask_engine(self.app, self._facts["name"], scope)
+        pools = any(route.pools for route in self._routes.values())
+        await ask_engine(self.app, self._facts["name"], scope, pools=pools)
 
 
 def _challenge(status: int, name: str) -> list[Header]:

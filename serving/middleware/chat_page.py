@@ -19,7 +19,6 @@ from serving.middleware.asgi import Header, Scope, Send, header
 from serving.middleware.body import Refusal
 
 CHAT_PAGE = "/chat"
-PAGE_OPTION = "page"
 PAGE_HEADER = b"x-tuneline-page"
 CHALLENGE: Header = (b"www-authenticate", b'Basic realm="Tuneline: the API key is the password"')
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,11 +50,18 @@ def admitted(key: Key | None, use: Use | None) -> Iterator[None]:
         use.in_flight -= 1
 
 
-def num_prompts(fields: dict[str, Any]) -> int:
-    """Return the prompts of a request: a list of texts or of lists of token ids has several."""
-    prompt = fields.get("prompt")
-    is_list = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
-    return len(prompt) if isinstance(prompt, list) and is_list else 1
+def num_prompts(fields: dict[str, Any], lists: Sequence[str]) -> int:
+    """Return the prompts of a request: a list of texts or of lists of token ids has several.
+
+    Args:
+        lists: The fields that may hold one; the longest counts.
+    """
+    found = 1
+    for name in lists:
+        prompt = fields.get(name)
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            found = max(found, len(prompt))
+    return found
 
 
 def require_room(running: int, number: int, most: int) -> None:
@@ -64,7 +71,7 @@ def require_room(running: int, number: int, most: int) -> None:
         Refusal: There is no room now (503), or there never is (400).
     """
     if number > most:
-        raise Refusal(400, f"prompt is a list of {number}; at most {most}.", param="prompt")
+        raise Refusal(400, f"The request has {number} prompts; at most {most}.")
     if running + number > most:
         raise Refusal(
             503, f"{running} requests are in progress; at most {most}.",
@@ -85,9 +92,8 @@ def admitted_prompts(key: Key | None, use: Use | None, number: int) -> Iterator[
     more, most = number - 1, key.max_concurrency
     if most is not None and number > most:
         raise Refusal(
-            400, f"prompt is a list of {number}; the key {key.name!r} may ask {most} at once.",
-            param="prompt",
-        )  # fmt: skip
+            400, f"The request has {number} prompts; the key {key.name!r} may ask {most} at once."
+        )
     if most is not None and use.in_flight + more > most:
         raise _too_much(key, f"{most} requests at once", 1.0)
     if use.requests is not None:

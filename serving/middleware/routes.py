@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -20,15 +20,33 @@ class Route:
     """The value of `serving.routes` that opens it; None if it is always open."""
     names_model: bool = False
     """Its body names a model."""
+    pools: bool | None = None
+    """Whether it asks for a vector or a score in place of text; None if every server has it."""
+    lists: tuple[str, ...] = ()
+    """Fields of its body of which each may be a list of prompts."""
 
+
+PAIRS = ("documents", "items", "queries", "text_1", "text_2", "data_1", "data_2")
+"""Fields of which two hold the two sides of pairs."""
 
 ROUTES = {
-    "/v1/chat/completions": Route(is_work=True, names_model=True),
-    "/v1/completions": Route(is_work=True, names_model=True),
+    "/v1/chat/completions": Route(is_work=True, names_model=True, pools=False),
+    "/v1/completions": Route(is_work=True, names_model=True, pools=False, lists=("prompt",)),
     "/v1/models": Route(),
-    "/v1/responses": Route(is_work=True, option="responses", names_model=True),
-    "/v1/messages": Route(is_work=True, option="messages", names_model=True),
-    "/v1/messages/count_tokens": Route(option="messages", names_model=True),
+    "/v1/responses": Route(is_work=True, option="responses", names_model=True, pools=False),
+    "/v1/messages": Route(is_work=True, option="messages", names_model=True, pools=False),
+    "/v1/messages/count_tokens": Route(option="messages", names_model=True, pools=False),
+    "/v1/embeddings": Route(
+        is_work=True, option="embeddings", names_model=True, pools=True, lists=("input",)
+    ),
+    "/pooling": Route(
+        is_work=True, option="pooling", names_model=True, pools=True, lists=("input",)
+    ),
+    "/classify": Route(
+        is_work=True, option="classify", names_model=True, pools=True, lists=("input",)
+    ),
+    "/score": Route(is_work=True, option="score", names_model=True, pools=True, lists=PAIRS),
+    "/rerank": Route(is_work=True, option="score", names_model=True, pools=True, lists=PAIRS),
     "/tokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/detokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/v1/adapters": Route(needs_admin=True, option="adapters"),
@@ -45,13 +63,27 @@ WITH_PARTS = (MODELS, ADAPTERS)
 """Paths that may have a part behind them which varies."""
 
 
-def find_route(path: str, options: Collection[str]) -> tuple[str, Route] | None:
+def open_routes(options: Collection[str]) -> dict[str, Route]:
+    """Return the rows that a server has, by path.
+
+    Args:
+        options: The values of `serving.routes`. A server with a route of vectors or scores has no
+            route of text: vLLM loads a model for one of the two.
+    """
+    pools = any(route.pools for route in ROUTES.values() if route.option in options)
+    return {
+        path: route
+        for path, route in ROUTES.items()
+        if route.option is None or route.option in options
+        if route.pools is None or route.pools == pools
+    }
+
+
+def find_route(path: str, routes: Mapping[str, Route]) -> tuple[str, Route] | None:
     """Return the row of a path and its name for metrics; None if the path does not exist."""
     name = path
     for known in WITH_PARTS:
         if path.startswith(f"{known}/") and len(path) > len(known) + 1:
             name = known
-    route = ROUTES.get(name)
-    if route is None or (route.option is not None and route.option not in options):
-        return None
-    return name, route
+    route = routes.get(name)
+    return None if route is None else (name, route)

@@ -9,7 +9,7 @@ from pathlib import Path
 from serving.command.arguments import Command, served_names, vllm_command
 from serving.command.memory import require_memory
 from serving.command.vllm_version import require_vllm
-from serving.config import ServingConfig
+from serving.config import POOLING_ROUTES, ServingConfig
 from serving.kernels.cache import CompileCache, open_cache
 from serving.kernels.key import cache_parts
 from serving.supervisor.ports import reachable
@@ -19,11 +19,18 @@ from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
 
-WITHOUT_TEXT = (
-    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM",
-    "RewardModel", "EmbeddingModel",
-)  # fmt: skip
-"""Ends of the names of classes that write no text."""
+SCORES = frozenset({"pooling", "classify", "score"})
+VECTORS = frozenset({"pooling", "embeddings", "score"})
+POOLERS: dict[str, frozenset[str]] = {
+    "ForSequenceClassification": SCORES,
+    "ForTokenClassification": frozenset({"pooling"}),
+    "ForQuestionAnswering": frozenset(),
+    "ForMaskedLM": frozenset({"pooling"}),
+    "RewardModel": frozenset({"pooling"}),
+    "EmbeddingModel": VECTORS,
+}
+"""Routes of classes that write no text, by the end of the name. A class that writes text gives
+vectors too."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,13 @@ def plan_launch(
     """Return how to serve `model` as `name` on a port that is reserved already.
 
     Raises:
-        ArtifactError: The model writes no text.
+        ArtifactError: The model has not what `serving.routes` opens.
         ConfigError: A key is required and missing, the mode and the adapter do not fit, or the
             server does not fit into memory.
         MissingError: vLLM is not installed, or its version has known holes.
     """
     require_vllm()
-    require_text(model.path)
+    require_routes(config, model.path)
     require_memory(config, model.path, is_start=True)
     digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
     names = served_names(name, digest, config.aliases)
@@ -71,16 +78,32 @@ def plan_launch(
     return Launch(config, model, command, names, (reachable(host), port), log_path, cache)
 
 
-def require_text(folder: Path) -> None:
-    """Check that a model writes text. vLLM starts with a classifier, and every request fails.
+def require_routes(config: ServingConfig, folder: Path) -> None:
+    """Check that a model has what the open routes give. vLLM starts with a classifier that is to
+    write text, and every request fails.
 
     Raises:
-        ArtifactError: It is a classifier, a reward model or an embedding model.
+        ArtifactError: The model writes no text and the server is to, or the model has not the
+            vectors or scores of a route.
     """
     path = folder / CONFIG
     names = read_json(path, ModelConfig).get("architectures") or []
-    if names and all(name.endswith(WITHOUT_TEXT) for name in names):
+    found = [
+        next((routes for end, routes in POOLERS.items() if name.endswith(end)), None)
+        for name in names
+    ]
+    writes_text = not found or None in found
+    has = VECTORS if writes_text else frozenset().union(*(one or () for one in found))
+    shown = f"{path}: architectures is {', '.join(names)}"
+    if not config.pools and not writes_text:
+        ways = [f"--set 'serving.routes=[{route}]'" for route in sorted(has)]
         raise ArtifactError(
-            f"{path}: architectures is {', '.join(names)}; expected a model that writes text",
-            hint="vLLM itself serves classifiers and embeddings; Tuneline opens no route for them.",
+            f"{shown}; expected a model that writes text",
+            hint=f"Try: {' or '.join(ways)}" if ways else "vLLM has no route for such a model.",
+        )
+    missing = [name for name in config.routes if name in POOLING_ROUTES and name not in has]
+    if missing:
+        raise ArtifactError(
+            f"{shown}, which does not have serving.routes: {', '.join(missing)}; it has "
+            f"{', '.join(sorted(has)) or 'none of them'}"
         )

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.config import ServingConfig
+from serving.middleware.routes import open_routes
 from serving.supervisor.plan import plan_launch
 from serving.supervisor.ports import reserved_port
 from serving.supervisor.process import POLL_INTERVAL_S, RunningServer, Server
 from serving.supervisor.signals import Stops, stop_signals
+from serving.supervisor.vllm_log import keep_log_small
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger
@@ -54,7 +56,8 @@ def serve_model(
     Args:
         name: The first name that it is served as; the second is `name@digest`.
         adapter: In adapter mode, the adapter to serve next to `model`, its base.
-        log_path: Where vLLM's output goes; the logs of the two starts before are kept.
+        log_path: Where vLLM's output goes; the two logs before are kept, those of earlier starts
+            and those that grew too large.
         on_ready: Called when it can be asked, again after each restart.
         check: Checks the model's files, in a thread, before vLLM reads them.
 
@@ -69,7 +72,7 @@ def serve_model(
             `max_restarts` times.
     """
     chats = answers_chats(config, model, adapter)
-    if not chats:
+    if not chats and not config.pools:
         logger.warning("%s", f"{model.path} {WITHOUT_TEMPLATE}")
     with ExitStack() as stack:
         port = stack.enter_context(reserved_port(config.host, config.port))
@@ -121,6 +124,7 @@ def _watch(server: Server, stops: Stops) -> str | None:
             continue
         health = server.health()
         asked_s = time.monotonic()
+        keep_log_small(server.launch.log_path)
         if health is not None:
             answered_s = asked_s
         elif asked_s - answered_s >= UNANSWERED_S:
@@ -153,15 +157,29 @@ def _sleep(seconds: float, stops: Stops) -> bool:
 def answers_chats(
     config: ServingConfig, model: ModelSource, adapter: Artifact | Path | None
 ) -> bool:
-    """Return whether the server has a chat template: an option's, the adapter's or the model's.
+    """Return whether the server writes text and has a chat template: an option's, the adapter's or
+    the model's.
 
     Raises:
         ArtifactError: A file of the folder cannot be read.
     """
+    if config.pools:
+        return False
     if config.given_args & {"chat_template"}:
         return True
     folder = adapter.path if isinstance(adapter, Artifact) else adapter
     return any(has_chat_template(one) for one in (folder, model.path) if one is not None)
+
+
+def _example(config: ServingConfig, chats: bool) -> tuple[str, dict[str, Any]]:
+    """Return the path of an open route, and the fields of a request that it answers."""
+    if config.pools:
+        path = next(path for path, route in open_routes(config.routes).items() if route.pools)
+        pair = {"queries": "Hello", "documents": ["Good morning"]}
+        return path, pair if path == "/score" else {"input": "Hello"}
+    if chats:
+        return "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}
+    return "/v1/completions", {"prompt": "Hello"}
 
 
 def _how_to_call(ready: RunningServer, config: ServingConfig, chats: bool) -> str:
@@ -171,17 +189,17 @@ def _how_to_call(ready: RunningServer, config: ServingConfig, chats: bool) -> st
         # The key of this process is not for clients if a file names theirs.
         variable = config.api_key_env if config.keys_file is None else "KEY"
         authorization = f' -H "Authorization: Bearer ${variable}"'
-    body: dict[str, Any] = {"model": endpoint.model}
-    body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Hello"}
-    route = "chat/completions" if chats else "completions"
+    address = endpoint.url.removesuffix("/v1")
+    path, fields = _example(config, chats)
+    body = {"model": endpoint.model, **fields}
     names = ", ".join(ready.served_names)
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in ready.start_s.items())
     kernels = "warm" if ready.cache.is_warm else "empty"
-    page = f"   chat: {endpoint.url.removesuffix('/v1')}/chat" if "page" in config.routes else ""
+    page = f"   chat: {address}/chat" if "page" in config.routes else ""
     return (
         f"ready after {ready.ready_s:.1f} s: {endpoint.url} serves {names}\n"
         f"  seconds: {parts}; the compile cache was {kernels}\n"
-        f"  curl {endpoint.url}/{route} -H 'Content-Type: application/json'"
+        f"  curl {address}{path} -H 'Content-Type: application/json'"
         f"{authorization} -d '{json.dumps(body)}'\n"
         f"  metrics: {ready.metrics_url}   log: {ready.log_path}{page}   stop: Ctrl-C"
     )

@@ -91,7 +91,7 @@ def serve(
     chats = answers_chats(config, model, adapter)
 
     def on_ready(server: RunningServer) -> None:
-        _print_ready(server, chats, as_json)
+        _print_ready(server, config.routes if config.pools else [], chats, as_json)
 
     code = serve_model(
         config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready,
@@ -100,7 +100,7 @@ def serve(
     raise typer.Exit(code)
 
 
-def _print_ready(server: RunningServer, chats: bool, as_json: bool) -> None:
+def _print_ready(server: RunningServer, pooling: list[str], chats: bool, as_json: bool) -> None:
     """Print how a server that is ready is reached."""
     endpoint = server.endpoint
     document = {
@@ -111,6 +111,8 @@ def _print_ready(server: RunningServer, chats: bool, as_json: bool) -> None:
     lines = [f"ready: {endpoint.url}  model {endpoint.model}"]
     if chats:
         lines.append(f"  tuneline chat --url {endpoint.url} --model {shlex.quote(endpoint.model)}")
+    elif pooling:
+        lines.append(f"  for {', '.join(pooling)}; it writes no text")
     else:
         lines.append("  for /v1/completions only: the model has no chat template")
     emit({**document, "answers_chats": chats}, lines, as_json)
@@ -231,6 +233,8 @@ def _chat_server(
 
     config, what, name = _to_serve(target, overrides, runs_dir, None, None)
     source, adapter = what.model, what.adapter
+    if config.pools:
+        raise ConfigError("serving.routes has vectors or scores; a chat needs a server of text")
     if not answers_chats(config, source, adapter):
         raise ConfigError(
             f"{source.path}: the model has no chat template, so it cannot chat",

@@ -98,6 +98,8 @@ def up(
     run_stages(run, (), as_json=as_json, push_to=storage_place(push_to))
     if run.config.training.method.answers_prompts:
         logger.info("\nNext:\n  %s\n  %s --port 8000", _typed(run, "chat"), _typed(run, "serve"))
+    elif run.config.serving.pools:
+        logger.info("\nNext:\n  %s --port 8000", _typed(run, "serve"))
 
 
 def _typed(run: Run, command: str) -> str:

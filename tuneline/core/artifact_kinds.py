@@ -115,6 +115,13 @@ def _parity(metrics: Metrics) -> str:
     return f"{_verdict(metrics)}, {equal}{within}"
 
 
+def _rewards(metrics: Metrics) -> str:
+    return (
+        f"{_verdict(metrics)}, scores within {metrics['max_relative_difference']:.1g} standard "
+        f"deviations, {metrics['num_equal_orders']} of {metrics['num_pairs']} pairs in one order"
+    )
+
+
 def _verdict(metrics: Metrics) -> str:
     return str(metrics["verdict"]).upper()
 
@@ -161,6 +168,7 @@ KINDS: dict[str, Kind] = {
     "reference": Kind(_reference, payload="reference.jsonl"),
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),
+    "reward-parity": Kind(_rewards, payload="rewards.json", verdict_file="rewards.json"),
     "ladder": Kind(_verdicts, payload="ladder.json"),
     "load-report": Kind(_verdict, payload=REPORT, verdict_file=REPORT, is_printed=True),
     "load-shard": Kind(_shard),

@@ -72,7 +72,7 @@ def check_run(run: Run) -> CheckedRun:
         config.training, base, config.data, run.path.parent,
         functools.partial(require_rows_fit, config, base),
     )  # fmt: skip
-    if config.training.method.answers_prompts:
+    if config.training.method.answers_prompts or config.serving.pools:
         found["vLLM flags"] = check_flags(config.serving)
         reduced = config.export.merge.quantize is not None and config.serving.mode == "merged"
         found["server memory"] = require_memory(

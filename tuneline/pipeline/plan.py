@@ -94,7 +94,7 @@ def select_stages(run: Run, until: Sequence[str]) -> list[Stage]:
             hint=None
             if method.answers_prompts
             else f"training.method {method.type} makes a model that answers no prompt: the line "
-            "ends with its evaluation.",
+            "ends with its evaluation. Try: --set 'serving.routes=[pooling]' to serve its scores.",
         )
     wanted = set(until) or set(by_name)
     for stage in reversed(all_stages):

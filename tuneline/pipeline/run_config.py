@@ -55,6 +55,23 @@ class RunConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        if not self.serving.pools:
+            return self
+        if self.training.method.answers_prompts:
+            raise ValueError(
+                "serving.routes has vectors or scores, and the proofs of this line ask for text; "
+                "serve them with: tuneline serve DIR --set 'serving.routes=[embeddings]'"
+            )
+        routes = set(self.serving.routes)
+        if not routes & {"pooling", "classify"} or "embeddings" in routes:
+            raise ValueError(
+                "serving.routes of a reward model: expected pooling or classify, by which its "
+                "scores are proven, and no embeddings"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_judge(self) -> Self:
         if self.evaluation.judge is not None and not self.training.method.answers_prompts:
             raise ValueError(

@@ -164,6 +164,19 @@ def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
     )
 
 
+def _rewards_served(line: Line, made: Made, out: Path) -> Artifact:
+    from serving import prove_rewards
+
+    serving = line.run.config.serving
+    what = served(line.run, line.base, made)
+    formats = {computed_dtype("auto", what.model), computed_dtype(serving.dtype, what.model)}
+    return prove_rewards(
+        serving.parity, made[PREFERENCES], line.endpoint(made), out,
+        route="pooling" if "pooling" in serving.routes else "classify", formats=sorted(formats),
+        inputs=what.inputs,
+    )  # fmt: skip
+
+
 def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
     from training import evaluate_endpoint
 
@@ -251,7 +264,9 @@ def stages(run: Run) -> list[Stage]:
     made = [stage for stage in _all_stages(run) if stage.name not in left_out]
     if method.answers_prompts:
         return made
-    return [stage for stage in made if stage.name in (DATASET, ADAPTER, PREFERENCES)]
+    # A reward model is merged and proven if the run serves its scores.
+    last = (MODEL, PARITY_SERVED) if run.config.serving.pools else ()
+    return [stage for stage in made if stage.name in (DATASET, ADAPTER, PREFERENCES, *last)]
 
 
 def _all_stages(run: Run) -> list[Stage]:
@@ -286,7 +301,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=5,
+            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=6,
         ),
         *_forgetting_stage(config),
         Stage(
@@ -324,6 +339,14 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
 def _served_stages(config: RunConfig) -> list[Stage]:
     """Return the stages that ask the running server."""
     served_by, serving = served_stage(config), config.serving
+    if serving.pools:
+        return [
+            Stage(
+                PARITY_SERVED, "Prove the served rewards", "served", "reward-parity",
+                (serving, serving.parity), (PREFERENCES, served_by), _rewards_served,
+                inputs=served_inputs, prepare=(_require_server,),
+            )
+        ]  # fmt: skip
     answers_by: tuple[str, ...] = (DATASET, served_by)
     if config.loadtest.answers is not None:
         answers_by = (*answers_by, REFERENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ import pytest
 import serving
 from serving import answers_chats
 from serving.config import ServingConfig
+from serving.supervisor.plan import require_routes
 from tests.commands import tuneline_here
 from tuneline.commands.serving import _chat_server, _to_serve, chat
-from tuneline.core.errors import ConfigError
+from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.models.source import resolve_model
 
 BASE = Path(__file__).resolve().parents[3] / "examples" / "tiny-base"
@@ -85,7 +87,33 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path: Path, name: str) -> No
     done = tuneline_here("serve", str(folder), "--runs-dir", str(tmp_path))
     assert done.returncode == 3, done.stderr
     assert f"architectures is {name}; expected a model that writes text" in done.stderr
+    assert "Try: --set 'serving.routes=[" in done.stderr
     assert not list(tmp_path.rglob("*.log"))
+
+
+@pytest.mark.parametrize(
+    ("name", "routes", "refused"),
+    [
+        ("LlamaForCausalLM", ["embeddings", "score"], ""),
+        ("LlamaForCausalLM", ["embeddings", "classify"], "classify; it has embeddings, pooling"),
+        ("LlamaForSequenceClassification", ["classify", "pooling", "tokenize"], ""),
+        ("LlamaForSequenceClassification", ["embeddings"], "embeddings; it has classify, pooling"),
+        ("BertModel", ["embeddings"], ""),
+        ("BertForQuestionAnswering", ["pooling"], "pooling; it has none of them"),
+    ],
+)
+def test_a_model_without_what_a_route_gives_is_refused(
+    tmp_path: Path, name: str, routes: list[str], refused: str
+) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": [name], "model_type": "llama"})
+    )
+    config = ServingConfig.model_validate({"routes": routes})
+    if not refused:
+        require_routes(config, tmp_path)
+        return
+    with pytest.raises(ArtifactError, match=re.escape(f"does not have serving.routes: {refused}")):
+        require_routes(config, tmp_path)
 
 
 def test_a_unit_of_systemd_runs_the_command(tmp_path: Path) -> None:
@@ -161,3 +189,14 @@ def test_a_chat_leaves_the_adapters_of_the_live_server_alone(
         assert name == "tiny-base"
     assert [config.adapters for config in given] == [None]
     assert _to_serve(BASE, overrides, tmp_path, None, None)[0].adapters is not None
+
+
+def test_the_list_of_keys_shows_a_key_that_may_use_no_model(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    digest = "0" * 63
+    file.write_text(
+        f'[none]\nsha256 = "{digest}1"\nmodels = []\n[zero]\nsha256 = "{digest}2"\npriority = 0\n'
+        f'[all]\nsha256 = "{digest}3"\n'
+    )
+    done = tuneline_here("keys", "list", "--file", str(file))
+    assert done.stdout.splitlines() == ["none  models=[]", "zero  -", "all  -"]

@@ -46,6 +46,13 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         {"num_changed_tensors": 3, "num_tensors": 7, "size_bytes": 2**21},
         "3 of 7 tensors changed, 2.0 MiB",
     ),
+    "reward-parity": (
+        {
+            "verdict": "PASS", "max_relative_difference": 0.00012, "num_equal_orders": 11,
+            "num_pairs": 12,
+        },
+        "PASS, scores within 0.0001 standard deviations, 11 of 12 pairs in one order",
+    ),
     "parity": (
         {
             "verdict": "FAIL", "num_equal_answers": 3, "num_prompts": 4,

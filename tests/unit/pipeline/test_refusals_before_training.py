@@ -12,6 +12,7 @@ from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import require_served_weights
+from tuneline.pipeline.stages import stages
 
 
 def run_of(**sections: Any) -> Run:
@@ -87,6 +88,32 @@ def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(section: str, k
     with pytest.raises(ConfigError, match="api_key_env: is not the name of a variable") as error:
         run_of(**sections[section])
     assert key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "routes", "problem"),
+    [
+        ("dpo", ["embeddings"], "the proofs of this line ask for text"),
+        ("reward", ["score"], "expected pooling or classify, by which its scores are proven"),
+        ("reward", ["pooling", "embeddings"], "and no embeddings"),
+    ],
+)
+def test_routes_that_the_line_cannot_prove_are_refused(
+    method: str, routes: list[str], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        run_of(training={"method": {"type": method}}, serving={"routes": routes})
+
+
+def test_the_line_of_a_reward_model_goes_on_if_it_serves_scores() -> None:
+    def names(**sections: Any) -> list[str]:
+        return [stage.name for stage in stages(run_of(**sections))]
+
+    reward = {"method": {"type": "reward"}}
+    line = ["dataset", "adapter", "evaluation-preferences"]
+    assert names(training=reward) == line
+    served = names(training=reward, serving={"routes": ["classify"]})
+    assert sorted(served) == sorted([*line, "model", "parity-served"])
 
 
 def test_a_judge_of_a_model_without_answers_is_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -47,3 +48,15 @@ def test_every_refused_flag_is_named_at_once() -> None:
 def test_an_unknown_key_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"did you mean max_model_len\?"):
         validate_config(ServingConfig, {"max_model_length": 10}, "serving")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"routes": ["embeddings", "page"]}, "embeddings takes the place of text; remove page"),
+        ({"routes": ["score"], "mode": "adapter"}, "score needs a merged model"),
+    ],
+)
+def test_a_server_has_either_text_or_vectors(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        validate_config(ServingConfig, values, "serving")

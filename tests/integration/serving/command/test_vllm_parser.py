@@ -128,8 +128,18 @@ def test_every_boolean_flag_can_be_given_as_true_and_false(parser: Any) -> None:
     assert without - {"log-config-file"} == FLAGS_WITHOUT_NEGATION
 
 
+@pytest.mark.parametrize(
+    ("routes", "guarded"),
+    [
+        (["responses", "messages", "tokenize", "page"], ["/v1/chat/completions", "/tokenize"]),
+        (
+            ["embeddings", "pooling", "classify", "score"],
+            ["/v1/embeddings", "/pooling", "/classify", "/score", "/rerank"],
+        ),
+    ],
+)
 def test_no_route_that_vllm_lists_answers_without_a_key(
-    parser: Any, monkeypatch: pytest.MonkeyPatch
+    parser: Any, monkeypatch: pytest.MonkeyPatch, routes: list[str], guarded: list[str]
 ) -> None:
     """Every route of every task, of LoRA at run time and of the development mode."""
     from vllm.entrypoints.launchers.app import build_app
@@ -138,7 +148,6 @@ def test_no_route_that_vllm_lists_answers_without_a_key(
     for name in ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("VLLM_API_KEY", "key")
-    routes = ["responses", "messages", "tokenize", "page"]
     settings = json.dumps({"routes": routes})
     monkeypatch.setenv("TUNELINE_SETTINGS", settings)
     app = build_app(parse(parser, routes=routes), get_args(SupportedTask))
@@ -149,6 +158,7 @@ def test_no_route_that_vllm_lists_answers_without_a_key(
         if route.path not in OPEN
     }
     assert len(asked) > 50
+    asked |= {("POST", path) for path in guarded}
     assert {("POST", "/invocations"), ("POST", "/v1/load_lora_adapter")} <= asked
 
     async def statuses() -> dict[tuple[str, str], int]:
@@ -161,7 +171,7 @@ def test_no_route_that_vllm_lists_answers_without_a_key(
 
     found = asyncio.run(statuses())
     assert {one: status for one, status in found.items() if status not in (401, 404)} == {}
-    assert found["POST", "/v1/chat/completions"] == found["POST", "/tokenize"] == 401
+    assert {found["POST", path] for path in guarded} == {401}
     assert found["POST", "/invocations"] == 404
 
 

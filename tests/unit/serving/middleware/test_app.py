@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,3 +217,37 @@ def test_the_artifact_comes_from_the_environment(
     TunelineMiddleware(inner)
     assert REGISTRY.get_sample_value("tuneline_artifact_info", facts) == 1
     assert REGISTRY.get_sample_value("tuneline_restarts_total") == before + 2
+
+
+COUNTED_RESTARTS = """
+import multiprocessing
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+from serving.middleware.app import TunelineMiddleware
+
+spawn = multiprocessing.get_context("spawn")
+if __name__ == "__main__":
+    for number in range(3):
+        front_end = spawn.Process(
+            target=TunelineMiddleware, args=(None,), name=f"ApiServer_{number}"
+        )
+        front_end.start()
+        front_end.join()
+        assert front_end.exitcode == 0
+    for metric in MultiProcessCollector(CollectorRegistry()).collect():
+        if metric.name == "tuneline_restarts":
+            print(*(sample.value for sample in metric.samples))
+"""
+
+
+def test_several_front_ends_count_a_restart_once(tmp_path: Path) -> None:
+    script = tmp_path / "front_ends.py"
+    script.write_text(COUNTED_RESTARTS)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | {
+            "TUNELINE_RESTARTS": "2", "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+            "PYTHONPATH": str(Path(__file__).parents[4]),
+        },
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("2.0\n", 0), done.stderr

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from serving.supervisor import restarts
+from serving.supervisor import restarts, vllm_log
 from serving.supervisor.restarts import _watch
 from serving.supervisor.signals import Stops
 
@@ -18,6 +20,7 @@ class Probed:
 
     def __init__(self, health: Callable[[float], int | None]) -> None:
         self.began_s = time.monotonic()
+        self.launch = SimpleNamespace(log_path=Path("/nonexistent/serve.log"))
         self._health = health
 
     def exit_code(self) -> int | None:
@@ -49,3 +52,18 @@ def test_a_server_is_ended_if_it_is_stuck_and_stays_so(
     found = _watch(server, Stops())
     assert (found is None) == (why is None)
     assert why is None or (found or "").startswith(why)
+
+
+def test_a_log_that_grows_while_the_server_runs_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "HEALTH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(vllm_log, "MOST_BYTES", 100)
+    server: Any = Probed(lambda _: 200)
+    log_path = server.launch.log_path = tmp_path / "serve.log"
+    with log_path.open("ab", buffering=0) as log:  # as the server has it open
+        log.write(b"x" * 101)
+        assert _watch(server, Stops()) is None
+        log.write(b"later")
+    assert log_path.read_text() == "later"
+    assert (tmp_path / "serve.log.1").read_text() == "x" * 101

@@ -1,0 +1,120 @@
+"""Does a server give the scores of the trained reward model? Through the network, by token ids.
+
+The evaluation of a reward model keeps the token ids of each pair of held-out answers and the score
+that the trained model, base and adapter apart, gives to each. The server is asked for the scores of
+the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from serving.config import ServedParityConfig
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ArtifactError, ServerError
+from tuneline.core.openai_client import openai_client
+from tuneline.core.progress import logger, progress
+
+REWARDS_FILE = "rewards.json"
+MAX_DIFFERENCE = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference of a score, in standard deviations of all scores, by the coarsest number
+format on the way; docs/parity.md gives the measurements."""
+
+
+def prove_rewards(
+    config: ServedParityConfig,
+    preferences: Artifact,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    route: str,
+    formats: Sequence[str],
+    inputs: Sequence[Input] = (),
+) -> Artifact:
+    """Compare a server's scores of held-out answers with those of the trained reward model.
+
+    Args:
+        preferences: The evaluation of the reward model.
+        route: `pooling` or `classify`, which the server has open.
+        formats: The number formats of the served weights and of the server's arithmetic.
+        inputs: The served artifacts, for the manifest.
+
+    Returns:
+        An artifact of kind `reward-parity` with `rewards.json`; a failed verdict raises nothing.
+
+    Raises:
+        ArtifactError: The evaluation has no token ids.
+        MissingError: The openai package is not installed.
+        ServerError: The server cannot be reached, or gives no scores.
+    """
+    expected, sequences = _read_scores(preferences)
+    found: list[float] = []
+    with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
+
+        def score(token_ids: list[int]) -> float:
+            body = {"model": endpoint.model, "input": [token_ids], "use_activation": False}
+            url = f"{endpoint.url.removesuffix('/v1')}/{route}"
+            answer: Any = client.post(url, cast_to=object, body=body)
+            return _score_of(answer, endpoint.url)
+
+        with (
+            ThreadPoolExecutor(config.concurrency) as pool,
+            progress("served rewards", len(sequences), "answers") as advance,
+        ):
+            for one in pool.map(score, sequences):
+                found.append(one)
+                advance(len(found))
+    spread = statistics.pstdev(expected) or 1.0
+    largest = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    limit = max(MAX_DIFFERENCE[one] for one in {*formats, preferences.manifest.metrics["dtype"]})
+    report = {
+        "num_pairs": len(expected) // 2,
+        "num_equal_orders": sum(
+            (expected[at] > expected[at + 1]) == (found[at] > found[at + 1])
+            for at in range(0, len(expected), 2)
+        ),
+        "standard_deviation": spread,
+        "max_difference": largest,
+        "max_relative_difference": largest / spread,
+        "limit": limit,
+        "verdict": "PASS" if largest / spread <= limit else "FAIL",
+    }
+    logger.info(
+        "served rewards: %s: scores differ by at most %.2g, %.2g standard deviations (limit %g)",
+        report["verdict"], largest, largest / spread, limit,
+    )  # fmt: skip
+    settings = {"model": endpoint.model, "concurrency": config.concurrency}
+    inputs = [preferences.as_input("preferences"), *inputs]
+    with new_artifact(out, "reward-parity", config=settings, inputs=inputs) as draft:
+        text = json.dumps({**report, "rewards": found}, indent=2) + "\n"
+        (draft.dir / REWARDS_FILE).write_text(text, encoding="utf-8")
+        draft.metrics.update(report)
+    return open_artifact(out, kind="reward-parity")
+
+
+def _read_scores(preferences: Artifact) -> tuple[list[float], list[list[int]]]:
+    """Return the scores and the token ids of all answers, the better one of each pair first."""
+    path = preferences.path / "preferences.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not rows or any("token_ids" not in row for row in rows):
+        raise ArtifactError(f"{path}: has no token ids; expected an evaluation of a reward model")
+    return (
+        [reward for row in rows for reward in row["rewards"]],
+        [ids for row in rows for ids in row["token_ids"]],
+    )
+
+
+def _score_of(answer: Any, url: str) -> float:
+    try:
+        (entry,) = answer["data"]
+        (value,) = entry["data" if "data" in entry else "probs"]
+        return float(value)
+    except (KeyError, TypeError, ValueError):
+        shown = json.dumps(answer, default=str)[:200]
+        raise ServerError(f"{url}: gives no score of a reward model: {shown}") from None

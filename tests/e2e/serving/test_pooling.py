@@ -1,0 +1,136 @@
+"""Vectors on real vLLM, asked with the openai client, with keys and limits. The scores of a reward
+model are in tests/e2e/line/test_rewards.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving import add_key, running_server
+from serving.config import ServingConfig
+from serving.supervisor.process import RunningServer
+from tuneline.models.source import ModelSource
+
+TEXTS = ["I want a refund.", "프린터가 멈췄어요.", "one two three"]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    file = tmp_path_factory.mktemp("keys") / "keys.toml"
+    return {
+        "file": str(file),
+        "ops": add_key(file, "ops", {"tokens_per_minute": 1_000_000}),
+        "few": add_key(file, "few", {"requests_per_minute": 3}),
+        "others": add_key(file, "others", {"models": ["another"]}),
+    }
+
+
+@pytest.fixture(scope="module")
+def server(
+    base: ModelSource,
+    keys: dict[str, str],
+    serving_settings: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[RunningServer]:
+    config = ServingConfig(
+        **serving_settings, keys_file=keys["file"], routes=["embeddings", "pooling", "score"]
+    )
+    log_path = tmp_path_factory.mktemp("pooling") / "vllm.log"
+    with running_server(config, base, name="tickets", log_path=log_path) as running:
+        yield running
+
+
+def client_of(server: RunningServer, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.endpoint.url, api_key=key, max_retries=0)
+
+
+def own_vectors(base: ModelSource) -> list[list[float]]:
+    """Return the normalized last states of the texts, by transformers."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    model = AutoModel.from_pretrained(base.path, dtype=torch.float32).eval()
+    found = []
+    for text in TEXTS:
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        found.append((states[-1] / states[-1].norm()).tolist())
+    return found
+
+
+def test_the_openai_client_gets_the_vectors_of_the_model(
+    server: RunningServer, keys: dict[str, str], base: ModelSource
+) -> None:
+    client = client_of(server, keys["ops"])
+    before = tokens_of(server, "ops")
+    floats = client.embeddings.create(model="tickets", input=TEXTS, encoding_format="float")
+    by_default = client.embeddings.create(model="tickets", input=TEXTS)  # base64, decoded there
+    raw = client.embeddings.with_raw_response.create(
+        model="tickets", input=TEXTS, encoding_format="base64"
+    )
+    assert isinstance(raw.http_response.json()["data"][0]["embedding"], str)
+    assert [entry.index for entry in floats.data] == [0, 1, 2]
+    for own, one, other in zip(own_vectors(base), floats.data, by_default.data, strict=True):
+        assert one.embedding == pytest.approx(own, abs=1e-4)
+        assert other.embedding == pytest.approx(one.embedding, abs=1e-6)
+    assert floats.usage.total_tokens > 0
+    assert tokens_of(server, "ops") - before == 3 * floats.usage.total_tokens
+
+
+def tokens_of(server: RunningServer, key: str) -> float:
+    families = text_string_to_metric_families(httpx.get(server.metrics_url).text)
+    (family,) = (one for one in families if one.name == "tuneline_key_tokens")
+    return sum(s.value for s in family.samples
+               if s.name.endswith("_total") and s.labels == {"key": key})  # fmt: skip
+
+
+def test_each_text_of_a_list_counts_as_a_request(
+    server: RunningServer, keys: dict[str, str]
+) -> None:
+    client = client_of(server, keys["few"])
+    assert len(client.embeddings.create(model="tickets", input=TEXTS).data) == 3
+    with pytest.raises(openai.RateLimitError):
+        client.embeddings.create(model="tickets", input="x")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": "x"}),
+        ("/pooling", {"input": "x"}),
+        ("/score", {"queries": "x", "documents": ["y"]}),
+        ("/rerank", {"query": "x", "documents": ["y"]}),
+    ],
+)
+def test_a_route_of_vectors_is_guarded(
+    server: RunningServer, keys: dict[str, str], path: str, body: dict[str, Any]
+) -> None:
+    url = server.endpoint.url.removesuffix("/v1") + path
+    body = {"model": "tickets", **body}
+
+    def status(key: str | None, **fields: Any) -> int:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return httpx.post(url, json={**body, **fields}, headers=headers, timeout=60).status_code
+
+    assert status(None) == status("wrong") == 401
+    assert status(keys["others"]) == 403
+    assert status(keys["ops"]) == 200
+    assert status(keys["ops"], model="nope") == 404
+    for harmless in ({"chat_template": "x"}, {"mm_processor_kwargs": {"x": 1}}):
+        assert status(keys["ops"], **harmless) == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/classify"])
+def test_a_server_of_vectors_has_no_other_work(
+    server: RunningServer, keys: dict[str, str], path: str
+) -> None:
+    url = server.endpoint.url.removesuffix("/v1") + path
+    headers = {"authorization": f"Bearer {keys['ops']}"}
+    answer = httpx.post(url, json={"model": "tickets"}, headers=headers, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "NotFoundError")
