@@ -63,7 +63,8 @@ def main() -> None:
         for number, (name, (weights, dtype, share)) in enumerate(FORMS.items()):
             folder = Path(scratch) / str(number)
             changed = adapter if share == 1.0 else _scaled(adapter.path, share, folder / "adapter")
-            model = merge_adapter(MergeConfig(dtype=weights), base, changed, folder / "model")
+            merge = MergeConfig.model_validate({"dtype": weights})
+            model = merge_adapter(merge, base, changed, folder / "model")
             rows[name] = row = _proven(model_source(model), preferences, weights, dtype, folder)
             orders = f"{row['num_equal_orders']} of {row['num_pairs']}"
             difference = f"{row['max_relative_difference']:.2g}"

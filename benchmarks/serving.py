@@ -264,7 +264,8 @@ async def _stopped_until_seen(pid: int, probe: Any) -> dict[str, float]:
     assert len(engine) >= 2, "the engine and its worker were not found"
     for member in engine:
         os.kill(member, signal.SIGSTOP)
-    stopped_s, found_s = time.monotonic(), {}
+    stopped_s = time.monotonic()
+    found_s: dict[str, float] = {}
     try:
         while len(found_s) < 2 and time.monotonic() - stopped_s < 300:
             for path in {"/ready", "/health"} - found_s.keys():
