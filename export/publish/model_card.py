@@ -12,6 +12,7 @@ from typing import Any
 
 from export.forms import MODEL, MODEL_KINDS
 from tuneline.core.artifact import Artifact, open_artifact
+from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.errors import ArtifactError
 from tuneline.core.files import MANIFEST
 from tuneline.core.parity import PARITY_FILE, Parity
@@ -19,7 +20,7 @@ from tuneline.core.parity_report import markdown
 from tuneline.models.adapter_config import ADAPTER_CONFIG
 from tuneline.models.folder import read_json
 
-MEASURED_KINDS = ("parity", "evaluation", "load-report")
+MEASURED_KINDS = ("parity", "evaluation", "preferences", "load-report")
 _hub_id = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@.+)?")
 """A name on the Hub, with a revision or without; the Hub refuses a card that names a path."""
 
@@ -61,6 +62,7 @@ def write_model_card(model: Artifact) -> str:
         lines += _figures(metrics, ("num_train", "num_heldout"))
     if trained is not None:
         lines += ["", "## Training", ""]
+        lines.append(f"- method: {trained.config.get('method', {}).get('type', 'sft')}")
         lines += _figures(trained.config, training_keys(trained.config))
         lines += _figures(
             trained.metrics, ("num_steps", "eval_loss_before", "eval_loss", "num_trained_tokens")
@@ -173,6 +175,10 @@ def _measured(model: Artifact, measured: Sequence[Artifact]) -> list[str]:
         inputs = ", ".join(e.role for e in evaluation.manifest.inputs if e.role != "dataset")
         metrics = evaluation.manifest.metrics
         lines.append(f"| {inputs} | {metrics['exact_match']:.1%} | {metrics['num_rows']} |")
+    compared = [a for a in measured if a.kind == "preferences"]
+    if compared:
+        lines += ["", "## Preferences", ""]
+    lines += [f"- {KINDS['preferences'].summary(a.manifest.metrics)}" for a in compared]
     proofs = [
         Parity.model_validate_json((a.path / PARITY_FILE).read_text(encoding="utf-8"))
         for a in measured

@@ -59,11 +59,10 @@ def _trainer(
 
 
 def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        **loss_metrics(points),
-        **before_after(points, "rewards/accuracies", "accuracy"),
-        **before_after(points, "rewards/margins", "margin"),
-    }
+    accuracy = before_after(points, "rewards/accuracies", "accuracy")
+    # Before the first step all rewards are 0, and an accuracy of ties says nothing of the base.
+    del accuracy["eval_accuracy_before"]
+    return {**loss_metrics(points), **accuracy, **before_after(points, "rewards/margins", "margin")}
 
 
 DPO = Method(

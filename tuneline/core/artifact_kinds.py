@@ -35,7 +35,8 @@ def _dataset(metrics: Metrics) -> str:
 
 
 def _adapter(metrics: Metrics) -> str:
-    figure = next(name for name in ("reward", "accuracy", "loss") if f"eval_{name}" in metrics)
+    names = ("reward", "accuracy", "margin", "loss")
+    figure = next(name for name in names if f"eval_{name}_before" in metrics)
     before, after = metrics[f"eval_{figure}_before"], metrics[f"eval_{figure}"]
     return (
         f"{metrics['num_steps']} steps, held-out {figure} {before:.3f} → {after:.3f}, "

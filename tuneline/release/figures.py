@@ -16,8 +16,9 @@ from tuneline.pipeline.stage import (
     EVALUATION_TUNED,
     FORGETTING,
     LOADTEST,
+    PREFERENCES,
 )
-from tuneline.release.gates.evaluation import COMPARISON_FILE, SCORES_FILE
+from tuneline.release.gates.evaluation import COMPARISON_FILE, PREFERENCES_FILE, SCORES_FILE
 from tuneline.release.gates.forgetting import FILE as FORGETTING_FILE
 from tuneline.release.gates.load import REPORT as LOAD_FILE
 from tuneline.release.proofs import Proofs
@@ -31,6 +32,15 @@ TRAINING = {
     "eval_loss": ("Held-out loss after training", "nats"),
     "wall_s": ("Time of training", "s"),
     "peak_memory_bytes": ("Peak memory of training", "bytes"),
+}
+COMPARED = {
+    "accuracy": "Better answer preferred by the tuned model",
+    "margin": "Margin of the rewards of better and worse answer",
+    "likelier_base": "Better answer likelier, base model",
+    "likelier": "Better answer likelier, tuned model",
+    "reward_base": "Reward, base model",
+    "reward": "Reward, tuned model",
+    "reward_difference": "Reward, tuned minus base",
 }
 PARITY = {
     "greedy_agreement": ("answers equal", ""),
@@ -59,6 +69,7 @@ def figures_of(proofs: Proofs) -> list[Figure]:
     return [
         *_of_manifests(proofs),
         *_of_evaluations(proofs),
+        *_of_preferences(proofs),
         *_of_forgetting(proofs),
         *_of_parities(proofs),
         *_of_load(proofs),
@@ -99,6 +110,19 @@ def _of_evaluations(proofs: Proofs) -> Iterator[Figure]:
                 source=proofs.source(
                     EVALUATION_REPORT, COMPARISON_FILE, f"/metrics/{name}/difference"
                 ),
+            )  # fmt: skip
+
+
+def _of_preferences(proofs: Proofs) -> Iterator[Figure]:
+    if PREFERENCES not in proofs.made:
+        return
+    found = proofs.read(PREFERENCES, PREFERENCES_FILE)
+    for name, title in COMPARED.items():
+        if name in found:
+            yield Figure(
+                name=f"evaluation.preferences.{name}", title=title, value=found[name],
+                interval=found.get(f"{name}_interval"),
+                source=proofs.source(PREFERENCES, PREFERENCES_FILE, f"/{name}"),
             )  # fmt: skip
 
 

@@ -108,6 +108,11 @@ def test_a_tuning_says_what_it_gained(figures: dict[str, Any], summary: str) -> 
     ("figures", "summary"),
     [
         ({"eval_accuracy_before": 0.5, "eval_accuracy": 1.0}, "accuracy 0.500 → 1.000"),
+        # DPO's accuracy before training is one of ties.
+        (
+            {"eval_accuracy": 1.0, "eval_margin_before": 0.0, "eval_margin": 0.516},
+            "margin 0.000 → 0.516",
+        ),
         ({"eval_reward_before": 0.25, "eval_reward": 2.0}, "reward 0.250 → 2.000"),
     ],
 )

@@ -14,14 +14,15 @@ from tuneline.models.source import resolve_model
 from tuneline.pipeline.run_config import load_run
 from tuneline.pipeline.stage import PREFERENCES
 from tuneline.pipeline.stages import stages
+from tuneline.release.figures import figures_of
 from tuneline.release.gates.evaluation import judge_evaluation
 from tuneline.release.gates.finding import Finding
 from tuneline.release.proofs import Proofs
 
 
-def judge(
+def proofs_of(
     folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any], *options: str
-) -> Finding:
+) -> Proofs:
     (folder / "pairs.jsonl").write_text("{}\n")
     (folder / "run.yaml").write_text(
         "name: pairs\nbase_model: tiny-base\ndata: {path: pairs.jsonl}\n"
@@ -33,7 +34,13 @@ def judge(
         (draft.dir / "preferences.jsonl").write_text(lines)
         (draft.dir / "preferences.json").write_text(json.dumps(summary))
     made = {PREFERENCES: open_artifact(folder / "out")}
-    return judge_evaluation(Proofs(run, resolve_model("tiny-base"), stages(run), made))
+    return Proofs(run, resolve_model("tiny-base"), stages(run), made)
+
+
+def judge(
+    folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any], *options: str
+) -> Finding:
+    return judge_evaluation(proofs_of(folder, rows, summary, *options))
 
 
 def pairs(num_right: int, num_rows: int) -> list[dict[str, Any]]:
@@ -75,3 +82,31 @@ def test_rewards_need_rows_for_an_interval(tmp_path: Path, num_rows: int, outcom
 def test_a_named_metric_is_judged_instead(tmp_path: Path) -> None:
     found = judge(tmp_path, [], {}, "release.metric=exact_match")
     assert found.required.startswith("exact_match better")
+
+
+@pytest.mark.parametrize(
+    ("summary", "expected"),
+    [
+        (
+            {**preference_figures([(1.0, 0.0)] * 40), "likelier_base": 0.75, "likelier": 0.825},
+            {"accuracy": 1.0, "margin": 1.0, "likelier_base": 0.75, "likelier": 0.825},
+        ),
+        (
+            {"reward_base": 0.5, "reward": 1.0, "reward_difference": 0.5,
+             "reward_difference_interval": [0.4, 0.6]},
+            {"reward_base": 0.5, "reward": 1.0, "reward_difference": 0.5},
+        ),
+    ],
+    ids=["pairs", "rewards"],
+)  # fmt: skip
+def test_a_release_has_the_figures_of_the_preferences(
+    tmp_path: Path, summary: dict[str, Any], expected: dict[str, float]
+) -> None:
+    found = {figure.name: figure for figure in figures_of(proofs_of(tmp_path, [], summary))}
+    assert {name: figure.value for name, figure in found.items()} == {
+        f"evaluation.preferences.{name}": value for name, value in expected.items()
+    }
+    for name in ("accuracy", "reward_difference"):
+        if name in expected:
+            interval = found[f"evaluation.preferences.{name}"].interval
+            assert list(interval or ()) == list(summary[f"{name}_interval"])

@@ -110,8 +110,10 @@ def _cost(trained: Artifact) -> list[tuple[str, Text]]:
     pairs: list[tuple[str, Text]] = [("trained", done), ("cost", cost)]
     pairs.append(("machine", machine(environment.get("hardware", {}))))
     if "eval_loss" in found:
-        loss = f"{digits(found.get('eval_loss_before'))} → {digits(found['eval_loss'])} nats"
-        pairs.append(("held-out loss", f"{loss} per token"))
+        loss = f"{digits(found.get('eval_loss_before'))} → {digits(found['eval_loss'])}"
+        # The loss of another method compares answers.
+        is_sft = trained.manifest.config.get("method", {}).get("type", "sft") == "sft"
+        pairs.append(("held-out loss", f"{loss} nats per token" if is_sft else loss))
     return pairs
 
 

@@ -69,6 +69,25 @@ def test_the_card_gives_the_manifests_figures(run: dict[str, Artifact]) -> None:
     assert "10.0%" not in card  # the other run's
 
 
+def test_the_card_of_a_preference_model_has_its_method_and_preferences(
+    run: dict[str, Artifact], tmp_path: Path
+) -> None:
+    dataset, config = run["dataset"].as_input("dataset"), {"method": {"type": "dpo"}}
+    with new_artifact(tmp_path / "t", "adapter", config=config, inputs=[dataset]) as draft:
+        (draft.dir / "payload.txt").write_text("trained on pairs")
+        draft.metrics.update(num_steps=15)
+    adapter = open_artifact(tmp_path / "t").as_input("adapter")
+    model = write(tmp_path, "n", "model", [adapter])
+    write(
+        tmp_path, "c", "preferences", [dataset, adapter], num_pairs=40, accuracy=0.975,
+        accuracy_interval=[0.87, 0.996], margin=0.516,
+    )  # fmt: skip
+    card = write_model_card(model)
+    assert "- method: dpo" in card
+    assert "- prefers the better answer in 97.5% of 40 pairs (87.0% to 99.6%), margin 0.516" in card
+    assert "Preferences" not in write_model_card(run["model"])
+
+
 @pytest.mark.parametrize(
     ("named", "shown"),
     [
