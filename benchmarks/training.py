@@ -10,20 +10,22 @@ epochs and with the same learning rate, each in a process of its own, round by r
   processor without instructions for it emulates.
 - `script-float32`: the same script with `bf16=False`.
 
-Two cases: the shipped tickets on the tiny base, and rows of 50 to 1,000 tokens on a network of the
-shape of Qwen2.5-0.5B with random weights. Tuneline trains the second with `dtype: bfloat16` if the
-processor multiplies bfloat16. Tokens are those of the rows, without padding; a token
-that a trainer cuts off does not count for it. Time is that of the training loop, without held-out
-losses in between and without loading. The held-out loss is computed by one function for all: nats
-per answer token, by transformers' own forward pass. `cpu_s` is the processor time of the loop:
-other work on the machine changes it less than the wall time. The peak memory is the process's.
+Three cases: the shipped tickets on the tiny base, the same behind four worked examples in every
+prompt (`long-start`), and rows of 50 to 1,000 tokens on a network of the shape of Qwen2.5-0.5B
+with random weights. With `long-start`, `whole-rows` is Tuneline without
+`training.loop.shared_start`. Tuneline trains the last with `dtype: bfloat16` if the processor
+multiplies bfloat16. Tokens are those of the rows, without padding; a token that a trainer cuts off
+does not count for it. Time is that of the training loop, without held-out losses in between and
+without loading. The held-out loss is computed by one function for all: nats per answer token, by
+transformers' own forward pass. `cpu_s` is the processor time of the loop: other work on the
+machine changes it less than the wall time. The peak memory is the process's.
 
 `share_of_matmul_rate` is (multiplications and additions of the network for the tokens) / (time x
 measured rate of a float32 matrix product). For each token it counts 4 for a weight of a frozen
 layer (the output and the gradient of the input), and 6 for a weight of the adapter.
 
 Prints a table for people, then one JSON document on the last line. The figures are medians of three
-rounds, with two exceptions: `script`, which takes minutes, and the second case run once. A whole
+rounds, with two exceptions: `script`, which takes minutes, and the last case run once. A whole
 run takes about half an hour on two cores, --quick about two minutes.
 """
 
@@ -52,6 +54,7 @@ BASE = ROOT / "examples" / "tiny-base"
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEARNING_RATE = 4e-3
 SCRIPT_MAX_LENGTH = 512
+NUM_EXAMPLES = 4
 
 
 def main() -> None:
@@ -62,25 +65,22 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="a second checkout, with its .venv")
     parser.add_argument("--rows", type=int, help="training rows of the tickets")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--cases", nargs="+", default=None, choices=["tickets", "half-billion"])
+    parser.add_argument("--cases", nargs="+", default=None, choices=list(MAKE_CASE))
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         trainer, folder, out = given.child
         Path(out).write_text(json.dumps(run_child(trainer, Path(folder))))
         return
-    cases = given.cases or (["tickets"] if given.quick else ["tickets", "half-billion"])
+    cases = given.cases or (["tickets"] if given.quick else list(MAKE_CASE))
     rounds = given.rounds or (1 if given.quick else 3)
     figures: dict[str, Any] = {"hardware": hardware_facts(), "matmul_gflops": matmul_gflops()}
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases:
             folder = Path(scratch) / case
             folder.mkdir()
-            if case == "tickets":
-                make_tickets(folder, given.rows or (160 if given.quick else 480))
-            else:
-                make_half_billion(folder)
-            figures[case] = measure(folder, given.against, rounds if case == "tickets" else 1)
+            MAKE_CASE[case](folder, given.rows or (160 if given.quick else 480))
+            figures[case] = measure(folder, given.against, 1 if case == "half-billion" else rounds)
     for case in cases:
         print_case(case, figures[case], figures["matmul_gflops"])
     print(json.dumps(figures))
@@ -89,6 +89,8 @@ def main() -> None:
 def measure(folder: Path, against: Path | None, rounds: int) -> dict[str, Any]:
     """Return the medians over interleaved rounds for each trainer; `script` has one round."""
     pythons = dict.fromkeys(("tuneline", "script", "script-float32"), sys.executable)
+    if folder.name == "long-start":
+        pythons["whole-rows"] = sys.executable
     if against is not None:
         pythons["against"] = str(against / ".venv" / "bin" / "python")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
@@ -154,7 +156,23 @@ def make_tickets(folder: Path, num_rows: int) -> None:
     (folder / "case.json").write_text(json.dumps({"base": str(BASE), "settings": settings}))
 
 
-def make_half_billion(folder: Path) -> None:
+def make_long_start(folder: Path, num_rows: int) -> None:
+    """Write a third of the tickets, each behind the same four tickets with their answers."""
+    make_tickets(folder, num_rows // 3 + NUM_EXAMPLES)
+    examples = read(folder / "train.jsonl")[:NUM_EXAMPLES]
+    start = "\n\n".join(f"{row['input']}\n{row['output']}" for row in examples)
+    for name, skipped in (("train", NUM_EXAMPLES), ("heldout", 0)):
+        rows = read(folder / f"{name}.jsonl")[skipped:]
+        lines = [
+            json.dumps({**row, "instruction": f"{start}\n\n{row['instruction']}"}) for row in rows
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    case = json.loads((folder / "case.json").read_text())
+    case["settings"]["max_length"] = SCRIPT_MAX_LENGTH
+    (folder / "case.json").write_text(json.dumps(case))
+
+
+def make_half_billion(folder: Path, _num_rows: int) -> None:
     """Write four rows of 50 to 1,000 tokens, and a random network of the shape of Qwen2.5-0.5B."""
     import shutil
 
@@ -201,6 +219,11 @@ def make_half_billion(folder: Path) -> None:
     (folder / "case.json").write_text(json.dumps(case))
 
 
+MAKE_CASE = {
+    "tickets": make_tickets, "long-start": make_long_start, "half-billion": make_half_billion,
+}  # fmt: skip
+
+
 def run_child(trainer: str, folder: Path) -> dict[str, Any]:
     """Train once in this process, and return its figures."""
     import resource
@@ -213,6 +236,8 @@ def run_child(trainer: str, folder: Path) -> dict[str, Any]:
         elif trainer == "script-float32":
             train_by_script(case, folder, Path(scratch), bf16=False)
         else:
+            if trainer == "whole-rows":
+                without_shared_start()
             train_by_tuneline(case, folder, Path(scratch))
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     num_tokens = loop["num_tokens"] * case["settings"]["num_train_epochs"]
@@ -263,6 +288,12 @@ def watch_loop() -> dict[str, Any]:
     transformers.Trainer._inner_training_loop = inside
     transformers.Trainer.evaluate = timed(transformers.Trainer.evaluate, -1)
     return found
+
+
+def without_shared_start() -> None:
+    import training.prepared
+
+    training.prepared.start_length = lambda *_: 0
 
 
 def train_by_tuneline(case: dict[str, Any], folder: Path, scratch: Path) -> None:

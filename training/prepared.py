@@ -19,9 +19,11 @@ from training.heldout import require_heldout
 from training.loop.best import require_metric
 from training.loop.memory import start_measurement
 from training.loop.ranks import any_rank
+from training.loop.shared_start import fits_shared_start, share_start, start_length
 from training.methods import Method, find_method, require_kinds
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
+from tuneline.core.progress import logger
 from tuneline.models.chat import set_template
 from tuneline.models.context import require_context
 from tuneline.models.source import ModelSource
@@ -45,6 +47,7 @@ class Prepared:
         memory_before: Bytes in use before the model was loaded.
         reached: The modules that are trained.
         without: The layers that `all-linear` leaves out.
+        start: The tokens at the start of all rows that a batch computes once, and 0 if it does not.
     """
 
     method: Method
@@ -61,12 +64,21 @@ class Prepared:
     model: Any
     reached: Any
     without: Any
+    start: int
 
     def trainer(self, config: TrainingConfig, arguments: dict[str, Any]) -> Any:
         """Return the method's trainer, ready to train."""
-        return self.method.trainer(
+        trainer = self.method.trainer(
             config, self.model, self.tokenizer, arguments, self.train_rows, self.heldout_rows
         )
+        sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
+        trainer.num_shared_tokens = 0
+        if self.start and share_start(trainer.model, sequences):
+            trainer.num_shared_tokens = self.start
+            logger.info(
+                "  all rows start with the same %d tokens, which a batch computes once", self.start
+            )
+        return trainer
 
 
 def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSource) -> Prepared:
@@ -102,15 +114,21 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     lengths = [length + sampled for length in lengths]
     trained = [row.num_trained_tokens for row in train_rows]
     one_each = len(trained) == len(lengths)  # a preference pair has two sequences
-    chosen, estimate = estimate_step(config, base.path, lengths, trained if one_each else ())
+    start = start_length(config, sequences)
+    if start and not fits_shared_start(base.path):
+        start = 0
+    chosen, estimate = estimate_step(
+        config, base.path, lengths, trained if one_each else (), start=start
+    )
     # Hosts have different free memory; the processes compute the same passes.
     again = any_rank(chosen.gradient_checkpointing is True)
     chosen = chosen.model_copy(update={"gradient_checkpointing": again})
+    start = start_length(chosen, sequences) if start else 0
     memory_before = start_measurement()
     model, reached, without = load_trainable(
         config, base, chosen.attn_implementation, method.task_type
     )
     return Prepared(
         method, tokenizer, rendering, template, stop_ids, rows, train_rows, heldout_rows, chosen,
-        estimate, memory_before, model, reached, without,
+        estimate, memory_before, model, reached, without, start,
     )  # fmt: skip

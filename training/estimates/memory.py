@@ -68,10 +68,17 @@ class Batch:
     length: int
     trained: int | None = None
     """Tokens that are trained; all of them if not known."""
+    start: int = 0
+    """Tokens at the start of all sequences, computed once; see `training.loop.shared_start`."""
 
     @property
     def num_tokens(self) -> int:
         return self.num_rows * self.length
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that a layer computes where no activation is computed again."""
+        return self.start + self.num_rows * (self.length - self.start)
 
     @property
     def num_trained(self) -> int:
@@ -79,13 +86,17 @@ class Batch:
 
 
 def largest_batch(
-    config: TrainingConfig, lengths: Sequence[int] = (), trained: Sequence[int] = ()
+    config: TrainingConfig,
+    lengths: Sequence[int] = (),
+    trained: Sequence[int] = (),
+    start: int = 0,
 ) -> Batch:
     """Return the batch that needs most memory; without lengths, rows of `max_length` tokens.
 
     Args:
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
         trained: Trained tokens of each sequence; all tokens if not given.
+        start: Tokens at the start of all sequences that a batch computes once.
     """
     rows = config.per_device_train_batch_size * config.method.num_sequences
     if config.packing:
@@ -94,7 +105,7 @@ def largest_batch(
         return Batch(rows, config.max_length)
     # Trained tokens are bounded: of rows of one length, any may share a batch.
     num_trained = sum(sorted(trained, reverse=True)[:rows]) if trained else None
-    return Batch(min(rows, len(lengths)), max(lengths), num_trained)
+    return Batch(min(rows, len(lengths)), max(lengths), num_trained, start)
 
 
 def estimate_training(
@@ -122,19 +133,23 @@ def estimate_training(
         layer += network.query_size + 2 * network.key_value_size + 2 * hidden + 2 * width
     # The backward pass of one MLP has three gradients of its width, and the residual's.
     passing = 3 * width + 2 * hidden
+    computed = batch.num_tokens
     if config.gradient_checkpointing is True:
-        kept = batch.num_tokens * (network.num_layers * hidden + layer)
+        kept = computed * (network.num_layers * hidden + layer)
     else:
-        kept = batch.num_tokens * network.num_layers * layer
+        computed = batch.num_computed
+        kept = computed * network.num_layers * layer
+        # Each row has its own copy of the keys and values of the shared start.
+        kept += (batch.num_tokens - computed) * network.num_layers * 2 * network.key_value_size
         if _has_answer_loss(config, item_bytes) and not config.load_in_4bit:
             beside = 2 * hidden + 2 * network.key_value_size
-            kept -= (batch.num_tokens - batch.num_trained) * (layer - beside)
+            kept -= max(0, computed - batch.num_trained) * (layer - beside)
     memory = TrainingMemory(
         weights=weights,
         adapter=adapter,
         gradients=4 * trained,
         optimizer=moment_bytes(config.optim) * trained,
-        activations=(kept + batch.num_tokens * passing) * item_bytes,
+        activations=(kept + computed * passing) * item_bytes,
         logits=4 * _logits(config, network, batch, item_bytes),
         runtime=RUNTIME_BYTES,
     )

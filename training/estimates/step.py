@@ -26,11 +26,21 @@ from tuneline.models.network import read_network
 
 
 def estimate_step(
-    config: TrainingConfig, base: Path, lengths: Sequence[int], trained: Sequence[int] = ()
+    config: TrainingConfig,
+    base: Path,
+    lengths: Sequence[int],
+    trained: Sequence[int] = (),
+    *,
+    start: int = 0,
 ) -> tuple[TrainingConfig, TrainingMemory | None]:
     """Return the configuration without `auto`, and the memory that a step is estimated to take.
 
     A base whose files name no sizes has no estimate; its activations are computed again.
+
+    Args:
+        lengths: Tokens of each sequence of the training rows; a preference pair has two.
+        trained: Trained tokens of each sequence; all tokens if not given.
+        start: Tokens at the start of all sequences that a batch computes once.
     """
     try:
         network = read_network(base)
@@ -43,7 +53,7 @@ def estimate_step(
         }
         return config.model_copy(update=without), None
     free_bytes = share_of_free(config, free_memory_bytes())
-    batch = largest_batch(config, lengths, trained)
+    batch = largest_batch(config, lengths, trained, start)
     choices = choose_all(config, network, batch, free_bytes)
     # The format is resolved where torch knows the device; see training.model.
     chosen = {choice.key: choice.value for choice in choices if choice.key != "dtype"}

@@ -161,7 +161,7 @@ def _equals_own_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]
     }
     batch["attention_mask"][1, -1] = 0
     num_trained = int((batch["labels"][:, 1:] != IGNORED).sum())
-    compared = _compared_parameters(model)
+    compared = compared_parameters(model)
     was_training = model.training
     model.eval()  # without dropout, so that two passes are comparable
     try:
@@ -183,7 +183,7 @@ def _equals_own_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int]
     )
 
 
-def _compared_parameters(model: Any) -> list[torch.Tensor]:
+def compared_parameters(model: Any) -> list[torch.Tensor]:
     """Return trained parameters from all layers, few enough that two gradients are small."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     small = [parameter for parameter in trained if parameter.numel() <= MAX_COMPARED_SIZE]

@@ -77,11 +77,12 @@ def _at_positions(original: Any, positions: TrainedPositions) -> Any:
             return original(*args, **kwargs)
         (hidden,) = args
         flat = hidden.reshape(-1, hidden.shape[-1])
-        found = original(flat.index_select(0, positions.index))
+        # As one row: a mixture of experts unpacks three sizes.
+        found = original(flat.index_select(0, positions.index).view(1, -1, hidden.shape[-1]))
         if not isinstance(found, torch.Tensor):  # some mixtures of experts return router scores too
             return original(hidden)
         output = found.new_zeros(flat.shape[0], found.shape[-1])
-        output = output.index_copy(0, positions.index, found)
+        output = output.index_copy(0, positions.index, found.flatten(0, -2))
         return output.view(*hidden.shape[:-1], -1)
 
     return forward

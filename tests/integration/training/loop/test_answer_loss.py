@@ -28,6 +28,14 @@ FAMILIES = {
     "phi3": (lambda: T.Phi3ForCausalLM(T.Phi3Config(**GROUPED | {"pad_token_id": 0})), 2),
     "gpt-neox": (lambda: T.GPTNeoXForCausalLM(T.GPTNeoXConfig(**SMALL)), 1),
     "lfm2": (lambda: T.Lfm2ForCausalLM(T.Lfm2Config(**SMALL | {"num_key_value_heads": 1})), 1),
+    "qwen3-moe": (
+        lambda: T.Qwen3MoeForCausalLM(
+            T.Qwen3MoeConfig(
+                **GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+            )
+        ),
+        3,
+    ),
 }
 IDS = torch.randint(1, 64, (3, 12), generator=torch.Generator().manual_seed(0))
 
@@ -150,22 +158,21 @@ def test_an_mlp_that_takes_the_residual_too_is_computed_whole() -> None:
     assert found == pytest.approx(own, rel=1e-5)
 
 
-class _MlpOfBatches(torch.nn.Module):  # type: ignore[misc]
-    """An MLP that reads batch, position and width, as a convolution does."""
+class _MlpOfTwo(torch.nn.Module):  # type: ignore[misc]
+    """An MLP that also reads the position before, as a convolution does."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
         self.mlp = mlp
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        batch, length, width = hidden.shape
-        found: torch.Tensor = self.mlp(hidden.reshape(batch * length, width))
-        return found.view(batch, length, width)
+        found: torch.Tensor = self.mlp(hidden + hidden.roll(1, -2))
+        return found
 
 
 def test_a_model_that_cannot_compute_single_positions_keeps_its_loss() -> None:
     model = _model("llama")
-    model.model.layers[-1].mlp = _MlpOfBatches(model.model.layers[-1].mlp)
+    model.model.layers[-1].mlp = _MlpOfTwo(model.model.layers[-1].mlp)
     forwards = [module.forward for module in model.modules()]
     training = model.train().training
     assert not add_answer_loss(model, IDS[0].tolist(), [-100] * 5 + IDS[0, 5:].tolist())

@@ -161,6 +161,21 @@ def test_sft_on_a_cpu_computes_the_last_layer_and_the_logits_of_trained_tokens_o
     assert whole.activations - part.activations == 2 * (120 - 24) * 4
 
 
+def test_a_shared_start_is_computed_once_unless_activations_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.estimates.memory.gpu_names", lambda: ["any"])
+    batch = largest_batch(CONFIG, [5, 3, 4], start=2)
+    assert batch == Batch(3, 5, start=2)
+    whole, shared = (estimate_training(CONFIG, NETWORK, b, 4) for b in (Batch(3, 5), batch))
+    # 11 tokens of 15 are computed; of the other 4, each row copies keys and values, 2 k = 8.
+    assert whole.activations == 15 * (120 + 64) * 4
+    assert shared.activations == (11 * (120 + 64) + 4 * 8) * 4
+    again = CONFIG.model_copy(update={"gradient_checkpointing": True})
+    whole, shared = (estimate_training(again, NETWORK, b, 4) for b in (Batch(3, 5), batch))
+    assert whole == shared
+
+
 def test_sft_with_a_bfloat16_head_on_a_cpu_computes_all_tokens_in_tiles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

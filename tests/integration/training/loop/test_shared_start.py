@@ -1,0 +1,216 @@
+"""The start that all rows share is computed once, and trains as if each row computed it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as T
+
+from tests.integration.training.methods.datasets import KINDS, write_rows
+from tests.integration.training.tiny import make_base
+from training.config import TrainingConfig
+from training.loop import shared_start
+from training.loop.answer_loss import add_answer_loss
+from training.loop.shared_start import fits_shared_start, share_start, start_length
+from training.train import train_adapter
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.models.source import resolve_model
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "initializer_range": 0.3,
+    "pad_token_id": 0,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+FAMILIES: dict[str, Any] = {
+    "llama": T.LlamaConfig(**SMALL),
+    "qwen3-moe": T.Qwen3MoeConfig(**SMALL | EXPERTS),
+    "mistral, short window": T.MistralConfig(**SMALL | {"sliding_window": 12}),
+    "gemma3, short window": T.Gemma3TextConfig(
+        **SMALL | {"sliding_window": 12, "num_hidden_layers": 6}
+    ),
+    "gpt-oss": T.GptOssConfig(
+        **SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=12
+    ),
+    "deepseek-v3": T.DeepseekV3Config(
+        **{name: value for name, value in SMALL.items() if name != "head_dim"}
+        | {"num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        moe_intermediate_size=16, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=8,
+        kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+    ),
+}  # fmt: skip
+STATEFUL: dict[str, Any] = {
+    "lfm2": T.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "mamba2": T.Mamba2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_heads=4, head_dim=16, n_groups=1,
+        state_size=8,
+    ),
+    "llama4": T.Llama4TextConfig(**SMALL, intermediate_size_mlp=48, num_local_experts=2),
+}  # fmt: skip
+START, LENGTH, ROWS = 40, 52, 3
+SYSTEM = "You answer in one lower-case word and in nothing else, whatever you are asked. " * 2
+
+
+def _model(config: Any) -> Any:
+    torch.manual_seed(0)
+    return T.AutoModelForCausalLM.from_config(config).eval()
+
+
+def _batch() -> dict[str, Any]:
+    ids = torch.randint(1, 64, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids[:, :START] = ids[0, :START]
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    labels[:, :44] = -100
+    labels[0, 30:33] = ids[0, 30:33]  # a turn of the start that this row trains too
+    labels[1, 48:], mask[1, 48:] = -100, 0
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "use_cache": False}
+
+
+def _positions(layer: Any) -> list[int]:
+    """Record how many positions each pass of a layer computes."""
+    counts: list[int] = []
+    layer.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[:2].numel()))
+    return counts
+
+
+@pytest.mark.parametrize("answer_loss", [True, False], ids=["answer loss", "own loss"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_those_of_whole_rows(family: str, *, answer_loss: bool) -> None:
+    model, batch = _model(FAMILIES[family]), _batch()
+    trained = int((batch["labels"] != -100).sum())
+    model(**batch).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    if answer_loss:
+        ids, labels = batch["input_ids"][0].tolist(), [-100] * 44 + batch["labels"][0, 44:].tolist()
+        assert add_answer_loss(model, ids, labels)
+    assert share_start(model, batch["input_ids"].tolist())
+    counts = _positions(model.model.layers[0])
+    loss = model(**batch, answer_loss=True) / trained if answer_loss else model(**batch).loss
+    loss.backward()
+    assert counts == [START, ROWS * (LENGTH - START)]
+    assert len(expected) > 8
+    for name, gradient in expected.items():
+        tolerance = 1e-4 * float(gradient.abs().max()) + 1e-6
+        found = dict(model.named_parameters())[name].grad
+        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_class_that_fits_is_known_before_its_weights_are_read(
+    family: str, tmp_path: Path
+) -> None:
+    FAMILIES[family].save_pretrained(tmp_path)
+    state = torch.random.get_rng_state()
+    assert fits_shared_start(tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_a_model_that_keeps_another_state_computes_whole_rows(family: str, tmp_path: Path) -> None:
+    STATEFUL[family].save_pretrained(tmp_path)
+    assert not fits_shared_start(tmp_path)
+    model, batch = _model(STATEFUL[family]), _batch()
+    expected = model(**batch).loss
+    assert not share_start(model, batch["input_ids"].tolist())
+    torch.testing.assert_close(model(**batch).loss, expected)
+
+
+def test_a_model_whose_later_tokens_change_the_start_computes_whole_rows() -> None:
+    model = _model(FAMILIES["llama"])
+    model.config._attn_implementation = "eager"
+    layer, original = model.model.layers[0], model.model.layers[0].forward
+    layer.forward = lambda hidden, **kwargs: original(hidden + hidden.mean(1, True), **kwargs)
+    assert not share_start(model, _batch()["input_ids"].tolist())
+
+
+def test_dropout_and_passes_that_are_repeated_keep_whole_rows() -> None:
+    rows = _batch()["input_ids"].tolist()
+    dropped = _model(FAMILIES["llama"])
+    dropped.config.attention_dropout = 0.1
+    assert not share_start(dropped, rows)
+    repeated = _model(FAMILIES["llama"])
+    repeated.gradient_checkpointing_enable()
+    assert not share_start(repeated, rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "starts", "expected"),
+    [
+        ({}, [40, 40, 40], 40),
+        ({}, [40, 33, 40], 33),
+        ({}, [40, 31, 40], 0),  # too short
+        ({}, [60, 60, 60], 51),  # equal rows: a token of each is left
+        ({"per_device_train_batch_size": 1}, [40, 40, 40], 0),
+        ({"packing": True}, [40, 40, 40], 0),
+        ({"lora_dropout": 0.1}, [40, 40, 40], 0),
+        ({"gradient_checkpointing": True}, [40, 40, 40], 0),
+        ({"launch": {"processes": 2, "strategy": "fsdp2"}}, [40, 40, 40], 0),
+        ({"launch": {"processes": 2, "strategy": "ddp"}}, [40, 40, 40], 40),
+    ],
+)
+def test_the_start_of_all_rows(changes: dict[str, Any], starts: list[int], expected: int) -> None:
+    config = TrainingConfig.model_validate({"per_device_train_batch_size": 3, **changes})
+    rows = []
+    for number, start in enumerate(starts):
+        row = list(range(100, 100 + LENGTH))
+        row[start:] = [number + 1] * (LENGTH - min(start, LENGTH))
+        rows.append(row)
+    assert start_length(config, rows) == expected
+
+
+def _dataset(folder: Path, kind: str) -> Artifact:
+    rows = [KINDS[kind](index) for index in range(12)]
+    rows = [
+        replace(row, prompt=({"role": "system", "content": SYSTEM}, *row.prompt)) for row in rows
+    ]
+    with new_artifact(folder, "dataset", config={}, inputs=[]) as draft:
+        write_rows(draft.dir / "train.jsonl", rows[:8])
+        write_rows(draft.dir / "heldout.jsonl", rows[8:])
+    return open_artifact(folder, kind="dataset")
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("sft", "answer"), ("dpo", "preference"), ("orpo", "preference"), ("reward", "preference"),
+     ("kto", "label")],
+)  # fmt: skip
+def test_every_method_learns_the_same_from_a_shared_start(
+    method: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_base(tmp_path / "base")
+    base = resolve_model("base", relative_to=tmp_path)
+    dataset = _dataset(tmp_path / "dataset", kind)
+    config = TrainingConfig.model_validate(
+        {"method": {"type": method}, "num_train_epochs": 2, "per_device_train_batch_size": 4,
+         "gradient_accumulation_steps": 1, "learning_rate": 3e-3, "logging_steps": 1,
+         "gradient_checkpointing": False, "max_length": 256, "report_to": []}
+    )  # fmt: skip
+    passes: list[int] = []
+    original = shared_start._from_start
+
+    def counted(decoder: Any, inner: Any, start: int, *args: Any, **kwargs: Any) -> Any:
+        passes.append(start)
+        return original(decoder, inner, start, *args, **kwargs)
+
+    monkeypatch.setattr(shared_start, "_from_start", counted)
+    shared = train_adapter(config, dataset, base, tmp_path / "shared")
+    assert shared.manifest.metrics["num_shared_tokens"] > 60
+    assert len(passes) > 4
+    passes.clear()
+    monkeypatch.setattr("training.prepared.start_length", lambda *_: 0)
+    whole = train_adapter(config, dataset, base, tmp_path / "whole")
+    assert not passes
+    assert whole.manifest.metrics["num_shared_tokens"] == 0
+    ours, theirs = (
+        [point["loss"] for line in (found.path / "loss.jsonl").read_text().splitlines()
+         if "loss" in (point := json.loads(line))]
+        for found in (shared, whole)
+    )  # fmt: skip
+    assert len(ours) == 4
+    assert ours == pytest.approx(theirs, rel=1e-4)
