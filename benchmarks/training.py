@@ -291,9 +291,9 @@ def watch_loop() -> dict[str, Any]:
 
 
 def without_shared_start() -> None:
-    import training.prepared
+    from training.loop import shared_start
 
-    training.prepared.start_length = lambda *_: 0
+    shared_start.LEAST_TOKENS = sys.maxsize
 
 
 def train_by_tuneline(case: dict[str, Any], folder: Path, scratch: Path) -> None:
