@@ -15,9 +15,10 @@ class ReleaseConfig(StrictModel):
     artifact current."""
 
     metric: MetricName | None = None
-    """The metric that the evaluation gates read, `exact_match` by default. By default, the gate
-    `evaluation` of a method that compares two answers (DPO, ORPO) reads the held-out preferences
-    instead: few good answers are word for word the expected one."""
+    """The metric that the evaluation gates read, `exact_match` by default. For a method that
+    compares two answers (DPO, ORPO) the default is `rouge_l`, if it is measured, and the gate
+    `evaluation` reads the held-out preferences: few good answers are word for word the expected
+    one."""
     threshold: float | None = None
     """The limit for the tuned model's `metric`: the smallest value, or the largest one if lower is
     better. Without a limit, only the comparison with the base counts."""

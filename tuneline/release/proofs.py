@@ -17,9 +17,10 @@ from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import served_stage, serves_adapter
-from tuneline.pipeline.stage import LOADTEST, Made, Stage
+from tuneline.pipeline.stage import EVALUATION_TUNED, LOADTEST, Made, Stage
 from tuneline.pipeline.stages import stages
 from tuneline.release.config import ReleaseConfig
+from tuneline.release.rows import SCORES_FILE
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,17 @@ class Proofs:
 
     @property
     def metric(self) -> str:
-        """Return the metric of the evaluation gates."""
-        return self.config.metric or "exact_match"
+        """Return the metric of the evaluation gates.
+
+        Few good answers of a method that compares two answers are word for word the expected one,
+        so that exact match could not fall; ROUGE-L takes its place.
+        """
+        if self.config.metric is not None:
+            return self.config.metric
+        if self.run.config.training.method.compares and EVALUATION_TUNED in self.made:
+            scores = self.read(EVALUATION_TUNED, SCORES_FILE)["metrics"]
+            return "rouge_l" if "rouge_l" in scores else "exact_match"
+        return "exact_match"
 
     @property
     def up(self) -> str:

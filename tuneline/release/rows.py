@@ -55,6 +55,8 @@ class Compared:
     """Interval of the difference at 95 %; positive is better. Infinite for too few rows."""
     are_shares: bool = True
     """Whether every value is 0 or 1."""
+    room: float = math.inf
+    """The largest drop that the values of the first model allow."""
 
     @property
     def observed(self) -> str:
@@ -64,8 +66,11 @@ class Compared:
         )
 
     def rules_out(self, max_drop: float) -> bool:
-        """Return whether a drop of more than `max_drop` is ruled out at 95 %."""
-        return self.low >= -max_drop
+        """Return whether a drop of more than `max_drop` is ruled out at 95 %.
+
+        Right answers that are fewer than that cannot drop so far, which rules nothing out.
+        """
+        return self.room > max_drop and self.low >= -max_drop
 
     def rows_needed(self, max_drop: float) -> int | None:
         """Return how many rows a comparison needs before it can rule out a drop at all.
@@ -83,6 +88,11 @@ class Compared:
 
     def inconclusive(self, max_drop: float) -> str:
         """Return why the comparison decides nothing; empty if it does."""
+        if self.room <= max_drop:
+            return (
+                f"INCONCLUSIVE: from {self.first:.4g}, a drop of more than {max_drop:g} is not "
+                "possible, so that this metric cannot show it; name another one as release.metric"
+            )
         needed = self.rows_needed(max_drop)
         if self.rules_out(max_drop) or self.high < 0 or needed is None:
             return ""
@@ -139,7 +149,9 @@ def compare_rows(first: Rows, second: Rows) -> Compared | None:
     if sign < 0:
         low, high = -high, -low
     mean_old, mean_new = (sum(values) / len(common) for values in (old, new))
-    return Compared(len(common), mean_old, mean_new, low, high, _are_shares(old, new))
+    shares = _are_shares(old, new)
+    room = (mean_old if sign > 0 else 1 - mean_old) if shares else math.inf
+    return Compared(len(common), mean_old, mean_new, low, high, shares, room)
 
 
 def find_lost_rows(first: Rows, second: Rows, max_drop: float) -> str:

@@ -12,12 +12,13 @@ from tuneline.core.release import Outcome
 from tuneline.core.statistics import bootstrap_interval
 from tuneline.models.source import resolve_model
 from tuneline.pipeline.run_config import load_run
-from tuneline.pipeline.stage import PREFERENCES
+from tuneline.pipeline.stage import EVALUATION_TUNED, PREFERENCES
 from tuneline.pipeline.stages import stages
 from tuneline.release.figures import figures_of
 from tuneline.release.gates.evaluation import judge_evaluation
 from tuneline.release.gates.finding import Finding
 from tuneline.release.proofs import Proofs
+from tuneline.release.rows import Rows, compare_rows
 
 
 def proofs_of(
@@ -110,3 +111,33 @@ def test_a_release_has_the_figures_of_the_preferences(
         if name in expected:
             interval = found[f"evaluation.preferences.{name}"].interval
             assert list(interval or ()) == list(summary[f"{name}_interval"])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "expected"),
+    [
+        (["exact_match", "rouge_l"], (), "rouge_l"),
+        (["exact_match"], (), "exact_match"),
+        (["exact_match", "rouge_l"], ("training.method={type: sft}",), "exact_match"),
+        (["exact_match", "rouge_l"], ("release.metric=chrf",), "chrf"),
+    ],
+)
+def test_answers_of_a_preference_model_are_compared_by_their_words(
+    tmp_path: Path, metrics: list[str], options: tuple[str, ...], expected: str
+) -> None:
+    with new_artifact(tmp_path / "tuned", "evaluation", config={}, inputs=[]) as draft:
+        scores: dict[str, dict[str, Any]] = {"metrics": {name: {} for name in metrics}}
+        (draft.dir / "evaluation.json").write_text(json.dumps(scores))
+    proofs = proofs_of(tmp_path, [], {}, *options)
+    proofs.made[EVALUATION_TUNED] = open_artifact(tmp_path / "tuned")
+    assert proofs.metric == expected
+
+
+@pytest.mark.parametrize(("num_right", "is_shown"), [(0, False), (5, False), (6, True)])
+def test_a_metric_that_cannot_fall_rules_no_drop_out(num_right: int, is_shown: bool) -> None:
+    values = {str(at): float(at < num_right) for at in range(100)}
+    rows = Rows(metric="exact_match", higher_is_better=True, evaluation="x", values=values)
+    found = compare_rows(rows, rows)
+    assert found is not None
+    assert found.rules_out(0.05) is is_shown
+    assert ("a drop of more than 0.05 is not possible" in found.inconclusive(0.05)) is not is_shown
