@@ -44,7 +44,9 @@ def list_keys(path: Path) -> list[Key]:
         return read_keys(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected the named keys", hint=_HINT) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint=_HINT) from None
+    except ValueError as error:
         raise ConfigError(f"{path}: is not a file of keys: {error}", hint=_HINT) from None
 
 
@@ -68,7 +70,10 @@ def add_key(path: Path, name: str, limits: Mapping[str, Any]) -> str:
         )
     presented = f"tl-{secrets.token_urlsafe(24)}"
     fields = {"sha256": hashlib.sha256(presented.encode()).hexdigest()}
-    fields |= {field: value for field, value in limits.items() if value not in (None, False)}
+    # 0 equals False, and a key without its limit would have none.
+    fields |= {
+        field: value for field, value in limits.items() if value is not None and value is not False
+    }
     text = path.read_text(encoding="utf-8") if keys else ""
     text = f"{text.rstrip()}\n\n{_table(name, fields)}".lstrip()
     try:

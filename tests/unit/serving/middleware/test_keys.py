@@ -21,6 +21,7 @@ from serving.middleware.asgi import Message, Receive, Scope, Send
 from serving.middleware.key_file import read_keys
 from serving.middleware.keys import Bucket
 from tests.unit.serving.middleware.harness import CHAT, USAGE, Inner, ask, send_request
+from tuneline.core.errors import ConfigError
 
 CHAT_FIELDS = {"model": "tickets", "messages": []}
 
@@ -463,6 +464,19 @@ def test_the_file_is_read_again_when_it_changes(
     keys_file.write_text(table("c", "key-of-c"))
     assert ask(middleware, CHAT, CHAT_FIELDS, key="key-of-b").status == 401
     assert REGISTRY.get_sample_value("tuneline_keys_file_ok") == 1
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "max_concurrency"])
+def test_a_new_key_with_a_limit_of_zero_is_refused(limit: str, tmp_path: Path) -> None:
+    """It got no limit at all."""
+    with pytest.raises(ConfigError, match=f"{limit} is 0; expected a number above 0"):
+        add_key(tmp_path / "keys.toml", "a", {limit: 0, "admin": False, "models": None})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_a_file_of_keys(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        remove_key(tmp_path, "a")
 
 
 def test_the_last_key_that_is_removed_is_refused(keys_file: Path) -> None:
