@@ -31,16 +31,21 @@ class Counts:
     num_read: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def num_kept(self) -> int:
+        """Return the number of rows that were read and not dropped."""
+        return self.num_read - sum(self.dropped.values())
+
     def drop(self, reason: str, num_rows: int = 1) -> None:
         if num_rows:
             self.dropped[reason] = self.dropped.get(reason, 0) + num_rows
 
     def check(self, num_kept: int) -> None:
         """Check that every row is accounted for; a difference is a bug of this package."""
-        num_dropped = sum(self.dropped.values())
-        if self.num_read != num_kept + num_dropped:
+        if self.num_kept != num_kept:
             raise RuntimeError(
-                f"{self.num_read} rows were read, {num_kept} are kept and {num_dropped} are dropped"
+                f"{self.num_read} rows were read, {num_kept} are kept and "
+                f"{self.num_read - self.num_kept} are dropped"
             )
 
 
@@ -89,7 +94,10 @@ def stream_rows(
     if problems and num_problems == counts.num_read:
         raise DataError(problems, hint=hint)
     if problems and bad_rows == "refuse":
-        drop = "Mend these rows, or drop and count them: data.bad_rows: drop."
+        drop = (
+            "Mend these rows, or drop and count them: data.bad_rows: drop in run.yaml, or "
+            "--drop-bad-rows of init, data check and data convert."
+        )
         raise DataError(problems, hint=f"{hint} {drop}" if hint else drop)
     for problem in problems:
         logger.warning("  dropped: %s", problem)

@@ -87,7 +87,8 @@ def open_source(config: SourceConfig, relative_to: Path, key: str) -> Source:
             f"{key}: no such file: {path}; expected the data",
             hint=f"Try: {HUB}{config.path} for a dataset of the Hugging Face Hub."
             if is_id
-            else "Check the path; it starts from the directory of run.yaml.",
+            else "Check the path; it starts from "
+            + (f"{relative_to}, the folder of run.yaml." if relative_to.parts else "this folder."),
         ) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -161,7 +162,7 @@ def select_files(names: Iterable[str], split: str | None, where: str) -> list[st
     if len(suffixes) > 1:
         raise DataError(
             f"{where}: has files of several formats: {', '.join(suffixes)}; expected one",
-            hint="Give each file as an entry of data.sources.",
+            hint="Give one of the files, or each as an entry of data.sources.",
         )
     return found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneline.commands.option_values import endpoint_of, required, section_of
+from tuneline.commands.option_values import endpoint_of, refuse, required, section_of
 from tuneline.commands.options import AsJson, KeyEnv, ModelName, Overrides, Url
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
@@ -33,6 +33,9 @@ Configuration = Annotated[
     str | None, typer.Option("--config", help="Configuration of a Hub dataset.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub dataset.")]
+DropBadRows = Annotated[
+    bool, typer.Option("--drop-bad-rows", help="Drop and count rows that cannot be read.")
+]
 
 
 def data_convert(
@@ -47,9 +50,7 @@ def data_convert(
     split: Split = None,
     configuration: Configuration = None,
     revision: Revision = None,
-    drop_bad_rows: Annotated[
-        bool, typer.Option("--drop-bad-rows", help="Drop and count rows that cannot be read.")
-    ] = False,
+    drop_bad_rows: DropBadRows = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a file, a folder or a Hub dataset to JSON Lines of one form, and count its rows."""
@@ -68,16 +69,19 @@ def data_convert(
     counts = convert_data(
         file, out, to=to, reading=reading, bad_rows="drop" if drop_bad_rows else "refuse"
     )
-    num_written = counts.num_read - sum(counts.dropped.values())
     dropped = [f"{count:,} dropped: {reason}" for reason, count in counts.dropped.items()]
     emit(
         {
             "path": str(out),
             "num_read": counts.num_read,
-            "num_written": num_written,
+            "num_written": counts.num_kept,
             "dropped": counts.dropped,
         },
-        [f"written: {out}", f"{counts.num_read:,} rows read, {num_written:,} written", *dropped],
+        [
+            f"written: {out}",
+            f"{counts.num_read:,} rows read, {counts.num_kept:,} written",
+            *dropped,
+        ],
         as_json,
     )
 
@@ -92,8 +96,8 @@ def data_check(
         typer.Option(metavar="MODEL", help="Base model, whose tokenizer counts the tokens."),
     ] = None,
     max_length: Annotated[
-        int, typer.Option(min=1, help="With --base, most tokens of a row.")
-    ] = 2048,
+        int | None, typer.Option(min=1, help="With --base, most tokens of a row (2048).")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,6 +112,7 @@ def data_check(
     split: Split = None,
     configuration: Configuration = None,
     revision: Revision = None,
+    drop_bad_rows: DropBadRows = False,
     as_json: AsJson = False,
 ) -> None:
     """Find duplicates, leaks, bad answers, personal data and more in data files.
@@ -121,6 +126,8 @@ def data_check(
     from tuneline.core.config import validate_config
     from tuneline.models.source import resolve_model
 
+    if base is None:
+        refuse("without --base", {"--max-length": max_length})
     values = section_of(overrides, "data.checks", "a data file", "refusals=fix")
     given = {"shape": shape, "split": split, "config": configuration, "revision": revision}
     reading = {"columns": column_map(columns or []), **given}
@@ -129,8 +136,9 @@ def data_check(
         heldout=heldout,
         checks=validate_config(ChecksConfig, values, "--set: data.checks"),
         base=None if base is None else resolve_model(base),
-        max_length=max_length,
+        max_length=max_length or 2048,
         reading=validate_config(ReadingConfig, reading, "options"),
+        bad_rows="drop" if drop_bad_rows else "refuse",
         picture=picture,
     )
     drawn = [] if picture is None else ["", f"written: {picture}"]

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.data import Columns, Configuration, Revision, Shape, Split, column_map
+from tuneline.commands.data import (
+    Columns,
+    Configuration,
+    DropBadRows,
+    Revision,
+    Shape,
+    Split,
+    column_map,
+)
 from tuneline.commands.option_values import refuse, required
 from tuneline.commands.options import AsJson
 from tuneline.commands.printing import emit
@@ -35,6 +43,7 @@ def init(
     split: Split = None,
     configuration: Configuration = None,
     revision: Revision = None,
+    drop_bad_rows: DropBadRows = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run.yaml with choices that fit the data, the base model and this machine.
@@ -48,7 +57,9 @@ def init(
     if source is not None:
         given = {"--data": data, "--base": base, "--shape": shape, "--split": split}
         given |= {"--config": configuration, "--revision": revision}
-        refuse("with --from", {**given, "--column": columns})
+        refuse(
+            "with --from", {**given, "--column": columns, "--drop-bad-rows": drop_bad_rows or None}
+        )
         _take_over(source, out, done, as_json)
         return
     from tuneline.models.source import resolve_model
@@ -59,16 +70,17 @@ def init(
     written_name = os.path.relpath(name, out.parent) if Path(name).is_dir() else name
     options = {"columns": column_map(columns or []), "shape": shape, "split": split}
     options |= {"config": configuration, "revision": revision}
+    options |= {"bad_rows": "drop"} if drop_bad_rows else {}
     facts = write_first_run(file, model, written_name, out, options)
     emit(
         {
             "path": str(out),
-            "num_rows": facts.counts.num_read,
+            "num_rows": facts.counts.num_kept,
             "kind": facts.kind,
             "longest_row_tokens": facts.longest,
         },
         [
-            f"{facts.counts.num_read:,} rows of kind {facts.kind}; the longest has "
+            f"{facts.counts.num_kept:,} rows of kind {facts.kind}; the longest has "
             f"{facts.longest:,} tokens",
             *done,
         ],

@@ -62,18 +62,18 @@ def write_first_run(
         *[Choice(f"data.{key}", value) for key, value in data.items() if value],
         *_template_choices(facts),
         *_heldout_choices(written, facts),
-        *_training_choices(facts, base),
+        *_training_choices(facts, base, facts.counts.num_kept - _num_held_out(written, facts)),
     ]
     write_choices(out, [HEAD], choices)
     return facts
 
 
 def _data_reason(facts: DataFacts) -> str:
-    counted = "" if facts.num_measured == facts.counts.num_read else (
+    counted = "" if facts.num_measured == facts.counts.num_kept else (
         f" (of a random sample of {facts.num_measured:,} rows)"
     )  # fmt: skip
     return (
-        f"{facts.counts.num_read:,} rows of kind {facts.kind}. In tokens{counted}: the longest row "
+        f"{facts.counts.num_kept:,} rows of kind {facts.kind}. In tokens{counted}: the longest row "
         f"has {facts.longest:,}, 95 % have at most {facts.usual:,}; the longest prompt has "
         f"{facts.longest_prompt:,} and the longest answer {facts.longest_answer:,}."
     )
@@ -93,16 +93,24 @@ def _heldout_choices(heldout: Mapping[str, str], facts: DataFacts) -> list[Choic
     if heldout:
         reason = "Lies with the data; its name says that it is not for training."
         return [Choice(f"data.{key}", value, reason) for key, value in heldout.items()]
-    rows = facts.counts.num_read
-    share = 0.1 if rows <= 20_000 else max(round(2000 / rows, 4), 0.0001)
+    share = _heldout_share(facts)
     reason = "A tenth of the prompts" if share == 0.1 else "About 2,000 prompts"
     why = "; enough to tell accuracies apart by 2 points." if share != 0.1 else "."
     return [Choice("data.heldout_fraction", share, f"{reason}, by a hash of seed and prompt{why}")]
 
 
-def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
+def _heldout_share(facts: DataFacts) -> float:
+    rows = facts.counts.num_kept
+    return 0.1 if rows <= 20_000 else max(round(2000 / rows, 4), 0.0001)
+
+
+def _num_held_out(heldout: Mapping[str, str], facts: DataFacts) -> int:
+    return 0 if heldout else round(facts.counts.num_kept * _heldout_share(facts))
+
+
+def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> list[Choice]:
     """Return the keys of training, evaluation and serving."""
-    rows = facts.counts.num_read
+    rows = facts.counts.num_kept
     # A sample may miss the longest row.
     slack = 1.0 if facts.num_measured == rows else 1.25
     context = context_length(base.path) or UNLIMITED_CONTEXT
@@ -134,8 +142,8 @@ def _training_choices(facts: DataFacts, base: ModelSource) -> list[Choice]:
         Choice("training.per_device_train_batch_size", batch, memory),
         Choice(
             "training.gradient_accumulation_steps", accumulation,
-            f"{batch * accumulation} rows per step, so that an epoch has "
-            f"{-(-rows // (batch * accumulation)):,} steps.",
+            f"{batch * accumulation} rows per step, so that an epoch has about "
+            f"{-(-num_trained // (batch * accumulation)):,} steps.",
         ),
         *automatic,
         Choice("evaluation.max_new_tokens", new_tokens, "A quarter more than the longest answer."),

@@ -120,6 +120,24 @@ def test_a_base_whose_files_name_no_sizes_gets_a_run_too(tmp_path: Path) -> None
     assert "memory of a step is not known" in (tmp_path / "run.yaml").read_text()
 
 
+def test_rows_that_cannot_be_read_are_dropped_in_the_run_too(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {n}.", "completion": f"yes {n}"} for n in range(60)]
+    _rows(tmp_path / "rows.jsonl", *rows, {"prompt": "And this?", "completion": ""})
+    arguments = ("--data", "rows.jsonl", "--base", "tiny-base")
+    refused = _init(tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert "--drop-bad-rows" in refused.stderr
+    done = _init(tmp_path, *arguments, "--drop-bad-rows", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_rows"] == 60
+    assert load_config(tmp_path / "run.yaml", RunConfig).data.bad_rows == "drop"
+    text = (tmp_path / "run.yaml").read_text()
+    # A tenth of 60 rows is held out, and no row counts that was not read.
+    assert "60 rows of kind answer" in text
+    assert "random sample" not in text
+    assert "3 rows per step, so that an epoch has about 18 steps." in text
+
+
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:
     (tmp_path / "tickets").mkdir()
     _rows(tmp_path / "tickets" / "train.jsonl", *[{"prompt": "a", "completion": "b"}] * 9)
@@ -140,7 +158,7 @@ def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:
     [
         ((), "--data is required here"),
         (("--data", "rows.jsonl"), "--base is required here"),
-        (("--data", "none.csv", "--base", "tiny-base"), "no such file"),
+        (("--data", "none.csv", "--base", "tiny-base"), "it starts from this folder"),
         (("--data", "mixed.jsonl", "--base", "tiny-base"), "rows of several kinds: 1 of kind ans"),
         # Before a base model is downloaded and the data are measured.
         (("--data", "none.csv", "--base", "none", "--out", "rows.jsonl"), "rows.jsonl: exists"),

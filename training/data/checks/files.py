@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from training.config.checks import ChecksConfig
 from training.config.data import ReadingConfig, SourceConfig
@@ -42,6 +42,7 @@ def check_files(
     base: ModelSource | None = None,
     max_length: int = 2048,
     reading: ReadingConfig | None = None,
+    bad_rows: Literal["refuse", "drop"] = "refuse",
     picture: Path | None = None,
 ) -> FileReport:
     """Run every check on data files, and return what intake would drop, change and refuse.
@@ -53,6 +54,7 @@ def check_files(
         base: The model whose tokenizer counts tokens; without it, lengths are not checked.
         max_length: The most tokens of a row.
         reading: How the files are read.
+        bad_rows: Whether a row that cannot be read is an error, or is dropped and counted.
         picture: A PNG or SVG file to draw.
 
     Raises:
@@ -64,19 +66,24 @@ def check_files(
     checks = checks or ChecksConfig()
     given = {} if reading is None else reading.model_dump()
     limit = None if base is None else LengthLimit(base.path, max_length, checks.length)
+    counts = {"train": Counts(), "heldout": Counts()}
     with (
         TemporaryDirectory(prefix="tuneline-") as folder,
         Spool(Path(folder) / "rows.jsonl") as spool,
     ):
         for path in paths:
             source = open_source(SourceConfig(path=path, **given), Path(), "FILE")
-            spool.add(stream_rows([source], Counts()))
+            spool.add(stream_rows([source], counts["train"], bad_rows=bad_rows))
         if heldout is not None:
             one = {**given, "split": None} if heldout not in paths else given
             source = open_source(SourceConfig(path=heldout, **one), Path(), "--eval")
-            spool.add(stream_rows([source], Counts()), heldout=True)
+            rows = stream_rows([source], counts["heldout"], bad_rows=bad_rows)
+            spool.add(rows, heldout=True)
         checked = check_rows(spool, checks, limit=limit)
         document = report_of(checked)
+        for side, read in counts.items():
+            found = document["rows"][side]
+            found |= {"num_read": read.num_read, "dropped": read.dropped | found["dropped"]}
         if picture is not None:
             try:
                 draw_checks(checked, document, picture)

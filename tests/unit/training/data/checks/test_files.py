@@ -89,6 +89,20 @@ def test_the_command_checks_one_split_of_a_folder(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["rows"]["train"]["num_read"] == 4
 
 
+def test_the_command_drops_and_counts_rows_that_cannot_be_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [*clean_rows(10), row("And this?", "", 11)])
+    done = tuneline_here("data", "check", path, "--json")
+    assert done.returncode == 2
+    assert "--drop-bad-rows" in json.loads(done.stdout)["error"]["hint"]
+    done = tuneline_here("data", "check", path, "--eval", path, "--drop-bad-rows", "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"dropped: {path}: line 11: field 'completion': is empty" in done.stderr
+    for side in json.loads(done.stdout)["rows"].values():
+        assert side["num_read"] == 11
+        assert side["dropped"]["cannot be read"] == 1
+        assert side["num_read"] == side["num_kept"] + sum(side["dropped"].values())
+
+
 def test_the_command_names_an_unknown_check(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", clean_rows(10))
     done = tuneline_here("data", "check", path, "--set", "data.checks.refusal=fix")
