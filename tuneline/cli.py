@@ -291,6 +291,16 @@ def _root(
         raise typer.Exit
 
 
+class Interrupted(SystemExit):
+    """The end of a command by a signal, with the exit code that a shell gives it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.exit_code = 128 + signum
+        self.message = f"{signal.Signals(signum).name} ended the command"
+        self.hint = "The same command goes on from what is finished."
+
+
 def main() -> NoReturn:
     """Run the command line; the only place that turns errors into exit codes."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -312,10 +322,13 @@ def main() -> NoReturn:
             sys.exit(error.exit_code)
         except TyperException as error:
             # A usage error, which says itself how the command is used.
+            error.show()  # type: ignore[attr-defined]  # the class that has it is not public
             output.error = error.message = error.format_message()
             emit_error(error)
-            error.show()  # type: ignore[attr-defined]  # the class that has it is not public
             sys.exit(error.exit_code)
+        except Interrupted as ended:
+            emit_error(ended)
+            raise
         except SystemExit as ended:
             if isinstance(ended.__context__, BrokenPipeError):  # typer ends so, `--help | head`
                 sys.exit(PIPE_EXIT)
@@ -333,4 +346,4 @@ def _interrupt(signum: int, _frame: Any) -> NoReturn:
     """Unwind, so that servers are ended and half-written artifacts removed, then exit as killed."""
     signal.signal(signum, signal.SIG_DFL)
     logger.info("interrupted; the same command goes on from what is finished")
-    raise SystemExit(128 + signum)
+    raise Interrupted(signum)

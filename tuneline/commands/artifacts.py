@@ -29,6 +29,7 @@ def inspect(
     from tuneline.pipeline.plan import all_current
 
     if target.is_dir():
+        refuse("of a directory", {"--set": overrides})
         artifact = open_artifact(target)
         emit(artifact.manifest.model_dump(), describe_artifact(artifact), as_json)
         return
@@ -58,6 +59,7 @@ def card(
     from tuneline.pipeline.stage import MODEL
 
     if target.is_dir():
+        refuse("of a directory", {"--set": overrides})
         model = open_artifact(target)
     else:
         (model,) = current(open_run(target, overrides, runs_dir), MODEL)

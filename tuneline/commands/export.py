@@ -78,6 +78,7 @@ def export_merge(
     from export.config import MergeConfig
     from tuneline.core.config import validate_config
 
+    refuse("without RUN.yaml", {"--set": overrides})
     if quantize != "w4a16":
         refuse("without --quantize w4a16", {"--group-size": group_size})
     config = validate_config(MergeConfig, given(chosen), "tuneline export merge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -77,7 +78,7 @@ class LazyGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if self.default is not None and args and args[0] not in (*self.table, *HELP):
             # A word that is neither a command nor a file is a misspelt command: the group says so.
-            is_word = args[0].isalpha() and not Path(args[0]).exists()
+            is_word = re.fullmatch(r"[a-z]+(-[a-z]+)*", args[0]) and not Path(args[0]).exists()
             args = args if is_word else [self.default, *args]
         return super().parse_args(ctx, args)
 

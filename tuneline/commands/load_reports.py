@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.option_values import required
+from tuneline.commands.option_values import refuse, required
 from tuneline.commands.options import (
     AsJson,
     Out,
@@ -49,7 +49,7 @@ def join(
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A load report, or a study.")],
-    form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.table,
+    form: Annotated[Form | None, typer.Option("--format", help="How to write it (table).")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="A file, in place of stdout.")
     ] = None,
@@ -60,14 +60,16 @@ def report(
     from tuneline.core.artifact import open_artifact
     from tuneline.core.disk import replace_file
 
-    if as_json:
-        form = Form.json
+    if as_json and out is None and form is not Form.json:
+        refuse("with --json, which prints the report itself", {"--format": form})
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: no directory {out.absolute().parent}")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: a directory; expected a file")
     artifact = open_artifact(directory, kind=KINDS)
-    if as_json is False and form is Form.table and artifact.kind != "load-report":
+    if form is None:
+        form = Form.json if as_json else Form.table
+    if form is Form.table and artifact.kind != "load-report":
         form = Form.markdown
     text = report_text(artifact, form)
     if out is None:

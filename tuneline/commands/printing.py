@@ -117,7 +117,7 @@ def emit_artifact(artifact: Artifact, as_json: bool) -> None:
     emit(document, describe_artifact(artifact), as_json)
 
 
-def fault(error: Exception) -> dict[str, Any]:
+def fault(error: BaseException) -> dict[str, Any]:
     """Return an error as a value of a JSON document; an error without an exit code is a bug."""
     return {
         "type": type(error).__name__,
@@ -127,7 +127,7 @@ def fault(error: Exception) -> dict[str, Any]:
     }
 
 
-def emit_error(error: Exception) -> None:
+def emit_error(error: BaseException) -> None:
     """Print an error as the command's one JSON document, unless a result is printed already."""
     if "--json" in sys.argv and not _output.get(Output()).is_printed:
         # The error keeps its exit code if stdout takes nothing.

@@ -51,13 +51,14 @@ def prove(
         from tuneline.pipeline.stages import stage_names
 
         options = {"--reference": reference, "--candidate": candidate, "--out": out}
-        refuse("with RUN.yaml", {**options, **of_a_server})
+        refuse("with RUN.yaml", {**options, **of_a_server, "--api-key-env": api_key_env})
         run = open_run(run_file, overrides, runs_dir)
         run_stages(run, stage_names(run, kind="parity"), as_json=as_json, ladder=True)
         return
     from tuneline.core.artifact import open_artifact
     from tuneline.core.verdict import require_verdict
 
+    refuse("without RUN.yaml", {"--set": overrides})
     expected = open_artifact(required(reference, "--reference"), kind="reference")
     form = required(candidate, "--candidate")
     if is_url(form):

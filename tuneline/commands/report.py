@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuneline.commands.option_values import open_run
+from tuneline.commands.option_values import open_run, refuse
 from tuneline.commands.options import AsJson, Overrides, RunsDir
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
@@ -38,6 +38,7 @@ def report(
     from tuneline.report.write import HTML_FILE, write_files
 
     if target.is_dir():
+        refuse("of a directory", {"--set": overrides})
         facts, folder = facts_of_folder(target), target.absolute().parent
     else:
         run = open_run(target, overrides, runs_dir)

@@ -65,7 +65,7 @@ def run_stages(
     document: dict[str, Any] = {"name": run.config.name, "stages": entries}
     try:
         up(run, until, on_stage, keep_going=ladder)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a signal, too, leaves the line unfinished
         document["error"] = fault(error)
         raise
     finally:

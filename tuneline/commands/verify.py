@@ -86,6 +86,7 @@ def verify(
         refuse("with a run.yaml", given)
         _verify_run(open_run(target, overrides, runs_dir), as_json)
         return
+    refuse("of a directory", {"--set": overrides})
     artifact = open_artifact(target, check_sizes=False)
     if artifact.kind == RELEASE_KIND:
         refuse("of a release", {**of_directories, "--signature": signature})

@@ -28,6 +28,9 @@ def test_killed_while_training_it_continues(tmp_path: Path, number: signal.Signa
             os.kill(process.pid or 0, number)
     process.join(60)
     assert process.exitcode == (-number if number == signal.SIGKILL else 128 + number)
+    # The document of an unfinished line does not look like that of a finished one.
+    said = '"message": "SIGINT ended the command"'
+    assert (said in log.read_text()) == (number == signal.SIGINT)
     assert [p.name for p in work.glob("adapter-*")] == []
     done = stages(tuneline(run, "train"))
     assert not done["dataset"]["ran"]

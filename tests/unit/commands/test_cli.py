@@ -210,6 +210,7 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
         (("up",), "Missing argument 'RUN.yaml'"),
         (("up", EXAMPLE, "--jsno"), "No such option: --jsno"),
         (("nonsense",), "No such command 'nonsense'"),
+        (("loadtest", "cros-check"), "No such command 'cros-check'. Did you mean 'cross-check'?"),
         (("evaluate", "--suite", "nope"), "Invalid value for '--suite'"),
         (("export", "form", "pruned"), "Missing option '--model'"),
         (("export", "form"), "No such option: --json"),
@@ -221,6 +222,7 @@ def test_a_usage_error_is_json_too(arguments: tuple[str | Path, ...], message: s
     error = json.loads(done.stdout)["error"]
     assert message in error["message"] and error["exit_code"] == 2
     assert message in done.stderr and "Usage:" in done.stderr
+    assert done.stderr.count("Possible options") <= 1
 
 
 def test_a_bug_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -289,9 +291,11 @@ def test_a_lost_terminal_ends_a_command_as_a_signal_does() -> None:
         "cli.main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, "--json"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 128 + 1
+    error = json.loads(done.stdout)["error"]
+    assert (error["message"], error["exit_code"]) == ("SIGHUP ended the command", 129)
 
 
 @pytest.mark.parametrize("command", ["export", "prove", "loadtest"])
@@ -523,6 +527,16 @@ def test_doctor_names_the_forms_that_cannot_be_made_here(
         ("loadtest", EXAMPLE, "--rate", "3"),
         ("chat", EXAMPLE, "--url", "http://127.0.0.1:1/v1", "--model", "x"),
         ("chat", EXAMPLE, "--model", "x"),
+        ("prove", EXAMPLE, "--api-key-env", "X"),
+        ("prove", "--reference", "x", "--candidate", BASE, "--set", "training.r=4"),
+        ("export", "--base", BASE, "--adapter", "x", "--out", "y", "--set", "training.r=4"),
+        ("inspect", BASE, "--set", "training.r=4"),
+        ("card", BASE, "--set", "training.r=4"),
+        ("verify", BASE, "--set", "training.r=4"),
+        ("report", BASE, "--set", "training.r=4"),
+        ("doctor", "--set", "training.r=4"),
+        ("data", "check", ROWS, "--max-length", "9"),
+        ("loadtest", "report", BASE, "--format", "html", "--json"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
