@@ -35,7 +35,7 @@ import openai
 
 from benchmarks.kubelet import Gateway, Node, Pod, Service, ended_at_last, make_image, roll_over
 from benchmarks.kubelet import wait_until_ready as until_ready
-from k8s import render_manifests
+from k8s import Facts, render_manifests
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig, Resources
 from k8s.render.kustomize import build
 from k8s.rules.objects import flags
@@ -97,10 +97,8 @@ def rendered(
         overlay="cpu", image="server:1", model_claim="models", cache_claim="kernels", surge=True,
         resources=Resources(cpu="1", memory="4Gi"),
     )  # fmt: skip
-    tree = render_manifests(
-        config, name=name, model_digest=model.digest, served_args=args, served_env=env,
-        out=folder / name,
-    )  # fmt: skip
+    facts = Facts(config, name, model.digest)
+    tree = render_manifests(facts, folder / name, served_args=args, served_env=env)
     return list(build(tree) or [])
 
 

@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from k8s.cluster.manifests import Manifests, read_manifests
     from k8s.cluster.roll_back import find_earlier, roll_back_server
     from k8s.cluster.status import read_state
+    from k8s.render.facts import Facts
+    from k8s.render.job import LoadTestJob
     from k8s.render.kustomize import find_kubectl
     from k8s.render.training.tree import render_training
     from k8s.render.tree import render_manifests
 
 __all__ = [
     "Cluster",
+    "Facts",
+    "LoadTestJob",
     "Manifests",
     "Plan",
     "apply_manifests",
@@ -56,6 +60,8 @@ __getattr__ = lazy_face(
     __name__,
     {
         "Cluster": "k8s.cluster.kubectl:Cluster",
+        "Facts": "k8s.render.facts:Facts",
+        "LoadTestJob": "k8s.render.job:LoadTestJob",
         "Manifests": "k8s.cluster.manifests:Manifests",
         "Plan": "k8s.cluster.apply:Plan",
         "apply_manifests": "k8s.cluster.apply:apply_manifests",

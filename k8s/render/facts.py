@@ -24,12 +24,16 @@ class Facts:
 
     config: DeployConfig
     name: str
+    """The run's name; every object's name begins with it."""
     model_digest: str
+    """`sha256:...` of the artifact that is served."""
     capacity: Capacity | None = None
-    """None without a load report whose objectives hold."""
+    """The load that one pod was measured to carry; None without a load report whose objectives
+    hold."""
     release: str | None = None
     """The digest of the release; None marks every object."""
     model_size_bytes: int = 0
+    """The size of the model's files; a rollout waits until a pod has copied and verified them."""
     waived: tuple[str, ...] = ()
     """The gates that the release waives."""
     signature: Document | None = None

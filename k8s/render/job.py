@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,24 @@ PROMPTS_SIZE_BYTES = 192 * 1024
 GATHER_S = 1200
 
 
-def write_loadtest(
-    facts: Facts,
-    tree: Path,
-    *,
-    url: str,
-    model: str,
-    run_config: Mapping[str, Any],
-    prompts: Sequence[ChatPrompt],
-    deadline_s: int,
-) -> None:
+@dataclass(frozen=True)
+class LoadTestJob:
+    """The requests of the load test of a run, and its limit of time."""
+
+    run_config: Mapping[str, Any]
+    """The whole resolved run.yaml."""
+    prompts: Sequence[ChatPrompt]
+    """Chat messages. As many as fit a ConfigMap are taken."""
+    deadline_s: int = 3600
+    """Seconds after which the Job is ended: more than the load test can take."""
+
+
+def write_loadtest(facts: Facts, job: LoadTestJob, tree: Path, *, url: str, model: str) -> None:
     """Add `load-test/` to a rendered tree.
 
     Args:
         url: The server's Service, up to and with `/v1`.
         model: The name to ask for; the one with the digest binds the report to the artifact.
-        deadline_s: Seconds after which the Job is ended: more than the load test can take.
 
     Raises:
         ConfigError: Not even one prompt fits a ConfigMap.
@@ -57,15 +60,16 @@ def write_loadtest(
     directory = tree / "load-test"
     directory.mkdir()
     write_yaml(directory / "kustomization.yaml", _kustomization(facts))
-    write_yaml(directory / "job.yaml", _job_patch(facts, url, model, deadline_s))
-    write_yaml(directory / "run.yaml", run_config)
+    write_yaml(directory / "job.yaml", _job_patch(facts, url, model, job.deadline_s))
+    write_yaml(directory / "run.yaml", job.run_config)
     if facts.config.loadtest_prompts == "claim":
         return
-    lines = _fitting([json.dumps(prompt, ensure_ascii=False) for prompt in prompts])
-    if len(lines) < len(prompts):
+    lines = _fitting([json.dumps(prompt, ensure_ascii=False) for prompt in job.prompts])
+    if len(lines) < len(job.prompts):
         logger.info(
-            "load test: %d of %d prompts fit a ConfigMap and are taken", len(lines), len(prompts)
-        )
+            "load test: %d of %d prompts fit a ConfigMap and are taken",
+            len(lines), len(job.prompts),
+        )  # fmt: skip
     (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

@@ -15,19 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from k8s.capacity import Capacity
 from k8s.config import PORT, DeployConfig
 from k8s.render.facts import Facts
-from k8s.render.job import write_loadtest
+from k8s.render.job import LoadTestJob, write_loadtest
 from k8s.render.output import check_rendered, new_tree
 from k8s.render.server import write_server
 from k8s.render.workloads.chart import write_chart
 from k8s.render.workloads.write import write_workload
 from k8s.rules.objects import flags
 from tuneline.core.errors import ConfigError
-from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 from tuneline.core.secrets import is_secret_name
 
@@ -35,70 +32,45 @@ EXAMPLE_IMAGE = "registry.example.com/tuneline-server-{}:v0.32.0"
 
 
 def render_manifests(
-    config: DeployConfig,
+    facts: Facts,
+    out: Path,
     *,
-    name: str,
-    model_digest: str,
     served_args: Sequence[str],
     served_env: Mapping[str, str],
-    out: Path,
-    run_config: Mapping[str, Any] | None = None,
-    prompts: Sequence[ChatPrompt] = (),
-    loadtest_deadline_s: int = 3600,
-    capacity: Capacity | None = None,
-    release: str | None = None,
-    waived: Sequence[str] = (),
-    model_size_bytes: int = 0,
+    loadtest: LoadTestJob | None = None,
     helm: bool = False,
-    signature: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the manifests of one run to `out` and return it.
 
     Args:
-        config: The section `k8s` of run.yaml.
-        name: The run's name; every object's name begins with it.
-        model_digest: `sha256:...` of the artifact that is served.
+        facts: The run, its section `k8s`, and what its release says.
+        out: A directory that does not exist, or an earlier output of this function.
         served_args: All arguments of `vllm serve`: the model at `MODEL_DIR`, `--host` `HOST`,
             `--port` `PORT`, the names `[name, name@digest12]`, and what the run was proven with.
         served_env: Environment variables of the server; no secrets.
-        out: A directory that does not exist, or an earlier output of this function.
-        run_config: The whole resolved run.yaml, for the load test.
-        prompts: Chat messages that the load test sends. As many as fit a ConfigMap are taken.
-        loadtest_deadline_s: After so many seconds the load test's Job is ended.
-        capacity: The load that one pod was measured to carry; autoscaling needs it.
-        release: The digest of the release; None puts a mark on every object.
-        waived: The gates of the release that failed and were waived.
-        model_size_bytes: The size of the model's files; a rollout waits until a pod has copied and
-            verified them.
+        loadtest: The load test; it needs `k8s.loadtest_image`.
         helm: Write a Helm chart in the place of the server's kustomization.
-        signature: The signature of the model, as its release has it; `release_key` needs it.
 
     Raises:
         ConfigError: Values are missing or do not fit together, or the manifests break a rule.
         ArtifactError: `out` exists and was not rendered, or was changed since.
         DiskFullError: The file system ran out of space.
     """
-    _check_inputs(config, name, served_env)
-    facts = Facts(
-        config, name, model_digest, capacity, release, model_size_bytes, tuple(waived),
-        None if signature is None else dict(signature),
-    )  # fmt: skip
+    config = facts.config
+    _check_inputs(config, facts.name, served_env)
     _warn(facts)
-    with new_tree(out, {"name": name, "model_digest": model_digest, "release": release}) as tree:
+    rendered = {
+        "name": facts.name, "model_digest": facts.model_digest, "release": facts.release,
+    }  # fmt: skip
+    with new_tree(out, rendered) as tree:
         write_server(facts, served_args, served_env, tree)
         if config.workload != "deployment":
             write_workload(tree, config)
         targets = [tree]
-        if config.loadtest_image is not None and run_config is not None and prompts:
-            write_loadtest(
-                facts,
-                tree,
-                url=f"http://{facts.server}:{PORT}/v1",
-                model=flags(served_args)["--served-model-name"][-1],
-                run_config=run_config,
-                prompts=prompts,
-                deadline_s=loadtest_deadline_s,
-            )
+        if config.loadtest_image is not None and loadtest is not None and loadtest.prompts:
+            url = f"http://{facts.server}:{PORT}/v1"
+            model = flags(served_args)["--served-model-name"][-1]
+            write_loadtest(facts, loadtest, tree, url=url, model=model)
             targets.append(tree / "load-test")
         check_rendered(targets)
         if helm:

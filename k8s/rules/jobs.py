@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from k8s.rules.objects import Object, Pod, env, flags, namespace, of_kind, pods, servers
+from k8s.rules.objects import (
+    LABEL_LENGTH,
+    Object,
+    Pod,
+    env,
+    flags,
+    namespace,
+    of_kind,
+    pods,
+    servers,
+)
 from k8s.rules.training import trainings
 
 MESSAGE = "TUNELINE_POD_MESSAGE"
@@ -41,8 +51,11 @@ def _jobs(objects: Sequence[Object]) -> Iterator[str]:
                     f"{spec.get('completions')}; the load pods begin together"
                 )
             longest = f"{pod.owner['metadata']['name']}-{spec.get('completions', 1) - 1}"
-            if len(longest) > 63:
-                yield f"{pod.where}: {longest} has {len(longest)} characters; a pod's may have 63"
+            if len(longest) > LABEL_LENGTH:
+                yield (
+                    f"{pod.where}: {longest} has {len(longest)} characters; a pod's may have "
+                    f"{LABEL_LENGTH}"
+                )
         for container in pod.containers:
             if MESSAGE not in env(container):
                 yield (

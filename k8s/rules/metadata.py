@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from k8s.rules.objects import DIGEST_LABEL, Object, applied_size, ref
+from k8s.rules.objects import DIGEST_LABEL, LABEL_LENGTH, Object, applied_size, ref
 
 LABELS = ("name", "component", "part-of", "managed-by")
 ANNOTATIONS_SIZE_BYTES = 256 * 1024
@@ -29,11 +29,16 @@ def _labels(objects: Sequence[Object]) -> Iterator[str]:
 def _lengths(objects: Sequence[Object]) -> Iterator[str]:
     for item in objects:
         name = item["metadata"]["name"]
-        if item["kind"] in LABEL_NAMES and len(name) > 63:
-            yield f"{ref(item)}: the name has {len(name)} characters; expected at most 63"
+        if item["kind"] in LABEL_NAMES and len(name) > LABEL_LENGTH:
+            yield (
+                f"{ref(item)}: the name has {len(name)} characters; expected at most {LABEL_LENGTH}"
+            )
         for key, value in item["metadata"].get("labels", {}).items():
-            if len(value) > 63:
-                yield f"{ref(item)}: the label {key} has {len(value)} characters; expected 63"
+            if len(value) > LABEL_LENGTH:
+                yield (
+                    f"{ref(item)}: the label {key} has {len(value)} characters; expected at most "
+                    f"{LABEL_LENGTH}"
+                )
 
 
 def _kept(objects: Sequence[Object]) -> Iterator[str]:

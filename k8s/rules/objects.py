@@ -14,6 +14,8 @@ DIGEST_LABEL = "tuneline/model-digest"
 KEY_VOLUME = "release-key"
 """The volume with the public key that a model's signature is checked with."""
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+LABEL_LENGTH = 63
+"""Most characters of a label's value, and of a name that becomes one or a host name (RFC 1123)."""
 
 _UNITS = {
     "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from k8s.rules.objects import Object, matches, namespace, of_kind, pods, ref
+from k8s.rules.objects import LABEL_LENGTH, Object, matches, namespace, of_kind, pods, ref
 from tuneline.core.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
 
 _SERIES = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
@@ -102,8 +102,11 @@ def _autoscalers(objects: Sequence[Object]) -> Iterator[str]:
             item["spec"].get("advanced", {}).get("horizontalPodAutoscalerConfig", {}).get("name")
             or f"keda-hpa-{item['metadata']['name']}"
         )
-        if len(name) > 63:
-            yield f"{ref(item)}: its autoscaler {name} has {len(name)} characters; expected 63"
+        if len(name) > LABEL_LENGTH:
+            yield (
+                f"{ref(item)}: its autoscaler {name} has {len(name)} characters; expected at most "
+                f"{LABEL_LENGTH}"
+            )
     scaled = [
         (ref(item), item["spec"]["scaleTargetRef"]["name"])
         for kind in ("HorizontalPodAutoscaler", "ScaledObject")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from k8s.rules.objects import Object, Pod, env, flags, of_kind, pods
+from k8s.rules.objects import LABEL_LENGTH, Object, Pod, env, flags, of_kind, pods
 from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
 MESSAGE = "TUNELINE_POD_MESSAGE"
@@ -113,8 +113,11 @@ def _groups(objects: Sequence[Object]) -> Iterator[str]:
         name = pod.owner["metadata"]["name"]
         # A controller adds a hyphen and five characters to the name of a pod.
         longest = f"{name}-{number - 1}" if pod.job is None else f"{name}-node-0-{number - 1}-xxxxx"
-        if len(longest) > 63:
-            yield f"{pod.where}: {longest} has {len(longest)} characters; a pod's may have 63"
+        if len(longest) > LABEL_LENGTH:
+            yield (
+                f"{pod.where}: {longest} has {len(longest)} characters; a pod's may have "
+                f"{LABEL_LENGTH}"
+            )
         if pod.job is None:
             continue
         told = env(container)

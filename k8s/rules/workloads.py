@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from k8s.rules.objects import Object, flags, of_kind, pods, ref, selected
+from k8s.rules.objects import LABEL_LENGTH, Object, flags, of_kind, pods, ref, selected
 
 RANKS = {"leader": "0", "worker": "$(LWS_WORKER_INDEX)"}
 HASH_LENGTH = 11
@@ -47,10 +47,10 @@ def _hosts(objects: Sequence[Object]) -> Iterator[str]:
 def _group_names(objects: Sequence[Object]) -> Iterator[str]:
     for item in of_kind(objects, "LeaderWorkerSet"):
         longest = f"{item['metadata']['name']}-{item['spec'].get('replicas', 1) - 1}"
-        if len(longest) + HASH_LENGTH > 63:
+        if len(longest) + HASH_LENGTH > LABEL_LENGTH:
             yield (
                 f"{ref(item)}: the StatefulSet {longest} has {len(longest)} characters; expected "
-                f"at most {63 - HASH_LENGTH}, so that its hash fits a label"
+                f"at most {LABEL_LENGTH - HASH_LENGTH}, so that its hash fits a label"
             )
 
 

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from k8s import read_capacity, render_manifests
+from k8s import Facts, LoadTestJob, read_capacity, render_manifests
 from k8s.config import HOST, MODEL_DIR, PORT
 from loadtest.longest import longest_s
 from serving import plan_container
@@ -72,22 +72,20 @@ def render_run(
     args, env = plan_container(
         run.config.serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT
     )
-    return render_manifests(
+    facts = Facts(
         run.config.k8s,
-        name=run.config.name,
-        model_digest=model.digest,
-        served_args=args,
-        served_env=env,
-        out=out,
-        run_config=_job_config(run),
-        prompts=heldout_prompts(dataset),
-        loadtest_deadline_s=max(3600, math.ceil(longest_s(run.config.loadtest))),
+        run.config.name,
+        model.digest,
         capacity=None if measured is None else read_capacity(*measured),
         release=None if released is None else released.digest,
-        waived=[] if release is None else [waiver.gate for waiver in release.waivers],
         model_size_bytes=model.size_bytes,
-        helm=helm,
+        waived=() if release is None else tuple(waiver.gate for waiver in release.waivers),
         signature=_signature(run, released),
+    )
+    deadline_s = max(3600, math.ceil(longest_s(run.config.loadtest)))
+    loadtest = LoadTestJob(_job_config(run), heldout_prompts(dataset), deadline_s)
+    return render_manifests(
+        facts, out, served_args=args, served_env=env, loadtest=loadtest, helm=helm
     )
 
 

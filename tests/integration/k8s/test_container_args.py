@@ -16,6 +16,7 @@ import pytest
 
 import k8s
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
+from k8s.render.facts import Facts
 from k8s.render.kustomize import build
 from k8s.render.tree import render_manifests
 from k8s.rules.objects import servers
@@ -55,12 +56,12 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Container]
     directories = {name: ROOM / "manifests/overlays" / name for name in ("cpu", "gpu")}
     for overlay in ("cpu", "gpu"):
         source = ModelSource("tickets", Path(MODEL_DIR), DIGEST, "model")
+        config = DeployConfig.model_validate(
+            {"overlay": overlay, "image": "server:1", "model_claim": "models"}
+        )
         directories[f"a run on {overlay}"] = render_manifests(
-            DeployConfig.model_validate(
-                {"overlay": overlay, "image": "server:1", "model_claim": "models"}
-            ),
-            name="tickets",
-            model_digest=DIGEST,
+            Facts(config, "tickets", DIGEST),
+            tmp_path_factory.mktemp("deploy") / overlay,
             served_args=server_args(
                 SERVING,
                 model=MODEL_DIR,
@@ -70,7 +71,6 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Container]
                 port=PORT,
             ),
             served_env=server_env(SERVING, artifact_facts(source, None, "tickets")),
-            out=tmp_path_factory.mktemp("deploy") / overlay,
         )
     found = {}
     for name, directory in directories.items():

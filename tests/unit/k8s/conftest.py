@@ -16,6 +16,8 @@ import k8s
 from k8s.capacity import Capacity, Objective
 from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render import kustomize
+from k8s.render.facts import Facts
+from k8s.render.job import LoadTestJob
 from k8s.render.kustomize import build
 from k8s.render.training.tree import render_training
 from k8s.render.tree import render_manifests
@@ -117,18 +119,19 @@ def render_run() -> Render:
             port=PORT,
         )
         return render_manifests(
-            DeployConfig(**options),
-            name=name,
-            model_digest=digest,
+            Facts(
+                DeployConfig(**options),
+                name,
+                digest,
+                capacity=capacity,
+                model_size_bytes=model_size_bytes,
+                signature=signature,
+            ),
+            out,
             served_args=args if served_args is None else served_args,
             served_env=server_env(serving, facts) if served_env is None else served_env,
-            out=out,
-            run_config={"name": name, "data": {"path": "train.jsonl"}},
-            prompts=prompts,
-            capacity=capacity,
-            model_size_bytes=model_size_bytes,
+            loadtest=LoadTestJob({"name": name, "data": {"path": "train.jsonl"}}, prompts),
             helm=helm,
-            signature=signature,
         )
 
     return rendered

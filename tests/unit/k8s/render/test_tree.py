@@ -16,6 +16,7 @@ from k8s.render.job import PROMPTS_SIZE_BYTES
 from k8s.rules.objects import applied_size, escaped_size, flags
 from k8s.rules.updates import check_update
 from serving.config import ServingConfig
+from tests.unit.k8s.only import only
 from tuneline.core.errors import ArtifactError, ConfigError
 
 Objects: TypeAlias = list[dict[str, Any]]
@@ -27,13 +28,8 @@ IMAGE = "registry.example.com/tuneline-server:0.1.0"
 LOADTEST_IMAGE = "registry.example.com/tuneline-loadtest:0.1.0"
 
 
-def one(objects: Objects, kind: str) -> dict[str, Any]:
-    (found,) = (item for item in objects if item["kind"] == kind)
-    return found
-
-
 def server_pod(objects: Objects) -> Any:
-    return one(objects, "Deployment")["spec"]["template"]["spec"]
+    return only(objects, "Deployment")["spec"]["template"]["spec"]
 
 
 def files(tree: Path) -> dict[str, bytes]:
@@ -43,7 +39,7 @@ def files(tree: Path) -> dict[str, bytes]:
 
 
 def test_image_model_names_and_digest_are_filled_in(deployed: Objects) -> None:
-    deployment = one(deployed, "Deployment")
+    deployment = only(deployed, "Deployment")
     pod = server_pod(deployed)
     (container,) = pod["containers"]
     assert container["image"] == IMAGE
@@ -87,7 +83,7 @@ def test_no_monitor_without_a_monitoring_namespace(
 ) -> None:
     objects = objects_of(render_run(tmp_path / "out"))
     assert "ServiceMonitor" not in {item["kind"] for item in objects}
-    assert len(one(objects, "NetworkPolicy")["spec"]["ingress"]) == 1
+    assert len(only(objects, "NetworkPolicy")["spec"]["ingress"]) == 1
     assert not (tmp_path / "out" / "load-test").exists()  # no image for it was given
 
 
@@ -102,7 +98,7 @@ def test_the_grace_period_and_the_start_up_budget_follow_the_run(
     probe = container["startupProbe"]
     # vLLM's patience and a minute, rounded up to whole periods.
     assert probe["periodSeconds"] * probe["failureThreshold"] == 1865
-    spec = one(objects, "Deployment")["spec"]
+    spec = only(objects, "Deployment")["spec"]
     assert spec["progressDeadlineSeconds"] == 1861 + 150 + 300
     assert spec["replicas"] == 3
 
@@ -144,7 +140,7 @@ def test_a_rollout_waits_for_a_model_that_is_copied_and_verified(
 ) -> None:
     def deadline_s(name: str, **options: Any) -> int:
         out = render_run(tmp_path / name, model_size_bytes=30_000_000_000, **options)
-        found: int = one(objects_of(out), "Deployment")["spec"]["progressDeadlineSeconds"]
+        found: int = only(objects_of(out), "Deployment")["spec"]["progressDeadlineSeconds"]
         return found
 
     hub = {"repo": "team/tickets", "revision": "a" * 40}
@@ -155,9 +151,9 @@ def test_a_rollout_waits_for_a_model_that_is_copied_and_verified(
 
 
 def test_the_job_tests_this_server_with_this_runs_prompts(deployed: Objects) -> None:
-    job = one(deployed, "Job")
+    job = only(deployed, "Job")
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    service = one(deployed, "Service")
+    service = only(deployed, "Service")
     port = service["spec"]["ports"][0]["port"]
     args = flags(container["args"])
     assert args["--url"] == [f"http://{service['metadata']['name']}:{port}/v1"]
@@ -225,8 +221,8 @@ def test_prompts_may_stay_out_of_the_namespaces_config_maps(
         results_claim="results",
     )
     objects = objects_of(out / "load-test")
-    assert list(one(objects, "ConfigMap")["data"]) == ["run.yaml"]
-    (container,) = one(objects, "Job")["spec"]["template"]["spec"]["containers"]
+    assert list(only(objects, "ConfigMap")["data"]) == ["run.yaml"]
+    (container,) = only(objects, "Job")["spec"]["template"]["spec"]["containers"]
     assert "--prompts=/results/support-tickets-prompts.jsonl" in container["args"]
     assert not any("Ticket 1" in text.decode(errors="ignore") for text in files(out).values())
 
@@ -247,7 +243,7 @@ def test_digits_that_yaml_reads_as_a_number_stay_text(
 ) -> None:
     digest = f"sha256:{digits}{'0' * 52}"
     objects = objects_of(render_run(tmp_path / "out", digest=digest, name="y", namespace="n"))
-    assert one(objects, "Deployment")["metadata"]["labels"]["tuneline/model-digest"] == digits
+    assert only(objects, "Deployment")["metadata"]["labels"]["tuneline/model-digest"] == digits
     assert {item["metadata"]["namespace"] for item in objects} == {"n"}
 
 
@@ -259,7 +255,7 @@ def test_a_second_rendering_changes_nothing_that_is_fixed(
             tmp_path / "out", digest="sha256:" + "f" * 64, overlay="cpu", model_image="models:1"
         )
     )
-    selector = one(deployed, "Deployment")["spec"]["selector"]
+    selector = only(deployed, "Deployment")["spec"]["selector"]
     assert selector["matchLabels"]
     assert list(check_update(deployed, other)) == []
 

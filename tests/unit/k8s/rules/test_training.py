@@ -16,6 +16,7 @@ import pytest
 from k8s.rules import training
 from k8s.rules.check import check_manifests
 from k8s.rules.training import MISTAKES
+from tests.unit.k8s.only import only
 from tuneline.core import errors
 
 Objects: TypeAlias = list[dict[str, Any]]
@@ -46,11 +47,6 @@ def rules(objects: Objects) -> Any:
 
 def variable(objects: Objects, name: str) -> Any:
     (found,) = (entry for entry in container(objects)["env"] if entry["name"] == name)
-    return found
-
-
-def only(objects: Objects, kind: str) -> Any:
-    (found,) = (item for item in objects if item["kind"] == kind)
     return found
 
 

@@ -14,15 +14,11 @@ import pytest
 
 from k8s.rules import workloads
 from k8s.rules.check import check_manifests
+from tests.unit.k8s.only import only
 
 Objects: TypeAlias = list[dict[str, Any]]
 Tree: TypeAlias = Callable[[str], Objects]
 HOSTS, LONG, KSERVE = "several hosts", "several hosts with a long name", "KServe"
-
-
-def only(objects: Objects, kind: str) -> Any:
-    (found,) = (item for item in objects if item["kind"] == kind)
-    return found
 
 
 def group(objects: Objects) -> Any:

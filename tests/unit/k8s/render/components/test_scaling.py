@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from k8s.capacity import Capacity, Objective, read_capacity
+from tests.unit.k8s.only import only
 from tuneline.core.errors import ConfigError
 
 Objects: TypeAlias = list[dict[str, Any]]
@@ -21,11 +22,6 @@ KEDA = {"by": "keda", "max_replicas": 4, "prometheus_url": "http://p:9090"}
 
 CAPACITY = Capacity("sha256:" + "a" * 64, "fast", 8.0, 6.5)
 CLOSED = dataclasses.replace(CAPACITY, loop="closed")
-
-
-def one(objects: Objects, kind: str) -> dict[str, Any]:
-    (found,) = (item for item in objects if item["kind"] == kind)
-    return found
 
 
 def scenario(name: str, verdict: str, rate_rps: float, in_flight: float | None) -> dict[str, Any]:
@@ -77,11 +73,11 @@ def test_a_target_is_the_headroom_of_the_measured_load() -> None:
 
 
 def test_keda_reads_the_worst_objective_and_credits_pods_that_load(deployed: Objects) -> None:
-    item = one(deployed, "ScaledObject")
+    item = only(deployed, "ScaledObject")
     spec = item["spec"]
     in_flight, objectives = spec["triggers"]
     assert spec["scaleTargetRef"] == {"name": "support-tickets-model-server"}
-    assert "replicas" not in one(deployed, "Deployment")["spec"]
+    assert "replicas" not in only(deployed, "Deployment")["spec"]
     assert in_flight["metadata"]["threshold"] == "2.6"  # 0.8 x 3.3, to one place
     where = 'namespace="tuneline",service="support-tickets-model-server"'
     assert in_flight["metadata"]["query"] == f"sum(tuneline_requests_in_flight{{{where}}})"
@@ -104,7 +100,7 @@ def test_no_pod_is_no_fault_where_none_may_run(
     tmp_path: Path, render_run: Render, objects_of: ObjectsOf
 ) -> None:
     scaling = {**KEDA, "min_replicas": 0, "wake_query": "sum(rate(gateway_requests_total[1m]))"}
-    spec = one(
+    spec = only(
         objects_of(render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="m")),
         "ScaledObject",
     )["spec"]
@@ -126,7 +122,7 @@ def test_an_absent_server_is_an_alert_where_a_pod_must_run(
 ) -> None:
     scaling = {**KEDA, "min_replicas": least, "wake_query": None if least else "up{a='b'}"}
     out = render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="observability")
-    rules = one(objects_of(out), "PrometheusRule")["spec"]["groups"][0]["rules"]
+    rules = only(objects_of(out), "PrometheusRule")["spec"]["groups"][0]["rules"]
     assert ("TunelineServerAbsent" in {rule["alert"] for rule in rules}) is is_alerted
 
 
@@ -159,12 +155,12 @@ def test_the_autoscaler_of_kubernetes_gets_the_same_target(
     objects = objects_of(
         render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="m")
     )
-    spec = one(objects, "HorizontalPodAutoscaler")["spec"]
+    spec = only(objects, "HorizontalPodAutoscaler")["spec"]
     assert spec["scaleTargetRef"]["name"] == "support-tickets-model-server"
     assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 5)
     assert spec["metrics"][0]["pods"]["target"]["averageValue"] == "1.6"  # 0.5 x 3.3 = 1.65
     assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
-    assert "replicas" not in one(objects, "Deployment")["spec"]
+    assert "replicas" not in only(objects, "Deployment")["spec"]
 
 
 @pytest.mark.parametrize(("scaling", "interval"), [(KEDA, "5s"), (None, "15s")])
@@ -178,7 +174,7 @@ def test_an_autoscaler_reads_metrics_of_the_last_five_seconds(
     objects = objects_of(
         render_run(tmp_path / "out", autoscaling=scaling, monitoring_namespace="m")
     )
-    (endpoint,) = one(objects, "ServiceMonitor")["spec"]["endpoints"]
+    (endpoint,) = only(objects, "ServiceMonitor")["spec"]["endpoints"]
     assert endpoint["interval"] == interval
     # Prometheus refuses a timeout above the interval.
     assert int(endpoint["scrapeTimeout"][:-1]) <= int(interval[:-1])
@@ -194,7 +190,7 @@ def test_limits_of_alerts_come_from_the_load_report(
     deployed: Objects, tmp_path: Path, render_run: Render, objects_of: ObjectsOf
 ) -> None:
     def alerts(objects: Objects) -> dict[str, Any]:
-        (group,) = one(objects, "PrometheusRule")["spec"]["groups"]
+        (group,) = only(objects, "PrometheusRule")["spec"]["groups"]
         return {rule["alert"]: rule for rule in group["rules"]}
 
     with_report = alerts(deployed)

@@ -15,6 +15,7 @@ from k8s.config import DeployConfig
 from k8s.render.training.table import KINDS
 from k8s.rules.check import check_manifests
 from k8s.training_config import TrainingJob
+from tests.unit.k8s.only import only
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
@@ -24,13 +25,8 @@ ROOM = Path(k8s.__file__).parent
 IMAGE = "registry.example.com/tuneline-training:0.1.0"
 
 
-def one(objects: Objects, kind: str) -> Any:
-    (found,) = (item for item in objects if item["kind"] == kind)
-    return found
-
-
 def pod(objects: Objects) -> Any:
-    return one(objects, "Job")["spec"]["template"]["spec"]
+    return only(objects, "Job")["spec"]["template"]["spec"]
 
 
 def env(container: Any) -> dict[str, Any]:
@@ -51,11 +47,11 @@ def test_the_manifests_of_the_repository_meet_the_rules(
 def test_each_kind_is_a_row(tree: Callable[[str], Objects]) -> None:
     kinds = TrainingJob.model_fields["kind"].annotation
     assert set(kinds.__args__) == set(KINDS)  # type: ignore[union-attr]
-    one(tree("training"), "Job")
-    one(tree("training job-set"), "JobSet")
-    one(tree("training train-job"), "TrainJob")
-    one(tree("training train-job"), "TrainingRuntime")
-    assert one(tree("training search"), "Job")["spec"]["completionMode"] == "Indexed"
+    only(tree("training"), "Job")
+    only(tree("training job-set"), "JobSet")
+    only(tree("training train-job"), "TrainJob")
+    only(tree("training train-job"), "TrainingRuntime")
+    assert only(tree("training search"), "Job")["spec"]["completionMode"] == "Indexed"
 
 
 def test_the_grace_period_is_the_sum_of_what_follows_sigterm(
@@ -67,7 +63,7 @@ def test_the_grace_period_is_the_sum_of_what_follows_sigterm(
         pod(objects)["terminationGracePeriodSeconds"]
         == MEASUREMENT_S + 200 + TRAINING_EXIT_MARGIN_S
     )
-    text = one(objects, "Job")["spec"]["template"]["metadata"]["annotations"]
+    text = only(objects, "Job")["spec"]["template"]["metadata"]["annotations"]
     numbers = [int(n) for n in re.findall(r"\b(\d+) s\b", text["tuneline/formula-grace-period"])]
     assert sum(numbers) == pod(objects)["terminationGracePeriodSeconds"]
 
@@ -102,8 +98,8 @@ def test_a_training_from_storage_has_no_claim(tree: Callable[[str], Objects]) ->
         "fsGroupChangePolicy",
         "seccompProfile",
     }
-    assert one(objects, "Job")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
-    policy = one(objects, "NetworkPolicy")["spec"]
+    assert only(objects, "Job")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    policy = only(objects, "NetworkPolicy")["spec"]
     assert [port["port"] for port in policy["egress"][0]["ports"]] == [443, 9000]
     assert "ingress" not in policy
 
@@ -112,7 +108,7 @@ def test_a_training_from_storage_has_no_claim(tree: Callable[[str], Objects]) ->
 def test_several_hosts_find_one_another(tree: Callable[[str], Objects], name: str) -> None:
     objects = tree(name)
     kind = "JobSet" if name.endswith("job-set") else "TrainingRuntime"
-    spec = one(objects, kind)["spec"]
+    spec = only(objects, kind)["spec"]
     spec = spec if kind == "JobSet" else spec["template"]["spec"]
     (replicated,) = spec["replicatedJobs"]
     job = replicated["template"]["spec"]
@@ -123,7 +119,7 @@ def test_several_hosts_find_one_another(tree: Callable[[str], Objects], name: st
     assert found["MASTER_ADDR"] == "support-tickets-train-node-0-0.support-tickets-train"
     assert found["MASTER_PORT"] == str(container["ports"][0]["containerPort"])
     assert found["RANK"]["fieldRef"]["fieldPath"].endswith("job-completion-index']")
-    policy = one(objects, "NetworkPolicy")["spec"]
+    policy = only(objects, "NetworkPolicy")["spec"]
     labels = job["template"]["metadata"]["labels"]
     (ingress,) = policy["ingress"]
     (peer,) = ingress["from"]
@@ -132,7 +128,7 @@ def test_several_hosts_find_one_another(tree: Callable[[str], Objects], name: st
 
 
 def test_a_search_shares_one_study(tree: Callable[[str], Objects]) -> None:
-    job = one(tree("training search"), "Job")["spec"]
+    job = only(tree("training search"), "Job")["spec"]
     assert (job["completions"], job["parallelism"], job["backoffLimit"]) == (4, 4, 12)
     (container,) = job["template"]["spec"]["containers"]
     assert container["command"] == ["tuneline", "search"]

@@ -11,16 +11,12 @@ import pytest
 
 from k8s.config import DeployConfig
 from k8s.render.workloads.table import WORKLOADS
+from tests.unit.k8s.only import only
 from tuneline.core.config import validate_config
 from tuneline.core.errors import ConfigError, MissingError
 
 Objects: TypeAlias = list[dict[str, Any]]
 Tree: TypeAlias = Callable[[str], Objects]
-
-
-def only(objects: Objects, kind: str) -> Any:
-    (found,) = (item for item in objects if item["kind"] == kind)
-    return found
 
 
 def test_each_workload_is_a_row() -> None:
