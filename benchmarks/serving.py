@@ -245,13 +245,14 @@ async def _saturated(url: str, pid: int, minutes: float) -> dict[str, Any]:
             for path in ("/ready", "/health"):
                 probes[f"{path} {await probe(client, path)}"] += 1
             await asyncio.sleep(0.1)
+        saturated, worst_of_saturated_s = dict(ended), worst_s
         found_s = await _stopped_until_seen(pid, lambda path: probe(client, path))
         over.set()
         await asyncio.gather(*streams, return_exceptions=True)
     return {
         "minutes": minutes, "streams": NUM_STREAMS, "prompt_tokens": PROMPT_TOKENS,
-        "requests": dict(ended), "probes": dict(probes), "worst_probe_s": round(worst_s, 3),
-        "seconds_until_503": found_s,
+        "requests": saturated, "probes": dict(probes),
+        "worst_probe_s": round(worst_of_saturated_s, 3), "seconds_until_503": found_s,
     }  # fmt: skip
 
 

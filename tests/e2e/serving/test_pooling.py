@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving import add_key, running_server
 from serving.config import ServingConfig
+from serving.middleware.heartbeat import PROGRESS
 from serving.supervisor.process import RunningServer
 from tuneline.models.source import ModelSource
 
@@ -81,6 +82,21 @@ def test_the_openai_client_gets_the_vectors_of_the_model(
         assert other.embedding == pytest.approx(one.embedding, abs=1e-6)
     assert floats.usage.total_tokens > 0
     assert tokens_of(server, "ops") - before == 3 * floats.usage.total_tokens
+
+
+def test_a_vector_counts_as_progress_of_the_engine(
+    server: RunningServer, keys: dict[str, str]
+) -> None:
+    """A server that only gives vectors would count as stuck otherwise."""
+
+    def progress() -> float:
+        page = httpx.get(server.metrics_url).text
+        samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
+        return sum(sample.value for sample in samples if sample.name in PROGRESS)
+
+    before = progress()
+    client_of(server, keys["ops"]).embeddings.create(model="tickets", input="x")
+    assert progress() > before
 
 
 def tokens_of(server: RunningServer, key: str) -> float:
