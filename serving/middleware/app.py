@@ -20,7 +20,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from serving.middleware import limits
@@ -48,8 +48,9 @@ from serving.middleware.chat_page import (
 from serving.middleware.connections import Connections
 from serving.middleware.cors import Origins, allowed_origins
 from serving.middleware.drain import call_on_sigterm, hand_on
+from serving.middleware.engine import Process, engine_processes, own_children
 from serving.middleware.exchange import Exchange
-from serving.middleware.heartbeat import State, ask_engine, engine_processes
+from serving.middleware.heartbeat import State, ask_engine
 from serving.middleware.inner import call_inner
 from serving.middleware.key_file import Key
 from serving.middleware.keys import Keys
@@ -97,7 +98,7 @@ class TunelineMiddleware:
         self._has_handed_on = False
         self._next_look: asyncio.TimerHandle | None = None
         self._inner_scope: Scope = {}
-        self._engines = engine_processes()
+        self._engines: Sequence[Process] = ()
         self._built_s = process_age_s()
         self._phases_s: dict[str, float] = {}
         self._facts = {
@@ -321,7 +322,7 @@ class TunelineMiddleware:
         why = None
         if self.draining:
             why = "This server is shutting down; ask again and another one answers."
-        elif not self._engine_lives():
+        elif not self.engine_lives():
             why = "The engine of this server has ended; ask again."
         elif self.state != "moving":
             why = "The engine of this server makes no progress; ask again."
@@ -344,12 +345,13 @@ class TunelineMiddleware:
 
     async def _health(self, exchange: Exchange) -> None:
         """Answer as vLLM does while the engine lives and moves; HEAD like GET."""
-        if not self._engine_lives() or self.state == "stuck":
+        if not self.engine_lives() or self.state == "stuck":
             self._refuse_if_unable()
         scope = {**exchange.scope, "method": "GET"}
         await self.app(scope, exchange.receive, exchange.send)
 
-    def _engine_lives(self) -> bool:
+    def engine_lives(self) -> bool:
+        """Return whether no process of the engine has ended."""
         return all(process.is_alive() for process in self._engines)
 
     def _hand_on_if_done(self) -> None:
@@ -374,8 +376,7 @@ class TunelineMiddleware:
             if message["type"] == "lifespan.startup.complete":
                 call_on_sigterm(self.drain)
                 self._engines = engine_processes()
-                pids = [engine.pid for engine in self._engines if engine.pid is not None]
-                self._phases_s = record_start(self._built_s, pids)
+                self._phases_s = record_start(self._built_s, own_children())
                 app = self._inner_scope.get("app")
                 self._watching = asyncio.create_task(watch_engine(self, app))
                 self._closing = asyncio.create_task(self._connections.watch(self.settings))

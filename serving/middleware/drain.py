@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
+
+from serving.middleware.engine import descendants
 
 EXIT_AFTER_S = 2.0
 """How long vLLM may take to end by itself. It has nothing left to lose by then."""
@@ -38,16 +39,3 @@ def _exit() -> None:
         except ProcessLookupError:
             continue
     os._exit(0)
-
-
-def descendants(process: int) -> list[int]:
-    """Return the processes that `process` has started, and those that they have started."""
-    found: list[int] = []
-    for children in Path(f"/proc/{process}/task").glob("*/children"):
-        try:
-            direct = [int(child) for child in children.read_text().split()]
-        except OSError:
-            continue  # the thread is gone
-        for child in direct:
-            found += [*descendants(child), child]
-    return found

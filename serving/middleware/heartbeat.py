@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.middleware.asgi import App, Scope
-from serving.middleware.drain import descendants
+from serving.middleware.engine import descendants, first_process
 from serving.middleware.inner import call_inner
 from serving.middleware.metrics import ENGINE_STEPS
 
@@ -214,17 +213,6 @@ def largest_step(max_tokens: int) -> Callable[[], float]:
         return 0.0 if fastest_s == math.inf else PREFILL_SLACK * fastest_s * max_tokens
 
     return estimate_s
-
-
-def engine_processes() -> Sequence[multiprocessing.process.BaseProcess]:
-    """Return the engine's processes, if they are children of this one."""
-    return multiprocessing.active_children()
-
-
-def first_process() -> int:
-    """Return the process that has started the engine: the only front end, or the parent of several
-    front ends."""
-    return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
 
 
 def cpu_waits_s(processes: Iterable[int]) -> dict[int, float]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from serving.middleware.drain import descendants
+from serving.middleware.engine import descendants, first_process
 from serving.middleware.heartbeat import (
     INTERVAL_S,
     Heartbeat,
@@ -14,7 +14,6 @@ from serving.middleware.heartbeat import (
     cpu_waits_s,
     engine_compiles,
     engine_progress,
-    first_process,
     largest_step,
 )
 from serving.middleware.metrics import STALLED
@@ -54,12 +53,16 @@ async def watch_engine(middleware: TunelineMiddleware, app: Any = None) -> None:
         state = beat.observe(progress(), is_busy, clock_s, cpu_waits_s(processes))
         middleware.state = state
         STALLED.set(state != "moving")
+        why = None
         if state == "stuck":
-            message = "The engine made no progress; the answer was ended."
-            for exchange in waiting:
-                exchange.end(503, "ServiceUnavailableError", message)
+            why = "The engine made no progress; the answer was ended."
             for call in middleware.proofs:
                 call.cancel()
+        elif not middleware.engine_lives():
+            why = "The engine of this server has ended; ask again."
+        if why is not None:
+            for exchange in waiting:
+                exchange.end(503, "ServiceUnavailableError", why)
         if beat.is_in_doubt and (question is None or question.done()):
             beat.note_question()
             question = asyncio.create_task(middleware.ask_engine())

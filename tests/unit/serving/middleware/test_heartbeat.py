@@ -258,6 +258,42 @@ def test_open_requests_of_a_stuck_engine_end_with_an_error(
         assert (status, json.loads(body)["error"]["type"]) == (503, "ServiceUnavailableError")
 
 
+def test_open_requests_of_an_engine_that_ends_get_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM tells the only front end of the end, and several front ends nothing."""
+    monkeypatch.setattr(watch_module, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(watch_module, "engine_progress", lambda: lambda: 0.0)
+    lives = True
+
+    class Engine:
+        def is_alive(self) -> bool:
+            return lives
+
+    async def scene() -> bytes:
+        nonlocal lives
+        inner = Inner()
+        inner.gate = asyncio.Event()
+        middleware = TunelineMiddleware(inner)
+        middleware._engines = [Engine()]
+        watching = asyncio.create_task(watch_module.watch_engine(middleware))
+        request = asyncio.create_task(send_request(middleware, CHAT, {"stream": True}))
+        while not inner.running:
+            await asyncio.sleep(0.001)
+        lives = False
+        (exchange,) = middleware.in_flight
+        while not exchange.is_done:
+            await asyncio.sleep(0.01)
+        inner.gate.set()
+        watching.cancel()
+        return (await request).body
+
+    events = asyncio.run(asyncio.wait_for(scene(), 30)).decode().split("\n\n")
+    error = json.loads(events[1].removeprefix("data: "))["error"]
+    assert (error["code"], "has ended" in error["message"]) == (503, True)
+    assert events[2] == "data: [DONE]"
+
+
 def test_a_server_without_an_engine_is_not_ready() -> None:
     class Ended:
         def is_alive(self) -> bool:
@@ -266,7 +302,7 @@ def test_a_server_without_an_engine_is_not_ready() -> None:
     async def scene() -> list[int]:
         inner = Inner()
         middleware = TunelineMiddleware(inner)
-        middleware._engines = [Ended()]  # type: ignore[list-item]
+        middleware._engines = [Ended()]
         ready = await send_request(middleware, "/ready")
         work = await send_request(middleware, CHAT, {})
         assert inner.paths == []
