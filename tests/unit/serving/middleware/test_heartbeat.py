@@ -333,6 +333,31 @@ def test_progress_is_the_sum_of_vllm_s_counters() -> None:
     assert engine_progress() is None
 
 
+SHARED_PROGRESS = """
+import os
+from prometheus_client import Counter
+from serving.middleware.heartbeat import ENGINE_STEPS, engine_progress
+
+tokens = Counter("vllm:prompt_tokens", "Prompt tokens.")
+tokens.inc(5)
+if os.fork():
+    os.wait()
+    progress = engine_progress()
+    print(progress())
+else:
+    ENGINE_STEPS.inc()  # another front end
+"""
+
+
+def test_progress_is_that_of_all_front_ends(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED_PROGRESS], capture_output=True, text=True, check=False,
+        timeout=60, cwd=Path(__file__).parents[4],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("6.0\n", 0), done.stderr
+
+
 def test_a_step_counts_as_progress_if_requests_go_on_after_it() -> None:
     recorded: list[object] = []
 
