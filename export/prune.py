@@ -21,7 +21,7 @@ import torch
 from export.config import PruneConfig
 from export.weights.blocks import BLOCK_BYTES
 from export.weights.families import is_conv1d, is_in_text_half, is_router
-from export.weights.model_folder import ModelFolder, read_base
+from export.weights.model_folder import ModelFolder, read_base, write_model_config
 from export.weights.tensor_file import (
     TORCH_DTYPES,
     TensorEntry,
@@ -36,7 +36,7 @@ from tuneline.core.disk import require_disk_space
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import progress
 from tuneline.models.companion_files import check_companions, copy_companions
-from tuneline.models.folder import CONFIG, INDEX
+from tuneline.models.folder import INDEX
 from tuneline.models.source import ModelSource
 
 IN_NUMBERED_BLOCK = re.compile(r"(^|\.)\d+\.")
@@ -87,7 +87,7 @@ def prune_model(config: PruneConfig, model: ModelSource, out: Path) -> Artifact:
                     num_zeros += zeros
                     done += 1
                     advance(done, entry.name)
-        shutil.copyfile(model.path / CONFIG, draft.dir / CONFIG)
+        write_model_config(opened, draft.dir, {})
         if opened.index is not None:
             shutil.copyfile(model.path / INDEX, draft.dir / INDEX)
         copy_companions(model.path, model.path, draft.dir)

@@ -7,7 +7,6 @@ with any token, the logits at the padding are ignored, and the graph needs no at
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from tuneline.core.progress import logger
 from tuneline.core.secrets import first_line
 from tuneline.models.companion_files import copy_companions
 from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.own_code import copy_without_code
 from tuneline.models.source import ModelSource
 
 EXAMPLE_SHAPE = (2, 5)
@@ -241,8 +241,8 @@ def rope_types(config: Mapping[str, Any]) -> set[str]:
 
 
 def copy_companion_files(model: Path, out: Path) -> None:
-    """Copy configuration, tokenizer, chat template and stop tokens, byte for byte."""
-    shutil.copyfile(model / CONFIG, out / CONFIG)
+    """Copy configuration, tokenizer, chat template and stop tokens."""
+    copy_without_code(model / CONFIG, out, model)
     copy_companions(model, model, out)
 
 

@@ -24,6 +24,7 @@ from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.progress import logger
 from tuneline.models.folder import CONFIG, INDEX, WEIGHTS, read_json, write_json
 from tuneline.models.load import is_left_over
+from tuneline.models.own_code import leave_code_out
 from tuneline.models.schemas import ModelConfig, ShardIndex
 
 
@@ -132,6 +133,7 @@ def read_base(path: Path) -> ModelFolder:
             "changed ones would be rounded again",
             hint="Try: the model that it was quantized from.",
         )
+    config = leave_code_out(config, path / CONFIG, path)
     index = None
     if (path / WEIGHTS).is_file():
         names = [WEIGHTS]
@@ -158,6 +160,20 @@ def read_base(path: Path) -> ModelFolder:
     return ModelFolder(path, config, shards, index, tensors, files)
 
 
+def write_model_config(base: ModelFolder, out: Path, changed: dict[str, Any]) -> None:
+    """Write config.json; without a change, it is the base's own, byte for byte."""
+    if not changed and base.config == read_json(base.path / CONFIG):
+        shutil.copyfile(base.path / CONFIG, out / CONFIG)
+        return
+    values = {name: value for name, value in base.config.items() if name not in changed}
+    if "dtype" in changed:
+        values.pop("torch_dtype", None)
+        for half in values.values():  # of a model of text and pictures
+            for key in {"dtype", "torch_dtype"} & half.keys() if isinstance(half, dict) else ():
+                half[key] = changed["dtype"]
+    write_json(out / CONFIG, {**values, **changed})
+
+
 def write_config(
     base: ModelFolder, files: Sequence[OutputFile], out: Path, changed: dict[str, Any]
 ) -> None:
@@ -165,17 +181,7 @@ def write_config(
 
     A file whose content does not change is the base's own, byte for byte.
     """
-    left_over = "quantization_config" in read_json(base.path / CONFIG, ModelConfig)
-    if changed or left_over:
-        values = {name: value for name, value in base.config.items() if name not in changed}
-        if "dtype" in changed:
-            values.pop("torch_dtype", None)
-            for half in values.values():  # of a model of text and pictures
-                for key in {"dtype", "torch_dtype"} & half.keys() if isinstance(half, dict) else ():
-                    half[key] = changed["dtype"]
-        write_json(out / CONFIG, {**values, **changed})
-    else:
-        shutil.copyfile(base.path / CONFIG, out / CONFIG)
+    write_model_config(base, out, changed)
     if base.index is None:
         return
     entries = {

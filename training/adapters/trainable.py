@@ -15,6 +15,7 @@ from training.config import TrainingConfig
 from training.model import TaskType, load_base, resolve_dtype
 from tuneline.core.errors import ConfigError
 from tuneline.models.folder import CONFIG, read_json, write_json
+from tuneline.models.own_code import leave_code_out
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
 
@@ -77,7 +78,7 @@ def write_trained(
             now.pop(key, None)
             if key in was:
                 now[key] = was[key]
-        write_json(folder / CONFIG, now)
+        write_json(folder / CONFIG, leave_code_out(now, base.path / CONFIG, base.path))
     write_companion_files(base.path, folder, template, stop_ids)
 
 

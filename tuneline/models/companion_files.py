@@ -16,6 +16,7 @@ from tuneline.models.folder import (
     read_json,
     write_json,
 )
+from tuneline.models.own_code import copy_without_code
 from tuneline.models.schemas import GenerationConfig, JsonForm, TokenizerConfig, TokenizerFile
 
 VOCABULARY_FILES = (
@@ -69,7 +70,7 @@ def license_files(folder: Path) -> list[Path]:
 def copy_licenses(base: Path, out: Path) -> None:
     """Copy the licence of a model to what is made from it, as most licences ask."""
     for path in license_files(base):
-        _copy(path, out)
+        shutil.copyfile(path, out / path.name)
 
 
 def copy_tokenizer(base: Path, out: Path) -> None:
@@ -82,7 +83,8 @@ def copy_tokenizer(base: Path, out: Path) -> None:
         ArtifactError: tokenizer_config.json cannot be read.
     """
     for name in TOKENIZER_FILES:
-        _copy(base / name, out)
+        if (base / name).is_file():
+            copy_without_code(base / name, out, base)
     if (out / TOKENIZER_CONFIG).is_file():
         tokenizer_config = read_json(out / TOKENIZER_CONFIG, TokenizerConfig)
         if tokenizer_config.get("tokenizer_class") == GENERIC_TOKENIZER_CLASS:
@@ -131,18 +133,16 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
     All tokenizer files come from the adapter's folder if that has any, else from the base: the two
     are never mixed. The same applies to the chat templates. generation_config comes from the
     adapter's folder, else from the base. If the base names a tokenizer class of its own, the copy
-    keeps that name. Licence and notices come from the base.
+    keeps that name. Licence and notices come from the base. Keys that name code are left out.
 
     Raises:
         ArtifactError: A file cannot be read, or its content does not fit the schema.
     """
     check_companions(base, adapter)
     for source in _companions(base, adapter):
-        if source.parent.name == NAMED_TEMPLATES:
-            (out / NAMED_TEMPLATES).mkdir(exist_ok=True)
-            _copy(source, out / NAMED_TEMPLATES)
-        else:
-            _copy(source, out)
+        folder = out / NAMED_TEMPLATES if source.parent.name == NAMED_TEMPLATES else out
+        folder.mkdir(exist_ok=True)
+        copy_without_code(source, folder, base)
     copy_licenses(base, out)
     template = chat_template(base)
     if chat_template(out) is None and isinstance(template, str):
@@ -199,13 +199,6 @@ def max_token_id(folder: Path) -> int | None:
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
     ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
     return max(ids, default=None)
-
-
-def _copy(source: Path, out: Path) -> bool:
-    if not source.is_file():
-        return False
-    shutil.copyfile(source, out / source.name)
-    return True
 
 
 def _read_text(path: Path) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from export.config import PruneConfig
 from export.prune import prune_model
 from tests.integration.export.exported import make_model
-from tests.integration.export.merging import edit_tensors
+from tests.integration.export.merging import edit_json, edit_tensors
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model
@@ -146,3 +146,13 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="quantized"):
         prune_model(HALF, resolve_model(str(base)), tmp_path / "out")
+
+
+def test_keys_that_the_weights_and_the_files_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama")
+    expected = json.loads((base / "config.json").read_text())
+    left_over = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    own = {"auto_map": {"AutoModelForCausalLM": "own.Model"}}
+    edit_json(base / "config.json", quantization_config=left_over, **own)
+    artifact = prune_model(HALF, resolve_model(str(base)), tmp_path / "out")
+    assert json.loads((artifact.path / "config.json").read_text()) == expected

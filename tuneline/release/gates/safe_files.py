@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tuneline.core.files import payload_files, relative_name
+from tuneline.models.own_code import code_keys
 from tuneline.pipeline.server import serves_adapter
 from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.pickles import unsafe_reason
 from tuneline.release.proofs import Proofs
 
 REQUIRED = "no pickle and no remote code in any artifact"
-REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines")
 
 
 def judge_safe_files(proofs: Proofs) -> Finding:
@@ -60,16 +59,5 @@ def _remote_code(path: Path) -> str | None:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return "is not JSON"
-    key = next(_code_keys(value), None)
+    key = next(code_keys(value), None)
     return f"names code of its own ({key})" if key else None
-
-
-def _code_keys(value: Any) -> Iterator[str]:
-    """Yield the keys that name code, also of nested configurations such as `text_config`."""
-    if isinstance(value, dict):
-        yield from (key for key in REMOTE_CODE_KEYS if value.get(key))
-        for inner in value.values():
-            yield from _code_keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _code_keys(inner)

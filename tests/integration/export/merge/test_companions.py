@@ -11,6 +11,7 @@ import transformers
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
+from tests.integration.export.merging import edit_json
 from tuneline.models.source import resolve_model
 from tuneline.models.tokenizer import load_tokenizer
 
@@ -89,6 +90,37 @@ def test_the_tokenizer_keeps_the_class_that_the_base_names(
     out = merged(base, adapter, tmp_path)
     options = json.loads((out / "tokenizer_config.json").read_text())
     assert options["tokenizer_class"] == expected
+
+
+OWN_CODE = {"auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+OWN_TOKENIZER = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_code_of_the_base_that_is_not_copied_is_not_named(
+    base: Path, adapter: Path, tmp_path: Path, has_tokenizer: bool
+) -> None:
+    edit_json(base / "config.json", **OWN_CODE)
+    for folder in (base, adapter):
+        edit_json(folder / "tokenizer_config.json", **OWN_TOKENIZER)
+    for name in () if has_tokenizer else TOKENIZER:
+        (adapter / name).unlink()
+    out = merged(base, adapter, tmp_path)
+    assert not [path.name for path in out.glob("*.json") if "own." in path.read_text()]
+    was, now = (json.loads((one / "config.json").read_text()) for one in (base, out))
+    assert {**now, **OWN_CODE} == was
+    # With the keys, transformers looks for own.py.
+    transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+
+
+def test_a_model_that_needs_its_code_keeps_its_name(
+    base: Path, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit_json(base / "config.json", **OWN_CODE, model_type="unheard-of", architectures=["Model"])
+    out = merged(base, adapter, tmp_path)
+    assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    assert "auto_map names code of the folder, which is not copied" in caplog.text
 
 
 def test_a_tokenizer_in_mistral_s_own_format_is_not_taken(tmp_path: Path) -> None:

@@ -58,7 +58,12 @@ def test_a_whole_model_is_trained_cast_and_proven(
     from safetensors.torch import load_file
 
     config = _config(finetuning_type="full", learning_rate=1e-3)
+    said = json.loads((base.path / "config.json").read_text())
+    own_code = {**said, "auto_map": {"AutoModelForCausalLM": "own.Model"}}
+    (base.path / "config.json").write_text(json.dumps(own_code))
+    base = resolve_model("base", relative_to=tmp_path)
     trained = train_adapter(config, line.dataset, base, tmp_path / "trained")
+    assert "auto_map" not in json.loads((trained.path / "config.json").read_text())
     metrics = trained.manifest.metrics
     before = load_file(base.path / "model.safetensors")
     after = load_file(trained.path / "model.safetensors")
