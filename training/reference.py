@@ -16,6 +16,7 @@ import torch
 
 from training.config import ReferenceConfig
 from training.data.prepare import dataset_rows
+from training.data.row import Row
 from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
 from training.heldout import prompted_rows
 from training.model import load_tuned, quiet_libraries
@@ -94,7 +95,7 @@ def build_reference(
                         top_logprobs=top,
                         text=tokenizer.decode(token_ids, skip_special_tokens=True),
                         finish_reason="stop" if token_ids[-1] in stop_ids else "length",
-                        expected=row.answer,
+                        expected=_right_answer(row),
                         tools=list(row.tools),
                     )
                 )
@@ -114,6 +115,14 @@ def build_reference(
             }
         )
     return open_artifact(out, kind="reference")
+
+
+def _right_answer(row: Row) -> str | None:
+    """Return the text of the row's right answer; None without one.
+
+    The answer of a row with a label may be a bad one, and a call of a tool has no text.
+    """
+    return row.answer or None if row.kind in ("answer", "preference") else None
 
 
 def _drafts(

@@ -307,7 +307,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             REFERENCE, "Record the trained model's answers", "training", "reference",
             (config.reference,), (DATASET, ADAPTER), _reference, accepts=(require_prompts,),
-            version=3,
+            version=4,
         ),
         Stage(
             MODEL, "Cast the trained model" if whole else "Merge adapter and base", "export",

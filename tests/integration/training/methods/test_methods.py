@@ -23,6 +23,8 @@ from training.model import load_base
 from training.reference import build_reference
 from training.train import train_adapter
 from tuneline.core.artifact import Artifact
+from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.reference import read_reference
 from tuneline.models.source import ModelSource, resolve_model
 from tuneline.models.tokenizer import load_tokenizer
 
@@ -134,6 +136,10 @@ def test_a_whole_model_and_a_4bit_base_learn_preferences_and_are_proven(
 def _prove_merged(dataset: Artifact, base: ModelSource, trained: Artifact, folder: Path) -> None:
     asked = ReferenceConfig(num_prompts=2, max_new_tokens=6)
     reference = build_reference(asked, dataset, base, trained, folder / "reference")
+    # An answer with a label may be a bad one, which is not to be expected.
+    has_label = "label" in (dataset.path / HELDOUT_FILE).read_text()
+    answers = [one.expected for one in read_reference(reference)]
+    assert len(answers) == 2 and (not has_label or answers == [None, None])
     source = resolve_model(str(trained.path)) if trained.kind == "model" else base
     adapters = () if trained.kind == "model" else trained
     merged = merge_adapter(MergeConfig(), source, adapters, folder / "merged")
