@@ -69,7 +69,7 @@ def configured_flags(
             source(config, "shutdown_timeout"),
         ),
         # By itself vLLM chooses embeddings for some folders, and then no open route answers.
-        Flag(("--runner", "pooling" if config.pools else "generate"), "serving.routes"),
+        Flag(("--runner", "pooling" if config.pools else "generate"), source(config, "routes")),
         Flag(("--disable-fastapi-docs",), "Tuneline: only the routes of the API are open"),
         Flag(("--middleware", MIDDLEWARE), "Tuneline: keys, limits, routes, drain, metrics"),
         Flag(("--disable-uvicorn-access-log",), "Tuneline: it writes the access log itself"),
