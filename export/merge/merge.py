@@ -122,9 +122,28 @@ def _open_adapters(adapters: Adapters, base: ModelSource) -> tuple[list[Adapter]
     opened, inputs = [], []
     for source, weight in given:
         folder, adapter_input = _open_adapter(source, base)
-        opened.append(read_adapter(folder, weight))
+        one = read_adapter(folder, weight)
+        if not (folder / MANIFEST).is_file():
+            _compare_names(one, base)
+        opened.append(one)
         inputs.append(adapter_input)
     return opened, inputs
+
+
+def _compare_names(adapter: Adapter, base: ModelSource) -> None:
+    """Warn of an adapter whose options name another base: only a manifest has the base's digest.
+
+    Two models of one family, such as a base model and its chat model, have the same shapes.
+    """
+    named = str(adapter.config.get("base_model_name_or_path") or "")
+    folder = base.path.absolute()
+    in_cache = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    names = {base.name.partition("@")[0], folder.name, in_cache}
+    if named and Path(named).name.lower() not in {Path(name).name.lower() for name in names}:
+        logger.warning(
+            "  %s names %s as its base, and is merged into %s: expected the same weights",
+            adapter.path, named, base.name,
+        )  # fmt: skip
 
 
 def _open_adapter(adapter: Path | Artifact, base: ModelSource) -> tuple[Path, Input]:

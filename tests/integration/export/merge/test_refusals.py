@@ -322,3 +322,30 @@ def test_a_disk_that_fills_up_leaves_nothing(
     with pytest.raises(DiskFullError, match="the disk is full"):
         merge(MergeConfig(), resolve_model(str(base)), adapter, disk / "out")
     assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "folder", "warns"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen3-0.6B", False),
+        ("/data/qwen3-0.6b/", "Qwen3-0.6B", False),
+        ("Qwen/Qwen3-0.6B-Base", "Qwen3-0.6B", True),
+        ("Qwen/Qwen3-0.6B", "models--Qwen--Qwen3-0.6B/snapshots/c1899de2", False),
+        ("Qwen/Qwen3-0.6B-Base", "models--Qwen--Qwen3-0.6B/snapshots/c1899de2", True),
+        (None, "Qwen3-0.6B", False),
+    ],
+)
+def test_an_adapter_that_names_another_base_is_merged_with_a_warning(
+    named: str | None,
+    folder: str,
+    warns: bool,
+    made: tuple[Path, Path],
+    adapter: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The shapes of a base model and of its chat model are the same."""
+    base = Path(shutil.copytree(made[0], tmp_path / folder))
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=named)
+    run_merge(base, adapter, tmp_path / "out")
+    assert (f"names {named} as its base" in caplog.text) == warns
