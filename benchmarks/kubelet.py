@@ -28,7 +28,7 @@ import aiohttp
 import httpx
 from aiohttp import web
 
-from k8s.rules.objects import quantity, servers
+from k8s.rules.objects import expanded, quantity, servers
 from tuneline.core.requirements import installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +118,8 @@ class Pod:
         """Return command and arguments, with the folders of the mounts and the pod's address."""
         own = {"--host": "127.0.0.1", "--port": str(self.port)}
         given = [*self.container["command"], *self.container["args"]]
-        words = [self._mapped(word) for word in given]
+        values = self.environment()
+        words = [self._mapped(expanded(word, values)) for word in given]
         for name, value in own.items():
             assert name in words, f"{name} is not an argument of its own"
             words[words.index(name) + 1] = value
@@ -132,12 +133,12 @@ class Pod:
             "TMPDIR": str(self.node.mounts["/tmp"]),  # noqa: S108 (a path in the container)
         }
         for entry in self.container["env"]:
-            found[entry["name"]] = self._value(entry)
+            found[entry["name"]] = self._value(entry, found)
         return found
 
-    def _value(self, entry: Mapping[str, Any]) -> str:
+    def _value(self, entry: Mapping[str, Any], before: Mapping[str, str]) -> str:
         if "value" in entry:
-            return self._mapped(entry["value"])
+            return self._mapped(expanded(entry["value"], before))
         source = entry["valueFrom"]
         if "secretKeyRef" in source:
             return self.node.secrets[source["secretKeyRef"]["key"]]

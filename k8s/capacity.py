@@ -14,6 +14,10 @@ from tuneline.core.digests import short_digest
 LEAST_PAUSE_S = 300
 # A rule waits for so many starts of a pod: one is on its way, and the next may be needed.
 PAUSE_STARTS = 4
+STEP = 5
+"""The autoscaler's policies allow 400 % more pods in one step."""
+LEAST_ADMITTED = 16
+"""Requests at once that every pod takes: short bursts pass a small mean."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Capacity:
     """By metric: `ttft_s`, `tpot_s`."""
     loop: str = "open"
     """`open` or `closed`. A closed loop waits for answers, so it shows no queue."""
+    concurrency: int = 0
+    """The most requests at once that a closed loop kept up in a scenario with the verdict PASS."""
     hardware: str = ""
     """The machine of the client; of the server too if both are one."""
 
@@ -60,6 +66,29 @@ class Capacity:
             value,
             f"max(1, headroom {headroom:g} x {self.in_flight:.4g} requests in flight at "
             f"{self.rate_rps:.4g} requests/s), {self.origin}",
+        )
+
+    def admitted_per_pod(self, headroom: float) -> Derived:
+        """Return the requests in flight from which a pod of an autoscaled server refuses one more.
+
+        A longer queue outlasts the start of the pods that it asks for. A shorter one hides a load
+        for which the autoscaler's largest step is needed.
+        """
+        target = self.in_flight_per_pod(headroom).value
+        patience_s = self.objectives["ttft_s"].limit_s if "ttft_s" in self.objectives else 0.0
+        value = float(
+            max(
+                LEAST_ADMITTED,
+                self.concurrency,
+                math.ceil(STEP * target),
+                math.ceil(self.in_flight + self.rate_rps * patience_s),
+            )
+        )
+        return Derived(
+            value,
+            f"the largest of {LEAST_ADMITTED}, {STEP} x the target of {target:g}, "
+            f"{self.in_flight:.4g} requests in flight + {self.rate_rps:.4g} requests/s x "
+            f"{patience_s:g} s of TTFT, and {self.concurrency} of a closed loop, {self.origin}",
         )
 
     def queue_per_pod(self) -> Derived:
@@ -95,10 +124,12 @@ def read_capacity(report: Mapping[str, Any], digest: str) -> Capacity | None:
         digest: The artifact's digest.
     """
     found = None
-    for scenario in report["scenarios"]:
+    passed = [scenario for scenario in report["scenarios"] if scenario["verdict"] == "PASS"]
+    concurrency = max((one["config"]["concurrency"] or 0 for one in passed), default=0)
+    for scenario in passed:
         rate_rps = scenario["throughput"]["succeeded_rps"]
         in_flight = scenario["mean_in_flight"]
-        if scenario["verdict"] != "PASS" or not rate_rps or not in_flight:
+        if not rate_rps or not in_flight:
             continue
         if found is None or rate_rps > found.rate_rps:
             objectives = {
@@ -108,8 +139,9 @@ def read_capacity(report: Mapping[str, Any], digest: str) -> Capacity | None:
             }
             loop = "open" if scenario["config"]["concurrency"] is None else "closed"
             found = Capacity(
-                digest, scenario["name"], rate_rps, in_flight, objectives, loop, _hardware(report)
-            )
+                digest, scenario["name"], rate_rps, in_flight, objectives, loop, concurrency,
+                _hardware(report),
+            )  # fmt: skip
     return found
 
 

@@ -23,7 +23,7 @@ from k8s.render.kustomize import (
     plain_labels,
     write_yaml,
 )
-from k8s.rules.objects import flags, quantity
+from k8s.rules.objects import flags, literal, quantity
 from k8s.rules.server import PATIENCE
 from tuneline.core.vllm_limits import VLLM_EXIT_MARGIN_S
 
@@ -113,9 +113,9 @@ def _server_patch(
     container: dict[str, Any] = {
         "name": base["name"],
         "image": config.image,
-        "args": [facts.model_path if arg == MODEL_DIR else arg for arg in served_args],
+        "args": [literal(facts.model_path if arg == MODEL_DIR else arg) for arg in served_args],
         "env": [
-            *({"name": key, "value": served_env[key]} for key in sorted(served_env)),
+            *({"name": key, "value": literal(served_env[key])} for key in sorted(served_env)),
             key_from_secret(config),
         ],
         "startupProbe": {"failureThreshold": -(-startup_s // period_s)},

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from k8s.config import PORT, DeployConfig
+from k8s.render.components.scaling import limit_in_flight
 from k8s.render.facts import Facts
 from k8s.render.job import LoadTestJob, write_loadtest
 from k8s.render.output import check_rendered, new_tree
@@ -59,6 +60,8 @@ def render_manifests(
     config = facts.config
     _check_inputs(config, facts.name, served_env)
     _warn(facts)
+    if config.autoscaling is not None:
+        served_env = limit_in_flight(served_env, facts)
     rendered = {
         "name": facts.name, "model_digest": facts.model_digest, "release": facts.release,
     }  # fmt: skip

@@ -11,8 +11,12 @@ from typing import Any
 Object = Mapping[str, Any]
 
 DIGEST_LABEL = "tuneline/model-digest"
+SETTINGS = "TUNELINE_SETTINGS"
+"""The variable with the middleware's settings as JSON."""
 KEY_VOLUME = "release-key"
 """The volume with the public key that a model's signature is checked with."""
+# As in k8s.io/kubernetes/third_party/forked/golang/expansion.
+_REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 LABEL_LENGTH = 63
 """Most characters of a label's value, and of a name that becomes one or a host name (RFC 1123)."""
@@ -143,6 +147,29 @@ def selected(objects: Sequence[Object], item: Object, selector: Mapping[str, str
 
 def env(container: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {entry["name"]: entry for entry in container.get("env", [])}
+
+
+def literal(text: str) -> str:
+    """Return a text for `command`, `args` or `env` that the kubelet gives to the process as `text`.
+
+    The kubelet reads `$(NAME)` as a variable and `$$` as `$`.
+    """
+    return re.sub(r"\$(?=[$(])", "$$", text)
+
+
+def expanded(text: str, values: Mapping[str, str]) -> str:
+    """Return a text of `command`, `args` or `env` as the kubelet gives it to the process.
+
+    A reference to a variable that is not in `values` stays.
+    """
+    return _REFERENCE.sub(
+        lambda found: "$" if found[1] is None else values.get(found[1], found[0]), text
+    )
+
+
+def references(text: str) -> list[str]:
+    """Return the names of the variables that the kubelet looks up for a text."""
+    return [found[1] for found in _REFERENCE.finditer(text) if found[1] is not None]
 
 
 def quantity(text: str | int | float) -> float:

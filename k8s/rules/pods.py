@@ -14,6 +14,7 @@ from k8s.rules.objects import (
     pods,
     quantity,
     ref,
+    references,
 )
 from k8s.value_types import image_problem
 from tuneline.core.secrets import is_secret_name
@@ -40,6 +41,27 @@ def _references(objects: Sequence[Object]) -> Iterator[str]:
         for reference in wanted:
             if (reference, namespace(pod.owner)) not in known:
                 yield f"{pod.where}: {reference} is not in the manifests"
+
+
+def _variables(objects: Sequence[Object]) -> Iterator[str]:
+    """The kubelet leaves a `$(NAME)` that it does not know as it is."""
+    for pod in pods(objects):
+        for container in pod.containers:
+            known: set[str] = set()
+            texts = []
+            for name, entry in env(container).items():
+                texts.append((entry.get("value", ""), frozenset(known)))
+                known.add(name)
+            words = [*container.get("command", []), *container.get("args", [])]
+            texts += [(word, frozenset(known)) for word in words]
+            for text, names in texts:
+                for name in references(text):
+                    # The controller of a LeaderWorkerSet adds its own.
+                    if name not in names and not name.startswith("LWS_"):
+                        yield (
+                            f"{pod.where}: {text!r} refers to the variable {name}, which is not "
+                            "set before; `$$(` is a plain `$(`"
+                        )
 
 
 def _images(objects: Sequence[Object]) -> Iterator[str]:
@@ -189,4 +211,6 @@ def _accounts(objects: Sequence[Object]) -> Iterator[str]:
             yield f"{pod.where}: runs as `default`; expected a ServiceAccount of its own"
 
 
-RULES = (_references, _images, _secrets, _security, _volumes, _resources, _disk, _accounts)
+RULES = (
+    _references, _variables, _images, _secrets, _security, _volumes, _resources, _disk, _accounts,
+)  # fmt: skip

@@ -6,11 +6,25 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from k8s.rules.objects import LABEL_LENGTH, Object, matches, namespace, of_kind, pods, ref
+from k8s.rules.objects import (
+    LABEL_LENGTH,
+    SETTINGS,
+    Object,
+    env,
+    matches,
+    namespace,
+    of_kind,
+    pods,
+    quantity,
+    ref,
+    servers,
+)
 from tuneline.core.vllm_metrics import TUNELINE_METRICS, VLLM_METRICS
 
 _SERIES = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
+TOLERATED = 1.1
+"""An autoscaler changes nothing within 10 % of its target."""
 INFERENCE = "inference.networking.k8s.io/"
 
 
@@ -78,6 +92,33 @@ def _scaled(objects: Sequence[Object], item: Object) -> Iterator[str]:
     for other in hit:
         if "replicas" in other["spec"]:
             yield f"{ref(other)}: has replicas, so that an apply takes back what scales it"
+
+
+def _shown_loads(objects: Sequence[Object]) -> Iterator[str]:
+    """A pod that refuses below the autoscaler's target never shows a load that adds a pod."""
+    targets = []
+    for item in of_kind(objects, "HorizontalPodAutoscaler"):
+        targets += [
+            (item, metric["pods"]["target"]["averageValue"])
+            for metric in item["spec"].get("metrics", [])
+            if "pods" in metric
+        ]
+    for item in of_kind(objects, "ScaledObject"):
+        targets += [
+            (item, trigger["metadata"]["threshold"])
+            for trigger in item["spec"]["triggers"]
+            if trigger.get("name") == "in-flight"
+        ]
+    for pod, container in servers(objects):
+        settings = json.loads(env(container).get(SETTINGS, {}).get("value") or "{}")
+        most = settings.get("max_in_flight")
+        for item, target in targets:
+            if most is not None and most < TOLERATED * quantity(target):
+                yield (
+                    f"{ref(item)}: {pod.where} refuses requests above {most} in flight, and a pod "
+                    f"is added above {TOLERATED * quantity(target):g}; raise "
+                    "serving.limits.max_in_flight"
+                )
 
 
 def _autoscalers(objects: Sequence[Object]) -> Iterator[str]:
@@ -155,4 +196,4 @@ def _pools(objects: Sequence[Object]) -> Iterator[str]:
                     yield f"{ref(item)}: port {port['number']} is not a port of {pod.where}"
 
 
-RULES = (_queries, _autoscalers, _routes, _pools)
+RULES = (_queries, _autoscalers, _shown_loads, _routes, _pools)

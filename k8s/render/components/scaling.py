@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from k8s.capacity import Capacity, Objective, pause_s
 from k8s.config import Autoscaling
 from k8s.render.facts import Document, Facts, Files
 from k8s.render.queries import quantile, selector
+from k8s.rules.objects import SETTINGS
 
 KEY = "k8s.autoscaling"
 FORMULA = "tuneline/formula"
@@ -17,6 +19,19 @@ READY = "tuneline_ready_seconds"
 WINDOW = "2m"
 MOST_RATIO = 1.5
 """At most half as many pods again as serve are added before the next pod answers."""
+
+
+def limit_in_flight(served_env: Mapping[str, str], facts: Facts) -> dict[str, str]:
+    """Return the server's variables with the limit of requests in flight of an autoscaled pod.
+
+    Without it, the queue of a spike outlasts the start of the pods that carry the spike. A lower
+    limit of the run stays.
+    """
+    scaling, capacity = _needed(facts)
+    settings = json.loads(served_env.get(SETTINGS, "{}"))
+    most = int(capacity.admitted_per_pod(scaling.headroom).value)
+    settings["max_in_flight"] = min(most, settings.get("max_in_flight", most))
+    return {**served_env, SETTINGS: json.dumps(settings)}
 
 
 def fill_hpa(files: Files, facts: Facts) -> None:
@@ -30,7 +45,9 @@ def fill_hpa(files: Files, facts: Facts) -> None:
     (metric,) = spec["metrics"]
     metric["pods"]["target"]["averageValue"] = target.text
     spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = int(pause.value)
-    _explain(item, {"target": target.formula, "pause": pause.formula})
+    limit = capacity.admitted_per_pod(scaling.headroom)
+    formulas = {"target": target.formula, "limit": limit.formula, "pause": pause.formula}
+    _explain(item, formulas)
 
 
 def fill_keda(files: Files, facts: Facts) -> None:
@@ -52,7 +69,8 @@ def fill_keda(files: Files, facts: Facts) -> None:
     where = selector(facts)
     in_flight["metadata"]["query"] = f"sum({IN_FLIGHT}{{{where}}})"
     in_flight["metadata"]["threshold"] = target.text
-    formulas = {"in-flight": target.formula, "pause": pause.formula}
+    limit = capacity.admitted_per_pod(scaling.headroom)
+    formulas = {"in-flight": target.formula, "limit": limit.formula, "pause": pause.formula}
     if capacity.objectives:
         objectives["metadata"]["query"] = _worst(capacity.objectives, where)
         limits = " and ".join(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,10 +16,12 @@ from benchmarks.autoscale import (
     Autoscaler,
     Way,
     oracle,
+    recorded,
     rendered,
     simulate,
+    without_foresight,
 )
-from k8s.capacity import Capacity
+from k8s.capacity import STEP, Capacity
 from k8s.config import Autoscaling
 
 CAPACITY = Capacity(NO_REPORT, "given", 10.0, 5.0)
@@ -63,13 +67,48 @@ def test_the_oracle_starts_a_pod_before_it_is_needed() -> None:
     assert oracle([10.0] * 60 + [20.0] * 60, CAPACITY, 30) == (30 * 1 + 90 * 2) / 120
 
 
+def test_a_limit_refuses_what_the_pods_cannot_start_and_leaves_no_queue() -> None:
+    # 20 requests a second for 30 s at one pod of 10 a second: a queue of 300 lasts 30 s more. A
+    # pod takes 20 in flight, of which 5 run: the first 15 wait, and the rest is refused.
+    assert CAPACITY.admitted_per_pod(0.8).value == 20
+    load = [20.0] * 30 + [5.0] * 30 + [10.0] * 60
+    without = dataclasses.replace(OURS, limits=False)
+    assert [
+        simulate(load, CAPACITY, SCALING, 1.0, way, fixed=1).kept for way in (OURS, without)
+    ] == [
+        0.5,
+        0.0,
+    ]
+
+
+def test_without_foresight_only_the_start_of_new_pods_is_lost() -> None:
+    # Two pods for 10 requests a second with the headroom. 50 a second come from second 60 on, and
+    # their pods serve 30 s later: the second minute is lost, and the third is not.
+    load = [10.0] * 60 + [50.0] * 120
+    found = without_foresight(load, CAPACITY, SCALING)
+    assert found.kept == 2 / 3
+    assert found.pods == (60 * 2 + 120 * 7) / 180  # 50 / 10 / 0.8, rounded up
+
+
+def test_a_recorded_trace_is_scaled_to_the_peak_of_its_busiest_minute(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = ["00:00.1000000", "00:00.9999999", "00:59.5000000", "02:00.0000000"]
+    lines = [f"2023-11-16 18:{row},374,44" for row in rows]
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(lines))
+    # Three requests in the busiest minute become 60 x 5.
+    load = recorded(trace, 5.0)
+    assert (len(load), load[0], load[59], load[119], sum(load)) == (120, 200.0, 100.0, 100.0, 400.0)
+
+
 def test_both_components_have_the_same_policies() -> None:
-    def behavior(path: Path, *keys: str) -> object:
+    def behavior(path: Path, *keys: str) -> Any:
         found = yaml.safe_load(path.read_text())["spec"]
         for key in keys:
             found = found[key]
         return found
 
+    (step,) = behavior(COMPONENTS / "hpa" / "autoscaler.yaml", "behavior", "scaleUp", "policies")
+    assert step["value"] == 100 * (STEP - 1)
     hpa = behavior(COMPONENTS / "hpa" / "autoscaler.yaml", "behavior")
     options = ("advanced", "horizontalPodAutoscalerConfig", "behavior")
     assert hpa == behavior(COMPONENTS / "keda" / "scaled-object.yaml", *options)

@@ -129,7 +129,13 @@ def hpa(objects: Objects, **changes: Any) -> None:
     metric = {"name": changes.pop("metric", "tuneline_requests_in_flight")}
     item = one(objects, "ScaledObject")
     item["kind"] = "HorizontalPodAutoscaler"
-    item["spec"] = {"scaleTargetRef": target, "metrics": [{"pods": {"metric": metric}}], **changes}
+    pods = {"metric": metric, "target": {"type": "AverageValue", "averageValue": "4"}}
+    item["spec"] = {"scaleTargetRef": target, "metrics": [{"pods": pods}], **changes}
+
+
+def hpa_above_the_limit(objects: Objects) -> None:
+    hpa(objects)
+    env(objects, "TUNELINE_SETTINGS").update(value='{"max_in_flight": 4}')
 
 
 def trigger(objects: Objects) -> Any:
@@ -429,6 +435,16 @@ BROKEN: list[tuple[str, Mutation, str]] = [
         "verify-model reads --key /release-key/release.pub, and mounts nothing there",
     ),
     (
+        "a variable that is not set",
+        lambda o: container(o)["args"].append("--x=$(NAME)"),
+        "'--x=$(NAME)' refers to the variable NAME, which is not set before",
+    ),
+    (
+        "a variable that is set later",
+        lambda o: container(o)["env"].insert(0, {"name": "FIRST", "value": "$(HOME)"}),
+        "'$(HOME)' refers to the variable HOME, which is not set before",
+    ),
+    (
         "a metric that no server has",
         lambda o: trigger(o).update(
             query='sum(vllm:num_requests{namespace="tuneline",service='
@@ -469,6 +485,17 @@ BROKEN: list[tuple[str, Mutation, str]] = [
             spec(o, "ScaledObject").pop("advanced"),
         ),
         f"its autoscaler keda-hpa-{'s' * 55} has 64 characters",
+    ),
+    (
+        "a limit that hides the load from KEDA",
+        lambda o: env(o, "TUNELINE_SETTINGS").update(value='{"max_in_flight": 2}'),
+        "refuses requests above 2 in flight, and a pod is added above 2.86",
+    ),
+    (
+        "a limit that hides the load from an HPA",
+        hpa_above_the_limit,
+        "HorizontalPodAutoscaler/support-tickets-model-server: Deployment/"
+        "support-tickets-model-server refuses requests above 4 in flight",
     ),
     ("no pods by HPA", lambda o: hpa(o, minReplicas=0), "minReplicas 0 needs a feature gate"),
     ("HPA's metric", lambda o: hpa(o, metric="gpu"), "shows the metric gpu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,7 +53,7 @@ def test_the_fastest_scenario_that_holds_is_the_capacity() -> None:
     assert found == Capacity(
         # p99 is nearer to p90 than the median is.
         "sha256:" + "a" * 64, "fast", 8.0, 6.5, {"ttft_s": Objective(99.0, 2.0)},
-        "closed", "EPYC, 2 cores, L4",
+        "closed", 4, "EPYC, 2 cores, L4",
     )  # fmt: skip
     assert found.origin == (
         "closed-loop scenario fast of load report aaaaaaaaaaaa, client on EPYC, 2 cores, L4"
@@ -70,6 +71,46 @@ def test_a_target_is_the_headroom_of_the_measured_load() -> None:
     # A pod that carries less than one request at a time still gets one.
     assert Capacity("sha256:" + "a" * 64, "x", 1.0, 0.3).in_flight_per_pod(0.8).value == 1.0
     assert capacity.queue_per_pod().value == 13.0  # 2 x 6.5
+
+
+@pytest.mark.parametrize(
+    ("capacity", "expected"),
+    [
+        (CAPACITY, 26),  # 5 x 5.2
+        # 6.5 in flight, and those that come in 3 s.
+        (dataclasses.replace(CAPACITY, objectives={"ttft_s": Objective(90, 3.0)}), 31),
+        (dataclasses.replace(CAPACITY, in_flight=0.5), 16),
+        (dataclasses.replace(CAPACITY, concurrency=64), 64),
+    ],
+)
+def test_a_scaled_pod_refuses_a_queue_that_outlasts_its_spike(
+    capacity: Capacity, expected: int
+) -> None:
+    assert capacity.admitted_per_pod(0.8).value == expected
+
+
+@pytest.mark.parametrize(
+    ("scaling", "own", "expected"), [(KEDA, 1024, 16), (KEDA, 12, 12), (None, 1024, 1024)]
+)
+def test_the_limit_of_a_scaled_pod_lowers_the_runs(
+    tmp_path: Path,
+    render_run: Render,
+    objects_of: ObjectsOf,
+    scaling: dict[str, Any] | None,
+    own: int,
+    expected: int,
+) -> None:
+    env = {"TUNELINE_SETTINGS": json.dumps({"max_in_flight": own, "max_n": 3})}
+    out = render_run(
+        tmp_path / "out", autoscaling=scaling, monitoring_namespace="m", served_env=env
+    )
+    objects = objects_of(out)
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    (found,) = (e["value"] for e in container["env"] if e["name"] == "TUNELINE_SETTINGS")
+    assert json.loads(found) == {"max_in_flight": expected, "max_n": 3}
+    if scaling is not None:
+        notes = one(objects, "ScaledObject")["metadata"]["annotations"]
+        assert notes["tuneline/formula-limit"].startswith("the largest of 16, 5 x the target")
 
 
 def test_keda_reads_the_worst_objective_and_credits_pods_that_load(deployed: Objects) -> None:
