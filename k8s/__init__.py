@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         shift_route,
     )
     from k8s.cluster.check import check_run, open_tunnel, read_server_key
+    from k8s.cluster.judge import run_judge
     from k8s.cluster.kubectl import Cluster, open_cluster
     from k8s.cluster.manifests import Manifests, read_manifests
     from k8s.cluster.roll_back import find_earlier, roll_back_server
@@ -52,6 +53,7 @@ __all__ = [
     "render_training",
     "require_names",
     "roll_back_server",
+    "run_judge",
     "set_weight",
     "shift_route",
 ]
@@ -81,6 +83,7 @@ __getattr__ = lazy_face(
         "render_training": "k8s.render.training.tree:render_training",
         "require_names": "k8s.cluster.canary:require_names",
         "roll_back_server": "k8s.cluster.roll_back:roll_back_server",
+        "run_judge": "k8s.cluster.judge:run_judge",
         "set_weight": "k8s.cluster.canary:set_weight",
         "shift_route": "k8s.cluster.canary:shift_route",
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,7 @@ from tuneline.core.config import StrictModel
 MODEL_DIR = "/model"
 HOST = "0.0.0.0"  # noqa: S104 (the pod's own network; a NetworkPolicy and a key guard it)
 PORT = 8000
+ADAPTERS_DIR = "/adapters"
 
 
 class Resources(StrictModel):
@@ -149,6 +150,29 @@ class Gateway(StrictModel):
         return self
 
 
+class ClusterAdapters(StrictModel):
+    """The adapters that the server has at run time, with `serving.adapters`."""
+
+    claim: DnsLabel
+    """The PersistentVolumeClaim with a copy of `serving.adapters.root`. The server also keeps its
+    list and its copies there."""
+    secret_name: DnsSubdomain = "tuneline-admin-key"  # noqa: S105 (a name)
+    """The Secret whose key `api-key` is an admin key of `keys_secret_name`."""
+    desired: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], str] = Field(default={})
+    """By the name that clients ask for, the adapter's folder below `serving.adapters.root`."""
+
+
+class CanaryJudge(StrictModel):
+    """A Job in the cluster that judges this run as the canary of another run: its answers against
+    the reference, then its speed against the other run's."""
+
+    stable: DnsLabel
+    """The run that has the route, in the same namespace and with the same API key."""
+    by: Literal["job", "analysis-template"] = "job"
+    """`job`: `deploy canary` runs it at each step. `analysis-template`: an AnalysisTemplate of Argo
+    Rollouts has the same Job."""
+
+
 class EndpointPicker(StrictModel):
     """An InferencePool (Gateway API Inference Extension) with an endpoint picker of yours."""
 
@@ -252,6 +276,12 @@ class DeployConfig(StrictModel):
     training: TrainingJob | None = None
     """The training in the cluster; `deploy render --training` writes its manifests."""
     gateway: Gateway | None = None
+    adapters: ClusterAdapters | None = None
+    """Adapters at run time, as a ConfigMap that a Job brings to the server. Needs
+    `keys_secret_name` and `loadtest_image`; the server has one pod."""
+    judge: CanaryJudge | None = None
+    """In the section of a canary's own run. It uses `loadtest_image` and `results_claim`, to which
+    you copy the reference of the run."""
     endpoint_picker: EndpointPicker | None = None
     monitoring_namespace: DnsLabel | None = None
     """Where a Prometheus operator runs: adds a ServiceMonitor, alerts and a Grafana dashboard, and
@@ -291,6 +321,18 @@ class DeployConfig(StrictModel):
             )
         if self.loadtest_prompts == "claim" and self.results_claim is None:
             raise ValueError("loadtest_prompts: claim needs results_claim")
+        if self.adapters is not None:
+            if None in (self.loadtest_image, self.keys_secret_name):
+                raise ValueError("adapters uses loadtest_image and keys_secret_name; give both too")
+            if (self.replicas, self.surge, self.autoscaling) != (1, False, None):
+                raise ValueError(
+                    "adapters are those of one pod; expected replicas: 1, no surge and no "
+                    "autoscaling"
+                )
+            if self.workload != "deployment":
+                raise ValueError("adapters goes with workload: deployment")
+        if self.judge is not None and None in (self.loadtest_image, self.results_claim):
+            raise ValueError("judge uses loadtest_image and results_claim; give both too")
         if self.monitoring_labels and self.monitoring_namespace is None:
             raise ValueError("monitoring_labels needs monitoring_namespace")
         if self.autoscaling is not None and self.monitoring_namespace is None:

@@ -15,6 +15,7 @@ import yaml
 
 CRDS = Path(__file__).parents[1] / "k8s" / "crds"
 KINDS = {
+    "argoproj.io_analysistemplates": "v1alpha1",
     "gateway.networking.k8s.io_httproutes": "v1",
     "inference.networking.k8s.io_inferencepools": "v1",
     "jobset.x-k8s.io_jobsets": "v1alpha2",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         remove_adapter,
         roll_back_adapter,
     )
+    from serving.adapters.reconcile import describe_adapter, read_desired, reconcile_adapters
     from serving.chat import Answer, answers, converse
     from serving.command.arguments import explain_server, plan_container
     from serving.command.flags import Flag
@@ -43,12 +44,15 @@ __all__ = [
     "compare_served",
     "converse",
     "converse_with_each",
+    "describe_adapter",
     "explain_server",
     "list_adapters",
     "list_keys",
     "plan_container",
     "prove_rewards",
     "prove_served",
+    "read_desired",
+    "reconcile_adapters",
     "remove_adapter",
     "remove_key",
     "require_memory",
@@ -75,12 +79,15 @@ __getattr__ = lazy_face(
         "compare_served": "serving.parity:compare_served",
         "converse": "serving.chat:converse",
         "converse_with_each": "serving.compare:converse_with_each",
+        "describe_adapter": "serving.adapters.reconcile:describe_adapter",
         "explain_server": "serving.command.arguments:explain_server",
         "list_adapters": "serving.adapters.client:list_adapters",
         "list_keys": "serving.command.keys:list_keys",
         "plan_container": "serving.command.arguments:plan_container",
         "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
+        "read_desired": "serving.adapters.reconcile:read_desired",
+        "reconcile_adapters": "serving.adapters.reconcile:reconcile_adapters",
         "remove_adapter": "serving.adapters.client:remove_adapter",
         "remove_key": "serving.command.keys:remove_key",
         "require_memory": "serving.command.memory:require_memory",

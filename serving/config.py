@@ -151,7 +151,7 @@ class ServingConfig(StrictModel):
     is read again when it changes."""
     limits: LimitsConfig = Field(default=LimitsConfig(), json_schema_extra={"keyed": False})
     adapters: AdaptersConfig | None = Field(default=None, json_schema_extra={"keyed": False})
-    """Adapters at run time, with `tuneline adapters`; only `tuneline serve` offers them. Needs
+    """Adapters at run time, with `tuneline adapters`; in the cluster with `k8s.adapters`. Needs
     `keys_file` with an admin key."""
     routes: list[RouteName] = Field(default_factory=list, json_schema_extra={"keyed": False})
     """Routes that are open next to chat, completions and models: `/v1/responses`; `/v1/messages`,

@@ -202,6 +202,10 @@ class AdaptersGroup(LazyGroup):
             AT + "adapters:adapters_add",
             "Load an adapter, prove it, and only then give it its name.",
         ),
+        "apply": Row(
+            AT + "adapters:adapters_apply",
+            "Make the adapters of a server those of a file, each proven before it has its name.",
+        ),
         "list": Row(
             AT + "adapters:adapters_list",
             "List the adapters of a server, with those that failed their proof after a start.",

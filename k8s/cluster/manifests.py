@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from k8s.cluster.changes import RELEASE
@@ -23,6 +23,7 @@ class Manifests:
         objects: Every object.
         release: The digest of the release; None if they were rendered without one.
         model_digest: The whole digest of the model.
+        judge: The objects of the Job that judges the run as a canary, if it has one.
     """
 
     run: str
@@ -30,6 +31,7 @@ class Manifests:
     objects: list[Object]
     release: str | None
     model_digest: str
+    judge: list[Object] = field(default_factory=list)
 
     @property
     def deployment(self) -> Object:
@@ -59,12 +61,14 @@ def read_manifests(directory: Path) -> Manifests:
         )
     metadata = servers[0]["metadata"]
     annotations = metadata.get("annotations", {})
+    judge = directory / "judge"
     return Manifests(
         run=_labels(servers[0])[INSTANCE_LABEL],
         namespace=metadata.get("namespace", "default"),
         objects=objects,
         release=annotations.get(RELEASE),
         model_digest=annotations.get(DIGEST_LABEL, ""),
+        judge=[dict(item) for item in build(judge) or []] if judge.is_dir() else [],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from k8s.capacity import Capacity
@@ -38,6 +38,11 @@ class Facts:
     """The gates that the release waives."""
     signature: Document | None = None
     """The signature of the model, from its release."""
+    dtype: str = "float32"
+    """The number format in which the server computes."""
+    adapters: Document = field(default_factory=dict)
+    """The list of `k8s.adapters`: by name `adapter` and `reference`, the folders in the server's
+    container, and `digest`, the adapter's."""
 
     @property
     def server(self) -> str:

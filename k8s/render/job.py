@@ -44,6 +44,14 @@ class LoadTestJob:
     """Chat messages. As many as fit a ConfigMap are taken."""
     deadline_s: int = 3600
     """Seconds after which the Job is ended: more than the load test can take."""
+    judge_deadline_s: int = 7200
+    """The same for the Job that judges a canary."""
+
+    @property
+    def sends_prompts(self) -> bool:
+        """Return whether the load test sends prompts; synthetic requests have none."""
+        workload = self.run_config.get("loadtest", {}).get("workload", {})
+        return bool(workload.get("source", "prompts") == "prompts")
 
 
 def write_loadtest(facts: Facts, job: LoadTestJob, tree: Path, *, url: str, model: str) -> None:
@@ -59,10 +67,20 @@ def write_loadtest(facts: Facts, job: LoadTestJob, tree: Path, *, url: str, mode
     shutil.copytree(MANIFESTS / "loadtest", tree / "k8s" / "loadtest")
     directory = tree / "load-test"
     directory.mkdir()
-    write_yaml(directory / "kustomization.yaml", _kustomization(facts))
-    write_yaml(directory / "job.yaml", _job_patch(facts, url, model, job.deadline_s))
+    kustomization = job_kustomization(facts, "load-test", "loadtest", job)
+    write_yaml(directory / "kustomization.yaml", kustomization)
+    write_yaml(directory / "job.yaml", _job_patch(facts, job, url, model))
+    write_inputs(directory, facts, job)
+
+
+def write_inputs(directory: Path, facts: Facts, job: LoadTestJob) -> None:
+    """Write run.yaml and the prompts that fit a ConfigMap.
+
+    Raises:
+        ConfigError: Not even one prompt fits.
+    """
     write_yaml(directory / "run.yaml", job.run_config)
-    if facts.config.loadtest_prompts == "claim":
+    if facts.config.loadtest_prompts == "claim" or not job.sends_prompts:
         return
     lines = _fitting([json.dumps(prompt, ensure_ascii=False) for prompt in job.prompts])
     if len(lines) < len(job.prompts):
@@ -73,19 +91,19 @@ def write_loadtest(facts: Facts, job: LoadTestJob, tree: Path, *, url: str, mode
     (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def _kustomization(facts: Facts) -> dict[str, Any]:
-    """Return the kustomization of the load test's Job."""
+def job_kustomization(facts: Facts, part: str, folder: str, job: LoadTestJob) -> dict[str, Any]:
+    """Return the kustomization of a Job of `k8s/manifests/` whose ConfigMap has its inputs."""
     files = ["run.yaml"]
-    if facts.config.loadtest_prompts == "config-map":
+    if facts.config.loadtest_prompts == "config-map" and job.sends_prompts:
         files.append("prompts.jsonl")
     return {
         **common(facts),
-        "resources": ["../k8s/loadtest"],
+        "resources": [f"../k8s/{folder}"],
         "generatorOptions": {"disableNameSuffixHash": True},
-        "configMapGenerator": [{"name": "load-test", "behavior": "replace", "files": files}],
+        "configMapGenerator": [{"name": part, "behavior": "replace", "files": files}],
         "labels": [
             {"pairs": {INSTANCE_LABEL: facts.name}, "includeTemplates": True},
-            plain_labels(facts, "load-test"),
+            plain_labels(facts, part),
         ],
         "patches": [
             {"path": "job.yaml"},
@@ -98,20 +116,27 @@ def _kustomization(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _job_patch(facts: Facts, url: str, model: str, deadline_s: int) -> dict[str, Any]:
+def prompts_on_claim(name: str) -> str:
+    """Return the path of a run's prompts on `results_claim`."""
+    return f"/results/{name}-prompts.jsonl"
+
+
+def _job_patch(facts: Facts, loadtest: LoadTestJob, url: str, model: str) -> dict[str, Any]:
     """Return what one run changes in the Job of `manifests/loadtest`."""
     config, name = facts.config, facts.name
+    deadline_s = loadtest.deadline_s
     job = yaml.safe_load((MANIFESTS / "loadtest" / "job.yaml").read_text(encoding="utf-8"))
     (base,) = job["spec"]["template"]["spec"]["containers"]
     told = {"--url": url, "--model": model}
     if config.loadtest_prompts == "claim":
-        told["--prompts"] = f"/results/{name}-prompts.jsonl"
+        told["--prompts"] = prompts_on_claim(name)
     if config.results_claim is not None:
         # Each run of the Job has a folder of its own on the volume.
         told["--out"] = f"/results/{name}-$(JOB_UID)"
     args = [
         f"{flag}={told[flag]}" if (flag := arg.partition("=")[0]) in told else arg
         for arg in base["args"]
+        if loadtest.sends_prompts or not arg.startswith("--prompts=")
     ]
     if config.load_pods > 1:
         args = [arg.replace("--out=", "--gather=") for arg in args]

@@ -4,6 +4,8 @@
     OUT/server.yaml                    image, arguments, environment, resources of this run
     OUT/load-test/kustomization.yaml   kubectl apply -k OUT/load-test
     OUT/load-test/job.yaml, run.yaml, prompts.jsonl
+    OUT/adapters/...                   the adapters that the server should have, and their Job
+    OUT/judge/...                      the same of the Job that judges a canary
     OUT/k8s/...                        copies of the base, the overlay and the components used
     OUT/render.json                    what was rendered and the digest of every file
 
@@ -17,9 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from k8s.config import PORT, DeployConfig
+from k8s.render.adapters import write_adapters
+from k8s.render.components.adapters import place_base
 from k8s.render.components.scaling import limit_in_flight
 from k8s.render.facts import Facts
 from k8s.render.job import LoadTestJob, write_loadtest
+from k8s.render.judge import write_judge
 from k8s.render.output import check_rendered, new_tree
 from k8s.render.server import write_server
 from k8s.render.workloads.chart import write_chart
@@ -62,6 +67,8 @@ def render_manifests(
     _warn(facts)
     if config.autoscaling is not None:
         served_env = limit_in_flight(served_env, facts)
+    if config.adapters is not None:
+        served_env = place_base(served_env, facts)
     rendered = {
         "name": facts.name, "model_digest": facts.model_digest, "release": facts.release,
     }  # fmt: skip
@@ -75,6 +82,12 @@ def render_manifests(
             model = flags(served_args)["--served-model-name"][-1]
             write_loadtest(facts, loadtest, tree, url=url, model=model)
             targets.append(tree / "load-test")
+            if config.judge is not None:
+                write_judge(facts, loadtest, tree, model=model)
+                targets.append(tree / "judge")
+        if config.adapters is not None:
+            write_adapters(facts, tree)
+            targets.append(tree / "adapters")
         check_rendered(targets)
         if helm:
             write_chart(tree, facts)
@@ -99,6 +112,8 @@ def _check_inputs(config: DeployConfig, name: str, served_env: Mapping[str, str]
     canary = config.gateway.canary if config.gateway is not None else None
     if canary is not None and canary.run == name:
         found.append(f"k8s.gateway.canary.run: {name!r} is this run; expected the name of another")
+    if config.judge is not None and config.judge.stable == name:
+        found.append(f"k8s.judge.stable: {name!r} is this run; expected the run that has the route")
     found += [
         f"serving: {key} is a secret; it comes from the Secret {config.secret_name}"
         for key in served_env

@@ -10,12 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from k8s.rules import jobs, metadata, pods, server, services, traffic, training, workloads
+from k8s.rules import (
+    adapters,
+    jobs,
+    judges,
+    metadata,
+    pods,
+    server,
+    services,
+    traffic,
+    training,
+    workloads,
+)
 from k8s.rules.objects import Object
 
 RULES = (
     *metadata.RULES, *services.RULES, *pods.RULES, *jobs.RULES, *server.RULES, *traffic.RULES,
-    *training.RULES, *workloads.RULES,
+    *training.RULES, *workloads.RULES, *judges.RULES, *adapters.RULES,
 )  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from k8s.rules.adapters import appliers
 from k8s.rules.objects import (
     LABEL_LENGTH,
     Object,
@@ -33,11 +35,11 @@ def _jobs(objects: Sequence[Object]) -> Iterator[str]:
         for _, container in servers(objects)
         for name in flags(container.get("args", [])).get("--served-model-name", [])
     }
-    trained = {pod.where for pod, _ in trainings(objects)}
+    others = {pod.where for pod, _ in [*trainings(objects), *appliers(objects)]}
     for pod in pods(objects):
-        if pod.owner["kind"] != "Job" or pod.where in trained:
+        if pod.owner["kind"] not in ("Job", "AnalysisTemplate") or pod.where in others:
             continue
-        spec = pod.owner["spec"]
+        spec = _spec(pod)
         if spec.get("backoffLimit") != 0 or pod.spec.get("restartPolicy") != "Never":
             yield f"{pod.where}: a verdict is not tried again: backoffLimit 0, restartPolicy Never"
         for key in ("activeDeadlineSeconds", "ttlSecondsAfterFinished"):
@@ -69,9 +71,17 @@ def _jobs(objects: Sequence[Object]) -> Iterator[str]:
                         f"{pod.where}: {url} is not a Service of these manifests; expected one of "
                         f"{sorted(urls)}"
                     )
-            for name in args.get("--model", []):
+            # The judge of a canary asks another run's server by that run's name.
+            asked = args.get("--model-b") or args.get("--model", [])
+            for name in asked:
                 if name not in names:
                     yield f"{pod.where}: model {name!r} is not served; served are {sorted(names)}"
+
+
+def _spec(pod: Pod) -> Mapping[str, Any]:
+    """Return the specification of a pod's Job."""
+    found: Mapping[str, Any] = pod.owner["spec"] if pod.job is None else pod.job
+    return found
 
 
 def _failures(pod: Pod) -> Iterator[str]:
@@ -79,8 +89,8 @@ def _failures(pod: Pod) -> Iterator[str]:
 
     Several load pods begin together: one that is tried again finds the others under way.
     """
-    rules = pod.owner["spec"].get("podFailurePolicy", {}).get("rules", [])
-    drained = "FailJob" if pod.owner["spec"].get("completions", 1) > 1 else "Ignore"
+    rules = _spec(pod).get("podFailurePolicy", {}).get("rules", [])
+    drained = "FailJob" if _spec(pod).get("completions", 1) > 1 else "Ignore"
     found = [
         condition["type"]
         for rule in rules

@@ -13,6 +13,8 @@ Object = Mapping[str, Any]
 DIGEST_LABEL = "tuneline/model-digest"
 SETTINGS = "TUNELINE_SETTINGS"
 """The variable with the middleware's settings as JSON."""
+ADAPTERS = "TUNELINE_ADAPTERS"
+"""The variable with the settings of adapters at run time as JSON."""
 KEY_VOLUME = "release-key"
 """The volume with the public key that a model's signature is checked with."""
 # As in k8s.io/kubernetes/third_party/forked/golang/expansion.
@@ -62,6 +64,10 @@ def pods(objects: Sequence[Object]) -> list[Pod]:
         spec = item.get("spec", {})
         if item["kind"] in ("Deployment", "Job"):
             found.append(_templated(item, spec["template"]))
+        elif item["kind"] == "AnalysisTemplate":
+            for metric in spec["metrics"]:
+                job = metric["provider"]["job"]["spec"]
+                found.append(_templated(item, job["template"], job=job))
         elif item["kind"] == "Pod":
             found.append(Pod(ref(item), item, item["metadata"].get("labels", {}), spec))
         elif item["kind"] == "JobSet":

@@ -63,7 +63,7 @@ def add_adapter(
             hint="Try: --reference DIR, as the server sees it",
         )
     fields["reference"] = str(reference.absolute())
-    return _send(endpoint, "POST", "/adapters", fields)
+    return send(endpoint, "POST", "/adapters", fields)
 
 
 def list_adapters(endpoint: Endpoint) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def list_adapters(endpoint: Endpoint) -> list[dict[str, Any]]:
     Raises:
         ServerError: The server cannot be reached, or the key is not an admin key.
     """
-    return cast("list[dict[str, Any]]", _send(endpoint, "GET", "/adapters")["adapters"])
+    return cast("list[dict[str, Any]]", send(endpoint, "GET", "/adapters")["adapters"])
 
 
 def remove_adapter(endpoint: Endpoint, name: str) -> None:
@@ -82,7 +82,7 @@ def remove_adapter(endpoint: Endpoint, name: str) -> None:
         ConfigError: The server has no such adapter.
         ServerError: The server cannot be reached, or the key is not an admin key.
     """
-    _send(endpoint, "DELETE", f"/adapters/{quote(name, safe='')}")
+    send(endpoint, "DELETE", f"/adapters/{quote(name, safe='')}")
 
 
 def roll_back_adapter(endpoint: Endpoint, name: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def roll_back_adapter(endpoint: Endpoint, name: str) -> dict[str, Any]:
         ConfigError: The server has no such adapter, or no version before.
         ServerError: The server cannot be reached, or the key is not an admin key.
     """
-    return _send(endpoint, "POST", f"/adapters/{quote(name, safe='')}/roll-back", {})
+    return send(endpoint, "POST", f"/adapters/{quote(name, safe='')}/roll-back", {})
 
 
 def find_reference(adapter: Artifact) -> Path:
@@ -111,9 +111,15 @@ def find_reference(adapter: Artifact) -> Path:
     )
 
 
-def _send(
+def send(
     endpoint: Endpoint, method: str, path: str, fields: dict[str, str] | None = None
 ) -> dict[str, Any]:
+    """Return the server's answer to one request below `/v1`.
+
+    Raises:
+        TunelineError: The error of ERRORS that the server's code means.
+        ServerError: The server cannot be reached, or the key is not an admin key.
+    """
     with openai_client(endpoint, timeout_s=TIMEOUT_S, max_retries=0) as client:
         import openai
 

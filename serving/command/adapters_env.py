@@ -32,22 +32,41 @@ def adapters_env(
     Raises:
         ConfigError: No key is an admin key, or `root` is not a folder.
     """
-    adapters = config.adapters
-    assert adapters is not None and config.keys_file is not None  # noqa: S101 (the caller looks)
+    assert config.adapters is not None and config.keys_file is not None  # noqa: S101 (the caller looks)
     keys_file = Path(config.keys_file)
     if not any(key.admin for key in list_keys(keys_file)):
         raise ConfigError(
             f"{keys_file}: has no admin key; serving.adapters needs one",
             hint=f"Try: tuneline keys add ops --file {keys_file} --admin",
         )
-    root = Path(adapters.root)
+    root = Path(config.adapters.root)
     if not root.is_dir():
         raise ConfigError(f"serving.adapters.root: no such folder: {root}")
+    return adapter_variables(
+        config, model, base_names, served_names, root=root.resolve(),
+        state_dir=state_dir.resolve(), base_dir=model.path.resolve(), run_digest=run_digest,
+    )  # fmt: skip
+
+
+def adapter_variables(
+    config: ServingConfig,
+    model: ModelSource,
+    base_names: Sequence[str],
+    served_names: Sequence[str],
+    *,
+    root: Path,
+    state_dir: Path,
+    base_dir: Path,
+    run_digest: str | None = None,
+) -> dict[str, str]:
+    """Return the variables for `serving.adapters`, with folders as the server sees them."""
+    adapters = config.adapters
+    assert adapters is not None  # noqa: S101 (the caller looks)
     dtype = computed_dtype(config.dtype, model)
     settings = AdapterSettings(
-        root=root.resolve(),
-        state_dir=state_dir.resolve(),
-        base_dir=model.path.resolve(),
+        root=root,
+        state_dir=state_dir,
+        base_dir=base_dir,
         base_digest=model.digest,
         base_name=base_names[0],
         own_names=tuple(dict.fromkeys([*base_names, *served_names])),

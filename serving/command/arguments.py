@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from serving.command.adapters_env import adapters_env
+from serving.command.adapters_env import adapter_variables, adapters_env
 from serving.command.environment import api_key, artifact_facts, inherited, server_env
 from serving.command.flags import Flag, configured_flags, flatten, source
 from serving.command.keys import list_keys, readable_keys
@@ -209,24 +209,40 @@ def _template_defaults(model: Path, adapter: Path | None) -> dict[str, Any]:
 
 
 def plan_container(
-    config: ServingConfig, model: ModelSource, *, model_dir: str, host: str, port: int
+    config: ServingConfig,
+    model: ModelSource,
+    *,
+    model_dir: str,
+    host: str,
+    port: int,
+    adapters_dir: str | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the arguments of `vllm serve` and the variables of a container that serves `model`.
 
     Args:
         model_dir: Where the container has the model's folder.
+        adapters_dir: Where it has the folder of adapters, for `serving.adapters`. It keeps its list
+            and its copies there too, in a folder with the run's name.
 
     Raises:
-        ConfigError: `serving.mode` is adapter, or `serving.adapters` is set.
+        ConfigError: `serving.mode` is adapter, or `serving.adapters` has no folder.
     """
-    if config.adapters is not None:
+    if (config.adapters is None) != (adapters_dir is None):
         raise ConfigError(
-            "serving.adapters is set; a container has no adapters at run time",
-            hint="Try: --set serving.adapters=null",
+            "serving.adapters and k8s.adapters go together: the server takes adapters, and the "
+            "claim has them",
+            hint="Try: --set serving.adapters=null --set k8s.adapters=null",
         )
+    names = served_names(model.name, model.digest, config.aliases)
+    env = server_env(config, artifact_facts(model, None, model.name))
+    if adapters_dir is not None:
+        env |= adapter_variables(
+            config, model, names, names, root=Path(adapters_dir), base_dir=Path(model_dir),
+            state_dir=Path(adapters_dir, f"state-{model.name}"),
+        )  # fmt: skip
     args = server_args(
         config, model=model_dir, adapter=None,
-        served_names=served_names(model.name, model.digest, config.aliases),
+        served_names=names,
         host=host, port=port, template_defaults=folder_defaults(model.path),
     )  # fmt: skip
-    return args, server_env(config, artifact_facts(model, None, model.name))
+    return args, env

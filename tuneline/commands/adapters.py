@@ -51,6 +51,29 @@ def adapters_add(
     emit(entry, [line, *_earlier(entry)], as_json)
 
 
+def adapters_apply(
+    url: ServerUrl,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="JSON: by name adapter, reference and digest."),
+    ],
+    api_key_env: KeyEnv = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the adapters of a server those of a file, each proven before it has its name.
+
+    Exits as `add` does if an adapter fails; the earlier version is then still served, and nothing
+    is removed.
+    """
+    from serving import read_desired, reconcile_adapters
+
+    desired = read_desired(file)
+    with _naming_the_list(url):
+        done = reconcile_adapters(_server(url, api_key_env), desired)
+    lines = [f"{one['name']}: {short_digest(one['digest'])} is {one['action']}" for one in done]
+    emit({"adapters": done}, lines or ["no adapters"], as_json)
+
+
 def adapters_list(url: ServerUrl, api_key_env: KeyEnv = None, as_json: AsJson = False) -> None:
     """List the adapters of a server, with those that failed their proof after a start."""
     from serving import list_adapters

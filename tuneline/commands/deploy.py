@@ -51,7 +51,7 @@ def deploy_render(
         )
         _render_training(open_run(run_file, overrides, runs_dir), required(out, "--out"), as_json)
         return
-    from tuneline.pipeline.deploy import render_run
+    from tuneline.pipeline.deploy import reference_to_copy, render_run
 
     if allow_unreleased:
         refuse("with --allow-unreleased", {"--release": release})
@@ -70,6 +70,14 @@ def deploy_render(
     loadtest = written / "load-test"
     lines = [f"written: {written}", f"  {server}"]
     lines += [f"  kubectl apply -k {loadtest}"] * loadtest.is_dir()
+    if (reference := reference_to_copy(run)) is not None:
+        here, there = reference
+        lines += [
+            f"copy this to the claim {config.k8s.results_claim} before:  {here} -> {there}",
+            f"  kubectl apply -k {written / 'judge'}",
+        ]
+    if config.k8s.adapters is not None:
+        lines.append(f"  kubectl apply -k {written / 'adapters'}")
     emit({"path": str(written)}, lines, as_json)
 
 

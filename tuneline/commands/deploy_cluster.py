@@ -202,8 +202,8 @@ def deploy_canary(
 ) -> None:
     """Roll a second run out, and give it a share of the first run's requests, step by step.
 
-    A step is kept only if the canary's pods stay ready and its answers equal the reference's. After
-    a failure the share is 0 again.
+    A step is kept only if the canary's pods stay ready, its answers equal the reference's, and the
+    Job of k8s.judge is complete. After a failure the share is 0 again.
     """
     from k8s import find_stable, open_cluster, set_weight
 
@@ -272,8 +272,8 @@ def _canary_check(
     key: str | None,
     compare: Path | None,
 ) -> Callable[[int], None]:
-    """Return the check of one step: the answers, and on request the speed."""
-    from k8s import check_run
+    """Return the check of one step: the answers, and on request the speed or the judge's Job."""
+    from k8s import check_run, run_judge
     from tuneline.pipeline.deployment import compare_speeds, prove_pod
 
     proof = prove_pod(run, manifests, key)
@@ -283,6 +283,8 @@ def _canary_check(
         check_run(cluster, run.config.name, proof)
         if speeds is not None:
             speeds(weight)
+        if any(item["kind"] == "Job" for item in manifests.judge):
+            run_judge(cluster, manifests.judge)
 
     return check
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from k8s import Facts, LoadTestJob, read_capacity, render_manifests
-from k8s.config import HOST, MODEL_DIR, PORT
+from k8s.config import ADAPTERS_DIR, HOST, MODEL_DIR, PORT
 from loadtest.longest import longest_s
-from serving import plan_container
+from serving import describe_adapter, plan_container
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.artifact_kinds import REPORT
 from tuneline.core.dataset import heldout_prompts
@@ -19,14 +19,19 @@ from tuneline.core.errors import ConfigError, TamperedError
 from tuneline.core.progress import logger
 from tuneline.core.release import MODEL_SIGNATURE, Release
 from tuneline.core.verdict import require_verdict
-from tuneline.models.source import ModelSource
+from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.pipeline.plan import current, plan
 from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import serves_adapter
-from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED
+from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED, REFERENCE
 from tuneline.pipeline.stage_inputs import drafter, served_files
 from tuneline.pipeline.stages import stage_names
+
+PROOF_S = 1800
+"""The time of a proof of answers, and of the pod's start."""
+NUM_ROUNDS = 4
+"""`tuneline loadtest compare` measures each server so many times."""
 
 
 def render_run(
@@ -68,10 +73,13 @@ def render_run(
             run.dir, run.command("release"), model.digest, own, release_dir
         )
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
+    if run.config.k8s.judge is not None:
+        _require_judgeable(run, source)
     measured = _measured(run, release)
     args, env = plan_container(
-        run.config.serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT
-    )
+        run.config.serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT,
+        adapters_dir=None if run.config.k8s.adapters is None else ADAPTERS_DIR,
+    )  # fmt: skip
     facts = Facts(
         run.config.k8s,
         run.config.name,
@@ -81,9 +89,14 @@ def render_run(
         model_size_bytes=model.size_bytes,
         waived=() if release is None else tuple(waiver.gate for waiver in release.waivers),
         signature=_signature(run, released),
+        dtype=computed_dtype(run.config.serving.dtype, source),
+        adapters=_desired_adapters(run),
     )
-    deadline_s = max(3600, math.ceil(longest_s(run.config.loadtest)))
-    loadtest = LoadTestJob(_job_config(run), heldout_prompts(dataset), deadline_s)
+    longest = math.ceil(longest_s(run.config.loadtest))
+    loadtest = LoadTestJob(
+        _job_config(run), heldout_prompts(dataset), deadline_s=max(3600, longest),
+        judge_deadline_s=PROOF_S + 2 * NUM_ROUNDS * longest,
+    )  # fmt: skip
     return render_manifests(
         facts, out, served_args=args, served_env=env, loadtest=loadtest, helm=helm
     )
@@ -133,6 +146,50 @@ def _require_renderable(run: Run) -> None:
             f"scenario; loadtest.scenarios holds {num_scenarios}",
             hint="Leave one of them, or set k8s.load_pods to 1.",
         )
+
+
+def _require_judgeable(run: Run, source: ModelSource) -> None:
+    """Raise ConfigError if a Job without the model's weights cannot prove the server's answers."""
+    from export import weight_tolerances
+
+    (reference,) = current(run, REFERENCE)
+    metrics = reference.manifest.metrics
+    if metrics.get("chat_template_date") and not metrics.get("chat_template_date_variable"):
+        reason = "the chat template writes today's date, so answers differ from the reference's"
+    elif run.config.serving.parity.tolerances is not None:
+        reason = "serving.parity.tolerances are the run's own, and the Job takes the defaults"
+    elif weight_tolerances(source, computed_dtype(run.config.serving.dtype, source)) is not None:
+        reason = "the weights are rounded, and the Job does not read the model"
+    else:
+        return
+    raise ConfigError(
+        f"{run.path}: k8s.judge: {reason}",
+        hint="Try: --set k8s.judge=null   and: tuneline deploy canary NEXT.yaml --compare DIR",
+    )
+
+
+def _desired_adapters(run: Run) -> dict[str, Any]:
+    """Return the list of `k8s.adapters`, with the digests of the artifacts here.
+
+    Raises:
+        ArtifactError: A folder is not an adapter, or has no reference next to it.
+    """
+    adapters, serving = run.config.k8s.adapters, run.config.serving.adapters
+    if adapters is None or serving is None:
+        return {}
+    root = run.resolve(serving.root)
+    return {
+        name: describe_adapter(root / folder, root, ADAPTERS_DIR).model_dump()
+        for name, folder in adapters.desired.items()
+    }
+
+
+def reference_to_copy(run: Run) -> tuple[Path, str] | None:
+    """Return the folder of the reference and its path on `results_claim`, if a Job needs it."""
+    if run.config.k8s.judge is None:
+        return None
+    (reference,) = current(run, REFERENCE)
+    return reference.path, f"{run.config.name}-reference"
 
 
 def _signature(run: Run, released: Artifact | None) -> dict[str, Any] | None:

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from k8s.config import DeployConfig
-from k8s.render.components import keys, model, monitoring, placement, routing, scaling
+from k8s.render.components import (
+    adapters,
+    keys,
+    model,
+    monitoring,
+    placement,
+    routing,
+    scaling,
+)
 from k8s.render.facts import Facts, Files, Patch
 
 
@@ -90,6 +98,11 @@ COMPONENTS: dict[str, Component] = {
         wanted=lambda config: config.keys_secret_name is not None,
         folder="named-keys",
         fill=keys.fill_keys,
+    ),
+    "adapters": Component(
+        wanted=lambda config: config.adapters is not None,
+        folder="adapters",
+        fill=adapters.fill_adapters,
     ),
     "service-monitor": Component(
         wanted=lambda config: config.monitoring_namespace is not None,

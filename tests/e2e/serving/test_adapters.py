@@ -6,6 +6,7 @@ linear layers except for down_proj (`--lora-target-modules`).
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ import pytest
 from serving import (
     add_adapter,
     add_key,
+    describe_adapter,
     list_adapters,
     remove_adapter,
     roll_back_adapter,
@@ -353,6 +355,33 @@ def test_a_new_version_takes_over_the_name_of_the_run_until_it_is_removed(
         remove_adapter(admin, "tickets")
         assert answer(ops, "tickets").headers["x-tuneline-artifact"] == first.digest
         assert answer(ops, "tickets").parse().model == "tickets"
+
+
+def test_a_list_is_brought_to_the_server(
+    server: RunningServer,
+    admin: Endpoint,
+    scene: Scene,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", scene.keys["ops"])
+    file = tmp_path / "desired.json"
+
+    def applied(**wanted: Artifact) -> dict[str, str]:
+        entries = {
+            name: describe_adapter(adapter.path, scene.root, str(scene.root)).model_dump()
+            for name, adapter in wanted.items()
+        }
+        file.write_text(json.dumps(entries))
+        done = tuneline_here("adapters", "apply", server.endpoint.url, str(file), "--json")
+        assert done.returncode == 0, done.stderr
+        return {one["name"]: one["action"] for one in json.loads(done.stdout)["adapters"]}
+
+    (first, _), (second, _) = scene.first, scene.second
+    assert applied(replies=second, listed=first) == {"replies": "rolled back", "listed": "added"}
+    found = {entry["name"]: entry["digest"] for entry in list_adapters(admin)}
+    assert found == {"replies": second.digest, "listed": first.digest}
+    assert applied(replies=first) == {"replies": "rolled back", "listed": "removed"}
 
 
 def test_a_removed_adapter_is_gone(admin: Endpoint, server: RunningServer, scene: Scene) -> None:

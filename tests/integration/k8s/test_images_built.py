@@ -105,7 +105,9 @@ def tracked(*folders: str) -> set[str]:
 def test_a_server_image_adds_only_the_middleware_and_a_user(server: Image) -> None:
     check_config(server)
     assert server.config["Entrypoint"] == ["vllm", "serve"]
-    folders = ["serving/middleware"] + ["serving/engine"] * (server.name == "cpu")
+    folders = ["serving/middleware", "serving/adapters", "serving/parity.py", "serving/config.py"]
+    folders += ["tuneline/core", "tuneline/models", "tuneline/__init__.py"]
+    folders += ["serving/engine"] * (server.name == "cpu")
     ours = {f"opt/tuneline/{name}" for name in tracked(*folders)} | {
         "opt/tuneline/serving/__init__.py"
     }

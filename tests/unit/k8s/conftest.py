@@ -14,20 +14,24 @@ import pytest
 
 import k8s
 from k8s.capacity import Capacity, Objective
-from k8s.config import HOST, MODEL_DIR, PORT, DeployConfig
+from k8s.config import ADAPTERS_DIR, HOST, MODEL_DIR, PORT, DeployConfig
 from k8s.render import kustomize
 from k8s.render.facts import Facts
 from k8s.render.job import LoadTestJob
 from k8s.render.kustomize import build
 from k8s.render.training.tree import render_training
 from k8s.render.tree import render_manifests
+from serving.command.adapters_env import adapter_variables
 from serving.command.arguments import served_names, server_args
 from serving.command.environment import server_env
-from serving.config import ServingConfig
+from serving.config import AdaptersConfig, ServingConfig
+from tuneline.models.source import ModelSource
 
 Objects: TypeAlias = list[dict[str, Any]]
 
 ROOM = Path(k8s.__file__).parent
+PARTS = ("load-test", "judge", "adapters")
+"""The folders of a tree that use those next to them."""
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 SERVER_IMAGE = "registry.example.com/tuneline-server:0.1.0"
 LOADTEST_IMAGE = "registry.example.com:5000/tuneline-loadtest@sha256:" + "7" * 64
@@ -53,7 +57,7 @@ def kubectl() -> Iterator[str]:
     built: dict[tuple[str, str], Objects | None] = {}
 
     def remembered(directory: Path) -> Any:
-        root = directory.parent if directory.name == "load-test" else directory
+        root = directory.parent if directory.name in PARTS else directory
         if kustomize.find_kubectl() is None or not (root / "kustomization.yaml").exists():
             return build(directory)
         files = sorted(path for path in root.rglob("*") if path.is_file())
@@ -103,6 +107,9 @@ def render_run() -> Render:
         model_size_bytes: int = 0,
         helm: bool = False,
         signature: dict[str, Any] | None = SIGNATURE,
+        judge_deadline_s: int = 7200,
+        loadtest: dict[str, Any] | None = None,
+        dtype: str = "float32",
         **options: Any,
     ) -> Path:
         serving = serving or ServingConfig(max_model_len=1024)
@@ -110,6 +117,15 @@ def render_run() -> Render:
         if not {"model_image", "model_hub", "model_fetch"} & options.keys():
             options.setdefault("model_claim", "models")
         facts = {"TUNELINE_ARTIFACT_NAME": name, "TUNELINE_ARTIFACT_DIGEST": digest}
+        env = server_env(serving, facts)
+        if serving.adapters is not None:
+            source = ModelSource(name, out, digest, "model")
+            names = served_names(name, digest)
+            env |= adapter_variables(
+                serving.model_copy(update={"dtype": "float32"}), source, names, names,
+                root=Path(ADAPTERS_DIR), state_dir=Path(ADAPTERS_DIR, f"state-{name}"),
+                base_dir=Path(MODEL_DIR),
+            )  # fmt: skip
         args = server_args(
             serving,
             model=MODEL_DIR,
@@ -126,11 +142,17 @@ def render_run() -> Render:
                 capacity=capacity,
                 model_size_bytes=model_size_bytes,
                 signature=signature,
+                dtype=dtype,
+                adapters=DESIRED if options.get("adapters", {}).get("desired") else {},
             ),
             out,
             served_args=args if served_args is None else served_args,
-            served_env=server_env(serving, facts) if served_env is None else served_env,
-            loadtest=LoadTestJob({"name": name, "data": {"path": "train.jsonl"}}, prompts),
+            served_env=env if served_env is None else served_env,
+            loadtest=LoadTestJob(
+                {"name": name, "data": {"path": "train.jsonl"}, "loadtest": loadtest or {}},
+                prompts,
+                judge_deadline_s=judge_deadline_s,
+            ),
             helm=helm,
         )
 
@@ -225,6 +247,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
             }
         },
         {"gateway": {"name": "public", "namespace": "gateways", "route": False}},
+    ],
+    "judge": [
+        {},
+        {"judge": {"stable": "first"}, "results_claim": "results"},
+        {"judge": {"stable": "n", "by": "analysis-template"}, "results_claim": "results"},
     ],
     "picker": [{}, {"endpoint_picker": {"name": "picker"}}],
     "verified": [
@@ -402,7 +429,53 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "verify_model": True,
     },
 }  # fmt: skip
-RELEASED = ["everything", *WORKLOADS, *(f"choices {index}" for index in range(len(CHOICES)))]
+JUDGED = {"loadtest_image": LOADTEST_IMAGE, "results_claim": "results"}
+JUDGES: dict[str, dict[str, Any]] = {
+    "judged": {**JUDGED, "judge": {"stable": "first"}, "model_claim": "models"},
+    "judged by Argo Rollouts": {
+        **JUDGED,
+        "judge": {"stable": "first", "by": "analysis-template"},
+        "model_claim": "models",
+        "run_as_user": None,
+    },
+}
+DESIRED = {
+    "replies": {
+        "adapter": "/adapters/replies/adapter-1",
+        "reference": "/adapters/replies/reference-1",
+        "digest": "sha256:" + "e" * 64,
+    }
+}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "adapters": {
+        "loadtest_image": LOADTEST_IMAGE,
+        "keys_secret_name": "team-keys",
+        "adapters": {"claim": "adapters", "desired": {"replies": "replies/adapter-1"}},
+        "serving": ServingConfig(
+            keys_file="keys.toml", adapters=AdaptersConfig(root="runs", max_adapters=2)
+        ),
+        "queue_name": "team",
+        "image_pull_secrets": ["registry"],
+    },
+    "adapters with a long name": {
+        "name": "r" * 42,
+        "namespace": "o" * 63,
+        "overlay": "cpu",
+        "model_image": MODEL_IMAGE,
+        "loadtest_image": LOADTEST_IMAGE,
+        "keys_secret_name": "team-keys",
+        "adapters": {"claim": "adapters", "secret_name": "team.admin"},
+        "run_as_user": None,
+        "serving": ServingConfig(keys_file="keys.toml", adapters=AdaptersConfig(root="runs")),
+    },
+}
+RELEASED = [
+    "everything",
+    *WORKLOADS,
+    *JUDGES,
+    *ADAPTERS,
+    *(f"choices {index}" for index in range(len(CHOICES))),
+]
 TREES = [*MANIFESTS, *RELEASED, *TRAININGS]
 
 
@@ -412,7 +485,13 @@ def tree(
 ) -> Callable[[str], Objects]:
     """Return a set of objects that may be applied together, by its name in TREES."""
     root = tmp_path_factory.mktemp("deploy")
-    options = dict(zip(RELEASED, [EVERYTHING, *WORKLOADS.values(), *CHOICES], strict=True))
+    options = dict(
+        zip(
+            RELEASED,
+            [EVERYTHING, *WORKLOADS.values(), *JUDGES.values(), *ADAPTERS.values(), *CHOICES],
+            strict=True,
+        )
+    )
 
     @functools.cache
     def made(name: str) -> Objects:
@@ -424,7 +503,8 @@ def tree(
         if name in TRAININGS:
             return objects_of(rendered_training(out, **TRAININGS[name]))
         render_run(out, **options[name])
-        return objects_of(out, out / "load-test")
+        more = [out / part for part in ("judge", "adapters") if part in options[name]]
+        return objects_of(out, out / "load-test", *more)
 
     def copied(name: str) -> Objects:
         return copy.deepcopy(made(name))

@@ -21,6 +21,7 @@ ROOM = Path(k8s.__file__).parent
 VERSIONS = ["1.34", "1.35", "1.36", "1.37"]
 SCHEMAS = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
 CUSTOM = {
+    "AnalysisTemplate": "argoproj.io_analysistemplates",
     "HTTPRoute": "gateway.networking.k8s.io_httproutes",
     "InferencePool": "inference.networking.k8s.io_inferencepools",
     "JobSet": "jobset.x-k8s.io_jobsets",

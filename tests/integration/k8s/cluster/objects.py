@@ -26,6 +26,7 @@ RESOURCES = {
         "secrets": "Secret", "serviceaccounts": "ServiceAccount", "services": "Service",
     },
     "apps/v1": {"deployments": "Deployment", "replicasets": "ReplicaSet"},
+    "batch/v1": {"jobs": "Job"},
     "autoscaling/v2": {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
     "gateway.networking.k8s.io/v1": {"httproutes": "HTTPRoute"},
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},

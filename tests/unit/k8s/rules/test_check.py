@@ -14,7 +14,18 @@ from typing import Any, TypeAlias
 import pytest
 
 from k8s.config import HOST
-from k8s.rules import jobs, metadata, pods, server, services, traffic, training, workloads
+from k8s.rules import (
+    adapters,
+    jobs,
+    judges,
+    metadata,
+    pods,
+    server,
+    services,
+    traffic,
+    training,
+    workloads,
+)
 from k8s.rules.check import RULES, check_manifests
 from k8s.rules.objects import KEY_VOLUME, flags
 
@@ -32,14 +43,14 @@ def test_every_tree_meets_every_rule(manifests: Objects) -> None:
 def test_every_generator_of_a_rule_module_is_a_rule() -> None:
     found = {
         function
-        for module in (*MODULES, training, workloads)
+        for module in (*MODULES, training, workloads, judges, adapters)
         for function in vars(module).values()
         if inspect.isgeneratorfunction(function) and function.__module__ == module.__name__
     }
     # Parts of rules, which a rule calls.
     parts = {metadata._empty, jobs._failures, traffic._scaled, server._trust}
     assert set(RULES) == found - parts
-    assert len(RULES) == len(found - parts) == 43
+    assert len(RULES) == len(found - parts) == 49
 
 
 def one(objects: Objects, kind: str) -> dict[str, Any]:

@@ -154,10 +154,35 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
         validate_config(ServingConfig, settings, "serving")
 
 
-def test_a_container_has_no_adapters_at_run_time(tmp_path: Path, model: ModelSource) -> None:
-    with pytest.raises(ConfigError, match="a container has no adapters at run time"):
+def test_a_container_has_its_adapters_in_the_folder_of_the_pod(
+    tmp_path: Path, model: ModelSource
+) -> None:
+    config = config_of(tmp_path)
+    args, env = plan_container(
+        config, model, model_dir="/model", host="0.0.0.0", port=8000,  # noqa: S104
+        adapters_dir="/adapters",
+    )  # fmt: skip
+    assert "--enable-lora" in args
+    assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    settings = json.loads(env["TUNELINE_ADAPTERS"])
+    here = json.loads(environment(config, model)["TUNELINE_ADAPTERS"])
+    places = {
+        "root": "/adapters", "state_dir": f"/adapters/state-{model.name}", "base_dir": "/model",
+    }  # fmt: skip
+    assert settings.items() >= places.items()
+    assert settings["base_digest"] == here["base_digest"] == model.digest
+    assert settings["tolerances"] == here["tolerances"]
+
+
+@pytest.mark.parametrize("has_adapters", [True, False])
+def test_adapters_of_a_container_need_the_server_and_the_claim(
+    tmp_path: Path, model: ModelSource, has_adapters: bool
+) -> None:
+    config = config_of(tmp_path) if has_adapters else ServingConfig()
+    with pytest.raises(ConfigError, match=r"serving\.adapters and k8s\.adapters go together"):
         plan_container(
-            config_of(tmp_path), model, model_dir="/model", host="0.0.0.0", port=8000  # noqa: S104
+            config, model, model_dir="/model", host="0.0.0.0", port=8000,  # noqa: S104
+            adapters_dir=None if has_adapters else "/adapters",
         )  # fmt: skip
 
 

@@ -105,11 +105,11 @@ def test_the_limit_of_a_scaled_pod_lowers_the_runs(
         tmp_path / "out", autoscaling=scaling, monitoring_namespace="m", served_env=env
     )
     objects = objects_of(out)
-    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    (container,) = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     (found,) = (e["value"] for e in container["env"] if e["name"] == "TUNELINE_SETTINGS")
     assert json.loads(found) == {"max_in_flight": expected, "max_n": 3}
     if scaling is not None:
-        notes = one(objects, "ScaledObject")["metadata"]["annotations"]
+        notes = only(objects, "ScaledObject")["metadata"]["annotations"]
         assert notes["tuneline/formula-limit"].startswith("the largest of 16, 5 x the target")
 
 

@@ -59,6 +59,14 @@ def test_every_folder_belongs_to_a_row() -> None:
         ({"cache_claim": "kernels"}, ["cache-claim"]),
         ({"keys_secret_name": "team-keys"}, ["named-keys"]),
         (
+            {
+                "keys_secret_name": "team-keys",
+                "loadtest_image": "registry.example.com/tests:1",
+                "adapters": {"claim": "adapters"},
+            },
+            ["named-keys", "adapters"],
+        ),
+        (
             {"autoscaling": {"by": "hpa", "max_replicas": 2}, "monitoring_namespace": "m"},
             ["service-monitor", "alerts", "dashboard", "hpa"],
         ),
