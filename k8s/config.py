@@ -321,18 +321,6 @@ class DeployConfig(StrictModel):
             )
         if self.loadtest_prompts == "claim" and self.results_claim is None:
             raise ValueError("loadtest_prompts: claim needs results_claim")
-        if self.adapters is not None:
-            if None in (self.loadtest_image, self.keys_secret_name):
-                raise ValueError("adapters uses loadtest_image and keys_secret_name; give both too")
-            if (self.replicas, self.surge, self.autoscaling) != (1, False, None):
-                raise ValueError(
-                    "adapters are those of one pod; expected replicas: 1, no surge and no "
-                    "autoscaling"
-                )
-            if self.workload != "deployment":
-                raise ValueError("adapters goes with workload: deployment")
-        if self.judge is not None and None in (self.loadtest_image, self.results_claim):
-            raise ValueError("judge uses loadtest_image and results_claim; give both too")
         if self.monitoring_labels and self.monitoring_namespace is None:
             raise ValueError("monitoring_labels needs monitoring_namespace")
         if self.autoscaling is not None and self.monitoring_namespace is None:
@@ -362,6 +350,22 @@ class DeployConfig(StrictModel):
             raise ValueError("resources.cpu is the limit too on overlay: cpu; leave out cpu_limit")
         if self.placement.gpu_product is not None and self.overlay == "cpu":
             raise ValueError("placement.gpu_product needs overlay: gpu")
+        return self
+
+    @model_validator(mode="after")
+    def _have_what_their_jobs_use(self) -> DeployConfig:
+        if self.adapters is not None:
+            if None in (self.loadtest_image, self.keys_secret_name):
+                raise ValueError("adapters uses loadtest_image and keys_secret_name; give both too")
+            if (self.replicas, self.surge, self.autoscaling) != (1, False, None):
+                raise ValueError(
+                    "adapters are those of one pod; expected replicas: 1, no surge and no "
+                    "autoscaling"
+                )
+            if self.workload != "deployment":
+                raise ValueError("adapters goes with workload: deployment")
+        if self.judge is not None and None in (self.loadtest_image, self.results_claim):
+            raise ValueError("judge uses loadtest_image and results_claim; give both too")
         return self
 
     @property
