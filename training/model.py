@@ -34,6 +34,7 @@ def quiet_libraries() -> None:
 
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     os.environ["TQDM_DISABLE"] = "1"  # TRL's bar of precomputed references has no other switch
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # ORPO and KTO; a user can do nothing about it
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

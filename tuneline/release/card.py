@@ -86,10 +86,11 @@ def _row(figure: Figure) -> str:
         interval = " to ".join(
             "∞" if bound is None else f"{bound:.4g}" for bound in figure.interval
         )
-    value = "withheld" if figure.value is None else figure.value
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    value = figure.value
+    shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    said = "withheld" if value is None else f"{shown} {figure.unit}".strip()
     source = f"`{short_digest(figure.source.digest)}` {figure.source.file}{figure.source.pointer}"
-    return f"| {figure.title} | {f'{shown} {figure.unit}'.strip()} | {interval} | {source} |"
+    return f"| {figure.title} | {said} | {interval} | {source} |"
 
 
 def _versions(release: Release) -> str:

@@ -153,6 +153,8 @@ def _of_parities(proofs: Proofs) -> Iterator[Figure]:
             continue
         found = proofs.read(stage, PARITY_FILE)
         for name, (title, unit) in PARITY.items():
+            if found[name] is None:  # no answer of the reference is right or wrong
+                continue
             yield Figure(
                 name=f"parity.{found['form']}.{name}", title=f"{found['form']}: {title}",
                 value=found[name], unit=unit, source=proofs.source(stage, PARITY_FILE, f"/{name}"),
@@ -167,6 +169,8 @@ def _of_load(proofs: Proofs) -> Iterator[Figure]:
         for metric, title in LATENCIES.items():
             yield from _percentiles(proofs, scenario, metric, f"{name}: {title}", at)
         for key, (title, unit) in THROUGHPUT.items():
+            if scenario["throughput"][key] is None:  # the run has no limits of a good request
+                continue
             yield Figure(
                 name=f"load.{name}.{key}", title=f"{name}: {title}", unit=unit,
                 value=scenario["throughput"][key],

@@ -151,3 +151,4 @@ def test_a_base_that_may_run_code_is_refused(
     gate = line.judged().gate("safe-files")
     assert gate is not None and gate.outcome is Outcome.FAILED
     assert words in gate.words
+    assert gate.hint.startswith("Name a copy of the base model without these files")

@@ -131,6 +131,9 @@ def test_the_statement_is_an_in_toto_statement_about_the_model_s_files(
 
 def test_the_card_has_the_licence_and_the_figures(released: Path) -> None:
     card = (released / "README.md").read_text()
+    # A figure that was not asked has no row, and one that is withheld has no unit.
+    assert "right answers" not in card and "Goodput" not in card
+    assert " withheld " in card and "withheld s" not in card and "withheld requests" not in card
     assert card.startswith("---\nlibrary_name: transformers\n")
     block = card.partition("\n---\n")[0]
     assert "license: apache-2.0" in block

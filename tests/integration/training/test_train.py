@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,3 +313,15 @@ def test_an_adapter_that_does_not_fit_is_refused(line: Line, tmp_path: Path, dam
     adapter = Artifact(tmp_path / "adapter", line.adapter.manifest)
     with pytest.raises(ArtifactError, match="does not fit base model"):
         load_tuned(line.base, adapter, torch.float32)
+
+
+def test_trl_does_not_warn_of_its_own_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl.experimental
+
+    monkeypatch.delenv("TRL_EXPERIMENTAL_SILENCE", raising=False)
+    with pytest.warns(match=r"trl\.experimental"):
+        importlib.reload(trl.experimental)
+    quiet_libraries()
+    with warnings.catch_warnings(record=True) as caught:
+        importlib.reload(trl.experimental)
+    assert caught == []

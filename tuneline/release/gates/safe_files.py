@@ -13,6 +13,7 @@ from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.pickles import unsafe_reason
 from tuneline.release.proofs import Proofs
 
+BASE = "base model/"
 REQUIRED = "no pickle and no remote code in any artifact"
 
 
@@ -28,7 +29,7 @@ def judge_safe_files(proofs: Proofs) -> Finding:
     ]
     if serves_adapter(proofs.run.config):
         base = proofs.base.path
-        files += [(f"base model/{relative_name(path, base)}", path) for path in payload_files(base)]
+        files += [(f"{BASE}{relative_name(path, base)}", path) for path in payload_files(base)]
     problems = [f"{name} {reason}" for name, path in files if (reason := _reason(path)) is not None]
     num_files = len(files)
     if proofs.run.config.serving.extra_args.get("trust_remote_code"):
@@ -42,8 +43,20 @@ def judge_safe_files(proofs: Proofs) -> Finding:
         else f"None of {num_files} files is a pickle or code."
         if num_files
         else "No artifact is there.",
-        hint="Leave that form out of export.forms, or convert the file to safetensors.",
+        hint=_hint(problems),
     )
+
+
+def _hint(problems: list[str]) -> str:
+    hints = []
+    if any(not one.startswith(BASE) for one in problems):
+        hints.append("Leave that form out of export.forms, or convert the file to safetensors.")
+    if any(one.startswith(BASE) for one in problems):
+        hints.append(
+            "Name a copy of the base model without these files as base_model, or serve the merged "
+            "model: --set serving.mode=merged"
+        )
+    return " ".join(hints)
 
 
 def _reason(path: Path) -> str | None:
