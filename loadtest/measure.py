@@ -189,7 +189,7 @@ def judged(
     """
     figures = figures or figures_of(config, scenario, plan, workload, measured)
     slo, stats = scenario.slo or config.slo, figures.stats
-    client = client_figures(measured.workers, stats.send_lag)
+    client = client_figures(measured.workers, stats.send_lag, stats.connect_wait)
     answers = None if checks is None else _answers(checks, plan, measured, figures.num_asked)
     endings = _endings(measured)
     run_over_time = None if figures.blocks is None else over_time(figures.blocks, samples)

@@ -207,12 +207,15 @@ class Client(Pool):
 
     async def connect_and_send(self, request: Request) -> None:
         self.check.num_connects_in_window += 1
+        begun_ns = monotonic_ns()
         try:
             connection = await self.connect()
         except OSError as error:  # TimeoutError is one
             self.fail(request, *failure_of(error))
         else:
             if request.end_ns is None:
+                if request.sent_ns is None:
+                    request.connect_ns = monotonic_ns() - begun_ns
                 self.send(request, connection)
             else:
                 self.pool.append(connection)

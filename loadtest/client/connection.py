@@ -38,14 +38,16 @@ class Request:
     """One request while it runs. Times are monotonic nanoseconds."""
 
     __slots__ = (
-        "closed", "connection", "end_ns", "error", "events_left", "index", "intended_ns", "message",
-        "reads", "resent", "sent_ns",
+        "closed", "connect_ns", "connection", "end_ns", "error", "events_left", "index",
+        "intended_ns", "message", "reads", "resent", "sent_ns",
     )  # fmt: skip
 
     def __init__(self, index: int, intended_ns: int) -> None:
         self.index = index
         self.intended_ns = intended_ns
         self.sent_ns: int | None = None
+        self.connect_ns = 0
+        """How long it waited for a connection of its own before it was sent."""
         self.end_ns: int | None = None
         self.reads: list[Read] = []
         self.error: str | None = None

@@ -223,7 +223,8 @@ def with_unsent(plan: Plan, records: Records) -> Records:
         intended_s=intended,
         sent_s=never, first_byte_s=never, first_token_s=never, last_token_s=never, end_s=never,
         tokens=never, first_tokens=never, prompt_tokens=never, cached_tokens=never,
-        retry_after_s=never, resent=zero.astype(bool), without_done=zero.astype(bool),
+        retry_after_s=never, connect_s=np.zeros(count),
+        resent=zero.astype(bool), without_done=zero.astype(bool),
         merged_events=zero, num_events=zero,
         event_s=np.zeros(0), event_tokens=np.zeros(0),
     )  # fmt: skip

@@ -37,6 +37,8 @@ class Records:
     intended_s: Seconds
     sent_s: Seconds
     """When the client gave the last bytes of the request to the kernel, the first time."""
+    connect_s: Seconds
+    """How long the request waited for a connection of its own; 0 on an open connection."""
     first_byte_s: Seconds
     first_token_s: Seconds
     last_token_s: Seconds
@@ -64,6 +66,12 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def ready_s(self) -> Seconds:
+        """Return when the client would have sent each request on an open connection. To connect
+        takes the server's time and the network's, and is no lag of the client."""
+        return self.sent_s - self.connect_s
 
     def save(self, path: Path) -> None:
         """Write the columns as npz, without pickle."""

@@ -188,6 +188,7 @@ def records_of(plan: Plan, rows: Sequence[Row], start_ns: int) -> Records:
         ),
         intended_s=seconds([request.intended_ns for request in requests]),
         sent_s=seconds([request.sent_ns for request in requests]),
+        connect_s=np.array([request.connect_ns for request in requests], np.float64) / 1e9,
         first_byte_s=seconds([row.first_byte_ns for row in rows]),
         first_token_s=seconds([_first_token_time(answer) for answer in answers]),
         last_token_s=seconds([_last_token_time(answer) for answer in answers]),

@@ -1,5 +1,5 @@
 """The records of a long run on disk: an append-only file of chunks that a reader can take at any
-time. A chunk is `TLC1`, its size, its CRC-32, and its columns, compressed.
+time. A chunk is `TLC2`, its size, its CRC-32, and its columns, compressed.
 
 A process that is killed leaves whole chunks and at most one torn chunk at the end. The reader ends
 before the first chunk that is not whole.
@@ -24,7 +24,7 @@ from loadtest.client.records import Records
 SPILL_READS = 150_000
 """Reads of ended requests, about 60 MB, that a process keeps before it begins to write."""
 SUFFIX = ".spill"
-MARK = b"TLC1"
+MARK = b"TLC2"
 HEAD = struct.Struct("<4sII")
 SIZES = struct.Struct("<III")
 MAX_CHUNK_BYTES = 2**28
@@ -40,8 +40,8 @@ COLUMNS: dict[str, str] = {
     "index": "<i8", "session": "<i8", "turn": "<i4", "warmup": "|u1", "state": "|u1",
     **dict.fromkeys(TIMES, "<i8"),
     "tokens": "<f8", "first_tokens": "<f8", "prompt_tokens": "<f8", "cached_tokens": "<f8",
-    "retry_after_s": "<f8", "resent": "|u1", "without_done": "|u1", "merged_events": "<i4",
-    "num_events": "<i4",
+    "retry_after_s": "<f8", "connect_s": "<f8", "resent": "|u1", "without_done": "|u1",
+    "merged_events": "<i4", "num_events": "<i4",
 }  # fmt: skip
 """Columns with a value per request, in their order in a chunk."""
 EVENT_COLUMNS = {"event_s": "<i4", "event_tokens": "<f4"}

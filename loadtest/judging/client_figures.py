@@ -12,12 +12,14 @@ from loadtest.report.part import Distribution
 from loadtest.report.schema import Client
 
 
-def client_figures(workers: list[dict[str, Any]], send_lag_s: Distribution) -> Client:
+def client_figures(
+    workers: list[dict[str, Any]], send_lag_s: Distribution, connect_wait_s: Distribution
+) -> Client:
     """Join the self-checks of the client processes.
 
     Args:
         workers: The account of each process, as `client.process` writes it.
-        send_lag_s: From the records of all of them.
+        send_lag_s, connect_wait_s: From the records of all of them.
     """
     checks = [worker["self_check"] for worker in workers]
 
@@ -30,6 +32,7 @@ def client_figures(workers: list[dict[str, Any]], send_lag_s: Distribution) -> C
     return Client(
         num_workers=len(workers),
         send_lag_s=send_lag_s,
+        connect_wait_s=connect_wait_s,
         loop_lag_s=distribution(joined("loop_lags_s"), withhold=False),
         read_lag_s=distribution(joined("read_lags_s"), withhold=False),
         cpu_s=sum(float(check["cpu_s"]) for check in checks),

@@ -59,10 +59,11 @@ class LongRun:
     has_cached: bool = False
     gaps: Histogram = field(default_factory=Histogram)
     send_lag: Histogram = field(default_factory=Histogram)
+    connect_wait: Histogram = field(default_factory=Histogram)
     scheduled_s: list[Values] = field(default_factory=list)
     """Of an open loop: arrivals that the client sent, or was to send and did not."""
-    sent_s: list[Values] = field(default_factory=list)
-    """Of an open loop only."""
+    ready_s: list[Values] = field(default_factory=list)
+    """Of an open loop only: see `Records.ready_s`."""
     num_tokens: float = 0.0
     """By usage, warm-up included; the two sums next count the same requests."""
     num_ok: int = 0
@@ -163,13 +164,14 @@ def _note_requests(
     stayed = whole & (records.state != CANCELLED)
     measured = records.select(stayed)
     run.gaps.add(gaps_s(measured))
-    run.send_lag.add((measured.sent_s - measured.intended_s)[~np.isnan(measured.sent_s)])
+    run.send_lag.add((measured.ready_s - measured.intended_s)[~np.isnan(measured.sent_s)])
+    run.connect_wait.add(measured.connect_s[measured.connect_s > 0])
     if run.begun is not None:
         sent = ~np.isnan(measured.sent_s)
         # As in `statistics`: a failure before the sending is the server's.
         kept_back = (measured.state == UNFINISHED) & ~np.isnan(measured.intended_s)
         run.scheduled_s.append(measured.intended_s[sent | kept_back])
-        run.sent_s.append(measured.sent_s[sent])
+        run.ready_s.append(measured.ready_s[sent])
     _note_tokens(run, records.select(ok), asked)
     _note_totals(run, records)
     _keep_sample(run, records)

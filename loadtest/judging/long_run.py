@@ -81,8 +81,9 @@ def long_statistics(
             **{**run.counts, **({} if run.has_cached else {"num_cached_prompt_tokens": None})}  # type: ignore[arg-type]
         ),
         send_lag=counted(run.send_lag, withhold=False),
+        connect_wait=counted(run.connect_wait, withhold=False),
         arrivals_scheduled=_dispersion(_scheduled(run, ended_early), states),
-        arrivals_delivered=_dispersion(run.sent_s, states),
+        arrivals_delivered=_dispersion(run.ready_s, states),
         mean_in_flight=run.in_system_s / span_s if span_s > 0 else None,
         steady_state=_steady_state(blocks),
     )

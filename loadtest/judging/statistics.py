@@ -63,6 +63,8 @@ class Statistics:
     throughput: Throughput
     tokens: Tokens
     send_lag: Distribution
+    connect_wait: Distribution
+    """Of the requests that waited for a connection of their own."""
     arrivals_scheduled: Dispersion
     arrivals_delivered: Dispersion
     mean_in_flight: float | None
@@ -165,9 +167,10 @@ def statistics(
         latencies=found,
         throughput=_throughput(records, measured, slo, window),
         tokens=_tokens(measured, exact_tokens),
-        send_lag=distribution((measured.sent_s - measured.intended_s)[sent], withhold=False),
+        send_lag=distribution((measured.ready_s - measured.intended_s)[sent], withhold=False),
+        connect_wait=distribution(measured.connect_s[measured.connect_s > 0], withhold=False),
         arrivals_scheduled=dispersion(measured.intended_s[scheduled]),
-        arrivals_delivered=dispersion(measured.sent_s[sent]),
+        arrivals_delivered=dispersion(measured.ready_s[sent]),
         mean_in_flight=in_flight,
         steady_state=_steady_state(measured, block),
         sessions=None

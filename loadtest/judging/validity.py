@@ -19,6 +19,7 @@ MAX_MERGED_SHARE = 0.05
 MAX_USUAL_LAG_S = 0.05
 MAX_HIT_RATE_DIFFERENCE = 0.05
 MAX_RESENT_SHARE = 0.05
+MAX_WAITED_SHARE = 0.01
 MAX_STEAL_SHARE = 0.1
 MAX_THROTTLED_SHARE = 0.01
 
@@ -65,6 +66,13 @@ def client_problems(
         warnings.append(
             f"max_client_lag_s allows the client {config.max_client_lag_s * 1e3:g} ms of lag and "
             "widens the limits of the arrivals: not for a release decision"
+        )
+    waited_s = client.connect_wait_s.at(50) or 0.0
+    if client.connect_wait_s.n > MAX_WAITED_SHARE * stats.num_offered and waited_s > budget_s:
+        warnings.append(
+            f"{client.connect_wait_s.n} of {stats.num_offered} requests waited for a connection of "
+            f"their own, {waited_s * 1e3:.1f} ms at the median, which TTFT and end-to-end latency "
+            "contain: the server closes its connections, or more were needed than were open"
         )
     exhausted = stats.errors.get("client_exhausted", 0)
     if exhausted:

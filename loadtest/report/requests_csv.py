@@ -19,7 +19,8 @@ def csv_text(report: Artifact) -> str:
     writer = csv.writer(buffer)
     columns = (
         "index", "session", "turn", "warmup", "state", "error", "intended_s", "sent_s",
-        "first_byte_s", "first_token_s", "last_token_s", "end_s", "tokens", "prompt_tokens",
+        "connect_s", "first_byte_s", "first_token_s", "last_token_s", "end_s", "tokens",
+        "prompt_tokens",
     )  # fmt: skip
     writer.writerow(("scenario", *columns))
     for name, records in records_of(report, report_of(report)):

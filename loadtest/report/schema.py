@@ -17,8 +17,8 @@ from loadtest.workload_config import WorkloadConfig
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict
 
-SchemaVersion = Literal[4]
-SCHEMA_VERSION: SchemaVersion = 4
+SchemaVersion = Literal[5]
+SCHEMA_VERSION: SchemaVersion = 5
 REPORT_FILE = "report.json"
 
 
@@ -200,7 +200,9 @@ class Client(Part):
 
     num_workers: int
     send_lag_s: Distribution
-    """How late requests were sent."""
+    """How late requests were sent, without the time that they waited for a connection."""
+    connect_wait_s: Distribution
+    """How long requests waited for a connection of their own, of those that waited."""
     loop_lag_s: Distribution
     """How late the event loop was."""
     read_lag_s: Distribution

@@ -44,6 +44,7 @@ def made_records(
         "error": np.where(state == FAILED, "http_500", "").astype("U32"),
         "intended_s": intended,
         "sent_s": intended + 0.0001,
+        "connect_s": np.where(draw < 0.01, 0.005, 0.0),
         "first_byte_s": events[:, 0],
         "first_token_s": events[:, 0],
         "last_token_s": events[:, -1],

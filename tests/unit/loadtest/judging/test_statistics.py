@@ -31,6 +31,7 @@ def row(
     state: int = SUCCEEDED,
     error: str = "",
     sent_s: float | None = None,
+    connect_s: float = 0.0,
     warmup: bool = False,
 ) -> Records:
     count = len(events_s) if tokens is None else tokens
@@ -44,6 +45,7 @@ def row(
         "error": np.array([error], "U32"),
         "intended_s": np.array([intended_s]),
         "sent_s": np.array([intended_s if sent_s is None else sent_s]),
+        "connect_s": np.array([connect_s]),
         "first_byte_s": np.array([events_s[0] if events_s else NAN]),
         "first_token_s": np.array([events_s[0] if events_s else NAN]),
         "last_token_s": np.array([last_s]),
@@ -175,6 +177,15 @@ def test_latency_counts_from_the_intended_and_from_the_sent_time() -> None:
     assert found.latencies["ttft_s"].at(50) == pytest.approx(0.5)
     assert found.latencies["ttft_from_sent_s"].at(50) == pytest.approx(0.3)
     assert found.send_lag.at(99) == pytest.approx(0.2)
+
+
+def test_the_wait_for_a_connection_is_no_lag_of_the_client() -> None:
+    found = stats(
+        [row(i, i, [i + 0.5, i + 0.6], sent_s=i + 0.2, connect_s=0.19) for i in range(20)]
+    )
+    assert found.send_lag.at(99) == pytest.approx(0.01)
+    assert (found.connect_wait.n, found.connect_wait.at(50)) == (20, 0.19)
+    assert found.latencies["ttft_s"].at(50) == pytest.approx(0.5)
 
 
 def test_throughput_is_over_the_window_of_arrivals() -> None:

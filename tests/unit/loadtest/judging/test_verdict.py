@@ -74,7 +74,7 @@ def measured(num: int = 400, **changes: Any) -> Statistics:
         failed=share(num_bad, num), good=None, within={}, errors={}, retry_after_s=[],
         latencies=dict.fromkeys(names, values),
         throughput=throughput(), tokens=tokens(num * 10),
-        send_lag=lags(0.0001),
+        send_lag=lags(0.0001), connect_wait=distribution(np.zeros(0), withhold=False),
         arrivals_scheduled=dispersion(num), arrivals_delivered=dispersion(num),
         mean_in_flight=4.0,
         steady_state=steady(),
@@ -85,6 +85,7 @@ def measured(num: int = 400, **changes: Any) -> Statistics:
 def client_of(send_lag: Distribution, **changes: Any) -> Client:
     values: dict[str, Any] = {
         "num_workers": 1, "send_lag_s": send_lag, "loop_lag_s": lags(0.0001),
+        "connect_wait_s": distribution(np.zeros(0), withhold=False),
         "read_lag_s": lags(0.0001), "cpu_s": 1.0, "parse_cpu_s": 0.1, "num_reads": 100,
         "num_reads_kernel_clock": 100, "num_connects_in_window": 0, "num_spares_opened": 0,
         "num_resent": 0, "steal_share": None, "throttled_share": None, "nice": 0,

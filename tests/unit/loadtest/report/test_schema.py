@@ -72,8 +72,8 @@ VALUES = {"loadtest", "sha256"}
         ("{}", "schema_version is None; expected 4"),
         ('{"schema_version": 2, "verdict": "PASS"}', "schema_version is 2; expected 4"),
         ('{"schema_version": "4"}', "schema_version is '4'; expected 4"),
-        ('{"schema_version": 4}', "verdict: Field required"),
-        ('{"schema_version": 4, "verdict": "pas"}', "verdict: Input should be"),
+        ('{"schema_version": 5}', "verdict: Field required"),
+        ('{"schema_version": 5, "verdict": "pas"}', "verdict: Input should be"),
     ],
 )
 def test_a_damaged_or_older_document_is_refused(
@@ -88,7 +88,7 @@ def test_a_damaged_or_older_document_is_refused(
 
 
 def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
-    document: dict[str, Any] = {"schema_version": 4, "verdict": "PASS", "problem": []}
+    document: dict[str, Any] = {"schema_version": 5, "verdict": "PASS", "problem": []}
     (tmp_path / "report.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"problem: Extra inputs are not permitted|Field req"):
         read_document(tmp_path / "report.json", LoadReport)

@@ -53,7 +53,7 @@ def test_equal_points_are_both_on_the_front() -> None:
 @pytest.fixture
 def swept(tmp_path: Path) -> Artifact:
     report = ParetoReport(
-        schema_version=4, verdict=Verdict.FAIL, problems=["c: it died"], inputs=[], slo=SLO(),
+        schema_version=5, verdict=Verdict.FAIL, problems=["c: it died"], inputs=[], slo=SLO(),
         servers=[
             ParetoServer(name="a", settings={}, endpoint=None, problem=None),
             ParetoServer(name="b", settings={"serving.x": 1}, endpoint=None, problem=None),
