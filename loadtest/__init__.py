@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from loadtest.studies.recheck import recheck_comparison
     from loadtest.studies.schema import ComparisonReport
     from loadtest.studies.search import search_concurrency, search_rate
-    from loadtest.studies.sweep import sweep_rates
+    from loadtest.studies.sweep import sweep_loads
     from loadtest.workload.prompts import read_prompts
 
 __getattr__ = lazy_face(
@@ -65,7 +65,7 @@ __getattr__ = lazy_face(
         "search_concurrency": "loadtest.studies.search:search_concurrency",
         "search_rate": "loadtest.studies.search:search_rate",
         "read_search": "loadtest.report.files:read_search",
-        "sweep_rates": "loadtest.studies.sweep:sweep_rates",
+        "sweep_loads": "loadtest.studies.sweep:sweep_loads",
         "sweep_servers": "loadtest.studies.pareto:sweep_servers",
     },
 )
@@ -97,6 +97,6 @@ __all__ = [
     "run_together",
     "search_concurrency",
     "search_rate",
-    "sweep_rates",
+    "sweep_loads",
     "sweep_servers",
 ]

@@ -37,7 +37,10 @@ Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_per
 MAX_ARRIVALS = 100_000_000
 """Each arrival time of an open loop is in memory before the start."""
 
-_is_secret = re.compile(r"(?i)(?:api_?key|secret|passw(?:or)?d|authorization)$").search
+_is_secret = re.compile(
+    r"(?i)(?:api[-_]?key|subscription[-_]?key|secret|passw(?:or)?d|authorization|credentials?|cookie"
+    r"|(?:access|auth|bearer|refresh|session|hf)[-_]?token)$"
+).search
 """`prompt_cache_key` and `stop_token` hold no secret."""
 
 
@@ -328,12 +331,13 @@ class LoadTestConfig(StrictModel):
         return self
 
 
-def _secret_key(body: dict[str, Any]) -> str | None:
+def _secret_key(body: Any) -> str | None:
     """Return the first key of a body, with those around it, that holds a secret."""
-    for key, value in body.items():
-        if isinstance(value, str) and _is_secret(key):
-            return key
-        if isinstance(value, dict) and (inner := _secret_key(value)):
+    items = enumerate(body) if isinstance(body, list) else body.items()
+    for key, value in items:
+        if isinstance(value, str) and _is_secret(str(key)):
+            return str(key)
+        if isinstance(value, dict | list) and (inner := _secret_key(value)):
             return f"{key}.{inner}"
     return None
 

@@ -70,7 +70,7 @@ class Records:
     @property
     def ready_s(self) -> Seconds:
         """Return when the client would have sent each request on an open connection. To connect
-        takes the server's time and the network's, and is no lag of the client."""
+        takes the server's time and the network's, and is not a lag of the client."""
         return self.sent_s - self.connect_s
 
     def save(self, path: Path) -> None:

@@ -50,8 +50,8 @@ def study_document(artifact: Artifact) -> Document:
     if artifact.kind == "load-sweep":
         sweep = read_document(artifact.path / REPORT_FILE, SweepReport)
         return _document(
-            artifact, sweep, sweep.endpoint.model, "Tuneline load sweep", (),
-            Section("sweep", "Rates", _probe_blocks("requests/s", sweep.probes)),
+            artifact, sweep, sweep.endpoint.model, "Tuneline load sweep", _knee_tiles(sweep.knee),
+            Section("sweep", "Loads", _probe_blocks(UNITS[sweep.axis], sweep.probes, sweep.knee)),
         )  # fmt: skip
     if artifact.kind == "load-comparison":
         comparison = read_document(artifact.path / REPORT_FILE, ComparisonReport)
@@ -95,16 +95,18 @@ def _search_tiles(report: SearchReport) -> tuple[Tile, ...]:
         if report.axis == "rate"
         else report.lowest_failing_concurrency
     )
-    tiles = [
+    return (
         Tile("highest that holds", _or_dash(found), unit),
         Tile("lowest that fails", _or_dash(failing), unit),
-    ]
-    if report.knee is not None:
-        end = "more" if report.knee.high is None else str(report.knee.high)
-        tiles.append(
-            Tile("knee", str(report.knee.concurrency), f"{report.knee.low} to {end} streams")
-        )
-    return tuple(tiles)
+        *_knee_tiles(report.knee),
+    )
+
+
+def _knee_tiles(knee: Knee | None) -> tuple[Tile, ...]:
+    if knee is None:
+        return ()
+    end = "more" if knee.high is None else str(knee.high)
+    return (Tile("knee", str(knee.concurrency), f"{knee.low} to {end} streams"),)
 
 
 def _probe_blocks(

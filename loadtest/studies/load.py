@@ -28,7 +28,9 @@ class Load:
     def name(self) -> str:
         """Return the name of its scenario."""
         word = "rate" if self.axis == "rate" else "streams"
-        return f"{word}-{self.value:.4g}".replace(".", "-").replace("+", "")
+        value = f"{self.value:.4g}" if self.axis == "rate" else str(self.concurrency)
+        return f"{word}-{value}".replace(".", "-").replace("+", "")
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} {UNITS[self.axis]}"
+        value = f"{self.value:.4g}" if self.axis == "rate" else str(self.concurrency)
+        return f"{value} {UNITS[self.axis]}"

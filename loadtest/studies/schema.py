@@ -107,10 +107,13 @@ class SweepReport(Part):
 
     schema_version: SchemaVersion
     verdict: Verdict
-    """The worst of the rates."""
+    """The worst of the loads."""
     problems: list[str]
     endpoint: EndpointReport
     inputs: list[Input]
+    axis: Axis
+    knee: Knee | None
+    """Of a sweep over streams at once."""
     scenarios: list[ScenarioReport]
     probes: list[Probe]
     environment: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Latency and throughput against rate."""
+"""Latency and throughput against rate, or against streams at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from loadtest.report.files import records_path
 from loadtest.report.plots import plot_loads
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
-from loadtest.studies.load import Load
+from loadtest.studies.knee import find_knee
+from loadtest.studies.load import Axis, Load
 from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.schema import SweepReport
+from loadtest.studies.tries import REQUESTS_PER_STREAM
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
@@ -24,44 +26,45 @@ from tuneline.core.errors import ConfigError
 from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 
+OPTIONS: dict[Axis, str] = {"rate": "--rates 1,2,4,8", "concurrency": "--concurrencies 1,4,16"}
 
-def sweep_rates(
+
+def sweep_loads(
     config: LoadTestConfig,
     endpoint: Endpoint,
     out: Path,
     *,
     prompts: Sequence[ChatPrompt],
-    rates_rps: Sequence[float],
+    axis: Axis,
+    values: Sequence[float],
     inputs: Sequence[Input] = (),
     num_requests: int = 300,
 ) -> Artifact:
-    """Measure each rate and draw latency and throughput against it; write a `load-sweep`.
+    """Measure each load and draw latency and throughput against it; write a `load-sweep`.
 
     Args:
         config: Objectives, workload and client options; its scenarios are not used.
-        rates_rps: Requests per second.
-        num_requests: Measured requests of each rate.
+        axis: Whether `values` are rates, in requests per second, or streams at once.
+        num_requests: Measured requests of each load; streams have at least 12 requests each.
 
     Raises:
-        ConfigError: There are no rates, or a rate is not above 0.
+        ConfigError: There are no loads, or a load is not above 0.
         ServerError: The endpoint does not answer as it should (see `run_loadtest`).
     """
-    if not rates_rps or not all(0 < rate_rps < math.inf for rate_rps in rates_rps):
-        raise ConfigError("a sweep needs at least one rate above 0", hint="Try: --rates 1,2,4,8")
+    loads = _loads(axis, values)
     served = check_served(config, endpoint, inputs)
-    # Rounded as the names of their scenarios are, so that no two share a name.
-    rates = sorted({float(f"{rate_rps:.4g}") for rate_rps in rates_rps})
     resolved = {
         **config.model_dump(mode="json"),
-        "sweep": {"rates_rps": rates, "num_requests": num_requests},
-    }
+        "sweep": {
+            "axis": axis, "values": [load.value for load in loads], "num_requests": num_requests
+        },
+    }  # fmt: skip
     with new_artifact(out, "load-sweep", config=resolved, inputs=inputs) as draft:
         scenarios, probes = [], []
-        for number, rate_rps in enumerate(rates):
-            seed = config.seed + number
-            load = Load("rate", rate_rps)
+        for number, load in enumerate(loads):
+            count = max(num_requests, REQUESTS_PER_STREAM * (load.concurrency or 0))
             result, _ = measure_load(
-                config, endpoint, prompts, load, num_requests, seed, early=False
+                config, endpoint, prompts, load, count, config.seed + number, early=False
             )
             probe = summarize_load(load, result, stopped=False)
             probes.append(probe)
@@ -72,21 +75,37 @@ def sweep_rates(
             schema_version=SCHEMA_VERSION,
             verdict=worst([probe.verdict for probe in probes]),
             problems=[
-                f"{probe.rate_rps:g} requests/s: {problem}"
-                for probe in probes
+                f"{load}: {problem}"
+                for load, probe in zip(loads, probes, strict=True)
                 for problem in probe.problems
             ],
             endpoint=endpoint_report(endpoint, served),
             inputs=list(inputs),
+            axis=axis,
+            knee=None if axis == "rate" else find_knee(probes),
             scenarios=scenarios,
             probes=probes,
             environment=environment_facts(),
         )
         write_document(report, draft.dir / REPORT_FILE)
-        plot_loads(probes, draft.dir)
+        plot_loads(probes, draft.dir, report.knee)
         draft.metrics.update(
             verdict=report.verdict,
             problems=report.problems,
-            rates={str(probe.rate_rps): probe.verdict for probe in probes},
+            loads={str(load): probe.verdict for load, probe in zip(loads, probes, strict=True)},
         )
     return open_artifact(out)
+
+
+def _loads(axis: Axis, values: Sequence[float]) -> list[Load]:
+    """Return the loads in their order, each once.
+
+    Raises:
+        ConfigError: There are no loads, or a load is not above 0.
+    """
+    if not values or not all(0 < value < math.inf for value in values):
+        what = "rate above 0" if axis == "rate" else "number of streams above 0"
+        raise ConfigError(f"a sweep needs at least one {what}", hint=f"Try: {OPTIONS[axis]}")
+    # Rates are rounded as the names of their scenarios are, so that no two share a name.
+    kept = {float(f"{value:.4g}") if axis == "rate" else float(value) for value in values}
+    return [Load(axis, value) for value in sorted(kept)]

@@ -133,7 +133,9 @@ def sweep(
     ] = None,
     concurrencies: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="With --servers: streams at once (1,2,4,8,16)."),
+        typer.Option(
+            metavar="N,N,...", help="Streams at once to measure (with --servers: 1,2,4,8,16)."
+        ),
     ] = None,
     url: Url = None,
     model: ModelName = None,
@@ -148,12 +150,12 @@ def sweep(
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Measure several rates, or several servers, and draw latency and throughput.
+    """Measure several rates, numbers of streams or servers, and draw latency and throughput.
 
     With --servers, each server of the list serves the run in turn. The picture has tokens/s per
     user against tokens/s of the server.
     """
-    from loadtest import sweep_rates
+    from loadtest import sweep_loads
     from tuneline.core.verdict import require_verdict
 
     chosen = Chosen(
@@ -164,21 +166,32 @@ def sweep(
         refuse("with --servers", {"--rates": rates, **chosen.url_options(), "--url": url})
         measured = _sweep_servers(chosen, servers, concurrencies, requests, out)
     else:
-        refuse("without --servers", {"--concurrencies": concurrencies})
-        rates_rps = _rates(required(rates, "--rates or --servers"))
+        of_axis = _loads_of(rates, concurrencies)
         out_dir = required(out, "--out")
         with load_target(chosen) as target:
-            measured = sweep_rates(
+            measured = sweep_loads(
                 target.config,
                 target.endpoint,
                 out_dir,
                 prompts=target.prompts,
                 inputs=target.inputs,
-                rates_rps=rates_rps,
                 num_requests=300 if requests is None else requests,
+                **of_axis,
             )
     emit_artifact(measured, as_json)
     require_verdict(measured)
+
+
+def _loads_of(rates: str | None, concurrencies: str | None) -> dict[str, Any]:
+    """Return the loads of a sweep as arguments of `sweep_loads`."""
+    if concurrencies is not None:
+        refuse("with --concurrencies", {"--rates": rates})
+        streams = whole_numbers(concurrencies, "--concurrencies", "1,4,16")
+        return {"axis": "concurrency", "values": streams}
+    return {
+        "axis": "rate",
+        "values": _rates(required(rates, "--rates, --concurrencies or --servers")),
+    }
 
 
 def _rates(text: str) -> list[float]:

@@ -98,7 +98,8 @@ def test_search_by_concurrency_says_the_most_streams(known: Any, tmp_path: Path)
         (("search", "--by", "concurrency", "--max-rate", "9"), "--max-rate: has no meaning"),
         (("search", "--max-concurrency", "9"), "--max-concurrency: has no meaning without --by"),
         (("search", "--time-limit", "soon"), "--time-limit soon: expected a duration"),
-        (("sweep", "--concurrencies", "1", "--rates", "1"), "--concurrencies: has no meaning"),
+        (("sweep", "--concurrencies", "1", "--rates", "1"), "--rates: has no meaning with --conc"),
+        (("sweep", "--out", "found"), "--rates, --concurrencies or --servers is required here"),
         (("sweep", "--servers", "list.yaml"), "--url: has no meaning with --servers"),
     ],
 )
@@ -124,6 +125,20 @@ def test_sweep_measures_each_rate(known: Any, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "swept" / "report.json").read_text())
     assert [probe["rate_rps"] for probe in report["probes"]] == [20, 50]
     assert tuneline("sweep", *at(known), "--rates", "a", cwd=tmp_path).returncode == 2
+
+
+def test_sweep_measures_each_number_of_streams_at_a_url(known: Any, tmp_path: Path) -> None:
+    options = ("--concurrencies", "4,1,2", "--requests", "30", *FAST, "--out", "swept")
+    done = measuring("sweep", *at(known), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "swept" / "report.json").read_text())
+    assert [probe["concurrency"] for probe in report["probes"]] == [1, 2, 4]
+    assert [one["requests"]["offered"] for one in report["scenarios"]] == [30, 30, 48]
+    # The known server answers all streams alike: the most streams have the greatest power.
+    assert report["axis"] == "concurrency" and report["knee"]["concurrency"] == 4
+    assert (tmp_path / "swept" / "concurrency.png").is_file()
+    shown = tuneline("report", "swept", cwd=tmp_path)
+    assert shown.returncode == 0 and "streams" in shown.stdout
 
 
 def test_an_invalid_sweep_exits_with_8(known: Any, tmp_path: Path) -> None:

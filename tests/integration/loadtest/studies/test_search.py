@@ -16,7 +16,7 @@ from loadtest.studies.load import Load
 from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.pareto import Contender, sweep_servers
 from loadtest.studies.search import replicas, search_concurrency, search_rate
-from loadtest.studies.sweep import sweep_rates
+from loadtest.studies.sweep import sweep_loads
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.errors import ConfigError, ServerError
 
@@ -296,9 +296,9 @@ def test_servers_are_swept_in_turn(start_known_server: Any, tmp_path: Path) -> N
 
 
 def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
-    artifact = sweep_rates(
+    artifact = sweep_loads(
         config(slo={"ttft_s": {"p50": 0.001}}), known.endpoint, tmp_path / "s", prompts=PROMPTS,
-        rates_rps=[100, 50], num_requests=60,
+        axis="rate", values=[100, 50], num_requests=60,
     )  # fmt: skip
     report = report_of(artifact)
     assert [probe["rate_rps"] for probe in report["probes"]] == [50, 100]
@@ -309,7 +309,9 @@ def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
     page = report_text(artifact, "markdown")
     assert "| 50.0 | FAIL | 60 |" in page and "| 100 | FAIL | 60 |" in page
     with pytest.raises(ConfigError, match="at least one rate"):
-        sweep_rates(config(), known.endpoint, tmp_path / "t", prompts=PROMPTS, rates_rps=[])
+        sweep_loads(
+            config(), known.endpoint, tmp_path / "t", prompts=PROMPTS, axis="rate", values=[]
+        )
 
 
 def test_a_rate_with_many_streams_is_judged_by_as_many_requests_as_that_takes(
