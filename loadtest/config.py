@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -11,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from loadtest.arrivals.table import ARRIVALS, option_problems
 from loadtest.percentiles import percentile_of
+from loadtest.secret_keys import header_problem, secret_key
 from loadtest.workload_config import WorkloadConfig
 from tuneline.core.config import StrictModel, apply_override, validate_config
 from tuneline.core.errors import ConfigError
@@ -36,12 +36,6 @@ Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_per
 
 MAX_ARRIVALS = 100_000_000
 """Each arrival time of an open loop is in memory before the start."""
-
-_is_secret = re.compile(
-    r"(?i)(?:api[-_]?key|subscription[-_]?key|secret|passw(?:or)?d|authorization|credentials?|cookie"
-    r"|(?:access|auth|bearer|refresh|session|hf)[-_]?token)$"
-).search
-"""`prompt_cache_key` and `stop_token` hold no secret."""
 
 
 class SLO(StrictModel):
@@ -288,6 +282,9 @@ class LoadTestConfig(StrictModel):
     calibrate: bool = True
     """Before each scenario, measure the client's own bias against the bundled server of known
     delays at the same load, for about three seconds."""
+    headers: dict[str, str] = Field(default={})
+    """Further headers of each request, such as `x-tenant: a`. The value `$NAME` is that of the
+    environment variable NAME, which no report shows: `api-key: $AZURE_KEY`."""
     extra_body: dict[str, Any] = Field(default={"temperature": 0.0})
     """Further keys of the request's JSON body, as the openai client's `extra_body`."""
 
@@ -320,26 +317,17 @@ class LoadTestConfig(StrictModel):
         ours = {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"}
         ours |= {"input", "max_output_tokens", "system"} if route != "chat" else set()
         ours |= {"tools"} if self.workload.tools else set()
-        if secret := _secret_key(self.extra_body):
+        if secret := secret_key(self.extra_body):
             raise ValueError(
                 f"extra_body.{secret}: the report would show it; a key goes into the environment "
                 "variable that --api-key-env names"
             )
+        if problem := header_problem(self.headers):
+            raise ValueError(problem)
         taken = sorted(ours & self.extra_body.keys())
         if taken:
             raise ValueError(f"extra_body may not set {', '.join(taken)}: the load test sets them")
         return self
-
-
-def _secret_key(body: Any) -> str | None:
-    """Return the first key of a body, with those around it, that holds a secret."""
-    items = enumerate(body) if isinstance(body, list) else body.items()
-    for key, value in items:
-        if isinstance(value, str) and _is_secret(str(key)):
-            return str(key)
-        if isinstance(value, dict | list) and (inner := _secret_key(value)):
-            return f"{key}.{inner}"
-    return None
 
 
 def quick_config(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from loadtest.client.headers import with_headers
 from loadtest.client.processes import SpillTo
 from loadtest.client.server_check import Served, probe, unlisted
 from loadtest.client.spill import SUFFIX
@@ -61,6 +62,7 @@ def run_loadtest(
     if not prompts and config.workload.source == "prompts":
         raise ConfigError("the load test has no prompts; expected at least one")
     checks = checks_of(config, reference, tolerances)
+    endpoint = with_headers(config, endpoint)
     served = check_served(config, endpoint, inputs)
     resolved = config.model_dump(mode="json")
     with (

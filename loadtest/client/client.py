@@ -26,6 +26,7 @@ from loadtest.client.connection import (
     Request,
     monotonic_ns,
 )
+from loadtest.client.headers import header_lines
 from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
 from loadtest.client.plan import Plan
@@ -60,11 +61,10 @@ class Client(Pool):
         self.loop.set_exception_handler(self.broken)
         self.head = plan.head.encode()
         self.marks = ROUTES[plan.route].marks
-        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+        lines = header_lines(plan.headers, key)
         bodies = [body.encode() for body in plan.bodies]
         self.tails = [
-            f"\r\n{authorization}Content-Length: {len(body)}\r\n\r\n".encode() + body
-            for body in bodies
+            f"\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies
         ]
         self.leavers: deque[Request] = deque()
         """Requests whose client leaves at a time, in the order of their begin."""

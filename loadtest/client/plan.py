@@ -86,6 +86,8 @@ class Plan:
     tls: bool
     head: str
     """Request line and headers up to `X-Request-Id: `; holds no key."""
+    headers: dict[str, str]
+    """Further headers; see `Endpoint.headers`."""
     bodies: list[str]
     """JSON request bodies."""
     body_of: list[int]

@@ -75,6 +75,7 @@ def make_plan(
         port=port,
         tls=url.scheme == "https",
         head=_head(f"{url.path.rstrip('/')}/{workload.path}", f"{host}:{port}"),
+        headers=dict(endpoint.headers),
         bodies=workload.bodies,
         body_of=workload.body_of or list(range(len(workload.bodies))),
         num_warmup_requests=config.num_warmup_requests,

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loadtest.client.headers import header_values
 from loadtest.client.plan import Plan
 from loadtest.client.records import Records, concatenate, join_records
 from loadtest.client.spill import SPILL_READS, SUFFIX, SpillFile, read_chunks
@@ -142,9 +143,11 @@ def run_workers(
             for one in counters:
                 os.close(one.descriptor)
         accounts = [json.loads((out / f"worker-{number}.json").read_text()) for number in numbers]
+        named = {name for name, value in plan.headers.items() if value.startswith("$")}
+        secrets = [value for name, value in header_values(plan.headers).items() if name in named]
         for account in accounts:
-            account["examples"] = _without(account["examples"], key)
-            account["text_sample"] = _without(account["text_sample"], key)
+            for words in ("examples", "text_sample"):
+                account[words] = _without(account[words], [*secrets, *([key] if key else [])])
         records = join_records([Records.load(out / f"records-{one}.npz") for one in numbers])
         spills = [Path(one["spilled"]) for one in accounts if one["spilled"]]
         if spill is not None and spills and len(records):
@@ -152,13 +155,15 @@ def run_workers(
         return Measured(records, accounts, start_unix_s, ended_early, tuple(spills))
 
 
-def _without(words: Any, key: str | None) -> Any:
+def _without(words: Any, secrets: Sequence[str]) -> Any:
     """Return a server's words without secrets: it may repeat the headers of a request."""
     if isinstance(words, dict):
-        return {name: _without(one, key) for name, one in words.items()}
+        return {name: _without(one, secrets) for name, one in words.items()}
     if isinstance(words, list):
-        return [_without(one, key) for one in words]
-    return hide_secrets(words.replace(key, HIDDEN) if key else words)
+        return [_without(one, secrets) for one in words]
+    for secret in secrets:
+        words = words.replace(secret, HIDDEN)
+    return hide_secrets(words)
 
 
 def _spill_rest(spill: SpillTo, spills: list[Path], records: Records) -> Records:

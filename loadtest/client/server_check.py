@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loadtest.client.headers import header_lines
 from loadtest.client.http1 import MAX_HEAD_BYTES, Framer, ProtocolError
 from tuneline.core.endpoint import Endpoint, split_url
 from tuneline.core.errors import ServerError
@@ -22,6 +23,7 @@ from tuneline.core.server_words import error_message, printable
 TIMEOUT_S = 10.0
 MAX_PAGE_BYTES = 10_000_000
 MAX_NAMES_SHOWN = 12
+NO_HEADERS: Mapping[str, str] = {}
 UP_TO_V1 = "The URL goes up to and with /v1: http://HOST:PORT/v1"
 ARTIFACT_NAME = re.compile(r"^(?P<name>.+)@(?P<digest>[0-9a-f]{12})$")
 
@@ -48,6 +50,7 @@ def get(
     key: str | None,
     ca_file: str | None = None,
     *,
+    headers: Mapping[str, str] = NO_HEADERS,
     max_bytes: int = MAX_PAGE_BYTES,
 ) -> tuple[int, bytes, str]:
     """Return status, body and `Server` header of a GET, all of it within TIMEOUT_S.
@@ -55,8 +58,8 @@ def get(
     Raises:
         ServerError: See `ask`.
     """
-    status, body, headers = ask(url, path, key, ca_file, max_bytes=max_bytes)
-    return status, body, headers.get(b"server", b"").decode("latin-1")
+    status, body, found = ask(url, path, key, ca_file, headers=headers, max_bytes=max_bytes)
+    return status, body, found.get(b"server", b"").decode("latin-1")
 
 
 def ask(
@@ -65,6 +68,7 @@ def ask(
     key: str | None,
     ca_file: str | None = None,
     *,
+    headers: Mapping[str, str] = NO_HEADERS,
     document: Mapping[str, Any] | None = None,
     max_bytes: int = MAX_PAGE_BYTES,
 ) -> tuple[int, bytes, Mapping[bytes, bytes]]:
@@ -77,7 +81,8 @@ def ask(
     parts = split_url(url)
     host, is_tls = str(parts.hostname), parts.scheme == "https"
     port = parts.port or (443 if is_tls else 80)
-    request = _request(f"[{host}]" if ":" in host else host, port, path, key, document)
+    lines = header_lines(headers, key)
+    request = _request(f"[{host}]" if ":" in host else host, port, path, lines, document)
     deadline_s = time.monotonic() + TIMEOUT_S
     try:
         with contextlib.ExitStack() as stack:
@@ -121,15 +126,14 @@ def ask(
 
 
 def _request(
-    host: str, port: int, path: str, key: str | None, document: Mapping[str, Any] | None
+    host: str, port: int, path: str, lines: str, document: Mapping[str, Any] | None
 ) -> str:
-    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     content = "" if document is None else json.dumps(document)
     length = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
     return (
         f"{'GET' if document is None else 'POST'} {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         "User-Agent: tuneline\r\n"
-        f"Accept: application/json\r\nAccept-Encoding: identity\r\n{authorization}"
+        f"Accept: application/json\r\nAccept-Encoding: identity\r\n{lines}"
         f"{length if content else ''}Connection: close\r\n\r\n{content}"
     )
 
@@ -223,7 +227,7 @@ def _listed(
     """
     url = endpoint.url
     path = split_url(url).path.rstrip("/") + "/models"
-    status, body, headers = ask(url, path, endpoint.api_key, ca_file)
+    status, body, headers = ask(url, path, endpoint.api_key, ca_file, headers=endpoint.headers)
     if status in (401, 403):
         what = "refuses the API key" if endpoint.api_key else "asks for an API key"
         raise ServerError(
@@ -261,7 +265,10 @@ def _answers(endpoint: Endpoint, ca_file: str | None) -> bool:
         "max_tokens": 1,
     }
     try:
-        status, body, _ = ask(endpoint.url, path, endpoint.api_key, ca_file, document=document)
+        status, body, _ = ask(
+            endpoint.url, path, endpoint.api_key, ca_file,
+            headers=endpoint.headers, document=document,
+        )  # fmt: skip
     except ServerError:
         return False
     if status != 200 or body.lstrip().startswith(b"data:"):

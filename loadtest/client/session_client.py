@@ -13,6 +13,7 @@ from collections.abc import MutableSequence, Sequence
 from loadtest.client.answer import Answer
 from loadtest.client.client import NEVER_NS, Client
 from loadtest.client.connection import TIMESPEC, Request, monotonic_ns
+from loadtest.client.headers import header_lines
 from loadtest.client.plan import Plan
 from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS
 from loadtest.client.sse import parse_response
@@ -46,8 +47,7 @@ class SessionClient(Client):
         self.answers = [answer.encode() for answer in plan.sessions.answers]
         self.opens = [text.encode() for text in plan.sessions.opens]
         self.closes = [text.encode() for text in plan.sessions.closes]
-        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
-        self.headers_end = f"\r\n{authorization}Content-Length: ".encode()
+        self.headers_end = f"\r\n{header_lines(plan.headers, key)}Content-Length: ".encode()
         self.tails = []
         self.session_of: dict[int, Session] = {}
         """By the index of the request that is in flight."""

@@ -76,7 +76,10 @@ def scrape(endpoint: Endpoint) -> Scrape | None:
     """Return what `/metrics` next to `/v1` says now; None if there is no such page."""
     path = urlsplit(endpoint.url).path.rstrip("/").removesuffix("/v1") + "/metrics"
     try:
-        status, body, _ = get(endpoint.url, path, endpoint.api_key, max_bytes=MAX_PAGE_BYTES)
+        status, body, _ = get(
+            endpoint.url, path, endpoint.api_key,
+            headers=endpoint.headers, max_bytes=MAX_PAGE_BYTES,
+        )  # fmt: skip
     except ServerError:
         return None
     found = parse(body.decode(errors="replace")) if status == 200 else Scrape()

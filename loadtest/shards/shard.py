@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 
 from loadtest.arrivals.table import rates
 from loadtest.calibration.calibrate import calibrate
+from loadtest.client.headers import with_headers
 from loadtest.client.plan import Plan
 from loadtest.client.prepare import make_plan, plan_digest
 from loadtest.client.processes import Measured
@@ -131,6 +132,7 @@ def run_shard(
         raise ConfigError(f"shard {shard} of {num_shards}: expected 0 to {num_shards - 1}")
     (scenario,) = config.scenarios
     checks = checks_of(config, None, None)
+    endpoint = with_headers(config, endpoint)
     served = check_served(config, endpoint, ())
     whole = config.model_copy(update={"num_workers": num_shards * config.num_workers})
     plan, workload = make_plan(

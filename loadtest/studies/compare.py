@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from loadtest.client.headers import with_headers
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, endpoint_report, scenario_report
@@ -63,7 +64,7 @@ def compare_endpoints(
         ServerError: An endpoint does not answer as it should (see `run_loadtest`).
     """
     for endpoint in (endpoint_a, endpoint_b):
-        check_served(config, endpoint, ())
+        check_served(config, with_headers(config, endpoint), ())
     return compare_servers(
         config, lambda: nullcontext(endpoint_a), lambda: nullcontext(endpoint_b), out,
         prompts=prompts, num_rounds=num_rounds, margin=margin, inputs=(),
@@ -141,7 +142,8 @@ def _in_turns(
     permutation_seeds = [secrets.randbits(64) for _ in range(num_rounds)]
     turns = [side for number in range(num_rounds) for side in SIDES[:: (-1) ** number]]
     for side, group in itertools.groupby(turns):
-        with opens[side]() as endpoint:
+        with opens[side]() as opened:
+            endpoint = with_headers(config, opened)
             if side not in described:
                 described[side] = endpoint_report(endpoint, check_served(config, endpoint, ()))
             for _ in group:

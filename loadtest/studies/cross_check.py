@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.client.headers import header_values, with_headers
 from loadtest.client.plan import Plan
 from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
@@ -59,6 +60,7 @@ def cross_check(
     """
     if scenario.loop == "closed":
         raise ValueError("the cross-check needs an open loop: a closed one has no schedule")
+    endpoint = with_headers(config, endpoint)
     plan, workload = make_plan(config, scenario, endpoint, prompts, seed=config.seed)
     result = judged(config, scenario, plan, workload, run_workers(plan, endpoint.api_key))
     answers = asyncio.run(_send_all(plan, endpoint, config.timeout_s))
@@ -91,6 +93,7 @@ async def _send_all(
     failed."""
     openai = require("openai", "loadtest")
     arrivals_s = plan.arrivals_s or []
+    headers = header_values(endpoint.headers)
 
     async def send(client: Any, index: int, start_s: float) -> tuple[float, int] | None:
         body = json.loads(plan.bodies[plan.body_of[index % len(plan.body_of)]])
@@ -101,7 +104,7 @@ async def _send_all(
         first_s, tokens = None, None
         try:
             stream = await client.chat.completions.create(
-                **known, stream=True, extra_body=body, timeout=timeout_s
+                **known, stream=True, extra_body=body, timeout=timeout_s, extra_headers=headers
             )
             async for event in stream:
                 if first_s is None and event.choices and event.choices[0].delta.content:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest.client.headers import with_headers
 from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig
 from loadtest.judging.verdict import worst
@@ -120,7 +121,8 @@ def _measure_server(
     served: Served | None = None
     problem = None
     try:
-        with contender.open() as endpoint:
+        with contender.open() as opened:
+            endpoint = with_headers(config, opened)
             served = check_served(config, endpoint, inputs)
             for number, concurrency in enumerate(streams):
                 load = Load("concurrency", float(concurrency))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loadtest.client.headers import with_headers
 from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig
 from loadtest.judging.intervals import CONFIDENCE
@@ -148,6 +149,7 @@ def _search(
 ) -> Artifact:
     require_objective(config, options.num_requests)
     _check(options)
+    endpoint = with_headers(config, endpoint)
     served = check_served(config, endpoint, inputs)
     deadline_s = None
     if options.time_limit_s is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.client.headers import with_headers
 from loadtest.config import LoadTestConfig
 from loadtest.judging.verdict import worst
 from loadtest.report.build import endpoint_report, scenario_report
@@ -52,6 +53,7 @@ def sweep_loads(
         ServerError: The endpoint does not answer as it should (see `run_loadtest`).
     """
     loads = _loads(axis, values)
+    endpoint = with_headers(config, endpoint)
     served = check_served(config, endpoint, inputs)
     resolved = {
         **config.model_dump(mode="json"),

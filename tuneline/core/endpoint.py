@@ -17,6 +17,8 @@ class Endpoint:
     url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers of a load test's requests. `$NAME` stands for an environment variable."""
 
     @property
     def is_local(self) -> bool:

@@ -33,7 +33,7 @@ from loadtest.run import run_loadtest
 from tests.integration.loadtest.small import Answering, report_of
 from tests.integration.loadtest.small import config as small_config
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ServerError
+from tuneline.core.errors import ConfigError, ServerError
 
 pytestmark = pytest.mark.usefixtures("shared_host")
 
@@ -420,6 +420,50 @@ def test_a_server_that_repeats_the_key_puts_it_into_no_report(tmp_path: Path) ->
     assert found["errors"]["http_500"]["examples"] == ["no quota for *** ***"]
 
 
+@pytest.mark.parametrize("workload", [{}, {"sessions": {}}], ids=["requests", "conversations"])
+def test_headers_reach_every_request_and_their_secrets_no_report(
+    workload: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: set[str] = set()
+
+    class Handler(Answering):
+        def do_GET(self) -> None:
+            is_known = self.headers["api-key"] == "gateway-word-7"
+            paths.update([self.path] if is_known else [])
+            self.answer(200 if is_known else 401, b'{"data": [{"id": "m"}]}')
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            words = " ".join(self.headers[one] for one in ("x-tenant", "api-key", "Authorization"))
+            self.answer(500, json.dumps({"error": {"message": words}}).encode())
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    settings = small_config(
+        scenarios=[{"name": "x", "concurrency": 1, "num_requests": 1}], num_warmup_requests=0,
+        headers={"x-tenant": "a", "api-key": "$GATEWAY_WORD", "authorization": "$GATEWAY_LOGIN"},
+        workload=workload,
+    )  # fmt: skip
+    monkeypatch.setenv("GATEWAY_WORD", "gateway-word-7")
+    try:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m", "not-for-it")
+        with pytest.raises(ConfigError, match="variable GATEWAY_LOGIN is not set"):
+            run_loadtest(settings, endpoint, tmp_path / "a", prompts=prompts([None]))
+        monkeypatch.setenv("GATEWAY_LOGIN", "Basic login-8")
+        artifact = run_loadtest(settings, endpoint, tmp_path / "a", prompts=prompts([None]))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert paths == {"/v1/models", "/metrics"}
+    (found,) = report_of(artifact)["scenarios"]
+    assert found["errors"]["http_500"]["examples"] == ["a *** ***"]
+    for path in artifact.path.glob("*.json"):
+        assert "gateway-word-7" not in path.read_text() and "login-8" not in path.read_text()
+    assert artifact.manifest.config["headers"]["api-key"] == "$GATEWAY_WORD"
+
+
 def test_a_client_that_is_killed_ends_the_run_with_a_reason(known: Any) -> None:
     config = LoadTestConfig(
         scenarios=[Scenario(name="x", rate_rps=5.0, num_requests=100)], num_warmup_requests=0
@@ -470,7 +514,7 @@ from loadtest.client.prepare import make_plan
 from loadtest.measure import judged
 from loadtest.client.processes import run_workers
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ServerError
+from tuneline.core.errors import ConfigError, ServerError
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
 config = LoadTestConfig.model_validate({{
