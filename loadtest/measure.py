@@ -191,7 +191,7 @@ def judged(
     slo, stats = scenario.slo or config.slo, figures.stats
     client = client_figures(measured.workers, stats.send_lag, stats.connect_wait)
     answers = None if checks is None else _answers(checks, plan, measured, figures.num_asked)
-    endings = _endings(measured)
+    endings = _endings(plan, measured)
     run_over_time = None if figures.blocks is None else over_time(figures.blocks, samples)
     evidence = Evidence(
         calibration=calibration,
@@ -254,7 +254,7 @@ def _examples(measured: Measured) -> dict[str, list[str]]:
     return examples
 
 
-def _endings(measured: Measured) -> Endings:
+def _endings(plan: Plan, measured: Measured) -> Endings:
     """Return how the answers end and which models they name, from all processes."""
     reasons: Counter[str] = Counter()
     named: dict[str, Counter[str]] = {}
@@ -265,6 +265,9 @@ def _endings(measured: Measured) -> Endings:
     return Endings(
         finish_reasons=dict(reasons.most_common()),
         named={asked: dict(names.most_common()) for asked, names in sorted(named.items())},
+        num_validated=None
+        if plan.form is None
+        else sum(int(worker.get("num_validated", 0)) for worker in measured.workers),
     )
 
 

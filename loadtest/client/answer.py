@@ -47,6 +47,8 @@ class Answer:
     text: str = ""
     content: str = ""
     """The part of the text that a history has: no reasoning, refusal or tool call."""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    """Names and arguments of the calls of tools, if texts are kept; of the chat route."""
     model: str = ""
     """The model that the first event with choices names."""
 

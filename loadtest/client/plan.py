@@ -119,6 +119,8 @@ class Plan:
     """The times of a trace end before the scenario's duration."""
     route: str = "chat"
     """A key of ROUTES."""
+    form: dict[str, Any] | None = None
+    """The form that requests ask of their answers; see `client.form`."""
     sessions: SessionPlan | None = None
     """Conversations, which then are the unit of `arrivals_s`, `concurrency`, `num_requests` and
     `num_warmup_requests`; `bodies` has what each turn adds."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from loadtest.arrivals.schedule import arrival_times
 from loadtest.arrivals.table import pattern_of, peak_rps
+from loadtest.client.form import asked_form
 from loadtest.client.plan import Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
 from loadtest.config import CancellationsConfig, LoadTestConfig, Scenario
@@ -89,6 +91,7 @@ def make_plan(
         num_connections=min(num_connections, MAX_CONNECTIONS),
         num_unchecked=workload.num_unchecked,
         route=next(name for name, one in ROUTES.items() if one.path == workload.path),
+        form=_form(config),
         sessions=workload.sessions,
         trace_ends=arrivals is not None
         and _trace_ends(scenario, arrivals, config.num_warmup_requests),
@@ -96,6 +99,11 @@ def make_plan(
     if config.cancellations is not None:
         plan = _with_cancellations(plan, config.cancellations, seed)
     return plan, workload
+
+
+def _form(config: LoadTestConfig) -> dict[str, Any] | None:
+    form = asked_form(config.extra_body, config.workload.tools)
+    return None if form is None else dict(form)
 
 
 def _head(path: str, host: str) -> str:

@@ -77,6 +77,7 @@ def main() -> None:
         "text_sample": seen.texts,
         "finishes": seen.finishes,
         "named": seen.named,
+        "num_validated": seen.num_validated,
         "checked": seen.checked,
         "num_checked": seen.num_checked,
         "spilled": spill["path"] if is_spilled else None,

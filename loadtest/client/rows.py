@@ -13,6 +13,7 @@ import numpy as np
 
 from loadtest.client.answer import Answer
 from loadtest.client.connection import Request
+from loadtest.client.form import form_problem, is_whole
 from loadtest.client.greedy import greedy_answer
 from loadtest.client.plan import Plan
 from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISHED, Records
@@ -54,18 +55,29 @@ class Seen:
     """Finish reasons of the measured answers; empty for an answer without one."""
     named: dict[str, Counter[str]] = field(default_factory=dict)
     """By the name that was asked: the names in the answers, of the measured answers with a name."""
+    num_validated: int = 0
+    """Measured answers whose form was checked."""
     draw: random.Random = field(default_factory=lambda: random.Random(0))
 
-    @property
-    def wants_text(self) -> bool:
-        return len(self.texts) < MAX_EXAMPLES
+    def wants_text(self, plan: Plan) -> bool:
+        return plan.form is not None or len(self.texts) < MAX_EXAMPLES
+
+    def validate(self, plan: Plan, request: Request, answer: Answer) -> None:
+        """Give a whole answer without the form that was asked its class of failure. The prompts of
+        the reference ask for no form."""
+        if plan.form is None or request.end_ns is None or plan.check_of(request.index) is not None:
+            return
+        if is_whole(answer):
+            self.num_validated += not plan.is_warmup(request.index)
+            if (problem := form_problem(plan.form, answer)) is not None:
+                answer.error, answer.message = problem
 
     def note(self, plan: Plan, request: Request, answer: Answer) -> None:
         """Take note of one request, in the order in which requests are parsed."""
         if request.end_ns is None:
             return
         if answer.error is None:
-            if self.wants_text:
+            if len(self.texts) < MAX_EXAMPLES:
                 self.texts.append(answer.text[:400])
             self._check(plan, request)
             if not plan.is_warmup(request.index):
@@ -112,6 +124,7 @@ def to_records(
         start_ns: The start of the schedule.
     """
     answers = []
+    seen = Seen()
     num_texts = end = 0
     for request in requests:
         begin, end = end, end + len(request.reads)
@@ -119,15 +132,15 @@ def to_records(
             read_times[begin:end],
             [data for _, _, data in request.reads],
             closed=request.closed,
-            keep_text=num_texts < MAX_EXAMPLES,
+            keep_text=plan.form is not None or num_texts < MAX_EXAMPLES,
             route=plan.route,
         )
         give_reason(request, answer)
+        seen.validate(plan, request, answer)
         num_texts += answer.error is None and request.end_ns is not None
         answers.append(answer)
     if plan.sessions is not None:
         find_model_changes(plan, requests, answers)
-    seen = Seen()
     rows = []
     end = 0
     for request, answer in zip(requests, answers, strict=True):

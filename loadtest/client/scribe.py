@@ -128,11 +128,12 @@ class Scribe:
             times,
             [data for _, _, data in reads],
             closed=request.closed,
-            keep_text=self.seen.wants_text,
+            keep_text=self.seen.wants_text(self.plan),
             route=self.plan.route,
         )
         answer = yield from steps
         give_reason(request, answer)
+        self.seen.validate(self.plan, request, answer)
         self.seen.note(self.plan, request, answer)
         request.reads = []
         self.rows.append(Row(request, answer, times[0] if times else None))

@@ -207,13 +207,16 @@ def ending_problems(found: Endings | None) -> tuple[list[str], list[str]]:
         for asked, names in found.named.items()
         if len(names) > 1
     ]
+    warnings = []
+    if found.num_validated == 0:
+        warnings.append("no answer was whole, so that its JSON or its calls could be checked")
     num_without, total = found.finish_reasons.get("", 0), sum(found.finish_reasons.values())
-    if not num_without:
-        return problems, []
-    if num_without < total:
+    if 0 < num_without < total:
         text = f"{num_without} of {total} answers have no finish reason, as the others have"
-        return [*problems, f"{text}: they may be cut off"], []
-    return problems, ["no answer has a finish reason: one that is cut off looks like the others"]
+        problems.append(f"{text}: they may be cut off")
+    elif num_without:
+        warnings.append("no answer has a finish reason: one that is cut off looks like the others")
+    return problems, warnings
 
 
 def repeat_problems(

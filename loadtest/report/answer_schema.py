@@ -49,6 +49,9 @@ class Endings(Part):
     """Answers by finish reason; an empty reason is none."""
     named: dict[str, dict[str, int]]
     """By the name that was asked, the answers by the model that they name."""
+    num_validated: int | None
+    """Measured answers whose form was checked: they succeeded or are `malformed_answer` or
+    `malformed_call`. Null if the requests ask for any text."""
 
 
 class RepeatFigures(Part):

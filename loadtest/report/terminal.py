@@ -79,6 +79,9 @@ def _drift_lines(scenario: ScenarioReport) -> list[str]:
 
 def _answer_lines(scenario: ScenarioReport) -> list[str]:
     lines = []
+    endings = scenario.endings
+    if endings is not None and endings.num_validated is not None:
+        lines.append(f"  {endings.num_validated} answers were checked for the form that was asked")
     if (answers := scenario.answers) is not None:
         lines.append(
             f"  {answers.num_equal} of {answers.num_compared} answers to the reference's prompts "

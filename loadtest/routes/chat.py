@@ -66,7 +66,7 @@ _decode_text = msgspec.json.Decoder(str).decode
 class ChatEvents(Events):
     """Reads the events of `/v1/chat/completions` and `/v1/completions`."""
 
-    __slots__ = ("after", "alike_is_content", "before", "begins")
+    __slots__ = ("after", "alike_is_content", "before", "begins", "calls")
 
     def __init__(self, answer: Answer, times: Sequence[int], *, keeps_text: bool = True) -> None:
         super().__init__(answer, times, keeps_text=keeps_text)
@@ -75,6 +75,8 @@ class ChatEvents(Events):
         """The bytes around the text of an event, with its quotes. Most events of a response differ
         only in the text."""
         self.alike_is_content = False
+        self.calls: dict[Any, list[str]] = {}
+        """Name and arguments of each call of a tool, by its index."""
         self.begins: dict[int, bytes] = {}
         """The beginning of a read of each size: the size line, and the bytes before the text."""
 
@@ -130,6 +132,8 @@ class ChatEvents(Events):
         text = _text_of(choice)
         if text:
             is_content = choice.delta is None or bool(choice.delta.content)
+            if self.keeps_text and choice.delta is not None and choice.delta.tool_calls:
+                self.add_calls(choice.delta.tool_calls)
             self.add(text, place, is_content=is_content)
             if usage is not None and (so_far := count_of(usage.completion_tokens)) is not None:
                 answer.token_counts.append(so_far)
@@ -145,6 +149,18 @@ class ChatEvents(Events):
                 self.end("error_event", f"finish_reason is error: {said}")
         elif text and usage is None and self.before is None:
             self.learn(payload, text)
+
+    def add_calls(self, parts: Any) -> None:
+        """Put parts of calls together; a server sends a name whole and arguments in pieces."""
+        for place, part in enumerate(parts if isinstance(parts, list) else []):
+            function = fields_of(fields_of(part).get("function"))
+            index = fields_of(part).get("index")
+            call = self.calls.setdefault(place if index is None else str(index), ["", ""])
+            arguments = function.get("arguments") or ""
+            is_text = isinstance(arguments, str)
+            call[0] += str(function.get("name") or "")
+            call[1] += arguments if is_text else json.dumps(arguments)
+        self.answer.calls = [(name, arguments) for name, arguments in self.calls.values()]
 
     def learn(self, payload: bytes, text: str) -> None:
         """Find the place of the text in an event, and prove it by putting another text there."""

@@ -514,7 +514,7 @@ from loadtest.client.prepare import make_plan
 from loadtest.measure import judged
 from loadtest.client.processes import run_workers
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ConfigError, ServerError
+from tuneline.core.errors import ServerError
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
 config = LoadTestConfig.model_validate({{

@@ -21,6 +21,7 @@ from loadtest.config import LoadTestConfig
 from loadtest.measure import judged
 from loadtest.report.build import Result, endpoint_report
 from loadtest.run import check_served, run_loadtest
+from tests.integration.loadtest.client import quirks
 from tests.integration.loadtest.client.quirks import QUIRKS, WHOLE, Quirk
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -138,6 +139,26 @@ def test_each_quirk_is_judged_rightly(name: str, measured: tuple[list[str], Resu
     answer = parse_response([0], [head + body + end], closed=True)
     assert (answer.error or "", quirk.says in answer.message) == (quirk.error or "", True)
     assert quirk.error is None or quirk.error in result.examples
+
+
+def test_an_answer_without_the_form_that_was_asked_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text, finish in (
+        ("right", "{}", "stop"),
+        ("wrong", "{", "stop"),
+        ("cut", "{", "length"),
+    ):
+        body = quirks.chunk(text) + quirks.chunk(finish=finish) + quirks.USAGE + quirks.DONE
+        monkeypatch.setitem(QUIRKS, name, Quirk(body))
+    prompts = [[{"role": "user", "content": name}] for name in ("right", "wrong", "cut")]
+    asked = {"response_format": {"type": "json_object"}}
+    with quirk_server() as (_, endpoint):
+        chosen = config(12, extra_body=asked)
+        plan, workload = make_plan(chosen, chosen.scenarios[0], endpoint, prompts, seed=0)
+        result = judged(chosen, chosen.scenarios[0], plan, workload, run_workers(plan, None))
+    assert result.stats.errors == {"malformed_answer": 4}
+    assert result.judgement.verdict == "FAIL"
+    assert result.endings is not None and result.endings.num_validated == 8
+    assert "not JSON" in result.examples["malformed_answer"][0]
 
 
 def test_answers_without_done_are_noted(measured: tuple[list[str], Result]) -> None:

@@ -464,6 +464,11 @@ def test_a_run_without_a_success_fails_whatever_its_objectives(open_loop: bool) 
     [
         ({"finish_reasons": {"stop": 9, "length": 3}, "named": {"m": {"m-2026": 12}}}, "PASS", ""),
         ({"finish_reasons": {"": 12}, "named": {}}, "PASS", "no answer has a finish reason"),
+        (
+            {"finish_reasons": {"length": 12}, "named": {}, "num_validated": 0},
+            "PASS",
+            "no answer was whole, so that its JSON or its calls could be checked",
+        ),
         ({"finish_reasons": {"stop": 9, "": 3}, "named": {}}, "INVALID", "3 of 12 answers have no"),
         (
             {"finish_reasons": {"stop": 12}, "named": {"m": {"m": 9, "small": 3}}},
@@ -475,7 +480,7 @@ def test_a_run_without_a_success_fails_whatever_its_objectives(open_loop: bool) 
 def test_answers_of_two_models_or_without_an_end_void_a_run(
     endings: dict[str, Any], expected: str, words: str
 ) -> None:
-    found = verdict(measured(), evidence={"endings": Endings(**endings)})
+    found = verdict(measured(), evidence={"endings": Endings(**{"num_validated": None, **endings})})
     assert found.verdict == expected
     assert words in " ".join([*found.problems, *found.warnings])
     assert not found.is_worth_repeating
