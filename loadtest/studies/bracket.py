@@ -8,7 +8,7 @@ from typing import Literal
 
 Outcome = Literal["holds", "fails", "too low"]
 
-MAX_LOADS = 16
+MAX_BISECTIONS = 16
 LOWEST_SHARE = 8
 """The search gives up below the first load divided by this."""
 
@@ -30,7 +30,8 @@ def bracket(
     failing: float | None = None
     lower: float | None = None
     load = start
-    for _ in range(MAX_LOADS):
+    num_bisections = 0
+    while True:
         outcome = yield load
         if outcome == "holds":
             best = lower = load
@@ -48,7 +49,9 @@ def bracket(
             load = min(2 * lower, most)
         elif failing / lower - 1 <= precision or (is_whole and failing - lower <= 1):
             return best, failing
+        elif num_bisections == MAX_BISECTIONS:
+            return best, failing
         else:
+            num_bisections += 1
             middle = math.sqrt(lower * failing)
             load = float(round(middle)) if is_whole else middle
-    return best, failing

@@ -60,7 +60,7 @@ def test_choices_and_expressions_are_checked(
 
 
 def answer_with(*deltas: dict[str, Any], finish: str = "tool_calls") -> Answer:
-    choices = [{"delta": one, "finish_reason": None} for one in deltas]
+    choices: list[dict[str, Any]] = [{"delta": one, "finish_reason": None} for one in deltas]
     choices.append({"delta": {}, "finish_reason": finish})
     body = b"".join(b"data: %b\n\n" % json.dumps({"choices": [one]}).encode() for one in choices)
     body += b"data: [DONE]\n\n"
