@@ -10,15 +10,16 @@ from pathlib import Path
 
 from loadtest.client.headers import with_headers
 from loadtest.client.processes import SpillTo
+from loadtest.client.records import records_path
 from loadtest.client.server_check import Served, probe, unlisted
 from loadtest.client.spill import SUFFIX
 from loadtest.config import LoadTestConfig
 from loadtest.measure import measure_scenario
-from loadtest.report.build import Result, load_report, summary_metrics
-from loadtest.report.files import records_path, sample_path
+from loadtest.report.build import Result, load_report, scenario_report, summary_metrics
+from loadtest.report.files import sample_path
 from loadtest.report.plots import plot_latency_cdf, plot_ttft_over_time
 from loadtest.report.schema import REPORT_FILE, LoadReport
-from loadtest.report.terminal import report_lines
+from loadtest.report.terminal import scenario_lines
 from loadtest.workload.checks import Checks, read_checks
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.digests import short_digest
@@ -69,27 +70,31 @@ def run_loadtest(
         new_artifact(out, "load-report", config=resolved, inputs=inputs) as draft,
         _kept_records(draft.dir, out.with_name(f"{out.name}.records")),
     ):
-        results = [
-            _measure_until_valid(config, number, endpoint, prompts, checks, draft.dir)
-            for number in range(len(config.scenarios))
-        ]
+        results = []
+        for number in range(len(config.scenarios)):
+            result = _measure_until_valid(config, number, endpoint, prompts, checks, draft.dir)
+            results.append(result)
+            # At once: a later scenario may end the run.
+            save_records(result, draft.dir)
+            for line in scenario_lines(scenario_report(config, result)):
+                logger.info("%s", line)
         report = load_report(config, endpoint, served, inputs, results)
         write_report(report, results, draft.dir)
         draft.metrics.update(summary_metrics(report))
-    for line in report_lines(report):
-        logger.info("%s", line)
     return open_artifact(out)
 
 
 @contextmanager
 def _kept_records(directory: Path, kept: Path) -> Iterator[None]:
-    """Move what a long run has written to `kept` if the block raises: the directory is removed."""
+    """Move the records to `kept` if the block raises: the directory is removed."""
     is_whole = False
     try:
         yield
         is_whole = True
     finally:
-        found = [] if is_whole else sorted(directory.glob(f"*{SUFFIX}"))
+        found = (
+            [] if is_whole else sorted([*directory.glob(f"*{SUFFIX}"), *directory.glob("*.npz")])
+        )
         if found:
             # Another folder than an earlier run's, whose records may be of more processes.
             names = (kept, *(kept.with_name(f"{kept.name}-{n}") for n in range(2, 1000)))
@@ -184,11 +189,14 @@ def check_served(config: LoadTestConfig, endpoint: Endpoint, inputs: Sequence[In
     return served
 
 
+def save_records(result: Result, directory: Path) -> None:
+    """Write the raw records of a scenario, or the sample of a long run's."""
+    path = (sample_path if result.is_spilled else records_path)(directory, result.scenario.name)
+    result.records.save(path)
+
+
 def write_report(report: LoadReport, results: Sequence[Result], directory: Path) -> None:
-    """Write `report.json`, the raw records and the plots."""
+    """Write `report.json` and the plots."""
     write_document(report, directory / REPORT_FILE)
-    for result in results:
-        name = result.scenario.name
-        result.records.save((sample_path if result.is_spilled else records_path)(directory, name))
     plot_latency_cdf(results, directory)
     plot_ttft_over_time(results, directory)

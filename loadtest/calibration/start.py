@@ -53,6 +53,7 @@ def known_server(*options: str, tls: bool = False) -> Iterator[StartedServer]:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "loadtest.calibration.known_server", *words],
             stdout=subprocess.PIPE, text=True, env=subprocess_environment(),
+            start_new_session=True,  # Ctrl-C in a terminal is for the load test
         )  # fmt: skip
         try:
             assert process.stdout is not None  # noqa: S101 (started with a pipe)

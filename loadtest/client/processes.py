@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import mmap
@@ -20,7 +21,7 @@ import numpy as np
 
 from loadtest.client.headers import header_values
 from loadtest.client.plan import Plan
-from loadtest.client.records import Records, concatenate, join_records
+from loadtest.client.records import Records, concatenate, join_records, records_path
 from loadtest.client.spill import SPILL_READS, SUFFIX, SpillFile, read_chunks
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.secrets import HIDDEN, hide_secrets
@@ -29,6 +30,8 @@ NUM_COUNTERS = 3
 START_DELAY_S = 0.2
 WATCH_INTERVAL_S = 1.0
 BATCH_ROWS = 4096
+KEEP_S = 20.0
+"""Time in which interrupted processes parse and write what they have read."""
 END_MARGIN_S = 60.0
 """Time for connecting, closing and parsing."""
 
@@ -138,6 +141,9 @@ def run_workers(
             start_unix_s, delay_s = _begin(processes, start)
             deadline_s = time.monotonic() + delay_s + longest_s(plan) + END_MARGIN_S
             ended_early = _watch_to_the_end(processes, counters, watch, deadline_s)
+        except KeyboardInterrupt:
+            _keep_records(processes, out, spill)
+            raise
         finally:
             _end(processes)
             for one in counters:
@@ -153,6 +159,23 @@ def run_workers(
         if spill is not None and spills and len(records):
             records = _spill_rest(spill, spills, records)
         return Measured(records, accounts, start_unix_s, ended_early, tuple(spills))
+
+
+def _keep_records(processes: list[subprocess.Popen[str]], out: Path, spill: SpillTo | None) -> None:
+    """End the processes of a run that the user interrupts, and keep the records of its requests
+    where the report would have been."""
+    if spill is None:
+        return
+    for process in processes:
+        process.terminate()
+    deadline_s = time.monotonic() + KEEP_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=max(deadline_s - time.monotonic(), 0.001))
+    # The file that a long run has written stays there.
+    parts = [Records.load(path) for path in sorted(out.glob("records-*.npz"))]
+    if any(map(len, parts)):
+        join_records(parts).save(records_path(spill.directory, spill.scenario))
 
 
 def _without(words: Any, secrets: Sequence[str]) -> Any:

@@ -105,6 +105,11 @@ class Records:
         return replace(self, num_events=num_events, event_s=nothing, event_tokens=nothing)
 
 
+def records_path(directory: Path, scenario: str) -> Path:
+    """Return where the records of a scenario are kept."""
+    return directory / f"records-{scenario}.npz"
+
+
 def concatenate(parts: list[Records]) -> Records:
     """Put records after each other."""
     return Records(

@@ -74,11 +74,6 @@ def report_of(artifact: Artifact) -> LoadReport:
     return read_document(artifact.path / REPORT_FILE, LoadReport)
 
 
-def records_path(directory: Path, scenario: str) -> Path:
-    """Return where the records of a scenario are kept."""
-    return directory / f"records-{scenario}.npz"
-
-
 def sample_path(directory: Path, scenario: str) -> Path:
     """Return where a sample of a long run's records is kept, for plots."""
     return directory / f"sample-{scenario}.npz"
@@ -86,7 +81,7 @@ def sample_path(directory: Path, scenario: str) -> Path:
 
 def load_records(directory: Path, scenario: str) -> Records:
     """Return all records of a scenario, also of a long run, which takes memory for each event."""
-    from loadtest.client.records import Records, join_records
+    from loadtest.client.records import Records, join_records, records_path
     from loadtest.client.spill import read_chunks, spill_files
 
     files = spill_files(directory, scenario)
@@ -100,7 +95,7 @@ def load_requests(directory: Path, scenario: str) -> Records:
     that of the whole records."""
     import numpy as np
 
-    from loadtest.client.records import Records, join_records
+    from loadtest.client.records import Records, join_records, records_path
     from loadtest.client.spill import read_chunks, spill_files
 
     files = spill_files(directory, scenario)

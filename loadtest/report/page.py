@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.client.records import CANCELLED, SUCCEEDED, Records
+from loadtest.client.records import CANCELLED, SUCCEEDED, Records, records_path
 from loadtest.judging.latency import latency_values
 from loadtest.percentiles import name_of, percentile_of
-from loadtest.report.files import records_path, report_of, sample_path
+from loadtest.report.files import report_of, sample_path
 from loadtest.report.schema import LoadReport, ScenarioReport
 from loadtest.report.soak_page import soak_plots
 from loadtest.report.terminal import gpu_text, latency_rows

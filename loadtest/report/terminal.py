@@ -23,10 +23,11 @@ OPTIONAL_ROWS = ("worst_gap_s",)
 
 def report_lines(report: LoadReport) -> list[str]:
     """Return the figures of a report as a table in plain text."""
-    return [line for scenario in report.scenarios for line in _scenario_lines(scenario)]
+    return [line for scenario in report.scenarios for line in scenario_lines(scenario)]
 
 
-def _scenario_lines(scenario: ScenarioReport) -> list[str]:
+def scenario_lines(scenario: ScenarioReport) -> list[str]:
+    """Return the figures of one scenario as a table in plain text."""
     requests = scenario.requests
     lines = [
         f"{scenario.name}: {scenario.verdict}: {requests.succeeded} of {requests.offered} requests "

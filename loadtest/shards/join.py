@@ -21,7 +21,7 @@ from loadtest.report.build import load_report, summary_metrics
 from loadtest.report.files import read_document
 from loadtest.report.schema import Calibration
 from loadtest.report.terminal import report_lines
-from loadtest.run import write_report
+from loadtest.run import save_records, write_report
 from loadtest.shards.shard import RECORDS_FILE, SHARD_FILE, ShardReport
 from loadtest.workload.build import Workload
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
@@ -78,6 +78,7 @@ def join_shards(paths: Sequence[Path], out: Path) -> Artifact:
     resolved = config.model_dump(mode="json")
     with new_artifact(out, "load-report", config=resolved, inputs=inputs) as draft:
         report = load_report(config, endpoint, served, inputs, [result])
+        save_records(result, draft.dir)
         write_report(report, [result], draft.dir)
         draft.metrics.update(summary_metrics(report))
     for line in report_lines(report):

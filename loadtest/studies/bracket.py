@@ -47,9 +47,11 @@ def bracket(
             if lower >= most:
                 return best, None
             load = min(2 * lower, most)
-        elif failing / lower - 1 <= precision or (is_whole and failing - lower <= 1):
-            return best, failing
-        elif num_bisections == MAX_BISECTIONS:
+        elif (
+            failing / lower - 1 <= precision
+            or (is_whole and failing - lower <= 1)
+            or num_bisections == MAX_BISECTIONS
+        ):
             return best, failing
         else:
             num_bisections += 1

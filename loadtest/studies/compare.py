@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from loadtest.client.headers import with_headers
+from loadtest.client.records import records_path
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, endpoint_report, scenario_report
-from loadtest.report.files import load_requests, records_path, report_of
+from loadtest.report.files import load_requests, report_of
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION, EndpointReport, LoadReport
 from loadtest.run import check_served
 from loadtest.studies.differences import answer_tokens, differences, judge_comparison

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.client.headers import with_headers
+from loadtest.client.records import records_path
 from loadtest.config import LoadTestConfig
 from loadtest.judging.verdict import worst
 from loadtest.report.build import endpoint_report, scenario_report
-from loadtest.report.files import records_path
 from loadtest.report.plots import plot_loads
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served

@@ -15,6 +15,7 @@ import pytest
 
 from loadtest import run as run_module
 from loadtest.client.processes import SpillTo
+from loadtest.client.records import Records
 from loadtest.client.spill import read_chunks
 from loadtest.judging import long_reading, samples
 from loadtest.judging.latency import tpot_s
@@ -23,6 +24,7 @@ from loadtest.report.formats import report_text
 from loadtest.report.page import _tokens_per_s
 from loadtest.run import run_loadtest
 from loadtest.studies.compare import compare_reports
+from tests.integration.loadtest.conftest import Known
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ServerError
@@ -173,6 +175,37 @@ def test_a_killed_client_process_leaves_the_records(known: Any, tmp_path: Path) 
     assert not (tmp_path / "a").exists()
     (kept,) = (tmp_path / "a.records").iterdir()
     assert sum(map(len, read_chunks(kept))) >= 50
+
+
+def test_an_interrupted_run_keeps_the_records_of_every_scenario(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from loadtest.run import run_loadtest
+from tests.integration.loadtest.conftest import known_server
+from tests.integration.loadtest.small import PROMPTS, config
+one = {{"name": "one", "concurrency": 2, "num_requests": 10}}
+two = {{"name": "two", "concurrency": 2, "duration_s": 60.0}}
+with known_server("--ttft-s", "0.01", "--itl-s", "0.001") as server:
+    print(server.port, flush=True)
+    run_loadtest(config(scenarios=[one, two]), server.endpoint, Path({str(tmp_path / "a")!r}),
+                 prompts=PROMPTS)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    known = Known(process, int(process.stdout.readline()))
+    deadline_s = time.monotonic() + 30
+    while len(known.truths()) < 100:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode != 0 and not (tmp_path / "a").exists()
+    assert "its records so far are in" in said
+    one, two = (Records.load(tmp_path / "a.records" / f"records-{n}.npz") for n in ("one", "two"))
+    assert len(one) == 15 and (one.state == 0).all()
+    assert len(two) > 50 and np.mean(two.state == 0) > 0.9
 
 
 def test_a_leak_and_a_drift_of_the_server_fail_the_soak(
