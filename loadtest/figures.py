@@ -110,6 +110,7 @@ def _in_memory(
         ended_early=measured.ended_early,
         num_turns=None if plan.sessions is None else plan.sessions.num_turns,
         kept_share=None if plan.sessions is None else plan.sessions.kept_share,
+        agents=plan.sessions if plan.sessions is not None and plan.sessions.lanes else None,
     )
     ended = ~np.isnan(records.end_s) & ~records.warmup & (records.state != CANCELLED)
     lengths = (records.end_s - records.intended_s)[ended]

@@ -92,7 +92,7 @@ class WorkloadConfig(StrictModel):
     token ids of exact lengths through `/v1/completions`. `sharegpt`: a JSON file of conversations.
     `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks. With `sessions` also
     `messages`: JSON Lines with `messages`; `otel`: OpenTelemetry GenAI spans as OTLP JSON; `weka`:
-    a trace of an agent with blocks and think times."""
+    a trace of an agent with blocks, think times and sub-agents."""
     path: Path | None = Field(default=None, json_schema_extra={"keyed": False})
     """The file of a source that reads one, relative to the current directory."""
     input_tokens: Length | None = None

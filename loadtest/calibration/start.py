@@ -26,6 +26,7 @@ class StartedServer:
     endpoint: Endpoint
     ca_file: str | None
     """File of its certificate's authority; None without TLS."""
+    pid: int
 
     def truths(self) -> list[dict[str, Any]]:
         """Return the server's own record, an entry per request."""
@@ -65,7 +66,9 @@ def known_server(*options: str, tls: bool = False) -> Iterator[StartedServer]:
                     f"the bundled server of known delays ended with code {process.wait()}"
                 )
             scheme, port = "https" if tls else "http", json.loads(line)["port"]
-            yield StartedServer(Endpoint(f"{scheme}://127.0.0.1:{port}/v1", "known"), ca_file)
+            yield StartedServer(
+                Endpoint(f"{scheme}://127.0.0.1:{port}/v1", "known"), ca_file, process.pid
+            )
         finally:
             process.kill()
             process.wait()

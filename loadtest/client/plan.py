@@ -38,6 +38,12 @@ class SessionPlan:
     """A part of each first turn that every session replaces by its own."""
     kept: list[float] = field(default_factory=list)
     """Per turn: the share of the prompt before that the turn's prompt begins with."""
+    lanes: list[int] = field(default_factory=list)
+    """Per turn: 0 for the conversation itself, another number for each of its sub-agents; empty
+    without sub-agents. Turns of a lane have neighbouring places, the conversation's own first."""
+    waits_for: list[list[int]] = field(default_factory=list)
+    """Per turn: the turns of its conversation whose ends it waits for; empty if each waits for the
+    turn before."""
 
     def conversation(self, session: int) -> int:
         """Return the number of a session's conversation."""
@@ -55,6 +61,25 @@ class SessionPlan:
     def kept_share(self, session: int, turn: int) -> float:
         """Return the share of the prompt before that a turn's prompt begins with."""
         return self.kept[self.place(session, turn)]
+
+    def lane(self, session: int, turn: int) -> int:
+        """Return the lane of a turn."""
+        return self.lanes[self.place(session, turn)] if self.lanes else 0
+
+    def waited_for(self, session: int, turn: int) -> list[int]:
+        """Return the turns whose ends a turn waits for."""
+        if self.waits_for:
+            return self.waits_for[self.place(session, turn)]
+        return [turn - 1] if turn else []
+
+    def next_turns(self, session: int) -> list[list[int]]:
+        """Return by turn the turns that wait for its end."""
+        count = self.num_turns(session)
+        found: list[list[int]] = [[] for _ in range(count)]
+        for turn in range(count):
+            for one in self.waited_for(session, turn):
+                found[one].append(turn)
+        return found
 
     @property
     def mean_turns(self) -> float:

@@ -27,13 +27,18 @@ than that all the same."""
 class Session:
     """One conversation while it runs."""
 
-    __slots__ = ("history", "number", "turn")
+    __slots__ = ("ends_ns", "histories", "is_over", "num_open", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.turn = 0
-        self.history: list[bytes] = []
-        """The JSON of what was said, up to and with this turn's own part."""
+        self.num_open = 0
+        """Turns that are in flight, or that have a time at which they are due."""
+        self.is_over = False
+        """A turn has failed: no further turn begins."""
+        self.histories: dict[int, list[bytes]] = {}
+        """By lane, the JSON of what was said, up to and with the own part of the turn that runs."""
+        self.ends_ns: dict[int, list[int]] = {}
+        """Of each turn that waits for others: the ends of these so far."""
 
 
 class SessionClient(Client):
@@ -49,10 +54,12 @@ class SessionClient(Client):
         self.closes = [text.encode() for text in plan.sessions.closes]
         self.headers_end = f"\r\n{header_lines(plan.headers, key)}Content-Length: ".encode()
         self.tails = []
+        self.next_turns: dict[int, list[list[int]]] = {}
+        """By conversation; see `SessionPlan.next_turns`."""
         self.session_of: dict[int, Session] = {}
         """By the index of the request that is in flight."""
         self.due: list[tuple[int, int, Session]] = []
-        """Turns that wait for their time: a heap of times, sessions' numbers and sessions."""
+        """Turns that wait for their time: a heap of times, indices of requests and sessions."""
         self.turn_timer = KernelTimer(self.loop, self.begin_turns)
         if plan.sessions.shortest_delay_s < LONG_DELAY_S:
             self.most_nap_ns = MIN_NAP_NS
@@ -68,27 +75,31 @@ class SessionClient(Client):
     # --- sending ---
 
     def arrive(self, number: int, due_ns: int) -> None:
-        self.begin_turn(Session(number), due_ns)
+        session = Session(number)
+        session.num_open = 1
+        self.begin_turn(session, 0, due_ns)
 
-    def begin_turn(self, session: Session, due_ns: int) -> None:
+    def begin_turn(self, session: Session, turn: int, due_ns: int) -> None:
         sessions = self.sessions
-        place = sessions.place(session.number, session.turn)
+        place = sessions.place(session.number, turn)
         added = self.added[place]
-        if sessions.nonce and session.turn == 0:
+        if sessions.nonce and turn == 0:
             added = self.own(added, session)
+        history = session.histories.setdefault(sessions.lane(session.number, turn), [])
         if sessions.is_fresh[place]:
-            session.history.clear()
-        session.history.append(added)
-        index = session.number * sessions.stride + session.turn
+            history.clear()
+        history.append(added)
+        index = session.number * sessions.stride + turn
         self.session_of[index] = session
         self.begin(index, due_ns)
 
     def tail_of(self, request: Request) -> bytes:
         session = self.session_of[request.index]
-        number = self.sessions.conversation(session.number)
-        place = self.sessions.place(session.number, session.turn)
-        history, close = b", ".join(session.history), self.closes[place]
-        if self.sessions.nonce:  # a route may have the system's messages after the history
+        sessions, turn = self.sessions, request.index % self.sessions.stride
+        number = sessions.conversation(session.number)
+        history = b", ".join(session.histories[sessions.lane(session.number, turn)])
+        close = self.closes[sessions.place(session.number, turn)]
+        if sessions.nonce:  # a route may have the system's messages after the history
             close = self.own(close, session)
         size = len(self.opens[number]) + len(history) + len(close)
         return b"%b%d\r\n\r\n%b%b%b" % (
@@ -103,12 +114,12 @@ class SessionClient(Client):
     def begin_turns(self) -> None:
         """Send every turn that is due; then sleep until the next."""
         while self.due:
-            due_ns, _, session = self.due[0]
+            due_ns, index, session = self.due[0]
             if due_ns > monotonic_ns():
                 self.turn_timer.at(due_ns)
                 return
             heapq.heappop(self.due)
-            self.begin_turn(session, due_ns)
+            self.begin_turn(session, index % self.sessions.stride, due_ns)
 
     def next_due_ns(self) -> int:
         next_turn_ns = self.due[0][0] if self.due else NEVER_NS
@@ -120,18 +131,32 @@ class SessionClient(Client):
     # --- ends ---
 
     def follow(self, request: Request, *, pause: bool) -> None:
-        """Plan the next turn of a session after one has ended, or end the session."""
+        """Plan the next turns of a session after one has ended, or end the session."""
         session = self.session_of.pop(request.index)
-        ended = pause or self.stopping or request.error is not None
-        if ended or not self.plan_next(session, request):
+        session.num_open -= 1
+        if not session.is_over:
+            failed = pause or self.stopping or request.error is not None
+            session.is_over = failed or not self.plan_next(session, request)
+            if session.is_over and session.num_open:
+                self.drop_due(session)
+        if not session.num_open:
             self.free_slot(pause=pause)
 
+    def drop_due(self, session: Session) -> None:
+        """Take the turns of a session that is over out of the heap; others may be in flight."""
+        kept = [one for one in self.due if one[2] is not session]
+        session.num_open -= len(self.due) - len(kept)
+        heapq.heapify(kept)
+        self.due = kept
+
     def plan_next(self, session: Session, request: Request) -> bool:
-        """Put the next turn of a session into the heap; return False if none follows."""
-        sessions = self.sessions
-        if session.turn + 1 >= sessions.num_turns(session.number):
-            return False
-        said = self.answers[sessions.place(session.number, session.turn)]
+        """Put the turns that wait for nothing else into the heap; return False if the session
+        cannot go on."""
+        sessions, turn = self.sessions, request.index % self.sessions.stride
+        following = self.following(session.number)[turn]
+        if not following:
+            return True
+        said = self.answers[sessions.place(session.number, turn)]
         if sessions.keeps_own:
             reads = [data for _, _, data in request.reads]
             answer = parse_response(
@@ -143,14 +168,30 @@ class SessionClient(Client):
             message = {"role": "assistant", "content": answer.content}
             said = json.dumps(message, ensure_ascii=False).encode()
         if said:
-            session.history.append(said)
-        session.turn += 1
-        delays_s = sessions.delays_s[session.number % len(sessions.delays_s)]
-        due_ns = self.end_of(request) + round(delays_s[session.turn] * 1e9)
-        heapq.heappush(self.due, (due_ns, session.number, session))
-        if self.due[0][2] is session:
-            self.turn_timer.at(due_ns)
+            session.histories[sessions.lane(session.number, turn)].append(said)
+        for one in following:
+            ends_ns = session.ends_ns.setdefault(one, [])
+            ends_ns.append(self.end_of(request))
+            if len(ends_ns) == len(sessions.waited_for(session.number, one)):
+                self.push(session, one, max(session.ends_ns.pop(one)))
         return True
+
+    def following(self, number: int) -> list[list[int]]:
+        """Return by turn the turns that wait for its end, of a session's conversation."""
+        conversation = self.sessions.conversation(number)
+        if conversation not in self.next_turns:
+            self.next_turns[conversation] = self.sessions.next_turns(number)
+        return self.next_turns[conversation]
+
+    def push(self, session: Session, turn: int, end_ns: int) -> None:
+        """Put a turn into the heap, whose delay begins at a time."""
+        delays_s = self.sessions.delays_s[session.number % len(self.sessions.delays_s)]
+        due_ns = end_ns + round(delays_s[turn] * 1e9)
+        index = session.number * self.sessions.stride + turn
+        heapq.heappush(self.due, (due_ns, index, session))
+        session.num_open += 1
+        if self.due[0][1] == index:
+            self.turn_timer.at(due_ns)
 
     def end_of(self, request: Request) -> int:
         """Return when the last byte of a response had arrived, by the kernel if it says."""

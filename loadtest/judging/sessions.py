@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,14 @@ MAX_TURNS_SHOWN = 32
 
 KeptShare = Callable[[int, int], float]
 """Of a session and a turn: the share of the prompt before that the turn's prompt begins with."""
+
+
+class Agents(Protocol):
+    """Says which turns of a session are of sub-agents; see `SessionPlan`."""
+
+    def lane(self, session: int, turn: int) -> int: ...
+
+    def waited_for(self, session: int, turn: int) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -63,25 +72,39 @@ def sessions_of(measured: Records, num_turns: Callable[[int], int]) -> Sessions:
     """
     starts, sizes = bounds_of(measured.session)
     planned = np.array([num_turns(int(number)) for number in measured.session[starts]], np.int64)
-    last = starts + sizes - 1
     ok = measured.state == SUCCEEDED
     num_ok = np.add.reduceat(ok.astype(np.int64), starts) if len(starts) else planned
     any_failed = np.isin(np.arange(len(starts)), _owners(measured, starts, sizes, FAILED))
     whole = num_ok == planned
     left = np.isin(np.arange(len(starts)), _owners(measured, starts, sizes, CANCELLED))
     state = np.where(whole, SUCCEEDED, np.where(any_failed, FAILED, np.where(left, CANCELLED, 2)))
-    waits = np.where(ok, measured.last_token_s - measured.intended_s, 0.0)
-    total_waits = np.add.reduceat(waits, starts) if len(starts) else np.zeros(0)
     begin_s = measured.intended_s[starts]
+    last_s = np.fmax.reduceat(measured.last_token_s, starts) if len(starts) else begin_s
+    total_waits = np.add.reduceat(_waits(measured), starts) if len(starts) else begin_s
     return Sessions(
         begin_s=begin_s,
-        end_s=measured.end_s[last],
+        end_s=np.fmax.reduceat(measured.end_s, starts) if len(starts) else begin_s,
         state=state.astype(np.uint8),
         num_turns=planned,
         num_sent=sizes.astype(np.int64),
-        session_s=np.where(whole, measured.last_token_s[last] - begin_s, np.inf)[~left],
+        session_s=np.where(whole, last_s - begin_s, np.inf)[~left],
         session_wait_s=np.where(whole, total_waits, np.inf)[~left],
     )
+
+
+def _waits(measured: Records) -> Values:
+    """Return the seconds that each request waits for its answer, without those in which an earlier
+    request of its session waits as well: sub-agents wait next to each other."""
+    waits = np.where(measured.state == SUCCEEDED, measured.last_token_s - measured.intended_s, 0.0)
+    order = np.lexsort((measured.intended_s, measured.session))
+    same = np.diff(measured.session[order]) == 0
+    begin_s, until_s = measured.intended_s[order], -np.inf
+    for place, wait in enumerate(waits[order]):
+        until_s = until_s if place and same[place - 1] else -np.inf
+        if begin_s[place] < until_s:
+            waits[order[place]] = max(begin_s[place] + wait - until_s, 0.0)
+        until_s = max(until_s, begin_s[place] + wait)
+    return waits
 
 
 def _owners(
@@ -99,9 +122,17 @@ def failed_share(sessions: Sessions) -> Share:
 
 
 def session_figures(
-    measured: Records, sessions: Sessions, num_warmup: int, kept_share: KeptShare | None
+    measured: Records,
+    sessions: Sessions,
+    num_warmup: int,
+    kept_share: KeptShare | None,
+    agents: Agents | None = None,
 ) -> SessionFigures:
-    """Return the report's part on sessions."""
+    """Return the report's part on sessions.
+
+    Args:
+        agents: Says which turns are of sub-agents; None without any.
+    """
     states = [int(np.sum(sessions.state == code)) for code in range(4)]
     failed = failed_share(sessions)
     return SessionFigures(
@@ -118,9 +149,9 @@ def session_figures(
         num_turns_not_reached=int(np.sum(sessions.num_turns - sessions.num_sent)),
         num_model_changes=int(np.sum(measured.error == "model_changed")),
         mean_in_flight=sessions.mean_in_flight,
-        delay_s=distribution(_delays(measured), withhold=False),
+        delay_s=distribution(_delays(measured, agents), withhold=False),
         prefix_reuse=prefix_reuse(measured, kept_share),
-        turns=_turns(measured),
+        turns=_turns(_own_turns(measured, agents)),
     )
 
 
@@ -148,8 +179,26 @@ def prefix_reuse(measured: Records, kept_share: KeptShare | None) -> float | Non
     return float(np.nansum(reused) / total)
 
 
-def _delays(measured: Records) -> Values:
+def _own_turns(measured: Records, agents: Agents | None) -> Records:
+    """Return the turns of the conversations themselves, without those of their sub-agents."""
+    if agents is None:
+        return measured
+    rows = zip(measured.session, measured.turn, strict=True)
+    own = [agents.lane(int(session), int(turn)) == 0 for session, turn in rows]
+    return measured.select(np.array(own, np.bool_))
+
+
+def _delays(measured: Records, agents: Agents | None) -> Values:
     """Return the seconds from the end of a turn to the time when the next one was due."""
+    if agents is not None:
+        keys = list(zip(measured.session.tolist(), measured.turn.tolist(), strict=True))
+        end_s = dict(zip(keys, measured.end_s.tolist(), strict=True))
+        found = [
+            begin_s - max(end_s[session, one] for one in before)
+            for (session, turn), begin_s in zip(keys, measured.intended_s.tolist(), strict=True)
+            if (before := agents.waited_for(session, turn))
+        ]
+        return np.array([delay for delay in found if not np.isnan(delay)], np.float64)
     follows = measured.session[1:] == measured.session[:-1]
     delays = (measured.intended_s[1:] - measured.end_s[:-1])[follows]
     known: Values = delays[~np.isnan(delays)]

@@ -28,6 +28,7 @@ from loadtest.judging.latency import (
     share_of_clustered,
 )
 from loadtest.judging.sessions import (
+    Agents,
     KeptShare,
     Sessions,
     failed_share,
@@ -89,6 +90,7 @@ def statistics(
     ended_early: bool = False,
     num_turns: Callable[[int], int] | None = None,
     kept_share: KeptShare | None = None,
+    agents: Agents | None = None,
 ) -> Statistics:
     """Return every figure of one scenario.
 
@@ -100,6 +102,7 @@ def statistics(
         ended_early: The run was given up: what was not sent by then was not to be sent.
         num_turns: With sessions: how many turns a session has.
         kept_share: With sessions: see `prefix_reuse`.
+        agents: With sessions that have sub-agents: see `session_figures`.
     """
     # Over 60 lines: one pass gathers every figure, and one call lists them all by name.
     whole = records.select(~records.warmup)
@@ -176,7 +179,7 @@ def statistics(
         sessions=None
         if sessions is None
         else session_figures(
-            whole, sessions, len(np.unique(records.session[records.warmup])), kept_share
+            whole, sessions, len(np.unique(records.session[records.warmup])), kept_share, agents
         ),
         failed_sessions=None if sessions is None else failed_share(sessions),
     )

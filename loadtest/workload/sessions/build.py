@@ -28,7 +28,13 @@ from loadtest.workload.checks import options_of as options_of_checks
 from loadtest.workload.content import Wanted
 from loadtest.workload.images import check_total, count_images, with_images, with_text_before
 from loadtest.workload.lengths import draw_lengths
-from loadtest.workload.sessions.conversation import Conversation, Turn, kept_shares
+from loadtest.workload.sessions.conversation import (
+    Conversation,
+    Turn,
+    cut_turns,
+    follows_of,
+    kept_shares,
+)
 from loadtest.workload.sessions.table import READERS
 from loadtest.workload_config import Delay, ImagesConfig, SessionsConfig
 from tuneline.core.artifact import canonical_digest
@@ -81,6 +87,7 @@ def build_sessions(
     tools = [one.tools for one in found for _ in one.turns]
     num_unchecked = sum(len(one.turns) for one in found[:num_others])
     is_chat = isinstance(turns[0].added[0], dict)
+    has_agents = any(turn.lane for turn in turns)
     if sessions.history == "own" and any(_has_tools(turn) for turn in turns):
         raise ConfigError(
             "workload.sessions.history is own; a conversation of the file has tools, whose results "
@@ -121,6 +128,8 @@ def build_sessions(
         order=order,
         nonce=nonce,
         kept=[share for one in found for share in kept_shares(one)],
+        lanes=[turn.lane for turn in turns] if has_agents else [],
+        waits_for=[row for one in found for row in follows_of(one.turns)] if has_agents else [],
     )
     added = [*without_images, *(turn.added for turn in turns[num_unchecked:])]
     contents = [
@@ -165,17 +174,13 @@ def _read(
     workload, sessions = config.workload, config.workload.sessions
     assert sessions is not None  # noqa: S101 (the caller asks for sessions)
     found = READERS[workload.source](Wanted(workload, given, rng, num_sessions))
-    found = [_cut(one, sessions.max_turns) for one in found if one.turns]
+    found = [cut_turns(one, sessions.max_turns) for one in found if one.turns]
     if not found:
         raise ConfigError("the load test has no conversations; expected at least one")
     is_trace = all(one.start_s is not None for one in found)
     if is_trace:
         return sorted(found, key=lambda one: one.start_s or 0.0), True
     return [found[place] for place in rng.permutation(len(found))], False
-
-
-def _cut(conversation: Conversation, max_turns: int | None) -> Conversation:
-    return replace(conversation, turns=conversation.turns[:max_turns])
 
 
 def _with_images(

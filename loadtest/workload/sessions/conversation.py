@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loadtest.workload.images import content_problem
@@ -28,6 +28,10 @@ class Turn:
     """The recorded length of the answer."""
     is_fresh: bool = False
     """The prompt starts anew: nothing of the history is sent."""
+    lane: int = 0
+    """0 for the conversation itself, another number for each sub-agent that runs next to it."""
+    follows: tuple[int, ...] | None = None
+    """The turns whose ends it waits for, by their places; None for the turn before."""
 
     @property
     def follows_tool(self) -> bool:
@@ -38,13 +42,42 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of one session, in order."""
+    """The turns of one session."""
 
     turns: list[Turn]
+    """The conversation's own in their order, then those of each sub-agent in theirs."""
     start_s: float | None = None
     """When the trace begins it, in seconds."""
     tools: Sequence[dict[str, Any]] = ()
     """The tools that every request of it brings."""
+
+
+def follows_of(turns: Sequence[Turn]) -> list[list[int]]:
+    """Return the places of the turns that each turn waits for."""
+    return [
+        list(turn.follows) if turn.follows is not None else [place - 1] if place else []
+        for place, turn in enumerate(turns)
+    ]
+
+
+def cut_turns(conversation: Conversation, max_turns: int | None) -> Conversation:
+    """Return a conversation with its first `max_turns` turns and the sub-agents that they start."""
+    turns = conversation.turns
+    if max_turns is None:
+        return conversation
+    new_place: dict[int, int] = {}
+    follows = follows_of(turns)
+    for place, turn in enumerate(turns):
+        if place < max_turns if turn.lane == 0 else all(one in new_place for one in follows[place]):
+            new_place[place] = len(new_place)
+    # An own turn may follow sub-agents, whose places come later; all of them are kept with it.
+    return replace(conversation, turns=[_moved(turns[place], new_place) for place in new_place])
+
+
+def _moved(turn: Turn, new_place: dict[int, int]) -> Turn:
+    if turn.follows is None:
+        return turn
+    return replace(turn, follows=tuple(new_place[one] for one in turn.follows))
 
 
 def turns_of(messages: Sequence[Message]) -> list[Turn]:
@@ -120,13 +153,17 @@ def with_text_arguments(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def kept_shares(conversation: Conversation) -> list[float]:
     """Return per turn the share of the prompt before that the turn's prompt begins with: 1 if it
-    continues the history, 0 for the first turn. Of messages, the share counts characters."""
+    continues the history, 0 for the first turn, also of a sub-agent. Of messages, the share counts
+    characters."""
     shares: list[float] = []
     before: list[Any] = []
     history: list[Any] = []
+    lane = 0
     for turn in conversation.turns:
+        if turn.lane != lane:
+            lane, before, history = turn.lane, [], []
         prompt = list(turn.added) if turn.is_fresh else [*history, *turn.added]
-        continues = bool(shares) and not turn.is_fresh
+        continues = bool(before) and not turn.is_fresh
         shares.append(1.0 if continues else _common_share(before, prompt))
         before, history = prompt, [*prompt, *turn.answers]
     return shares

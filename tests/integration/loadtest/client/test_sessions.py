@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from loadtest import report_text, run_loadtest
 from loadtest.calibration.start import known_server
 from loadtest.client.prepare import make_plan, with_unsent
-from loadtest.client.processes import run_workers
+from loadtest.client.processes import Counters, run_workers
 from loadtest.client.records import SUCCEEDED, UNFINISHED
 from loadtest.config import LoadTestConfig
 from loadtest.measure import judged
@@ -95,6 +97,76 @@ def test_turns_follow_each_other_with_the_recorded_history(
     whole_s = result.stats.latencies["session_s"].percentiles["p50"]
     assert waiting is not None and whole_s is not None
     assert 0.06 < whole_s - waiting < 0.3  # two delays
+
+
+def agents_config(tmp_path: Path, scenario: dict[str, Any], num: int = 4) -> LoadTestConfig:
+    """A session: a turn, two sub-agents next to each other, one with two turns, and a turn."""
+
+    def asks(think_s: float | None = None, kind: str = "n") -> dict[str, Any]:
+        return {"t": 0.0, "type": kind, "in": 8, "out": 4, "think_time": think_s}
+
+    def agent(*requests: Any) -> dict[str, Any]:
+        return {"t": 1.0, "type": "subagent", "requests": requests}
+
+    requests = [asks(), agent(asks(), asks(0.05)), agent(asks()), asks(0.1)]
+    path = tmp_path / "trace"
+    lines = [{"id": f"s{n}", "block_size": 64, "requests": requests} for n in range(num)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    workload = {"source": "weka", "path": str(path), "sessions": {"think_s": "recorded"}}
+    return config(scenario, {}, workload=workload)
+
+
+@pytest.mark.parametrize("scenario", [{"rate_rps": 10.0}, {"concurrency": 2}])
+def test_sub_agents_run_next_to_each_other_and_the_next_turn_waits_for_them(
+    scenario: dict[str, Any], tmp_path: Path
+) -> None:
+    chosen = agents_config(tmp_path, {**scenario, "num_requests": 4})
+    with known_server("--ttft-s", "0.08", "--itl-s", "0.01") as server:
+        plan, workload = make_plan(chosen, chosen.scenarios[0], server.endpoint, [], seed=0)
+        measured = run_workers(plan, None)
+        result = judged(chosen, chosen.scenarios[0], plan, workload, measured)
+    records = result.records
+    assert records.turn.tolist() == [0, 1, 2, 3, 4] * 4 and (records.state == SUCCEEDED).all()
+    waits_s, naive_s = [], []
+    for number in range(4):
+        one = records.select(records.session == number)
+        due_s, end_s = one.intended_s, one.end_s
+        # 0 and 1 are the conversation's own, 2 and 3 of the first sub-agent, 4 of the other.
+        after_s = due_s - [0.0, end_s[[3, 4]].max(), end_s[0], end_s[2], end_s[0]]
+        assert after_s[1:] == pytest.approx([0.1, 0.0, 0.05, 0.0], abs=0.005)
+        both = min(end_s[2], end_s[4]) - max(due_s[2], due_s[4])
+        assert both > 0.05  # they wait at the same time
+        naive_s.append(float(np.sum(one.last_token_s - due_s)))
+        waits_s.append(naive_s[-1] - both)
+    sessions = result.stats.sessions
+    assert sessions is not None and sessions.succeeded == 4
+    assert [one.offered for one in sessions.turns] == [4, 4]
+    assert sessions.delay_s.n == 16 and sessions.delay_s.max_of_succeeded == pytest.approx(
+        0.1, abs=0.01
+    )
+    waiting = result.stats.latencies["session_wait_s"].mean_of_succeeded
+    assert waiting == pytest.approx(np.mean(waits_s), abs=0.005)
+    whole = result.stats.latencies["session_s"].mean_of_succeeded
+    assert whole is not None and waiting is not None
+    assert waiting + 0.14 < whole < np.mean(naive_s) + 0.15
+
+
+def test_a_server_that_dies_ends_sessions_with_sub_agents(tmp_path: Path) -> None:
+    chosen = agents_config(tmp_path, {"concurrency": 8, "num_requests": 400}, num=8)
+    with known_server("--ttft-s", "0.08", "--itl-s", "0.01") as server:
+        plan, workload = make_plan(chosen, chosen.scenarios[0], server.endpoint, [], seed=0)
+
+        def kill(counters: Counters) -> bool:
+            if counters.num_answered > 50:
+                os.kill(server.pid, signal.SIGKILL)
+            return False
+
+        measured = run_workers(plan, None, kill)
+    result = judged(chosen, chosen.scenarios[0], plan, workload, measured)
+    assert result.judgement.verdict == "FAIL"
+    sessions = result.stats.sessions
+    assert sessions is not None and sessions.succeeded > 0 and sessions.failed > 8
+    assert sessions.offered == sessions.succeeded + sessions.failed + sessions.unfinished == 400
 
 
 def test_the_history_may_have_the_servers_own_answers() -> None:

@@ -17,7 +17,13 @@ from loadtest.client.prepare import make_plan, plan_digest
 from loadtest.config import LoadTestConfig
 from loadtest.judging.sessions import prefix_reuse
 from loadtest.workload.content import Wanted
-from loadtest.workload.sessions.conversation import Conversation, Turn, kept_shares, turns_of
+from loadtest.workload.sessions.conversation import (
+    Conversation,
+    Turn,
+    cut_turns,
+    kept_shares,
+    turns_of,
+)
 from loadtest.workload.sessions.table import READERS
 from loadtest.workload_config import FILES
 from tests.unit.loadtest.made_records import made_records
@@ -307,6 +313,44 @@ def test_a_weka_session_has_its_think_times_and_shared_blocks(tmp_path: Path) ->
         assert [turn.delay_s for turn in turns] == [None, 2.5]
         assert [turn.max_tokens for turn in turns] == [10, 20]
         assert turns[0].added[:64] == turns[1].added[:64]
+
+
+def weka_request(t: float, *, think: float | None = None, size: int = 64) -> dict[str, Any]:
+    return {"t": t, "type": "n", "in": size, "out": 4, "hash_ids": [], "think_time": think}
+
+
+def weka_agent(t: float, requests: list[Any], **more: Any) -> dict[str, Any]:
+    return {"t": t, "type": "subagent", "agent_id": "a", "requests": requests, **more}
+
+
+def test_sub_agents_of_a_weka_session_run_next_to_each_other(tmp_path: Path) -> None:
+    nested = weka_agent(1.2, [weka_request(1.2, think=0.1)])
+    two = [weka_request(1.0), weka_request(2.0, think=0.3), nested]
+    requests = [
+        weka_agent(0.0, [weka_request(0.0)]),  # before the first turn: nothing starts it
+        weka_request(0.0),
+        weka_agent(1.0, two, duration_ms=2000),
+        weka_agent(1.5, [weka_request(1.5, think=0.2)]),
+        weka_agent(4.0, [weka_request(4.0)], duration_ms=10),
+        weka_agent(4.0, [weka_request(4.0)], status="async_launched"),
+        weka_agent(5.0, []),
+        weka_request(9.0, think=1.0),
+        weka_request(11.0, think=1.0),
+    ]  # fmt: skip
+    text = json.dumps({"id": "s", "block_size": 64, "requests": requests})
+    (found,) = read("weka", text, tmp_path, think_s="recorded")
+    turns = found.turns
+    assert [turn.lane for turn in turns] == [0, 0, 0, 1, 1, 1, 2, 3, 4]
+    # The third sub-agent began when the first had ended; the second has no end.
+    assert [list(turn.follows or ()) for turn in turns] == [
+        [], [0, 5, 6, 7], [1], [0], [3], [4], [0], [5], [5],
+    ]  # fmt: skip
+    assert [turn.delay_s for turn in turns] == [None, 1.0, 1.0, 0.0, 0.3, 0.1, 0.2, 0.0, 0.0]
+    assert len({tuple(turn.added) for turn in turns}) == len(turns)
+    cut = cut_turns(found, 1)
+    assert [turn.lane for turn in cut.turns] == [0, 1, 1, 1, 2, 3, 4]
+    assert [list(turn.follows or ()) for turn in cut.turns] == [[], [0], [1], [2], [0], [3], [3]]
+    assert cut_turns(found, 9).turns == turns
 
 
 COUNTS = ("gen_ai.usage.output_tokens",)
