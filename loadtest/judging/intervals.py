@@ -38,6 +38,17 @@ def block_length(num_overlapping: float) -> int:
     return max(1, math.ceil(2 * num_overlapping))
 
 
+def mean_overlap(begin_s: Values, end_s: Values) -> float | None:
+    """Return how many of some spans of time overlap on average (Little's law); None without an end.
+    A span without an end does not count."""
+    known = ~np.isnan(end_s) & ~np.isnan(begin_s)
+    if not np.any(known):
+        return None
+    begin_s, end_s = begin_s[known], end_s[known]
+    whole_s = float(np.max(end_s) - np.min(begin_s))
+    return float(np.sum(end_s - begin_s)) / whole_s if whole_s > 0 else None
+
+
 def percentile_above(values: Values, q: float) -> float:
     """Return the order statistic at or above numpy's percentile. It is never NaN, even if values
     are infinite."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from loadtest.client.records import CANCELLED, FAILED, SUCCEEDED, Records
 from loadtest.judging.clusters import bounds_of
+from loadtest.judging.intervals import block_length, mean_overlap
 from loadtest.judging.latency import Values, distribution, latency_values, share_of
 from loadtest.report.part import Share
 from loadtest.report.session_schema import SessionFigures, TurnFigures
@@ -55,12 +56,7 @@ class Sessions:
     @property
     def mean_in_flight(self) -> float | None:
         """Return sessions in flight on average, by Little's law."""
-        known = ~np.isnan(self.end_s) & ~np.isnan(self.begin_s)
-        if not np.any(known):
-            return None
-        begin, end = self.begin_s[known], self.end_s[known]
-        span_s = float(np.max(end) - np.min(begin))
-        return float(np.sum(end - begin)) / span_s if span_s > 0 else None
+        return mean_overlap(self.begin_s, self.end_s)
 
 
 def sessions_of(measured: Records, num_turns: Callable[[int], int]) -> Sessions:
@@ -212,6 +208,8 @@ def _turns(measured: Records) -> list[TurnFigures]:
         values = latency_values(rows)
         known = rows.prompt_tokens[~np.isnan(rows.prompt_tokens)]
         cached = rows.cached_tokens[~np.isnan(rows.cached_tokens)]
+        # One value per conversation: these depend on each other only as far as they overlap.
+        block = block_length(mean_overlap(rows.intended_s, rows.end_s) or 1.0)
         found.append(
             TurnFigures(
                 turn=turn + 1,
@@ -221,9 +219,9 @@ def _turns(measured: Records) -> list[TurnFigures]:
                 cached_share=float(np.sum(cached) / np.sum(known))
                 if len(cached) and np.sum(known)
                 else None,
-                ttft_s=distribution(values["ttft_s"]),
-                tpot_s=distribution(values["tpot_s"]),
-                e2e_s=distribution(values["e2e_s"]),
+                ttft_s=distribution(values["ttft_s"], block=block),
+                tpot_s=distribution(values["tpot_s"], block=block),
+                e2e_s=distribution(values["e2e_s"], block=block),
             )
         )
     return found

@@ -18,7 +18,7 @@ from loadtest.client.records import CANCELLED, FAILED, STATES, SUCCEEDED, UNFINI
 from loadtest.config import SLO
 from loadtest.judging.clusters import Labels
 from loadtest.judging.goodput import good
-from loadtest.judging.intervals import block_length
+from loadtest.judging.intervals import block_length, mean_overlap
 from loadtest.judging.latency import (
     Values,
     distribution,
@@ -204,12 +204,7 @@ def objective_name(metric: str, q: float) -> str:
 
 def mean_in_flight(records: Records) -> float | None:
     """Return the sum of the times in the system over the span of the arrivals and ends."""
-    ended = ~np.isnan(records.end_s)
-    if not np.any(ended):
-        return None
-    begin, end = records.intended_s[ended], records.end_s[ended]
-    span_s = float(np.max(end) - np.min(begin))
-    return float(np.sum(end - begin)) / span_s if span_s > 0 else None
+    return mean_overlap(records.intended_s, records.end_s)
 
 
 def _steady_state(measured: Records, block: int) -> SteadyState:

@@ -15,6 +15,7 @@ from loadtest.judging.objectives import judge_objectives
 from loadtest.judging.statistics import statistics
 from loadtest.judging.window import window_of
 from loadtest.percentiles import name_of, num_needed
+from tests.unit.loadtest.made_records import made_records
 from tuneline.core.verdict import Verdict
 
 NAN = float("nan")
@@ -229,6 +230,21 @@ def test_conversations_have_the_rates_of_the_time_in_which_they_arrive() -> None
     assert rates.window_s == pytest.approx(119 - 12.5)
     assert rates.succeeded_rps == pytest.approx(5.0, rel=0.02)
     assert rates.offered_rps == pytest.approx(5.0, rel=0.02)
+
+
+def test_each_turn_has_intervals_over_the_conversations() -> None:
+    records = made_records(1200, rate_rps=2.0)
+    records = replace(records, session=records.index // 2, turn=records.index % 2)
+    window = window_of(records, None, is_open=True)
+    found = statistics(
+        records, SLO(), exact_tokens=None, window=window, num_turns=lambda _: 2
+    ).sessions  # fmt: skip
+    assert found is not None and [one.offered for one in found.turns] == [600, 600]
+    for turn, one in enumerate(found.turns):
+        low, high = one.ttft_s.ci95["p50"]
+        ttft_s = (records.first_token_s - records.intended_s)[records.turn == turn]
+        assert low is not None and high is not None and low < np.median(ttft_s) < high
+        assert high - low < 0.02
 
 
 def test_arrivals_that_are_too_short_for_a_rate_do_not_miss_its_floor() -> None:
