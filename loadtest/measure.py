@@ -56,7 +56,7 @@ def measure_scenario(
         endpoint: Where to.
         prompts: For `workload.source: prompts`.
         seed: Seed of the arrivals and the order.
-        give_up: ChatPrompt each second; True ends the run, and requests in flight stay unfinished.
+        give_up: Asked each second; True ends the run, and requests in flight stay unfinished.
         permutation_seed, checks: See `build_workload`.
         spill: Where the records of a long run go; without it they stay in memory.
     """
