@@ -21,7 +21,7 @@ CUT = ("length", "max_tokens", "max_output_tokens")
 """Finish reasons of an answer that is not whole: its form says nothing."""
 MAX_SHOWN = 80
 
-Form = Mapping[str, Any]
+Form = dict[str, Any]
 """Keys: `json` (whether the answer is JSON), `schema`, `choice`, `regex`, and `tools` (names)."""
 
 

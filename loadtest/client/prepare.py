@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -71,12 +70,11 @@ def make_plan(
             num_requests = config.num_warmup_requests + scenario.num_requests
     url = split_url(endpoint.url)
     port = url.port or (443 if url.scheme == "https" else 80)
-    host = f"[{url.hostname}]" if ":" in str(url.hostname) else url.hostname
     plan = Plan(
         host=str(url.hostname),
         port=port,
         tls=url.scheme == "https",
-        head=_head(f"{url.path.rstrip('/')}/{workload.path}", f"{host}:{port}"),
+        head=_head(f"{url.path.rstrip('/')}/{workload.path}", str(url.hostname), port),
         headers=dict(endpoint.headers),
         bodies=workload.bodies,
         body_of=workload.body_of or list(range(len(workload.bodies))),
@@ -91,24 +89,19 @@ def make_plan(
         num_connections=min(num_connections, MAX_CONNECTIONS),
         num_unchecked=workload.num_unchecked,
         route=next(name for name, one in ROUTES.items() if one.path == workload.path),
-        form=_form(config),
+        form=asked_form(config.extra_body, config.workload.tools),
         sessions=workload.sessions,
-        trace_ends=arrivals is not None
-        and _trace_ends(scenario, arrivals, config.num_warmup_requests),
+        trace_ends=_trace_ends(scenario, arrivals or (), config.num_warmup_requests),
     )
     if config.cancellations is not None:
         plan = _with_cancellations(plan, config.cancellations, seed)
     return plan, workload
 
 
-def _form(config: LoadTestConfig) -> dict[str, Any] | None:
-    form = asked_form(config.extra_body, config.workload.tools)
-    return None if form is None else dict(form)
-
-
-def _head(path: str, host: str) -> str:
+def _head(path: str, host: str, port: int) -> str:
+    host = f"[{host}]" if ":" in host else host
     return (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tuneline\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: tuneline\r\n"
         "Accept: text/event-stream\r\nAccept-Encoding: identity\r\n"
         "Content-Type: application/json\r\nX-Request-Id: "
     )
