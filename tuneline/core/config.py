@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -16,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+from tuneline.core.config_problems import problems_of
 from tuneline.core.errors import ConfigError
-from tuneline.core.secrets import hide_secrets
 
 
 class StrictModel(BaseModel):
@@ -42,10 +39,6 @@ class StrictModel(BaseModel):
     )
 
 
-MAPPINGS = ("model_type", "model_attributes_type", "dict_type")
-LISTS = ("list_type", "tuple_type")
-"""Types of pydantic's errors, whose own words are those of Python."""
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -68,7 +61,7 @@ def load_config(
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(_problems(error, model, str(path))) from None
+        raise ConfigError(problems_of(error, model, str(path), document)) from None
 
 
 def read_document(
@@ -96,7 +89,7 @@ def validate_config(model: type[Model], values: dict[str, Any], where: str) -> M
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_problems(error, model, where)) from None
+        raise ConfigError(problems_of(error, model, where, values)) from None
 
 
 def first_problem(error: ValidationError, whole: str = "") -> str:
@@ -211,18 +204,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: byte {error.start}: not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    is_yaml = path.suffix in (".yaml", ".yml")
+    hint = None if is_yaml else "A run.yaml is read. Try: tuneline init --data FILE --base MODEL"
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {line}not valid YAML: {error.problem}") from None
+        raise ConfigError(f"{path}: {line}not valid YAML: {error.problem}", hint=hint) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{path}: not valid YAML: {error}", hint=hint) from None
     if values is None:
         raise ConfigError(f"{path}: is empty; expected sections such as data and training")
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: expected a mapping of sections, found {type(values).__name__}", hint=hint
+        )
     return values
 
 
@@ -283,55 +280,3 @@ def _index(items: list[Any], name: str, where: str) -> int:
             f"{where}: {name!r}: expected the index of one of {len(items)} entries, from 0"
         )
     return int(name)
-
-
-def _problems(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
-    problems = []
-    for entry in error.errors(include_url=False):
-        key = ".".join(str(part) for part in entry["loc"]) or "(top level)"
-        if entry["type"] == "extra_forbidden":
-            problem = _unknown_key(model, entry["loc"])
-        elif entry["type"] == "missing":
-            problem = "missing; it is required"
-        elif entry["type"] in MAPPINGS:
-            problem = f"expected keys below it, {_found(entry['input'])}"
-        elif entry["type"] in LISTS:
-            problem = f"expected a list in brackets, {_found(entry['input'])}"
-        else:
-            message = entry["msg"].removeprefix("Value error, ")
-            problem = message[0].lower() + message[1:]
-            if entry["type"] != "value_error":
-                problem += f", {_found(entry['input'])}"
-        problems.append(f"{where}: {key}: {problem}")
-    return problems
-
-
-def _found(value: Any) -> str:
-    return "found nothing" if value is None else f"found {hide_secrets(repr(value))}"
-
-
-def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """Return the key that another tool's name stands for, or the nearest known key."""
-    known: type[BaseModel] | None = model
-    for part in location[:-1]:
-        if isinstance(part, int) or known is None or part not in known.model_fields:
-            continue
-        known = _inner_model(known.model_fields[part].annotation)
-    if known is None:
-        return "unknown key"
-    key = str(location[-1])
-    if issubclass(known, StrictModel) and key in known.other_names:
-        return f"is called {known.other_names[key]} here"
-    near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.5)
-    suggestion = f"did you mean {near[0]}?" if near else f"known: {', '.join(known.model_fields)}"
-    return f"unknown key ({suggestion})"
-
-
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    for argument in typing.get_args(annotation):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
-    return None

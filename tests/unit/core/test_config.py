@@ -1,10 +1,10 @@
 """Configuration problems are shown all at once, each with its key and a suggestion."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuneline.core.config import (
     StrictModel,
@@ -25,11 +25,38 @@ class Scenario(StrictModel):
     rate_rps: float | None = None
 
 
+class Choices(StrictModel):
+    choices: list[int]
+
+
+class Range(StrictModel):
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return self
+
+
+class Sft(StrictModel):
+    type: Literal["sft"]
+    beta: float = 1
+
+
+class Dpo(StrictModel):
+    type: Literal["dpo"]
+    beta: float = 1
+
+
 class Outer(StrictModel):
     name: str
     training: Inner = Inner()
     optional: Inner | None = None
     scenarios: tuple[Scenario, ...] = ()
+    method: Annotated[Sft | Dpo, Field(discriminator="type")] = Sft(type="sft")
+    space: dict[str, Range | Choices] = Field(default={})
+    targets: str | list[str] = "all"
+    think_s: Range | Literal["recorded"] = "recorded"
 
 
 def load(tmp_path: Path, text: str, overrides: tuple[str, ...] = ()) -> Outer:
@@ -87,6 +114,33 @@ def test_an_unlike_key_lists_the_known_ones(tmp_path: Path) -> None:
 )
 def test_files_that_cannot_be_read(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in problems(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("method: {type: dpo, beta: x}", ["method.beta: input should be a valid number, unable"]),
+        ("method: {typ: dpo}", ["method.type: missing; it is required"]),
+        ("method: {type: foo}", ["method.type: 'foo' is unknown; expected one of 'sft', 'dpo'"]),
+        ("space: {a.b: {lo: 1, high: 2}}",
+         ["space.a.b.low: missing", "space.a.b.lo: unknown key (did you mean low?)"]),
+        ("space: {a.b: {choices: 5}}", ["space.a.b.choices: expected a list in brackets, found 5"]),
+        ("targets: 5", ["targets: input should be a valid string, found 5",
+                        "targets: expected a list in brackets, found 5"]),
+        ("targets: [a, 5]", ["targets.1: input should be a valid string, found 5"]),
+        ("think_s: {low: x, high: 1}", ["think_s.low: input should be a valid number"]),
+        ("think_s: often", ["think_s: expected keys below it, found 'often'",
+                            "think_s: input should be 'recorded', found 'often'"]),
+    ],
+)  # fmt: skip
+def test_a_key_is_the_user_s_own_where_several_types_fit(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    found = problems(tmp_path, f"name: a\n{text}")
+    path = tmp_path / "run.yaml"
+    assert len(found) == len(expected), found
+    for problem, words in zip(found, expected, strict=True):
+        assert problem.startswith(f"{path}: {words}")
 
 
 def test_merge_keys_are_read(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""The problems of a configuration in words, each under the key that the user wrote."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tuneline.core.secrets import hide_secrets
+
+MAPPINGS = ("model_type", "model_attributes_type", "dict_type")
+LISTS = ("list_type", "tuple_type")
+"""Types of pydantic's errors, whose own words are those of Python."""
+BRANCHES = ("str", "int", "float", "bool")
+"""Types of a union, which pydantic names in the place of a problem as if they were keys."""
+
+
+class Place(NamedTuple):
+    """The place of a problem.
+
+    Attributes:
+        keys: The keys and indices that the user wrote, and one that is missing.
+        union: The keys of the value that fits no type of a union; None outside of unions.
+        branch: The type of the union that the problem is about, as pydantic names it.
+    """
+
+    keys: tuple[str | int, ...]
+    union: tuple[str | int, ...] | None = None
+    branch: str = ""
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel], where: str, values: Mapping[str, Any]
+) -> list[str]:
+    """Return each problem as `where: key: problem`.
+
+    Args:
+        error: The error of the model.
+        model: The model.
+        where: The file, or what else has the values.
+        values: The values that were validated.
+    """
+    found = [(entry, _place(entry["loc"], values)) for entry in error.errors(include_url=False)]
+    problems = []
+    for entry, place in _of_likely_branches(found):
+        key, problem = ".".join(map(str, place.keys)), _words(entry, model)
+        if entry["type"].startswith("union_tag"):
+            key = f"{key}.{entry['ctx']['discriminator'].strip(chr(39))}"
+        problems.append(": ".join(part for part in (where, key, problem) if part))
+    return problems
+
+
+def _place(location: Sequence[str | int], values: Any) -> Place:
+    """Return the place of a problem without the types of unions that its location has."""
+    keys: list[str | int] = []
+    union: tuple[str | int, ...] | None = None
+    branch = ""
+    for index, part in enumerate(location):
+        if isinstance(values, Mapping) and part in values:  # noqa: SIM114 (narrowed one by one)
+            values = values[part]
+        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        elif not (
+            isinstance(values, Mapping)
+            and index == len(location) - 1
+            and str(part).isidentifier()
+            and part not in BRANCHES
+        ):
+            union, branch = (tuple(keys), str(part)) if union is None else (union, branch)
+            continue
+        keys.append(part)
+    return Place(tuple(keys), union, branch)
+
+
+def _of_likely_branches(
+    found: Sequence[tuple[ErrorDetails, Place]],
+) -> list[tuple[ErrorDetails, Place]]:
+    """Leave out the problems with types of a union that the user's keys do not fit."""
+    counts: dict[tuple[str | int, ...], dict[str, int]] = {}
+    for _, place in found:
+        if place.union is not None and len(place.keys) > len(place.union):
+            branches = counts.setdefault(place.union, {})
+            branches[place.branch] = branches.get(place.branch, 0) + 1
+    likely = {union: min(branches, key=branches.__getitem__) for union, branches in counts.items()}
+    return [
+        (entry, place)
+        for entry, place in found
+        if place.union is None or likely.get(place.union, place.branch) == place.branch
+    ]
+
+
+def _words(entry: ErrorDetails, model: type[BaseModel]) -> str:
+    if entry["type"] == "extra_forbidden":
+        return _unknown_key(model, entry["loc"])
+    if entry["type"] in ("missing", "union_tag_not_found"):
+        return "missing; it is required"
+    if entry["type"] == "union_tag_invalid":
+        return (
+            f"{entry['ctx']['tag']!r} is unknown; expected one of {entry['ctx']['expected_tags']}"
+        )
+    if entry["type"] in MAPPINGS:
+        return f"expected keys below it, {_found(entry['input'])}"
+    if entry["type"] in LISTS:
+        return f"expected a list in brackets, {_found(entry['input'])}"
+    message = entry["msg"].removeprefix("Value error, ")
+    problem = message[0].lower() + message[1:]
+    return problem if entry["type"] == "value_error" else f"{problem}, {_found(entry['input'])}"
+
+
+def _found(value: Any) -> str:
+    return "found nothing" if value is None else f"found {hide_secrets(repr(value))}"
+
+
+def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Return the key that another tool's name stands for, or the nearest known key."""
+    known: type[BaseModel] | None = model
+    for part in location[:-1]:
+        if isinstance(part, int) or known is None or part not in known.model_fields:
+            continue
+        known = _inner_model(known.model_fields[part].annotation)
+    if known is None:
+        return "unknown key"
+    key = str(location[-1])
+    other_names = getattr(known, "other_names", {})
+    if key in other_names:
+        return f"is called {other_names[key]} here"
+    near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.5)
+    suggestion = f"did you mean {near[0]}?" if near else f"known: {', '.join(known.model_fields)}"
+    return f"unknown key ({suggestion})"
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in typing.get_args(annotation):
+        found = _inner_model(argument)
+        if found is not None:
+            return found
+    return None
