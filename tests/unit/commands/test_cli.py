@@ -436,6 +436,18 @@ def test_inspect_of_a_run_that_was_never_made(tmp_path: Path) -> None:
     assert "tuneline up" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command", [("serve",), ("export", "quantize", "--scheme", "int8", "--out", "x", "--model")]
+)
+def test_an_adapter_is_not_a_model(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    done = tuneline(*command, "adapter", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "adapter: holds an adapter; expected a model folder" in done.stderr
+    assert "tuneline export merge --base BASE --adapter adapter --out DIR" in done.stderr
+
+
 def test_serving_beyond_loopback_needs_a_key(tmp_path: Path) -> None:
     base = EXAMPLE.parents[1] / "tiny-base"
     done = tuneline("serve", base, "--host", "0.0.0.0", cwd=tmp_path)  # noqa: S104
@@ -473,6 +485,10 @@ def test_a_training_is_rendered_without_an_artifact(tmp_path: Path) -> None:
         (("push", EXAMPLE, "--to", "s3://"), "is not a place in object storage"),
         (("push", EXAMPLE, "--model", BASE, "--to", "s3://b/p"), "--model: has no meaning with a"),
         (("push", "--to", "s3://b/p"), "--model is required"),
+        (("push", "--model", BASE, "--to", "x.tar.gz"), "archive of type .gz; expected a FILE.tar"),
+        (("deploy", "status", "."), "no kustomization.yaml; expected a directory of deploy render"),
+        (("plan", ROWS), "A run.yaml is read. Try: tuneline init --data FILE"),
+        (("export", "form", "pruned", "--model", BASE, "--out", "x"), "pruned: give sparsity or"),
         (("push", EXAMPLE), "Try: --to s3://BUCKET/PATH"),
         (("pull", EXAMPLE), "Try: --from s3://BUCKET/PATH"),
         (("pull", "s3://b/p"), "Try: --out DIR"),
@@ -481,7 +497,7 @@ def test_a_training_is_rendered_without_an_artifact(tmp_path: Path) -> None:
         (("train", EXAMPLE, "--push-to", "models"), "models: is not a place in object storage"),
     ],
 )
-def test_a_place_that_cannot_be_used_is_refused(
+def test_a_place_or_file_that_cannot_be_used_is_refused(
     args: tuple[str | Path, ...], expected: str, tmp_path: Path
 ) -> None:
     done = tuneline(*args, cwd=tmp_path)
