@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from typing import Any
 
 from tuneline import __version__
 from tuneline.core.digests import short_digest
@@ -18,10 +19,16 @@ from tuneline.core.page.blocks import (
     Tone,
     verdict_badge,
 )
-from tuneline.core.page.numbers import points, share
+from tuneline.core.page.numbers import digits, points, share
 from tuneline.core.release import Outcome, Release
 from tuneline.core.verdict import Verdict, read_verdict
-from tuneline.pipeline.stage import EVALUATION_BASE, EVALUATION_TUNED, FORGETTING, LOADTEST
+from tuneline.pipeline.stage import (
+    EVALUATION_BASE,
+    EVALUATION_TUNED,
+    FORGETTING,
+    LOADTEST,
+    PREFERENCES,
+)
 from tuneline.report.facts import Facts
 from tuneline.report.sections.evaluation import SCORES_FILE
 from tuneline.report.sections.forgetting import REPORT_FILE as FORGETTING_FILE
@@ -85,7 +92,9 @@ def _notices(release: Release | None) -> tuple[Paragraph, ...]:
 
 def _tiles(facts: Facts) -> list[Tile]:
     tiles = []
-    if EVALUATION_TUNED in facts.made:
+    if PREFERENCES in facts.made:
+        tiles.append(_preferences(facts.made[PREFERENCES].manifest.metrics))
+    elif EVALUATION_TUNED in facts.made:
         tuned = facts.read(EVALUATION_TUNED, SCORES_FILE)["exact_match"]
         was = ""
         if EVALUATION_BASE in facts.made:
@@ -107,6 +116,14 @@ def _tiles(facts: Facts) -> list[Tile]:
         with contextlib.suppress(ArtifactError):
             tiles += build_load_tiles(read_report(facts.made[LOADTEST].path))[:3]
     return tiles
+
+
+def _preferences(metrics: dict[str, Any]) -> Tile:
+    """Return the figure of a method whose model prefers an answer, or earns a reward."""
+    if "reward_base" in metrics:
+        return Tile("reward", digits(metrics["reward"]), f"base {digits(metrics['reward_base'])}")
+    pairs = f"of {metrics['num_pairs']} pairs"
+    return Tile("better answer preferred", share(metrics["accuracy"]), pairs)
 
 
 def _made(release: Release | None) -> str:

@@ -19,6 +19,8 @@ from tuneline.release.gates.evaluation import judge_evaluation
 from tuneline.release.gates.finding import Finding
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import Rows, compare_rows
+from tuneline.report.facts import Facts
+from tuneline.report.page import report_document
 
 
 def proofs_of(
@@ -141,3 +143,23 @@ def test_a_metric_that_cannot_fall_rules_no_drop_out(num_right: int, is_shown: b
     assert found is not None
     assert found.rules_out(0.05) is is_shown
     assert ("a drop of more than 0.05 is not possible" in found.inconclusive(0.05)) is not is_shown
+
+
+@pytest.mark.parametrize(
+    ("metrics", "tile"),
+    [
+        ({"num_pairs": 40, "accuracy": 0.975}, ("better answer preferred", "97.5%", "of 40 pairs")),
+        ({"reward_base": 0.5, "reward": 1.25}, ("reward", "1.25", "base 0.500")),
+    ],
+)
+def test_a_report_begins_with_the_preferences(
+    tmp_path: Path, metrics: dict[str, Any], tile: tuple[str, str, str]
+) -> None:
+    with new_artifact(tmp_path / "compared", PREFERENCES, config={}, inputs=[]) as draft:
+        (draft.dir / "preferences.jsonl").write_text("")
+        draft.metrics.update(metrics)
+    facts = Facts(
+        "pairs", "tuneline up", None, {PREFERENCES: open_artifact(tmp_path / "compared")}, {}
+    )
+    (found,) = report_document(facts).tiles
+    assert (found.title, found.value, found.note) == tile
