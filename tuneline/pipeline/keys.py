@@ -17,22 +17,22 @@ from tuneline.pipeline.stage import Made, Stage
 KEY_LENGTH = 10
 
 
-def stage_key(stage: Stage, run: Run, base: ModelSource, made: Made) -> str:
-    """Return the key of a stage whose needs are all made, as hexadecimal digits.
+def stage_keys(stage: Stage, run: Run, base: ModelSource, made: Made) -> list[str]:
+    """Return the key of a stage whose needs are all made, and then those of its earlier versions.
+
+    Keys are hexadecimal digits; the latest version comes first.
 
     Raises:
         DataError: A file that the stage reads does not exist.
     """
     inputs = [made[name].as_input(name) for name in stage.needs] + stage.inputs(run, base)
-    digest = canonical_digest(
-        {
-            "stage": stage.name,
-            "version": stage.version,
-            "config": [keyed_values(section) for section in stage.sections],
-            "inputs": [[entry.role, entry.digest] for entry in inputs],
-        }
-    )
-    return key_of(digest)
+    facts = {
+        "stage": stage.name,
+        "config": [keyed_values(section) for section in stage.sections],
+        "inputs": [[entry.role, entry.digest] for entry in inputs],
+    }
+    versions = range(stage.version, 0, -1)
+    return [key_of(canonical_digest({**facts, "version": version})) for version in versions]
 
 
 def key_of(digest: str) -> str:

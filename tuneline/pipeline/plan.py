@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.errors import ArtifactError, ConfigError, NotAnArtifactError
+from tuneline.core.files import MANIFEST
 from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource
-from tuneline.pipeline.keys import stage_key
+from tuneline.pipeline.keys import stage_keys
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.stage import Made, Stage
 from tuneline.pipeline.stages import stages
@@ -67,15 +68,21 @@ def plan_stage(run: Run, stage: Stage, base: ModelSource, made: Made) -> Planned
     missing = [name for name in stage.needs if name not in made]
     if missing:
         return Planned(stage, "waiting", f"needs {', '.join(missing)}", None)
-    path = run.dir / f"{stage.name}-{stage_key(stage, run, base, made)}"
+    path, *older = [run.dir / f"{stage.name}-{key}" for key in stage_keys(stage, run, base, made)]
     if not path.exists():
-        earlier = any(run.dir.glob(f"{stage.name}-*/manifest.json"))
-        reason = "its configuration or an input changed" if earlier else "not made yet"
-        return Planned(stage, "stale", reason, path)
+        return Planned(stage, "stale", _why_stale(run, stage, older), path)
     verdict = read_verdict(open_artifact(path))
     if verdict in REPEATED:
         return Planned(stage, "stale", f"the last measurement was {verdict}", path)
     return Planned(stage, "current", "up to date", path)
+
+
+def _why_stale(run: Run, stage: Stage, older: Sequence[Path]) -> str:
+    if not any(run.dir.glob(f"{stage.name}-*/{MANIFEST}")):
+        return "not made yet"
+    if any((path / MANIFEST).is_file() for path in older):
+        return "an earlier Tuneline made it otherwise"
+    return "its configuration or an input changed"
 
 
 def select_stages(run: Run, until: Sequence[str]) -> list[Stage]:

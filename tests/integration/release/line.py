@@ -30,7 +30,7 @@ from tuneline.core.reference import REFERENCE_FILE, Continuation, write_continua
 from tuneline.core.release import Release, read_release
 from tuneline.core.tolerances import Tolerances
 from tuneline.models.source import ModelSource, embedded_base
-from tuneline.pipeline.keys import stage_key
+from tuneline.pipeline.keys import stage_keys
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
 from tuneline.pipeline.server import served, served_stage
 from tuneline.pipeline.stage import Made, Stage
@@ -157,7 +157,7 @@ def write_line(
     base = resolve_base(run, download=False)
     made: Made = {}
     for stage in stages(run):
-        out = run.dir / f"{stage.name}-{stage_key(stage, run, base, made)}"
+        out = run.dir / f"{stage.name}-{stage_keys(stage, run, base, made)[0]}"
         made[stage.name] = _write(stage, run, base, made, answers, out)
     return FinishedLine(run)
 

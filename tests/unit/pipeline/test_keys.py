@@ -5,6 +5,7 @@ import shutil
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from training.config.method import GrpoConfig
 from training.config.search import ChoicesConfig
 from tuneline.core.config import validate_config
 from tuneline.core.tolerances import Tolerances
-from tuneline.pipeline.keys import stage_key
+from tuneline.pipeline.keys import stage_keys
+from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 from tuneline.pipeline.server import serving_config
 from tuneline.pipeline.stage_inputs import data_inputs
@@ -429,14 +431,30 @@ def test_the_length_of_rows_is_part_of_the_key_if_rows_are_dropped_for_it(
 
 
 def test_a_raised_version_makes_a_stage_stale(run: Run) -> None:
-    from dataclasses import replace
-
     all_stages = stages(run)
     assert all_stages
     base, made = resolve_base(run, download=False), fake_made(all_stages)
     for stage in all_stages:
         later = replace(stage, version=stage.version + 1)
-        assert stage_key(later, run, base, made) != stage_key(stage, run, base, made)
+        assert stage_keys(later, run, base, made)[0] != stage_keys(stage, run, base, made)[0]
+
+
+def test_a_stage_that_an_earlier_version_made_is_not_said_to_be_changed(
+    run: Run, tmp_path: Path
+) -> None:
+    run = replace(run, dir=tmp_path)
+    base = resolve_base(run, download=False)
+    dataset = stages(run)[0]
+    assert dataset.name == "dataset" and dataset.version > 1
+    assert plan_stage(run, dataset, base, {}).reason == "not made yet"
+    for version, reason in (
+        (dataset.version + 1, "its configuration or an input changed"),
+        (dataset.version - 1, "an earlier Tuneline made it otherwise"),
+    ):
+        key = stage_keys(replace(dataset, version=version), run, base, {})[0]
+        (tmp_path / f"dataset-{key}").mkdir()
+        (tmp_path / f"dataset-{key}" / "manifest.json").write_text("{}")
+        assert plan_stage(run, dataset, base, {}).reason == reason
 
 
 def test_a_changed_input_makes_a_stage_stale(run: Run) -> None:
@@ -446,13 +464,15 @@ def test_a_changed_input_makes_a_stage_stale(run: Run) -> None:
     for stage in dependent:
         for need in stage.needs:
             other_made = {**made, need: fake_made([stage])[stage.name]}
-            assert stage_key(stage, run, base, made) != stage_key(stage, run, base, other_made)
+            assert (
+                stage_keys(stage, run, base, made)[0] != stage_keys(stage, run, base, other_made)[0]
+            )
 
 
 def keys(run: Run) -> dict[str, str]:
     all_stages = stages(run)
     base, made = resolve_base(run, download=False), fake_made(all_stages)
-    return {stage.name: stage_key(stage, run, base, made) for stage in all_stages}
+    return {stage.name: stage_keys(stage, run, base, made)[0] for stage in all_stages}
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
