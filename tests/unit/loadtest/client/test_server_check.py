@@ -40,7 +40,7 @@ def test_an_alias_has_the_digest_of_its_artifact(
 ) -> None:
     entries = [{"id": name, "parent": parent} for name, parent in parents.items()]
     body = json.dumps({"object": "list", "data": entries}).encode()
-    monkeypatch.setattr(server_check, "ask", lambda *_given: (200, body, {}))
+    monkeypatch.setattr(server_check, "ask", lambda *_given, **_more: (200, body, {}))
     served = probe(Endpoint("http://127.0.0.1:1/v1", model))
     assert served.names == list(parents)
     assert served.artifact_name == expected
