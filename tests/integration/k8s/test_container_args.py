@@ -126,36 +126,62 @@ def test_vllm_knows_the_variables(parse: Parse, containers: dict[str, Container]
     assert "VLLM_ENGINE_READY_TIMEOUT" not in envs.environment_variables
 
 
-def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
+FOR_ADAPTERS = {
+    "serving/adapters": "serving/adapters",
+    "serving/parity.py serving/config.py": "serving/",
+    "tuneline/core": "tuneline/core",
+    "tuneline/models": "tuneline/models",
+    "tuneline/__init__.py": "tuneline/",
+}
+"""The files that the Dockerfiles copy for adapters at run time, with their places."""
+
+
+@pytest.mark.parametrize("build_name", ["cpu", "gpu"])
+def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path, build_name: str) -> None:
     """The files that the Dockerfiles copy, with no others on the path, are enough to import it."""
     pytest.importorskip("prometheus_client", reason="a part of the extra `serve`")
-    for build_name in ("cpu", "gpu"):
-        text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()
-        copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/(\S+)$", text, re.MULTILINE)
-        # vLLM's functions for GPUs need no correction.
-        engine = [("serving/engine", "serving/engine")] if build_name == "cpu" else []
-        assert copied == [("serving/middleware", "serving/middleware"), *engine]
-        empty = re.findall(
-            r"install --mode=0444 /dev/null /opt/tuneline/(\S+)$", text, re.MULTILINE
-        )
-        assert empty == ["serving/__init__.py"]
-        target = tmp_path / build_name / "serving"
-        target.mkdir(parents=True)
-        (target / "__init__.py").touch()
-        shutil.copytree(ROOT / "serving/middleware", target / "middleware")
-        module, _, name = MIDDLEWARE.rpartition(".")
-        code = (
-            "import sys; sys.modules['tuneline'] = None\n"  # an import of it fails
-            f"import {module} as m; m.{name}; print(m.__file__)"
-        )
-        done = subprocess.run(
-            # -P: the current directory, which holds the whole repository, stays off the path.
-            [sys.executable, "-P", "-c", code],
-            env={"PYTHONPATH": str(target.parent), "PATH": os.environ["PATH"]},
-            capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(target / "middleware/__init__.py")]
+    text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()
+    copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/(\S+)$", text, re.MULTILINE)
+    # vLLM's functions for GPUs need no correction.
+    engine = [("serving/engine", "serving/engine")] if build_name == "cpu" else []
+    assert copied == [("serving/middleware", "serving/middleware"), *FOR_ADAPTERS.items(), *engine]
+    empty = re.findall(r"install --mode=0444 /dev/null /opt/tuneline/(\S+)$", text, re.MULTILINE)
+    assert empty == ["serving/__init__.py"]
+    for sources, target in copied:
+        for source in sources.split():
+            place = tmp_path / target / (Path(source).name if target.endswith("/") else "")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, place)
+            else:
+                shutil.copyfile(ROOT / source, place)
+    (tmp_path / "serving/__init__.py").touch()
+    module, _, name = MIDDLEWARE.rpartition(".")
+    assert _imports(
+        tmp_path,
+        # A server without adapters needs nothing of `tuneline`.
+        "import sys; sys.modules['tuneline'] = None\n"
+        f"import {module} as m; m.{name}; print(m.__file__)",
+    ) == [str(tmp_path / "serving/middleware/__init__.py")]
+    # Nothing of this repository is found elsewhere: the finder of an editable install is left out.
+    assert _imports(
+        tmp_path,
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+        f"sys.path = [p for p in sys.path if p != {str(ROOT)!r}]\n"
+        "import serving.middleware.adapters as m, tuneline; print(m.__file__, tuneline.__file__)",
+    ) == [str(tmp_path / "serving/middleware/adapters.py"), str(tmp_path / "tuneline/__init__.py")]
+
+
+def _imports(folder: Path, code: str) -> list[str]:
+    """Return the words that Python prints with a folder before everything else on its path."""
+    done = subprocess.run(
+        # -P: the current directory, which holds the whole repository, stays off the path.
+        [sys.executable, "-P", "-c", code],
+        env={"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]},
+        capture_output=True, text=True, check=False, cwd=folder, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_the_cpu_image_names_the_plugin_as_the_package_does(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from k8s.config import (
     Autoscaling,
     Canary,
+    CanaryJudge,
+    ClusterAdapters,
     EndpointPicker,
     FetchedModel,
     Gateway,
@@ -162,11 +164,13 @@ NOT_KEYED: dict[str, str] = {
         image_pull_secrets keys_secret_name model_path model_image secret_name
         monitoring_namespace cache_claim loadtest_prompts model_claim_mode monitoring_labels
         queue_name run_as_user scheduling_s surge verify_model workload hosts""",
+    "k8s.adapters": "claim secret_name desired",
     "k8s.autoscaling": """by headroom max_replicas min_replicas prometheus_url ready_s
         wake_query""",
     "k8s.endpoint_picker": "failure_mode name port",
     "k8s.gateway": "hostnames name namespace pods_namespace route",
     "k8s.gateway.canary": "run weight",
+    "k8s.judge": "stable by",
     "k8s.loadtest_resources": "cpu memory",
     "k8s.model_fetch": "command image port secret_name size",
     "k8s.model_hub": "repo revision secret_name size",
@@ -272,7 +276,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "loadtest.answers": AnswersConfig(tolerances=Tolerances()),
         "loadtest.cancellations": CancellationsConfig(after_s=1.0),
         "training.launch": LaunchConfig(processes=1),
+        "k8s.adapters": ClusterAdapters(claim="adapters"),
         "k8s.autoscaling": Autoscaling(by="hpa", max_replicas=2),
+        "k8s.judge": CanaryJudge(stable="first"),
         "k8s.endpoint_picker": EndpointPicker(name="picker"),
         "k8s.gateway": Gateway(
             name="gateway", namespace="edge", canary=Canary(run="next", weight=5)
