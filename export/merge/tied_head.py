@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from export.merge.adapter import Adapter
 from export.merge.methods.method import Edit, Edits
 from export.merge.methods.table import method_of
-from export.weights.families import HEAD, NEOX_HEAD
+from export.weights.families import HEAD, NEOX_HEAD, TIED_IN_VLLM
 from export.weights.model_folder import ModelFolder
 from export.weights.tensor_file import Stored, same_values
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
+from tuneline.core.progress import logger
 from tuneline.models.folder import CONFIG
 
 WITH_PEFT = "Try: merge it with peft (merge_and_unload)."
@@ -58,6 +59,13 @@ def settle_tied_head(
         stored_too = {head: of_input} if changed_input and base.stores_head else {}
         return {**others, **changed_input, **stored_too}, None
     _check_place(base, embedding)
+    if base.config["model_type"] in TIED_IN_VLLM:
+        logger.warning(
+            "  %s: the output layer comes to differ from the embedding, and vLLM ties the two in "
+            "the family %s: such a server does not answer as the trained model. Try: train "
+            "neither of them, or embed_tokens with ensure_weight_tying",
+            base.path, base.config["model_type"],
+        )  # fmt: skip
     return {**others, **changed_input, head: of_output}, head
 
 

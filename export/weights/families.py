@@ -11,6 +11,11 @@ HEAD = "lm_head"
 """Name of the output layer."""
 NEOX_HEAD = "embed_out"
 """Name of the output layer in the files of GPT-NeoX; transformers 5 says `lm_head` in memory."""
+TIED_IN_VLLM = frozenset({
+    "cohere", "cohere2", "cohere2_moe", "gemma2", "gemma3n_text", "lfm2", "lfm2_moe", "zamba2",
+})  # fmt: skip
+"""Families whose output layer vLLM 0.32 ties to the embedding, whatever config.json says. An output
+layer of its own is lost (Cohere, LFM2, Zamba2), or the model does not load (Gemma)."""
 
 # GPT-2 stores these weights as (in, out). A square shape does not tell.
 CONV1D_MODULES = {

@@ -143,3 +143,24 @@ def test_a_head_of_another_name_is_not_quantized(tmp_path: Path) -> None:
     assert (families.merged_logits(quantized.path) - exact).abs().max() < exact.std() / 4
     assert torch.equal(tensors(quantized.path)["embed_out.weight"],
                        tensors(base)["embed_out.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "warns"),
+    [
+        ("gemma2", {"target_modules": ["q_proj", "lm_head"]}, True),
+        ("gemma2", {"target_modules": ["q_proj"]}, False),
+        ("llama-tied", {"target_modules": ["q_proj", "lm_head"]}, False),
+    ],
+)
+def test_a_head_that_vllm_would_not_compute_with_is_said(
+    family: str,
+    options: dict[str, Any],
+    warns: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = families.make_base(tmp_path / "base", family)
+    adapter = families.make_adapter(tmp_path / "adapter", base, **options)
+    run_merge(base, adapter, tmp_path / "out")
+    assert ("vLLM ties the two in the family gemma2" in caplog.text) is warns
