@@ -42,6 +42,7 @@ from tests.e2e.serving.adapter_variants import (
     variant,
     with_reference,
 )
+from training.config import DataConfig, ReferenceConfig, TrainingConfig
 from tuneline.core.artifact import Artifact, Input
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import (
@@ -147,6 +148,38 @@ def test_base_and_adapter_are_served_side_by_side(
         assert parity.manifest.metrics["problems"] == []
         assert parity.manifest.metrics["num_equal_answers"] == 8
     assert 'kind="adapter",name="tickets"' in httpx.get(server.metrics_url).text
+
+
+def test_an_adapter_trained_on_preferences_is_proven(
+    admin: Endpoint, scene: Scene, base: ModelSource, questions: dict[str, str], tmp_path: Path
+) -> None:
+    from training import build_reference, prepare_dataset, train_adapter
+
+    answers = list(questions.values())
+    rows = [
+        {"prompt": question, "chosen": better, "rejected": learnt}
+        for (question, learnt), better in zip(
+            questions.items(), [*answers[1:], answers[0]], strict=True
+        )
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(path="pairs.jsonl", heldout_fraction=0.25)
+    dataset = prepare_dataset(data, relative_to=tmp_path, out=tmp_path / "dataset")
+    training = TrainingConfig.model_validate(
+        {"method": {"type": "dpo"}, "r": 8, "target_modules": SERVED_MODULES, "max_steps": 12,
+         "learning_rate": 5e-3, "per_device_train_batch_size": 6, "max_length": 256,
+         "gradient_accumulation_steps": 1, "report_to": []}
+    )  # fmt: skip
+    folder = scene.root / "pairs"
+    adapter = train_adapter(training, dataset, base, folder / "adapter")
+    assert adapter.manifest.metrics["train_loss"] < 0.6  # of ln 2 at the first step
+    expected = ReferenceConfig(num_prompts=2, max_new_tokens=24)
+    build_reference(expected, dataset, base, adapter, folder / "reference-1")
+    entry = add_adapter(admin, "pairs", adapter.path)
+    assert entry["digest"] == adapter.digest
+    assert entry["proof"]["num_equal_answers"] == entry["proof"]["num_prompts"] == 2
+    assert entry["proof"]["max_logprob_difference"] < 1e-3
+    remove_adapter(admin, "pairs")
 
 
 def test_an_adapter_is_proven_and_then_named(
