@@ -22,6 +22,7 @@ from training.heldout import prompted_rows
 from training.model import load_tuned, quiet_libraries
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.messages import calls_of
 from tuneline.core.progress import progress
 from tuneline.core.reference import (
     REFERENCE_FILE,
@@ -122,7 +123,9 @@ def _right_answer(row: Row) -> str | None:
 
     The answer of a row with a label may be a bad one, and a call of a tool has no text.
     """
-    return row.answer or None if row.kind in ("answer", "preference") else None
+    if row.kind not in ("answer", "preference") or calls_of(row.completion[-1]):
+        return None
+    return row.answer or None
 
 
 def _drafts(

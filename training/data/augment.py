@@ -21,12 +21,11 @@ from training.data.prepare import dataset_rows
 from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes import SHAPES, read_shape
-from training.evaluation.answer_text import bare_answer
 from tuneline.core.artifact import Artifact, canonical_digest
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
-from tuneline.core.messages import content_of
+from tuneline.core.messages import bare_answer, content_of
 from tuneline.core.python_file import import_file
 from tuneline.core.server_words import text_of
 

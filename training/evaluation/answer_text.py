@@ -1,4 +1,4 @@
-"""Answers as text: without reasoning, split into fields, split into tokens of any language."""
+"""Answers as text: split into fields, and into tokens of any language."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 import unicodedata
 from typing import Any, Literal
 
+from tuneline.core.messages import bare_answer
+
 FieldForm = Literal["lines", "json"]
 
-# The generation prompt of some templates has the opening tag already, so the answer lacks it.
-_REASONING = re.compile(r"\A(?:\s*<think>.*?|(?:(?!<think>).)*?)</think>", re.DOTALL)
 _COLON = re.compile("[:\uff1a]")
 """A colon, or the wide one of Chinese and Japanese text."""
 # Letters of scripts that put no blanks between words, and Hangul syllables, whose words carry
@@ -19,14 +19,6 @@ _SINGLE = re.compile(
     "[\u0e00-\u0edf\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-
-
-def bare_answer(text: str) -> str:
-    """Return an answer without the reasoning that some models write first, trimmed and composed.
-
-    Korean text of macOS is decomposed (NFD), and some tokenizers compose what they read.
-    """
-    return unicodedata.normalize("NFC", _REASONING.sub("", text).strip())
 
 
 def split_fields(answer: str, fields: FieldForm) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from training.data.row import Row
-from training.evaluation.answer_text import bare_answer, same_json
+from training.evaluation.answer_text import same_json
 from training.evaluation.tool_calls import parse_tool_calls
 from tuneline.core.config import StrictModel
-from tuneline.core.messages import Messages
+from tuneline.core.messages import Messages, bare_answer
 
 FinishReason = Literal["stop", "length"]
 

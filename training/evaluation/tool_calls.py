@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from training.evaluation.answer_text import bare_answer
+from tuneline.core.messages import bare_answer
 
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _CHANNEL = re.compile(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# The generation prompt of some templates has the opening tag already, so the answer lacks it.
+_REASONING = re.compile(r"\A(?:\s*<think>.*?|(?:(?!<think>).)*?)</think>", re.DOTALL)
 
 Message = dict[str, Any]
 """One message of a chat, with OpenAI's keys. A key without a value is absent, never null.
@@ -92,6 +96,14 @@ def as_request(messages: Sequence[Message]) -> Messages:
         else message
         for message in with_call_ids(messages)
     ]
+
+
+def bare_answer(text: str) -> str:
+    """Return an answer without the reasoning that some models write first, trimmed and composed.
+
+    Korean text of macOS is decomposed (NFD), and some tokenizers compose what they read.
+    """
+    return unicodedata.normalize("NFC", _REASONING.sub("", text).strip())
 
 
 def plain_prompt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Any:

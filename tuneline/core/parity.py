@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from tuneline.core.config import StrictModel
+from tuneline.core.messages import bare_answer
 from tuneline.core.reference import Continuation
 from tuneline.core.tolerances import Tolerances
 from tuneline.core.verdict import Verdict
@@ -66,7 +67,8 @@ class Parity(StrictModel):
     """Prompts whose right answer the data gives."""
     reference_accuracy: float | None = None
     accuracy: float | None = None
-    """Shares of right answers among these, without white space around them; None without any."""
+    """Shares of right answers among these, without white space around them and without reasoning;
+    None without any."""
     stated_weights: str | None = None
     """Number format of a server's weights as the caller states it, which chose the tolerances. None
     if Tuneline knows the weights itself."""
@@ -133,7 +135,7 @@ def compare(
             first_divergences.append(_divergence(index, common, expected, found))
     num_tokens = sum(len(continuation.token_ids) for continuation in reference)
     judged = [
-        (expected.expected.strip(), expected.text.strip(), found.text.strip())
+        (bare_answer(expected.expected), bare_answer(expected.text), bare_answer(found.text))
         for expected, found in zip(reference, candidate, strict=True)
         if expected.expected is not None
     ]

@@ -135,7 +135,9 @@ def test_right_answers_are_counted_where_the_data_gives_them() -> None:
     def with_text(text: str, expected: str | None) -> Continuation:
         return answer([len(text.strip())], text=text).model_copy(update={"expected": expected})
 
-    reference = [with_text("yes", "yes"), with_text("no", " no\n"), with_text("?", None)]
+    # The generation prompt has opened the block of the first, so its text has no mark for that.
+    thought = "It asks.\n</think>\n\nyes"
+    reference = [with_text(thought, "yes"), with_text("no", " no\n"), with_text("?", None)]
     candidate = [with_text("yes ", None), with_text("maybe", None), with_text("!!", None)]
     unjudged = {
         name: None for name in Tolerances.model_fields if name != "max_accuracy_drop"

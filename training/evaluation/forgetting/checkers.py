@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from training.evaluation.answer_text import bare_answer, same_json
+from training.evaluation.answer_text import same_json
 from training.evaluation.answerer import Reply
 from training.evaluation.forgetting.phrases import FUNCTION_WORDS, REFUSALS
 from training.evaluation.metrics.json_schema import json_fault, validator_of
+from tuneline.core.messages import bare_answer
 
 _SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’」』)]*(?=\s|$)|[。！？]+")
 # The power of a unit, as in cm² and cm^2, is not a number of the answer.

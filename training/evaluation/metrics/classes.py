@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.config import EvaluationConfig
-from training.evaluation.answer_text import FieldForm, bare_answer, split_fields
+from training.evaluation.answer_text import FieldForm, split_fields
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError
+from tuneline.core.messages import bare_answer
 
 MAX_CLASSES = 50
 """Distinct values above which a table of classes helps nobody."""

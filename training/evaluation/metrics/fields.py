@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.config import EvaluationConfig
-from training.evaluation.answer_text import FieldForm, bare_answer, same_json, split_fields
+from training.evaluation.answer_text import FieldForm, same_json, split_fields
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.messages import bare_answer
 from tuneline.core.statistics import wilson_interval
 
 

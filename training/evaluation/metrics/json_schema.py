@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from training.config import EvaluationConfig
-from training.evaluation.answer_text import bare_answer
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError
+from tuneline.core.messages import bare_answer
 
 OUTSIDE = "is outside this schema; expected references within it"
 

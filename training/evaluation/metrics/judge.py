@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from training.config import EvaluationConfig, JudgeConfig
-from training.evaluation.answer_text import bare_answer
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from training.evaluation.tool_calls import answer_shown
 from tuneline.core.endpoint import Endpoint, read_key, split_url
 from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError, ServerError
-from tuneline.core.messages import Messages, calls_of, content_of
+from tuneline.core.messages import Messages, bare_answer, calls_of, content_of
 from tuneline.core.openai_client import complete, first_choice, openai_client, server_error
 from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import text_of

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from training.config import EvaluationConfig
-from training.evaluation.answer_text import bare_answer, text_tokens
+from training.evaluation.answer_text import text_tokens
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
+from tuneline.core.messages import bare_answer
 
 
 def score_rouge_l(predictions: Sequence[Prediction], _config: EvaluationConfig) -> Scored:
