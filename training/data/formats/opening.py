@@ -15,6 +15,9 @@ from tuneline.core.environment import require
 from tuneline.core.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SAMPLE_BYTES = 2**20
+"""The beginning of a file whose encoding is guessed."""
+GUESSED_BYTES = 2**16
 
 
 @contextmanager
@@ -87,8 +90,39 @@ def hint_for(path: Path) -> str | None:
         return "The file is compressed with gzip; give its name the suffix .gz."
     if head.startswith(b"\x28\xb5\x2f\xfd") and path.suffix.lower() != ".zst":
         return "The file is compressed with zstd; give its name the suffix .zst."
-    if b"\x00" not in head and path.suffix.lower() in (".jsonl", ".json", ""):
+    is_text = b"\x00" not in head and path.suffix.lower() not in (".gz", ".zst", ".parquet")
+    if is_text and (name := _other_encoding(path)) is not None:
+        return (
+            f"The file looks like {name}. Try: iconv -f {name} -t UTF-8 {path} > utf8{path.suffix}"
+        )
+    if is_text and path.suffix.lower() in (".jsonl", ".json", ""):
         first = head.split(b"\n")[0].lstrip(BYTE_ORDER_MARK + b" ")
         if first[:1] not in (b"{", b"[") and (b"," in first or b"\t" in first):
             return "If the file is CSV or TSV, give its name the suffix .csv or .tsv."
     return None
+
+
+def _other_encoding(path: Path) -> str | None:
+    """Return the likely encoding of a file whose beginning is not UTF-8, as iconv names it."""
+    with path.open("rb") as file:
+        beginning = file.read(SAMPLE_BYTES)
+    lines = beginning.splitlines()
+    if len(beginning) == SAMPLE_BYTES:
+        lines.pop()  # it may end within a character
+    foreign = [line for line in lines if not line.isascii()]
+    others = [line for line in foreign if not _is_utf8(line)]
+    # A few broken rows do not make a file of another encoding: its good rows would be spoilt.
+    if not others or 2 * len(others) < len(foreign):
+        return None
+    from charset_normalizer import from_bytes
+
+    found = from_bytes(b"\n".join(others)[:GUESSED_BYTES]).best()
+    return None if found is None else found.encoding.replace("_", "-").upper()
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

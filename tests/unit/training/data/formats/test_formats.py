@@ -168,10 +168,17 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, problem
     assert problem in caught.value.message
 
 
+KOREAN = "비밀번호를 잊어버렸어요,재설정해 주세요\n"
+JAPANESE = "パスワードを忘れました,再設定してください\n"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "hint"),
     [
         ("a.jsonl", "{}".encode("utf-16"), "iconv -f UTF-16"),
+        # Excel in Korean and in Japanese saves CSV so.
+        ("a.csv", f"prompt,completion\n{KOREAN}".encode("cp949"), "iconv -f CP949 -t UTF-8"),
+        ("a.csv", f"prompt,completion\n{JAPANESE}".encode("cp932"), "iconv -f CP932 -t UTF-8"),
         ("a.jsonl", as_parquet(ROWS), "the suffix .parquet"),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), "the suffix .gz"),
         ("a.xlsx", b"PK\x03\x04 of a workbook", "an Excel workbook"),
@@ -190,6 +197,15 @@ def test_a_file_of_another_format_gets_a_hint(
     with pytest.raises(DataError) as caught:
         read_rows(path)
     assert hint in (caught.value.hint or "")
+
+
+def test_a_broken_row_among_good_ones_is_no_other_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"prompt,completion\n{KOREAN}{JAPANESE}".encode() + KOREAN.encode("cp949"))
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    assert "line 4: byte 1: not UTF-8 text" in caught.value.message
+    assert "iconv" not in (caught.value.hint or "")
 
 
 FUZZ = settings(
