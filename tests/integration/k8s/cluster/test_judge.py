@@ -78,9 +78,7 @@ def test_a_canary_goes_on_while_its_judge_completes(
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        ("Container compare for pod tuneline/x failed with exit code 6 matching FailJob rule", 6),
         ("Container compare for pod tuneline/x failed with exit code 7 matching FailJob rule", 7),
-        ("Container prove for pod tuneline/x failed with exit code 5 matching FailJob rule", 5),
         ("Job was active longer than specified deadline", 5),
     ],
 )
