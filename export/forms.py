@@ -121,6 +121,7 @@ def _quantized(title: str, scheme: str, weights: str) -> Form:
         make="export.quantize.quantize:quantize_model",
         fixed={"scheme": scheme},
         run_options=functools.partial(_group_size, scheme),
+        version=2,
     )
 
 

@@ -35,6 +35,7 @@ LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
 """Weights with two dimensions that no linear layer multiplies by."""
 IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
 MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+ROUTED = (*MIXTURES, "gemma3n", "gemma3n_text")
 """Families with experts whose quantized models can be proven."""
 ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
@@ -136,7 +137,7 @@ def choose_layers(
             if ending and rf"re:(.*\.)?{half}{ending}" not in ignore:
                 ignore.append(rf"re:(.*\.)?{half}{ending}")
             continue
-        stays = family in MIXTURES and is_router(tensor.name)
+        stays = family in ROUTED and is_router(tensor.name)
         if IN_EXPERTS.fullmatch(tensor.name) and not stays:
             _require_expert(tensor.name, shape, family, where)
         if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2 or stays:

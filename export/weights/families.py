@@ -23,9 +23,10 @@ CONV1D_MODULES = {
     for model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 }
 
-ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
-"""Names in the path of a weight that chooses experts. Routers keep their number format and their
-values: a token that goes to another expert is not a rounding error, and servers expect them so."""
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "altup"})
+"""Names in the path of a weight that chooses experts, or mixes Gemma 3n's few streams (`altup`).
+Routers keep their number format and their values: a token that goes to another expert is not a
+rounding error, and servers expect them so."""
 
 IN_DECODER_LAYER = re.compile(r".+\.layers\.\d+\..+\.weight")
 FURTHER_LAYERS = re.compile(r"(^|\.)mtp\w*\.")
@@ -33,7 +34,7 @@ LAYER = re.compile(r"(?:(?:model|language_model|text_model)\.)*layers\.(\d+)\..+
 
 
 def is_router(name: str) -> bool:
-    """Return whether a tensor belongs to a layer that chooses experts."""
+    """Return whether a tensor belongs to a layer that chooses experts or mixes streams."""
     return not ROUTERS.isdisjoint(name.split("."))
 
 

@@ -107,6 +107,24 @@ def test_linear_layers_outside_the_decoder_layers_stay_and_are_named(tmp_path: P
     assert difference < 0.5
 
 
+def test_layers_that_mix_the_streams_of_gemma_3n_stay(tmp_path: Path) -> None:
+    """Its rows have one value for each of the few streams, so no group fits."""
+    config = transformers.Gemma3nTextConfig(
+        **families.HEADS, vocab_size_per_layer_input=320, hidden_size_per_layer_input=32,
+        laurel_rank=32, num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"],
+        sliding_window=16, activation_sparsity_pattern=[0.0, 0.0],
+    )  # fmt: skip
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    made = run_quantize(base, "w4a16", tmp_path / "out", 32)
+    said = json.loads((made.path / "config.json").read_text())["quantization_config"]["ignore"]
+    mixers = ("modality_router", "prediction_coefs", "correction_coefs")
+    assert {f"model.layers.{layer}.altup.{one}" for layer in (0, 1) for one in mixers} <= {*said}
+    network, _ = load_model(made.path)
+    before = tensors(base)
+    for name in (f"model.layers.1.altup.{one}.weight" for one in mixers):
+        assert torch.equal(network.get_parameter(name), before[name])
+
+
 def test_a_model_that_has_nothing_to_quantize_is_refused(tmp_path: Path) -> None:
     base = families.make_base(tmp_path / "base", "gpt2")
     with pytest.raises(ArtifactError, match="has no linear layer that can be quantized"):
