@@ -21,6 +21,9 @@ from tuneline.core.errors import ConfigError
 NUM_WORDS = 64
 MAX_SIZE = 2**27
 """Parameters of a network that is made only for the test: half a GiB."""
+MLP_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+NARROW = 16
+"""Width of an MLP of a narrow network."""
 NUM_TOKENS = 8
 """Tokens of each of the two rows: longer than the window of a short convolution."""
 MAX_RELATIVE_LEAK = 1e-5
@@ -78,9 +81,15 @@ def _class_name(model: Any) -> str:
 def small_network(model: Any) -> Any | None:
     """Return a network like a model's, with random weights: a layer of each kind, and few words.
 
+    A network that is still large also gets narrow MLPs and few attention heads.
+
     Returns:
-        None if even so it is large, or if its class cannot be made with fewer layers.
+        None if even so it is large, or if its class cannot be made so.
     """
+    return _reduced(model, narrow=False) or _reduced(model, narrow=True)
+
+
+def _reduced(model: Any, *, narrow: bool) -> Any | None:
     config = copy.deepcopy(model.config)
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
@@ -91,11 +100,23 @@ def small_network(model: Any) -> Any | None:
         else:
             text.num_hidden_layers = min(2, text.num_hidden_layers)
         text.vocab_size, text.pad_token_id = NUM_WORDS, None
+        if narrow:
+            _make_narrow(text)
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in type(model)(config).parameters())
         return type(model)(config) if size <= MAX_SIZE else None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return None
+
+
+def _make_narrow(text: Any) -> None:
+    for name in MLP_WIDTHS:
+        if getattr(text, name, None):
+            setattr(text, name, NARROW)
+    heads, shared = text.num_attention_heads, text.num_key_value_heads
+    if shared > 2 and shared % 2 == 0:
+        text.head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        text.num_attention_heads, text.num_key_value_heads = heads // (shared // 2), 2
 
 
 def packing_leak(model: Any) -> tuple[float, float]:
