@@ -139,8 +139,12 @@ def estimate_training(
     else:
         computed = batch.num_computed
         kept = computed * network.num_layers * layer
-        # Each row has its own copy of the keys and values of the shared start.
-        kept += (batch.num_tokens - computed) * network.num_layers * 2 * network.key_value_size
+        if batch.start:
+            # Each row has its own keys and values of the start. Attention with a mask, which rows
+            # that continue from a cache need, also copies them for every query head.
+            numbers = batch.num_tokens * network.query_size
+            numbers -= (computed - batch.start) * network.key_value_size
+            kept += network.num_layers * 2 * numbers
         if _has_answer_loss(config, item_bytes) and not config.load_in_4bit:
             beside = 2 * hidden + 2 * network.key_value_size
             kept -= max(0, computed - batch.num_trained) * (layer - beside)

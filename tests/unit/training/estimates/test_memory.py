@@ -168,9 +168,10 @@ def test_a_shared_start_is_computed_once_unless_activations_are_computed_again(
     batch = largest_batch(CONFIG, [5, 3, 4], start=2)
     assert batch == Batch(3, 5, start=2)
     whole, shared = (estimate_training(CONFIG, NETWORK, b, 4) for b in (Batch(3, 5), batch))
-    # 11 tokens of 15 are computed; of the other 4, each row copies keys and values, 2 k = 8.
+    # 11 tokens of 15 are computed. The rows read 15 keys and values of the queries' size, 8, in
+    # place of the 9 of their own, of size 4.
     assert whole.activations == 15 * (120 + 64) * 4
-    assert shared.activations == (11 * (120 + 64) + 4 * 8) * 4
+    assert shared.activations == (11 * (120 + 64) + 2 * (15 * 8 - 9 * 4)) * 4
     again = CONFIG.model_copy(update={"gradient_checkpointing": True})
     whole, shared = (estimate_training(again, NETWORK, b, 4) for b in (Batch(3, 5), batch))
     assert whole == shared
