@@ -115,7 +115,7 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     trained = [row.num_trained_tokens for row in train_rows]
     one_each = len(trained) == len(lengths)  # a preference pair has two sequences
     start = start_length(config, sequences)
-    if start and not fits_shared_start(base.path):
+    if start and not fits_shared_start(base.path, max(lengths)):
         start = 0
     chosen, estimate = estimate_step(
         config, base.path, lengths, trained if one_each else (), start=start

@@ -12,6 +12,7 @@ n (s + o). Dropout would be drawn once for the start of all rows, so with dropou
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ LEAST_TOKENS = 32
 """A shorter start saves less than a second pass through the layers costs."""
 LEAST_SAVING = 0.15
 """Share of a batch's positions that are not computed."""
+END_OF_START, OWN_TOKENS = 64, 16
+"""Tokens of two rows that are compared: most of them shared, whatever the rows share, and few
+enough that the comparison needs less memory than a step."""
 NUM_COMPARED = 8
 """Last positions of a row whose hidden states are compared."""
 NETWORK_START, NETWORK_ROW, NETWORK_WINDOW = 40, 56, 16
@@ -68,19 +72,24 @@ def _is_worth(start: int, num_rows: int, row_tokens: float) -> bool:
     return start >= LEAST_TOKENS and start * (num_rows - 1) >= LEAST_SAVING * num_rows * row_tokens
 
 
-def fits_shared_start(folder: Path) -> bool:
+def fits_shared_start(folder: Path, longest: int) -> bool:
     """Return whether networks of a folder's class can continue several rows from one start.
 
     The test is on a small network with random weights, before the model is loaded.
+
+    Args:
+        longest: Tokens of the longest row.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if longest > _longest_alike(config):
+        return False
     try:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config)
     except MISFITS:
         return False
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU too
         small = small_network(network)
         if small is None:
             return False
@@ -97,9 +106,11 @@ def fits_shared_start(folder: Path) -> bool:
 def share_start(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """Let a model compute what the rows of a batch have in common at their start once.
 
-    Hidden states and gradients of two rows are compared with those of the whole rows. A model whose
-    state is not a cache of keys and values (a state-space layer, a short convolution), one with
-    dropout, or one that computes its activations again in the backward pass stays as it is.
+    Hidden states and gradients of two rows, cut to the end of their start and a few tokens after
+    it, are compared with those of the whole rows. A model whose state is not a cache of keys and
+    values (a state-space layer, a short convolution), one that draws random numbers (dropout, a
+    router's jitter), or one that computes its activations again in the backward pass stays as it
+    is.
 
     Args:
         rows: Token ids of training rows that start alike.
@@ -109,21 +120,20 @@ def share_start(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = base.base_model
-    if _has_dropout(decoder) or decoder.is_gradient_checkpointing:
+    if decoder.is_gradient_checkpointing:
         return False
-    two = sorted(rows, key=len)[:2]
+    batch = _two_rows(rows, model.device)
     own = decoder.__dict__.get("forward")
     try:
-        expected = _compared(model, decoder, two)
-        decoder.forward = types.MethodType(_sharing(decoder.forward), decoder)
-        found = _compared(model, decoder, two)
         allowed = MAX_RELATIVE_DIFFERENCE[base.dtype]
-        if all(
-            float((ours - theirs).norm()) <= allowed * float(theirs.norm())
-            for ours, theirs in zip(found, expected, strict=True)
-        ):
+        if not _is_close(*_trained_twice(model, decoder, batch), allowed):
+            return False
+        expected = _compared(model, decoder, batch)
+        longest = _longest_alike(decoder.config)
+        decoder.forward = types.MethodType(_sharing(decoder.forward, longest), decoder)
+        if all(map(_is_close, _compared(model, decoder, batch), expected, [allowed] * 2)):
             return True
-    except (*MISFITS, NotImplementedError) as error:
+    except MISFITS as error:
         logger.debug("%s computes every row's start: %s", type(base).__name__, error)
     decoder.__dict__.pop("forward", None)
     if own is not None:
@@ -131,28 +141,64 @@ def share_start(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     return False
 
 
-def _has_dropout(decoder: Any) -> bool:
-    config = decoder.config.get_text_config()
-    return any(
-        isinstance(module, torch.nn.Dropout) and module.p for module in decoder.modules()
-    ) or bool(getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0))
+def _longest_alike(config: Any) -> float:
+    """Return the longest row in which a token's rotation does not depend on the row's length."""
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None) or {}
+    limits = [math.inf]
+    for rope in [ropes, *ropes.values()]:
+        kind = rope.get("rope_type") if isinstance(rope, dict) else None
+        if kind == "longrope":
+            limits.append(rope.get("original_max_position_embeddings") or 0)
+        elif kind == "dynamic":
+            # A row of this very length keeps the rotation of the longest row before it.
+            limits.append(getattr(text, "max_position_embeddings", 1) - 1)
+    return min(limits)
+
+
+def _two_rows(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    two = sorted(rows, key=len)[:2]
+    pairs = enumerate(zip(*two, strict=False))
+    start = next((index for index, (a, b) in pairs if a != b), len(two[0]))
+    cut = [row[max(0, start - END_OF_START) : start + OWN_TOKENS] for row in two]
+    lengths = torch.tensor([len(row) for row in cut], device=device)
+    tensors = [torch.tensor(row, device=device) for row in cut]
+    input_ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    positions = torch.arange(input_ids.shape[1], device=device)
+    mask = (positions < lengths[:, None]).long()
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def _is_close(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> bool:
+    return float((ours - theirs).norm()) <= allowed * float(theirs.norm())
+
+
+def _trained_twice(
+    model: Any, decoder: Any, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states of two passes as in training: random numbers make them differ."""
+    was_training = model.training
+    model.train()
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            first, second = (
+                decoder(**batch, use_cache=False).last_hidden_state.float() for _ in range(2)
+            )
+    finally:
+        model.train(was_training)
+    return first, second
 
 
 def _compared(
-    model: Any, decoder: Any, rows: Sequence[Sequence[int]]
+    model: Any, decoder: Any, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last hidden states of two rows, and the gradient of a weighted sum of them."""
-    lengths = [len(row) for row in rows]
-    input_ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True)
-    positions = torch.arange(input_ids.shape[1])
-    mask = torch.stack([positions < length for length in lengths]).long()
+    lengths = batch["attention_mask"].sum(1).tolist()
     was_training = model.training
     model.eval()
     try:
-        hidden = decoder(
-            input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device),
-            use_cache=False,
-        ).last_hidden_state.float()  # fmt: skip
+        hidden = decoder(**batch, use_cache=False).last_hidden_state.float()
         last = torch.stack(
             [
                 row[length - NUM_COMPARED : length]
@@ -170,11 +216,16 @@ def _compared(
     return last.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
 
 
-def _sharing(original: Any) -> Any:
+def _sharing(original: Any, longest: float) -> Any:
     # The signature stays the original one: generation reads it.
     @functools.wraps(original)
     def forward(self: Any, input_ids: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if args or not _is_divisible(input_ids, kwargs) or not (start := _common_start(input_ids)):
+        if (
+            args
+            or not _is_divisible(input_ids, kwargs)
+            or input_ids.shape[1] > longest
+            or not (start := _common_start(input_ids))
+        ):
             return original(input_ids, *args, **kwargs)
         return _from_start(self, original, start, input_ids, **kwargs)
 

@@ -107,36 +107,110 @@ def test_a_class_that_fits_is_known_before_its_weights_are_read(
 ) -> None:
     FAMILIES[family].save_pretrained(tmp_path)
     state = torch.random.get_rng_state()
-    assert fits_shared_start(tmp_path)
+    assert fits_shared_start(tmp_path, LENGTH)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("family", STATEFUL)
 def test_a_model_that_keeps_another_state_computes_whole_rows(family: str, tmp_path: Path) -> None:
     STATEFUL[family].save_pretrained(tmp_path)
-    assert not fits_shared_start(tmp_path)
+    assert not fits_shared_start(tmp_path, LENGTH)
     model, batch = _model(STATEFUL[family]), _batch()
     expected = model(**batch).loss
     assert not share_start(model, batch["input_ids"].tolist())
     torch.testing.assert_close(model(**batch).loss, expected)
 
 
-def test_a_model_whose_later_tokens_change_the_start_computes_whole_rows() -> None:
+@pytest.mark.parametrize("shape", [(ROWS, LENGTH), (16, 200)], ids=["most", "a part"])
+def test_a_model_whose_later_tokens_change_the_start_computes_whole_rows(
+    shape: tuple[int, int],
+) -> None:
     model = _model(FAMILIES["llama"])
     model.config._attn_implementation = "eager"
     layer, original = model.model.layers[0], model.model.layers[0].forward
     layer.forward = lambda hidden, **kwargs: original(hidden + hidden.mean(1, True), **kwargs)
+    rows = torch.randint(1, 64, shape, generator=torch.Generator().manual_seed(0))
+    rows[:, :START] = rows[0, :START]
+    assert not share_start(model, rows.tolist())
+
+
+def test_the_comparison_of_long_rows_is_small() -> None:
+    model = _model(FAMILIES["llama"])
+    rows = torch.randint(1, 64, (2, 3000), generator=torch.Generator().manual_seed(0))
+    rows[:, :2000] = rows[0, :2000]
+    counts = _positions(model.model.layers[0])
+    assert share_start(model, rows.tolist())
+    assert max(counts) == 160
+
+
+OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+RANDOM: dict[str, Any] = {
+    "attention": T.LlamaConfig(**SMALL, attention_dropout=0.1),
+    "a function": T.OPTConfig(**SMALL, **OPT, dropout=0.1),
+    "jitter": T.MixtralConfig(**SMALL, num_local_experts=4, router_jitter_noise=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_random_numbers_of_the_network_keep_whole_rows(kind: str, tmp_path: Path) -> None:
+    RANDOM[kind].save_pretrained(tmp_path)
+    assert not fits_shared_start(tmp_path, LENGTH)
+    model, state = _model(RANDOM[kind]), torch.random.get_rng_state()
     assert not share_start(model, _batch()["input_ids"].tolist())
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_dropout_and_passes_that_are_repeated_keep_whole_rows() -> None:
-    rows = _batch()["input_ids"].tolist()
-    dropped = _model(FAMILIES["llama"])
-    dropped.config.attention_dropout = 0.1
-    assert not share_start(dropped, rows)
+def test_passes_that_are_repeated_keep_whole_rows() -> None:
     repeated = _model(FAMILIES["llama"])
     repeated.gradient_checkpointing_enable()
-    assert not share_start(repeated, rows)
+    assert not share_start(repeated, _batch()["input_ids"].tolist())
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "longrope": {
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 49,
+    },
+    "dynamic": {"factor": 4.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_rows_whose_length_turns_their_keys_are_computed_whole(kind: str, tmp_path: Path) -> None:
+    rope = {"rope_type": kind, "rope_theta": 1e4} | ROPES[kind]
+    config = T.LlamaConfig(**SMALL, rope_parameters=rope, max_position_embeddings=49)
+    config.save_pretrained(tmp_path)
+    assert fits_shared_start(tmp_path, 48)
+    assert not fits_shared_start(tmp_path, 50)
+    model, batch = _model(config), _batch()  # longer than 49, with a shorter start
+    expected = model(**batch).loss
+    assert share_start(model, [row[:48] for row in batch["input_ids"].tolist()])
+    torch.testing.assert_close(model(**batch).loss, expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        T.LlamaConfig(
+            hidden_size=4096, intermediate_size=14336, num_hidden_layers=4,
+            num_attention_heads=32, num_key_value_heads=8,
+        ),
+        T.Qwen3MoeConfig(hidden_size=2048, num_hidden_layers=4, num_experts=128),
+    ],
+    ids=["8 B", "30 B of experts"],
+)  # fmt: skip
+def test_a_large_class_is_tested_on_a_narrow_network(config: Any, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    assert fits_shared_start(tmp_path, LENGTH)
+
+
+def test_the_small_network_leaves_the_random_numbers_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FAMILIES["llama"].save_pretrained(tmp_path)
+    seeds: list[int] = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeds.append)
+    assert fits_shared_start(tmp_path, LENGTH)
+    assert not seeds
 
 
 @pytest.mark.parametrize(
