@@ -23,6 +23,7 @@ from loadtest.client.records import SUCCEEDED
 from loadtest.config import LoadTestConfig, Scenario
 from loadtest.measure import judged
 from loadtest.report.build import Result
+from loadtest.run import check_served
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.messages import ChatPrompt
@@ -56,11 +57,13 @@ def cross_check(
 
     Raises:
         MissingError: The openai package is not installed.
+        ServerError: The endpoint cannot be reached, or does not serve the model.
         ValueError: A closed loop, which has no schedule to share.
     """
     if scenario.loop == "closed":
         raise ValueError("the cross-check needs an open loop: a closed one has no schedule")
     endpoint = with_headers(config, endpoint)
+    check_served(config, endpoint, ())
     plan, workload = make_plan(config, scenario, endpoint, prompts, seed=config.seed)
     result = judged(config, scenario, plan, workload, run_workers(plan, endpoint.api_key))
     answers = asyncio.run(_send_all(plan, endpoint, config.timeout_s))

@@ -349,6 +349,10 @@ def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> 
     )
     assert failing.returncode == 6
     assert json.loads(failing.stdout)["ttft_p50_s"] is None
+    (_, url, *_) = at(known)
+    absent = tuneline("cross-check", "--url", url, "--model", "another", *options, cwd=tmp_path)
+    assert absent.returncode == 5
+    assert "does not serve the model 'another'" in absent.stderr
     closed = tuneline("cross-check", *at(known), "--set", "loadtest.calibrate=false", cwd=tmp_path)
     assert closed.returncode == 2
 
