@@ -317,7 +317,7 @@ def test_a_report_in_every_form(measured: Path, tmp_path: Path) -> None:
         return done.stdout
 
     assert "inter-chunk gap" in written("table")
-    assert json.loads(written("json"))["schema_version"] == 4
+    assert json.loads(written("json"))["schema_version"] == 5
     rows = list(csv.DictReader(written("csv").splitlines()))
     assert sum(row["warmup"] == "false" for row in rows) == 100
     assert json.loads(written("vllm"))[0]["completed"] == 100
