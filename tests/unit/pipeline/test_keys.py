@@ -117,7 +117,7 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
     ("parity-served",): {"serving.parity.tolerances": TOLERANCES, "serving.parity": "concurrency"},
     ("loadtest",): {
         "loadtest": """max_tokens ignore_eos num_warmup_requests timeout_s seed num_workers
-            max_client_lag_s calibrate extra_body""",
+            max_client_lag_s calibrate headers extra_body""",
         "loadtest.slo": SLO_FIELDS,
         "loadtest.scenarios.0": """name rate_rps arrival burstiness rate_end_rps trace_speed
             concurrency num_requests duration_s""",
