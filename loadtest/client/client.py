@@ -20,12 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadtest.client.clocks import compare_clocks
 from loadtest.client.connect_errors import failure_of
-from loadtest.client.connection import (
-    READ_BYTES,
-    Connection,
-    Request,
-    monotonic_ns,
-)
+from loadtest.client.connection import READ_BYTES, Connection, Request, monotonic_ns
 from loadtest.client.headers import header_lines
 from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
@@ -235,8 +230,9 @@ class Client(Pool):
                     break
         if self.kernel_clock:
             now_ns = monotonic_ns()
-            if self.next_due_ns() - now_ns < self.nap_ns:
-                return  # a request is due before
+            is_connecting = len(self.tasks) > self.num_spares_opening
+            if is_connecting or self.next_due_ns() - now_ns < self.nap_ns:
+                return  # a request is due before, or waits for its connection
             left_ns = min(self.nap_ns, self.next_tick_ns - now_ns)  # a nap does not count as lag
             if left_ns <= 0:
                 return
