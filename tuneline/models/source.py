@@ -91,7 +91,7 @@ def resolve_model(
         return _local(name, embedded_base())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise MissingError(
-            f"base model {name!r}: no such folder {folder}",
+            f"model {name!r}: no such folder {folder}",
             hint="Give a model folder, a Hugging Face id such as Qwen/Qwen3-0.6B, or tiny-base.",
         )
     return _from_hub(name, revision, download)
@@ -171,7 +171,7 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
             raise disk_full(Path(hub.constants.HF_HUB_CACHE)) from e
         reason = str(e).strip().splitlines()[0]
         raise MissingError(
-            f"base model {at!r}: not a folder here, and not on the Hugging Face Hub ({reason})",
+            f"model {at!r}: not a folder here, and not on the Hugging Face Hub ({reason})",
             hint="Check the spelling and the network; a gated model also needs HF_TOKEN.",
         ) from None
     # The Hub names a snapshot's folder after its commit, which fixes its content.

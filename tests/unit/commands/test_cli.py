@@ -367,7 +367,7 @@ def test_a_hub_id_that_is_not_to_be_had(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub" / "hub"))
     done = run(verb, EXAMPLE, "--set", "base_model=nobody/nothing", cwd=tmp_path)
     assert done.returncode == 4, done.stderr
-    assert "base model 'nobody/nothing': not a folder here" in done.stderr
+    assert "error: model 'nobody/nothing': not a folder here" in done.stderr
     assert "HF_TOKEN" in done.stderr
 
 
