@@ -64,8 +64,23 @@ def _about_ties(artifact: Artifact, reasons: Sequence[str]) -> str:
     exact = "" if section is None else f", or --set {section}.dtype=float32"
     return (
         "The log-probabilities are within their limits: answers differ where two tokens are almost "
-        f"as likely.\n  Try: a longer training, which tells them apart{exact}\n  "
+        f"as likely.\n  Try: a longer training, which tells them apart{exact}{_more(artifact)}\n  "
     )
+
+
+def _more(artifact: Artifact) -> str:
+    """Return advice for a proof whose limit allows other answers, but not one of so few prompts."""
+    num_prompts = artifact.manifest.metrics.get("num_prompts")
+    tolerances = artifact.manifest.config.get("tolerances") or {}
+    least = tolerances.get("min_greedy_agreement")
+    if (
+        num_prompts is None
+        or least is None
+        or least == 1
+        or round((1 - least) * num_prompts, 6) >= 1
+    ):
+        return ""
+    return f", or more prompts: of {num_prompts} none may differ (reference.num_prompts)"
 
 
 def _again(artifact: Artifact, verdict: Verdict) -> str:

@@ -272,6 +272,7 @@ def stages(run: Run) -> list[Stage]:
 def _all_stages(run: Run) -> list[Stage]:
     config = run.config
     whole = config.training.finetuning_type == "full"
+    tuned = "the whole model" if whole else "base + adapter"
     return [
         Stage(
             DATASET, "Check, clean and split the data", "data", "dataset", (config.data,), (),
@@ -289,9 +290,9 @@ def _all_stages(run: Run) -> list[Stage]:
             version=6,
         ),
         Stage(
-            EVALUATION_TUNED, "Evaluate base + adapter", "evaluation", "evaluation",
+            EVALUATION_TUNED, f"Evaluate {tuned}", "evaluation", "evaluation",
             (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base + adapter", version=3,
+            accepts=(require_answers,), label=tuned, version=3,
         ),
         Stage(
             EVALUATION_REPORT, "Compare base and tuned answers", "evaluation",
@@ -301,7 +302,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, accepts=(require_compared,), label="base + adapter", version=6,
+            inputs=training_inputs, accepts=(require_compared,), label=tuned, version=6,
         ),
         *_forgetting_stage(config),
         Stage(

@@ -11,8 +11,8 @@ from tuneline.core.errors import TamperedError, VerdictError
 from tuneline.core.verdict import Verdict, read_verdict, require_verdict
 
 WITH_VERDICT = (
-    "parity", "load-report", "load-search", "load-sweep", "load-pareto", "load-comparison", "tune",
-    "release",
+    "parity", "reward-parity", "load-report", "load-search", "load-sweep", "load-pareto",
+    "load-comparison", "tune", "release",
 )  # fmt: skip
 
 
@@ -61,6 +61,24 @@ def test_a_proof_that_fails_by_ties_only_says_what_to_do(
     said = str(caught.value.hint)
     assert (hint or "The whole report") in said
     assert ("a longer training" in said) == (hint is not None)
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "least", "is_said"),
+    [(16, 0.95, True), (64, 0.95, False), (20, 0.95, False), (16, 1.0, False), (16, None, False)],
+)
+def test_too_few_prompts_for_a_limit_are_said(
+    tmp_path: Path, num_prompts: int, least: float | None, is_said: bool
+) -> None:
+    config = {"form": "merged", "tolerances": {"min_greedy_agreement": least}}
+    with new_artifact(tmp_path / "x", "parity", config=config) as draft:
+        (draft.dir / "parity.json").write_text(json.dumps({"verdict": "FAIL"}))
+        problems = ["greedy_agreement is 0.9375; expected at least 0.95"]
+        draft.metrics.update(problems=problems, num_prompts=num_prompts)
+    with pytest.raises(VerdictError) as caught:
+        require_verdict(open_artifact(tmp_path / "x"))
+    said = f"or more prompts: of {num_prompts} none may differ (reference.num_prompts)"
+    assert (said in str(caught.value.hint)) is is_said
 
 
 def test_these_kinds_have_a_verdict() -> None:

@@ -12,6 +12,7 @@ from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import require_served_weights
+from tuneline.pipeline.stage import EVALUATION_TUNED
 from tuneline.pipeline.stages import stages
 
 
@@ -122,3 +123,12 @@ def test_a_judge_of_a_model_without_answers_is_refused() -> None:
         run_of(training={"method": {"type": "reward"}}, evaluation=judge)
     assert error.value.exit_code == 2 and "method: {type: dpo}" in str(error.value)
     run_of(training={"method": {"type": "kto"}}, evaluation=judge)
+
+
+@pytest.mark.parametrize(
+    ("training", "label"),
+    [({}, "base + adapter"), ({"finetuning_type": "full"}, "the whole model")],
+)
+def test_the_tuned_model_is_called_what_it_is(training: dict[str, Any], label: str) -> None:
+    (found,) = [one for one in stages(run_of(training=training)) if one.name == EVALUATION_TUNED]
+    assert (found.title, found.label) == (f"Evaluate {label}", label)
