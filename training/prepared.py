@@ -9,7 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 from training.adapters.tokens import require_trained_tokens
-from training.adapters.trainable import load_trainable
+from training.adapters.trainable import load_trainable, train_in_float32
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
 from training.data.row import Row
@@ -71,6 +71,7 @@ class Prepared:
         trainer = self.method.trainer(
             config, self.model, self.tokenizer, arguments, self.train_rows, self.heldout_rows
         )
+        train_in_float32(trainer.model)
         sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
         trainer.num_shared_tokens = 0
         if self.start and share_start(trainer.model, sequences):

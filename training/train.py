@@ -17,7 +17,7 @@ from transformers import PrinterCallback
 
 from training.adapters.reach import reach_table
 from training.adapters.servable import unservable
-from training.adapters.trainable import four_bit_figures, train_in_float32, write_trained
+from training.adapters.trainable import four_bit_figures, write_trained
 from training.config import TrainingConfig
 from training.config.checkpoints import EXACT_MATCH
 from training.hardware import require_hardware
@@ -150,7 +150,6 @@ def _train(
         work, checkpoint = open_checkpoints(out, facts)
         arguments = trainer_arguments(prepared.chosen, work, resumed=checkpoint is not None)
         trainer = prepared.trainer(config, arguments)
-        train_in_float32(trainer.model)
         shared = share_training(trainer, config, checkpoint)
         tracked = TrackedRun(
             out.name, out.parent / TRACKING / out.name, settings, checkpoint_step(checkpoint),

@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from training.adapters.trainable import train_in_float32
 from training.config import TrainingConfig
 from training.config.launch import launch_line
 from training.estimates.duration import num_measurements, time_hints
@@ -65,7 +64,6 @@ def probe_training(
         arguments = trainer_arguments(prepared.chosen, Path(folder), resumed=True)
         arguments |= {"max_steps": PROBE_STEPS, "save_strategy": "no", "eval_strategy": "no"}
         trainer = prepared.trainer(config, arguments)
-        train_in_float32(trainer.model)
         trainer.remove_callback(PrinterCallback)
         clock = _Clock()
         trainer.add_callback(clock)

@@ -250,12 +250,12 @@ def _dataset(folder: Path, kind: str) -> Artifact:
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"),
-    [("sft", "answer"), ("dpo", "preference"), ("orpo", "preference"), ("reward", "preference"),
-     ("kto", "label")],
+    ("method", "kind", "in_4bit"),
+    [("sft", "answer", False), ("sft", "answer", True), ("dpo", "preference", False),
+     ("orpo", "preference", False), ("reward", "preference", False), ("kto", "label", False)],
 )  # fmt: skip
 def test_every_method_learns_the_same_from_a_shared_start(
-    method: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, kind: str, *, in_4bit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_base(tmp_path / "base")
     base = resolve_model("base", relative_to=tmp_path)
@@ -263,7 +263,8 @@ def test_every_method_learns_the_same_from_a_shared_start(
     config = TrainingConfig.model_validate(
         {"method": {"type": method}, "num_train_epochs": 2, "per_device_train_batch_size": 4,
          "gradient_accumulation_steps": 1, "learning_rate": 3e-3, "logging_steps": 1,
-         "gradient_checkpointing": False, "max_length": 256, "report_to": []}
+         "gradient_checkpointing": False, "max_length": 256, "report_to": [],
+         "load_in_4bit": in_4bit}
     )  # fmt: skip
     passes: list[int] = []
     original = shared_start._from_start
