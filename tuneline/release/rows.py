@@ -91,7 +91,7 @@ class Compared:
         if self.room <= max_drop:
             return (
                 f"INCONCLUSIVE: from {self.first:.4g}, a drop of more than {max_drop:g} is not "
-                "possible, so that this metric cannot show it; name another one as release.metric"
+                "possible, so that this metric cannot show it; rouge_l can"
             )
         needed = self.rows_needed(max_drop)
         if self.rules_out(max_drop) or self.high < 0 or needed is None:

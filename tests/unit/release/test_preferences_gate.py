@@ -12,10 +12,10 @@ from tuneline.core.release import Outcome
 from tuneline.core.statistics import bootstrap_interval
 from tuneline.models.source import resolve_model
 from tuneline.pipeline.run_config import load_run
-from tuneline.pipeline.stage import EVALUATION_TUNED, PREFERENCES
+from tuneline.pipeline.stage import EVALUATION_SERVED, EVALUATION_TUNED, PREFERENCES
 from tuneline.pipeline.stages import stages
 from tuneline.release.figures import figures_of
-from tuneline.release.gates.evaluation import judge_evaluation
+from tuneline.release.gates.evaluation import judge_evaluation, judge_served_evaluation
 from tuneline.release.gates.finding import Finding
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import Rows, compare_rows
@@ -163,3 +163,22 @@ def test_a_report_begins_with_the_preferences(
     )
     (found,) = report_document(facts).tiles
     assert (found.title, found.value, found.note) == tile
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_metric_that_cannot_fall_gets_a_hint_of_one_that_can(tmp_path: Path, method: str) -> None:
+    proofs = proofs_of(tmp_path, [], {}, f"training.method={{type: {method}}}")
+    scores = {"metrics": {"exact_match": {"higher_is_better": True}}}
+    asked = [
+        {"prompt": [{"role": "user", "content": str(at)}], "expected": "x"} for at in range(99)
+    ]
+    for stage in (EVALUATION_TUNED, EVALUATION_SERVED):
+        with new_artifact(tmp_path / stage, "evaluation", config={}, inputs=[]) as draft:
+            (draft.dir / "evaluation.json").write_text(json.dumps(scores))
+            lines = (json.dumps({**row, "scores": {"exact_match": 0.0}}) for row in asked)
+            (draft.dir / "predictions.jsonl").write_text("\n".join(lines))
+        proofs.made[stage] = open_artifact(tmp_path / stage)
+    found = judge_served_evaluation(proofs)
+    assert found.outcome is Outcome.FAILED and "rouge_l can" in found.words
+    assert "--set 'evaluation.metrics=[exact_match,rouge_l]'" in found.hint
+    assert ("release.metric: rouge_l" in found.hint) is (method == "sft")
