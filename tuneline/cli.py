@@ -138,7 +138,8 @@ class LoadTestGroup(LazyGroup):
         ),
         "sweep": Row(
             AT + "load_studies:sweep",
-            "Measure several rates, or several servers, and draw latency and throughput.",
+            "Measure several rates, numbers of streams or servers, and draw latency and "
+            "throughput.",
         ),
         "compare": Row(AT + "load_studies:compare", "Say whether B is slower than A."),
         "calibrate": Row(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from serving.engine import stored_graph
+from serving.engine.prompt_rows import with_prompt_rows
 
 if TYPE_CHECKING:
     import torch
@@ -34,16 +35,19 @@ def register() -> None:
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
-    if skips_base_rows(lora_ops.bgmv_shrink):
-        return
-    # The prefill functions of `lora_ops` call these by name; `punica_cpu` imports them by name.
-    for name, corrected in {
-        "bgmv_shrink": without_base_rows_shrunk(lora_ops.bgmv_shrink),
-        "bgmv_expand": without_base_rows_expanded(lora_ops.bgmv_expand),
-        "bgmv_expand_slice": without_base_rows_expanded(lora_ops.bgmv_expand_slice),
-    }.items():
-        setattr(lora_ops, name, corrected)
-        setattr(punica_cpu, name, corrected)
+    if not skips_base_rows(lora_ops.bgmv_shrink):
+        # The prefill functions of `lora_ops` call these by name; `punica_cpu` imports them by name.
+        for name, corrected in {
+            "bgmv_shrink": without_base_rows_shrunk(lora_ops.bgmv_shrink),
+            "bgmv_expand": without_base_rows_expanded(lora_ops.bgmv_expand),
+            "bgmv_expand_slice": without_base_rows_expanded(lora_ops.bgmv_expand_slice),
+        }.items():
+            setattr(lora_ops, name, corrected)
+            setattr(punica_cpu, name, corrected)
+    wrapper = punica_cpu.PunicaWrapperCPU
+    wrapper.add_lora_logits = with_prompt_rows(
+        wrapper.add_lora_logits, lora_ops.bgmv_shrink, lora_ops.bgmv_expand
+    )
 
 
 def skips_base_rows(shrink: Kernel) -> bool:

@@ -82,11 +82,19 @@ def _of_likely_branches(
 ) -> list[tuple[ErrorDetails, Place]]:
     """Leave out the problems with types of a union that the user's keys do not fit."""
     counts: dict[tuple[str | int, ...], dict[str, int]] = {}
-    for _, place in found:
-        if place.union is not None and len(place.keys) > len(place.union):
-            branches = counts.setdefault(place.union, {})
+    for entry, place in found:
+        if place.union is None:
+            continue
+        branches = counts.setdefault(place.union, {})
+        if len(place.keys) > len(place.union):
             branches[place.branch] = branches.get(place.branch, 0) + 1
-    likely = {union: min(branches, key=branches.__getitem__) for union, branches in counts.items()}
+        elif entry["type"] == "value_error":  # all keys fit: the type refuses the whole
+            branches[place.branch] = 0
+    likely = {
+        union: min(branches, key=branches.__getitem__)
+        for union, branches in counts.items()
+        if branches
+    }
     return [
         (entry, place)
         for entry, place in found

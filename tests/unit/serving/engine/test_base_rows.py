@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from serving.engine.base_rows import (
     without_base_rows_expanded,
     without_base_rows_shrunk,
 )
+from serving.engine.prompt_rows import with_prompt_rows
 
 INDICES = torch.tensor([0, -1, 1, -1])
 RANK, WIDTH = 3, 5
@@ -87,3 +88,44 @@ def test_the_defect_is_seen_and_gone_when_corrected(lora_ops: ModuleType) -> Non
     # If this fails after an update of vLLM, the defect is mended there: delete the correction.
     assert not skips_base_rows(lora_ops.bgmv_shrink)
     assert skips_base_rows(without_base_rows_shrunk(lora_ops.bgmv_shrink))
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [([1, 1, 1], "changed"), ([0, 1, 1], "no numbers"), ([0, 1, 0, -1], "as in vLLM")],
+)
+def test_rows_of_a_prompt_get_the_change_of_the_only_adapter(
+    lora_ops: ModuleType,
+    values: dict[str, torch.Tensor],
+    indices: list[int],
+    expected: str,
+) -> None:
+    def of_vllm(_: Any, y: torch.Tensor, *_args: Any) -> None:
+        y.fill_(7.0)
+
+    add = with_prompt_rows(of_vllm, lora_ops.bgmv_shrink, lora_ops.bgmv_expand)
+    wrapper, output = SimpleNamespace(sampler_indices=torch.tensor(indices)), values["output"]
+    found = output.clone()
+    add(wrapper, found, values["inputs"], values["a"], values["b"], 2.0)
+    if expected == "changed":
+        change = 2.0 * values["inputs"] @ values["a"][1].T @ values["b"][1].T
+        torch.testing.assert_close(found, output + change)
+    elif expected == "no numbers":
+        assert found.isnan().all()
+    else:
+        assert (found == 7.0).all()
+
+
+def test_rows_of_a_prompt_stay_where_no_adapter_changes_the_head(
+    lora_ops: ModuleType, values: dict[str, torch.Tensor]
+) -> None:
+    def of_vllm(*_: Any) -> None:
+        raise AssertionError("the rows are not those of the requests")
+
+    add = with_prompt_rows(of_vllm, lora_ops.bgmv_shrink, lora_ops.bgmv_expand)
+    wrapper, output = (
+        SimpleNamespace(sampler_indices=torch.tensor([0, 1])),
+        values["output"].clone(),
+    )
+    add(wrapper, output, values["inputs"], values["a"], torch.zeros_like(values["b"]), 1.0)
+    assert torch.equal(output, values["output"])
