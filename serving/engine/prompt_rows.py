@@ -22,7 +22,7 @@ def with_prompt_rows(add_logits: Kernel, shrink: Kernel, expand: Kernel) -> Kern
     """Return vLLM's method `add_lora_logits`, for rows of prompts too.
 
     Rows of a prompt get the change of the adapter that all requests of the step share. If they
-    share none and an adapter changes the head, the logits are no numbers: a request ends with an
+    share none and an adapter changes the head, the logits become NaN: a request ends with an
     error, and the engine does not.
 
     Args:
