@@ -33,6 +33,7 @@ from tuneline.models.source import resolve_model
 from tuneline.models.tokenizer import load_tokenizer
 
 DATA = Input(role="data", kind="file", digest="sha256:" + "0" * 64)
+NUM_SAMPLES = 4800
 CONVERSATIONS = [
     [
         {"role": "user", "content": f"the printer on floor {number} does not print"},
@@ -136,12 +137,13 @@ def test_a_kill_leaves_neither_artifact_nor_worker(calibration: Path, tmp_path: 
     base = families.make_base(tmp_path / "base")
     rows = [json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS]
     # Enough of them that the calibration is still at work when its first line is read.
-    (tmp_path / "rows.jsonl").write_text("".join(rows) * 20)
+    (tmp_path / "rows.jsonl").write_text("".join(rows) * (NUM_SAMPLES // len(rows)))
     log = tmp_path / "log"
     process = tuneline_forked(
         log, "--verbose", "export", "quantize", "--model", str(base),
         "--scheme", "w4a16", "--group-size", "32", "--method", "gptq",
         "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"),
+        "--num-calibration-samples", str(NUM_SAMPLES),
     )  # fmt: skip
     while "Calibrating" not in log.read_text():
         assert process.is_alive(), log.read_text()[-2000:]
