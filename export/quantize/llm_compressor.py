@@ -165,6 +165,8 @@ def _run_worker(python: Path, work: Path, label: str) -> None:
     """
     environment = without_secrets(os.environ)
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # The layer is read from its progress bars, which training in this process has turned off.
+    environment.pop("TQDM_DISABLE", None)
     # -I: Python loads no module from this directory or from PYTHONPATH.
     command = [str(python), "-I", str(WORKER), str(work / "job.json")]
     last: deque[str] = deque(maxlen=20)

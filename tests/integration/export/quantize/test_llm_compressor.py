@@ -133,7 +133,10 @@ def test_a_mixtral_is_refused_before_the_environment_is_asked_for(
         run(base, "gptq", "int8", tmp_path / "made")
 
 
-def test_a_kill_leaves_neither_artifact_nor_worker(calibration: Path, tmp_path: Path) -> None:
+def test_a_kill_leaves_neither_artifact_nor_worker(
+    calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # as after a training in the same process
     base = families.make_base(tmp_path / "base")
     rows = [json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS]
     # Enough of them that the calibration is still at work when its first line is read.
