@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any, TypeAlias
 
 import pytest
 
 from k8s.rules import adapters
 from k8s.rules.check import check_manifests
+from tests.unit.k8s.rules.reached import unreached_yields
 
 Objects: TypeAlias = list[dict[str, Any]]
 Tree: TypeAlias = Callable[[str], Objects]
@@ -159,29 +155,7 @@ def test_a_broken_bringer_of_adapters_is_found(
 
 def test_every_problem_of_adapters_is_reported_above(tree: Tree) -> None:
     """Each `yield` of a rule runs for one of BROKEN."""
-    file = inspect.getfile(adapters)
-    wanted = {
-        node.lineno
-        for node in ast.walk(ast.parse(Path(file).read_text()))
-        if isinstance(node, ast.Yield)
-    }
-    assert len(wanted) >= 12
-    seen = set()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != file:
-            return None
-        if event == "line":
-            seen.add(frame.f_lineno)
-        return trace
-
-    before = sys.gettrace()
-    for _, name, mutation, _ in BROKEN:
-        objects = tree(name)
-        mutation(objects)
-        sys.settrace(trace)
-        try:
-            check_manifests(objects)
-        finally:
-            sys.settrace(before)
-    assert sorted(wanted - seen) == []
+    broken = ((tree(name), mutation) for _, name, mutation, _ in BROKEN)
+    unreached, number = unreached_yields([adapters], broken)
+    assert unreached == []
+    assert number >= 12

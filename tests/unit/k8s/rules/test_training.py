@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import copy
-import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any, TypeAlias
 
 import pytest
@@ -17,6 +11,7 @@ from k8s.rules import training
 from k8s.rules.check import check_manifests
 from k8s.rules.training import MISTAKES
 from tests.unit.k8s.only import only
+from tests.unit.k8s.rules.reached import unreached_yields
 from tuneline.core import errors
 
 Objects: TypeAlias = list[dict[str, Any]]
@@ -211,32 +206,10 @@ def test_a_broken_training_is_found(
 
 def test_every_problem_of_a_training_is_reported_above(tree: Tree) -> None:
     """Each `yield` of a rule runs for one of BROKEN."""
-    file = inspect.getfile(training)
-    wanted = {
-        node.lineno
-        for node in ast.walk(ast.parse(Path(file).read_text()))
-        if isinstance(node, ast.Yield)
-    }
-    assert len(wanted) > 10
-    seen = set()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != file:
-            return None
-        if event == "line":
-            seen.add(frame.f_lineno)
-        return trace
-
-    before = sys.gettrace()
-    for _, name, mutation, _ in BROKEN:
-        objects = copy.deepcopy(tree(name))
-        mutation(objects)
-        sys.settrace(trace)
-        try:
-            check_manifests(objects)
-        finally:
-            sys.settrace(before)
-    assert sorted(wanted - seen) == []
+    broken = ((tree(name), mutation) for _, name, mutation, _ in BROKEN)
+    unreached, number = unreached_yields([training], broken)
+    assert unreached == []
+    assert number > 10
 
 
 def test_the_exit_codes_that_are_not_tried_again_are_mistakes_and_verdicts() -> None:
