@@ -7,13 +7,15 @@ we print.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 _ENDS = (
     r"(?:KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|_PAT)"
 )
 _SECRET_NAME = re.compile(_ENDS + "$", re.IGNORECASE)
-_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_PASSWORD_IN_URL = re.compile(r"://[^/@\s:]*:(?!\d{1,5}(?:[/?#]|$))[^@\s]+@")
+"""The secret of a store may hold a slash; a port with a path is not a password."""
 _KNOWN_FORM = re.compile(
     r"\b(?:hf_\w{20,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|"
     r"xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
@@ -61,6 +63,21 @@ def variable_name(text: str) -> str:
 def hide_passwords(text: str) -> str:
     """Return a text in which the user and the password of each URL are `***`."""
     return _PASSWORD_IN_URL.sub("://***@", text)
+
+
+def keys_with_passwords(values: Any, key: str = "") -> Iterator[str]:
+    """Return the keys of a document, such as `data.path`, whose text has a URL with a password."""
+    if isinstance(values, str):
+        if _PASSWORD_IN_URL.search(values):
+            yield key
+        return
+    entries: Any = ()
+    if isinstance(values, Mapping):
+        entries = values.items()
+    elif isinstance(values, list | tuple):
+        entries = enumerate(values)
+    for name, value in entries:
+        yield from keys_with_passwords(value, f"{key}.{name}" if key else str(name))
 
 
 def first_line(error: BaseException) -> str:

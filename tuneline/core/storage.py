@@ -35,7 +35,7 @@ from tuneline.core.errors import (
 )
 from tuneline.core.files import MANIFEST
 from tuneline.core.progress import progress
-from tuneline.core.secrets import first_line
+from tuneline.core.secrets import first_line, hide_passwords
 
 SCHEMES = ("s3", "gs", "az", "abfss")
 EXTRA = "storage"
@@ -57,10 +57,16 @@ def require_place(url: str) -> None:
     """Check that a text is the URL of a place in object storage, and that its library is here.
 
     Raises:
-        ConfigError: It has another form.
+        ConfigError: It has another form, or a password.
         MissingError: The library is not installed.
     """
     scheme, separator, path = url.partition("://")
+    if (hidden := hide_passwords(url)) != url:
+        raise ConfigError(
+            f"{hidden}: has a password in the URL; expected a place without one",
+            hint="Put credentials into the environment: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or the variables of the other stores.",
+        )
     if scheme not in SCHEMES or not separator or not path.strip("/"):
         raise ConfigError(
             f"{url}: is not a place in object storage; expected s3://BUCKET/PATH, gs://BUCKET/PATH "

@@ -18,6 +18,7 @@ from training.config import DataConfig, EvaluationConfig, ReferenceConfig, Train
 from training.config.search import SearchConfig
 from tuneline.core.config import StrictModel, load_config
 from tuneline.core.errors import MissingError
+from tuneline.core.secrets import keys_with_passwords
 from tuneline.models.source import EMBEDDED, ModelSource, resolve_model
 from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.release.config import ReleaseConfig
@@ -43,6 +44,18 @@ class RunConfig(StrictModel):
     k8s: DeployConfig = DeployConfig()
     release: ReleaseConfig = ReleaseConfig()
     search: SearchConfig = Field(default=SearchConfig(), json_schema_extra={"keyed": False})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_passwords(cls, values: Any) -> Any:
+        # Releases, reports and manifests repeat run.yaml. A system prompt is text, which may quote.
+        if found := [key for key in keys_with_passwords(values) if key != "data.system_prompt"]:
+            raise ValueError(
+                f"{', '.join(found)}: a URL has a password, which every release and report would "
+                "show; expected a URL without one, and the credentials in the environment or in a "
+                "Secret of the cluster"
+            )
+        return values
 
     @model_validator(mode="after")
     def _check_served(self) -> Self:

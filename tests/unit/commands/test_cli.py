@@ -506,6 +506,27 @@ def test_a_place_or_file_that_cannot_be_used_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("push", EXAMPLE, "--to"), "s3://***@b/runs: has a password in the URL"),
+        (("pull", "--out", "x"), "s3://***@b/runs: has a password in the URL"),
+        (("train", EXAMPLE, "--push-to"), "s3://***@b/runs: has a password in the URL"),
+        (("deploy", "render", EXAMPLE, "--training", "--out", "m", "--set"), "push_to: a URL has"),
+    ],
+)
+def test_a_password_in_the_url_of_a_place_is_refused_and_not_shown(
+    args: tuple[str | Path, ...], expected: str, tmp_path: Path
+) -> None:
+    url = "s3://AKIAEXAMPLE:ab/cd+ef@b/runs"
+    value = f"k8s.training={{image: i, push_to: '{url}'}}" if args[-1] == "--set" else url
+    done = tuneline(*args, value, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "AKIAEXAMPLE" not in done.stderr and "ab/cd" not in done.stderr + done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_that_are_needed_together() -> None:
     done = tuneline("chat", "--json", EXAMPLE)
     assert done.returncode == 2

@@ -11,7 +11,7 @@ import pytest
 from tests.commands import tuneline_here
 from tests.unit.training.data.checks.made import clean_rows
 from training.data.row import Row
-from tuneline.core.errors import DataError
+from tuneline.core.errors import ConfigError, DataError
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run
@@ -154,3 +154,25 @@ def test_the_command_prints_findings_as_lines_and_as_json(tmp_path: Path) -> Non
     assert lines[place + 1].startswith(f"      train.jsonl: line {SIMILAR + 1}: ")
     document = json.loads(tuneline_here(*map(str, arguments), "--json").stdout)
     assert [finding["check"] for finding in document["findings"]] == ["leakage", "near_leakage"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"evaluation": {"judge": {"url": "http://u:pw@host/v1", "model": "m"}}}, "judge.url"),
+        ({"data": {"sources": [{"path": "s3://AKIA:p/w@b/rows"}]}}, "data.sources.0.path"),
+        ({"serving": {"extra_args": {"otlp_traces_endpoint": "http://u:pw@h:4317"}}}, "endpoint"),
+        ({"k8s": {"model_fetch": {"command": ["sh", "-c", "cp s3://A:pw@b/m /m"]}}}, "command.2"),
+    ],
+)
+def test_a_password_in_a_url_of_run_yaml_is_refused_and_not_shown(
+    sections: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    """A release, its report and its manifests repeat the values of run.yaml."""
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps({"name": "x", "data": {"path": "r.jsonl"}} | sections))
+    with pytest.raises(ConfigError, match=rf"{key}: a URL has a password") as error:
+        load_run(path)
+    assert "pw@" not in str(error.value) and "p/w" not in str(error.value)
+    path.write_text('{"name": "x", "data": {"path": "r.jsonl", "system_prompt": "db://u:pw@h"}}')
+    assert load_run(path).config.data.system_prompt == "db://u:pw@h"
