@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serving.adapters.reconcile import describe_adapter, read_desired, reconcile_adapters
     from serving.chat import Answer, answers, converse
     from serving.command.arguments import explain_server, plan_container
+    from serving.command.environment import engine_settings
     from serving.command.flags import Flag
     from serving.command.keys import add_key, list_keys, remove_key
     from serving.command.memory import require_memory
@@ -45,6 +46,7 @@ __all__ = [
     "converse",
     "converse_with_each",
     "describe_adapter",
+    "engine_settings",
     "explain_server",
     "list_adapters",
     "list_keys",
@@ -80,6 +82,7 @@ __getattr__ = lazy_face(
         "converse": "serving.chat:converse",
         "converse_with_each": "serving.compare:converse_with_each",
         "describe_adapter": "serving.adapters.reconcile:describe_adapter",
+        "engine_settings": "serving.command.environment:engine_settings",
         "explain_server": "serving.command.arguments:explain_server",
         "list_adapters": "serving.adapters.client:list_adapters",
         "list_keys": "serving.command.keys:list_keys",

@@ -77,6 +77,9 @@ class Manifest(StrictModel):
     metrics: dict[str, Any]
     created_at: str
     """UTC, ISO 8601."""
+    made_as: str = ""
+    """The name of its directory when it was made. The name that a line gives has the key of the
+    stage, so an artifact that was renamed to another key is told from one that was made for it."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def new_artifact(
         try:
             yield draft
             draft.journal.unlink(missing_ok=True)
-            _finish(draft, kind, config, inputs)
+            _finish(draft, out.name, kind, config, inputs)
             partial.rename(out)
             sync_path(out.parent)
         except (KeyboardInterrupt, SystemExit):
@@ -332,7 +335,9 @@ def _journal_key(draft: Draft) -> str | None:
         return None
 
 
-def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[Input]) -> None:
+def _finish(
+    draft: Draft, name: str, kind: str, config: dict[str, Any], inputs: Sequence[Input]
+) -> None:
     files = []
     for file in payload_files(draft.dir):
         sync_path(file)
@@ -354,6 +359,7 @@ def _finish(draft: Draft, kind: str, config: dict[str, Any], inputs: Sequence[In
         environment=environment_facts(),
         metrics=draft.metrics,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        made_as=name,
     )
     (draft.dir / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     sync_path(draft.dir / MANIFEST)

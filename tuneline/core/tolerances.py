@@ -30,6 +30,9 @@ class Tolerances(StrictModel):
     holds expected answers."""
 
 
+MAX_NATS = 20.0
+"""No difference of models comes near: a vocabulary of 256,000 tokens has a guess of 12 nats."""
+
 _FLOAT32 = Tolerances(
     min_greedy_agreement=1.0,
     min_token_agreement=1.0,
@@ -121,6 +124,30 @@ def tolerances_of_weights(weights: str) -> Tolerances:
             hint="Try: prove the model that it was quantized from.",
         )
     return WEIGHT_TOLERANCES[weights]
+
+
+def said_limits(tolerances: Tolerances) -> str:
+    """Return the limits that a form can miss, in words; empty if there is none.
+
+    A share of 0 and a difference of more than MAX_NATS exclude nothing.
+    """
+    found = []
+    for name, what in (("min_greedy_agreement", "answers"), ("min_token_agreement", "tokens")):
+        share = getattr(tolerances, name)
+        if share is not None and share > 0:
+            found.append(f"{'all' if share >= 1 else f'{share:.0%} of the'} {what} equal")
+    for name, what in (
+        ("max_logprob_difference", "log-probabilities within {} nats"),
+        ("mean_logprob_difference", "within {} on average"),
+        ("mean_kl", "KL divergence at most {}"),
+    ):
+        limit = getattr(tolerances, name)
+        if limit is not None and limit <= MAX_NATS:
+            found.append(what.format(f"{limit:g}"))
+    drop = tolerances.max_accuracy_drop
+    if drop is not None and drop < 1:
+        found.append(f"right answers down by at most {100 * drop:g} points")
+    return ", ".join(found)
 
 
 def add_tolerances(weights: Tolerances, arithmetic: Tolerances) -> Tolerances:

@@ -84,6 +84,11 @@ def serving_config(run: Run) -> ServingConfig:
     return config.model_copy(update=paths)
 
 
+def measured_serving(run: Run) -> ServingConfig:
+    """Return the section of the server that the stages ask: for the run's own model only."""
+    return serving_config(run).model_copy(update={"adapters": None})
+
+
 def served(run: Run, base: ModelSource, made: Made) -> Served:
     """Return what the run serves, from the artifacts that are made."""
     artifact = made[served_stage(run.config)]
@@ -121,10 +126,8 @@ class LazyServer:
 
         config = self.run.config
         what = served(self.run, self.base, made)
-        # The stages ask for the run's own model only.
-        section = serving_config(self.run).model_copy(update={"adapters": None})
         return running_server(
-            self._with_date(section, what, made),
+            self._with_date(measured_serving(self.run), what, made),
             what.model,
             name=config.name,
             adapter=what.adapter,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from training.config.evaluation import MetricName
 from tuneline.core.config import StrictModel
@@ -40,3 +40,12 @@ class ReleaseConfig(StrictModel):
     data_license: str | None = None
     """Licence of the data. If not given, it is read from the card or the LICENSE file next to the
     data."""
+
+    @model_validator(mode="after")
+    def _can_fail(self) -> Self:
+        if self.threshold is not None and self.threshold <= 0 and self.metric != "python":
+            raise ValueError(
+                f"threshold is {self.threshold:g}, which no model can miss; expected a number "
+                "above 0, or no threshold"
+            )
+        return self

@@ -41,7 +41,7 @@ class Proofs:
         stages: Its stages, in order.
         made: The artifacts of the run's configuration whose bytes equal their manifest.
         problems: For each other stage, why its artifact is not a proof.
-        broken: Stages whose artifact is there and differs from its manifest.
+        broken: Stages whose artifact is there and differs from its manifest, with what to type.
         earlier: The earlier release, if the run names one.
     """
 
@@ -50,7 +50,7 @@ class Proofs:
     stages: list[Stage]
     made: Made
     problems: dict[str, str] = field(default_factory=dict)
-    broken: frozenset[str] = frozenset()
+    broken: dict[str, str] = field(default_factory=dict)
     earlier: Earlier | None = None
 
     @property
@@ -151,7 +151,7 @@ def collect_proofs(run: Run) -> Proofs:
     planned: Made = {}
     whole: Made = {}
     problems: dict[str, str] = {}
-    broken: set[str] = set()
+    broken: dict[str, str] = {}
     for stage in line:
         try:
             entry = plan_stage(run, stage, base, planned)
@@ -163,10 +163,10 @@ def collect_proofs(run: Run) -> Proofs:
             verify_artifact(artifact)
         except ArtifactError as error:
             problems[stage.name] = error.message
-            broken.add(stage.name)
+            broken[stage.name] = error.hint or ""
             continue
         whole[stage.name] = artifact
-    return Proofs(run, base, line, whole, problems, frozenset(broken), _earlier(run))
+    return Proofs(run, base, line, whole, problems, broken, _earlier(run))
 
 
 def _earlier(run: Run) -> Earlier | None:

@@ -91,7 +91,8 @@ class Compared:
         if self.room <= max_drop:
             return (
                 f"INCONCLUSIVE: from {self.first:.4g}, a drop of more than {max_drop:g} is not "
-                "possible, so that this metric cannot show it; rouge_l can"
+                "possible, so that this metric cannot show it"
+                + ("; rouge_l can" if self.are_shares else "; lower release.max_regression")
             )
         needed = self.rows_needed(max_drop)
         if self.rules_out(max_drop) or self.high < 0 or needed is None:
@@ -150,7 +151,11 @@ def compare_rows(first: Rows, second: Rows) -> Compared | None:
         low, high = -high, -low
     mean_old, mean_new = (sum(values) / len(common) for values in (old, new))
     shares = _are_shares(old, new)
-    room = (mean_old if sign > 0 else 1 - mean_old) if shares else math.inf
+    room = math.inf
+    if sign > 0 and first.metric != "python":  # no such metric has a value below 0
+        room = mean_old
+    elif shares:
+        room = mean_old if sign > 0 else 1 - mean_old
     return Compared(len(common), mean_old, mean_new, low, high, shares, room)
 
 

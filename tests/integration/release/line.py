@@ -15,6 +15,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 from loadtest.report.schema import SCHEMA_VERSION, LoadReport
+from serving import engine_settings
 from tests.commands import tuneline_here
 from training import dataset_rows, prepare_dataset, suite_input
 from training.evaluation.forgetting.answers import answers_text
@@ -32,7 +33,7 @@ from tuneline.core.tolerances import Tolerances
 from tuneline.models.source import ModelSource, embedded_base
 from tuneline.pipeline.keys import stage_keys
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
-from tuneline.pipeline.server import served, served_stage
+from tuneline.pipeline.server import measured_serving, served, served_stage
 from tuneline.pipeline.stage import Made, Stage
 from tuneline.pipeline.stages import stages
 
@@ -158,7 +159,10 @@ def write_line(
     made: Made = {}
     for stage in stages(run):
         out = run.dir / f"{stage.name}-{stage_keys(stage, run, base, made)[0]}"
-        made[stage.name] = _write(stage, run, base, made, answers, out)
+        whole = out.exists()  # a line that is written again has other settings in some stages
+        made[stage.name] = (
+            open_artifact(out) if whole else _write(stage, run, base, made, answers, out)
+        )
     return FinishedLine(run)
 
 
@@ -174,7 +178,8 @@ def _write(
     if stage.kind == "reference":
         config = run.config.reference.model_dump(mode="json")
     if stage.kind == "parity":
-        config = {"tolerances": Tolerances().model_dump()}
+        own = run.config.serving.parity.tolerances if stage.name == "parity-served" else None
+        config = {"tolerances": (own or Tolerances()).model_dump()}
     with new_artifact(out, stage.kind, config=config, inputs=inputs) as draft:
         WRITERS[stage.kind](draft, stage, run, made, answers)
     return open_artifact(out)
@@ -305,7 +310,11 @@ def _load_report(draft: Draft, _stage: Stage, run: Run, made: Made, answers: Ans
     short = made[served_stage(run.config)].digest.removeprefix("sha256:")[:12]
     document["inputs"] = [entry.model_dump() for entry in what.inputs]
     name = f"{run.config.name}@{short}"
-    document["endpoint"].update(artifact_name=name, artifact_short_digest=short)
+    document["endpoint"].update(
+        artifact_name=name,
+        artifact_short_digest=short,
+        engine=engine_settings(measured_serving(run)),
+    )
     answers.load(document)
     report = LoadReport.model_validate(document)
     (draft.dir / "report.json").write_text(report.model_dump_json(), encoding="utf-8")

@@ -16,7 +16,10 @@ from tests.integration.release.line import (
     rewrite,
     write_line,
 )
+from tuneline.core.errors import ConfigError
 from tuneline.core.release import Gate, Outcome
+from tuneline.core.tolerances import Tolerances
+from tuneline.release.rows import Rows, compare_rows
 
 FORGETTING = {"evaluation": {"metrics": ["exact_match"], "forgetting": True}}
 
@@ -129,3 +132,58 @@ def test_a_hint_keeps_the_options_that_make_the_run(tmp_path: Path) -> None:
         f"Try: tuneline up '{line.run.path}' --set loadtest.slo.max_error_rate=0.0 "
         f"--runs-dir '{place}'"
     ) in done.stderr
+
+
+def test_a_proof_that_was_renamed_to_other_settings_is_refused(tmp_path: Path) -> None:
+    line = write_line(tmp_path / "line")
+    old = line.artifact("loadtest")
+    other = write_line(tmp_path / "line", config={"serving": {"max_num_seqs": 8}})
+    (new,) = (path for path in line.run.dir.glob("loadtest-*") if path != old)
+    shutil.rmtree(new)
+    shutil.copytree(old, new)
+    found = {gate.name: gate for gate in other.judged().failed()}
+    assert found.keys() == {"chain", "load"}
+    assert f"loadtest: was made as {old.name}, for other settings" in found["chain"].words
+    assert f"rm -r {new} && tuneline up" in found["chain"].hint
+    assert "other settings than section serving of run.yaml" in found["load"].words
+
+
+def test_tolerances_that_judge_nothing_prove_nothing(tmp_path: Path) -> None:
+    loose = Tolerances(
+        min_greedy_agreement=0.0, min_token_agreement=None, max_logprob_difference=1e9,
+        mean_logprob_difference=None,
+    ).model_dump()  # fmt: skip
+    config = {"serving": {"parity": {"tolerances": loose}}}
+    gate = gate_of(write_line(tmp_path, Answers(), config), "parity-served")
+    assert gate.outcome is Outcome.FAILED
+    assert "no limit that a form can miss is set" in gate.words
+    assert gate.required == "the served model is PASS; served: no limit (set in run.yaml)"
+    gate = gate_of(write_line(tmp_path), "parity-served")
+    assert gate.required == (
+        "the served model is PASS; served: all answers equal, 50% of the tokens equal, "
+        "log-probabilities within 0.05 nats, within 0.005 on average"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"threshold": 0}, "threshold is 0, which no model can miss"),
+        ({"threshold": -1, "metric": "nats"}, "threshold is -1, which no model can miss"),
+    ],
+)
+def test_a_threshold_that_no_model_can_miss_is_refused(
+    tmp_path: Path, limits: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        write_line(tmp_path, config={"release": limits})
+
+
+@pytest.mark.parametrize(("limit", "words"), [(0.05, ""), (2.0, "cannot show it; lower release")])
+def test_a_drop_that_the_metric_cannot_have_is_not_ruled_out(limit: float, words: str) -> None:
+    values = {f"{number}": 0.5 + number / 100 for number in range(40)}
+    rows = Rows(metric="rouge_l", higher_is_better=True, evaluation="", values=values)
+    compared = compare_rows(rows, rows)
+    assert compared is not None
+    assert compared.rules_out(limit) is not bool(words)
+    assert words in compared.inconclusive(limit)

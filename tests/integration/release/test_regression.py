@@ -11,6 +11,7 @@ import pytest
 from loadtest.config import LoadTestConfig
 from loadtest.report.schema import SCHEMA_VERSION, LoadReport
 from loadtest.studies.schema import ComparisonReport
+from serving import engine_settings
 from tests.integration.release.line import (
     EXAMPLE,
     LOAD_REPORT,
@@ -273,25 +274,29 @@ def test_speed_is_judged_by_an_interleaved_comparison(
 @pytest.mark.parametrize(
     ("engines", "words"),
     [
-        (("0a", "0b"), ""),
-        (("0b", "0b"), "the server of side a had other settings than in the load test of its"),
-        (("0a", "0a"), "the server of side b had other settings than in the load test of its"),
-        (("0a", None), "No file has the settings of the server of side b."),
+        (("a", "b"), ""),
+        (("b", "b"), "the server of side a had other settings than in the load test of its"),
+        (("a", "a"), "the server of side b had other settings than in the load test of its"),
+        (("a", None), "No file has the settings of the server of side b."),
         ((None, None), "No file has the settings of the server of side a and b."),
     ],
 )
 def test_speed_is_compared_between_the_servers_of_the_releases(
     tmp_path: Path, engines: tuple[str | None, str | None], words: str
 ) -> None:
-    def measured(engine: str) -> Answers:
-        return Answers(load=lambda report: report["endpoint"].update(engine=engine))
-
-    previous = write_line(tmp_path / "old", measured("0a")).released()
-    line = with_previous(tmp_path / "new", previous, measured("0b"), "../comparison")
+    other = {"serving": {"max_num_seqs": 8}}
+    previous = write_line(tmp_path / "old", config=other).released()
+    line = with_previous(tmp_path / "new", previous, Answers(), "../comparison")
+    own = {
+        "a": read_release(previous).model.engine,
+        "b": engine_settings(line.run.config.serving),
+        None: None,
+    }
+    assert own["a"] != own["b"]
     digest = open_artifact(line.artifact("model")).digest
     found = comparison(digest, digest)
     for side, engine in zip("ab", engines, strict=True):
-        found["endpoints"][side]["engine"] = engine
+        found["endpoints"][side]["engine"] = own[engine]
     report = ComparisonReport.model_validate(found)
     write_comparison(tmp_path / "comparison", report, line.run.config.loadtest)
     gate = gate_of(line, "speed")

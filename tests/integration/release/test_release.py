@@ -9,7 +9,13 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from tests.integration.release.line import NUM_HELDOUT, Answers, FinishedLine, write_line
+from tests.integration.release.line import (
+    NUM_HELDOUT,
+    Answers,
+    FinishedLine,
+    rewrite,
+    write_line,
+)
 from tuneline.core.artifact import new_artifact, open_artifact, verify_artifact
 from tuneline.core.files import file_sha256
 from tuneline.core.release import Figure, read_release
@@ -216,20 +222,14 @@ def test_a_model_that_is_not_good_enough_is_refused(
 
 def replace_file(line: FinishedLine, stage: str, file: str, change: dict[str, Any]) -> None:
     """Change a JSON file of an artifact and make the manifest fit, as a forger would."""
+
+    def changed(text: str) -> str:
+        document = json.loads(text)
+        merge(document, change)
+        return json.dumps(document)
+
     path = line.artifact(stage)
-    before = open_artifact(path)
-    document = json.loads((path / file).read_text())
-    merge(document, change)
-    new = path.with_name("new")
-    with new_artifact(
-        new, before.kind, config=before.manifest.config, inputs=before.manifest.inputs
-    ) as draft:
-        shutil.copytree(path, draft.dir, dirs_exist_ok=True)
-        (draft.dir / "manifest.json").unlink()
-        (draft.dir / file).write_text(json.dumps(document))
-        draft.metrics.update(before.manifest.metrics)
-    shutil.rmtree(path)
-    new.rename(path)
+    rewrite(path, file, changed, open_artifact(path).kind)
 
 
 def merge(document: dict[str, Any], change: dict[str, Any]) -> None:
@@ -324,6 +324,14 @@ def _is_unnamed(report: dict[str, Any]) -> None:
     report["endpoint"].update(artifact_short_digest=None, artifact_name=None)
 
 
+def _states_other_settings(report: dict[str, Any]) -> None:
+    report["endpoint"]["engine"] = "0123456789ab"
+
+
+def _states_no_settings(report: dict[str, Any]) -> None:
+    report["endpoint"]["engine"] = None
+
+
 def _has_other_limits(report: dict[str, Any]) -> None:
     report["scenarios"][0]["slo"]["ttft_s"] = {"p90": 9.0}
 
@@ -365,6 +373,8 @@ def _says_pass_of_failures(report: dict[str, Any]) -> None:
         (_is_inconclusive, "closed-4: too few requests"),
         (_is_of_another, "the server named the artifact 0123456789ab; expected"),
         (_is_unnamed, "the server named the artifact by no digest; expected"),
+        (_states_other_settings, "the server had other settings than section serving"),
+        (_states_no_settings, "the server did not state its settings"),
         (_has_other_limits, "scenario closed-4 was judged by other limits"),
         (_has_another_load, "scenario closed-4 was judged by other limits or at another load"),
         (_has_other_inputs, "it measured no artifact; expected"),

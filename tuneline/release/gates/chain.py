@@ -23,12 +23,11 @@ def judge_chain(proofs: Proofs) -> Finding:
         if stage.name in proofs.broken
         or (stage.name in proofs.problems and stage.kind not in JUDGED)
     ]
-    problems += [
-        problem
-        for stage in proofs.stages
-        if stage.name in proofs.made
-        for problem in _unconnected(proofs, stage)
-    ]
+    hints = [hint for hint in proofs.broken.values() if hint]
+    for stage in proofs.stages:
+        if stage.name in proofs.made and (found := _unconnected(proofs, stage)):
+            problems += found
+            hints.append(proofs.again(stage.name))
     problems += _changed_base(proofs)
     num_made, num_stages = len(proofs.made), len(proofs.stages)
     if problems:
@@ -42,7 +41,7 @@ def judge_chain(proofs: Proofs) -> Finding:
         REQUIRED,
         f"{num_made} of {num_stages} artifacts, {len(problems)} problems",
         words,
-        hint=proofs.up,
+        hint="\n  ".join(hints) or proofs.up,
         sources=tuple(proofs.source(name, "manifest.json") for name in proofs.made),
     )
 
@@ -69,13 +68,20 @@ def _changed_base(proofs: Proofs) -> list[str]:
 def _unconnected(proofs: Proofs, stage: Stage) -> list[str]:
     """Return what is wrong with the inputs that a stage's manifest records.
 
-    The directory's name has a key that covers every input. The manifest must name inputs of this
-    line, so that an artifact that was copied to that name is found.
+    The directory's name has a key that covers every input and setting. The manifest must name
+    inputs of this line, and that directory, so that an artifact that was copied there is found.
     """
     own = {proofs.made[name].digest for name in stage.needs if name in proofs.made}
     given = {entry.digest for entry in stage.inputs(proofs.run, proofs.base)}
-    recorded = proofs.made[stage.name].manifest.inputs
-    problems = [
+    artifact = proofs.made[stage.name]
+    recorded, made_as = artifact.manifest.inputs, artifact.manifest.made_as
+    problems = []
+    if made_as != artifact.path.name:
+        problems.append(
+            f"{stage.name}: was made as {made_as or 'an artifact without a name'}, for other "
+            f"settings or inputs than {artifact.path.name}"
+        )
+    problems += [
         f"{stage.name}: was made from {entry.role} {short_digest(entry.digest)}, which is not of "
         "this line"
         for entry in recorded

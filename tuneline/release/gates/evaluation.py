@@ -224,12 +224,19 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
         if passed
         else f"The served model may be worse than the tuned model: {compared.observed}."
         + (f" {inconclusive}." if inconclusive else ""),
-        hint="Evaluate more held-out rows, or look at mismatches.html of evaluation-served."
-        if compared is None or compared.room > config.max_regression
-        else f"Try: {proofs.run.command('up')} --set 'evaluation.metrics=[exact_match,rouge_l]'"
-        + ("" if proofs.has_stage(PREFERENCES) else ", then release.metric: rouge_l"),
+        hint=_served_hint(proofs, compared),
         sources=tuple(
             proofs.source(stage, PREDICTIONS_FILE)
             for stage in (EVALUATION_TUNED, EVALUATION_SERVED)
         ),
+    )
+
+
+def _served_hint(proofs: Proofs, compared: Compared | None) -> str:
+    if compared is None or compared.room > proofs.config.max_regression:
+        return "Evaluate more held-out rows, or look at mismatches.html of evaluation-served."
+    if not compared.are_shares:
+        return "Lower release.max_regression."
+    return f"Try: {proofs.run.command('up')} --set 'evaluation.metrics=[exact_match,rouge_l]'" + (
+        "" if proofs.has_stage(PREFERENCES) else ", then release.metric: rouge_l"
     )

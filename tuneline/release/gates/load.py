@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from tuneline.core.digests import short_digest
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.server import measured_serving
 from tuneline.pipeline.stage import LOADTEST
+from tuneline.pipeline.stage_inputs import drafter
 from tuneline.pipeline.stages import loadtest_config
 from tuneline.release.gates.finding import Finding, judged, missing
 from tuneline.release.proofs import Proofs
@@ -28,7 +30,11 @@ def judge_load(proofs: Proofs) -> Finding:
     from loadtest import find_contradictions, read_report
 
     report = read_report(proofs.made[LOADTEST].path)
-    problems = [*_other_artifact(proofs, report), *_other_configuration(proofs, report)]
+    problems = [
+        *_other_artifact(proofs, report),
+        *_other_server(proofs, report),
+        *_other_configuration(proofs, report),
+    ]
     if report.verdict is not Verdict.PASS:
         problems += report.problems or [f"verdict {report.verdict}"]
     config = loadtest_config(proofs.run)
@@ -76,6 +82,19 @@ def _other_artifact(proofs: Proofs, report: LoadReport) -> list[str]:
             f"the server named the artifact {said or 'by no digest'}; expected {short_digest(own)}"
         )
     return problems
+
+
+def _other_server(proofs: Proofs, report: LoadReport) -> list[str]:
+    """Return why the server that was measured did not have the settings of run.yaml."""
+    from serving import engine_settings
+
+    run, found = proofs.run, report.endpoint.engine
+    # The settings with a drafter have its folder on the machine that measured.
+    if drafter(run) is not None or found == engine_settings(measured_serving(run)):
+        return []
+    if found is None:
+        return ["the server did not state its settings; expected Tuneline's server"]
+    return ["the server had other settings than section serving of run.yaml"]
 
 
 def _other_configuration(proofs: Proofs, report: LoadReport) -> list[str]:

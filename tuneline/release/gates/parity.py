@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
+from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import PARITY_FILE, Parity, parity_problems
-from tuneline.core.tolerances import Tolerances
+from tuneline.core.tolerances import Tolerances, said_limits
 from tuneline.core.verdict import Verdict
 from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED
 from tuneline.release.gates.finding import Finding, judged, missing
@@ -16,7 +19,7 @@ from tuneline.release.proofs import Proofs
 def judge_forms(proofs: Proofs) -> Finding:
     """Check that the parity of every exported form is PASS."""
     names = [name for name in proofs.names_of("parity") if name != PARITY_SERVED]
-    return _judge(proofs, names, "every form of the ladder is PASS")
+    return _judge(proofs, names or [PARITY_MERGED], "every form of the ladder is PASS")
 
 
 def judge_served_parity(proofs: Proofs) -> Finding:
@@ -39,8 +42,10 @@ def _why_not(proofs: Proofs, name: str, parity: Parity) -> list[str]:
     """Return why a parity is not PASS; its figures are judged again."""
     if parity.verdict is not Verdict.PASS:
         return parity.problems or [str(parity.verdict)]
-    tolerances = Tolerances.model_validate(proofs.made[name].manifest.config["tolerances"])
+    tolerances = _tolerances(proofs, name)
     problems = parity_problems(parity, tolerances)
+    if not said_limits(tolerances):
+        problems.append("no limit that a form can miss is set; expected a tolerance that judges")
     for share, part, whole in (
         ("greedy_agreement", parity.num_equal_answers, parity.num_prompts),
         ("token_agreement", parity.num_agreeing_tokens, parity.num_tokens),
@@ -51,8 +56,31 @@ def _why_not(proofs: Proofs, name: str, parity: Parity) -> list[str]:
     return [f"the verdict PASS contradicts the figures: {problem}" for problem in problems]
 
 
+def _tolerances(proofs: Proofs, name: str) -> Tolerances:
+    """Return the tolerances by which a proof was judged.
+
+    Raises:
+        ArtifactError: The manifest does not hold them.
+    """
+    artifact = proofs.made[name]
+    try:
+        return Tolerances.model_validate(artifact.manifest.config["tolerances"])
+    except (KeyError, ValidationError):
+        raise ArtifactError(
+            f"{artifact.path}: its manifest does not hold tolerances", hint=proofs.again(name)
+        ) from None
+
+
+def _are_own(proofs: Proofs, form: str) -> bool:
+    """Return whether run.yaml sets the tolerances of a form, in place of the defaults."""
+    config = proofs.run.config
+    parity = config.export.parity
+    own = {"merged": parity.tolerances, "served": config.serving.parity.tolerances}
+    return {**parity.forms, **own}.get(form) is not None
+
+
 def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
-    for name in names or [PARITY_MERGED]:
+    for name in names:
         if name not in proofs.made:
             return missing(proofs, name, required)
     found = {
@@ -61,6 +89,11 @@ def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
         )
         for name in names
     }
+    limits = [
+        f"{one.form}: {said_limits(_tolerances(proofs, name)) or 'no limit'}"
+        + (" (set in run.yaml)" if _are_own(proofs, one.form) else "")
+        for name, one in found.items()
+    ]
     failed = {name: why for name, one in found.items() if (why := _why_not(proofs, name, one))}
     problems = [f"{found[name].form}: {problem}" for name, why in failed.items() for problem in why]
     forms = ", ".join(one.form for one in found.values())
@@ -71,7 +104,7 @@ def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
     )
     return judged(
         not failed,
-        required,
+        f"{required}; {'; '.join(limits)}",
         ", ".join(f"{one.form} {one.verdict}" for one in found.values()),
         words,
         hint=f"Look at the first divergences: {proofs.run.command('prove')}",
