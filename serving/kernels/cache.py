@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from serving.kernels.key import cache_name
+from serving.scratch import new_scratch
 from tuneline.core.config import StrictModel
 from tuneline.core.files import FileEntry, file_sha256, payload_files, relative_name
 from tuneline.core.progress import logger
@@ -115,11 +115,12 @@ class CompileCache:
 
     def close(self) -> None:
         """Let other servers change the folder; called again it does nothing."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._lock is None:
+            return
         if not self.is_kept:
             shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = None
 
     def _remove_what_differs(self) -> None:
         listed = {entry.path: entry.sha256 for entry in self._recorded_files()}
@@ -187,9 +188,9 @@ def open_cache(key: dict[str, Any], root: Path | None = None) -> CompileCache:
 
 def temporary_cache(key: dict[str, Any]) -> CompileCache:
     """Return a cache that ends with its server."""
-    folder = Path(tempfile.mkdtemp(prefix="tuneline-kernels-"))
-    (folder / "files").mkdir()
-    return CompileCache(key, folder, None, is_kept=False)
+    scratch = new_scratch()
+    (scratch.path / "files").mkdir()
+    return CompileCache(key, scratch.path, scratch.lock, is_kept=False)
 
 
 def _is_only_user(lock: int) -> bool:

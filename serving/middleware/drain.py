@@ -8,12 +8,13 @@ vLLM only when nothing is in flight.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 
-from serving.middleware.engine import descendants
+from serving.middleware.engine import descendants, is_resource_tracker
 
 EXIT_AFTER_S = 2.0
 """How long vLLM may take to end by itself. It has nothing left to lose by then."""
@@ -34,8 +35,8 @@ def hand_on(*, exits_at_once: bool) -> None:
 
 def _exit() -> None:
     for child in descendants(os.getpid()):
-        try:
-            os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+        # A tracker removes the shared memory that is left, and ends with the last process.
+        with contextlib.suppress(ProcessLookupError):
+            if not is_resource_tracker(child):
+                os.kill(child, signal.SIGKILL)
     os._exit(0)

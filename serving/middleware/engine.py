@@ -80,3 +80,11 @@ def children(process: int) -> list[int]:
 def descendants(process: int) -> list[int]:
     """Return the processes that `process` has started, and those that they have started."""
     return [one for child in children(process) for one in (*descendants(child), child)]
+
+
+def is_resource_tracker(process: int) -> bool:
+    """Return whether a process is Python's tracker of shared memory."""
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False  # the process is gone

@@ -26,6 +26,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from serving.supervisor.group import end_own_group
+
 LIFELINE = "TUNELINE_LIFELINE"
 
 # Variables by which a user binds the worker's threads; libgomp reads the result when it is loaded.
@@ -118,7 +120,7 @@ def _follow(descriptor: int, may_load: threading.Event) -> None:
     """Let the model be loaded after a byte, and end the group when the other end is closed."""
     while os.read(descriptor, 1):
         may_load.set()
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    end_own_group()
 
 
 def _serve(may_load: threading.Event) -> None:

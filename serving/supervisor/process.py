@@ -29,6 +29,7 @@ from serving.command.vllm_version import require_vllm
 from serving.config import ServingConfig
 from serving.kernels.bake import fill_cache
 from serving.kernels.cache import CompileCache, temporary_cache
+from serving.scratch import Scratch, new_scratch
 from serving.supervisor.diagnosis import why_not_loaded
 from serving.supervisor.group import kill_group
 from serving.supervisor.plan import Launch, plan_launch
@@ -142,6 +143,7 @@ class Server:
         self._checks = [self._check_cache, *([check] if check is not None else [])]
         self._preparation: Preparation | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: Scratch | None = None
         self._lifeline: int | None = None
         self._lifeline_lock = threading.Lock()
         self._start_s: dict[str, float] = {}
@@ -152,6 +154,7 @@ class Server:
         self._started_s = time.monotonic()
         self._ready_s = None
         self._instance = secrets.token_hex(8)
+        self._scratch = new_scratch()
         try:
             self.launch.log_path.parent.mkdir(parents=True, exist_ok=True)
             if self.restarts == 0:
@@ -164,6 +167,7 @@ class Server:
             self.launch.command.env
             | self.launch.cache.env(os.environ)
             | {
+                "TMPDIR": str(self._scratch.path),
                 "TUNELINE_LIFELINE": str(read_end),
                 "TUNELINE_RESTARTS": str(self.restarts),
                 "TUNELINE_INSTANCE": self._instance,
@@ -293,6 +297,9 @@ class Server:
                 if self._lifeline is not None:
                     os.close(self._lifeline)
                     self._lifeline = None
+            if self._scratch is not None:
+                self._scratch.close()
+                self._scratch = None
         if self._ready_s is not None:
             self.launch.cache.record()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ import httpx
 import openai
 import pytest
 
+from serving.scratch import new_scratch
 from serving.supervisor.group import group_members
 from tuneline.models.source import ModelSource
 
@@ -78,8 +80,11 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
     first = ready_line(supervisor)
     crashed = server_group(supervisor.pid)
     assert crashed is not None
+    folder, *segments = temporary_paths(crashed)
+    assert len(list(folder.iterdir())) >= 4 and segments
     kill_engine_under_load(crashed, first["url"])
     assert ready_line(supervisor) == first, "the port stays the same"
+    assert not [path for path in (folder, *segments) if path.exists()]
     group = server_group(supervisor.pid)
     assert group is not None
     assert group != crashed
@@ -122,8 +127,10 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
     assert refused.value.response.headers["retry-after"] == "5"
     reader.join(timeout=180)
     assert finish_reasons[-1] == "length", "the answer in progress is finished"
+    left = temporary_paths(group)
     assert supervisor.wait(timeout=30) == 0
     assert group_members(group) == []
+    assert not [path for path in left if path.exists()]
 
 
 def kill_engine_under_load(group: int, url: str) -> None:
@@ -202,9 +209,28 @@ def test_a_supervisor_that_is_killed_leaves_no_server(
     group = wait_for(lambda: server_group(supervisor.pid), 60)
     # By then the engine is a process of its own, which must go too.
     wait_for(lambda: len(group_members(group)) >= 3, 180)
+    folder, *segments = wait_for(
+        lambda: paths if len(paths := temporary_paths(group)) > 1 else [], 60
+    )
     supervisor.kill()
     supervisor.wait()
     wait_for(lambda: not group_members(group), 15)
+    assert not [path for path in segments if path.exists()]
+    assert folder.exists(), "nobody was left to remove it"
+    new_scratch(folder.parent).close()
+    assert not folder.exists(), "the next start removes it"
+
+
+def temporary_paths(group: int) -> list[Path]:
+    """Return a server's folder for temporary files, then its files of shared memory."""
+    variables = Path(f"/proc/{group}/environ").read_text().split("\0")
+    folder = next(text for text in variables if text.startswith("TMPDIR="))
+    found = set()
+    for member in group_members(group):
+        with contextlib.suppress(OSError):  # the process is gone
+            maps = Path(f"/proc/{member}/maps").read_text()
+            found |= set(re.findall(r"/dev/shm/psm_\w+", maps))  # noqa: S108 (a kernel's name)
+    return [Path(folder.removeprefix("TMPDIR=")), *map(Path, sorted(found))]
 
 
 def ready_line(supervisor: subprocess.Popen[str]) -> dict[str, str]:
