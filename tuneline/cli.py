@@ -20,6 +20,7 @@ from tuneline.commands.lazy_group import LazyGroup, Row
 from tuneline.commands.printing import (
     PIPE_EXIT,
     emit_error,
+    goes_on,
     join_streams,
     one_output,
     write_message,
@@ -303,7 +304,7 @@ class Interrupted(SystemExit):
         super().__init__(128 + signum)
         self.exit_code = 128 + signum
         self.message = f"{signal.Signals(signum).name} ended the command"
-        self.hint = "The same command goes on from what is finished."
+        self.hint = "The same command goes on from what is finished." if goes_on() else None
 
 
 def main() -> NoReturn:
@@ -350,5 +351,6 @@ def main() -> NoReturn:
 def _interrupt(signum: int, _frame: Any) -> NoReturn:
     """Unwind, so that servers are ended and half-written artifacts removed, then exit as killed."""
     signal.signal(signum, signal.SIG_DFL)
-    logger.info("interrupted; the same command goes on from what is finished")
+    more = "; the same command goes on from what is finished" if goes_on() else ""
+    logger.info("interrupted%s", more)
     raise Interrupted(signum)

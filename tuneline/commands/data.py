@@ -13,7 +13,7 @@ import typer
 
 from tuneline.commands.option_values import endpoint_of, refuse, required, section_of
 from tuneline.commands.options import AsJson, KeyEnv, ModelName, Overrides, Url
-from tuneline.commands.printing import emit
+from tuneline.commands.printing import emit, set_goes_on
 from tuneline.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ def data_augment(
         write = endpoint_writer(endpoint, copies)
     else:
         write = function_writer(required(function, "--with"))
+    set_goes_on()
     counts = augment_data(
         open_artifact(dataset, kind="dataset"),
         write,

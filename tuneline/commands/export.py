@@ -19,7 +19,7 @@ from tuneline.commands.options import (
     Overrides,
     RunsDir,
 )
-from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.printing import emit, emit_artifact, set_goes_on
 from tuneline.commands.run_stages import run_stages
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline import DEFAULT_RUNS
@@ -88,6 +88,7 @@ def export_merge(
     source = _resolve_beside(base)
     from export import merge_adapter
 
+    set_goes_on()
     emit_artifact(merge_adapter(config, source.result(), adapters, out), as_json)
 
 

@@ -34,7 +34,7 @@ from tuneline.commands.options import (
     RunsDir,
     Url,
 )
-from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.printing import emit, emit_artifact, set_goes_on
 from tuneline.core.errors import ConfigError, InvalidError, VerdictError
 from tuneline.pipeline import DEFAULT_RUNS
 
@@ -110,6 +110,7 @@ def search(
             "time_limit_s": limit_s,
             "resume_key": target.server_key,
         }
+        set_goes_on()
         if by is By.rate:
             bounds: dict[str, Any] = given(
                 {"start_rps": start_rate, "max_rps": max_rate, "peak_rps": peak_rate}

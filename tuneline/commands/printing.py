@@ -29,6 +29,8 @@ class Output:
     lines: tuple[str, ...] = ()
     """The result for people, also if JSON is printed."""
     error: str = ""
+    goes_on: bool = False
+    """Whether the same command goes on from what is finished, if a signal ends this one."""
 
 
 POD_MESSAGE = "TUNELINE_POD_MESSAGE"
@@ -50,6 +52,16 @@ def one_output() -> Iterator[Output]:
         yield output
     finally:
         _output.reset(token)
+
+
+def set_goes_on() -> None:
+    """Say that the same command goes on from what is finished, if a signal ends this one."""
+    _output.get(Output()).goes_on = True
+
+
+def goes_on() -> bool:
+    """Return what `set_goes_on` said of the command that runs."""
+    return _output.get(Output()).goes_on
 
 
 def join_streams() -> None:

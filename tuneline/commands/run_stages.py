@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tuneline.commands.printing import emit, fault
+from tuneline.commands.printing import emit, fault, set_goes_on
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def run_stages(
     from tuneline.pipeline.stored import place_of
     from tuneline.pipeline.up import up
 
+    set_goes_on()
     done: list[tuple[Stage, Artifact]] = []
     entries: list[dict[str, Any]] = []
 

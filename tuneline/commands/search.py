@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tuneline.commands.option_values import open_run
 from tuneline.commands.options import AsJson, NewRun, Overrides, RunFile, RunsDir
-from tuneline.commands.printing import emit
+from tuneline.commands.printing import emit, set_goes_on
 from tuneline.pipeline import DEFAULT_RUNS
 
 
@@ -23,6 +23,7 @@ def search(
     from tuneline.pipeline.search import search_run
 
     run = open_run(run_file, overrides, runs_dir)
+    set_goes_on()
     found = search_run(run, out)
     document = {
         "folder": str(found.folder),

@@ -9,7 +9,7 @@ import typer
 
 from tuneline.commands.option_values import open_run, seconds_of
 from tuneline.commands.options import AsJson, NewRun, Overrides, RunFile, RunsDir
-from tuneline.commands.printing import emit, emit_artifact
+from tuneline.commands.printing import emit, emit_artifact, set_goes_on
 from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def tune(
     run = open_run(run_file, overrides, runs_dir)
     budget_s = seconds_of(budget, "--budget")
     options = Options(budget_s, requests, precision, max_rate, drafter, only or ())
+    set_goes_on()
     tuned = tune_run(run, options, out)
     if as_json:
         emit_artifact(tuned.artifact, as_json)

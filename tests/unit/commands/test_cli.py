@@ -298,6 +298,27 @@ def test_a_lost_terminal_ends_a_command_as_a_signal_does() -> None:
     assert (error["message"], error["exit_code"]) == ("SIGHUP ended the command", 129)
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_only_a_command_that_goes_on_says_so(goes_on: bool) -> None:
+    said = "printing.set_goes_on(); " if goes_on else ""
+    code = (
+        "import os, signal\n"
+        "from tuneline import cli\n"
+        "from tuneline.commands import printing\n"
+        "from tuneline.core.progress import set_up_logging\n"
+        "set_up_logging(False)\n"
+        f"cli.app = lambda **_: exec('{said}os.kill(os.getpid(), signal.SIGINT)')\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--json"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 128 + 2 and "interrupted" in done.stderr
+    assert ("the same command goes on" in done.stderr) == goes_on
+    hint = json.loads(done.stdout)["error"]["hint"]
+    assert hint == ("The same command goes on from what is finished." if goes_on else None)
+
+
 @pytest.mark.parametrize("command", ["export", "prove", "loadtest"])
 def test_a_reward_model_has_no_later_stages(command: str, tmp_path: Path) -> None:
     """Without a name of a stage, the whole line would run."""
