@@ -175,7 +175,8 @@ class Scenario(StrictModel):
     rate_end_rps: float | None = Field(default=None, gt=0)
     """The rate at the end of a ramp."""
     trace_speed: float | None = Field(default=None, gt=0)
-    """2 replays a trace in half its time; 1 by default."""
+    """2 replays a trace in half its time, recorded delays of conversations included; 1 by
+    default."""
     concurrency: int | None = Field(default=None, ge=1)
     """Closed loop: streams kept in flight; the next is sent when one ends."""
     num_requests: int | None = Field(default=None, ge=1, le=MAX_ARRIVALS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Answer:
     content: str = ""
     """The part of the text that a history has: no reasoning, refusal or tool call."""
     calls: list[tuple[str, str]] = field(default_factory=list)
-    """Names and arguments of the calls of tools, if texts are kept; of the chat route."""
+    """Names and arguments of the calls of tools, if texts are kept."""
     model: str = ""
     """The model that the first event with choices names."""
 
@@ -58,7 +59,8 @@ class Events(ABC):
     reads what they say."""
 
     __slots__ = (
-        "answer", "contents", "ended", "keeps_text", "num_taken", "places", "texts", "times",
+        "answer", "calls", "contents", "ended", "keeps_text", "num_taken", "places", "texts",
+        "times",
     )  # fmt: skip
 
     def __init__(self, answer: Answer, times: Sequence[int], *, keeps_text: bool = True) -> None:
@@ -69,6 +71,8 @@ class Events(ABC):
         self.contents: list[str] = []
         self.places: list[int] = []
         """Place of the read that completed each event with text."""
+        self.calls: dict[Any, list[str]] = {}
+        """Name and arguments of each call of a tool, by its place in the answer."""
 
     def take(self, payload: bytes, place: int) -> None:
         """Put what an event says into the answer."""
@@ -121,6 +125,14 @@ class Events(ABC):
         if is_content:
             self.contents.append(text)
 
+    def add_call(self, key: Any, name: Any, arguments: Any) -> None:
+        """Add parts of a call of a tool; a server sends a name whole and arguments in pieces."""
+        if not self.keeps_text:
+            return
+        call = self.calls.setdefault(key, ["", ""])
+        call[0] += str(name or "")
+        call[1] += arguments if isinstance(arguments, str) else json.dumps(arguments)
+
     def end(self, error: str, message: str) -> None:
         """Give the answer an error; what follows does not count."""
         self.ended = True
@@ -128,7 +140,8 @@ class Events(ABC):
             self.answer.error, self.answer.message = error, message
 
     def settle(self) -> None:
-        """Give the answer the times of its tokens."""
+        """Give the answer its calls and the times of its tokens."""
+        self.answer.calls = [(name, arguments) for name, arguments in self.calls.values()]
         self.answer.token_times = [self.times[place] for place in self.places]
         self.answer.num_merged_events = len(self.places) - len(set(self.places))
         if not _are_counts(self.answer.token_counts, self.answer):

@@ -39,8 +39,8 @@ class SessionPlan:
     kept: list[float] = field(default_factory=list)
     """Per turn: the share of the prompt before that the turn's prompt begins with."""
     lanes: list[int] = field(default_factory=list)
-    """Per turn: 0 for the conversation itself, another number for each of its sub-agents; empty
-    without sub-agents. Turns of a lane have neighbouring places, the conversation's own first."""
+    """Per turn: 0 for the conversation itself, another number for each of its branches; empty
+    without branches. Turns of a lane have neighbouring places, the conversation's own first."""
     waits_for: list[list[int]] = field(default_factory=list)
     """Per turn: the turns of its conversation whose ends it waits for; empty if each waits for the
     turn before."""
@@ -80,6 +80,14 @@ class SessionPlan:
             for one in self.waited_for(session, turn):
                 found[one].append(turn)
         return found
+
+    def other_first_turns(self, session: int) -> list[int]:
+        """Return the turns that wait for no other turn, without the first: their delay begins with
+        the conversation."""
+        if not self.waits_for:
+            return []
+        turns = range(1, self.num_turns(session))
+        return [turn for turn in turns if not self.waited_for(session, turn)]
 
     @property
     def mean_turns(self) -> float:
@@ -194,6 +202,15 @@ class Plan:
         )  # fmt: skip
         name, _ = json.JSONDecoder().raw_decode(body, body.index(":") + 2)
         return str(name)
+
+    def tools_asked(self, index: int) -> list[dict[str, Any]]:
+        """Return the tools that a request brings, in the form of its route."""
+        place = self.body_place(index)
+        body = self.bodies[place]
+        if self.sessions is not None:
+            body = "{" + self.sessions.closes[place].removeprefix("], ")
+        tools: list[dict[str, Any]] = json.loads(body).get("tools", [])
+        return tools
 
     def leaves(self, index: int) -> bool:
         """Return whether the client of a request leaves, by a hash of its index: a remainder would

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def make_plan(
         permutation_seed=permutation_seed,
         is_shard=is_shard,
         checks=checks,
-        **_count_known(config, scenario),
+        **_of_scenario(config, scenario),
     )
     # In a closed loop, a process without a stream would leave its requests unsent.
     num_workers = min(config.num_workers, scenario.concurrency or config.num_workers)
@@ -117,9 +118,9 @@ def _with_cancellations(plan: Plan, config: CancellationsConfig, seed: int) -> P
     )
 
 
-def _count_known(config: LoadTestConfig, scenario: Scenario) -> dict[str, int | None]:
-    """Return how many requests or sessions the scenario begins, or more, as an argument of the
-    workload's builder; None if only the server decides."""
+def _of_scenario(config: LoadTestConfig, scenario: Scenario) -> dict[str, Any]:
+    """Return the scenario's arguments of the workload's builder. One of them is how many requests
+    or sessions it begins, or more; None if only the server decides."""
     num_warmup = config.num_warmup_requests
     count = None
     if scenario.num_requests is not None:
@@ -128,7 +129,9 @@ def _count_known(config: LoadTestConfig, scenario: Scenario) -> dict[str, int | 
         top = peak_rps(scenario)
         if top is not None:
             count = num_warmup + math.ceil(1.5 * top * scenario.duration_s) + 10
-    return {"num_requests" if config.workload.sessions is None else "num_sessions": count}
+    if config.workload.sessions is None:
+        return {"num_requests": count}
+    return {"num_sessions": count, "trace_speed": scenario.trace_speed or 1.0}
 
 
 def _arrivals(

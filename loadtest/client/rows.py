@@ -13,7 +13,7 @@ import numpy as np
 
 from loadtest.client.answer import Answer
 from loadtest.client.connection import Request
-from loadtest.client.form import form_problem, is_whole
+from loadtest.client.form import form_problem, is_whole, schemas_of
 from loadtest.client.greedy import greedy_answer
 from loadtest.client.plan import Plan
 from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISHED, Records
@@ -57,6 +57,8 @@ class Seen:
     """By the name that was asked: the names in the answers, of the measured answers with a name."""
     num_validated: int = 0
     """Measured answers whose form was checked."""
+    tools: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By the place of a body: the schemas of its own tools."""
     draw: random.Random = field(default_factory=lambda: random.Random(0))
 
     def wants_text(self, plan: Plan) -> bool:
@@ -69,8 +71,18 @@ class Seen:
             return
         if is_whole(answer):
             self.num_validated += not plan.is_warmup(request.index)
-            if (problem := form_problem(plan.form, answer)) is not None:
+            form = plan.form
+            if form.get("has_own_tools"):
+                form = {**form, "tools": self._tools(plan, request.index)}
+            if (problem := form_problem(form, answer)) is not None:
                 answer.error, answer.message = problem
+
+    def _tools(self, plan: Plan, index: int) -> dict[str, Any]:
+        """Return the schemas of a request's own tools, by their names."""
+        place = plan.body_place(index)
+        if place not in self.tools:
+            self.tools[place] = schemas_of(plan.tools_asked(index))
+        return self.tools[place]
 
     def note(self, plan: Plan, request: Request, answer: Answer) -> None:
         """Take note of one request, in the order in which requests are parsed."""

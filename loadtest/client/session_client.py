@@ -77,6 +77,8 @@ class SessionClient(Client):
     def arrive(self, number: int, due_ns: int) -> None:
         session = Session(number)
         session.num_open = 1
+        for turn in self.sessions.other_first_turns(number):
+            self.push(session, turn, due_ns)
         self.begin_turn(session, 0, due_ns)
 
     def begin_turn(self, session: Session, turn: int, due_ns: int) -> None:
@@ -183,10 +185,10 @@ class SessionClient(Client):
             self.next_turns[conversation] = self.sessions.next_turns(number)
         return self.next_turns[conversation]
 
-    def push(self, session: Session, turn: int, end_ns: int) -> None:
+    def push(self, session: Session, turn: int, from_ns: int) -> None:
         """Put a turn into the heap, whose delay begins at a time."""
         delays_s = self.sessions.delays_s[session.number % len(self.sessions.delays_s)]
-        due_ns = end_ns + round(delays_s[turn] * 1e9)
+        due_ns = from_ns + round(delays_s[turn] * 1e9)
         index = session.number * self.sessions.stride + turn
         heapq.heappush(self.due, (due_ns, index, session))
         session.num_open += 1

@@ -191,6 +191,7 @@ def _note_totals(run: LongRun, records: Records) -> None:
 
 def _note_tokens(run: LongRun, ok: Records, asked: Callable[[Records], Values | None]) -> None:
     known = ~np.isnan(ok.tokens)
+    more = known & (ok.num_events > ok.tokens)
     cached = ok.cached_tokens[~np.isnan(ok.cached_tokens)]
     run.has_cached = run.has_cached or len(cached) > 0
     exact = asked(ok)
@@ -202,9 +203,9 @@ def _note_tokens(run: LongRun, ok: Records, asked: Callable[[Records], Values | 
         "num_events": np.sum(ok.num_events),
         "num_without_done": np.sum(ok.without_done),
         "num_without_usage": np.sum(~known),
-        "num_more_events_than_tokens": np.sum(known & (ok.num_events > ok.tokens)),
+        "num_more_events_than_tokens": np.sum(more),
         "num_wrong_length": np.sum(wrong),
-        "num_first_tokens_estimated": np.sum(known & np.isnan(ok.first_tokens)),
+        "num_first_tokens_estimated": np.sum(known & ~more & np.isnan(ok.first_tokens)),
         "num_merged_events": np.sum(ok.merged_events),
     }.items():
         run.counts[name] = run.counts.get(name, 0) + int(count)

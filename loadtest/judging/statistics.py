@@ -249,6 +249,7 @@ def _tokens(measured: Records, exact_tokens: Values | None) -> Tokens:
     succeeded = measured.state == SUCCEEDED
     ok = measured.select(succeeded)
     known = ~np.isnan(ok.tokens)
+    more = known & (ok.num_events > ok.tokens)
     cached = ok.cached_tokens[~np.isnan(ok.cached_tokens)]
     wrong = np.zeros(len(ok), np.bool_)
     if exact_tokens is not None:
@@ -260,8 +261,8 @@ def _tokens(measured: Records, exact_tokens: Values | None) -> Tokens:
         num_events=int(np.sum(ok.num_events)),
         num_without_done=int(np.sum(ok.without_done)),
         num_without_usage=int(np.sum(~known)),
-        num_more_events_than_tokens=int(np.sum(known & (ok.num_events > ok.tokens))),
+        num_more_events_than_tokens=int(np.sum(more)),
         num_wrong_length=int(np.sum(wrong)),
-        num_first_tokens_estimated=int(np.sum(known & np.isnan(ok.first_tokens))),
+        num_first_tokens_estimated=int(np.sum(known & ~more & np.isnan(ok.first_tokens))),
         num_merged_events=int(np.sum(ok.merged_events)),
     )

@@ -137,9 +137,17 @@ def answer_problems(
         if config.ignore_eos:
             problems.append("the exact lengths of ignore_eos cannot be checked without usage")
     if tokens.num_more_events_than_tokens:
-        problems.append(
+        # Lengths that the request fixes show that the count is right.
+        is_exact = config.ignore_eos and not tokens.num_wrong_length
+        (problems if needs_tokens and not is_exact else warnings).append(
             f"{tokens.num_more_events_than_tokens} answers have more text events than tokens by "
-            "the server's usage"
+            "the server's usage: a gateway cut their text anew, or the usage counts too few. "
+            "Latencies are those of the events; "
+            + (
+                "ignore_eos shows that the count is right"
+                if is_exact
+                else "tpot_s and tokens/s are as right as the usage"
+            )
         )
     if tokens.num_wrong_length:
         problems.append(

@@ -33,6 +33,8 @@ class _Start(msgspec.Struct, gc=False):
 
 class _Event(msgspec.Struct, gc=False):
     type: Any = None
+    index: Any = None
+    content_block: Any = None
     delta: _Delta | None = None
     message: _Start | None = None
     usage: Any = None
@@ -62,6 +64,12 @@ class MessagesEvents(Events):
             text = text_of(delta.text or delta.thinking or delta.partial_json)
             if text:
                 self.add(text, place, is_content=bool(delta.text))
+            if delta.partial_json:
+                self.add_call(str(event.index), "", delta.partial_json)
+        elif event.type == "content_block_start":
+            block = fields_of(event.content_block)
+            if block.get("type") == "tool_use":
+                self.add_call(str(event.index), block.get("name"), block.get("input") or "")
         elif event.type == "message_delta":
             usage = fields_of(event.usage)
             self.count_prompt(usage)

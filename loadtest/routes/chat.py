@@ -66,7 +66,7 @@ _decode_text = msgspec.json.Decoder(str).decode
 class ChatEvents(Events):
     """Reads the events of `/v1/chat/completions` and `/v1/completions`."""
 
-    __slots__ = ("after", "alike_is_content", "before", "begins", "calls")
+    __slots__ = ("after", "alike_is_content", "before", "begins")
 
     def __init__(self, answer: Answer, times: Sequence[int], *, keeps_text: bool = True) -> None:
         super().__init__(answer, times, keeps_text=keeps_text)
@@ -75,8 +75,6 @@ class ChatEvents(Events):
         """The bytes around the text of an event, with its quotes. Most events of a response differ
         only in the text."""
         self.alike_is_content = False
-        self.calls: dict[Any, list[str]] = {}
-        """Name and arguments of each call of a tool, by its index."""
         self.begins: dict[int, bytes] = {}
         """The beginning of a read of each size: the size line, and the bytes before the text."""
 
@@ -151,16 +149,12 @@ class ChatEvents(Events):
             self.learn(payload, text)
 
     def add_calls(self, parts: Any) -> None:
-        """Put parts of calls together; a server sends a name whole and arguments in pieces."""
+        """Add the parts of calls that an event has."""
         for place, part in enumerate(parts if isinstance(parts, list) else []):
             function = fields_of(fields_of(part).get("function"))
             index = fields_of(part).get("index")
-            call = self.calls.setdefault(place if index is None else str(index), ["", ""])
-            arguments = function.get("arguments") or ""
-            is_text = isinstance(arguments, str)
-            call[0] += str(function.get("name") or "")
-            call[1] += arguments if is_text else json.dumps(arguments)
-        self.answer.calls = [(name, arguments) for name, arguments in self.calls.values()]
+            key = place if index is None else str(index)
+            self.add_call(key, function.get("name"), function.get("arguments") or "")
 
     def learn(self, payload: bytes, text: str) -> None:
         """Find the place of the text in an event, and prove it by putting another text there."""

@@ -31,6 +31,7 @@ class _Event(msgspec.Struct, gc=False):
     type: Any = None
     delta: Any = None
     response: _Response | None = None
+    item: Any = None
     error: Any = None
 
 
@@ -54,6 +55,11 @@ class ResponsesEvents(Events):
             if text:
                 is_content = kind == "response.output_text.delta"
                 self.add(text, place, is_content=is_content)
+            return
+        if kind == "response.output_item.done":
+            item = fields_of(event.item)
+            if item.get("type") == "function_call":
+                self.add_call(len(self.calls), item.get("name"), item.get("arguments") or "")
             return
         response = event.response
         if response is None:

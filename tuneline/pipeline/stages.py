@@ -368,7 +368,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             LOADTEST, "Load-test the endpoint", "served", "load-report",
             (serving, config.loadtest), answers_by, _loadtest,
             inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
-            accepts=(_fits("loadtest.max_tokens"),), version=4,
+            accepts=(_fits("loadtest.max_tokens"),), version=5,
         ),
     ]  # fmt: skip
 

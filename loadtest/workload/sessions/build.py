@@ -55,8 +55,13 @@ def build_sessions(
     permutation_seed: int | None = None,
     is_shard: bool = False,
     checks: Checks | None = None,
+    trace_speed: float = 1.0,
 ) -> Workload:
-    """Return the turns of a scenario of sessions; the arguments are those of `build_workload`.
+    """Return the turns of a scenario of sessions; the other arguments are those of
+    `build_workload`.
+
+    Args:
+        trace_speed: Divides the recorded delays.
 
     The body of a turn is `open + history + added + close`, which the client joins when the turn is
     due: the plan then has each message once, however long the conversation is.
@@ -104,6 +109,7 @@ def build_sessions(
         [found[order[row % len(order)]] for row in range(rows)],
         sessions,
         np.random.default_rng([seed, 2]),
+        trace_speed,
     )
     nonce = uuid.uuid4().hex[:12] if workload.unique_prompts else None
     route = route_of(config, is_chat)
@@ -254,7 +260,10 @@ def _systems(route: Route, conversation: Conversation) -> list[str]:
 
 
 def _delays(
-    found: Sequence[Conversation], sessions: SessionsConfig, rng: np.random.Generator
+    found: Sequence[Conversation],
+    sessions: SessionsConfig,
+    rng: np.random.Generator,
+    trace_speed: float,
 ) -> list[list[float]]:
     """Return the delay before each turn of each session; zero before the first turn.
 
@@ -263,14 +272,18 @@ def _delays(
     """
     return [
         [
-            0.0 if number == 0 else min(_delay(turn, sessions, rng), sessions.max_delay_s)
+            0.0
+            if number == 0
+            else min(_delay(turn, sessions, rng, trace_speed), sessions.max_delay_s)
             for number, turn in enumerate(one.turns)
         ]
         for one in found
     ]
 
 
-def _delay(turn: Turn, sessions: SessionsConfig, rng: np.random.Generator) -> float:
+def _delay(
+    turn: Turn, sessions: SessionsConfig, rng: np.random.Generator, trace_speed: float
+) -> float:
     asked = sessions.think_s
     key = "think_s"
     if turn.follows_tool and sessions.tool_delay_s is not None:
@@ -282,7 +295,7 @@ def _delay(turn: Turn, sessions: SessionsConfig, rng: np.random.Generator) -> fl
             f"workload.sessions.{key} is recorded; the file has no time for some turn",
             hint=f"Try: --set loadtest.workload.sessions.{key}.mean=1",
         )
-    return turn.delay_s
+    return turn.delay_s / trace_speed
 
 
 def _drawn(delay: Delay, rng: np.random.Generator) -> float:

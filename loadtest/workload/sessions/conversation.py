@@ -23,15 +23,16 @@ class Turn:
     answers: Messages
     """The recorded answer; empty if the file has none."""
     delay_s: float | None = None
-    """Recorded seconds between the end of the turn before and this one."""
+    """Recorded seconds from the end of the turns that it waits for."""
     max_tokens: int | None = None
     """The recorded length of the answer."""
     is_fresh: bool = False
     """The prompt starts anew: nothing of the history is sent."""
     lane: int = 0
-    """0 for the conversation itself, another number for each sub-agent that runs next to it."""
+    """0 for the conversation itself, another number for each branch that runs next to it."""
     follows: tuple[int, ...] | None = None
-    """The turns whose ends it waits for, by their places; None for the turn before."""
+    """The turns whose ends it waits for, by their places; None for the turn before. Without a turn
+    to wait for, the delay begins with the conversation."""
 
     @property
     def follows_tool(self) -> bool:
@@ -65,13 +66,20 @@ def cut_turns(conversation: Conversation, max_turns: int | None) -> Conversation
     turns = conversation.turns
     if max_turns is None:
         return conversation
-    new_place: dict[int, int] = {}
     follows = follows_of(turns)
-    for place, turn in enumerate(turns):
-        if place < max_turns if turn.lane == 0 else all(one in new_place for one in follows[place]):
-            new_place[place] = len(new_place)
-    # An own turn may follow sub-agents, whose places come later; all of them are kept with it.
-    return replace(conversation, turns=[_moved(turns[place], new_place) for place in new_place])
+    kept: set[int] = set()
+    # A branch may follow another one, whose places come later.
+    while True:
+        more = {
+            place
+            for place, turn in enumerate(turns)
+            if (place < max_turns if turn.lane == 0 else kept.issuperset(follows[place]))
+        }
+        if more == kept:
+            break
+        kept = more
+    new_place = {place: number for number, place in enumerate(sorted(kept))}
+    return replace(conversation, turns=[_moved(turns[place], new_place) for place in sorted(kept)])
 
 
 def _moved(turn: Turn, new_place: dict[int, int]) -> Turn:

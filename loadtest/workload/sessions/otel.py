@@ -41,8 +41,8 @@ class _Span:
 def read(wanted: Wanted) -> list[Conversation]:
     """Read a file of OTLP JSON: one document, or one per line as the collector's exporter writes.
 
-    Spans of a conversation follow each other by their start. A delay is the time from the end of a
-    span to the start of the next one, and not below zero.
+    A delay is the time from the end of the spans that a span waits for to its start, and not below
+    zero.
 
     Raises:
         DataError: The file is not OTLP JSON, or no span holds messages.
@@ -182,17 +182,72 @@ def _messages(message: Any) -> Messages:
     return [found] if text or calls else []
 
 
+@dataclass
+class _Placed:
+    """A span with its place among the turns of its conversation."""
+
+    span: _Span
+    lane: int
+    follows: list[_Placed]
+    """The spans whose answers it waits for; empty for one that begins with the conversation."""
+    continues: bool
+    """Its input begins with what its lane has said before."""
+
+    @property
+    def said(self) -> Messages:
+        return [*self.span.messages, *self.span.answers]
+
+
 def _conversation(spans: list[_Span], first_s: float) -> Conversation:
-    """Return the turns of spans in the order of their starts. A span whose input continues the one
-    before adds only what is new to the history; another starts anew."""
-    turns: list[Turn] = []
-    history: Messages = []
-    end_s = None
+    """Return the turns of spans, which are in the order of their starts.
+
+    A span waits for every span that had ended when it started, and for the one whose answer its
+    input holds: the clocks of two machines may differ. Spans that overlap are branches, each with a
+    lane of its own. A span whose input continues its lane adds only what is new to the history;
+    another starts anew.
+    """
+    start_s = spans[0].start_s
+    placed: list[_Placed] = []
+    last_of: list[_Placed] = []
+    """The last span of each lane."""
+    ends: list[_Placed] = []
+    """The spans that no ended span waits for."""
     for span in spans:
-        continues = bool(history) and span.messages[: len(history)] == history
-        added = span.messages[len(history) :] if continues else span.messages
-        delay_s = None if end_s is None else max(span.start_s - end_s, 0.0)
-        turns.append(Turn(added, span.answers, delay_s, span.max_tokens, is_fresh=not continues))
-        history = [*span.messages, *span.answers]
-        end_s = max(end_s or 0.0, span.end_s)
-    return Conversation(turns, spans[0].start_s - first_s)
+        lane, continued = _lane(last_of, span)
+        ended = [one for one in ends if one.span.end_s <= span.start_s or one is continued]
+        waited_for = {id(one) for after in ended for one in after.follows}
+        ends = [one for one in ends if id(one) not in waited_for]
+        follows = [one for one in ended if id(one) not in waited_for]
+        one = _Placed(span, lane, follows, continued is not None)
+        placed.append(one)
+        ends.append(one)
+        last_of[lane : lane + 1] = [one]
+    placed.sort(key=lambda one: one.lane)
+    place_of = {id(one): place for place, one in enumerate(placed)}
+    turns = []
+    num_said = 0
+    for one in placed:
+        begin_s = max((before.span.end_s for before in one.follows), default=start_s)
+        turns.append(
+            Turn(
+                one.span.messages[num_said if one.continues else 0 :],
+                one.span.answers,
+                max(one.span.start_s - begin_s, 0.0) if place_of[id(one)] else None,
+                one.span.max_tokens,
+                is_fresh=not one.continues,
+                lane=one.lane,
+                follows=tuple(place_of[id(before)] for before in one.follows),
+            )
+        )
+        num_said = len(one.said)
+    return Conversation(turns, start_s - first_s)
+
+
+def _lane(last_of: list[_Placed], span: _Span) -> tuple[int, _Placed | None]:
+    """Return the lane of a span, and the span of that lane that it continues if it does."""
+    for lane, last in enumerate(last_of):
+        said = last.said
+        if len(span.messages) > len(said) and span.messages[: len(said)] == said:
+            return lane, last
+    free = (lane for lane, last in enumerate(last_of) if last.span.end_s <= span.start_s)
+    return next(free, len(last_of)), None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtest.client.form import schemas_of
 from loadtest.client.prepare import make_plan
 from loadtest.client.sse import parse_response
 from loadtest.config import LoadTestConfig
@@ -99,6 +100,39 @@ def test_only_deltas_with_text_are_tokens(route: str, reads: list[bytes]) -> Non
     assert found.finish_time == len(reads) - 1
     assert (found.completion_tokens, found.prompt_tokens, found.cached_tokens) == (3, 5, 4)
     assert (found.text, found.content, found.model) == ('hma{"x"', "a", "m")
+
+
+CALL = {"type": "function_call", "name": "f", "arguments": '{"x": 1}'}
+CALLS = {
+    "responses": responses(
+        event(type="response.function_call_arguments.delta", delta='{"x": 1}'),
+        event(type="response.output_item.done", item={"type": "message"})
+        + event(type="response.output_item.done", item=CALL)
+        + event(type="response.output_item.done", item={**CALL, "arguments": ""}),
+        usage={"input_tokens": 5, "output_tokens": 3},
+    ),
+    "messages": messages(
+        event(type="content_block_start", index=1, content_block={
+            "type": "tool_use", "id": "c", "name": "f", "input": {},
+        }),
+        event(type="content_block_delta", index=1, delta={
+            "type": "input_json_delta", "partial_json": '{"x"'}),
+        event(type="content_block_delta", index=1, delta={
+            "type": "input_json_delta", "partial_json": ": 1}"}),
+        event(type="content_block_start", index=2, content_block={
+            "type": "tool_use", "id": "d", "name": "f", "input": {},
+        }),
+        usage={"input_tokens": 5, "output_tokens": 3},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("route", CALLS)
+def test_calls_of_tools_are_read_on_every_route(route: str) -> None:
+    reads = CALLS[route]
+    found = parse_response(range(len(reads)), reads, keep_text=True, route=route)
+    assert found.error is None and found.calls == [("f", '{"x": 1}'), ("f", "")]
+    assert parse_response(range(len(reads)), reads, route=route).calls == []
 
 
 @pytest.mark.parametrize(("route", "reads"), [("responses", RESPONSES), ("messages", MESSAGES)])
@@ -223,6 +257,21 @@ def test_a_talk_with_tools_takes_the_form_of_its_route(route: str) -> None:
         assert body["messages"][2]["content"][0]["tool_use_id"] == "c1"
         assert body["tools"][0]["input_schema"] == {"type": "object"}
         assert body["max_tokens"] == 7
+
+
+@pytest.mark.parametrize("sessions", [None, {}])
+@pytest.mark.parametrize("route", ["chat", "responses", "messages"])
+def test_the_schemas_of_a_prompts_own_tools_are_known(route: str, sessions: Any) -> None:
+    own = {"messages": [{"role": "user", "content": "q"}], "tools": [TOOL]}
+    values = {
+        "scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
+        "extra_body": {"tool_choice": "auto"}, "workload": {"route": route, "sessions": sessions},
+    }  # fmt: skip
+    chosen = validate_config(LoadTestConfig, values, "test")
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [own], seed=0)
+    assert plan.form == {"has_own_tools": True}
+    assert schemas_of(plan.tools_asked(1)) == {"f": {"type": "object"}}
 
 
 @pytest.mark.parametrize("route", ["responses", "messages"])

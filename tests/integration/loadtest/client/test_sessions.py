@@ -151,6 +151,35 @@ def test_sub_agents_run_next_to_each_other_and_the_next_turn_waits_for_them(
     assert waiting + 0.14 < whole < np.mean(naive_s) + 0.15
 
 
+def test_branches_of_a_recorded_trace_run_next_to_each_other(tmp_path: Path) -> None:
+    """Two spans begin with the conversation, 20 ms apart, and a third waits for both."""
+
+    def span(start_s: float, end_s: float, text: str) -> dict[str, Any]:
+        messages = json.dumps([{"role": "user", "parts": [{"type": "text", "content": text}]}])
+        attribute = {"key": "gen_ai.input.messages", "value": {"stringValue": messages}}
+        return {
+            "traceId": "t", "attributes": [attribute],
+            "startTimeUnixNano": round(start_s * 1e9), "endTimeUnixNano": round(end_s * 1e9),
+        }  # fmt: skip
+
+    spans = [span(5.0, 5.5, "one"), span(5.02, 5.4, "two"), span(5.6, 6.0, "join")]
+    path = tmp_path / "trace"
+    path.write_text(json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}))
+    workload = {"source": "otel", "path": str(path), "sessions": {"think_s": "recorded"}}
+    chosen = config({"concurrency": 2, "num_requests": 6}, {}, workload=workload)
+    with known_server("--ttft-s", "0.08", "--itl-s", "0.01") as server:
+        plan, workload_ = make_plan(chosen, chosen.scenarios[0], server.endpoint, [], seed=0)
+        result = judged(chosen, chosen.scenarios[0], plan, workload_, run_workers(plan, None))
+    records = result.records
+    assert records.turn.tolist() == [0, 1, 2] * 6 and (records.state == SUCCEEDED).all()
+    one, join, two = (records.select(records.turn == turn) for turn in range(3))
+    assert (two.intended_s - one.intended_s) == pytest.approx([0.02] * 6, abs=0.001)
+    both_s = np.maximum(one.end_s, two.end_s)
+    assert join.intended_s - both_s == pytest.approx([0.1] * 6, abs=0.005)
+    sessions = result.stats.sessions
+    assert sessions is not None and (sessions.succeeded, len(sessions.turns)) == (6, 2)
+
+
 def test_a_server_that_dies_ends_sessions_with_sub_agents(tmp_path: Path) -> None:
     chosen = agents_config(tmp_path, {"concurrency": 8, "num_requests": 400}, num=8)
     with known_server("--ttft-s", "0.08", "--itl-s", "0.01") as server:

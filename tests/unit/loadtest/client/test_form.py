@@ -13,7 +13,11 @@ from tuneline.core.errors import ConfigError
 SCHEMA = {
     "type": "object", "required": ["city"], "properties": {"city": {"type": "string"}},
 }  # fmt: skip
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "now"}},
+]
+ULM = '{"city": "Ulm"}'
 BY_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}
 BY_VLLM = {"structured_outputs": {"json": json.dumps(SCHEMA)}}
 BY_RESPONSES = {"text": {"format": {"type": "json_schema", "schema": SCHEMA}}}
@@ -77,9 +81,15 @@ def call(index: int, name: str | None, arguments: str) -> dict[str, Any]:
     ("deltas", "says"),
     [
         ([call(0, "weather", ""), call(0, None, '{"city"'), call(0, None, ': "Ulm"}')], None),
-        ([call(0, "weather", "{}"), call(1, "weather", "{}")], None),
+        ([call(0, "weather", ULM), call(1, "weather", ULM)], None),
+        ([call(0, "now", "")], None),
         ([call(0, "weather", '{"city": "Ul')], "weather: the arguments are not JSON"),
         ([call(0, "weather", "[]")], "expected an object"),
+        (
+            [call(0, "weather", '{"city": 3}')],
+            "weather: the arguments are not as their schema asks",
+        ),
+        ([call(0, "weather", ULM), call(1, "weather", "{}")], "'city' is a required property"),
         ([call(0, "wether", "{}")], "no tool of the request has that name"),
         ([{"content": "It rains."}], "the answer holds no call"),
     ],
@@ -91,15 +101,30 @@ def test_calls_are_put_together_and_checked(deltas: list[dict[str, Any]], says: 
     assert answer.error is None
     found = form_problem(form, answer)
     if says is None:
-        assert found is None and {name for name, _ in answer.calls} == {"weather"}
+        assert found is None and {name for name, _ in answer.calls} <= {"weather", "now"}
+        assert answer.calls
     else:
         assert found is not None and found[0] == "malformed_call" and says in found[1]
+
+
+def test_a_schema_that_points_to_nothing_fetches_nothing_and_says_so() -> None:
+    elsewhere = {"properties": {"city": {"$ref": "http://127.0.0.1:1/city.json"}}}
+    form = asked_form({"response_format": {"type": "json_schema", "schema": elsewhere}}, None)
+    assert form is not None
+    found = form_problem(form, Answer(content=ULM))
+    assert found is not None and "a reference to nothing" in found[1]
 
 
 def test_an_answer_that_a_limit_cut_is_not_judged() -> None:
     assert not is_whole(answer_with({"content": "{"}, finish="length"))
     assert is_whole(answer_with({"content": "{"}, finish="stop"))
     assert asked_form({"temperature": 0.0}, None) is None
+
+
+def test_parameters_that_are_not_a_schema_are_an_error() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
+    with pytest.raises(ConfigError, match=r"workload\.tools: the parameters of f is not"):
+        asked_form({}, [tool])
 
 
 @pytest.mark.parametrize(

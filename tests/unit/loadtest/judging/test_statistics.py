@@ -332,7 +332,7 @@ def test_token_counts_that_contradict_are_counted() -> None:
         row(3, 0.0, [0.1], tokens=1),
     ]
     tokens = stats(rows, exact_tokens=np.full(4, 2.0)).tokens
-    assert tokens.num_more_events_than_tokens == 1
+    assert (tokens.num_more_events_than_tokens, tokens.num_first_tokens_estimated) == (1, 0)
     assert tokens.num_without_usage == 1
     assert tokens.num_wrong_length == 2
     assert tokens.num_output_tokens == 4

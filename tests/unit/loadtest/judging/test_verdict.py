@@ -255,7 +255,6 @@ def test_throughput_objectives() -> None:
         ({"arrivals_delivered": dispersion(400, 39.0)}, "delivered 39"),
         ({"arrivals_delivered": dispersion(400, cv=1.2)}, "coefficient of variation"),
         ({"arrivals_delivered": dispersion(400, index=4.0)}, "index of dispersion"),
-        ({"tokens": tokens(num_more_events_than_tokens=3)}, "more text events"),
         ({"tokens": tokens(num_wrong_length=4)}, "ignore_eos"),
     ],
 )
@@ -290,6 +289,20 @@ def test_missing_usage_voids_only_what_needs_it() -> None:
     assert found.verdict == "PASS"
     assert "no usage" in found.warnings[0]
     assert verdict(stats, tpot_s={"p90": 1.0}).verdict == "INVALID"
+
+
+def test_text_that_a_gateway_cut_anew_voids_only_what_needs_its_tokens() -> None:
+    stats = measured(tokens=tokens(num_more_events_than_tokens=5))
+    found = verdict(stats, ttft_s={"p90": 1.0}, e2e_s={"p90": 9.0})
+    assert found.verdict == "PASS"
+    assert "5 answers have more text events than tokens" in found.warnings[0]
+    for limits in ({"tpot_s": {"p90": 1.0}}, {"min_output_throughput_tps": 1}):
+        assert verdict(stats, **limits).verdict == "INVALID"
+        # The request fixes the number of tokens, so the usage is right.
+        exact = verdict(stats, config=LoadTestConfig(ignore_eos=True), **limits)
+        assert exact.verdict == "PASS" and "the count is right" in exact.warnings[0]
+    wrong = measured(tokens=tokens(num_more_events_than_tokens=5, num_wrong_length=1))
+    assert verdict(wrong, config=LoadTestConfig(ignore_eos=True)).verdict == "INVALID"
 
 
 def test_too_few_requests_for_the_load_in_flight_do_not_pass() -> None:

@@ -430,6 +430,66 @@ def test_otel_spans_of_a_conversation_are_its_turns(tmp_path: Path) -> None:
         assert [turn.max_tokens for turn in turns] == [12, None, None]
 
 
+def said_by(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "parts": [part(text)]}
+
+
+def test_otel_spans_that_overlap_are_branches(tmp_path: Path) -> None:
+    first = [asks("q")]
+    main = [*first, said_by("a"), asks("join")]
+    branch = [asks("left")]
+    spans = [
+        otel_span(0, 1, first, "a"),
+        otel_span(0.25, 1.25, [asks("title")], "t"),  # begins with the conversation
+        otel_span(1.5, 3, branch, "l"),
+        otel_span(1.75, 4, [asks("right")], "r"),
+        otel_span(3.5, 5, [*branch, said_by("l"), asks("more")], "m"),
+        otel_span(6, 7, main, "done"),
+        # Holds the answer of the span before, which another machine's clock ends later.
+        otel_span(6.5, 8, [*main, said_by("done"), asks("x")], "y"),
+        otel_span(9, 10, [asks("again")]),
+        otel_span(11, 12, [asks("again")], "z"),
+    ]  # fmt: skip
+    (found,) = read("otel", otlp(*spans), tmp_path, think_s="recorded")
+    turns = found.turns
+    asked = ["q", "left", "more", "join", "x", "again", "again", "title", "right"]
+    assert [turn.added[-1]["content"] for turn in turns] == asked  # type: ignore[index]
+    assert [turn.lane for turn in turns] == [0, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert [set(turn.follows or ()) for turn in turns] == [
+        set(), {0, 7}, {1}, {2, 8}, {3}, {4}, {5}, set(), {0, 7},
+    ]  # fmt: skip
+    delays_s = [turn.delay_s for turn in turns]
+    assert delays_s == [None, 0.25, 0.5, 1.0, 0.0, 1.0, 1.0, 0.25, 0.5]
+    assert [turn.is_fresh for turn in turns] == [
+        True, True, False, True, False, True, True, True, True,
+    ]  # fmt: skip
+    # A branch is kept with the turns that wait for it, whatever the order of their places.
+    for num_turns, num_kept in ((1, 3), (2, 4), (3, 5), (7, 9)):
+        assert len(cut_turns(found, num_turns).turns) == num_kept
+    path = tmp_path / "trace"
+    one = {"source": "otel", "path": str(path), "sessions": {"think_s": "recorded"}}
+    plan = plan_of([], workload=one)
+    assert plan.sessions is not None
+    assert plan.sessions.other_first_turns(0) == [7]
+
+
+def test_a_faster_trace_has_shorter_recorded_delays(tmp_path: Path) -> None:
+    second = [asks("q"), said_by("a"), asks("r")]
+    spans = [
+        otel_span(0, 1, [asks("q")], "a"),
+        otel_span(9, 10, second),
+        otel_span(99, 100, [asks("s")]),
+    ]
+    path = tmp_path / "trace"
+    path.write_text(otlp(*spans), encoding="utf-8")
+    scenario = {"arrival": "trace", "rate_rps": None, "num_requests": 1, "trace_speed": 4.0}
+    for think_s, delays_s in (("recorded", [0.0, 2.0, 5.0]), ({"mean": 3.0}, [0.0, 3.0, 3.0])):
+        sessions = {"think_s": think_s, "max_delay_s": 5.0}
+        workload = {"source": "otel", "path": str(path), "sessions": sessions}
+        plan = plan_of([], scenario, workload=workload)
+        assert plan.sessions is not None and plan.sessions.delays_s == [delays_s]
+
+
 def test_an_otel_tool_call_and_its_result_are_chat_messages(tmp_path: Path) -> None:
     call = {"type": "tool_call", "id": "c", "name": "f", "arguments": {"city": "Paris"}}
     result = {"type": "tool_call_response", "id": "c", "response": {"rain": True}}
