@@ -20,6 +20,8 @@ ShapeName = Literal[
     "messages",
     "sharegpt",
     "preference",
+    "swift-preference",
+    "gemini",
     "openai-preference",
     "label",
     "prompt",
@@ -41,7 +43,8 @@ class ReadingConfig(StrictModel):
     """The shape of every row, if the columns fit several; docs/data.md describes each."""
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Our name of a column and the file's, such as `{prompt: question, completion: answer}`. A name
-    that no shape has keeps the column under that name; null leaves our column out."""
+    that no shape has keeps the column under that name; null leaves our column out. A
+    name such as `answers.text.0` is a place inside a column."""
 
 
 class SourceConfig(ReadingConfig):

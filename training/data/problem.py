@@ -8,7 +8,17 @@ from tuneline.core.shorten import shorten
 
 
 class RowProblem(Exception):
-    """The problem of one row; never leaves `training.data`."""
+    """The problem of one row; never leaves `training.data`.
+
+    Attributes:
+        hint: What to type, if that is known.
+        is_of_file: Whether most rows of the file have the problem, so that one of them shows it.
+    """
+
+    def __init__(self, text: str, *, hint: str | None = None, is_of_file: bool = False) -> None:
+        super().__init__(text)
+        self.hint = hint
+        self.is_of_file = is_of_file
 
 
 def kind_of(value: Any) -> str:

@@ -78,11 +78,12 @@ def stream_rows(
                     continue
                 counts.drop(UNREADABLE)
                 num_problems += 1
-                text = found.partition(": line ")[2].partition(": ")[2]
-                if len(problems) < NUM_PROBLEMS_SHOWN and alike[text] < NUM_ALIKE_SHOWN:
+                text = str(found.problem)
+                most = 1 if found.problem.is_of_file else NUM_ALIKE_SHOWN
+                if len(problems) < NUM_PROBLEMS_SHOWN and alike[text] < most:
                     alike[text] += 1
-                    problems.append(found)
-                    hint = hint or hint_for(path) or _hint_for(found)
+                    problems.append(f"{found.where}: {text}")
+                    hint = hint or hint_for(path) or found.problem.hint or _hint_for(text)
         if counts.num_read == num_before:
             raise DataError(
                 f"{source.files[0] if len(source.files) == 1 else source.config.path}: is empty; "
@@ -104,23 +105,13 @@ def stream_rows(
 
 
 def _hint_for(problem: str) -> str | None:
-    """Return what to do about a column of another name or type."""
+    """Return what to do about a column that `data.columns` names, or of another type."""
     if named := re.search(r"missing field (.+?), which data.columns names", problem):
         return f"Change the value {named[1]} in data.columns to the name of a column of the file."
-    if "plain text has no label" in problem:
-        return (
-            "Try: data.columns: {prompt: text, completion: label}, or --column prompt=text "
-            "--column completion=label; or data.shape: text, which trains the text without it."
-        )
-    if left := re.search(r"field '(\w+)[^']*': .*(?:JSON value|bytes or a map)", problem):
+    if left := re.search(
+        r"field '(\w+)[^']*': .*(?:JSON value|a list, found|keys of text)", problem
+    ):
         return f"Leave the column out: data.columns: {{{left[1]}: null}}, or --column {left[1]}=."
-    if "no shape has the columns" in problem:
-        return "On the command line: --column prompt=NAME --column completion=NAME."
-    if absent := re.search(r"missing field '(\w+)'", problem):
-        return (
-            f"If the column has another name, name it: data.columns: {{{absent[1]}: NAME}}, or "
-            f"--column {absent[1]}=NAME."
-        )
     if "expected text, found a number" in problem:
         return 'Write numbers as text, such as "42", and class labels by their names.'
     return None
@@ -140,8 +131,16 @@ def read_rows(
     return list(stream_rows([source], Counts(), system_prompt=system_prompt))
 
 
-def _read_file(path: Path, config: SourceConfig) -> Iterator[Row | str]:
-    """Return each row of a file, or its problem with file and line."""
+@dataclass(frozen=True)
+class _Unread:
+    """The problem of one row, with its file and line."""
+
+    where: str
+    problem: RowProblem
+
+
+def _read_file(path: Path, config: SourceConfig) -> Iterator[Row | _Unread]:
+    """Return each row of a file, or its problem."""
     source: Format = find_format(path)
     for number, found in source.read(path):
         try:
@@ -153,7 +152,7 @@ def _read_file(path: Path, config: SourceConfig) -> Iterator[Row | str]:
                     raise value
             row = read_shape(columns, config.shape)
         except RowProblem as problem:
-            yield f"{path}: {source.unit} {number}: {problem}"
+            yield _Unread(f"{path}: {source.unit} {number}", problem)
             continue
         yield replace(row, line=number, file=str(path))
 
@@ -166,11 +165,30 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str | None]) -> dict[str
     """
     if not columns:
         return row
-    absent = [theirs for theirs in columns.values() if theirs is not None and theirs not in row]
-    if absent:
-        raise RowProblem(
-            f"missing field {absent[0]!r}, which data.columns names; found {', '.join(row)}"
-        )
+    named = {ours: _at(row, theirs) for ours, theirs in columns.items() if theirs is not None}
     taken = {*columns, *columns.values()}
     kept = {name: value for name, value in row.items() if name not in taken}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs is not None}
+    return kept | named
+
+
+def _at(row: dict[str, Any], name: str) -> Any:
+    """Return the value of a column, or of a place inside one, such as `responses.answer.0.value`.
+
+    Raises:
+        RowProblem: The row has no such place.
+    """
+    steps = name.split(".")
+    value: Any = row
+    while steps:
+        # A key may hold a dot itself: the longest one that is there is meant.
+        keys = [".".join(steps[:end]) for end in range(len(steps), 0, -1)]
+        if isinstance(value, dict) and (key := next((k for k in keys if k in value), None)):
+            value = value[key]
+            steps = steps[key.count(".") + 1 :]
+        elif isinstance(value, list) and steps[0].isdecimal() and int(steps[0]) < len(value):
+            value = value[int(steps.pop(0))]
+        else:
+            raise RowProblem(
+                f"missing field {name!r}, which data.columns names; found {', '.join(row)}"
+            )
+    return value

@@ -36,7 +36,7 @@ def read_json(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]:
             except RowProblem as problem:
                 yield 1, problem
             else:
-                yield from _rows_of(document)
+                yield from _rows_of(document, path)
 
 
 def _is_object(line: bytes) -> bool:
@@ -47,7 +47,18 @@ def _is_object(line: bytes) -> bool:
     return True
 
 
-def _rows_of(document: Any) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]:
+def _rows_of(document: Any, path: Path) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]:
+    if isinstance(document, dict) and (program := _program_for(document)) is not None:
+        yield (
+            1,
+            RowProblem(
+                f"the file is one object with the keys {', '.join(list(document)[:4])}; expected "
+                "an array of rows",
+                hint=f"Try: python3 -c 'import json, sys; d = json.load(sys.stdin); "
+                f"print(json.dumps({program}))' < {path} > rows.json",
+            ),
+        )
+        return
     rows = [document]
     if isinstance(document, dict) and len(document) == 1 and set(document) & set(WRAPPERS):
         [(name, rows)] = document.items()
@@ -59,3 +70,30 @@ def _rows_of(document: Any) -> Iterator[tuple[int, dict[str, Any] | RowProblem]]
             yield number, as_object(row)
         except RowProblem as problem:
             yield number, problem
+
+
+def _program_for(document: dict[str, Any]) -> str | None:
+    """Return Python that makes rows of an object that holds them in another way; None for a row.
+
+    Files have columns as lists or as pandas writes them, rows by their ids, or rows next to facts
+    about the file.
+    """
+    values = list(document.values())
+    if set(document) == {"columns", "index", "data"}:
+        return '[dict(zip(d["columns"], row)) for row in d["data"]]'
+    if len(values) > 1:
+        for name in WRAPPERS:
+            rows = document.get(name)
+            if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+                return f'd["{name}"]'
+    if values and all(isinstance(value, dict) and value for value in values):
+        is_pandas = all(key.isdecimal() for value in values for key in value)
+        columns = "[dict(zip(d, row)) for row in zip(*(v.values() for v in d.values()))]"
+        return columns if is_pandas else "list(d.values())"
+    if len(values) > 1 and all(_is_column(value) for value in values):
+        return "[dict(zip(d, row)) for row in zip(*d.values())]"
+    return None
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and not isinstance(value[0], dict | list)

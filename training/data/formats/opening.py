@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from training.data.problem import RowProblem
 from tuneline.core.environment import require
@@ -18,10 +19,18 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SAMPLE_BYTES = 2**20
 """The beginning of a file whose encoding is guessed."""
 GUESSED_BYTES = 2**16
+ENCODINGS = [
+    "cp949", "cp932", "gb18030", "big5", "cp1251", "cp1253", "cp1255", "cp1256", "koi8_r", "euc_jp",
+    "cp1250", "cp1252",
+]  # fmt: skip
+"""Encodings that spreadsheets write, the frequent ones first: a few bytes fit many."""
+MUCH_CHAOS = 0.2
+_SYMBOL_IN_WORD = re.compile(r"[^\W\d_][¹³¿¼¾¯£]|[¹³¿¼¾¯£][^\W\d_]")
+"""Letters of Polish and its neighbors, if they are read as Western European."""
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file for reading, behind its byte order mark; `.gz` and `.zst` are decompressed.
 
     Raises:
@@ -116,8 +125,17 @@ def _other_encoding(path: Path) -> str | None:
         return None
     from charset_normalizer import from_bytes
 
-    found = from_bytes(b"\n".join(others)[:GUESSED_BYTES]).best()
-    return None if found is None else found.encoding.replace("_", "-").upper()
+    sample = b"\n".join(others)[:GUESSED_BYTES]
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", sample)]
+    # Single letters among ASCII are those of a European language; other languages have whole words.
+    if 2 * runs.count(1) >= len(runs) and 2 * sum(runs) < len(sample):
+        is_eastern = _SYMBOL_IN_WORD.search(sample.decode("cp1252", errors="replace"))
+        return "CP1250" if is_eastern else "CP1252"
+    found = from_bytes(sample, cp_isolation=ENCODINGS)
+    if not found:
+        return None
+    best = min(found, key=lambda one: (one.chaos > MUCH_CHAOS, ENCODINGS.index(one.encoding)))
+    return best.encoding.replace("_", "-").upper()
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -33,10 +33,10 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowProblem]
             if twice:
                 raise DataError(f"{path}: column {twice[0]!r} appears twice")
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
                     yield number, _plain_row(row)
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, KeyError) as error:
         raise DataError(
             f"{path}: row {number + 1} or after: not valid Parquet: {str(error).splitlines()[0]}"
         ) from None
@@ -56,6 +56,8 @@ def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any, where: str) -> Any:
     """Return a value in the types of JSON; keys of inner objects that are null are left out."""
     if isinstance(value, dict):
+        if wrong := next((key for key in value if not isinstance(key, str)), None):
+            raise RowProblem(f"field {where!r}: expected keys of text, found {wrong!r}")
         return {k: _plain(v, f"{where}.{k}") for k, v in value.items() if v is not None}
     if isinstance(value, list):
         return [_plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
@@ -67,4 +69,10 @@ def _plain(value: Any, where: str) -> Any:
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
         return str(value)
-    raise RowProblem(f"field {where!r}: expected text, a number or a list, found bytes or a map")
+    if isinstance(value, bytes):  # some writers do not mark a column of bytes as text
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    found = "bytes" if isinstance(value, bytes) else type(value).__name__
+    raise RowProblem(f"field {where!r}: expected text, a number or a list, found {found}")

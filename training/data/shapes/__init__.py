@@ -13,13 +13,17 @@ from typing import Any
 
 from training.data.problem import RowProblem
 from training.data.row import Row
+from training.data.shapes.advice import advise, name_columns
 from training.data.shapes.alpaca import read_alpaca
 from training.data.shapes.conversation import read_messages, read_sharegpt
+from training.data.shapes.fields import check_fields, with_label
+from training.data.shapes.gemini import read_gemini
 from training.data.shapes.openai_pairs import read_openai_pairs
 from training.data.shapes.plain import read_prompt, read_text
-from training.data.shapes.preference import read_preference
+from training.data.shapes.preference import read_preference, read_swift_pairs
 from training.data.shapes.prompt_completion import read_labelled, read_prompt_completion
-from training.data.shapes.turns import as_messages, require_json
+from training.data.shapes.turns import as_messages
+from training.data.shapes.values import require_json
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,11 @@ class Shape:
 
 
 _CHAT = ("system", "system_prompt", "tools", "functions")
+_REASONED = ("reasoning_content", *_CHAT)
 
 SHAPES = {
-    "alpaca": Shape(("instruction", "output"), ("input", "history", *_CHAT), read_alpaca),
-    "prompt-completion": Shape(("prompt", "completion"), _CHAT, read_prompt_completion),
+    "alpaca": Shape(("instruction", "output"), ("input", "history", *_REASONED), read_alpaca),
+    "prompt-completion": Shape(("prompt", "completion"), _REASONED, read_prompt_completion),
     "messages": Shape(("messages",), _CHAT, read_messages),
     "sharegpt": Shape(("conversations",), _CHAT, read_sharegpt),
     "preference": Shape(
@@ -49,17 +54,26 @@ SHAPES = {
         ("prompt", "messages", "conversations", "instruction", "input", "history", *_CHAT),
         read_preference,
     ),
+    "swift-preference": Shape(("messages", "rejected_response"), _CHAT, read_swift_pairs),
+    "gemini": Shape(
+        ("contents",), ("systemInstruction", "system_instruction", "tools"), read_gemini
+    ),
     "openai-preference": Shape(
         ("input", "preferred_output", "non_preferred_output"), (), read_openai_pairs
     ),
-    "label": Shape(("prompt", "completion", "label"), _CHAT, read_labelled),
+    "label": Shape(("prompt", "completion", "label"), _REASONED, read_labelled),
     "prompt": Shape(("prompt",), _CHAT, read_prompt),
     "text": Shape(("text",), (), read_text),
 }
 SINGLE = ("prompt", "text")
 """Shapes of one column that other shapes may have as an extra one; the first wins."""
-ANSWERS = ("completion", "chosen", "rejected", "output", "response")
+ANSWERS = (
+    "completion", "chosen", "rejected", "output", "response", "completions", "responses",
+    "response.responses",
+)  # fmt: skip
 """Columns that no row of a single column has, unless `data.shape` says so."""
+NEAR = 0.83
+"""The similarity from which a name is taken for a misspelling of another."""
 _TYPES = {"messages": "a list of messages", "conversations": "a list of messages"}
 
 
@@ -74,9 +88,12 @@ def read_shape(columns: Mapping[str, Any], shape: str | None = None) -> Row:
         RowProblem: Columns are missing, misspelt or of another type, or fit two shapes.
     """
     given = {name: value for name, value in columns.items() if value is not None}
-    name, problem = _find_shape(tuple(columns), tuple(given), shape)
+    asked = shape
+    if shape == "label" and "prompt" not in given:
+        shape = None  # the label of messages, or of Alpaca's columns
+    name, problem, hint = _find_shape(tuple(columns), tuple(given), shape)
     if problem:
-        raise RowProblem(problem)
+        raise RowProblem(problem, hint=hint, is_of_file=True)
     found = SHAPES[name]
     known = (*found.required, *found.optional)
     used = {
@@ -84,8 +101,18 @@ def read_shape(columns: Mapping[str, Any], shape: str | None = None) -> Row:
         for name in known
         if name in given and not (name in found.optional and _is_empty(given[name]))
     }
-    row = found.read(_with_messages(used))
-    return replace(row, fields={k: v for k, v in columns.items() if k not in known})
+    try:
+        row = found.read(_with_messages(used))
+    except RowProblem as error:
+        if str(error).startswith("missing field 'prompt'"):
+            error.hint = advise(tuple(columns), ["prompt"])
+        raise
+    row = replace(row, fields={k: v for k, v in columns.items() if k not in known})
+    check_fields(row, asked)
+    row = with_label(row, asked)
+    if asked == "label" and row.label is None:
+        raise RowProblem("missing field 'label'", hint=advise(tuple(columns), ["label"]))
+    return row
 
 
 def _is_empty(value: Any) -> bool:
@@ -113,21 +140,32 @@ def _with_messages(columns: dict[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=4096)
 def _find_shape(
     columns: tuple[str, ...], given: tuple[str, ...], shape: str | None
-) -> tuple[str, str]:
-    """Return the shape of rows with these columns, of which `given` are not null, or a problem."""
+) -> tuple[str, str, str | None]:
+    """Return the shape of rows with these columns, of which `given` are not null.
+
+    Returns:
+        The shape, and no problem; or no shape, the problem, and what to type.
+    """
     names = [shape] if shape else list(SHAPES)
     complete = [name for name in names if set(SHAPES[name].required) <= set(given)]
     if shape is None and set(ANSWERS) & set(columns):
         complete = [name for name in complete if name not in SINGLE]
         names = [name for name in names if name not in SINGLE]
     if shape is None and complete == ["text"] and "label" in given:
-        return "", "columns 'text' and 'label': plain text has no label"
+        hint = (
+            f"Try: {name_columns({'prompt': 'text', 'completion': 'label'})}; or data.shape: text, "
+            "which trains the text without it."
+        )
+        return "", "columns 'text' and 'label': plain text has no label", hint
     widest = [name for name in complete if not any(_covers(other, name) for other in complete)]
     if len(widest) > 1:
         fitting = ", ".join(widest)
-        return "", f"the columns fit {len(widest)} shapes: {fitting}; choose one as data.shape"
-    problems = _misspelt(columns, widest[0], 0.75) if widest else _missing(columns, given, names)
-    return (widest or [""])[0], "; ".join(problems)
+        problem = f"the columns fit {len(widest)} shapes: {fitting}; choose one as data.shape"
+        return "", problem, f"Try: data.shape: {widest[0]}, or --shape {widest[0]}"
+    if not widest:
+        return "", *_missing(columns, given, names)
+    problems = _misspelt(columns, widest[0], 0.75)
+    return widest[0], "; ".join(problems), None
 
 
 def _covers(wide: str, narrow: str) -> bool:
@@ -138,8 +176,11 @@ def _covers(wide: str, narrow: str) -> bool:
     return required <= {*shape.required, *shape.optional} and not set(shape.required) <= required
 
 
-def _missing(columns: tuple[str, ...], given: tuple[str, ...], names: list[str]) -> list[str]:
-    """Return what a row lacks of the shape that it has most of; near spellings count half."""
+def _missing(
+    columns: tuple[str, ...], given: tuple[str, ...], names: list[str]
+) -> tuple[str, str | None]:
+    """Return what a row lacks of the shape that it has most of, and what to type; near spellings
+    count half."""
 
     def fit(name: str) -> float:
         required = SHAPES[name].required
@@ -151,17 +192,20 @@ def _missing(columns: tuple[str, ...], given: tuple[str, ...], names: list[str])
     best = max(names, key=fit)
     if not fit(best) and columns and len(names) > 1:
         wanted = "; ".join(" and ".join(SHAPES[name].required) for name in names)
-        return [
-            f"no shape has the columns {', '.join(map(repr, columns))}; expected one of: {wanted}. "
-            "Name yours in data.columns, such as {prompt: question, completion: answer}"
-        ]
+        found = ", ".join(map(repr, columns))
+        return (
+            f"no shape has the columns {found}; expected one of: {wanted}",
+            advise(columns, ("prompt", "completion")),
+        )
     absent = [name for name in SHAPES[best].required if name not in given]
-    return _misspelt(columns, best, 0.6) + [
+    problems = _misspelt(columns, best, NEAR) + [
         f"field {name!r}: expected {_TYPES.get(name, 'text')}, found null"
         if name in columns
         else f"missing field {name!r}"
         for name in absent
     ]
+    wholly = [name for name in absent if name not in columns]
+    return "; ".join(problems), advise(columns, wholly) if wholly else None
 
 
 def _misspelt(columns: tuple[str, ...], shape: str, cutoff: float) -> list[str]:
@@ -175,5 +219,5 @@ def _misspelt(columns: tuple[str, ...], shape: str, cutoff: float) -> list[str]:
     ]
 
 
-def _near(name: str, known: Sequence[str], cutoff: float = 0.6) -> list[str]:
+def _near(name: str, known: Sequence[str], cutoff: float = NEAR) -> list[str]:
     return difflib.get_close_matches(name.casefold(), known, n=1, cutoff=cutoff)

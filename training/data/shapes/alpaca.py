@@ -7,8 +7,9 @@ from typing import Any
 
 from training.data.problem import RowProblem, kind_of
 from training.data.row import Row
-from training.data.shapes.conversation import with_system
-from training.data.shapes.turns import as_list, check_text, read_tools
+from training.data.shapes.calls import read_tools
+from training.data.shapes.conversation import own_reasoning, with_system
+from training.data.shapes.values import as_list, check_text
 from tuneline.core.messages import Message
 
 
@@ -18,6 +19,7 @@ def read_alpaca(row: Mapping[str, Any]) -> Row:
         "role": "assistant",
         "content": check_text(row["output"], "field 'output'"),
     }
+    answer |= own_reasoning(row)
     return Row(alpaca_prompt(row), (answer,), tools=read_tools(row))
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from training.data.problem import RowProblem
 from training.data.row import Row
-from training.data.shapes.turns import Conversation, check_text, read_conversation, read_tools
+from training.data.shapes.calls import read_tools
+from training.data.shapes.turns import Conversation, read_conversation
+from training.data.shapes.values import check_text, joined_text
 from tuneline.core.messages import Message
 
 
@@ -28,6 +30,15 @@ def as_row(conversation: Conversation, row: Mapping[str, Any], where: str) -> Ro
         RowProblem: No answer is at the end, or none is trained.
     """
     messages = conversation.messages
+    if messages[-1]["role"] in ("user", "tool") and "assistant" not in {
+        message["role"] for message in messages
+    }:
+        raise RowProblem(
+            f"{where}: has no answer; expected the assistant last",
+            hint=f"If the answer is in another column: --column prompt={where} --column "
+            f"completion=NAME. For prompts without an answer: --column prompt={where}",
+            is_of_file=True,
+        )
     if messages[-1]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in messages[-8:])
         raise RowProblem(
@@ -59,7 +70,8 @@ def with_system(messages: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[
         RowProblem: The column is not text, or the messages have a system message of their own.
     """
     name = "system" if "system" in row else "system_prompt"
-    text = check_text(row.get(name, ""), f"field {name!r}", may_be_empty=True)
+    given = joined_text(row.get(name, ""), f"field {name!r}")
+    text = check_text(given, f"field {name!r}", may_be_empty=True)
     if not text.strip():
         return messages
     if messages and messages[0]["role"] == "system":
@@ -67,3 +79,11 @@ def with_system(messages: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[
             return messages
         raise RowProblem(f"field {name!r}: the messages have a system message of their own")
     return ({"role": "system", "content": text}, *messages)
+
+
+def own_reasoning(row: Mapping[str, Any]) -> Message:
+    """Return the reasoning of an answer that a row's column `reasoning_content` gives; else {}."""
+    if "reasoning_content" not in row:
+        return {}
+    name = "field 'reasoning_content'"
+    return {"reasoning_content": check_text(row["reasoning_content"], name)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from training.data.shapes.turns import check_text
+from training.data.shapes.values import check_text
 from tuneline.core.messages import Message
 
 _MARK = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")

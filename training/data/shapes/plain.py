@@ -7,9 +7,11 @@ from typing import Any
 
 from training.data.problem import RowProblem
 from training.data.row import Row
+from training.data.shapes.calls import read_tools
 from training.data.shapes.conversation import with_system
 from training.data.shapes.marks import marked_prompt
-from training.data.shapes.turns import check_order, check_text, read_conversation, read_tools
+from training.data.shapes.turns import check_order, read_conversation
+from training.data.shapes.values import check_text
 
 
 def read_prompt(row: Mapping[str, Any]) -> Row:

@@ -12,9 +12,11 @@ from typing import Any
 from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes.alpaca import alpaca_prompt
+from training.data.shapes.calls import read_tools
 from training.data.shapes.conversation import with_system
 from training.data.shapes.marks import marked_answer, marked_prompt, split_marks
-from training.data.shapes.turns import check_order, check_text, read_tools, read_turns
+from training.data.shapes.turns import check_order, read_turns
+from training.data.shapes.values import check_text
 from tuneline.core.messages import Message, content_of
 
 
@@ -49,6 +51,16 @@ def read_preference(row: Mapping[str, Any]) -> Row:
         raise RowProblem("fields 'chosen' and 'rejected' are equal; expected two answers")
     check_order([*prompt, *answers[0]], "prompt")
     return Row(with_system(prompt, row), answers[0], answers[1], tools=read_tools(row))
+
+
+def read_swift_pairs(row: Mapping[str, Any]) -> Row:
+    """Return the row of ms-swift's pair: a conversation, and another text for its last answer."""
+    messages = read_turns(row["messages"], "messages").messages
+    if messages[-1]["role"] != "assistant":
+        raise RowProblem("messages: ends without an answer; expected the chosen answer last")
+    rest = {name: value for name, value in row.items() if name != "rejected_response"}
+    pair = {"chosen": [messages[-1]], "rejected": row["rejected_response"]}
+    return read_preference({**rest, "messages": list(messages[:-1]), **pair})
 
 
 def _prompt(row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, bool]:

@@ -1,8 +1,8 @@
-"""Messages and tools as users write them, checked and brought into one form.
+"""Messages as users write them, checked and brought into one form.
 
-Read are OpenAI's keys (with the older `function_call`), ShareGPT's `from` and `value`, and what
-`datasets` makes of a list of structures: an object of lists, or a list of JSON texts. A null counts
-as an absent key.
+Read are OpenAI's keys (with the older `function_call`), ShareGPT's `from` and `value`, Anthropic's
+blocks of content, and what `datasets` makes of a list of structures: an object of lists, or a list
+of JSON texts. A null counts as an absent key.
 """
 
 from __future__ import annotations
@@ -14,23 +14,34 @@ from typing import Any
 
 from training.data.exact_json import parse_json
 from training.data.problem import RowProblem, excerpt, kind_of
+from training.data.shapes.blocks import without_blocks
+from training.data.shapes.calls import read_calls
+from training.data.shapes.values import as_list, check_text, joined_text
 from tuneline.core.messages import Message
 
 ROLES = {
     "system": "system", "developer": "system",
-    "user": "user", "human": "user",
+    "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "bot": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "bot": "assistant", "chatbot": "assistant", "ai": "assistant",
+    "function_call": "assistant", "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool",
     "function_response": "tool", "ipython": "tool",
 }  # fmt: skip
-"""Each name of a role, and the role. Templates know no `developer`; it is a newer `system`."""
+"""Each name of a role, and the role; case does not count. Templates know no `developer`; it is a
+newer `system`."""
 CALLS = ("function_call", "tool_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-UNTRAINED = ("weight", "train")
+UNTRAINED = ("weight", "train", "training", "loss", "loss_scale")
+"""Names by which OpenAI, Mistral, Axolotl and ms-swift exclude an assistant's turn."""
+NOTES = (
+    "id", "timestamp", "created_at", "model", "finish_reason", "language", "tokens",
+    "turn_identifier", "status",
+)  # fmt: skip
+"""Notes of a log about a message; no chat template reads them, so they are left out."""
 KNOWN = {
     "role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id",
-    *REASONING, *UNTRAINED,
+    "refusal", *REASONING, *UNTRAINED, *NOTES,
 }  # fmt: skip
 FOLLOWERS = {
     "start": ("user",),
@@ -43,7 +54,6 @@ FOLLOWERS = {
 
 
 _JSON_LIST = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from|value)"')
-_PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'")
 
 
 @dataclass(frozen=True)
@@ -77,103 +87,30 @@ def read_turns(value: Any, where: str) -> Conversation:
     messages: list[Message] = []
     untrained = []
     for index, turn in enumerate(turns):
-        message, is_trained = _read_message(turn, f"{where}[{index}]")
-        if message["role"] == "assistant" and not is_trained:
-            untrained.append(index)
-        messages.append(message)
+        at = f"{where}[{index}]"
+        for part in without_blocks(turn, at):
+            message, is_trained = _read_message(part, at)
+            is_answer = message["role"] == "assistant"
+            if is_answer and messages and _is_call(part) and messages[-1]["role"] == "assistant":
+                if is_trained != (len(messages) - 1 not in untrained):
+                    raise RowProblem(f"{at}: is trained otherwise than the call or text before it")
+                calls = messages[-1].get("tool_calls", [])
+                messages[-1] = {**messages[-1], "tool_calls": calls + message["tool_calls"]}
+                continue
+            if is_answer and not is_trained:
+                untrained.append(len(messages))
+            messages.append(message)
     return Conversation(tuple(messages), tuple(untrained))
 
 
-def read_tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Return the tools of a row, each as `{"type": "function", "function": {...}}`.
-
-    Raises:
-        RowProblem: `tools` or `functions` is not a list of functions with names.
-    """
-    name = "tools" if "tools" in row else "functions"
-    value = row.get(name)
-    if value is None or value in ("[]", "null"):
-        return ()
-    tools = as_list(value, name)
-    if not isinstance(tools, list):
-        raise RowProblem(f"field {name!r}: expected a list of tools, found {kind_of(tools)}")
-    read = []
-    for index, tool in enumerate(tools):
-        function = tool.get("function", tool) if isinstance(tool, dict) else tool
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowProblem(f"{name}[{index}]: expected a function with a name")
-        if function is tool:  # OpenAI's newer form has the type next to the name
-            function = {key: entry for key, entry in tool.items() if key != "type"}
-        if isinstance(function.get("parameters"), str):  # as `datasets` writes mixed objects
-            parameters = _parsed(function["parameters"], f"{name}[{index}].parameters")
-            function = {**function, "parameters": parameters}
-        if not isinstance(function.get("parameters"), dict | None):
-            found = kind_of(function["parameters"])
-            raise RowProblem(f"{name}[{index}].parameters: expected an object, found {found}")
-        read.append({"type": "function", "function": function})
-    return tuple(read)
+def _is_call(turn: Mapping[str, Any]) -> bool:
+    """Return whether a message of its own, as ms-swift has them, is one call of a turn's calls."""
+    return _named(turn) in CALLS
 
 
-def check_text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
-    """Return a value that is text.
-
-    Raises:
-        RowProblem: It is of another type, empty, or has half a surrogate pair.
-    """
-    if not isinstance(value, str):
-        raise RowProblem(f"{where}: expected text, found {kind_of(value)}")
-    if not may_be_empty and not value.strip():
-        raise RowProblem(f"{where}: is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowProblem(
-            f"{where}: character {error.start + 1} is half a surrogate pair; expected text"
-        ) from None
-    return value
-
-
-def as_list(value: Any, where: str) -> Any:
-    """Return a list that is written as JSON text, as an object of lists or as a list of texts.
-
-    Raises:
-        RowProblem: A text is not JSON.
-    """
-    value = _parsed(value, where)
-    if isinstance(value, list):
-        return [_parsed(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
-    if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
-        lengths = {len(entries) for entries in value.values()}
-        if len(lengths) == 1:
-            return [
-                {key: entry for key, entry in zip(value, entries, strict=True) if entry is not None}
-                for entries in zip(*value.values(), strict=True)
-            ]
-    return value
-
-
-def _parsed(value: Any, where: str) -> Any:
-    """Return the list or object that a JSON text is; another value as it is."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    require_json(value, where)
-    try:
-        return parse_json(value)
-    except RowProblem as problem:
-        raise RowProblem(f"field {where!r}: {problem}") from None
-
-
-def require_json(text: str, where: str) -> None:
-    """Check that a text is not a list of messages in Python's notation, as pandas writes one.
-
-    Raises:
-        RowProblem: It is one.
-    """
-    if _PYTHON_LIST.match(text) and text.rstrip().endswith("}]"):
-        raise RowProblem(
-            f"field {where!r}: the list is in Python's notation; expected JSON, as json.dumps "
-            "writes it"
-        )
+def _named(turn: Mapping[str, Any]) -> Any:
+    named = turn.get("from") if turn.get("role") is None else turn["role"]
+    return named.casefold() if isinstance(named, str) else named
 
 
 def as_messages(value: Any) -> Any:
@@ -194,13 +131,17 @@ def _read_message(turn: Any, where: str) -> tuple[Message, bool]:
     if not isinstance(turn, dict):
         raise RowProblem(f"{where}: expected an object, found {kind_of(turn)}")
     given = {key: value for key, value in turn.items() if value is not None}
-    unknown = [key for key in given if key not in KNOWN and given[key] not in ([], {}, "")]
-    named = given.get("role", given.get("from"))
+    unknown = [key for key in given if key not in KNOWN and not _says_nothing(key, given)]
+    named = _named(given)
     if unknown or named is None:
-        found = ", ".join(unknown) if unknown else ", ".join(turn) or "nothing"
-        raise RowProblem(f"{where}: expected role and content, found {found}")
+        found = ", ".join(unknown or turn) or "nothing"
+        raise RowProblem(
+            f"{where}: expected role and content, found {found}",
+            hint=_without(unknown[0], where) if unknown and named is not None else None,
+        )
     role = ROLES.get(named) if isinstance(named, str) else None
     if role is None:
+        named = given.get("role", given.get("from"))
         raise RowProblem(f"{where}: role {named!r}; expected system, user, assistant or tool")
     content = given.get("content", given.get("value"))
     message: Message = {"role": role}
@@ -208,9 +149,12 @@ def _read_message(turn: Any, where: str) -> tuple[Message, bool]:
         message |= _assistant_parts(named, given, content, where)
     elif content is None:
         raise RowProblem(f"{where}: expected role and content, found {', '.join(turn)}")
+    elif wrong := [key for key in ("tool_calls", "function_call", *REASONING) if given.get(key)]:
+        raise RowProblem(f"{where}: has {wrong[0]}; expected it in an assistant's message")
     else:
-        text = _joined(content, f"{where}.content")
-        message["content"] = check_text(text, f"{where}.content", may_be_empty=role == "tool")
+        text = joined_text(content, f"{where}.content")
+        may_be_empty = role in ("tool", "system")  # an empty system message has tokens, too
+        message["content"] = check_text(text, f"{where}.content", may_be_empty=may_be_empty)
     for key in ("name", "tool_call_id"):
         if given.get(key):
             message[key] = check_text(given[key], f"{where}.{key}")
@@ -223,11 +167,13 @@ def _assistant_parts(named: str, given: Mapping[str, Any], content: Any, where: 
     if named in CALLS:
         calls, content = content, None
     else:
-        calls = given.get("tool_calls", given.get("function_call"))
+        calls = given.get("tool_calls") or given.get("function_call")
+        if not content and given.get("refusal"):  # OpenAI has the words of a refusal here
+            content = given["refusal"]
     if calls:
-        parts["tool_calls"] = _read_calls(calls, f"{where}.tool_calls")
+        parts["tool_calls"] = read_calls(calls, f"{where}.tool_calls")
     if content is not None:
-        text = _joined(content, f"{where}.content")
+        text = joined_text(content, f"{where}.content")
         parts["content"] = check_text(text, f"{where}.content", may_be_empty=bool(calls))
     elif not calls:
         raise RowProblem(f"{where}: expected role and content, found {', '.join(given)}")
@@ -241,43 +187,21 @@ def _assistant_parts(named: str, given: Mapping[str, Any], content: Any, where: 
     return parts
 
 
-def _read_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Return tool calls whose arguments are objects, as a server hands them to the template."""
-    calls = as_list(value, where)
-    calls = [calls] if isinstance(calls, dict) else calls
-    if not isinstance(calls, list):
-        raise RowProblem(f"{where}: expected a list of calls, found {excerpt(calls)}")
-    read = []
-    for index, call in enumerate(calls):
-        at = f"{where}[{index}]"
-        function = call.get("function", call) if isinstance(call, dict) else call
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowProblem(f"{at}: expected a function with name and arguments")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = parse_json(arguments) if arguments.strip() else {}
-            except RowProblem as problem:
-                raise RowProblem(f"{at}.arguments: {problem}") from None
-        if not isinstance(arguments, dict):
-            raise RowProblem(f"{at}.arguments: expected an object, found {kind_of(arguments)}")
-        made: dict[str, Any] = {"id": call["id"]} if call.get("id") else {}
-        made |= {"type": "function"}
-        read.append({**made, "function": {"name": function["name"], "arguments": arguments}})
-    return read
+def _without(key: str, where: str) -> str:
+    """Return what to type to leave a key of every message out."""
+    column = where.partition("[")[0]
+    return (
+        f"If {key} does not belong to the conversation: jq -c 'del(.{column}[].{key})' FILE > NEW"
+    )
 
 
-def _joined(content: Any, where: str) -> Any:
-    """Return the text of a list of text parts, joined by line ends as vLLM joins them."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else kind_of(part)
-            raise RowProblem(f"{where}[{index}]: expected a part with text, found {kind}")
-        texts.append(part["text"])
-    return "\n".join(texts)
+def _says_nothing(key: str, message: Mapping[str, Any]) -> bool:
+    """Return whether an unknown key of a message may be left out: it has no content of its own."""
+    if key == "reasoning_details":  # OpenRouter's second form of the reasoning
+        return any(message.get(name) for name in REASONING)
+    if key == "prefix":  # Mistral's API: the text is to be continued
+        return message[key] is False
+    return message[key] in ([], {}, "") or (key == "type" and message[key] == "message")
 
 
 def _is_trained(given: Mapping[str, Any], where: str) -> bool:

@@ -55,14 +55,14 @@ def test_a_conversion_keeps_columns_and_counts_rows(tmp_path: Path) -> None:
 
 
 def test_a_column_that_the_form_would_read_is_an_error(tmp_path: Path) -> None:
-    path = _file(tmp_path, {"instruction": "a", "output": "b", "label": "true"})
+    path = _file(tmp_path, {"instruction": "a", "output": "b", "label": "high"})
     out = tmp_path / "out.jsonl"
     with pytest.raises(DataError, match="would be read as another row") as caught:
         convert_data(path, out, to="prompt-completion")
     assert "--column category=NAME" in str(caught.value.hint)
     reading = ReadingConfig(columns={"category": "label"})
     convert_data(path, out, to="prompt-completion", reading=reading)
-    assert json.loads(out.read_text())["category"] == "true"
+    assert json.loads(out.read_text())["category"] == "high"
 
 
 @pytest.mark.parametrize(

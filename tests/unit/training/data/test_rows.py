@@ -119,7 +119,7 @@ def test_line_separators_inside_text_do_not_end_a_line(tmp_path: Path) -> None:
         ),
         (
             {"messages": [{"role": "user", "content": "a"}]},
-            "roles are user; expected an optional system message",
+            "messages: has no answer; expected the assistant last",
         ),
         (
             {
@@ -144,7 +144,27 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, problem: str) -> None
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ({"input": "a", "output": "b"}, "data.columns: {instruction: NAME}, or --column"),
+        ({"input": "a", "output": "b"}, "Try: data.columns: {instruction: input}, or --column"),
+        (
+            {"Prompt": "a", "Completion": "b"},
+            "--column prompt=Prompt --column completion=",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}]}, "--column prompt=messages --column com"),
+        (
+            {"data": {}, "annotations": []},
+            "Export it as JSON-MIN or CSV, or name the places",
+        ),
+        ({"the question": "a", "chosen": "b", "rejected": "c"}, "--column prompt=NAME"),
+        (
+            {"question": "a", "context": "b", "response": "c"},
+            "--column instruction=question --column output=response --column input=context",
+        ),
+        ({"problem": "a", "reasoning": "b", "answer": "c"}, "--column reasoning_content=reasoning"),
+        ({**GOOD, "images": ["a.png"]}, "data.columns: {images: null}, or --column images="),
+        (
+            {"messages": [{"role": "user", "content": "a", "mood": "b"}]},
+            "jq -c 'del(.messages[].mood)'",
+        ),
         ({"instruction": "a", "output": 5}, 'Write numbers as text, such as "42"'),
         (b'{"instruction": "a", }', "Mend these rows, or drop and count them: data.bad_rows: drop"),
     ],
@@ -178,13 +198,42 @@ def test_all_problems_are_shown_then_counted(tmp_path: Path) -> None:
     assert problems[-1] == "… and 5 more lines with problems"
 
 
-def test_one_problem_of_every_line_is_shown_three_times(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "num_shown", "hint"),
+    [
+        ({"question": "a", "reply": "b"}, 1, "--column prompt=question --column completion=NAME"),
+        ({"prompt": "a", "completion": 5}, 3, "Write numbers as text"),
+    ],
+    ids=["columns", "values"],
+)
+def test_one_problem_of_every_line_is_shown_a_few_times(
+    tmp_path: Path, row: dict[str, object], num_shown: int, hint: str
+) -> None:
     with pytest.raises(DataError) as caught:
-        read_rows(_file(tmp_path, *[{"question": "a", "reply": "b"}] * 300))
+        read_rows(_file(tmp_path, *[row] * 300))
     *shown, more = caught.value.problems
-    assert ["line 1:" in shown[0], len(shown)] == [True, 3]
-    assert more == "… and 297 more lines with problems"
-    assert "--column prompt=NAME" in (caught.value.hint or "")
+    assert ["line 1:" in shown[0], len(shown)] == [True, num_shown]
+    assert more == f"… and {300 - num_shown} more lines with problems"
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_column_may_be_a_place_inside_another(tmp_path: Path) -> None:
+    row = {
+        "data": {"text": "a"},
+        "annotations": [{"result": [{"value": {"choices": ["b"]}}]}],
+        "response.responses": ["c"],
+    }
+    columns: dict[str, str | None] = {
+        "prompt": "data.text",
+        "completion": "annotations.0.result.0.value.choices.0",
+        "other": "response.responses.0",
+        "response.responses": None,
+    }
+    path = _file(tmp_path, row)
+    [read] = read_rows(path, config=SourceConfig(path="rows.jsonl", columns=columns))
+    assert (read.prompt[0]["content"], read.answer, read.fields["other"]) == ("a", "b", "c")
+    with pytest.raises(DataError, match=r"missing field 'data\.title', which data.columns names"):
+        read_rows(path, config=SourceConfig(path="", columns={"prompt": "data.title"}))
 
 
 @pytest.mark.parametrize(

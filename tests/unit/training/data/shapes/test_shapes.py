@@ -109,6 +109,90 @@ READ: list[tuple[dict[str, Any], Row]] = [
         },
         Row((SYSTEM, Q, CALLS, RESULT), (A,), tools=(TOOL,)),
     ),
+    # Roles in capitals, and what logs note about a message.
+    ({"messages": [{"role": "User", "content": "Is it on?", "id": "m1", "timestamp": 1.5},
+                   {"role": "Chatbot", "content": "Yes.", "model": "m", "prefix": False}]}, ANSWER),
+    ({"messages": [{"role": "system", "content": ""}, Q, A]},
+     Row(({"role": "system", "content": ""}, Q), (A,))),
+    ({"messages": [Q, {"role": "assistant", "content": None, "refusal": "No."}]},
+     Row((Q,), (NO,))),
+    ({"messages": [Q, {**A, "reasoning": "Lit.", "reasoning_details": [{"text": "Lit."}]}]},
+     Row((Q,), ({**A, "reasoning_content": "Lit."},))),
+    ({"messages": [Q, {**A, "tool_calls": [], "function_call": CALL["function"]}]},
+     Row((Q,), ({**CALLS, **A},))),
+    # Turns that Axolotl and ms-swift exclude, and ms-swift's calls in messages of their own.
+    *(({"messages": [Q, {**A, name: value}, Q, NO]}, Row((Q, A, Q), (NO,), untrained=(1,)))
+      for name, value in {"training": False, "loss": False, "loss_scale": 0.0}.items()),
+    ({"messages": [Q, A, {"role": "tool_call", "content": json.dumps(CALL["function"])},
+                   {"role": "tool_call", "content": json.dumps(CALL["function"])},
+                   {"role": "tool_response", "content": "on"},
+                   {"role": "tool_response", "content": "on"}, {**NO, "loss": 0}, Q, A]},
+     Row((Q, {**A, "tool_calls": [CALL, CALL]}, RESULT, RESULT, NO, Q), (A,), untrained=(4,))),
+    *(({"messages": [Q, {"role": "assistant", "tool_calls": [{"name": "ping", key: {"n": 1}}]}]},
+       Row((Q,), (CALLS,))) for key in ("parameters", "args", "input")),
+    # Anthropic's blocks of content, and the name that it and MCP give to a schema.
+    (
+        {
+            "system": [{"type": "text", "text": "Be brief."}],
+            "tools": [{"name": "ping", "input_schema": {}}],
+            "messages": [
+                Q,
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "Look.", "signature": "s"},
+                    {"type": "text", "text": "Yes."},
+                    {"type": "tool_use", "id": "c", "name": "ping", "input": {"n": 1}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "c",
+                     "content": [{"type": "text", "text": "on"}]}]},
+                A,
+            ],
+        },
+        Row(
+            (SYSTEM, Q,
+             {**A, "reasoning_content": "Look.", "tool_calls": [{"id": "c", **CALL}]},
+             {**RESULT, "tool_call_id": "c"}),
+            (A,),
+            tools=(TOOL,),
+        ),
+    ),
+    ({"messages": [Q, A], "tools": [{"name": "ping", "inputSchema": {}}]},
+     Row((Q,), (A,), tools=(TOOL,))),
+    # Gemini's and Vertex AI's contents.
+    (
+        {
+            "systemInstruction": {"parts": [{"text": "Be brief."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "Is it "}, {"text": "on?"}]},
+                {"role": "model", "parts": [{"functionCall": {"name": "ping", "args": {"n": 1}}}]},
+                {"role": "user", "parts": [
+                    {"functionResponse": {"name": "ping", "response": {"is": "on"}}}]},
+                {"role": "model", "parts": [{"text": "Lit.", "thought": True}, {"text": "Yes."}]},
+            ],
+            "tools": [{"functionDeclarations": [
+                {"name": "ping", "parameters": {"type": "OBJECT"}}]}],
+        },
+        Row(
+            (SYSTEM, Q, CALLS, {"role": "tool", "name": "ping", "content": '{"is": "on"}'}),
+            ({**A, "reasoning_content": "Lit."},),
+            tools=({**TOOL, "function": {"name": "ping", "parameters": {"type": "object"}}},),
+        ),
+    ),
+    # Reasoning in a column of its own, and an answer of several messages.
+    ({"prompt": "Is it on?", "completion": "Yes.", "reasoning_content": "Lit."},
+     Row((Q,), ({**A, "reasoning_content": "Lit."},))),
+    ({"instruction": "Is it on?", "output": "Yes.", "reasoning_content": "Lit."},
+     Row((Q,), ({**A, "reasoning_content": "Lit."},))),
+    ({"prompt": [Q], "completion": [A], "reasoning_content": "Lit."},
+     Row((Q,), ({**A, "reasoning_content": "Lit."},))),
+    ({"prompt": [Q], "completion": [{**CALLS, "weight": 0}, RESULT, A]},
+     Row((Q, CALLS, RESULT), (A,), untrained=(1,))),
+    # Good and bad answers of LLaMA-Factory and ms-swift, and ms-swift's pairs.
+    ({"messages": [Q, NO], "label": False}, Row((Q,), (NO,), label=False)),
+    ({"instruction": "Is it on?", "output": "Yes.", "kto_tag": True}, Row((Q,), (A,), label=True)),
+    ({"messages": [Q, A], "label": "billing"}, Row((Q,), (A,), fields={"label": "billing"})),
+    ({"messages": [SYSTEM, Q, A], "rejected_response": "No."}, Row((SYSTEM, Q), (A,), (NO,))),
+    ({"messages": [Q, A], "rejected_response": None},
+     Row((Q,), (A,), fields={"rejected_response": None})),
     # Rows as `datasets` makes them of a list of structures, and lists written as JSON text.
     ({"messages": {"role": ["user", "assistant"], "content": ["Is it on?", "Yes."],
                    "name": [None, None]}}, ANSWER),
@@ -184,7 +268,7 @@ def test_each_shape_is_read(columns: dict[str, Any], row: Row) -> None:
 
 REFUSED = [
     ({"question": "a", "reply": "b"}, "no shape has the columns 'question', 'reply'"),
-    ({"question": "a", "reply": "b"}, "data.columns, such as {prompt: question, completion: "),
+    ({"ticket": "a", "answer_text": "b"}, "no shape has the columns 'ticket', 'answer_text'"),
     ({"instruction": "a", "output": "b", "inptu": "c"}, "'inptu' (did you mean input?)"),
     ({"instruction": "a", "output": "b", "messages": [Q, A]}, "fit 2 shapes: alpaca, messages"),
     ({"messages": str([Q, A])}, "field 'messages': the list is in Python's notation; expected"),
@@ -212,6 +296,23 @@ REFUSED = [
      "tool_calls[0].arguments: expected an object, found a list"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, A]},
      "messages[0].content[0]: expected a part with text, found image_url"),
+    ({"messages": [Q, {"role": "assistant", "tool_calls": [{"name": "ping", "n": 1}]}]},
+     "tool_calls[0]: expected a function with name and arguments, found n"),
+    ({"messages": [{**Q, "tool_calls": [CALL]}, A]},
+     "messages[0]: has tool_calls; expected it in an assistant's message"),
+    ({"messages": [Q, {**A, "loss": 0}, {"role": "tool_call", "content": "{}"}]},
+     "tool_calls[0]: expected a function with name and arguments"),
+    ({"messages": [Q, {**A, "loss": 0}, {"role": "tool_call", "content": '{"name": "ping"}'}]},
+     "messages[2]: is trained otherwise than the call or text before it"),
+    ({"messages": [Q, A], "label": 1}, "field 'label': 1 may say whether the answer is good, or"),
+    ({"messages": [Q, A], "rejected_messages": [Q, NO]}, "field 'rejected_messages': is a second"),
+    ({"messages": [Q, A], "images": ["a.png"]}, "field 'images': has media, and only text is"),
+    ({"messages": [Q, A], "chat_template_kwargs": {"a": 1}}, "rows have no variables of their own"),
+    ({"prompt": "a", "responses": ["b", "c"]}, "missing field 'completion'"),
+    ({"text": "a", "role": "prompter"}, "columns 'text' and 'role': a row is one message"),
+    ({"contents": [{"role": "user", "parts": [{"inlineData": {}}]}]},
+     "contents[0].parts[0]: expected text or a function's call, found inlineData"),
+    ({"contents": [{"role": "user", "text": "a"}]}, "contents[0]: expected an object with parts"),
     ({"messages": [Q, A], "tools": "ping"}, "field 'tools': expected a list of tools, found text"),
     ({"messages": [Q, A], "tools": [{"type": "function"}]}, "tools[0]: expected a function with a"),
     ({"messages": [Q, A], "tools": [{**FUNCTION, "parameters": "none"}]},
@@ -246,6 +347,14 @@ def test_a_shape_that_is_named_settles_which_columns_count() -> None:
     assert read_shape(columns, "alpaca").fields == {"messages": [Q, NO]}
     with pytest.raises(RowProblem, match="missing field 'conversations'"):
         read_shape(columns, "sharegpt")
+
+
+def test_a_named_shape_says_whether_a_label_is_a_verdict() -> None:
+    columns = {"messages": [Q, NO], "label": 0}
+    assert read_shape(columns, "label") == Row((Q,), (NO,), label=False)
+    assert read_shape(columns, "messages") == Row((Q,), (NO,), fields={"label": 0})
+    with pytest.raises(RowProblem, match="missing field 'label'"):
+        read_shape({"messages": [Q, A]}, "label")
 
 
 def test_the_configuration_names_every_shape() -> None:
