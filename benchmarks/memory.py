@@ -103,7 +103,8 @@ def make_case(folder: Path, shape: str) -> None:
     num_rows, length = BATCHES[shape]
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
     draw = random.Random(0)
-    words = (BASE / "corpus.py").read_text(encoding="utf-8").split()[:1000]
+    corpus = ROOT / "examples" / "tiny-base-training" / "corpus.py"
+    words = corpus.read_text(encoding="utf-8").split()[:1000]
     for name, count in (("train", 3 * num_rows), ("heldout", num_rows)):
         lines, pairs = [], []
         for _ in range(count):

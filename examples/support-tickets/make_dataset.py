@@ -186,7 +186,7 @@ def check(train: list[Row], heldout: list[Row]) -> None:
     most, mean = overlap(train, heldout)
     print(f"share of 5-word runs common with one training row: at most {most:.2f}, mean {mean:.4f}")
 
-    sys.path.insert(0, str(HERE.parent / "tiny-base"))
+    sys.path.insert(0, str(HERE.parent / "tiny-base-training"))
     conversations = importlib.import_module("corpus").conversations
 
     known: set[str] = set()

@@ -17,7 +17,7 @@ CONFIG = {"base_model": "base", "serving": {"mode": "adapter"}}
 
 
 def with_base(folder: Path) -> Path:
-    shutil.copytree(embedded_base(), folder / "base", ignore=shutil.ignore_patterns("*.py"))
+    shutil.copytree(embedded_base(), folder / "base")
     return folder
 
 

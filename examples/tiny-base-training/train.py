@@ -1,6 +1,6 @@
-"""Make the tiny base model from nothing: tokenizer, model and all files of this folder.
+"""Make the tiny base model from nothing: tokenizer, model and all files of ../tiny-base.
 
-    python train.py                 writes the files next to this script
+    python train.py                 writes the files of ../tiny-base
     python train.py --out DIR       writes them to DIR
     python train.py --limit 2000    a quick try on the first conversations
 
@@ -27,7 +27,8 @@ from corpus import Conversation, conversations
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-HERE = Path(__file__).resolve().parent
+BASE = Path(__file__).resolve().parent.parent / "tiny-base"
+"""The model's folder. It holds no code: a release refuses a base model with scripts."""
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VOCAB = 2048
 CONTEXT = 1024
@@ -212,8 +213,8 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     }
     text = json.dumps(settings, indent=2) + "\n"
     (out / "tokenizer_config.json").write_text(text, encoding="utf-8")
-    template = HERE / "chat_template.jinja"
-    if out.resolve() != HERE:
+    template = BASE / "chat_template.jinja"
+    if out.resolve() != BASE:
         shutil.copy(template, out / template.name)
 
 
@@ -231,7 +232,7 @@ def sample(model: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str) -> str:
 def main() -> None:
     """Train and write everything."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=BASE)
     parser.add_argument("--limit", type=int, default=0, help="use only so many conversations")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
