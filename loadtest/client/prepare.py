@@ -26,6 +26,8 @@ from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
 
 MAX_CONNECTIONS = 16384
+MAX_TRACE_S = 7 * 86400.0
+"""A damaged time of a trace would let a run wait for years."""
 
 
 def make_plan(
@@ -140,7 +142,7 @@ def _arrivals(
     """Return the arrival times of an open loop.
 
     Raises:
-        ConfigError: No arrival is left after warm-up.
+        ConfigError: No arrival is left after warm-up, or a trace lasts longer than MAX_TRACE_S.
     """
     num_warmup = config.num_warmup_requests
     times = arrival_times(
@@ -156,6 +158,12 @@ def _arrivals(
             "%s: the trace ends %.4g s after warm-up; duration_s is %g", scenario.name,
             times[-1] - times[num_warmup], scenario.duration_s,
         )  # fmt: skip
+    if pattern_of(scenario).sources and len(times) and times[-1] > MAX_TRACE_S:
+        raise ConfigError(
+            f"scenario {scenario.name}: the trace ends {times[-1] / 86400:,.1f} days after its "
+            f"begin; expected at most {MAX_TRACE_S / 86400:g}",
+            hint="Look for a wrong time in the file, or give duration_s or trace_speed.",
+        )
     if len(times) <= num_warmup:
         raise ConfigError(
             f"scenario {scenario.name}: {len(times)} arrivals, and {num_warmup} of them are "

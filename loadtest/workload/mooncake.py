@@ -34,8 +34,8 @@ def read(wanted: Wanted) -> Content:
 class _TraceLine(msgspec.Struct):
     """A request of a Mooncake trace."""
 
-    timestamp: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-    """Milliseconds."""
+    timestamp: Annotated[float, msgspec.Meta(ge=0, le=1e14)]
+    """Milliseconds, also since 1970."""
     input_length: Annotated[int, msgspec.Meta(ge=0, le=10**7)]
     output_length: Annotated[int, msgspec.Meta(ge=0, le=10**8)]
     hash_ids: list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]] | None = None
@@ -98,12 +98,14 @@ def read_lines(path: Path) -> list[TraceRequest]:
 
 
 def tokens_of(request: TraceRequest, workload: WorkloadConfig) -> list[int]:
-    """Return token ids for a request's blocks."""
+    """Return token ids for a request's blocks. A request of no tokens has one, because a server
+    takes no empty prompt."""
     hashes = request.hashes or [request.number]
+    length = max(request.length, 1)
     ids: list[int] = []
-    for place in range(-(-request.length // BLOCK_TOKENS)):
+    for place in range(-(-length // BLOCK_TOKENS)):
         # A block beyond the listed blocks belongs to this request only.
         key = [hashes[place]] if place < len(hashes) else [request.number, place, 1]
         rng = np.random.default_rng(key)
         ids += token_ids(rng, BLOCK_TOKENS, workload)
-    return ids[: max(request.length, 1)]
+    return ids[:length]

@@ -297,6 +297,28 @@ def test_a_mooncake_session_sends_whole_prompts_of_token_ids(tmp_path: Path) -> 
     assert plan.sessions is not None and plan.sessions.delays_s == [[0.0, 0.009]]
 
 
+@pytest.mark.parametrize("sessions", [None, {}])
+def test_a_mooncake_request_of_no_tokens_has_one(sessions: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(mooncake_line(0, 0, [], out=0) + "\n" + mooncake_line(9, 2, [1]))
+    workload = {"source": "mooncake", "path": str(path), "sessions": sessions}
+    plan = plan_of([], workload=workload)
+    texts = plan.bodies if sessions is None else [f'{{"prompt": [{one}]}}' for one in plan.bodies]
+    assert sorted(len(json.loads(text)["prompt"]) for text in texts) == [1, 2]
+
+
+@pytest.mark.parametrize("sessions", [None, {}])
+def test_a_trace_with_a_wrong_time_does_not_wait_for_years(sessions: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(mooncake_line(0, 2, [1]) + "\n" + mooncake_line(1.7e12, 2, [2]))
+    workload = {"source": "mooncake", "path": str(path), "sessions": sessions}
+    scenario = {"arrival": "trace", "rate_rps": None, "num_requests": 2}
+    with pytest.raises(ConfigError, match=r"the trace ends 19,675\.9 days after its begin"):
+        plan_of([], scenario, workload=workload)
+    of_a_minute = {**scenario, "num_requests": None, "duration_s": 60.0}
+    assert plan_of([], of_a_minute, workload=workload).arrivals_s == [0.0]
+
+
 def test_a_weka_session_has_its_think_times_and_shared_blocks(tmp_path: Path) -> None:
     requests = [
         {"t": 0.0, "type": "s", "model": "x", "in": 100, "out": 10, "hash_ids": [1, 2]},
