@@ -178,14 +178,39 @@ def set_template(tokenizer: Any, name: str, settings: TemplateSettings) -> str:
     the run fixes one; otherwise a server writes the day of the request.
 
     Raises:
-        ConfigError: The base model has no template, or the template reads no such variable.
+        ConfigError: The base model has no template, or the template reads no such variable, or no
+            text.
     """
     template = chosen_template(tokenizer, name, settings)
     require_variables(template, settings.kwargs)
     tokenizer.chat_template = with_settings(template, settings)
+    _require_text(tokenizer, name)
     if settings.serves_date:
         return with_settings(template, settings)
     return with_defaults(template, settings.kwargs)
+
+
+def _require_text(tokenizer: Any, name: str) -> None:
+    """Check that a template writes messages whose content is text; some read parts only.
+
+    Raises:
+        ConfigError: It leaves the text out, so that empty answers would be trained.
+    """
+    from jinja2 import TemplateError
+
+    turns = [{"role": "user", "content": "quartz"}, {"role": "assistant", "content": "zephyr"}]
+    try:
+        text = conversation_text(tokenizer, turns)
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        return  # each row says what the template refuses
+    for turn in turns:
+        if turn["content"] not in text:
+            raise ConfigError(
+                f"base model {name}: its chat template leaves out the text of the {turn['role']}: "
+                "it reads a list of parts only",
+                hint="Use a base model for text. Or let chat_template.jinja write message.content "
+                "if it is a string.",
+            )
 
 
 def set_date(tokenizer: Any, date: datetime.date | None) -> None:

@@ -19,7 +19,8 @@ from training.data.row import Row
 from training.rendering.chat import Rendered, render_row
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import Message
-from tuneline.models.template import with_defaults
+from tuneline.models.chat import set_template
+from tuneline.models.template import TemplateSettings, with_defaults
 
 STOPS = (
     "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|call|>", "</s>",
@@ -389,3 +390,16 @@ def test_templates_that_trl_ships_train_what_a_server_generates(name: str) -> No
         generated = found[tuple(_served_prompt(tokenizer, row, 2 * turn + 1))]
         assert generated.endswith(f"Say {turn}{stop}")
         assert (f"because {turn}" in generated) == reasons
+
+
+PARTS = (  # SmolVLM: a content that is text is left out
+    "{% for m in messages %}{{ m.role }}: {% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
+)
+
+
+def test_a_template_that_leaves_texts_out_is_refused() -> None:
+    tokenizer = make_tokenizer(PARTS)
+    with pytest.raises(ConfigError, match="base model vlm: its chat template leaves out the text"):
+        set_template(tokenizer, "vlm", TemplateSettings())
+    set_template(make_tokenizer(HIDES), "r1", TemplateSettings())
