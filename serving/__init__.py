@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from serving.compare import ask_each, converse_with_each
     from serving.kernels.command import bake_kernels
     from serving.parity import compare_served, prove_served
-    from serving.rewards import prove_rewards
+    from serving.rewards import prove_rewards, recheck_rewards
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
     from serving.supervisor.systemd import systemd_unit
@@ -54,6 +54,7 @@ __all__ = [
     "prove_rewards",
     "prove_served",
     "read_desired",
+    "recheck_rewards",
     "reconcile_adapters",
     "remove_adapter",
     "remove_key",
@@ -90,6 +91,7 @@ __getattr__ = lazy_face(
         "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
         "read_desired": "serving.adapters.reconcile:read_desired",
+        "recheck_rewards": "serving.rewards:recheck_rewards",
         "reconcile_adapters": "serving.adapters.reconcile:reconcile_adapters",
         "remove_adapter": "serving.adapters.client:remove_adapter",
         "remove_key": "serving.command.keys:remove_key",

@@ -70,10 +70,59 @@ def prove_rewards(
             for one in pool.map(score, sequences):
                 found.append(one)
                 advance(len(found))
+    limit = max(MAX_DIFFERENCE[one] for one in {*formats, preferences.manifest.metrics["dtype"]})
+    report = compare_rewards(expected, found, limit)
+    logger.info(
+        "served rewards: %s: scores differ by at most %.2g, %.2g standard deviations (limit %g)",
+        report["verdict"], report["max_difference"], report["max_relative_difference"], limit,
+    )  # fmt: skip
+    settings = {"model": endpoint.model, "concurrency": config.concurrency}
+    inputs = [preferences.as_input("preferences"), *inputs]
+    with new_artifact(out, "reward-parity", config=settings, inputs=inputs) as draft:
+        text = json.dumps({**report, "rewards": found}, indent=2) + "\n"
+        (draft.dir / REWARDS_FILE).write_text(text, encoding="utf-8")
+        draft.metrics.update(report)
+    return open_artifact(out, kind="reward-parity")
+
+
+def recheck_rewards(proof: Artifact, preferences: Artifact) -> list[str]:
+    """Return why the scores of a proof are not those of the evaluation; empty if they are.
+
+    Every figure is computed again from the recorded scores, and the limit is one of the table.
+
+    Raises:
+        ArtifactError: The evaluation has no token ids, or the proof does not hold scores.
+    """
+    path = proof.path / REWARDS_FILE
+    try:
+        stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found, limit = [float(one) for one in stated.pop("rewards")], float(stated["limit"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path}: does not hold the scores of a served model") from None
+    expected, _ = _read_scores(preferences)
+    if len(found) != len(expected):
+        return [f"the server scored {len(found)} answers; expected {len(expected)}"]
+    problems = []
+    if limit not in MAX_DIFFERENCE.values():
+        problems.append(f"its limit is {limit:g}; expected one of the number formats")
+    own = compare_rewards(expected, found, limit)
+    if own["verdict"] != "PASS":
+        problems.append(
+            f"scores differ by {own['max_relative_difference']:.2g} standard deviations; at most "
+            f"{limit:g} is allowed"
+        )
+    if stated != own:
+        problems.append("its figures contradict its scores")
+    return problems
+
+
+def compare_rewards(
+    expected: Sequence[float], found: Sequence[float], limit: float
+) -> dict[str, Any]:
+    """Return the figures of two lists of scores, pair by pair, and the verdict."""
     spread = statistics.pstdev(expected) or 1.0
     largest = max(abs(a - b) for a, b in zip(expected, found, strict=True))
-    limit = max(MAX_DIFFERENCE[one] for one in {*formats, preferences.manifest.metrics["dtype"]})
-    report = {
+    return {
         "num_pairs": len(expected) // 2,
         "num_equal_orders": sum(
             (expected[at] > expected[at + 1]) == (found[at] > found[at + 1])
@@ -85,17 +134,6 @@ def prove_rewards(
         "limit": limit,
         "verdict": "PASS" if largest / spread <= limit else "FAIL",
     }
-    logger.info(
-        "served rewards: %s: scores differ by at most %.2g, %.2g standard deviations (limit %g)",
-        report["verdict"], largest, largest / spread, limit,
-    )  # fmt: skip
-    settings = {"model": endpoint.model, "concurrency": config.concurrency}
-    inputs = [preferences.as_input("preferences"), *inputs]
-    with new_artifact(out, "reward-parity", config=settings, inputs=inputs) as draft:
-        text = json.dumps({**report, "rewards": found}, indent=2) + "\n"
-        (draft.dir / REWARDS_FILE).write_text(text, encoding="utf-8")
-        draft.metrics.update(report)
-    return open_artifact(out, kind="reward-parity")
 
 
 def _read_scores(preferences: Artifact) -> tuple[list[float], list[list[int]]]:

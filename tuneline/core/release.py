@@ -241,6 +241,12 @@ class Release(StrictModel):
         """Return the artifact of a stage."""
         return next((link for link in self.chain if link.stage == stage), None)
 
+    @property
+    def task(self) -> str:
+        """Return the Hub's name of what the model does."""
+        method = self.config.get("training", {}).get("method", {}).get("type")
+        return "text-classification" if method == "reward" else "text-generation"
+
     def failed(self) -> list[Gate]:
         """Return the gates that stop the release."""
         return [gate for gate in self.gates if not gate.passed]

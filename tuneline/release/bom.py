@@ -128,7 +128,7 @@ def _model_card(release: Release) -> dict[str, Any]:
     ]
     return {
         "modelParameters": {
-            "task": "text-generation",
+            "task": release.task,
             "architectureFamily": "transformer",
             "datasets": [{"ref": TRAIN}, {"ref": HELDOUT}],
             "inputs": [{"format": "text"}],

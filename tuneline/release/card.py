@@ -66,7 +66,7 @@ def _metadata(release: Release) -> dict[str, object]:
     is_adapter = release.model.form == "adapter"
     values: dict[str, object] = {
         "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": release.task,
         "tags": ["tuneline"],
     }
     if release.base.hub_id is not None:

@@ -21,6 +21,7 @@ from tuneline.pipeline.stage import (
 from tuneline.release.gates.evaluation import COMPARISON_FILE, PREFERENCES_FILE, SCORES_FILE
 from tuneline.release.gates.forgetting import FILE as FORGETTING_FILE
 from tuneline.release.gates.load import REPORT as LOAD_FILE
+from tuneline.release.gates.parity import REWARD_KIND, REWARDS_FILE
 from tuneline.release.proofs import Proofs
 
 EVALUATIONS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", EVALUATION_SERVED: "served"}
@@ -49,6 +50,10 @@ PARITY = {
     "mean_kl": ("mean KL divergence", "nats"),
     "accuracy": ("right answers", ""),
 }
+REWARDS = {
+    "num_equal_orders": ("pairs in the same order", ""),
+    "max_relative_difference": ("largest difference of a score", "standard deviations"),
+}
 LATENCIES = {
     "ttft_s": "TTFT",
     "tpot_s": "TPOT",
@@ -72,6 +77,7 @@ def figures_of(proofs: Proofs) -> list[Figure]:
         *_of_preferences(proofs),
         *_of_forgetting(proofs),
         *_of_parities(proofs),
+        *_of_rewards(proofs),
         *_of_load(proofs),
     ]
 
@@ -158,6 +164,18 @@ def _of_parities(proofs: Proofs) -> Iterator[Figure]:
             yield Figure(
                 name=f"parity.{found['form']}.{name}", title=f"{found['form']}: {title}",
                 value=found[name], unit=unit, source=proofs.source(stage, PARITY_FILE, f"/{name}"),
+            )  # fmt: skip
+
+
+def _of_rewards(proofs: Proofs) -> Iterator[Figure]:
+    for stage in proofs.names_of(REWARD_KIND):
+        if stage not in proofs.made:
+            continue
+        found = proofs.read(stage, REWARDS_FILE)
+        for name, (title, unit) in REWARDS.items():
+            yield Figure(
+                name=f"parity.served.{name}", title=f"served: {title}", value=found[name],
+                unit=unit, source=proofs.source(stage, REWARDS_FILE, f"/{name}"),
             )  # fmt: skip
 
 

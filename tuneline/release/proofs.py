@@ -17,7 +17,7 @@ from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import served_stage, serves_adapter
-from tuneline.pipeline.stage import EVALUATION_TUNED, LOADTEST, Made, Stage
+from tuneline.pipeline.stage import EVALUATION_TUNED, LOADTEST, PARITY_SERVED, Made, Stage
 from tuneline.pipeline.stages import stages
 from tuneline.release.config import ReleaseConfig
 from tuneline.release.rows import SCORES_FILE
@@ -143,10 +143,11 @@ def collect_proofs(run: Run) -> Proofs:
     """
     base = resolve_base(run, download=False)
     line = stages(run)
-    if not any(stage.name == LOADTEST for stage in line):
+    if not any(stage.name == PARITY_SERVED for stage in line):
         raise ConfigError(
             f"{run.path}: training.method {run.config.training.method.type} makes a model that is "
-            "not served; expected a line with a served model"
+            "not served; expected a line with a served model",
+            hint="Try: --set 'serving.routes=[pooling]', which serves its scores",
         )
     planned: Made = {}
     whole: Made = {}

@@ -105,7 +105,7 @@ def _tiles(facts: Facts) -> list[Tile]:
         tiles.append(
             Tile("skills kept", f"{points(metrics['difference'])} points", "difference to the base")
         )
-    proofs = [artifact for _, artifact in facts.of_kind("parity")]
+    proofs = [one for kind in ("parity", "reward-parity") for _, one in facts.of_kind(kind)]
     if proofs:
         passed = sum(read_verdict(proof) is Verdict.PASS for proof in proofs)
         tiles.append(Tile("parity", f"{passed} of {len(proofs)}", "forms PASS"))

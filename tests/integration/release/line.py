@@ -16,12 +16,14 @@ from typing import Any
 
 from loadtest.report.schema import SCHEMA_VERSION, LoadReport
 from serving import engine_settings
+from serving.rewards import compare_rewards
 from tests.commands import tuneline_here
 from training import dataset_rows, prepare_dataset, suite_input
 from training.evaluation.forgetting.answers import answers_text
 from training.evaluation.forgetting.items import suite_items
 from training.evaluation.forgetting.judging import judge_forgetting
 from training.evaluation.prediction import Prediction, predict
+from training.evaluation.preferences import preference_figures
 from training.evaluation.report.comparison import compare_predictions
 from training.evaluation.scoring import score
 from tuneline.core.artifact import Artifact, Draft, Input, new_artifact, open_artifact
@@ -65,6 +67,7 @@ class Answers:
         base_right: Rows that the base model answers correctly.
         tuned_wrong: Rows that the tuned model does not.
         served_wrong: Rows that the server does not.
+        served_reward: The score of the first answer that the server of a reward model gives.
         parity_noise: Nats by which the served log-probabilities differ.
         tuned_value: The exact match that the tuned model's scores state, if not that of its rows.
         lost_skill: The skill of the forgetting suite that the tuned model lost.
@@ -76,6 +79,7 @@ class Answers:
     base_right: Collection[int] = ()
     tuned_wrong: Collection[int] = (3, 41)
     served_wrong: Collection[int] = (3, 41)
+    served_reward: float = 2.0
     parity_noise: float = 0.0
     tuned_value: float | None = None
     lost_skill: str | None = None
@@ -303,6 +307,24 @@ def _parity(draft: Draft, stage: Stage, _run: Run, _made: Made, answers: Answers
     (draft.dir / PARITY_FILE).write_text(found.model_dump_json(), encoding="utf-8")
 
 
+def _preferences(draft: Draft, *_: Any) -> None:
+    rows = [{"line": n, "rewards": [2.0, 1.0 - n], "token_ids": [[1], [2]]} for n in range(40)]
+    figures = preference_figures([(2.0, 1.0 - n) for n in range(40)])
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (draft.dir / "preferences.jsonl").write_text(lines)
+    (draft.dir / "preferences.json").write_text(json.dumps(figures))
+    draft.metrics.update(figures, dtype="float32")
+
+
+def _rewards(draft: Draft, _stage: Stage, _run: Run, made: Made, answers: Answers) -> None:
+    lines = (made["evaluation-preferences"].path / "preferences.jsonl").read_text().splitlines()
+    expected = [reward for line in lines for reward in json.loads(line)["rewards"]]
+    found = [answers.served_reward, *expected[1:]]
+    report = compare_rewards(expected, found, 2e-3)
+    draft.metrics.update(report)
+    (draft.dir / "rewards.json").write_text(json.dumps({**report, "rewards": found}))
+
+
 def _load_report(draft: Draft, _stage: Stage, run: Run, made: Made, answers: Answers) -> None:
     document = json.loads(LOAD_REPORT.read_text(encoding="utf-8"))
     assert document["schema_version"] == SCHEMA_VERSION
@@ -328,7 +350,9 @@ WRITERS: dict[str, Callable[..., None]] = {
     "load-report": _load_report,
     "model": _model,
     "parity": _parity,
+    "preferences": _preferences,
     "reference": _reference,
+    "reward-parity": _rewards,
 }
 
 

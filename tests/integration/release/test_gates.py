@@ -10,6 +10,7 @@ import pytest
 from loadtest.config import SLO
 from tests.integration.release.line import (
     CONFIG,
+    EXAMPLE,
     Answers,
     FinishedLine,
     forgetting_files,
@@ -17,7 +18,7 @@ from tests.integration.release.line import (
     write_line,
 )
 from tuneline.core.errors import ConfigError
-from tuneline.core.release import Gate, Outcome
+from tuneline.core.release import Gate, Outcome, read_release
 from tuneline.core.tolerances import Tolerances
 from tuneline.release.rows import Rows, compare_rows
 
@@ -187,3 +188,50 @@ def test_a_drop_that_the_metric_cannot_have_is_not_ruled_out(limit: float, words
     assert compared is not None
     assert compared.rules_out(limit) is not bool(words)
     assert words in compared.inconclusive(limit)
+
+
+REWARD = {
+    "training": {"method": {"type": "reward"}},
+    "serving": {"routes": ["pooling"]},
+    "evaluation": {},
+}
+
+
+def reward_line(folder: Path, answers: Answers) -> FinishedLine:
+    folder.mkdir(exist_ok=True)
+    for name in ("train.jsonl", "heldout.jsonl"):
+        shutil.copy(EXAMPLE.parent / "preferences" / name, folder)
+    return write_line(folder, answers, REWARD)
+
+
+def test_a_reward_model_is_released_for_its_scores(tmp_path: Path) -> None:
+    line = reward_line(tmp_path, Answers())
+    release = line.judged()
+    assert {gate.name: gate.outcome for gate in release.gates if gate.outcome != "passed"} == {
+        "forgetting": "not asked", "parity": "not asked", "evaluation-served": "not asked",
+        "load": "failed", "regression": "not asked", "speed": "not asked",
+    }  # fmt: skip
+    gate = release.gate("load")
+    assert gate is not None and "has no load test" in gate.words
+    folder = line.released("--waive", "load", "--why", "the ranker measures it")
+    figure = read_release(folder).figure("parity.served.num_equal_orders")
+    assert figure is not None and figure.value == 40
+    assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()
+    assert '"task": "text-classification"' in (folder / "bom.json").read_text()
+    page = (folder / "report.md").read_text()
+    assert "Served scores" in page and "40 of 40" in page and "tuneline prove" not in page
+
+
+def test_served_scores_of_another_model_are_refused(tmp_path: Path) -> None:
+    line = reward_line(tmp_path, Answers(served_reward=2.5))
+    gate = gate_of(line, "parity-served")
+    assert gate.outcome is Outcome.FAILED
+    assert "standard deviations; at most 0.002 is allowed" in gate.words
+    proof = line.artifact("parity-served")
+
+    def forge(text: str) -> str:
+        return json.dumps({**json.loads(text), "limit": 9.0, "verdict": "PASS"})
+
+    rewrite(proof, "rewards.json", forge, "reward-parity")
+    words = gate_of(line, "parity-served").words
+    assert "its limit is 9; expected one of the number formats" in words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import TamperedError
 from tuneline.models.source import read_digest
@@ -11,7 +13,9 @@ from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.proofs import Proofs
 
 REQUIRED = "every artifact is whole, and was made from the artifacts before it"
-JUDGED = ("evaluation", "evaluation-report", "forgetting", "load-report", "parity")
+JUDGED = (
+    "evaluation", "evaluation-report", "forgetting", "load-report", "parity", "reward-parity",
+)  # fmt: skip
 """Kinds with a gate of their own, which fails if they are missing."""
 
 
@@ -24,10 +28,19 @@ def judge_chain(proofs: Proofs) -> Finding:
         or (stage.name in proofs.problems and stage.kind not in JUDGED)
     ]
     hints = [hint for hint in proofs.broken.values() if hint]
+    wrong = _unnamed(proofs)
+    if wrong:
+        problems.append(
+            f"{', '.join(wrong)}: the manifest does not record which settings it was made for, as "
+            "those of an earlier Tuneline"
+        )
     for stage in proofs.stages:
         if stage.name in proofs.made and (found := _unconnected(proofs, stage)):
             problems += found
-            hints.append(proofs.again(stage.name))
+            wrong.append(stage.name)
+    if wrong:
+        paths = dict.fromkeys(shlex.quote(str(proofs.made[name].path)) for name in wrong)
+        hints.append(f"Make it again: rm -r {' '.join(paths)} && {proofs.run.command('up')}")
     problems += _changed_base(proofs)
     num_made, num_stages = len(proofs.made), len(proofs.stages)
     if problems:
@@ -35,7 +48,7 @@ def judge_chain(proofs: Proofs) -> Finding:
     elif num_made < num_stages:
         words = f"Digests connect the {num_made} artifacts that are there, of {num_stages}."
     else:
-        words = f"Digests connect all {num_made} artifacts, from the data to the load report."
+        words = f"Digests connect all {num_made} artifacts, from the data to the served model."
     return judged(
         not problems,
         REQUIRED,
@@ -44,6 +57,11 @@ def judge_chain(proofs: Proofs) -> Finding:
         hint="\n  ".join(hints) or proofs.up,
         sources=tuple(proofs.source(name, "manifest.json") for name in proofs.made),
     )
+
+
+def _unnamed(proofs: Proofs) -> list[str]:
+    """Return the stages whose manifest does not record the name that it was made under."""
+    return [name for name, artifact in proofs.made.items() if not artifact.manifest.made_as]
 
 
 def _changed_base(proofs: Proofs) -> list[str]:
@@ -76,10 +94,10 @@ def _unconnected(proofs: Proofs, stage: Stage) -> list[str]:
     artifact = proofs.made[stage.name]
     recorded, made_as = artifact.manifest.inputs, artifact.manifest.made_as
     problems = []
-    if made_as != artifact.path.name:
+    if made_as not in ("", artifact.path.name):
         problems.append(
-            f"{stage.name}: was made as {made_as or 'an artifact without a name'}, for other "
-            f"settings or inputs than {artifact.path.name}"
+            f"{stage.name}: was made as {made_as}, for other settings or inputs than "
+            f"{artifact.path.name}"
         )
     problems += [
         f"{stage.name}: was made from {entry.role} {short_digest(entry.digest)}, which is not of "

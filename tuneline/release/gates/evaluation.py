@@ -125,7 +125,9 @@ def _judge_preferences(proofs: Proofs) -> Finding:
 
     The interval comes from the rows. The summary's figures must be those of the rows.
     """
-    required = "the better answer preferred more often than by the base (interval at 95 %)"
+    required = "the better answer preferred in more than half of the pairs (interval at 95 %)"
+    if proofs.run.config.training.method.type == "grpo":
+        required = "a higher reward than the base's (interval at 95 %)"
     if PREFERENCES not in proofs.made:
         return missing(proofs, PREFERENCES, required)
     rows = read_lines(proofs.made[PREFERENCES].path / PREFERENCE_ROWS_FILE)
@@ -147,10 +149,13 @@ def _judge_preferences(proofs: Proofs) -> Finding:
         )  # fmt: skip
     enough = key == "accuracy_interval" or len(rows) >= MIN_RESAMPLED_ROWS
     better = enough and low > limit
+    is_reward = not proofs.run.config.training.method.answers_prompts
+    verb = "prefers" if better else "is not shown to prefer"
     sentence = (
-        f"The tuned model is {'' if better else 'not shown to be '}better than the base: {name} "
-        f"{low:.3g} to {high:.3g}; expected above {limit:g}."
-    )
+        f"The reward model {verb} the better answer"
+        if is_reward
+        else f"The tuned model is {'' if better else 'not shown to be '}better than the base"
+    ) + f": {name} {low:.3g} to {high:.3g}; expected above {limit:g}."
     if not enough:
         sentence += (
             f" INCONCLUSIVE: {len(rows)} rows have no interval; at least {MIN_RESAMPLED_ROWS} rows "

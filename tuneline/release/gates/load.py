@@ -25,6 +25,12 @@ REPORT = "report.json"
 
 def judge_load(proofs: Proofs) -> Finding:
     """Check the report's verdict, and that it measured what the release is about."""
+    if not proofs.has_stage(LOADTEST):
+        return judged(
+            False, REQUIRED, "no proof",
+            "A line of scores has no load test: nothing shows that the endpoint holds a load.",
+            hint="Measure the load by other means, and waive the gate: --waive load --why TEXT",
+        )  # fmt: skip
     if LOADTEST not in proofs.made or proofs.served is None:
         return missing(proofs, LOADTEST, REQUIRED)
     from loadtest import find_contradictions, read_report

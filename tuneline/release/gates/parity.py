@@ -11,15 +11,22 @@ from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import PARITY_FILE, Parity, parity_problems
 from tuneline.core.tolerances import Tolerances, said_limits
 from tuneline.core.verdict import Verdict
-from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED
-from tuneline.release.gates.finding import Finding, judged, missing
+from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED, PREFERENCES
+from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
+
+REWARD_KIND = "reward-parity"
+"""The kind of the proof of a reward model."""
+REWARDS_FILE = "rewards.json"
 
 
 def judge_forms(proofs: Proofs) -> Finding:
     """Check that the parity of every exported form is PASS."""
     names = [name for name in proofs.names_of("parity") if name != PARITY_SERVED]
-    return _judge(proofs, names or [PARITY_MERGED], "every form of the ladder is PASS")
+    required = "every form of the ladder is PASS"
+    if proofs.names_of(REWARD_KIND):
+        return not_asked(required, "A reward model gives scores, which are compared as served.")
+    return _judge(proofs, names or [PARITY_MERGED], required)
 
 
 def judge_served_parity(proofs: Proofs) -> Finding:
@@ -35,7 +42,32 @@ def judge_served_parity(proofs: Proofs) -> Finding:
             f"The served parity is of another artifact than {proofs.served.path.name}{base}.",
             hint=proofs.up, sources=(proofs.source(PARITY_SERVED, "manifest.json"),),
         )  # fmt: skip
+    if proofs.made[PARITY_SERVED].kind == REWARD_KIND:
+        return _judge_rewards(proofs)
     return _judge(proofs, [PARITY_SERVED], required)
+
+
+def _judge_rewards(proofs: Proofs) -> Finding:
+    """Compare the served scores of held-out answers with those of the trained reward model."""
+    required = "the served scores are the trained model's, within the limit of the number format"
+    if PREFERENCES not in proofs.made:
+        return missing(proofs, PREFERENCES, required)
+    from serving import recheck_rewards
+
+    proof = proofs.made[PARITY_SERVED]
+    problems = recheck_rewards(proof, proofs.made[PREFERENCES])
+    found = proofs.read(PARITY_SERVED, REWARDS_FILE)
+    observed = (
+        f"{found['max_relative_difference']:.2g} standard deviations, {found['num_equal_orders']} "
+        f"of {found['num_pairs']} pairs in one order"
+    )
+    return judged(
+        not problems, required, observed,
+        f"Not the trained model: {'; '.join(problems)}."
+        if problems
+        else f"The scores are the trained model's: they differ by at most {observed}.",
+        hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, REWARDS_FILE),),
+    )  # fmt: skip
 
 
 def _why_not(proofs: Proofs, name: str, parity: Parity) -> list[str]:

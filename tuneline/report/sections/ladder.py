@@ -10,6 +10,8 @@ from tuneline.core.page.blocks import (
     Column,
     Fold,
     Listing,
+    Pairs,
+    Paragraph,
     Plot,
     Plots,
     Section,
@@ -44,6 +46,8 @@ Proof = tuple[Parity, Tolerances]
 def ladder_section(facts: Facts) -> Section | None:
     """Return the table of all parity results, with their limits in a plot."""
     found = facts.of_kind("parity")
+    if scores := facts.of_kind("reward-parity"):
+        return _rewards(facts, *scores[0])
     if not found:
         stages = [stage for stage in facts.absent if stage.startswith("parity-")]
         return absent_section("parity", TITLE, facts, stages)
@@ -63,6 +67,19 @@ def ladder_section(facts: Facts) -> Section | None:
         blocks.append(Fold("First divergences", (Listing(tuple(diverged)),)))
     sources = facts.sources(*(stage for stage, _ in found))
     return Section("parity", TITLE, tuple(blocks), sources, facts.again("prove"))
+
+
+def _rewards(facts: Facts, stage: str, proof: Artifact) -> Section:
+    """Return the served scores of a reward model against the trained model's."""
+    found = proof.manifest.metrics
+    pairs: tuple[tuple[str, Text], ...] = (
+        ("verdict", verdict_badge(found["verdict"])),
+        ("largest difference of a score", f"{found['max_relative_difference']:.2g} standard "
+         f"deviations of all scores; at most {found['limit']:g} is allowed"),
+        ("pairs in the same order", f"{found['num_equal_orders']} of {found['num_pairs']}"),
+    )  # fmt: skip
+    said = Paragraph("Scores through the API against those of the trained reward model.")
+    return Section("parity", "Served scores", (said, Pairs(pairs)), facts.sources(stage), facts.up)
 
 
 def _proof(artifact: Artifact) -> Proof:
