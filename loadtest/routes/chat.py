@@ -28,17 +28,23 @@ class _Delta(msgspec.Struct, gc=False):
     function_call: Any = None
 
 
+class _Usage(msgspec.Struct, gc=False):
+    completion_tokens: Any = None
+    prompt_tokens: Any = None
+    prompt_tokens_details: Any = None
+    prompt_cache_hit_tokens: Any = None
+    """DeepSeek's name of the cached tokens."""
+    cached_tokens: Any = None
+    """Moonshot's."""
+
+
 class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     text: Any = None
     finish_reason: Any = None
     error: Any = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    completion_tokens: Any = None
-    prompt_tokens: Any = None
-    prompt_tokens_details: Any = None
+    usage: _Usage | None = None
+    """Moonshot's place of the usage."""
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -116,17 +122,17 @@ class ChatEvents(Events):
         if event.error or (event.choices is None and _is_error(payload)):
             self.end("error_event", error_message(payload))
             return
-        usage = event.usage
+        choice = event.choices[0] if event.choices else None
+        usage = event.usage or (choice and choice.usage)
         if usage is not None:
             self.count(
                 completion=usage.completion_tokens,
                 prompt=usage.prompt_tokens,
-                cached=fields_of(usage.prompt_tokens_details).get("cached_tokens"),
+                cached=_cached(usage),
             )
-        if not event.choices:
+        if choice is None:
             return
         self.name_model(event.model)
-        choice = event.choices[0]
         text = _text_of(choice)
         if text:
             is_content = choice.delta is None or bool(choice.delta.content)
@@ -176,6 +182,13 @@ def _is_error(payload: bytes) -> bool:
     """
     event = _decode_bare_error(payload)
     return event.object == "error" or (event.code is not None and event.message is not None)
+
+
+def _cached(usage: _Usage) -> Any:
+    """Return the count of prompt tokens from a cache, by whatever name."""
+    details = fields_of(usage.prompt_tokens_details).get("cached_tokens")
+    found = (details, usage.prompt_cache_hit_tokens, usage.cached_tokens)
+    return next((one for one in found if one is not None), None)
 
 
 def _text_of(choice: _Choice) -> str:

@@ -10,6 +10,14 @@ def event(document: object) -> bytes:
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
+def delta(finish: str | None = None, **fields: object) -> bytes:
+    return event({**BASE, "choices": [{"index": 0, "delta": fields, "finish_reason": finish}]})
+
+
+def used(**more: object) -> bytes:
+    return event({**BASE, "choices": [], "usage": {**USED, **more}})
+
+
 def chunk(text: str | None = None, finish: str | None = None, **more: object) -> bytes:
     choice = {"index": 0, "delta": {} if text is None else {"content": text}}
     return event({**BASE, "choices": [{**choice, "finish_reason": finish}], **more})
@@ -23,6 +31,7 @@ USED = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 USAGE = event({**BASE, "choices": [], "usage": USED})
 DONE = b"data: [DONE]\n\n"
 WHOLE = ROLE + WORDS + FINISH + USAGE + DONE
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Quirk:
     num_events: int = 2
     """Events with text."""
     without_done: bool = False
+    num_cached: int | None = None
+    """Prompt tokens from a cache, by the usage."""
 
 
 def refusal(status: int, document: object, error: str, says: str) -> Quirk:
@@ -68,6 +79,34 @@ QUIRKS = {
         "context_exceeded",
         "maximum context length",
     ),
+    "vllm-reasoning": Quirk(
+        delta(role="assistant", content="")
+        + delta(reasoning="hm")
+        + chunk("two")
+        + FINISH
+        + USAGE
+        + DONE
+    ),
+    "vllm-keep-alive": Quirk(KEEP_ALIVE + ROLE + KEEP_ALIVE * 2 + WORDS + FINISH + USAGE + DONE),
+    "vllm-repetition": Quirk(
+        ROLE
+        + WORDS
+        + chunk(finish="repetition")
+        + event({**BASE, "choices": [], "usage": USED, "metrics": {"time_to_first_token": 0.1}})
+        + DONE
+    ),
+    "sglang-null-fields": Quirk(
+        b"".join(
+            delta(role=None, content=content, reasoning_content=thought, tool_calls=None)
+            for content, thought in (("", None), (None, "hm"), ("two", None))
+        )
+        + FINISH
+        + used(prompt_tokens_details=None, reasoning_tokens=1)
+        + DONE
+    ),
+    "vllm-abort": Quirk(
+        ROLE + WORDS + chunk(finish="abort") + USAGE + DONE, "aborted", "gave the answer up"
+    ),
     "sglang-extension-event": Quirk(
         ROLE
         + WORDS
@@ -89,6 +128,37 @@ QUIRKS = {
         "must be <= 4096",
         num_events=0,
     ),
+    "tgi-keep-alive": Quirk(
+        b":\n\n"
+        + chunk("one ", usage=None)
+        + b":\n\n"
+        + chunk("two", usage=None)
+        + FINISH
+        + USAGE
+        + DONE
+    ),
+    "llamacpp-ping": Quirk(
+        b":\n\n" * 3
+        + delta(role="assistant", content=None)
+        + WORDS
+        + FINISH
+        + used(prompt_tokens_details={"cached_tokens": 4})
+        + DONE,
+        num_cached=4,
+    ),
+    "llamacpp-progress": Quirk(
+        b"".join(
+            event(
+                {
+                    **BASE,
+                    "choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}],
+                    "prompt_progress": {"total": 5, "cache": 0, "processed": done, "time_ms": 9},
+                }
+            )
+            for done in (2, 5)
+        )
+        + WHOLE
+    ),
     "llamacpp-context": refusal(
         400,
         {"error": {"code": 400, "message": LLAMA_LIMIT, "type": "exceed_context_size_error"}},
@@ -109,6 +179,23 @@ QUIRKS = {
         "no [DONE] after 1 token events",
         num_events=1,
     ),
+    "ollama-reasoning": Quirk(
+        delta(role="assistant", content="", reasoning="hm")
+        + delta(content="two")
+        + FINISH
+        + USAGE
+        + DONE
+    ),
+    "ollama-split-token": Quirk(
+        b"".join(
+            delta(reasoning=thought) + delta(content=text)
+            for thought, text in (("a", "b"), ("c", "d"))
+        )
+        + FINISH
+        + USAGE
+        + DONE,
+        num_events=4,
+    ),
     "lmstudio-twofold-error": Quirk(
         ROLE + event({"error": {"message": "Compute error."}, "message": "Compute error."}),
         "error_event",
@@ -119,6 +206,13 @@ QUIRKS = {
         200, {"error": UNEXPECTED}, "not_a_stream", "Unexpected endpoint"
     ),
     "trtllm-cut": Quirk(ROLE + WORDS, "truncated_stream", "after 2 token events", is_cut=True),
+    "trtllm-empty-token": Quirk(
+        (ROLE + chunk("one ") + chunk("") + chunk("two") + FINISH).replace(b"}\n\n", b"} \n\n")
+        + used(prompt_tokens_details={"cached_tokens": 0})
+        + DONE,
+        num_cached=0,
+    ),
+    "litellm-keep-alive": Quirk(b": ping\n\n" * 3 + WHOLE),
     "litellm-ping": Quirk(
         b'event: ping\ndata: {"type": "ping"}\n\n'
         + ROLE
@@ -149,6 +243,29 @@ QUIRKS = {
     "azure-filter-event": Quirk(
         event({"choices": [], "id": "", "model": "", "object": "", "prompt_filter_results": [{}]})
         + WHOLE
+    ),
+    "deepseek-cache": Quirk(
+        ROLE + WORDS + FINISH + used(prompt_cache_hit_tokens=4, prompt_cache_miss_tokens=1) + DONE,
+        num_cached=4,
+    ),
+    "moonshot-usage": Quirk(
+        ROLE
+        + WORDS
+        + event(
+            {
+                **BASE,
+                "choices": [
+                    {
+                        "index": 0,
+                        "delta": {},
+                        "finish_reason": "stop",
+                        "usage": {**USED, "cached_tokens": 4},
+                    }
+                ],
+            }
+        )
+        + DONE,
+        num_cached=4,
     ),
     "gateway-float-counts": Quirk(
         ROLE

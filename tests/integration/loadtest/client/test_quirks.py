@@ -132,6 +132,8 @@ def test_each_quirk_is_judged_rightly(name: str, measured: tuple[list[str], Resu
         if quirk.error is None:
             assert (records.tokens[row], records.prompt_tokens[row]) == (3, 5)
             assert not np.isnan(records.first_token_s[row])
+        if quirk.num_cached is not None:
+            assert records.cached_tokens[row] == quirk.num_cached
     # The report keeps three examples of a class; the parser says what each answer is told.
     head = f"HTTP/1.1 {quirk.status} X\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     body = b"%x\r\n%b\r\n" % (len(quirk.body), quirk.body) if quirk.body else b""
@@ -175,7 +177,7 @@ def test_the_page_on_servers_has_every_quirk() -> None:
 
 SERVERS = {
     "vllm", "sglang", "tgi", "llamacpp", "ollama", "lmstudio", "trtllm", "litellm", "triton",
-    "openrouter", "azure", "gateway",
+    "openrouter", "azure", "deepseek", "moonshot", "gateway",
 }  # fmt: skip
 
 
