@@ -123,7 +123,7 @@ class ChatEvents(Events):
             self.end("error_event", error_message(payload))
             return
         choice = event.choices[0] if event.choices else None
-        usage = event.usage or (choice and choice.usage)
+        usage = event.usage or (choice.usage if choice is not None else None)
         if usage is not None:
             self.count(
                 completion=usage.completion_tokens,

@@ -2,7 +2,7 @@
 
 Attributes: the semantic conventions for generative AI 1.37 (`gen_ai.conversation.id`,
 `gen_ai.input.messages`, `gen_ai.output.messages`, `gen_ai.system_instructions`,
-`gen_ai.usage.output_tokens`); messages have a `role` and `parts`.
+`gen_ai.tool.definitions`, `gen_ai.usage.output_tokens`); messages have a `role` and `parts`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from loadtest.workload.content import (
     read_text,
 )
 from loadtest.workload.sessions.conversation import Conversation, Turn
+from loadtest.workload_config import tool_problems
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Message, Messages
 
@@ -36,6 +37,8 @@ class _Span:
     messages: Messages
     answers: Messages
     max_tokens: int | None
+    tools: list[dict[str, Any]]
+    """In the form of OpenAI's chat route."""
 
 
 def read(wanted: Wanted) -> list[Conversation]:
@@ -124,7 +127,22 @@ def _chat(span: Any) -> _Span | None:
         messages=messages,
         answers=answers,
         max_tokens=tokens if isinstance(tokens, int) and 0 < tokens < 2**31 else None,
+        tools=_tools(_list(attributes.get("gen_ai.tool.definitions")) or []),
     )
+
+
+def _tools(definitions: list[Any]) -> list[dict[str, Any]]:
+    """Return tools of the conventions, or of OpenAI's chat route, in the form of that route."""
+    found = []
+    for one in definitions:
+        inner = one.get("function") or one
+        kept = {key: inner[key] for key in ("name", "description", "parameters") if inner.get(key)}
+        found.append({"type": "function", "function": kept})
+    if problems := tool_problems(found):
+        raise ValueError(f"gen_ai.tool.definitions: {problems[0]}")
+    if not is_text(json.dumps(found, ensure_ascii=False)):
+        raise ValueError("gen_ai.tool.definitions holds half of a surrogate pair")
+    return found
 
 
 def _value(value: dict[str, Any] | None) -> Any:
@@ -204,7 +222,7 @@ def _conversation(spans: list[_Span], first_s: float) -> Conversation:
     A span waits for every span that had ended when it started, and for the one whose answer its
     input holds: the clocks of two machines may differ. Spans that overlap are branches, each with a
     lane of its own. A span whose input continues its lane adds only what is new to the history;
-    another starts anew.
+    another starts anew. Every turn brings the tools of all spans.
     """
     start_s = spans[0].start_s
     placed: list[_Placed] = []
@@ -240,7 +258,8 @@ def _conversation(spans: list[_Span], first_s: float) -> Conversation:
             )
         )
         num_said = len(one.said)
-    return Conversation(turns, start_s - first_s)
+    tools = {one["function"]["name"]: one for span in spans for one in span.tools}
+    return Conversation(turns, start_s - first_s, tools=list(tools.values()))
 
 
 def _lane(last_of: list[_Placed], span: _Span) -> tuple[int, _Placed | None]:

@@ -512,6 +512,28 @@ def test_a_faster_trace_has_shorter_recorded_delays(tmp_path: Path) -> None:
         assert plan.sessions is not None and plan.sessions.delays_s == [delays_s]
 
 
+def test_otel_tool_definitions_are_the_tools_of_the_conversation(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    weather = {"type": "function", "name": "weather", "parameters": schema}
+    now = {"type": "function", "function": {"name": "now", "description": "d"}}
+    first, second = otel_span(0, 1, [asks("q")], "a"), otel_span(2, 3, [asks("r")])
+    definitions = {"key": "gen_ai.tool.definitions"}
+    first["attributes"].append({**definitions, "value": {"stringValue": json.dumps([weather])}})
+    second["attributes"].append({**definitions, "value": {"stringValue": json.dumps([now])}})
+    (one,) = read("otel", otlp(first, second), tmp_path)
+    function = {"name": "weather", "parameters": schema}
+    assert one.tools == [{"type": "function", "function": function}, now]
+    path = tmp_path / "trace"
+    plan = plan_of([], workload={"source": "otel", "path": str(path), "sessions": {}})
+    assert plan.sessions is not None
+    assert (
+        '"tool_choice": "none"' in plan.sessions.closes[1] and "weather" in plan.sessions.closes[1]
+    )
+    first["attributes"][-1]["value"] = {"stringValue": '[{"type": "function"}]'}
+    with pytest.raises(DataError, match=r"span 1: ValueError: gen_ai\.tool\.definitions: tool 1"):
+        read("otel", otlp(first), tmp_path)
+
+
 def test_an_otel_tool_call_and_its_result_are_chat_messages(tmp_path: Path) -> None:
     call = {"type": "tool_call", "id": "c", "name": "f", "arguments": {"city": "Paris"}}
     result = {"type": "tool_call_response", "id": "c", "response": {"rain": True}}
