@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -231,6 +232,7 @@ def check_signature(
             f"{folder}: holds {', '.join(unsigned)}, which no signature covers",
             hint=f"Try: {remove_command(folder / unsigned[0])}",
         )
+    folder = folder.resolve()  # the files behind a link to the folder are compared
     config = trust.config()
     if ignore:
         config = config.set_ignore_unsigned_files(True)
@@ -246,6 +248,11 @@ def check_signature(
         if said.startswith("Signature mismatch"):
             raise TamperedError(
                 f"{folder}: differs from the signed files: {_plain(said)}"
+            ) from None
+        if "is a symlink" in said:
+            raise TamperedError(
+                f"{folder}: holds a symbolic link, which no signature covers; expected files",
+                hint=f"Verify a copy: cp -rL {shlex.quote(str(folder))} COPY",
             ) from None
         reason = said or "the signature does not fit its content"
         raise ArtifactError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from typing import Any
 
 from tuneline import __version__
@@ -19,7 +18,7 @@ from tuneline.core.page.blocks import (
     Tone,
     verdict_badge,
 )
-from tuneline.core.page.numbers import digits, points, share
+from tuneline.core.page.numbers import count, digits, points, share
 from tuneline.core.release import Outcome, Release
 from tuneline.core.verdict import Verdict, read_verdict
 from tuneline.pipeline.stage import (
@@ -30,7 +29,7 @@ from tuneline.pipeline.stage import (
     PREFERENCES,
 )
 from tuneline.report.facts import Facts
-from tuneline.report.sections.evaluation import SCORES_FILE
+from tuneline.report.sections.evaluation import NO_SHARES, SCORES_FILE
 from tuneline.report.sections.forgetting import REPORT_FILE as FORGETTING_FILE
 from tuneline.report.sections.table import SECTIONS
 
@@ -66,10 +65,24 @@ def _lead(facts: Facts) -> Text:
     if release is None:
         total = len(facts.made) + len(facts.absent)
         return f"{len(facts.made)} of {total} stages have an artifact. Next: {facts.up}"
-    counts = Counter(gate.outcome for gate in release.gates)
-    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
     named = Code(f"{release.model.served_name}@{short_digest(release.model.digest)}")
-    return (f"{len(release.gates)} gates: {said}. The model is ", named, ".")
+    data = release.data
+    trained = (
+        f" is {release.base.id}, trained on {count(data.num_train)} rows of "
+        f"{', '.join(data.paths[:1])} and judged by {count(data.num_heldout)} held-out rows."
+    )
+    return (f"{len(release.gates)} gates: {_outcomes(release)}. ", named, trained)
+
+
+def _outcomes(release: Release) -> str:
+    """Return how many gates have each outcome; those that did not pass have their names."""
+    said = []
+    for outcome in Outcome:
+        names = [gate.name for gate in release.gates if gate.outcome is outcome]
+        if names:
+            listed = "" if outcome is Outcome.PASSED else f" ({', '.join(names)})"
+            said.append(f"{len(names)} {outcome}{listed}")
+    return ", ".join(said)
 
 
 def _notices(release: Release | None) -> tuple[Paragraph, ...]:
@@ -95,11 +108,7 @@ def _tiles(facts: Facts) -> list[Tile]:
     if PREFERENCES in facts.made:
         tiles.append(_preferences(facts.made[PREFERENCES].manifest.metrics))
     elif EVALUATION_TUNED in facts.made:
-        tuned = facts.read(EVALUATION_TUNED, SCORES_FILE)["exact_match"]
-        was = ""
-        if EVALUATION_BASE in facts.made:
-            was = f"base {share(facts.read(EVALUATION_BASE, SCORES_FILE)['exact_match'])}"
-        tiles.append(Tile("exact match", share(tuned), was))
+        tiles.append(_score(facts))
     if FORGETTING in facts.made:
         metrics = facts.read(FORGETTING, FORGETTING_FILE)
         tiles.append(
@@ -116,6 +125,21 @@ def _tiles(facts: Facts) -> list[Tile]:
         with contextlib.suppress(ArtifactError):
             tiles += build_load_tiles(read_report(facts.made[LOADTEST].path))[:3]
     return tiles
+
+
+def _score(facts: Facts) -> Tile:
+    """Return the metric that the gates read, with its interval and the base's value."""
+    found = facts.read(EVALUATION_TUNED, SCORES_FILE)["metrics"]
+    asked = (facts.config.get("release") or {}).get("metric")
+    name = asked if asked in found else "exact_match"
+    show, notes = digits if name in NO_SHARES else share, []
+    if found[name]["interval"] is not None:
+        low, high = found[name]["interval"]
+        notes.append(f"{show(low)} to {show(high)} (95 %)")
+    if EVALUATION_BASE in facts.made:
+        base = facts.read(EVALUATION_BASE, SCORES_FILE)["metrics"].get(name)
+        notes += [] if base is None else [f"base {show(base['value'])}"]
+    return Tile(found[name]["title"], show(found[name]["value"]), ", ".join(notes))
 
 
 def _preferences(metrics: dict[str, Any]) -> Tile:

@@ -21,7 +21,7 @@ from loadtest.judging import long_reading, samples
 from loadtest.judging.latency import tpot_s
 from loadtest.report.files import load_records, read_report
 from loadtest.report.formats import report_text
-from loadtest.report.page import _tokens_per_s
+from loadtest.report.page_plots import _tokens_per_s
 from loadtest.run import run_loadtest
 from loadtest.studies.compare import compare_reports
 from tests.integration.loadtest.conftest import Known

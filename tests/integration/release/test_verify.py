@@ -284,6 +284,24 @@ def test_a_symbolic_link_in_a_release_is_named(shipped: tuple[Path, Path], targe
     assert "extra: is a symbolic link" in done.stderr
 
 
+def test_a_link_to_a_signed_model_is_followed_and_one_inside_is_named(
+    shipped: tuple[Path, Path], keys: Path
+) -> None:
+    release, model = shipped
+    linked = model.with_name("current")
+    linked.symlink_to(model.name)
+    options = ["--key", keys / "own.pub", "--model", linked]
+    done = verify(release, *options)
+    assert done.returncode == 0, done.stderr
+    weights = model / "model.safetensors"
+    weights.rename(model.with_name("blob"))
+    weights.symlink_to("../blob")
+    done = verify(release, *options)
+    assert done.returncode == 3
+    assert "is a symbolic link" in done.stderr or "holds a symbolic link" in done.stderr
+    assert "another key" not in done.stderr and "is not a signature by" not in done.stderr
+
+
 def test_a_waiver_is_said_by_verify(tmp_path: Path) -> None:
     line = write_line(tmp_path, Answers(parity_noise=0.5))
     release = line.released("--waive", "parity-served", "--why", "known rounding")

@@ -71,6 +71,23 @@ def test_a_release_holds_its_report_in_three_forms(released: Path) -> None:
     assert (released / "report.html").stat().st_size < 1_500_000
 
 
+def test_the_top_says_what_was_judged_and_by_which_limits(released: Path) -> None:
+    top = (released / "report.md").read_text("utf-8").partition("## Gates")[0]
+    assert "12 gates: 10 passed, 2 not asked (regression, speed)." in top
+    assert "is tiny-base, trained on 60 rows of train.jsonl and judged by 100 held-out rows." in top
+    assert "| exact match | 98.0% | 93.0% to 99.4% (95 %), base 0.0% |" in top
+    assert "| TTFT p90 | 51.7 ms | limit 1.00 s, closed-4 |" in top
+
+
+def test_objectives_have_their_intervals(released: Path) -> None:
+    text = (released / "report.md").read_text("utf-8")
+    assert (
+        "| `max_error_rate` | closed-4 | ✅ **PASS** | 0.0% | 0.0% to 2.5% | 0.0% | 150 |" in text
+    )
+    assert "The client sent up to 0.0604 ms late (p99), and run.yaml allows 250 ms" in text
+    assert "tuneline verify RELEASE_DIR --model MODEL_DIR --key PUB.pem" in text
+
+
 def test_the_training_is_shown_with_its_curve(released: Path) -> None:
     page = text_of(released / "report.html")
     assert "SFT, LoRA r 16, alpha 32, targets all-linear" in page

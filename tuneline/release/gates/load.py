@@ -15,6 +15,7 @@ from tuneline.release.proofs import Proofs
 
 if TYPE_CHECKING:
     from loadtest import LoadReport
+    from loadtest.config import LoadTestConfig
 
 REQUIRED = (
     "verdict PASS on at least one objective, measured on the released artifact with the "
@@ -63,9 +64,24 @@ def judge_load(proofs: Proofs) -> Finding:
         str(report.verdict),
         f"The load test does not hold: {'; '.join(problems)}."
         if problems
-        else f"Every objective holds under load: {names}.",
+        else f"Every objective holds under load: {names}.{_client_lag(config, report)}",
         hint=proofs.again(LOADTEST),
         sources=(proofs.source(LOADTEST, REPORT),),
+    )
+
+
+def _client_lag(config: LoadTestConfig, report: LoadReport) -> str:
+    """Return how late the client sent, if run.yaml allows more than the usual; else empty.
+
+    The lag is a part of each latency, so it makes none look better; late requests may come in other
+    gaps than planned.
+    """
+    if config.max_client_lag_s is None:
+        return ""
+    late_s = max(one.client.send_lag_s.at(99) or 0.0 for one in report.scenarios)
+    return (
+        f" The client sent up to {1e3 * late_s:.3g} ms late (p99), and run.yaml allows "
+        f"{1e3 * config.max_client_lag_s:g} ms (loadtest.max_client_lag_s)."
     )
 
 

@@ -61,7 +61,7 @@ def _data(facts: Facts) -> list[tuple[str, Text]]:
         f"rows; {count(metrics['num_rows_read'])} training rows read"
     )
     named_files = ", ".join(paths) or "see the dataset's manifest"
-    return [("data", (f"{named_files}{licence} ", Code(dataset.short_digest))), ("rows", rows)]
+    return [("data", (f"{named_files} ", Code(dataset.short_digest), licence)), ("rows", rows)]
 
 
 def _method(trained: Artifact) -> list[tuple[str, Text]]:
