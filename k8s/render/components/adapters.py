@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from k8s.render.components.component import Component
 from k8s.render.facts import Facts, Files
 from k8s.rules.objects import ADAPTERS
 
@@ -22,3 +23,12 @@ def fill_adapters(files: Files, facts: Facts) -> None:
     assert config is not None  # noqa: S101 (the row is wanted only with it)
     (volume,) = files["adapters.yaml"]["spec"]["template"]["spec"]["volumes"]
     volume["persistentVolumeClaim"]["claimName"] = config.claim
+
+
+COMPONENTS: dict[str, Component] = {
+    "adapters": Component(
+        wanted=lambda config: config.adapters is not None,
+        folder="adapters",
+        fill=fill_adapters,
+    ),
+}

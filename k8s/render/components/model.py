@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from k8s.config import FetchedModel, HubModel
+from k8s.render.components.component import Component
 from k8s.render.facts import Facts, Files
 from k8s.rules.objects import KEY_VOLUME, quantity
 from tuneline.core.digests import short_digest
@@ -119,3 +120,34 @@ def with_gibibytes(size: str, gibibytes: int) -> str:
 def _pod(document: dict[str, Any]) -> dict[str, Any]:
     pod: dict[str, Any] = document["spec"]["template"]["spec"]
     return pod
+
+
+COMPONENTS: dict[str, Component] = {
+    "model-image": Component(
+        wanted=lambda config: config.model_image is not None,
+        folder="model-image",
+        fill=fill_image,
+    ),
+    # kustomize puts the container of a later component first: the model is copied, then verified.
+    "verify-model": Component(
+        wanted=lambda config: config.verify_model, folder="verify-model", fill=fill_verify
+    ),
+    "verify-signature": Component(
+        wanted=lambda config: config.release_key is not None,
+        folder="verify-signature",
+        fill=fill_signature,
+    ),
+    "model-hub": Component(
+        wanted=lambda config: config.model_hub is not None, folder="model-hub", fill=fill_hub
+    ),
+    "model-fetch": Component(
+        wanted=lambda config: config.model_fetch is not None,
+        folder="model-fetch",
+        fill=fill_fetch,
+    ),
+    "cache-claim": Component(
+        wanted=lambda config: config.cache_claim is not None,
+        folder="cache-claim",
+        fill=fill_cache,
+    ),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from k8s.render.components.component import Component
 from k8s.render.components.scaling import FORMULA
 from k8s.render.facts import Document, Facts, Files
 from k8s.render.queries import EXAMPLE, quantile, selector
@@ -85,3 +86,22 @@ def fill_dashboard(files: Files, facts: Facts) -> None:
     for variable in board["templating"]["list"]:
         if variable["name"] in values:
             variable["query"] = values[variable["name"]]
+
+
+COMPONENTS: dict[str, Component] = {
+    "service-monitor": Component(
+        wanted=lambda config: config.monitoring_namespace is not None,
+        folder="service-monitor",
+        fill=fill_monitor,
+    ),
+    "alerts": Component(
+        wanted=lambda config: config.monitoring_namespace is not None,
+        folder="alerts",
+        fill=fill_alerts,
+    ),
+    "dashboard": Component(
+        wanted=lambda config: config.monitoring_namespace is not None,
+        folder="dashboard",
+        fill=fill_dashboard,
+    ),
+}

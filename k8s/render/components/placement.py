@@ -6,6 +6,7 @@ from typing import Any
 
 from k8s.config import DeployConfig
 from k8s.placement_config import Placement
+from k8s.render.components.component import Component
 from k8s.render.facts import Facts, Patch
 from k8s.render.kustomize import INSTANCE_LABEL, dump_yaml
 
@@ -80,3 +81,27 @@ def queue(facts: Facts) -> list[Patch]:
     """Return the patch that puts the workload into a Kueue LocalQueue."""
     path = "/metadata/labels/kueue.x-k8s.io~1queue-name"
     return _patch({"op": "add", "path": path, "value": facts.config.queue_name})
+
+
+COMPONENTS: dict[str, Component] = {
+    "image-pull-secrets": Component(
+        wanted=lambda config: bool(config.image_pull_secrets),
+        patches=pull_secrets,
+        loadtest_patches=pull_secrets,
+    ),
+    "user": Component(
+        wanted=lambda config: config.run_as_user != BASE_USER,
+        patches=user,
+        loadtest_patches=user,
+    ),
+    "placement": Component(
+        wanted=lambda config: config.placement != ANYWHERE,
+        patches=nodes,
+    ),
+    "one-node": Component(wanted=shares_a_node, patches=one_node),
+    "queue": Component(
+        wanted=lambda config: config.queue_name is not None,
+        patches=queue,
+        loadtest_patches=queue,
+    ),
+}

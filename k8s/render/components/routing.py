@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from k8s.config import PORT
+from k8s.render.components.component import Component
 from k8s.render.facts import Document, Facts, Files, server_name
 from k8s.render.kustomize import INSTANCE_LABEL
 
@@ -53,3 +54,22 @@ def fill_pool(files: Files, facts: Facts) -> None:
         "port": {"number": picker.port},
         "failureMode": picker.failure_mode,
     }
+
+
+COMPONENTS: dict[str, Component] = {
+    "gateway": Component(
+        wanted=lambda config: config.gateway is not None,
+        folder="gateway",
+        fill=fill_gateway,
+    ),
+    "route": Component(
+        wanted=lambda config: config.gateway is not None and config.gateway.route,
+        folder="route",
+        fill=fill_route,
+    ),
+    "endpoint-picker": Component(
+        wanted=lambda config: config.endpoint_picker is not None,
+        folder="endpoint-picker",
+        fill=fill_pool,
+    ),
+}

@@ -8,6 +8,7 @@ from typing import Any
 
 from k8s.capacity import Capacity, Objective, pause_s
 from k8s.config import Autoscaling
+from k8s.render.components.component import Component
 from k8s.render.facts import Document, Facts, Files
 from k8s.render.queries import quantile, selector
 from k8s.rules.objects import SETTINGS
@@ -136,3 +137,17 @@ def _needed(facts: Facts) -> tuple[Autoscaling, Capacity]:
 def _explain(item: Document, formulas: Mapping[str, str]) -> None:
     notes: dict[str, Any] = item["metadata"].setdefault("annotations", {})
     notes |= {f"{FORMULA}-{name}": formula for name, formula in formulas.items()}
+
+
+COMPONENTS: dict[str, Component] = {
+    "hpa": Component(
+        wanted=lambda config: config.autoscaling is not None and config.autoscaling.by == "hpa",
+        folder="hpa",
+        fill=fill_hpa,
+    ),
+    "keda": Component(
+        wanted=lambda config: config.autoscaling is not None and config.autoscaling.by == "keda",
+        folder="keda",
+        fill=fill_keda,
+    ),
+}
