@@ -291,9 +291,9 @@ def watch_loop() -> dict[str, Any]:
 
 
 def without_shared_start() -> None:
-    from training.loop import shared_start
+    from training.loop import shared_rows
 
-    shared_start.LEAST_TOKENS = sys.maxsize
+    shared_rows.LEAST_TOKENS = sys.maxsize
 
 
 def train_by_tuneline(case: dict[str, Any], folder: Path, scratch: Path) -> None:

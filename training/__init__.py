@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from training.estimates.duration import time_lines
     from training.estimates.probe import probe_training
     from training.estimates.report import estimate_lines, estimate_memory
+    from training.estimates.sharing import estimate_sharing
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
     from training.evaluation.forgetting.answers import rejudge_forgetting
     from training.evaluation.forgetting.items import suite_input
@@ -61,6 +62,7 @@ __all__ = [
     "ends_of",
     "estimate_lines",
     "estimate_memory",
+    "estimate_sharing",
     "evaluate_endpoint",
     "evaluate_model",
     "evaluate_preferences",
@@ -112,6 +114,7 @@ __getattr__ = lazy_face(
         "time_lines": "training.estimates.duration:time_lines",
         "estimate_lines": "training.estimates.report:estimate_lines",
         "estimate_memory": "training.estimates.report:estimate_memory",
+        "estimate_sharing": "training.estimates.sharing:estimate_sharing",
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",
         "evaluate_model": "training.evaluation.evaluate:evaluate_model",
         "evaluate_preferences": "training.evaluation.preferences:evaluate_preferences",

@@ -19,7 +19,8 @@ from training.heldout import require_heldout
 from training.loop.best import require_metric
 from training.loop.memory import start_measurement
 from training.loop.ranks import any_rank
-from training.loop.shared_start import fits_shared_start, share_start, start_length
+from training.loop.shared_rows import Sharing, expected_sharing
+from training.loop.shared_start import fits_shared_starts, share_starts
 from training.methods import Method, find_method, require_kinds
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
@@ -47,7 +48,7 @@ class Prepared:
         memory_before: Bytes in use before the model was loaded.
         reached: The modules that are trained.
         without: The layers that `all-linear` leaves out.
-        start: The tokens at the start of all rows that a batch computes once, and 0 if it does not.
+        sharing: The tokens that rows of a batch share and compute once; None for whole rows.
     """
 
     method: Method
@@ -64,7 +65,7 @@ class Prepared:
     model: Any
     reached: Any
     without: Any
-    start: int
+    sharing: Sharing | None
 
     def trainer(self, config: TrainingConfig, arguments: dict[str, Any]) -> Any:
         """Return the method's trainer, ready to train."""
@@ -72,13 +73,15 @@ class Prepared:
             config, self.model, self.tokenizer, arguments, self.train_rows, self.heldout_rows
         )
         train_in_float32(trainer.model)
-        sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
-        trainer.num_shared_tokens = 0
-        if self.start and share_start(trainer.model, sequences):
-            trainer.num_shared_tokens = self.start
-            logger.info(
-                "  all rows start with the same %d tokens, which a batch computes once", self.start
-            )
+        trainer.saved_token_share = 0.0
+        if self.sharing is not None and share_starts(
+            trainer.model,
+            [ids for row in self.train_rows for ids in self.method.sequences(row)],
+            padded_left=bool(config.method.num_sampled_tokens),
+            copy=getattr(trainer, "ref_model", None),
+        ):
+            trainer.saved_token_share = self.sharing.saved
+            logger.info("  %s", self.sharing)
         return trainer
 
 
@@ -106,7 +109,8 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     train_rows, heldout_rows = (
         method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()
     )
-    sequences = [ids for row in train_rows for ids in method.sequences(row)]
+    examples = [method.sequences(row) for row in train_rows]
+    sequences = [ids for example in examples for ids in example]
     require_trained_tokens(config, tokenizer, sequences)
     set_seed(config.seed)
     lengths = [len(ids) for ids in sequences]
@@ -115,21 +119,21 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     lengths = [length + sampled for length in lengths]
     trained = [row.num_trained_tokens for row in train_rows]
     one_each = len(trained) == len(lengths)  # a preference pair has two sequences
-    start = start_length(config, sequences)
-    if start and not fits_shared_start(base.path, max(lengths)):
-        start = 0
+    sharing = expected_sharing(config, examples)
+    if sharing and not fits_shared_starts(base.path, max(lengths), padded_left=sampled > 0):
+        sharing = None
     chosen, estimate = estimate_step(
-        config, base.path, lengths, trained if one_each else (), start=start
+        config, base.path, lengths, trained if one_each else (), sharing=sharing
     )
     # Hosts have different free memory; the processes compute the same passes.
     again = any_rank(chosen.gradient_checkpointing is True)
     chosen = chosen.model_copy(update={"gradient_checkpointing": again})
-    start = start_length(chosen, sequences) if start else 0
+    sharing = None if again else sharing
     memory_before = start_measurement()
     model, reached, without = load_trainable(
         config, base, chosen.attn_implementation, method.task_type
     )
     return Prepared(
         method, tokenizer, rendering, template, stop_ids, rows, train_rows, heldout_rows, chosen,
-        estimate, memory_before, model, reached, without, start,
+        estimate, memory_before, model, reached, without, sharing,
     )  # fmt: skip

@@ -203,7 +203,7 @@ def _train(
                 "num_steps_resumed": checkpoint_step(checkpoint),
                 "setup_changes": marks.setup_changes,
                 "num_train_rows": len(prepared.train_rows),
-                "num_shared_tokens": trainer.num_shared_tokens,
+                "saved_token_share": trainer.saved_token_share,
                 "num_trainable_parameters": num_trainable,
                 "num_trained_tokens": round(num_tokens),
                 "trained_tokens_per_s": num_tokens / marks.wall_s,

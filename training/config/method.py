@@ -234,6 +234,13 @@ class GrpoConfig(TrlOptions):
     def num_sampled_tokens(self) -> int:
         return self.max_completion_length
 
+    def rows_at_once(self, batch_size: int, num_batches: int) -> int:
+        """Return how many answers are generated at once, as TRL counts them."""
+        given = self.for_trl()
+        if "generation_batch_size" in given:
+            return int(given["generation_batch_size"])
+        return batch_size * int(given.get("steps_per_generation", num_batches))
+
     def files(self) -> list[str]:
         return list(dict.fromkeys(name.rpartition(":")[0] for name in self.reward_funcs))
 

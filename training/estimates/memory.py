@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields, replace
 
 from training.config import TrainingConfig
 from training.config.launch import LaunchConfig
+from training.loop.shared_rows import Sharing
 from tuneline.core.environment import gpu_names
 from tuneline.models.network import Network, names_module
 
@@ -69,16 +70,23 @@ class Batch:
     trained: int | None = None
     """Tokens that are trained; all of them if not known."""
     start: int = 0
-    """Tokens at the start of all sequences, computed once; see `training.loop.shared_start`."""
+    """Tokens at the start of sequences, computed once; see `training.loop.shared_start`."""
+    num_sharing: int | None = None
+    """Sequences that share a start; None for all of them."""
 
     @property
     def num_tokens(self) -> int:
         return self.num_rows * self.length
 
     @property
+    def num_in_starts(self) -> int:
+        """Tokens of the starts."""
+        return self.start * math.ceil(self.num_rows / (self.num_sharing or self.num_rows))
+
+    @property
     def num_computed(self) -> int:
         """Tokens that a layer computes where no activation is computed again."""
-        return self.start + self.num_rows * (self.length - self.start)
+        return self.num_in_starts + self.num_rows * (self.length - self.start)
 
     @property
     def num_trained(self) -> int:
@@ -89,23 +97,22 @@ def largest_batch(
     config: TrainingConfig,
     lengths: Sequence[int] = (),
     trained: Sequence[int] = (),
-    start: int = 0,
+    sharing: Sharing | None = None,
 ) -> Batch:
     """Return the batch that needs most memory; without lengths, rows of `max_length` tokens.
 
     Args:
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
         trained: Trained tokens of each sequence; all tokens if not given.
-        start: Tokens at the start of all sequences that a batch computes once.
+        sharing: The tokens that rows of a batch share.
     """
     rows = config.per_device_train_batch_size * config.method.num_sequences
-    if config.packing:
-        return Batch(rows, config.max_length)
-    if not lengths:
-        return Batch(rows, config.max_length)
+    shared = (0, None) if sharing is None else (sharing.start, sharing.num_sharing)
+    if config.packing or not lengths:
+        return Batch(rows, config.max_length, None, *shared)
     # Trained tokens are bounded: of rows of one length, any may share a batch.
     num_trained = sum(sorted(trained, reverse=True)[:rows]) if trained else None
-    return Batch(min(rows, len(lengths)), max(lengths), num_trained, start)
+    return Batch(min(rows, len(lengths)), max(lengths), num_trained, *shared)
 
 
 def estimate_training(
@@ -143,7 +150,7 @@ def estimate_training(
             # Each row has its own keys and values of the start. Attention with a mask, which rows
             # that continue from a cache need, also copies them for every query head.
             numbers = batch.num_tokens * network.query_size
-            numbers -= (computed - batch.start) * network.key_value_size
+            numbers -= (computed - batch.num_in_starts) * network.key_value_size
             kept += network.num_layers * 2 * numbers
         if _has_answer_loss(config, item_bytes) and not config.load_in_4bit:
             beside = 2 * hidden + 2 * network.key_value_size

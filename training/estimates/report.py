@@ -10,6 +10,7 @@ from training.config import TrainingConfig
 from training.config.launch import launch_line
 from training.estimates.choices import choose_all, item_bytes, share_of_free
 from training.estimates.memory import change_that_fits, estimate_training, largest_batch
+from training.loop.shared_rows import Sharing
 from tuneline.core.free_memory import free_memory_bytes
 from tuneline.models.network import read_network
 
@@ -23,6 +24,7 @@ def estimate_memory(
     *,
     serving_dtype: str,
     num_served_tokens: int | None,
+    sharing: Sharing | None = None,
 ) -> dict[str, Any]:
     """Return the memory of training, merging and serving, from config.json and headers only.
 
@@ -33,13 +35,14 @@ def estimate_memory(
         serving_dtype: The number format of the served weights; `auto` is that of the base's files.
         num_served_tokens: Tokens whose keys and values are in memory at once; None if the server's
             own default decides.
+        sharing: The tokens that rows of a batch share.
 
     Raises:
         ArtifactError: The base model's files name no sizes, or cannot be read.
     """
     network = read_network(base)
     free_bytes = share_of_free(config, free_memory_bytes())
-    batch = largest_batch(config)
+    batch = largest_batch(config, sharing=sharing)
     choices = choose_all(config, network, batch, free_bytes)
     chosen = config.model_copy(update={choice.key: choice.value for choice in choices})
     size = item_bytes(chosen.dtype)
@@ -53,6 +56,7 @@ def estimate_memory(
         "choices": [asdict(choice) for choice in choices],
         "free_bytes": free_bytes,
         "training": {**asdict(memory), "total": memory.total},
+        "sharing": None if sharing is None else {**asdict(sharing), "text": str(sharing)},
         "batch": {"num_rows": batch.num_rows, "num_tokens": batch.length},
         "processes": launch_line(config),
         "fits": fits,
@@ -85,6 +89,8 @@ def estimate_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"this is the memory of each process; training runs in {found['processes']}")
     if not found["fits"]:
         lines.append(f"training does not fit; try: {found['change']}")
+    if found["sharing"]:
+        lines.append(found["sharing"]["text"])
     lines.append(f"merging takes {_size(found['merging']['total'])}: it streams the weights")
     serving = found["serving"]
     cache = f"{_size(serving['kv_cache_per_token'])} of KV cache for each token"

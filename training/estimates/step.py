@@ -19,6 +19,7 @@ from training.estimates.memory import (
     estimate_training,
     largest_batch,
 )
+from training.loop.shared_rows import Sharing
 from tuneline.core.errors import ArtifactError
 from tuneline.core.free_memory import free_memory_bytes
 from tuneline.core.progress import logger
@@ -31,7 +32,7 @@ def estimate_step(
     lengths: Sequence[int],
     trained: Sequence[int] = (),
     *,
-    start: int = 0,
+    sharing: Sharing | None = None,
 ) -> tuple[TrainingConfig, TrainingMemory | None]:
     """Return the configuration without `auto`, and the memory that a step is estimated to take.
 
@@ -40,7 +41,7 @@ def estimate_step(
     Args:
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
         trained: Trained tokens of each sequence; all tokens if not given.
-        start: Tokens at the start of all sequences that a batch computes once.
+        sharing: The tokens that rows of a batch share.
     """
     try:
         network = read_network(base)
@@ -53,7 +54,7 @@ def estimate_step(
         }
         return config.model_copy(update=without), None
     free_bytes = share_of_free(config, free_memory_bytes())
-    batch = largest_batch(config, lengths, trained, start)
+    batch = largest_batch(config, lengths, trained, sharing)
     choices = choose_all(config, network, batch, free_bytes)
     # The format is resolved where torch knows the device; see training.model.
     chosen = {choice.key: choice.value for choice in choices if choice.key != "dtype"}

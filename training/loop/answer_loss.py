@@ -85,9 +85,6 @@ def add_answer_loss(model: Any, input_ids: Sequence[int], labels: Sequence[int])
 def _answer_loss(model: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) -> Any:
     targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     trained = (targets != IGNORED).nonzero().squeeze(1)
-    mask = kwargs.get("attention_mask")
-    if mask is not None and bool(mask[:, 0].all()):
-        kwargs["attention_mask"] = None
     hidden = model.base_model(*args, trained=trained, **kwargs).last_hidden_state
     head = model.get_output_embeddings()
     rows = max(64, CHUNK_LOGITS // head.weight.shape[0])

@@ -53,6 +53,14 @@ def limit_last_layer(decoder: Any) -> list[Any]:
     @functools.wraps(type(decoder).forward)
     def forward(_: Any, *args: Any, trained: torch.Tensor | None = None, **kwargs: Any) -> Any:
         positions.index = trained
+        mask = kwargs.get("attention_mask")
+        if (
+            trained is not None
+            and mask is not None
+            and kwargs.get("past_key_values") is None
+            and bool(mask[:, 0].all())
+        ):
+            kwargs["attention_mask"] = None  # no token attends to padding on the right
         return original(*args, **kwargs)
 
     decoder.forward = types.MethodType(forward, decoder)

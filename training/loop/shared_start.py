@@ -1,84 +1,52 @@
-"""The tokens with which all rows of a batch begin are computed once.
+"""The tokens with which rows of a batch begin alike are computed once.
 
-Rows often have a long start in common: a system prompt, worked examples. No token attends to a
-later one, so that the start has the same keys, values and hidden states in every row. They are
-computed for one row. The rows continue from them as a conversation continues from a server's cache,
-and the gradients of all rows flow back through them.
+Rows often have a long start in common: a system prompt, worked examples, the prompt of the two
+sides of a preference pair or of several answers to it. No token attends to a later one, so that
+the start has the same keys, values and hidden states in every row. The starts of all groups of
+rows are computed in one pass, padded on the left, so that the rows continue directly after them,
+as conversations continue from a server's cache. The gradients of all rows flow back through it.
 
-A batch of n rows of s + o tokens, of which s are shared, costs s + n o tokens in place of
+A batch of n rows of s + o tokens, in g groups that share s, costs g s + n o tokens in place of
 n (s + o). Dropout would be drawn once for the start of all rows, so with dropout it stays as it is.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
 import math
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from training.config import TrainingConfig
 from training.loop.answer_loss import MAX_RELATIVE_DIFFERENCE, MISFITS, compared_parameters
 from training.loop.packing import NUM_WORDS, small_network
+from training.loop.shared_rows import Starts, shared_starts
 from tuneline.core.progress import logger
 
-LEAST_TOKENS = 32
-"""A shorter start saves less than a second pass through the layers costs."""
-LEAST_SAVING = 0.15
-"""Share of a batch's positions that are not computed."""
-END_OF_START, OWN_TOKENS = 64, 16
-"""Tokens of two rows that are compared: most of them shared, whatever the rows share, and few
-enough that the comparison needs less memory than a step."""
-NUM_COMPARED = 8
-"""Last positions of a row whose hidden states are compared."""
-NETWORK_START, NETWORK_ROW, NETWORK_WINDOW = 40, 56, 16
+COMPARED_TOKENS = 80
+"""Tokens of the longest row of the comparison: few enough that it needs less memory than a step."""
+RESTS = (16, 9, 12, 15)
+"""Tokens after the start in its rows, of which two share a start and two share a shorter one."""
+NETWORK_ROW, NETWORK_WINDOW = 64, 16
 """Tokens of the rows, and of the attention's window, in the test on a small network."""
 SHARED = {"attention_mask", "use_cache", "trained", "return_dict"}
 """Arguments of a decoder that this module knows how to divide."""
 
 
-def start_length(config: TrainingConfig, rows: Sequence[list[int]]) -> int:
-    """Return how many tokens at the start of all rows training computes once for a batch.
-
-    Args:
-        rows: The token ids of every training row; a preference pair has two rows.
-
-    Returns:
-        0 if the start is too short to gain by it, or if the configuration does not allow it.
-    """
-    batch_rows = min(config.per_device_train_batch_size * config.method.num_sequences, len(rows))
-    if (
-        batch_rows < 2
-        or config.packing
-        or config.lora_dropout
-        or config.method.num_sampled_tokens
-        or config.gradient_checkpointing is True
-        or config.router_aux_loss_coef
-        or (config.launch is not None and config.launch.strategy == "fsdp2")
-    ):
-        return 0
-    first, last = min(rows), max(rows)  # in the order of their tokens: these two differ soonest
-    pairs = enumerate(zip(first, last, strict=False))
-    alike = next((index for index, (a, b) in pairs if a != b), len(first))
-    start = min(alike, *(len(row) - 1 for row in rows))
-    return start if _is_worth(start, batch_rows, sum(map(len, rows)) / len(rows)) else 0
-
-
-def _is_worth(start: int, num_rows: int, row_tokens: float) -> bool:
-    return start >= LEAST_TOKENS and start * (num_rows - 1) >= LEAST_SAVING * num_rows * row_tokens
-
-
-def fits_shared_start(folder: Path, longest: int) -> bool:
+def fits_shared_starts(folder: Path, longest: int, *, padded_left: bool = False) -> bool:
     """Return whether networks of a folder's class can continue several rows from one start.
 
     The test is on a small network with random weights, before the model is loaded.
 
     Args:
         longest: Tokens of the longest row.
+        padded_left: Whether batches have padding on the left.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if longest > _longest_alike(config):
@@ -97,48 +65,52 @@ def fits_shared_start(folder: Path, longest: int) -> bool:
         if getattr(text, "sliding_window", None):
             text.sliding_window = NETWORK_WINDOW
             small = type(small)(small.config)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(1, NUM_WORDS, (2, NETWORK_ROW), generator=generator)
-    rows[1, :NETWORK_START] = rows[0, :NETWORK_START]
-    return share_start(small.float(), rows.tolist())
+    length = min(NETWORK_ROW, longest)
+    row = torch.randint(1, NUM_WORDS, (length,), generator=torch.Generator().manual_seed(0))
+    return share_starts(small.float(), [row.tolist()], padded_left=padded_left)
 
 
-def share_start(model: Any, rows: Sequence[Sequence[int]]) -> bool:
-    """Let a model compute what the rows of a batch have in common at their start once.
+def share_starts(
+    model: Any, rows: Sequence[Sequence[int]], *, padded_left: bool = False, copy: Any = None
+) -> bool:
+    """Let a model compute the starts that rows of a batch share once.
 
-    Hidden states and gradients of two rows, cut to the end of their start and a few tokens after
-    it, are compared with those of the whole rows. A model whose state is not a cache of keys and
-    values (a state-space layer, a short convolution), one that draws random numbers (dropout, a
-    router's jitter), or one that computes its activations again in the backward pass stays as it
-    is.
+    Hidden states and gradients of four short rows with two starts of unequal length are compared
+    with those of the whole rows. A model whose state is not a cache of keys and values (a
+    state-space layer, a short convolution), one that draws random numbers (dropout, a router's
+    jitter), or one that computes its activations again in the backward pass stays as it is.
 
     Args:
-        rows: Token ids of training rows that start alike.
+        rows: Token ids of training rows; the compared rows have tokens of the longest one.
+        padded_left: Whether batches have padding on the left, which is then compared too.
+        copy: A copy of the model that does as the model does: the reference of a whole model.
 
     Returns:
         Whether the model does.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = base.base_model
+    base, decoder = _parts(model)
     if decoder.is_gradient_checkpointing:
         return False
-    batch = _two_rows(rows, model.device)
-    own = decoder.__dict__.get("forward")
+    batch, starts = _compared_batch(max(rows, key=len), model.device, padded_left=padded_left)
+    allowed = MAX_RELATIVE_DIFFERENCE.get(base.dtype, 0.0)
+    together = functools.partial(_from_starts, decoder, decoder.forward, starts)
     try:
-        allowed = MAX_RELATIVE_DIFFERENCE[base.dtype]
-        if not _is_close(*_trained_twice(model, decoder, batch), allowed):
-            return False
-        expected = _compared(model, decoder, batch)
-        longest = _longest_alike(decoder.config)
-        decoder.forward = types.MethodType(_sharing(decoder.forward, longest), decoder)
-        if all(map(_is_close, _compared(model, decoder, batch), expected, [allowed] * 2)):
-            return True
+        if _is_close(*_trained_twice(model, decoder, batch), allowed):
+            expected = _compared(model, decoder, batch)
+            if all(map(_is_close, _compared(model, together, batch), expected, [allowed] * 2)):
+                for own in [decoder, *([] if copy is None else [_parts(copy)[1]])]:
+                    sharing = _sharing(own.forward, _longest_alike(own.config), padded_left)
+                    own.forward = types.MethodType(sharing, own)
+                return True
     except MISFITS as error:
         logger.debug("%s computes every row's start: %s", type(base).__name__, error)
-    decoder.__dict__.pop("forward", None)
-    if own is not None:
-        decoder.forward = own
     return False
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """Return a model without its adapter, and its decoder."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base, base.base_model
 
 
 def _longest_alike(config: Any) -> float:
@@ -156,17 +128,25 @@ def _longest_alike(config: Any) -> float:
     return min(limits)
 
 
-def _two_rows(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
-    two = sorted(rows, key=len)[:2]
-    pairs = enumerate(zip(*two, strict=False))
-    start = next((index for index, (a, b) in pairs if a != b), len(two[0]))
-    cut = [row[max(0, start - END_OF_START) : start + OWN_TOKENS] for row in two]
-    lengths = torch.tensor([len(row) for row in cut], device=device)
-    tensors = [torch.tensor(row, device=device) for row in cut]
-    input_ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-    positions = torch.arange(input_ids.shape[1], device=device)
-    mask = (positions < lengths[:, None]).long()
-    return {"input_ids": input_ids, "attention_mask": mask}
+def _compared_batch(
+    row: Sequence[int], device: torch.device, *, padded_left: bool
+) -> tuple[dict[str, torch.Tensor], Starts]:
+    """Return a batch of four rows with tokens of one row, and its two starts."""
+    tokens = itertools.cycle(row)
+    long = min(COMPARED_TOKENS, len(row)) - max(RESTS)
+    starts = Starts([0, 0, 1, 1], [long, long * 5 // 8], 0, 0)
+    texts = [list(itertools.islice(tokens, length)) for length in starts.lengths]
+    found = [
+        [*texts[group], *itertools.islice(tokens, rest)]
+        for group, rest in zip(starts.groups, RESTS, strict=True)
+    ]
+    before = [0, 0, *[padded_left * (long - starts.lengths[1])] * 2]
+    length = max(number + len(ids) for number, ids in zip(before, found, strict=True))
+    input_ids, mask = torch.zeros(2, len(found), length, dtype=torch.long, device=device)
+    for index, (number, ids) in enumerate(zip(before, found, strict=True)):
+        input_ids[index, number : number + len(ids)] = torch.tensor(ids, device=device)
+        mask[index, number : number + len(ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}, starts
 
 
 def _is_close(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> bool:
@@ -193,41 +173,33 @@ def _trained_twice(
 def _compared(
     model: Any, decoder: Any, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the last hidden states of two rows, and the gradient of a weighted sum of them."""
-    lengths = batch["attention_mask"].sum(1).tolist()
+    """Return the hidden states of all rows, and the gradient of a weighted sum of them."""
     was_training = model.training
     model.eval()
     try:
-        hidden = decoder(**batch, use_cache=False).last_hidden_state.float()
-        last = torch.stack(
-            [
-                row[length - NUM_COMPARED : length]
-                for row, length in zip(hidden, lengths, strict=True)
-            ]
-        )
+        hidden = decoder(**batch, use_cache=False).last_hidden_state
+        hidden = hidden[batch["attention_mask"].bool()].float()
         generator = torch.Generator().manual_seed(0)
-        weights = torch.randn(last.shape, generator=generator).to(last.device)
+        weights = torch.randn(hidden.shape, generator=generator).to(hidden.device)
         gradients = torch.autograd.grad(
-            (last * weights).sum(), compared_parameters(model), allow_unused=True,
+            (hidden * weights).sum(), compared_parameters(model), allow_unused=True,
             materialize_grads=True,
         )  # fmt: skip
     finally:
         model.train(was_training)
-    return last.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
+    return hidden.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
 
 
-def _sharing(original: Any, longest: float) -> Any:
+def _sharing(original: Any, longest: float, padded_left: bool) -> Any:
     # The signature stays the original one: generation reads it.
     @functools.wraps(original)
     def forward(self: Any, input_ids: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if (
-            args
-            or not _is_divisible(input_ids, kwargs)
-            or input_ids.shape[1] > longest
-            or not (start := _common_start(input_ids))
-        ):
+        if args or not _is_divisible(input_ids, kwargs) or input_ids.shape[1] > longest:
             return original(input_ids, *args, **kwargs)
-        return _from_start(self, original, start, input_ids, **kwargs)
+        starts = _starts(input_ids, kwargs.get("attention_mask"), padded_left)
+        if starts is None:
+            return original(input_ids, **kwargs)
+        return _from_starts(self, original, starts, input_ids, **kwargs)
 
     return forward
 
@@ -240,45 +212,108 @@ def _is_divisible(input_ids: Any, kwargs: dict[str, Any]) -> bool:
         and not kwargs.get("use_cache")
         and input_ids is not None
         and len(input_ids) > 1
-        and (mask is None or (mask.dim() == 2 and bool(mask[:, 0].all())))
+        and (mask is None or mask.dim() == 2)
     )
 
 
-def _common_start(input_ids: torch.Tensor) -> int:
-    """Return how many tokens all rows of a batch share; 0 if it is not worth a pass of its own."""
-    num_rows, length = input_ids.shape
-    alike = (input_ids == input_ids[:1]).all(0)[:-1]
-    start = int(alike.cumprod(0).sum())
-    return start if _is_worth(start, num_rows, length) else 0
+def _starts(input_ids: torch.Tensor, mask: torch.Tensor | None, padded_left: bool) -> Starts | None:
+    if mask is None:
+        return shared_starts(input_ids.tolist())
+    rows, offsets = [], []
+    for ids, kept in zip(input_ids.tolist(), mask.tolist(), strict=True):
+        offset, length = kept.index(1) if 1 in kept else 0, sum(kept)
+        # A row with a gap, or without a token, has no start.
+        if not all(kept[offset : offset + length]) or not length or (offset and not padded_left):
+            return None
+        rows.append(ids[offset : offset + length])
+        offsets.append(offset)
+    return shared_starts(rows, offsets)
 
 
-def _from_start(
+class _Layout(NamedTuple):
+    """Where the tokens of whole rows are in the pass of the starts and in that of the rests.
+
+    Attributes:
+        groups: The group of each row.
+        firsts: The first row of each group.
+        start_columns: Columns of each group's start in its first row, (groups, longest start).
+        starts: Which of them are tokens and not padding; padding is on the left.
+        rest_columns: Columns of each row's rest, (rows, longest rest).
+        rests: Which of them are tokens; padding is on the right.
+        places: For each position of the whole rows, its index in both passes, one after the other;
+            0 for padding.
+    """
+
+    groups: torch.Tensor
+    firsts: torch.Tensor
+    start_columns: torch.Tensor
+    starts: torch.Tensor
+    rest_columns: torch.Tensor
+    rests: torch.Tensor
+    places: torch.Tensor
+
+
+def _layout(found: Starts, mask: torch.Tensor) -> _Layout:
+    (num_rows, length), device = mask.shape, mask.device
+    groups = torch.tensor(found.groups, device=device)
+    sizes = torch.tensor(found.lengths, device=device)
+    firsts = torch.tensor([found.groups.index(group) for group in range(len(sizes))], device=device)
+    before = mask.argmax(1)
+    begins, ends = before + sizes[groups], before + mask.sum(1)
+    num_start, num_rest = max(found.lengths), int((ends - begins).max())
+    start_columns = begins[firsts, None] + torch.arange(-num_start, 0, device=device)
+    rest_columns = begins[:, None] + torch.arange(num_rest, device=device)
+    rows = torch.arange(num_rows, device=device)
+    column = torch.arange(length, device=device)
+    in_starts = (groups * num_start + num_start - begins)[:, None] + column
+    in_rests = (len(sizes) * num_start + rows * num_rest - begins)[:, None] + column
+    places = in_starts.where(column < begins[:, None], in_rests)
+    return _Layout(
+        groups, firsts, start_columns.clamp(min=0), start_columns >= before[firsts, None],
+        rest_columns.clamp(max=length - 1), rest_columns < ends[:, None],
+        places.where(mask.bool(), 0).flatten(),
+    )  # fmt: skip
+
+
+def _from_starts(
     decoder: Any,
     original: Any,
-    start: int,
+    found: Starts,
     input_ids: torch.Tensor,
     *,
     attention_mask: torch.Tensor | None = None,
     trained: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Compute the start for one row, and the rest of all rows from a cache of it."""
-    num_rows, length = input_ids.shape
+    """Compute the starts, and the rest of all rows from a cache of them."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    layout = _layout(found, mask)
     cache = DynamicCache(config=decoder.config)
     kwargs |= {"use_cache": True, "past_key_values": cache}
-    of_start, of_rest = kwargs, kwargs
+    of_starts, of_rests = dict(kwargs), dict(kwargs)
+    if "position_ids" in inspect.signature(original).parameters:
+        of_starts["position_ids"] = layout.start_columns
+        of_rests["position_ids"] = layout.rest_columns
     if trained is not None:  # flat indices, see training.loop.last_layer
-        row, position = trained // length, trained % length
-        early, is_late = position[position < start].unique(), position >= start
+        places, num_early = layout.places[trained], layout.starts.numel()
+        early, late = places[places < num_early].unique(), places[places >= num_early] - num_early
         # Some layers cannot compute zero positions, so one is computed that nobody reads.
-        of_start = {**kwargs, "trained": early if len(early) else trained.new_zeros(1)}
-        late = row[is_late] * (length - start) + position[is_late] - start
-        of_rest = {**kwargs, "trained": late}
-    shared = original(input_ids=input_ids[:1, :start], **of_start).last_hidden_state
-    cache.batch_repeat_interleave(num_rows)
-    output = original(input_ids=input_ids[:, start:], attention_mask=attention_mask, **of_rest)
-    output.last_hidden_state = torch.cat(
-        [shared.expand(num_rows, -1, -1), output.last_hidden_state], dim=1
+        of_starts["trained"] = early if len(early) else trained.new_full((1,), num_early - 1)
+        of_rests["trained"] = late if len(late) else trained.new_zeros(1)
+    starts = original(
+        input_ids=input_ids[layout.firsts].gather(1, layout.start_columns),
+        attention_mask=None if min(found.lengths) == max(found.lengths) else layout.starts.long(),
+        **of_starts,
+    ).last_hidden_state
+    # Not batch_select_indices: with several threads, its gradients are summed in any order.
+    cache.reorder_cache(layout.groups)
+    output = original(
+        input_ids=input_ids.gather(1, layout.rest_columns),
+        attention_mask=torch.cat([layout.starts[layout.groups], layout.rests], 1).long(),
+        **of_rests,
     )
+    hidden = torch.cat([starts.flatten(0, 1), output.last_hidden_state.flatten(0, 1)])
+    hidden = hidden.index_select(0, layout.places)
+    output.last_hidden_state = hidden.view(*input_ids.shape, -1)
     output.past_key_values = None
     return output

@@ -70,7 +70,9 @@ def _check(config: TrainingConfig, rows: Sequence[Row], file: str) -> None:
             f"training.method.reward_weights: has {len(weights)} numbers for {len(rewards)} "
             "reward_funcs; expected one each"
         )
-    per_step = _rows_per_generation(config, given)
+    per_step = options.rows_at_once(
+        config.per_device_train_batch_size, config.gradient_accumulation_steps
+    )
     if per_step < 2:
         raise ConfigError(
             f"training.per_device_train_batch_size: a step has {per_step} answer; expected two or "
@@ -92,14 +94,6 @@ def _check(config: TrainingConfig, rows: Sequence[Row], file: str) -> None:
             hint="Give more prompts, or set training.gradient_accumulation_steps: 1.",
         )
     _probe(rewards, rows)
-
-
-def _rows_per_generation(config: TrainingConfig, given: dict[str, Any]) -> int:
-    """Return how many answers are generated at once, as TRL counts them."""
-    batch_size = config.per_device_train_batch_size
-    if "generation_batch_size" in given:
-        return int(given["generation_batch_size"])
-    return batch_size * int(given.get("steps_per_generation", config.gradient_accumulation_steps))
 
 
 def _nearest_divisor(total: int, options: GrpoConfig) -> int:

@@ -21,6 +21,7 @@ from tuneline.pipeline.up import lock_run, make_dataset, require_dataset
 
 if TYPE_CHECKING:
     from training import DataFinding
+    from tuneline.models.source import ModelSource
 
 HELD_OUT = "held out"
 """The reason of the training rows that the split moves to the other side; nothing is lost."""
@@ -80,16 +81,16 @@ def check_run(run: Run) -> CheckedRun:
         )
     if workload_inputs(run):
         found["load test"] = f"{config.loadtest.workload.path} is there"
-    return _with_data_checks(run, found)
+    return _with_data_checks(run, found, base)
 
 
-def _with_data_checks(run: Run, found: dict[str, str]) -> CheckedRun:
-    """Make the dataset unless it is current, and add its counts and findings.
+def _with_data_checks(run: Run, found: dict[str, str], base: ModelSource) -> CheckedRun:
+    """Make the dataset unless it is current; add its counts, findings, and what batches share.
 
     A warning replaces them if the dataset is not current and the run's folder is locked or cannot
     be written.
     """
-    from training import data_findings
+    from training import data_findings, estimate_sharing
 
     with ExitStack() as stack:
         if any(entry.state != "current" for entry in plan(run, (DATASET,))):
@@ -102,4 +103,8 @@ def _with_data_checks(run: Run, found: dict[str, str]) -> CheckedRun:
     reasons = dataset.manifest.metrics["dropped"].items()
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in reasons if reason != HELD_OUT)
     counts = summarize(dataset) + (f"; dropped: {dropped}" if dropped else "")
-    return CheckedRun({**found, "data checks": counts}, data_findings(dataset))
+    found = {**found, "data checks": counts}
+    sharing = estimate_sharing(run.config.training, dataset, base)
+    if sharing is not None:
+        found["shared starts"] = str(sharing)
+    return CheckedRun(found, data_findings(dataset))

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.core.artifact import Artifact, open_artifact
-from tuneline.core.errors import ArtifactError, ConfigError, NotAnArtifactError
+from tuneline.core.errors import (
+    ArtifactError,
+    ConfigError,
+    NotAnArtifactError,
+    TunelineError,
+)
 from tuneline.core.files import MANIFEST
 from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.keys import stage_keys
 from tuneline.pipeline.run_config import Run, resolve_base
-from tuneline.pipeline.stage import Made, Stage
+from tuneline.pipeline.stage import ADAPTER, DATASET, Made, Stage
 from tuneline.pipeline.stages import stages
 
 State = Literal["current", "stale", "waiting"]
@@ -150,7 +155,8 @@ def all_current(run: Run) -> Made:
 def estimate_run(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the memory that a line takes, as values and as lines for people.
 
-    A base model whose files name no sizes has no estimate; the line says why.
+    A base model whose files name no sizes has no estimate; the line says why. A current dataset
+    also tells what the rows of a batch share, if the training is not current.
 
     Raises:
         MissingError: The base model is not here.
@@ -168,7 +174,23 @@ def estimate_run(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
             base,
             serving_dtype=serving.dtype,
             num_served_tokens=num_tokens,
+            sharing=_expected_sharing(run),
         )
     except ArtifactError as error:
         return None, [f"no estimate of the memory: {error}"]
     return found, estimate_lines(found)
+
+
+def _expected_sharing(run: Run) -> Any:
+    """Return what the rows of a batch of the next training share; None if it is not known."""
+    from training import estimate_sharing
+
+    dataset, adapter = plan(run, (DATASET,))[-1], plan(run, (ADAPTER,))[-1]
+    if dataset.state != "current" or dataset.path is None or adapter.state == "current":
+        return None
+    try:
+        return estimate_sharing(
+            run.config.training, open_artifact(dataset.path), resolve_base(run, download=False)
+        )
+    except TunelineError:  # `up` and `check` report it
+        return None

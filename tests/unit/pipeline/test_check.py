@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.unit.training.data.checks.made import clean_rows
 from training.data.row import Row
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.pipeline.check import check_run
-from tuneline.pipeline.plan import plan
+from tuneline.pipeline.plan import estimate_run, plan
 from tuneline.pipeline.run_config import Run, load_run
 from tuneline.pipeline.up import lock_run
 
@@ -63,6 +64,29 @@ def test_check_names_leaked_rows_and_keeps_the_dataset(tmp_path: Path) -> None:
     made = (entry.path / "manifest.json").stat().st_mtime_ns
     assert check_run(run) == checked
     assert (entry.path / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_check_and_plan_say_what_rows_of_a_batch_share(tmp_path: Path) -> None:
+    long = "Answer with one word of the ticket, and say nothing about these rules. " * 3
+    training = {"max_length": 256, "gradient_checkpointing": False}
+    run = _run(tmp_path, training=training, system_prompt=long)
+    before, _ = estimate_run(run)
+    assert before is not None and before["sharing"] is None  # the rows are not read yet
+    said = check_run(run).found["shared starts"]
+    assert re.fullmatch(
+        r"all rows start with the same \d\d tokens, which a batch computes once: about \d\d% of "
+        "the tokens are saved",
+        said,
+    )
+    found, lines = estimate_run(run)
+    assert found is not None and said in lines
+    assert found["sharing"]["saved"] > 0.3
+    assert found["training"]["activations"] < before["training"]["activations"]
+    again = _run(
+        tmp_path, training={**training, "gradient_checkpointing": True}, system_prompt=long
+    )
+    assert "shared starts" not in check_run(again).found
+    assert estimate_run(again)[0]["sharing"] is None  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

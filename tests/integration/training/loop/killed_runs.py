@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         **DROPOUT, "load_best_model_at_end": True, "metric_for_best_model": "eval_exact_match",
         "early_stopping_patience": 2, "eval_steps": 2, "num_eval_prompts": 4,
     }),
-    "dpo": ("preference", {"method": {"type": "dpo"}}),
+    "dpo": ("long_pair", {"method": {"type": "dpo"}}),
     "moving-reference": ("preference", {
         "finetuning_type": "full", "learning_rate": 1e-3,
         "method": {"type": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 1},
@@ -149,7 +149,7 @@ def main(folder: Path, names: list[str]) -> None:
     def setting_up() -> None:
         make_base(folder / "base")
         (folder / "rewards.py").write_text(REWARD_FILE)
-        for kind in ("answer", "preference", "label", "prompt"):
+        for kind in {kind for kind, _ in CASES.values()}:
             write_dataset(folder / f"data-{kind}", kind, 13, 5)
 
     assert in_child(setting_up) == 0

@@ -67,6 +67,11 @@ def test_a_killed_run_ends_with_the_bits_of_a_straight_one(runs: Path, name: str
     assert not (runs / name / ".killed.work").exists()
 
 
+def test_a_killed_run_computed_shared_prompts_once(runs: Path) -> None:
+    found = _manifest(runs / "dpo" / "killed")["metrics"]["saved_token_share"]
+    assert found > 0.2
+
+
 def test_kills_hit_steps_saves_and_half_written_files(runs: Path) -> None:
     kills = [
         kill for name in CASES for kill in json.loads((runs / name / "kills.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ def pair(index: int) -> Row:
     return Row(_asked(index), (_said(word),), rejected=(_said(word.upper() * (1 + index % 3)),))
 
 
+def long_pair(index: int) -> Row:
+    """A pair whose prompt is long enough that a batch computes it once."""
+    asked = f"Number {index}. " + "Answer in one lower-case word and in nothing else. "
+    return replace(pair(index), prompt=(_said(asked, "user"),))
+
+
 def labelled(index: int) -> Row:
     word = WORDS[index % 8]
     good = index % 2 == 0
@@ -84,7 +91,7 @@ def uneven(index: int) -> Row:
 
 KINDS: dict[str, Callable[[int], Row]] = {
     "answer": answer, "uneven": uneven, "preference": pair, "label": labelled, "prompt": prompt,
-    "solved": solved,
+    "solved": solved, "long_pair": long_pair,
 }  # fmt: skip
 
 

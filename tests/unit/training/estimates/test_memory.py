@@ -20,6 +20,7 @@ from training.estimates.memory import (
     largest_batch,
     num_trained,
 )
+from training.loop.shared_rows import Sharing
 from tuneline.models.network import Network
 
 LAYER = "model.layers.0."
@@ -165,7 +166,7 @@ def test_a_shared_start_is_computed_once_unless_activations_are_computed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("training.estimates.memory.gpu_names", lambda: ["any"])
-    batch = largest_batch(CONFIG, [5, 3, 4], start=2)
+    batch = largest_batch(CONFIG, [5, 3, 4], sharing=Sharing(0.3, 2))
     assert batch == Batch(3, 5, start=2)
     whole, shared = (estimate_training(CONFIG, NETWORK, b, 4) for b in (Batch(3, 5), batch))
     # 11 tokens of 15 are computed. The rows read 15 keys and values of the queries' size, 8, in

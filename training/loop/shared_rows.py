@@ -1,0 +1,197 @@
+"""Which rows of a batch start alike, and how many tokens a batch saves by it. Needs no torch."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.config import TrainingConfig
+from training.config.method import GrpoConfig
+
+LEAST_TOKENS = 32
+"""A shorter start saves less than a second pass through the layers costs."""
+LEAST_SAVING = 0.15
+"""Share of a batch's positions that are not computed."""
+NUM_DRAWN = 32
+"""Batches that are drawn to estimate what a run saves."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """The groups of a batch's rows that start alike.
+
+    Attributes:
+        groups: The group of each row.
+        lengths: For each group, the tokens at the start that are computed once.
+        num_computed: Positions of the two passes, padding included.
+        num_whole: Positions of the batch of whole rows, padding included.
+    """
+
+    groups: list[int]
+    lengths: list[int]
+    num_computed: int
+    num_whole: int
+
+    @property
+    def saved(self) -> float:
+        """Share of the batch's positions that are not computed."""
+        return 1 - self.num_computed / self.num_whole
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """The tokens that rows of a batch share, as far as a run's rows tell before it.
+
+    Attributes:
+        saved: Share of the tokens that are not computed, the mean over drawn batches.
+        start: Tokens at the start of a row that are computed once in every batch; 0 if a batch may
+            have rows without a shared start.
+        num_sharing: Rows that share one start; None for all rows of a batch.
+    """
+
+    saved: float
+    start: int = 0
+    num_sharing: int | None = None
+
+    def __str__(self) -> str:
+        if self.start and self.num_sharing is None:
+            return (
+                f"all rows start with the same {self.start:,} tokens, which a batch computes once: "
+                f"about {self.saved:.0%} of the tokens are saved"
+            )
+        return (
+            "a batch computes the prompts that its rows share once: about "
+            f"{self.saved:.0%} of the tokens are saved"
+        )
+
+
+def shared_starts(rows: Sequence[list[int]], offsets: Sequence[int] = ()) -> Starts | None:
+    """Return the groups of rows that save most; None if no groups save enough.
+
+    The starts of all groups are one pass of (groups) x (longest start) positions, and what follows
+    them is one of (rows) x (longest rest).
+
+    Args:
+        rows: Token ids of each row, without padding.
+        offsets: Padding before each row. Rows share a start only at the same positions.
+    """
+    before = offsets or [0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda row: (before[row], rows[row]))
+    alike = [
+        _num_alike(rows[left], rows[right]) if before[left] == before[right] else 0
+        for left, right in itertools.pairwise(order)
+    ]
+    whole = len(rows) * max(map(len, rows))
+    best: Starts | None = None
+    for least in {number for number in alike if number >= LEAST_TOKENS}:
+        found = _grouped(rows, order, alike, least, whole)
+        if best is None or found.num_computed < best.num_computed:
+            best = found
+    return best if best is not None and best.saved >= LEAST_SAVING else None
+
+
+def _num_alike(left: list[int], right: list[int]) -> int:
+    """Return how many tokens two rows start with; a token of each is left over."""
+    pairs = enumerate(zip(left[:-1], right[:-1], strict=False))
+    shorter = min(len(left), len(right)) - 1
+    return next((index for index, (a, b) in pairs if a != b), shorter)
+
+
+def _grouped(
+    rows: Sequence[list[int]], order: list[int], alike: list[int], least: int, whole: int
+) -> Starts:
+    """Return the groups whose rows share at least `least` tokens."""
+    groups, lengths, alone = [0] * len(rows), [0], [order[0]]
+    for row, number in zip(order[1:], alike, strict=True):
+        if number < least:
+            lengths.append(0)
+            alone.append(row)
+        else:
+            lengths[-1] = min(lengths[-1] or number, number)
+        groups[row] = len(lengths) - 1
+    longest = max(lengths)
+    # A row that shares nothing computes a part of itself with the starts of the others.
+    lengths = [
+        length or min(longest, len(rows[row]) - 1)
+        for length, row in zip(lengths, alone, strict=True)
+    ]
+    rest = max(len(row) - lengths[group] for row, group in zip(rows, groups, strict=True))
+    return Starts(groups, lengths, len(lengths) * longest + len(rows) * rest, whole)
+
+
+def expected_sharing(config: TrainingConfig, examples: Sequence[Any]) -> Sharing | None:
+    """Return what batches of these examples share; None if rows are computed whole.
+
+    Args:
+        examples: The token ids of each training row's sequences; a preference pair has two, and a
+            prompt that the model answers itself has one.
+    """
+    if (
+        not examples
+        or config.per_device_train_batch_size * config.method.num_sequences < 2
+        or config.packing
+        or config.lora_dropout
+        or config.gradient_checkpointing is True
+        or config.router_aux_loss_coef
+        or (config.launch is not None and config.launch.strategy == "fsdp2")
+    ):
+        return None
+    draw = random.Random(0)
+    batches = [_drawn(config, examples, draw) for _ in range(NUM_DRAWN)]
+    found = [shared_starts(batch) for batch in batches]
+    whole = sum(len(batch) * max(map(len, batch)) for batch in batches)
+    saved = sum(starts.num_whole - starts.num_computed for starts in found if starts) / whole
+    if not saved:
+        return None
+    start, num_sharing = _in_every_batch(config, examples)
+    return Sharing(saved, start, num_sharing)
+
+
+def _drawn(config: TrainingConfig, examples: Sequence[Any], draw: random.Random) -> list[list[int]]:
+    """Return the rows of a batch of random examples."""
+    size, method = config.per_device_train_batch_size, config.method
+    if not isinstance(method, GrpoConfig):
+        chosen = draw.sample(examples, min(size, len(examples)))
+        return [ids for example in chosen for ids in example]
+    # The answers that are generated at once are shuffled before they are divided into batches.
+    num_prompts = _rows_at_once(config, method) // method.num_generations
+    prompts = draw.sample(examples, max(1, min(num_prompts, len(examples))))
+    answers = [
+        [*example[0], *[-1 - index] * method.max_completion_length]
+        for example in prompts
+        for index in range(method.num_generations)
+    ]
+    return draw.sample(answers, min(size, len(answers)))
+
+
+def _rows_at_once(config: TrainingConfig, method: GrpoConfig) -> int:
+    return method.rows_at_once(
+        config.per_device_train_batch_size, config.gradient_accumulation_steps
+    )
+
+
+def _in_every_batch(config: TrainingConfig, examples: Sequence[Any]) -> tuple[int, int | None]:
+    """Return the start that rows share in every batch, and how many rows share one.
+
+    The second element is None if all rows do. The start is 0 if a batch may share less than what
+    is worth a pass of its own.
+    """
+    method, size = config.method, config.per_device_train_batch_size
+    rows = [ids for example in examples for ids in example]
+    length = max(map(len, rows))
+    first, last = min(rows), max(rows)  # in the order of their tokens: these two differ soonest
+    common = min(_num_alike(first, last), *(len(row) - 1 for row in rows))
+    num_rows, own, num_sharing = min(size * method.num_sequences, len(rows)), 0, 2
+    if isinstance(method, GrpoConfig):
+        own, length = length, length + method.max_completion_length
+        num_sharing = max(1, method.num_generations * size // _rows_at_once(config, method))
+    elif method.num_sequences == 2:
+        # The pair of which most is computed decides; the longest row has `length` tokens.
+        own = min(2 * (length - max(map(len, pair))) + _num_alike(*pair) for pair in examples)
+    found = [(common, num_rows, None), (own, num_sharing, num_sharing)]
+    start, sharing, named = max(found, key=lambda entry: entry[0] * (1 - 1 / entry[1]))
+    worth = start >= LEAST_TOKENS and start * (1 - 1 / sharing) >= LEAST_SAVING * length
+    return (min(start, length - 1), named) if worth else (0, None)
