@@ -21,6 +21,7 @@ from training.loop.memory import start_measurement
 from training.loop.ranks import any_rank
 from training.loop.shared_rows import Sharing, expected_sharing
 from training.loop.shared_start import fits_shared_starts, share_starts
+from training.loop.trl_head import project_trained_positions
 from training.methods import Method, find_method, require_kinds
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
@@ -69,6 +70,7 @@ class Prepared:
 
     def trainer(self, config: TrainingConfig, arguments: dict[str, Any]) -> Any:
         """Return the method's trainer, ready to train."""
+        project_trained_positions()
         trainer = self.method.trainer(
             config, self.model, self.tokenizer, arguments, self.train_rows, self.heldout_rows
         )
@@ -117,14 +119,11 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     sampled = config.method.num_sampled_tokens
     require_context(base, max(lengths, default=0), sampled)
     lengths = [length + sampled for length in lengths]
-    trained = [row.num_trained_tokens for row in train_rows]
-    one_each = len(trained) == len(lengths)  # a preference pair has two sequences
+    trained = [row.num_trained_tokens or sampled for row in train_rows]
     sharing = expected_sharing(config, examples)
     if sharing and not fits_shared_starts(base.path, max(lengths), padded_left=sampled > 0):
         sharing = None
-    chosen, estimate = estimate_step(
-        config, base.path, lengths, trained if one_each else (), sharing=sharing
-    )
+    chosen, estimate = estimate_step(config, base.path, lengths, trained, sharing=sharing)
     # Hosts have different free memory; the processes compute the same passes.
     again = any_rank(chosen.gradient_checkpointing is True)
     chosen = chosen.model_copy(update={"gradient_checkpointing": again})

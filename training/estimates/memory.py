@@ -103,7 +103,7 @@ def largest_batch(
 
     Args:
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
-        trained: Trained tokens of each sequence; all tokens if not given.
+        trained: Trained tokens of each row, of both sides of a pair; all tokens if not given.
         sharing: The tokens that rows of a batch share.
     """
     rows = config.per_device_train_batch_size * config.method.num_sequences
@@ -111,7 +111,8 @@ def largest_batch(
     if config.packing or not lengths:
         return Batch(rows, config.max_length, None, *shared)
     # Trained tokens are bounded: of rows of one length, any may share a batch.
-    num_trained = sum(sorted(trained, reverse=True)[:rows]) if trained else None
+    most = sorted(trained, reverse=True)[: config.per_device_train_batch_size]
+    num_trained = sum(most) if trained else None
     return Batch(min(rows, len(lengths)), max(lengths), num_trained, *shared)
 
 
@@ -218,7 +219,7 @@ def _logits(config: TrainingConfig, network: Network, batch: Batch, item_bytes: 
     only_trained = bool(gpu_names()) or _has_answer_loss(config, item_bytes)
     # SFT computes tiles too on a CPU whose head is not float32.
     if config.method.computes_tiles or (method == "sft" and not only_trained):
-        tile = min(batch.num_tokens, TILE[0]) * min(vocabulary, TILE[1])
+        tile = min(batch.num_trained, TILE[0]) * min(vocabulary, TILE[1])
         return tile if gpu_names() else TILE_COPIES * tile
     logits = batch.num_tokens * vocabulary
     if method == "sft":

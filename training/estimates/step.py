@@ -40,7 +40,7 @@ def estimate_step(
 
     Args:
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
-        trained: Trained tokens of each sequence; all tokens if not given.
+        trained: Trained tokens of each row, of both sides of a pair; all tokens if not given.
         sharing: The tokens that rows of a batch share.
     """
     try:

@@ -1,4 +1,4 @@
-"""TRL's output head against the model's own.
+"""TRL's output head: at trained positions only, and compared with the model's own.
 
 TRL 1.16 multiplies hidden states by the head's weight itself, and knows the scales and soft caps of
 most families by the names of their configuration. RecurrentGemma, xLSTM and Chameleon have others.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from trl.trainer import utils
 
 from tuneline.core.errors import ConfigError
 
@@ -18,6 +19,16 @@ MAX_DIFFERENCE = 1e-3
 """Nats of one token's log-probability, in float32."""
 MAX_DIFFERENCE_16 = 0.1
 """The same in 16 bits, where a logit of 20 is rounded by 0.06."""
+
+
+def project_trained_positions() -> None:
+    """Let TRL's head project only positions whose next token is trained, on every machine.
+
+    TRL 1.16 does so with Triton, and asks for Triton nowhere else in this module. Without it, it
+    projects all positions so that no shape changes, for devices that compile every new shape. A CPU
+    compiles nothing.
+    """
+    utils._use_triton = lambda _device: True
 
 
 def trl_head_fits(model: Any, input_ids: Sequence[int], temperature: float = 1.0) -> bool:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from trl.trainer import utils
 
 from tests.integration.training.methods.datasets import KINDS
 from tests.integration.training.tiny import make_base
 from training.adapters.lora import add_lora
 from training.config import TrainingConfig
 from training.loop.arguments import trainer_arguments
+from training.loop.trl_head import project_trained_positions
 from training.methods import find_method
 from training.model import load_base
 from tuneline.core.errors import ConfigError
@@ -59,6 +61,29 @@ def _trainer(base: ModelSource, work: Path, method: str, kind: str) -> tuple[Any
     model = add_lora(config, load_base(base, torch.float32))
     arguments = trainer_arguments(config, work, resumed=True)
     return found.trainer(config, model, tokenizer, arguments, examples, examples), examples
+
+
+def test_trls_head_projects_trained_positions_on_a_cpu_too(
+    base: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(utils, "_use_triton", utils._use_triton)  # it is restored after the test
+    counts: list[int] = []
+    apply = utils._ChunkedLogProbFunction.apply
+
+    def counted(hidden: torch.Tensor, *args: Any) -> Any:
+        counts.append(hidden.shape[0])
+        return apply(hidden, *args)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", counted)
+    model = load_base(base, torch.float32)
+    utils.add_fused_lm_head(model)
+    ids = torch.arange(24).view(2, 12)
+    labels = torch.where(torch.arange(12) < 8, -100, ids)
+    whole = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+    project_trained_positions()
+    found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+    assert counts == [2 * 11, 2 * 4]
+    torch.testing.assert_close(found, whole)
 
 
 def test_sft_has_the_loss_of_the_models_own_logits(base: ModelSource, tmp_path: Path) -> None:
