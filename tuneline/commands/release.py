@@ -93,4 +93,4 @@ def _lines(artifact: Artifact, document: Release) -> list[str]:
         for gate in document.gates
     ]
     signed = "signed" if artifact.manifest.metrics["is_signed"] else "not signed"
-    return [*lines, "", f"{document.verdict}, {signed}: {artifact.path}", artifact.digest]
+    return [*lines, "", f"{document.said_verdict}, {signed}: {artifact.path}", artifact.digest]

@@ -200,9 +200,9 @@ def _verify_release(
             for check in found.checks
         ),
         *(f"waived {waiver.gate}: {waiver.why}" for waiver in release.waivers),
-        f"release.json says {release.verdict}; not checked: {', '.join(found.unchecked)}"
+        f"release.json says {release.said_verdict}; not checked: {', '.join(found.unchecked)}"
         if found.unchecked
-        else f"verdict {release.verdict}",
+        else f"verdict {release.said_verdict}",
     ]
     emit(document, lines, as_json)
     if release.verdict is not Verdict.PASS:

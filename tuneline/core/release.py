@@ -242,6 +242,12 @@ class Release(StrictModel):
         return next((link for link in self.chain if link.stage == stage), None)
 
     @property
+    def said_verdict(self) -> str:
+        """Return the verdict with the gates that failed and were waived."""
+        waived = ", ".join(waiver.gate for waiver in self.waivers)
+        return f"{self.verdict}, waived: {waived}" if waived else str(self.verdict)
+
+    @property
     def task(self) -> str:
         """Return the Hub's name of what the model does."""
         method = self.config.get("training", {}).get("method", {}).get("type")

@@ -23,7 +23,7 @@ def card_text(release: Release) -> str:
     """Return the card, in Markdown. Every figure of it is in `release.json`."""
     model, base, data = release.model, release.base, release.data
     lines = ["---", yaml.safe_dump(_metadata(release), sort_keys=False).rstrip(), "---", ""]
-    lines += [f"# {release.name}", "", f"Verdict: **{release.verdict}**.", ""]
+    lines += [f"# {release.name}", "", f"Verdict: **{release.said_verdict}**.", ""]
     lines += [
         "| | |",
         "| --- | --- |",

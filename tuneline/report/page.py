@@ -110,10 +110,10 @@ def _tiles(facts: Facts) -> list[Tile]:
     elif EVALUATION_TUNED in facts.made:
         tiles.append(_score(facts))
     if FORGETTING in facts.made:
-        metrics = facts.read(FORGETTING, FORGETTING_FILE)
-        tiles.append(
-            Tile("skills kept", f"{points(metrics['difference'])} points", "difference to the base")
-        )
+        suite = facts.read(FORGETTING, FORGETTING_FILE)
+        ends = " to ".join(points(bound) for bound in suite["interval"])
+        note = f"{ends} (95 %), {suite['verdict']}"
+        tiles.append(Tile("skills of the base", f"{points(suite['difference'])} points", note))
     proofs = [one for kind in ("parity", "reward-parity") for _, one in facts.of_kind(kind)]
     if proofs:
         passed = sum(read_verdict(proof) is Verdict.PASS for proof in proofs)

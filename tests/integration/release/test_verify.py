@@ -305,7 +305,10 @@ def test_a_link_to_a_signed_model_is_followed_and_one_inside_is_named(
 def test_a_waiver_is_said_by_verify(tmp_path: Path) -> None:
     line = write_line(tmp_path, Answers(parity_noise=0.5))
     release = line.released("--waive", "parity-served", "--why", "known rounding")
-    assert "waived parity-served: known rounding" in verify(release).stdout
+    said = verify(release).stdout
+    assert "waived parity-served: known rounding" in said
+    assert "release.json says PASS, waived: parity-served; not checked: signature" in said
+    assert "Verdict: **PASS, waived: parity-served**." in (release / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Literal
+from unicodedata import east_asian_width
 
 from tuneline.core.page.blocks import Plot
 from tuneline.core.page.numbers import digits
+from tuneline.core.shorten import shorten
 
 WIDTH = 360
 HEIGHT = 212
@@ -22,6 +24,10 @@ LEFT, RIGHT, TOP = 46, 12, 26
 FLOOR = HEIGHT - 36
 """The place of the axis of x."""
 ROW_HEIGHT = 40
+LINE_HEIGHT = 15
+LETTER = 6.4
+"""Mean width of a letter of a name."""
+MAX_LETTERS = 50
 NUM_COLORS = 4
 MAX_TOOLTIPS = 60
 """A line with more points has no tooltip for each."""
@@ -167,16 +173,22 @@ def row_plot(
     values = [mark.value for row in rows for mark in (*row.marks, *row.limits)]
     values += [end for row in rows for end in row.interval or ()] + ([0.0] if zero else [])
     across = _scale(axis, values, RIGHT, WIDTH - RIGHT)
-    bottom = 6 + ROW_HEIGHT * len(rows)
+    # Words that do not fit next to each other are below each other.
+    heights = [
+        ROW_HEIGHT + (0 if _width(f"{row.label}  {row.says}") <= WIDTH - 2 * RIGHT else LINE_HEIGHT)
+        for row in rows
+    ]
+    bottom = 6 + sum(heights)
     parts = []
     for value in _ticks(across):
         parts += [_text(across.at(value), bottom + 14, _tick_label(value, axis), "tick mid")]
     parts.append(_text(WIDTH - RIGHT, bottom + 30, axis.label, "axis end"))
-    for number, row in enumerate(rows):
-        top = 6 + ROW_HEIGHT * number
-        at = top + 26
-        parts.append(_text(RIGHT, top + 12, row.label, "name"))
-        parts.append(_text(WIDTH - RIGHT, top + 12, row.says, "name end"))
+    for row, height, top in zip(
+        rows, heights, itertools.accumulate(heights, initial=6), strict=False
+    ):
+        at = top + height - 14
+        parts.append(_text(RIGHT, top + 12, shorten(row.label, MAX_LETTERS), "name"))
+        parts.append(_text(WIDTH - RIGHT, at - 14, row.says, "name end"))
         # The lines leave out the words above the marks.
         for value in _ticks(across):
             parts.append(_line(across.at(value), at - 9, across.at(value), at + 9, "grid"))
@@ -192,6 +204,11 @@ def row_plot(
         parts += [_mark(across.at(m.value), at, m.series) for m in row.marks]
     spoken = " ".join(f"{row.label}: {row.says}." for row in rows)
     return _plot(title, parts, bottom + 36, spoken, tuple(legend))
+
+
+def _width(text: str) -> float:
+    """Return about how wide a name is; letters of East Asia are twice as wide."""
+    return sum(2 * LETTER if east_asian_width(one) in "WF" else LETTER for one in text)
 
 
 def _plot(title: str, parts: list[str], height: float, says: str, legend: tuple[str, ...]) -> Plot:

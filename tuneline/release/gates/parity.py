@@ -128,11 +128,15 @@ def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
     ]
     failed = {name: why for name, one in found.items() if (why := _why_not(proofs, name, one))}
     problems = [f"{found[name].form}: {problem}" for name, why in failed.items() for problem in why]
-    forms = ", ".join(one.form for one in found.values())
+    forms = ", ".join(
+        f"{one.form} ({one.num_equal_answers} of {one.num_prompts} answers equal"
+        + (", by limits of run.yaml)" if _are_own(proofs, one.form) else ")")
+        for one in found.values()
+    )
     words = (
         f"Not the trained model: {'; '.join(problems)}."
         if failed
-        else f"The answers are the trained model's: {forms}."
+        else f"Within the limits of the trained model: {forms}."
     )
     return judged(
         not failed,

@@ -62,9 +62,9 @@ def _table(caption: str, gates: Sequence[Gate]) -> Table:
 
 
 def _words(gate: Gate) -> Text:
-    waived = f" Waived: {gate.why}" if gate.outcome is Outcome.WAIVED else ""
-    hint = f" {gate.hint}" if gate.hint else ""
-    return f"{gate.words}{waived}{hint}"
+    if gate.outcome is Outcome.WAIVED:
+        return f"{gate.words} Waived: {gate.why}"
+    return f"{gate.words} {gate.hint}" if gate.hint else gate.words
 
 
 def _unreleased(facts: Facts) -> tuple[Block, ...]:

@@ -115,6 +115,27 @@ def test_a_row_shows_its_mark_its_interval_and_its_limit() -> None:
     assert plot.legend == ("measured", "limit")
 
 
+@pytest.mark.parametrize(
+    ("label", "says", "is_apart"),
+    [
+        ("merged", "4.3e-06, 1.6e-07; limits 1.0e-03, 1.0e-04", False),
+        ("quantized-w4a16", "4.9e-01, 2.0e-02; limits 1.5e+00, 5.0e-02", True),
+        ("한국어 상담 분류 모델의 첫 번째 단계", "31.5 ms of 2.00 s", True),
+    ],
+)
+def test_words_that_do_not_fit_next_to_each_other_are_apart(
+    label: str, says: str, is_apart: bool
+) -> None:
+    rows = [Row(label, says, [Mark(1.0)]), Row("next", "1", [Mark(2.0)])]
+    svg = parsed(row_plot("Forms", rows, Axis("nats")).svg)
+    places = [
+        float(one.get("y", "")) for one in svg.iter("text") if "name" in str(one.get("class"))
+    ]
+    assert len(places) == 4
+    assert (places[0] < places[1]) is is_apart
+    assert places[1] < places[2] == places[3]
+
+
 def test_labels_with_markup_are_text() -> None:
     bad = '</svg><script>alert("1")</script>&"'
     plot = line_plot(
