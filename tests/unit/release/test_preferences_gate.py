@@ -87,6 +87,7 @@ def test_a_named_metric_is_judged_instead(tmp_path: Path) -> None:
     assert found.required.startswith("exact_match better")
 
 
+@pytest.mark.parametrize("name", ["accuracy", "reward_difference"])
 @pytest.mark.parametrize(
     ("summary", "expected"),
     [
@@ -103,16 +104,15 @@ def test_a_named_metric_is_judged_instead(tmp_path: Path) -> None:
     ids=["pairs", "rewards"],
 )  # fmt: skip
 def test_a_release_has_the_figures_of_the_preferences(
-    tmp_path: Path, summary: dict[str, Any], expected: dict[str, float]
+    tmp_path: Path, summary: dict[str, Any], expected: dict[str, float], name: str
 ) -> None:
     found = {figure.name: figure for figure in figures_of(proofs_of(tmp_path, [], summary))}
     assert {name: figure.value for name, figure in found.items()} == {
         f"evaluation.preferences.{name}": value for name, value in expected.items()
     }
-    for name in ("accuracy", "reward_difference"):
-        if name in expected:
-            interval = found[f"evaluation.preferences.{name}"].interval
-            assert list(interval or ()) == list(summary[f"{name}_interval"])
+    if name in expected:
+        interval = found[f"evaluation.preferences.{name}"].interval
+        assert list(interval or ()) == list(summary[f"{name}_interval"])
 
 
 @pytest.mark.parametrize(

@@ -90,17 +90,17 @@ def test_prompts_of_a_judge_may_be_on_the_claim(
     assert sorted(only(objects, "ConfigMap")["data"]) == ["run.yaml"]
 
 
+@pytest.mark.parametrize("part", ["load-test", "judge"])
 def test_a_load_test_of_synthetic_requests_takes_no_prompts(
-    tmp_path: Path, render_run: Render, objects_of: ObjectsOf
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf, part: str
 ) -> None:
     loadtest = {"workload": {"source": "synthetic"}}
     out = render_run(tmp_path / "out", loadtest=loadtest, **JUDGED)
-    for part in ("load-test", "judge"):
-        objects = objects_of(out / part)
-        (container,) = only(objects, "Job")["spec"]["template"]["spec"]["containers"]
-        # The command line refuses prompts that such a load test does not send.
-        assert "--prompts" not in flags(container["args"])
-        assert sorted(only(objects, "ConfigMap")["data"]) == ["run.yaml"]
+    objects = objects_of(out / part)
+    (container,) = only(objects, "Job")["spec"]["template"]["spec"]["containers"]
+    # The command line refuses prompts that such a load test does not send.
+    assert "--prompts" not in flags(container["args"])
+    assert sorted(only(objects, "ConfigMap")["data"]) == ["run.yaml"]
 
 
 def test_a_run_does_not_judge_itself(tmp_path: Path, render_run: Render) -> None:

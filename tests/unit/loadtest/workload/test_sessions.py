@@ -495,7 +495,12 @@ def test_otel_spans_that_overlap_are_branches(tmp_path: Path) -> None:
     assert plan.sessions.other_first_turns(0) == [7]
 
 
-def test_a_faster_trace_has_shorter_recorded_delays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("think_s", "delays_s"), [("recorded", [0.0, 2.0, 5.0]), ({"mean": 3.0}, [0.0, 3.0, 3.0])]
+)
+def test_a_faster_trace_has_shorter_recorded_delays(
+    tmp_path: Path, think_s: Any, delays_s: list[float]
+) -> None:
     second = [asks("q"), said_by("a"), asks("r")]
     spans = [
         otel_span(0, 1, [asks("q")], "a"),
@@ -505,11 +510,10 @@ def test_a_faster_trace_has_shorter_recorded_delays(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     path.write_text(otlp(*spans), encoding="utf-8")
     scenario = {"arrival": "trace", "rate_rps": None, "num_requests": 1, "trace_speed": 4.0}
-    for think_s, delays_s in (("recorded", [0.0, 2.0, 5.0]), ({"mean": 3.0}, [0.0, 3.0, 3.0])):
-        sessions = {"think_s": think_s, "max_delay_s": 5.0}
-        workload = {"source": "otel", "path": str(path), "sessions": sessions}
-        plan = plan_of([], scenario, workload=workload)
-        assert plan.sessions is not None and plan.sessions.delays_s == [delays_s]
+    sessions = {"think_s": think_s, "max_delay_s": 5.0}
+    workload = {"source": "otel", "path": str(path), "sessions": sessions}
+    plan = plan_of([], scenario, workload=workload)
+    assert plan.sessions is not None and plan.sessions.delays_s == [delays_s]
 
 
 def test_otel_tool_definitions_are_the_tools_of_the_conversation(tmp_path: Path) -> None:

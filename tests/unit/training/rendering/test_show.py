@@ -101,17 +101,21 @@ def test_a_row_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_row_is_counted_with_those_that_cannot_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bad_rows", "message"),
+    [("refuse", "line 1: field 'completion': is empty"), ("drop", "row 1 cannot be read")],
+)
+def test_a_row_is_counted_with_those_that_cannot_be_read(
+    tmp_path: Path, bad_rows: str, message: str
+) -> None:
     path, base = tmp_path / "rows.jsonl", resolve_model("tiny-base")
     rows = [{"prompt": "a", "completion": ""}, {"prompt": "b", "completion": "Two."}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for bad_rows, message in (("refuse", "line 1: field 'completion': is empty"),
-                              ("drop", "row 1 cannot be read")):  # fmt: skip
-        data = DataConfig.model_validate({"path": str(path), "bad_rows": bad_rows})
-        with pytest.raises(DataError, match=message):
-            show_data(data, TrainingConfig(), base, 1, Path())
-        (example,) = show_data(data, TrainingConfig(), base, 2, Path())
-        assert "".join(t.text for t in example.tokens if t.is_trained).startswith("Two.")
+    data = DataConfig.model_validate({"path": str(path), "bad_rows": bad_rows})
+    with pytest.raises(DataError, match=message):
+        show_data(data, TrainingConfig(), base, 1, Path())
+    (example,) = show_data(data, TrainingConfig(), base, 2, Path())
+    assert "".join(t.text for t in example.tokens if t.is_trained).startswith("Two.")
 
 
 @pytest.mark.parametrize(

@@ -345,15 +345,15 @@ def test_plain_text_is_trained_up_to_its_end_token() -> None:
     assert example.spans == ((1, len(example.input_ids)),)
 
 
-def test_plain_text_that_has_the_first_token_gets_no_second_one() -> None:
+@pytest.mark.parametrize("text", ["red", "<s>red"])
+def test_plain_text_that_has_the_first_token_gets_no_second_one(text: str) -> None:
     tokenizer = _tokenizer(CHATML)
     begin = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", begin)]
     )
-    for text in ("red", "<s>red"):
-        (example,) = _examples(tokenizer, Row(text=text))
-        assert example.input_ids.count(begin) == 1
+    (example,) = _examples(tokenizer, Row(text=text))
+    assert example.input_ids.count(begin) == 1
 
 
 def test_a_row_without_an_answer_is_refused() -> None:

@@ -28,15 +28,15 @@ def test_a_comparison_equals_hand_counted_figures() -> None:
     assert match.interval[0] < 0.5 < match.interval[1]
 
 
-def test_equal_answers_are_no_difference() -> None:
-    for pairs in ([("a", "a")] * 12, [("a", "b")] * 12):
-        rows = _scored(pairs)
-        comparison = compare_predictions(rows, rows)
-        match, rouge = comparison.metrics["exact_match"], comparison.metrics["rouge_l"]
-        assert (match.difference, match.mcnemar_p, match.better) == (0, 1.0, "neither")
-        assert match.interval[0] < 0 < match.interval[1]
-        assert (rouge.difference, rouge.interval, rouge.better) == (0, (0, 0), "neither")
-        assert rouge.mcnemar_p is None
+@pytest.mark.parametrize("pairs", [[("a", "a")] * 12, [("a", "b")] * 12])
+def test_equal_answers_are_no_difference(pairs: list[tuple[str, str]]) -> None:
+    rows = _scored(pairs)
+    comparison = compare_predictions(rows, rows)
+    match, rouge = comparison.metrics["exact_match"], comparison.metrics["rouge_l"]
+    assert (match.difference, match.mcnemar_p, match.better) == (0, 1.0, "neither")
+    assert match.interval[0] < 0 < match.interval[1]
+    assert (rouge.difference, rouge.interval, rouge.better) == (0, (0, 0), "neither")
+    assert rouge.mcnemar_p is None
 
 
 @pytest.mark.parametrize(("higher_is_better", "better"), [(True, "tuned"), (False, "base")])
