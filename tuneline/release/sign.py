@@ -6,6 +6,7 @@ with its SHA-256. `model_signing verify` and the same project's validation opera
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,10 @@ class Signer:
         if self.key is None:
             raise ConfigError("--sign-certificate: needs the key of the certificate: --sign-key")
         password = os.environ.get(PASSWORD)
+        if self.certificate is not None:
+            _require_valid_today("--sign-certificate", self.certificate)
+            for path in self.chain:
+                _require_valid_today("--sign-chain", path)
         with _key_errors("--sign-key", self.key):
             if self.certificate is not None:
                 return signing.Config().use_certificate_signer(
@@ -259,6 +265,46 @@ def check_signature(
             f"{signature}: is not a signature by {trust.said}: {reason}",
             hint="Check that it is the key of the team that released, and fetch the release again.",
         ) from None
+
+
+def check_certificate_date(signature: Path, made_at: str) -> None:
+    """Check that the certificate of a signature was valid when a release was made.
+
+    model-signing takes a certificate as valid on the day of its issue, whatever the day of the
+    signature is. The time of a release is a part of what is signed.
+
+    Args:
+        signature: A signature by a certificate, which is right.
+        made_at: The time of the release, ISO 8601.
+
+    Raises:
+        ArtifactError: The certificate had expired, or was not valid yet.
+    """
+    x509 = require("cryptography.x509", EXTRA)
+    bundle = json.loads(signature.read_text(encoding="utf-8"))
+    first = bundle["verificationMaterial"]["x509CertificateChain"]["certificates"][0]
+    found = x509.load_der_x509_certificate(base64.b64decode(first["rawBytes"]))
+    start, end = found.not_valid_before_utc, found.not_valid_after_utc
+    if not start <= datetime.fromisoformat(made_at) <= end:
+        raise ArtifactError(
+            f"{signature}: its certificate is valid from {start:%Y-%m-%d %H:%M} to "
+            f"{end:%Y-%m-%d %H:%M} UTC; expected one that was valid at {made_at}, when the release "
+            "was made",
+            hint="Release again with a certificate that is valid.",
+        )
+
+
+def _require_valid_today(option: str, path: Path) -> None:
+    """Raise ConfigError if a certificate has expired, or is not valid yet."""
+    x509 = require("cryptography.x509", EXTRA)
+    with _key_errors(option, path):
+        for one in x509.load_pem_x509_certificates(path.read_bytes()):
+            start, end = one.not_valid_before_utc, one.not_valid_after_utc
+            if not start <= datetime.now(UTC) <= end:
+                raise ConfigError(
+                    f"{option} {path}: is valid from {start:%Y-%m-%d %H:%M} to "
+                    f"{end:%Y-%m-%d %H:%M} UTC; expected a certificate that is valid today"
+                )
 
 
 def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from tuneline.core.release import (
 )
 from tuneline.models.source import read_digest, resolve_model
 from tuneline.pipeline.stage import SERVED_STAGES
-from tuneline.release.sign import Trust, check_signature
+from tuneline.release.sign import Trust, check_certificate_date, check_signature
 from tuneline.release.statement import statement_of
 
 NOT_ARTIFACTS = ("file", "files", "value", "forgetting-suite", "peft-adapter")
@@ -101,6 +101,8 @@ def verify_release(
         _check_base(base, release)
     if trust:
         check_signature(trust, path, path / RELEASE_SIGNATURE)
+        if trust.certificates:
+            check_certificate_date(path / RELEASE_SIGNATURE, release.created_at)
         if copy is not None:
             check_signature(trust, copy, path / MODEL_SIGNATURE)
     checks = [

@@ -34,8 +34,10 @@ def write_key(folder: Path, name: str, password: bytes | None = None) -> Path:
 
 
 def certificate(
-    name: str, key: Key, issuer: x509.Name | None, issuer_key: Key, *, ca: bool
-) -> x509.Certificate:
+    name: str, key: Key, issuer: x509.Name | None, issuer_key: Key, *, ca: bool,
+    ends: timedelta = timedelta(days=1),
+) -> x509.Certificate:  # fmt: skip
+    """Return a certificate that is valid until `ends` from now."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
     usage = x509.KeyUsage(
@@ -50,7 +52,7 @@ def certificate(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_after(now + ends)
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         .add_extension(usage, critical=True)
     )

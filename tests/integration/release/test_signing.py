@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.integration.release.keys import certificate, write_key, write_private
 from tests.integration.release.line import Answers, FinishedLine, rewrite, verify, write_line
 from tuneline.core.artifact import new_artifact
 from tuneline.core.errors import ArtifactError, ServerError
+from tuneline.release import sign
 from tuneline.release.sign import Signer, sign_model
 
 
@@ -90,6 +92,30 @@ def test_a_certificate_signs_and_another_root_is_refused(
     done = verify(release, "--certificate", tmp_path / "stranger.pem")
     assert done.returncode == 3
     assert "release.sig: is not a signature by the certificate" in done.stderr
+
+
+def test_an_expired_certificate_neither_signs_nor_verifies(
+    line: FinishedLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root_key, leaf_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    root = certificate("root", root_key, None, root_key, ca=True)
+    old = certificate("t", leaf_key, root.subject, root_key, ca=False, ends=timedelta(minutes=-5))
+    for name, one in (("root", root), ("leaf", old)):
+        (tmp_path / f"{name}.pem").write_bytes(one.public_bytes(serialization.Encoding.PEM))
+    options = [
+        "--sign-key", str(write_private(leaf_key, tmp_path / "key.pem")),
+        "--sign-certificate", str(tmp_path / "leaf.pem"),
+        "--sign-chain", str(tmp_path / "root.pem"),
+    ]  # fmt: skip
+    done = line.release(*options)
+    assert done.returncode == 2
+    assert "leaf.pem: is valid from" in done.stderr
+    assert "expected a certificate that is valid today" in done.stderr
+    # A signer who does not use Tuneline may sign all the same.
+    monkeypatch.setattr(sign, "_require_valid_today", lambda *_: None)
+    done = verify(line.released(*options), "--certificate", tmp_path / "root.pem")
+    assert done.returncode == 3
+    assert "release.sig: its certificate is valid from" in done.stderr
 
 
 def test_a_new_key_under_the_name_of_the_old_one_signs_anew(
