@@ -21,14 +21,13 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving.middleware import limits
 from serving.middleware.access_log import write_access
 from serving.middleware.asgi import (
     RETRY_AFTER_S,
     App,
-    Header,
     Message,
     Receive,
     Scope,
@@ -39,17 +38,13 @@ from serving.middleware.asgi import (
     retry_after,
 )  # fmt: skip
 from serving.middleware.body import Refusal, check_fields, parse_body, read_body, replayed
-from serving.middleware.chat_page import (
-    CHALLENGE,
-    CHAT_PAGE,
-    answer_page,
-    takes_basic,
-)  # fmt: skip
+from serving.middleware.chat_page import CHAT_PAGE, answer_page, challenge, takes_basic
 from serving.middleware.connections import Connections
 from serving.middleware.cors import Origins, allowed_origins
 from serving.middleware.drain import call_on_sigterm, hand_on
 from serving.middleware.engine import Process, engine_processes, own_children
 from serving.middleware.exchange import Exchange
+from serving.middleware.first_answer import FAILS, why_no_answer
 from serving.middleware.heartbeat import State, ask_engine
 from serving.middleware.inner import call_inner
 from serving.middleware.key_file import Key
@@ -67,13 +62,11 @@ from serving.middleware.metrics import (
     STALLED,
 )  # fmt: skip
 from serving.middleware.models_page import answer_models
+from serving.middleware.open_adapters import open_adapters
 from serving.middleware.routes import ADAPTERS, MODELS, Route, find_route, open_routes
 from serving.middleware.settings import read_settings
 from serving.middleware.startup import is_first_front_end, process_age_s, record_start
 from serving.middleware.watch import watch_engine
-
-if TYPE_CHECKING:
-    from serving.middleware.adapters import Adapters
 
 UNSENT_INTERVAL_S = 0.05
 """How often a drain looks whether clients have taken their answers."""
@@ -110,7 +103,7 @@ class TunelineMiddleware:
         self._instance = environ.get("TUNELINE_INSTANCE", "")
         self._headers = [(b"x-tuneline-artifact", self._facts["digest"].encode())]
         self._headers.append((b"x-tuneline-engine", environ.get("TUNELINE_ENGINE", "").encode()))
-        self.adapters = self._open_adapters(environ)
+        self.adapters = open_adapters(environ, self._call_vllm)
         opened = ("adapters",) if self.adapters is not None else ()
         self._routes = open_routes((*self.settings.routes, *opened))
         ARTIFACT_INFO.labels(**self._facts).set(1)
@@ -159,7 +152,7 @@ class TunelineMiddleware:
             await refuse(
                 exchange.send, refusal.status, refusal.kind, str(refusal), code=refusal.code,
                 param=refusal.param,
-                headers=_challenge(refusal.status, name) if wait_s is None
+                headers=challenge(refusal.status, name) if wait_s is None
                 else [retry_after(wait_s)],
             )  # fmt: skip
         except ConnectionError:
@@ -290,15 +283,6 @@ class TunelineMiddleware:
         below = path.removeprefix(ADAPTERS).removeprefix("/")
         await answer(exchange.send, 200, await self.adapters.answer(method, below, fields))
 
-    def _open_adapters(self, environ: Mapping[str, str]) -> Adapters | None:
-        if not environ.get("TUNELINE_ADAPTERS"):
-            return None
-        from serving.adapters.settings import read_settings
-        from serving.middleware.adapters import Adapters
-
-        settings = read_settings(environ)
-        return None if settings is None else Adapters(settings, self._call_vllm)
-
     async def _call_vllm(self, path: str, fields: Mapping[str, Any]) -> tuple[int, bytes]:
         """Return status and body of a request for the adapters. A stuck engine ends the request."""
         self._refuse_if_unable()
@@ -374,26 +358,34 @@ class TunelineMiddleware:
     def _at_start(self, send: Send) -> Send:
         async def started(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                call_on_sigterm(self.drain)
-                self._engines = engine_processes()
-                self._phases_s = record_start(self._built_s, own_children())
-                app = self._inner_scope.get("app")
-                self._watching = asyncio.create_task(watch_engine(self, app))
-                self._closing = asyncio.create_task(self._connections.watch(self.settings))
-                if self.adapters is not None:
-                    self._restoring = asyncio.create_task(self.adapters.restore())
+                began_s = time.monotonic()
+                why = await why_no_answer(self.app, *self._own_request(), pools=self._pools)
+                if why is not None:
+                    await send({"type": "lifespan.startup.failed", "message": f"{FAILS}: {why}"})
+                    return
+                self._start_work(time.monotonic() - began_s)
             await send(message)
 
         return started
 
+    def _start_work(self, answer_s: float) -> None:
+        """Begin what runs as long as the server; the model has answered after `answer_s`."""
+        call_on_sigterm(self.drain)
+        self._engines = engine_processes()
+        self._phases_s = record_start(self._built_s, answer_s, own_children())
+        self._watching = asyncio.create_task(watch_engine(self, self._inner_scope.get("app")))
+        self._closing = asyncio.create_task(self._connections.watch(self.settings))
+        if self.adapters is not None:
+            self._restoring = asyncio.create_task(self.adapters.restore())
+
     async def ask_engine(self) -> None:
         """Ask the engine for one token, so that an engine without work can show that it moves."""
-        scope = {**self._inner_scope, "headers": self.keys.vllm_headers()}
-        pools = any(route.pools for route in self._routes.values())
-        await ask_engine(self.app, self._facts["name"], scope, pools=pools)
+        await ask_engine(self.app, *self._own_request(), pools=self._pools)
 
+    @property
+    def _pools(self) -> bool:
+        return any(route.pools for route in self._routes.values())
 
-def _challenge(status: int, name: str) -> list[Header]:
-    if status != 401:
-        return []
-    return [CHALLENGE if name == CHAT_PAGE else (b"www-authenticate", b"Bearer")]
+    def _own_request(self) -> tuple[str, Scope]:
+        """Return the model's name and the scope of a request of the server itself."""
+        return self._facts["name"], {**self._inner_scope, "headers": self.keys.vllm_headers()}

@@ -23,6 +23,13 @@ PAGE_HEADER = b"x-tuneline-page"
 CHALLENGE: Header = (b"www-authenticate", b'Basic realm="Tuneline: the API key is the password"')
 
 
+def challenge(status: int, route: str) -> list[Header]:
+    """Return the header by which a refusal says how a key is sent."""
+    if status != 401:
+        return []
+    return [CHALLENGE if route == CHAT_PAGE else (b"www-authenticate", b"Bearer")]
+
+
 async def answer_page(send: Send, method: str) -> None:
     """Send the page, which loads nothing and sends nothing to any other server."""
     if method not in ("GET", "HEAD"):

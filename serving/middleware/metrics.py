@@ -19,7 +19,7 @@ READY_SECONDS = Gauge(
 )
 READY_PHASE_SECONDS = Gauge(
     "tuneline_ready_phase_seconds",
-    "The parts of tuneline_ready_seconds: imports, engine, routes.",
+    "The parts of tuneline_ready_seconds: imports, engine, routes, answer.",
     ["phase"],
     multiprocess_mode="max",
 )

@@ -29,6 +29,7 @@ from serving.command.vllm_version import require_vllm
 from serving.config import ServingConfig
 from serving.kernels.bake import fill_cache
 from serving.kernels.cache import CompileCache, temporary_cache
+from serving.middleware.first_answer import FAILS
 from serving.scratch import Scratch, new_scratch
 from serving.supervisor.diagnosis import why_not_loaded
 from serving.supervisor.group import kill_group
@@ -67,7 +68,7 @@ class RunningServer:
     ready_s: float
     """From the start of the process until it was ready."""
     start_s: dict[str, float]
-    """The parts of `ready_s`: imports, engine, weights, compile and warm-up, routes."""
+    """The parts of `ready_s`: imports, engine, weights, compile and warm-up, routes, answer."""
     served_names: list[str]
     log_path: Path
     cache: CompileCache
@@ -222,7 +223,9 @@ class Server:
                 if self._preparation is not None and self._preparation.error is not None:
                     raise self._preparation.error
                 if self.exit_code() is not None:
-                    death = self.death("while loading")
+                    lines = last_lines(self.launch.log_path, self._log_start)
+                    answers_none = any(FAILS in line for line in lines)
+                    death = self.death("at its first request" if answers_none else "while loading")
                     if not self._has_left_full_cache():
                         raise why_not_loaded(death, self.launch.model)
                     logger.warning("%s\nvLLM starts again without the compile cache", death.message)
@@ -359,6 +362,8 @@ class Server:
                 "Lower serving.max_model_len, or raise serving.gpu_memory_utilization "
                 "(on a CPU: serving.cpu_kvcache_space_gib)."
             )
+        if hint is None and why and "_OpNamespace" in why:
+            hint = "The installed vLLM does not have this kernel: serve the model on a GPU."
         return ServerError("\n".join(lines), hint=hint)
 
 

@@ -27,8 +27,12 @@ TOOK = {
     "compile and warm-up": re.compile(r"init engine \(.*\) took ([\d.]+) s"),
 }
 
-# The front end's own error, which only says that the engine had one.
-SECOND_HAND = ("Engine core initialization failed", "WorkerProc initialization failed")
+# Errors that only say that another one came before.
+SECOND_HAND = (
+    "Engine core initialization failed", "WorkerProc initialization failed",
+    "Worker failed with error", "EngineCore encountered an issue",
+    "CancelledError", "SystemExit: 3",
+)  # fmt: skip
 
 
 def keep_earlier_logs(path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_canary_and_its_roll_out_under_load_lose_no_request(
     assert (cold.exit_code, cold.was_killed) == (0, False)
     for pod in (cold, new):
         assert pod.restarts == 0
-        assert list(pod.start_s) == ["imports", "engine", "routes"]
+        assert list(pod.start_s) == ["imports", "engine", "routes", "answer"]
     grace_s = cold.spec["terminationGracePeriodSeconds"]
     assert end_s < grace_s - 15, "the old pod needs its whole grace period"
     # The claim outlives the pod. The two differ in port, process ids and time, so none of these is

@@ -104,7 +104,7 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
         metrics = page.read().decode()
     assert "\ntuneline_restarts_total 1.0\n" in metrics
     parts = re.findall(r'tuneline_ready_phase_seconds{phase="(\w+)"} [\d.]+', metrics)
-    assert parts == ["imports", "engine", "routes"]
+    assert parts == ["imports", "engine", "routes", "answer"]
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=url, api_key="wrong").models.list()
 

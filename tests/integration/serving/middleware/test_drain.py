@@ -40,7 +40,7 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": b"x" * 8_000_000})
         return
     await send({"type": "http.response.body", "body": b"in", "more_body": True})
-    if scope["path"] == "/v1/completions":
+    if scope["path"] == "/v1/completions" and scope["server"]:  # not the middleware's own
         await asyncio.to_thread(sys.stdin.readline)
     await send({"type": "http.response.body", "body": b"ner"})
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.middleware.first_answer import FAILS
 from serving.supervisor import vllm_log
 from serving.supervisor.vllm_log import (
     cause,
@@ -44,6 +45,16 @@ FRONT_END = (
              "nanobind: leaked 514 functions!"],
             "ValidationError: 1 validation error for ModelConfig Value error, unknown type `nope` "
             "[type=value_error] For further information visit https://errors.pydantic.dev", 2,
+        ),
+        (
+            ["(Worker pid=8) ERROR 11-30 04:44:27 [multiproc_executor.py:1063] AttributeError: "
+             "'_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'",
+             f"{ENGINE}RuntimeError: Worker failed with error ''_OpNamespace' ...', please check",
+             "(APIServer pid=7) ERROR 11-30 04:44:27 [async_llm.py:906] vllm.v1.engine.exceptions."
+             "EngineDeadError: EngineCore encountered an issue. See stack trace (above)",
+             f"ERROR:    {FAILS}: status 500: EngineCore encountered an issue.",
+             "SystemExit: 3", "asyncio.exceptions.CancelledError"],
+            "AttributeError: '_OpNamespace' '_C' object has no attribute 'selective_scan_fwd'", 0,
         ),
         (["INFO 11-21 09:36:17 [api.py:1] loading", "Killed"], None, 1),
         (["ZMQError"], "ZMQError", 0),
