@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
 from tuneline.core.server_words import error_message, printable, text_of
 
+NAME_AUTHORITY = "Name the certificate authority's file in SSL_CERT_FILE."
 MAX_WORDS = 400
 """Characters of a server's own words in an error."""
 
@@ -39,7 +42,7 @@ def openai_client(
     openai = require("openai", extra)
     client = openai.OpenAI(
         **_options(endpoint, timeout_s, max_retries),
-        http_client=openai.DefaultHttpxClient(trust_env=not endpoint.is_local),
+        http_client=openai.DefaultHttpxClient(**_transport(endpoint)),
     )
     try:
         with client:
@@ -56,13 +59,27 @@ async def async_openai_client(
     openai = require("openai", extra)
     client = openai.AsyncOpenAI(
         **_options(endpoint, timeout_s, max_retries),
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=not endpoint.is_local),
+        http_client=openai.DefaultAsyncHttpxClient(**_transport(endpoint)),
     )
     try:
         async with client:
             yield client
     except (openai.OpenAIError, json.JSONDecodeError) as error:
         raise server_error(error, endpoint, timeout_s) from None
+
+
+def _transport(endpoint: Endpoint) -> dict[str, Any]:
+    """Return the options of httpx: no proxy on the way to this machine, and whom TLS trusts.
+
+    httpx reads SSL_CERT_FILE only together with the variables of proxies, and never reads the
+    machine's own authorities, which the load test's client trusts.
+    """
+    options: dict[str, Any] = {"trust_env": not endpoint.is_local}
+    if endpoint.url.startswith("https:"):
+        context = options["verify"] = ssl.create_default_context()
+        if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+            context.load_verify_locations(require("certifi", "serve").where())
+    return options
 
 
 def server_error(error: Exception, endpoint: Endpoint, timeout_s: float) -> ServerError:
@@ -87,6 +104,8 @@ def server_error(error: Exception, endpoint: Endpoint, timeout_s: float) -> Serv
     if isinstance(error, openai.APITimeoutError):
         return ServerError(f"{url}: no answer within {timeout_s:g} s")
     if isinstance(error, openai.APIConnectionError):
+        if "CERTIFICATE_VERIFY_FAILED" in str(error.__cause__):
+            return ServerError(f"{url}: its certificate is not trusted", hint=NAME_AUTHORITY)
         return ServerError(
             f"{url}: cannot be reached ({error.__cause__ or error})",
             hint="Is it running? Start it with: tuneline serve RUN.yaml",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loadtest.calibration.certificate import write_certificate
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 from tuneline.core.openai_client import async_openai_client, openai_client
@@ -32,9 +35,11 @@ class Server(ThreadingHTTPServer):
     reply: tuple[int, str] = (200, json.dumps(ANSWER))
     keys: list[str]
 
+    scheme = "http"
+
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(f"http://127.0.0.1:{self.server_port}/v1", "m")
+        return Endpoint(f"{self.scheme}://127.0.0.1:{self.server_port}/v1", "m")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -118,3 +123,24 @@ def test_a_server_that_does_not_listen_cannot_be_reached(server: Server) -> None
         endpoint = Endpoint(f"http://127.0.0.1:{unused.getsockname()[1]}/v1", "m")
     with pytest.raises(ServerError, match="cannot be reached"):
         ask(endpoint)
+
+
+def test_tls_with_a_private_authority(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.scheme = "https"
+
+    def ask() -> str | None:
+        with openai_client(server.endpoint, timeout_s=10, max_retries=0) as client:
+            answer = client.chat.completions.create(model="m", messages=MESSAGES)
+        return answer.choices[0].message.content
+
+    with pytest.raises(ServerError, match="its certificate is not trusted") as refused:
+        ask()
+    assert "SSL_CERT_FILE" in str(refused.value)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert ask() == "Good day."
