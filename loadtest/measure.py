@@ -200,6 +200,7 @@ def judged(
         repeats=figures.repeats,
         over_time=run_over_time,
         endings=endings,
+        num_closed_at_once=sum(one["self_check"]["num_closed_at_once"] for one in measured.workers),
         is_disk_full=measured.is_disk_full,
     )
     is_open = scenario.loop == "open"

@@ -282,7 +282,9 @@ class Client(Pool):
             request.resent, request.sent_ns = True, begun_ns
             self.check.num_resent += 1
             # Some servers close the connection after each answer without saying so.
-            self.reuses = self.reuses and connection.idled_long(begun_ns)
+            if not connection.idled_long(begun_ns):
+                self.reuses = False
+                self.check.num_closed_at_once += 1
             self.spawn(self.connect_and_send(request))
             return
         request.closed = True

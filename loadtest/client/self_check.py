@@ -29,6 +29,9 @@ class SelfCheck:
     """Connections opened ahead of need after the start."""
     num_resent: int
     """Sent again because the server had closed the idle connection."""
+    num_closed_at_once: int = 0
+    """Of these, the requests that met a connection closed right after its last answer: at most one
+    per connection, because the client then uses each for one request only."""
     wall_s: float = 0.0
     steal_share: float | None = None
     throttled_s: float | None = None
@@ -73,6 +76,7 @@ def self_check_document(check: SelfCheck, lags: Lags) -> dict[str, Any]:
         "num_connects_in_window": check.num_connects_in_window,
         "num_spares_opened": check.num_spares_opened,
         "num_resent": check.num_resent,
+        "num_closed_at_once": check.num_closed_at_once,
         "num_reads": lags.num_reads,
         "num_reads_kernel_clock": lags.num_reads_kernel_clock,
         "read_lags_s": _thinned(lags.seconds),

@@ -65,6 +65,8 @@ class Evidence:
     over_time: OverTime | None = None
     endings: Endings | None = None
     """How the answers end, and which models they name."""
+    num_closed_at_once: int = 0
+    """See `answer_problems`."""
     is_disk_full: bool = False
     """The run ended early, because its records filled the disk."""
 
@@ -92,7 +94,7 @@ def judge(
         of_client += calibration_problems(
             evidence.calibration, lag_budget_s(config, slo, stats.latencies["e2e_s"].at(50))
         )
-    of_answers, more = answer_problems(config, slo, stats)
+    of_answers, more = answer_problems(config, slo, stats, evidence.num_closed_at_once)
     warnings += more
     declared = config.workload.prefix_hit_rate
     if declared is not None:

@@ -20,10 +20,12 @@ from loadtest.workload.content import (
     json_lines,
     read_text,
 )
-from loadtest.workload.sessions.conversation import Conversation, Turn
+from loadtest.workload.images import content_problem
+from loadtest.workload.sessions.conversation import ROLES, Conversation, Turn
 from loadtest.workload_config import tool_problems
 from tuneline.core.errors import DataError
 from tuneline.core.messages import Message, Messages
+from tuneline.core.progress import logger
 
 CHAT = ("chat", "generate_content", "text_completion")
 
@@ -39,6 +41,8 @@ class _Span:
     max_tokens: int | None
     tools: list[dict[str, Any]]
     """In the form of OpenAI's chat route."""
+    left_out: set[str]
+    """Kinds of parts of its messages that a request cannot have."""
 
 
 def read(wanted: Wanted) -> list[Conversation]:
@@ -69,6 +73,8 @@ def read(wanted: Wanted) -> list[Conversation]:
             hint="The content is opt-in: record it with OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_"
             "CONTENT.",
         )
+    if left_out := sorted({kind for span in spans for kind in span.left_out}):
+        logger.warning("%s: requests are sent without parts of type %s", path, ", ".join(left_out))
     first_s = min(span.start_s for span in spans)
     by_key: dict[str, list[_Span]] = {}
     for span in sorted(spans, key=lambda span: span.start_s):
@@ -128,6 +134,7 @@ def _chat(span: Any) -> _Span | None:
         answers=answers,
         max_tokens=tokens if isinstance(tokens, int) and 0 < tokens < 2**31 else None,
         tools=_tools(_list(attributes.get("gen_ai.tool.definitions")) or []),
+        left_out=_left_out([*sent, *received[:1]]),
     )
 
 
@@ -170,13 +177,18 @@ def _list(value: Any) -> list[Any] | None:
 def _messages(message: Any) -> Messages:
     """Return a message of the conventions as chat messages; each result of a tool is its own."""
     role, parts = message["role"], message["parts"]
-    texts: list[str] = []
+    role = "assistant" if role == "model" else role
+    if role not in ROLES:
+        raise ValueError(f"role is {str(role)[:40]!r}; expected {', '.join(ROLES)}")
+    said: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     results: Messages = []
     for part in parts:
         kind = part.get("type")
         if kind == "text":
-            texts.append(part["content"])
+            said.append({"type": "text", "text": part["content"]})
+        elif kind in ("blob", "uri") and part.get("modality") == "image":
+            said.append({"type": "image_url", "image_url": {"url": _image_url(part)}})
         elif kind == "tool_call":
             arguments = part.get("arguments")
             if not isinstance(arguments, str):
@@ -189,15 +201,42 @@ def _messages(message: Any) -> Messages:
             text = response if isinstance(response, str) else json.dumps(response)
             one = {"role": "tool", "content": text, "tool_call_id": part.get("id") or "call_0"}
             results.append(one)
-    text = "".join(texts)
-    found: Message = {"role": role, "content": text}
+    # Text next to results is the user's, whichever role the message has.
+    found: Message = {"role": "user" if results else role, "content": _content(said)}
     if calls:
         found["tool_calls"] = calls
     if not is_text(json.dumps([found, *results], ensure_ascii=False)):
         raise ValueError("a message holds half of a surrogate pair")
-    if results:
-        return results
-    return [found] if text or calls else []
+    if (problem := content_problem(found["content"])) is not None:
+        raise ValueError(problem)
+    return [*results, *([found] if found["content"] or calls else [])]
+
+
+def _content(said: list[dict[str, Any]]) -> Any:
+    """Return the parts of a message as its content: one text, or a list if there is an image."""
+    if all(part["type"] == "text" for part in said):
+        return "".join(part["text"] for part in said)
+    return [part for part in said if part.get("text") != ""]
+
+
+def _image_url(part: dict[str, Any]) -> str:
+    """Return the address of an image that a part names, or a data URL of its bytes."""
+    if part["type"] == "uri":
+        return str(part["uri"])
+    return f"data:{part.get('mime_type') or 'image/png'};base64,{part['content']}"
+
+
+def _left_out(messages: list[Any]) -> set[str]:
+    """Return the kinds of parts that no request has. A history has no reasoning."""
+    kept = ("text", "reasoning", "tool_call", "tool_call_response")
+    return {
+        f"{part.get('type')} ({part['modality']})"
+        if part.get("modality")
+        else str(part.get("type"))
+        for message in messages
+        for part in message["parts"]
+        if part.get("type") not in kept and part.get("modality") != "image"
+    }
 
 
 @dataclass

@@ -568,12 +568,13 @@ def test_a_server_that_drops_requests_does_not_pass(held_s: float) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, args=(listener,), daemon=True).start()
         endpoint = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "x")
-        result = measure(endpoint, {"concurrency": 1, "num_requests": 20})
+        result = measure(endpoint, {"concurrency": 1, "num_requests": 10})
         listener.shutdown(socket.SHUT_RDWR)
-    assert result.stats.num_offered == 20
+    assert result.stats.num_offered == 10
     if held_s:
-        assert result.stats.errors["connection_reset"] == 10
+        assert result.stats.errors["connection_reset"] == 5
         assert result.client.num_resent == 0
     else:
-        assert result.stats.num_succeeded == 20
+        assert result.stats.num_succeeded == 10
         assert result.client.num_resent == 1, "afterwards each connection has one request"
+        assert not any("at most 5%" in one for one in result.judgement.problems)

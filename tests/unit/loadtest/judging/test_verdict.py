@@ -450,6 +450,9 @@ def test_requests_that_are_sent_again_warn_and_above_a_share_void_a_run() -> Non
     many = verdict(measured(num_resent=21))
     assert many.verdict == "INVALID"
     assert "at most 5% is allowed" in many.problems[0]
+    # A server that closes every connection after its answer does so to one request of each.
+    closes = verdict(measured(num_resent=21), evidence={"num_closed_at_once": 1})
+    assert closes.verdict == "PASS" and "connection of 21 of 400" in closes.warnings[0]
 
 
 @pytest.mark.parametrize("open_loop", [True, False])

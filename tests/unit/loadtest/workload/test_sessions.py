@@ -516,6 +516,36 @@ def test_a_faster_trace_has_shorter_recorded_delays(
     assert plan.sessions is not None and plan.sessions.delays_s == [delays_s]
 
 
+def test_otel_images_are_sent_and_other_parts_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blob = {"type": "blob", "modality": "image", "mime_type": "image/png", "content": "aGk="}
+    uri = {"type": "uri", "modality": "image", "uri": "https://example.com/a.png"}
+    sound = {"type": "blob", "modality": "audio", "mime_type": "audio/wav", "content": "aGk="}
+    thought = {"type": "reasoning", "content": "hm"}
+    asked = {"role": "user", "parts": [part("look"), blob, part(""), uri, sound]}
+    answered = {"role": "model", "parts": [thought, part("a")]}
+    result = {"type": "tool_call_response", "id": "c", "response": "rain"}
+    mixed = {"role": "user", "parts": [result, part("and")]}
+    (one,) = read("otel", otlp(otel_span(0, 1, [asked, answered, mixed])), tmp_path)
+    image, answer, tool, more = one.turns[0].added
+    urls = ["data:image/png;base64,aGk=", "https://example.com/a.png"]
+    assert image["content"] == [  # type: ignore[index]
+        {"type": "text", "text": "look"},
+        *({"type": "image_url", "image_url": {"url": url}} for url in urls),
+    ]
+    assert answer == says("assistant", "a") and more == says("user", "and")
+    assert tool == says("tool", "rain", tool_call_id="c")
+    assert "without parts of type blob (audio)" in caplog.text
+    plan = plan_of([], workload={"source": "otel", "path": str(tmp_path / "trace"), "sessions": {}})
+    assert "aGk=" in plan.bodies[0]
+    for broken in ({**uri, "uri": "file:///etc/passwd"}, {**blob, "mime_type": "text/html"}):
+        with pytest.raises(DataError, match="span 1: ValueError: part 1 of content is not"):
+            read("otel", otlp(otel_span(0, 1, [{"role": "user", "parts": [broken]}])), tmp_path)
+    with pytest.raises(DataError, match="span 1: ValueError: role is 'bot'"):
+        read("otel", otlp(otel_span(0, 1, [{"role": "bot", "parts": [part("x")]}])), tmp_path)
+
+
 def test_otel_tool_definitions_are_the_tools_of_the_conversation(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
     weather = {"type": "function", "name": "weather", "parameters": schema}
