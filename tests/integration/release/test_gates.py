@@ -235,3 +235,26 @@ def test_served_scores_of_another_model_are_refused(tmp_path: Path) -> None:
     rewrite(proof, "rewards.json", forge, "reward-parity")
     words = gate_of(line, "parity-served").words
     assert "its limit is 9; expected one of the number formats" in words
+
+
+def test_a_drafter_and_a_plugin_are_looked_at(tmp_path: Path) -> None:
+    drafter = tmp_path / "drafter"
+    drafter.mkdir()
+    (drafter / "config.json").write_text("{}")
+    (tmp_path / "parser.py").write_text("")
+    extra = {
+        "tool-parser-plugin": "parser.py",
+        "speculative_config": {"model": "drafter", "num_speculative_tokens": 2},
+    }
+    line = write_line(tmp_path, config={"serving": {"extra_args": extra}})
+    gate = gate_of(line, "safe-files")
+    assert gate.outcome is Outcome.PASSED
+    assert "The server also runs code that run.yaml names: tool_parser_plugin: parser.py" in (
+        gate.words
+    )
+    (drafter / "pytorch_model.bin").write_text("")
+    line = write_line(tmp_path, config={"serving": {"extra_args": extra}})
+    gate = gate_of(line, "safe-files")
+    assert gate.outcome is Outcome.FAILED
+    assert "drafter/pytorch_model.bin has the name of a pickle" in gate.words
+    assert gate.hint == "Name a drafter without these files in serving.extra_args."

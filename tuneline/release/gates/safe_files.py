@@ -6,50 +6,69 @@ import json
 from pathlib import Path
 from typing import Any
 
+from serving.config import flag_name
 from tuneline.core.files import payload_files, relative_name
 from tuneline.models.own_code import code_keys
 from tuneline.pipeline.server import serves_adapter
+from tuneline.pipeline.stage_inputs import drafter
 from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.pickles import unsafe_reason
 from tuneline.release.proofs import Proofs
 
-BASE = "base model/"
+BASE, DRAFTER = "base model/", "drafter/"
+CODE_FLAGS = (
+    "reasoning_parser_plugin", "tool_parser_plugin", "logits_processors", "worker_cls",
+    "worker_extension_cls",
+)  # fmt: skip
+"""Flags of vLLM that name code. It is the user's own, so a release says so and passes."""
 REQUIRED = "no pickle and no remote code in any artifact"
 
 
 def judge_safe_files(proofs: Proofs) -> Finding:
     """Look at the name and the content of every file, inside archives too.
 
-    A base model that is served with an adapter is looked at as well: the server loads it.
+    A base model that is served with an adapter is looked at as well, and a drafter: the server
+    loads them.
     """
     files = [
         (f"{artifact.path.name}/{entry.path}", artifact.path / entry.path)
         for artifact in proofs.made.values()
         for entry in artifact.manifest.files
     ]
-    if serves_adapter(proofs.run.config):
-        base = proofs.base.path
-        files += [(f"{BASE}{relative_name(path, base)}", path) for path in payload_files(base)]
+    folders = [(BASE, proofs.base.path)] if serves_adapter(proofs.run.config) else []
+    if (found := drafter(proofs.run)) is not None:
+        folders.append((DRAFTER, found[1]))
+    for prefix, folder in folders:
+        files += [
+            (f"{prefix}{relative_name(path, folder)}", path) for path in payload_files(folder)
+        ]
     problems = [f"{name} {reason}" for name, path in files if (reason := _reason(path)) is not None]
     num_files = len(files)
-    if proofs.run.config.serving.extra_args.get("trust_remote_code"):
-        problems.append("serving.extra_args: trust_remote_code is set")
     return judged(
         not problems and num_files > 0,
         REQUIRED,
         f"{len(problems)} of {num_files} files",
         f"Loading may run code: {'; '.join(problems)}."
         if problems
-        else f"None of {num_files} files is a pickle or code."
+        else f"None of {num_files} files is a pickle or code.{_own_code(proofs)}"
         if num_files
         else "No artifact is there.",
         hint=_hint(problems),
     )
 
 
+def _own_code(proofs: Proofs) -> str:
+    """Return a sentence about code that run.yaml names, which the server runs; empty without."""
+    given = {flag_name(name): value for name, value in proofs.run.config.serving.extra_args.items()}
+    named = [f"{name}: {given[name]}" for name in CODE_FLAGS if given.get(name)]
+    return f" The server also runs code that run.yaml names: {', '.join(named)}." if named else ""
+
+
 def _hint(problems: list[str]) -> str:
     hints = []
-    if any(not one.startswith(BASE) for one in problems):
+    if any(one.startswith(DRAFTER) for one in problems):
+        hints.append("Name a drafter without these files in serving.extra_args.")
+    if any(not one.startswith((BASE, DRAFTER)) for one in problems):
         hints.append("Leave that form out of export.forms, or convert the file to safetensors.")
     if any(one.startswith(BASE) for one in problems):
         hints.append(
