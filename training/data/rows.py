@@ -107,7 +107,10 @@ def stream_rows(
 def _hint_for(problem: str) -> str | None:
     """Return what to do about a column that `data.columns` names, or of another type."""
     if named := re.search(r"missing field (.+?), which data.columns names", problem):
-        return f"Change the value {named[1]} in data.columns to the name of a column of the file."
+        return (
+            f"Change the value {named[1]} in data.columns, or in --column, to the name of a column "
+            "of the file."
+        )
     if left := re.search(
         r"field '(\w+)[^']*': .*(?:JSON value|a list, found|keys of text)", problem
     ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from training.data.row import Row
 from tuneline.core.messages import Message
@@ -49,16 +49,34 @@ class LossesAbsentError(Exception):
     """The model does not give log-probabilities of a given text; the message says why."""
 
 
+OnReply = Callable[[int, Reply], None]
+"""Gets the index of a question and its reply, in the order in which they come."""
+
+
+def ignore_reply(_index: int, _reply: Reply) -> None:
+    """Do nothing with a reply."""
+
+
+class Answer(Protocol):
+    """Asks a model for greedy answers to questions, each with at most so many tokens."""
+
+    def __call__(
+        self, questions: Sequence[Question], max_new_tokens: int, on_reply: OnReply = ignore_reply
+    ) -> list[Reply]: ...
+
+
 @dataclass(frozen=True)
 class Answerer:
     """A model that answers.
 
     Attributes:
-        answer: Returns the greedy answers to questions, each with at most so many tokens.
+        answer: Returns the greedy answers to questions.
         losses: Returns the losses of the rows' expected answers, or raises LossesAbsentError.
+        identity: All that its answers depend on besides the question, as JSON.
         about: Facts about it, for a manifest.
     """
 
-    answer: Callable[[Sequence[Question], int], list[Reply]]
+    answer: Answer
     losses: Callable[[Sequence[Row]], list[AnswerLoss]]
+    identity: Any
     about: dict[str, Any] = field(default_factory=dict)

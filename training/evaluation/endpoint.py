@@ -10,7 +10,15 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from training.data.row import Row
-from training.evaluation.answerer import Answerer, AnswerLoss, LossesAbsentError, Question, Reply
+from training.evaluation.answerer import (
+    Answerer,
+    AnswerLoss,
+    LossesAbsentError,
+    OnReply,
+    Question,
+    Reply,
+    ignore_reply,
+)
 from training.evaluation.local import DEFAULT_SETTINGS
 from training.evaluation.tool_calls import parse_tool_calls, read_call
 from tuneline.core.endpoint import Endpoint
@@ -58,15 +66,18 @@ def endpoint_answerer(
     """
     concurrency = batch_size or DEFAULT_CONCURRENCY
 
-    def answer(questions: Sequence[Question], max_new_tokens: int) -> list[Reply]:
-        return _answers(endpoint, concurrency, questions, max_new_tokens, template_kwargs)
+    def answer(
+        questions: Sequence[Question], max_new_tokens: int, on_reply: OnReply = ignore_reply
+    ) -> list[Reply]:
+        return _answers(endpoint, concurrency, questions, max_new_tokens, template_kwargs, on_reply)
 
     def losses(rows: Sequence[Row]) -> list[AnswerLoss]:
         if tokenizer_folder is None:
             raise LossesAbsentError("the served model's tokenizer is not known; give --tokenizer")
         return _losses(endpoint, concurrency, rows, tokenizer_folder, settings)
 
-    return Answerer(answer, losses, {"served_model": endpoint.model})
+    identity = [endpoint.url, endpoint.model, dict(template_kwargs)]
+    return Answerer(answer, losses, identity, {"served_model": endpoint.model})
 
 
 def _answers(
@@ -75,6 +86,7 @@ def _answers(
     questions: Sequence[Question],
     max_new_tokens: int,
     template_kwargs: Mapping[str, Any],
+    on_reply: OnReply,
 ) -> list[Reply]:
     openai = require("openai", "train")
     fields: dict[str, Any] = {PENALTY: 1.0}
@@ -112,23 +124,26 @@ def _answers(
         return respond(client, question)
 
     def ask(client: Any, question: Question) -> Reply:
-        choice = first_choice(respond(client, question), endpoint)
-        text = text_of(choice.message.content)
-        calls = tuple(
-            read_call(call.function.name, call.function.arguments)
-            for call in choice.message.tool_calls or ()
-        )
-        ended = choice.finish_reason in ("stop", "tool_calls")
-        calls = calls or parse_tool_calls(text, question.tools)
-        return Reply(text, "stop" if ended else "length", calls)
+        return _reply(first_choice(respond(client, question), endpoint), question)
 
-    replies = _ask_all(endpoint, concurrency, questions, ask, "evaluating")
+    replies = _ask_all(endpoint, concurrency, questions, ask, "evaluating", on_reply)
     if TEMPLATE_KWARGS in refused:
         logger.warning(
             "  %s refuses %s; its chat template had no %s",
             endpoint.url, TEMPLATE_KWARGS, ", ".join(template_kwargs),
         )  # fmt: skip
     return replies
+
+
+def _reply(choice: Any, question: Question) -> Reply:
+    text = text_of(choice.message.content)
+    calls = tuple(
+        read_call(call.function.name, call.function.arguments)
+        for call in choice.message.tool_calls or ()
+    )
+    ended = choice.finish_reason in ("stop", "tool_calls")
+    calls = calls or parse_tool_calls(text, question.tools)
+    return Reply(text, "stop" if ended else "length", calls)
 
 
 def _losses(
@@ -182,6 +197,7 @@ def _ask_all(
     asked: Sequence[Asked],
     ask: Callable[[Any, Asked], Found],
     doing: str,
+    on_found: Callable[[int, Found], None] = lambda _index, _found: None,
 ) -> list[Found]:
     openai = require("openai", "train")
     failed = threading.Event()
@@ -193,6 +209,7 @@ def _ask_all(
             return
         try:
             found[index] = ask(client, asked[index])
+            on_found(index, found[index])
         except (openai.OpenAIError, *_OTHER_SHAPE) as error:
             failed.set()
             errors.append(server_error(error, endpoint, REQUEST_TIMEOUT_S))

@@ -14,6 +14,7 @@ from typing import Any
 from training.config import EvaluationConfig, JudgeConfig
 from training.data.row import Row
 from training.evaluation.answerer import Question
+from training.evaluation.kept import Kept, ask_model
 from training.evaluation.local import local_answerer
 from training.evaluation.metrics.judge import judge_pairs, win_rate
 from training.evaluation.tool_calls import answer_shown
@@ -32,10 +33,12 @@ def judge_answers(
     base: ModelSource,
     trained: Artifact,
     folder: Path,
+    kept: Kept,
 ) -> dict[str, Any]:
     """Return the trained model's win rate over its base, and write both answers to each prompt.
 
-    Both models answer the first `judge.num_rows` distinct prompts greedily.
+    Both models answer the first `judge.num_rows` distinct prompts greedily. Answers and judgements
+    that are kept are not asked for again.
 
     Raises:
         ConfigError: The judge's URL or key cannot be used.
@@ -44,12 +47,12 @@ def judge_answers(
     prompts = {json.dumps([row.prompt, row.tools]): row for row in rows}
     questions = [Question(row.prompt, row.tools) for row in prompts.values()][: judge.num_rows]
     texts = {
-        who: _answers(config, questions, settings, base, adapter)
+        who: _answers(config, questions, settings, base, adapter, kept)
         for who, adapter in (("base", None), ("tuned", trained))
     }
     asked = [list(question.messages) for question in questions]
     values, counts = judge_pairs(
-        judge, list(zip(asked, texts["tuned"], texts["base"], strict=True))
+        judge, list(zip(asked, texts["tuned"], texts["base"], strict=True)), kept
     )
     lines = [
         {"prompt": prompt, "base": base_text, "tuned": tuned_text, "judge": value}
@@ -68,8 +71,9 @@ def _answers(
     settings: TemplateSettings,
     base: ModelSource,
     adapter: Artifact | None,
+    kept: Kept,
 ) -> list[str]:
     """Return one model's answers. The model leaves memory before the next one is loaded."""
     answerer = local_answerer(base, adapter, batch_size=config.batch_size, settings=settings)
-    replies = answerer.answer(questions, config.max_new_tokens)
+    replies = ask_model(answerer, questions, config.max_new_tokens, kept)
     return [answer_shown(reply.text, reply.tool_calls) for reply in replies]

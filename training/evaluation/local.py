@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from training.data.row import Row
-from training.evaluation.answerer import Answerer, AnswerLoss, Question, Reply
+from training.evaluation.answerer import (
+    Answerer,
+    AnswerLoss,
+    OnReply,
+    Question,
+    Reply,
+    ignore_reply,
+)
 from training.evaluation.tool_calls import parse_tool_calls, without_channels
-from tuneline.core.artifact import Artifact
+from tuneline.core.artifact import Artifact, Input
 from tuneline.core.progress import progress
-from tuneline.models.source import ModelSource
+from tuneline.models.source import ModelSource, folder_digest
 from tuneline.models.template import TemplateSettings
 
 DEFAULT_SETTINGS = TemplateSettings()
@@ -40,6 +47,8 @@ def local_answerer(
     """
     from training import model as models
     from tuneline.models.chat import set_template
+    from tuneline.models.companion_files import has_tokenizer
+    from tuneline.models.folder import CONFIG, GENERATION_CONFIG
     from tuneline.models.stop_tokens import served_stop_ids
     from tuneline.models.tokenizer import load_tokenizer
 
@@ -47,20 +56,34 @@ def local_answerer(
     folder = base.path
     if adapter is not None:
         folder = adapter.path if isinstance(adapter, Artifact) else adapter
-    tokenizer = load_tokenizer(folder)
+    # PEFT writes no tokenizer next to an adapter, and TRL no generation_config.json.
+    tokenizer = load_tokenizer(folder if has_tokenizer(folder) else base.path)
     set_template(tokenizer, base.name, settings)
-    stop_ids = frozenset(served_stop_ids(folder, tokenizer))
+    has_stops = (folder / GENERATION_CONFIG).is_file() or (folder / CONFIG).is_file()
+    stop_ids = frozenset(served_stop_ids(folder if has_stops else base.path, tokenizer))
     dtype = models.resolve_dtype("auto")
     model = models.load_tuned(base, adapter, dtype) if adapter else models.load_base(base, dtype)
     model.eval()
 
-    def answer(questions: Sequence[Question], max_new_tokens: int) -> list[Reply]:
-        return answer_questions(model, tokenizer, stop_ids, questions, max_new_tokens, batch_size)
+    def answer(
+        questions: Sequence[Question], max_new_tokens: int, on_reply: OnReply = ignore_reply
+    ) -> list[Reply]:
+        return answer_questions(
+            model, tokenizer, stop_ids, questions, max_new_tokens, batch_size, on_reply
+        )
 
     def losses(rows: Sequence[Row]) -> list[AnswerLoss]:
         return _losses(model, rendered_rows(tokenizer, rows, stop_ids))
 
-    return Answerer(answer, losses)
+    digests = [base.digest, None if adapter is None else adapter_input(adapter).digest]
+    return Answerer(answer, losses, [*digests, str(dtype), repr(settings)])
+
+
+def adapter_input(adapter: Artifact | Path) -> Input:
+    """Return a trained model, or any PEFT adapter folder, for the manifest of its evaluation."""
+    if isinstance(adapter, Artifact):
+        return adapter.as_input("adapter")
+    return Input(role="adapter", kind="peft-adapter", digest=folder_digest(adapter))
 
 
 def answer_questions(
@@ -70,6 +93,7 @@ def answer_questions(
     questions: Sequence[Question],
     max_new_tokens: int,
     batch_size: int | None,
+    on_reply: OnReply = ignore_reply,
 ) -> list[Reply]:
     """Return a loaded model's greedy answers, in the order of the questions."""
     from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
@@ -90,6 +114,7 @@ def answer_questions(
                     "stop" if ids[-1] in stop_ids else "length",
                     parse_tool_calls(text, tools) if tools else (),
                 )
+                on_reply(index, replies[index])
             advance(len(replies))
     return [replies[index] for index in range(len(questions))]
 

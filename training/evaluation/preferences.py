@@ -23,6 +23,7 @@ from training.data.prepare import dataset_rows
 from training.data.row import Row
 from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
 from training.evaluation.judged_answers import judge_answers
+from training.evaluation.kept import kept_answers
 from training.heldout import require_heldout
 from training.methods import find_method, require_kinds
 from training.methods.rewards import load_rewards
@@ -75,9 +76,11 @@ def evaluate_preferences(
     quiet_libraries()
     inputs = [dataset.as_input("dataset"), base.as_input("base"), trained.as_input("adapter")]
     training = training.model_copy(update={"method": training.method.resolved(relative_to)})
-    with new_artifact(
-        out, "preferences", config=config.model_dump(mode="json"), inputs=inputs
-    ) as draft:
+    recorded = config.model_dump(mode="json")
+    with (
+        kept_answers(out) as kept,
+        new_artifact(out, "preferences", config=recorded, inputs=inputs) as draft,
+    ):
         rows = dataset_rows(dataset, HELDOUT_FILE, config.num_rows)
         require_kinds(training.method, rows, HELDOUT_FILE)
         require_heldout(training, rows, HELDOUT_FILE)
@@ -85,8 +88,9 @@ def evaluate_preferences(
         found, figures = measure(training, rows, base, trained)
         if config.judge is not None and not training.method.has_expected_answers:
             figures["judge"] = judge_answers(
-                config, config.judge, rows, dataset_settings(dataset), base, trained, draft.dir
-            )
+                config, config.judge, rows, dataset_settings(dataset), base, trained, draft.dir,
+                kept,
+            )  # fmt: skip
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in found)
         (draft.dir / ROWS_FILE).write_text("".join(lines), encoding="utf-8")
         text = json.dumps(figures, indent=2) + "\n"

@@ -7,12 +7,13 @@ from typing import Any
 
 from training.config import EvaluationConfig
 from training.data.row import Row
-from training.evaluation.metrics.judge import ask_judge_once
+from training.evaluation.kept import Kept
+from training.evaluation.metrics.judge import ask_judge_once, score_judge
 from training.evaluation.metrics.metric import Metric, Scored
 from training.evaluation.metrics.table import METRICS, choose_metrics
 from training.evaluation.prediction import Prediction, expected_tool_calls, predict
 from tuneline.core.config import StrictModel
-from tuneline.core.statistics import bootstrap_interval, wilson_interval
+from tuneline.core.statistics import mean_interval, wilson_interval
 
 
 class MetricResult(StrictModel):
@@ -22,7 +23,7 @@ class MetricResult(StrictModel):
     value: float | None
     """The mean over `num_rows` rows; null without a row."""
     interval: tuple[float, float] | None
-    """At 95 %: Wilson's for shares, bootstrapped for other means."""
+    """At 95 %: Wilson's if every value is 0 or 1, bootstrapped for other means."""
     num_rows: int
     higher_is_better: bool
     details: dict[str, Any]
@@ -67,12 +68,17 @@ def try_metrics(config: EvaluationConfig, rows: Sequence[Row]) -> None:
 
 
 def score(
-    predictions: Sequence[Prediction], config: EvaluationConfig, *, no_losses: str = ""
+    predictions: Sequence[Prediction],
+    config: EvaluationConfig,
+    *,
+    no_losses: str = "",
+    kept: Kept | None = None,
 ) -> tuple[list[Prediction], Scores]:
     """Return the predictions with each row's values, and the scores.
 
     Args:
         no_losses: Why the predictions have no losses, as the note of metrics that read them.
+        kept: The answers that a judge has given before.
 
     Raises:
         ValueError: There are no predictions.
@@ -84,7 +90,10 @@ def score(
     values: list[dict[str, float | None]] = [{} for _ in predictions]
     for name in choose_metrics(config, [prediction.expected for prediction in predictions]):
         metric = METRICS[name]
-        scored = metric.score(predictions, config)
+        if name == "judge":
+            scored = score_judge(predictions, config, kept)
+        else:
+            scored = metric.score(predictions, config)
         for row, value in zip(values, scored.values, strict=True):
             row[name] = value
         note = scored.note or (no_losses if metric.needs_losses else "")
@@ -112,9 +121,7 @@ def _result(metric: Metric, scored: Scored, note: str) -> MetricResult:
     mean = sum(values) / len(values) if values else None
     interval = None
     if mean is not None:
-        interval = (
-            wilson_interval(mean, len(values)) if metric.is_share else bootstrap_interval(values)
-        )
+        interval = mean_interval(values)
     return MetricResult(
         title=metric.title,
         value=mean,

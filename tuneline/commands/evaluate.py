@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneline.commands.data import Columns, column_map
 from tuneline.commands.option_values import (
     endpoint_of,
     open_run,
@@ -23,6 +24,7 @@ from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
+    from training.config.data import SourceConfig
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
 
@@ -34,8 +36,12 @@ class Suite(StrEnum):
 def evaluate(
     run_file: OptionalRun = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rows with prompts and answers.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Rows with prompts and answers: a file, a folder or hf:owner/name."
+        ),
     ] = None,
+    columns: Columns = None,
     model: Annotated[
         str | None,
         typer.Option(help="Model folder or Hugging Face id; with --url, its name on the server."),
@@ -76,7 +82,8 @@ def evaluate(
     forgetting, compare general skills with --against.
     """
     # Over 60 lines: most of them are options.
-    of_a_file = {"--data": data, "--adapter": adapter, "--against": against, "--suite": suite}
+    of_rows = {"--data": data, "--column": columns}
+    of_a_file = {**of_rows, "--adapter": adapter, "--against": against, "--suite": suite}
     if tasks is not None:
         refuse("with --tasks", {"RUN.yaml": run_file, **of_a_file, "--set": overrides})
         asked = Asked(endpoint_of(required(url, "--url"), model, api_key_env), tokenizer)
@@ -91,10 +98,11 @@ def evaluate(
     if run_file is None:
         asked = Asked(endpoint, tokenizer, model, adapter)
         if suite is not None:
-            refuse("with --suite", {"--data": data, "--tokenizer": tokenizer, "--set": overrides})
+            refuse("with --suite", {**of_rows, "--tokenizer": tokenizer, "--set": overrides})
             _ask_suite(asked, against, required(out, "--out"), as_json)
             return
-        _evaluate_file(asked, required(data, "--data"), against, out, overrides, as_json)
+        source = {"path": required(data, "--data"), "columns": column_map(columns or [])}
+        _evaluate_file(asked, source, against, out, overrides, as_json)
         return
     refuse("with RUN.yaml", of_a_file)
     run = open_run(run_file, overrides, runs_dir)
@@ -118,7 +126,7 @@ def evaluate(
     result = evaluate_endpoint(
         config, dataset, endpoint, folder, tokenizer_folder=tokenizer, base=base
     )
-    emit_artifact(result, as_json)
+    _emit_evaluation(result, as_json)
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ def _run_tasks(asked: Asked, harness: Harness, out: Path) -> Artifact:
 
 def _evaluate_file(
     asked: Asked,
-    data: Path,
+    source: dict[str, Any],
     against: str | None,
     out: Path | None,
     overrides: list[str] | None,
@@ -164,40 +172,52 @@ def _evaluate_file(
 ) -> None:
     """Score a model on a file, and a second model if there is one."""
     from training.config import EvaluationConfig
+    from training.config.data import SourceConfig
     from tuneline.core.config import validate_config
 
     section = section_of(overrides, "evaluation", "an evaluation without a run", "fields=lines")
     config = validate_config(EvaluationConfig, section, "evaluation")
+    data = validate_config(SourceConfig, source, "options")
     folder = required(out, "--out")
     if against is None:
-        emit_artifact(_evaluate(config, data, asked, folder), as_json)
+        _emit_evaluation(_evaluate(config, data, asked, folder), as_json)
         return
     from training import report_evaluations
     from tuneline.models.source import resolve_model
     from tuneline.pipeline.run_report import comparison_lines
 
     resolve_model(against)  # a wrong name is found before the first model answers
-    tuned = _evaluate(config, data, asked, folder / "tuned")
-    base = _evaluate(config, data, Asked(None, model=against), folder / "base")
+    # The first two may be those of an interrupted command.
+    tuned = _evaluate(config, data, asked, folder / "tuned", reuse=True)
+    base = _evaluate(config, data, Asked(None, model=against), folder / "base", reuse=True)
     report = report_evaluations(config, base, tuned, folder / "report")
     metrics = report.manifest.metrics
     lines = [*comparison_lines(metrics), f"answers side by side: {report.path / 'mismatches.html'}"]
     emit({"path": str(report.path), **report.manifest.model_dump()}, lines, as_json)
 
 
-def _evaluate(config: EvaluationConfig, data: Path, asked: Asked, out: Path) -> Artifact:
+def _emit_evaluation(evaluation: Artifact, as_json: bool) -> None:
+    from tuneline.pipeline.run_report import evaluation_lines
+
+    document = {"path": str(evaluation.path), **evaluation.manifest.model_dump()}
+    emit(document, evaluation_lines(evaluation), as_json)
+
+
+def _evaluate(
+    config: EvaluationConfig, data: SourceConfig, asked: Asked, out: Path, *, reuse: bool = False
+) -> Artifact:
     if asked.endpoint is not None:
         from training import evaluate_endpoint
 
         refuse("with --url", {"--adapter": asked.adapter})
         return evaluate_endpoint(
-            config, data, asked.endpoint, out, tokenizer_folder=asked.tokenizer
+            config, data, asked.endpoint, out, tokenizer_folder=asked.tokenizer, reuse=reuse
         )
     from training import evaluate_model
     from tuneline.models.source import resolve_model
 
     base = resolve_model(required(asked.model, "--model"))
-    return evaluate_model(config, data, base, _adapter(asked.adapter), out)
+    return evaluate_model(config, data, base, _adapter(asked.adapter), out, reuse=reuse)
 
 
 def _adapter(folder: Path | None) -> Artifact | Path | None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 NUM_RESAMPLES = 2000
 """Resamples of a bootstrap interval: its ends then move by about 2 % of its width."""
+
+MIN_ROWS = 6
+"""Rows from which a difference is shown: of fewer rows, all on one side have a two-sided chance
+above 5 %, whatever an interval says."""
 
 Z_95 = 1.959963984540054
 """The 97.5 % point of the standard normal distribution, for two-sided intervals at 95 %."""
@@ -107,6 +111,22 @@ def paired_share_interval(counts: PairedCounts) -> tuple[float, float]:
     up = _hybrid(high_1 - share_1, share_2 - low_2, phi)
     difference = (b - c) / n
     return max(-1.0, difference - down), min(1.0, difference + up)
+
+
+def are_shares(values: Iterable[float]) -> bool:
+    """Return whether every value is 0 or 1: right or wrong."""
+    return {*values} <= {0.0, 1.0}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return an interval at 95 % of a mean: Wilson's if every value is 0 or 1, else a bootstrap.
+
+    Raises:
+        ValueError: There are no values.
+    """
+    if values and are_shares(values):
+        return wilson_interval(sum(values) / len(values), len(values))
+    return bootstrap_interval(values)
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:

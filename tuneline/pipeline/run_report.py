@@ -53,6 +53,23 @@ def of_kind(done: Done, kind: str) -> list[Artifact]:
     return [artifact for _, artifact in done if artifact.kind == kind]
 
 
+def evaluation_lines(evaluation: Artifact) -> list[str]:
+    """Return one line for each metric of an `evaluation`, and the place of its files."""
+    lines = [f"{KINDS['evaluation'].summary(evaluation.manifest.metrics)} held-out rows"]
+    for name, entry in evaluation.manifest.metrics["metrics"].items():
+        title = f"  {entry.get('title', name):22}"
+        if entry["value"] is None:
+            lines.append(f"{title} {entry.get('note') or 'no row has a value'}")
+            continue
+        low, high = entry["interval"]
+        lines.append(
+            f"{title} {entry['value']:.3f} (95 %: {low:.3f} to {high:.3f}), "
+            f"{entry['num_rows']} rows"
+        )
+    page = evaluation.path / "mismatches.html"
+    return [*lines, f"answers: {page}", f"figures: {evaluation.path / 'evaluation.json'}"]
+
+
 def comparison_lines(metrics: dict[str, Any]) -> list[str]:
     """Return one line for each metric of an `evaluation-report`."""
     lines = []
@@ -73,6 +90,8 @@ def _judge_lines(metrics: dict[str, Any]) -> list[str]:
     if judge is None:
         return []
     rate = "unknown" if judge["win_rate"] is None else f"{judge['win_rate']:.1%}"
+    if interval := judge.get("interval"):
+        rate += f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})"
     unread = f", {judge['unreadable']} without a verdict" if judge["unreadable"] else ""
     return [
         f"  judge: the tuned model's win rate is {rate} ({judge['wins']} wins, "

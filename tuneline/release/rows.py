@@ -17,7 +17,9 @@ from tuneline.core.config import StrictModel
 from tuneline.core.errors import ArtifactError
 from tuneline.core.release import ROWS_FILE
 from tuneline.core.statistics import (
+    MIN_ROWS,
     Z_95,
+    are_shares,
     bootstrap_interval,
     count_pairs,
     paired_share_interval,
@@ -138,8 +140,8 @@ def read_released_rows(release: Path) -> Rows | None:
 def compare_rows(first: Rows, second: Rows) -> Compared | None:
     """Return the paired comparison over the common rows; None without a common row.
 
-    The interval is Newcombe's for values that are all 0 or 1, and bootstrapped for others; fewer
-    than MIN_RESAMPLED_ROWS others have an infinite one.
+    The interval is Newcombe's for values that are all 0 or 1, and bootstrapped for others. It is
+    infinite for fewer than MIN_ROWS values of 0 and 1, or MIN_RESAMPLED_ROWS others.
     """
     common = sorted(first.values.keys() & second.values.keys())
     if not common or first.metric != second.metric:
@@ -150,7 +152,7 @@ def compare_rows(first: Rows, second: Rows) -> Compared | None:
     if sign < 0:
         low, high = -high, -low
     mean_old, mean_new = (sum(values) / len(common) for values in (old, new))
-    shares = _are_shares(old, new)
+    shares = are_shares([*old, *new])
     room = math.inf
     if sign > 0 and first.metric != "python":  # no such metric has a value below 0
         room = mean_old
@@ -200,7 +202,7 @@ def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
         low, high = -high, -low
     num_rows = len(pairs)
     means = sum(before) / num_rows, sum(after) / num_rows
-    return Compared(num_rows, *means, low, high, _are_shares(before, after))
+    return Compared(num_rows, *means, low, high, are_shares([*before, *after]))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -210,15 +212,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
-    if _are_shares(old, new):
+    if are_shares([*old, *new]):
+        if len(old) < MIN_ROWS:
+            return -math.inf, math.inf
         return paired_share_interval(count_pairs(*([bool(v) for v in side] for side in (old, new))))
     if len(old) < MIN_RESAMPLED_ROWS:
         return -math.inf, math.inf
     return bootstrap_interval([b - a for a, b in zip(old, new, strict=True)])
-
-
-def _are_shares(old: Sequence[float], new: Sequence[float]) -> bool:
-    return {*old, *new} <= {0.0, 1.0}
 
 
 def _key(prediction: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from tuneline.core.statistics import (
     bootstrap_interval,
     count_pairs,
     mcnemar_p,
+    mean_interval,
     paired_share_interval,
     wilson_interval,
 )
@@ -139,3 +140,17 @@ def test_a_bootstrap_interval_is_the_same_each_time() -> None:
     assert bootstrap_interval([2.0]) == (2.0, 2.0)
     with pytest.raises(ValueError, match="no values"):
         bootstrap_interval([])
+
+
+@pytest.mark.parametrize(
+    ("values", "interval"),
+    [
+        ([1.0] * 6, (0.6097, 1.0)),  # Wilson's: 6 / (6 + z²)
+        ([0.0] * 40, (0.0, 0.0876)),  # z² / (40 + z²)
+        ([0.5] * 6, (0.5, 0.5)),
+    ],
+)
+def test_a_mean_of_right_and_wrong_answers_has_a_width_at_the_ends(
+    values: list[float], interval: tuple[float, float]
+) -> None:
+    assert mean_interval(values) == pytest.approx(interval, abs=1e-4)

@@ -145,6 +145,18 @@ def test_a_metric_that_cannot_fall_rules_no_drop_out(num_right: int, is_shown: b
     assert ("a drop of more than 0.05 is not possible" in found.inconclusive(0.05)) is not is_shown
 
 
+@pytest.mark.parametrize(("num_rows", "is_better"), [(2, False), (5, False), (6, True)])
+def test_a_handful_of_right_answers_shows_no_gain(num_rows: int, is_better: bool) -> None:
+    def rows(value: float) -> Rows:
+        values = {str(at): value for at in range(num_rows)}
+        return Rows(metric="exact_match", higher_is_better=True, evaluation="x", values=values)
+
+    # Newcombe's interval excludes zero from two rows on; McNemar's p is 0.5 there.
+    found = compare_rows(rows(0.0), rows(1.0))
+    assert found is not None
+    assert (found.low > 0) is is_better
+
+
 @pytest.mark.parametrize(
     ("metrics", "tile"),
     [

@@ -13,7 +13,8 @@ from training.evaluation.evaluate import PAGE_FILE
 from training.evaluation.forgetting.answers import ANSWERS_FILE, answers_text
 from training.evaluation.forgetting.items import Item, suite_input, suite_items
 from training.evaluation.forgetting.judging import judge_forgetting
-from training.evaluation.local import DEFAULT_SETTINGS
+from training.evaluation.kept import Kept, ask_model, kept_answers
+from training.evaluation.local import DEFAULT_SETTINGS, adapter_input
 from training.evaluation.prediction import Prediction
 from training.evaluation.report.page import mismatch_page
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
@@ -52,14 +53,20 @@ def measure_forgetting(
         inputs.append(tuned.as_input("adapter"))
     elif isinstance(tuned, ModelSource):
         inputs.append(tuned.as_input("model"))
+    elif isinstance(tuned, Path):
+        inputs.append(adapter_input(tuned))
     config = {"max_new_tokens": MAX_NEW_TOKENS}
-    with new_artifact(out, "forgetting", config=config, inputs=inputs) as draft:
+    with (
+        kept_answers(out) as kept,
+        new_artifact(out, "forgetting", config=config, inputs=inputs) as draft,
+    ):
         start_s = time.monotonic()
         items = suite_items()
-        # One model at a time is in memory.
+        # One model at a time is in memory. An endpoint may be down, so it is asked first.
+        tuned_replies = _replies(items, _answerer(base, tuned, batch_size, settings), kept)
         replies = {
-            "base": _replies(items, _answerer(base, None, batch_size, settings)),
-            "tuned": _replies(items, _answerer(base, tuned, batch_size, settings)),
+            "base": _replies(items, _answerer(base, None, batch_size, settings), kept),
+            "tuned": tuned_replies,
         }
         passed = {
             who: [item.passes(reply) for item, reply in zip(items, found, strict=True)]
@@ -71,6 +78,8 @@ def measure_forgetting(
         text = answers_text(items, replies)
         (draft.dir / ANSWERS_FILE).write_text(text, encoding="utf-8")
         _write_page(draft.dir, items, replies, passed)
+        if isinstance(tuned, Endpoint):
+            draft.metrics["served_model"] = tuned.model
         draft.metrics.update(report.model_dump(mode="json"), wall_s=time.monotonic() - start_s)
     return open_artifact(out, kind="forgetting")
 
@@ -92,8 +101,8 @@ def _answerer(
     return local_answerer(base, tuned, batch_size=batch_size, settings=settings)
 
 
-def _replies(items: Sequence[Item], answerer: Answerer) -> list[Reply]:
-    return answerer.answer([item.question() for item in items], MAX_NEW_TOKENS)
+def _replies(items: Sequence[Item], answerer: Answerer, kept: Kept) -> list[Reply]:
+    return ask_model(answerer, [item.question() for item in items], MAX_NEW_TOKENS, kept)
 
 
 def _write_page(

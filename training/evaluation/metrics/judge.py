@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from training.config import EvaluationConfig, JudgeConfig
+from training.evaluation.kept import Kept, ask_rest
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
 from training.evaluation.tool_calls import answer_shown
+from tuneline.core.artifact import canonical_digest
 from tuneline.core.endpoint import Endpoint, read_key, split_url
 from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError, ServerError
@@ -19,7 +21,7 @@ from tuneline.core.messages import Messages, bare_answer, calls_of, content_of
 from tuneline.core.openai_client import complete, first_choice, openai_client, server_error
 from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import text_of
-from tuneline.core.statistics import mcnemar_p
+from tuneline.core.statistics import mcnemar_p, mean_interval
 
 MAX_CHARACTERS = 8000
 """Of each text in a question to the judge: the beginning of an answer; of a conversation, a quarter
@@ -48,12 +50,15 @@ _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _CHOICES: dict[str, Choice] = {"A": "A", "B": "B", "C": "tie"}
 
 
-def score_judge(predictions: Sequence[Prediction], config: EvaluationConfig) -> Scored:
+def score_judge(
+    predictions: Sequence[Prediction], config: EvaluationConfig, kept: Kept | None = None
+) -> Scored:
     """Return, for the first `judge.num_rows` rows, whether the answer beats the expected one.
 
     A row has 1 if the judge prefers the answer in both orders, 0 if it prefers the expected answer
     in both, and 0.5 for a tie. Two orders with different verdicts are a tie, counted as `swapped`.
-    An answer equal to the expected one is a tie without a request.
+    An answer equal to the expected one is a tie without a request. Judgements that are in `kept`
+    are not asked for again.
 
     Raises:
         ConfigError: There is no judge in the configuration, or its URL or key cannot be used.
@@ -69,7 +74,7 @@ def score_judge(predictions: Sequence[Prediction], config: EvaluationConfig) -> 
         )
         for p in judged
     ]
-    values, details = judge_pairs(judge, pairs)
+    values, details = judge_pairs(judge, pairs, kept)
     return Scored([*values, *[None] * (len(predictions) - len(judged))], details)
 
 
@@ -110,7 +115,7 @@ def _endpoint(judge: JudgeConfig) -> Endpoint:
 
 
 def judge_pairs(
-    config: JudgeConfig, pairs: Sequence[Pair]
+    config: JudgeConfig, pairs: Sequence[Pair], kept: Kept | None = None
 ) -> tuple[list[float | None], dict[str, int]]:
     """Return 1, 0.5 or 0 for a first answer that wins, ties or loses, and the counts.
 
@@ -121,7 +126,7 @@ def judge_pairs(
     questions = [
         judge_question(config, pairs[i], swap) for i in different for swap in (False, True)
     ]
-    replies = _ask(config, endpoint, questions)
+    replies = _replies(config, endpoint, questions, kept)
     values: list[float | None] = [0.5] * len(pairs)
     counts = {"wins": 0, "losses": 0, "ties": len(pairs) - len(different), "swapped": 0}
     counts["unreadable"] = 0
@@ -145,7 +150,7 @@ def judge_pairs(
 
 
 def win_rate(values: Sequence[float | None], counts: dict[str, int]) -> dict[str, Any]:
-    """Return the win rate of first answers, and the sign test of wins and losses.
+    """Return the win rate of first answers with its interval, and the sign test of wins and losses.
 
     A pair of which the judge gave no readable verdict counts in `unreadable` only; without a
     readable verdict the rate is None.
@@ -153,6 +158,7 @@ def win_rate(values: Sequence[float | None], counts: dict[str, int]) -> dict[str
     read = [value for value in values if value is not None]
     return {
         "win_rate": sum(read) / len(read) if read else None,
+        "interval": mean_interval(read) if read else None,
         "sign_test_p": mcnemar_p(counts["losses"], counts["wins"]),
         **counts,
     }
@@ -182,14 +188,37 @@ def judge_question(config: JudgeConfig, pair: Pair, swap: bool) -> str:
     return INSTRUCTION.format(criteria=config.criteria, prompt=prompt, first=first, second=second)
 
 
-def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> list[str]:
+def _replies(
+    config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str], kept: Kept | None
+) -> list[str]:
+    """Return the judge's replies, and ask only for those that are not kept."""
+    if kept is None:
+        return _ask(config, endpoint, questions)
+    identity = ["judge", config.url, config.model, config.max_new_tokens]
+    keys = [canonical_digest([*identity, question]) for question in questions]
+
+    def ask(rest: Sequence[int], on_answer: Callable[[int, Any], None]) -> None:
+        _ask(
+            config, endpoint, [questions[index] for index in rest],
+            lambda place, reply: on_answer(rest[place], reply),
+        )  # fmt: skip
+
+    return ask_rest(kept, keys, ask, "judgements")
+
+
+def _ask(
+    config: JudgeConfig,
+    endpoint: Endpoint,
+    questions: Sequence[str],
+    on_reply: Callable[[int, str], None] = lambda _index, _reply: None,
+) -> list[str]:
     openai = require("openai", "train")
     options = {"model": endpoint.model, "temperature": 0, "max_tokens": config.max_new_tokens}
 
-    def ask(question: str) -> str:
+    def ask(index: int) -> str:
         try:
-            response = complete(client, options, [{"role": "user", "content": question}])
-            return text_of(first_choice(response, endpoint).message.content)
+            response = complete(client, options, [{"role": "user", "content": questions[index]}])
+            reply = text_of(first_choice(response, endpoint).message.content)
         except openai.AuthenticationError as error:
             raise ServerError(
                 server_error(error, endpoint, config.timeout_s).message,
@@ -198,6 +227,8 @@ def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> l
         except (ValueError, AttributeError, IndexError, TypeError) as error:
             # The client passes a body of another shape on; reading the body then fails.
             raise server_error(error, endpoint, config.timeout_s) from None
+        on_reply(index, reply)
+        return reply
 
     replies: list[str] = []
     try:
@@ -206,7 +237,7 @@ def _ask(config: JudgeConfig, endpoint: Endpoint, questions: Sequence[str]) -> l
             ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge") as pool,
             progress("judging", len(questions), "judgements") as advance,
         ):
-            waiting = [pool.submit(ask, question) for question in questions]
+            waiting = [pool.submit(ask, index) for index in range(len(questions))]
             try:
                 for done, future in enumerate(waiting, start=1):
                     replies.append(future.result())

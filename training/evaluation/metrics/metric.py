@@ -36,7 +36,6 @@ class Metric:
         score: Scores the answers of all rows.
         is_default: Whether it is computed if `evaluation.metrics` is not given.
         title: Its name in tables.
-        is_share: Whether every value is right or wrong, 1 or 0.
         higher_is_better: Whether a higher value is a better answer.
         needs_losses: Whether it reads the expected answers' log-probabilities.
     """
@@ -44,6 +43,5 @@ class Metric:
     score: Callable[[Sequence[Prediction], EvaluationConfig], Scored]
     is_default: Callable[[Expected, EvaluationConfig], bool]
     title: str
-    is_share: bool = False
     higher_is_better: bool = True
     needs_losses: bool = False

@@ -49,7 +49,7 @@ def _has_judge(_expected: Expected, config: EvaluationConfig) -> bool:
 
 
 METRICS: dict[MetricName, Metric] = {
-    "exact_match": Metric(score_exact_match, _always, "exact match", is_share=True),
+    "exact_match": Metric(score_exact_match, _always, "exact match"),
     "fields": Metric(score_fields, _has_fields, "fields right"),
     "classes": Metric(score_classes, _are_classes, "classes right"),
     "chrf": Metric(score_chrf, _are_free_text, "chrF (0-100)"),
@@ -58,7 +58,7 @@ METRICS: dict[MetricName, Metric] = {
         score_nats, _are_free_text, "nats per answer token", higher_is_better=False,
         needs_losses=True,
     ),
-    "json_schema": Metric(score_json_schema, _are_json, "valid JSON", is_share=True),
+    "json_schema": Metric(score_json_schema, _are_json, "valid JSON"),
     "python": Metric(score_python, _has_function, "own metric"),
     "judge": Metric(score_judge, _has_judge, "judge's win rate"),
 }  # fmt: skip

@@ -9,15 +9,13 @@ from training.evaluation.prediction import Prediction
 from tuneline.core.config import StrictModel
 from tuneline.core.errors import ArtifactError
 from tuneline.core.statistics import (
+    MIN_ROWS,
+    are_shares,
     bootstrap_interval,
     count_pairs,
     mcnemar_p,
     paired_share_interval,
 )
-
-MIN_ROWS = 6
-"""Rows from which a bootstrap says that a model is better: of fewer rows, all on one side have a
-two-sided chance above 5 %."""
 
 
 class MetricComparison(StrictModel):
@@ -29,7 +27,8 @@ class MetricComparison(StrictModel):
     difference: float
     """`tuned` minus `base`."""
     interval: tuple[float, float]
-    """Of the difference, at 95 %: Newcombe's for shares, bootstrapped over rows for other means."""
+    """Of the difference, at 95 %: Newcombe's if every value is 0 or 1 (a share), bootstrapped over
+    rows for other means."""
     num_rows: int
     """Rows that have a value of both models."""
     base_only: int | None = None
@@ -38,8 +37,8 @@ class MetricComparison(StrictModel):
     mcnemar_p: float | None = None
     """Of a share, the exact two-sided p-value of McNemar's test."""
     better: str
-    """`base` or `tuned` if the interval excludes zero, else `neither`. Fewer than six rows of a
-    mean show nothing."""
+    """`base` or `tuned` if the interval excludes zero, else `neither`. Fewer than six rows show
+    nothing."""
 
 
 class Comparison(StrictModel):
@@ -72,14 +71,12 @@ def compare_predictions(base: Sequence[Prediction], tuned: Sequence[Prediction])
             if (first := a.scores[name]) is not None and (second := b.scores[name]) is not None
         ]
         if pairs:
-            found[name] = compare_pairs(
-                pairs, metric.title, metric.is_share, metric.higher_is_better
-            )
+            found[name] = compare_pairs(pairs, metric.title, metric.higher_is_better)
     return Comparison(num_rows=len(base), metrics=found)
 
 
 def compare_pairs(
-    pairs: Sequence[tuple[float, float]], title: str, is_share: bool, higher_is_better: bool = True
+    pairs: Sequence[tuple[float, float]], title: str, higher_is_better: bool = True
 ) -> MetricComparison:
     """Return the comparison of pairs of values, of the base and the tuned model.
 
@@ -89,7 +86,7 @@ def compare_pairs(
     num_rows = len(pairs)
     base, tuned = (sum(values) / num_rows for values in zip(*pairs, strict=True))
     exact: dict[str, float | int] = {}
-    if is_share:
+    if are_shares(value for pair in pairs for value in pair):
         counts = count_pairs([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs])
         low, high = paired_share_interval(counts)
         exact = {
@@ -100,7 +97,7 @@ def compare_pairs(
     else:
         low, high = bootstrap_interval([b - a for a, b in pairs])
     up, down = ("tuned", "base") if higher_is_better else ("base", "tuned")
-    is_shown = is_share or num_rows >= MIN_ROWS
+    is_shown = num_rows >= MIN_ROWS
     return MetricComparison(
         title=title,
         base=base,

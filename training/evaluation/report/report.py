@@ -8,6 +8,7 @@ from typing import Any
 
 from training.config import EvaluationConfig, JudgeConfig
 from training.evaluation.evaluate import PAGE_FILE, read_predictions
+from training.evaluation.kept import Kept, kept_answers
 from training.evaluation.metrics.classes import class_targets, score_classes
 from training.evaluation.metrics.judge import Pair, judge_pairs, win_rate
 from training.evaluation.prediction import Prediction
@@ -34,7 +35,10 @@ def report_evaluations(
     """
     inputs = [base.as_input("base"), tuned.as_input("tuned")]
     recorded = {"fields": config.fields}
-    with new_artifact(out, "evaluation-report", config=recorded, inputs=inputs) as draft:
+    with (
+        kept_answers(out) as kept,
+        new_artifact(out, "evaluation-report", config=recorded, inputs=inputs) as draft,
+    ):
         answers = {"base": read_predictions(base), "tuned": read_predictions(tuned)}
         comparison = compare_predictions(answers["base"], answers["tuned"])
         text = comparison.model_dump_json(indent=2) + "\n"
@@ -46,7 +50,7 @@ def report_evaluations(
             draw_confusions(tables, draft.dir / PLOT_FILE)
         draft.metrics.update(comparison.model_dump(mode="json"))
         if config.judge is not None:
-            draft.metrics["judge"] = _judge(config.judge, answers["base"], answers["tuned"])
+            draft.metrics["judge"] = _judge(config.judge, answers["base"], answers["tuned"], kept)
     return open_artifact(out, kind="evaluation-report")
 
 
@@ -62,11 +66,11 @@ def _confusions(
 
 
 def _judge(
-    config: JudgeConfig, base: Sequence[Prediction], tuned: Sequence[Prediction]
+    config: JudgeConfig, base: Sequence[Prediction], tuned: Sequence[Prediction], kept: Kept
 ) -> dict[str, Any]:
     """Return the tuned model's win rate over the base."""
     pairs: list[Pair] = [
         (b.prompt, answer_shown(b.answer, b.tool_calls), answer_shown(a.answer, a.tool_calls))
         for a, b in list(zip(base, tuned, strict=True))[: config.num_rows]
     ]
-    return win_rate(*judge_pairs(config, pairs))
+    return win_rate(*judge_pairs(config, pairs, kept))

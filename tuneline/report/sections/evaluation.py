@@ -101,10 +101,13 @@ def _judged(judge: dict[str, Any] | None) -> list[Block]:
     if judge is None:
         return []
     unread = f", {judge['unreadable']} without a verdict" if judge["unreadable"] else ""
+    interval = judge.get("interval")
+    within = "" if interval is None else f" (95 %: {share(interval[0])} to {share(interval[1])})"
     return [
         Paragraph(
-            f"Judge: the tuned model's win rate is {share(judge['win_rate'])} ({judge['wins']} "
-            f"wins, {judge['losses']} losses, {judge['ties'] + judge['swapped']} ties{unread})."
+            f"Judge: the tuned model's win rate is {share(judge['win_rate'])}{within}: "
+            f"{judge['wins']} wins, {judge['losses']} losses, "
+            f"{judge['ties'] + judge['swapped']} ties{unread}."
         )
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,12 @@ def test_a_server_without_prompt_losses_is_said_to_have_none(
 def test_a_base_is_compared_with_an_adapter_by_one_command(line: Line, tmp_path: Path) -> None:
     rows = (line.dataset.path / "heldout.jsonl").read_text().split("\n")[:6]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    done = tuneline_here(
+    command = (
         "evaluate", "--model", str(line.base.path), "--adapter", str(line.adapter.path),
         "--against", str(line.base.path), "--data", str(tmp_path / "rows.jsonl"),
         "--set", "evaluation.max_new_tokens=24", "--out", str(tmp_path / "out"), "--json",
     )  # fmt: skip
+    done = tuneline_here(*command)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["metrics"]["num_rows"] == 6
@@ -127,6 +129,11 @@ def test_a_base_is_compared_with_an_adapter_by_one_command(line: Line, tmp_path:
     assert match["tuned"] > match["base"] == 0
     page = (tmp_path / "out" / "report" / "mismatches.html").read_text()
     assert json.loads(rows[5])["prompt"][0]["content"].split("\n")[-1] in page
+    # After a kill before the report, both evaluations are taken as they are.
+    shutil.rmtree(tmp_path / "out" / "report")
+    again = tuneline_here(*command)
+    assert again.stderr.count("is the same evaluation, and is taken as it is") == 2
+    assert json.loads(again.stdout)["metrics"] == report["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,7 @@ def test_a_base_is_compared_with_an_adapter_by_one_command(line: Line, tmp_path:
         (("--url", "http://127.0.0.1:1/v1", "--model", "m", "--data", "x", "--out", "o",
           "--adapter", "a"), "--adapter: has no meaning with --url"),
         (("--url", "http://127.0.0.1:1/v1", "--model", "m", "--data", "none.jsonl", "--out", "o"),
-         "error: none.jsonl: no such file"),
+         "error: --data: no such file: none.jsonl"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_refused(

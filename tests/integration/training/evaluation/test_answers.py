@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -208,6 +209,24 @@ def test_padding_and_order_do_not_change_the_answers_of_the_base(
         found.append([prediction.answer for prediction in _predictions(evaluation)])
     assert len(found[0]) == 7
     assert found[0] == found[1]
+
+
+def test_an_adapter_folder_of_peft_takes_the_tokenizer_and_stops_of_its_base(
+    line: Line, tmp_path: Path
+) -> None:
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(line.adapter.path / name, folder)
+    config = CONFIG.model_copy(update={"num_rows": 2, "metrics": ("exact_match",)})
+    found = [
+        evaluate_model(config, line.dataset, line.base, adapter, tmp_path / out)
+        for adapter, out in ((line.adapter, "ours"), (folder, "theirs"))
+    ]
+    ours, theirs = map(_predictions, found)
+    assert ours == theirs and len(ours) == 2
+    assert ours[0].finish_reason == "stop"
+    assert found[1].manifest.inputs[-1].kind == "peft-adapter"
 
 
 Reply = Callable[[dict[str, Any]], tuple[int, str]]

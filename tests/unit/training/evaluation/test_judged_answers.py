@@ -12,14 +12,20 @@ import pytest
 from training.config import EvaluationConfig, JudgeConfig
 from training.data.row import Row
 from training.evaluation import judged_answers
-from training.evaluation.answerer import Reply
+from training.evaluation.answerer import OnReply, Reply
+from training.evaluation.kept import Kept
 from tuneline.models.source import ModelSource
 from tuneline.models.template import TemplateSettings
 
 
 class _Model:
-    def answer(self, questions: list[Any], _max_new_tokens: int) -> list[Reply]:
-        return [Reply("Same.", "stop") for _ in questions]
+    identity = "same"
+
+    def answer(self, questions: list[Any], _max_new_tokens: int, on_reply: OnReply) -> list[Reply]:
+        replies = [Reply("Same.", "stop") for _ in questions]
+        for index, reply in enumerate(replies):
+            on_reply(index, reply)
+        return replies
 
 
 def test_one_model_at_a_time_is_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -38,6 +44,7 @@ def test_one_model_at_a_time_is_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_p
     found = judged_answers.judge_answers(
         EvaluationConfig(), judge, rows, TemplateSettings(),
         ModelSource("base", tmp_path, "sha256:0", "base-model"), adapter, tmp_path,
+        Kept(tmp_path / "kept", {}),
     )  # fmt: skip
     assert len(loaded) == 2
     assert (found["ties"], found["num_requests"]) == (3, 0)

@@ -15,6 +15,7 @@ from training.data.row import Row
 from training.evaluation.answer_text import split_fields
 from training.evaluation.answerer import Answerer
 from training.evaluation.evaluate import _evaluate
+from training.evaluation.kept import Kept
 from training.evaluation.metrics.ready import require_metrics
 from training.evaluation.prediction import Prediction, predict
 from training.evaluation.scoring import Scores, score, try_metrics
@@ -125,11 +126,12 @@ def test_metrics_that_cannot_be_computed_stop_before_a_model_answers(
     config = EvaluationConfig.model_validate_json(text)
     row = Row(prompt=PROMPT, completion=({"role": "assistant", "content": "a"},))
 
-    def answer(*_: object) -> NoReturn:
+    def answer(*_: object, **__: object) -> NoReturn:
         pytest.fail("the model answers")
 
+    answerer = Answerer(answer, answer, "never asked")
     with pytest.raises(ConfigError, match=problem) as caught:
-        _evaluate(Draft(tmp_path), config, [row], Answerer(answer, answer))
+        _evaluate(Draft(tmp_path), config, [row], answerer, Kept(tmp_path / "answers", {}))
     assert "pw" not in str(caught.value)
     with pytest.raises(ConfigError, match=problem):
         require_metrics(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,12 +14,16 @@ KEY = "sk-secret-of-the-judge"
 
 @contextmanager
 def judge(
-    verdict: Callable[[str, str], str], status: int = 200, refused: Sequence[str] = ()
+    verdict: Callable[[str, str], str],
+    status: int = 200,
+    refused: Sequence[str] = (),
+    failing: Collection[int] = (),
 ) -> Iterator[tuple[str, list[Any]]]:
     """Serve `verdict(first answer, second answer)`, and keep the requests.
 
     Args:
         refused: Parameters that are answered as OpenAI's reasoning models answer them.
+        failing: Numbers of requests, from 1, that the server refuses.
     """
     requests: list[Any] = []
 
@@ -41,7 +45,7 @@ def judge(
             error = {"message": f"bad key {KEY}"}
             if found is not None:
                 error = {"message": f"Unsupported: '{found}'", "param": found}
-            answered = 400 if found is not None else status
+            answered = 400 if found is not None or len(requests) in failing else status
             text = json.dumps(document if answered == 200 else {"error": error}).encode()
             self.send_response(answered)
             self.send_header("Content-Type", "application/json")

@@ -116,12 +116,20 @@ def test_the_win_rate_counts_a_tie_as_half_and_leaves_out_what_is_unreadable() -
     # Five of six decided pairs: 2 * (1 + 6) / 2**6 for the two-sided sign test.
     assert found["sign_test_p"] == pytest.approx(14 / 64)
     assert found["unreadable"] == 2
+    assert found["interval"][0] < 0.75 < found["interval"][1]
+
+
+def test_a_judge_that_sees_only_wins_leaves_an_interval() -> None:
+    counts = {"wins": 5, "losses": 0, "ties": 0, "swapped": 0, "unreadable": 0}
+    # Wilson's: 5 / (5 + z²).
+    assert win_rate([1.0] * 5, counts)["interval"] == pytest.approx((0.5655, 1.0), abs=1e-4)
 
 
 def test_a_judge_without_any_verdict_gives_no_win_rate() -> None:
     counts = {"wins": 0, "losses": 0, "ties": 0, "swapped": 0, "unreadable": 2}
     found = win_rate([None, None], counts)
     assert found["win_rate"] is None and found["sign_test_p"] == 1.0
+    assert found["interval"] is None
 
 
 def test_a_judge_sees_the_question_behind_a_long_document(monkeypatch: pytest.MonkeyPatch) -> None:
