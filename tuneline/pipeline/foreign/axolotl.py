@@ -9,15 +9,23 @@ from tuneline.pipeline.foreign.reading import NEW_ADAPTER, SEVERAL_PROCESSES, Fo
 
 TYPES = {
     "alpaca": "alpaca", "sharegpt": "sharegpt", "chat_template": None, "completion": "text",
-    "chatml.intel": None, "chat_template.default": None, "llama3": None,
+    "chatml": None, "llama3": None, "input_output": None,
 }  # fmt: skip
 """Types of data sets, and our shape; None lets the columns choose."""
+INSTRUCTIONS = ("alpaca", "gpteacher", "reflection", "explainchoice", "concisechoice", "jeopardy")
+"""Types whose prompt is not a chat."""
+FORMATS = ("json", "csv", "parquet")
 FIELDS = {
     "field_instruction": "instruction", "field_input": "input", "field_output": "output",
     "field_system": "system", "field_tools": "tools", "field_prompt": "prompt",
     "field_chosen": "chosen", "field_rejected": "rejected", "field_completion": "completion",
-    "field_label": "label",
+    "field_label": "label", "field": "text",
 }  # fmt: skip
+USUAL = {
+    "roles_to_train": (["assistant"], ["gpt"]), "train_on_eos": ("turn",),
+    "message_field_training": ("train", "training", "weight"),
+}  # fmt: skip
+"""Options of a data set, and the values that say what is so here."""
 REFUSED = {
     "train_on_inputs": "the loss is on answers only",
     "chat_template": "the base model's own chat template is trained and served",
@@ -32,6 +40,18 @@ REFUSED = {
     "evals_per_epoch": "set training.eval_steps",
     "saves_per_epoch": "set training.save_steps",
 }
+DEFAULTS = {
+    "num_train_epochs": 1, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 1,
+    "max_length": 512,
+}  # fmt: skip
+"""Values that Axolotl uses without the key, if ours is another."""
+PREFERENCES = {
+    "intel": {"prompt": "question"},
+    "icr": {"prompt": "input"},
+    "argilla": {"prompt": "instruction", "chosen": "chosen_response",
+                "rejected": "rejected_response"},
+}  # fmt: skip
+"""Columns of preference types such as `chatml.intel`, by the word after the dot."""
 QUIET = (
     "model_type", "tokenizer_type", "strict", "dataset_prepared_path", "pad_to_sequence_len",
     "tf32", "eval_sample_packing", "is_llama_derived_model", "is_mistral_derived_model",
@@ -90,6 +110,10 @@ def read_axolotl(foreign: Foreign) -> None:
     foreign.scheduler("lr_scheduler")
     foreign.copy_same()
     _method(foreign)
+    foreign.fill(DEFAULTS)
+    chosen = {choice.key for choice in foreign.choices}
+    if "training.max_length" in chosen:
+        foreign.choose("data.checks.length", "fix", "Axolotl drops rows over sequence_len.")
     for name in QUIET:
         foreign.take(name)
     _trackers(foreign)
@@ -115,7 +139,8 @@ def _trackers(foreign: Foreign) -> None:
 
 
 def _data(foreign: Foreign) -> None:
-    sources = [_source(foreign, dict(entry)) for entry in foreign.take("datasets")]
+    entries = [one for entry in foreign.take("datasets") for one in _files(dict(entry))]
+    sources = [_source(foreign, entry) for entry in entries]
     if len(sources) == 1:
         for name, value in sources[0].items():
             foreign.choose(f"data.{name}", value)
@@ -139,17 +164,21 @@ def _data(foreign: Foreign) -> None:
         foreign.note("val_set_size: 0: a tenth of the prompts is held out; every proof needs some")
 
 
+def _files(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return an entry of files without a folder as one entry for each of its files."""
+    files = entry.get("data_files")
+    if not isinstance(files, list) or entry.get("path") not in (*FORMATS, "", None):
+        return [entry]
+    return [{**entry, "data_files": file} for file in files]
+
+
 def _source(foreign: Foreign, entry: dict[str, Any]) -> dict[str, Any]:
     """Return one data set as a source."""
     files = entry.pop("data_files", None)
     files = [files] if isinstance(files, str) else files or []
     path = str(entry.pop("path", ""))
-    if files and path in ("json", "csv", "parquet", ""):
+    if files and path in (*FORMATS, ""):
         path = files[0]
-        if len(files) > 1:
-            foreign.note(
-                f"data_files: {', '.join(files[1:])}: give each as an entry of data.sources"
-            )
     elif files:
         foreign.note(f"data_files of {path}: the card of the data set chooses its files")
     source: dict[str, Any] = {"path": foreign.data_path(path)}
@@ -166,15 +195,25 @@ def _source(foreign: Foreign, entry: dict[str, Any]) -> dict[str, Any]:
     if columns:
         source["columns"] = columns
     if isinstance(kind, str):
-        shape = TYPES.get(kind.partition(":")[0])
-        if kind.partition(":")[0] not in TYPES:
+        name, _, kind_of_pair = kind.partition(":")[0].partition(".")
+        if pair := PREFERENCES.get(kind_of_pair):
+            source["columns"] = {**pair, **columns}
+        if name not in TYPES:
             foreign.note(f"type: {kind} of {path}: the columns choose the shape")
-        elif shape:
-            source["shape"] = shape
+        elif TYPES[name]:
+            source["shape"] = TYPES[name]
+        if name in INSTRUCTIONS:
+            foreign.note(
+                f"type: {kind} of {path}: writes ### Instruction or the like; here the base "
+                "model's chat template writes the prompt"
+            )
     if (repeats := fields.pop("repeats", None)) is not None:
         source["weight"] = float(repeats)
-    for name in ("ds_type", "conversation", "roles"):
+    for name in ("ds_type", "conversation", "roles", "field_system"):
         fields.pop(name, None)
+    for name, usual in USUAL.items():
+        if fields.get(name) in usual:
+            del fields[name]
     mapping = fields.pop("message_property_mappings", None) or {}
     if set(mapping.values()) - {"role", "content", "from", "value"}:
         foreign.note(

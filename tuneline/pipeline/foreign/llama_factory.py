@@ -13,6 +13,7 @@ STAGES = {"sft": "sft", "dpo": "dpo", "kto": "kto", "rm": "reward"}
 COLUMNS = {
     "prompt": "instruction", "query": "input", "response": "output", "history": "history",
     "system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected",
+    "kto_tag": "label",
 }  # fmt: skip
 """Names of columns in dataset_info.json under Alpaca's form, and ours."""
 REFUSED = {
@@ -28,6 +29,12 @@ REFUSED = {
     "use_unsloth": "Unsloth is not used",
     "plot_loss": "the loss curve is always drawn",
 }
+DEFAULTS = {
+    "learning_rate": 5e-5, "num_train_epochs": 3, "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_steps": 0,
+    "max_length": 2048, "r": 8, "target_modules": "all-linear",
+}  # fmt: skip
+"""Values that LLaMA-Factory uses without the key."""
 QUIET = (
     "do_train", "do_eval", "do_predict", "predict_with_generate", "per_device_eval_batch_size",
     "include_num_input_tokens_seen", "eval_on_start", "logging_dir",
@@ -82,6 +89,13 @@ def read_llama_factory(foreign: Foreign) -> None:
     foreign.scheduler("lr_scheduler_type")
     foreign.copy_same()
     _method(foreign)
+    foreign.fill(DEFAULTS)
+    ranks = [choice.value for choice in foreign.choices if choice.key == "training.r"]
+    foreign.fill({"lora_alpha": 2 * ranks[0]} if ranks else {})
+    foreign.note(
+        "cutoff_len: LLaMA-Factory cuts longer rows; here they are refused, or data.checks.length "
+        "drops or cuts them"
+    )
     for name in QUIET:
         foreign.take(name)
     foreign.refuse(REFUSED)
@@ -167,7 +181,8 @@ def _source(
         source["columns"] = given
     if name in registry:
         plain = {"alpaca": "alpaca", "sharegpt": None}.get(form)
-        shape = "preference" if ranking else plain
+        is_label = "kto_tag" in columns or foreign.values.get("stage") == "kto"
+        shape = "preference" if ranking else "label" if is_label else plain
         source |= {"shape": shape} if shape else {}
     for theirs, ours in {"split": "split", "subset": "config"}.items():
         if (value := entry.pop(theirs, None)) and source["path"].startswith("hf:"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from training.config.adapter import AdapterConfig
 from training.config.tracking import TrackerName
 from training.config.trainer import Optimizer, Scheduler
 from tuneline.core.shorten import shorten
@@ -103,6 +104,7 @@ class Foreign:
             self.choose("training.lr_scheduler_type", value)
         elif value is not None:
             self.note(f"{name}: {value}: known are {', '.join(SCHEDULERS)}; cosine is used")
+            self.choose("training.lr_scheduler_type", "cosine")
 
     def optimizer(self, name: str) -> None:
         value = self.take(name)
@@ -117,6 +119,18 @@ class Foreign:
             self.choose("training.dtype", "bfloat16")
         elif value is False:
             self.choose("training.dtype", "float32")
+
+    def fill(self, defaults: Mapping[str, Any]) -> None:
+        """Set the keys that the configuration does not have to what the trainer uses then.
+
+        Ours are others: a rank, a learning rate or a number of epochs would change silently.
+        """
+        chosen = {choice.key: choice.value for choice in self.choices}
+        is_full = chosen.get("training.finetuning_type") == "full"
+        for name, value in defaults.items():
+            key = f"training.{name}"
+            if key not in chosen and not (is_full and name in AdapterConfig.model_fields):
+                self.choose(key, value, "Not in the configuration: the trainer's default.")
 
     def quantized(self, bits: int | None, is_adapter: bool) -> None:
         """Take over a base model in 4 bits; in other bits, or trained whole, it has none here."""

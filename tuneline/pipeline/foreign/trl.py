@@ -8,8 +8,6 @@ from typing import Any
 from tuneline.pipeline.foreign.reading import Foreign
 
 REFUSED = {
-    "assistant_only_loss": "set training.train_on",
-    "completion_only_loss": "the loss is on answers only",
     "eos_token": "set training.eos_token",
     "chat_template_path": "the base model's own chat template is trained and served",
     "dataset_streaming": "rows are read one at a time",
@@ -17,6 +15,14 @@ REFUSED = {
     "padding_free": "batches have rows of like length",
     "use_vllm": "answers of GRPO are generated in this process",
 }
+LEARNING_RATES = {"sft": 2e-5, "reward": 1e-4}
+"""Learning rates of TRL's methods; 1e-6 of those that compare answers."""
+DEFAULTS = {
+    "num_train_epochs": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+    "lr_scheduler_type": "linear", "warmup_steps": 0, "max_length": 1024, "r": 16, "lora_alpha": 32,
+    "lora_dropout": 0.05,
+}  # fmt: skip
+"""Values that TRL uses without the key."""
 QUIET = (
     "do_eval", "per_device_eval_batch_size", "remove_unused_columns", "dataset_num_proc",
     "gradient_checkpointing_kwargs", "log_level", "bf16_full_eval", "ignore_bias_buffers",
@@ -62,6 +68,17 @@ def read_trl(foreign: Foreign) -> None:
     foreign.scheduler("lr_scheduler_type")
     foreign.copy_same()
     _method(foreign)
+    _losses(foreign)
+    foreign.fill(DEFAULTS)
+    if is_adapter and not any(c.key == "training.target_modules" for c in foreign.choices):
+        foreign.note(
+            "lora_target_modules: is not set, and PEFT chooses by the architecture, query and "
+            "value in most; here every linear layer gets an adapter"
+        )
+    foreign.note(
+        "max_length: TRL cuts longer rows; here they are refused, or data.checks.length drops or "
+        "cuts them"
+    )
     for name in QUIET:
         foreign.take(name)
     foreign.refuse(REFUSED)
@@ -86,6 +103,24 @@ def _method(foreign: Foreign) -> None:
         foreign.choose("training.method.type", "dpo", "A beta or a loss_type is given.")
         foreign.choose("training.method.beta", beta)
         foreign.choose("training.method.loss_type", losses)
+
+
+def _losses(foreign: Foreign) -> None:
+    """Say which tokens TRL trains besides answers, and take over its learning rate."""
+    chosen = {choice.key: choice.value for choice in foreign.choices}
+    method = chosen.get("training.method.type", "sft")
+    only = foreign.take("assistant_only_loss"), foreign.take("completion_only_loss")
+    if method == "sft" and True not in only:
+        foreign.note(
+            "assistant_only_loss: is not set, and TRL trains every token of messages, the user's "
+            "too; here answers only"
+        )
+    if "training.method.type" not in chosen:
+        foreign.note(
+            "a configuration of TRL does not name its script: sft is used; for trl dpo, kto, orpo "
+            "or reward set training.method"
+        )
+    foreign.fill({"learning_rate": LEARNING_RATES.get(method, 1e-6)})
 
 
 def _data(foreign: Foreign) -> None:

@@ -80,11 +80,16 @@ LLAMA_FACTORY: dict[str, Any] = {
     "val_size": 0.1,
 }
 INFO = {
+    "verdicts": {
+        "file_name": "verdicts.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "kto_tag": "is_good"},
+    },
     "pairs": {
         "file_name": "pairs.json",
         "ranking": True,
         "columns": {"prompt": "question", "chosen": "good", "rejected": "rejected"},
-    }
+    },
 }
 TRL: dict[str, Any] = {
     "model_name_or_path": "owner/model",
@@ -135,12 +140,14 @@ CASES = [
             "training.optim": "adamw_8bit",
             "training.load_in_4bit": True,
             "training.report_to": ["wandb"],
+            "data.checks.length.action": "fix",
         },
         [
             "export WANDB_PROJECT=p",
             "output_dir",
             "lora_model_dir: old: training starts with a new",
             "surprise: 3: has no counterpart",
+            "type: alpaca of owner/set: writes ### Instruction or the like",
         ],
     ),
     (
@@ -189,6 +196,10 @@ CASES = [
 ]
 
 
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
 def _write(folder: Path, values: dict[str, Any]) -> Path:
     (folder / "data").mkdir(exist_ok=True)
     (folder / "data" / "dataset_info.json").write_text(json.dumps(INFO))
@@ -230,6 +241,41 @@ def test_a_configuration_becomes_a_run_and_names_the_rest(
     ("values", "key", "expected", "words"),
     [
         ({**TRL, "max_steps": -1}, "training.max_steps", None, []),
+        # A key that is not given has the trainer's default, which is not ours.
+        (_without(TRL, "learning_rate"), "training.learning_rate", 1e-6, ["max_length: TRL cuts"]),
+        (
+            _without(TRL, "learning_rate", "beta", "lora_target_modules"),
+            "training.learning_rate", 2e-5,
+            ["TRL trains every token of messages", "does not name its script", "PEFT chooses by"],
+        ),
+        (TRL, "training.gradient_accumulation_steps", 1, []),
+        (TRL, "training.lora_dropout", 0.05, []),
+        (LLAMA_FACTORY, "training.lora_alpha", 16, ["cutoff_len: LLaMA-Factory cuts longer rows"]),
+        (_without(LLAMA_FACTORY, "lora_rank"), "training.r", 8, []),
+        (_without(AXOLOTL, "num_epochs"), "training.num_train_epochs", 1, []),
+        (_without(AXOLOTL, "sequence_len"), "training.max_length", 512, []),
+        ({**AXOLOTL, "lr_scheduler": "rex"}, "training.lr_scheduler_type", "cosine", ["rex: "]),
+        # Data of other shapes.
+        (
+            {**AXOLOTL, "datasets": [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]},
+            "data.sources.1.path", "b.jsonl", [],
+        ),
+        (
+            {**AXOLOTL, "datasets": [{"path": "a.jsonl", "type": "completion", "field": "body",
+                                      "roles_to_train": ["assistant"], "train_on_eos": "turn"}]},
+            "data.columns", {"text": "body"}, [],
+        ),
+        (
+            {**AXOLOTL, "datasets": [{"path": "a.jsonl", "type": "chatml.argilla"}]},
+            "data.columns",
+            {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
+            [],
+        ),
+        ({**LLAMA_FACTORY, "dataset": "verdicts", "stage": "kto"}, "data.shape", "label", []),
+        (
+            {**LLAMA_FACTORY, "dataset": "verdicts", "stage": "kto"},
+            "data.columns", {"label": "is_good"}, [],
+        ),
         ({**LLAMA_FACTORY, "max_steps": 0}, "training.max_steps", None, []),
         (
             {**LLAMA_FACTORY, "stage": "rm"}, "training.load_in_4bit", False,
