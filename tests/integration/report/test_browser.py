@@ -73,6 +73,8 @@ def test_the_page_prints_with_its_folds_open(browser: "Browser", page: Path) -> 
     with opened(browser, page) as shown:
         pdf = shown.page.pdf(format="A4")
         shown.page.emulate_media(media="print", color_scheme="dark")
+        shown.page.set_viewport_size({"width": 680, "height": 960})  # A4 without its margins
+        assert shown.page.evaluate(OVERFLOW) <= 0
         folded = shown.page.locator("details .inside").first
         assert folded.evaluate("(e) => e.getBoundingClientRect().height") > 20
         color = shown.page.evaluate(
