@@ -110,6 +110,12 @@ def _require_renderable(run: Run) -> None:
             f"{run.path}: serving.mode: adapter; the manifests run the merged model",
             hint="Try: --set serving.mode=merged",
         )
+    if serving.pools:
+        raise ConfigError(
+            f"{run.path}: serving.routes: {', '.join(serving.routes)}: the manifests' load test "
+            "and proofs ask for text, and this model gives scores",
+            hint=f"Serve it with: {run.command('serve')}",
+        )
     if serving.keys_file is not None and run.config.k8s.keys_secret_name is None:
         file, space = shlex.quote(str(run.resolve(serving.keys_file))), run.config.k8s.namespace
         raise ConfigError(

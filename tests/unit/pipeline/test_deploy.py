@@ -21,6 +21,13 @@ def test_a_run_that_serves_an_adapter_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_serves_scores_is_refused(tmp_path: Path) -> None:
+    overrides = ["training.method={type: reward}", "serving.routes=[pooling]"]
+    run = load_run(RUN, overrides, runs_dir=tmp_path)
+    with pytest.raises(ConfigError, match="proofs ask for text, and this model gives scores"):
+        render_run(run, tmp_path / "out")
+
+
 def test_named_keys_without_a_secret_are_refused(tmp_path: Path) -> None:
     overrides = ["serving.keys_file=team keys.toml", "k8s.namespace=team"]
     run = load_run(RUN, overrides, runs_dir=tmp_path)
