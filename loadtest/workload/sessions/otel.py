@@ -271,10 +271,11 @@ def _conversation(spans: list[_Span], first_s: float) -> Conversation:
     """The spans that no ended span waits for."""
     for span in spans:
         lane, continued = _lane(last_of, span)
-        ended = [one for one in ends if one.span.end_s <= span.start_s or one is continued]
-        waited_for = {id(one) for after in ended for one in after.follows}
-        ends = [one for one in ends if id(one) not in waited_for]
-        follows = [one for one in ended if id(one) not in waited_for]
+        ends = _last_of(ends, [one for one in ends if one.span.end_s <= span.start_s])
+        follows = [one for one in ends if one.span.end_s <= span.start_s]
+        if continued is not None:
+            others = [one for one in follows if one is not continued]
+            follows = [*_last_of(others, [continued]), continued]
         one = _Placed(span, lane, follows, continued is not None)
         placed.append(one)
         ends.append(one)
@@ -299,6 +300,12 @@ def _conversation(spans: list[_Span], first_s: float) -> Conversation:
         num_said = len(one.said)
     tools = {one["function"]["name"]: one for span in spans for one in span.tools}
     return Conversation(turns, start_s - first_s, tools=list(tools.values()))
+
+
+def _last_of(found: list[_Placed], after: list[_Placed]) -> list[_Placed]:
+    """Return the spans that none of the spans `after` waits for."""
+    waited_for = {id(one) for later in after for one in later.follows}
+    return [one for one in found if id(one) not in waited_for]
 
 
 def _lane(last_of: list[_Placed], span: _Span) -> tuple[int, _Placed | None]:

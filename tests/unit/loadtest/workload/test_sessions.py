@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from loadtest.workload.sessions.conversation import (
     Conversation,
     Turn,
     cut_turns,
+    follows_of,
     kept_shares,
     turns_of,
 )
@@ -493,6 +495,36 @@ def test_otel_spans_that_overlap_are_branches(tmp_path: Path) -> None:
     plan = plan_of([], workload=one)
     assert plan.sessions is not None
     assert plan.sessions.other_first_turns(0) == [7]
+
+
+@given(st.data())
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_every_span_is_sent_as_it_was_whatever_the_order_of_ends(data: Any) -> None:
+    spans: list[Any] = []
+    for _ in range(data.draw(st.integers(1, 9))):
+        history = data.draw(st.sampled_from([[], *(one[2] for one in spans)]))
+        said = [said_by("a")] if history and data.draw(st.booleans()) else []
+        asked = [*history, *said, asks(data.draw(st.sampled_from("qr")))]
+        start_s = data.draw(st.integers(0, 6))
+        end_s = start_s + data.draw(st.integers(0, 5))
+        spans.append((start_s, end_s, asked, data.draw(st.sampled_from(["", "a"]))))
+    with tempfile.TemporaryDirectory() as folder:
+        (one,) = read("otel", otlp(*(otel_span(*span) for span in spans)), Path(folder))
+    follows = follows_of(one.turns)
+    sent: dict[int, Any] = {}
+    histories: dict[int, Any] = {}
+    ended: set[int] = set()
+    while len(ended) < len(spans):
+        for place, turn in enumerate(one.turns):
+            if place not in sent and ended.issuperset(follows[place]):
+                history = [] if turn.is_fresh else histories[turn.lane]
+                sent[place] = [*history, *turn.added]
+                histories[turn.lane] = list(sent[place])
+        place = data.draw(st.sampled_from(sorted(sent.keys() - ended)))
+        ended.add(place)
+        histories[one.turns[place].lane] += one.turns[place].answers
+    wanted = [[says(m["role"], m["parts"][0]["content"]) for m in span[2]] for span in spans]
+    assert sorted(sent.values(), key=str) == sorted(wanted, key=str)
 
 
 @pytest.mark.parametrize(
