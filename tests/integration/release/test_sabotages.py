@@ -163,7 +163,7 @@ def test_a_missing_proof_is_refused(line: FinishedLine, stage: str, gate: str) -
     done = line.release()
     assert done.returncode == 6
     assert f"{gate}: The proof is missing: stage {stage}: not made yet." in done.stderr
-    assert "from the data to the load report" not in done.stdout
+    assert "from the data to the served model" not in done.stdout
     assert "Try: tuneline up" in done.stderr
     assert [found.name for found in line.judged().failed()] == [gate]
 
@@ -215,6 +215,23 @@ def test_leaked_heldout_rows_are_refused(tmp_path: Path) -> None:
     assert done.returncode == 6
     assert f"heldout: 2 of {NUM_HELDOUT} held-out prompts are trained on" in done.stderr
     assert "(heldout.jsonl: line 1, 5)" in done.stderr
+
+
+def test_rows_that_are_almost_held_out_are_named(tmp_path: Path) -> None:
+    write_line(tmp_path / "clean")
+    folder = tmp_path / "similar"
+    shutil.copytree(tmp_path / "clean", folder, ignore=shutil.ignore_patterns("runs"))
+    row = json.loads((folder / "heldout.jsonl").read_text().split("\n")[0])
+    row["input"] += " Thank you."
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    release = write_line(folder).released()
+    gate = read_release(release).gate("heldout")
+    assert gate is not None
+    said = "1 training row has a prompt that is similar to a held-out prompt (near_leakage)."
+    assert said in gate.words
+    page = (release / "report.md").read_text("utf-8")
+    assert "1 training rows whose prompt is similar to a held-out prompt (kept)" in page
 
 
 def test_a_forgotten_skill_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.messages import plain_prompt, plain_text
 from tuneline.pipeline.stage import DATASET
@@ -30,7 +31,10 @@ def judge_heldout(proofs: Proofs) -> Finding:
     trained = set(_prompts(dataset.path / TRAIN_FILE, every_turn=every_turn))
     held = list(_prompts(dataset.path / HELDOUT_FILE))
     leaked = [number for number, prompt in enumerate(held, start=1) if prompt in trained]
-    words = f"None of the {len(held)} held-out prompts is among the {len(trained)} trained prompts."
+    words = (
+        f"None of the {len(held)} held-out prompts is among the {len(trained)} trained prompts."
+        f"{_similar(dataset)}"
+    )
     if not held:
         words = "The dataset has no held-out row."
     elif leaked:
@@ -47,6 +51,17 @@ def judge_heldout(proofs: Proofs) -> Finding:
         hint="Set data.checks.leakage.action: fix in run.yaml, then: " + proofs.run.command("up"),
         sources=tuple(proofs.source(DATASET, file) for file in (TRAIN_FILE, HELDOUT_FILE)),
     )
+
+
+def _similar(dataset: Artifact) -> str:
+    """Return a sentence about training rows that are almost a held-out prompt; empty without."""
+    checks = dataset.manifest.metrics.get("checks", [])
+    found = next((one for one in checks if one["check"] == "near_leakage"), None)
+    kept = 0 if found is None else found["num_rows"] - found["num_dropped"]
+    if not kept:
+        return ""
+    rows = "1 training row has" if kept == 1 else f"{kept} training rows have"
+    return f" {rows} a prompt that is similar to a held-out prompt (near_leakage)."
 
 
 def _prompts(path: Path, *, every_turn: bool = False) -> Iterator[bytes]:

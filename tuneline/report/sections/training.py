@@ -61,7 +61,22 @@ def _data(facts: Facts) -> list[tuple[str, Text]]:
         f"rows; {count(metrics['num_rows_read'])} training rows read"
     )
     named_files = ", ".join(paths) or "see the dataset's manifest"
-    return [("data", (f"{named_files} ", Code(dataset.short_digest), licence)), ("rows", rows)]
+    pairs: list[tuple[str, Text]] = [
+        ("data", (f"{named_files} ", Code(dataset.short_digest), licence)),
+        ("rows", rows),
+    ]
+    found = [
+        f"{count(one['num_rows'])} {one['title']} ({_outcome(one)})"
+        for one in metrics.get("checks", [])
+        if one["num_rows"]
+    ]
+    return [*pairs, ("data checks", "; ".join(found))] if found else pairs
+
+
+def _outcome(check: dict[str, Any]) -> str:
+    changed = f"{check['num_changed']} changed" if check["num_changed"] else ""
+    dropped = f"{check['num_dropped']} dropped" if check["num_dropped"] else ""
+    return ", ".join(part for part in (dropped, changed) if part) or "kept"
 
 
 def _method(trained: Artifact) -> list[tuple[str, Text]]:
