@@ -56,10 +56,26 @@ def engine_processes() -> Sequence[Process]:
     if multiprocessing.parent_process() is None:
         return multiprocessing.active_children()
     found = []
+    for pid in _engines():
+        with contextlib.suppress(OSError):  # the process is gone
+            found.append(Sibling(pid))
+    return found
+
+
+def engine_and_workers() -> list[int]:
+    """Return the engine's processes and those that they have started; no front end."""
+    if multiprocessing.parent_process() is None:
+        return descendants(os.getpid())
+    return [one for engine in _engines() for one in (*descendants(engine), engine)]
+
+
+def _engines() -> list[int]:
+    """Return the engine's processes, as one of several front ends knows them: by their name."""
+    found = []
     for pid in children(first_process()):
         with contextlib.suppress(OSError):  # the process is gone
             if TITLE in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(Sibling(pid))
+                found.append(pid)
     return found
 
 

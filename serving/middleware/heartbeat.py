@@ -100,7 +100,7 @@ class Heartbeat:
                 process that waits for a CPU is not stuck, so that time does not count.
 
         Returns:
-            `silent` from the limit on: no new requests should come. `stuck` from twice the limit
+            `silent` from `limit_s` on: no new requests should come. `stuck` from `stuck_after_s`
             on: nothing will come of the open requests.
         """
         if self._since_s is None or (not is_busy and self.state == "moving"):
@@ -120,12 +120,13 @@ class Heartbeat:
             return self.state
         if is_busy and silence_s >= LOOK_FOR_COMPILERS_AFTER_S and self.compiles():
             self._compiled_s = silence_s
-        limits = silence_s / self.limit_s
+        silent_s, stuck_s = self.limit_s, self.stuck_after_s
         if self._compiled_s is not None:
-            limits = min(limits, (silence_s - self._compiled_s) / COMPILE_LIMIT_S)
-        if is_busy and limits >= 2:
+            silent_s = max(silent_s, self._compiled_s + COMPILE_LIMIT_S)
+            stuck_s = max(stuck_s, self._compiled_s + 2 * COMPILE_LIMIT_S)
+        if is_busy and silence_s >= stuck_s:
             self.state = "stuck"
-        elif is_busy and limits >= 1:
+        elif is_busy and silence_s >= silent_s:
             self.state = "silent"
         return self.state
 
@@ -151,6 +152,14 @@ class Heartbeat:
         if not self._has_moved:
             least = max(least, self.first_limit_s)
         return max(least, SLACK * self._longest_s, self.largest_step_s)
+
+    @property
+    def stuck_after_s(self) -> float:
+        """Return the silence from which on nothing comes of the open requests.
+
+        A limit above `stall_after_s` has the slowness of the machine in it already.
+        """
+        return self.limit_s + max(self.stall_after_s, self.limit_s / 2)
 
 
 def engine_progress() -> Callable[[], float] | None:

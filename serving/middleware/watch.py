@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from serving.middleware.engine import descendants, first_process
+from serving.middleware.engine import engine_and_workers
 from serving.middleware.heartbeat import (
     INTERVAL_S,
     Heartbeat,
@@ -37,7 +37,7 @@ async def watch_engine(middleware: TunelineMiddleware, app: Any = None) -> None:
     most = 0 if config is None else config.scheduler_config.max_num_batched_tokens
     step_s = largest_step(most)
     beat = Heartbeat(middleware.settings.stall_after_s, process_age_s(), engine_compiles)
-    processes = descendants(first_process())
+    processes = engine_and_workers()
     question: asyncio.Task[None] | None = None
     clock_s, looked_s = 0.0, time.monotonic()
     while True:

@@ -7,11 +7,12 @@ import subprocess
 import time
 from multiprocessing.connection import Connection
 
-from serving.middleware.engine import descendants, engine_processes
+from serving.middleware.engine import descendants, engine_and_workers, engine_processes
 
 
 def _front_end(pipe: Connection) -> None:
     engines = engine_processes()
+    pipe.send(engine_and_workers())
     while pipe.recv():
         pipe.send([engine.is_alive() for engine in engines])
 
@@ -24,6 +25,8 @@ def test_one_of_several_front_ends_sees_that_the_engine_next_to_it_ends() -> Non
     front_end = fork.Process(target=_front_end, args=(there,), daemon=True)
     try:
         front_end.start()
+        # A front end's time without a CPU is not the engine's.
+        assert here.recv() == [engine.pid]
         here.send(True)
         assert here.recv() == [True]
         engine.kill()

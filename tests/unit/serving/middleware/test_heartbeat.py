@@ -65,6 +65,19 @@ def test_a_slow_engine_is_given_four_times_its_longest_step() -> None:
     assert beat.limit_s == 360
 
 
+@pytest.mark.parametrize(
+    ("step_s", "silent_s", "stuck_s"), [(1, 12, 24), (4, 16, 28), (30, 120, 180)]
+)
+def test_a_slow_machine_does_not_double_the_time_until_stuck(
+    step_s: float, silent_s: float, stuck_s: float
+) -> None:
+    beat = Heartbeat(stall_after_s=12, first_limit_s=0)
+    events = [(0.0, 0, True), (step_s, 1, True)]
+    for silence_s in (silent_s - 1, silent_s, stuck_s - 1, stuck_s):
+        events.append((step_s + silence_s, 1, True))
+    assert states(beat, events)[2:] == ["moving", "silent", "silent", "stuck"]
+
+
 def test_the_question_tells_an_idle_engine_from_a_silent_one() -> None:
     """Requests are in flight for two hours, and vLLM's front end gives the engine none of them."""
     beat, answers_s, questions = Heartbeat(stall_after_s=12, first_limit_s=5), None, 0
