@@ -141,7 +141,7 @@ def run_workers(
             start_unix_s, delay_s = _begin(processes, start)
             deadline_s = time.monotonic() + delay_s + longest_s(plan) + END_MARGIN_S
             ended_early = _watch_to_the_end(processes, counters, watch, deadline_s)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the command line turns a signal into SystemExit
             _keep_records(processes, out, spill)
             raise
         finally:

@@ -1,6 +1,7 @@
 """Runs whose records go to disk while they go on, on the known server."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,6 @@ from loadtest.report.formats import report_text
 from loadtest.report.page_plots import _tokens_per_s
 from loadtest.run import run_loadtest
 from loadtest.studies.compare import compare_reports
-from tests.integration.loadtest.conftest import Known
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ServerError
@@ -177,32 +177,31 @@ def test_a_killed_client_process_leaves_the_records(known: Any, tmp_path: Path) 
     assert sum(map(len, read_chunks(kept))) >= 50
 
 
-def test_an_interrupted_run_keeps_the_records_of_every_scenario(tmp_path: Path) -> None:
-    code = f"""
-from pathlib import Path
-from loadtest.run import run_loadtest
-from tests.integration.loadtest.conftest import known_server
-from tests.integration.loadtest.small import PROMPTS, config
-one = {{"name": "one", "concurrency": 2, "num_requests": 10}}
-two = {{"name": "two", "concurrency": 2, "duration_s": 60.0}}
-with known_server("--ttft-s", "0.01", "--itl-s", "0.001") as server:
-    print(server.port, flush=True)
-    run_loadtest(config(scenarios=[one, two]), server.endpoint, Path({str(tmp_path / "a")!r}),
-                 prompts=PROMPTS)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    known = Known(process, int(process.stdout.readline()))
-    deadline_s = time.monotonic() + 30
-    while len(known.truths()) < 100:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode != 0 and not (tmp_path / "a").exists()
-    assert "its records so far are in" in said
+def test_an_interrupted_run_keeps_the_records_of_every_scenario(
+    start_known_server: Any, tmp_path: Path
+) -> None:
+    settings = {
+        "scenarios": [
+            {"name": "one", "concurrency": 2, "num_requests": 10},
+            {"name": "two", "concurrency": 2, "duration_s": 60.0},
+        ],
+        "num_warmup_requests": 5, "calibrate": False, "max_client_lag_s": 1.0,
+    }  # fmt: skip
+    words = [f"--set=loadtest.{name}={json.dumps(value)}" for name, value in settings.items()]
+    with start_known_server("--ttft-s", "0.01", "--itl-s", "0.001") as known:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuneline", "loadtest", "run", "--url", known.endpoint.url,
+             "--model", "known", "--max-tokens", "8", "--out", tmp_path / "a", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline_s = time.monotonic() + 30
+        while len(known.truths()) < 100:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT and not (tmp_path / "a").exists()
+    assert "its records so far are in" in said and "goes on" not in said
     one, two = (Records.load(tmp_path / "a.records" / f"records-{n}.npz") for n in ("one", "two"))
     assert len(one) == 15 and (one.state == 0).all()
     assert len(two) > 50 and np.mean(two.state == 0) > 0.9
