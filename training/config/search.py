@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from training.config.types import PositiveInt
 from tuneline.core.config import StrictModel
@@ -16,7 +16,10 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("expected a number")
     if isinstance(value, str):
-        return float(value)
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"expected a number, found {value!r}") from None
     return value
 
 
@@ -72,7 +75,7 @@ class SearchConfig(StrictModel):
     """For each key of run.yaml, by its path, the values that are tried:
     `training.learning_rate: {low: 1e-5, high: 1e-3, log: true}` or
     `training.r: {choices: [8, 16, 32]}`."""
-    metric: str = Field(default="adapter.eval_loss", pattern=r"^[a-z][-a-z0-9]*\..+$")
+    metric: str = Field(default="adapter.eval_loss")
     """A figure of a stage's artifact, as `stage.figure`: `adapter.eval_loss` is the held-out loss,
     `evaluation-tuned.exact_match` the share of right answers."""
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -87,6 +90,32 @@ class SearchConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 0
     study: str = Field(default="search", pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$")
     """Names the directory in `runs/<name>/` that holds the study."""
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _check_space(cls, space: Any) -> Any:
+        for name, entry in space.items() if isinstance(space, dict) else ():
+            is_entry = isinstance(entry, RangeConfig | ChoicesConfig) or (
+                isinstance(entry, dict) and ("choices" in entry or {"low", "high"} <= {*entry})
+            )
+            if not is_entry:
+                choices = entry if isinstance(entry, list) and entry else [4, 8]
+                raise ValueError(
+                    f"{name}: expected a range or choices, found {entry!r}; write "
+                    f"{name}: {{low: 4, high: 8}} or {name}: {{choices: {choices}}}"
+                )
+        return space
+
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: str) -> str:
+        stage, point, figure = metric.partition(".")
+        if not (stage and point and figure):
+            named = metric if not point else "eval_loss"
+            raise ValueError(
+                f"expected a stage and its figure, such as adapter.{named}; found {metric!r}"
+            )
+        return metric
 
     @model_validator(mode="after")
     def _check(self) -> Self:

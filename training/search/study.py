@@ -88,15 +88,30 @@ def open_study(
             )
         if names:
             study = optuna.load_study(study_name=STUDY, storage=storage)
-            if "facts" in study.user_attrs:
+            if "facts" in study.user_attrs and (
+                study.user_attrs["facts"] == json.loads(json.dumps(facts))
+                or not _has_stopped(study)
+            ):
                 _require_same(folder, study.user_attrs["facts"], facts)
                 return study
-            optuna.delete_study(study_name=STUDY, storage=storage)  # its maker was killed
+            # Its maker was killed, or all its trials stopped at an error that a setting mends.
+            optuna.delete_study(study_name=STUDY, storage=storage)
         study = optuna.create_study(study_name=STUDY, storage=storage, direction=config.direction)
         for point in points:
             study.enqueue_trial(point)
         study.set_user_attr("facts", json.loads(json.dumps(facts)))
         return study
+
+
+def _has_stopped(study: optuna.Study) -> bool:
+    """Return whether an error stopped every trial that began, so that there is no result."""
+    began = [
+        trial for trial in study.get_trials(deepcopy=False)
+        if counts(trial) and trial.state != TrialState.WAITING
+    ]  # fmt: skip
+    return bool(began) and all(
+        trial.state == TrialState.RUNNING and "interrupted" in trial.user_attrs for trial in began
+    )
 
 
 def next_trial(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | None:

@@ -55,6 +55,40 @@ def problems_of(
     return problems
 
 
+def near_keys(model: type[BaseModel], path: str) -> list[str]:
+    """Return keys of a model, by their path, that an unknown path may mean, the likeliest first.
+
+    They have the same last name or another tool calls them so; without such a key, keys that are
+    spelt alike.
+    """
+    paths = _paths(model)
+    last = path.rpartition(".")[2].replace("-", "_")
+    same = [known for known in paths if known.rpartition(".")[2] == last]
+    called = [paths[known] for known in paths if known.rpartition(".")[2] == f"{last} is called"]
+    leaves = {known.rpartition(".")[2] for known in paths}
+    if same or called:
+        return list(dict.fromkeys([*same, *called]))
+    alike = difflib.get_close_matches(path, paths, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(last, leaves, n=1, cutoff=0.75)
+    alike += [known for known in paths if known.rpartition(".")[2] in near]
+    return [known for known in dict.fromkeys(alike) if " " not in known]
+
+
+def _paths(model: type[BaseModel], above: str = "") -> dict[str, str]:
+    """Return the path of each key; the name that another tool has leads to the path here."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        inner = _inner_models(field.annotation)
+        path = f"{above}{name}"
+        found |= {} if inner else {path: path}
+        for each in inner:
+            found |= _paths(each, f"{path}.")
+    for other, name in getattr(model, "other_names", {}).items():
+        if name in model.model_fields:
+            found[f"{above}{other} is called"] = f"{above}{name}"
+    return found
+
+
 def _place(location: Sequence[str | int], values: Any) -> Place:
     """Return the place of a problem without the types of unions that its location has."""
     keys: list[str | int] = []
@@ -143,10 +177,11 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    return next(iter(_inner_models(annotation)), None)
+
+
+def _inner_models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models of a field: of a union, each."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    for argument in typing.get_args(annotation):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
-    return None
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _inner_models(argument)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,15 @@ from pydantic import BaseModel
 from training.config.search import SearchConfig
 from tuneline.core.artifact import canonical_digest
 from tuneline.core.config import keyed_values, read_document
+from tuneline.core.config_problems import near_keys
 from tuneline.core.errors import ConfigError, TunelineError
 from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
-from tuneline.pipeline.run_config import Run, load_run, resolve_base
+from tuneline.pipeline.run_config import Run, RunConfig, load_run, resolve_base
 from tuneline.pipeline.stage import DATASET, Stage
+from tuneline.pipeline.stages import stages
 from tuneline.pipeline.up import up
 from tuneline.pipeline.winner import require_winner, write_winner
 
@@ -134,7 +137,12 @@ def _metric(run: Run, config: SearchConfig) -> tuple[str, str]:
             hint="Try: search: {space: {training.learning_rate: {low: 1e-5, high: 1e-3}}}",
         )
     stage, _, figure = config.metric.partition(".")
-    select_stages(run, (stage,))
+    try:
+        select_stages(run, (stage,))
+    except ConfigError as error:
+        near = difflib.get_close_matches(stage, [each.name for each in stages(run)], n=1)
+        hint = f"Try: --set search.metric={near[0]}.{figure}" if near else error.hint
+        raise ConfigError(f"{run.path}: search.metric: {error.message}", hint=hint) from None
     return stage, figure
 
 
@@ -155,7 +163,7 @@ def _require_space(run: Run, stage: str, base: ModelSource) -> None:
         try:
             runs = [_with_values(run, {name: value}, run.dir) for value in ends_of(entry)]
         except ConfigError as error:
-            problems += [f"search.space.{name}: {problem}" for problem in error.problems]
+            problems += [_of_the_space(run, name, problem) for problem in error.problems]
             continue
         keys = {_key(each, select_stages(each, (stage,)), base) for each in runs}
         if len(keys) == 1 and len(runs) > 1:
@@ -165,6 +173,18 @@ def _require_space(run: Run, stage: str, base: ModelSource) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _of_the_space(run: Run, name: str, problem: str) -> str:
+    """Return a problem with a key of the space as one of `search.space`; name the key that is meant
+    if there is no such key."""
+    said = problem.removeprefix(f"{run.path}: ").removeprefix(f"{name}: ")
+    near = near_keys(RunConfig, name)[:3]
+    if "unknown key" in said or (said.startswith("is called ") and near):
+        said = "unknown key; expected a key of run.yaml by its path" + (
+            f". Write {' or '.join(near)}" if near else ", such as training.learning_rate"
+        )
+    return f"{run.path}: search.space.{name}: {said}"
 
 
 def _key(run: Run, selected: Sequence[Stage], base: ModelSource) -> str:
@@ -235,8 +255,11 @@ def _value(metrics: Mapping[str, Any], stage: str, figure: str) -> float:
             name for name, number in metrics.items()
             if isinstance(number, Real) and not isinstance(number, bool)
         )  # fmt: skip
+        near = difflib.get_close_matches(figure, known, n=1)
         raise MetricError(
-            f"search.metric: {stage} has no figure {figure}; it has {', '.join(known)}"
+            f"search.metric: {stage} has no figure {figure}; it has {', '.join(known)}",
+            hint=f"Try: --set search.metric={stage}.{(near or known or ['FIGURE'])[0]}. The "
+            "finished training is kept.",
         )
     return float(value)
 

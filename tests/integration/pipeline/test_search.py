@@ -75,13 +75,17 @@ def test_the_winner_takes_no_place_where_it_does_harm(
     ("search", "message"),
     [
         ({"space": {}}, "search.space: is empty"),
-        ({"space": {"training.lerning_rate": {"choices": [1]}}}, "did you mean learning_rate?"),
-        ({"space": {"training.r": {"low": 0, "high": 8}}}, "training.r: input should be greater"),
+        ({"space": {"training.lerning_rate": {"choices": [1]}}},
+         "search.space.training.lerning_rate: unknown key; expected a key of run.yaml by its "
+         "path. Write training.learning_rate\n"),
+        ({"space": {"training.lora_r": {"choices": [4]}}}, "by its path. Write training.r\n"),
+        ({"space": {"training.r": {"low": 0, "high": 8}}}, "space.training.r: input should"),
         ({"space": {"training.save_steps": {"low": 1, "high": 9}}}, "cannot change adapter.eval"),
         ({"space": {"serving.port": {"low": 1, "high": 9}}}, "cannot change adapter.eval_loss"),
         ({"space": {"name": {"choices": ["a", "b"]}}}, "name: is not a setting of a training"),
-        ({"metric": "adaptor.eval_loss"}, "no stage 'adaptor'"),
-        ({"metric": "eval_loss"}, "search.metric"),
+        ({"metric": "adaptor.eval_loss"}, "Try: --set search.metric=adapter.eval_loss"),
+        ({"metric": "eval_loss"}, "search.metric: expected a stage and its figure, such as "
+         "adapter.eval_loss; found 'eval_loss'"),
     ],
 )  # fmt: skip
 def test_a_search_that_cannot_work_is_refused_before_any_training(

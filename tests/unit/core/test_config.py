@@ -13,7 +13,9 @@ from tuneline.core.config import (
     read_document,
     validate_config,
 )
+from tuneline.core.config_problems import near_keys
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline.run_config import RunConfig
 
 
 class Inner(StrictModel):
@@ -246,3 +248,21 @@ def test_the_name_of_another_tool_is_answered_with_the_key(
         load_config(path, Whole, overrides)
     assert caught.value.exit_code == 2
     assert caught.value.problems == [f"{path}: kept.{key}: is called {here} here"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("learning_rate", ["training.learning_rate"]),
+        ("training.lerning_rate", ["training.learning_rate"]),
+        ("training.learning-rate", ["training.learning_rate"]),
+        ("training.adapter.r", ["training.r"]),
+        ("lora_r", ["training.r"]),  # as other tools call it
+        ("training.beta", ["training.method.beta"]),  # a key of some methods
+        ("nothing.like.it", []),
+    ],
+)
+def test_a_path_that_is_unknown_leads_to_the_keys_that_are_meant(
+    written: str, meant: list[str]
+) -> None:
+    assert near_keys(RunConfig, written) == meant

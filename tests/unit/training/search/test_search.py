@@ -246,3 +246,19 @@ def test_plots_that_cannot_be_drawn_cost_no_result(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found["plots"] == []
     assert [trial["value"] for trial in told] == [1e308, 1e308]
+
+
+def test_a_study_whose_trials_all_stopped_at_an_error_takes_other_settings(tmp_path: Path) -> None:
+    class NoSuchFigureError(Exception):
+        pass
+
+    def objective(*_: object) -> float:
+        raise NoSuchFigureError
+
+    wrong = _config(TPE, metric="adapter.evalloss")
+    with pytest.raises(NoSuchFigureError):
+        search_settings(wrong, tmp_path, objective, facts={}, first=None)
+    found = _search(tmp_path, _config(TPE, metric="adapter.eval_loss"))
+    assert len(found["trials"]) == 5
+    with pytest.raises(ConfigError, match="the study was made with metric"):
+        _search(tmp_path, wrong)

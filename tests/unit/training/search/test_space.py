@@ -110,3 +110,24 @@ def test_a_range_that_cannot_be_drawn_is_refused(entry: dict[str, Any], message:
 def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
     (entry,) = _space(lr={"low": "1e-5", "high": "1e-3", "log": True}).values()
     assert isinstance(entry, RangeConfig) and (entry.low, entry.high) == (1e-5, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"space": {"training.r": [4, 8]}}, "write training.r: {low: 4, high: 8} or "
+         "training.r: {choices: [4, 8]}"),
+        ({"space": {"training.r": {"min": 4, "max": 8}}}, "training.r: expected a range or"),
+        ({"space": {"training.r": {"low": 4}}}, "training.r: expected a range or choices"),
+        ({"space": {"training.r": 8}}, "training.r: expected a range or choices, found 8"),
+        ({"space": {"training.r": {"low": "a", "high": 8}}}, "low: expected a number, found 'a'"),
+        ({"metric": "eval_loss"}, "metric: expected a stage and its figure, such as "
+         "adapter.eval_loss; found 'eval_loss'"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_another_form_is_shown_the_right_one(
+    search: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_config(SearchConfig, search, "search")
+    assert message in str(caught.value) and len(caught.value.problems) == 1
