@@ -16,6 +16,11 @@ _ENDS = (
 _SECRET_NAME = re.compile(_ENDS + "$", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"://[^/@\s:]*:(?!\d{1,5}(?:[/?#]|$))[^@\s]+@")
 """The secret of a store may hold a slash; a port with a path is not a password."""
+_SIGNATURE_IN_URL = re.compile(
+    r"""([?&](?:sig|x-amz-signature|x-amz-security-token|x-goog-signature)=)[^&\s"'#]+""",
+    re.IGNORECASE,
+)
+"""A URL that a store has signed gives access to each reader."""
 _KNOWN_FORM = re.compile(
     r"\b(?:hf_\w{20,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|"
     r"xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
@@ -61,14 +66,15 @@ def variable_name(text: str) -> str:
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text in which the user and the password of each URL are `***`."""
-    return _PASSWORD_IN_URL.sub("://***@", text)
+    """Return a text in which user and password, and the signature, of each URL are `***`."""
+    return _SIGNATURE_IN_URL.sub(rf"\1{HIDDEN}", _PASSWORD_IN_URL.sub("://***@", text))
 
 
 def keys_with_passwords(values: Any, key: str = "") -> Iterator[str]:
-    """Return the keys of a document, such as `data.path`, whose text has a URL with a password."""
+    """Return the keys of a document, such as `data.path`, whose text has a URL with a password or a
+    signature."""
     if isinstance(values, str):
-        if _PASSWORD_IN_URL.search(values):
+        if hide_passwords(values) != values:
             yield key
         return
     entries: Any = ()

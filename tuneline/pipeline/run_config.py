@@ -51,9 +51,9 @@ class RunConfig(StrictModel):
         # Releases, reports and manifests repeat run.yaml. A system prompt is text, which may quote.
         if found := [key for key in keys_with_passwords(values) if key != "data.system_prompt"]:
             raise ValueError(
-                f"{', '.join(found)}: a URL has a password, which every release and report would "
-                "show; expected a URL without one, and the credentials in the environment or in a "
-                "Secret of the cluster"
+                f"{', '.join(found)}: a URL has a password or a signature, which every release and "
+                "report would show; expected a URL without one, and the credentials in the "
+                "environment or in a Secret of the cluster"
             )
         return values
 

@@ -75,6 +75,8 @@ def test_a_url_with_a_password_is_a_secret_by_any_name(value: str, is_kept: bool
         ("postgres://ana:secret@db/x", "postgres://***@db/x"),
         ("loaded with " + "hf_" + "a1" * 17, "loaded with ***"),
         ("password: hunter2", "password: ***"),
+        ("https://b.example/m?sv=1&sig=a%2Fb&se=2", "https://b.example/m?sv=1&sig=***&se=2"),
+        ("curl 'https://b/m?X-Amz-Signature=ab12'", "curl 'https://b/m?X-Amz-Signature=***'"),
     ],
 )
 def test_secrets_in_a_text_are_hidden(text: str, expected: str) -> None:

@@ -187,6 +187,7 @@ def test_the_command_prints_findings_as_lines_and_as_json(tmp_path: Path) -> Non
         ({"data": {"sources": [{"path": "s3://AKIA:p/w@b/rows"}]}}, "data.sources.0.path"),
         ({"serving": {"extra_args": {"otlp_traces_endpoint": "http://u:pw@h:4317"}}}, "endpoint"),
         ({"k8s": {"model_fetch": {"command": ["sh", "-c", "cp s3://A:pw@b/m /m"]}}}, "command.2"),
+        ({"k8s": {"model_fetch": {"command": ["curl", "https://b/m?sig=pw@"]}}}, "command.1"),
     ],
 )
 def test_a_password_in_a_url_of_run_yaml_is_refused_and_not_shown(
