@@ -10,22 +10,24 @@ epochs and with the same learning rate, each in a process of its own, round by r
   processor without instructions for it emulates.
 - `script-float32`: the same script with `bf16=False`.
 
-Three cases: the shipped tickets on the tiny base, the same behind four worked examples in every
-prompt (`long-start`), and rows of 50 to 1,000 tokens on a network of the shape of Qwen2.5-0.5B
-with random weights. With `long-start`, `whole-rows` is Tuneline without
-`training.loop.shared_start`. Tuneline trains the last with `dtype: bfloat16` if the processor
-multiplies bfloat16. Tokens are those of the rows, without padding; a token that a trainer cuts off
-does not count for it. Time is that of the training loop, without held-out losses in between and
-without loading. The held-out loss is computed by one function for all: nats per answer token, by
-transformers' own forward pass. `cpu_s` is the processor time of the loop: other work on the
-machine changes it less than the wall time. The peak memory is the process's.
+Four cases: the shipped tickets on the tiny base, the same behind four worked examples in every
+prompt (`long-start`), and, on a network of the shape of Qwen2.5-0.5B with random weights, rows of
+50 to 1,000 tokens (`half-billion`) and preference pairs with prompts of 600 tokens and answers of
+60 (`pairs`, by `dpo`). With `long-start` and `pairs`, `whole-rows` is Tuneline without
+`training.loop.shared_start`; the scripts train no pairs. Tuneline trains the last two with `dtype:
+bfloat16` if the processor multiplies bfloat16. Tokens are those of the rows, without padding; a
+token that a trainer cuts off does not count for it. Time is that of the training loop, without
+held-out losses in between and without loading. The held-out loss is computed by one function for
+all: nats per answer token, by transformers' own forward pass. `cpu_s` is the processor time of the
+loop: other work on the machine changes it less than the wall time. The peak memory is the
+process's.
 
 `share_of_matmul_rate` is (multiplications and additions of the network for the tokens) / (time x
 measured rate of a float32 matrix product). For each token it counts 4 for a weight of a frozen
 layer (the output and the gradient of the input), and 6 for a weight of the adapter.
 
 Prints a table for people, then one JSON document on the last line. The figures are medians of three
-rounds, with two exceptions: `script`, which takes minutes, and the last case run once. A whole
+rounds, with two exceptions: `script`, which takes minutes, and `half-billion` run once. A whole
 run takes about half an hour on two cores, --quick about two minutes.
 """
 
@@ -40,6 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +92,10 @@ def main() -> None:
 def measure(folder: Path, against: Path | None, rounds: int) -> dict[str, Any]:
     """Return the medians over interleaved rounds for each trainer; `script` has one round."""
     pythons = dict.fromkeys(("tuneline", "script", "script-float32"), sys.executable)
-    if folder.name == "long-start":
+    if folder.name in ("long-start", "pairs"):
         pythons["whole-rows"] = sys.executable
+    if folder.name == "pairs":  # the scripts train no pairs
+        del pythons["script"], pythons["script-float32"]
     if against is not None:
         pythons["against"] = str(against / ".venv" / "bin" / "python")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
@@ -174,12 +179,42 @@ def make_long_start(folder: Path, num_rows: int) -> None:
 
 def make_half_billion(folder: Path, _num_rows: int) -> None:
     """Write four rows of 50 to 1,000 tokens, and a random network of the shape of Qwen2.5-0.5B."""
+    make_random_base(folder)
+    text = random_text()
+    for name, lengths in (("train", (60, 240, 480, 960)), ("heldout", (200,))):
+        rows = []
+        for length in lengths:
+            words = text(length - 20)
+            cut = len(words) * 2 // 3
+            row = {"instruction": " ".join(words[:cut]), "output": " ".join(words[cut:])}
+            rows.append(json.dumps(row) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    write_random_case(folder, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+
+
+def make_pairs(folder: Path, _num_rows: int) -> None:
+    """Write two preference pairs with prompts of about 600 tokens and answers of 40 to 80."""
+    make_random_base(folder)
+    text = random_text()
+    for name, lengths in (("train", (580, 620)), ("heldout", (600,))):
+        rows = [
+            {"prompt": " ".join(text(length)), "chosen": " ".join(text(80 - 20 * (index % 2))),
+             "rejected": " ".join(text(40 + 20 * (index % 2)))}
+            for index, length in enumerate(lengths)
+        ]  # fmt: skip
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    write_random_case(
+        folder, per_device_train_batch_size=2, gradient_accumulation_steps=1,
+        method={"type": "dpo"},
+    )  # fmt: skip
+
+
+def make_random_base(folder: Path) -> None:
     import shutil
 
     import torch
     import transformers
-
-    from tuneline.core.environment import multiplies_bfloat16  # an older checkout has none
 
     config = transformers.Qwen2Config(
         vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
@@ -194,24 +229,33 @@ def make_half_billion(folder: Path, _num_rows: int) -> None:
         for name, weight in model.named_parameters():
             weight.fill_(1) if "norm" in name else weight.normal_(std=0.02)
     model.save_pretrained(folder / "base")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in (
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+    ):  # fmt: skip
         shutil.copy(BASE / name, folder / "base" / name)
-    shutil.copy(BASE / "generation_config.json", folder / "base" / "generation_config.json")
+
+
+def random_text() -> Callable[[int], list[str]]:
+    """Return a function that returns random words of the tickets, of so many tokens."""
+    import transformers
+
     draw, tokenizer = random.Random(0), transformers.AutoTokenizer.from_pretrained(BASE)
-    words = (TICKETS / "train.jsonl").read_text(encoding="utf-8").split()[:2000]
-    for name, lengths in (("train", (60, 240, 480, 960)), ("heldout", (200,))):
-        rows = []
-        for length in lengths:
-            text: list[str] = []
-            while len(tokenizer(" ".join(text))["input_ids"]) < length - 20:
-                text.append(draw.choice(words))
-            cut = len(text) * 2 // 3
-            row = {"instruction": " ".join(text[:cut]), "output": " ".join(text[cut:])}
-            rows.append(json.dumps(row) + "\n")
-        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
-    settings = {
-        "learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 4, "max_length": 1024,
+    known = (TICKETS / "train.jsonl").read_text(encoding="utf-8").split()[:2000]
+
+    def text(num_tokens: int) -> list[str]:
+        words: list[str] = []
+        while len(tokenizer(" ".join(words))["input_ids"]) < num_tokens:
+            words.append(draw.choice(known))
+        return words
+
+    return text
+
+
+def write_random_case(folder: Path, **settings: Any) -> None:
+    from tuneline.core.environment import multiplies_bfloat16  # an older checkout has none
+
+    settings |= {
+        "learning_rate": 2e-4, "num_train_epochs": 1, "max_length": 1024,
         # As TRL's default; the base is stored in it.
         "dtype": "bfloat16" if multiplies_bfloat16() else "float32",
     }  # fmt: skip
@@ -221,6 +265,7 @@ def make_half_billion(folder: Path, _num_rows: int) -> None:
 
 MAKE_CASE = {
     "tickets": make_tickets, "long-start": make_long_start, "half-billion": make_half_billion,
+    "pairs": make_pairs,
 }  # fmt: skip
 
 
@@ -240,7 +285,7 @@ def run_child(trainer: str, folder: Path) -> dict[str, Any]:
                 without_shared_start()
             train_by_tuneline(case, folder, Path(scratch))
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    num_tokens = loop["num_tokens"] * case["settings"]["num_train_epochs"]
+    trained_tokens = loop["num_tokens"] * case["settings"]["num_train_epochs"]
     model = loop.pop("model")
     lora = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     frozen = sum(
@@ -249,8 +294,8 @@ def run_child(trainer: str, folder: Path) -> dict[str, Any]:
         if "base_layer" in name and p.ndim == 2 and "embed" not in name
     )
     return {
-        "tokens_per_s": num_tokens / loop["wall_s"],
-        "tokens_per_cpu_s": num_tokens / loop["cpu_s"],
+        "tokens_per_s": trained_tokens / loop["wall_s"],
+        "tokens_per_cpu_s": trained_tokens / loop["cpu_s"],
         "flops_per_token": 4 * frozen + 6 * lora,
         "heldout_loss": heldout_loss(model, token_rows(case, folder / "heldout.jsonl")),
         "peak_bytes": peak_bytes,
@@ -272,7 +317,7 @@ def watch_loop() -> dict[str, Any]:
                 found["wall_s"] += sign * (time.perf_counter() - start_s)
                 found["cpu_s"] += sign * (time.process_time() - start_cpu_s)
             found["model"] = self.model
-            found["num_tokens"] = sum(len(ids) for ids in self.train_dataset["input_ids"])
+            found["num_tokens"] = num_tokens(self.train_dataset)
             return result
 
         return run
@@ -288,6 +333,14 @@ def watch_loop() -> dict[str, Any]:
     transformers.Trainer._inner_training_loop = inside
     transformers.Trainer.evaluate = timed(transformers.Trainer.evaluate, -1)
     return found
+
+
+def num_tokens(dataset: Any) -> int:
+    """Return the tokens of all rows; the sides of a pair are two rows."""
+    if "chosen_ids" not in dataset.column_names:
+        return sum(len(ids) for ids in dataset["input_ids"])
+    sides = ("prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")
+    return sum(len(ids) for side in sides for ids in dataset[side])
 
 
 def without_shared_start() -> None:
@@ -356,8 +409,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def messages(row: dict[str, Any]) -> list[dict[str, str]]:
-    prompt = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["output"]}]
+    """Return prompt and answer; of a preference pair, the chosen one."""
+    parts = (row.get("prompt"), row.get("instruction"), row.get("input"))
+    prompt, answer = "\n\n".join(filter(None, parts)), row.get("chosen") or row["output"]
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def token_rows(case: dict[str, Any], path: Path) -> list[tuple[list[int], int]]:

@@ -89,8 +89,11 @@ def _batch(kind: str = "all") -> dict[str, Any]:
         span = slice(first, first + length)
         ids[row, span], mask[row, span] = rest, 1
         labels[row, first + start : first + length] = rest[start:]
-    # A turn of the start that this row trains too.
-    labels[0, before[0] + 30 : before[0] + 33] = ids[0, before[0] + 30 : before[0] + 33]
+    # Tokens of a start that two of its rows train too, as answers that begin alike.
+    second = next(row for row in range(1, len(starts)) if starts[row][0] == starts[0][0])
+    for row in (0, second):
+        span = slice(before[row] + 30, before[row] + 33)
+        labels[row, span] = ids[row, span]
     return {"input_ids": ids, "labels": labels, "attention_mask": mask, "use_cache": False}
 
 
