@@ -19,6 +19,7 @@ from tuneline.models.named_templates import FOR_A_BASE_WITHOUT
 from tuneline.models.source import ModelSource
 from tuneline.models.template import TemplateSettings
 from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.tool_calls import tool_call_parser
 
 NUM_MEASURED = 20_000
 """Rows whose tokens are counted; of a larger file, a random sample."""
@@ -37,6 +38,9 @@ class DataFacts:
         longest_answer: Tokens of the longest answer.
         num_measured: Rows whose tokens were counted.
         chat_template: `data.chat_template` for a base model that has none; else None.
+        has_tools: Whether a measured row has tools or calls.
+        tool_call_parser: vLLM's parser for the calls of the base model's template; None if no
+            parser is known, or no row has tools.
     """
 
     counts: Counts
@@ -47,6 +51,8 @@ class DataFacts:
     longest_answer: int
     num_measured: int
     chat_template: str | None = None
+    has_tools: bool = False
+    tool_call_parser: str | None = None
 
 
 def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> DataFacts:
@@ -78,6 +84,7 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
     num_measured = len(rows)
     if heldout is not None:
         rows += _sampled(stream_rows([heldout], Counts(), bad_rows=config.bad_rows), Counter())
+    has_tools = any(row.tools or any("tool_calls" in m for m in row.messages) for row in rows)
     lengths = [_lengths(tokenizer, row) for row in rows]
     totals = sorted(prompt + answer for prompt, answer in lengths)
     return DataFacts(
@@ -89,6 +96,8 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
         longest_answer=max(answer for _, answer in lengths),
         num_measured=num_measured,
         chat_template=named,
+        has_tools=has_tools,
+        tool_call_parser=tool_call_parser(tokenizer) if has_tools else None,
     )
 
 

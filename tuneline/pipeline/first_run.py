@@ -149,8 +149,12 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
         Choice("evaluation.max_new_tokens", new_tokens, "A quarter more than the longest answer."),
         Choice("reference.max_new_tokens", min(new_tokens, 128),
                "The proof compares this many tokens of each answer at most."),
-        Choice("serving.max_model_len", served, "The longest prompt and the longest answer."),
+        Choice(
+            "serving.max_model_len", served,
+            "The longest prompt and the longest answer." + _without_parser(facts),
+        ),
         *_served_dtype(base),
+        *_tool_choices(facts),
         Choice("loadtest.max_tokens", min(new_tokens, 64), "The longest answer under load."),
         *_client_lag(),
     ]  # fmt: skip
@@ -179,6 +183,28 @@ def _served_dtype(base: ModelSource) -> list[Choice]:
         "slow on most CPUs, and their rounding changes answers of a model that is not sure."
     )
     return [Choice("serving.dtype", "float32", reason)]
+
+
+def _tool_choices(facts: DataFacts) -> list[Choice]:
+    """Return the parser without which vLLM answers 400 to a request with tools."""
+    if facts.tool_call_parser is None:
+        return []
+    reason = (
+        "Rows have tools, and the chat template writes calls in the form of this parser. Without a "
+        "parser the server answers 400 to a request with tools."
+    )
+    flags = {"tool_call_parser": facts.tool_call_parser, "enable_auto_tool_choice": True}
+    return [Choice("serving.extra_args", flags, reason)]
+
+
+def _without_parser(facts: DataFacts) -> str:
+    if not facts.has_tools or facts.tool_call_parser is not None:
+        return ""
+    return (
+        " Rows have tools, and no parser is known for the calls of this chat template: set "
+        "tool_call_parser and enable_auto_tool_choice in serving.extra_args, or the server answers "
+        "400 to a request with tools."
+    )
 
 
 def _method(facts: DataFacts) -> list[Choice]:

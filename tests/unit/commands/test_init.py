@@ -176,3 +176,40 @@ def test_a_request_that_cannot_be_met_is_an_error(
     assert done.returncode == 2
     assert problem in done.stderr
     assert not (tmp_path / "run.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "flags", "words"),
+    [
+        (
+            "<tool_call>\n{{ m.tool_calls[0].function | tojson }}\n</tool_call>",
+            {"tool_call_parser": "hermes", "enable_auto_tool_choice": True},
+            "the chat template writes calls in the form of this parser",
+        ),
+        ("call {{ m.tool_calls[0].function.name }}", {}, "no parser is known for the calls of"),
+    ],
+    ids=["hermes", "unknown"],
+)
+def test_rows_with_tools_choose_the_parser_of_their_calls(
+    tmp_path: Path, call: str, flags: dict[str, Any], words: str
+) -> None:
+    base = Path(shutil.copytree(EXAMPLE_BASE, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text(
+        "{{ tools | tojson if tools else '' }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.tool_calls %}" + call + "{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    asked = {"type": "function", "function": {"name": "ping", "arguments": "{}"}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "Is it on?"},
+            {"role": "assistant", "tool_calls": [asked]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "ping"}}],
+    }
+    _rows(tmp_path / "rows.jsonl", *[row] * 20)
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "base")
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "run.yaml").read_text()
+    assert load_config(tmp_path / "run.yaml", RunConfig).serving.extra_args == flags
+    assert words in " ".join(written.replace("# ", " ").split())
