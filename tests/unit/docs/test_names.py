@@ -30,7 +30,7 @@ OPTIONS_OF_OTHERS = {
 }  # fmt: skip
 WORDS_OF_OTHERS = {
     "openai_frontend": "Triton", "guided_json": "vLLM", "reasoning_effort": "OpenAI",
-    "t_intended": "a formula", "t_sent": "a formula",
+    "t_intended": "a formula", "t_sent": "a formula", "proxy_buffering": "nginx",
 }  # fmt: skip
 CODE = ("tuneline", "training", "export", "serving", "loadtest", "k8s", "benchmarks", "scripts")
 
