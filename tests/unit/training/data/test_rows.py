@@ -183,7 +183,8 @@ def test_a_column_that_data_columns_names_wrongly_is_changed_there(tmp_path: Pat
     with pytest.raises(DataError, match=r"missing field 'question', which data.columns names") as e:
         read_rows(_file(tmp_path, {"frage": "a", "output": "b"}), config=config)
     assert e.value.hint == (
-        "Change the value 'question' in data.columns to the name of a column of the file."
+        "Change the value 'question' in data.columns, or in --column, to the name of a column of "
+        "the file."
     )
 
 
