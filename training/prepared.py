@@ -33,6 +33,8 @@ from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.template import TemplateSettings, dataset_settings
 from tuneline.models.tokenizer import load_tokenizer
 
+WHOLE_ROWS = "  starts that rows share are computed for each row: %s"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -76,14 +78,15 @@ class Prepared:
         )
         train_in_float32(trainer.model)
         trainer.saved_token_share = 0.0
-        if self.sharing is not None and share_starts(
-            trainer.model,
-            [ids for row in self.train_rows for ids in self.method.sequences(row)],
-            padded_left=bool(config.method.num_sampled_tokens),
-            copy=getattr(trainer, "ref_model", None),
-        ):
+        if self.sharing is None:
+            return trainer
+        sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
+        left, copy = config.method.num_sampled_tokens > 0, getattr(trainer, "ref_model", None)
+        if share_starts(trainer.model, sequences, padded_left=left, copy=copy):
             trainer.saved_token_share = self.sharing.saved
             logger.info("  %s", self.sharing)
+        else:
+            logger.info(WHOLE_ROWS, "the loaded model does not continue them")
         return trainer
 
 
@@ -122,12 +125,15 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     trained = [row.num_trained_tokens or sampled for row in train_rows]
     sharing = expected_sharing(config, examples)
     if sharing and not fits_shared_starts(base.path, max(lengths), padded_left=sampled > 0):
+        logger.info(WHOLE_ROWS, "networks of this class do not continue them")
         sharing = None
     chosen, estimate = estimate_step(config, base.path, lengths, trained, sharing=sharing)
     # Hosts have different free memory; the processes compute the same passes.
     again = any_rank(chosen.gradient_checkpointing is True)
     chosen = chosen.model_copy(update={"gradient_checkpointing": again})
-    sharing = None if again else sharing
+    if sharing and again:
+        logger.info(WHOLE_ROWS, "activations are computed again")
+        sharing = None
     memory_before = start_measurement()
     model, reached, without = load_trainable(
         config, base, chosen.attn_implementation, method.task_type
