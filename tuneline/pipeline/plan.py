@@ -183,11 +183,11 @@ def estimate_run(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
 
 def _expected_sharing(run: Run) -> Any:
     """Return what the rows of a batch of the next training share; None if it is not known."""
-    from training import estimate_sharing
-
     dataset, adapter = plan(run, (DATASET,))[-1], plan(run, (ADAPTER,))[-1]
     if dataset.state != "current" or dataset.path is None or adapter.state == "current":
         return None
+    from training import estimate_sharing  # loads torch, which a plan without rows does not need
+
     try:
         return estimate_sharing(
             run.config.training, open_artifact(dataset.path), resolve_base(run, download=False)
