@@ -38,6 +38,7 @@ class DataFacts:
         longest_answer: Tokens of the longest answer.
         num_measured: Rows whose tokens were counted.
         chat_template: `data.chat_template` for a base model that has none; else None.
+        other_columns: Columns of the measured rows that are not trained on.
         has_tools: Whether a measured row has tools or calls.
         tool_call_parser: vLLM's parser for the calls of the base model's template; None if no
             parser is known, or no row has tools.
@@ -51,6 +52,7 @@ class DataFacts:
     longest_answer: int
     num_measured: int
     chat_template: str | None = None
+    other_columns: tuple[str, ...] = ()
     has_tools: bool = False
     tool_call_parser: str | None = None
 
@@ -96,6 +98,7 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
         longest_answer=max(answer for _, answer in lengths),
         num_measured=num_measured,
         chat_template=named,
+        other_columns=tuple(dict.fromkeys(name for row in rows for name in row.fields)),
         has_tools=has_tools,
         tool_call_parser=tool_call_parser(tokenizer) if has_tools else None,
     )

@@ -72,10 +72,12 @@ def _data_reason(facts: DataFacts) -> str:
     counted = "" if facts.num_measured == facts.counts.num_kept else (
         f" (of a random sample of {facts.num_measured:,} rows)"
     )  # fmt: skip
+    left = f" Not trained on: the columns {', '.join(facts.other_columns[:8])}."
     return (
         f"{facts.counts.num_kept:,} rows of kind {facts.kind}. In tokens{counted}: the longest row "
         f"has {facts.longest:,}, 95 % have at most {facts.usual:,}; the longest prompt has "
         f"{facts.longest_prompt:,} and the longest answer {facts.longest_answer:,}."
+        + (left if facts.other_columns else "")
     )
 
 

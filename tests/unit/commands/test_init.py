@@ -66,9 +66,10 @@ def test_the_kind_of_rows_chooses_the_method(
 
 def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
     """Answers are short, so the server takes fewer tokens than a load test asks for by default."""
-    rows = [{"prompt": f"Say {n}.", "completion": f"yes {n}"} for n in range(60)]
+    rows = [{"prompt": f"Say {n}.", "completion": f"yes {n}", "context": "x"} for n in range(60)]
     _rows(tmp_path / "rows.jsonl", *rows)
     assert _init(tmp_path, "--data", "rows.jsonl", "--base", "tiny-base").returncode == 0
+    assert "Not trained on: the columns context." in (tmp_path / "run.yaml").read_text()
     run = load_run(tmp_path / "run.yaml", runs_dir=tmp_path / "runs")
     assert run.config.serving.max_model_len is not None
     assert run.config.serving.max_model_len < 128
