@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ def draw_curves(
         write_curves(log_history, folder, measured)
     except Exception as error:  # noqa: BLE001 (the training is done; nothing here may end it)
         logger.warning("  %s is not drawn: %s: %s", PICTURE, type(error).__name__, error)
+
+
+def panel_limits(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the limits of a panel that begins at 0; None if a value is below 0 or none is finite.
+
+    There is room above: the line of a steady figure would lie under the frame.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or min(finite) < 0:
+        return None
+    return 0.0, 1.05 * max(finite) or 1.0
 
 
 def write_curves(
@@ -62,8 +74,9 @@ def write_curves(
                 axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimizer step", fontsize=8)
-        if all(entry[name] >= 0 for name in names for entry in log_history if name in entry):
-            axes.set_ylim(bottom=0)
+        limits = panel_limits([e[n] / divisor for n in names for e in log_history if n in e])
+        if limits is not None:
+            axes.set_ylim(limits)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if len(names) > 1:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from training.config import TrainingConfig
-from training.tracking.curves import draw_curves
+from training.tracking.curves import draw_curves, panel_limits
 from training.tracking.reporting import (
     TRACKERS,
     Open,
@@ -200,3 +200,21 @@ def test_curves_that_cannot_be_drawn_end_nothing(
     assert "curves.png is not drawn: " in caplog.text
     draw_curves([{"step": 1, "loss": 2.0}], tmp_path / "good")
     assert (tmp_path / "good" / "curves.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([800.0, 820.0], (0.0, 861.0)),  # no line under the frame
+        ([0.0, 0.0], (0.0, 1.0)),
+        ([2.0, float("inf"), float("nan")], (0.0, 2.1)),
+        ([-1.0, 2.0], None),
+        ([float("nan")], None),
+    ],
+)
+def test_a_panel_has_room_above_its_curve(
+    values: list[float], limits: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    assert panel_limits(values) == (None if limits is None else pytest.approx(limits))
+    draw_curves([{"step": at, "loss": value} for at, value in enumerate(values)], tmp_path)
+    assert (tmp_path / "curves.png").is_file()
