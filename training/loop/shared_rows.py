@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,9 +190,25 @@ def _in_every_batch(config: TrainingConfig, examples: Sequence[Any]) -> tuple[in
         own, length = length, length + method.max_completion_length
         num_sharing = max(1, method.num_generations * size // _rows_at_once(config, method))
     elif method.num_sequences == 2:
-        # The pair of which most is computed decides; the longest row has `length` tokens.
-        own = min(2 * (length - max(map(len, pair))) + _num_alike(*pair) for pair in examples)
+        own = 2 * length - _most_computed(examples, size)
     found = [(common, num_rows, None), (own, num_sharing, num_sharing)]
     start, sharing, named = max(found, key=lambda entry: entry[0] * (1 - 1 / entry[1]))
     worth = start >= LEAST_TOKENS and start * (1 - 1 / sharing) >= LEAST_SAVING * length
     return (min(start, length - 1), named) if worth else (0, None)
+
+
+def _most_computed(pairs: Sequence[Any], size: int) -> int:
+    """Return the most positions that are computed for a pair, in any batch of `size` pairs.
+
+    A batch of several computes the longest start and the longest rest for each of its pairs.
+    """
+    starts = [_num_alike(*pair) for pair in pairs]
+    longest = [max(map(len, pair)) for pair in pairs]
+    rests = [length - start for length, start in zip(longest, starts, strict=True)]
+    if size == 1:
+        return max(start + 2 * rest for start, rest in zip(starts, rests, strict=True))
+    most = max(starts) + 2 * max(rests)
+    if most <= (1 - LEAST_SAVING) * 2 * min(longest):
+        return most
+    # A batch that would save less computes whole rows.
+    return math.ceil(most / (1 - LEAST_SAVING))

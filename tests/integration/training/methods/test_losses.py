@@ -210,6 +210,7 @@ def test_orpo_weighs_the_routers_loss_by_our_key(base: ModelSource, tmp_path: Pa
         vocab_size=config["vocab_size"], hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
         pad_token_id=config["pad_token_id"], eos_token_id=config["eos_token_id"],
+        output_router_logits=True,
     )  # fmt: skip
     MixtralForCausalLM(network).save_pretrained(tmp_path / "base")
     mixture = resolve_model("base", relative_to=tmp_path)
@@ -217,6 +218,8 @@ def test_orpo_weighs_the_routers_loss_by_our_key(base: ModelSource, tmp_path: Pa
     for weight in (0.0, 0.5):
         torch.manual_seed(1)
         trainer, _ = _made(mixture, tmp_path / "work", method, router_aux_loss_coef=weight)
+        # A batch that returns them is computed whole.
+        assert trainer.model.config.output_router_logits == (weight > 0)
         losses.append(_loss(trainer))
     (batch,) = trainer.get_train_dataloader()
     both = trainer.concatenated_inputs(batch, padding_value=trainer.padding_value)

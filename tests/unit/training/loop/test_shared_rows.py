@@ -171,3 +171,24 @@ def test_the_largest_batch_of_pairs_computes_each_prompt_once() -> None:
     found = expected_sharing(_config("dpo", per_device_train_batch_size=1), pairs * 4)
     assert found is not None
     assert found.start == 2 * (100 - 90) + 40
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_batch_of_pairs_computes_more_than_is_told(seed: int) -> None:
+    draw = random.Random(seed)
+    kinds = [((300, 10), (155, 155)), ((80, 9), (70, 12)), ((200, 20), (90, 60))]
+    kind = draw.choice(kinds)
+    pairs = [
+        [_row((number, start), (side, rest)) for side in (200, 300)]
+        for number in range(2, 14)
+        for start, rest in [draw.choice(kind)]
+    ]
+    size = draw.choice([1, 2, 4])
+    found = expected_sharing(_config("dpo", per_device_train_batch_size=size), pairs)
+    told = found.start if found is not None else 0
+    longest = max(len(ids) for pair in pairs for ids in pair)
+    for _ in range(50):
+        batch = [ids for pair in draw.sample(pairs, size) for ids in pair]
+        shared = shared_starts(batch)
+        computed = len(batch) * max(map(len, batch)) if shared is None else shared.num_computed
+        assert computed <= size * (2 * longest - told)
