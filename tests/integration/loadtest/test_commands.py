@@ -19,6 +19,7 @@ from tests.commands import tuneline_here
 from tuneline.core.errors import MissingError
 
 ROOT = Path(__file__).parents[3]
+RUN = ROOT / "examples" / "support-tickets" / "run.yaml"
 FAST = ("--set", "loadtest.calibrate=false", "--set", "loadtest.max_client_lag_s=2")
 
 
@@ -411,14 +412,24 @@ def test_commands_that_are_misspelt_or_given_too_much(tmp_path: Path) -> None:
     done = tuneline("serch", "x.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "No such command 'serch'" in done.stderr
-    run = ROOT / "examples" / "support-tickets" / "run.yaml"
-    for options in (("--start-at", "5"), ("--api-key-env", "X")):
-        refused = tuneline("run", run, *options, cwd=tmp_path)
-        assert refused.returncode == 2
-        assert f"{options[0]}: has no meaning without --url" in refused.stderr
-    early = tuneline("search", run, cwd=tmp_path)
-    assert early.returncode == 2
-    assert "--out is required" in early.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", RUN, "--start-at", "5"), "--start-at: has no meaning without --url"),
+        (("run", RUN, "--api-key-env", "X"), "--api-key-env: has no meaning without --url"),
+        (("search", RUN), "--out is required"),
+    ],
+    ids=["a start", "a key", "a search"],
+)
+def test_options_that_go_with_others(
+    tmp_path: Path, arguments: tuple[Any, ...], expected: str
+) -> None:
+    refused = tuneline(*arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert expected in refused.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -353,24 +353,28 @@ def test_a_changed_file_of_the_server_makes_its_stages_stale(
 
 
 @pytest.mark.parametrize("changed", ["code.py", "tl_helper.py"])
+@pytest.mark.parametrize(
+    ("path", "value", "stale"),
+    [
+        (["evaluation", "python"], "code.py:f", {*EVALUATIONS} - {"evaluation-report"}),
+        (
+            ["training", "method"], GrpoConfig(type="grpo", reward_funcs=["code.py:f"]),
+            {"adapter", "evaluation-preferences"},
+        ),
+    ],
+    ids=["metric", "reward"],
+)  # fmt: skip
 def test_a_changed_module_next_to_a_file_of_code_makes_its_stages_stale(
-    run: Run, tmp_path: Path, changed: str
+    run: Run, tmp_path: Path, changed: str, path: list[str], value: Any, stale: set[str]
 ) -> None:
     folder = shutil.copytree(run.path.parent, tmp_path / "run")
     (folder / "code.py").write_text("import tl_helper\n")
     (folder / "tl_helper.py").write_text("")
-    rewards = GrpoConfig(type="grpo", reward_funcs=["code.py:f"])
-    for path, value, stale in (
-        (["evaluation", "python"], "code.py:f", EVALUATIONS),
-        (["training", "method"], rewards, ("adapter", "evaluation-preferences")),
-    ):
-        there = Run(folder / "run.yaml", replaced(run.config, path, value), run.dir)
-        before = keys(there)
-        (folder / changed).write_text(f"import tl_helper  # {path}\n")
-        after = keys(there)
-        assert {name for name in before if before[name] != after[name]} == {*stale} - {
-            "evaluation-report"
-        }
+    there = Run(folder / "run.yaml", replaced(run.config, path, value), run.dir)
+    before = keys(there)
+    (folder / changed).write_text("import tl_helper  # changed\n")
+    after = keys(there)
+    assert {name for name in before if before[name] != after[name]} == stale
 
 
 @pytest.mark.parametrize(
@@ -445,22 +449,25 @@ def test_a_raised_version_makes_a_stage_stale(run: Run) -> None:
         assert stage_keys(later, run, base, made)[0] != stage_keys(stage, run, base, made)[0]
 
 
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [
+        (1, "its configuration or an input changed"),
+        (-1, "an earlier Tuneline made it otherwise"),
+    ],
+)
 def test_a_stage_that_an_earlier_version_made_is_not_said_to_be_changed(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, later: int, reason: str
 ) -> None:
     run = replace(run, dir=tmp_path)
     base = resolve_base(run, download=False)
     dataset = stages(run)[0]
     assert dataset.name == "dataset" and dataset.version > 1
     assert plan_stage(run, dataset, base, {}).reason == "not made yet"
-    for version, reason in (
-        (dataset.version + 1, "its configuration or an input changed"),
-        (dataset.version - 1, "an earlier Tuneline made it otherwise"),
-    ):
-        key = stage_keys(replace(dataset, version=version), run, base, {})[0]
-        (tmp_path / f"dataset-{key}").mkdir()
-        (tmp_path / f"dataset-{key}" / "manifest.json").write_text("{}")
-        assert plan_stage(run, dataset, base, {}).reason == reason
+    key = stage_keys(replace(dataset, version=dataset.version + later), run, base, {})[0]
+    (tmp_path / f"dataset-{key}").mkdir()
+    (tmp_path / f"dataset-{key}" / "manifest.json").write_text("{}")
+    assert plan_stage(run, dataset, base, {}).reason == reason
 
 
 def test_a_changed_input_makes_a_stage_stale(run: Run) -> None:

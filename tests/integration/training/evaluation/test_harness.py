@@ -95,13 +95,24 @@ def test_the_tasks_of_a_folder_are_those_of_its_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     (tmp_path / "bytes.yaml").write_bytes(b"task: \xff\n")
     assert task_names(tmp_path) == {"tiny_colors", "two"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "has_folder", "program"),
+    [
+        (["two"], True, ["-c", ONLY_THE_FOLDERS_TASKS]),
+        (["two", "arc_easy"], True, ["-m", "lm_eval"]),
+        (["two"], False, ["-m", "lm_eval"]),
+    ],
+    ids=["its own", "its own and the harness's", "no folder"],
+)
+def test_only_a_folder_with_all_tasks_stands_in_for_the_harness_s(
+    tmp_path: Path, tasks: list[str], has_folder: bool, program: list[str]
+) -> None:
+    (tmp_path / "two.yaml").write_text("task: two\n")
     endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
-    for tasks, folder, program in (
-        (["two"], tmp_path, ["-c", ONLY_THE_FOLDERS_TASKS]),
-        (["two", "arc_easy"], tmp_path, ["-m", "lm_eval"]),
-        (["two"], None, ["-m", "lm_eval"]),
-    ):
-        assert _command(endpoint, tmp_path, tasks, folder, None, "out")[1:3] == program
+    folder = tmp_path if has_folder else None
+    assert _command(endpoint, tmp_path, tasks, folder, None, "out")[1:3] == program
 
 
 def test_tasks_need_a_server_and_its_tokenizer() -> None:

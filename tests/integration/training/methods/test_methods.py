@@ -313,16 +313,19 @@ def test_the_collator_of_kto_pairs_answers_with_the_prompts_of_the_batch(
     ]
 
 
-def test_no_batch_of_kto_has_a_single_row(folder: Path, base: ModelSource, tmp_path: Path) -> None:
-    trainer, _, _ = _trainer("kto", folder, base, tmp_path, 8)
-    for num_rows, rows_per_batch in ((9, 4), (8, 4), (25, 8), (3, 2)):
-        from training.methods.kto import _BatchesOfTwo
+@pytest.mark.parametrize(("num_rows", "rows_per_batch"), [(9, 4), (8, 4), (25, 8), (3, 2)])
+def test_no_batch_of_kto_has_a_single_row(num_rows: int, rows_per_batch: int) -> None:
+    from training.methods.kto import _BatchesOfTwo
 
-        order = list(_BatchesOfTwo([5] * num_rows, rows_per_batch, 0, rows_per_batch))
-        sizes = [
-            len(order[at : at + rows_per_batch]) for at in range(0, len(order), rows_per_batch)
-        ]
-        assert set(order) == set(range(num_rows)) and min(sizes) >= 2
+    order = list(_BatchesOfTwo([5] * num_rows, rows_per_batch, 0, rows_per_batch))
+    sizes = [len(order[at : at + rows_per_batch]) for at in range(0, len(order), rows_per_batch)]
+    assert set(order) == set(range(num_rows)) and min(sizes) >= 2
+
+
+def test_kto_evaluates_in_batches_of_its_training(
+    folder: Path, base: ModelSource, tmp_path: Path
+) -> None:
+    trainer, _, _ = _trainer("kto", folder, base, tmp_path, 8)
     assert trainer.args.per_device_eval_batch_size == 8
 
 

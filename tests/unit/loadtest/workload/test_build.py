@@ -263,19 +263,21 @@ def test_prompts_keep_their_tools_and_say_what_is_wrong(tmp_path: Path) -> None:
         read_prompts(path)
 
 
-def test_a_trace_that_ends_before_its_duration_is_known(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("duration_s", "ends"), [(1.0, False), (1.45, False), (5.0, True)])
+def test_a_trace_that_ends_before_its_duration_is_known(
+    tmp_path: Path, duration_s: float, ends: bool
+) -> None:
     path = tmp_path / "trace.jsonl"
     record = {"input_length": 5, "output_length": 5}
     lines = [json.dumps({"timestamp": 100 * number, **record}) for number in range(20)]
     path.write_text("\n".join(lines), encoding="utf-8")
-    for duration_s, ends in ((1.0, False), (1.45, False), (5.0, True)):
-        scenario = {"name": "x", "arrival": "trace", "duration_s": duration_s}
-        values = {"scenarios": [scenario], "num_warmup_requests": 2,
-                  "workload": {"source": "mooncake", "path": str(path)}}  # fmt: skip
-        chosen = validate_config(LoadTestConfig, values, "test")
-        endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
-        plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [], seed=0)
-        assert plan.trace_ends is ends, duration_s
+    scenario = {"name": "x", "arrival": "trace", "duration_s": duration_s}
+    values = {"scenarios": [scenario], "num_warmup_requests": 2,
+              "workload": {"source": "mooncake", "path": str(path)}}  # fmt: skip
+    chosen = validate_config(LoadTestConfig, values, "test")
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [], seed=0)
+    assert plan.trace_ends is ends
     few = chosen.model_copy(update={"num_warmup_requests": 20})
     with pytest.raises(ConfigError, match="20 arrivals, and 20 of them are warm-up") as caught:
         make_plan(few, few.scenarios[0], endpoint, [], seed=0)

@@ -571,11 +571,26 @@ def test_otel_images_are_sent_and_other_parts_are_named(
     assert "without parts of type blob (audio)" in caplog.text
     plan = plan_of([], workload={"source": "otel", "path": str(tmp_path / "trace"), "sessions": {}})
     assert "aGk=" in plan.bodies[0]
-    for broken in ({**uri, "uri": "file:///etc/passwd"}, {**blob, "mime_type": "text/html"}):
-        with pytest.raises(DataError, match="span 1: ValueError: part 1 of content is not"):
-            read("otel", otlp(otel_span(0, 1, [{"role": "user", "parts": [broken]}])), tmp_path)
-    with pytest.raises(DataError, match="span 1: ValueError: role is 'bot'"):
-        read("otel", otlp(otel_span(0, 1, [{"role": "bot", "parts": [part("x")]}])), tmp_path)
+
+
+URI = {"type": "uri", "modality": "image", "uri": "file:///etc/passwd"}
+PAGE = {"type": "blob", "modality": "image", "mime_type": "text/html", "content": "aGk="}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "user", "parts": [URI]}, "part 1 of content is not"),
+        ({"role": "user", "parts": [PAGE]}, "part 1 of content is not"),
+        ({"role": "bot", "parts": [part("x")]}, "role is 'bot'"),
+    ],
+    ids=["a file's address", "a page for an image", "an unknown role"],
+)
+def test_otel_messages_that_cannot_be_sent_are_named(
+    tmp_path: Path, message: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(DataError, match=f"span 1: ValueError: {expected}"):
+        read("otel", otlp(otel_span(0, 1, [message])), tmp_path)
 
 
 def test_otel_tool_definitions_are_the_tools_of_the_conversation(tmp_path: Path) -> None:

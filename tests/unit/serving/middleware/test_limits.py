@@ -198,12 +198,19 @@ def test_every_answer_names_its_request_and_the_artifact(monkeypatch: pytest.Mon
     assert answer.headers["x-request-id"] == "mine"
     assert answer.headers["x-tuneline-artifact"] == "sha256:0123"
     assert answer.headers["x-tuneline-engine"] == "0123456789ab"
-    for given in ({}, {"x-request-id": "with a blank"}, {"x-request-id": "x" * 129}):
-        answer = ask(middleware, CHAT, {}, headers=given)
-        fresh = answer.headers["x-request-id"]
-        assert len(fresh) == 32
-        assert dict(inner.scopes[-1]["headers"])[b"x-request-id"] == fresh.encode()
     assert ask(middleware, "/nowhere").headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"x-request-id": "with a blank"}, {"x-request-id": "x" * 129}],
+    ids=["none", "a blank", "too long"],
+)  # fmt: skip
+def test_a_request_without_a_good_id_gets_a_fresh_one(given: dict[str, str]) -> None:
+    inner = Inner()
+    answer = ask(TunelineMiddleware(inner), CHAT, {}, headers=given)
+    fresh = answer.headers["x-request-id"]
+    assert len(fresh) == 32
+    assert dict(inner.scopes[-1]["headers"])[b"x-request-id"] == fresh.encode()
 
 
 @pytest.mark.parametrize(

@@ -216,28 +216,37 @@ def test_a_preference_pair_has_two_sequences() -> None:
     )
 
 
-def test_logits_and_reference_of_each_method(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "gpus", "expected"),
+    [
+        # SFT has 64 positions at a time, ORPO all 100, a reward model none.
+        ("sft", [], 3 * 64 * 10_000_000),
+        ("orpo", [], 3 * 100 * 10_000_000),
+        ("reward", [], 0),
+        ("dpo", [], TILE_COPIES * 100 * 32768),
+        ("kto", [], TILE_COPIES * 100 * 32768),
+        ("dpo", ["a GPU"], 100 * 32768),
+        ("kto", ["a GPU"], 100 * 32768),
+    ],
+)
+def test_logits_of_each_method(
+    method: str, gpus: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.estimates.memory.gpu_names", lambda: gpus)
     network = Network(**{**vars(NETWORK), "vocab_size": 10_000_000})
+    config = TrainingConfig.model_validate({"r": 2, "method": {"type": method}})
+    assert estimate_training(config, network, Batch(2, 50), 4).logits // 4 == expected
 
-    def logits(method: str) -> int:
-        config = TrainingConfig.model_validate({"r": 2, "method": {"type": method}})
-        return estimate_training(config, network, Batch(2, 50), 4).logits // 4
 
-    # SFT has 64 positions at a time, ORPO all 100, a reward model none.
-    assert logits("sft") == 3 * 64 * 10_000_000
-    assert logits("orpo") == 3 * 100 * 10_000_000
-    assert logits("reward") == 0
-    for gpus, copies in (([], TILE_COPIES), (["a GPU"], 1)):
-        monkeypatch.setattr("training.estimates.memory.gpu_names", lambda found=gpus: found)
-        assert logits("dpo") == logits("kto") == copies * 100 * 32768
-    weights = {
-        method: estimate_training(
-            TrainingConfig.model_validate({"finetuning_type": "full", "method": {"type": method}}),
-            NETWORK, Batch(2, 5), 4,
-        ).weights
-        for method in ("sft", "orpo", "dpo", "kto")
-    }  # fmt: skip
-    assert weights == {"sft": 4000, "orpo": 4000, "dpo": 8000, "kto": 8000}
+@pytest.mark.parametrize(
+    ("method", "weights"), [("sft", 4000), ("orpo", 4000), ("dpo", 8000), ("kto", 8000)]
+)
+def test_a_full_training_has_a_reference_model_where_its_method_reads_one(
+    method: str, weights: int
+) -> None:
+    settings = {"finetuning_type": "full", "method": {"type": method}}
+    config = TrainingConfig.model_validate(settings)
+    assert estimate_training(config, NETWORK, Batch(2, 5), 4).weights == weights
 
 
 def test_ddp_keeps_the_gradients_twice() -> None:

@@ -59,16 +59,25 @@ def test_an_answer_of_another_model_is_not_taken(data: SourceConfig, tmp_path: P
     assert len(requests) == 5 + NUM_ROWS
 
 
-def test_only_the_same_evaluation_is_taken_as_it_is(data: SourceConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "model", "reuse"),
+    [
+        (CONFIG, "m", False),
+        (CONFIG, "n", True),
+        (CONFIG.model_copy(update={"num_rows": 2}), "m", True),
+    ],
+    ids=["not asked to", "another model", "fewer rows"],
+)
+def test_only_the_same_evaluation_is_taken_as_it_is(
+    data: SourceConfig, tmp_path: Path, config: EvaluationConfig, model: str, reuse: bool
+) -> None:
     out = tmp_path / "out"
     with judge(lambda *_: "3") as (url, requests):
         first = evaluate_endpoint(CONFIG, data, Endpoint(url, "m"), out)
         again = evaluate_endpoint(CONFIG, data, Endpoint(url, "m"), out, reuse=True)
         assert again == first and len(requests) == NUM_ROWS
-        fewer = CONFIG.model_copy(update={"num_rows": 2})
-        for config, model, reuse in ((CONFIG, "m", False), (CONFIG, "n", True), (fewer, "m", True)):
-            with pytest.raises(ArtifactError, match="exists already"):
-                evaluate_endpoint(config, data, Endpoint(url, model), out, reuse=reuse)
+        with pytest.raises(ArtifactError, match="exists already"):
+            evaluate_endpoint(config, data, Endpoint(url, model), out, reuse=reuse)
 
 
 def test_a_judge_is_asked_and_paid_once_for_each_judgement(
