@@ -72,7 +72,7 @@ class DataConfig(TemplateConfig, ReadingConfig):
     only."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the prompts that is held out when there is no `heldout_path` and no `heldout_split`;
-    0.1 if nothing is given."""
+    0.1 if nothing is given. Whole groups come as near to it as they fit."""
     system_prompt: Annotated[str, Field(min_length=1)] | None = None
     """Put before every row that has no system message."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
@@ -82,7 +82,8 @@ class DataConfig(TemplateConfig, ReadingConfig):
     group_by: str | None = None
     """A column; the rows with one value of it are all trained on or all held out."""
     stratify_by: str | None = None
-    """A column; `heldout_fraction` is held out of the rows with each value of it."""
+    """A column; `heldout_fraction` is held out of the prompts with each value of it, but at least
+    one prompt of two or more."""
     checks: ChecksConfig = ChecksConfig()
     """Checks of the rows, and what happens to the rows that they find."""
 

@@ -14,7 +14,7 @@ from training.data.checks.contradictions import num_disputed
 from training.data.checks.length import limit_of
 from training.data.checks.report import describe_example, dropped_rows, report_of, warn_of
 from training.data.checks.run import Checked, Split, check_rows, require_accepted
-from training.data.checks.sides import require_both_sides
+from training.data.checks.sides import describe_share, require_both_sides
 from training.data.checks.spool import Spool
 from training.data.row import Row
 from training.data.rows import Counts, stream_rows
@@ -95,7 +95,7 @@ def prepare_dataset(
             report["num_heldout_rows_read"] = heldout_counts.num_read
             num_twice = heldout_counts.dropped.get("exact duplicate", 0)
             report["num_heldout_duplicates_dropped"] = num_twice
-        _say(report, checked)
+        _say(report, checked, describe_share(config, checked))
         with new_artifact(out, "dataset", config=config.recorded(), inputs=inputs) as draft:
             _write(draft.dir / TRAIN_FILE, checked.rows(False), copies)
             _write(draft.dir / HELDOUT_FILE, checked.rows(True))
@@ -185,8 +185,10 @@ def _write(path: Path, rows: Iterable[Row], copies: Sequence[int] | None = None)
             file.write(line * (1 if copies is None else copies[index]))
 
 
-def _say(report: dict[str, Any], checked: Checked) -> None:
+def _say(report: dict[str, Any], checked: Checked, share: str | None) -> None:
     logger.info("  %d rows to train on, %d held out", report["num_train"], report["num_heldout"])
+    if share is not None:
+        logger.warning("  %s", share)
     for result in checked.results:
         line = warn_of(result)
         if line is not None:

@@ -14,28 +14,59 @@ def choose_heldout(
     """Return whether each row is held out.
 
     Rows with one prompt, or of one group, are on the same side; so are rows that are tied through
-    others. Such a unit is ranked by its least prompt key, which depends on the seed. In each
-    stratum the first units are held out: `fraction` of the units, but at least one of two or more,
-    and never all. A unit belongs to the stratum of its first row.
+    others. Such a unit is ranked by its least key of a group, or by its prompt's; these depend on
+    the seed, and not on the unit's size. In each stratum the first units are held out that fit into
+    `fraction` of the stratum's prompts: at least one unit of two or more, and never all. A unit
+    belongs to the stratum of most of its rows.
 
     Args:
         prompts: A key of each row's prompt, made with the seed; see `checks.keys.prompt_key`.
-        fraction: Share of the units that is held out.
-        groups: A key of each row's group.
+        fraction: Share of the prompts that is held out.
+        groups: A key of each row's group, made with the seed.
         strata: A key of each row's stratum.
     """
     unit = _units(prompts, groups)
     num_units = int(unit.max(initial=-1)) + 1
     rank = np.full(num_units, np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(rank, unit, prompts)
-    _, first = np.unique(unit, return_index=True)
-    stratum = np.zeros(num_units, dtype=np.uint64) if strata is None else strata[first]
+    np.minimum.at(rank, unit, prompts if groups is None else groups)
+    _, first = np.unique(prompts, return_index=True)
+    num_prompts = np.bincount(unit[first], minlength=num_units)
+    stratum = np.zeros(num_units, dtype=np.uint64) if strata is None else _strata(unit, strata)
     held = np.zeros(num_units, dtype=np.bool_)
     for value in np.unique(stratum):
         members = np.flatnonzero(stratum == value)
-        number = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held[members[np.argsort(rank[members], kind="stable")[:number]]] = True
+        ranked = members[np.argsort(rank[members], kind="stable")]
+        held[_fitting(ranked, num_prompts[ranked], fraction)] = True
     return held[unit]
+
+
+def _fitting(
+    ranked: npt.NDArray[np.int64], num_prompts: npt.NDArray[np.int64], fraction: float
+) -> npt.NDArray[np.int64]:
+    """Return the first units that fit into a fraction of all prompts together."""
+    if len(ranked) < 2:
+        return ranked[:0]
+    wanted = max(round(fraction * int(num_prompts.sum())), 1)
+    if num_prompts.max() == 1:
+        return ranked[: min(wanted, len(ranked) - 1)]
+    chosen: list[int] = []
+    left = wanted
+    for place, number in enumerate(num_prompts.tolist()):
+        if number <= left and len(chosen) < len(ranked) - 1:
+            chosen.append(place)
+            left -= number
+    # Every unit is larger than the share: the smallest comes nearest to it.
+    return ranked[chosen or [int(num_prompts.argmin())]]
+
+
+def _strata(unit: npt.NDArray[np.int64], strata: Keys) -> Keys:
+    """Return the stratum that most rows of each unit have; of several, that of the least key."""
+    _, stratum = np.unique(strata, return_inverse=True)
+    pairs, counts = np.unique(np.stack([unit, stratum], axis=1), axis=0, return_counts=True)
+    order = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
+    _, first = np.unique(pairs[order, 0], return_index=True)
+    most: Keys = pairs[order[first], 1].astype(np.uint64)
+    return most
 
 
 def count_units(prompts: Keys, groups: Keys | None = None) -> int:

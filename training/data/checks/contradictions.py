@@ -21,7 +21,7 @@ def compare_contradictions(whole: Whole, _config: ContradictionsCheck) -> Iterat
     """
     for is_heldout in (False, True):
         rows = whole.kept(is_heldout, kinds=("answer", "label", "preference"))
-        every = np.flatnonzero(whole.votes_heldout == is_heldout)
+        every = np.flatnonzero((whole.votes_heldout == is_heldout) & whole.votes)
         claims = np.stack([whole.question[rows], whole.answer[rows]], axis=1)
         distinct = np.unique(claims, axis=0)
         questions, num_answers = np.unique(distinct[:, 0], return_counts=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.config.checks import ChecksConfig
+from training.data.checks import duplicates
 from training.data.checks.check import Check, Hit
 from training.data.checks.length import LengthLimit
 from training.data.checks.minhash import find_common, shingles
@@ -171,7 +172,9 @@ def _apply(check: Check, config: Any, checked: Checked) -> None:
     changed = fixed & set(whole.changed.get(check.name, np.zeros(0)).tolist())
     result.num_changed = len(changed)
     result.num_dropped = len(fixed) - len(changed)
-    whole.dropped[sorted(fixed - changed)] = len(whole.reasons)
+    dropped = sorted(fixed - changed)
+    whole.dropped[dropped] = len(whole.reasons)
+    whole.votes[dropped] = check is duplicates.CHECK
 
 
 def _flagged(check: Check, whole: Whole) -> dict[str, list[int]]:

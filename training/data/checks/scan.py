@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -182,7 +182,8 @@ def _scan_part(task: tuple[int, int]) -> Part:
 def _keys(row: Row, settings: Settings) -> tuple[int, ...]:
     prompt = prompt_key(row, settings.seed)
     columns = (settings.group_by, settings.stratify_by)
-    group, stratum = (short_key(row.column(name)) if name else 0 for name in columns)
+    # The seed is part of a group's key, by which groups are ranked for the split.
+    group, stratum = (short_key(settings.seed, row.column(name)) if name else 0 for name in columns)
     return (content_key(row), prompt, *claim_keys(row, prompt), group, stratum)
 
 
@@ -194,22 +195,32 @@ def compare_texts(
     A task is the pairs, and those of their rows that a check changed.
 
     Of each pair, the first number is the Jaccard similarity of the prompts, the second that of the
-    answers. Prompts with other tools are not similar. Rows are read again from disk.
+    answers. Prompts with other tools are not similar, and answers with another label are not. Of
+    preference pairs, chosen is compared with chosen and rejected with rejected; the less similar
+    two count. Rows are read again from disk.
     """
     pairs, changed = task
 
     @lru_cache(maxsize=256)
-    def sets(index: int) -> tuple[frozenset[int], frozenset[int], int]:
+    def sets(index: int) -> tuple[frozenset[int], list[frozenset[int]], tuple[Any, int]]:
         row = _spool.read(index)
         if index in changed:
             row = repair_row(row, _settings.checks, _settings.limit).row
-        texts = prompt_text(row), answers_text(row)
-        prompt, answer = (own_shingles(text, _settings.common).tolist() for text in texts)
-        return frozenset(prompt), frozenset(answer), tools_key(row)
+        sides = [row] if not row.rejected else [
+            replace(row, rejected=()), replace(row, completion=()),
+        ]  # fmt: skip
+        texts = [prompt_text(row), *map(answers_text, sides)]
+        prompt, *answers = (
+            frozenset(own_shingles(text, _settings.common).tolist()) for text in texts
+        )
+        return prompt, answers, (row.label, tools_key(row))
 
     found = np.zeros((len(pairs), 2), dtype=np.float32)
     for place, (first, second) in enumerate(pairs.tolist()):
         one, other = sets(first), sets(second)
-        prompts = jaccard(one[0], other[0]) if one[2] == other[2] else 0.0
-        found[place] = prompts, jaccard(one[1], other[1])
+        (one_label, one_tools), (other_label, other_tools) = one[2], other[2]
+        if one_tools == other_tools:
+            found[place, 0] = jaccard(one[0], other[0])
+        if one_label == other_label and len(one[1]) == len(other[1]):
+            found[place, 1] = min(map(jaccard, one[1], other[1]))
     return found

@@ -62,3 +62,23 @@ def _not_split(config: DataConfig, checked: Checked, where: str) -> DataError:
         f"{units}; expected a value with at least two, to hold one out",
         hint="Try: a column with fewer values.",
     )
+
+
+def describe_share(config: DataConfig, checked: Checked) -> str | None:
+    """Return why another share of the prompts is held out than asked for; None if it is near."""
+    whole, wanted = checked.whole, config.heldout_fraction
+    if wanted is None or (config.group_by is None and config.stratify_by is None):
+        return None
+    num_held = len(np.unique(whole.prompt[whole.kept(True)]))
+    num_prompts = num_held + len(np.unique(whole.prompt[whole.kept(False)]))
+    if wanted / 1.5 <= num_held / num_prompts <= wanted * 1.5:
+        return None
+    why = (
+        f"each value of {config.stratify_by!r} has at least one"
+        if config.stratify_by is not None
+        else f"the groups by {config.group_by!r} are large"
+    )
+    return (
+        f"{num_held:,} of {num_prompts:,} prompts are held out, and data.heldout_fraction is "
+        f"{wanted:g}: {why}. Try: another column"
+    )

@@ -32,6 +32,7 @@ class Whole:
         heldout: Whether a row is held out.
         votes_heldout: Whether a row counts among the answers of held-out rows; so do dropped
             duplicates of held-out rows.
+        votes: Whether a row's answer counts: it is kept, or a dropped duplicate.
         dropped: 0 for a row that is kept, else 1 + the index of its reason in `reasons`.
         languages: Indices in `language_names`.
     """
@@ -48,6 +49,7 @@ class Whole:
     kinds: npt.NDArray[np.uint8]
     heldout: npt.NDArray[np.bool_]
     votes_heldout: npt.NDArray[np.bool_]
+    votes: npt.NDArray[np.bool_]
     dropped: npt.NDArray[np.uint8]
     row_bands: npt.NDArray[np.uint32]
     prompt_bands: npt.NDArray[np.uint32]
@@ -144,6 +146,7 @@ def gather(
         spool, settings, run, content, prompt, question, answer, group, stratum, kinds,
         heldout=np.array(spool.heldout, dtype=np.bool_),
         votes_heldout=np.array(spool.heldout, dtype=np.bool_),
+        votes=np.ones(size, dtype=np.bool_),
         dropped=np.zeros(size, dtype=np.uint8),
         row_bands=row_bands, prompt_bands=prompt_bands, characters=characters,
         languages=languages, language_names=list(names), turns=np.concatenate(turns),

@@ -215,6 +215,19 @@ def test_a_split_or_a_weight_that_leaves_no_row_says_why(
     assert not (tmp_path / "ds").exists()
 
 
+@pytest.mark.parametrize(
+    ("column", "number"), [("pair", "10 of 20 prompts are held out"), ("half", None)]
+)
+def test_a_split_of_many_small_strata_says_that_it_holds_out_more(
+    tmp_path: Path, column: str, number: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row | {"pair": n // 2, "half": n % 2} for n, row in enumerate(QUESTIONS)]
+    with caplog.at_level("WARNING"):
+        _prepare_rows(tmp_path, rows, stratify_by=column)
+    assert ("are held out" in caplog.text) == (number is not None)
+    assert (number or "") in caplog.text
+
+
 def test_a_missing_column_lists_the_columns_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _prepare_rows(tmp_path, QUESTIONS, group_by="day")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,8 +27,40 @@ def test_at_least_one_prompt_is_on_each_side() -> None:
 
 
 def test_a_group_is_on_one_side_and_ties_prompts() -> None:
-    held = choose_heldout(keys([1, 2, 2, 3, 4, 5]), 0.3, groups=keys([7, 7, 8, 8, 9, 9]))
+    held = choose_heldout(keys([1, 2, 2, 3, 4, 5]), 0.6, groups=keys([7, 7, 8, 8, 9, 9]))
     assert held.tolist() == [True, True, True, True, False, False]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_large_groups_do_not_take_more_than_the_share(seed: int) -> None:
+    sizes = [1000, 400, 200, *[10] * 40]
+    draw = random.Random(seed)
+    names = [draw.randrange(2**63) for _ in sizes]
+    groups = keys([name for name, size in zip(names, sizes, strict=True) for _ in range(size)])
+    held = choose_heldout(keys([draw.randrange(2**63) for _ in groups]), 0.1, groups=groups)
+    assert held.sum() == 200
+    assert set(groups[held]).isdisjoint(groups[~held])
+
+
+def test_the_smallest_group_is_held_out_if_no_group_fits() -> None:
+    held = choose_heldout(keys([1, 2, 3, 4, 5]), 0.1, groups=keys([7, 7, 7, 8, 8]))
+    assert held.tolist() == [False, False, False, True, True]
+
+
+def test_a_group_belongs_to_the_stratum_of_most_rows_in_any_order() -> None:
+    # Group 1 has two rows of stratum 5 and one of stratum 6, which group 2 has.
+    prompts, groups, strata = [10, 11, 12, 20, 30], [1, 1, 1, 2, 3], [6, 5, 5, 6, 5]
+    order = [1, 2, 0, 4, 3]
+    held = choose_heldout(keys(prompts), 0.4, groups=keys(groups), strata=keys(strata))
+    moved = choose_heldout(
+        keys([prompts[i] for i in order]),
+        0.4,
+        groups=keys([groups[i] for i in order]),
+        strata=keys([strata[i] for i in order]),
+    )
+    # Stratum 6 has one unit, group 2, so it is trained; of stratum 5, group 3 fits.
+    assert held.tolist() == [False, False, False, False, True]
+    assert moved.tolist() == [held[i] for i in order]
 
 
 def test_each_stratum_has_its_share() -> None:

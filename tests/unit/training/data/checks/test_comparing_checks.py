@@ -66,6 +66,38 @@ def test_a_similar_prompt_with_another_answer_is_no_duplicate(tmp_path: Path) ->
     assert result_of(checked(tmp_path, rows), "near_duplicates").num_rows == 0
 
 
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "label",
+        "preference",
+    ],
+)
+def test_equal_texts_with_another_verdict_are_no_near_duplicates(
+    tmp_path: Path, verdict: str
+) -> None:
+    rows = clean_rows(40)
+    if verdict == "label":
+        first = replace(rows[4], label=True)
+        second = replace(rows[4], line=41, label=False)
+    else:
+        first = replace(rows[4], rejected=rows[30].completion)
+        second = replace(first, line=41, completion=first.rejected, rejected=first.completion)
+    found = checked(tmp_path, [*rows[:4], first, second], near_duplicates="fix")
+    assert result_of(found, "near_duplicates").num_rows == 0
+    assert lines(result_of(found, "contradictions")) == [5, 41]
+
+
+def test_pairs_with_two_similar_answers_each_are_near_duplicates(tmp_path: Path) -> None:
+    rows = clean_rows(40)
+    first = replace(rows[4], rejected=rows[30].completion)
+    second = replace(
+        changed(rows[4], 41, answer=True), rejected=changed(rows[30], 0, answer=True).completion
+    )
+    found = checked(tmp_path, [*rows[:4], first, second])
+    assert lines(result_of(found, "near_duplicates")) == [41]
+
+
 def test_a_shared_instruction_makes_no_duplicates(tmp_path: Path) -> None:
     instruction = "Read the ticket below and name its category, its urgency and the team. " * 4
     rows = [
@@ -181,6 +213,13 @@ def test_fix_keeps_the_answer_of_the_majority_with_duplicates(tmp_path: Path) ->
     votes = [row("Is it open?", a, 21 + n) for n, a in enumerate(["Yes.", "No.", "Yes.", "Yes."])]
     found = checked(tmp_path, [*clean_rows(20), *votes], contradictions="fix")
     assert [r.line for r in found.rows(False) if r.answer in ("Yes.", "No.")] == [21]
+
+
+def test_a_row_that_another_check_drops_has_no_vote(tmp_path: Path) -> None:
+    answers = ["Yes.", "Yes.", "…", "...", "!?", "—"]
+    rows = [row("Is it open?", answer, n) for n, answer in enumerate([*answers, "No."], start=1)]
+    found = checked(tmp_path, rows, empty_answers="fix", contradictions="fix")
+    assert [kept.answer for kept in found.rows(False)] == ["Yes."]
 
 
 def test_held_out_duplicates_vote_too(tmp_path: Path) -> None:
