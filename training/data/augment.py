@@ -7,7 +7,10 @@ rows that equal another row, or whose prompt is equal or similar to a held-out p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +28,8 @@ from tuneline.core.artifact import Artifact, canonical_digest
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError
-from tuneline.core.messages import bare_answer, content_of
+from tuneline.core.messages import bare_answer, content_of, plain_text
+from tuneline.core.progress import logger, progress
 from tuneline.core.python_file import import_file
 from tuneline.core.server_words import text_of
 
@@ -36,6 +40,8 @@ REQUEST = (
 TIMEOUT_S = 120
 MAX_RETRIES = 6
 """Of one request: a provider that limits the rate answers 429 until its window has passed."""
+NUM_AT_ONCE = 8
+"""Rows that an endpoint rewrites at the same time."""
 KEPT_CHECKS = ("duplicates", "leakage", "near_leakage", "empty_answers")
 
 Writer = Callable[[Row], list[Row]]
@@ -44,17 +50,23 @@ Writer = Callable[[Row], list[Row]]
 
 @dataclass
 class Augmented:
-    """The counts of an augmentation: rows that were made are rows written plus rows dropped."""
+    """The counts of an augmentation: rows that were made are rows written plus rows dropped.
+
+    `num_unmade` is the number of rewrites that make no row: they are cut off, empty or equal to
+    their original except for case and spacing, or the original has no message of a user.
+    """
 
     num_originals: int = 0
     num_made: int = 0
+    num_unmade: int = 0
     num_written: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
 
 def augment_data(
-    dataset: Artifact, write: Writer, out: Path, *, origin: str, max_rows: int = 1_000
-) -> Augmented:
+    dataset: Artifact, write: Writer, out: Path, *, origin: str, max_rows: int = 1_000,
+    endpoint: Endpoint | None = None, copies: int = 0,
+) -> Augmented:  # fmt: skip
     """Write new rows as JSON Lines; their column `origin` names the writer and the original row.
 
     An interrupted call continues: each original's new rows are kept in `.<out>.partial`, which
@@ -66,6 +78,9 @@ def augment_data(
         out: The new file; it appears when every row is written.
         origin: The writer's name.
         max_rows: The first training rows of which new rows are made.
+        endpoint: The endpoint that `write` asks: what that costs is shown, and several rows are
+            rewritten at once.
+        copies: The rewrites of each row that `write` asks for.
 
     Raises:
         ConfigError: `out` exists, or the partial file belongs to another call.
@@ -78,23 +93,64 @@ def augment_data(
     rows = dataset_rows(dataset, TRAIN_FILE, max_rows)
     head = {"dataset": dataset.digest, "origin": origin}
     made = list(_continued(partial, head))
-    with partial.open("a", encoding="utf-8") as file:
+    left = rows[max(len(made) - 1, 0) :]
+    if endpoint is not None:
+        _say_cost(left, endpoint, copies)
+    with (
+        partial.open("a", encoding="utf-8") as file,
+        progress("making rows", len(rows), "rows") as advance,
+    ):
         if not made:
             file.write(json.dumps(head) + "\n")
             made.append([])
-        for row in rows[len(made) - 1 :]:
+        for row, written in _written(write, left, NUM_AT_ONCE if endpoint is not None else 1):
             told = {"origin": f"{origin} line {row.line}"}
             new = [
                 _columns(replace(one, fields={**row.fields, **one.fields, **told}))
-                for one in write(row)
+                for one in written
             ]
             made.append(new)
             file.write(json.dumps(new, ensure_ascii=False) + "\n")
             file.flush()
+            advance(len(made) - 1)
     counts = Augmented(num_originals=len(rows))
     _write_checked(dataset, [one for new in made[1 : len(rows) + 1] for one in new], out, counts)
+    counts.num_unmade = max(copies * len(rows) - counts.num_made, 0)
     partial.unlink()
     return counts
+
+
+def _say_cost(rows: list[Row], endpoint: Endpoint, copies: int) -> None:
+    """Log the requests before the first is sent."""
+    texts = [content_of(row.prompt[asked]) for row in rows if (asked := _asked(row)) is not None]
+    num_requests = copies * len(texts)
+    sent = copies * sum(map(len, texts)) + num_requests * len(REQUEST)
+    logger.info(
+        "  %s: %s requests to %s with %s characters, and answers of about %s characters",
+        endpoint.url, f"{num_requests:,}", endpoint.model, f"{sent:,}",
+        f"{sent - num_requests * len(REQUEST):,}",
+    )  # fmt: skip
+
+
+def _written(
+    write: Writer, rows: Iterable[Row], num_at_once: int
+) -> Iterator[tuple[Row, list[Row]]]:
+    """Return each row with its new rows, in order; an error ends the rows after it too."""
+    if num_at_once == 1:
+        yield from ((row, write(row)) for row in rows)
+        return
+    waiting: deque[tuple[Row, Future[list[Row]]]] = deque()
+    pool = ThreadPoolExecutor(num_at_once)
+    try:
+        for row in rows:
+            waiting.append((row, pool.submit(write, row)))
+            if len(waiting) == 2 * num_at_once:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _continued(partial: Path, head: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
@@ -208,39 +264,44 @@ def function_writer(name: str) -> Writer:
     return write
 
 
-def endpoint_writer(endpoint: Endpoint, copies: int = 1) -> Writer:
+@contextmanager
+def endpoint_writer(endpoint: Endpoint, copies: int = 1) -> Iterator[Writer]:
     """Return a writer that asks a model to rewrite the last message of the user."""
     from tuneline.core.openai_client import complete, first_choice, openai_client
 
     options = {"model": endpoint.model, "temperature": 1.0}
 
     def write(row: Row) -> list[Row]:
-        asked = [index for index, m in enumerate(row.prompt) if m["role"] == "user"]
-        if not asked:
+        asked = _asked(row)
+        if asked is None:
             return []
-        before, message, after = (
-            row.prompt[: asked[-1]], row.prompt[asked[-1]], row.prompt[asked[-1] + 1 :],
-        )  # fmt: skip
+        before, message, after = row.prompt[:asked], row.prompt[asked], row.prompt[asked + 1 :]
         messages: list[Any] = [
             {"role": "system", "content": REQUEST},
             {"role": "user", "content": content_of(message)},
         ]
-        texts = []
-        with openai_client(
-            endpoint, timeout_s=TIMEOUT_S, max_retries=MAX_RETRIES, extra="train"
-        ) as client:
-            for _ in range(copies):
-                answer = complete(client, options, messages)
-                choice = first_choice(answer, endpoint)
-                if choice.finish_reason != "length":  # a cut text asks another question
-                    texts.append(bare_answer(text_of(choice.message.content)))
+        texts = {plain_text(content_of(message)): ""}
+        for _ in range(copies):
+            choice = first_choice(complete(client, options, messages), endpoint)
+            if choice.finish_reason != "length":  # a cut text asks another question
+                text = bare_answer(text_of(choice.message.content))
+                texts.setdefault(plain_text(text), text)
         return [
             replace(row, prompt=(*before, {**message, "content": text}, *after))
-            for text in texts
+            for text in texts.values()
             if text
         ]
 
-    return write
+    with openai_client(
+        endpoint, timeout_s=TIMEOUT_S, max_retries=MAX_RETRIES, extra="train"
+    ) as client:
+        yield write
+
+
+def _asked(row: Row) -> int | None:
+    """Return the place of the last message of the user; None if there is none."""
+    places = [index for index, message in enumerate(row.prompt) if message["role"] == "user"]
+    return places[-1] if places else None
 
 
 def writer_name(function: str | None, endpoint: Endpoint | None, copies: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -192,22 +193,31 @@ def data_augment(
     if (function is None) == (url is None):
         raise ConfigError("give --with or --url, one of the two")
     endpoint = None
-    if url is not None:
-        endpoint = endpoint_of(url, model, api_key_env)
-        write = endpoint_writer(endpoint, copies)
-    else:
-        write = function_writer(required(function, "--with"))
-    set_goes_on()
-    counts = augment_data(
-        open_artifact(dataset, kind="dataset"),
-        write,
-        out,
-        origin=writer_name(function, endpoint, copies),
-        max_rows=num_rows,
-    )
+    with ExitStack() as stack:
+        if url is not None:
+            endpoint = endpoint_of(url, model, api_key_env)
+            write = stack.enter_context(endpoint_writer(endpoint, copies))
+        else:
+            write = function_writer(required(function, "--with"))
+        set_goes_on()
+        counts = augment_data(
+            open_artifact(dataset, kind="dataset"),
+            write,
+            out,
+            origin=writer_name(function, endpoint, copies),
+            max_rows=num_rows,
+            endpoint=endpoint,
+            copies=0 if endpoint is None else copies,
+        )
     dropped = [f"{count:,} dropped: {reason}" for reason, count in counts.dropped.items()]
+    if counts.num_unmade:
+        dropped.append(f"{counts.num_unmade:,} rewrites cut off, empty or equal to the original")
     lines = [f"written: {out}", f"{counts.num_made:,} rows made, {counts.num_written:,} written"]
-    emit({"path": str(out), **asdict(counts)}, [*lines, *dropped], as_json)
+    # With the same held-out rows, no rewriting of a held-out prompt is trained.
+    sources = f"[{{path: {dataset / 'train.jsonl'}}}, {{path: {out}}}]"
+    held = dataset / "heldout.jsonl"
+    use = f"Next, in run.yaml: data: {{sources: {sources}, heldout_path: {held}}}"
+    emit({"path": str(out), **asdict(counts)}, [*lines, *dropped, use], as_json)
 
 
 def column_map(columns: list[str]) -> dict[str, str | None]:

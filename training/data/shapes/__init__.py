@@ -16,7 +16,7 @@ from training.data.row import Row
 from training.data.shapes.advice import advise, name_columns
 from training.data.shapes.alpaca import read_alpaca
 from training.data.shapes.conversation import read_messages, read_sharegpt
-from training.data.shapes.fields import check_fields, with_label
+from training.data.shapes.fields import check_fields, unpack_dataset, with_label
 from training.data.shapes.gemini import read_gemini
 from training.data.shapes.openai_pairs import read_openai_pairs
 from training.data.shapes.plain import read_prompt, read_text
@@ -87,6 +87,7 @@ def read_shape(columns: Mapping[str, Any], shape: str | None = None) -> Row:
     Raises:
         RowProblem: Columns are missing, misspelt or of another type, or fit two shapes.
     """
+    columns, others = unpack_dataset(columns)
     given = {name: value for name, value in columns.items() if value is not None}
     asked = shape
     if shape == "label" and "prompt" not in given:
@@ -112,7 +113,7 @@ def read_shape(columns: Mapping[str, Any], shape: str | None = None) -> Row:
     row = with_label(row, asked)
     if asked == "label" and row.label is None:
         raise RowProblem("missing field 'label'", hint=advise(tuple(columns), ["label"]))
-    return row
+    return replace(row, fields={**row.fields, **others}) if others else row
 
 
 def _is_empty(value: Any) -> bool:

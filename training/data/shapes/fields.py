@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,10 @@ LABELS = {True: True, False: False, "true": True, "false": False, "1": True, "0"
 """Each value of a label, and what it means; text is compared in lower case."""
 LABEL_NAMES = ("label", "kto_tag")
 """`label` of TRL and ms-swift, and LLaMA-Factory's name."""
+DATASET_COLUMNS = {
+    "prompt", "completion", "chosen", "rejected", "label", "text", "tools", "untrained", "fields",
+}  # fmt: skip
+"""The columns that `Row.as_json` writes."""
 MEDIA = ("images", "videos", "audios")
 
 
@@ -58,6 +63,28 @@ def with_label(row: Row, shape: str | None) -> Row:
         )
     rest = {key: entry for key, entry in row.fields.items() if key != name}
     return replace(row, label=label_of(value), fields=rest)
+
+
+def unpack_dataset(columns: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the columns that make a row, and its other columns.
+
+    A file of a dataset artifact has the other columns as one object, `fields`, and lists the turns
+    that are not trained in `untrained`; see `Row.as_json`.
+    """
+    untrained, fields = columns.get("untrained", []), columns.get("fields", {})
+    is_own = not set(columns) - DATASET_COLUMNS and {"untrained", "fields"} & set(columns)
+    prompt = columns.get("prompt", [])
+    if not (is_own and isinstance(untrained, list) and isinstance(fields, dict)) or not (
+        isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+    ):
+        return columns, {}
+    rest = {name: value for name, value in columns.items() if name not in ("untrained", "fields")}
+    if "prompt" in rest:
+        rest["prompt"] = [
+            {**message, "weight": 0} if place in untrained else message
+            for place, message in enumerate(prompt)
+        ]
+    return rest, fields
 
 
 def check_fields(row: Row, shape: str | None) -> None:

@@ -152,6 +152,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked = body["messages"][-1]["content"]
+        asked = asked.removeprefix("say: ") if body["model"] == "echo" else asked
         content = f"<think>\nIn other words.\n</think>\n\nSay: {asked[:30]}"
         reason = "length" if "sundial" in asked else "stop"
         choice = {"index": 0, "finish_reason": reason,
@@ -195,6 +196,7 @@ def test_the_command_asks_an_endpoint(dataset: Artifact, tmp_path: Path, url: st
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_written"] == 3
+    assert f"{url}: 3 requests to m with " in done.stderr
     assert [row["origin"] for row in read(out)] == [f"m copies 1 line {n}" for n in (1, 2, 3)]
     assert "Say: " in str(read(out)[0]["prompt"])
 
@@ -220,11 +222,14 @@ def test_an_endpoint_rewrites_the_question_and_is_asked_again_after_429(
     Handler.num_refused = 0
     dataset = conversations(tmp_path)
     out = tmp_path / "new.jsonl"
-    counts = augment_data(dataset, endpoint_writer(Endpoint(url, "m")), out, origin="m")
+    endpoint = Endpoint(url, "m")
+    with endpoint_writer(endpoint) as write:
+        counts = augment_data(dataset, write, out, origin="m", endpoint=endpoint, copies=1)
     asked = [row.prompt[0]["content"] for row in dataset_rows(dataset, TRAIN_FILE)]
     whole = [text for text in asked if "sundial" not in text]
     assert Handler.num_refused == 4 * ("telegraph" in str(asked))
     assert counts.num_made == len(whole) < len(asked) + 1
+    assert counts.num_unmade == len(asked) - len(whole)
     new = read_rows(out)
     assert [row.prompt[0]["content"] for row in new] == [f"Say: {text[:30]}" for text in whole]
     assert all(row.prompt[2]["content"].endswith("is on") for row in new)
@@ -233,9 +238,42 @@ def test_an_endpoint_rewrites_the_question_and_is_asked_again_after_429(
 def test_an_endpoint_that_answers_something_else_is_named(
     dataset: Artifact, tmp_path: Path, url: str
 ) -> None:
-    write = endpoint_writer(Endpoint(url, "broken"))
-    with pytest.raises(ServerError, match="no such thing"):
-        augment_data(dataset, write, tmp_path / "new.jsonl", origin="m")
+    endpoint = Endpoint(url, "broken")
+    with (
+        pytest.raises(ServerError, match="no such thing"),
+        endpoint_writer(endpoint) as write,
+    ):
+        augment_data(dataset, write, tmp_path / "new.jsonl", origin="m", endpoint=endpoint)
+
+
+def test_rows_are_rewritten_at_once_and_written_in_order(dataset: Artifact, tmp_path: Path) -> None:
+    met = threading.Barrier(2, timeout=20)
+    more = clean_rows(60)
+
+    def write(row: Row) -> list[Row]:
+        met.wait()  # ends only if two rows are rewritten at the same time
+        return [more[-row.line]]
+
+    counts = augment_data(dataset, write, tmp_path / "new.jsonl", origin="o", max_rows=12,
+                          endpoint=Endpoint("http://127.0.0.1:1/v1", "m"), copies=2)  # fmt: skip
+    assert (counts.num_made, counts.num_unmade) == (12, 12)
+    assert [row["origin"] for row in read(tmp_path / "new.jsonl")] == [
+        f"o line {n}" for n in range(1, 13)
+    ]
+
+
+def test_a_rewrite_that_changes_case_and_spacing_only_makes_no_row(
+    dataset: Artifact, url: str
+) -> None:
+    (row,) = dataset_rows(dataset, TRAIN_FILE, 1)
+    echoed = replace(
+        row, prompt=({"role": "user", "content": "say: say:  SAY: say: say: say: say"},)
+    )
+    with endpoint_writer(Endpoint(url, "echo"), copies=3) as write:
+        assert write(echoed) == []
+        assert [new.prompt[0]["content"] for new in write(row)] == [
+            f"Say: {row.prompt[0]['content'][:30]}"
+        ]
 
 
 def test_the_command_needs_one_writer(dataset: Artifact, tmp_path: Path) -> None:

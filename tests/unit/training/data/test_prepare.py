@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,36 @@ import pytest
 from training.config import DataConfig
 from training.data.findings import data_findings
 from training.data.prepare import dataset_rows, prepare_dataset
+from training.data.rows import read_rows
 from tuneline.core.artifact import Artifact, verify_artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.errors import DataError, NotAnArtifactError
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "Is it on?"},
+                      {"role": "assistant", "content": "Yes.", "weight": 0},
+                      {"role": "user", "content": "And number N?"},
+                      {"role": "assistant", "content": "No."}], "output": 1, "text": "x"},
+        {"prompt": "N?", "chosen": "Yes.", "rejected": "No.", "id": "007", "fields": 2},
+        {"text": "Number N.", "id": None},
+    ],
+    ids=["untrained", "pair", "text"],
+)  # fmt: skip
+def test_a_file_of_a_dataset_is_read_as_the_rows_that_it_was_made_of(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    lines = [json.dumps(row).replace("N", str(n)) + "\n" for n in range(20, 26)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    shape = "messages" if "messages" in row else None
+    config = DataConfig.model_validate({"path": "rows.jsonl", "shape": shape})
+    dataset = prepare_dataset(config, relative_to=tmp_path, out=tmp_path / "ds")
+    stored = dataset_rows(dataset, TRAIN_FILE)
+    assert len(stored) == 5
+    again = read_rows(dataset.path / TRAIN_FILE)
+    assert [replace(one, file=TRAIN_FILE) for one in again] == stored
 
 
 def _write(path: Path, rows: list[tuple[str, str]]) -> Path:
