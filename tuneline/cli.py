@@ -28,7 +28,7 @@ from tuneline.commands.printing import (
 )
 from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
-from tuneline.core.progress import logger, set_up_logging
+from tuneline.core.progress import log_in_handler, set_up_logging
 
 AT = "tuneline.commands."
 
@@ -352,5 +352,5 @@ def _interrupt(signum: int, _frame: Any) -> NoReturn:
     """Unwind, so that servers are ended and half-written artifacts removed, then exit as killed."""
     signal.signal(signum, signal.SIG_DFL)
     more = "; the same command goes on from what is finished" if goes_on() else ""
-    logger.info("interrupted%s", more)
+    log_in_handler(f"interrupted{more}")
     raise Interrupted(signum)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from training.loop.checkpoints import checkpoint_step, newest_checkpoint
 from training.loop.ranks import any_rank, is_first
-from tuneline.core.progress import logger
+from tuneline.core.progress import log_in_handler, logger
 from tuneline.core.training_limits import MEASUREMENT_S
 
 
@@ -92,10 +92,10 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             self.received, self.received_s = number, time.monotonic()
             restore()
             last = "" if self.step_s is None else f" (the last step took {self.step_s:.1f} s)"
-            logger.warning(
-                "  %s: stopping after this step%s; a second signal does not wait",
-                signal.Signals(number).name, last,
-            )  # fmt: skip
+            log_in_handler(
+                f"  {signal.Signals(number).name}: stopping after this step{last}; "
+                "a second signal does not wait"
+            )
 
         for number in previous:
             signal.signal(number, on_signal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -27,6 +28,18 @@ def set_up_logging(verbose: bool = False) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def log_in_handler(message: str) -> None:
+    """Log a message from a signal's handler.
+
+    The signal may come inside a write to stderr, which cannot be entered twice: the logger raises,
+    and that error would take the place of what the handler raises.
+    """
+    try:
+        logger.warning(message)
+    except RuntimeError:
+        os.write(sys.stderr.fileno(), f"{message}\n".encode())
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """The command line: instant help, one error format, exit codes, JSON as the only stdout."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import huggingface_hub.constants
 import pytest
@@ -317,6 +321,36 @@ def test_only_a_command_that_goes_on_says_so(goes_on: bool) -> None:
     assert ("the same command goes on" in done.stderr) == goes_on
     hint = json.loads(done.stdout)["error"]["hint"]
     assert hint == ("The same command goes on from what is finished." if goes_on else None)
+
+
+def test_a_signal_inside_a_write_to_stderr_is_not_lost() -> None:
+    """Nobody reads the log for a moment, so the command waits in a write when the signal comes."""
+    code = (
+        "from tuneline import cli\n"
+        "from tuneline.core.progress import logger, set_up_logging\n"
+        "set_up_logging(False)\n"
+        "cli.app = lambda **_: [logger.info('x' * 99) for _ in range(2000)]\n"
+        "cli.main()"
+    )
+    # Without its own buffer, stderr can be entered twice.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env=env)
+    with process:
+        assert process.stderr is not None
+        size = -1
+        while size <= 0 or size < _num_unread(process.stderr):
+            size = _num_unread(process.stderr)
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        text = process.stderr.read().decode()
+    assert process.returncode == 128 + 2
+    assert text.splitlines()[-1] == "interrupted"
+    assert "reentrant" not in text
+
+
+def _num_unread(pipe: IO[bytes]) -> int:
+    """The bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4), sys.byteorder)
 
 
 @pytest.mark.parametrize("command", ["export", "prove", "loadtest"])
