@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from k8s.rules.objects import LABEL_LENGTH, Object, flags, of_kind, pods, ref, selected
+from k8s.rules.objects import (
+    DIGEST_LABEL,
+    LABEL_LENGTH,
+    Object,
+    flags,
+    of_kind,
+    pods,
+    ref,
+    selected,
+)
 
 RANKS = {"leader": "0", "worker": "$(LWS_WORKER_INDEX)"}
+CHANGING = {DIGEST_LABEL, "app.kubernetes.io/version"}
+"""Labels whose values another model changes."""
 HASH_LENGTH = 11
 """A hyphen and the hash that a StatefulSet adds to its name in a label of its pods."""
 
@@ -42,6 +53,18 @@ def _hosts(objects: Sequence[Object]) -> Iterator[str]:
                 flag for flag in {*ours, *theirs} if ours.get(flag) != theirs.get(flag)
             )
             yield f"{ref(item)}: leader and worker differ in {', '.join(different)}"
+
+
+def _host_addresses(objects: Sequence[Object]) -> Iterator[str]:
+    """The hosts find their leader by the headless Service that the controller makes."""
+    services = {item["metadata"]["name"] for item in of_kind(objects, "Service")}
+    for item in of_kind(objects, "LeaderWorkerSet"):
+        policy = item["spec"].get("networkConfig", {}).get("subdomainPolicy", "Shared")
+        if policy == "Shared" and item["metadata"]["name"] in services:
+            yield (
+                f"{ref(item)}: a Service has its name, so its controller makes no headless Service "
+                "and no host finds the leader; expected subdomainPolicy UniquePerReplica"
+            )
 
 
 def _group_names(objects: Sequence[Object]) -> Iterator[str]:
@@ -94,6 +117,12 @@ def _kserve(objects: Sequence[Object]) -> Iterator[str]:
                 scheme = container.get(probe, {}).get("httpGet", {}).get("scheme")
                 if scheme != "HTTP":
                     yield f"{ref(item)}: {probe} asks by {scheme}; expected HTTP"
+        changing = sorted(CHANGING & item["spec"].get("labels", {}).keys())
+        if changing:
+            yield (
+                f"{ref(item)}: the labels {', '.join(changing)} change with the model, and KServe "
+                "puts them into the Deployment's selector, which cannot change"
+            )
         if item["spec"].get("storageInitializer", {}).get("enabled") is not False:
             yield f"{ref(item)}: storageInitializer would copy a model that no rule verified"
 
@@ -103,4 +132,4 @@ def _args(spec: Mapping[str, Any]) -> dict[str, list[str]]:
     return flags(container.get("args", []))
 
 
-RULES = (_hosts, _group_names, _leaders, _kserve)
+RULES = (_hosts, _host_addresses, _group_names, _leaders, _kserve)

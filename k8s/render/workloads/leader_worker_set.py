@@ -11,6 +11,7 @@ from k8s.render.facts import Document
 ROLE = "tuneline/role"
 MASTER_PORT = 29501
 FIRST_FREE_PORT, LAST_PORT = 1024, 65535
+QUEUE = "kueue.x-k8s.io/queue-name"
 API = "leaderworkerset.x-k8s.io/v1"
 OF_THE_API = ("ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
 """Fields of a container that answers requests; a worker answers none."""
@@ -42,6 +43,10 @@ def _workload(deployment: Document, hosts: int) -> Document:
     spec = deployment["spec"]
     made = {
         "replicas": spec.get("replicas"),
+        # Each group gets a headless Service of its own, under its leader's name. One for all groups
+        # would have the name of the tree's Service: its controller then makes none, and no host
+        # finds the leader.
+        "networkConfig": {"subdomainPolicy": "UniquePerReplica"},
         "rolloutStrategy": {
             "type": "RollingUpdate",
             "rollingUpdateConfiguration": dict(spec["strategy"]["rollingUpdate"]),
@@ -116,6 +121,7 @@ def _between_hosts(workload: Document) -> Document:
     ]
     metadata = copy.deepcopy(workload["metadata"])
     metadata["name"] += "-hosts"
+    metadata["labels"].pop(QUEUE, None)
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

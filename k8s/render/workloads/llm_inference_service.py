@@ -41,7 +41,9 @@ def _service(deployment: Document, config: DeployConfig) -> Document:
         "kind": "LLMInferenceService",
         "metadata": deployment["metadata"],
         "spec": {
-            "labels": template["metadata"]["labels"],
+            # KServe puts these into the Deployment's selector, which no update may change: a label
+            # of the model would stop the next release.
+            "labels": dict(spec["selector"]["matchLabels"]),
             "annotations": template["metadata"].get("annotations", {}),
             "model": {"uri": _uri(config, names), "name": deployment["metadata"]["name"]},
             "storageInitializer": {"enabled": False},

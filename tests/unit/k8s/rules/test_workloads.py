@@ -114,6 +114,20 @@ BROKEN: list[tuple[str, str, Callable[[Objects], Any], str]] = [
         "must free an accelerator",
     ),
     (
+        "a Service in the place of the hosts' own",
+        HOSTS,
+        lambda o: only(o, "LeaderWorkerSet")["spec"].pop("networkConfig"),
+        "no host finds the leader; expected subdomainPolicy UniquePerReplica",
+    ),
+    (
+        "labels of the model under KServe",
+        KSERVE,
+        lambda o: only(o, "LLMInferenceService")["spec"]["labels"].update(
+            only(o, "LLMInferenceService")["metadata"]["labels"]
+        ),
+        "the labels app.kubernetes.io/version, tuneline/model-digest change with the model",
+    ),
+    (
         "a container next to KServe's",
         KSERVE,
         lambda o: main(o).update(name="vllm"),

@@ -50,8 +50,10 @@ def test_the_hosts_of_a_model_are_one_vllm(tree: Tree) -> None:
     assert leader["resources"] == worker["resources"]
     assert "readinessProbe" in leader
     assert not {"ports", "startupProbe", "readinessProbe", "livenessProbe"} & worker.keys()
-    labels = only(objects, "LeaderWorkerSet")["metadata"]["labels"]
-    assert labels["kueue.x-k8s.io/queue-name"] == "team"
+    queue = "kueue.x-k8s.io/queue-name"
+    queued = {item["kind"] for item in objects if queue in item["metadata"]["labels"]}
+    assert queued == {"LeaderWorkerSet", "Job"}
+    assert only(objects, "LeaderWorkerSet")["metadata"]["labels"][queue] == "team"
 
 
 def test_requests_reach_leaders_only(tree: Tree) -> None:
@@ -78,7 +80,8 @@ def test_kserve_makes_the_pods_that_the_service_selects(tree: Tree) -> None:
     objects = tree("KServe")
     assert "Deployment" not in {item["kind"] for item in objects}
     spec = only(objects, "LLMInferenceService")["spec"]
-    assert only(objects, "Service")["spec"]["selector"].items() <= spec["labels"].items()
+    # The labels are a part of the selector, so another model has the same ones.
+    assert spec["labels"] == only(objects, "Service")["spec"]["selector"]
     (container,) = spec["template"]["containers"]
     assert container["name"] == "main"
     assert container["command"] == ["vllm", "serve"]
