@@ -209,11 +209,11 @@ def test_a_reward_model_is_released_for_its_scores(tmp_path: Path) -> None:
     release = line.judged()
     assert {gate.name: gate.outcome for gate in release.gates if gate.outcome != "passed"} == {
         "forgetting": "not asked", "parity": "not asked", "evaluation-served": "not asked",
-        "load": "failed", "regression": "not asked", "speed": "not asked",
+        "load": "not asked", "regression": "not asked", "speed": "not asked",
     }  # fmt: skip
     gate = release.gate("load")
     assert gate is not None and "has no load test" in gate.words
-    folder = line.released("--waive", "load", "--why", "the ranker measures it")
+    folder = line.released()
     figure = read_release(folder).figure("parity.served.num_equal_orders")
     assert figure is not None and figure.value == 40
     assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()

@@ -10,7 +10,7 @@ from tuneline.pipeline.server import measured_serving
 from tuneline.pipeline.stage import LOADTEST
 from tuneline.pipeline.stage_inputs import drafter
 from tuneline.pipeline.stages import loadtest_config
-from tuneline.release.gates.finding import Finding, judged, missing
+from tuneline.release.gates.finding import Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
 
 if TYPE_CHECKING:
@@ -27,11 +27,10 @@ REPORT = "report.json"
 def judge_load(proofs: Proofs) -> Finding:
     """Check the report's verdict, and that it measured what the release is about."""
     if not proofs.has_stage(LOADTEST):
-        return judged(
-            False, REQUIRED, "no proof",
-            "A line of scores has no load test: nothing shows that the endpoint holds a load.",
-            hint="Measure the load by other means, and waive the gate: --waive load --why TEXT",
-        )  # fmt: skip
+        return not_asked(
+            REQUIRED,
+            "A line of scores has no load test, so no figure says which load the endpoint holds.",
+        )
     if LOADTEST not in proofs.made or proofs.served is None:
         return missing(proofs, LOADTEST, REQUIRED)
     from loadtest import find_contradictions, read_report
