@@ -9,6 +9,7 @@ import numpy as np
 
 from training.config.checks import LabelsCheck
 from training.data.checks.check import Check, Hit
+from tuneline.core.messages import plain_text
 
 if TYPE_CHECKING:
     from training.data.checks.whole import Whole
@@ -42,21 +43,28 @@ def label_counts(whole: Whole) -> list[tuple[str, int, int]]:
 
 
 def compare_labels(whole: Whole, config: LabelsCheck) -> Iterator[Hit]:
-    """Return one row for each label that is too rare, and a row if there is only one label."""
+    """Return one row for each label that is too rare or is another label in other letters, and a
+    row if there is only one label."""
     labels = label_counts(whole)
     if len(labels) == 1:
         name, count, row = labels[0]
         yield Hit(row, "one label", detail=f"all {count:,} rows have the answer {name!r}")
         return
+    first: dict[str, tuple[str, int]] = {}
     for name, count, row in labels:
-        if labels[0][1] > config.max_ratio * count:
+        other, num_others = first.setdefault(plain_text(name).rstrip(".!。 "), (name, count))
+        if other != name and len(name) < NUM_CHARACTERS:
+            detail = f"{count:,} rows have the answer {name!r}; {num_others:,} have {other!r}"
+            yield Hit(row, "one label in two spellings", detail=detail)
+        elif labels[0][1] > config.max_ratio * count:
             detail = f"{count:,} rows have the answer {name!r}; {labels[0][1]:,} have another"
             yield Hit(row, "rare label", detail=detail)
 
 
 CHECK = Check(
     "labels",
-    "labels that are rare",
+    "labels that are rare or have two spellings",
     compare=compare_labels,
-    advice="Try: more rows of these labels; or a greater data.checks.labels.max_ratio.",
+    advice="Try: one spelling of each label; more rows of rare labels; or a greater "
+    "data.checks.labels.max_ratio.",
 )

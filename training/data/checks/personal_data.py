@@ -36,12 +36,18 @@ _EMAIL = re.compile(
 )
 # Domains that RFC 2606 and RFC 6761 reserve for examples.
 _RESERVED = re.compile(r"(?:^|[@.])(?:example\.(?:com|org|net)|[\w-]+\.(?:example|test|invalid))$")
-_RESIDENT = re.compile(r"(?<![\w-])\d{6}-?[1-8]\d{6}(?![\w-])", re.ASCII)
+_RESIDENT = re.compile(r"(?<![\w-])\d{6}[ -]?[1-8]\d{6}(?![\w-])", re.ASCII)
 _CHINESE_RESIDENT = re.compile(r"(?<![\w-])[1-9]\d{16}[\dXx](?![\w-])", re.ASCII)
+# Cards that are valid in Korea only begin with 94.
 _CARD = re.compile(
-    r"(?<![\w.-])[2-6]\d{3}([ -]?)\d{4}\1\d{4}\1\d{1,7}(?![\w-])"
+    r"(?<![\w.-])(?:[2-6]\d|94)\d{2}([ -]?)\d{4}\1\d{4}\1\d{1,7}(?![\w-])"
     r"|(?<![\w.-])3[047-9]\d{2}([ -]?)\d{6}\2\d{4,5}(?![\w-])",
     re.ASCII,
+)
+# Visa; Mastercard, JCB and Korea; American Express; Diners; Maestro, Discover and UnionPay.
+_NETWORKS = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|(?:2[2-7]|35|5[1-5]|94)\d{14}|3[47]\d{13}|3[0689]\d{12}"
+    r"|(?:5[06-8]|6\d)\d{14,17}"
 )
 _IBAN = re.compile(
     r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.ASCII
@@ -49,8 +55,8 @@ _IBAN = re.compile(
 # `Tel:02-…` is a number, the end of `10:30-1130` is none.
 _BEFORE = r"(?<![\w.+/=#-])(?<!\d:)"
 _PHONE = re.compile(
-    rf"{_BEFORE}\+\d{{1,3}} ?\(0\) ?\d{{1,5}}(?:[ ./-]?\d{{2,8}}){{1,4}}(?![\w-])"
-    rf"|{_BEFORE}(?:\+\d{{1,3}}[ .-]?|1[ .-])?(?:\(\d{{1,4}}\)[ .-]?|\d{{1,4}}[ .-])?"
+    rf"{_BEFORE}\+\d{{1,3}}[ .-]?(?:\(0\) ?)?\(?\d{{1,5}}\)?(?:[ ./-]?\d{{2,8}}){{1,4}}(?![\w-])"
+    rf"|{_BEFORE}(?:\+\d{{1,3}}[ .)-]?|\d{{1,2}}[ .-])?(?:\(\d{{1,4}}\)[ .-]?|\d{{1,4}}[ .-])?"
     r"\d{2,4}[ .-]\d{4}(?![\w-])"
     rf"|{_BEFORE}(?:\+\d{{8,15}}|0\d{{8,10}})(?![\w-])"
     rf"|{_BEFORE}\+\d{{1,3}}(?:[ .-]\d{{1,4}}){{2,6}}(?![\w-])"
@@ -58,10 +64,19 @@ _PHONE = re.compile(
     rf"|{_BEFORE}0\d{{1,4}}[ ./-]\d{{5,8}}(?![\w-])",
     re.ASCII,
 )
+# Characters of Korean, Japanese and printed text that stand for ASCII ones.
+_PRINTED = str.maketrans(
+    "０１２３４５６７８９＠．＋－（）／‐‑‒–−\xa0\u2009\u202f\u3000",
+    "0123456789@.+-()/-----    ",
+)
+_HAS_PRINTED = re.compile(f"[{''.join(map(chr, _PRINTED))}]")
 _YEARS = re.compile(r"(1\d{3}|20\d{2})[ .-](1\d{3}|20\d{2})")
 _SECRETS = {
     "sk-": r"(?=[\w-]*\d)[\w-]{16,}", "hf_": r"[A-Za-z0-9]{30,}", "AKIA": r"[0-9A-Z]{16}\b",
-    "AIza": r"[\w-]{30,}", "glpat-": r"[\w-]{16,}", "github_pat_": r"\w{20,}",
+    "ASIA": r"[0-9A-Z]{16}\b", "AIza": r"[\w-]{30,}", "gsk_": r"\w{30,}", "npm_": r"\w{30,}",
+    "glpat-": r"[\w-]{16,}", "github_pat_": r"\w{20,}",
+    **dict.fromkeys(("sk_live_", "rk_live_"), r"\w{16,}"),
+    "-----BEGIN ": r"(?:[A-Z]+ )*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]+-----)?",
     **dict.fromkeys(("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"[A-Za-z0-9]{30,}"),
     **dict.fromkeys(("xoxa-", "xoxb-", "xoxp-", "xoxr-", "xoxs-"), r"[\w-]{10,}"),
 }  # fmt: skip
@@ -124,6 +139,8 @@ def mask(value: str) -> str:
 def matches(text: str, regions: tuple[str, ...]) -> list[Match]:
     """Return the likely personal data of a text, in order and without overlap."""
     found: list[Match] = []
+    if _HAS_PRINTED.search(text):
+        text = text.translate(_PRINTED)  # one character for each, so that places stay
     if "@" in text:
         found += [
             Match(*match.span(), "email")
@@ -164,7 +181,7 @@ def _is_resident_number(value: str) -> bool:
     from stdnum.exceptions import ValidationError
     from stdnum.kr import rrn
 
-    digits = value.replace("-", "")
+    digits = value.replace("-", "").replace(" ", "")
     try:
         born = rrn.get_birth_date(digits, allow_future=False)
     except ValidationError:
@@ -191,11 +208,13 @@ def _validity(module: str) -> Callable[[str], bool]:
 
 
 def _is_card(value: str) -> bool:
-    """Return whether a number of a card network's length passes Luhn's test."""
+    """Return whether a number has a card network's beginning and length, and passes Luhn's test."""
     from stdnum import luhn
 
     digits = value.replace(" ", "").replace("-", "")
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 2 and bool(luhn.is_valid(digits))
+    return (
+        bool(_NETWORKS.fullmatch(digits)) and len(set(digits)) > 1 and bool(luhn.is_valid(digits))
+    )
 
 
 def _is_iban(value: str) -> bool:
@@ -211,7 +230,11 @@ def _is_phone(value: str, regions: tuple[str, ...]) -> bool:
     years = _YEARS.fullmatch(value)
     if _ISO_DATE.fullmatch(value) or (years and years[1] <= years[2]):
         return False
+    digits = re.sub(r"\D", "", value)
     for region in regions if not value.startswith("+") else ("ZZ",):
+        # phonenumbers takes 100-200-3000 for a Korean number without its zero.
+        if region == "KR" and len(digits) > 8 and not digits.startswith(("0", "82")):
+            continue
         try:
             number = phonenumbers.parse(value, region)
         except phonenumbers.NumberParseException:

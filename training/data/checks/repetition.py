@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -27,8 +28,17 @@ def find_repetition(row: Row, _config: RepetitionCheck) -> Iterator[Found]:
         one = next((m for m in _ONE_CHARACTER.finditer(text) if m[1] not in _RULES), None)
         if one:
             yield Found(column, "one character repeated", one.group())
-        elif _is_repetitive(text.encode("utf-8", "replace")):
+        elif _is_repetitive(text.encode("utf-8", "replace")) and not _is_json(text):
             yield Found(column, "passage repeated", text)
+
+
+def _is_json(text: str) -> bool:
+    """Return whether a text is a JSON document: a list of like objects has an end."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_repetitive(data: bytes) -> bool:

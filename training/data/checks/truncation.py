@@ -46,12 +46,19 @@ def kind_of_end(text: str) -> str | None:
     if (
         len(text) >= MIN_PROSE
         and text[-1].isalnum()
+        and not _ends_korean_sentence(text[-1])
         and len(_SENTENCE_END.findall(text)) >= 2
         and not _FREE_LINE.search(last)
         and len(last.split()) > 3
     ):
         return "ends in a sentence"
     return None
+
+
+def _ends_korean_sentence(last: str) -> bool:
+    """Return whether a syllable is one with which Korean sentences end, often without a stop."""
+    is_noun_form = "가" <= last <= "힣" and (ord(last) - ord("가")) % 28 == 16  # 함, 됨, 음
+    return last in "다요죠까네오라자" or is_noun_form
 
 
 def _is_open_json(text: str) -> bool:

@@ -291,6 +291,16 @@ def test_a_rare_label_is_found(tmp_path: Path) -> None:
     assert "4 rows have the answer 'Sales'" in example["excerpt"]
 
 
+def test_a_label_in_two_spellings_is_found(tmp_path: Path) -> None:
+    names = ["Billing", "billing.", "Network", "Billing"]
+    rows = [row(f"Question {n * 7919 % 1000}", names[n % 4], n + 1) for n in range(80)]
+    result = result_of(checked(tmp_path, rows), "labels")
+    assert (lines(result), result.kinds) == ([2], {"one label in two spellings": 1})
+    assert result.examples[0]["excerpt"] == (
+        "20 rows have the answer 'billing.'; 40 have 'Billing'"
+    )
+
+
 def test_labels_in_balance_are_no_finding(tmp_path: Path) -> None:
     assert result_of(checked(tmp_path, labelled(Network=90, Sales=10)), "labels").num_rows == 0
 

@@ -67,7 +67,24 @@ BAD = {
     f"Diners {card_number('3056930902590')[:4]} 930902 5904": "card",
     f"계좌 {iban('DE', '370400440532013000')}로": "iban",
     "SSN 123-45-6789": "resident number",
+    f"주민번호 {resident_number('880101', '123456').replace('-', ' ')}": "resident number",
+    f"주민번호 {resident_number('880101', '123456').replace('-', '–')}": "resident number",
+    f"국내전용 {card_number('941061000000123')}": "card",
+    "전화 ０１０－２３４５－６７８９": "phone",
+    "010‑2345‑6789": "phone",
+    "010\xa02345\xa06789": "phone",
+    "82-10-2345-6789": "phone",
+    "+82)10-2345-6789": "phone",
+    "Ruf +49 30 901820": "phone",
+    "write to kim.minsu＠naver.com": "email",
+    "key sk_live_4eC39HqLyjWDarjtT1zdp7dc": "secret",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----": "secret",
 }
+
+
+@pytest.mark.parametrize("beginning", ["880123456789", "54012345678", "2112345678901234"])
+def test_a_number_with_luhns_digit_that_no_network_has_is_no_card(beginning: str) -> None:
+    assert matches(f"SKU {card_number(beginning)}", ()) == []
 
 
 @pytest.mark.parametrize(("text", "kind"), BAD.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,12 @@ TABLE = "| item | price |\n|------|-------|\n" + "\n".join(
 )
 
 
-@pytest.mark.parametrize("text", [PROSE, TABLE, "=" * 80, "no " * 20, json.dumps(REFUSALS)])
+LIKE_ITEMS = json.dumps([{"id": n, "status": "ok", "price": 100} for n in range(60)])
+
+
+@pytest.mark.parametrize(
+    "text", [PROSE, TABLE, "=" * 80, "no " * 20, json.dumps(REFUSALS), LIKE_ITEMS]
+)
 def test_prose_tables_and_rules_do_not_repeat(text: str) -> None:
     assert list(find_repetition(row("Q", text), RepetitionCheck())) == []
 
@@ -106,6 +112,11 @@ def test_prose_tables_and_rules_do_not_repeat(text: str) -> None:
         ('[{"category": "Network", "urgency": "High"},', "ends in a JSON document"),
         ("Unplug the router, wait for thirty seconds, then press the key,", "ends in a sentence"),
         (PROSE, "ends in a sentence"),
+        (
+            "문의하신 환불은 담당 부서에서 확인하고 있습니다. 며칠이 걸릴 수 있습니다. " * 5
+            + "그래서 저희가 어제 확인한 고객님의",
+            "ends in a sentence",
+        ),
     ],
 )
 def test_an_answer_that_breaks_off_is_found(text: str, kind: str) -> None:
@@ -124,6 +135,10 @@ def test_an_answer_that_breaks_off_is_found(text: str, kind: str) -> None:
         '{"category": "Network", "summary": "the router restarts"}',
         "{curly} braces begin this sentence, which are not JSON",
         "라우터를 다시 시작하고 삼십 초 동안 기다린 다음 전원을 켜 주세요.",
+        "문의하신 환불은 담당 부서에서 확인하고 있습니다. 며칠이 걸릴 수 있습니다. " * 5
+        + "고객님의 편의를 위해 늘 최선을 다하겠습니다",
+        "문의하신 환불은 담당 부서에서 확인하고 있습니다. 며칠이 걸릴 수 있습니다. " * 5
+        + "위와 같이 오늘 모두 처리 완료함",
         "短い文です。電源を入れ直してください。それでも直らない場合は連絡してください。",
     ],
 )
@@ -157,8 +172,12 @@ def test_a_rejected_or_bad_refusal_is_good_data() -> None:
 
 
 def test_words_match_whole_words_and_korean_stems() -> None:
-    config = WordsCheck(words=("cat", "환불"))
-    texts = {"A Cat.": ["cat"], "concatenate": [], "환불은 안 됩니다": ["환불"], "cats": []}
+    config = WordsCheck(words=("cat", unicodedata.normalize("NFD", "환불")))
+    texts = {
+        "A Cat.": ["cat"], "concatenate": [], "환불은 안 됩니다": ["환불"], "cats": [],
+        "그 Cat은 여기 있다": ["cat"], "고양이cat": ["cat"], "wildcat은": [],
+        unicodedata.normalize("NFD", "재환불"): ["환불"],
+    }  # fmt: skip
     found = {
         text: [f.excerpt.lower() for f in find_words(row("Q", text), config)] for text in texts
     }
