@@ -220,6 +220,9 @@ def test_a_reward_model_is_released_for_its_scores(tmp_path: Path) -> None:
     assert '"task": "text-classification"' in (folder / "bom.json").read_text()
     page = (folder / "report.md").read_text()
     assert "Served scores" in page and "40 of 40" in page and "tuneline prove" not in page
+    assert "no figure says which load the endpoint holds" in page.partition("## Load test")[2]
+    assert "| better answer preferred by the tuned model | 100.0%, 91.2% to 100.0% (95 %) |" in page
+    assert "nats per token" not in page
 
 
 def test_served_scores_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -64,8 +64,10 @@ def count(value: float | None) -> str:
 
 
 def nats(value: float | None) -> str:
-    """Return a difference of log-probabilities: `4.1e-06`."""
-    return ABSENT if value is None else f"{value:.1e}" if value else "0"
+    """Return a difference of log-probabilities: `4.1e-06`, `0.05`."""
+    if not value:
+        return ABSENT if value is None else "0"
+    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.2g}"
 
 
 def size(num_bytes: float | None) -> str:

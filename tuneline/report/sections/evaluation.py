@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from tuneline.core.page.blocks import (
     Table,
     Text,
 )
-from tuneline.core.page.numbers import ABSENT, digits, points, share, signed
+from tuneline.core.page.numbers import (
+    ABSENT,
+    count,
+    digits,
+    points,
+    share,
+    signed,
+    three_digits,
+)
 from tuneline.core.page.plot import Axis, Mark, Row, row_plot
 from tuneline.pipeline.stage import (
     EVALUATION_BASE,
@@ -42,6 +51,20 @@ PREDICTIONS_FILE = "predictions.jsonl"
 MAX_EXAMPLES = 20
 MAX_CHARACTERS = 8000
 """Of a prompt or an answer; the page with all rows has them whole."""
+COMPARED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "num_pairs": ("pairs", count),
+    "num_rows": ("prompts", count),
+    "accuracy": ("better answer preferred by the tuned model", share),
+    "margin": ("reward of the better answer minus the other's", digits),
+    "likelier_base": ("better answer likelier, base model", share),
+    "likelier": ("better answer likelier, tuned model", share),
+    "likelier_difference": ("better answer likelier, tuned minus base, in points", points),
+    "likelier_p": ("McNemar p", three_digits),
+    "reward_base": ("reward, base model", digits),
+    "reward": ("reward, tuned model", digits),
+    "reward_difference": ("reward, tuned minus base", digits),
+}
+"""The figures of a method that compares two answers or has a reward; some have an interval."""
 NO_SHARES = ("chrf", "nats", "python")
 """Metrics whose values are not shares of 1."""
 
@@ -145,20 +168,16 @@ def _interval(metrics: dict[str, Any]) -> str:
 
 
 def _preferences(metrics: dict[str, Any]) -> Pairs:
-    pairs = [
-        (name.replace("_", " "), _shown(value))
-        for name, value in metrics.items()
-        if isinstance(value, int | float) or _is_interval(value)
-    ]
+    pairs: list[tuple[str, Text]] = []
+    for name, (title, show) in COMPARED.items():
+        value, interval = metrics.get(name), metrics.get(f"{name}_interval")
+        said = [] if value is None else [show(value)]
+        if interval is not None:
+            within = f"{show(interval[0])} to {show(interval[1])} (95 %)"
+            said.append(within)
+        if said:
+            pairs.append((title, ", ".join(said)))
     return Pairs(tuple(pairs))
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, float) for x in value)
-
-
-def _shown(value: Any) -> str:
-    return " to ".join(map(digits, value)) if isinstance(value, list) else digits(value)
 
 
 def _wrong_answers(facts: Facts) -> Block:

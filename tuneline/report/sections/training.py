@@ -126,10 +126,14 @@ def _cost(trained: Artifact) -> list[tuple[str, Text]]:
     pairs.append(("machine", machine(environment.get("hardware", {}))))
     if "eval_loss" in found:
         loss = f"{digits(found.get('eval_loss_before'))} → {digits(found['eval_loss'])}"
-        # The loss of another method compares answers.
-        is_sft = trained.manifest.config.get("method", {}).get("type", "sft") == "sft"
-        pairs.append(("held-out loss", f"{loss} nats per token" if is_sft else loss))
+        pairs.append(("held-out loss", f"{loss} {_loss_unit(trained)}".rstrip()))
     return pairs
+
+
+def _loss_unit(trained: Artifact) -> str:
+    """Return the unit of a training's loss; the loss of another method compares answers."""
+    is_sft = trained.manifest.config.get("method", {}).get("type", "sft") == "sft"
+    return "nats per token" if is_sft else ""
 
 
 def machine(hardware: dict[str, Any]) -> str:
@@ -152,11 +156,12 @@ def _curves(trained: Artifact) -> list[Plot]:
         for name in dict.fromkeys(names)
         if name not in (*FIRST, *LEFT_OUT) and not name.startswith("eval_")
     ]
-    drawn = (_curve(points, name) for name in (*FIRST, *further[:MAX_FURTHER]))
+    unit = _loss_unit(trained)
+    drawn = (_curve(points, name, unit) for name in (*FIRST, *further[:MAX_FURTHER]))
     return [plot for plot in drawn if plot is not None]
 
 
-def _curve(points: list[dict[str, Any]], name: str) -> Plot | None:
+def _curve(points: list[dict[str, Any]], name: str, loss_unit: str) -> Plot | None:
     """Return the plot of one column of training and of held-out rows; None without a value."""
     held = f"eval_{name}"
     training = [(p["step"], p[name]) for p in points if p.get(name) is not None]
@@ -167,7 +172,7 @@ def _curve(points: list[dict[str, Any]], name: str) -> Plot | None:
     is_log = min(values) > 0 and max(values) > LOG_RATIO * min(values) and name == "loss"
     low = None if is_log or min(values) < 0 else 0.0
     title = name.removeprefix("rewards/").replace("_", " ").capitalize()
-    label = "nats per token" if name == "loss" else ""
+    label = loss_unit if name == "loss" else ""
     show = three_digits if name == "learning_rate" else digits
     return line_plot(
         title,

@@ -45,6 +45,8 @@ from tuneline.core.page.numbers import (
         (count(145314), "145,314"),
         (nats(4.05e-6), "4.1e-06"),
         (nats(0.0), "0"),
+        (nats(0.05), "0.05"),
+        (nats(3.04), "3"),
         (size(512), "512 B"),
         (size(11741224), "11.2 MiB"),
         (size(1.5 * 2**40), "1.5 TiB"),
