@@ -19,7 +19,8 @@ peak.
 
 The oracle knows the load of the next `ready_s` and runs the fewest pods that carry it. The way `no
 foresight` bounds every autoscaler without that knowledge: it knows the load of the present second,
-asks for its pods at once, takes none away, and refuses just the requests that would wait.
+asks for its pods at once, at most `max_replicas`, takes none away, and refuses just the requests
+that would wait.
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def without_foresight(load: Sequence[float], capacity: Capacity, scaling: Autosc
     late = []
     for t, rate in enumerate(load):
         wanted = math.ceil(rate / capacity.rate_rps / scaling.headroom)
-        wanted = max(scaling.min_replicas, wanted)
+        wanted = min(max(scaling.min_replicas, wanted), scaling.max_replicas)
         pods.append(max(wanted, pods[-1]) if pods else wanted)
         serving = pods[max(0, t - int(scaling.ready_s))]
         late.append(max(0.0, rate - serving * capacity.rate_rps))

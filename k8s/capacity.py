@@ -10,8 +10,11 @@ from typing import Any
 from k8s.config import Autoscaling
 from tuneline.core.digests import short_digest
 
-# Kubernetes' own default; a shorter pause takes away pods that the next minute needs.
-LEAST_PAUSE_S = 300
+# Bursts often come back within minutes. With Kubernetes' own 300 s, the pods of one are gone when
+# the next one comes (benchmarks/autoscale.py, a recorded trace of requests for code).
+LEAST_PAUSE_S = 450
+# Kubernetes takes no longer pause (`stabilizationWindowSeconds`).
+MOST_PAUSE_S = 3600
 # A rule waits for so many starts of a pod: one is on its way, and the next may be needed.
 PAUSE_STARTS = 4
 STEP = 5
@@ -110,10 +113,12 @@ class Capacity:
 
 def pause_s(scaling: Autoscaling) -> Derived:
     """Return the seconds for which the load must be lower before a pod is taken away."""
-    value = float(max(LEAST_PAUSE_S, math.ceil(PAUSE_STARTS * scaling.ready_s)))
-    return Derived(
-        value, f"max({LEAST_PAUSE_S} s, {PAUSE_STARTS} x {scaling.ready_s:g} s until a pod serves)"
-    )
+    starts_s = math.ceil(PAUSE_STARTS * scaling.ready_s)
+    value = float(min(MOST_PAUSE_S, max(LEAST_PAUSE_S, starts_s)))
+    formula = f"max({LEAST_PAUSE_S} s, {PAUSE_STARTS} x {scaling.ready_s:g} s until a pod serves)"
+    if starts_s > MOST_PAUSE_S:
+        formula += f", at most {MOST_PAUSE_S} s"
+    return Derived(value, formula)
 
 
 def read_capacity(report: Mapping[str, Any], digest: str) -> Capacity | None:

@@ -97,7 +97,7 @@ class Autoscaling(StrictModel):
     until it serves."""
     ready_s: float = Field(default=120.0, gt=0)
     """Seconds from a pod's start until it serves; `tuneline_ready_seconds` shows them. Pods are
-    taken away after a pause of four times this long, at least 300 s."""
+    taken away after a pause of four times this long, at least 450 s and at most an hour."""
     prometheus_url: str | None = Field(default=None, pattern=r"^https?://\S+$")
     """KEDA's source, e.g. `http://prometheus-operated.monitoring.svc:9090`."""
     wake_query: str | None = None

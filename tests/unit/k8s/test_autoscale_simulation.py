@@ -45,10 +45,10 @@ def test_a_change_within_the_tolerance_is_none() -> None:
 def test_pods_go_after_the_pause_and_a_quarter_a_minute() -> None:
     scaler = Autoscaler(OURS, SCALING, 4.0)
     assert scaler.decide(0, 8, 32.0) == 8
-    assert scaler.decide(300, 8, 4.0) == 8  # The wish of second 0 is 300 s old.
-    assert scaler.decide(315, 8, 4.0) == 6
-    assert scaler.decide(330, 6, 4.0) == 6
-    assert scaler.decide(375, 6, 4.0) == 5
+    assert scaler.decide(450, 8, 4.0) == 8  # The wish of second 0 is 450 s old.
+    assert scaler.decide(465, 8, 4.0) == 6
+    assert scaler.decide(480, 6, 4.0) == 6
+    assert scaler.decide(525, 6, 4.0) == 5
 
 
 @pytest.mark.parametrize(("burst_s", "kept"), [(0, 1.0), (3, 1.0), (5, 0.5), (30, 0.5)])
@@ -88,6 +88,8 @@ def test_without_foresight_only_the_start_of_new_pods_is_lost() -> None:
     found = without_foresight(load, CAPACITY, SCALING)
     assert found.kept == 2 / 3
     assert found.pods == (60 * 2 + 120 * 7) / 180  # 50 / 10 / 0.8, rounded up
+    few = without_foresight(load, CAPACITY, SCALING.model_copy(update={"max_replicas": 4}))
+    assert (few.kept, few.pods) == (1 / 3, (60 * 2 + 120 * 4) / 180)
 
 
 def test_a_recorded_trace_is_scaled_to_the_peak_of_its_busiest_minute(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from k8s.capacity import Capacity, Objective, read_capacity
+from k8s.capacity import Capacity, Objective, pause_s, read_capacity
+from k8s.config import Autoscaling
 from tests.unit.k8s.only import only
 from tuneline.core.errors import ConfigError
 
@@ -132,7 +133,7 @@ def test_keda_reads_the_worst_objective_and_credits_pods_that_load(deployed: Obj
     assert {trigger["metricType"] for trigger in spec["triggers"]} == {"AverageValue"}
     notes = item["metadata"]["annotations"]
     assert notes["tuneline/formula-in-flight"].endswith("of load report 555555555555")
-    assert notes["tuneline/formula-pause"] == "max(300 s, 4 x 120 s until a pod serves)"
+    assert notes["tuneline/formula-pause"] == "max(450 s, 4 x 120 s until a pod serves)"
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 480
 
@@ -189,6 +190,14 @@ def test_numbers_of_a_closed_loop_are_warned_of(
     assert (expected or "") in caplog.text
 
 
+@pytest.mark.parametrize(("ready_s", "pause"), [(30, 450), (120, 480), (900, 3600), (1500, 3600)])
+def test_a_pause_is_one_that_kubernetes_takes(ready_s: float, pause: int) -> None:
+    scaling = Autoscaling(by="hpa", max_replicas=2, ready_s=ready_s)
+    found = pause_s(scaling)
+    assert found.value == pause
+    assert ("at most 3600 s" in found.formula) == (ready_s > 900)
+
+
 def test_the_autoscaler_of_kubernetes_gets_the_same_target(
     tmp_path: Path, render_run: Render, objects_of: ObjectsOf
 ) -> None:
@@ -200,7 +209,7 @@ def test_the_autoscaler_of_kubernetes_gets_the_same_target(
     assert spec["scaleTargetRef"]["name"] == "support-tickets-model-server"
     assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 5)
     assert spec["metrics"][0]["pods"]["target"]["averageValue"] == "1.6"  # 0.5 x 3.3 = 1.65
-    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 450
     assert "replicas" not in only(objects, "Deployment")["spec"]
 
 
