@@ -136,7 +136,8 @@ def _answers(
 
 
 def _reply(choice: Any, question: Question) -> Reply:
-    text = text_of(choice.message.content)
+    # OpenAI's models decline in a field of their own, and then have no content.
+    text = text_of(choice.message.content) or text_of(getattr(choice.message, "refusal", None))
     calls = tuple(
         read_call(call.function.name, call.function.arguments)
         for call in choice.message.tool_calls or ()

@@ -13,6 +13,7 @@ import pytest
 
 from training.evaluation.answerer import Question
 from training.evaluation.endpoint import endpoint_answerer
+from training.evaluation.forgetting.checkers import refuses
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 
@@ -136,3 +137,12 @@ def test_a_call_with_broken_arguments_stays_a_call() -> None:
     with _server(lambda _body: None, message) as (endpoint, _bodies):
         reply = endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)[0]
     assert [call["arguments"] for call in reply.tool_calls] == [{"seats": 1}, '{"seats": ']
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_refusal_in_a_field_of_its_own_is_the_answer(content: str | None) -> None:
+    declined = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
+    with _server(lambda _body: None, declined) as (endpoint, _):
+        replies = endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)
+    assert {reply.text for reply in replies} == {"I can't help with that."}
+    assert all(refuses(reply) for reply in replies)
