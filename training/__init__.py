@@ -39,8 +39,15 @@ if TYPE_CHECKING:
     from training.launch.place import is_follower
     from training.reference import build_reference
     from training.rendering.show import ShownToken
-    from training.search.search import point_folder, search_settings
+    from training.search.figures import (
+        comparison_figures,
+        evaluation_figures,
+        preference_figures,
+        training_figures,
+    )
+    from training.search.search import search_settings
     from training.search.space import ends_of, is_within
+    from training.search.study import num_points, point_folder
     from training.show import show_data
     from training.train import train_adapter
 
@@ -54,6 +61,7 @@ __all__ = [
     "check_data",
     "check_files",
     "check_targets",
+    "comparison_figures",
     "convert_data",
     "data_findings",
     "data_inputs",
@@ -66,6 +74,7 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "evaluate_preferences",
+    "evaluation_figures",
     "find_heldout",
     "find_suspects",
     "function_writer",
@@ -73,7 +82,9 @@ __all__ = [
     "is_within",
     "measure_data",
     "measure_forgetting",
+    "num_points",
     "point_folder",
+    "preference_figures",
     "prepare_dataset",
     "probe_training",
     "prompted_rows",
@@ -88,6 +99,7 @@ __all__ = [
     "suite_input",
     "time_lines",
     "train_adapter",
+    "training_figures",
     "writer_name",
 ]
 
@@ -126,7 +138,12 @@ __getattr__ = lazy_face(
         "show_data": "training.show:show_data",
         "report_evaluations": "training.evaluation.report.report:report_evaluations",
         "run_harness": "training.evaluation.harness:run_harness",
-        "point_folder": "training.search.search:point_folder",
+        "point_folder": "training.search.study:point_folder",
+        "comparison_figures": "training.search.figures:comparison_figures",
+        "evaluation_figures": "training.search.figures:evaluation_figures",
+        "preference_figures": "training.search.figures:preference_figures",
+        "training_figures": "training.search.figures:training_figures",
+        "num_points": "training.search.study:num_points",
         "search_settings": "training.search.search:search_settings",
         "ends_of": "training.search.space:ends_of",
         "answered_rows": "training.heldout:answered_rows",

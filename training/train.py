@@ -7,7 +7,7 @@ checkpoints, signals and metrics; the method owns its rows and its trainer.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from training.loop.checkpoints import (
 from training.loop.exact_match import ExactMatchInTraining
 from training.loop.loss_curve import loss_points, write_curve
 from training.loop.memory import peak_memory_bytes
-from training.loop.progress import ReportHeldout, ShowProgress
+from training.loop.progress import OnHeldout, ReportHeldout, ShowProgress
 from training.loop.proof import ProofOfTraining, by_pattern, proof_table, write_proof
 from training.loop.ranks import is_first, is_seen, largest, wait_for_all
 from training.loop.signals import StopOnSignal
@@ -66,7 +66,7 @@ def train_adapter(
     out: Path,
     *,
     relative_to: Path = Path(),
-    on_heldout: Callable[[int, float], None] | None = None,
+    on_heldout: OnHeldout | None = None,
 ) -> Artifact:
     """Fine-tune an adapter on a dataset's training rows and write it with all that serving needs.
 
@@ -78,7 +78,7 @@ def train_adapter(
 
     Args:
         relative_to: The directory that the paths of the method's files start from.
-        on_heldout: Is called with step and loss after each held-out measurement; what it raises
+        on_heldout: Is called with step and figures after each held-out measurement; what it raises
             ends the run.
 
     Raises:
@@ -119,7 +119,7 @@ def _train(
     base: ModelSource,
     out: Path,
     relative_to: Path,
-    on_heldout: Callable[[int, float], None] | None,
+    on_heldout: OnHeldout | None,
 ) -> Artifact:
     """Train, by itself or together with other processes; only rank 0 writes files."""
     # Over 60 lines: the frame of every training run, which reads from top to bottom.
@@ -151,9 +151,10 @@ def _train(
         arguments = trainer_arguments(prepared.chosen, work, resumed=checkpoint is not None)
         trainer = prepared.trainer(config, arguments)
         shared = share_training(trainer, config, checkpoint)
+        about = {"base_model": base.name, "dataset": dataset.digest, **settings}
         tracked = TrackedRun(
-            out.name, out.parent / TRACKING / out.name, settings, checkpoint_step(checkpoint),
-            config.prometheus_port,
+            f"{out.absolute().parent.name}/{out.name}", out.parent / TRACKING / out.name, about,
+            checkpoint_step(checkpoint), config.prometheus_port,
         )  # fmt: skip
         reporting = stack.enter_context(Reporting(tracked, trackers))
         marks = CheckpointMarks(config, checkpoint)
@@ -162,7 +163,7 @@ def _train(
         figures.watch(trainer)
         proof.watch(trainer)
         callbacks = [proof, figures, ShowProgress(stack)]
-        callbacks += [ReportHeldout(on_heldout)] if on_heldout is not None else []
+        callbacks += [ReportHeldout(on_heldout, method)] if on_heldout is not None else []
         log = _run(config, prepared, trainer, checkpoint, marks, callbacks)
         # The last step shows whether every parameter was trained; the best one may be an early one.
         moved = proof.finish(trainer.state.global_step)

@@ -83,8 +83,9 @@ class SearchConfig(StrictModel):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """`tpe` draws values near good ones, `random` draws them blindly, `grid` tries every point."""
     pruner: Literal["median", "none"] = "median"
-    """`median` ends a training whose held-out loss is worse than the median of the trainings before
-    it at the same measurement; `training.eval_steps` sets the measurements."""
+    """`median` ends a training that is worse than the median of the trainings before it at the same
+    held-out measurement, by the metric if the training measures it, else by the held-out loss (of
+    `grpo`, by the reward). `training.eval_steps` sets the measurements."""
     num_trials: PositiveInt | None = None
     """Points that are tried, by all processes together; 20, and the whole grid under `grid`."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ from typing import Any
 from training.config import TrainingConfig
 from training.config.launch import LaunchConfig
 from training.launch.place import STORE_FILE, meeting_point, node_rank
-from training.launch.rank import HELDOUT_LOSSES_FILE, error_file
+from training.launch.rank import HELDOUT_FILE, error_file
+from training.loop.progress import OnHeldout
 from tuneline.core import errors
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.core.errors import MissingError, TunelineError
@@ -48,7 +49,7 @@ def train_in_processes(
     out: Path,
     *,
     relative_to: Path,
-    on_heldout: Callable[[int, float], None] | None,
+    on_heldout: OnHeldout | None,
 ) -> Artifact:
     """Train in the processes of `config.launch`, and return the artifact that rank 0 wrote.
 
@@ -83,7 +84,7 @@ def train_in_processes(
                 if running.signal is not None:
                     break
                 running.processes[rank] = _start(launch, rank, rank - first, folder)
-            _wait(running, folder / HELDOUT_LOSSES_FILE, on_heldout)
+            _wait(running, folder / HELDOUT_FILE, on_heldout)
         finally:
             running.kill()
     failed = {rank: code for rank, code in running.codes.items() if code}
@@ -145,9 +146,7 @@ def _start(
         )
 
 
-def _wait(
-    running: _Running, heldout: Path, on_heldout: Callable[[int, float], None] | None
-) -> None:
+def _wait(running: _Running, heldout: Path, on_heldout: OnHeldout | None) -> None:
     """Wait until all processes have ended, or one has failed and the others had time to say why."""
     num_reported = 0
     failed_s: float | None = None
@@ -161,7 +160,7 @@ def _wait(
     _report(heldout, num_reported, on_heldout)
 
 
-def _report(heldout: Path, start: int, on_heldout: Callable[[int, float], None] | None) -> int:
+def _report(heldout: Path, start: int, on_heldout: OnHeldout | None) -> int:
     """Hand over the held-out measurements from a number on, and return how many there are."""
     if on_heldout is None or not heldout.is_file():
         return start

@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneline.core.errors import TunelineError
 
-HELDOUT_LOSSES_FILE = "heldout-losses.jsonl"
+HELDOUT_FILE = "heldout.jsonl"
 PR_SET_PDEATHSIG = 1
 
 
@@ -51,10 +52,10 @@ def _train(spec: dict[str, Any], reports: Path | None) -> None:
     set_up_logging()
     base = ModelSource(**{**spec["base"], "path": Path(spec["base"]["path"])})
 
-    def report(step: int, loss: float) -> None:
+    def report(step: int, figures: Mapping[str, float]) -> None:
         assert reports is not None  # noqa: S101 (for the type checker)
-        with (reports / HELDOUT_LOSSES_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([step, loss]) + "\n")
+        with (reports / HELDOUT_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([step, figures]) + "\n")
 
     train_adapter(
         TrainingConfig.model_validate(spec["config"]),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from transformers import TrainerCallback
 
+from training.methods import Method
 from tuneline.core.errors import ConfigError
 from tuneline.core.progress import progress
 
@@ -45,19 +46,31 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         self.advance(state.global_step, self.note)
 
 
-class ReportHeldout(TrainerCallback):  # type: ignore[misc]
-    """Hands step and loss of each held-out measurement to a function."""
+OnHeldout = Callable[[int, Mapping[str, float]], None]
+"""Is called with a step and the figures of held-out rows after it."""
 
-    def __init__(self, on_heldout: Callable[[int, float], None]) -> None:
-        self.on_heldout = on_heldout
+
+class ReportHeldout(TrainerCallback):  # type: ignore[misc]
+    """Hands step and figures of each held-out measurement to a function.
+
+    The figures have the names of the Trainer's log and those of the manifest.
+    """
+
+    def __init__(self, on_heldout: OnHeldout, method: Method) -> None:
+        self.on_heldout, self.method = on_heldout, method
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Hand over what a continued run has measured already."""
         for entry in state.log_history:
             if "eval_loss" in entry and entry["step"]:
-                self.on_heldout(entry["step"], entry["eval_loss"])
+                self._report(entry["step"], entry)
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, *, metrics: Any, **_: Any) -> None:
         """Hand over a new measurement; the one before the first step says nothing."""
         if state.global_step:
-            self.on_heldout(state.global_step, metrics["eval_loss"])
+            self._report(state.global_step, metrics)
+
+    def _report(self, step: int, measured: Mapping[str, Any]) -> None:
+        heldout = {name: value for name, value in measured.items() if name.startswith("eval_")}
+        figures = {**heldout, **self.method.metrics([heldout])}
+        self.on_heldout(step, {n: v for n, v in figures.items() if isinstance(v, int | float)})

@@ -14,17 +14,24 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from training.config.search import SearchConfig
+from training.loop.progress import OnHeldout
 from training.search.plots import write_plots
 from training.search.space import values_of
-from training.search.study import Started, counts, next_trial, open_study, study_lock
-from tuneline.core.artifact import canonical_digest
-from tuneline.core.digests import short_digest
-from tuneline.core.errors import ConfigError, GpuMemoryError, VerdictError
+from training.search.study import (
+    Started,
+    counts,
+    next_trial,
+    open_study,
+    point_folder,
+    study_lock,
+)
+from tuneline.core.errors import ConfigError, DataError, GpuMemoryError, VerdictError
 from tuneline.core.progress import logger
 
-Objective = Callable[[Mapping[str, Any], Path, Callable[[int, float], None]], float]
+Objective = Callable[[Mapping[str, Any], Path, OnHeldout], float]
 """`(values, folder, on_heldout)` -> the metric. `folder` belongs to the point, so a point that is
-tried again finds what the killed process left there. `on_heldout(step, loss)` may end the trial."""
+tried again finds what the killed process left there. `on_heldout(step, figures)` may end the
+trial."""
 
 
 def search_settings(
@@ -59,14 +66,14 @@ def search_settings(
     with study_lock(folder):
         trials = _ranked(study, config, folder)
         on_end(trials)
-        plots = _plots(study, config, folder)
+        plots = _plots(trials, config, folder)
     return {"trials": trials, "plots": plots}
 
 
-def _plots(study: optuna.Study, config: SearchConfig, folder: Path) -> list[str]:
+def _plots(trials: Sequence[Mapping[str, Any]], config: SearchConfig, folder: Path) -> list[str]:
     """Return the paths of the pictures; a picture that cannot be drawn is only a warning."""
     try:
-        return [str(path) for path in write_plots(study, config, folder)]
+        return [str(path) for path in write_plots(trials, config, folder)]
     except Exception as error:  # noqa: BLE001 (matplotlib may raise anything, 1e308 an overflow)
         logger.warning("  the plots are not drawn: %s: %s", type(error).__name__, error)
         return []
@@ -87,12 +94,6 @@ def _ranked(study: optuna.Study, config: SearchConfig, folder: Path) -> list[dic
     return trials
 
 
-def point_folder(config: SearchConfig, folder: Path, values: Mapping[str, Any]) -> Path:
-    """Return the directory of a point, which depends on its values only."""
-    named = {name: values[name] for name in config.space}
-    return folder / "points" / short_digest(canonical_digest(named))
-
-
 def _run_trial(
     study: optuna.Study,
     config: SearchConfig,
@@ -108,10 +109,10 @@ def _run_trial(
     began_s = time.monotonic()
     number = 0
 
-    def on_heldout(_step: int, loss: float) -> None:
+    def on_heldout(_step: int, figures: Mapping[str, float]) -> None:
         nonlocal number
         number += 1
-        trial.report(loss if config.direction == "minimize" else -loss, number)
+        trial.report(_comparable(config, figures), number)
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -122,7 +123,7 @@ def _run_trial(
             state, reason, value = TrialState.FAIL, f"{config.metric} is {value}", None
     except optuna.TrialPruned:
         state, reason = TrialState.PRUNED, f"pruned after {number} held-out measurements"
-    except (ConfigError, VerdictError, GpuMemoryError, torch.OutOfMemoryError) as error:
+    except (ConfigError, DataError, VerdictError, GpuMemoryError, torch.OutOfMemoryError) as error:
         state, reason = TrialState.FAIL, str(error)
     except BaseException:  # the process ends, but its point did not kill it
         trial.set_user_attr("interrupted", True)
@@ -139,6 +140,20 @@ def _run_trial(
     is_best = best is not None and trial.number == best.number
     said = f"{config.metric} {value:.6g}" if value is not None else str(reason).split("\n")[0]
     logger.info("trial %d: %s%s", trial.number, said, ", the best" if is_best else "")
+
+
+def _comparable(config: SearchConfig, figures: Mapping[str, float]) -> float:
+    """Return the figure of a measurement by which a trial is pruned; better in the direction.
+
+    It is the metric itself if the training measures it, else the reward (the loss of GRPO says
+    nothing), else the loss.
+    """
+    stage, _, figure = config.metric.partition(".")
+    own = figure.removeprefix("best_")
+    if stage == "adapter" and own in figures:
+        return figures[own]
+    better = figures["eval_reward"] if "eval_reward" in figures else -figures["eval_loss"]
+    return better if config.direction == "maximize" else -better
 
 
 def _is_kept(

@@ -23,7 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from training.config.search import SearchConfig
 from training.search.space import distributions, grid_points, params_of, require_grid, values_of
-from tuneline.core.artifact import remove_command
+from tuneline.core.artifact import canonical_digest, remove_command
+from tuneline.core.digests import short_digest
 from tuneline.core.disk import cannot_write
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.lock import locked_file
@@ -33,7 +34,7 @@ DATABASE = "study.db"
 STUDY = "tuneline"
 DEFAULT_TRIALS = 20
 MAX_ATTEMPTS = 3
-"""Starts of a point whose process was killed; the third is the last."""
+"""Starts of a point whose process was killed before it got further; the third is the last."""
 MAX_DRAWS = 20
 """Draws of a sampler that may be points of earlier trials; then an untried point is taken."""
 
@@ -117,7 +118,7 @@ def _has_stopped(study: optuna.Study) -> bool:
 def next_trial(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | None:
     """Start the next trial; None if the study has as many as it should, or no point is left."""
     with study_lock(folder), _named(folder / DATABASE):
-        _retry_killed(study, folder)
+        _retry_killed(study, config, folder)
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         used = [trial for trial in study.get_trials(deepcopy=False) if counts(trial)]
         wanted = config.num_trials or (len(used) if config.sampler == "grid" else DEFAULT_TRIALS)
@@ -132,9 +133,28 @@ def next_trial(study: optuna.Study, config: SearchConfig, folder: Path) -> Start
         return _untried(study, config, folder)
 
 
+def num_points(config: SearchConfig) -> int:
+    """Return how many points a search tries.
+
+    Raises:
+        ConfigError: A grid has no end.
+    """
+    points = require_grid(config.space) if config.sampler == "grid" else grid_points(config.space)
+    wanted = config.num_trials or (
+        len(points or ()) if config.sampler == "grid" else DEFAULT_TRIALS
+    )
+    return wanted if points is None else min(wanted, len(points))
+
+
 def counts(trial: FrozenTrial) -> bool:
     """Return whether a trial is a point of its own: not one that was drawn twice or tried again."""
     return not {"repeats", "retried"} & set(trial.user_attrs)
+
+
+def point_folder(config: SearchConfig, folder: Path, values: Mapping[str, Any]) -> Path:
+    """Return the directory of a point, which depends on its values only."""
+    named = {name: values[name] for name in config.space}
+    return folder / "points" / short_digest(canonical_digest(named))
 
 
 @contextlib.contextmanager
@@ -162,6 +182,7 @@ def _ask(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | N
         trial.set_user_attr("repeats", known)
         study.tell(trial, state=TrialState.FAIL)
         return None
+    trial.set_user_attr("saved", _saved(config, folder, params))
     lock = ExitStack()
     lock.enter_context(locked_file(_lock_path(folder, trial.number)))
     return Started(trial, params, lock)
@@ -180,8 +201,12 @@ def _untried(study: optuna.Study, config: SearchConfig, folder: Path) -> Started
     return _ask(study, config, folder)
 
 
-def _retry_killed(study: optuna.Study, folder: Path) -> None:
-    """Put the points of killed processes back into the queue."""
+def _retry_killed(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
+    """Put the points of killed processes back into the queue.
+
+    A process that was killed after it got further than the one before does not count: a machine
+    that is taken away often is not a fault of the point.
+    """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         try:
             with locked_file(_lock_path(folder, trial.number)):
@@ -190,6 +215,10 @@ def _retry_killed(study: optuna.Study, folder: Path) -> None:
             continue
         live = optuna.Trial(study, trial._trial_id)
         attempt = int(trial.user_attrs.get("attempt", 1))
+        if trial.params and _saved(config, folder, trial.params) > trial.user_attrs.get(
+            "saved", [0, 0]
+        ):
+            attempt = 1
         attempt += "interrupted" not in trial.user_attrs
         if trial.params and attempt <= MAX_ATTEMPTS:
             study.enqueue_trial(trial.params, user_attrs={"attempt": attempt})
@@ -200,6 +229,16 @@ def _retry_killed(study: optuna.Study, folder: Path) -> None:
         else:
             live.set_user_attr("retried", True)  # killed before it had a point
         study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _saved(config: SearchConfig, folder: Path, params: Mapping[str, Any]) -> list[int]:
+    """Return how far a point is: its artifacts, and the step of its newest checkpoint."""
+    place = point_folder(config, folder, values_of(config.space, params))
+    steps = [path.name.rpartition("-")[2] for path in place.glob(".*.work/checkpoint-*")]
+    return [
+        len(list(place.glob("*/manifest.json"))),
+        max([int(step) for step in steps if step.isdecimal()], default=0),
+    ]
 
 
 def _sampler(config: SearchConfig, number: int) -> optuna.samplers.BaseSampler:

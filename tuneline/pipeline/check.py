@@ -13,6 +13,12 @@ from tuneline.pipeline.artifact_summary import summarize
 from tuneline.pipeline.lengths import require_rows_fit
 from tuneline.pipeline.plan import plan, select_stages
 from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.search_checks import (
+    require_figure,
+    require_space,
+    search_line,
+    untrainable,
+)
 from tuneline.pipeline.server import require_served_weights, serves_adapter
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
@@ -34,7 +40,8 @@ class CheckedRun:
     Attributes:
         found: Each part and its state, in order.
         findings: The data checks with findings.
-        warnings: The parts that could not be checked now, each with the reason.
+        warnings: The parts that could not be checked now, each with the reason, and the values of a
+            search that cannot be trained.
     """
 
     found: dict[str, str]
@@ -65,6 +72,8 @@ def check_run(run: Run) -> CheckedRun:
         config.base_model, relative_to=run.path.parent, revision=config.base_revision
     )
     found["base model"] = f"{base.name} ({short_digest(base.digest)})"
+    if config.search.space:
+        require_space(run, base)
     weights = read_base(base.path)
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     check_model(base.path, f"base model {base.name}")
@@ -99,6 +108,11 @@ def _with_data_checks(run: Run, found: dict[str, str], base: ModelSource) -> Che
             except ArtifactError as error:  # the other parts of the check need no lock
                 return CheckedRun(found, [], [f"data checks: did not run: {error.message}"])
         dataset = make_dataset(run)
+    warnings: list[str] = []
+    if run.config.search.space:
+        require_figure(run, dataset)
+        found = {**found, "search": search_line(run)}
+        warnings = untrainable(run, base)
     require_dataset(run, select_stages(run, ()), dataset)
     reasons = dataset.manifest.metrics["dropped"].items()
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in reasons if reason != HELD_OUT)
@@ -107,4 +121,4 @@ def _with_data_checks(run: Run, found: dict[str, str], base: ModelSource) -> Che
     sharing = estimate_sharing(run.config.training, dataset, base)
     if sharing is not None:
         found["shared starts"] = str(sharing)
-    return CheckedRun(found, data_findings(dataset))
+    return CheckedRun(found, data_findings(dataset), warnings)

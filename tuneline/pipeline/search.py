@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -16,17 +15,22 @@ from typing import Any
 from pydantic import BaseModel
 
 from training.config.search import SearchConfig
-from tuneline.core.artifact import canonical_digest
 from tuneline.core.config import keyed_values, read_document
-from tuneline.core.config_problems import near_keys
-from tuneline.core.errors import ConfigError, TunelineError
+from tuneline.core.errors import TunelineError
 from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
-from tuneline.pipeline.run_config import Run, RunConfig, load_run, resolve_base
-from tuneline.pipeline.stage import DATASET, Stage
-from tuneline.pipeline.stages import stages
+from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.search_checks import (
+    figure_hint,
+    metric_of,
+    no_figure,
+    require_figure,
+    require_space,
+    with_values,
+)
+from tuneline.pipeline.stage import ADAPTER, DATASET, Made, OnHeldout
 from tuneline.pipeline.up import up
 from tuneline.pipeline.winner import require_winner, write_winner
 
@@ -35,6 +39,10 @@ class MetricError(TunelineError):
     """The stage of the metric has no such figure, so that no trial will have it."""
 
     exit_code = 2
+
+
+SHARED = "shared"
+"""The folder of a study with the artifacts that all trials read."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +81,17 @@ def search_run(run: Run, out: Path | None = None) -> Found:
     from training import search_settings
 
     config = run.config.search
-    stage, figure = _metric(run, config)
+    stage, figure = metric_of(run)
     folder, winner = run.dir / config.study, out or run.path.with_suffix(".best.yaml")
     require_winner(run, winner)
     base = resolve_base(run, download=True)
-    _require_space(run, stage, base)
+    require_space(run, base)
+    require_figure(run, _shared(run, folder, (DATASET,))[DATASET])
 
-    def objective(
-        values: Mapping[str, Any], place: Path, on_heldout: Callable[[int, float], None]
-    ) -> float:
-        trial = _with_values(run, values, place)
-        shared = Run(trial.path, trial.config, folder / "shared")
-        with locked_file(folder / "shared.lock", wait=True):
-            up(shared, (DATASET,))
-        link_artifacts(shared.dir, trial.dir)
+    def objective(values: Mapping[str, Any], place: Path, on_heldout: OnHeldout) -> float:
+        trial = with_values(run, values, place)
+        _shared(trial, folder, _before_training(trial, stage))
+        link_artifacts(folder / SHARED, trial.dir)
         made = up(trial, (stage,), on_heldout=on_heldout)
         return _value(made[stage].manifest.metrics, stage, figure)
 
@@ -102,11 +107,36 @@ def search_run(run: Run, out: Path | None = None) -> Found:
     return Found(folder, winner, found["trials"], found["plots"])
 
 
-def link_artifacts(source: Path, target: Path) -> None:
-    """Put the artifacts of one run's directory into another one, without a copy of their bytes."""
+def _shared(run: Run, folder: Path, names: Sequence[str]) -> Made:
+    """Return the artifacts of stages that trials share; one process makes them, once.
+
+    They are in a folder of their own, since trials that run at once would wait for the lock of the
+    run's directory. Artifacts of that directory are taken over.
+    """
+    shared = Run(run.path, run.config, folder / SHARED)
+    shared.dir.mkdir(parents=True, exist_ok=True)
+    with locked_file(folder / f"{SHARED}.lock", wait=True):
+        link_artifacts(folder.parent, shared.dir, names)
+        return up(shared, names)
+
+
+def _before_training(run: Run, stage: str) -> list[str]:
+    """Return the stages that a stage needs and that do not need a training."""
+    after = {ADAPTER}
+    for each in select_stages(run, (stage,)):
+        after |= {each.name} if after & set(each.needs) else set()
+    return [each.name for each in select_stages(run, (stage,)) if each.name not in after]
+
+
+def link_artifacts(source: Path, target: Path, names: Sequence[str] = ("",)) -> None:
+    """Put the artifacts of one run's directory into another one, without a copy of their bytes.
+
+    Args:
+        names: The stages whose artifacts are meant; all of them by default.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    for manifest in source.glob("*/manifest.json"):
-        artifact = manifest.parent
+    found = [path for name in names for path in source.glob(f"{name}*/manifest.json")]
+    for artifact in (manifest.parent for manifest in found):
         place = target / artifact.name
         if place.exists():
             continue
@@ -127,72 +157,6 @@ def _place(config: SearchConfig, folder: Path, values: Mapping[str, Any]) -> Pat
     from training import point_folder
 
     return point_folder(config, folder, values)
-
-
-def _metric(run: Run, config: SearchConfig) -> tuple[str, str]:
-    """Return the stage and the figure of the metric."""
-    if not config.space:
-        raise ConfigError(
-            f"{run.path}: search.space: is empty; expected keys with the values to try",
-            hint="Try: search: {space: {training.learning_rate: {low: 1e-5, high: 1e-3}}}",
-        )
-    stage, _, figure = config.metric.partition(".")
-    try:
-        select_stages(run, (stage,))
-    except ConfigError as error:
-        near = difflib.get_close_matches(stage, [each.name for each in stages(run)], n=1)
-        hint = f"Try: --set search.metric={near[0]}.{figure}" if near else error.hint
-        raise ConfigError(f"{run.path}: search.metric: {error.message}", hint=hint) from None
-    return stage, figure
-
-
-def _with_values(run: Run, values: Mapping[str, Any], folder: Path) -> Run:
-    made = load_run(run.path, run.overrides, values=values)
-    return Run(made.path, made.config, folder)
-
-
-def _require_space(run: Run, stage: str, base: ModelSource) -> None:
-    """Check each key of the space by itself: its path, the ends of its values, and its effect."""
-    from training import ends_of
-
-    problems = []
-    for name, entry in run.config.search.space.items():
-        if name.partition(".")[0] in ("name", "search"):
-            problems.append(f"{run.path}: search.space.{name}: is not a setting of a training")
-            continue
-        try:
-            runs = [_with_values(run, {name: value}, run.dir) for value in ends_of(entry)]
-        except ConfigError as error:
-            problems += [_of_the_space(run, name, problem) for problem in error.problems]
-            continue
-        keys = {_key(each, select_stages(each, (stage,)), base) for each in runs}
-        if len(keys) == 1 and len(runs) > 1:
-            problems.append(
-                f"{run.path}: search.space.{name}: cannot change {run.config.search.metric}; "
-                "expected a key that a stage before it reads"
-            )
-    if problems:
-        raise ConfigError(problems)
-
-
-def _of_the_space(run: Run, name: str, problem: str) -> str:
-    """Return a problem with a key of the space as one of `search.space`; name the key that is meant
-    if there is no such key."""
-    said = problem.removeprefix(f"{run.path}: ").removeprefix(f"{name}: ")
-    near = near_keys(RunConfig, name)[:3]
-    if "unknown key" in said or (said.startswith("is called ") and near):
-        said = "unknown key; expected a key of run.yaml by its path" + (
-            f". Write {' or '.join(near)}" if near else ", such as training.learning_rate"
-        )
-    return f"{run.path}: search.space.{name}: {said}"
-
-
-def _key(run: Run, selected: Sequence[Stage], base: ModelSource) -> str:
-    """Return a digest of all settings and files that stages read, without their artifacts."""
-    sections = [keyed_values(section) for stage in selected for section in stage.sections]
-    inputs = [[entry.role, entry.digest] for stage in selected for entry in stage.inputs(run, base)]
-    names = [run.config.base_model, run.config.base_revision]
-    return canonical_digest([sections, inputs, names])
 
 
 def _facts(run: Run, stage: str, base: ModelSource) -> dict[str, Any]:
@@ -251,17 +215,23 @@ def _value(metrics: Mapping[str, Any], stage: str, figure: str) -> float:
     for part in figure.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, Real):
-        known = sorted(
-            name for name, number in metrics.items()
-            if isinstance(number, Real) and not isinstance(number, bool)
-        )  # fmt: skip
-        near = difflib.get_close_matches(figure, known, n=1)
+        known = _numbers(metrics)
         raise MetricError(
-            f"search.metric: {stage} has no figure {figure}; it has {', '.join(known)}",
-            hint=f"Try: --set search.metric={stage}.{(near or known or ['FIGURE'])[0]}. The "
-            "finished training is kept.",
+            no_figure(stage, figure, known),
+            hint=f"{figure_hint(stage, figure, known)}. The finished training is kept.",
         )
     return float(value)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the numbers of a manifest, by the path of their keys."""
+    names = []
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            names += [f"{name}.{inner}" for inner in _numbers(value)]
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            names.append(name)
+    return names
 
 
 def _write_winner(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,9 @@ from tuneline.pipeline.stage_inputs import base_input
 
 Made = dict[str, Artifact]
 """Artifacts by the name of their stage."""
+
+OnHeldout = Callable[[int, Mapping[str, float]], None]
+"""Is called with a step and the figures of held-out rows after it."""
 
 Group = Literal["data", "training", "evaluation", "export", "parity", "served"]
 """`parity` is of forms on disk; `served` are all stages that ask the running server."""
@@ -46,13 +49,13 @@ class Line:
         run: The run and its configuration.
         base: The base model.
         endpoint: Starts the server on first use; later stages of the same `up` share it.
-        on_heldout: Is called with step and loss after each held-out measurement of the training.
+        on_heldout: Is called with step and figures after each held-out measurement of the training.
     """
 
     run: Run
     base: ModelSource
     endpoint: Callable[[Made], Endpoint]
-    on_heldout: Callable[[int, float], None] | None = None
+    on_heldout: OnHeldout | None = None
 
 
 @dataclass(frozen=True)

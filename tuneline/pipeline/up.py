@@ -23,7 +23,7 @@ from tuneline.pipeline.follow import follow
 from tuneline.pipeline.plan import Planned, plan_stage, plan_stages, select_stages
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer
-from tuneline.pipeline.stage import DATASET, Line, Made, Stage
+from tuneline.pipeline.stage import DATASET, Line, Made, OnHeldout, Stage
 
 SCRATCH = (".rows-*", ".release-*")
 """Temporary folders of stages. Only the holder of the run's lock makes them, so at its beginning
@@ -36,7 +36,7 @@ def up(
     on_stage: Callable[[Planned, Artifact, float], None] = lambda *_: None,
     *,
     keep_going: bool = False,
-    on_heldout: Callable[[int, float], None] | None = None,
+    on_heldout: OnHeldout | None = None,
 ) -> Made:
     """Run the stale stages in order and return every artifact of the line.
 
@@ -49,7 +49,7 @@ def up(
             seconds (0 for a stage that was current).
         keep_going: Whether the stages after a failed verdict run too; the first such verdict is
             raised at the end.
-        on_heldout: Is called with step and loss after each held-out measurement of the training;
+        on_heldout: Is called with step and figures after each held-out measurement of the training;
             what it raises ends the line.
 
     Raises:

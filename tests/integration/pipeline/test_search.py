@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from tests.integration.pipeline.small_line import tuneline, write_run
+from training.config import TrainingConfig
+from training.search.figures import training_figures
 
 SPACE: dict[str, Any] = {
     "training.learning_rate": {"choices": [1e-6, 2e-3]},
@@ -48,6 +50,12 @@ def test_the_best_point_is_written_as_a_run_that_is_trained(tmp_path: Path) -> N
     assert states["dataset"] == states["adapter"] == "current"
     assert len(list((tmp_path / "runs" / "small" / "search" / "points").iterdir())) == 1
 
+    (made,) = (tmp_path / "runs" / "small").glob("adapter-*")
+    figures = json.loads((made / "manifest.json").read_text())["metrics"]
+    numbers = {n for n, v in figures.items() if isinstance(v, int | float) and v is not True}
+    told = training_figures(TrainingConfig.model_validate(values["training"]))
+    assert numbers - {"servable_as_adapter"} == set(told)
+
     again = tuneline(run, "search")  # every point was tried: nothing is trained
     assert json.loads(again.stdout)["trials"] == document["trials"]
     assert "trial" not in again.stderr
@@ -74,7 +82,6 @@ def test_the_winner_takes_no_place_where_it_does_harm(
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ({"space": {}}, "search.space: is empty"),
         ({"space": {"training.lerning_rate": {"choices": [1]}}},
          "search.space.training.lerning_rate: unknown key; expected a key of run.yaml by its "
          "path. Write training.learning_rate\n"),
@@ -84,14 +91,36 @@ def test_the_winner_takes_no_place_where_it_does_harm(
         ({"space": {"serving.port": {"low": 1, "high": 9}}}, "cannot change adapter.eval_loss"),
         ({"space": {"name": {"choices": ["a", "b"]}}}, "name: is not a setting of a training"),
         ({"metric": "adaptor.eval_loss"}, "Try: --set search.metric=adapter.eval_loss"),
+        ({"metric": "adapter.evalloss"}, "Try: --set search.metric=adapter.eval_loss"),
+        ({"metric": "evaluation-tuned.fields", "direction": "maximize"},
+         "Try: --set search.metric=evaluation-tuned.metrics.fields.value"),
         ({"metric": "eval_loss"}, "search.metric: expected a stage and its figure, such as "
          "adapter.eval_loss; found 'eval_loss'"),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("command", ["search", "check"])
 def test_a_search_that_cannot_work_is_refused_before_any_training(
-    tmp_path: Path, search: dict[str, Any], message: str
+    tmp_path: Path, search: dict[str, Any], message: str, command: str
 ) -> None:
-    done = tuneline(_write(tmp_path, **search), "search")
+    done = tuneline(_write(tmp_path, **search), command)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert not list(tmp_path.glob("runs/small/search/points/*"))
+
+
+def test_a_search_without_a_space_is_refused(tmp_path: Path) -> None:
+    done = tuneline(_write(tmp_path, space={}), "search")
+    assert done.returncode == 2 and "search.space: is empty" in done.stderr
+
+
+def test_check_says_what_a_search_does_and_which_values_it_cannot_train(tmp_path: Path) -> None:
+    choices = [["q_proj"], ["q_prj"]]
+    run = _write(tmp_path, space={"training.target_modules": {"choices": choices}})
+    done = tuneline(run, "check")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["search"] == (
+        "minimize adapter.eval_loss by training.target_modules; 2 trials of grid"
+    )
+    (warning,) = document["warnings"]
+    assert warning.startswith('search.space.training.target_modules: ["q_prj"] cannot be trained')

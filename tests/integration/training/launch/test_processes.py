@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,8 @@ def test_a_killed_rank_ends_the_run_and_the_next_run_continues(tmp_path: Path) -
     killed_s: list[float] = []
     started: dict[int, int] = {}
 
-    def kill_rank_1(step: int, loss: float) -> None:
-        assert loss > 0
+    def kill_rank_1(step: int, figures: Mapping[str, float]) -> None:
+        assert figures["eval_loss"] > 0
         if step < 8 or killed_s:  # a checkpoint is there from step 4 on
             return
         started.update(_children())
@@ -67,7 +68,7 @@ def test_a_killed_rank_ends_the_run_and_the_next_run_continues(tmp_path: Path) -
 
     measured: list[int] = []
     found: Artifact = train_adapter(
-        config, dataset, base, out, on_heldout=lambda step, _loss: measured.append(step)
+        config, dataset, base, out, on_heldout=lambda step, _figures: measured.append(step)
     )
     assert found.manifest.metrics["num_steps_resumed"] >= 4
     assert found.manifest.metrics["launch"]["num_processes"] == 2

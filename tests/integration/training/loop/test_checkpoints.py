@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -336,7 +336,7 @@ def test_checkpoints_on_the_disk_count_as_room_when_a_run_continues(
 def test_the_estimate_of_a_checkpoint_is_its_size(line: Line, tmp_path: Path) -> None:
     sizes = []
 
-    def measure(_step: int, _loss: float) -> None:
+    def measure(_step: int, _figures: Mapping[str, float]) -> None:
         for checkpoint in tmp_path.glob(".adapter.work/checkpoint-*"):
             sizes.append(sum(path.stat().st_size for path in checkpoint.iterdir()))
 

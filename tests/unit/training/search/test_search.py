@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import signal
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,16 @@ import torch
 
 from tests.unit.training.search.worker import work
 from training.config.search import SearchConfig
-from training.search.search import search_settings
+from training.loop.progress import OnHeldout
+from training.search.search import _comparable, search_settings
 from training.search.study import open_study
-from tuneline.core.errors import ArtifactError, ConfigError, GpuMemoryError, VerdictError
+from tuneline.core.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    GpuMemoryError,
+    VerdictError,
+)
 from tuneline.core.lock import locked_file
 
 GRID = {"space": {"x": {"low": 1, "high": 5}}, "sampler": "grid", "pruner": "none"}
@@ -31,9 +38,7 @@ def _config(values: Mapping[str, Any], **changes: Any) -> SearchConfig:
 def _search(
     folder: Path, config: SearchConfig, facts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    def objective(
-        values: Mapping[str, Any], place: Path, _on_heldout: Callable[[int, float], None]
-    ) -> float:
+    def objective(values: Mapping[str, Any], place: Path, _on_heldout: OnHeldout) -> float:
         place.mkdir(parents=True, exist_ok=True)
         return float((values["x"] - 3) ** 2)
 
@@ -91,6 +96,16 @@ def test_a_point_that_kills_its_process_is_given_up(tmp_path: Path) -> None:
         _search(tmp_path, _config(one))
 
 
+def test_a_point_that_gets_further_each_time_is_not_given_up(tmp_path: Path) -> None:
+    one = {**GRID, "space": {"x": {"low": 4, "high": 4}}}
+    for step in (10, 20, 30, 40):
+        assert _workers(tmp_path, one, 0) == [-signal.SIGKILL]
+        (place,) = (tmp_path / "points").iterdir()
+        (place / ".adapter-1.work" / f"checkpoint-{step}").mkdir(parents=True)
+    (trial,) = _search(tmp_path, _config(one))["trials"]
+    assert (trial["state"], trial["value"]) == ("complete", 1.0)
+
+
 def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     small = _config(GRID, sampler="tpe", num_trials=50)
     found = _search(tmp_path, small)
@@ -104,11 +119,9 @@ def test_only_the_best_point_keeps_its_files(tmp_path: Path) -> None:
 
 
 def test_worse_held_out_losses_than_the_median_prune(tmp_path: Path) -> None:
-    def objective(
-        values: Mapping[str, Any], _place: Path, on_heldout: Callable[[int, float], None]
-    ) -> float:
+    def objective(values: Mapping[str, Any], _place: Path, on_heldout: OnHeldout) -> float:
         for step in range(1, 4):
-            on_heldout(step, float(values["x"]))
+            on_heldout(step, {"eval_loss": float(values["x"])})
         return float(values["x"])
 
     config = _config(GRID, pruner="median")
@@ -119,10 +132,30 @@ def test_worse_held_out_losses_than_the_median_prune(tmp_path: Path) -> None:
     assert {trial["reason"] for trial in pruned} == {"pruned after 1 held-out measurements"}
 
 
+@pytest.mark.parametrize(
+    ("search", "figures", "reported"),
+    [
+        ({}, {"eval_loss": 2.0, "eval_margin": 9.0}, 2.0),
+        ({"metric": "adapter.eval_margin", "direction": "maximize"},
+         {"eval_loss": 2.0, "eval_margin": 9.0}, 9.0),
+        ({"metric": "adapter.best_eval_exact_match", "direction": "maximize"},
+         {"eval_loss": 2.0, "eval_exact_match": 0.5}, 0.5),
+        ({"metric": "evaluation-tuned.exact_match", "direction": "maximize"},
+         {"eval_loss": 2.0}, -2.0),
+        # The loss of GRPO says nothing: it is 0 for a good model and for a bad one.
+        ({"metric": "evaluation-preferences.reward", "direction": "maximize"},
+         {"eval_loss": 0.0, "eval_reward": 0.7}, 0.7),
+    ],
+    ids=["loss", "own figure", "best figure", "another stage", "grpo"],
+)  # fmt: skip
+def test_a_trial_is_pruned_by_the_metric_if_the_training_measures_it(
+    search: dict[str, Any], figures: dict[str, float], reported: float
+) -> None:
+    assert _comparable(_config(GRID, **search), figures) == reported
+
+
 def test_a_trial_that_cannot_be_trained_does_not_end_the_search(tmp_path: Path) -> None:
-    def objective(
-        values: Mapping[str, Any], _place: Path, _on_heldout: Callable[[int, float], None]
-    ) -> float:
+    def objective(values: Mapping[str, Any], _place: Path, _on_heldout: OnHeldout) -> float:
         if values["x"] == 2:
             raise ConfigError("training: loss is nan at step 4")
         return float("nan") if values["x"] == 4 else float(values["x"])
@@ -134,15 +167,15 @@ def test_a_trial_that_cannot_be_trained_does_not_end_the_search(tmp_path: Path) 
 
 
 def test_a_lack_of_memory_or_a_failed_check_ends_only_its_trial(tmp_path: Path) -> None:
-    def objective(
-        values: Mapping[str, Any], _place: Path, _on_heldout: Callable[[int, float], None]
-    ) -> float:
+    def objective(values: Mapping[str, Any], _place: Path, _on_heldout: OnHeldout) -> float:
         if values["x"] == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if values["x"] == 4:
             raise VerdictError("the merged model differs")
         if values["x"] == 5:
             raise GpuMemoryError("training: the GPU has too little memory")
+        if values["x"] == 1:
+            raise DataError("train.jsonl: line 2: 300 tokens are more than max_length 200")
         return float(values["x"])
 
     trials = search_settings(_config(GRID), tmp_path, objective, facts={}, first=None)["trials"]
@@ -150,8 +183,9 @@ def test_a_lack_of_memory_or_a_failed_check_ends_only_its_trial(tmp_path: Path) 
     assert failed == {
         2: "CUDA out of memory", 4: "the merged model differs",
         5: "training: the GPU has too little memory",
+        1: "train.jsonl: line 2: 300 tokens are more than max_length 200",
     }  # fmt: skip
-    assert sum(trial["state"] == "complete" for trial in trials) == 2
+    assert sum(trial["state"] == "complete" for trial in trials) == 1
 
 
 def test_an_error_that_stops_the_search_is_not_a_kill(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from training.config.search import SearchConfig
+from training.loop.progress import OnHeldout
 from training.search.search import search_settings
 
 
@@ -18,14 +19,12 @@ def work(folder: Path, settings: str, dies_after: int | None) -> None:
     """Run points until the study has enough, or kill this process in the middle of one."""
     ran = 0
 
-    def objective(
-        values: Mapping[str, Any], place: Path, on_heldout: Callable[[int, float], None]
-    ) -> float:
+    def objective(values: Mapping[str, Any], place: Path, on_heldout: OnHeldout) -> float:
         nonlocal ran
         place.mkdir(parents=True, exist_ok=True)
         began_before = (place / "began").exists()
         (place / "began").touch()
-        on_heldout(1, float(values["x"]))
+        on_heldout(1, {"eval_loss": float(values["x"])})
         if ran == dies_after:
             os.kill(os.getpid(), signal.SIGKILL)
         ran += 1
