@@ -81,7 +81,7 @@ class Reporting:
     ) -> None:
         deadline_s = time.monotonic() + self.patience_s
         for thread in self.threads:
-            thread.end()
+            thread.end(failed=kind is not None)
         for thread in self.threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():
@@ -104,12 +104,14 @@ class _Thread(threading.Thread):
         self.opened, self.run_facts = opened, run
         self.waiting: queue.Queue[_Entry | None] = queue.Queue(MAX_WAITING)
         self.ended = threading.Event()
+        self.failed = False
 
     def put(self, entry: _Entry) -> None:
         if not self.waiting.full():
             self.waiting.put_nowait(entry)
 
-    def end(self) -> None:
+    def end(self, *, failed: bool) -> None:
+        self.failed = failed
         self.ended.set()
         if not self.waiting.full():
             self.waiting.put_nowait(None)
@@ -120,7 +122,7 @@ class _Thread(threading.Thread):
             tracker = self.opened(self.run_facts)
             while (entry := self._next()) is not None:
                 tracker.log(*entry)
-            tracker.finish()
+            tracker.finish(self.failed)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a tracker may raise anything)
             logger.warning(
                 "  %s gets no more figures: %s: %s; training goes on",

@@ -25,4 +25,4 @@ def open_mlflow(run: TrackedRun) -> Tracker:
     def log(step: int, figures: Mapping[str, float]) -> None:
         mlflow.log_metrics(dict(figures), step=step)
 
-    return Tracker(log, mlflow.end_run)
+    return Tracker(log, lambda failed: mlflow.end_run("FAILED" if failed else "FINISHED"))

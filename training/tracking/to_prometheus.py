@@ -33,7 +33,7 @@ def open_prometheus(run: TrackedRun) -> Tracker:
         for name, value in figures.items():
             put(name, value)
 
-    def finish() -> None:
+    def finish(_failed: bool) -> None:
         server.shutdown()
         server.server_close()
         thread.join(timeout=5)

@@ -22,4 +22,4 @@ def open_tensorboard(run: TrackedRun) -> Tracker:
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    return Tracker(log, writer.close)
+    return Tracker(log, lambda _failed: writer.close())

@@ -31,4 +31,4 @@ def open_wandb(run: TrackedRun) -> Tracker:
     def log(step: int, figures: Mapping[str, float]) -> None:
         started.log(dict(figures), step=step)
 
-    return Tracker(log, started.finish)
+    return Tracker(log, lambda failed: started.finish(exit_code=int(failed)))

@@ -13,9 +13,9 @@ class TrackedRun:
     """The run that a tracker is told about.
 
     Attributes:
-        name: The name of the future artifact.
+        name: The names of the run and of the future artifact.
         folder: The directory for the tracker's own files; it stays after the run.
-        settings: The `training` section.
+        settings: The `training` section, the base model and the digest of the dataset.
         first_step: The step that the run continues after; 0 for a new run.
         port: The port of the Prometheus endpoint, if the run has one.
     """
@@ -33,4 +33,5 @@ class Tracker:
 
     log: Callable[[int, Mapping[str, float]], None]
     """`(step, figures)`."""
-    finish: Callable[[], None]
+    finish: Callable[[bool], None]
+    """`(failed)`: the training ended with an error or was stopped."""

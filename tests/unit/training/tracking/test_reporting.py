@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from training.tracking.reporting import (
     chosen_trackers,
     opened_trackers,
 )
+from training.tracking.to_mlflow import open_mlflow
 from training.tracking.to_prometheus import open_prometheus
 from training.tracking.tracker import TrackedRun, Tracker
 from tuneline.core.errors import MissingError
@@ -43,6 +46,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.finished = False
+        self.failed = False
 
     def open(self, _run: TrackedRun) -> Tracker:
         return Tracker(self._log, self._finish)
@@ -50,8 +54,8 @@ class _Recorder:
     def _log(self, step: int, figures: Mapping[str, float]) -> None:
         self.logged.append((step, dict(figures)))
 
-    def _finish(self) -> None:
-        self.finished = True
+    def _finish(self, failed: bool) -> None:
+        self.finished, self.failed = True, failed
 
 
 def _raises_at_open(_run: TrackedRun) -> Tracker:
@@ -66,7 +70,7 @@ def _raises_at_log(_run: TrackedRun) -> Tracker:
     def log(_step: int, _figures: Mapping[str, float]) -> None:
         raise ZeroDivisionError("a bug of the tracker")
 
-    return Tracker(log, lambda: None)
+    return Tracker(log, _ignore)
 
 
 def _exits(_run: TrackedRun) -> Tracker:
@@ -99,13 +103,61 @@ def test_a_tracker_that_raises_is_named_once_and_left_out(
     ]
 
 
+def test_a_tracker_is_told_that_a_training_failed(tmp_path: Path) -> None:
+    whole, broken = _Recorder(), _Recorder()
+    with Reporting(_run(tmp_path), {"good": whole.open}):
+        pass
+    with pytest.raises(KeyboardInterrupt), Reporting(_run(tmp_path), {"good": broken.open}):
+        raise KeyboardInterrupt
+    assert (whole.finished, whole.failed) == (True, False)
+    assert (broken.finished, broken.failed) == (True, True)
+
+
+class _Mlflow:
+    """The calls of MLflow that a training makes; the package is not installed here."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.metrics: list[Any] = []
+
+    def start_run(self, **options: Any) -> Any:
+        self.calls.append(options)
+        return SimpleNamespace(info=SimpleNamespace(run_id="run-7"))
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        self.calls.append(dict(params))
+
+    def log_metrics(self, figures: Mapping[str, float], step: int) -> None:
+        self.metrics.append((step, dict(figures)))
+
+    def end_run(self, status: str) -> None:
+        self.calls.append(status)
+
+
+def test_an_interrupted_training_continues_its_run_in_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = _Mlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", theirs)
+    tracker = open_mlflow(_run(tmp_path))
+    tracker.log(1, FIGURES)
+    tracker.finish(True)
+    tracker = open_mlflow(_run(tmp_path, first_step=1))
+    tracker.log(2, FIGURES)
+    tracker.finish(False)
+    first, params, failed, second, finished = theirs.calls
+    assert (first["run_id"], second["run_id"]) == (None, "run-7")
+    assert params == {"r": "16"} and (failed, finished) == ("FAILED", "FINISHED")
+    assert theirs.metrics == [(1, FIGURES), (2, FIGURES)]
+
+
 def test_a_tracker_that_hangs_delays_the_end_by_the_patience_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     release = threading.Event()
 
     def hangs(_run: TrackedRun) -> Tracker:
-        return Tracker(lambda _step, _figures: _ignore(release.wait(60)), lambda: None)
+        return Tracker(lambda _step, _figures: _ignore(release.wait(60)), _ignore)
 
     good = _Recorder()
     began_s = time.monotonic()
