@@ -23,12 +23,12 @@ from training.data.prepare import dataset_rows
 from training.data.row import Row
 from training.evaluation.decoding import batches_by_length, fitting_batch_size, greedy_answers
 from training.evaluation.judged_answers import judge_answers
-from training.evaluation.kept import kept_answers
+from training.evaluation.kept import Kept, ask_rest, kept_answers
 from training.heldout import require_heldout
 from training.methods import find_method, require_kinds
 from training.methods.rewards import load_rewards
 from training.model import load_base, load_tuned, quiet_libraries, resolve_dtype
-from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, canonical_digest, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.progress import progress
 from tuneline.core.statistics import (
@@ -84,8 +84,11 @@ def evaluate_preferences(
         rows = dataset_rows(dataset, HELDOUT_FILE, config.num_rows)
         require_kinds(training.method, rows, HELDOUT_FILE)
         require_heldout(training, rows, HELDOUT_FILE)
-        measure = {"grpo": _rewards, "reward": _scores}.get(training.method.type, _implicit)
-        found, figures = measure(training, rows, base, trained)
+        if training.method.type == "grpo":
+            found, figures = _rewards(training, rows, base, trained, kept)
+        else:
+            measure = _scores if training.method.type == "reward" else _implicit
+            found, figures = measure(training, rows, base, trained)
         if config.judge is not None and not training.method.has_expected_answers:
             figures["judge"] = judge_answers(
                 config, config.judge, rows, dataset_settings(dataset), base, trained, draft.dir,
@@ -190,6 +193,7 @@ def _rewards(
     rows: Sequence[Row],
     base: ModelSource,
     trained: Artifact,
+    kept: Kept,
 ) -> tuple[list[Figures], Figures]:
     """Measure the reward functions on greedy answers of the trained model and of its base."""
     options = training.method
@@ -206,8 +210,8 @@ def _rewards(
     max_new_tokens = options.max_completion_length
     tuned = load_tuned(base, trained, resolve_dtype("auto"))
 
-    def answered(model: Any) -> list[tuple[str, float]]:
-        answers = _answers(model, prompts, stop_ids, max_new_tokens)
+    def answered(model: Any, *identity: str) -> list[tuple[str, float]]:
+        answers = _answers(model, prompts, stop_ids, max_new_tokens, identity, kept)
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
         total = [0.0] * len(rows)
         for function, weight in zip(functions, weights, strict=True):
@@ -223,9 +227,9 @@ def _rewards(
             total = [sum_ + weight * value for sum_, value in zip(total, values, strict=True)]
         return list(zip(texts, total, strict=True))
 
-    of_tuned = answered(tuned)
+    of_tuned = answered(tuned, base.digest, trained.digest)
     with _without_adapter(tuned, base) as plain:
-        of_base = answered(plain)
+        of_base = answered(plain, base.digest)
     found = [
         {"line": row.line, "answer": t[0], "reward": t[1], "base_answer": b[0], "base_reward": b[1]}
         for row, t, b in zip(rows, of_tuned, of_base, strict=True)
@@ -286,15 +290,23 @@ def _answers(
     prompts: Sequence[list[int]],
     stop_ids: frozenset[int],
     max_new_tokens: int,
+    identity: Sequence[str],
+    kept: Kept,
 ) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in prompts]
+    """Return the tokens of each greedy answer, and generate only those that are not kept."""
+    settings = [*identity, str(model.dtype), sorted(stop_ids), max_new_tokens]
     longest = max(len(prompt) for prompt in prompts) + max_new_tokens
     size = fitting_batch_size(model, longest)
-    for batch in batches_by_length([len(prompt) for prompt in prompts], size):
-        found = greedy_answers(model, [prompts[i] for i in batch], stop_ids, max_new_tokens)
-        for index, token_ids in zip(batch, found, strict=True):
-            answers[index] = token_ids
-    return answers
+
+    def ask(rest: Sequence[int], on_answer: Callable[[int, Any], None]) -> None:
+        for batch in batches_by_length([len(prompts[index]) for index in rest], size):
+            asked = [rest[place] for place in batch]
+            texts = [prompts[index] for index in asked]
+            found = greedy_answers(model, texts, stop_ids, max_new_tokens)
+            for index, token_ids in zip(asked, found, strict=True):
+                on_answer(index, token_ids)
+
+    return ask_rest(kept, [canonical_digest([*settings, ids]) for ids in prompts], ask, "answers")
 
 
 @contextlib.contextmanager

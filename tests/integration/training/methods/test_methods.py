@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.integration.training.tiny import make_base
 from tests.unit.training.evaluation.metrics.judge_server import judge, prefer_longer
 from training.config import EvaluationConfig, JudgeConfig, ReferenceConfig, TrainingConfig
 from training.estimates.probe import probe_training
+from training.evaluation.decoding import greedy_answers
 from training.evaluation.preferences import evaluate_preferences
 from training.loop.arguments import trainer_arguments
 from training.methods import find_method
@@ -347,15 +349,32 @@ def test_grpo_generates_from_exactly_our_token_ids(
     assert sorted(seen) == sorted(expected * 4)
 
 
-def test_rewards_get_the_same_columns_in_training_and_in_evaluation(
-    folder: Path, base: ModelSource, tmp_path: Path
-) -> None:
+def test_an_evaluation_of_rewards_has_the_columns_of_training_and_goes_on(
+    folder: Path, base: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     dataset = write_dataset(tmp_path / "d", "solved", 8, 4)
     options = {**OPTIONS["grpo"], "type": "grpo", "reward_funcs": "rewards.py:solved"}
     config = TrainingConfig.model_validate({**COMMON, "method": options, "max_steps": 1})
     trained = train_adapter(config, dataset, base, tmp_path / "a", relative_to=folder)
     assert trained.manifest.metrics["eval_reward_before"] == 1.0
-    found = evaluate_preferences(
-        EvaluationConfig(), config, dataset, base, trained, tmp_path / "p", relative_to=folder
-    )
+
+    asked: list[int] = []
+
+    def interrupted(model: Any, prompts: Any, *rest: Any) -> Any:
+        if asked:  # the trained model has answered, and the base has not
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return greedy_answers(model, prompts, *rest)
+
+    monkeypatch.setattr("training.evaluation.preferences.greedy_answers", interrupted)
+    again = (EvaluationConfig(), config, dataset, base, trained, tmp_path / "p")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_preferences(*again, relative_to=folder)
+    monkeypatch.undo()
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(logging.getLogger("tuneline"), "propagate", True)
+    found = evaluate_preferences(*again, relative_to=folder)
     assert (found.manifest.metrics["num_rows"], found.manifest.metrics["reward"]) == (4, 1.0)
+    assert asked == [4] and "4 of 4 answers are kept from an interrupted" in caplog.text
+    assert not (tmp_path / ".p.answers").exists()
