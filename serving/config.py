@@ -120,7 +120,8 @@ class ServingConfig(StrictModel):
     mode: Literal["merged", "adapter"] = "merged"
     """Serve the merged model, or the base model with the LoRA adapter."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto` is the type of the weights. bfloat16 is slow on a CPU without AMX or AVX512-BF16."""
+    """`auto` is the type of the weights; vLLM's own `auto` rounds float32 to 16 bits. bfloat16 is
+    slow on a CPU without AMX or AVX512-BF16."""
     max_model_len: int | None = Field(default=None, ge=1)
     """Tokens of prompt and answer together."""
     max_num_seqs: int | None = Field(default=None, ge=1)

@@ -23,7 +23,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.environment import gpu_names
 from tuneline.core.errors import ConfigError
-from tuneline.models.source import ModelSource
+from tuneline.models.source import ModelSource, is_float32
 from tuneline.models.template import folder_defaults
 
 
@@ -122,6 +122,7 @@ def _flags_here(
         port=port,
         is_cpu=not gpu_names(),
         template_defaults=_template_defaults(model.path, adapter_path),
+        keeps_float32=is_float32(model.path),
     )
     return flags + _priority_flags(config)
 
@@ -147,6 +148,7 @@ def server_flags(
     adapter_at: str | None = None,
     is_cpu: bool = False,
     template_defaults: Mapping[str, Any] = MappingProxyType({}),
+    keeps_float32: bool = False,
 ) -> list[Flag]:
     """Return the flags of `vllm serve`, the same in a process here and in a container.
 
@@ -156,6 +158,7 @@ def server_flags(
         adapter_at: The adapter's folder as the server sees it, if that is another path.
         is_cpu: Whether the server is known to compute on a CPU.
         template_defaults: The variables that the chat template sets itself.
+        keeps_float32: Whether the weights are float32, which `dtype: auto` then means too.
 
     Raises:
         ConfigError: The mode and the adapter do not fit each other.
@@ -183,7 +186,7 @@ def server_flags(
             # vLLM 0.32 chooses functions for a compiler, and then leaves the compiler out.
             reason = "LoRA on a CPU: vLLM compiles nothing, and eager functions are the faster ones"
             flags.append(Flag(("--enforce-eager",), reason))
-    return flags + configured_flags(config, template_defaults)
+    return flags + configured_flags(config, template_defaults, keeps_float32=keeps_float32)
 
 
 def server_args(config: ServingConfig, **place: Any) -> list[str]:
@@ -244,5 +247,6 @@ def plan_container(
         config, model=model_dir, adapter=None,
         served_names=names,
         host=host, port=port, template_defaults=folder_defaults(model.path),
+        keeps_float32=is_float32(model.path),
     )  # fmt: skip
     return args, env

@@ -48,19 +48,26 @@ def flatten(flags: Sequence[Flag]) -> list[str]:
 
 
 def configured_flags(
-    config: ServingConfig, template_defaults: Mapping[str, Any] = MappingProxyType({})
+    config: ServingConfig,
+    template_defaults: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    keeps_float32: bool = False,
 ) -> list[Flag]:
     """Return the flags that follow from `serving:`, and those that Tuneline always sets.
 
     Args:
         template_defaults: The variables that the chat template sets itself. The reasoning parsers
             of vLLM read the variables of a request and never the template.
+        keeps_float32: Whether the weights are float32, which `dtype: auto` then means too. vLLM's
+            own `auto` rounds such weights to 16 bits.
     """
     flags = [
         Flag(words, source(config, name))
         for name in KEYS_OF_FLAGS
         if (words := flag_words(name, getattr(config, name)))
     ]
+    if keeps_float32 and config.dtype == "auto":
+        flags[0] = Flag(("--dtype=float32",), "serving.dtype is auto, and the weights are float32")
     if config.enforce_eager:
         flags.append(Flag(("--enforce-eager",), "serving.enforce_eager"))
     flags += [

@@ -16,6 +16,7 @@ from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.free_memory import free_memory_bytes, gpu_memory_bytes, total_memory_bytes
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.network import Network, read_network
+from tuneline.models.source import is_float32
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
@@ -55,7 +56,8 @@ def estimate_serving(config: ServingConfig, folder: Path) -> ServingMemory:
     network = read_network(folder)
     values = read_json(folder / CONFIG)
     text: dict[str, Any] = values.get("text_config") or values
-    size = ITEM_BYTES.get(config.dtype, 2)
+    dtype = "float32" if config.dtype == "auto" and is_float32(folder) else config.dtype
+    size = ITEM_BYTES.get(dtype, 2)
     devices = config.tensor_parallel_size or 1
     is_plain = not any(text.get(key) for key in OTHER_CACHES)
     is_plain = is_plain and set(text.get("layer_types") or ()) <= {"full_attention"}

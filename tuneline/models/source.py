@@ -19,7 +19,7 @@ from tuneline.core.lock import locked_file
 from tuneline.core.progress import reading
 from tuneline.models.adapter_config import ADAPTER_CONFIG
 from tuneline.models.companion_files import NAMED_TEMPLATES
-from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.folder import CONFIG, read_json, weight_files
 from tuneline.models.schemas import ModelConfig
 
 EMBEDDED = "tiny-base"
@@ -106,11 +106,38 @@ def is_of_hub(model: ModelSource) -> bool:
 
 
 def computed_dtype(dtype: str, model: ModelSource) -> str:
-    """Return the number format that `auto` means for a model: what its config.json names."""
-    if dtype != "auto":
-        return dtype
-    config = read_json(model.path / CONFIG, ModelConfig)
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    """Return the number format that `auto` means for a model: that of its weights."""
+    return weights_dtype(model.path) if dtype == "auto" else dtype
+
+
+def weights_dtype(folder: Path) -> str:
+    """Return the number format of a folder's weights, as config.json or else the files name it."""
+    config = read_json(folder / CONFIG, ModelConfig)
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named) if named else _stored_dtype(folder)
+
+
+def is_float32(folder: Path) -> bool:
+    """Return whether a folder's weights are plain float32. Quantized weights are never."""
+    if not (folder / CONFIG).is_file():
+        return False  # the step that loads the folder names what is missing
+    is_quantized = "quantization_config" in read_json(folder / CONFIG, ModelConfig)
+    return not is_quantized and weights_dtype(folder) == "float32"
+
+
+def _stored_dtype(folder: Path) -> str:
+    """Return the number format of weights whose config.json names none, as vLLM finds it."""
+    from safetensors import SafetensorError, safe_open
+
+    found = set()
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return "float32"  # the step that reads the weights names the damage
+    half = {"BF16": "bfloat16", "F16": "float16"}
+    return half.get(found.pop(), "float32") if len(found) == 1 else "float32"
 
 
 def embedded_base() -> Path:

@@ -345,7 +345,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             Stage(
                 PARITY_SERVED, "Prove the served rewards", "served", "reward-parity",
                 (serving, serving.parity), (PREFERENCES, served_by), _rewards_served,
-                inputs=served_inputs, prepare=(_require_server,),
+                inputs=served_inputs, prepare=(_require_server,), version=2,
             )
         ]  # fmt: skip
     answers_by: tuple[str, ...] = (DATASET, served_by)
@@ -356,19 +356,19 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             PARITY_SERVED, "Prove the served model", "served", "parity",
             (serving, serving.parity), (REFERENCE, served_by), _parity_served,
             inputs=served_inputs, prepare=(_require_server,),
-            accepts=(_fits("reference.max_new_tokens"),),
+            accepts=(_fits("reference.max_new_tokens"),), version=2,
         ),
         Stage(
             EVALUATION_SERVED, "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
             inputs=evaluation_served_inputs, prepare=(_require_server,),
-            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=3,
+            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=4,
         ),
         Stage(
             LOADTEST, "Load-test the endpoint", "served", "load-report",
             (serving, config.loadtest), answers_by, _loadtest,
             inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
-            accepts=(_fits("loadtest.max_tokens"),), version=5,
+            accepts=(_fits("loadtest.max_tokens"),), version=6,
         ),
     ]  # fmt: skip
 

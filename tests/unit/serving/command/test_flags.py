@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
 
 from serving.command.arguments import explain_server, server_args
 from serving.command.flags import configured_flags, flatten
@@ -38,3 +44,29 @@ def test_the_printed_flags_are_those_that_the_server_gets() -> None:
     assert flatten(flags[len(variables) :]) == args
     assert len(args) > 10
     assert all(flag.reason for flag in flags)
+
+
+QUANTIZED = {"quantization_config": {"quant_method": "compressed-tensors"}}
+
+
+@pytest.mark.parametrize(
+    ("serving", "config", "expected"),
+    [
+        ({}, {"dtype": "float32"}, "float32"),
+        ({}, {"torch_dtype": "float32"}, "float32"),
+        ({}, {}, "float32"),  # as the file of weights is
+        ({}, {"dtype": "bfloat16"}, "auto"),
+        ({}, {"dtype": "float32", **QUANTIZED}, "auto"),
+        ({"dtype": "bfloat16"}, {"dtype": "float32"}, "bfloat16"),
+    ],
+)
+def test_auto_keeps_the_number_format_of_float32_weights(
+    tmp_path: Path, serving: dict[str, Any], config: dict[str, Any], expected: str
+) -> None:
+    """By itself vLLM would round them to 16 bits, and the proof expects float32."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    flags = explain_server(ServingConfig(**serving), resolve_model(str(tmp_path)), name="tiny")
+    assert [word for word in flatten(flags) if word.startswith("--dtype")] == [
+        f"--dtype={expected}"
+    ]

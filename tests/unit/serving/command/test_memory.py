@@ -46,6 +46,7 @@ def test_weights_and_cache_follow_the_number_format(folder: Path) -> None:
     half = estimate_serving(ServingConfig(dtype="bfloat16"), folder)
     assert (half.weights, half.cache_per_token) == (50 * 8 * 2, PER_TOKEN)
     full = estimate_serving(ServingConfig(dtype="float32"), folder)
+    assert estimate_serving(ServingConfig(), folder) == full  # the files are float32
     assert (full.weights, full.cache_per_token) == (50 * 8 * 4, 2 * PER_TOKEN)
 
 
@@ -95,10 +96,12 @@ def test_weights_that_a_merge_reduces_do_not_count(
 def test_a_gpu_that_is_too_small_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "gpu_names", lambda: ["a GPU"])
     monkeypatch.setattr(memory_module, "gpu_memory_bytes", lambda _: 100_000)
-    require_memory(ServingConfig(max_model_len=1024), folder)
+    require_memory(ServingConfig(dtype="bfloat16", max_model_len=1024), folder)
     with pytest.raises(ConfigError, match=r"max_model_len is 4,096: each GPU takes"):
-        require_memory(ServingConfig(max_model_len=4096), folder)
-    require_memory(ServingConfig(max_model_len=4096, tensor_parallel_size=2), folder)
+        require_memory(ServingConfig(dtype="bfloat16", max_model_len=4096), folder)
+    require_memory(
+        ServingConfig(dtype="bfloat16", max_model_len=4096, tensor_parallel_size=2), folder
+    )
 
 
 def test_a_folder_without_sizes_is_not_estimated(tmp_path: Path) -> None:
