@@ -49,6 +49,7 @@ from serving.middleware.heartbeat import State, ask_engine
 from serving.middleware.inner import call_inner
 from serving.middleware.key_file import Key
 from serving.middleware.keys import Keys
+from serving.middleware.left_files import remove_left_files
 from serving.middleware.metrics import (
     ADAPTER_REQUESTS,
     ADAPTER_SECONDS,
@@ -77,6 +78,7 @@ class TunelineMiddleware:
 
     def __init__(self, app: App) -> None:
         environ = os.environ
+        remove_left_files()
         self.app = app
         self.settings = read_settings(environ)
         self.keys = Keys(environ)
