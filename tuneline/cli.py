@@ -8,6 +8,7 @@ and the command imports the rooms that it needs.
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from typing import Annotated, Any, ClassVar, NoReturn
@@ -314,6 +315,8 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` ignores it
         signal.signal(signal.SIGHUP, _interrupt)
     refuse_fetched_kernels()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries are no lines of a log
     join_streams()
     # Rows and answers may hold half a surrogate pair, which UTF-8 cannot write.
     if isinstance(sys.stdout, io.TextIOWrapper):
