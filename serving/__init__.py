@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
     from serving.supervisor.systemd import systemd_unit
+    from serving.vectors import prove_vectors
 
 __all__ = [
     "Answer",
@@ -53,6 +54,7 @@ __all__ = [
     "plan_container",
     "prove_rewards",
     "prove_served",
+    "prove_vectors",
     "read_desired",
     "recheck_rewards",
     "reconcile_adapters",
@@ -90,6 +92,7 @@ __getattr__ = lazy_face(
         "plan_container": "serving.command.arguments:plan_container",
         "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
+        "prove_vectors": "serving.vectors:prove_vectors",
         "read_desired": "serving.adapters.reconcile:read_desired",
         "recheck_rewards": "serving.rewards:recheck_rewards",
         "reconcile_adapters": "serving.adapters.reconcile:reconcile_adapters",

@@ -316,7 +316,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGHUP, _interrupt)
     refuse_fetched_kernels()
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries are no lines of a log
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a log has lines, not bars
     join_streams()
     # Rows and answers may hold half a surrogate pair, which UTF-8 cannot write.
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def prove(
     run_file: OptionalRun = None,
-    reference: Annotated[Path | None, typer.Option(help="A reference artifact.")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="A reference artifact; a model folder for a server of vectors."),
+    ] = None,
     candidate: Annotated[
         str | None, typer.Option(metavar="DIR|URL", help="A model in any form, or a URL.")
     ] = None,
@@ -56,28 +59,83 @@ def prove(
         run_stages(run, stage_names(run, kind="parity"), as_json=as_json, ladder=True)
         return
     from tuneline.core.artifact import open_artifact
-    from tuneline.core.verdict import require_verdict
 
     refuse("without RUN.yaml", {"--set": overrides})
-    expected = open_artifact(required(reference, "--reference"), kind="reference")
+    folder = required(reference, "--reference")
     form = required(candidate, "--candidate")
-    if is_url(form):
+    if _is_model(folder):
+        refuse("with a model folder as --reference", {"--weights": weights})
+        result = _prove_vectors(folder, form, (model, api_key_env), dtype, out)
+    elif is_url(form):
+        expected = open_artifact(folder, kind="reference")
         result = _prove_url(expected, endpoint_of(form, model, api_key_env), weights, dtype, out)
     else:
         refuse("with a model on disk", {**of_a_server, "--api-key-env": api_key_env})
-        result = _prove_folder(expected, form, out)
+        result = _prove_folder(open_artifact(folder, kind="reference"), form, out)
     emit_artifact(result, as_json)
+    again = f"tuneline prove --reference {reference} --candidate {form} --model {model}"
+    has_hint = result.kind == "parity" and is_url(form) and weights is None
+    _require_verdict(result, again if has_hint else None)
+
+
+def _require_verdict(result: Artifact, again: str | None) -> None:
+    """Check the verdict; `again` is the command to which the folder of reduced weights is added."""
+    from tuneline.core.verdict import require_verdict
+
     try:
         require_verdict(result)
     except VerdictError as error:
-        if weights is not None or not is_url(form):
+        if again is None:
             raise
         hint = (
             f"{error.hint}\n  If the server's weights were reduced, name the folder that it "
-            f"serves: tuneline prove --reference {reference} --candidate {form} "
-            f"--model {model} --weights DIR --out {result.path}-weights"
+            f"serves: {again} --weights DIR --out {result.path}-weights"
         )
         raise VerdictError(error.message, hint=hint) from None
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder is a model's, an artifact or not."""
+    from tuneline.core.artifact import open_artifact
+    from tuneline.core.files import MANIFEST
+
+    if not (folder / "config.json").is_file():
+        return False
+    return not (folder / MANIFEST).is_file() or open_artifact(folder).kind == "model"
+
+
+def _prove_vectors(
+    folder: Path,
+    url: str,
+    name_and_key: tuple[str | None, str | None],
+    dtype: str | None,
+    out: Path | None,
+) -> Artifact:
+    """Compare a server's vectors with those of a model folder."""
+    if not is_url(url):
+        raise ConfigError(
+            f"--candidate {url}: a model folder as --reference proves the vectors of a server",
+            hint="Try: --candidate http://127.0.0.1:8000/v1 --model NAME, or give a reference "
+            "artifact as --reference",
+        )
+    endpoint = endpoint_of(url, *name_and_key)
+    from serving import prove_vectors
+    from serving.config import ServedParityConfig
+    from tuneline.models.source import computed_dtype, resolve_model
+
+    source = resolve_model(str(folder.resolve()), download=False)
+    computed = _known_dtype(dtype or computed_dtype("auto", source))
+    return prove_vectors(
+        ServedParityConfig(), source, endpoint, _proof_dir(out, endpoint.model), dtype=computed
+    )
+
+
+def _known_dtype(dtype: str) -> str:
+    from tuneline.core.tolerances import ARITHMETIC_TOLERANCES
+
+    if dtype not in ARITHMETIC_TOLERANCES:
+        raise ConfigError(f"--dtype {dtype}: expected {' or '.join(ARITHMETIC_TOLERANCES)}")
+    return dtype
 
 
 def _prove_folder(expected: Artifact, form: str, out: Path | None) -> Artifact:
@@ -101,7 +159,6 @@ def _prove_url(
     caller states."""
     from serving import prove_served
     from serving.config import ServedParityConfig
-    from tuneline.core.tolerances import ARITHMETIC_TOLERANCES
     from tuneline.models.source import computed_dtype
 
     computed = dtype or "float32"
@@ -114,11 +171,9 @@ def _prove_url(
         rounding = weight_tolerances(source, computed)
         stated = weights_of_folder(source.path)
         inputs = [source.as_input("weights")]
-    if computed not in ARITHMETIC_TOLERANCES:
-        raise ConfigError(f"--dtype {computed}: expected {' or '.join(ARITHMETIC_TOLERANCES)}")
     return prove_served(
         ServedParityConfig(), expected, endpoint, _proof_dir(out, endpoint.model),
-        inputs=inputs, dtype=computed, weights=rounding, stated_weights=stated,
+        inputs=inputs, dtype=_known_dtype(computed), weights=rounding, stated_weights=stated,
     )  # fmt: skip
 
 

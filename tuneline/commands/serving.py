@@ -91,7 +91,8 @@ def serve(
     chats = answers_chats(config, model, adapter)
 
     def on_ready(server: RunningServer) -> None:
-        _print_ready(server, config.routes if config.pools else [], chats, as_json)
+        pooling = config.routes if config.pools else []
+        _print_ready(server, pooling, model.path, chats, as_json)
 
     code = serve_model(
         config, model, name=name, adapter=adapter, log_path=log_path, on_ready=on_ready,
@@ -100,7 +101,9 @@ def serve(
     raise typer.Exit(code)
 
 
-def _print_ready(server: RunningServer, pooling: list[str], chats: bool, as_json: bool) -> None:
+def _print_ready(
+    server: RunningServer, pooling: list[str], folder: Path, chats: bool, as_json: bool
+) -> None:
     """Print how a server that is ready is reached."""
     endpoint = server.endpoint
     document = {
@@ -113,6 +116,8 @@ def _print_ready(server: RunningServer, pooling: list[str], chats: bool, as_json
         lines.append(f"  tuneline chat --url {endpoint.url} --model {shlex.quote(endpoint.model)}")
     elif pooling:
         lines.append(f"  for {', '.join(pooling)}; it writes no text")
+        words = ["--reference", str(folder), "--candidate", endpoint.url, "--model", endpoint.model]
+        lines.append(f"  {shlex.join(['tuneline', 'prove', *words])}")
     else:
         lines.append("  for /v1/completions only: the model has no chat template")
     emit({**document, "answers_chats": chats}, lines, as_json)

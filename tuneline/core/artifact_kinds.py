@@ -123,6 +123,12 @@ def _rewards(metrics: Metrics) -> str:
     )
 
 
+def _vectors(metrics: Metrics) -> str:
+    cosine = metrics["min_cosine"]
+    least = "" if cosine is None else f", cosine at least {cosine:.6f}"
+    return f"{_verdict(metrics)}, {metrics['num_texts']} texts, {metrics['recipe']}{least}"
+
+
 def _verdict(metrics: Metrics) -> str:
     return str(metrics["verdict"]).upper()
 
@@ -170,6 +176,7 @@ KINDS: dict[str, Kind] = {
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),
     "reward-parity": Kind(_rewards, payload="rewards.json", verdict_file="rewards.json"),
+    "vector-parity": Kind(_vectors, payload="vectors.json", verdict_file="vectors.json"),
     "ladder": Kind(_verdicts, payload="ladder.json"),
     "load-report": Kind(_verdict, payload=REPORT, verdict_file=REPORT, is_printed=True),
     "load-shard": Kind(_shard),

@@ -3,7 +3,10 @@ model are in tests/e2e/line/test_rewards.py."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,11 +15,13 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving import add_key, running_server
-from serving.config import ServingConfig
+from serving import add_key, prove_vectors, running_server
+from serving.config import ServedParityConfig, ServingConfig
 from serving.middleware.heartbeat import PROGRESS
 from serving.supervisor.process import RunningServer
-from tuneline.models.source import ModelSource
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.verdict import Verdict, read_verdict
+from tuneline.models.source import ModelSource, resolve_model
 
 TEXTS = ["I want a refund.", "프린터가 멈췄어요.", "one two three"]
 
@@ -82,6 +87,42 @@ def test_the_openai_client_gets_the_vectors_of_the_model(
         assert other.embedding == pytest.approx(one.embedding, abs=1e-6)
     assert floats.usage.total_tokens > 0
     assert tokens_of(server, "ops") - before == 3 * floats.usage.total_tokens
+
+
+def proof_endpoint(server: RunningServer, keys: dict[str, str]) -> Endpoint:
+    return Endpoint(server.endpoint.url, "tickets", keys["ops"])
+
+
+def test_the_served_vectors_are_proven(
+    server: RunningServer, keys: dict[str, str], base: ModelSource, tmp_path: Path
+) -> None:
+    endpoint = proof_endpoint(server, keys)
+    proof = prove_vectors(ServedParityConfig(), base, endpoint, tmp_path / "proof")
+    assert read_verdict(proof) is Verdict.PASS
+    report = json.loads((proof.path / "vectors.json").read_text())
+    assert report["num_texts"] == report["num_equal_token_counts"] == 13
+    assert report["dimensions"] == 128 and report["min_cosine"] > 0.999999
+    assert 0 < report["max_relative_difference"] < 1e-4
+
+
+def test_another_pooling_is_named(
+    server: RunningServer, keys: dict[str, str], base: ModelSource, tmp_path: Path
+) -> None:
+    """The server gives the normalized last state; this folder says the mean, not normalized."""
+    folder = tmp_path / "mean"
+    shutil.copytree(base.path, folder)
+    modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    proof = prove_vectors(
+        ServedParityConfig(), resolve_model(str(folder)), proof_endpoint(server, keys),
+        tmp_path / "proof",
+    )  # fmt: skip
+    assert read_verdict(proof) is Verdict.FAIL
+    assert proof.manifest.metrics["problems"][-1] == (
+        "the server gives lasttoken pooling, normalized; expected mean pooling, not normalized"
+    )
 
 
 def test_a_vector_counts_as_progress_of_the_engine(

@@ -229,6 +229,13 @@ def test_a_usage_error_is_json_too(arguments: tuple[str | Path, ...], message: s
     assert done.stderr.count("Possible options") <= 1
 
 
+def test_a_log_has_no_bars_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    monkeypatch.delenv("TQDM_DISABLE")
+    assert tuneline("--version").returncode == 0
+    assert os.environ["TQDM_DISABLE"] == "1"
+
+
 def test_a_bug_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def broken(**_: Any) -> None:
         raise ZeroDivisionError("a bug")

@@ -53,6 +53,13 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "PASS, scores within 0.0001 standard deviations, 11 of 12 pairs in one order",
     ),
+    "vector-parity": (
+        {
+            "verdict": "PASS", "num_texts": 13, "recipe": "mean pooling, normalized",
+            "min_cosine": 0.99999949,
+        },
+        "PASS, 13 texts, mean pooling, normalized, cosine at least 0.999999",
+    ),
     "parity": (
         {
             "verdict": "FAIL", "num_equal_answers": 3, "num_prompts": 4,

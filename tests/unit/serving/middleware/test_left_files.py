@@ -1,4 +1,4 @@
-"""What a container removes of the containers before it."""
+"""The files that a container removes at its start."""
 
 from __future__ import annotations
 

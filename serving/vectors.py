@@ -1,0 +1,283 @@
+"""Does a server give the vectors of the model in a folder? Through the network, by texts.
+
+transformers computes the vectors of the same texts in float32, with the pooling and the
+normalization that the folder states. If the server's vectors differ, the other ways to make a
+vector are tried, so that the verdict can name the fault.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.config import ServedParityConfig
+from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import ServerError
+from tuneline.core.openai_client import openai_client
+from tuneline.core.progress import progress
+from tuneline.models.source import ModelSource
+from tuneline.models.vectors import (
+    LOGITS,
+    POOLINGS,
+    Recipe,
+    States,
+    load_dense,
+    load_states,
+    read_recipe,
+    vector_of,
+)
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+KIND = "vector-parity"
+VECTORS_FILE = "vectors.json"
+MAX_DIFFERENCE = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest distance of two vectors, as a share of the length of the trained model's vector, by the
+number format of the arithmetic; docs/parity.md gives the measurements."""
+LONGEST_TOKENS = 512
+ROUTES = {True: ("classify", "pooling"), False: ("v1/embeddings", "pooling")}
+"""The routes that give a classifier's logits, and those that give vectors, the first one first."""
+
+TEXTS = (
+    "refund",
+    "I want a refund.",
+    "The printer prints blank pages, although the cartridge is new.",
+    "Reset my password, please! The link in your e-mail from 3:45 PM does not work.",
+    "프린터가 멈췄어요. 어떻게 해야 하나요?",
+    "Où est mon colis ? Il devait arriver hier à l'école.",
+    "Die Rechnung über 1.234,56 € ist falsch.",
+    "请问如何更改送货地址？",
+    "كيف يمكنني إلغاء الاشتراك؟",
+    "def total(rows):\n    return sum(row['price'] for row in rows)",
+    "WHERE IS MY ORDER #88231?",
+    "naïve café 🚀 ½ ﬁne",
+)
+SENTENCE = "The customer wrote again on Monday, and the support team answered within two hours. "
+"""Repeated, it is a text of many tokens: wrong positions show there."""
+
+
+def prove_vectors(
+    config: ServedParityConfig,
+    model: ModelSource,
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    dtype: str = "float32",
+) -> Artifact:
+    """Compare a server's vectors with those of the model in a folder.
+
+    Args:
+        model: The model folder that the server is to serve.
+        dtype: The number format that the server computes in: float32, float16 or bfloat16.
+
+    Returns:
+        An artifact of kind `vector-parity` with `vectors.json`; a failed verdict raises nothing.
+
+    Raises:
+        ArtifactError: The folder does not say how vectors are made, or cannot be loaded.
+        MissingError: The openai package is not installed.
+        ServerError: The server cannot be reached, or gives no vectors.
+    """
+    recipe = read_recipe(model.path)
+    states_of = load_states(model.path, recipe)
+    with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
+        longest = min(_longest(client, endpoint), recipe.max_tokens or LONGEST_TOKENS)
+        texts = _texts(lambda text: states_of(text, True).num_tokens, longest)
+        ask = _asking(client, endpoint, is_classifier=recipe.pooling == LOGITS)
+        found = _ask_all(ask, texts, config.concurrency)
+    dense = load_dense(model.path, recipe)
+    report = compare_vectors(
+        recipe, [states_of(text, True) for text in texts], found, dense, MAX_DIFFERENCE[dtype]
+    )
+    if report["verdict"] == "FAIL":
+        vectors = [vector for vector, _ in found]
+        for words, states, change in _other_ways(recipe, texts, states_of, dense):
+            ways = [change(one.states) for one in states]
+            if _largest(ways, vectors) <= report["limit"]:
+                report["problems"].append(f"the server gives {words}; expected {recipe.words}")
+                break
+    settings = {"model": endpoint.model, "dtype": dtype, "concurrency": config.concurrency}
+    with new_artifact(out, KIND, config=settings, inputs=[model.as_input("model")]) as draft:
+        (draft.dir / VECTORS_FILE).write_text(
+            json.dumps({**report, "texts": texts}, indent=2, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+        draft.metrics.update(report)
+    return open_artifact(out, kind=KIND)
+
+
+def _ask_all(
+    ask: Callable[[str], tuple[list[float], int]], texts: Sequence[str], concurrency: int
+) -> list[tuple[list[float], int]]:
+    """Return the server's vector of each text, with the number of tokens."""
+    found: list[tuple[list[float], int]] = []
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        with progress("served vectors", len(texts), "texts") as advance:
+            for one in pool.map(ask, texts):
+                found.append(one)
+                advance(len(found))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, ask no further texts
+    return found
+
+
+def compare_vectors(
+    recipe: Recipe,
+    expected: Sequence[States],
+    found: Sequence[tuple[Sequence[float], int]],
+    dense: Any,
+    limit: float,
+) -> dict[str, Any]:
+    """Return the figures of the vectors of several texts, the verdict, and why it is FAIL.
+
+    Args:
+        expected: The states of each text.
+        found: The server's vector of each text, and the number of tokens that it counted.
+    """
+    own = [vector_of(one.states, recipe, dense).tolist() for one in expected]
+    served = [vector for vector, _ in found]
+    counts = [(one.num_tokens, count) for one, (_, count) in zip(expected, found, strict=True)]
+    problems = []
+    if sizes := {len(vector) for vector in served} - {len(own[0])}:
+        problems.append(f"a vector has {min(sizes)} dimensions; expected {len(own[0])}")
+    if differ := [pair for pair in counts if pair[0] != pair[1]]:
+        own_count, count = differ[0]
+        problems.append(
+            f"the server counts other tokens in {len(differ)} of {len(counts)} texts: {count} in "
+            f"place of {own_count}"
+        )
+    pairs = [] if sizes else list(zip(own, served, strict=True))
+    largest = _largest(own, served)
+    if not largest <= limit:
+        problems.append(
+            f"vectors differ by up to {largest:.2g} of their length; at most {limit:g} is allowed"
+        )
+    return {
+        "num_texts": len(own),
+        "num_equal_token_counts": len(counts) - len(differ),
+        "dimensions": len(own[0]),
+        "recipe": recipe.words,
+        "min_cosine": min((_cosine(a, b) for a, b in pairs), default=None),
+        "max_difference": max((abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True)),
+                              default=None),
+        "max_relative_difference": largest if math.isfinite(largest) else None,
+        "limit": limit,
+        "problems": problems,
+        "verdict": "FAIL" if problems else "PASS",
+    }  # fmt: skip
+
+
+def _largest(expected: Sequence[Any], found: Sequence[Sequence[float]]) -> float:
+    """Return the largest distance of two vectors, as a share of the expected one's length."""
+    worst = 0.0
+    for own, served in zip(expected, found, strict=True):
+        own = [float(value) for value in own]
+        if len(own) != len(served) or not all(map(math.isfinite, served)):
+            return math.inf
+        worst = max(worst, math.dist(own, served) / (math.hypot(*own) or 1.0))
+    return worst
+
+
+def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    lengths = math.hypot(*a) * math.hypot(*b)
+    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
+
+
+def _other_ways(
+    recipe: Recipe, texts: Sequence[str], states_of: Callable[[str, bool], States], dense: Any
+) -> Iterator[tuple[str, list[States], Callable[[Any], Any]]]:
+    """Yield the wrong ways to make vectors: the words for each, the states, and the function."""
+    ways: list[tuple[str, Callable[[Any], Any]]] = []
+    if recipe.pooling == LOGITS:
+        import torch
+
+        ways = [
+            (recipe.words, lambda states: states[0]),
+            ("the softmax of the logits", lambda states: torch.softmax(states[0], -1)),
+            ("the sigmoid of the logits", lambda states: torch.sigmoid(states[0])),
+        ]
+    else:
+        for pooling in (recipe.pooling, *POOLINGS):
+            for is_normalized in (recipe.is_normalized, not recipe.is_normalized):
+                other = dataclasses.replace(recipe, pooling=pooling, is_normalized=is_normalized)
+                ways.append((other.words, _vectors_by(other, dense)))
+                if recipe.dense:
+                    bare = dataclasses.replace(other, dense=())
+                    ways.append((bare.words, _vectors_by(bare, lambda vector: vector)))
+    for special in (True, False):
+        states = [states_of(text, special) for text in texts]
+        tokens = "" if special else ", without the special tokens"
+        for words, change in ways:
+            yield words + tokens, states, change
+
+
+def _vectors_by(recipe: Recipe, dense: Any) -> Callable[[Any], Any]:
+    return lambda states: vector_of(states, recipe, dense)
+
+
+def _texts(count: Callable[[str], int], longest: int) -> list[str]:
+    """Return the texts that fit, and a text of many tokens."""
+    longest = min(longest, LONGEST_TOKENS)
+    repeats = max(1, longest * 3 // (4 * count(SENTENCE)))
+    return [text for text in (*TEXTS, SENTENCE * repeats) if count(text) <= longest]
+
+
+def _longest(client: OpenAI, endpoint: Endpoint) -> int:
+    """Return the number of tokens that the server takes."""
+    for entry in client.models.list().data:
+        if entry.id == endpoint.model:
+            return int(getattr(entry, "max_model_len", None) or LONGEST_TOKENS)
+    raise ServerError(
+        f"{endpoint.url}: does not serve {endpoint.model!r}",
+        hint=f"Try: curl {endpoint.url}/models   (the names that it serves)",
+    )
+
+
+def _asking(
+    client: OpenAI, endpoint: Endpoint, *, is_classifier: bool
+) -> Callable[[str], tuple[list[float], int]]:
+    """Return the function that asks for a text's vector, by the first route that the server has."""
+    import openai
+
+    root = endpoint.url.removesuffix("/v1")
+
+    def ask_at(route: str, text: str) -> tuple[list[float], int]:
+        body: dict[str, Any] = {"model": endpoint.model, "input": text, "encoding_format": "float"}
+        if is_classifier:
+            body = {"model": endpoint.model, "input": text, "use_activation": False}
+        answer: Any = client.post(f"{root}/{route}", cast_to=object, body=body)
+        return _read_answer(answer, f"{root}/{route}")
+
+    routes = ROUTES[is_classifier]
+    for route in routes:
+        try:
+            ask_at(route, TEXTS[0])
+        except openai.NotFoundError:
+            continue
+        return lambda text: ask_at(route, text)
+    opens = routes[0].removeprefix("v1/")
+    raise ServerError(
+        f"{endpoint.url}: has no route {' or '.join(f'/{one}' for one in routes)}; expected a "
+        "server of vectors",
+        hint=f"Try: tuneline serve DIR --set 'serving.routes=[{opens}]'   (a server of text is "
+        "proven with a reference artifact as --reference)",
+    )
+
+
+def _read_answer(answer: Any, url: str) -> tuple[list[float], int]:
+    """Return the vector in an answer of any route, and the number of tokens."""
+    try:
+        (entry,) = answer["data"]
+        values = next(entry[key] for key in ("embedding", "data", "probs") if key in entry)
+        return [float(value) for value in values], int(answer["usage"]["prompt_tokens"])
+    except (KeyError, TypeError, ValueError, StopIteration):
+        shown = json.dumps(answer, default=str)[:200]
+        raise ServerError(f"{url}: gives no vector: {shown}") from None
