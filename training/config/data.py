@@ -23,6 +23,8 @@ ShapeName = Literal[
     "swift-preference",
     "gemini",
     "openai-preference",
+    "compared",
+    "arena",
     "label",
     "prompt",
     "text",

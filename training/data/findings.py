@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.data.checks.report import describe_example, describe_result
+from training.data.checks.report import advice_of, describe_example, describe_result
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import NotAnArtifactError
 
@@ -19,6 +19,7 @@ class DataFinding:
         num_rows: The rows with findings.
         what: The rows and what happened to them, in words.
         example: The first row, with file, line, column and kind.
+        advice: What to type to change or drop the rows; empty if the check does it.
     """
 
     check: str
@@ -26,6 +27,7 @@ class DataFinding:
     num_rows: int
     what: str
     example: str
+    advice: str
 
 
 def data_findings(dataset: Artifact) -> list[DataFinding]:
@@ -42,6 +44,7 @@ def data_findings(dataset: Artifact) -> list[DataFinding]:
                 num_rows=result["num_rows"],
                 what=describe_result(result),
                 example=describe_example(result["examples"][0]),
+                advice=advice_of(result["check"]) if result["action"] == "warn" else "",
             )
             for result in dataset.manifest.metrics["checks"]
             if result["num_rows"]

@@ -99,7 +99,7 @@ def stream_rows(
             "Mend these rows, or drop and count them: data.bad_rows: drop in run.yaml, or "
             "--drop-bad-rows of init, data check and data convert."
         )
-        raise DataError(problems, hint=f"{hint} {drop}" if hint else drop)
+        raise DataError(problems, hint=f"{hint}\n  {drop}" if hint else drop)
     for problem in problems:
         logger.warning("  dropped: %s", problem)
 

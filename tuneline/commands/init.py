@@ -72,20 +72,16 @@ def init(
     options |= {"config": configuration, "revision": revision}
     options |= {"bad_rows": "drop"} if drop_bad_rows else {}
     facts = write_first_run(file, model, written_name, out, options)
-    emit(
-        {
-            "path": str(out),
-            "num_rows": facts.counts.num_kept,
-            "kind": facts.kind,
-            "longest_row_tokens": facts.longest,
-        },
-        [
-            f"{facts.counts.num_kept:,} rows of kind {facts.kind}; the longest has "
-            f"{facts.longest:,} tokens",
-            *done,
-        ],
-        as_json,
-    )
+    left = [f"not trained on: {', '.join(facts.other_columns)}"] if facts.other_columns else []
+    document = {
+        "path": str(out),
+        "num_rows": facts.counts.num_kept,
+        "kind": facts.kind,
+        "longest_row_tokens": facts.longest,
+        "columns_not_trained_on": list(facts.other_columns),
+    }
+    found = f"{facts.counts.num_kept:,} rows of kind {facts.kind}"
+    emit(document, [f"{found}; the longest has {facts.longest:,} tokens", *left, *done], as_json)
 
 
 def _take_over(source: Path, out: Path, done: list[str], as_json: bool) -> None:

@@ -41,6 +41,7 @@ def check(
         lines += [
             f"{finding.action:4}  {finding.check}: {finding.what}",
             f"      {finding.example}",
+            *([f"      {finding.advice}"] if finding.advice else []),
         ]
     lines += [f"warn  {warning}" for warning in checked.warnings]
     findings = [asdict(finding) for finding in checked.findings]

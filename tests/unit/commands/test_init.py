@@ -68,7 +68,9 @@ def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
     """Answers are short, so the server takes fewer tokens than a load test asks for by default."""
     rows = [{"prompt": f"Say {n}.", "completion": f"yes {n}", "context": "x"} for n in range(60)]
     _rows(tmp_path / "rows.jsonl", *rows)
-    assert _init(tmp_path, "--data", "rows.jsonl", "--base", "tiny-base").returncode == 0
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "tiny-base")
+    assert done.returncode == 0
+    assert "not trained on: context" in done.stdout
     assert "Not trained on: the columns context." in (tmp_path / "run.yaml").read_text()
     run = load_run(tmp_path / "run.yaml", runs_dir=tmp_path / "runs")
     assert run.config.serving.max_model_len is not None

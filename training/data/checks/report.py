@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from training.data.checks.labels import label_counts
 from training.data.checks.run import Checked, Result
+from training.data.checks.table import CHECKS
 
 LANGUAGE_NAMES_SHOWN = 12
 EXAMPLES_SHOWN = 3
@@ -88,6 +89,8 @@ def describe_checks(report: dict[str, Any]) -> list[str]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in check["kinds"].items())
             lines += ["", f"{check['check']}: {check['title']} ({kinds})"]
             lines += [f"  {describe_example(e)}" for e in check["examples"][:EXAMPLES_SHOWN]]
+            if check["action"] == "warn":
+                lines.append(f"  {advice_of(check['check'])}")
     if report["languages"]:
         shown = list(report["languages"].items())[:LANGUAGE_NAMES_SHOWN]
         lines += ["", "languages: " + ", ".join(f"{name} {count:,}" for name, count in shown)]
@@ -97,6 +100,11 @@ def describe_checks(report: dict[str, Any]) -> list[str]:
         shown_labels = [f"{entry['label']} {entry['num_rows']:,}" for entry in report["labels"]]
         lines += ["", "labels: " + ", ".join(shown_labels[:LANGUAGE_NAMES_SHOWN])]
     return lines
+
+
+def advice_of(check: str) -> str:
+    """Return how to go on after findings of a check that keeps the rows."""
+    return next(known.advice for known in CHECKS if known.name == check)
 
 
 def describe_example(example: dict[str, Any]) -> str:

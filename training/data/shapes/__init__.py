@@ -15,6 +15,7 @@ from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes.advice import advise, name_columns
 from training.data.shapes.alpaca import read_alpaca
+from training.data.shapes.compared import read_arena, read_compared
 from training.data.shapes.conversation import read_messages, read_sharegpt
 from training.data.shapes.fields import check_fields, unpack_dataset, with_label
 from training.data.shapes.gemini import read_gemini
@@ -61,6 +62,8 @@ SHAPES = {
     "openai-preference": Shape(
         ("input", "preferred_output", "non_preferred_output"), (), read_openai_pairs
     ),
+    "compared": Shape(("prompt", "response_a", "response_b", "winner"), _CHAT, read_compared),
+    "arena": Shape(("conversation_a", "conversation_b", "winner"), (), read_arena),
     "label": Shape(("prompt", "completion", "label"), _REASONED, read_labelled),
     "prompt": Shape(("prompt",), _CHAT, read_prompt),
     "text": Shape(("text",), (), read_text),
@@ -69,7 +72,7 @@ SINGLE = ("prompt", "text")
 """Shapes of one column that other shapes may have as an extra one; the first wins."""
 ANSWERS = (
     "completion", "chosen", "rejected", "output", "response", "completions", "responses",
-    "response.responses",
+    "response.responses", "response_a", "response_b",
 )  # fmt: skip
 """Columns that no row of a single column has, unless `data.shape` says so."""
 NEAR = 0.83
@@ -221,4 +224,6 @@ def _misspelt(columns: tuple[str, ...], shape: str, cutoff: float) -> list[str]:
 
 
 def _near(name: str, known: Sequence[str], cutoff: float = NEAR) -> list[str]:
-    return difflib.get_close_matches(name.casefold(), known, n=1, cutoff=cutoff)
+    # `response` is not a misspelling of `response_a`.
+    sided = [one for one in known if name[-2:-1] == "_" or not one.endswith(("_a", "_b"))]
+    return difflib.get_close_matches(name.casefold(), sided, n=1, cutoff=cutoff)

@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 
 QUESTIONS = (
     "prompt", "question", "query", "instruction", "problem", "input", "input_text", "user", "text",
+    "질문", "문의내용", "문의", "입력", "내용", "본문", "質問", "問い合わせ内容", "入力", "问题",
+    "输入",
 )  # fmt: skip
 ANSWERS = (
     "completion", "response", "answer", "output", "output_text", "assistant", "solution", "label",
+    "답변내용", "답변", "응답", "정답", "출력", "回答", "返信", "出力", "答案", "输出", "분류",
+    "카테고리",
 )  # fmt: skip
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 OTHER_NAMES = {
@@ -23,6 +27,12 @@ OTHER_NAMES = {
 }  # fmt: skip
 """Names that files give to our columns; the first that a file has is meant."""
 EXPORTS = {
+    ("mapping", "current_node"): (
+        "ChatGPT's export: a tree of messages. Write each conversation as messages: jq -c '.[] | "
+        '{messages: [.mapping[] | .message | select(. != null and (.content.parts[0] // "") != "" '
+        'and (.author.role | IN("user", "assistant"))) | {role: .author.role, content: '
+        ".content.parts[0]}]}' FILE > NEW.jsonl"
+    ),
     ("data", "annotations"): (
         "Label Studio's full export. Export it as JSON-MIN or CSV, or name the places: --column "
         "prompt=data.text --column completion=annotations.0.result.0.value.choices.0"
@@ -82,7 +92,7 @@ def name_columns(names: Mapping[str, str]) -> str:
 
 
 def _meant(columns: Sequence[str], ours: str) -> str | None:
-    by_name = {column.casefold(): column for column in columns}
+    by_name = {column.casefold().replace(" ", ""): column for column in columns}
     return next((by_name[n] for n in OTHER_NAMES.get(ours, ()) if n in by_name), None)
 
 

@@ -8,9 +8,12 @@ from typing import Any
 from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes.calls import read_tools
-from training.data.shapes.turns import Conversation, read_conversation
+from training.data.shapes.turns import Conversation, in_each_row, read_conversation
 from training.data.shapes.values import check_text, joined_text
 from tuneline.core.messages import Message
+
+ANSWERED = 'until(length == 0 or (.[-1] | .role // .from | IN("assistant", "gpt")); .[:-1])'
+"""jq's filter from a list of messages to those up to its last answer."""
 
 
 def read_messages(row: Mapping[str, Any]) -> Row:
@@ -43,7 +46,9 @@ def as_row(conversation: Conversation, row: Mapping[str, Any], where: str) -> Ro
         roles = ", ".join(message["role"] for message in messages[-8:])
         raise RowProblem(
             f"{where}: roles are {roles}; expected an optional system message, then user and "
-            "assistant in turn, the assistant last"
+            "assistant in turn, the assistant last",
+            hint="To leave out what follows the last answer: "
+            + in_each_row(where, ANSWERED).removeprefix("Try: "),
         )
     trained = [
         index

@@ -39,6 +39,11 @@ NOTES = (
     "turn_identifier", "status",
 )  # fmt: skip
 """Notes of a log about a message; no chat template reads them, so they are left out."""
+SPEAKERS = ("speaker", "sender", "author", "participant", "user", "who", "type")
+TEXTS = ("text", "message", "utterance", "body", "msg")
+"""Names that exports of chats give to role and content; they are named in a hint."""
+ANSWERERS = ("agent", "operator", "support", "advisor", "representative", "staff", "상담사")
+"""Names of speakers that answer; a hint takes others for the user."""
 KNOWN = {
     "role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id",
     "refusal", *REASONING, *UNTRAINED, *NOTES,
@@ -137,12 +142,15 @@ def _read_message(turn: Any, where: str) -> tuple[Message, bool]:
         found = ", ".join(unknown or turn) or "nothing"
         raise RowProblem(
             f"{where}: expected role and content, found {found}",
-            hint=_without(unknown[0], where) if unknown and named is not None else None,
+            hint=_renamed(turn, where) if named is None else _without(unknown[0], where),
         )
     role = ROLES.get(named) if isinstance(named, str) else None
     if role is None:
-        named = given.get("role", given.get("from"))
-        raise RowProblem(f"{where}: role {named!r}; expected system, user, assistant or tool")
+        key = "from" if given.get("role") is None else "role"
+        raise RowProblem(
+            f"{where}: role {given[key]!r}; expected system, user, assistant or tool",
+            hint=_with_role(key, given[key], where),
+        )
     content = given.get("content", given.get("value"))
     message: Message = {"role": role}
     if role == "assistant":
@@ -187,11 +195,40 @@ def _assistant_parts(named: str, given: Mapping[str, Any], content: Any, where: 
     return parts
 
 
-def _without(key: str, where: str) -> str:
-    """Return what to type to leave a key of every message out."""
+def in_each_row(where: str, change: str) -> str:
+    """Return the command that changes the list of messages of every row of a JSON file."""
+    rows = '(if type == "array" then .[] else . end)'
+    return f"Try: jq -c '{rows} | .{where.partition('[')[0]} |= {change}' FILE > NEW.jsonl"
+
+
+def _renamed(turn: Mapping[str, Any], where: str) -> str | None:
+    """Return what to type to give role and content their names; None if no key is known."""
+    role = next((key for key in SPEAKERS if key in turn), None)
+    content = next((key for key in ("content", *TEXTS) if key in turn), None)
+    if role is None or content is None:
+        return None
+    speaker = f"{role}.role" if isinstance(turn[role], dict) else role
+    text = f"{content}.parts[0]" if isinstance(turn[content], dict) else content
+    return in_each_row(where, f"map({{role: .{speaker}, content: .{text}}})")
+
+
+def _with_role(key: str, named: Any, where: str) -> str | None:
+    """Return what to type to give a speaker a role; None for a name that a shell could read."""
+    if not isinstance(named, str) or not re.fullmatch(r"\w+", named):
+        return None
+    role = "assistant" if named.casefold() in ANSWERERS else "user"
+    return in_each_row(where, f'map(if .{key} == "{named}" then .{key} = "{role}" else . end)')
+
+
+def _without(key: str, where: str) -> str | None:
+    """Return what to type to leave a key of every message out; None for a key that a shell could
+    read."""
+    if not re.fullmatch(r"\w+", key):
+        return None
     column = where.partition("[")[0]
     return (
-        f"If {key} does not belong to the conversation: jq -c 'del(.{column}[].{key})' FILE > NEW"
+        f"If {key} does not belong to the conversation: jq -c 'del(.{column}[].{key})' FILE > "
+        "NEW.jsonl"
     )
 
 

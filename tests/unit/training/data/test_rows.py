@@ -165,6 +165,29 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, problem: str) -> None
             {"messages": [{"role": "user", "content": "a", "mood": "b"}]},
             "jq -c 'del(.messages[].mood)'",
         ),
+        (
+            {"messages": [{"author": {"role": "user"}, "content": {"parts": ["a"]}}]},
+            ".messages |= map({role: .author.role, content: .content.parts[0]})' FILE > NEW.jsonl",
+        ),
+        (
+            {"conversations": [{"from": "Agent", "value": "a"}]},
+            '.conversations |= map(if .from == "Agent" then .from = "assistant" else . end)',
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b"},
+                    {"role": "user", "content": "c"},
+                ]
+            },
+            "To leave out what follows the last answer: jq -c",
+        ),
+        (
+            {"문의 내용": "a", "답변": "b"},
+            """--column 'prompt=문의 내용' --column 'completion=답변'""",
+        ),
+        ({"mapping": {}, "current_node": "a", "title": "b"}, "ChatGPT's export: a tree of"),
         ({"instruction": "a", "output": 5}, 'Write numbers as text, such as "42"'),
         (b'{"instruction": "a", }', "Mend these rows, or drop and count them: data.bad_rows: drop"),
     ],
@@ -176,6 +199,18 @@ def test_a_refusal_of_rows_says_what_to_do(tmp_path: Path, line: object, hint: s
     with pytest.raises(DataError) as caught:  # no row is left to train on
         read_rows(_file(tmp_path, line))
     assert "bad_rows" not in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"role": "x'; rm y; '", "content": "a"}, {"role": "user", "content": "a", "x'; rm y; '": 1}],
+)
+def test_a_command_to_type_has_no_text_of_the_file_that_a_shell_reads(
+    tmp_path: Path, message: dict[str, str]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_rows(_file(tmp_path, GOOD, {"messages": [message]}))
+    assert "rm y" not in (caught.value.hint or "")
 
 
 def test_a_column_that_data_columns_names_wrongly_is_changed_there(tmp_path: Path) -> None:

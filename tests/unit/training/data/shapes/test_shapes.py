@@ -250,6 +250,10 @@ READ: list[tuple[dict[str, Any], Row]] = [
      Row((Q,), (A,), (NO,))),
     ({"input": {"messages": [Q], "tools": [TOOL]}, "preferred_output": [A],
       "non_preferred_output": [NO]}, Row((Q,), (A,), (NO,), tools=(TOOL,))),
+    ({"prompt": "Is it on?", "response_a": "No.", "response_b": "Yes.", "winner": "B"},
+     Row((Q,), (A,), (NO,))),
+    ({"conversation_a": [Q, A], "conversation_b": [Q, NO], "winner": "model_a", "turn": 1},
+     Row((Q,), (A,), (NO,), fields={"turn": 1})),
     # Unpaired, with a label.
     ({"prompt": "Is it on?", "completion": "Yes.", "label": True}, Row((Q,), (A,), label=True)),
     ({"prompt": [Q], "completion": [NO], "label": "FALSE"}, Row((Q,), (NO,), label=False)),
@@ -329,6 +333,11 @@ REFUSED = [
      "field 'chosen': after the prompt come assistant, user, assistant; expected one answer"),
     ({"prompt": "a", "chosen": "b"}, "missing field 'rejected'"),
     ({"prompt": "a", "completion": None}, "field 'completion': expected text, found null"),
+    ({"prompt": "a", "response_a": "b", "response_b": "c", "winner": "tie (bothbad)"},
+     "field 'winner': 'tie (bothbad)': no answer is better"),
+    ({"prompt": "a", "response_a": "b", "response_b": "c", "winner": 1},
+     "field 'winner': 1: expected a, b, model_a, model_b or tie"),
+    ({"prompt": "a", "response_a": "b", "response_b": "c"}, "missing field 'winner'"),
     ({"input": "a", "preferred_output": [A], "non_preferred_output": [NO]},
      "field 'input': expected an object with messages"),
 ]  # fmt: skip
