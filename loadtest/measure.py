@@ -22,7 +22,7 @@ from loadtest.judging.gpu_energy import Meter, energy_meter
 from loadtest.judging.samples import INTERVAL_S, JUDGED_INTERVAL_S, Samples, sampled
 from loadtest.judging.server_metrics import Scrape, deltas, reconcile, scrape, settled_scrape
 from loadtest.judging.statistics import Statistics
-from loadtest.judging.validity import unique_warnings
+from loadtest.judging.validity import left_out_warnings, unique_warnings
 from loadtest.judging.verdict import Evidence, judge
 from loadtest.report.answer_schema import AnswerFigures, Endings
 from loadtest.report.build import Result
@@ -210,6 +210,8 @@ def judged(
     if config.workload.unique_prompts and plan.sessions is None:
         said = unique_warnings(stats.num_offered + stats.num_warmup, len(plan.body_of))
         judgement = replace(judgement, warnings=judgement.warnings + said)
+    said = left_out_warnings(workload.left_out)
+    judgement = replace(judgement, warnings=judgement.warnings + said)
     return Result(
         scenario=scenario,
         records=figures.records,

@@ -6,6 +6,8 @@ of the answers, which contradict themselves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from loadtest.config import SLO, LoadTestConfig
 from loadtest.judging.statistics import Statistics
 from loadtest.report.schema import Calibration, Client
@@ -22,6 +24,8 @@ MAX_RESENT_SHARE = 0.05
 MAX_WAITED_SHARE = 0.01
 MAX_STEAL_SHARE = 0.1
 MAX_THROTTLED_SHARE = 0.01
+MAX_REASONS = 5
+"""Reasons for entries that were not sent that a warning names."""
 
 
 def lag_budget_s(config: LoadTestConfig, slo: SLO, e2e_p50_s: float | None = None) -> float:
@@ -210,6 +214,18 @@ def unique_warnings(num_requests: int, num_prompts: int) -> list[str]:
         f"unique_prompts made {num_prompts} prompts for {num_requests} requests: the later ones "
         "repeat earlier prompts, and a prefix cache may answer them"
     ]
+
+
+def left_out_warnings(left_out: Mapping[str, int]) -> list[str]:
+    """Return how many entries of the workload's file were not sent, by reason."""
+    if not left_out:
+        return []
+    reasons = [f"{count} x {reason}" for reason, count in left_out.items()]
+    if len(reasons) > MAX_REASONS:
+        num_others = sum(list(left_out.values())[MAX_REASONS:])
+        reasons[MAX_REASONS:] = [f"{num_others} x other reasons"]
+    total = sum(left_out.values())
+    return [f"{total} entries of the workload's file were not sent: {'; '.join(reasons)}"]
 
 
 def hit_rate_problems(declared: float, found: float | None) -> list[str]:

@@ -59,6 +59,8 @@ class Workload:
     images: list[tuple[int, int]] = field(default_factory=list)
     """Of each body, the number of its images and the bytes of their URLs; with sessions, those of
     the history count. Empty without images."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Why entries of the file are not sent, and how many of each reason."""
 
 
 def build_workload(
@@ -95,7 +97,8 @@ def build_workload(
     """
     workload = config.workload
     rng = np.random.default_rng([seed, 1])
-    content = SOURCES[workload.source](Wanted(workload, given, rng, num_requests))
+    wanted = Wanted(workload, given, rng, num_requests)
+    content = SOURCES[workload.source](wanted)
     if not content.prompts:
         raise ConfigError("the load test has no prompts; expected at least one")
     found = _ordered(content, workload.multi_turn, rng)
@@ -159,6 +162,7 @@ def build_workload(
         body_of=body_of,
         num_unchecked=num_unchecked,
         images=images,
+        left_out=dict(wanted.left_out.most_common()),
     )
 
 

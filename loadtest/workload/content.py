@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Wanted:
     rng: np.random.Generator
     num_requests: int | None
     """How many requests the scenario sends, if that is known."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Filled by a reader: why entries of the file are not sent, and how many of each reason."""
 
 
 Source = Callable[[Wanted], Content]

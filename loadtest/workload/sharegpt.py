@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ ROLES = {
 
 def read(wanted: Wanted) -> Content:
     """Return the file's conversations, or their turns."""
-    found = conversations(sharegpt(wanted.workload), wanted.workload.multi_turn)
+    found = conversations(sharegpt(wanted.workload, wanted.left_out), wanted.workload.multi_turn)
     return Content(prompts_of(found))
 
 
-def sharegpt(workload: WorkloadConfig) -> list[Messages]:
+def sharegpt(workload: WorkloadConfig, left_out: Counter[str]) -> list[Messages]:
     """Read a ShareGPT file: a JSON list of `{"conversations": [{"from", "value"}]}`, or an entry
-    per line. A turn of another speaker, such as a tool, ends its conversation.
+    per line. A turn of another speaker, such as a tool, ends its conversation. `left_out` counts
+    the entries without a human turn.
 
     Raises:
         DataError: The file has another form, or holds no human turn.
@@ -67,6 +69,8 @@ def sharegpt(workload: WorkloadConfig) -> list[Messages]:
             messages = messages[: first + 1]
         if messages:
             found.append(messages)
+        else:
+            left_out["the conversation has no turn of the user"] += 1
     if not found:
         raise DataError(f"{path}: holds no human turn")
     return found

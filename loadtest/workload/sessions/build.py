@@ -73,7 +73,8 @@ def build_sessions(
     workload, sessions = config.workload, config.workload.sessions
     assert sessions is not None  # noqa: S101 (the caller asks for sessions)
     rng = np.random.default_rng([seed, 1])
-    found, is_trace = _read(config, given, rng, num_sessions)
+    wanted = Wanted(workload, given, rng, num_sessions)
+    found, is_trace = _read(wanted, sessions)
     without_images = [turn.added for one in found for turn in one.turns]
     if isinstance(found[0].turns[0].added[0], dict):
         images_seed = None if workload.unique_prompts else seed
@@ -162,31 +163,25 @@ def build_sessions(
         sessions=plan,
         num_unchecked=None if checks is None else num_unchecked,
         images=[counts for one in found for counts in _images(one)] if is_chat else [],
+        left_out=dict(wanted.left_out.most_common()),
     )
 
 
-def _read(
-    config: LoadTestConfig,
-    given: Sequence[ChatPrompt],
-    rng: np.random.Generator,
-    num_sessions: int | None,
-) -> tuple[list[Conversation], bool]:
+def _read(wanted: Wanted, sessions: SessionsConfig) -> tuple[list[Conversation], bool]:
     """Return the conversations in the order of their sessions, and whether the file has times.
 
     Raises:
         ConfigError: There are no conversations.
         DataError: A workload file cannot be used.
     """
-    workload, sessions = config.workload, config.workload.sessions
-    assert sessions is not None  # noqa: S101 (the caller asks for sessions)
-    found = READERS[workload.source](Wanted(workload, given, rng, num_sessions))
+    found = READERS[wanted.workload.source](wanted)
     found = [cut_turns(one, sessions.max_turns) for one in found if one.turns]
     if not found:
         raise ConfigError("the load test has no conversations; expected at least one")
     is_trace = all(one.start_s is not None for one in found)
     if is_trace:
         return sorted(found, key=lambda one: one.start_s or 0.0), True
-    return [found[place] for place in rng.permutation(len(found))], False
+    return [found[place] for place in wanted.rng.permutation(len(found))], False
 
 
 def _with_images(

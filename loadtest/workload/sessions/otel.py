@@ -49,10 +49,10 @@ def read(wanted: Wanted) -> list[Conversation]:
     """Read a file of OTLP JSON: one document, or one per line as the collector's exporter writes.
 
     A delay is the time from the end of the spans that a span waits for to its start, and not below
-    zero.
+    zero. A span of a chat that no request can repeat is left out, and `wanted.left_out` counts it.
 
     Raises:
-        DataError: The file is not OTLP JSON, or no span holds messages.
+        DataError: The file is not OTLP JSON, no span holds messages, or no request can repeat any.
     """
     path = file_of(wanted.workload)
     spans, problems = [], []
@@ -61,11 +61,13 @@ def read(wanted: Wanted) -> list[Conversation]:
             try:
                 one = _chat(span)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                problems.append(f"{path}: {place}, span {number}: {type(error).__name__}: {error}")
+                reason = _reason(error)
+                problems.append(f"{path}: {place}, span {number}: {reason}")
+                wanted.left_out[reason] += 1
                 continue
             if one is not None:
                 spans.append(one)
-    if problems:
+    if problems and not spans:
         raise DataError(problems[:MAX_PROBLEMS])
     if not spans:
         raise DataError(
@@ -80,6 +82,15 @@ def read(wanted: Wanted) -> list[Conversation]:
     for span in sorted(spans, key=lambda span: span.start_s):
         by_key.setdefault(span.key, []).append(span)
     return [_conversation(one, first_s) for one in by_key.values()]
+
+
+def _reason(error: Exception) -> str:
+    """Return why no request can repeat a span."""
+    if isinstance(error, KeyError):
+        return f"the span or a part of it has no {error}"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"the span is not OTLP JSON: {error}"
 
 
 def _documents(path: Path) -> list[tuple[str, Any]]:
@@ -170,7 +181,10 @@ def _value(value: dict[str, Any] | None) -> Any:
 def _list(value: Any) -> list[Any] | None:
     """Return a list that an attribute holds as such or as JSON; None without one."""
     if isinstance(value, str):
-        value = json.loads(value)
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("an attribute that holds messages or tools is not JSON") from None
     return value if isinstance(value, list) else None
 
 

@@ -10,4 +10,5 @@ from loadtest.workload.sessions.conversation import Conversation, turns_of
 def read(wanted: Wanted) -> list[Conversation]:
     """Return the file's conversations, with the recorded answers."""
     workload = wanted.workload.model_copy(update={"multi_turn": True})
-    return [Conversation(turns_of(messages)) for messages in sharegpt.sharegpt(workload)]
+    found = sharegpt.sharegpt(workload, wanted.left_out)
+    return [Conversation(turns_of(messages)) for messages in found]

@@ -7,6 +7,7 @@ import pytest
 from loadtest.config import SLO, LoadTestConfig
 from loadtest.judging.latency import distribution, share_of
 from loadtest.judging.statistics import Statistics
+from loadtest.judging.validity import left_out_warnings
 from loadtest.judging.verdict import Evidence, Judgement, judge, worst
 from loadtest.percentiles import percentile_of
 from loadtest.report.answer_schema import Endings
@@ -149,6 +150,14 @@ def test_infinite_latency_fails_whatever_the_number() -> None:
     stats = replace(stats, latencies={**stats.latencies, "ttft_s": values})
     found = verdict(stats, ttft_s={"p90": 1.0}, max_error_rate=0.5)
     assert found.verdict == "FAIL"
+
+
+def test_a_warning_counts_the_entries_that_were_not_sent_by_reason() -> None:
+    assert left_out_warnings({}) == []
+    (few,) = left_out_warnings({"it is late": 2, "it is odd": 1})
+    assert few == ("3 entries of the workload's file were not sent: 2 x it is late; 1 x it is odd")
+    (many,) = left_out_warnings({f"reason {number}": 9 - number for number in range(7)})
+    assert many.startswith("42 entries") and many.endswith("5 x reason 4; 7 x other reasons")
 
 
 def test_the_error_rate_counts_failed_and_unfinished() -> None:

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_a_file_that_is_not_sharegpt_is_refused(text: str, problem: str, tmp_pat
     path = tmp_path / "x.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=problem):
-        sharegpt(config(source="sharegpt", path=str(path)).workload)
+        sharegpt(config(source="sharegpt", path=str(path)).workload, Counter())
 
 
 @pytest.mark.parametrize(
@@ -236,10 +237,26 @@ def test_a_conversation_has_every_speaker_up_to_a_stranger(
     who = ("Human", "chatgpt", "user", "bard", "human", "observation", "human")
     turns = [{"from": name, "value": name} for name in who]
     path.write_text(written.format(json.dumps({"conversations": turns})), encoding="utf-8")
-    found = sharegpt(config(source="sharegpt", path=str(path), multi_turn=True).workload)
+    left_out: Counter[str] = Counter()
+    found = sharegpt(config(source="sharegpt", path=str(path), multi_turn=True).workload, left_out)
     assert len(found) == count
     roles = [message["role"] for message in found[0]]
     assert roles == ["user", "assistant", "user", "assistant", "user"]
+    assert not left_out
+
+
+def test_sharegpt_entries_without_a_human_turn_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    said = [[("human", "q")], [("gpt", "a")], [("tool", "t"), ("human", "q")], []]
+    entries = [
+        {"conversations": [{"from": who, "value": text} for who, text in one]} for one in said
+    ]
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    found = build_workload(
+        config(source="sharegpt", path=str(path)), "m", [], seed=0, num_requests=None
+    )
+    assert len(found.bodies) == 1
+    assert found.left_out == {"the conversation has no turn of the user": 3}
 
 
 def test_prompts_keep_their_tools_and_say_what_is_wrong(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from loadtest.client.prepare import make_plan, plan_digest
 from loadtest.config import LoadTestConfig
 from loadtest.judging.sessions import prefix_reuse
 from loadtest.workload.content import Wanted
+from loadtest.workload.sessions.build import build_sessions
 from loadtest.workload.sessions.conversation import (
     Conversation,
     Turn,
@@ -589,8 +590,32 @@ PAGE = {"type": "blob", "modality": "image", "mime_type": "text/html", "content"
 def test_otel_messages_that_cannot_be_sent_are_named(
     tmp_path: Path, message: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(DataError, match=f"span 1: ValueError: {expected}"):
+    with pytest.raises(DataError, match=f"span 1: {expected}"):
         read("otel", otlp(otel_span(0, 1, [message])), tmp_path)
+
+
+def test_otel_spans_that_no_request_can_repeat_are_left_out_by_reason(tmp_path: Path) -> None:
+    first = [asks("q1")]
+    # The span in the middle is missing, so the last turn brings its question, too.
+    last = [*first, said_by("a1"), asks("q2"), said_by("a2"), asks("q3")]
+    spans = [
+        otel_span(0, 1, first, "a1"),
+        otel_span(2, 3, [*first, said_by("a1"), {"role": "bot", "parts": []}], "a2"),
+        otel_span(4, 5, last, "a3"),
+        otel_span(6, 7, [asks("x"), said_by("a")], key="c2"),
+        otel_span(8, 9, [asks("x"), said_by("a")], key="c3"),
+        otel_span(8, 9, [{"role": "user"}], key="c4"),
+    ]
+    path = tmp_path / "trace"
+    path.write_text(otlp(*spans), encoding="utf-8")
+    configuration = config(workload={"source": "otel", "path": str(path), "sessions": {}})
+    workload = build_sessions(configuration, "m", [], seed=0, num_sessions=None)
+    assert workload.left_out == {
+        "the input ends with neither a user nor a tool": 2,
+        "role is 'bot'; expected system, developer, user, assistant, tool": 1,
+        "the span or a part of it has no 'parts'": 1,
+    }
+    assert len(workload.bodies) == 2 and '"q2"' in workload.bodies[1]
 
 
 def test_otel_tool_definitions_are_the_tools_of_the_conversation(tmp_path: Path) -> None:
@@ -611,7 +636,7 @@ def test_otel_tool_definitions_are_the_tools_of_the_conversation(tmp_path: Path)
         '"tool_choice": "none"' in plan.sessions.closes[1] and "weather" in plan.sessions.closes[1]
     )
     first["attributes"][-1]["value"] = {"stringValue": '[{"type": "function"}]'}
-    with pytest.raises(DataError, match=r"span 1: ValueError: gen_ai\.tool\.definitions: tool 1"):
+    with pytest.raises(DataError, match=r"span 1: gen_ai\.tool\.definitions: tool 1"):
         read("otel", otlp(first), tmp_path)
 
 
@@ -651,12 +676,12 @@ BAD = {
     "otel": [
         ("{", "line 1: not valid JSON"),
         ("{}", "no span has gen_ai.input.messages"),
-        (otlp(otel_span(2, 1, [asks("x")])), "span 1: ValueError: the span ends before it starts"),
+        (otlp(otel_span(2, 1, [asks("x")])), "span 1: the span ends before it starts"),
         (otlp(otel_span(1, 2, [{"role": "assistant", "parts": [part("x")]}])), "neither a user"),
-        (otlp(5), "span 1: AttributeError"),
-        (otlp({**otel_span(1, 2, [asks("x")]), "startTimeUnixNano": "soon"}), "ValueError"),
+        (otlp(5), "span 1: the span is not OTLP JSON"),
+        (otlp({**otel_span(1, 2, [asks("x")]), "startTimeUnixNano": "soon"}), "invalid literal"),
         (otlp(otel_span(1, 2, [asks("x")]))[:-5], "not valid JSON"),
-        (otlp(otel_span(1, 2, [{"role": "user"}])), "KeyError: 'parts'"),
+        (otlp(otel_span(1, 2, [{"role": "user"}])), "a part of it has no 'parts'"),
         (otlp(otel_span(1, 2, called(arguments="\ud800"))), "half of a surrogate pair"),
         (otlp(otel_span(1, 2, called(name="\udc00"))), "half of a surrogate pair"),
         (otlp(otel_span(1, 2, called(id="\ud800"))), "half of a surrogate pair"),
