@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from loadtest.config import LoadTestConfig
-from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from loadtest.config import LoadTestConfig
+    from tuneline.core.endpoint import Endpoint
 
 
 def with_headers(config: LoadTestConfig, endpoint: Endpoint) -> Endpoint:

@@ -109,11 +109,21 @@ def test_options_of_the_command_line_become_one_scenario() -> None:
         quick_config(rate_rps=1.0, concurrency=1)
 
 
-def test_the_section_is_read_without_numpy_or_torch() -> None:
-    code = (
-        "import sys, loadtest.config; loadtest.config.LoadTestConfig(); "
-        "print(sorted({'numpy', 'torch', 'uvloop', 'matplotlib'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        (
+            "import loadtest.config; loadtest.config.LoadTestConfig()",
+            {"numpy", "torch", "uvloop", "matplotlib"},
+        ),
+        # Each scenario and each probe of a search starts client processes.
+        ("import loadtest.client.process", {"pydantic", "torch", "matplotlib", "httpx"}),
+        ("import loadtest.calibration.known_server", {"pydantic", "torch", "matplotlib"}),
+    ],
+    ids=["the section", "a client process", "the server of known delays"],
+)
+def test_an_import_loads_nothing_heavy(code: str, heavy: set[str]) -> None:
+    code += f"\nimport sys; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
