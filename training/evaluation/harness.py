@@ -110,7 +110,7 @@ def _command(
     }
     own = include_path is not None and set(tasks) <= task_names(include_path)
     program = ["-c", ONLY_THE_FOLDERS_TASKS] if own else ["-m", "lm_eval"]
-    command = [sys.executable, *program, "run", "--model", "local-completions"]
+    command = [sys.executable, "-P", *program, "run", "--model", "local-completions"]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in model.items())]
     command += ["--tasks", ",".join(tasks), "--output_path", folder]
     command += [] if include_path is None else ["--include_path", str(include_path)]

@@ -36,6 +36,7 @@ POLL_S = 0.1
 LAST_WORDS_S = 3.0
 """Seconds after the first error in which the other processes may tell theirs: the first to end is
 not always the one that failed."""
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOST = "PeerLostError"
 """The error of a process that another one has left: told only if no process knows more."""
 LOGS = "ranks"
@@ -135,7 +136,8 @@ def _start(
     else:
         host, port = meeting_point(launch)
         environment |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "training.launch.rank", str(folder / "spec.json")]
+    # -P: a folder of the user with the name of a package is not the package.
+    command = [sys.executable, "-P", "-m", "training.launch.rank", str(folder / "spec.json")]
     with (folder / f"rank-{rank}.log").open("wb") as log:
         # Standard output is for results; the display of rank 0 goes where this process shows it.
         streams: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT}
@@ -190,8 +192,7 @@ def _signals_for(running: _Running) -> Iterator[None]:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in stops}
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     previous = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
     for number in previous:
         signal.signal(number, on_signal)
@@ -219,12 +220,7 @@ def _failure(folder: Path, failed: Mapping[int, int], killed: set[int]) -> Excep
             return kind("\n".join(f"rank {rank}: {line}" for line in lines), hint=words["hint"])
     for rank, code in failed.items():
         if code < 0 and rank not in killed:
-            name = signal.Signals(-code).name
-            return MissingError(
-                f"rank {rank} of the training was ended by {name}; the other ranks were stopped",
-                hint="The kernel kills a process that takes too much memory (see dmesg); the same "
-                f"command continues from the newest checkpoint. Log: {_log(folder, rank)}",
-            )
+            return _ended_by(folder, rank, signal.Signals(-code))
     lost = {rank: words for rank, words in said.items() if words["kind"] == LOST}
     bugs = [rank for rank in [*said, *failed] if rank not in lost and rank not in killed]
     if lost and not bugs:
@@ -233,6 +229,22 @@ def _failure(folder: Path, failed: Mapping[int, int], killed: set[int]) -> Excep
     rank = next(iter([*bugs, *failed]))
     words = said.get(rank, {"message": f"exit status {failed[rank]}"})
     return RuntimeError(f"rank {rank} (log: {_log(folder, rank)}): {words['message']}")
+
+
+def _ended_by(folder: Path, rank: int, number: signal.Signals) -> MissingError:
+    """Return the error of a rank that a signal has ended."""
+    goes_on = "The same command continues from the newest checkpoint."
+    if number in STOPS:
+        # All ranks end by the signal that one of them got.
+        return MissingError(
+            f"the training was stopped: {number.name} came to one of its ranks",
+            hint=f"{goes_on} Logs: {folder}",
+        )
+    cause = "The kernel kills a process that takes too much memory (see dmesg). "
+    return MissingError(
+        f"rank {rank} of the training was ended by {number.name}; the other ranks were stopped",
+        hint=f"{cause if number == signal.SIGKILL else ''}{goes_on} Log: {_log(folder, rank)}",
+    )
 
 
 def _log(folder: Path, rank: int) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
 
 HELDOUT_FILE = "heldout.jsonl"
@@ -28,6 +29,7 @@ def main(spec_file: Path) -> int:
     spec: dict[str, Any] = json.loads(spec_file.read_text(encoding="utf-8"))
     folder, rank = spec_file.parent, int(os.environ["RANK"])
     _end_with_parent(int(spec["parent"]))
+    refuse_fetched_kernels()
     try:
         _train(spec, folder if rank == 0 and spec["reports_heldout"] else None)
     except TunelineError as error:

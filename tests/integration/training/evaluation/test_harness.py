@@ -112,7 +112,7 @@ def test_only_a_folder_with_all_tasks_stands_in_for_the_harness_s(
     (tmp_path / "two.yaml").write_text("task: two\n")
     endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
     folder = tmp_path if has_folder else None
-    assert _command(endpoint, tmp_path, tasks, folder, None, "out")[1:3] == program
+    assert _command(endpoint, tmp_path, tasks, folder, None, "out")[1:4] == ["-P", *program]
 
 
 def test_tasks_need_a_server_and_its_tokenizer() -> None:

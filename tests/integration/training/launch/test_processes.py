@@ -43,7 +43,16 @@ def _children() -> dict[int, int]:
     return found
 
 
-def test_a_killed_rank_ends_the_run_and_the_next_run_continues(tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_run_and_the_next_run_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The user's folder has the name of a package here, and bitsandbytes would ask for code.
+    asked = tmp_path / "asked"
+    for name, code in (("training", "raise OSError"), ("kernels", f"open({str(asked)!r}, 'w')")):
+        (tmp_path / name / name).mkdir(parents=True)
+        (tmp_path / name / name / "__init__.py").write_text(code + "\n")
+    monkeypatch.chdir(tmp_path / "training")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "kernels"))
     make_base(tmp_path / "base")
     dataset = write_dataset(tmp_path / "data", "uneven", 13, 5)
     config = TrainingConfig.model_validate(SETTINGS)
@@ -73,4 +82,4 @@ def test_a_killed_rank_ends_the_run_and_the_next_run_continues(tmp_path: Path) -
     assert found.manifest.metrics["num_steps_resumed"] >= 4
     assert found.manifest.metrics["launch"]["num_processes"] == 2
     assert measured[-1] == 16
-    assert not _children()
+    assert not _children() and not asked.exists()

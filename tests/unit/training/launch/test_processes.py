@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,6 +49,25 @@ def test_a_killed_rank_is_told_before_the_errors_of_its_peers(tmp_path: Path) ->
     assert isinstance(error, MissingError)
     assert "rank 1 of the training was ended by SIGKILL" in error.message
     assert error.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "said", "names_memory"),
+    [
+        (signal.SIGKILL, "rank 1 of the training was ended by SIGKILL; the other", True),
+        (signal.SIGSEGV, "rank 1 of the training was ended by SIGSEGV; the other", False),
+        # Every rank stops with the signal of one, so that none of them is the cause.
+        (signal.SIGTERM, "the training was stopped: SIGTERM came to one of its ranks", False),
+    ],
+)
+def test_a_signal_is_named_with_what_it_means(
+    tmp_path: Path, number: signal.Signals, said: str, names_memory: bool
+) -> None:
+    error = _failure(tmp_path, {1: -number, 0: -signal.SIGKILL}, {0})
+    assert isinstance(error, MissingError) and error.message.startswith(said)
+    hint = str(error.hint)
+    assert ("memory" in hint) == names_memory
+    assert "The same command continues from the newest checkpoint." in hint
 
 
 @pytest.mark.parametrize("with_words", [True, False])
