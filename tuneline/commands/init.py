@@ -32,7 +32,9 @@ def init(
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="FILE", help="A configuration of Axolotl, LLaMA-Factory or TRL."
+            "--from",
+            metavar="FILE",
+            help="A file of Axolotl, LLaMA-Factory, TRL, ms-swift or torchtune.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new file.")] = Path(

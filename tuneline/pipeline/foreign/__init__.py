@@ -18,6 +18,8 @@ from tuneline.pipeline.choices import Choice, run_name, write_choices
 from tuneline.pipeline.foreign.axolotl import is_axolotl, read_axolotl
 from tuneline.pipeline.foreign.llama_factory import is_llama_factory, read_llama_factory
 from tuneline.pipeline.foreign.reading import Foreign
+from tuneline.pipeline.foreign.swift import is_swift, read_command, read_swift
+from tuneline.pipeline.foreign.torchtune import is_torchtune, read_torchtune
 from tuneline.pipeline.foreign.trl import is_trl, read_trl
 
 
@@ -34,6 +36,8 @@ TRAINERS = (
     Trainer("LLaMA-Factory", is_llama_factory, read_llama_factory),
     Trainer("Axolotl", is_axolotl, read_axolotl),
     Trainer("TRL", is_trl, read_trl),
+    Trainer("ms-swift", is_swift, read_swift),
+    Trainer("torchtune", is_torchtune, read_torchtune),
 )
 
 
@@ -88,12 +92,18 @@ def _by_section(choices: list[Choice]) -> list[Choice]:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        text = source.read_text(encoding="utf-8")
+        values = read_command(text) if source.suffix == ".sh" else yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such file; expected a configuration") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{source}: cannot be read as YAML or JSON: {reason}") from None
+    if values is None and source.suffix == ".sh":
+        raise ConfigError(
+            f"{source}: has no command of ms-swift; expected swift sft or swift rlhf",
+            hint="Of other trainers, give the YAML or JSON file with the options.",
+        )
     if not isinstance(values, dict) or not values:
         raise ConfigError(f"{source}: expected a mapping of options")
     return values

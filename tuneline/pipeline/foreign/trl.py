@@ -109,12 +109,26 @@ def _losses(foreign: Foreign) -> None:
     """Say which tokens TRL trains besides answers, and take over its learning rate."""
     chosen = {choice.key: choice.value for choice in foreign.choices}
     method = chosen.get("training.method.type", "sft")
-    only = foreign.take("assistant_only_loss"), foreign.take("completion_only_loss")
-    if method == "sft" and True not in only:
-        foreign.note(
-            "assistant_only_loss: is not set, and TRL trains every token of messages, the user's "
-            "too; here answers only"
-        )
+    assistant, completion = (
+        foreign.take("assistant_only_loss"),
+        foreign.take("completion_only_loss"),
+    )
+    if method == "sft" and completion is True:
+        foreign.choose("training.train_on", "last_turn", "completion_only_loss of TRL.")
+    elif method == "sft":
+        if assistant is not True:
+            foreign.note(
+                "assistant_only_loss: is not set, and TRL trains every token of messages, the "
+                "user's too; here answers only"
+            )
+        if completion is False:
+            foreign.note("completion_only_loss: false: TRL trains prompts too; here answers only")
+        else:
+            foreign.note(
+                "completion_only_loss: is not set: of rows with prompt and completion, TRL trains "
+                "the completion only, and here earlier answers in the prompt too; for the same, "
+                "set training.train_on: last_turn"
+            )
     if "training.method.type" not in chosen:
         foreign.note(
             "a configuration of TRL does not name its script: sft is used; for trl dpo, kto, orpo "

@@ -113,6 +113,62 @@ TRL: dict[str, Any] = {
     "load_in_8bit": True,
     "deepspeed": "zero3.json",
 }
+SWIFT: dict[str, Any] = {
+    "model": "owner/model",
+    "train_type": "lora",
+    "dataset": ["owner/set:small#500", "chats.jsonl"],
+    "columns": {"frage": "query", "antwort": "response"},
+    "split_dataset_ratio": 0.01,
+    "torch_dtype": "bfloat16",
+    "quant_bits": 4,
+    "quant_method": "bnb",
+    "per_device_train_batch_size": 2,
+    "lora_rank": 16,
+    "target_modules": "all-linear",
+    "max_length": 4096,
+    "warmup_ratio": 0.05,
+    "system": "Be kind.",
+    "loss_scale": "last_round",
+    "agent_template": "hermes",
+    "deepspeed": "zero2",
+    "surprise": 3,
+}
+TORCHTUNE: dict[str, Any] = {
+    "output_dir": "out",
+    "model": {
+        "_component_": "torchtune.models.llama3_2.qlora_llama3_2_1b",
+        "lora_attn_modules": ["q_proj", "v_proj", "output_proj"],
+        "apply_lora_to_mlp": True,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+    },
+    "tokenizer": {"_component_": "torchtune.models.llama3.llama3_tokenizer", "max_seq_len": 1024},
+    "checkpointer": {
+        "_component_": "torchtune.training.FullModelHFCheckpointer",
+        "checkpoint_dir": "${root}/model", "output_dir": "${output_dir}",
+    },
+    "root": "owner",
+    "dataset": {
+        "_component_": "torchtune.datasets.instruct_dataset", "source": "json",
+        "data_files": "rows.json", "column_map": {"input": "question"}, "packed": True,
+        "new_system_prompt": "Be kind.", "train_on_input": True, "split": "train[:95%]",
+    },
+    "optimizer": {"_component_": "bitsandbytes.optim.PagedAdamW8bit", "lr": "2e-5"},
+    "lr_scheduler": {
+        "_component_": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
+        "num_warmup_steps": 100,
+    },
+    "loss": {"_component_": "torchtune.rlhf.loss.DPOLoss", "beta": 0.2},
+    "epochs": 2,
+    "max_steps_per_epoch": 50,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 8,
+    "metric_logger": {"_component_": "torchtune.training.metric_logging.WandBLogger"},
+    "dtype": "bf16",
+    "compile": True,
+    "seed": None,
+    "device": "cuda",
+}  # fmt: skip
 
 CASES = [
     (
@@ -193,7 +249,73 @@ CASES = [
         },
         ["a base model in 8 bits", "deepspeed: zero3.json: set training.launch"],
     ),
-]
+    (
+        "ms-swift",
+        SWIFT,
+        {
+            "data.sources.0.path": "hf:owner/set",
+            "data.sources.0.config": "small",
+            "data.sources.1.path": "chats.jsonl",
+            "data.sources.1.columns": {"prompt": "frage", "completion": "antwort"},
+            "data.heldout_fraction": 0.01,
+            "data.system_prompt": "Be kind.",
+            "data.checks.length.action": "fix",
+            "training.r": 16,
+            "training.lora_alpha": 32,
+            "training.load_in_4bit": True,
+            "training.train_on": "last_turn",
+            "training.max_length": 4096,
+            "training.warmup_steps": 0.05,
+            "training.learning_rate": 1e-4,
+            "training.weight_decay": 0.1,
+            "training.gradient_accumulation_steps": 8,
+            "training.dtype": "bfloat16",
+        },
+        [
+            "owner/set:small#500: 500 rows are drawn by ms-swift",
+            "agent_template: hermes",
+            "surprise: 3: has no counterpart",
+            "takes names from ModelScope",
+            "deepspeed: zero2: set training.launch",
+        ],
+    ),
+    (
+        "torchtune",
+        TORCHTUNE,
+        {
+            "data.path": "rows.json",
+            "data.columns": {"prompt": "question", "completion": "output"},
+            "data.system_prompt": "Be kind.",
+            "training.r": 64,
+            "training.lora_alpha": 128,
+            "training.lora_dropout": 0.0,
+            "training.target_modules": [
+                "q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+            ],
+            "training.load_in_4bit": True,
+            "training.packing": True,
+            "training.max_length": 1024,
+            "training.optim": "paged_adamw_8bit",
+            "training.learning_rate": 2e-5,
+            "training.weight_decay": 0.01,
+            "training.lr_scheduler_type": "cosine",
+            "training.warmup_steps": 100,
+            "training.method.type": "dpo",
+            "training.method.beta": 0.2,
+            "training.max_steps": 100,
+            "training.per_device_train_batch_size": 4,
+            "training.gradient_accumulation_steps": 8,
+            "training.report_to": ["wandb"],
+            "training.dtype": "bfloat16",
+        },
+        [
+            "train_on_input of rows.json: the loss is on answers only",
+            "split of rows.json: train[:95%]: is a slice",
+            "compile: True: kernels are chosen",
+            "max_seq_len: torchtune cuts longer rows",
+        ],
+    ),
+]  # fmt: skip
 
 
 def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -317,6 +439,54 @@ def test_a_key_with_a_meaning_of_its_own(
     assert _at(load_config(Path("run.yaml"), RunConfig), key) == expected
     assert not [word for word in words if not any(word in note for note in notes)], notes
     assert not any("max_steps" in note or "WANDB_WATCH" in note for note in notes)
+
+
+SCRIPT = """
+# swift sft --model old/model
+CUDA_VISIBLE_DEVICES=0 \\
+swift rlhf \\
+    --rlhf_type dpo \\
+    --model owner/model --dataset 'owner/pairs#20' other.jsonl \\
+    --tuner_type full --learning_rate=1e-6 --use_hf true \\
+    --truncation_strategy left --max_steps $(expr 9 / $N)  # long rows
+"""
+
+
+def test_a_script_of_ms_swift_becomes_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.sh").write_text(SCRIPT)
+    title, notes = write_foreign_run(Path("train.sh"), Path("run.yaml"))
+    config = load_config(Path("run.yaml"), RunConfig)
+    assert (title, config.base_model) == ("ms-swift", "owner/model")
+    assert [source.path for source in config.data.sources] == ["hf:owner/pairs", "other.jsonl"]
+    assert config.training.method.type == "dpo"
+    assert (config.training.finetuning_type, config.training.learning_rate) == ("full", 1e-6)
+    assert config.data.checks.length.by == "cut_left"
+    assert "max_steps: $(expr 9 / $N): only the shell knows the value" in " ".join(notes)
+    assert not any("ModelScope" in note or "truncation" in note for note in notes)
+    Path("train.sh").write_text("python train.py --model a")
+    with pytest.raises(ConfigError, match="has no command of ms-swift"):
+        write_foreign_run(Path("train.sh"), Path("other.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("options", "train_on", "said"),
+    [
+        ({}, "all_turns", "the completion only, and here earlier answers in the prompt too"),
+        ({"completion_only_loss": True}, "last_turn", ""),
+        ({"completion_only_loss": False}, "all_turns", "TRL trains prompts too; here answers only"),
+    ],
+)
+def test_what_trl_trains_of_prompt_and_completion_is_said(
+    tmp_path: Path, options: dict[str, Any], train_on: str, said: str
+) -> None:
+    values = {**_without(TRL, "beta"), "assistant_only_loss": True, **options}
+    path = _write(tmp_path, values)
+    _, notes = write_foreign_run(path, tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml", RunConfig).training.train_on == train_on
+    assert [said in note for note in notes if "completion_only_loss" in note] == [True] * bool(said)
 
 
 @pytest.mark.parametrize(
