@@ -21,7 +21,7 @@ from k8s.cluster.kubectl import (
     get_live,
     get_surplus,
 )
-from k8s.cluster.refusals import is_unreachable
+from k8s.cluster.refusals import CHANGED_RECORD, is_unreachable
 from k8s.cluster.replicas import hold_replicas, show_replicas
 from k8s.cluster.revisions import (
     Record,
@@ -180,15 +180,18 @@ def _roll_out(
 
 
 def _finish(cluster: Cluster, plan: Plan, revision: Revision) -> Revision:
-    """Remove what the proven revision no longer has, and record it as deployed.
+    """Record the proven revision as deployed, and remove what it no longer has.
+
+    The record comes first: if somebody else has rolled back under way, the objects that would leave
+    belong to the version that runs.
 
     Raises:
-        ServerError: The record cannot be written. The server is proven and stays.
+        ServerError: The record cannot be written. The server stays as it is.
     """
     record = plan.record
     try:
-        _remove(cluster, plan.leaving)
         record.close(cluster, revision, "deployed")
+        _remove(cluster, plan.leaving)
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted: %s is deployed and proven", revision.words())
         if plan.leaving:
@@ -197,6 +200,12 @@ def _finish(cluster: Cluster, plan: Plan, revision: Revision) -> Revision:
         _close(cluster, plan, revision, "deployed", "")
         raise
     except TunelineError as error:
+        if CHANGED_RECORD in error.message:
+            raise type(error)(
+                f"{error.message}\n  {revision.words()} was proven, and may be replaced by now; "
+                "nothing was removed",
+                hint=error.hint,
+            ) from error
         raise type(error)(
             f"{error.message}\n  {revision.words()} is deployed and proven, and not recorded as so",
             hint="Try, as soon as the cause is gone: tuneline deploy apply RUN.yaml",

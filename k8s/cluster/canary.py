@@ -104,7 +104,8 @@ def shift_route(
 ) -> list[int]:
     """Raise the canary's weight step by step while its pods stay ready and the checks hold.
 
-    A weight that the canary has already is where the steps begin.
+    A weight that the canary has already is where the steps begin. A weight that somebody else sets
+    in the meantime stays, and ends the steps.
 
     Args:
         stable: The run that has the route.
@@ -118,8 +119,10 @@ def shift_route(
 
     Raises:
         TunelineError: A check failed; the canary's weight is 0 again, or the message says why not.
+        ServerError: Somebody else changed the weight.
     """
     held: list[int] = []
+    share = 0
     now = read_share(cluster, stable, canary)
     pods = _rollout(cluster, canary).newest_pods()
     known = {pod["metadata"]["name"]: _restarts(pod) for pod in pods if is_ready(pod)}
@@ -129,6 +132,9 @@ def shift_route(
             logger.info("canary %s: weight %d, for %g s", canary, step, hold_s)
             _hold(cluster, canary, hold_s, known)
             check(step)
+            share = read_share(cluster, stable, canary)
+            if share != step:
+                break
             held.append(step)
     except TunelineError as error:
         raise _taken_back(cluster, stable, canary, held, error) from error
@@ -140,6 +146,12 @@ def shift_route(
         logger.warning("interrupted: the canary %s keeps the weight that the route has", canary)
         logger.warning("  take it back with: tuneline deploy canary RUN.yaml --weight 0")
         raise
+    if share != step:
+        raise ServerError(
+            f"canary {canary}: somebody else set its weight to {share} while it was {step}; it "
+            f"stays {share}",
+            hint="Ask them, then run the command again.",
+        )
     return held
 
 

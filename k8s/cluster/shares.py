@@ -15,7 +15,10 @@ PART_OF = "app.kubernetes.io/part-of"
 
 
 def read_weights(cluster: Cluster, server: str) -> dict[str, int]:
-    """Return the weights of a server's route; empty without a route or without the Gateway API."""
+    """Return the weights in the rules of a server's route that send to it, by server.
+
+    They are empty without a route or without the Gateway API.
+    """
     try:
         routes = get(cluster, ROUTES, server)
     except ServerError as error:
@@ -26,7 +29,8 @@ def read_weights(cluster: Cluster, server: str) -> dict[str, int]:
         backend["name"]: backend.get("weight", 1)
         for route in routes
         for rule in route["spec"].get("rules", [])
-        for backend in rule.get("backendRefs", [])
+        if any(one["name"] == server for one in rule.get("backendRefs", []))
+        for backend in rule["backendRefs"]
     }
 
 

@@ -103,12 +103,13 @@ def test_a_canary_gets_its_share_in_every_rule_of_the_stable_run(
     (rule,) = spec["rules"]
     docs = {"backendRefs": [{"name": "docs", "port": 80}]}
     header = {**rule, "matches": [{"headers": [{"name": "team", "value": "a"}]}]}
-    spec["rules"] = [rule, docs, header]
+    own = {"backendRefs": [{"name": "next-model-server", "port": 8000, "weight": 7}]}
+    spec["rules"] = [rule, docs, header, own]
     done = canary.deploy("canary", "--weight", "5", "--hold", "0", "--yes")
     assert done.returncode == 0, done.stderr
     rules = cluster.store.find("httproutes", SERVER)["spec"]["rules"]
     found = [[one.get("weight") for one in rule["backendRefs"]] for rule in rules]
-    assert found == [[95, 5], [None], [95, 5]]
+    assert found == [[95, 5], [None], [95, 5], [7]]
     assert rules[2]["matches"] == header["matches"]
     cluster.store.find("httproutes", SERVER)["spec"]["rules"] = [docs]
     done = canary.deploy("canary", "--weight", "0", "--yes")
@@ -196,6 +197,22 @@ def on_first_share(cluster: ApiServer, then: Callable[[], None]) -> None:
         return item
 
     cluster.store.apply = apply  # type: ignore[method-assign]
+
+
+def test_a_weight_that_somebody_else_sets_ends_the_steps(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve
+) -> None:
+    serve(canary.digest, pods="next-", name="next")
+
+    def take_back() -> None:
+        (rule,) = cluster.store.find("httproutes", SERVER)["spec"]["rules"]
+        rule["backendRefs"] = [{**rule["backendRefs"][0], "weight": 100}]
+
+    on_first_share(cluster, take_back)
+    done = canary.deploy("canary", "--weight", "50", "--hold", "0.1", "--yes")
+    assert done.returncode == 5
+    assert "somebody else set its weight to 0 while it was 1; it stays 0" in done.stderr
+    assert weights(cluster) == {SERVER: 100}
 
 
 def new_pod(cluster: ApiServer) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.k8s.cluster.api_server import ApiServer
-from tests.integration.k8s.cluster.conftest import Released, history, running
+from tests.integration.k8s.cluster.conftest import SERVER, Released, history, running
 from tests.integration.k8s.cluster.model_server import ModelServer
 from tests.integration.k8s.cluster.objects import Refused
 
@@ -128,3 +128,25 @@ def test_a_way_back_is_not_judged_by_the_version_that_is_left(
     assert "CrashLoopBackOff: exit code 1" in done.stderr
     assert "Rolled back to revision 1" in done.stderr, done.stderr
     assert running(cluster) == before
+
+
+def test_an_apply_that_somebody_rolls_back_removes_nothing(
+    cluster: ApiServer, deployed: Released, second: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check passes, as of two versions of one model: the earlier one answers it."""
+    done = []
+
+    def check_server(*_: Any) -> None:
+        monkeypatch.setattr("k8s.cluster.apply.check_server", lambda *_: None)
+        done.append(deployed.deploy("roll-back", "--yes"))
+
+    monkeypatch.setattr("k8s.cluster.apply.check_server", check_server)
+    applied = second.deploy("apply", "--yes")
+    assert [one.returncode for one in done] == [0], done
+    assert applied.returncode == 5
+    assert "somebody else changed the record of this deployment" in applied.stderr
+    assert "was proven, and may be replaced by now; nothing was removed" in applied.stderr
+    assert running(cluster)["release"] == deployed.release
+    # The second version has no route.
+    assert ("httproutes", SERVER) in cluster.store.objects
+    assert record(cluster) == (1, 0)
