@@ -44,20 +44,28 @@ def _rollout(objects: Sequence[Object]) -> Iterator[str]:
 
 def _grace_period(objects: Sequence[Object]) -> Iterator[str]:
     for pod, container in servers(objects):
-        pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+        sleep_s = _sleep_s(container.get("lifecycle", {}).get("preStop", {}))
         args = flags(container.get("args", []))
-        if not pre_stop.get("seconds"):
+        if not sleep_s:
             yield f"{pod.where}: without a preStop sleep, requests reach a server that drains"
         drain_s = int((args.get("--shutdown-timeout") or ["0"])[-1])
         if not drain_s:
             yield f"{pod.where}: without --shutdown-timeout, vLLM stalls its streams on SIGTERM"
-        needed = pre_stop.get("seconds", 0) + drain_s + VLLM_EXIT_MARGIN_S
+        needed = sleep_s + drain_s + VLLM_EXIT_MARGIN_S
         grace = pod.spec.get("terminationGracePeriodSeconds", 30)
         if grace < needed:
             yield (
                 f"{pod.where}: terminationGracePeriodSeconds {grace} is below {needed}: "
                 f"preStop + --shutdown-timeout + {VLLM_EXIT_MARGIN_S}"
             )
+
+
+def _sleep_s(pre_stop: Mapping[str, Any]) -> int:
+    """Return the seconds that a preStop sleeps, by the kubelet or by a command."""
+    command = pre_stop.get("exec", {}).get("command", [])
+    if len(command) == 2 and command[0].endswith("sleep"):
+        return int(command[1])
+    return int(pre_stop.get("sleep", {}).get("seconds", 0))
 
 
 def _budget(probe: Mapping[str, Any]) -> int:

@@ -117,6 +117,11 @@ def _kserve(objects: Sequence[Object]) -> Iterator[str]:
                 scheme = container.get(probe, {}).get("httpGet", {}).get("scheme")
                 if scheme != "HTTP":
                     yield f"{ref(item)}: {probe} asks by {scheme}; expected HTTP"
+            if container.get("lifecycle", {}).get("preStop", {}).keys() != {"exec"}:
+                yield (
+                    f"{ref(item)}: expected a preStop by exec, as KServe's presets have; next to "
+                    "another handler, the API refuses the Deployment"
+                )
         changing = sorted(CHANGING & item["spec"].get("labels", {}).keys())
         if changing:
             yield (

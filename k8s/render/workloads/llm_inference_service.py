@@ -35,6 +35,10 @@ def _service(deployment: Document, config: DeployConfig) -> Document:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         # KServe's presets ask by HTTPS, and what is not given is theirs.
         container[probe]["httpGet"]["scheme"] = "HTTP"
+    # They also have a preStop by `exec`. Next to another handler, the API refuses the Deployment.
+    seconds = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    sleep = {"exec": {"command": ["/bin/sleep", str(seconds)]}}
+    container["lifecycle"] = {"preStop": sleep}
     names = container["args"]
     return {
         "apiVersion": "serving.kserve.io/v1alpha2",

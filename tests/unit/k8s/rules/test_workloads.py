@@ -140,6 +140,12 @@ BROKEN: list[tuple[str, str, Callable[[Objects], Any], str]] = [
         "readinessProbe asks by None; expected HTTP",
     ),
     (
+        "a second handler of preStop",
+        KSERVE,
+        lambda o: main(o).update(lifecycle={"preStop": {"sleep": {"seconds": 15}}}),
+        "expected a preStop by exec, as KServe's presets have",
+    ),
+    (
         "a model that KServe copies",
         KSERVE,
         lambda o: only(o, "LLMInferenceService")["spec"].pop("storageInitializer"),

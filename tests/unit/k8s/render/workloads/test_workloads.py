@@ -85,6 +85,7 @@ def test_kserve_makes_the_pods_that_the_service_selects(tree: Tree) -> None:
     (container,) = spec["template"]["containers"]
     assert container["name"] == "main"
     assert container["command"] == ["vllm", "serve"]
+    assert container["lifecycle"] == {"preStop": {"exec": {"command": ["/bin/sleep", "15"]}}}
     assert spec["model"]["uri"].startswith("oci://registry.example.com/")
     assert spec["storageInitializer"] == {"enabled": False}
     (threads,) = (entry for entry in container["env"] if entry["name"] == "OMP_NUM_THREADS")
