@@ -133,7 +133,7 @@ def test_a_way_back_is_not_judged_by_the_version_that_is_left(
 def test_an_apply_that_somebody_rolls_back_removes_nothing(
     cluster: ApiServer, deployed: Released, second: Released, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check passes, as of two versions of one model: the earlier one answers it."""
+    """The earlier version answers the check of the new one; both may serve one model."""
     done = []
 
     def check_server(*_: Any) -> None:
