@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import TunelineError
+from tuneline.core.errors import ServerError, TunelineError
 from tuneline.core.messages import Message
 from tuneline.core.openai_client import openai_client, stream_text
+from tuneline.core.server_words import text_of
 
 TIMEOUT_S = 120.0
 
@@ -39,11 +40,31 @@ def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({}
                 stream=True,
                 **options,
             )
+            has_text, num_thought, finish = False, 0, None
             for chunk in chunks:
                 if text := stream_text(chunk, endpoint):
+                    has_text = True
                     yield text
+                thought, ended = _reasoning(chunk)
+                num_thought, finish = num_thought + len(thought), ended or finish
+            if num_thought and not has_text:
+                raise ServerError(
+                    f"{endpoint.url}: the answer is {num_thought:,} characters of reasoning and no "
+                    f"text; its finish_reason is {finish}",
+                    hint="The answer may need a larger serving.max_model_len. A model that writes "
+                    "no reasoning needs a server without serving.extra_args.reasoning_parser.",
+                )
 
     return answer
+
+
+def _reasoning(chunk: Any) -> tuple[str, str | None]:
+    """Return the reasoning that a chunk adds, and the finish_reason if it is the last one."""
+    choices = getattr(chunk, "choices", None) or [None]
+    delta = getattr(choices[0], "delta", None)
+    names = ("reasoning", "reasoning_content")  # vLLM's, and that of other servers
+    thought = next((text for name in names if (text := getattr(delta, name, None))), "")
+    return text_of(thought), getattr(choices[0], "finish_reason", None)
 
 
 def converse(

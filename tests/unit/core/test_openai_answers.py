@@ -164,3 +164,13 @@ def test_an_error_inside_the_first_answer_is_a_server_error(server: Server) -> N
     server.replies = [stream({"error": {"message": "TimeoutError", "code": 504}})]
     with pytest.raises(ServerError, match="TimeoutError"):
         converse(answers(server.endpoint), read=lambda _: "one", write=lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_an_answer_of_reasoning_only_is_named(server: Server, name: str) -> None:
+    """A parser of reasoning takes all of an answer that has no end of reasoning."""
+    first, last = delta(None), delta(None, "length")
+    first["choices"][0]["delta"][name] = "Let me see."  # type: ignore[index]
+    server.replies = [stream(first, last)]
+    with pytest.raises(ServerError, match=r"11 characters of reasoning and no text.* length"):
+        "".join(answers(server.endpoint)([{"role": "user", "content": "one"}]))

@@ -54,6 +54,8 @@ class Known:
             return
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if question == "think":
+            await _event(send, {"choices": [{"delta": {"reasoning": "Two and two"}}]})
         words = [fields["model"], " saw ", str(len(fields["messages"])), f": {question}"]
         for word in words:
             await _event(send, {"choices": [{"delta": {"content": word}}]})

@@ -70,13 +70,13 @@ def test_a_conversation_with_one_model(browser: Browser, url: str, known: Known)
         answers = page.locator(".answer")
         figures = page.locator(".figures")
         figures.first.filter(has_text="4 tokens").wait_for()
-        assert answers.first.locator("p").first.inner_text() == (
+        assert answers.first.locator("p:not(.thought)").inner_text() == (
             "tuned saw 1: Where is my <i>order</i>?"
         )
         assert figures.first.inner_text().startswith("first token after ")
         say(page, "And now?")
         figures.nth(1).filter(has_text="4 tokens").wait_for()
-        assert answers.nth(1).locator("p").first.inner_text() == "tuned saw 3: And now?"
+        assert answers.nth(1).locator("p:not(.thought)").inner_text() == "tuned saw 3: And now?"
         assert [len(body["messages"]) for body in known.bodies] == [1, 3]
         assert known.bodies[0] | {"messages": []} == {
             "model": "tuned", "messages": [], "stream": True, "temperature": 0, "max_tokens": 77,
@@ -86,9 +86,26 @@ def test_a_conversation_with_one_model(browser: Browser, url: str, known: Known)
         assert answers.count() == 0
         say(page, "Again")
         figures.first.filter(has_text="4 tokens").wait_for()
-        assert answers.first.locator("p").first.inner_text() == "tuned saw 1: Again"
+        assert answers.first.locator("p:not(.thought)").inner_text() == "tuned saw 1: Again"
         assert shown.problems == []
         assert all(address.startswith(f"{url}/") for address in shown.requests)
+
+
+def test_reasoning_is_shown_and_is_no_part_of_the_history(
+    browser: Browser, url: str, known: Known
+) -> None:
+    with reading(browser, url) as shown:
+        page = shown.page
+        say(page, "think")
+        page.locator(".figures").first.filter(has_text="4 tokens").wait_for()
+        assert page.locator(".thought").first.inner_text() == "Two and two"
+        assert page.locator(".answer p:not(.thought)").inner_text() == "tuned saw 1: think"
+        say(page, "And now?")
+        page.locator(".figures").nth(1).filter(has_text="4 tokens").wait_for()
+        assert known.bodies[1]["messages"][1] == {
+            "role": "assistant", "content": "tuned saw 1: think",
+        }  # fmt: skip
+        assert shown.problems == []
 
 
 def test_two_models_side_by_side_each_with_its_own_history(
@@ -100,7 +117,7 @@ def test_two_models_side_by_side_each_with_its_own_history(
             say(page, question)
             page.locator(".figures").nth(2 * number + 1).filter(has_text="4 tok").wait_for()
             page.locator(".figures").nth(2 * number).filter(has_text="4 tok").wait_for()
-        texts = page.locator(".answer p").all_inner_texts()
+        texts = page.locator(".answer p:not(.thought)").all_inner_texts()
         assert texts == [
             "tuned saw 1: One?", "base saw 1: One?", "tuned saw 3: Two?", "base saw 3: Two?",
         ]  # fmt: skip
