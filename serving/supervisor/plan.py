@@ -18,6 +18,7 @@ from tuneline.core.errors import ArtifactError
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
+from tuneline.models.vectors import MODULES, read_recipe
 
 SCORES = frozenset({"pooling", "classify", "score"})
 VECTORS = frozenset({"pooling", "embeddings", "score"})
@@ -31,6 +32,9 @@ POOLERS: dict[str, frozenset[str]] = {
 }
 """Routes of classes that write no text, by the end of the name. A class that writes text gives
 vectors too."""
+
+
+VLLM_POOLINGS = ("cls", "lasttoken", "mean", "logits")
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,14 @@ def plan_launch(
     """Return how to serve `model` as `name` on a port that is reserved already.
 
     Raises:
-        ArtifactError: The model has not what `serving.routes` opens.
+        ArtifactError: The model has not what `serving.routes` opens, or vLLM lacks its pooling.
         ConfigError: A key is required and missing, the mode and the adapter do not fit, or the
             server does not fit into memory.
         MissingError: vLLM is not installed, or its version has known holes.
     """
     require_vllm()
     require_routes(config, model.path)
+    require_pooling(config, model.path)
     require_memory(config, model.path, is_start=True)
     digest = adapter.digest if isinstance(adapter, Artifact) else model.digest
     names = served_names(name, digest, config.aliases)
@@ -106,4 +111,28 @@ def require_routes(config: ServingConfig, folder: Path) -> None:
         raise ArtifactError(
             f"{shown}, which does not have serving.routes: {', '.join(missing)}; it has "
             f"{', '.join(sorted(has)) or 'none of them'}"
+        )
+
+
+def require_pooling(config: ServingConfig, folder: Path) -> None:
+    """Check that vLLM has the pooling that a model's own files state. vLLM warns in its log and
+    takes the pooling of the architecture.
+
+    Raises:
+        ArtifactError: vLLM does not have that pooling.
+    """
+    if not config.pools or "pooler_config" in config.given_args or not (folder / MODULES).is_file():
+        return
+    try:
+        recipe = read_recipe(folder)
+    except ArtifactError:
+        return  # vLLM has modules of its own, for sparse vectors among others
+    # The normalized sum is the normalized mean.
+    is_mean = recipe.pooling == "mean_sqrt_len" and recipe.is_normalized and not recipe.dense
+    if recipe.pooling not in VLLM_POOLINGS and not is_mean:
+        raise ArtifactError(
+            f"{folder / MODULES}: the pooling is {recipe.pooling}; vLLM has "
+            f"{', '.join(VLLM_POOLINGS[:3])}, and would serve other vectors",
+            hint="Choose a model with one of these poolings. serving.extra_args.pooler_config sets "
+            "another pooling on purpose.",
         )

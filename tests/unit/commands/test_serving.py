@@ -18,7 +18,7 @@ import pytest
 import serving
 from serving import answers_chats
 from serving.config import ServingConfig
-from serving.supervisor.plan import require_routes
+from serving.supervisor.plan import require_pooling, require_routes
 from tests.commands import tuneline_here
 from tuneline.commands.serving import _chat_server, _to_serve, chat
 from tuneline.core.errors import ArtifactError, ConfigError
@@ -200,3 +200,35 @@ def test_the_list_of_keys_shows_a_key_that_may_use_no_model(tmp_path: Path) -> N
     )
     done = tuneline_here("keys", "list", "--file", str(file))
     assert done.stdout.splitlines() == ["none  models=[]", "zero  -", "all  -"]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kinds", "extra_args", "is_refused"),
+    [
+        ("max", ("Pooling",), {}, True),
+        ("weightedmean", ("Pooling", "Normalize"), {}, True),
+        ("mean_sqrt_len_tokens", ("Pooling",), {}, True),
+        ("mean_sqrt_len_tokens", ("Pooling", "Normalize"), {}, False),
+        ("mean", ("Pooling",), {}, False),
+        ("max", ("Pooling",), {"pooler_config": {"pooling_type": "MEAN"}}, False),
+        ("max", ("SpladePooling",), {}, False),
+    ],
+)
+def test_a_pooling_that_vllm_does_not_have_is_refused(
+    tmp_path: Path,
+    pooling: str,
+    kinds: tuple[str, ...],
+    extra_args: dict[str, Any],
+    is_refused: bool,
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    modules = [{"type": f"x.{kind}", "path": kind} for kind in ("Transformer", *kinds)]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "Pooling").mkdir()
+    (tmp_path / "Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
+    config = ServingConfig(routes=["embeddings"], extra_args=extra_args)
+    refused = pytest.raises(
+        ArtifactError, match=f"the pooling is {pooling.removesuffix('_tokens')}"
+    )
+    with refused if is_refused else contextlib.nullcontext():
+        require_pooling(config, tmp_path)
