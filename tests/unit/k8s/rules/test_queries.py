@@ -92,6 +92,20 @@ if PROMTOOL is not None:  # Debian's package `prometheus` has it; every parser a
                          "eval_time": "15m", "exp_samples": []},
                     ],
                 },
+                {  # A pod that drains: its probes get 503, and no client does.
+                    "interval": "1m",
+                    "input_series": [
+                        {"series": f"up{{{labels}}}", "values": "1x20"},
+                        {"series": f'tuneline_http_requests_total{{{labels},route="/ready",'
+                         'status="503"}', "values": "0+6x20"},
+                        {"series": f'tuneline_key_requests_total{{{labels},status="200"}}',
+                         "values": "0+6x20"},
+                        {"series": f"tuneline_keys_file_ok{{{labels}}}", "values": "1x20"},
+                    ],
+                    "promql_expr_test": [
+                        {"expr": 'count(ALERTS)', "eval_time": "15m", "exp_samples": []},
+                    ],
+                },
                 {  # No server at all: quantiles are silent, the absence is not.
                     "interval": "1m",
                     "input_series": [],
@@ -111,8 +125,9 @@ if PROMTOOL is not None:  # Debian's package `prometheus` has it; every parser a
                         {"series": f"tuneline_stalled{{{labels}}}", "values": "1x60"},
                         {"series": f"vllm:admission_rejections_total{{{labels}}}",
                          "values": "0+60x60"},
-                        {"series": f'tuneline_http_requests_total{{{labels},status="503"}}',
+                        {"series": f'tuneline_key_requests_total{{{labels},status="503"}}',
                          "values": "0+6x60"},
+                        {"series": f"tuneline_keys_file_ok{{{labels}}}", "values": "0x60"},
                         {"series": f"tuneline_requests_in_flight{{{labels}}}", "values": "8x60"},
                         {"series": f"tuneline_ready_seconds{{{labels}}}", "values": "30x60"},
                         {"series": f"vllm:kv_cache_usage_perc{{{labels}}}", "values": "0.99x60"},
@@ -120,7 +135,7 @@ if PROMTOOL is not None:  # Debian's package `prometheus` has it; every parser a
                     ],
                     "promql_expr_test": [
                         {"expr": 'count(ALERTS{alertstate="firing"})',
-                         "eval_time": "50m", "exp_samples": [{"labels": "{}", "value": 6}]},
+                         "eval_time": "50m", "exp_samples": [{"labels": "{}", "value": 7}]},
                     ],
                 },
             ],
