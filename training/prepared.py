@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import set_seed
@@ -19,7 +19,13 @@ from training.heldout import require_heldout
 from training.loop.best import require_metric
 from training.loop.memory import start_measurement
 from training.loop.ranks import any_rank
-from training.loop.shared_rows import Sharing, expected_sharing
+from training.loop.shared_rows import (
+    CLASS_DIFFERS,
+    COMPUTED_AGAIN,
+    MODEL_DIFFERS,
+    Sharing,
+    expected_sharing,
+)
 from training.loop.shared_start import fits_shared_starts, share_starts
 from training.loop.trl_head import project_trained_positions
 from training.methods import Method, find_method, require_kinds
@@ -32,8 +38,6 @@ from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.template import TemplateSettings, dataset_settings
 from tuneline.models.tokenizer import load_tokenizer
-
-WHOLE_ROWS = "  starts that rows share are computed for each row: %s"
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Prepared:
         memory_before: Bytes in use before the model was loaded.
         reached: The modules that are trained.
         without: The layers that `all-linear` leaves out.
-        sharing: The tokens that rows of a batch share and compute once; None for whole rows.
+        sharing: The tokens that rows of a batch share; None if they share too little.
     """
 
     method: Method
@@ -80,13 +84,16 @@ class Prepared:
         trainer.saved_token_share = 0.0
         if self.sharing is None:
             return trainer
+        if self.sharing.whole_because:
+            logger.info("  %s", self.sharing)
+            return trainer
         sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
         left, copy = config.method.num_sampled_tokens > 0, getattr(trainer, "ref_model", None)
         if share_starts(trainer.model, sequences, padded_left=left, copy=copy):
             trainer.saved_token_share = self.sharing.saved
             logger.info("  %s", self.sharing)
         else:
-            logger.info(WHOLE_ROWS, "the loaded model does not continue them")
+            logger.info("  %s", replace(self.sharing, whole_because=MODEL_DIFFERS))
         return trainer
 
 
@@ -124,16 +131,18 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     lengths = [length + sampled for length in lengths]
     trained = [row.num_trained_tokens or sampled for row in train_rows]
     sharing = expected_sharing(config, examples)
-    if sharing and not fits_shared_starts(base.path, max(lengths), padded_left=sampled > 0):
-        logger.info(WHOLE_ROWS, "networks of this class do not continue them")
-        sharing = None
+    if (
+        sharing
+        and not sharing.whole_because
+        and not fits_shared_starts(base.path, max(lengths), padded_left=sampled > 0)
+    ):
+        sharing = replace(sharing, whole_because=CLASS_DIFFERS)
     chosen, estimate = estimate_step(config, base.path, lengths, trained, sharing=sharing)
     # Hosts have different free memory; the processes compute the same passes.
     again = any_rank(chosen.gradient_checkpointing is True)
     chosen = chosen.model_copy(update={"gradient_checkpointing": again})
-    if sharing and again:
-        logger.info(WHOLE_ROWS, "activations are computed again")
-        sharing = None
+    if sharing and not sharing.whole_because and again:
+        sharing = replace(sharing, whole_because=COMPUTED_AGAIN)
     memory_before = start_measurement()
     model, reached, without = load_trainable(
         config, base, chosen.attn_implementation, method.task_type

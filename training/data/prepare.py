@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,12 +109,18 @@ def prepare_dataset(
 
 
 def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> list[Row]:
-    """Return the rows of `TRAIN_FILE` or `HELDOUT_FILE` in order; `Row.line` counts in the file."""
+    """Return the rows of `TRAIN_FILE` or `HELDOUT_FILE` in order; `Row.line` counts in the file.
+
+    Of a file with more than `num_rows` rows, these are a random sample, the same at every call.
+    """
     rows = []
     # Only "\n" ends a line here: text may hold the other line ends that `splitlines` knows.
     lines = (dataset.path / file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    chosen = list(enumerate(lines, start=1))
+    if num_rows is not None and num_rows < len(chosen):
+        chosen = sorted(random.Random(0).sample(chosen, num_rows))
     try:
-        for number, line in enumerate(lines[:num_rows], start=1):
+        for number, line in chosen:
             rows.append(Row.from_json(json.loads(line), number, file))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise NotAnArtifactError(

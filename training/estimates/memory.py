@@ -107,7 +107,9 @@ def largest_batch(
         sharing: The tokens that rows of a batch share.
     """
     rows = config.per_device_train_batch_size * config.method.num_sequences
-    shared = (0, None) if sharing is None else (sharing.start, sharing.num_sharing)
+    shared: tuple[int, int | None] = (0, None)
+    if sharing is not None and sharing.whole_because is None:
+        shared = sharing.start, sharing.num_sharing
     if config.packing or not lengths:
         return Batch(rows, config.max_length, None, *shared)
     # Trained tokens are bounded: of rows of one length, any may share a batch.

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
 from training.estimates.choices import choose_all, share_of_free
 from training.estimates.memory import largest_batch
-from training.loop.shared_rows import Sharing, expected_sharing
+from training.loop.shared_rows import (
+    CLASS_DIFFERS,
+    COMPUTED_AGAIN,
+    Sharing,
+    expected_sharing,
+)
 from training.loop.shared_start import fits_shared_starts
 from training.methods import find_method
 from training.model import quiet_libraries
@@ -22,13 +29,13 @@ from tuneline.models.template import dataset_settings
 from tuneline.models.tokenizer import load_tokenizer
 
 NUM_RENDERED = 512
-"""Training rows that stand for all of them."""
+"""Training rows that are rendered; of more rows, a random sample."""
 
 
 def estimate_sharing(
     config: TrainingConfig, dataset: Artifact, base: ModelSource
 ) -> Sharing | None:
-    """Return what batches of a dataset share and compute once; None if they compute whole rows.
+    """Return what batches of a dataset share, as a sample of its rows tells; None if too little.
 
     Raises:
         TunelineError: A row or the chat template cannot be used.
@@ -43,11 +50,15 @@ def estimate_sharing(
     sharing, sampled = expected_sharing(config, examples), config.method.num_sampled_tokens
     if sharing is None:
         return None
+    if dataset.manifest.metrics.get("num_train", 0) > len(rows):
+        sharing = replace(sharing, num_drawn=len(rows))
+    if sharing.whole_because:
+        return sharing
     lengths = [len(ids) + sampled for example in examples for ids in example]
     if _computes_again(config, base, lengths, sharing):
-        return None
+        return replace(sharing, whole_because=COMPUTED_AGAIN)
     fits = fits_shared_starts(base.path, max(lengths), padded_left=sampled > 0)
-    return sharing if fits else None
+    return sharing if fits else replace(sharing, whole_because=CLASS_DIFFERS)
 
 
 def _computes_again(

@@ -18,6 +18,10 @@ LEAST_SAVING = 0.15
 """Share of a batch's positions that are not computed."""
 NUM_DRAWN = 32
 """Batches that are drawn to estimate what a run saves."""
+CLASS_DIFFERS = "networks of this class do not continue them"
+MODEL_DIFFERS = "the loaded model does not continue them"
+COMPUTED_AGAIN = "activations are computed again (gradient_checkpointing: auto)"
+"""Reasons that are known only with the model."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,31 @@ class Sharing:
         start: Tokens at the start of a row that are computed once in every batch; 0 if a batch may
             have rows without a shared start.
         num_sharing: Rows that share one start; None for all rows of a batch.
+        num_drawn: Rows that were drawn for this; None if every row was read.
+        whole_because: Why every row computes its start all the same; None if a batch computes it.
     """
 
     saved: float
     start: int = 0
     num_sharing: int | None = None
+    num_drawn: int | None = None
+    whole_because: str | None = None
 
     def __str__(self) -> str:
+        sample = "" if self.num_drawn is None else f", in a sample of {self.num_drawn:,} rows"
+        if self.whole_because:
+            return (
+                f"starts that rows share are computed for each row: {self.whole_because}; they are "
+                f"about {self.saved:.0%} of the tokens{sample}"
+            )
         if self.start and self.num_sharing is None:
             return (
                 f"all rows start with the same {self.start:,} tokens, which a batch computes once: "
-                f"about {self.saved:.0%} of the tokens are saved"
+                f"about {self.saved:.0%} of the tokens are saved{sample}"
             )
         return (
             "a batch computes the prompts that its rows share once: about "
-            f"{self.saved:.0%} of the tokens are saved"
+            f"{self.saved:.0%} of the tokens are saved{sample}"
         )
 
 
@@ -124,21 +138,15 @@ def _grouped(
 
 
 def expected_sharing(config: TrainingConfig, examples: Sequence[Any]) -> Sharing | None:
-    """Return what batches of these examples share; None if rows are computed whole.
+    """Return what batches of these examples share; None if they share too little.
+
+    Settings with which rows are computed whole are in `whole_because`.
 
     Args:
         examples: The token ids of each training row's sequences; a preference pair has two, and a
             prompt that the model answers itself has one.
     """
-    if (
-        not examples
-        or config.per_device_train_batch_size * config.method.num_sequences < 2
-        or config.packing
-        or config.lora_dropout
-        or config.gradient_checkpointing is True
-        or config.router_aux_loss_coef
-        or (config.launch is not None and config.launch.strategy == "fsdp2")
-    ):
+    if not examples or config.per_device_train_batch_size * config.method.num_sequences < 2:
         return None
     draw = random.Random(0)
     batches = [_drawn(config, examples, draw) for _ in range(NUM_DRAWN)]
@@ -148,7 +156,18 @@ def expected_sharing(config: TrainingConfig, examples: Sequence[Any]) -> Sharing
     if not saved:
         return None
     start, num_sharing = _in_every_batch(config, examples)
-    return Sharing(saved, start, num_sharing)
+    return Sharing(saved, start, num_sharing, whole_because=_setting_for_whole_rows(config))
+
+
+def _setting_for_whole_rows(config: TrainingConfig) -> str | None:
+    settings = {
+        "packing: true": config.packing,
+        f"lora_dropout: {config.lora_dropout:g}": config.lora_dropout,
+        "gradient_checkpointing: true": config.gradient_checkpointing is True,
+        f"router_aux_loss_coef: {config.router_aux_loss_coef:g}": config.router_aux_loss_coef,
+        "launch.strategy: fsdp2": config.launch is not None and config.launch.strategy == "fsdp2",
+    }
+    return next((f"training.{setting}" for setting, is_set in settings.items() if is_set), None)
 
 
 def _drawn(config: TrainingConfig, examples: Sequence[Any], draw: random.Random) -> list[list[int]]:

@@ -66,7 +66,9 @@ def test_check_names_leaked_rows_and_keeps_the_dataset(tmp_path: Path) -> None:
     assert (entry.path / "manifest.json").stat().st_mtime_ns == made
 
 
-def test_check_and_plan_say_what_rows_of_a_batch_share(tmp_path: Path) -> None:
+def test_check_and_plan_say_what_rows_of_a_batch_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = "Answer with one word of the ticket, and say nothing about these rules. " * 3
     training = {"max_length": 256, "gradient_checkpointing": False}
     run = _run(tmp_path, training=training, system_prompt=long)
@@ -85,8 +87,14 @@ def test_check_and_plan_say_what_rows_of_a_batch_share(tmp_path: Path) -> None:
     again = _run(
         tmp_path, training={**training, "gradient_checkpointing": True}, system_prompt=long
     )
-    assert "shared starts" not in check_run(again).found
-    assert estimate_run(again)[0]["sharing"] is None  # type: ignore[index]
+    monkeypatch.setattr("training.estimates.sharing.NUM_RENDERED", 8)
+    said = check_run(again).found["shared starts"]
+    assert re.fullmatch(
+        "starts that rows share are computed for each row: training.gradient_checkpointing: true; "
+        r"they are about \d\d% of the tokens, in a sample of 8 rows",
+        said,
+    )
+    assert said in estimate_run(again)[1]
 
 
 @pytest.mark.parametrize(

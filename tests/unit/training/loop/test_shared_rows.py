@@ -133,23 +133,41 @@ TWO: dict[str, Any] = {"gradient_accumulation_steps": 2}  # one batch of each pr
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"),
-    [
-        ("none", {}),
-        ("all", {"per_device_train_batch_size": 1}),
-        ("all", {"packing": True}),
-        ("all", {"lora_dropout": 0.1}),
-        ("all", {"gradient_checkpointing": True}),
-        ("all", {**TWO, "launch": {"processes": 2, "strategy": "fsdp2"}}),
-    ],
+    ("kind", "changes"), [("none", {}), ("all", {"per_device_train_batch_size": 1})]
 )
-def test_whole_rows_are_expected(kind: str, changes: dict[str, Any]) -> None:
+def test_rows_that_share_too_little_are_not_named(kind: str, changes: dict[str, Any]) -> None:
     assert expected_sharing(_config(**changes), _examples(kind)) is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"packing": True}, "packing: true"),
+        ({"lora_dropout": 0.1}, "lora_dropout: 0.1"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing: true"),
+        ({"router_aux_loss_coef": 0.001}, "router_aux_loss_coef: 0.001"),
+        ({**TWO, "launch": {"processes": 2, "strategy": "fsdp2"}}, "launch.strategy: fsdp2"),
+    ],
+)
+def test_a_setting_with_which_rows_are_computed_whole_is_named(
+    changes: dict[str, Any], setting: str
+) -> None:
+    config = _config(**changes)
+    found = expected_sharing(config, _examples("all"))
+    assert str(found) == (
+        f"starts that rows share are computed for each row: training.{setting}; they are about 56% "
+        "of the tokens"
+    )
+    batch = largest_batch(config, [80] * 16, sharing=found)
+    assert batch.num_computed == batch.num_tokens
+
+
 def test_ddp_shares_starts() -> None:
-    config = _config(**TWO, launch={"processes": 2, "strategy": "ddp"})
-    assert expected_sharing(config, _examples("all")) is not None
+    found = expected_sharing(
+        _config(**TWO, launch={"processes": 2, "strategy": "ddp"}), _examples("all")
+    )
+    assert found is not None
+    assert found.whole_because is None
 
 
 def test_one_pair_is_a_batch_that_shares_its_prompt() -> None:
