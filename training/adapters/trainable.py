@@ -40,6 +40,10 @@ def load_trainable(
     # loss is computed from the inner model.
     if not hasattr(model, model.base_model_prefix) and hasattr(model, "model"):
         model.base_model_prefix = "model"
+    text = model.config.get_text_config()
+    if hasattr(text, "output_router_logits"):
+        # A base's own `true` would return them for every batch, which is then computed whole.
+        text.output_router_logits = config.router_aux_loss_coef > 0
     if config.finetuning_type == "full":
         model.requires_grad_(True)
         return model, reached(model), {}

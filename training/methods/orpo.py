@@ -61,9 +61,6 @@ def _trainer(
     # TRL takes both from the base's config.json.
     trainer.aux_loss_coef = config.router_aux_loss_coef
     trainer.aux_loss_enabled = config.router_aux_loss_coef > 0
-    if getattr(model.config, "output_router_logits", False):
-        # The decoder would return them for every batch, and compute whole rows for it.
-        model.config.output_router_logits = trainer.aux_loss_enabled
     return trainer
 
 

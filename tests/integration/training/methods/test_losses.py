@@ -19,11 +19,10 @@ from transformers import MixtralConfig, MixtralForCausalLM, TrainerCallback
 
 from tests.integration.training.methods.datasets import KINDS, REWARD_FILE
 from tests.integration.training.tiny import make_base
-from training.adapters.lora import add_lora
+from training.adapters.trainable import load_trainable
 from training.config import TrainingConfig
 from training.loop.arguments import trainer_arguments
 from training.methods import find_method
-from training.model import load_base
 from tuneline.models.source import ModelSource, resolve_model
 from tuneline.models.tokenizer import load_tokenizer
 
@@ -57,9 +56,7 @@ def _made(base: ModelSource, work: Path, method: dict[str, Any], **training: Any
     found.check(config, rows, "rows")
     examples = found.render(config, tokenizer, rows, [tokenizer.eos_token_id], "rows")
     torch.manual_seed(0)
-    model = add_lora(
-        config, load_base(base, torch.float32, task_type=found.task_type), found.task_type
-    )
+    model, _, _ = load_trainable(config, base, task_type=found.task_type)
     arguments = trainer_arguments(config, work, resumed=True)
     trainer = found.trainer(config, model, tokenizer, arguments, examples, examples)
     for name, parameter in trainer.model.named_parameters():
@@ -202,8 +199,11 @@ def test_orpo_adds_the_odds_to_the_likelihood_of_the_answers(
     assert found == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_orpo_weighs_the_routers_loss_by_our_key(base: ModelSource, tmp_path: Path) -> None:
-    shutil.copytree(base.path, tmp_path / "base")
+@pytest.fixture(scope="module")
+def mixture(base: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A mixture of experts whose own configuration asks for the router's logits."""
+    folder = tmp_path_factory.mktemp("mixture")
+    shutil.copytree(base.path, folder / "base")
     config = json.loads((base.path / "config.json").read_text())
     torch.manual_seed(0)
     network = MixtralConfig(
@@ -212,8 +212,26 @@ def test_orpo_weighs_the_routers_loss_by_our_key(base: ModelSource, tmp_path: Pa
         pad_token_id=config["pad_token_id"], eos_token_id=config["eos_token_id"],
         output_router_logits=True,
     )  # fmt: skip
-    MixtralForCausalLM(network).save_pretrained(tmp_path / "base")
-    mixture = resolve_model("base", relative_to=tmp_path)
+    MixtralForCausalLM(network).save_pretrained(folder / "base")
+    return resolve_model("base", relative_to=folder)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_batch_returns_router_logits_only_if_their_loss_is_trained(
+    mixture: ModelSource, tmp_path: Path, method: str
+) -> None:
+    trainer, _ = _made(mixture, tmp_path, {"type": method})
+    asked: list[Any] = []
+    decoder = trainer.model.get_base_model().model
+    decoder.register_forward_pre_hook(
+        lambda _, __, given: asked.append(given.get("output_router_logits")), with_kwargs=True
+    )
+    _loss(trainer)
+    assert asked  # a batch that returns them is computed whole
+    assert not any(asked)
+
+
+def test_orpo_weighs_the_routers_loss_by_our_key(mixture: ModelSource, tmp_path: Path) -> None:
     losses, method = [], {"type": "orpo"}
     for weight in (0.0, 0.5):
         torch.manual_seed(1)
