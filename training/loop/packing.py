@@ -24,6 +24,10 @@ MAX_SIZE = 2**27
 MLP_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 NARROW = 16
 """Width of an MLP of a narrow network."""
+BORDERS = ("sliding_window", "mamba_chunk_size", "chunk_size")
+"""Tokens after which a layer forgets a token, or computes its state in a new block."""
+SPREAD = 0.1
+"""Of the random part of biases and norms; a fresh bias is 0 and would hide what becomes of it."""
 NUM_TOKENS = 8
 """Tokens of each of the two rows: longer than the window of a short convolution."""
 MAX_RELATIVE_LEAK = 1e-5
@@ -78,18 +82,26 @@ def _class_name(model: Any) -> str:
     return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
 
 
-def small_network(model: Any) -> Any | None:
+def small_network(model: Any, border: int | None = None) -> Any | None:
     """Return a network like a model's, with random weights: a layer of each kind, and few words.
 
     A network that is still large also gets narrow MLPs and few attention heads.
 
+    Args:
+        border: Length of windows of attention and of blocks of a state; None for the model's own.
+
     Returns:
         None if even so it is large, or if its class cannot be made so.
     """
-    return _reduced(model, narrow=False) or _reduced(model, narrow=True)
+    network = _reduced(model, border, narrow=False) or _reduced(model, border, narrow=True)
+    if network is not None:
+        with torch.no_grad():
+            for vector in (found for found in network.parameters() if found.dim() < 2):
+                vector.add_(torch.randn_like(vector), alpha=SPREAD)
+    return network
 
 
-def _reduced(model: Any, *, narrow: bool) -> Any | None:
+def _reduced(model: Any, border: int | None, *, narrow: bool) -> Any | None:
     config = copy.deepcopy(model.config)
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
@@ -100,6 +112,9 @@ def _reduced(model: Any, *, narrow: bool) -> Any | None:
         else:
             text.num_hidden_layers = min(2, text.num_hidden_layers)
         text.vocab_size, text.pad_token_id = NUM_WORDS, None
+        for name in BORDERS:
+            if border is not None and getattr(text, name, None):
+                setattr(text, name, border)
         if narrow:
             _make_narrow(text)
         with torch.device("meta"):

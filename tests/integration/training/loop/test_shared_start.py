@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,11 @@ FAMILIES: dict[str, Any] = {
         **SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=12
     ),
     "lfm2": T.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "granite hybrid, short blocks": T.GraniteMoeHybridConfig(
+        **SMALL, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16,
+        layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8,
+        mamba_n_groups=1, mamba_chunk_size=16,
+    ),
     "deepseek-v3": T.DeepseekV3Config(
         **{name: value for name, value in SMALL.items() if name != "head_dim"}
         | {"num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2},
@@ -145,6 +151,51 @@ def test_a_class_that_fits_is_known_before_its_weights_are_read(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("padded_left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounding_to_bfloat16_keeps_no_model_from_sharing(
+    family: str, *, padded_left: bool
+) -> None:
+    model = _model(FAMILIES[family]).bfloat16()
+    assert share_starts(model, _batch()["input_ids"].tolist(), padded_left=padded_left)
+
+
+def _another_start(cache: Any, _: dict[str, Any]) -> None:
+    cache.reorder_cache(torch.tensor([0, 1, 2, 0]))
+
+
+def _next_position(_: Any, given: dict[str, Any]) -> None:
+    given["position_ids"] = given["position_ids"] + torch.tensor([0, 0, 0, 1])[:, None]
+
+
+def _hidden_token(cache: Any, given: dict[str, Any]) -> None:
+    given["attention_mask"][1, cache.get_seq_length() - 1] = 0
+
+
+def _seen_padding(cache: Any, given: dict[str, Any]) -> None:
+    given["attention_mask"][:, : cache.get_seq_length()] = 1
+
+
+@pytest.mark.parametrize(
+    "defect", [_another_start, _next_position, _hidden_token, _seen_padding],
+    ids=lambda defect: defect.__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["llama", "qwen3-moe", "gpt-oss", "deepseek-v3"])
+def test_a_defect_in_one_row_is_no_rounding_to_bfloat16(family: str, defect: Any) -> None:
+    model = _model(FAMILIES[family]).bfloat16()
+    original = model.model.forward
+
+    @functools.wraps(original)
+    def forward(**given: Any) -> Any:
+        cache = given.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            defect(cache, given)
+        return original(**given)
+
+    model.model.forward = forward
+    assert not share_starts(model, _batch()["input_ids"].tolist())
+
+
 @pytest.mark.parametrize("family", STATEFUL)
 def test_a_model_that_keeps_another_state_computes_whole_rows(family: str, tmp_path: Path) -> None:
     STATEFUL[family].save_pretrained(tmp_path)
@@ -192,6 +243,11 @@ def test_random_numbers_of_the_network_keep_whole_rows(kind: str, tmp_path: Path
     model, state = _model(RANDOM[kind]), torch.random.get_rng_state()
     assert not share_starts(model, _batch()["input_ids"].tolist())
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_small_dropout_is_no_rounding_to_bfloat16() -> None:
+    model = _model(T.LlamaConfig(**SMALL, attention_dropout=0.01)).bfloat16()
+    assert not share_starts(model, _batch()["input_ids"].tolist())
 
 
 def test_passes_that_are_repeated_keep_whole_rows() -> None:
