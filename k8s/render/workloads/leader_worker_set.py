@@ -20,8 +20,9 @@ OF_THE_API = ("ports", "startupProbe", "readinessProbe", "livenessProbe", "lifec
 def leader_worker_set(objects: list[Document], config: DeployConfig) -> list[Document]:
     """Return the objects with a LeaderWorkerSet in the place of the Deployment.
 
-    The leader is the API server and the first host of vLLM. The Service, the monitors and the
-    budget select the leaders only; the pods of a group reach one another.
+    The leader is the API server and the first host of vLLM. The Service and the monitors select the
+    leaders only; the pods of a group reach one another. The budget counts every pod, because the
+    eviction of a worker ends its whole group.
     """
     made = []
     for item in objects:
@@ -29,7 +30,7 @@ def leader_worker_set(objects: list[Document], config: DeployConfig) -> list[Doc
             made.append(_workload(item, config.hosts))
         elif item["kind"] == "Service":
             made.append(_selecting_leaders(item, ("spec", "selector")))
-        elif item["kind"] == "PodDisruptionBudget" or item["kind"] == "InferencePool":
+        elif item["kind"] == "InferencePool":
             made.append(_selecting_leaders(item, ("spec", "selector", "matchLabels")))
         elif "scaleTargetRef" in item.get("spec", {}):
             made.append(_scaling(item))

@@ -61,8 +61,14 @@ def test_requests_reach_leaders_only(tree: Tree) -> None:
     assert only(objects, "Service")["spec"]["selector"]["tuneline/role"] == "leader"
     pool = only(objects, "InferencePool")["spec"]["selector"]["matchLabels"]
     assert pool["tuneline/role"] == "leader"
-    budget = only(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
-    assert budget["tuneline/role"] == "leader"
+
+
+def test_the_budget_counts_workers_too(tree: Tree) -> None:
+    objects = tree("several hosts")
+    chosen = only(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].items()
+    group = only(objects, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    for role in ("leader", "worker"):
+        assert chosen <= group[f"{role}Template"]["metadata"]["labels"].items()
 
 
 def test_an_autoscaler_scales_groups(tree: Tree) -> None:
