@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from training.search.figures import (
         comparison_figures,
         evaluation_figures,
+        forgetting_figures,
         preference_figures,
         training_figures,
     )
@@ -77,6 +78,7 @@ __all__ = [
     "evaluation_figures",
     "find_heldout",
     "find_suspects",
+    "forgetting_figures",
     "function_writer",
     "is_follower",
     "is_within",
@@ -141,6 +143,7 @@ __getattr__ = lazy_face(
         "point_folder": "training.search.study:point_folder",
         "comparison_figures": "training.search.figures:comparison_figures",
         "evaluation_figures": "training.search.figures:evaluation_figures",
+        "forgetting_figures": "training.search.figures:forgetting_figures",
         "preference_figures": "training.search.figures:preference_figures",
         "training_figures": "training.search.figures:training_figures",
         "num_points": "training.search.study:num_points",

@@ -20,7 +20,7 @@ from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
 from tuneline.pipeline.run_config import Run, RunConfig, load_run
 from tuneline.pipeline.server import serves_adapter
-from tuneline.pipeline.stage import ADAPTER, EVALUATION_REPORT, PREFERENCES, Stage
+from tuneline.pipeline.stage import ADAPTER, EVALUATION_REPORT, FORGETTING, PREFERENCES, Stage
 from tuneline.pipeline.stages import evaluation_config, stages
 
 OF_ADAPTERS = frozenset(AdapterConfig.model_fields)
@@ -166,6 +166,7 @@ def _known_figures(run: Run, stage: str, dataset: Artifact) -> list[str] | None:
     from training import (
         comparison_figures,
         evaluation_figures,
+        forgetting_figures,
         preference_figures,
         training_figures,
     )
@@ -173,6 +174,8 @@ def _known_figures(run: Run, stage: str, dataset: Artifact) -> list[str] | None:
     config = run.config
     if stage == ADAPTER:
         return training_figures(config.training)
+    if stage == FORGETTING:
+        return forgetting_figures()
     if stage == PREFERENCES:
         return preference_figures(config.evaluation, config.training)
     kinds = {each.name: each.kind for each in stages(run)}

@@ -10,12 +10,15 @@ import pytest
 
 from tests.unit.training.data.checks.made import clean_rows
 from training.config import EvaluationConfig, TrainingConfig
+from training.evaluation.forgetting.items import suite_items
+from training.evaluation.forgetting.judging import judge_forgetting
 from training.evaluation.prediction import predict
 from training.evaluation.report.comparison import compare_predictions
 from training.evaluation.scoring import score
 from training.search.figures import (
     comparison_figures,
     evaluation_figures,
+    forgetting_figures,
     preference_figures,
     training_figures,
 )
@@ -71,6 +74,13 @@ def test_the_figures_of_a_training_are_those_of_its_method(
     values: dict[str, Any], name: str, is_told: bool
 ) -> None:
     assert (name in training_figures(TrainingConfig.model_validate(values))) == is_told
+
+
+def test_the_forgetting_suite_has_the_figures_that_were_told() -> None:
+    items = suite_items()
+    passed = [True] * len(items)
+    report = judge_forgetting(items, passed, passed).model_dump(mode="json")
+    assert set(forgetting_figures()) == _numbers(report) | {"wall_s"}
 
 
 @pytest.mark.parametrize(
