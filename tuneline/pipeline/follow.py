@@ -18,6 +18,7 @@ from tuneline.pipeline.stage import ADAPTER, Line, Made, Stage
 
 POLL_S = 1.0
 SAY_EVERY_S = 60.0
+SAY = "waiting for the stage %s, which rank 0 makes in %s; all hosts must share this folder"
 
 
 def follow(run: Run, selected: Sequence[Stage], base: ModelSource, line: Line) -> Made:
@@ -51,5 +52,5 @@ def _waited(run: Run, stage: Stage, base: ModelSource, made: Made) -> Artifact:
             return open_artifact(entry.path, kind=stage.kind)
         if time.monotonic() - said_s >= SAY_EVERY_S:
             said_s = time.monotonic()
-            logger.info("waiting for the stage %s, which rank 0 makes in %s", stage.name, run.dir)
+            logger.info(SAY, stage.name, run.dir)
         time.sleep(POLL_S)

@@ -28,7 +28,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "train_sampling_strategy": "random",
     }),
     "packing": ("uneven", {**SHARED, "packing": True, "per_device_train_batch_size": 1}),
-    "dpo": ("preference", {**SHARED, "method": {"type": "dpo"}}),
+    # Both sides of a pair share its prompt, which is computed once.
+    "dpo": ("long_pair", {**SHARED, "method": {"type": "dpo"}}),
     # No loss is 10 lower than the first one: the run ends early, and its first checkpoint is best.
     "best": ("uneven", {
         **SHARED, "load_best_model_at_end": True, "early_stopping_patience": 2, "eval_steps": 2,
@@ -100,7 +101,7 @@ def main(folder: Path) -> None:
 
     def setting_up(_rank: int) -> None:
         make_base(folder / "base")
-        for kind in ("uneven", "preference"):
+        for kind in ("uneven", "long_pair"):
             write_dataset(folder / f"data-{kind}", kind, 13, 5)
 
     assert in_children(1, setting_up, folder) == [0]

@@ -90,6 +90,13 @@ def test_processes_end_early_together_with_the_best_checkpoint(runs: Path) -> No
         assert (metrics["best_step"], metrics["num_steps"]) == (2, 6)
 
 
+@pytest.mark.parametrize("name", ["one", "ddp"])
+def test_processes_compute_the_prompt_of_a_pair_once_as_one_process_does(
+    runs: Path, name: str
+) -> None:
+    assert _metrics(runs / "dpo" / name)["saved_token_share"] > 0.2
+
+
 @pytest.mark.parametrize("case", ["lora", "full"])
 def test_fsdp2_spreads_every_tensor(runs: Path, case: str) -> None:
     launch = _metrics(runs / case / "fsdp2")["launch"]
