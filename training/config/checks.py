@@ -99,6 +99,14 @@ class RefusalsCheck(CheckConfig):
     """`fix` drops the row."""
 
 
+class ToolCallsCheck(CheckConfig):
+    """Calls of tools that the row does not list, arguments that its schema does not allow, and
+    results that answer no call."""
+
+    action: Action = "warn"
+    """`fix` drops the row."""
+
+
 class LengthCheck(CheckConfig):
     """Rows with more tokens than `training.max_length`."""
 
@@ -167,6 +175,8 @@ class ChecksConfig(StrictModel):
     """Answers that end too early."""
     refusals: RefusalsCheck = RefusalsCheck()
     """Answers that are a standard refusal."""
+    tool_calls: ToolCallsCheck = ToolCallsCheck()
+    """Calls that do not fit the row's tools."""
     length: LengthCheck = LengthCheck()
     """Rows over `training.max_length`."""
     languages: LanguagesCheck = LanguagesCheck()

@@ -19,6 +19,7 @@ from training.data.checks import (
     personal_data,
     refusals,
     repetition,
+    tool_calls,
     truncation,
     words,
 )
@@ -39,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     repetition.CHECK,
     truncation.CHECK,
     refusals.CHECK,
+    tool_calls.CHECK,
     languages.CHECK,
     words.CHECK,
     labels.CHECK,

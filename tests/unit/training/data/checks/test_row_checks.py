@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.training.data.checks.made import checked, clean_rows, lines, result_of, row
-from training.config.checks import EmptyAnswersCheck, RefusalsCheck, RepetitionCheck, WordsCheck
+from training.config.checks import (
+    EmptyAnswersCheck,
+    RefusalsCheck,
+    RepetitionCheck,
+    ToolCallsCheck,
+    WordsCheck,
+)
 from training.data.checks.empty_answers import find_empty_answers
 from training.data.checks.refusals import find_refusals
 from training.data.checks.repetition import find_repetition
 from training.data.checks.table import CHECKS
+from training.data.checks.tool_calls import find_tool_calls
 from training.data.checks.truncation import kind_of_end
 from training.data.checks.words import find_words
 from training.data.row import Row
@@ -169,6 +177,54 @@ def test_a_rejected_or_bad_refusal_is_good_data() -> None:
     rejected = ({"role": "assistant", "content": REFUSALS[0]},)
     assert list(find_refusals(row("Q", "A", rejected=rejected), RefusalsCheck())) == []
     assert list(find_refusals(row("Q", REFUSALS[0], label=False), RefusalsCheck())) == []
+
+
+def _call(arguments: dict[str, Any], *, name: str = "weather", to: str = "c1") -> Row:
+    """Return a row whose tool `weather` takes a city, a number of days and a unit."""
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"},
+                       "unit": {"enum": ["C", "F"]}, "at": {"type": ["string", "null"]}},
+        "required": ["city"], "additionalProperties": False,
+    }  # fmt: skip
+    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    made = {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    asked = {"role": "assistant", "tool_calls": [made]}
+    result = {"role": "tool", "content": "20", "tool_call_id": to}
+    answered = row("How warm?", "It is 20.")
+    return replace(answered, prompt=(*answered.prompt, asked, result), tools=(tool,))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "column"),
+    [
+        (_call({"city": "Seoul"}, name="wether"), "unlisted tool", "prompt[1].tool_calls[0]"),
+        (_call({"days": 2}), "missing argument", "prompt[1].tool_calls[0]"),
+        (_call({"city": "Seoul", "day": 2}), "unknown argument", "prompt[1].tool_calls[0]"),
+        (_call({"city": 5}), "argument of another type", "prompt[1].tool_calls[0]"),
+        (_call({"city": "a", "days": True}), "argument of another type", "prompt[1].tool_calls[0]"),
+        (_call({"city": "a", "days": 1.5}), "argument of another type", "prompt[1].tool_calls[0]"),
+        (_call({"city": "a", "unit": "K"}), "argument of another type", "prompt[1].tool_calls[0]"),
+        (_call({"city": "Seoul"}, to="c2"), "result of no call", "prompt[2].tool_call_id"),
+    ],
+)
+def test_a_call_that_does_not_fit_the_tools_is_found(call: Row, kind: str, column: str) -> None:
+    (found,) = find_tool_calls(call, ToolCallsCheck())
+    assert (found.kind, found.column) == (kind, column)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        _call({"city": "Seoul", "days": 2.0, "unit": "C", "at": None}),
+        replace(_call({}, name="other"), tools=()),
+        replace(_call({"city": "Seoul"}), tools=({"type": "function", "function": {
+            "name": "weather", "parameters": {"required": "city", "properties": 1}}},)),
+    ],
+    ids=["fits", "no tools", "odd schema"],
+)  # fmt: skip
+def test_a_call_that_fits_or_cannot_be_compared_is_no_finding(call: Row) -> None:
+    assert list(find_tool_calls(call, ToolCallsCheck())) == []
 
 
 def test_words_match_whole_words_and_korean_stems() -> None:
