@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -78,10 +77,14 @@ def check_run(run: Run) -> CheckedRun:
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     check_model(base.path, f"base model {base.name}")
     found |= check_targets(config.training, base, as_adapter=serves_adapter(config))
-    found |= check_data(
-        config.training, base, config.data, run.path.parent,
-        functools.partial(require_rows_fit, config, base),
-    )  # fmt: skip
+    longest = 0
+
+    def fits(length: int) -> dict[str, str]:
+        nonlocal longest
+        longest = length
+        return require_rows_fit(config, base, length)
+
+    found |= check_data(config.training, base, config.data, run.path.parent, fits)
     if config.training.method.answers_prompts or config.serving.pools:
         found["vLLM flags"] = check_flags(config.serving)
         reduced = config.export.merge.quantize is not None and config.serving.mode == "merged"
@@ -90,10 +93,12 @@ def check_run(run: Run) -> CheckedRun:
         )
     if workload_inputs(run):
         found["load test"] = f"{config.loadtest.workload.path} is there"
-    return _with_data_checks(run, found, base)
+    return _with_data_checks(run, found, base, longest)
 
 
-def _with_data_checks(run: Run, found: dict[str, str], base: ModelSource) -> CheckedRun:
+def _with_data_checks(
+    run: Run, found: dict[str, str], base: ModelSource, longest: int
+) -> CheckedRun:
     """Make the dataset unless it is current; add its counts, findings, and what batches share.
 
     A warning replaces them if the dataset is not current and the run's folder is locked or cannot
@@ -112,7 +117,7 @@ def _with_data_checks(run: Run, found: dict[str, str], base: ModelSource) -> Che
     if run.config.search.space:
         require_figure(run, dataset)
         found = {**found, "search": search_line(run)}
-        warnings = untrainable(run, base)
+        warnings = untrainable(run, base, longest)
     require_dataset(run, select_stages(run, ()), dataset)
     reasons = dataset.manifest.metrics["dropped"].items()
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in reasons if reason != HELD_OUT)

@@ -87,16 +87,26 @@ def require_space(run: Run, base: ModelSource) -> None:
     num_points(run.config.search)  # a grid without an end has no number
 
 
-def untrainable(run: Run, base: ModelSource) -> list[str]:
+def untrainable(run: Run, base: ModelSource, longest: int) -> list[str]:
     """Return the values of the space that cannot be trained with the other values of run.yaml.
 
     They are warnings: another value of a second key may go with them, and a search goes on after
     a trial that cannot be trained.
+
+    Args:
+        longest: Tokens of the longest row.
     """
     from training import check_targets, ends_of
 
     found = []
     for name, entry in run.config.search.space.items():
+        if name == "training.max_length" and run.config.data.checks.length.action != "fix":
+            found += [
+                f"search.space.{name}: {value} is less than the {longest:,} tokens of the longest "
+                "row, so that it cannot be trained"
+                for value in ends_of(entry)
+                if value < longest
+            ]
         if name.removeprefix("training.") not in OF_ADAPTERS:
             continue
         for value in ends_of(entry):

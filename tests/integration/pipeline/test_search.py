@@ -115,12 +115,18 @@ def test_a_search_without_a_space_is_refused(tmp_path: Path) -> None:
 
 def test_check_says_what_a_search_does_and_which_values_it_cannot_train(tmp_path: Path) -> None:
     choices = [["q_proj"], ["q_prj"]]
-    run = _write(tmp_path, space={"training.target_modules": {"choices": choices}})
+    space = {
+        "training.target_modules": {"choices": choices},
+        "training.max_length": {"choices": [8, 256]},
+    }
+    run = _write(tmp_path, space=space)
     done = tuneline(run, "check")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["search"] == (
-        "minimize adapter.eval_loss by training.target_modules; 2 trials of grid"
+        "minimize adapter.eval_loss by training.max_length, training.target_modules; 4 trials of "
+        "grid"
     )
-    (warning,) = document["warnings"]
+    length, warning = document["warnings"]
+    assert length.startswith("search.space.training.max_length: 8 is less than the ")
     assert warning.startswith('search.space.training.target_modules: ["q_prj"] cannot be trained')
