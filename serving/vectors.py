@@ -224,10 +224,20 @@ def _vectors_by(recipe: Recipe, dense: Any) -> Callable[[Any], Any]:
 
 
 def _texts(count: Callable[[str], int], longest: int) -> list[str]:
-    """Return the texts that fit, and a text of many tokens."""
+    """Return the texts that fit, and a text of many tokens.
+
+    Raises:
+        ServerError: No text fits.
+    """
     longest = min(longest, LONGEST_TOKENS)
     repeats = max(1, longest * 3 // (4 * count(SENTENCE)))
-    return [text for text in (*TEXTS, SENTENCE * repeats) if count(text) <= longest]
+    texts = [text for text in (*TEXTS, SENTENCE * repeats) if count(text) <= longest]
+    if not texts:
+        raise ServerError(
+            f"the server and the folder take {longest} tokens; every text of the proof is longer",
+            hint="Raise serving.max_model_len, or max_seq_length in sentence_bert_config.json.",
+        )
+    return texts
 
 
 def _longest(client: OpenAI, endpoint: Endpoint) -> int:
